@@ -1,0 +1,1 @@
+"""Programs that show Perdure at work. Run one from the repository's root: `python -m examples.simple`."""

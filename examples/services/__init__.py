@@ -1,0 +1,1 @@
+"""gRPC services for the examples, each run in a process of its own."""

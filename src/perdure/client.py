@@ -1,0 +1,327 @@
+"""The client: start workflows, wait for them, look at them, talk to them. It sees the Store protocol and no store."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import secrets
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from contextlib import AbstractAsyncContextManager, AbstractContextManager
+from dataclasses import dataclass
+from types import ModuleType
+from typing import Any, Generic, ParamSpec, Self, TypeVar, assert_never, cast, overload
+
+from perdure.blocking import Blocking, blocking
+from perdure.core.codec import decoder, encode, rebuild
+from perdure.core.ids import check_name, new_id, parse_awakeable_id
+from perdure.core.journal import (
+    Cancel,
+    Cancelled,
+    Completed,
+    Failed,
+    Message,
+    Outcome,
+    Pause,
+    Reject,
+    Request,
+    Resolve,
+    Resume,
+    Start,
+    Status,
+)
+from perdure.core.retry import Duration, seconds
+from perdure.describe import Invocation, from_journal, from_row
+from perdure.errors import (
+    InvalidOption,
+    InvocationCancelled,
+    MessageRefused,
+    NotAWorkflow,
+    PayloadTooLarge,
+    UnknownInvocation,
+    WaitTimeout,
+)
+from perdure.group import Group, Wait, WaitForever, run_group
+from perdure.runtime.worker import CACHE_LIMIT, Channels, Translators, Worker
+from perdure.stores.store import Filter, Store
+from perdure.workflow import Call, Workflow
+
+P = ParamSpec("P")
+R = TypeVar("R")
+R_co = TypeVar("R_co", covariant=True)
+
+ANSWER_WAIT_SECONDS = 30.0
+"""How long `pause`, `resume`, `cancel`, `resolve` and `reject` wait to hear that they were applied."""
+
+PAGE_LIMIT = 200
+"""Invocations that `list` reads at a time."""
+
+
+@dataclass(frozen=True)
+class Stats:
+    """How many invocations there are."""
+
+    total: int
+    by_status: Mapping[Status, int]
+    by_handler: Mapping[str, int]
+
+
+class Handle(Generic[R_co]):
+    """One invocation, from wherever: wait for it, look at it, talk to it."""
+
+    def __init__(self, client: Client, id: str, workflow: Workflow[..., R_co] | None = None) -> None:
+        self.id = id
+        self._client = client
+        self._workflow = workflow
+
+    def __repr__(self) -> str:
+        return f"Handle({self.id!r})"
+
+    async def result(self, *, timeout: Duration | None = None) -> R_co:
+        """Wait for the result, and return it or raise what the body raised.
+
+        `timeout` (seconds or a timedelta) bounds only the waiting: `WaitTimeout`. A cancelled invocation raises
+        `InvocationCancelled`, an unknown id `UnknownInvocation`.
+        """
+        limit = None if timeout is None else seconds("timeout", timeout)
+        store = await self._client.opened()
+        watch = store.watch(self.id)
+        try:
+            outcome = await store.outcome(self.id)
+            if outcome is None:
+                if await store.row(self.id) is None:
+                    raise UnknownInvocation(self.id)
+                try:
+                    outcome = await asyncio.wait_for(watch, limit)
+                except TimeoutError:
+                    raise WaitTimeout(self.id, limit or 0.0) from None
+        finally:
+            watch.cancel()
+        return cast("R_co", value_of(self.id, outcome, self._workflow, self._client.translators))
+
+    async def describe(self) -> Invocation:
+        """Return its status, journal, state, awakeables, times, and what it waits for."""
+        store = await self._client.opened()
+        row = await store.row(self.id)
+        start = await store.start(self.id)
+        if row is None or start is None:
+            raise UnknownInvocation(self.id)
+        journal = await store.journal(self.id)
+        return from_journal(row, start, journal.frames, store.secret, served=store.serves(row.handler))
+
+    async def pause(self) -> None:
+        """Start and deliver nothing new until `resume`; running steps end and are journaled."""
+        await self._client.send(self.id, Pause())
+
+    async def resume(self) -> None:
+        """End a pause."""
+        await self._client.send(self.id, Resume())
+
+    async def cancel(self, *, force: bool = False) -> None:
+        """Cancel, letting cleanup code run; `force` skips cleanup. Returns when the cancellation is recorded."""
+        await self._client.send(self.id, Cancel(force))
+
+
+class Client(AbstractAsyncContextManager["Client"]):
+    """A connection to one store. Opens on first use or on `async with`; close it with `aclose` or by leaving that."""
+
+    def __init__(
+        self,
+        make_store: Callable[[], Store],
+        make_channels: Callable[[Mapping[str, str]], Channels],
+        translators: Translators = tuple,
+    ) -> None:
+        self.translators = translators
+        self._make_store = make_store
+        self._make_channels = make_channels
+        self._store: Store | None = None
+        self._opening: asyncio.Task[Store] | None = None
+
+    async def __aenter__(self) -> Self:
+        await self.opened()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.aclose()
+
+    async def aclose(self) -> None:
+        """Close the store. Workers of this client must have stopped."""
+        store, self._store, self._opening = self._store, None, None
+        if store is not None:
+            await store.aclose()
+
+    async def opened(self) -> Store:
+        """Return the open store, opening it if need be."""
+        if self._store is None:
+            if self._opening is None:
+                self._opening = asyncio.ensure_future(self._open())
+            try:
+                self._store = await asyncio.shield(self._opening)
+            except BaseException:
+                if self._opening is not None and self._opening.done():
+                    self._opening = None
+                raise
+        return self._store
+
+    async def _open(self) -> Store:
+        store = self._make_store()
+        await store.open()
+        return store
+
+    # --- running ------------------------------------------------------------------------------------------------------
+    async def run(self, workflow: Workflow[P, R], /, *args: P.args, **kwargs: P.kwargs) -> R:
+        """Start a workflow, wait for it, and return its result or raise what it raised.
+
+        To stop waiting (a timeout, a cancellation) does not stop the invocation. Wrong arguments are refused before
+        anything is recorded: `InputRefused`.
+        """
+        store = self._store or await self.opened()
+        start = self._start(store, workflow, args, kwargs)
+        watch = store.watch(start.id)
+        try:
+            new = await store.submit((start,))
+            outcome = None if new[0] else await store.outcome(start.id)
+            if outcome is None:
+                outcome = await watch
+        finally:
+            if not watch.done():
+                watch.cancel()
+        return cast("R", value_of(start.id, outcome, workflow, self.translators))
+
+    async def start(self, workflow: Workflow[P, R], /, *args: P.args, **kwargs: P.kwargs) -> Handle[R]:
+        """Start a workflow and return its handle, once the start is durable. Idempotent by `using(id=...)`."""
+        store = self._store or await self.opened()
+        start = self._start(store, workflow, args, kwargs)
+        await store.submit((start,))
+        return Handle(self, start.id, workflow)
+
+    def _start(self, store: Store, workflow: Workflow[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Start:
+        if not isinstance(workflow, Workflow):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise NotAWorkflow(repr(workflow))
+        at = store.clock.now()
+        random = os.urandom(18)
+        start = workflow.start_of(args, kwargs, id=new_id(at, random[:10]), at=at, seed=int.from_bytes(random[10:], "big") >> 1)
+        if len(start.input) > store.payload_limit:
+            raise PayloadTooLarge(f"the input of workflow {workflow.name!r}", len(start.input), store.payload_limit)
+        return start
+
+    async def run_all(
+        self, calls: Iterable[Call[R]], /, *, wait: Wait | None = None, concurrency: int | None = None
+    ) -> Group[R]:
+        """Run several workflows, at most `concurrency` at a time, and return their outcomes in the order given."""
+        return await run_group(self, calls, wait=wait or WaitForever(), concurrency=concurrency)
+
+    @overload
+    def handle(self, id: str, /) -> Handle[Any]: ...
+    @overload
+    def handle(self, id: str, workflow: Workflow[..., R], /) -> Handle[R]: ...
+    def handle(self, id: str, workflow: Any = None, /) -> Handle[Any]:
+        """Return the handle of an invocation by its id; with its workflow, results are decoded by its types."""
+        return Handle(self, check_name("an invocation's id", id), workflow)
+
+    # --- looking ------------------------------------------------------------------------------------------------------
+    async def list(
+        self, *, status: Status | None = None, handler: str | None = None, key: str | None = None, limit: int | None = None
+    ) -> AsyncIterator[Invocation]:
+        """Iterate over invocations, newest first, read page by page; only what the index knows is filled in."""
+        store = await self.opened()
+        before: tuple[float, str] | None = None
+        left = limit
+        while left is None or left > 0:
+            page = await store.search(Filter(status, handler, key, None, before, min(PAGE_LIMIT, left or PAGE_LIMIT)))
+            for row in page:
+                yield from_row(row)
+            if len(page) < min(PAGE_LIMIT, left or PAGE_LIMIT):
+                return
+            before = (page[-1].created_at, page[-1].id)
+            left = None if left is None else left - len(page)
+
+    async def stats(self) -> Stats:
+        """Count invocations by status and by handler."""
+        counts = await (await self.opened()).counts()
+        return Stats(sum(counts.by_status.values()), counts.by_status, counts.by_handler)
+
+    # --- talking ------------------------------------------------------------------------------------------------------
+    async def resolve(self, awakeable_id: str, value: object = None, /) -> None:
+        """Give an awakeable its value; refused when it has one, or when the value has the wrong shape."""
+        store = await self.opened()
+        invocation_id, _, n = parse_awakeable_id(awakeable_id, store.secret)
+        await self.send(invocation_id, Resolve(n, encode(value, "the value of the awakeable")))
+
+    async def reject(self, awakeable_id: str, reason: str, /) -> None:
+        """Fail an awakeable: who awaits it gets `AwakeableRejected` with the reason."""
+        store = await self.opened()
+        invocation_id, _, n = parse_awakeable_id(awakeable_id, store.secret)
+        await self.send(invocation_id, Reject(n, reason))
+
+    async def send(self, id: str, request: Request) -> None:
+        """Post a message durably and wait until it is applied; `MessageRefused` says why it was not."""
+        store = await self.opened()
+        message = Message(secrets.token_hex(12), id, store.clock.now(), request)
+        await store.post(message)
+        try:
+            answer = await asyncio.wait_for(store.answer(message.id), ANSWER_WAIT_SECONDS)
+        except TimeoutError:
+            raise WaitTimeout(id, ANSWER_WAIT_SECONDS) from None
+        if answer.refused is not None:
+            raise MessageRefused(id, answer.refused)
+
+    # --- serving ------------------------------------------------------------------------------------------------------
+    def worker(
+        self,
+        *workflows: Workflow[..., Any] | ModuleType,
+        max_concurrent: int = 100,
+        services: Mapping[str, str] | None = None,
+        partitions: Iterable[int] | None = None,
+        lease: float = 15,
+        cache: int = CACHE_LIMIT,
+    ) -> Worker:
+        """Make a worker that serves these workflows, or those of a module. Enter it, or `await` its `serve()`.
+
+        At most `max_concurrent` invocations have steps in progress at a time. `services` maps gRPC services to
+        addresses. `cache` suspended invocations are kept live. `lease` (seconds) and `partitions` are for stores
+        shared by several processes; the embedded stores have one partition and need no lease.
+        """
+        if partitions is not None and set(partitions) != {0}:
+            raise InvalidOption("worker(partitions=...): an embedded store has the one partition 0")
+        if seconds("lease", lease) < 1:
+            raise InvalidOption(f"worker(lease={lease}): give at least 1 second")
+        found = [each for given in workflows for each in workflows_of(given)]
+        if not found:
+            raise InvalidOption("a worker needs at least one workflow, or a module that has some")
+        channels = self._make_channels(services) if services else None
+        return Worker(
+            self.opened,
+            found,
+            max_concurrent=max_concurrent,
+            channels=channels,
+            cache=cache,
+            translators=self.translators,
+        )
+
+    def blocking(self, *workers: Worker) -> AbstractContextManager[Blocking]:
+        """Open this client, and run these workers, on a loop of their own in a thread, for callers without one."""
+        return blocking(self, workers)
+
+
+def workflows_of(given: Workflow[..., Any] | ModuleType) -> list[Workflow[..., Any]]:
+    """Return a workflow as it is, and of a module those that it defines or imports, without references."""
+    if isinstance(given, Workflow):
+        return [given]
+    if isinstance(given, ModuleType):  # pyright: ignore[reportUnnecessaryIsInstance]
+        found = [each for each in vars(given).values() if isinstance(each, Workflow)]
+        return [*{id(each): each for each in cast("list[Workflow[..., Any]]", found) if not each.is_reference}.values()]
+    raise NotAWorkflow(repr(given))
+
+
+def value_of(id: str, outcome: Outcome, workflow: Workflow[..., Any] | None, translators: Translators) -> Any:
+    """Return the value of an outcome, or raise its failure."""
+    match outcome:
+        case Completed(value=value):
+            return workflow.decode_result(value) if workflow is not None else decoder(Any)(value)
+        case Failed(failure=failure):
+            raise rebuild(failure, translators=translators())
+        case Cancelled():
+            raise InvocationCancelled(id)
+        case _:
+            assert_never(outcome)
+

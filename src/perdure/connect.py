@@ -1,0 +1,72 @@
+"""`connect(url)`: the one place that composes a client with a store."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
+
+from perdure.client import Client
+from perdure.errors import BadUrl
+
+if TYPE_CHECKING:
+    from perdure.core.codec import FailureTranslator
+    from perdure.runtime.worker import Channels
+    from perdure.stores.store import Store
+
+DEFAULT_URL = "sqlite:perdure.db"
+
+
+def connect(url: str | None = None, /, *, payload_limit: int | None = None) -> Client:
+    """Return a client of the store that `url` names; it opens on first use, or on `async with`.
+
+    `memory:`, `sqlite:PATH`, `nats://HOST:PORT[,HOST:PORT...]` or `http(s)://HOST:PORT`. Without a url, the
+    environment's `PERDURE_URL`, else `sqlite:perdure.db`. `payload_limit` is the most bytes of one encoded value.
+    """
+    return Client(_store_of(url or os.environ.get("PERDURE_URL") or DEFAULT_URL, payload_limit), _channels, _translators)
+
+
+def _store_of(url: str, payload_limit: int | None) -> Callable[[], Store]:
+    options = {} if payload_limit is None else {"payload_limit": payload_limit}
+    scheme, colon, rest = url.partition(":")
+    if not colon:
+        raise BadUrl(url)
+    match scheme:
+        case "memory":
+            if rest:
+                raise BadUrl(url, "write `memory:` alone: nothing of it is kept")
+            from perdure.stores.memory import MemoryStore  # noqa: PLC0415  only the store in use is imported
+
+            return lambda: MemoryStore(**options)
+        case "sqlite":
+            path = rest.removeprefix("//")
+            if not path or path == ":memory:":
+                raise BadUrl(url, "name a file, as in sqlite:perdure.db; for a store in memory, use memory:")
+            from perdure.stores.sqlite import SqliteStore  # noqa: PLC0415  only the store in use is imported
+
+            return lambda: SqliteStore(path, **options)
+        case "nats" | "tls" | "http" | "https":
+            raise BadUrl(_without_credentials(url), f"this release has no {scheme} store; use memory: or sqlite:PATH")
+        case _:
+            raise BadUrl(_without_credentials(url))
+
+
+def _without_credentials(url: str) -> str:
+    parts = urlsplit(url)
+    return url if parts.password is None else url.replace(f":{parts.password}@", ":***@")
+
+
+def _channels(services: Mapping[str, str]) -> Channels:
+    from perdure.integrations.grpc import Channels  # noqa: PLC0415  grpc is an extra
+
+    return Channels(services)
+
+
+def _translators() -> Sequence[FailureTranslator]:
+    if "grpc" not in sys.modules:
+        return ()
+    from perdure.integrations.grpc import TRANSLATORS  # noqa: PLC0415  grpc is an extra
+
+    return TRANSLATORS

@@ -1,0 +1,144 @@
+"""The context: what a workflow asks for when plain asyncio is not enough."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Generator, Iterable
+from datetime import UTC, datetime
+from random import Random
+from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar, overload
+from uuid import UUID
+
+from perdure.core.codec import decoder, encode
+from perdure.core.ids import check_name, seed_of
+from perdure.core.journal import Start
+from perdure.core.retry import Duration, Retry
+from perdure.core.turn import Turn
+
+if TYPE_CHECKING:
+    import grpc.aio
+    from typing_extensions import TypeForm
+
+    from perdure.group import Group, Wait
+    from perdure.workflow import Call, Workflow
+
+P = ParamSpec("P")
+R = TypeVar("R")
+S = TypeVar("S")
+T = TypeVar("T")
+T_co = TypeVar("T_co", covariant=True)
+
+
+class Awakeable(Generic[T_co]):
+    """An external promise: hand out its `id`, then await it. The wait survives restarts and costs no memory."""
+
+    def __init__(self, id: str, future: asyncio.Future[T_co]) -> None:
+        self.id = id
+        self._future = future
+
+    def __await__(self) -> Generator[Any, Any, T_co]:
+        # Shielded: a wait that ends early, in `asyncio.timeout` say, leaves the promise open for another wait.
+        return asyncio.shield(self._future).__await__()
+
+
+class Context:
+    """What one invocation knows and can do. A first parameter annotated `Context` receives it."""
+
+    def __init__(self, turn: Turn) -> None:
+        self._turn = turn
+
+    @property
+    def invocation_id(self) -> str:
+        """The id of this invocation."""
+        return self._turn.start.id
+
+    @property
+    def key(self) -> str | None:
+        """The key that this invocation holds, if it was started with one."""
+        return self._turn.start.key
+
+    @property
+    def is_replaying(self) -> bool:
+        """Whether what the body does now was done before and is only repeated."""
+        return self._turn.replaying
+
+    @property
+    def logger(self) -> logging.LoggerAdapter[logging.Logger]:
+        """A logger named after the workflow, silent while replaying."""
+        return _WorkflowLogger(logging.getLogger(f"perdure.workflow.{self._turn.start.handler}"), self._turn)
+
+    @property
+    def random(self) -> Random:
+        """A random number generator that gives the same numbers on replay."""
+        return self._turn.random
+
+    def now(self) -> datetime:
+        """Return the time of the last fact that reached the body, in UTC: the same on replay."""
+        return datetime.fromtimestamp(self._turn.loop.now, UTC)
+
+    def uuid4(self) -> UUID:
+        """Return a random UUID that is the same on replay."""
+        return UUID(int=self._turn.random.getrandbits(128), version=4)
+
+    def patched(self, name: str, /) -> bool:
+        """Tell whether this invocation knows the change `name`: false if it passed this point before it existed."""
+        return self._turn.patched(check_name("a patch's name", name))
+
+    # --- state --------------------------------------------------------------------------------------------------------
+    @overload
+    def get(self, name: str, type: TypeForm[T], /, default: T) -> T: ...
+    @overload
+    def get(self, name: str, type: TypeForm[T], /, default: None = None) -> T | None: ...
+    def get(self, name: str, type: Any, /, default: Any = None) -> Any:
+        """Return a copy of the value under `name`, decoded as `type`, or `default` when there is none."""
+        data = self._turn.state.get(name)
+        return default if data is None else decoder(type)(data)
+
+    def set(self, name: str, value: object, /) -> None:
+        """Keep a value under `name`; it is recorded with the next frame."""
+        self._turn.set_state(check_name("a state's name", name), encode(value, f"the state {name!r}"))
+
+    def delete(self, name: str, /) -> None:
+        """Forget the value under `name`."""
+        self._turn.set_state(check_name("a state's name", name), None)
+
+    # --- others -------------------------------------------------------------------------------------------------------
+    def send(self, workflow: Workflow[P, Any], /, *args: P.args, **kwargs: P.kwargs) -> str:
+        """Start another workflow exactly once, without waiting for it, and return its id. It outlives the sender."""
+        turn = self._turn
+
+        def start(id: str) -> Start:
+            return workflow.start_of(args, kwargs, id=id, at=turn.loop.now, seed=seed_of(id))
+
+        return turn.send(start)
+
+    def awakeable(self, type: TypeForm[T], /) -> Awakeable[T]:
+        """Promise that somebody outside will answer with a value of `type`."""
+        id, future = self._turn.open_awakeable(decoder(type))
+        return Awakeable(id, future)
+
+    def stub(
+        self, stub: Callable[[grpc.aio.Channel], S], /, *, retry: Retry | None = None, timeout: Duration | None = None
+    ) -> S:
+        """Return a generated gRPC stub whose every call is journaled. Addresses come from the worker's `services`."""
+        from perdure.integrations.grpc import journaled  # noqa: PLC0415  grpc is an extra
+
+        return journaled(stub, self._turn, retry=retry, timeout=timeout)
+
+    async def run_all(self, calls: Iterable[Call[R]], /, *, wait: Wait | None = None, concurrency: int | None = None) -> Group[R]:
+        """Run several workflows as children, at most `concurrency` at a time, and gather their outcomes in order."""
+        from perdure.group import run_children  # noqa: PLC0415  groups are seldom needed
+
+        return await run_children(self, calls, wait=wait, concurrency=concurrency)
+
+
+class _WorkflowLogger(logging.LoggerAdapter[logging.Logger]):
+    """Says nothing while replaying, and adds the invocation's id."""
+
+    def __init__(self, logger: logging.Logger, turn: Turn) -> None:
+        super().__init__(logger, {"invocation_id": turn.start.id})
+        self._turn = turn
+
+    def isEnabledFor(self, level: int) -> bool:
+        return not self._turn.replaying and self.logger.isEnabledFor(level)

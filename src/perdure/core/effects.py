@@ -1,0 +1,84 @@
+"""What follows from a frame: derived from the frame alone, so that whoever takes over can do it again.
+
+A store writes the frame first and its effects after it. When a worker dies in between, the next owner reads the last
+frame and redoes its effects; each is idempotent.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from perdure.core.journal import (
+    Answer,
+    CallChild,
+    Cancel,
+    CancelRequested,
+    Completed,
+    Failed,
+    Cancelled,
+    Frame,
+    Message,
+    Paused,
+    Raised,
+    Refused,
+    Released,
+    Resumed,
+    Returned,
+    SendStart,
+    Settled,
+    Start,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Effects:
+    """What a store does after a frame: starts to submit, messages to post, answers to give, the wake to set.
+
+    `wake` is the time at which the invocation wants to be delivered again; None leaves whatever is set.
+    """
+
+    starts: tuple[Start, ...] = ()
+    messages: tuple[Message, ...] = ()
+    answers: tuple[Answer, ...] = ()
+    wake: float | None = None
+
+
+NO_EFFECTS = Effects()
+
+
+def effects_of(start: Start, frame: Frame, child: Callable[[int], Start | None], /) -> Effects:
+    """Return the effects of a frame of `start`'s journal; `child(n)` is the start of command n if it is a child."""
+    starts: list[Start] = []
+    messages: list[Message] = []
+    answers: list[Answer] = []
+    wake: float | None = None
+    for command in frame.commands:
+        if isinstance(command, (CallChild, SendStart)):
+            starts.append(command.start)
+    for entry in frame.entries:
+        match entry:
+            case (
+                Returned(message=str(message))
+                | Raised(message=str(message))
+                | CancelRequested(message=str(message))
+                | Paused(message=str(message))
+                | Resumed(message=str(message))
+                | Cancelled(message=str(message))
+            ):
+                answers.append(Answer(message))
+            case Refused(message=message, reason=reason):
+                answers.append(Answer(message, reason))
+            case Released(wake=at):
+                wake = at
+            case _:
+                pass
+    if start.parent is not None and (outcome := frame.outcome) is not None:
+        told = Settled(start.parent.generation, start.parent.n, start.id, outcome)
+        messages.append(Message(f"settled:{start.id}", start.parent.id, frame.at, told))
+    for n in frame.cancels:
+        if (started := child(n)) is not None:
+            messages.append(Message(f"cancel:{started.id}", started.id, frame.at, Cancel()))
+    if not (starts or messages or answers) and wake is None:
+        return NO_EFFECTS
+    return Effects(tuple(starts), tuple(messages), tuple(answers), wake)

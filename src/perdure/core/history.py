@@ -1,0 +1,130 @@
+"""What a journal says about its invocation without running the body: who owns it, whether it is paused, how it ended."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import assert_never
+
+from perdure.core.journal import (
+    Accepted,
+    Attempted,
+    CallChild,
+    Cancelled,
+    CancelRequested,
+    Claimed,
+    Completed,
+    Entry,
+    Failed,
+    Fired,
+    Frame,
+    Interrupted,
+    Outcome,
+    Paused,
+    Raised,
+    Refused,
+    Released,
+    Resumed,
+    Returned,
+    Start,
+    Status,
+)
+
+DEATHS_LIMIT = 5
+"""Claims in a row that ran the body and brought neither a new entry nor a release, before an invocation is set aside."""
+
+
+@dataclass(slots=True)
+class History:
+    """A journal, folded. `of` reads one; `add` keeps it up to date."""
+
+    start: Start | None = None
+    epoch: int = 0
+    python: str = ""
+    hash_seed: str = ""
+    claimed: bool = False
+    paused: str | None = None
+    outcome: Outcome | None = None
+    deaths: int = 0
+    children: dict[int, Start] = field(default_factory=dict[int, Start])
+    messages: dict[str, str | None] = field(default_factory=dict[str, "str | None"])
+    last: Frame | None = None  # the last frame that is more than a claim
+
+    @classmethod
+    def of(cls, frames: Iterable[Frame]) -> History:
+        """Fold the frames of a journal."""
+        history = cls()
+        for frame in frames:
+            history.add(frame)
+        return history
+
+    def add(self, frame: Frame) -> None:
+        """Fold one more frame."""
+        only_claim = not frame.commands
+        for entry in frame.entries:
+            self.note(entry)
+            if not isinstance(entry, (Accepted, Claimed)):
+                only_claim = False
+                self.deaths = 0
+        for command in frame.commands:
+            if isinstance(command, CallChild):
+                self.children[command.n] = command.start
+        if not only_claim:
+            self.last = frame
+
+    def note(self, entry: Entry) -> None:
+        """Fold one entry, perhaps before its frame is written; a second time it changes nothing."""
+        match entry:
+            case Accepted(start=start):
+                self.start = start
+            case Claimed():
+                self._claim(entry)
+            case Released():
+                self.claimed = False
+            case Paused(reason=reason, message=message):
+                self.paused = reason
+                self._answered(message)
+            case Resumed(message=message):
+                self.paused = None
+                self._answered(message)
+            case Refused(message=message, reason=reason):
+                self.messages[message] = reason
+            case Completed() | Failed():
+                self.outcome = entry
+                self.claimed = False
+            case Cancelled(message=message):
+                self.outcome = entry
+                self.claimed = False
+                self._answered(message)
+            case Returned(message=message) | Raised(message=message) | CancelRequested(message=message):
+                self._answered(message)
+            case Attempted() | Fired() | Interrupted():
+                pass
+            case _:
+                assert_never(entry)
+
+    def _answered(self, message: str | None) -> None:
+        if message is not None:
+            self.messages[message] = None
+
+    def _claim(self, entry: Claimed) -> None:
+        if entry.epoch == self.epoch:
+            return
+        self.deaths += 1
+        self.epoch = entry.epoch
+        self.claimed = True
+        self.python = self.python or entry.python
+        self.hash_seed = entry.hash_seed
+
+    @property
+    def status(self) -> Status:
+        """The status that follows from the journal."""
+        match self.outcome:
+            case Completed():
+                return "completed"
+            case Failed():
+                return "failed"
+            case Cancelled():
+                return "cancelled"
+            case None:
+                return "paused" if self.paused is not None else "running" if self.claimed else "suspended"

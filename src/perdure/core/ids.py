@@ -1,0 +1,72 @@
+"""Ids: new ones from a time and random bytes, and derived ones that are the same on every replay."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+
+from perdure.errors import BadId
+
+ID_LENGTH_LIMIT = 200
+"""Characters in an id, a key or a handler's name that a user chooses; a JetStream subject must hold them escaped."""
+
+_MAC_BYTES = 8
+
+
+def new_id(at: float, random: bytes) -> str:
+    """Return a UUIDv7 (RFC 9562) as 32 hex digits, from a time in seconds and ten random bytes: it sorts by time."""
+    number = int.from_bytes(random, "big")
+    time = int(at * 1000) & 0xFFFF_FFFF_FFFF
+    value = time << 80 | 0x7 << 76 | (number & 0xFFF) << 64 | 0b10 << 62 | (number >> 12) & (1 << 62) - 1
+    return f"{value:032x}"
+
+
+def derived_id(invocation_id: str, generation: int, n: int) -> str:
+    """Return the id of the invocation that command `n` of `generation` starts."""
+    source = f"{invocation_id}\n{generation}\n{n}".encode()
+    return hashlib.blake2b(source, digest_size=16, person=b"perdure-start").hexdigest()
+
+
+def seed_of(id: str) -> int:
+    """Return the seed of the randomness of an invocation that another one starts."""
+    return int.from_bytes(hashlib.blake2b(id.encode(), digest_size=8, person=b"perdure-seed").digest(), "big") >> 1
+
+
+def idempotency_key(invocation_id: str, generation: int, n: int, name: str) -> str:
+    """Return the key that a step shows to the outside: the same on every attempt and after every crash."""
+    source = f"{invocation_id}\n{generation}\n{n}\n{name}".encode()
+    return hashlib.blake2b(source, digest_size=16, person=b"perdure-step").hexdigest()
+
+
+def awakeable_id(invocation_id: str, generation: int, n: int, secret: bytes) -> str:
+    """Return the id under which the outside answers awakeable `n`: it says where to go, and cannot be guessed."""
+    return f"{invocation_id}~{generation}~{n}~{_mac(invocation_id, generation, n, secret)}"
+
+
+def parse_awakeable_id(text: str, secret: bytes) -> tuple[str, int, int]:
+    """Return the invocation id, generation and command number that an awakeable's id carries, or raise `BadId`."""
+    match text.rsplit("~", 3):
+        case [invocation_id, generation, n, mac] if generation.isdecimal() and n.isdecimal():
+            expected = _mac(invocation_id, int(generation), int(n), secret)
+            if hmac.compare_digest(mac.encode(), expected.encode()):
+                return invocation_id, int(generation), int(n)
+        case _:
+            pass
+    raise BadId(text, "this store handed out no such awakeable; pass the `.id` of one, unchanged")
+
+
+def check_name(what: str, text: str) -> str:
+    """Return an id, key or handler name that a user chose, or raise `BadId` when no store could hold it."""
+    if not isinstance(text, str):  # pyright: ignore[reportUnnecessaryIsInstance]  a checker may not be watching
+        raise BadId(repr(text), f"{what} must be a str, not {type(text).__name__}")
+    if not text:
+        raise BadId(text, f"{what} must have at least one character")
+    if len(text) > ID_LENGTH_LIMIT:
+        raise BadId(text[:40] + "…", f"{what} has {len(text)} characters where the limit is {ID_LENGTH_LIMIT}")
+    if not text.isprintable():
+        raise BadId(text, f"{what} has characters that cannot be printed: use letters, digits and punctuation")
+    return text
+
+
+def _mac(invocation_id: str, generation: int, n: int, secret: bytes) -> str:
+    return hmac.new(secret, f"{invocation_id}\n{generation}\n{n}".encode(), "sha256").digest()[:_MAC_BYTES].hex()

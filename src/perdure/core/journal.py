@@ -1,0 +1,361 @@
+"""The vocabulary of a journal: what is remembered of one invocation, for ever.
+
+A journal is a sequence of *frames*. A frame holds the *entries* that were committed together (facts: a step returned,
+a timer fired) and the *commands* that the workflow body issued in answer to them. These types are the wire types:
+they are what the stores write, byte for byte. Fields may be added at the end with a default; nothing is ever
+repurposed or removed, because journals of every release must replay on the current code.
+
+All times are seconds since the Unix epoch, as floats.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import msgspec
+from msgspec import Struct
+
+from perdure.core.codec import Failure, digest
+
+Status = Literal["scheduled", "pending", "running", "suspended", "paused", "completed", "failed", "cancelled"]
+
+
+# --- starts ---------------------------------------------------------------------------------------------------------
+class Parent(Struct, frozen=True, array_like=True):
+    """Who waits for an invocation: command `n` of generation `generation` of invocation `id`."""
+
+    id: str
+    generation: int
+    n: int
+
+
+class Start(Struct, frozen=True, array_like=True):
+    """The request that an invocation exist.
+
+    `input` is the msgpack map of the arguments by parameter name. `seed` makes randomness and derived ids a function
+    of the start, so that a rerun before the first frame sees the same. `due` is the earliest time to begin.
+    `chosen` is true when the caller chose the id, so that it may exist already.
+    """
+
+    id: str
+    handler: str
+    input: bytes
+    at: float
+    due: float
+    seed: int
+    key: str | None = None
+    timeout: float | None = None
+    parent: Parent | None = None
+    chosen: bool = False
+    held: tuple[str, ...] = ()  # keys held by the ancestors
+
+
+# --- commands: what the body asked for, numbered in the order issued --------------------------------------------------
+class CallStep(Struct, frozen=True, array_like=True, tag="step"):
+    """Run a function and journal its outcome. `digest` covers the arguments by name."""
+
+    n: int
+    name: str
+    digest: bytes
+
+
+class SetTimer(Struct, frozen=True, array_like=True, tag="timer"):
+    """Wake the body at `due`."""
+
+    n: int
+    due: float
+
+
+class CallChild(Struct, frozen=True, array_like=True, tag="child"):
+    """Start another workflow and wait for its outcome."""
+
+    n: int
+    start: Start
+
+
+class SendStart(Struct, frozen=True, array_like=True, tag="send"):
+    """Start another workflow and do not wait."""
+
+    n: int
+    start: Start
+
+
+class OpenAwakeable(Struct, frozen=True, array_like=True, tag="awakeable"):
+    """Promise that somebody outside will answer. The id is derived, so the journal does not hold it."""
+
+    n: int
+
+
+class MarkPatch(Struct, frozen=True, array_like=True, tag="patch"):
+    """The body passed a `ctx.patched(name)` that the code already had."""
+
+    n: int
+    name: str
+
+
+Command = CallStep | SetTimer | CallChild | SendStart | OpenAwakeable | MarkPatch
+
+
+def identity(command: Command, /) -> tuple[object, ...]:
+    """Return what must be equal on replay for two commands to be the same command."""
+    match command:
+        case CallChild(n=n, start=start) | SendStart(n=n, start=start):
+            return (type(command), n, start.handler, start.id, start.key, start.due)
+        case _:
+            return (type(command), *msgspec.structs.astuple(command))
+
+
+def describe(command: Command | None, /) -> str:
+    """Name a command in one line, for people."""
+    match command:
+        case None:
+            return "nothing"
+        case CallStep(n=n, name=name, digest=of):
+            return f"#{n} step {name!r} (arguments {of.hex()})"
+        case SetTimer(n=n, due=due):
+            return f"#{n} timer due at {due:.3f}"
+        case CallChild(n=n, start=start):
+            return f"#{n} child {start.handler!r} (id {start.id})"
+        case SendStart(n=n, start=start):
+            return f"#{n} send {start.handler!r} (id {start.id})"
+        case OpenAwakeable(n=n):
+            return f"#{n} awakeable"
+        case MarkPatch(n=n, name=name):
+            return f"#{n} patch {name!r}"
+
+
+# --- entries: facts ---------------------------------------------------------------------------------------------------
+class Accepted(Struct, frozen=True, array_like=True, tag="accepted"):
+    """The invocation exists. Always the first entry."""
+
+    start: Start
+    sequence: int = 0
+
+
+class Claimed(Struct, frozen=True, array_like=True, tag="claimed"):
+    """A worker took the invocation. `python` is the minor version that runs the body."""
+
+    at: float
+    epoch: int
+    worker: str
+    python: str
+    hash_seed: str
+
+
+class Released(Struct, frozen=True, array_like=True, tag="released"):
+    """The owner let go: nothing is in progress, whoever receives the next message may claim.
+
+    `wake` is the earliest time at which something is due of itself: a timer, the next attempt, the time limit.
+    """
+
+    at: float
+    wake: float | None = None
+
+
+class Returned(Struct, frozen=True, array_like=True, tag="returned"):
+    """Command `n` gave a value: a step or child returned, an awakeable was resolved."""
+
+    n: int
+    at: float
+    value: bytes
+    message: str | None = None
+
+
+class Raised(Struct, frozen=True, array_like=True, tag="raised"):
+    """Command `n` failed for good: a step or child raised, an awakeable was rejected."""
+
+    n: int
+    at: float
+    failure: Failure
+    message: str | None = None
+
+
+class Attempted(Struct, frozen=True, array_like=True, tag="attempted"):
+    """Attempt `attempt` (from 1) of step `n` failed; the next is due at `due`."""
+
+    n: int
+    at: float
+    attempt: int
+    failure: Failure
+    due: float
+
+
+class Fired(Struct, frozen=True, array_like=True, tag="fired"):
+    """Timer `n` was due."""
+
+    n: int
+    at: float
+
+
+class Interrupted(Struct, frozen=True, array_like=True, tag="interrupted"):
+    """Command `n` ended because the body asked for its cancellation."""
+
+    n: int
+    at: float
+
+
+class CancelRequested(Struct, frozen=True, array_like=True, tag="cancel"):
+    """Somebody asked for the invocation's cancellation, or its time limit passed."""
+
+    at: float
+    timed_out: bool = False
+    message: str | None = None
+
+
+class Paused(Struct, frozen=True, array_like=True, tag="paused"):
+    """Nothing new is started or delivered to the body until `Resumed`."""
+
+    at: float
+    reason: str
+    message: str | None = None
+
+
+class Resumed(Struct, frozen=True, array_like=True, tag="resumed"):
+    """The pause is over."""
+
+    at: float
+    message: str | None = None
+
+
+class Refused(Struct, frozen=True, array_like=True, tag="refused"):
+    """A message was refused; kept so that its redelivery is refused too."""
+
+    at: float
+    message: str
+    reason: str
+
+
+class Completed(Struct, frozen=True, array_like=True, tag="completed"):
+    """The body returned. The last entry."""
+
+    at: float
+    value: bytes
+
+
+class Failed(Struct, frozen=True, array_like=True, tag="failed"):
+    """The body raised. `cause` is the command whose failure it raised, if it was one. The last entry until a retry."""
+
+    at: float
+    failure: Failure
+    cause: int | None = None
+
+
+class Cancelled(Struct, frozen=True, array_like=True, tag="cancelled"):
+    """The invocation was cancelled. The last entry."""
+
+    at: float
+    forced: bool = False
+    message: str | None = None
+
+
+Outcome = Completed | Failed | Cancelled
+Answering = Returned | Raised | Attempted | Fired | Interrupted
+"""Entries that answer a command."""
+
+Entry = (
+    Accepted
+    | Claimed
+    | Released
+    | Returned
+    | Raised
+    | Attempted
+    | Fired
+    | Interrupted
+    | CancelRequested
+    | Paused
+    | Resumed
+    | Refused
+    | Completed
+    | Failed
+    | Cancelled
+)
+
+
+# --- frames -----------------------------------------------------------------------------------------------------------
+class Frame(Struct, frozen=True, array_like=True):
+    """What one commit added to a journal: entries, the commands issued in answer, and changes of state.
+
+    `writer` names the worker that wrote it: after an ambiguous failure it tells our frame from a rival's.
+    A state change maps a name to its encoded value, or to None when it was deleted. `cancels` are the commands whose
+    end the body asked for. `at` is when it was written.
+    """
+
+    writer: str
+    at: float
+    entries: list[Entry]
+    commands: list[Command] = []
+    state: dict[str, bytes | None] = {}
+    cancels: list[int] = []
+
+    @property
+    def outcome(self) -> Outcome | None:
+        """The outcome, if this frame settles its invocation."""
+        last = self.entries[-1] if self.entries else None
+        return last if isinstance(last, (Completed, Failed, Cancelled)) else None
+
+
+# --- messages ---------------------------------------------------------------------------------------------------------
+class Resolve(Struct, frozen=True, array_like=True, tag="resolve"):
+    """Give awakeable `n` its value."""
+
+    n: int
+    value: bytes
+
+
+class Reject(Struct, frozen=True, array_like=True, tag="reject"):
+    """Fail awakeable `n`."""
+
+    n: int
+    reason: str
+
+
+class Settled(Struct, frozen=True, array_like=True, tag="settled"):
+    """Child `child`, which is command `n` of generation `generation`, has an outcome."""
+
+    generation: int
+    n: int
+    child: str
+    outcome: Outcome
+
+
+class Cancel(Struct, frozen=True, array_like=True, tag="cancel"):
+    """Cancel, with cleanup unless forced."""
+
+    force: bool = False
+
+
+class Pause(Struct, frozen=True, array_like=True, tag="pause"):
+    """Start nothing new until resumed."""
+
+
+class Resume(Struct, frozen=True, array_like=True, tag="resume"):
+    """End a pause."""
+
+
+Request = Resolve | Reject | Settled | Cancel | Pause | Resume
+
+
+class Message(Struct, frozen=True, array_like=True):
+    """Something from outside addressed to an invocation. The store drops a second one of the same id."""
+
+    id: str
+    to: str
+    at: float
+    request: Request
+
+
+class Answer(Struct, frozen=True, array_like=True):
+    """What became of a message: applied, or refused with a reason."""
+
+    message: str
+    refused: str | None = None
+
+
+# --- bytes ------------------------------------------------------------------------------------------------------------
+encode_frame = msgspec.msgpack.Encoder().encode
+decode_frame = msgspec.msgpack.Decoder(Frame).decode
+encode_start = msgspec.msgpack.Encoder().encode
+decode_start = msgspec.msgpack.Decoder(Start).decode
+encode_message = msgspec.msgpack.Encoder().encode
+decode_message = msgspec.msgpack.Decoder(Message).decode
+

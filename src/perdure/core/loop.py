@@ -1,0 +1,331 @@
+"""A private event loop: asyncio without I/O, whose clock only the journal moves.
+
+Real `asyncio.Task`, `gather`, `TaskGroup`, `timeout`, `Queue` and the rest run on it unchanged. It knows nothing of
+journals: it tells its `Host` (the turn) about timers, and runs what is ready when it is told to.
+
+Three things differ from an ordinary loop, all so that a second run gives the same order as the first:
+tasks and futures hash by serial number, since asyncio keeps tasks in sets and sets iterate in address order;
+`asyncio.as_completed` creates its tasks in argument order; and the cycle collector rests during a drain, since it
+would finalize async generators at a moment that no journal knows.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import collections
+import gc
+import sys
+import weakref
+from asyncio import events
+from collections.abc import AsyncGenerator, Callable, Coroutine, Generator, Iterable
+from contextvars import Context, copy_context
+from typing import Any, NoReturn, Protocol, TypeVar, cast
+
+from perdure.errors import IoInWorkflow, NotRepeatable, TurnClosed
+
+T = TypeVar("T")
+
+CLOSE_ATTEMPTS = 100
+"""How often a coroutine that keeps awaiting during `close` is asked again before it is left to the interpreter."""
+
+_running_loop = events._get_running_loop
+_set_running_loop = events._set_running_loop
+
+
+class Host(Protocol):
+    """What the loop needs of the turn that owns it."""
+
+    def timer_set(self, timer: asyncio.TimerHandle, /) -> None: ...
+    def timer_cancelled(self, timer: asyncio.TimerHandle, /) -> None: ...
+    def task_failed_unseen(self, context: dict[str, Any], /) -> None: ...
+
+
+class Future(asyncio.Future[T]):
+    """A future that hashes by its serial number in the loop."""
+
+    def __init__(self, *, loop: Loop) -> None:
+        self.serial = loop.next_serial()
+        super().__init__(loop=loop)
+
+    def end(self) -> None:
+        """End as cancelled, also where `cancel` only asks."""
+        super().cancel()
+
+    def __hash__(self) -> int:
+        return self.serial
+
+    __eq__ = object.__eq__
+
+
+class Task(asyncio.Task[T]):
+    """A task that hashes by its serial number in the loop, with a name that is the same on every run."""
+
+    def __init__(
+        self, coro: Generator[Any, None, T] | Coroutine[Any, Any, T], *, loop: Loop, name: str | None, context: Context | None
+    ) -> None:
+        self.serial = loop.next_serial()
+        self.own_context = context if context is not None else copy_context()  # Task.get_context is 3.12's
+        super().__init__(coro, loop=loop, name=name or f"task-{self.serial}", context=self.own_context)
+
+    def __hash__(self) -> int:
+        return self.serial
+
+    __eq__ = object.__eq__
+
+    def drop(self) -> None:
+        """End the task without running it again; its `finally` blocks run, see `Loop.close`."""
+        self._log_destroy_pending = False
+        coro = self.get_coro()
+        if coro is not None:
+            self.own_context.run(_close, cast("Coroutine[Any, Any, Any]", coro))
+
+
+def _refusing(name: str) -> Callable[..., NoReturn]:
+    def refuse(self: Loop, *_: Any, **__: Any) -> NoReturn:
+        raise IoInWorkflow(f"loop.{name}()")
+
+    return refuse
+
+
+def _refusing_async(name: str) -> Callable[..., Coroutine[Any, Any, NoReturn]]:
+    async def refuse(self: Loop, *_: Any, **__: Any) -> NoReturn:
+        raise IoInWorkflow(f"loop.{name}()")
+
+    return refuse
+
+
+class Loop(asyncio.AbstractEventLoop):
+    """The loop of one turn. `drain` runs callbacks until none is ready; nothing else runs any."""
+
+    def __init__(self, host: Host, now: float) -> None:
+        self.host = host
+        self.now = now
+        self.closed = False
+        self.stopped = False
+        self.tasks: dict[int, Task[Any]] = {}
+        self._ready: collections.deque[asyncio.Handle] = collections.deque()
+        self._serial = 0
+        self._generators: dict[int, weakref.ref[AsyncGenerator[Any, Any]]] = {}
+        self._late: list[AsyncGenerator[Any, Any]] = []
+        self._hooks = (self._generator_started, self._generator_dropped)
+
+    # --- what the turn calls ------------------------------------------------------------------------------------------
+    def next_serial(self) -> int:
+        self._serial += 1
+        return self._serial
+
+    def drain(self) -> None:
+        """Run what is ready, and what that makes ready, until nothing is or `stopped` is set."""
+        ready = self._ready
+        previous = _running_loop()
+        collecting = gc.isenabled()
+        hooks = sys.get_asyncgen_hooks()
+        as_completed = asyncio.as_completed
+        gc.disable()
+        sys.set_asyncgen_hooks(*self._hooks)
+        asyncio.as_completed = _as_completed_in_order
+        _set_running_loop(self)
+        try:
+            while ready and not self.stopped:
+                ready.popleft()._run()
+        finally:
+            _set_running_loop(previous)
+            asyncio.as_completed = as_completed
+            sys.set_asyncgen_hooks(*hooks)
+            if collecting:
+                gc.enable()
+
+    def fire(self, timer: asyncio.TimerHandle, /) -> None:
+        """Make a timer's callback ready."""
+        self._ready.append(timer)
+
+    def finish_generators(self) -> bool:
+        """Start to close async generators left open, as `asyncio.run` does at its end; false if there were none."""
+        left = self._open_generators()
+        self._generators.clear()
+        self._late.clear()
+        for generator in left:
+            self.create_task(generator.aclose())
+        return bool(left)
+
+    def close(self) -> None:
+        """Drop every task without letting its body do anything more: whatever it asks for raises `TurnClosed`.
+
+        A dropped coroutine runs its `finally` blocks all the same. They run here, inside this loop and in their own
+        context, where steps and commands refuse, and not later on the host's loop, where a step would be a plain call.
+        """
+        self.closed = True
+        self._ready.clear()
+        if self.tasks or self._generators or self._late:
+            previous = _running_loop()
+            hooks = sys.get_asyncgen_hooks()
+            sys.set_asyncgen_hooks(*self._hooks)
+            _set_running_loop(self)
+            try:
+                for task in [*self.tasks.values()]:
+                    task.drop()
+                for generator in self._open_generators():
+                    _close_generator(generator)
+            finally:
+                _set_running_loop(previous)
+                sys.set_asyncgen_hooks(*hooks)
+        self.tasks.clear()
+        self._generators.clear()
+        self._late.clear()
+        self._ready.clear()
+
+    def forget(self, task: asyncio.Task[Any], /) -> None:
+        """Stop tracking a task that is done."""
+        self.tasks.pop(cast("Task[Any]", task).serial, None)
+
+    # --- what asyncio calls -------------------------------------------------------------------------------------------
+    def call_soon(self, callback: Callable[..., object], *args: Any, context: Context | None = None) -> asyncio.Handle:
+        if self.closed:
+            raise TurnClosed
+        handle = events.Handle(callback, args, self, context)
+        self._ready.append(handle)
+        return handle
+
+    def call_at(
+        self, when: float, callback: Callable[..., object], *args: Any, context: Context | None = None
+    ) -> asyncio.TimerHandle:
+        if self.closed:
+            raise TurnClosed
+        timer = events.TimerHandle(when, callback, args, self, context)
+        self.host.timer_set(timer)
+        return timer
+
+    def call_later(
+        self, delay: float, callback: Callable[..., object], *args: Any, context: Context | None = None
+    ) -> asyncio.TimerHandle:
+        return self.call_at(self.now + delay, callback, *args, context=context)
+
+    def _timer_handle_cancelled(self, handle: asyncio.TimerHandle) -> None:
+        self.host.timer_cancelled(handle)
+
+    def create_future(self) -> asyncio.Future[Any]:
+        if self.closed:
+            raise TurnClosed
+        return Future(loop=self)
+
+    def create_task(
+        self,
+        coro: Generator[Any, None, T] | Coroutine[Any, Any, T],
+        *,
+        name: str | None = None,
+        context: Context | None = None,
+        **_: Any,
+    ) -> asyncio.Task[T]:
+        if self.closed:
+            _close(cast("Coroutine[Any, Any, Any]", coro))
+            raise TurnClosed
+        if _from_unordered_as_completed():
+            coro.close()
+            raise NotRepeatable(
+                "asyncio.as_completed was imported by name (`from asyncio import as_completed`) and given coroutines: it "
+                "would start them in no repeatable order. Write `asyncio.as_completed(...)`, or give it tasks."
+            )
+        task = Task(coro, loop=self, name=name, context=context)
+        self.tasks[task.serial] = task
+        task.add_done_callback(self.forget)
+        return task
+
+    def time(self) -> float:
+        return self.now
+
+    def get_debug(self) -> bool:
+        return False
+
+    def is_running(self) -> bool:
+        return True
+
+    def is_closed(self) -> bool:
+        return self.closed
+
+    def call_exception_handler(self, context: dict[str, Any]) -> None:
+        self.host.task_failed_unseen(context)
+
+    def default_exception_handler(self, context: dict[str, Any]) -> None:
+        self.host.task_failed_unseen(context)
+
+    # --- async generators ---------------------------------------------------------------------------------------------
+    def _open_generators(self) -> list[AsyncGenerator[Any, Any]]:
+        known = (reference() for reference in self._generators.values())
+        return [*self._late, *(generator for generator in known if generator is not None)]
+
+    def _generator_started(self, generator: AsyncGenerator[Any, Any]) -> None:
+        self._generators[id(generator)] = weakref.ref(generator)
+
+    def _generator_dropped(self, generator: AsyncGenerator[Any, Any]) -> None:
+        """Finalize a generator that nobody refers to: at once during a drain, which repeats, else at the body's end."""
+        self._generators.pop(id(generator), None)
+        if self.closed:
+            _close_generator(generator)
+        elif _running_loop() is self:
+            self.create_task(generator.aclose())
+        else:
+            self._late.append(generator)
+
+    # --- what a body cannot do ----------------------------------------------------------------------------------------
+    for _name in (
+        *("add_reader", "add_writer", "add_signal_handler", "call_soon_threadsafe", "remove_reader", "remove_writer"),
+        *("remove_signal_handler", "run_forever", "run_in_executor", "run_until_complete", "set_default_executor", "stop"),
+    ):
+        locals()[_name] = _refusing(_name)
+    for _name in (
+        *("connect_accepted_socket", "connect_read_pipe", "connect_write_pipe", "create_connection", "create_server"),
+        *("create_datagram_endpoint", "create_unix_connection", "create_unix_server", "getaddrinfo", "getnameinfo"),
+        *("sendfile", "shutdown_asyncgens", "shutdown_default_executor", "sock_accept", "sock_connect", "sock_recv"),
+        *("sock_recv_into", "sock_recvfrom", "sock_recvfrom_into", "sock_sendall", "sock_sendfile", "sock_sendto"),
+        *("start_tls", "subprocess_exec", "subprocess_shell"),
+    ):
+        locals()[_name] = _refusing_async(_name)
+    del _name
+
+
+def _close(coro: Coroutine[Any, Any, Any]) -> None:
+    """Close a coroutine, again and again while its cleanup awaits something."""
+    for _ in range(CLOSE_ATTEMPTS):
+        try:
+            coro.close()
+        except RuntimeError:  # "coroutine ignored GeneratorExit": it awaited in its cleanup, and waits there now
+            continue
+        except BaseException:  # noqa: BLE001  its cleanup failed, as it must: steps and commands refuse
+            return
+        return
+
+
+def _close_generator(generator: AsyncGenerator[Any, Any]) -> None:
+    closing = cast("Coroutine[Any, Any, None]", generator.aclose())
+    try:
+        closing.send(None)
+    except BaseException:  # noqa: BLE001  closed, or its cleanup failed, as it must
+        return
+    _close(closing)
+
+
+# --- as_completed -----------------------------------------------------------------------------------------------------
+_original_as_completed = asyncio.as_completed
+
+
+def _as_completed_in_order(fs: Iterable[Any], *, timeout: float | None = None) -> Any:
+    """`asyncio.as_completed`, creating its tasks in argument order rather than in address order."""
+    loop = _running_loop()
+    if isinstance(loop, Loop) and not asyncio.isfuture(fs) and not asyncio.iscoroutine(fs):
+        fs = [asyncio.ensure_future(f, loop=loop) for f in dict.fromkeys(fs)]
+    return _original_as_completed(fs, timeout=timeout)
+
+
+_UNORDERED = {_original_as_completed.__code__} | {
+    iterator.__init__.__code__ for iterator in [getattr(asyncio.tasks, "_AsCompletedIterator", None)] if iterator
+}
+
+
+def _from_unordered_as_completed() -> bool:
+    """Tell whether the original `as_completed` is creating a task, which it does in address order."""
+    frame = sys._getframe(2)
+    while frame is not None and frame.f_globals is asyncio.tasks.__dict__:
+        if frame.f_code in _UNORDERED:
+            return True
+        frame = frame.f_back
+    return False

@@ -1,0 +1,90 @@
+"""What a message does to an invocation: the entry that applies it, or the reason why it is refused."""
+
+from __future__ import annotations
+
+from typing import assert_never
+
+from perdure.core.codec import failure_of
+from perdure.core.history import History
+from perdure.core.journal import (
+    CallChild,
+    Cancel,
+    Cancelled,
+    CancelRequested,
+    Completed,
+    Entry,
+    Failed,
+    Message,
+    OpenAwakeable,
+    Pause,
+    Paused,
+    Raised,
+    Refused,
+    Reject,
+    Resolve,
+    Resume,
+    Resumed,
+    Returned,
+    Settled,
+)
+from perdure.core.turn import Turn
+from perdure.errors import AwakeableRejected, ChildCancelled, Undecodable
+
+
+def apply(message: Message, history: History, turn: Turn | None, at: float, /) -> Entry | None:
+    """Return the entry that a message becomes, `Refused` with the reason, or None when it needs none.
+
+    `turn` may be None only while the invocation is paused with code that diverges from its journal, or settled.
+    """
+    request = message.request
+    if history.outcome is not None:
+        return None if isinstance(request, Settled) else Refused(at, message.id, f"it is {history.status}")
+    match request:
+        case Resolve() | Reject():
+            return _answer_awakeable(message, request, turn, at)
+        case Settled():
+            return _child_settled(message, request, turn, at)
+        case Cancel(force=True):
+            return Cancelled(at, forced=True, message=message.id)
+        case Cancel():
+            return CancelRequested(at, message=message.id)
+        case Pause():
+            if history.paused is not None:
+                return Refused(at, message.id, f"it is paused already: {history.paused}")
+            return Paused(at, "asked for", message.id)
+        case Resume():
+            if history.paused is None:
+                return Refused(at, message.id, "it is not paused")
+            return Resumed(at, message.id)
+        case _:
+            assert_never(request)
+
+
+def _answer_awakeable(message: Message, request: Resolve | Reject, turn: Turn | None, at: float) -> Entry:
+    pending = turn.waits_for(request.n) if turn is not None else None
+    if turn is None:
+        return Refused(at, message.id, "its code diverges from its journal: resume it first, then send this again")
+    if pending is None or not isinstance(pending.command, OpenAwakeable):
+        return Refused(at, message.id, "this awakeable is resolved or rejected already, or nobody waits for it any more")
+    if isinstance(request, Reject):
+        return Raised(request.n, at, failure_of(AwakeableRejected(request.reason)), message.id)
+    try:
+        pending.decode(request.value)
+    except Undecodable as error:
+        return Refused(at, message.id, f"the value has the wrong shape: {error}")
+    return Returned(request.n, at, request.value, message.id)
+
+
+def _child_settled(message: Message, request: Settled, turn: Turn | None, at: float) -> Entry | None:
+    pending = turn.waits_for(request.n) if turn is not None and turn.generation == request.generation else None
+    if pending is None or not isinstance(pending.command, CallChild):
+        return None
+    match request.outcome:
+        case Completed(value=value):
+            return Returned(request.n, at, value, message.id)
+        case Failed(failure=failure):
+            return Raised(request.n, at, failure, message.id)
+        case Cancelled():
+            return Raised(request.n, at, failure_of(ChildCancelled(request.child)), message.id)
+        case _:
+            assert_never(request.outcome)

@@ -1,0 +1,301 @@
+"""The parameters of a step or workflow: its arguments as bytes by name, and back.
+
+Recorded by name, so that a new parameter with a default leaves old journals readable; only what was passed is recorded,
+in the order of the parameters. Compiled once for a function; annotations are resolved when they are first needed, as
+they may name what is defined further down. Knows functions and the codec, nothing of steps or workflows.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import sys
+import types
+from collections.abc import Callable, Mapping
+from inspect import Parameter
+from typing import Any, Unpack, cast, get_args, get_origin
+
+import msgspec
+
+from perdure.core.codec import (
+    decoder,
+    digest,
+    encode,
+    encode_as,
+    encode_for_digest,
+    from_wire,
+    map_header,
+    resolved,
+    type_name,
+    wire_type,
+)
+from perdure.errors import AnnotationUnresolved, InputRefused, NotAWorkflow, Undecodable, Unencodable
+
+_POSITIONAL = (Parameter.POSITIONAL_ONLY, Parameter.POSITIONAL_OR_KEYWORD)
+_VARIADIC = (Parameter.VAR_POSITIONAL, Parameter.VAR_KEYWORD)
+
+
+class Signature:
+    """What a function takes and returns. Make one with `Signature.of`.
+
+    `name` is the function's, for texts. `parameters` are those that a caller fills: if `takes_context`, the function
+    takes the context before them.
+    """
+
+    def __init__(self, fn: Callable[..., Any], name: str, signature: inspect.Signature, takes_context: bool) -> None:
+        self.name = name
+        self.takes_context = takes_context
+        self.parameters = tuple(signature.parameters.values())
+        self._fn = fn
+        self._signature = signature
+        self._keys = {one.name: encode(one.name) for one in self.parameters}
+        # how many arguments make a call that needs no closer look: all of them positional
+        positional = [one for one in self.parameters if one.kind in _POSITIONAL]
+        self._untyped = dict.fromkeys(self._keys, Any)
+        self._names = tuple(one.name for one in positional)
+        self._least = sum(_required(one) for one in positional)
+        self._most = len(positional)
+        if any(_required(one) for one in self.parameters if one.kind not in _POSITIONAL):
+            self._most = -1
+
+    @classmethod
+    def of(cls, fn: Callable[..., Any], /, *, skip_context: type | None = None, skip_self: bool = False) -> Signature:
+        """Compile a function, method, partial, static method or callable object.
+
+        A first parameter annotated `skip_context` is left out. Its name is enough where the annotation is a string
+        that cannot be resolved, as one imported for type checkers only. `skip_self` leaves out the first parameter of
+        a method that is given as a plain function. A builtin that does not say what it takes accepts anything.
+        """
+        name = getattr(fn, "__qualname__", None) or getattr(_function(fn), "__qualname__", type_name(type(fn)))
+        try:
+            signature = _inspect(fn)
+        except TypeError as error:
+            raise NotAWorkflow(f"{name} cannot be called: give a function ({error})") from error
+        except ValueError:
+            signature = inspect.signature(_anything)
+        parameters = list(signature.parameters.values())[skip_self:]
+        takes_context = bool(parameters) and _is_context(parameters[0].annotation, fn, skip_context)
+        return cls(fn, name, signature.replace(parameters=parameters[takes_context:]), takes_context)
+
+    @functools.cached_property
+    def types(self) -> Mapping[str, Any]:
+        """The types of what is recorded, by parameter: a list for `*args`, a mapping for `**kwargs`.
+
+        Raises `AnnotationUnresolved`, naming the function, the parameter and the annotation.
+        """
+        return {one.name: self._recorded_type(one) for one in self.parameters}
+
+    @functools.cached_property
+    def returns(self) -> Any:
+        """The annotation of the result, resolved; `Any` if there is none. Raises `AnnotationUnresolved`."""
+        return self._resolve(self._signature.return_annotation, "its result", lambda annotation: annotation)
+
+    def encode(self, args: tuple[Any, ...], kwargs: Mapping[str, Any], where: str, /, *, check: bool = True) -> bytes:
+        """Return the arguments as a msgpack map by parameter name, the same however they are passed.
+
+        Raises `InputRefused` if they do not match the parameters or, with `check`, their types; `Unencodable` if they
+        cannot be recorded. Both name `where` ("the input of workflow 'hello'") and the parameter.
+        """
+        matched = self._match(args, kwargs, where)
+        types = self.types if check else self._untyped
+        pieces = [map_header(len(matched))]
+        name = ""
+        try:
+            for name, value in matched:
+                pieces.append(self._keys[name])
+                pieces.append(encode_as(value, types[name], where))
+        except Unencodable as error:
+            raise self._refusal(name, where, error) from error
+        return b"".join(pieces)
+
+    def decode(self, payload: bytes, /) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Return the positional and keyword arguments for a call, by name and types.
+
+        Defaults fill what is missing. Raises `Undecodable` for a missing one without, an unknown name (with `**kwargs`
+        it goes there) and a wrong type, naming it; `AnnotationUnresolved`.
+        """
+        read = self._read
+        try:
+            values = msgspec.structs.astuple(read(payload))
+            unknown = self._unknown(payload) if self._takes_any_name else {}
+        except Exception as error:
+            raise self._undecodable(str(error)) from error
+        if len(self._names) == self._least == len(values):
+            return values, {}
+        args: list[Any] = []
+        kwargs: dict[str, Any] = {}
+        skipped: list[Any] = []
+        for parameter, value in zip(self.parameters, values, strict=True):
+            if parameter.kind in _POSITIONAL and value is msgspec.UNSET:
+                skipped.append(parameter.default)  # passed only if something follows it
+            elif value is msgspec.UNSET:
+                continue
+            elif parameter.kind in _POSITIONAL:
+                args += (*skipped, value)
+                skipped.clear()
+            elif parameter.kind is Parameter.VAR_POSITIONAL:
+                args += (*skipped, *value)
+            elif parameter.kind is Parameter.VAR_KEYWORD:
+                kwargs |= value
+            else:
+                kwargs[parameter.name] = value
+        return tuple(args), unknown | kwargs
+
+    def digest(self, args: tuple[Any, ...], kwargs: Mapping[str, Any], /) -> bytes:
+        """Return 8 bytes that tell calls apart by their arguments, the same in every process.
+
+        Raises `InputRefused` (a TypeError) if they do not match the parameters, `Unencodable` naming the parameter.
+        """
+        pieces: list[bytes] = []
+        where, name = f"the call of {self.name}()", ""
+        try:
+            for name, value in self._match(args, kwargs, where):
+                pieces.append(self._keys[name])
+                pieces.append(encode_for_digest(value, where))
+        except Unencodable as error:
+            raise self._refusal(name, where, error) from error
+        return digest(b"".join(pieces))
+
+    def _match(self, args: tuple[Any, ...], kwargs: Mapping[str, Any], where: str) -> list[tuple[str, Any]]:
+        """Return what is passed by parameter name, in the order of the parameters."""
+        if not kwargs and self._least <= len(args) <= self._most:
+            return list(zip(self._names, args, strict=False))
+        try:
+            passed = self._signature.bind(*args, **kwargs).arguments
+        except TypeError as error:
+            raise InputRefused(f"{where}: {self.name}(): {error}") from error
+        for parameter in self.parameters:
+            if parameter.kind is Parameter.VAR_KEYWORD and parameter.name in passed:
+                passed[parameter.name] = dict(sorted(passed[parameter.name].items()))
+        return list(passed.items())
+
+    def _refusal(self, name: str, where: str, error: Unencodable) -> InputRefused | Unencodable:
+        reason = error.__cause__
+        if isinstance(reason, Undecodable):
+            text = f"{where}: {name!r} is a {error.type}, but {self.name}() takes {reason.annotation}: {reason.reason}"
+            return InputRefused(text, parameter=name)
+        return Unencodable(f"{where}: {name!r}{str(error).removeprefix(where)}", path=error.path, type=error.type)
+
+    @functools.cached_property
+    def _read(self) -> Callable[[bytes], Any]:
+        fields: list[tuple[str, Any] | tuple[str, Any, Any]] = []
+        for one in self.parameters:
+            wanted = wire_type(self.types[one.name])
+            fields.append((one.name, wanted) if _required(one) else (one.name, wanted, msgspec.UNSET))
+        shape = msgspec.defstruct("Arguments", fields, kw_only=True, forbid_unknown_fields=not self._takes_any_name)
+        return msgspec.msgpack.Decoder(shape, dec_hook=from_wire).decode
+
+    @functools.cached_property
+    def _takes_any_name(self) -> bool:
+        return any(one.kind is Parameter.VAR_KEYWORD for one in self.parameters)
+
+    def _unknown(self, payload: bytes) -> dict[str, Any]:
+        """Return what is recorded under names that are no parameters, as `**kwargs` takes them."""
+        raw = msgspec.msgpack.decode(payload, type=dict[str, msgspec.Raw])
+        others = [(name, value) for name, value in raw.items() if name not in self._keys]
+        if not others:
+            return {}
+        pieces = [piece for name, value in others for piece in (encode(name), bytes(value))]
+        return decoder(self.types[self.parameters[-1].name])(map_header(len(others)) + b"".join(pieces))
+
+    def _undecodable(self, reason: str) -> Undecodable:
+        text = f"the recorded arguments of {self.name}() do not fit it: {reason}"
+        return Undecodable(text, annotation=f"the parameters of {self.name}()", reason=reason)
+
+    def _recorded_type(self, parameter: Parameter) -> Any:
+        wrap = {Parameter.VAR_POSITIONAL: _list_of, Parameter.VAR_KEYWORD: _mapping_to}
+        return self._resolve(
+            parameter.annotation,
+            f"parameter {parameter.name!r}",
+            wrap.get(parameter.kind, lambda annotation: annotation),
+        )
+
+    def _resolve(self, annotation: Any, whose: str, wrap: Callable[[Any], Any]) -> Any:
+        if annotation is Parameter.empty:
+            return wrap(Any)
+        try:
+            found = wrap(resolved(annotation, *_scope(self._fn)))
+        except Exception as error:
+            name = annotation if isinstance(annotation, str) else type_name(annotation)
+            text = (
+                f"{self.name}(): annotation {name} of {whose} cannot be resolved ({error}): define what it names "
+                "where the function can see it at run time, not in another function or under TYPE_CHECKING"
+            )
+            raise AnnotationUnresolved(text, annotation=name, reason=str(error)) from error
+        try:
+            decoder(found)
+        except AnnotationUnresolved as error:
+            text = f"{self.name}(): {whose}: {error}"
+            raise AnnotationUnresolved(text, annotation=error.annotation, reason=error.reason) from error
+        return found
+
+
+def _required(parameter: Parameter) -> bool:
+    return parameter.default is Parameter.empty and parameter.kind not in _VARIADIC
+
+
+def _anything(*args: Any, **kwargs: Any) -> None:
+    """Stand in for builtins without a signature."""
+
+
+def _list_of(item: Any) -> Any:
+    if get_origin(item) is Unpack:  # *args: Unpack[tuple[int, str]]
+        return get_args(item)[0]
+    return list[item]
+
+
+def _mapping_to(item: Any) -> Any:
+    if get_origin(item) is Unpack:  # **kwargs: Unpack[SomeTypedDict]
+        return get_args(item)[0]
+    return dict[str, item]
+
+
+def _inspect(fn: Callable[..., Any]) -> inspect.Signature:
+    if sys.version_info >= (3, 14):  # pragma: no cover  names defined further down are no error yet
+        import annotationlib
+
+        return inspect.signature(fn, annotation_format=annotationlib.Format.FORWARDREF)
+    return inspect.signature(fn)
+
+
+def _is_context(annotation: Any, fn: Callable[..., Any], context: type | None) -> bool:
+    if context is None:
+        return False
+    written = getattr(annotation, "__forward_arg__", annotation)
+    if isinstance(written, str):
+        try:
+            annotation = resolved(written, *_scope(fn))
+        except Exception:  # noqa: BLE001  it may be resolved later, or never; its name tells
+            return written.strip("'\" ").rpartition(".")[2] == context.__name__
+    return isinstance(annotation, type) and issubclass(annotation, context)
+
+
+def _scope(fn: Callable[..., Any]) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
+    """Return the names that the annotations of a function may use: globals, and those of enclosing functions."""
+    function = _function(fn)
+    if function is None:
+        return vars(sys.modules.get(getattr(fn, "__module__", None) or "", types)), {}
+    local = {parameter.__name__: parameter for parameter in getattr(function, "__type_params__", ())}
+    for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True):
+        try:
+            local[name] = cell.cell_contents
+        except ValueError:  # assigned further down
+            continue
+    return function.__globals__, local
+
+
+def _function(fn: Any) -> types.FunctionType | None:
+    """Return the function that was written, beneath partials, methods, wrappers and callable objects."""
+    while True:
+        if isinstance(fn, functools.partial):
+            fn = cast("functools.partial[Any]", fn).func
+        elif isinstance(fn, types.MethodType | staticmethod | classmethod):
+            fn = cast("types.MethodType", fn).__func__
+        elif hasattr(fn, "__wrapped__"):
+            fn = fn.__wrapped__
+        elif isinstance(fn, types.FunctionType):
+            return fn
+        elif isinstance(type(fn).__call__, types.FunctionType):
+            fn = type(fn).__call__
+        else:
+            return None

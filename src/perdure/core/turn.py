@@ -1,0 +1,487 @@
+"""A turn: one workflow body, live on its private loop, driven by its journal and by nothing else.
+
+    turn.begin() / turn.deliver(entry)   ->  the body runs until it waits  ->  turn.ready()
+
+`ready()` says what the body asked for since the last call: it must be made durable first, and only then begun. Entries
+are delivered one at a time, in journal order, each followed by a drain, live and on replay alike, so the interleaving
+of concurrent branches is a function of the journal. On replay every command is checked against the recorded ones;
+a difference is kept on the turn as its `divergence`, and nothing leaves the turn any more.
+
+The turn starts nothing, knows no store and no worker. `work` of a pending command is what the runtime needs to begin
+it; the turn carries it and never looks inside.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+from asyncio import events
+from collections import deque
+from collections.abc import Callable, Coroutine, Sequence
+from dataclasses import dataclass, field
+from random import Random
+from typing import Any, cast
+
+from perdure.core.codec import FailureTranslator, failure_of, rebuild
+from perdure.core.ids import awakeable_id, derived_id
+from perdure.core.journal import (
+    Accepted,
+    Attempted,
+    CallChild,
+    CallStep,
+    Cancelled,
+    CancelRequested,
+    Command,
+    Completed,
+    Entry,
+    Failed,
+    Fired,
+    Frame,
+    Interrupted,
+    MarkPatch,
+    OpenAwakeable,
+    Outcome,
+    Parent,
+    Paused,
+    Raised,
+    Resumed,
+    Returned,
+    SendStart,
+    SetTimer,
+    Start,
+    describe,
+    identity,
+)
+from perdure.core.loop import Future, Loop
+from perdure.errors import InvocationTimedOut, LimitExceeded, PerdureError, TurnClosed, Undecodable
+
+COMMANDS_PER_DRAIN_LIMIT = 100_000
+"""Commands that a body may issue between two waits; beyond it the body is most likely in an endless loop."""
+
+
+@dataclass(frozen=True, slots=True)
+class Divergence:
+    """Where the code and its journal part ways: both sides, in words."""
+
+    recorded: str
+    issued: str
+
+    def __str__(self) -> str:
+        return f"the journal has {self.recorded}, the code now asks for {self.issued}"
+
+
+@dataclass(slots=True)
+class Pending:
+    """A command that waits for its answer."""
+
+    command: Command
+    future: Future[Any] | None
+    decode: Callable[[bytes], Any]
+    work: object = None
+    timer: asyncio.TimerHandle | None = None
+    cancel_requested: bool = False
+    attempts: int = 0  # failed ones that are journaled
+    retry_due: float = 0.0
+
+
+@dataclass(slots=True)
+class Ready:
+    """What the body asked for since the last `ready()`.
+
+    `commands` and `state` belong into the frame; `cancels` are commands whose end the body now wants; `outcome` is set
+    when the body has ended.
+    """
+
+    commands: list[Command] = field(default_factory=list[Command])
+    state: dict[str, bytes | None] = field(default_factory=dict[str, "bytes | None"])
+    cancels: list[int] = field(default_factory=list[int])
+    outcome: Outcome | None = None
+
+
+class CommandFuture(Future[Any]):
+    """The future of a step or child. Like a Task's, its `cancel` asks; the end comes when the journal says so."""
+
+    def __init__(self, turn: Turn, n: int) -> None:
+        super().__init__(loop=turn.loop)
+        self._turn = turn
+        self._n = n
+
+    def cancel(self, msg: Any | None = None) -> bool:
+        if self.done():
+            return False
+        self._turn.cancel_command(self._n)
+        return True
+
+
+def current_turn() -> Turn | None:
+    """Return the turn whose body is running on this thread, if one is."""
+    loop = events._get_running_loop()
+    return cast("Turn", loop.host) if isinstance(loop, Loop) else None
+
+
+class Turn:
+    """One pass of a workflow body over its journal.
+
+    `body` makes the coroutine to run; it is called inside the turn. `encode_result` turns what the body returned into
+    bytes, or raises. `secret` signs the ids of awakeables.
+    """
+
+    def __init__(
+        self,
+        start: Start,
+        body: Callable[[Turn], Coroutine[Any, Any, Any]],
+        encode_result: Callable[[Any], bytes],
+        *,
+        secret: bytes,
+        generation: int = 0,
+        translators: Sequence[FailureTranslator] = (),
+    ) -> None:
+        self.start = start
+        self.generation = generation
+        self.loop = Loop(self, start.due)
+        self.pending: dict[int, Pending] = {}
+        self.state: dict[str, bytes] = {}
+        self.divergence: Divergence | None = None
+        self.replaying = False
+        self.paused = False
+        self.unseen: list[dict[str, Any]] = []
+        self._body = body
+        self._encode_result = encode_result
+        self._secret = secret
+        self._translators = translators
+        self._main: asyncio.Task[Any] | None = None
+        self._issued = 0
+        self._issued_in_drain = 0
+        self._ready = Ready()
+        self._recorded: deque[Command] | None = None
+        self._recorded_state: dict[str, bytes | None] = {}
+        self._timers: dict[int, int] = {}  # id of a TimerHandle -> command
+        self._held: list[Entry] = []  # what arrived for the body while paused
+        self._patches: dict[str, bool] = {}
+        self._random: Random | None = None
+        self._cancel_requested: CancelRequested | None = None
+        self._left_over: set[int] = set()  # tasks that outlived the body and were cancelled
+        self._failures: dict[int, tuple[BaseException, int]] = {}  # what was raised into the body, and by which command
+
+    @property
+    def begun(self) -> bool:
+        """Tell whether the body was started."""
+        return self._main is not None
+
+    # --- driving ------------------------------------------------------------------------------------------------------
+    def begin(self) -> None:
+        """Start the body and run it until it waits."""
+        context = contextvars.Context()
+        coro = context.run(self._body, self)
+        self._main = self.loop.create_task(coro, name="workflow", context=context)
+        self._drain()
+
+    def deliver(self, entry: Entry, /) -> None:
+        """Give the body one fact, and run it until it waits again. While paused, facts wait until `Resumed`."""
+        kind = type(entry)
+        if kind is Paused:
+            self.paused = True
+            return
+        if kind is Resumed:
+            self.paused = False
+            held, self._held = self._held, []
+            for each in held:
+                if self.divergence is None:
+                    self.deliver(each)
+            return
+        if self.paused and kind in _FOR_THE_BODY:
+            self._held.append(entry)
+            return
+        if kind is Returned or kind is Raised or kind is Fired or kind is Interrupted:
+            self._answer(cast("Returned | Raised | Fired | Interrupted", entry))
+        elif kind is Attempted:
+            entry = cast("Attempted", entry)
+            if (pending := self.pending.get(entry.n)) is None:
+                self._diverge_on(entry)
+                return
+            pending.attempts, pending.retry_due = entry.attempt, entry.due
+            self.loop.now = max(self.loop.now, entry.at)
+            return
+        elif kind is CancelRequested:
+            self.cancel(cast("CancelRequested", entry))
+        elif kind is Accepted:
+            self.begin()
+            return
+        else:
+            return  # Claimed, Paused, outcomes and the like are not the body's affair
+        self._drain()
+
+    def replay(self, frames: Sequence[Frame], /) -> None:
+        """Deliver recorded frames, checking that the body asks for what it asked for then."""
+        self.replaying = True
+        for frame in frames:
+            self._recorded = deque(frame.commands)
+            self._recorded_state = frame.state
+            for entry in frame.entries:
+                if self.divergence is not None:
+                    break
+                self.deliver(entry)
+            if self.divergence is None and self._recorded:
+                self._diverge(describe(self._recorded[0]), "nothing there")
+            if self.divergence is None and self._ready.state != frame.state:
+                self._diverge(f"changes of state {sorted(frame.state)}", f"{sorted(self._ready.state)}, or other values")
+            if self.divergence is None and self._ready.cancels != frame.cancels:
+                self._diverge(f"an end asked for commands {frame.cancels}", f"that of {self._ready.cancels}")
+            if self.divergence is not None:
+                break
+            self._ready = Ready()
+        self._recorded = None
+        self.replaying = False
+
+    def ready(self) -> Ready:
+        """Return what the body asked for since the last call."""
+        ready, self._ready = self._ready, Ready()
+        return ready
+
+    def waits_for(self, n: int) -> Pending | None:
+        """Return command `n` if it still needs an answer."""
+        if any(isinstance(held, (Returned, Raised, Fired, Interrupted)) and held.n == n for held in self._held):
+            return None
+        return self.pending.get(n)
+
+    def close(self) -> None:
+        """Drop the body. It does nothing more: not a step, not a command, not a task on the host's loop."""
+        self.loop.close()
+        self.pending.clear()
+        self._failures.clear()
+        self._main = None
+
+    # --- what the body asks for (called from inside the drain) --------------------------------------------------------
+    def call_step(self, name: str, digest: bytes, decode: Callable[[bytes], Any], work: object) -> asyncio.Future[Any]:
+        """Issue a step; its future ends as the journal says."""
+        command = CallStep(self._next(), name, digest)
+        self._issue(command)
+        return self._await_answer(command, decode, work)
+
+    def call_child(self, start: Callable[[str, Parent], Start], decode: Callable[[bytes], Any]) -> asyncio.Future[Any]:
+        """Issue a child; `start` makes its start from the id derived for it, and from who waits for it."""
+        n = self._next()
+        parent = Parent(self.start.id, self.generation, n)
+        command = CallChild(n, start(derived_id(self.start.id, self.generation, n), parent))
+        self._issue(command)
+        return self._await_answer(command, decode, None)
+
+    def send(self, start: Callable[[str], Start]) -> str:
+        """Issue a one-way start, and return its id."""
+        n = self._next()
+        command = SendStart(n, start(derived_id(self.start.id, self.generation, n)))
+        self._issue(command)
+        return command.start.id
+
+    def open_awakeable(self, decode: Callable[[bytes], Any]) -> tuple[str, asyncio.Future[Any]]:
+        """Issue an awakeable, and return its id and its future."""
+        n = self._next()
+        command = OpenAwakeable(n)
+        self._issue(command)
+        future = Future[Any](loop=self.loop)
+        self.pending[n] = Pending(command, future, decode)
+        return awakeable_id(self.start.id, self.generation, n, self._secret), future
+
+    def patched(self, name: str) -> bool:
+        """Tell whether this invocation had the change `name` when it first passed this point."""
+        known = self._patches.get(name)
+        if known is None:
+            recorded = self._recorded
+            known = recorded is None or (bool(recorded) and recorded[0] == MarkPatch(self._issued, name))
+            if known:
+                self._issue(MarkPatch(self._next(), name))
+            self._patches[name] = known
+        return known
+
+    def set_state(self, name: str, value: bytes | None) -> None:
+        """Change a value of the invocation's state, or delete it."""
+        self._check_open()
+        self._ready.state[name] = value
+        if value is None:
+            self.state.pop(name, None)
+        else:
+            self.state[name] = value
+
+    @property
+    def random(self) -> Random:
+        """A generator seeded by the start."""
+        if self._random is None:
+            self._random = Random(self.start.seed)  # noqa: S311  repeatable on purpose
+        return self._random
+
+    def cancel_command(self, n: int) -> None:
+        """Note that the body wants command `n` to end."""
+        pending = self.pending.get(n)
+        if pending is not None and not pending.cancel_requested and not self.loop.closed:
+            pending.cancel_requested = True
+            self._ready.cancels.append(n)
+
+    # --- what the loop tells ------------------------------------------------------------------------------------------
+    def timer_set(self, timer: asyncio.TimerHandle, /) -> None:
+        n = self._next()
+        command = SetTimer(n, timer.when())
+        self._issue(command)
+        self._timers[id(timer)] = n
+        self.pending[n] = Pending(command, None, _no_value, timer=timer)
+
+    def timer_cancelled(self, timer: asyncio.TimerHandle, /) -> None:
+        n = self._timers.pop(id(timer), None)
+        if n is not None and self.pending.pop(n, None) is not None:
+            self._ready.cancels.append(n)
+
+    def task_failed_unseen(self, context: dict[str, Any], /) -> None:
+        if not self.loop.closed:
+            self.unseen.append(context)
+
+    # --- inside -------------------------------------------------------------------------------------------------------
+    def _next(self) -> int:
+        self._check_open()
+        n = self._issued
+        self._issued += 1
+        return n
+
+    def _check_open(self) -> None:
+        if self.loop.closed or self.loop.stopped:
+            raise TurnClosed(self.start.id)
+
+    def _issue(self, command: Command) -> None:
+        if self._recorded is None:
+            self._issued_in_drain += 1
+            if self._issued_in_drain > COMMANDS_PER_DRAIN_LIMIT:
+                raise LimitExceeded(
+                    f"commands that invocation {self.start.id!r} issued without waiting",
+                    self._issued_in_drain,
+                    COMMANDS_PER_DRAIN_LIMIT,
+                    "await some of them before issuing more",
+                )
+            self._ready.commands.append(command)
+            return
+        recorded = self._recorded.popleft() if self._recorded else None
+        if recorded is None or identity(recorded) != identity(command):
+            self._diverge(describe(recorded), describe(command))
+            raise TurnClosed(self.start.id)
+
+    def _await_answer(
+        self, command: CallStep | CallChild, decode: Callable[[bytes], Any], work: object
+    ) -> asyncio.Future[Any]:
+        future = CommandFuture(self, command.n)
+        self.pending[command.n] = Pending(command, future, decode, work)
+        return future
+
+    def _answer(self, entry: Returned | Raised | Fired | Interrupted) -> None:
+        loop = self.loop
+        loop.now = max(loop.now, entry.at)
+        pending = self.pending.pop(entry.n, None)
+        if pending is None:
+            self._diverge_on(entry)
+            return
+        if pending.timer is not None:
+            self._timers.pop(id(pending.timer), None)
+            loop.fire(pending.timer)
+            return
+        future = pending.future
+        if future is None or future.done():
+            return
+        if isinstance(entry, Raised):
+            error = rebuild(entry.failure, translators=self._translators)
+            self._failures[id(error)] = (error, entry.n)
+            future.set_exception(error)
+        elif isinstance(entry, Returned) and not pending.cancel_requested:
+            try:
+                value = pending.decode(entry.value)
+            except Undecodable as error:
+                self._diverge(f"a value for {describe(pending.command)}", f"another type: {error}")
+                return
+            future.set_result(value)
+        else:
+            # Ended as the body asked; or answered after it asked, when the cancellation must not be lost.
+            future.end()
+
+    def cancel(self, request: CancelRequested) -> None:
+        """Cancel the body's main task, once."""
+        self.loop.now = max(self.loop.now, request.at)
+        if self._cancel_requested is None:
+            self._cancel_requested = request
+            if self._main is not None and not self._main.done():
+                self._main.cancel()
+
+    def _drain(self) -> None:
+        self._issued_in_drain = 0
+        while True:
+            try:
+                self.loop.drain()
+            except SystemExit:
+                continue  # the task has it as its exception: a body cannot end the worker
+            break
+        if self._main is not None and self._main.done() and self.divergence is None:
+            self._finish()
+
+    def _finish(self) -> None:
+        """End as `asyncio.run` does: cancel what is left, let it end, then say what became of the body."""
+        main = self._main
+        assert main is not None
+        if self._ready.outcome is not None:
+            return
+        asked = self._left_over
+        while live := [task for task in self.loop.tasks.values() if not task.done() and task.serial not in asked]:
+            asked |= {task.serial for task in live}
+            for task in live:
+                task.cancel()
+            self.loop.drain()
+        if self.loop.tasks:
+            return  # some wait for the journaled end of a step
+        if self.loop.finish_generators():
+            self._drain()
+            return
+        self._ready.outcome = self._outcome(main)
+
+    def _outcome(self, main: asyncio.Task[Any]) -> Outcome:
+        at = self.loop.now
+        request = self._cancel_requested
+        if main.cancelled():
+            if request is None:
+                error: BaseException = asyncio.CancelledError("the body raised CancelledError without having been cancelled")
+                return Failed(at, failure_of(error, translators=self._translators))
+            if not request.timed_out:
+                return Cancelled(at)
+            late = InvocationTimedOut(self.start.id, self.start.timeout or 0.0)
+            return Failed(at, failure_of(late, translators=self._translators))
+        error_raised = main.exception()
+        if error_raised is None:
+            try:
+                return Completed(at, self._encode_result(main.result()))
+            except PerdureError as error:
+                error_raised = error
+        return Failed(at, failure_of(error_raised, translators=self._translators), self._cause(error_raised))
+
+    def _cause(self, error: BaseException) -> int | None:
+        """Find the command whose failure `error` is, or comes from."""
+        seen: set[int] = set()
+        todo: list[BaseException | None] = [error]
+        while todo:
+            one = todo.pop(0)
+            if one is None or id(one) in seen:
+                continue
+            seen.add(id(one))
+            if id(one) in self._failures:
+                return self._failures[id(one)][1]
+            todo += [one.__cause__, one.__context__]
+            if isinstance(one, BaseExceptionGroup):
+                todo += cast("BaseExceptionGroup[BaseException]", one).exceptions
+        return None
+
+    def _diverge(self, recorded: str, issued: str) -> None:
+        if self.divergence is None:
+            self.divergence = Divergence(recorded, issued)
+            self.loop.stopped = True
+
+    def _diverge_on(self, entry: Returned | Raised | Attempted | Fired | Interrupted) -> None:
+        if entry.n >= self._issued:
+            self._diverge(f"an answer to command #{entry.n}", f"only {self._issued} commands")
+
+
+_FOR_THE_BODY = frozenset({Returned, Raised, Fired, Interrupted, CancelRequested})
+
+
+def _no_value(_: bytes) -> None:
+    return None

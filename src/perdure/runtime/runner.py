@@ -1,0 +1,792 @@
+"""One invocation in the hands of this worker: collect what arrived, give it to the turn, commit, then act.
+
+The order is the whole point. For one invocation, again and again:
+
+    arrivals -> turn -> frame -> commit ->  (durable)  -> start steps, arm timers, tell the waiters
+
+One commit is in flight at a time; what arrives meanwhile goes into the next. Nothing that the body asked for begins
+before the frame that records it is durable, with one exception that saves a commit: on the first delivery of a new
+invocation, steps may start before the first frame, since a rerun would ask for the same steps.
+
+The runner decides *when*; the turn decides *what*; the store remembers. It runs in plain callbacks of the host's loop,
+never inside a host task, so that the body's tasks can be entered on every Python.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import heapq
+import logging
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
+from typing import Any, Protocol
+
+from perdure.core.codec import Failure
+from perdure.core.effects import NO_EFFECTS, effects_of
+from perdure.core.history import DEATHS_LIMIT, History
+from perdure.core.ids import idempotency_key
+from perdure.core.journal import (
+    Accepted,
+    Answer,
+    Attempted,
+    CallStep,
+    Cancel,
+    Cancelled,
+    CancelRequested,
+    Claimed,
+    Entry,
+    Fired,
+    Frame,
+    Interrupted,
+    Message,
+    Outcome,
+    Paused,
+    Raised,
+    Refused,
+    Released,
+    Resume,
+    Resumed,
+    Returned,
+    SetTimer,
+    Start,
+    Status,
+)
+from perdure.core.messages import apply
+from perdure.core.turn import Pending, Ready, Turn
+from perdure.errors import (
+    AnnotationUnresolved,
+    Conflict,
+    IoInWorkflow,
+    LimitExceeded,
+    PayloadTooLarge,
+    PerdureError,
+    ServiceUnknown,
+    StoreClosed,
+    Undecodable,
+    Unencodable,
+)
+from perdure.runtime.steps import Attempt, Work
+from perdure.stores.store import Clock, Delivery, Journal, Store, Subscription, Timer, Transition
+from perdure.workflow import StepInfo
+
+CANCEL_GRACE_SECONDS = 10.0
+"""How long a cancelled step may take to end before its end is journaled without it."""
+
+COMMIT_RETRY_SECONDS = 1.0
+"""How long after a failed commit the same commit is tried again."""
+
+DEADLINE = -1
+"""Stands for the invocation's own time limit among the numbers of commands."""
+
+_HOPELESS = (
+    *(AnnotationUnresolved, IoInWorkflow, LimitExceeded, ServiceUnknown, Undecodable, Unencodable),
+)
+"""Failures of a step that another attempt cannot change."""
+
+log = logging.getLogger("perdure.worker")
+
+
+class Home(Protocol):
+    """What a runner needs of its worker."""
+
+    name: str
+    store: Store
+    clock: Clock
+    subscription: Subscription
+    loop: asyncio.AbstractEventLoop
+    python: str
+    hash_seed: str
+    always_replay: bool
+
+    def schedule(self, runner: Runner, /) -> None: ...
+    def hold_first_frame(self, runner: Runner, /) -> None: ...
+    def acquire_slot(self, runner: Runner, /) -> bool: ...
+    def release_slot(self, runner: Runner, /) -> None: ...
+    def became_idle(self, runner: Runner, /) -> None: ...
+    def ended(self, runner: Runner, /) -> None: ...
+    def make_turn(self, start: Start, /) -> Turn: ...
+    def drain(self, runner: Runner, work: Callable[[], None], /) -> None: ...
+    def failure_of(self, error: BaseException, /) -> Failure: ...
+    def begin_attempt(self, work: Work, info: StepInfo, on_thread_end: Callable[[], None], /) -> Attempt: ...
+
+
+class Runner:
+    """Runs one invocation. Made with its first delivery; `take` gives it the others."""
+
+    def __init__(self, home: Home, delivery: Delivery) -> None:
+        self.id = delivery.id
+        self.handler = delivery.handler
+        self.has_slot = False
+        self.scheduled = False
+        self.closed = False
+        self.turn: Turn | None = None
+        self.history = History()
+        self.revision = 0
+        self._home = home
+        self._start = delivery.item if delivery.fresh and isinstance(delivery.item, Start) else None
+        self._must_claim_first = delivery.attempt > 1
+        self._owned = False  # our claim is in the journal and not released
+        self._status: Status | None = None
+        self._stuck: str | None = None  # why there is no turn: the code does not fit the journal
+        self._inbox: list[Delivery] = []
+        self._taken: list[Delivery] = []  # to be acknowledged by the next commit
+        self._arrivals: list[Entry] = []  # outcomes of steps that are not journaled yet
+        self._unwritten: Ready | None = None  # what the body asked for, while the first frame is held back
+        self._force_frame = False
+        self._running: dict[int, Attempt] = {}
+        self._left_behind: set[Attempt] = set()  # ended for the journal, but still running
+        self._to_begin: list[tuple[int, Work, int]] = []  # durable commands that wait for a slot
+        self._due: list[tuple[float, int]] = []
+        self._alarm: Timer | None = None
+        self._alarm_at = float("inf")
+        self._busy = False  # a read or a commit is in flight
+        self._stopping = False
+
+    # --- deliveries ---------------------------------------------------------------------------------------------------
+    def take(self, delivery: Delivery) -> None:
+        """Take a delivery for this invocation."""
+        self._inbox.append(delivery)
+        if delivery.attempt > 1 and not self._owned:
+            self._must_claim_first = True
+        self._home.schedule(self)
+
+    def advance(self) -> None:
+        """Do what can be done now: one round of the loop in this module's docstring."""
+        if self._busy or self.closed:
+            return
+        if self.turn is None and self._stuck is None:
+            if self._start is None or self.revision or self._must_claim_first:
+                self._load()
+                return
+            self._open(self._start, ())
+        self._round()
+
+    # --- reading the journal ------------------------------------------------------------------------------------------
+    def _load(self) -> None:
+        self._busy = True
+        task = asyncio.ensure_future(self._read())
+        task.add_done_callback(self._loaded)
+
+    async def _read(self) -> tuple[Journal, Start | None]:
+        store = self._home.store
+        journal = await store.journal(self.id)
+        start = self._start
+        if not journal.frames and start is None:
+            start = next((each.item for each in self._inbox if isinstance(each.item, Start)), None)
+            start = start or await store.start(self.id)
+        return journal, start
+
+    def _loaded(self, task: asyncio.Task[tuple[Journal, Start | None]]) -> None:
+        self._busy = False
+        if self.closed or task.cancelled():
+            return
+        error = task.exception()
+        if error is not None:
+            self._give_up(f"its journal cannot be read: {error}")
+            return
+        journal, start = task.result()
+        self.revision = journal.revision
+        self.history = history = History.of(journal.frames)
+        self._start = start = history.start or start
+        if start is None:
+            log.error("delivery for invocation %s, which the store does not know, is dropped", self.id)
+            self._acknowledge_all()
+            return
+        self._status = history.status if journal.frames else None
+        if history.outcome is not None:
+            self._redo_settled(start)
+        elif self._must_claim_first or (history.claimed and not self._owned):
+            self._claim_first(start)
+        else:
+            self._open(start, journal.frames)
+            self._round()
+
+    def _redo_settled(self, start: Start) -> None:
+        """Finish what a settled invocation's last owner may have left undone, and refuse what came too late."""
+        answers: list[Answer] = []
+        for delivery in self._inbox:
+            if isinstance(delivery.item, Message):
+                entry = apply(delivery.item, self.history, None, self._home.clock.now())
+                known = self.history.messages.get(delivery.item.id, "")
+                if known is None:
+                    answers.append(Answer(delivery.item.id))
+                elif isinstance(entry, Refused):
+                    answers.append(Answer(delivery.item.id, entry.reason))
+        taken, self._inbox = [*self._taken, *self._inbox], []
+        effects = self._effects_of(start, self.history.last)
+        effects = replace(effects, answers=(*effects.answers, *answers))
+        transition = Transition(self.id, self.revision, None, effects, self.history.status, True, taken)
+        self._commit(transition, self._settled)
+
+    def _claim_first(self, start: Start) -> None:
+        """Take over from an owner that did not release: the claim is a frame of its own, before the body runs.
+
+        It redoes the effects of the frame before it. An invocation whose owners died again and again is set aside.
+        """
+        at = self._home.clock.now()
+        history = self.history
+        claim = self._claim(at)
+        entries: list[Entry] = [claim] if self.revision else [Accepted(start), claim]
+        deaths = history.deaths + (1 if self._died_before_frame() else 0)
+        status: Status = "paused" if history.paused is not None else "running"
+        if deaths >= DEATHS_LIMIT:
+            status = "paused"
+            reason = f"set aside: {deaths} workers in a row died while they ran it, without a new entry in its journal"
+            entries += [Paused(at, reason), Released(at)]
+            log.error("invocation %s (%s) is paused: %s", self.id, self.handler, reason)
+        frame = Frame(self._home.name, at, entries)
+        effects = self._effects_of(start, history.last)
+        starts = [each for each in self._inbox if not isinstance(each.item, Message)]
+        self._inbox = [each for each in self._inbox if isinstance(each.item, Message)]
+        set_aside = deaths >= DEATHS_LIMIT
+        history.add(frame)
+
+        def claimed() -> None:
+            self._must_claim_first = False
+            if set_aside:
+                self._forget_turn()
+                self._home.became_idle(self)
+            self._home.schedule(self)
+
+        transition = Transition(self.id, self.revision, frame, effects, status, set_aside, starts)
+        self._status = status
+        self._owned = not set_aside
+        self._commit(transition, claimed)
+
+    def _died_before_frame(self) -> bool:
+        """Tell whether the first claim in the journal followed a death that left no claim."""
+        return self.history.last is None
+
+    def _claim(self, at: float) -> Claimed:
+        home = self._home
+        return Claimed(at, self.history.epoch + 1, home.name, home.python, home.hash_seed)
+
+    # --- the turn -----------------------------------------------------------------------------------------------------
+    def _open(self, start: Start, frames: Sequence[Frame]) -> None:
+        """Make the turn and bring it to where its journal ends."""
+        self._start = start
+        try:
+            turn = self._home.make_turn(start)
+        except PerdureError as error:
+            self._stuck = str(error)
+            return
+        self.turn = turn
+        if frames:
+            self._home.drain(self, partial(turn.replay, frames))
+            if turn.divergence is not None:
+                self._stuck = self._explain(turn)
+                self._forget_turn()
+                return
+            self._resume_commands(turn)
+        if start.timeout is not None:
+            heapq.heappush(self._due, (start.due + start.timeout, DEADLINE))
+
+    def _explain(self, turn: Turn) -> str:
+        hint = ""
+        if self.history.hash_seed != self._home.hash_seed:
+            hint = f" (recorded under hash seed {self.history.hash_seed}, now {self._home.hash_seed}: a set's order?)"
+        if self.history.python and self.history.python != self._home.python:
+            hint += f" (recorded by Python {self.history.python}, now {self._home.python})"
+        return f"the code diverges from the journal: {turn.divergence}{hint}; deploy the code that fits, then resume"
+
+    def _resume_commands(self, turn: Turn) -> None:
+        """Take up the commands that wait for an answer, after a replay or a pause."""
+        arrived = {entry.n for entry in self._arrivals if not isinstance(entry, CancelRequested) and hasattr(entry, "n")}  # type: ignore[attr-defined]
+        begun = {n for n, _, _ in self._to_begin}
+        for n, pending in turn.pending.items():
+            if n not in arrived and n not in begun:
+                self._take_up(n, pending)
+
+    def _take_up(self, n: int, pending: Pending) -> None:
+        match pending.command:
+            case CallStep():
+                if n in self._running:
+                    if pending.cancel_requested:
+                        self._interrupt(n)
+                elif pending.cancel_requested:
+                    self._arrivals.append(Interrupted(n, self._home.clock.now()))
+                elif pending.retry_due > self._home.clock.now():
+                    heapq.heappush(self._due, (pending.retry_due, n))
+                else:
+                    self._to_begin.append((n, pending.work, pending.attempts))  # type: ignore[arg-type]
+            case SetTimer(due=due):
+                heapq.heappush(self._due, (due, n))
+            case _:
+                pass
+
+    def _forget_turn(self) -> None:
+        if self.turn is not None:
+            self.turn.close()
+            self.turn = None
+
+    # --- one round ----------------------------------------------------------------------------------------------------
+    def _round(self) -> None:
+        start, turn = self._start, self.turn
+        assert start is not None
+        at = self._home.clock.now()
+        entries: list[Entry] = []
+        answers: list[Answer] = []
+        if self._stuck is not None:
+            self._stuck_round(at, entries, answers)
+            ready = Ready()
+        else:
+            assert turn is not None
+            self._home.drain(self, partial(self._feed, turn, at, entries, answers))
+            ready = turn.ready()
+            if turn.divergence is not None:
+                self._stuck = self._explain(turn)
+                self._forget_turn()
+                ready = Ready()
+                entries.append(Paused(at, self._stuck))
+        if (unwritten := self._unwritten) is not None:
+            ready.commands[:0] = unwritten.commands
+            self._unwritten = None
+        outcome = self.history.outcome  # a forced cancellation has noted one
+        if outcome is not None:
+            ready = Ready()
+        elif ready.outcome is not None:
+            outcome = ready.outcome
+            entries.append(outcome)
+        if self._may_hold_first_frame(ready, entries, answers):
+            self._unwritten = ready
+            self._home.hold_first_frame(self)
+            self._begin_new(ready)
+            return
+        self._write(start, at, entries, ready, outcome, answers)
+
+    def _feed(self, turn: Turn, at: float, entries: list[Entry], answers: list[Answer]) -> None:
+        """Give the turn all that arrived, one fact at a time."""
+        if self.revision == 0 and not turn.begun:
+            if self._cancelled_unseen(at, entries):
+                return
+            turn.begin()
+        arrivals, self._arrivals = self._arrivals, []
+        for entry in arrivals:
+            turn.deliver(entry)
+            entries.append(entry)
+            if type(entry) is Attempted:
+                heapq.heappush(self._due, (entry.due, entry.n))
+        if self._inbox:
+            inbox, self._inbox = self._inbox, []
+            for delivery in inbox:
+                self._taken.append(delivery)
+                if isinstance(delivery.item, Message):
+                    self._take_message(delivery.item, turn, at, entries, answers)
+        if self._due and self._due[0][0] <= at and self.history.paused is None and self.history.outcome is None:
+            self._fire_due(turn, at, entries)
+
+    def _take_message(
+        self, message: Message, turn: Turn | None, at: float, entries: list[Entry], answers: list[Answer]
+    ) -> None:
+        if message.id in self.history.messages:
+            answers.append(Answer(message.id, self.history.messages[message.id]))
+            return
+        entry = apply(message, self.history, turn, at)
+        if entry is None:
+            return
+        self.history.note(entry)
+        entries.append(entry)
+        if turn is not None:
+            turn.deliver(entry)
+            if isinstance(entry, Resumed):
+                self._resume_commands(turn)
+
+    def _cancelled_unseen(self, at: float, entries: list[Entry]) -> bool:
+        """Settle an invocation that was cancelled before any worker saw it, without running its body."""
+        for delivery in self._inbox:
+            if isinstance(delivery.item, Message) and isinstance(delivery.item.request, Cancel):
+                self._taken += self._inbox
+                self._inbox = []
+                ended = Cancelled(at, message=delivery.item.id)
+                self.history.note(ended)
+                entries.append(ended)
+                return True
+        return False
+
+    def _fire_due(self, turn: Turn, at: float, entries: list[Entry]) -> None:
+        while self._due and self._due[0][0] <= at:
+            _, n = heapq.heappop(self._due)
+            entry: Entry | None = None
+            if n == DEADLINE:
+                entry = CancelRequested(at, timed_out=True)
+            elif (pending := turn.pending.get(n)) is not None:
+                if isinstance(pending.command, SetTimer):
+                    entry = Fired(n, at)
+                elif n not in self._running and not pending.cancel_requested:
+                    self._to_begin.append((n, pending.work, pending.attempts))  # type: ignore[arg-type]
+            if entry is not None:
+                turn.deliver(entry)
+                entries.append(entry)
+
+    def _stuck_round(self, at: float, entries: list[Entry], answers: list[Answer]) -> None:
+        """Pause an invocation whose code does not fit its journal; only what needs no code is applied."""
+        assert self._stuck is not None
+        if self.history.paused is None:
+            paused = Paused(at, self._stuck)
+            self.history.note(paused)
+            entries.append(paused)
+            log.error("invocation %s (%s) is paused: %s", self.id, self.handler, self._stuck)
+        entries += self._arrivals
+        self._arrivals = []
+        inbox, self._inbox = self._inbox, []
+        for delivery in inbox:
+            self._taken.append(delivery)
+            message = delivery.item
+            if isinstance(message, Message):
+                if isinstance(message.request, Resume) and message.id not in self.history.messages:
+                    refused = Refused(at, message.id, self._stuck)
+                    self.history.note(refused)
+                    entries.append(refused)
+                else:
+                    self._take_message(message, None, at, entries, answers)
+
+    # --- writing ------------------------------------------------------------------------------------------------------
+    def _may_hold_first_frame(self, ready: Ready, entries: list[Entry], answers: list[Answer]) -> bool:
+        """Tell whether steps may start before the first frame: a first delivery that asked for steps and no more."""
+        if self.revision or self._force_frame or entries or answers or not ready.commands or ready.state or ready.cancels:
+            return False
+        return all(type(command) is CallStep for command in ready.commands) and not self._stopping
+
+    def _write(
+        self,
+        start: Start,
+        at: float,
+        entries: list[Entry],
+        ready: Ready,
+        outcome: Outcome | None,
+        answers: list[Answer],
+    ) -> None:
+        begins = self._begins(ready)
+        if not (entries or ready.commands or ready.state or ready.cancels or (begins and not self._owned)):
+            if self.revision and not self._must_release():
+                self._after_nothing(answers)
+                return
+        for n in ready.cancels:
+            self._cancel_unbegun(n)
+        turn = self.turn
+        for command in ready.commands:
+            if type(command) is SetTimer and turn is not None and command.n in turn.pending:
+                heapq.heappush(self._due, (command.due, command.n))
+        release = outcome is None and not begins and not self._running and not self._arrivals
+        frame_entries: list[Entry] = []
+        if self.revision == 0:
+            frame_entries.append(Accepted(start))
+        if not self._owned:
+            frame_entries.append(self._claim(at))
+        frame_entries += entries
+        if release:
+            frame_entries.append(Released(at, self._next_due()))
+        if outcome is not None and frame_entries[-1] is not outcome:
+            frame_entries.remove(outcome)
+            frame_entries.append(outcome)
+        frame = Frame(self._home.name, at, frame_entries, ready.commands, ready.state, ready.cancels)
+        self.history.add(frame)
+        effects = self._effects_of(start, frame)
+        if answers:
+            effects = replace(effects, answers=(*effects.answers, *answers))
+        status = self.history.status
+        changed = status if status != self._status else None
+        taken, self._taken = self._taken, []
+        self._status = status
+        self._owned = not release and outcome is None
+        transition = Transition(self.id, self.revision, frame, effects, changed, release, taken)
+        if outcome is not None:
+            self._commit(transition, self._settled)
+        else:
+            self._commit(transition, partial(self._durable, ready, release))
+
+    def _must_release(self) -> bool:
+        """Tell whether nothing is left to do for a claim that we hold."""
+        return self._owned and not (self._running or self._to_begin or self._arrivals)
+
+    def _begins(self, ready: Ready) -> bool:
+        """Tell whether steps will begin once the frame is durable."""
+        if self.history.paused is not None or self.turn is None:
+            return False
+        if self._to_begin:
+            return True
+        pending = self.turn.pending
+        for command in ready.commands:
+            if type(command) is CallStep and (waiting := pending.get(command.n)) is not None:
+                if not waiting.cancel_requested:
+                    return True
+        return False
+
+    def _cancel_unbegun(self, n: int) -> None:
+        """A step whose end is asked for before it began never begins; its end is a fact at once."""
+        turn = self.turn
+        pending = turn.pending.get(n) if turn is not None else None
+        if pending is not None and isinstance(pending.command, CallStep) and n not in self._running:
+            self._to_begin = [each for each in self._to_begin if each[0] != n]
+            self._arrivals.append(Interrupted(n, self._home.clock.now()))
+
+    def _effects_of(self, start: Start, frame: Frame | None) -> Any:
+        return effects_of(start, frame, self.history.children.get) if frame is not None else NO_EFFECTS
+
+    def _after_nothing(self, answers: list[Answer]) -> None:
+        """Nothing to record: acknowledge what was taken."""
+        taken, self._taken = self._taken, []
+        if answers:
+            transition = Transition(self.id, self.revision, None, replace(NO_EFFECTS, answers=tuple(answers)))
+            transition.acknowledge = taken
+            self._commit(transition, lambda: None)
+            return
+        for delivery in taken:
+            self._home.subscription.acknowledge(delivery)
+        self._begin_waiting()
+        self._settle_down()
+
+    def _commit(self, transition: Transition, then: Callable[[], None]) -> None:
+        self._busy = True
+        future = self._home.store.commit(transition)
+        future.add_done_callback(partial(self._committed, transition, then))
+
+    def _committed(self, transition: Transition, then: Callable[[], None], future: asyncio.Future[int]) -> None:
+        if future.cancelled():
+            return
+        error = future.exception()
+        if error is not None:
+            self._commit_failed(transition, then, error)
+            return
+        self._busy = False
+        if transition.frame is not None:
+            self.revision = future.result()
+        if not self.closed:
+            then()
+
+    def _commit_failed(self, transition: Transition, then: Callable[[], None], error: BaseException) -> None:
+        if self.closed or isinstance(error, StoreClosed):
+            self.close()
+        elif isinstance(error, Conflict):
+            log.warning("invocation %s is given up: %s", self.id, error)
+            self.close()
+        else:
+            # Nothing of it happened. The same transition is still right, so it is tried until the store works again.
+            log.error("commit for invocation %s failed, trying again: %s", self.id, error)
+            again = partial(self._commit, transition, then)
+            self._home.loop.call_later(COMMIT_RETRY_SECONDS, lambda: None if self.closed else again())
+
+    # --- after a commit -----------------------------------------------------------------------------------------------
+    def _durable(self, ready: Ready, released: bool) -> None:
+        """Act on a frame that is durable."""
+        turn = self.turn
+        if turn is not None:
+            for n in ready.cancels:
+                self._interrupt(n)
+            if self.history.paused is None:
+                self._begin_new(ready)
+        self._begin_waiting()
+        if self._home.always_replay:
+            self._forget_turn()
+            self._due.clear()
+            self._to_begin.clear()
+        if released:
+            self._disarm()
+            self._settle_down()
+            if not self._inbox:
+                self._home.became_idle(self)
+        if self._arrivals or self._inbox:
+            self._home.schedule(self)
+        elif not released:
+            self._arm()
+
+    def _begin_new(self, ready: Ready) -> None:
+        """Begin the steps among commands just issued."""
+        turn = self.turn
+        assert turn is not None
+        for command in ready.commands:
+            if type(command) is CallStep and (pending := turn.pending.get(command.n)) is not None:
+                if not pending.cancel_requested:
+                    self._begin(command.n, pending.work, 0)  # type: ignore[arg-type]
+
+    def _begin_waiting(self) -> None:
+        if self.history.paused is None and self._to_begin and not self._stopping:
+            waiting, self._to_begin = self._to_begin, []
+            for n, work, attempts in waiting:
+                self._begin(n, work, attempts)
+
+    def _begin(self, n: int, work: Work, attempts: int) -> None:
+        if n in self._running or self._stopping:
+            return
+        if not self.has_slot and not self._home.acquire_slot(self):
+            self._to_begin.append((n, work, attempts))
+            return
+        start = self._start
+        assert start is not None
+        info = StepInfo(self.id, attempts + 1, idempotency_key(self.id, 0, n, work.name))
+        attempt = self._home.begin_attempt(work, info, self._settle_down)
+        self._running[n] = attempt
+        attempt.task.add_done_callback(partial(self._step_ended, n, attempts + 1, attempt))
+
+    def slot_granted(self) -> None:
+        """Go on with the steps that waited for a slot."""
+        self._begin_waiting()
+        self._settle_down()
+
+    def _interrupt(self, n: int) -> None:
+        """Ask a running step to end; after a grace its end is journaled without it."""
+        attempt = self._running.get(n)
+        if attempt is not None:
+            attempt.cancelled = True
+            attempt.task.cancel()
+            self._home.loop.call_later(CANCEL_GRACE_SECONDS, self._leave_behind, n, attempt)
+
+    def _leave_behind(self, n: int, attempt: Attempt) -> None:
+        if self._running.get(n) is attempt and not self.closed:
+            del self._running[n]
+            self._left_behind.add(attempt)
+            log.warning("step %s of invocation %s did not end within its grace; it is left behind", attempt.work.name, self.id)
+            self._arrivals.append(Interrupted(n, self._home.clock.now()))
+            self._home.schedule(self)
+
+    def _step_ended(self, n: int, number: int, attempt: Attempt, task: asyncio.Task[bytes]) -> None:
+        if self._running.get(n) is not attempt:
+            self._left_behind.discard(attempt)
+            if not task.cancelled():
+                task.exception()  # seen: its end is journaled already
+            self._settle_down()
+            return
+        del self._running[n]
+        if attempt.busy_threads:
+            self._left_behind.add(attempt)
+        if self.closed or (self._stopping and task.cancelled()):
+            return
+        self._arrivals.append(self._entry_of(n, number, attempt, task))
+        self._home.schedule(self)
+
+    def _entry_of(self, n: int, number: int, attempt: Attempt, task: asyncio.Task[bytes]) -> Entry:
+        """Turn the end of an attempt into the fact to journal."""
+        at = self._home.clock.now()
+        if task.cancelled():
+            if attempt.cancelled:
+                return Interrupted(n, at)
+            error: BaseException = RuntimeError(
+                f"step {attempt.work.name!r} raised CancelledError, though nobody had cancelled it"
+            )
+        elif (raised := task.exception()) is None:
+            value = task.result()
+            limit = self._home.store.payload_limit
+            if len(value) <= limit:
+                return Returned(n, at, value)
+            error = PayloadTooLarge(f"the result of step {attempt.work.name!r}", len(value), limit)
+        else:
+            error = raised
+        failure = self._home.failure_of(error)
+        if not isinstance(error, _HOPELESS) and not attempt.cancelled:
+            wait = attempt.work.retry.delay(error, number, random.random())  # noqa: S311  jitter, not a secret
+            if wait is not None:
+                return Attempted(n, at, number, failure, at + wait)
+        return Raised(n, at, failure)
+
+    # --- time ---------------------------------------------------------------------------------------------------------
+    def _next_due(self) -> float | None:
+        """Return when something is due of itself, dropping what is not wanted any more."""
+        turn = self.turn
+        if self.history.paused is not None or turn is None:
+            return None
+        due = self._due
+        while due and due[0][1] != DEADLINE and due[0][1] not in turn.pending:
+            heapq.heappop(due)
+        return due[0][0] if due else None
+
+    def _arm(self) -> None:
+        due = self._next_due()
+        if due is not None and due < self._alarm_at:
+            self._disarm()
+            self._alarm_at = due
+            self._alarm = self._home.clock.call_at(due, self._rung)
+
+    def _disarm(self) -> None:
+        if self._alarm is not None:
+            self._alarm.cancel()
+            self._alarm = None
+        self._alarm_at = float("inf")
+
+    def _rung(self) -> None:
+        self._alarm = None
+        self._alarm_at = float("inf")
+        self._home.schedule(self)
+
+    # --- slots, idleness and the end ----------------------------------------------------------------------------------
+    def _settle_down(self) -> None:
+        """Give the slot back once nothing is in progress, abandoned steps included."""
+        self._left_behind = {attempt for attempt in self._left_behind if attempt.busy_threads or not attempt.task.done()}
+        if self.has_slot and not (self._running or self._left_behind or self._busy or self._to_begin or self._arrivals):
+            self._home.release_slot(self)
+
+    @property
+    def idle(self) -> bool:
+        """Tell whether nothing is in progress and nothing has arrived."""
+        return not (self._busy or self._running or self._arrivals or self._inbox or self._to_begin or self._owned)
+
+    @property
+    def in_progress(self) -> bool:
+        """Tell whether a step, a read or a commit is in progress."""
+        return bool(self._busy or self._running or self._arrivals or self._inbox)
+
+    def write_first_frame(self) -> None:
+        """Commit the first frame that was held back, now."""
+        if self._unwritten is not None and not self._busy and not self.closed:
+            self._force_frame = True
+            self._home.schedule(self)
+
+    def _settled(self) -> None:
+        """The outcome is durable: let go of everything."""
+        self.close()
+        self._home.ended(self)
+
+    def close(self) -> None:
+        """Stop without a trace: nothing is journaled or acknowledged any more."""
+        if self.closed:
+            return
+        self.closed = True
+        self._disarm()
+        for attempt in self._running.values():
+            self._left_behind.add(attempt)
+            attempt.task.cancel()
+        self._running.clear()
+        self._to_begin.clear()
+        self._arrivals.clear()
+        self._inbox.clear()
+        self._forget_turn()
+        self._busy = False
+        self._settle_down()
+
+    async def stop(self, grace: float) -> None:
+        """Hand the invocation over: give steps a grace, interrupt them unjournaled, release the claim."""
+        self._stopping = True
+        if self._running and grace > 0:
+            await asyncio.wait([attempt.task for attempt in self._running.values()], timeout=grace)
+        for attempt in self._running.values():
+            attempt.task.cancel()
+        if self._running:
+            await asyncio.wait([attempt.task for attempt in self._running.values()], timeout=CANCEL_GRACE_SECONDS)
+        self._running.clear()
+        while (self._busy or self.scheduled) and not self.closed:
+            await asyncio.sleep(0)
+        if self._owned and not self.closed:
+            await self._release()
+        self.close()
+
+    async def _release(self) -> None:
+        at = self._home.clock.now()
+        arrivals, self._arrivals = self._arrivals, []
+        frame = Frame(self._home.name, at, [*arrivals, Released(at, at)])
+        transition = Transition(self.id, self.revision, frame, replace(NO_EFFECTS, wake=at), "suspended", True)
+        transition.acknowledge = self._taken
+        try:
+            await self._home.store.commit(transition)
+        except PerdureError as error:
+            log.warning("invocation %s could not be released, it is redelivered instead: %s", self.id, error)
+
+    def _give_up(self, why: str) -> None:
+        log.error("invocation %s (%s): %s", self.id, self.handler, why)
+        self.close()
+
+    def _acknowledge_all(self) -> None:
+        for delivery in self._inbox:
+            self._home.subscription.acknowledge(delivery)
+        self.close()
+        self._home.ended(self)

@@ -1,0 +1,339 @@
+"""A worker: takes deliveries, keeps a runner for each invocation in hand, and bounds what runs at the same time.
+
+Slots: `max_concurrent` bounds the invocations that have a step in progress. A new start comes only when a slot is free.
+An invocation that waits holds none; when a message makes it ask for steps, these queue for a slot ahead of new starts.
+So a parent that waits for its child never blocks it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+import logging
+import os
+import secrets
+import sys
+import threading
+import time
+import traceback
+from collections import OrderedDict, deque
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any, Protocol, Self
+
+from perdure.core.codec import Failure, FailureTranslator, failure_of
+from perdure.core.journal import Start
+from perdure.core.turn import Turn
+from perdure.errors import InvalidOption, NameTaken, ServiceUnknown
+from perdure.runtime.runner import Runner
+from perdure.runtime.steps import THREADS_LIMIT, Attempt, Work
+from perdure.stores.store import Clock, Delivery, Store, Subscription
+from perdure.workflow import StepInfo, Workflow
+
+CACHE_LIMIT = 1_000
+"""Suspended invocations whose turn is kept, so that the next event needs no replay."""
+
+FIRST_FRAME_SECONDS = 0.1
+"""How long the first frame of an invocation may be held back while its first steps run."""
+
+DRAIN_LIMIT_SECONDS = 1.0
+"""How long a body may run without awaiting before the worker reports it as blocking."""
+
+STOP_GRACE_SECONDS = 10.0
+"""How long running steps may take to end when a worker stops."""
+
+log = logging.getLogger("perdure.worker")
+
+
+class Channels(Protocol):
+    """Connections to the services that steps call."""
+
+    def channel(self, service: str, /) -> Any: ...
+    async def aclose(self) -> None: ...
+
+
+Translators = Callable[[], Sequence[FailureTranslator]]
+"""Gives what knows how to journal exceptions that are not plain Python, as those of gRPC."""
+
+
+class Worker:
+    """Serves workflows from a store until it is stopped. Use it as an async context manager, or `await serve()`."""
+
+    def __init__(
+        self,
+        open_store: Callable[[], Awaitable[Store]],
+        workflows: Sequence[Workflow[..., Any]],
+        *,
+        max_concurrent: int = 100,
+        channels: Channels | None = None,
+        cache: int = CACHE_LIMIT,
+        always_replay: bool = False,
+        stop_grace: float = STOP_GRACE_SECONDS,
+        translators: Translators = tuple,
+    ) -> None:
+        if max_concurrent < 1:
+            raise InvalidOption(f"worker(max_concurrent={max_concurrent}): give at least 1")
+        if cache < 0:
+            raise InvalidOption(f"worker(cache={cache}): give at least 0")
+        self.name = secrets.token_hex(6)
+        self.python = f"{sys.version_info.major}.{sys.version_info.minor}"
+        self.hash_seed = os.environ.get("PYTHONHASHSEED", "random")
+        self.always_replay = always_replay
+        self.workflows = by_name(workflows)
+        self.max_concurrent = max_concurrent
+        self._open_store = open_store
+        self._channels = channels
+        self._cache_limit = cache
+        self._stop_grace = stop_grace
+        self._translators = translators
+        self._runners: dict[str, Runner] = {}
+        self._cached: OrderedDict[str, Runner] = OrderedDict()
+        self._scheduled: list[Runner] = []
+        self._young: deque[tuple[float, Runner]] = deque()
+        self._slots_taken = 0
+        self._wanting_slot: deque[Runner] = deque()
+        self._waiting_starts: deque[Delivery] = deque()
+        self._pledged = 0  # starts asked of the store that have not come
+        self._pool: concurrent.futures.ThreadPoolExecutor | None = None
+        self._running = False
+        self._watch: DrainWatch | None = None
+
+    # --- life ---------------------------------------------------------------------------------------------------------
+    async def __aenter__(self) -> Self:
+        if self._running:
+            raise InvalidOption("this worker is running already: make another with client.worker(...)")
+        self.store = await self._open_store()
+        self.clock: Clock = self.store.clock
+        self.loop = asyncio.get_running_loop()
+        self._running = True
+        self._watch = DrainWatch()
+        self.subscription: Subscription = self.store.subscribe(self.workflows, self._deliver)
+        self._ask()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.stop()
+
+    async def serve(self) -> None:
+        """Serve until cancelled."""
+        async with self:
+            await asyncio.get_running_loop().create_future()
+
+    async def stop(self, grace: float | None = None) -> None:
+        """Take nothing new, let running steps end for at most `grace` seconds, and hand everything over."""
+        if not self._running:
+            return
+        self._running = False
+        runners = [*self._runners.values()]
+        await asyncio.gather(*(runner.stop(self._stop_grace if grace is None else grace) for runner in runners))
+        await self._dismantle()
+
+    async def crash(self) -> None:
+        """Stop as a killed process would: nothing more is journaled or acknowledged. For tests."""
+        self._running = False
+        for runner in [*self._runners.values()]:
+            runner.close()
+        await self._dismantle()
+
+    async def _dismantle(self) -> None:
+        self._runners.clear()
+        self._cached.clear()
+        self._scheduled.clear()
+        self.subscription.close()
+        if self._pool is not None:
+            self._pool.shutdown(wait=False, cancel_futures=True)
+        if self._channels is not None:
+            await self._channels.aclose()
+        if self._watch is not None:
+            self._watch.stop()
+
+    @property
+    def quiet(self) -> bool:
+        """Tell whether no runner has anything in progress."""
+        return not self._scheduled and not any(runner.in_progress for runner in self._runners.values())
+
+    # --- deliveries ---------------------------------------------------------------------------------------------------
+    def _deliver(self, delivery: Delivery) -> None:
+        if isinstance(delivery.item, Start):
+            self._pledged = max(0, self._pledged - 1)
+        if not self._running:
+            return
+        runner = self._runners.get(delivery.id)
+        if runner is not None:
+            self._cached.pop(delivery.id, None)
+            runner.take(delivery)
+        elif isinstance(delivery.item, Start) and self._slots_taken >= self.max_concurrent:
+            self._waiting_starts.append(delivery)
+        else:
+            self._admit(delivery)
+
+    def _admit(self, delivery: Delivery) -> None:
+        runner = self._runners[delivery.id] = Runner(self, delivery)
+        if isinstance(delivery.item, Start):
+            self._slots_taken += 1
+            runner.has_slot = True
+        runner.take(delivery)
+
+    def _ask(self) -> None:
+        """Ask the store for as many starts as there is room for."""
+        room = self.max_concurrent - self._slots_taken - self._pledged - len(self._waiting_starts)
+        if room > 0 and self._running:
+            self._pledged += room
+            self.subscription.request(room)
+
+    # --- what runners ask ---------------------------------------------------------------------------------------------
+    def schedule(self, runner: Runner, /) -> None:
+        """Advance a runner in the next round of the host's loop."""
+        if not runner.scheduled and not runner.closed:
+            runner.scheduled = True
+            if not self._scheduled:
+                self.loop.call_soon(self._advance)
+            self._scheduled.append(runner)
+
+    def _advance(self) -> None:
+        scheduled, self._scheduled = self._scheduled, []
+        for runner in scheduled:
+            runner.scheduled = False
+            runner.advance()
+
+    def hold_first_frame(self, runner: Runner, /) -> None:
+        """See to it that a first frame is not held back for long. One timer serves all."""
+        if not self._young:
+            self.loop.call_later(FIRST_FRAME_SECONDS, self._write_first_frames)
+        self._young.append((self.loop.time() + FIRST_FRAME_SECONDS, runner))
+
+    def _write_first_frames(self) -> None:
+        now = self.loop.time()
+        while self._young and self._young[0][0] <= now:
+            self._young.popleft()[1].write_first_frame()
+        if self._young:
+            self.loop.call_at(self._young[0][0], self._write_first_frames)
+
+    def acquire_slot(self, runner: Runner, /) -> bool:
+        """Give a slot if one is free; otherwise `slot_granted` is called when one is."""
+        if self._slots_taken < self.max_concurrent:
+            self._slots_taken += 1
+            runner.has_slot = True
+            return True
+        if runner not in self._wanting_slot:
+            self._wanting_slot.append(runner)
+        return False
+
+    def release_slot(self, runner: Runner, /) -> None:
+        runner.has_slot = False
+        self._slots_taken -= 1
+        while self._wanting_slot and self._slots_taken < self.max_concurrent:
+            waiting = self._wanting_slot.popleft()
+            if not waiting.closed:
+                self._slots_taken += 1
+                waiting.has_slot = True
+                waiting.slot_granted()
+        while self._waiting_starts and self._slots_taken < self.max_concurrent and self._running:
+            self._admit(self._waiting_starts.popleft())
+        self._ask()
+
+    def became_idle(self, runner: Runner, /) -> None:
+        """Keep a suspended runner for its next event, up to the limit of the cache."""
+        self._cached[runner.id] = runner
+        self._cached.move_to_end(runner.id)
+        while len(self._cached) > self._cache_limit:
+            self._evict(self._cached.popitem(last=False)[1])
+
+    def _evict(self, runner: Runner) -> None:
+        self._runners.pop(runner.id, None)
+        runner.close()
+
+    def ended(self, runner: Runner, /) -> None:
+        """Forget a runner whose invocation is settled, or not ours."""
+        if self._runners.get(runner.id) is runner:
+            del self._runners[runner.id]
+        self._cached.pop(runner.id, None)
+
+    def make_turn(self, start: Start, /) -> Turn:
+        """Make the turn of an invocation."""
+        workflow = self.workflows[start.handler]
+        return Turn(start, workflow.body(start), workflow.encode_result, secret=self.store.secret, translators=self._translators())
+
+    def failure_of(self, error: BaseException, /) -> Failure:
+        """Return an exception as the journal keeps it."""
+        return failure_of(error, translators=self._translators())
+
+    def drain(self, runner: Runner, work: Callable[[], None], /) -> None:
+        """Run a body until it waits, watched by the clock."""
+        watch = self._watch
+        assert watch is not None
+        watch.began(runner)
+        try:
+            work()
+        finally:
+            watch.ended()
+        turn = runner.turn
+        if turn is not None and turn.unseen:
+            for context in turn.unseen:
+                log.error("invocation %s: %s", runner.id, context.get("message"), exc_info=context.get("exception"))
+            turn.unseen.clear()
+
+    def begin_attempt(self, work: Work, info: StepInfo, on_thread_end: Callable[[], None], /) -> Attempt:
+        return Attempt(work, info, self._threads, self._channel, self.loop, on_thread_end)
+
+    def _threads(self) -> concurrent.futures.ThreadPoolExecutor:
+        if self._pool is None:
+            self._pool = concurrent.futures.ThreadPoolExecutor(
+                min(THREADS_LIMIT, self.max_concurrent), thread_name_prefix="perdure-step"
+            )
+        return self._pool
+
+    def _channel(self, service: str) -> Any:
+        if self._channels is None:
+            raise ServiceUnknown(service)
+        return self._channels.channel(service)
+
+
+def by_name(workflows: Sequence[Workflow[..., Any]]) -> dict[str, Workflow[..., Any]]:
+    """Return workflows by their handler names and aliases, or raise `NameTaken`."""
+    named: dict[str, Workflow[..., Any]] = {}
+    for workflow in workflows:
+        for name in (workflow.name, *workflow.aliases):
+            other = named.get(name)
+            if other is not None and other is not workflow:
+                raise NameTaken(name, other.where, workflow.where)
+            named[name] = workflow
+    return named
+
+
+class DrainWatch:
+    """Reports a body that blocks the loop, with its stack, from a thread of its own."""
+
+    def __init__(self, limit: float = DRAIN_LIMIT_SECONDS) -> None:
+        self._limit = limit
+        self._loop_thread = threading.get_ident()
+        self._current: tuple[float, str, str] | None = None
+        self._reported: object = None
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._look, name="perdure-watch", daemon=True)
+        self._thread.start()
+
+    def began(self, runner: Runner) -> None:
+        self._current = (time.monotonic(), runner.id, runner.handler)
+
+    def ended(self) -> None:
+        self._current = None
+
+    def stop(self) -> None:
+        self._stop.set()
+        self._thread.join()
+
+    def _look(self) -> None:
+        while not self._stop.wait(self._limit / 4):
+            current = self._current
+            if current is None or current is self._reported or time.monotonic() - current[0] < self._limit:
+                continue
+            self._reported = current
+            frame = sys._current_frames().get(self._loop_thread)
+            stack = "".join(traceback.format_stack(frame)) if frame is not None else "(no stack)"
+            log.error(
+                "the body of invocation %s (%s) blocks the worker for more than %.1f s: make what it does a step, or "
+                "await it. It is here:\n%s",
+                *current[1:],
+                self._limit,
+                stack,
+            )

@@ -1,0 +1,247 @@
+"""Who gets what in the stores of one process: starts by capacity, messages and wakes to whoever serves the handler.
+
+Nothing here is durable. The store keeps starts, messages, wakes and claims in its tables; the dispatcher keeps only
+what is in somebody's hands, and a bounded window of the start queue. When the process ends, the store's tables say
+what to deliver again; when one worker of several ends, `leave` does.
+
+It runs on one event loop and is not thread-safe.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Awaitable, Callable, Collection, Iterable
+from dataclasses import dataclass, field, replace
+
+from perdure.core.journal import Start
+from perdure.stores.store import Delivery, Wake
+
+WINDOW_LIMIT = 10_000
+"""Queued starts of one handler that are kept in memory; the rest waits in the store's table."""
+
+Fetch = Callable[[str, int, int], Awaitable[list[Delivery]]]
+"""Reads at most so many queued starts of a handler above a sequence; `token` of each is its sequence."""
+
+
+@dataclass(slots=True)
+class Hold:
+    """What one worker holds of one invocation: deliveries to acknowledge, and perhaps a claim."""
+
+    handler: str
+    deliveries: list[Delivery] = field(default_factory=list[Delivery])
+    claimed: bool = False
+
+
+@dataclass(slots=True)
+class Line:
+    """The queued starts of one handler. It is `whole` when none of them is in the store's table only."""
+
+    window: deque[Delivery] = field(default_factory=deque[Delivery])
+    last: int = 0
+    whole: bool = False
+    refilling: asyncio.Task[None] | None = None
+    missed: bool = False  # a start was queued while a refill was reading
+
+
+class Member:
+    """One worker's subscription."""
+
+    def __init__(self, dispatcher: Dispatcher, handlers: frozenset[str], deliver: Callable[[Delivery], None]) -> None:
+        self.handlers = handlers
+        self.deliver = deliver
+        self.credit = 0
+        self.open = True
+        self.held: dict[str, Hold] = {}
+        self._dispatcher = dispatcher
+
+    def request(self, starts: int, /) -> None:
+        self.credit += starts
+        self._dispatcher.pump()
+
+    def acknowledge(self, delivery: Delivery, /) -> None:
+        self._dispatcher.finish(delivery)
+
+    def hand_back(self, delivery: Delivery, /) -> None:
+        self._dispatcher.hand_back(self, delivery)
+
+    def close(self) -> None:
+        self._dispatcher.leave(self)
+
+
+class Dispatcher:
+    """Hands deliveries to members. `forget` tells the store of one that was acknowledged outside of a commit."""
+
+    def __init__(self, fetch: Fetch, forget: Callable[[Delivery], None]) -> None:
+        self._fetch = fetch
+        self._forget = forget
+        self._members: list[Member] = []
+        self._owners: dict[str, Member] = {}
+        self._lines: dict[str, Line] = {}
+        self._shaken: set[str] = set()  # invocations whose holder ended without releasing them
+
+    # --- members ------------------------------------------------------------------------------------------------------
+    def join(self, handlers: Collection[str], deliver: Callable[[Delivery], None]) -> Member:
+        """Add a worker. It is for the store to offer what was waiting for these handlers."""
+        member = Member(self, frozenset(handlers), deliver)
+        self._members.append(member)
+        return member
+
+    def leave(self, member: Member) -> None:
+        """End a worker's claims, and deliver what it held to others at once."""
+        if not member.open:
+            return
+        member.open = False
+        self._members.remove(member)
+        held, member.held = member.held, {}
+        for id in held:
+            del self._owners[id]
+        for id, hold in held.items():
+            if hold.claimed or any(delivery.attempt for delivery in hold.deliveries):
+                self._shaken.add(id)
+            for delivery in hold.deliveries:
+                again = replace(delivery, attempt=delivery.attempt + 1)
+                if isinstance(delivery.item, Start):
+                    self._line(delivery.handler).window.appendleft(again)
+                else:
+                    self.offer(again)
+            if hold.claimed:
+                self.offer(Delivery(id, hold.handler, Wake(), attempt=2))
+        self.pump()
+
+    def serves(self, handler: str) -> bool:
+        return any(handler in member.handlers for member in self._members)
+
+    def close(self) -> None:
+        """Forget everything; nothing is delivered any more."""
+        for line in self._lines.values():
+            if line.refilling is not None:
+                line.refilling.cancel()
+        for member in self._members:
+            member.open = False
+        self._members.clear()
+        self._owners.clear()
+        self._lines.clear()
+
+    # --- starts -------------------------------------------------------------------------------------------------------
+    def queue(self, delivery: Delivery) -> None:
+        """Take a start that is durably queued; it goes out, in order, when a worker that serves it has room."""
+        line = self._line(delivery.handler)
+        if line.refilling is not None:
+            line.missed = True
+        if line.whole and len(line.window) < WINDOW_LIMIT:
+            line.window.append(delivery)
+            line.last = delivery.token
+        else:
+            line.whole = False
+
+    def pump(self) -> None:
+        """Hand out queued starts while there is room."""
+        for member in [*self._members]:
+            while member.open and member.credit > 0 and (line := self._next_line(member)) is not None:
+                delivery = line.window.popleft()
+                if delivery.id in self._shaken and delivery.attempt == 1:
+                    delivery = replace(delivery, attempt=2)
+                member.credit -= 1
+                self._hand(member, delivery)
+            if member.open and member.credit > 0:
+                for handler in member.handlers:
+                    line = self._line(handler)
+                    if not line.whole and line.refilling is None:
+                        line.refilling = asyncio.ensure_future(self._refill(handler, line))
+
+    # --- messages and wakes -------------------------------------------------------------------------------------------
+    def offer(self, delivery: Delivery) -> bool:
+        """Deliver a message or wake to the owner, or to one who serves the handler; false if there is nobody."""
+        member = self._owners.get(delivery.id)
+        if member is None:
+            serving = [member for member in self._members if delivery.handler in member.handlers]
+            if not serving:
+                return False
+            member = min(serving, key=lambda each: len(each.held))
+            if delivery.id in self._shaken and delivery.attempt == 1:
+                delivery = replace(delivery, attempt=2)
+        self._hand(member, delivery)
+        return True
+
+    def owner(self, id: str) -> Member | None:
+        """Return who has an invocation in hand, if anybody has."""
+        return self._owners.get(id)
+
+    # --- what became of deliveries ------------------------------------------------------------------------------------
+    def committed(self, id: str, acknowledged: Iterable[Delivery], *, ended: bool) -> None:
+        """Note a durable commit: what it acknowledged, and whether it ended the claim."""
+        self._shaken.discard(id)
+        member = self._owners.get(id)
+        if member is None:
+            return
+        hold = member.held[id]
+        for delivery in acknowledged:
+            if delivery in hold.deliveries:
+                hold.deliveries.remove(delivery)
+        hold.claimed = not ended
+        self._drop_if_done(member, id, hold)
+
+    def finish(self, delivery: Delivery) -> None:
+        """Acknowledge outside of a commit."""
+        self._forget(delivery)
+        self._let_go(delivery)
+
+    def hand_back(self, member: Member, delivery: Delivery) -> None:
+        """Take a delivery back, for somebody else or for later."""
+        self._let_go(delivery)
+        if isinstance(delivery.item, Start):
+            self._line(delivery.handler).window.appendleft(delivery)
+            self.pump()
+        else:
+            others = [each for each in self._members if each is not member and delivery.handler in each.handlers]
+            if others:
+                self._hand(others[0], delivery)
+
+    # --- inside -------------------------------------------------------------------------------------------------------
+    def _hand(self, member: Member, delivery: Delivery) -> None:
+        hold = member.held.get(delivery.id)
+        if hold is None:
+            hold = member.held[delivery.id] = Hold(delivery.handler)
+            self._owners[delivery.id] = member
+        hold.deliveries.append(delivery)
+        member.deliver(delivery)
+
+    def _let_go(self, delivery: Delivery) -> None:
+        member = self._owners.get(delivery.id)
+        if member is not None:
+            hold = member.held[delivery.id]
+            if delivery in hold.deliveries:
+                hold.deliveries.remove(delivery)
+            self._drop_if_done(member, delivery.id, hold)
+
+    def _drop_if_done(self, member: Member, id: str, hold: Hold) -> None:
+        if not hold.deliveries and not hold.claimed:
+            del member.held[id]
+            del self._owners[id]
+
+    def _line(self, handler: str) -> Line:
+        line = self._lines.get(handler)
+        if line is None:
+            line = self._lines[handler] = Line()
+        return line
+
+    def _next_line(self, member: Member) -> Line | None:
+        """Return the served line whose head was queued first."""
+        lines = [line for handler in member.handlers if (line := self._lines.get(handler)) and line.window]
+        if len(lines) < 2:
+            return lines[0] if lines else None
+        return min(lines, key=lambda line: line.window[0].token)
+
+    async def _refill(self, handler: str, line: Line) -> None:
+        try:
+            found = await self._fetch(handler, line.last, WINDOW_LIMIT)
+            for delivery in found:
+                line.last = delivery.token
+                if delivery.id not in self._owners:
+                    line.window.append(delivery)
+            line.whole = len(found) < WINDOW_LIMIT and not line.missed
+        finally:
+            line.refilling = None
+            line.missed = False
+        self.pump()

@@ -1,0 +1,339 @@
+"""The memory store: the Store protocol as an executable specification.
+
+It keeps the order of writes that every store must keep (frame, then effects, acknowledgements last) as separate
+writes, so that a test can end the process between any two of them: `hook` is called before each write with its name,
+and may raise `Crashed`. After a crash the store refuses everything until `restart`, which forgets what a process
+would have held in memory and keeps what a disk would.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import heapq
+from collections.abc import Callable, Collection, Sequence
+from typing import Any, TypeVar
+
+from perdure.core.codec import digest
+from perdure.core.journal import (
+    Answer,
+    Message,
+    Outcome,
+    Start,
+    Status,
+    decode_frame,
+    encode_frame,
+)
+from perdure.core.lifecycle import SETTLED
+from perdure.errors import Conflict, IdConflict, StoreClosed, UnknownInvocation
+from perdure.stores.clock import Alarm, SystemClock, VirtualClock
+from perdure.stores.dispatch import Dispatcher, Member
+from perdure.stores.notices import Notices
+from perdure.stores.store import Counts, Delivery, Filter, Journal, Row, Transition, Wake
+
+T = TypeVar("T")
+
+PAYLOAD_LIMIT_BYTES = 64 * 1024 * 1024
+"""The most bytes of one encoded value, by default."""
+
+Hook = Callable[[str, str], None]
+"""Called before each write with its kind and the invocation's id; may raise `Crashed`."""
+
+
+class Crashed(BaseException):
+    """The process ends here, as far as a test is concerned."""
+
+
+class MemoryStore:
+    """Holds everything in dictionaries. `clock` is the system's unless a test brings a virtual one."""
+
+    def __init__(self, clock: SystemClock | VirtualClock | None = None, *, payload_limit: int = PAYLOAD_LIMIT_BYTES) -> None:
+        self.clock = clock or SystemClock()
+        self.secret = b"memory"
+        self.payload_limit = payload_limit
+        self.hook: Hook | None = None
+        self.writes = 0
+        self._rows: dict[str, Row] = {}
+        self._digests: dict[str, bytes] = {}
+        self._queued: dict[str, tuple[int, Start]] = {}  # by id, in the order of acceptance
+        self._scheduled: dict[str, Start] = {}
+        self._starts: dict[str, Start] = {}
+        self._frames: dict[str, list[bytes]] = {}
+        self._messages: dict[str, Message] = {}
+        self._answers: dict[str, Answer] = {}
+        self._wakes: dict[str, float] = {}
+        self._sequence = 0
+        self._begin()
+
+    def _begin(self) -> None:
+        """Set up what a process holds in memory."""
+        self._down = False
+        self._opened_at = self._sequence
+        self._due: list[tuple[float, str]] = [(at, id) for id, at in self._wakes.items()]
+        self._due += [(start.due, id) for id, start in self._scheduled.items()]
+        heapq.heapify(self._due)
+        self._notices = Notices()
+        self._dispatcher = Dispatcher(self._fetch, self._forget)
+        self._alarm = Alarm(self.clock, self._ring)
+
+    def restart(self) -> None:
+        """Begin again as a new process would, with what was written."""
+        self._end("it was restarted")
+        self._begin()
+
+    def _end(self, why: str) -> None:
+        self._down = True
+        self._alarm.cancel()
+        self._dispatcher.close()
+        self._notices.fail(StoreClosed("memory:", why))
+
+    async def open(self) -> None:
+        self._arm()
+
+    async def aclose(self) -> None:
+        self._end("it was closed")
+
+    # --- starts and messages ------------------------------------------------------------------------------------------
+    def submit(self, starts: Sequence[Start], /) -> asyncio.Future[list[bool]]:
+        def write() -> list[bool]:
+            for start in starts:
+                if (known := self._digests.get(start.id)) is not None and known != _identity(start):
+                    raise IdConflict(start.id)
+            return [self._accept(start) for start in starts]
+
+        return self._durably(write)
+
+    def _accept(self, start: Start) -> bool:
+        if start.id in self._rows:
+            return False
+        now = self.clock.now()
+        self._write("start", start.id)
+        self._digests[start.id] = _identity(start)
+        self._starts[start.id] = start
+        status: Status = "scheduled" if start.due > now else "pending"
+        self._rows[start.id] = Row(start.id, start.handler, status, start.key, start.at, start.at, start.due)
+        if status == "scheduled":
+            self._scheduled[start.id] = start
+            heapq.heappush(self._due, (start.due, start.id))
+            self._arm()
+        else:
+            self._enqueue(start)
+        return True
+
+    def _enqueue(self, start: Start) -> None:
+        self._sequence += 1
+        self._queued[start.id] = (self._sequence, start)
+        self._dispatcher.queue(Delivery(start.id, start.handler, start, fresh=True, token=self._sequence))
+        self._soon(self._dispatcher.pump)
+
+    def post(self, message: Message, /) -> asyncio.Future[None]:
+        def write() -> None:
+            if message.to not in self._rows:
+                raise UnknownInvocation(message.to)
+            self._put(message)
+
+        return self._durably(write)
+
+    def _put(self, message: Message) -> None:
+        row = self._rows.get(message.to)
+        if row is None or message.id in self._messages or message.id in self._answers:
+            return
+        self._write("message", message.to)
+        self._messages[message.id] = message
+        self._soon(lambda: self._dispatcher.offer(Delivery(message.to, row.handler, message)))
+
+    async def answer(self, message_id: str, /) -> Answer:
+        self._check()
+        known = self._answers.get(message_id)
+        return known if known is not None else await self._notices.await_answer(message_id)
+
+    # --- deliveries ---------------------------------------------------------------------------------------------------
+    def subscribe(
+        self, handlers: Collection[str], deliver: Callable[[Delivery], None], *, partitions: Collection[int] | None = None
+    ) -> Member:
+        self._check()
+        member = self._dispatcher.join(handlers, deliver)
+        for id, row in self._rows.items():
+            if row.handler in member.handlers and row.status == "running":
+                self._redeliver(Delivery(id, row.handler, Wake(), attempt=2))
+        for message in [*self._messages.values()]:
+            row = self._rows[message.to]
+            if row.handler in member.handlers:
+                self._redeliver(Delivery(message.to, row.handler, message, attempt=2))
+        self._due = [(at, id) for id, at in self._wakes.items()] + [(s.due, id) for id, s in self._scheduled.items()]
+        heapq.heapify(self._due)
+        self._arm()
+        return member
+
+    def _redeliver(self, delivery: Delivery) -> None:
+        if self._dispatcher.owner(delivery.id) is None or isinstance(delivery.item, Message):
+            self._soon(lambda: self._dispatcher.offer(delivery))
+
+    async def _fetch(self, handler: str, after: int, limit: int) -> list[Delivery]:
+        found = [
+            Delivery(id, handler, start, 2 if sequence <= self._opened_at else 1, id not in self._frames, sequence)
+            for id, (sequence, start) in self._queued.items()
+            if start.handler == handler and sequence > after
+        ]
+        return found[:limit]
+
+    def _forget(self, delivery: Delivery) -> None:
+        match delivery.item:
+            case Start():
+                self._write("acknowledge", delivery.id)
+                self._queued.pop(delivery.id, None)
+            case Message(id=message_id):
+                self._write("acknowledge", delivery.id)
+                self._messages.pop(message_id, None)
+            case Wake():
+                pass
+
+    # --- transitions --------------------------------------------------------------------------------------------------
+    def commit(self, transition: Transition, /) -> asyncio.Future[int]:
+        return self._durably(lambda: self._commit(transition))
+
+    def _commit(self, transition: Transition) -> int:
+        id, effects = transition.id, transition.effects
+        outcome: Outcome | None = None
+        if transition.frame is not None:
+            frames = self._frames.get(id, [])
+            if len(frames) != transition.expected:
+                raise Conflict(id, transition.expected, len(frames))
+            self._write("frame", id)
+            self._frames.setdefault(id, []).append(encode_frame(transition.frame))
+            outcome = transition.frame.outcome
+        if transition.released or outcome is not None:
+            self._set_wake(id, effects.wake)
+        for start in effects.starts:
+            self._accept(start)
+        for message in effects.messages:
+            self._put(message)
+        for answer in effects.answers:
+            self._write("answer", id)
+            self._answers[answer.message] = answer
+            self._soon(lambda answer=answer: self._notices.answered(answer))
+        if transition.status is not None:
+            self._write("index", id)
+            row = self._rows[id]
+            self._rows[id] = Row(id, row.handler, transition.status, row.key, row.created_at, self.clock.now(), row.due)
+        for delivery in transition.acknowledge:
+            self._forget(delivery)
+        ended = transition.released or outcome is not None
+        self._soon(lambda: self._dispatcher.committed(id, transition.acknowledge, ended=ended))
+        if outcome is not None:
+            self._soon(lambda: self._notices.settled(id, outcome))
+        return len(self._frames[id])
+
+    def _set_wake(self, id: str, at: float | None) -> None:
+        if at is not None:
+            self._write("wake", id)
+            self._wakes[id] = at
+            heapq.heappush(self._due, (at, id))
+            self._arm()
+        elif id in self._wakes:
+            self._write("wake", id)
+            del self._wakes[id]
+
+    def _arm(self) -> None:
+        if self._due:
+            self._alarm.by(self._due[0][0])
+
+    def _ring(self) -> None:
+        now = self.clock.now()
+        while self._due and self._due[0][0] <= now:
+            at, id = heapq.heappop(self._due)
+            row = self._rows[id]
+            if (start := self._scheduled.get(id)) is not None:
+                self._write("due", id)
+                del self._scheduled[id]
+                self._rows[id] = Row(id, row.handler, "pending", row.key, row.created_at, now, row.due)
+                self._enqueue(start)
+            elif self._wakes.get(id) == at and self._dispatcher.owner(id) is None:
+                self._dispatcher.offer(Delivery(id, row.handler, Wake()))
+        self._arm()
+
+    # --- reading ------------------------------------------------------------------------------------------------------
+    async def journal(self, id: str, /) -> Journal:
+        self._check()
+        frames = tuple(decode_frame(data) for data in self._frames.get(id, ()))
+        return Journal(frames, len(frames))
+
+    async def outcome(self, id: str, /) -> Outcome | None:
+        self._check()
+        frames = self._frames.get(id)
+        return decode_frame(frames[-1]).outcome if frames else None
+
+    def watch(self, id: str, /) -> asyncio.Future[Outcome]:
+        self._check()
+        return self._notices.watch(id)
+
+    async def start(self, id: str, /) -> Start | None:
+        return self._starts.get(id)
+
+    def serves(self, handler: str, /) -> bool:
+        return self._dispatcher.serves(handler)
+
+    async def row(self, id: str, /) -> Row | None:
+        return self._rows.get(id)
+
+    async def search(self, filter: Filter, /) -> list[Row]:
+        rows = sorted(self._rows.values(), key=lambda row: (row.created_at, row.id), reverse=True)
+        return [row for row in rows if matches(row, filter)][: filter.limit]
+
+    async def counts(self) -> Counts:
+        counts = Counts()
+        for row in self._rows.values():
+            counts.by_status[row.status] = counts.by_status.get(row.status, 0) + 1
+            counts.by_handler[row.handler] = counts.by_handler.get(row.handler, 0) + 1
+        return counts
+
+    # --- for tests ----------------------------------------------------------------------------------------------------
+    def check_liveness(self) -> None:
+        """Raise if an unsettled invocation has nothing that will ever bring it to a worker, nor waits for a message."""
+        pending = {message.to for message in self._messages.values()}
+        for id, row in self._rows.items():
+            if row.status in SETTLED or id in pending or id in self._wakes:
+                continue
+            if id in self._queued or id in self._scheduled or row.status in ("running", "suspended", "paused"):
+                continue
+            raise AssertionError(f"invocation {id} is {row.status} and nothing will bring it to a worker")
+
+    # --- inside -------------------------------------------------------------------------------------------------------
+    def _write(self, kind: str, id: str) -> None:
+        self.writes += 1
+        if self.hook is not None:
+            try:
+                self.hook(kind, id)
+            except Crashed:
+                self._end("the process crashed")
+                raise
+
+    def _check(self) -> None:
+        if self._down:
+            raise StoreClosed("memory:", "it is closed, or its process crashed")
+
+    def _durably(self, write: Callable[[], T]) -> asyncio.Future[T]:
+        future: asyncio.Future[T] = asyncio.get_running_loop().create_future()
+        try:
+            self._check()
+            future.set_result(write())
+        except Exception as error:  # noqa: BLE001  it ends the future instead
+            future.set_exception(error)
+        return future
+
+    def _soon(self, callback: Callable[[], Any]) -> None:
+        asyncio.get_running_loop().call_soon(lambda: None if self._down else callback())
+
+
+def _identity(start: Start) -> bytes:
+    return digest(start.handler.encode() + b"\0" + start.input)
+
+
+def matches(row: Row, filter: Filter) -> bool:
+    """Tell whether a row passes a filter."""
+    return (
+        (filter.status is None or row.status == filter.status)
+        and (filter.handler is None or row.handler == filter.handler)
+        and (filter.key is None or row.key == filter.key)
+        and (filter.id_prefix is None or row.id.startswith(filter.id_prefix))
+        and (filter.before is None or (row.created_at, row.id) < filter.before)
+    )

@@ -1,0 +1,41 @@
+"""The public surface is pinned: a name is added or taken away here first, on purpose."""
+
+from __future__ import annotations
+
+import types
+
+import perdure
+
+PUBLIC = {
+    # authors
+    *("Context", "Retry", "Step", "Workflow", "step", "step_info", "workflow"),
+    # callers
+    *("Awakeable", "Call", "Client", "Handle", "Invocation", "connect"),
+    # groups
+    *("Cancelled", "Completed", "Failed", "Group"),
+    *("WaitDuration", "WaitForQuota", "WaitForever", "WaitQuotaOrDuration"),
+    # flows
+    *("Continue", "Flow"),
+    # errors
+    *("ChildCancelled", "InvocationCancelled", "InvocationTimedOut", "NonRetryable", "PerdureError", "RemoteError"),
+    "WaitTimeout",
+}
+
+
+def test_all_lists_exactly_the_public_names() -> None:
+    assert len(perdure.__all__) == len(set(perdure.__all__))
+    assert set(perdure.__all__) == PUBLIC
+
+
+def test_every_public_name_exists_and_knows_its_documentation() -> None:
+    undocumented = [name for name in perdure.__all__ if not getattr(perdure, name).__doc__]
+    assert not undocumented
+
+
+def test_nothing_else_looks_public() -> None:
+    loose = {
+        name
+        for name, value in vars(perdure).items()
+        if not (name.startswith("_") or isinstance(value, types.ModuleType) or name == "annotations")
+    }
+    assert loose <= set(perdure.__all__)

@@ -1,0 +1,110 @@
+"""Every line marked `# error` must be reported by both checkers, and no other line."""
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+from examples.services.hello_pb2 import HelloRequest, HelloResponse
+from examples.services.hello_pb2_grpc import HelloServiceStub
+from perdure import Context, Handle, Retry, Workflow, connect, step, workflow
+
+@step
+async def greet(name: str) -> str: return name
+@step
+def length(name: str) -> int: return len(name)
+class Payments:
+    @step
+    async def charge(self, cents: int, *, note: str = "") -> str: return note
+@workflow
+async def nothing() -> None: ...
+@workflow
+async def hello(name: str, times: int = 1) -> int: return await length(await greet(name))
+@workflow
+async def with_ctx(ctx: Context, a: int) -> bytes: return b""
+@workflow
+async def kwonly(*, a: int, b: str = "") -> bytes: return b""
+@workflow
+async def star(*xs: int) -> bytes: return b""
+@workflow
+async def obj(payload: object) -> int: return 1
+@workflow.ref
+async def remote(name: str) -> list[str]: ...  # type: ignore[empty-body]
+@workflow                                  # error
+def not_async(name: str) -> int: return 1
+@step(retries=3)                           # error
+async def unknown_option(name: str) -> int: return 1
+
+@workflow
+async def body(ctx: Context, n: int) -> int:
+    greet("x")                             # error
+    length("x")                            # error
+    nothing()                              # error
+    await greet(3)                         # error
+    await greet()                          # error
+    await greet("x", "y")                  # error
+    await greet(nam="x")                   # error
+    a: int = await greet("x")              # error
+    b: int = length("x")                   # error
+    await greet.using(key="k")("x")        # error
+    await greet.using(timeout="3")("x")    # error
+    await hello.using(tiemout=3)("x")      # error
+    await with_ctx(ctx, 3)                 # error
+    await Payments().charge("x")           # error
+    await Payments().charge()              # error
+    cart: list[str] = ctx.get("cart", list[str], default=[1])  # error
+    c: int = ctx.get("n", int)             # error
+    ctx.send(hello)                        # error
+    ctx.send(hello, 3)                     # error
+    ctx.send(greet, "x")                   # error
+    d: int = await ctx.awakeable(str)      # error
+    await ctx.run_all([hello("x")])        # error
+    hello.bind()                           # error
+    hello.bind(3)                          # error
+    await asyncio.gather(greet(3), length("y"))  # error
+    async with asyncio.TaskGroup() as tg:
+        t = tg.create_task(length("y"))
+    e: str = t.result()                    # error
+    service = ctx.stub(HelloServiceStub)
+    await service.SayHello(HelloResponse())     # error
+    await service.SayHelo(HelloRequest())       # error
+    service.SayHello(HelloRequest()).message    # error
+    ctx.stub(HelloServiceStub, retries=3)       # error
+    return a + b + c + d + len(e) + len(cart)
+
+async def main() -> None:
+    async with connect("memory:") as client, client.worker(hello, with_ctx):
+        await client.run(hello, 3)         # error
+        await client.run(hello)            # error
+        await client.run(hello, "x", "y")  # error
+        await client.run(hello, nme="x")   # error
+        await client.run(with_ctx, "no")   # error
+        await client.run(with_ctx.using(key=3), 3)  # error
+        await client.run(hello.using(id="1"))  # error
+        await client.run(kwonly, 1)        # error
+        await client.run(kwonly)           # error
+        await client.run(star, "x")        # error
+        await client.run(obj)              # error
+        await client.run(remote, 3)        # error
+        await client.run(greet, "x")       # error
+        client.run(hello, "x")             # error
+        x: str = await client.run(hello, "x")  # error
+        h: Handle[str] = await client.start(hello, "x")  # error
+        y: str = await (await client.start(hello, "x")).result()  # error
+        z: Handle[str] = client.handle("job", hello)  # error
+        await client.run_all([hello.bind("x"), hello("y")])  # error
+        async for item in client.list(status="faild"):  # error
+            print(item.idd)                # error
+        client.worker(greet)               # error
+        print(x, h, y, z)
+
+Retry(attempts=3)                          # error
+w: Workflow[[str], str] = hello            # error
+_: Any = (unknown_option, not_async, star, body)
+async def more() -> None:
+    async with connect("memory:") as client:
+        await client.run_all([greet.bind("x")])        # error
+        await client.run(hello.using(retry=Retry()), "x")  # error
+        await client.run("hello", "x")                 # error
+        with client.blocking() as wait:
+            q: str = wait(client.run(hello, "x"))      # error
+            print(q)
