@@ -11,7 +11,7 @@ import json
 import re
 import subprocess
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,7 +21,7 @@ SOURCE = Path(__file__).resolve().parents[1] / "src"
 
 LAYERS = (
     {"cli", "http", "integrations", "testing"},
-    {"client", "connect"},
+    {"client", "connect", "blocking", "describe"},
     {"runtime"},
     {"stores"},
     {"workflow", "context", "group", "flow"},
@@ -33,29 +33,24 @@ LAYERS = (
 FACE = {"perdure", "perdure.__main__"}
 """Above all layers: they import what they like, and nothing imports them."""
 
+STORES = ("perdure.stores",)
 STORE_PORT = {"perdure.stores", "perdure.stores.store"}
-COMPOSER = "perdure.connect"
-"""The one module that knows concrete stores."""
+CONCRETE_STORES = ("perdure.stores.memory", "perdure.stores.sqlite", "perdure.stores.jetstream")
+COMPOSERS = {"perdure.connect"}
+"""Who may know concrete stores."""
 
 CORE_OUTSIDERS = {"msgspec", "typing_extensions"}
-CORE_CODEC_OUTSIDERS = {"pydantic", "google"}
+CODEC_OUTSIDERS = CORE_OUTSIDERS | {"pydantic", "google"}
+NEWER_STDLIB = {"annotationlib"}
+"""Modules of the standard library that the oldest supported Python does not have."""
+PURE_PARTS = {"pathlib": {"PurePath", "PurePosixPath", "PureWindowsPath"}, "random": {"Random"}}
+"""Of these modules the core may take these names, and nothing else."""
 ASYNCIO_IN_CORE = {"perdure.core.loop", "perdure.core.turn"}
 IMPURE = {
-    *(
-        "_thread",
-        "concurrent",
-        "fcntl",
-        "ftplib",
-        "getpass",
-        "glob",
-        "http",
-        "io",
-        "logging",
-        "mmap",
-        "multiprocessing",
-    ),
-    *("os", "pathlib", "platform", "queue", "sched", "secrets", "select", "selectors", "shutil", "signal", "smtplib"),
-    *("socket", "socketserver", "sqlite3", "ssl", "subprocess", "tempfile", "threading", "time", "urllib", "warnings"),
+    *("_thread", "concurrent", "fcntl", "ftplib", "getpass", "glob", "http", "io", "logging", "mmap"),
+    *("multiprocessing", "os", "platform", "queue", "sched", "secrets", "select", "selectors", "shutil", "signal"),
+    *("smtplib", "socket", "socketserver", "sqlite3", "ssl", "subprocess", "tempfile", "threading", "time", "urllib"),
+    "warnings",
 }
 """Standard modules that read a clock, do I/O, use threads or log."""
 IMPURE_CALLS = {
@@ -163,23 +158,24 @@ def imports_point_down(modules: Iterable[Module]) -> Iterator[str]:
         for name in (target for found in each.imports() for target in targets(found, known)):
             layer = layer_of(name)
             if name in FACE:
-                yield f"{each.name} imports from {name}, which is above all layers: import from the module that defines it"
+                yield f"{each.name} imports from {name}, which is above all layers: use the module that defines it"
             elif layer is not None and each.layer is not None and layer > each.layer:
                 yield f"{each.name} imports {name}, which is above it"
 
 
-def stores_know_only_their_port_and_themselves(modules: Iterable[Module]) -> Iterator[str]:
+def stores_are_known_by_their_port(modules: Iterable[Module]) -> Iterator[str]:
     modules = list(modules)
     known = {each.name for each in modules}
     for each in modules:
-        if each.name in FACE or each.name == COMPOSER:
+        if each.name in FACE | COMPOSERS:
             continue
-        own = ".".join(each.name.split(".")[:3])
+        own = next((store for store in CONCRETE_STORES if is_within(each.name, [store])), None)
         for name in (target for found in each.imports() for target in targets(found, known)):
-            if not is_within(name, ["perdure.stores"]) or name in STORE_PORT:
-                continue
-            if not (is_within(own, ["perdure.stores"]) and own not in STORE_PORT and is_within(name, [own])):
-                yield f"{each.name} imports the store {name}: only {COMPOSER} may"
+            concrete = next((store for store in CONCRETE_STORES if is_within(name, [store])), None)
+            if concrete not in (None, own):
+                yield f"{each.name} imports the store {name}: only {', '.join(sorted(COMPOSERS))} may"
+            elif is_within(name, STORES) and not is_within(each.name, STORES) and name not in STORE_PORT:
+                yield f"{each.name} imports {name}, which is the stores' own: others know perdure.stores.store"
 
 
 def core_is_pure(modules: Iterable[Module]) -> Iterator[str]:
@@ -189,25 +185,30 @@ def core_is_pure(modules: Iterable[Module]) -> Iterator[str]:
 
 
 def core_breaches(core: Module) -> Iterator[str]:
-    outsiders = CORE_OUTSIDERS | (CORE_CODEC_OUTSIDERS if is_within(core.name, ["perdure.core.codec"]) else set())
     for found in core.imports():
-        head = found.module.split(".")[0]
-        if head == "perdure":
-            if not is_within(found.module, ["perdure.core", "perdure.errors"]):
-                yield f"imports {found.module}: core knows core and errors only"
-        elif head == "asyncio":
-            if core.name not in ASYNCIO_IN_CORE:
-                yield f"imports asyncio: only {', '.join(sorted(ASYNCIO_IN_CORE))} may"
-        elif head == "random":
-            if found.names != ("Random",):
-                yield "imports random: only the class, by `from random import Random`"
-        elif head in IMPURE:
-            yield f"imports {found.module}: a clock, I/O, threads or logs"
-        elif head not in sys.stdlib_module_names and head not in outsiders:
-            yield f"imports {found.module}: neither the standard library's nor among {', '.join(sorted(outsiders))}"
+        if reason := why_impure(core.name, found):
+            yield f"imports {found.module}: {reason}"
     for node in ast.walk(core.tree):
         if isinstance(node, ast.Call):
             yield from call_breaches(node)
+
+
+def why_impure(importer: str, found: Import) -> str | None:
+    head = found.module.split(".")[0]
+    outsiders = CODEC_OUTSIDERS if importer == "perdure.core.codec" else CORE_OUTSIDERS
+    if head == "perdure":
+        is_known = is_within(found.module, ["perdure.core", "perdure.errors"])
+        return None if is_known else "core knows core and errors only"
+    if head == "asyncio":
+        return None if importer in ASYNCIO_IN_CORE else f"only {' and '.join(sorted(ASYNCIO_IN_CORE))} may"
+    if head in PURE_PARTS:
+        is_pure = found.names and PURE_PARTS[head].issuperset(found.names)
+        return None if is_pure else f"only by `from {head} import {', '.join(sorted(PURE_PARTS[head]))}`"
+    if head in IMPURE:
+        return "a clock, I/O, threads or logs"
+    if head in sys.stdlib_module_names | NEWER_STDLIB | outsiders:
+        return None
+    return f"neither the standard library's nor one of {', '.join(sorted(outsiders))}"
 
 
 def call_breaches(call: ast.Call) -> Iterator[str]:
@@ -225,7 +226,7 @@ def is_impure_call(name: str) -> bool:
 RULES = (
     every_module_has_a_layer,
     imports_point_down,
-    stores_know_only_their_port_and_themselves,
+    stores_are_known_by_their_port,
     core_is_pure,
 )
 
@@ -263,11 +264,12 @@ def test_import_that_points_up_is_found(name: str, source: str) -> None:
         ("perdure.stores.jetstream.store", "from perdure.stores import memory"),
         ("perdure.stores.store", "from perdure.stores.memory import Memory"),
         ("perdure.stores", "from .memory import Memory"),
+        ("perdure.runtime.worker", "from perdure.stores.clock import SystemClock"),
     ],
 )
-def test_import_of_a_concrete_store_is_found(name: str, source: str) -> None:
+def test_import_past_the_port_of_the_stores_is_found(name: str, source: str) -> None:
     importer = Module(name, ast.parse(source), is_package=name == "perdure.stores")
-    assert len(list(stores_know_only_their_port_and_themselves([importer, module("perdure.stores.memory", "")]))) == 1
+    assert len(list(stores_are_known_by_their_port([importer, module("perdure.stores.memory", "")]))) == 1
 
 
 @pytest.mark.parametrize(
@@ -277,6 +279,8 @@ def test_import_of_a_concrete_store_is_found(name: str, source: str) -> None:
         "from os import urandom",
         "import random",
         "from random import Random, random",
+        "import pathlib",
+        "from pathlib import Path",
         "import asyncio",
         "from asyncio import sleep",
         "import pydantic",
@@ -301,13 +305,17 @@ def test_what_is_allowed_is_not_reported() -> None:
     allowed = [
         module("perdure", "from perdure.connect import connect"),
         module("perdure.errors", "import traceback"),
-        module("perdure.core.loop", "import asyncio\nfrom random import Random\nchoice = Random(seed)"),
+        module(
+            "perdure.core.loop",
+            "import asyncio\nfrom pathlib import PurePath\nfrom random import Random\nchoice = Random(seed)",
+        ),
         module(
             "perdure.core.codec", "import msgspec, pydantic\nfrom perdure.errors import PerdureError\nopened.open()"
         ),
         module(
             "perdure.stores.jetstream.store", "from perdure.stores.jetstream import wire\nfrom ..store import Store"
         ),
+        module("perdure.stores.memory", "from perdure.stores.clock import SystemClock"),
         module("perdure.stores.jetstream.wire", "from perdure.core.journal import Frame"),
         module("perdure.connect", "from perdure.stores.memory import Memory"),
         module("perdure.cli", "from perdure.http.app import app\nimport time"),
@@ -319,7 +327,7 @@ def test_what_is_allowed_is_not_reported() -> None:
 
 
 @pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.__name__)
-def test_rule_holds_for_every_module_of_perdure(rule: type) -> None:
+def test_rule_holds_for_every_module_of_perdure(rule: Callable[[Iterable[Module]], Iterator[str]]) -> None:
     modules = all_modules()
     assert len(modules) > 10, f"no sources under {SOURCE}"
     breaches = list(rule(modules))

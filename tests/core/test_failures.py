@@ -47,14 +47,14 @@ class Detail:
 class Declined(Exception):
     code: Code
     detail: Detail | None
-    elsewhere: Nowhere  # type: ignore[name-defined]  # noqa: F821  # pyright: ignore[reportUndefinedVariable, reportUnknownVariableType]
+    elsewhere: Nowhere  # noqa: F821  # pyright: ignore[reportUndefinedVariable]
     total: ClassVar[int]
 
     def __init__(self, code: Code, *, detail: Detail | None = None, at: datetime, price: Decimal) -> None:
         super().__init__(f"declined: {code.value}")
         self.code, self.detail, self.at, self.price = code, detail, at, price
-        self.elsewhere = 1  # pyright: ignore[reportUnknownMemberType]
-        self.total = 3  # type: ignore[misc]  # pyright: ignore[reportAttributeAccessIssue]
+        self.elsewhere = 1
+        self.total = 3  # pyright: ignore[reportAttributeAccessIssue]
         self.unknown = [1]
 
 
@@ -98,7 +98,9 @@ class Made(Exception):
 
 
 class Exits(ExceptionGroup[Exception]):
-    def __new__(cls, members: list[Exception], status: int) -> Exits:
+    def __new__(  # pyright: ignore[reportInconsistentConstructor]  as in Python's own documentation
+        cls, members: list[Exception], status: int
+    ) -> Exits:
         made = super().__new__(cls, f"status {status}", members)
         made.status = status
         return made
@@ -119,7 +121,7 @@ class Forgetful(Exception):
         self.__dict__["held"] = self.held = object()
 
     def __str__(self) -> str:
-        return str(self.held.__class__.__mro__.index(object)) if not isinstance(self.held, str) else self.held.nothing
+        return f"{self.held.nothing}" if isinstance(self.held, str) else "shown"  # pyright: ignore[reportAttributeAccessIssue, reportUnknownMemberType]
 
 
 class Outer:
@@ -145,9 +147,20 @@ def same(error: BaseException) -> BaseException:
     return back
 
 
+def new_exits(*args: Any) -> Exits:
+    return Exits(*args)
+
+
+def members_of(group: Any) -> tuple[Any, ...]:
+    assert isinstance(group, BaseExceptionGroup)
+    return cast("BaseExceptionGroup[BaseException]", group).exceptions
+
+
 def raised(error: BaseException, cause: BaseException | None = None) -> BaseException:
     try:
-        raise error from cause
+        if cause is not None:
+            raise error from cause
+        raise error
     except BaseException as caught:  # noqa: BLE001
         return caught
 
@@ -183,8 +196,8 @@ PLAIN: list[BaseException] = [
     ImportError("no", name="n", path="p"),
     subprocess.CalledProcessError(3, "cmd", b"out", b"err"),
     subprocess.TimeoutExpired("cmd", 1.5),
-    caught_error("import sqlite3; sqlite3.connect(':memory:').execute('nonsense')"),
-    caught_error("import json; json.loads('{')"),
+    sqlite3.IntegrityError("UNIQUE constraint failed"),
+    json.JSONDecodeError("Expecting value", "{", 1),
     caught_error("no_such_name"),
     caught_error("().no_such_attribute"),
     ExceptionGroup("g", [ValueError(1), ExceptionGroup("h", [KeyError(1)])]),
@@ -198,21 +211,16 @@ PLAIN: list[BaseException] = [
     RemoteError("a.B", "text", "trace"),
 ]
 
-if not hasattr(sqlite3, "enable_shared_cache"):
-    pass  # sqlite3 and json are imported so that their classes are loaded
-assert json
-
 
 @pytest.mark.parametrize("error", PLAIN, ids=lambda error: type(error).__name__)
 def test_an_exception_comes_back_as_it_was(error: BaseException):
     back = same(error)
-    if not isinstance(error, json.JSONDecodeError):
+    if not isinstance(error, SyntaxError):  # its arguments hold a tuple, which comes back as a list
         assert repr(back) == repr(error)
     for name, slot in inspect.getmembers(type(error), inspect.ismemberdescriptor):
         if name != "obj" and hasattr(error, name) and not name.startswith("__"):
-            if isinstance(error, BaseExceptionGroup):
-                continue
-            assert slot.__get__(back) == slot.__get__(error), name
+            before, after = slot.__get__(error), slot.__get__(back)
+            assert repr(after) == repr(before), name
     assert {k: v for k, v in vars(back).items() if k != "__notes__"} == vars(error)
 
 
@@ -226,7 +234,7 @@ def test_fields_of_a_user_exception_are_converted_by_its_annotations():
 
 def test_a_field_that_does_not_fit_its_annotation_stays_as_it_is():
     error = Wrong()
-    error.count = "many"  # type: ignore[assignment]  # pyright: ignore[reportAttributeAccessIssue]
+    error.count = "many"  # pyright: ignore[reportAttributeAccessIssue]
     assert cast("Any", same(error)).count == "many"
 
 
@@ -246,17 +254,18 @@ def test_neither_init_nor_new_of_a_class_is_called(monkeypatch: pytest.MonkeyPat
 
 
 def test_groups_keep_their_members_and_their_classes():
-    group = ExceptionGroup("g", [Exits([ValueError(1)], 7), TimeoutError("t"), Declined(Code.LIMIT, at=AT, price=Decimal(1))])
+    group = ExceptionGroup(
+        "g", [new_exits([ValueError(1)], 7), TimeoutError("t"), Declined(Code.LIMIT, at=AT, price=Decimal(1))]
+    )
     back = same(group)
-    assert isinstance(back, ExceptionGroup)
-    exits, timeout, declined = cast("tuple[Exits, TimeoutError, Declined]", back.exceptions)
+    exits, timeout, declined = members_of(back)
     assert (exits.status, exits.exceptions[0].args, timeout.args, declined.code) == (7, (1,), ("t",), Code.LIMIT)
 
 
 def test_what_cannot_be_encoded_in_an_exception_is_kept_as_text():
     lock = object()
     error = ValueError(lock, Unprintable(), "\ud800", 2**70, Detail(1), "x" * (codec.VALUE_LIMIT + 1))
-    error.lock = lock  # type: ignore[attr-defined]  # pyright: ignore[reportAttributeAccessIssue]
+    error.lock = lock  # pyright: ignore[reportAttributeAccessIssue]
     failure = wire(failure_of(error))
     assert failure.args[:5] == [
         repr(lock),
@@ -429,8 +438,7 @@ def test_members_and_causes_do_not_repeat_the_traceback_of_the_whole():
     assert "ValueError: member" in failure.traceback
     assert "KeyError: 'cause'" in failure.traceback
     back = rebuild(failure)
-    assert isinstance(back, ExceptionGroup)
-    assert not hasattr(back.exceptions[0], "__notes__")
+    assert not hasattr(members_of(back)[0], "__notes__")
 
 
 def test_a_member_from_elsewhere_keeps_its_traceback_and_the_group_does_not_repeat_it():
@@ -445,7 +453,7 @@ def test_a_member_from_elsewhere_keeps_its_traceback_and_the_group_does_not_repe
 
 def test_notes_that_are_no_text_are_shown():
     error = ValueError("x")
-    error.__notes__ = [3]  # type: ignore[list-item]  # pyright: ignore[reportAttributeAccessIssue]
+    error.__notes__ = [3]  # pyright: ignore[reportAttributeAccessIssue]
     assert failure_of(error).notes == ["3"]
 
 
@@ -467,13 +475,9 @@ def test_causes_come_back_and_contexts_do_not():
     back = same(raised(ValueError("a"), raised(KeyError("b"), TimeoutError("c"))))
     assert isinstance(back.__cause__, KeyError)
     assert isinstance(back.__cause__.__cause__, TimeoutError)
-    try:
-        try:
-            raise KeyError
-        except KeyError:
-            raise ValueError  # noqa: B904
-    except ValueError as error:
-        assert same(error).__context__ is None
+    error = ValueError()
+    error.__context__ = KeyError()
+    assert same(error).__context__ is None
 
 
 def test_causes_that_go_round_end():
@@ -497,20 +501,21 @@ def test_causes_are_kept_to_a_depth():
 
 
 def test_groups_deeper_than_the_limit_are_remote_errors():
-    error: Exception = ValueError("deepest")
+    error: Any = ValueError("deepest")
     for number in range(codec.DEPTH_LIMIT + 2):
         error = ExceptionGroup(f"level {number}", [error])
     back: BaseException = rebuild(wire(failure_of(error)))
     levels = 0
-    while isinstance(back, ExceptionGroup):
-        back, levels = cast("ExceptionGroup[Exception]", back).exceptions[0], levels + 1
+    while not isinstance(back, RemoteError):
+        back, levels = members_of(back)[0], levels + 1
     assert levels == codec.DEPTH_LIMIT - 1
-    assert isinstance(back, RemoteError)
     assert back.message.startswith("level 2 ")
 
 
 def test_failures_beyond_the_limit_are_kept_flat():
-    members = [cast("Exception", raised(ValueError(number), KeyError(number))) for number in range(codec.FAILURES_LIMIT)]
+    members = [
+        cast("Exception", raised(ValueError(number), KeyError(number))) for number in range(codec.FAILURES_LIMIT)
+    ]
     failure = failure_of(ExceptionGroup("g", members))
     assert len(failure.group) == codec.FAILURES_LIMIT
     assert failure.group[0].cause is not None
@@ -527,11 +532,13 @@ class Grpc:
     def fields_of(self, error: BaseException, /) -> Mapping[str, object] | None:
         if not isinstance(error, grpc.aio.AioRpcError):
             return None
+        initial: Any = error.initial_metadata()
+        trailing: Any = error.trailing_metadata()
         return {
             "code": error.code().name,
             "details": error.details(),
-            "initial": [list(pair) for pair in error.initial_metadata()],
-            "trailing": [list(pair) for pair in error.trailing_metadata()],
+            "initial": [list(pair) for pair in initial],
+            "trailing": [list(pair) for pair in trailing],
             "debug": error.debug_error_string(),
         }
 
@@ -557,9 +564,13 @@ def test_a_translator_brings_back_what_has_no_builtin_form():
     failure = wire(failure_of(raised(RPC), translators=translators))
     back = rebuild(failure, translators=translators)
     assert isinstance(back, grpc.aio.AioRpcError)
-    assert (back.code(), back.details(), back.debug_error_string()) == (grpc.StatusCode.NOT_FOUND, "nothing there", "debug")
-    assert list(back.initial_metadata()) == [("a", "1"), ("a", "2")]
-    assert list(back.trailing_metadata()) == [("bin-bin", b"\xff")]
+    assert (back.code(), back.details(), back.debug_error_string()) == (
+        grpc.StatusCode.NOT_FOUND,
+        "nothing there",
+        "debug",
+    )
+    assert list(cast("Any", back.initial_metadata())) == [("a", "1"), ("a", "2")]
+    assert list(cast("Any", back.trailing_metadata())) == [("bin-bin", b"\xff")]
     assert (str(back), repr(back)) == (str(RPC), repr(RPC))
     assert back.__notes__ == [NOTE + failure.traceback]
     assert wire(failure_of(back, translators=translators)) == failure
@@ -568,9 +579,8 @@ def test_a_translator_brings_back_what_has_no_builtin_form():
 def test_translators_reach_members_and_causes_and_leave_others_alone():
     group = ExceptionGroup("g", [RPC, cast("Exception", raised(ValueError(1), RPC))])
     back = rebuild(wire(failure_of(group, translators=[Grpc()])), translators=[Grpc()])
-    assert isinstance(back, ExceptionGroup)
-    assert isinstance(back.exceptions[0], grpc.aio.AioRpcError)
-    assert isinstance(back.exceptions[1].__cause__, grpc.aio.AioRpcError)
+    assert isinstance(members_of(back)[0], grpc.aio.AioRpcError)
+    assert isinstance(members_of(back)[1].__cause__, grpc.aio.AioRpcError)
 
 
 def test_without_its_translator_it_is_a_remote_error():
@@ -600,12 +610,14 @@ def test_a_faulty_translator_hides_nothing():
 OURS = [cls for _, cls in inspect.getmembers(errors, inspect.isclass) if issubclass(cls, BaseException)]
 
 
+SAMPLES: dict[str, Any] = {"int": 7, "float": 1.5, "int | None": 7}
+
+
 @pytest.mark.parametrize("cls", OURS)
 def test_every_exception_of_ours_survives_a_journal_a_pickle_and_a_copy(cls: type[BaseException]):
-    parameters = inspect.signature(cls).parameters.values() if "__init__" in cls.__dict__ else []
-    given = {one.name: {"int": 7, "float": 1.5, "int | None": 7}.get(one.annotation, "text") for one in parameters if one.name != "self"}
-    text = given.pop("text", "what happened")
-    error = cls(**given) if cls is RemoteError else cls(text, **given)
+    taken: Mapping[str, inspect.Parameter] = inspect.signature(cls).parameters if "__init__" in vars(cls) else {}
+    given = {name: SAMPLES.get(str(one.annotation), "text") for name, one in taken.items() if name != "text"}
+    error = cls(**given) if cls is RemoteError else cls("what happened", **given)
     for back in (same(error), pickle.loads(pickle.dumps(error)), copy.copy(error)):
         assert type(back) is cls
         assert (str(back), repr(back), back.args) == (str(error), repr(error), error.args)
@@ -636,11 +648,21 @@ def test_a_remote_error_without_a_message_shows_its_type():
 # --- properties -------------------------------------------------------------------------------------------------------
 
 scalars = st.none() | st.booleans() | st.integers(-(2**63), 2**64 - 1) | st.floats(allow_nan=False) | st.text()
-exceptions = st.recursive(
-    st.builds(lambda cls, args: cls(*args), st.sampled_from([ValueError, KeyError, OSError, RuntimeError]), st.lists(scalars))
-    | st.builds(Silent, scalars),
-    lambda inner: st.builds(ExceptionGroup, st.text(), st.lists(inner, min_size=1, max_size=3))
-    | st.builds(lambda error, cause: raised(error, cause), inner, inner),
+
+
+def failing(cls: type[Exception], args: list[Any]) -> BaseException:
+    return cls(*args)
+
+
+some: st.SearchStrategy[BaseException] = st.builds(
+    failing, st.sampled_from([ValueError, KeyError, OSError, RuntimeError]), st.lists(scalars)
+) | st.builds(Silent, scalars)
+exceptions: st.SearchStrategy[BaseException] = st.recursive(
+    some,
+    lambda inner: (
+        st.builds(BaseExceptionGroup[BaseException], st.text(), st.lists(inner, min_size=1, max_size=3))
+        | st.builds(raised, inner, inner)
+    ),
     max_leaves=5,
 )
 
@@ -665,4 +687,6 @@ def test_arguments_and_fields_of_builtin_types_come_back(args: list[Any], fields
 
 def test_a_failure_is_an_array_to_which_fields_can_be_added():
     assert decoder(Failure)(msgspec.msgpack.encode(["m", "Q", "text"])) == Failure("m", "Q", "text")
-    assert decoder(Failure)(msgspec.msgpack.encode(["m", "Q", "t", [], {}, [], "", [], None, "", "later"])).module == "m"
+    assert (
+        decoder(Failure)(msgspec.msgpack.encode(["m", "Q", "t", [], {}, [], "", [], None, "", "later"])).module == "m"
+    )

@@ -441,8 +441,9 @@ class Failure(msgspec.Struct, frozen=True, array_like=True):
     """An exception as it is recorded: builtin values only.
 
     `args` and `fields` (its `__dict__`, slots, and what its builtin class holds, such as `errno`) keep what can be
-    encoded; anything else is its `repr`. `traceback` is where it was first raised. `script` is the name by which others
-    import the module that is `__main__` where it was raised, if `module` is that.
+    encoded, as it comes back without an annotation (a tuple as a list); anything else is its `repr`. `traceback` is
+    where it was first raised. `script` is the name by which others import the module that is `__main__` where it was
+    raised, if `module` is that.
     """
 
     module: str
@@ -511,7 +512,7 @@ class _Recorder:
             args, members = (group.message,), group.exceptions
         cause = error.__cause__
         path = (*within, error)
-        if self._left < 0 or len(path) > DEPTH_LIMIT:
+        if self._left < 0 or len(path) >= DEPTH_LIMIT:
             cause, members = None, ()
         notes, remote = _notes(error)
         return Failure(
@@ -539,9 +540,12 @@ class _Recorder:
         held: dict[str, object] = {}
         for name, slot in _slots(type(error)).items():
             try:
-                held[name] = slot.__get__(error)
+                value = slot.__get__(error)
             except AttributeError:  # a slot that was not set
                 continue
+            # None is what a builtin's reads like when it was not set; setting it would show in the text of an OSError
+            if value is not None or slot.__objclass__.__flags__ & _DEFINED_IN_PYTHON:
+                held[name] = value
         held.update(error.__dict__)
         return {name: value for name, value in held.items() if name != "__notes__"}
 
@@ -625,9 +629,8 @@ def _as_annotated(cls: type[BaseException], name: str, value: object) -> object:
         for holder in (base, vars(base).get("__init__")):
             annotations = vars(holder).get("__annotations__", {}) if holder is base else _annotations(holder)
             if name in annotations:
-                scope = vars(sys.modules.get(base.__module__, types))
                 try:
-                    return decoder(resolved(annotations[name], scope, {}))(_encode(value))
+                    return decoder(resolved(annotations[name], names_in(base.__module__), {}))(_encode(value))
                 except (PerdureError, NameError, TypeError, SyntaxError, AttributeError):
                     return value
     return value
@@ -635,6 +638,11 @@ def _as_annotated(cls: type[BaseException], name: str, value: object) -> object:
 
 def _annotations(function: object) -> Mapping[str, object]:
     return getattr(function, "__annotations__", {})
+
+
+def names_in(module: str | None, /) -> Mapping[str, Any]:
+    """Return the global names of a module, none if it is not loaded."""
+    return getattr(sys.modules.get(module or ""), "__dict__", {})
 
 
 def resolved(annotation: object, scope: Mapping[str, Any], local: Mapping[str, Any], /) -> Any:

@@ -25,6 +25,7 @@ from perdure.core.codec import (
     encode_for_digest,
     from_wire,
     map_header,
+    names_in,
     resolved,
     type_name,
     wire_type,
@@ -33,6 +34,7 @@ from perdure.errors import AnnotationUnresolved, InputRefused, NotAWorkflow, Und
 
 _POSITIONAL = (Parameter.POSITIONAL_ONLY, Parameter.POSITIONAL_OR_KEYWORD)
 _VARIADIC = (Parameter.VAR_POSITIONAL, Parameter.VAR_KEYWORD)
+_ANYTHING = inspect.Signature([Parameter("args", _VARIADIC[0]), Parameter("kwargs", _VARIADIC[1])])
 
 
 class Signature:
@@ -51,6 +53,7 @@ class Signature:
         self._keys = {one.name: encode(one.name) for one in self.parameters}
         # how many arguments make a call that needs no closer look: all of them positional
         positional = [one for one in self.parameters if one.kind in _POSITIONAL]
+        self._headers = tuple(map_header(count) for count in range(len(self.parameters) + 1))
         self._untyped = dict.fromkeys(self._keys, Any)
         self._names = tuple(one.name for one in positional)
         self._least = sum(_required(one) for one in positional)
@@ -72,7 +75,7 @@ class Signature:
         except TypeError as error:
             raise NotAWorkflow(f"{name} cannot be called: give a function ({error})") from error
         except ValueError:
-            signature = inspect.signature(_anything)
+            signature = _ANYTHING
         parameters = list(signature.parameters.values())[skip_self:]
         takes_context = bool(parameters) and _is_context(parameters[0].annotation, fn, skip_context)
         return cls(fn, name, signature.replace(parameters=parameters[takes_context:]), takes_context)
@@ -98,7 +101,7 @@ class Signature:
         """
         matched = self._match(args, kwargs, where)
         types = self.types if check else self._untyped
-        pieces = [map_header(len(matched))]
+        pieces = [self._headers[len(matched)]]
         name = ""
         try:
             for name, value in matched:
@@ -234,10 +237,6 @@ def _required(parameter: Parameter) -> bool:
     return parameter.default is Parameter.empty and parameter.kind not in _VARIADIC
 
 
-def _anything(*args: Any, **kwargs: Any) -> None:
-    """Stand in for builtins without a signature."""
-
-
 def _list_of(item: Any) -> Any:
     if get_origin(item) is Unpack:  # *args: Unpack[tuple[int, str]]
         return get_args(item)[0]
@@ -274,7 +273,7 @@ def _scope(fn: Callable[..., Any]) -> tuple[Mapping[str, Any], Mapping[str, Any]
     """Return the names that the annotations of a function may use: globals, and those of enclosing functions."""
     function = _function(fn)
     if function is None:
-        return vars(sys.modules.get(getattr(fn, "__module__", None) or "", types)), {}
+        return names_in(getattr(fn, "__module__", None)), {}
     local = {parameter.__name__: parameter for parameter in getattr(function, "__type_params__", ())}
     for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True):
         try:

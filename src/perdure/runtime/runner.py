@@ -487,7 +487,7 @@ class Runner:
         if answers:
             effects = replace(effects, answers=(*effects.answers, *answers))
         status = self.history.status
-        changed = status if status != self._status else None
+        changed = status if status != self._status or release else None
         taken, self._taken = self._taken, []
         self._status = status
         self._owned = not release and outcome is None

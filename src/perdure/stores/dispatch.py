@@ -14,7 +14,7 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Collection, Iterable
 from dataclasses import dataclass, field, replace
 
-from perdure.core.journal import Start
+from perdure.core.journal import Message, Start
 from perdure.stores.store import Delivery, Wake
 
 WINDOW_LIMIT = 10_000
@@ -78,6 +78,7 @@ class Dispatcher:
         self._members: list[Member] = []
         self._owners: dict[str, Member] = {}
         self._lines: dict[str, Line] = {}
+        self._mail: dict[str, list[Delivery]] = {}  # messages for invocations whose start waits
         self._shaken: set[str] = set()  # invocations whose holder ended without releasing them
 
     # --- members ------------------------------------------------------------------------------------------------------
@@ -135,6 +136,13 @@ class Dispatcher:
         else:
             line.whole = False
 
+    def reread(self, handler: str) -> None:
+        """Look again for queued starts of a handler that are in the store's table only."""
+        line = self._line(handler)
+        line.whole = False
+        if line.refilling is not None:
+            line.missed = True
+
     def pump(self) -> None:
         """Hand out queued starts while there is room."""
         for member in [*self._members]:
@@ -151,10 +159,16 @@ class Dispatcher:
                         line.refilling = asyncio.ensure_future(self._refill(handler, line))
 
     # --- messages and wakes -------------------------------------------------------------------------------------------
-    def offer(self, delivery: Delivery) -> bool:
-        """Deliver a message or wake to the owner, or to one who serves the handler; false if there is nobody."""
+    def offer(self, delivery: Delivery, *, begun: bool = True) -> bool:
+        """Deliver a message or wake to the owner, or to one who serves the handler; false if there is nobody.
+
+        A message for an invocation that has not `begun` waits here for its start to be handed out.
+        """
         member = self._owners.get(delivery.id)
         if member is None:
+            if not begun:
+                self._mail.setdefault(delivery.id, []).append(delivery)
+                return True
             serving = [member for member in self._members if delivery.handler in member.handlers]
             if not serving:
                 return False
@@ -163,6 +177,12 @@ class Dispatcher:
                 delivery = replace(delivery, attempt=2)
         self._hand(member, delivery)
         return True
+
+    def holds(self, message: Message) -> bool:
+        """Tell whether a message is in somebody's hands, or waits for its invocation to begin."""
+        member = self._owners.get(message.to)
+        held = member.held[message.to].deliveries if member is not None else self._mail.get(message.to, [])
+        return any(isinstance(each.item, Message) and each.item.id == message.id for each in held)
 
     def owner(self, id: str) -> Member | None:
         """Return who has an invocation in hand, if anybody has."""
@@ -206,6 +226,9 @@ class Dispatcher:
             self._owners[delivery.id] = member
         hold.deliveries.append(delivery)
         member.deliver(delivery)
+        if self._mail and isinstance(delivery.item, Start):
+            for message in self._mail.pop(delivery.id, ()):
+                self._hand(member, message)
 
     def _let_go(self, delivery: Delivery) -> None:
         member = self._owners.get(delivery.id)

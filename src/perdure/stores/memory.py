@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import heapq
 from collections.abc import Callable, Collection, Sequence
+from functools import partial
 from typing import Any, TypeVar
 
 from perdure.core.codec import digest
@@ -139,7 +140,12 @@ class MemoryStore:
             return
         self._write("message", message.to)
         self._messages[message.id] = message
-        self._soon(lambda: self._dispatcher.offer(Delivery(message.to, row.handler, message)))
+        self._soon(lambda: self._route(message, 1))
+
+    def _route(self, message: Message, attempt: int) -> None:
+        row = self._rows[message.to]
+        begun = row.status not in ("pending", "scheduled")
+        self._dispatcher.offer(Delivery(message.to, row.handler, message, attempt), begun=begun)
 
     async def answer(self, message_id: str, /) -> Answer:
         self._check()
@@ -153,20 +159,16 @@ class MemoryStore:
         self._check()
         member = self._dispatcher.join(handlers, deliver)
         for id, row in self._rows.items():
-            if row.handler in member.handlers and row.status == "running":
-                self._redeliver(Delivery(id, row.handler, Wake(), attempt=2))
+            if row.handler in member.handlers and row.status == "running" and self._dispatcher.owner(id) is None:
+                self._soon(partial(self._dispatcher.offer, Delivery(id, row.handler, Wake(), attempt=2)))
         for message in [*self._messages.values()]:
             row = self._rows[message.to]
-            if row.handler in member.handlers:
-                self._redeliver(Delivery(message.to, row.handler, message, attempt=2))
+            if row.handler in member.handlers and not self._dispatcher.holds(message):
+                self._soon(partial(self._route, message, 2))
         self._due = [(at, id) for id, at in self._wakes.items()] + [(s.due, id) for id, s in self._scheduled.items()]
         heapq.heapify(self._due)
         self._arm()
         return member
-
-    def _redeliver(self, delivery: Delivery) -> None:
-        if self._dispatcher.owner(delivery.id) is None or isinstance(delivery.item, Message):
-            self._soon(lambda: self._dispatcher.offer(delivery))
 
     async def _fetch(self, handler: str, after: int, limit: int) -> list[Delivery]:
         found = [

@@ -86,8 +86,8 @@ class Subscription(Protocol):
 class Transition:
     """One step in the life of an invocation: a frame guarded by the revision it extends, and what follows from it.
 
-    Without a frame it redoes the effects of the last one. `status` is the new one for the index, if it changed.
-    `released` ends the claim: the next delivery may go to any worker.
+    Without a frame it redoes the effects of the last one. `status` is for the index: given when it changes and with
+    every release, None otherwise. `released` ends the claim: the next delivery may go to any worker.
     """
 
     id: str
