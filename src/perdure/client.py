@@ -36,13 +36,11 @@ from perdure.errors import (
     InvocationCancelled,
     MessageRefused,
     NotAWorkflow,
-    PayloadTooLarge,
-    UnknownInvocation,
     WaitTimeout,
 )
 from perdure.group import Group, Wait, WaitForever, run_group
 from perdure.runtime.worker import CACHE_LIMIT, Channels, Translators, Worker
-from perdure.stores.store import Filter, Store
+from perdure.stores.store import Filter, Store, too_large, unknown
 from perdure.workflow import Call, Workflow
 
 P = ParamSpec("P")
@@ -89,11 +87,12 @@ class Handle(Generic[R_co]):
             outcome = await store.outcome(self.id)
             if outcome is None:
                 if await store.row(self.id) is None:
-                    raise UnknownInvocation(self.id)
+                    raise unknown(self.id)
                 try:
                     outcome = await asyncio.wait_for(watch, limit)
                 except TimeoutError:
-                    raise WaitTimeout(self.id, limit or 0.0) from None
+                    text = f"invocation {self.id!r} has not ended within {limit} s; it goes on"
+                    raise WaitTimeout(text, invocation_id=self.id, timeout=limit or 0.0) from None
         finally:
             watch.cancel()
         return cast("R_co", value_of(self.id, outcome, self._workflow, self._client.translators))
@@ -104,7 +103,7 @@ class Handle(Generic[R_co]):
         row = await store.row(self.id)
         start = await store.start(self.id)
         if row is None or start is None:
-            raise UnknownInvocation(self.id)
+            raise unknown(self.id)
         journal = await store.journal(self.id)
         return from_journal(row, start, journal.frames, store.secret, served=store.serves(row.handler))
 
@@ -194,14 +193,18 @@ class Client(AbstractAsyncContextManager["Client"]):
         await store.submit((start,))
         return Handle(self, start.id, workflow)
 
-    def _start(self, store: Store, workflow: Workflow[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Start:
+    def _start(
+        self, store: Store, workflow: Workflow[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Start:
         if not isinstance(workflow, Workflow):  # pyright: ignore[reportUnnecessaryIsInstance]
-            raise NotAWorkflow(repr(workflow))
+            raise NotAWorkflow(f"{workflow!r} is not a workflow: decorate the function with @workflow")
         at = store.clock.now()
         random = os.urandom(18)
-        start = workflow.start_of(args, kwargs, id=new_id(at, random[:10]), at=at, seed=int.from_bytes(random[10:], "big") >> 1)
+        start = workflow.start_of(
+            args, kwargs, id=new_id(at, random[:10]), at=at, seed=int.from_bytes(random[10:], "big") >> 1
+        )
         if len(start.input) > store.payload_limit:
-            raise PayloadTooLarge(f"the input of workflow {workflow.name!r}", len(start.input), store.payload_limit)
+            raise too_large(f"the input of workflow {workflow.name!r}", len(start.input), store.payload_limit)
         return start
 
     async def run_all(
@@ -220,7 +223,12 @@ class Client(AbstractAsyncContextManager["Client"]):
 
     # --- looking ------------------------------------------------------------------------------------------------------
     async def list(
-        self, *, status: Status | None = None, handler: str | None = None, key: str | None = None, limit: int | None = None
+        self,
+        *,
+        status: Status | None = None,
+        handler: str | None = None,
+        key: str | None = None,
+        limit: int | None = None,
     ) -> AsyncIterator[Invocation]:
         """Iterate over invocations, newest first, read page by page; only what the index knows is filled in."""
         store = await self.opened()
@@ -261,9 +269,11 @@ class Client(AbstractAsyncContextManager["Client"]):
         try:
             answer = await asyncio.wait_for(store.answer(message.id), ANSWER_WAIT_SECONDS)
         except TimeoutError:
-            raise WaitTimeout(id, ANSWER_WAIT_SECONDS) from None
+            text = f"invocation {id!r}: the message is accepted, and not yet applied after {ANSWER_WAIT_SECONDS} s"
+            raise WaitTimeout(text, invocation_id=id, timeout=ANSWER_WAIT_SECONDS) from None
         if answer.refused is not None:
-            raise MessageRefused(id, answer.refused)
+            text = f"invocation {id!r} refused the message: {answer.refused}"
+            raise MessageRefused(text, invocation_id=id, reason=answer.refused)
 
     # --- serving ------------------------------------------------------------------------------------------------------
     def worker(
@@ -310,7 +320,7 @@ def workflows_of(given: Workflow[..., Any] | ModuleType) -> list[Workflow[..., A
     if isinstance(given, ModuleType):  # pyright: ignore[reportUnnecessaryIsInstance]
         found = [each for each in vars(given).values() if isinstance(each, Workflow)]
         return [*{id(each): each for each in cast("list[Workflow[..., Any]]", found) if not each.is_reference}.values()]
-    raise NotAWorkflow(repr(given))
+    raise NotAWorkflow(f"{given!r} is neither a workflow nor a module: decorate the function with @workflow")
 
 
 def value_of(id: str, outcome: Outcome, workflow: Workflow[..., Any] | None, translators: Translators) -> Any:
@@ -321,7 +331,6 @@ def value_of(id: str, outcome: Outcome, workflow: Workflow[..., Any] | None, tra
         case Failed(failure=failure):
             raise rebuild(failure, translators=translators())
         case Cancelled():
-            raise InvocationCancelled(id)
+            raise InvocationCancelled(f"invocation {id!r} was cancelled", invocation_id=id)
         case _:
             assert_never(outcome)
-

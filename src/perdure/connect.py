@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from perdure.stores.store import Store
 
 DEFAULT_URL = "sqlite:perdure.db"
+_EXPECTED = "use memory:, sqlite:PATH, nats://HOST:PORT or http(s)://HOST:PORT"
 
 
 def connect(url: str | None = None, /, *, payload_limit: int | None = None) -> Client:
@@ -25,32 +26,36 @@ def connect(url: str | None = None, /, *, payload_limit: int | None = None) -> C
     `memory:`, `sqlite:PATH`, `nats://HOST:PORT[,HOST:PORT...]` or `http(s)://HOST:PORT`. Without a url, the
     environment's `PERDURE_URL`, else `sqlite:perdure.db`. `payload_limit` is the most bytes of one encoded value.
     """
-    return Client(_store_of(url or os.environ.get("PERDURE_URL") or DEFAULT_URL, payload_limit), _channels, _translators)
+    return Client(
+        _store_of(url or os.environ.get("PERDURE_URL") or DEFAULT_URL, payload_limit), channels_for, translators_in_use
+    )
 
 
 def _store_of(url: str, payload_limit: int | None) -> Callable[[], Store]:
     options = {} if payload_limit is None else {"payload_limit": payload_limit}
     scheme, colon, rest = url.partition(":")
     if not colon:
-        raise BadUrl(url)
+        raise BadUrl(f"{url!r} is no URL of a store: {_EXPECTED}")
     match scheme:
         case "memory":
             if rest:
-                raise BadUrl(url, "write `memory:` alone: nothing of it is kept")
+                raise BadUrl(f"{url!r}: write `memory:` alone, nothing of it is kept")
             from perdure.stores.memory import MemoryStore  # noqa: PLC0415  only the store in use is imported
 
             return lambda: MemoryStore(**options)
         case "sqlite":
             path = rest.removeprefix("//")
             if not path or path == ":memory:":
-                raise BadUrl(url, "name a file, as in sqlite:perdure.db; for a store in memory, use memory:")
+                raise BadUrl(f"{url!r}: name a file, as in sqlite:perdure.db; for a store in memory, use memory:")
             from perdure.stores.sqlite import SqliteStore  # noqa: PLC0415  only the store in use is imported
 
             return lambda: SqliteStore(path, **options)
         case "nats" | "tls" | "http" | "https":
-            raise BadUrl(_without_credentials(url), f"this release has no {scheme} store; use memory: or sqlite:PATH")
+            raise BadUrl(
+                f"{_without_credentials(url)!r}: this release has no {scheme} store; use memory: or sqlite:PATH"
+            )
         case _:
-            raise BadUrl(_without_credentials(url))
+            raise BadUrl(f"{_without_credentials(url)!r} is no URL of a store: {_EXPECTED}")
 
 
 def _without_credentials(url: str) -> str:
@@ -58,13 +63,15 @@ def _without_credentials(url: str) -> str:
     return url if parts.password is None else url.replace(f":{parts.password}@", ":***@")
 
 
-def _channels(services: Mapping[str, str]) -> Channels:
+def channels_for(services: Mapping[str, str]) -> Channels:
+    """Return connections to gRPC services."""
     from perdure.integrations.grpc import Channels  # noqa: PLC0415  grpc is an extra
 
     return Channels(services)
 
 
-def _translators() -> Sequence[FailureTranslator]:
+def translators_in_use() -> Sequence[FailureTranslator]:
+    """Return what knows how to journal the exceptions of libraries that are loaded."""
     if "grpc" not in sys.modules:
         return ()
     from perdure.integrations.grpc import TRANSLATORS  # noqa: PLC0415  grpc is an extra

@@ -126,7 +126,9 @@ class Context:
 
         return journaled(stub, self._turn, retry=retry, timeout=timeout)
 
-    async def run_all(self, calls: Iterable[Call[R]], /, *, wait: Wait | None = None, concurrency: int | None = None) -> Group[R]:
+    async def run_all(
+        self, calls: Iterable[Call[R]], /, *, wait: Wait | None = None, concurrency: int | None = None
+    ) -> Group[R]:
         """Run several workflows as children, at most `concurrency` at a time, and gather their outcomes in order."""
         from perdure.group import run_children  # noqa: PLC0415  groups are seldom needed
 

@@ -128,7 +128,9 @@ async def run_group(client: Client, calls: Iterable[Call[R]], *, wait: Wait, con
     return await _gather([*calls], run, handles, wait, concurrency, time.monotonic)
 
 
-async def run_children(ctx: Context, calls: Iterable[Call[R]], *, wait: Wait | None, concurrency: int | None) -> Group[R]:
+async def run_children(
+    ctx: Context, calls: Iterable[Call[R]], *, wait: Wait | None, concurrency: int | None
+) -> Group[R]:
     """Run calls as children of a workflow. The clock is the body's, so that durations repeat on replay."""
     ids: dict[int, str] = {}
 

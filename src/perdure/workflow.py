@@ -17,7 +17,7 @@ from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, Concatenate, Generic, ParamSpec, Protocol, Self, TypeVar, cast, final, overload
 
 from perdure.core.codec import decoder, encode, encode_as
-from perdure.core.ids import check_name, seed_of
+from perdure.core.ids import check_name, idempotency_key, seed_of
 from perdure.core.journal import Parent, Start
 from perdure.core.retry import DEFAULT_RETRY, DURATION_LIMIT_SECONDS, Duration, Retry, seconds
 from perdure.core.signature import Signature
@@ -50,16 +50,23 @@ Delay = float | timedelta | datetime
 
 
 # --- inside a step ----------------------------------------------------------------------------------------------------
-@dataclass(frozen=True)
 class StepInfo:
-    """What a running step may know of itself. `attempt` counts from 1.
+    """What a running step may know of itself. `attempt` counts from 1."""
 
-    `idempotency_key` is the same on every attempt and after every crash: send it along with what must happen once.
-    """
+    __slots__ = ("_place", "attempt", "invocation_id")
 
-    invocation_id: str
-    attempt: int
-    idempotency_key: str
+    def __init__(self, invocation_id: str, generation: int, n: int, name: str, attempt: int) -> None:
+        self.invocation_id = invocation_id
+        self.attempt = attempt
+        self._place = (generation, n, name)
+
+    @property
+    def idempotency_key(self) -> str:
+        """The same on every attempt and after every crash: send it along with what must happen once."""
+        return idempotency_key(self.invocation_id, *self._place)
+
+    def __repr__(self) -> str:
+        return f"StepInfo({self.invocation_id!r}, step={self._place[2]!r}, attempt={self.attempt})"
 
 
 current_step: ContextVar[StepInfo] = ContextVar("perdure_step")
@@ -70,7 +77,7 @@ def step_info() -> StepInfo:
     try:
         return current_step.get()
     except LookupError:
-        raise CalledOutsideWorkflow("step_info()", "it is for the inside of a step that a workflow called") from None
+        raise CalledOutsideWorkflow("step_info() is for the inside of a step that a workflow called") from None
 
 
 # --- steps ------------------------------------------------------------------------------------------------------------
@@ -80,18 +87,20 @@ class Step(Generic[P, R_co]):
     `fn` is the plain function. `name` is what journals call it.
     """
 
-    def __init__(self, fn: Callable[..., Any], *, retry: Retry | None, timeout: Duration | None, name: str | None) -> None:
+    def __init__(
+        self, fn: Callable[..., Any], *, retry: Retry | None, timeout: Duration | None, name: str | None
+    ) -> None:
         self._static = isinstance(fn, staticmethod)
         self._class = isinstance(fn, classmethod)
         if isinstance(fn, (staticmethod, classmethod)):
             fn = cast("Callable[..., Any]", fn.__func__)  # pyright: ignore[reportUnknownMemberType]
         if not callable(fn):
-            raise NotAWorkflow(repr(fn), "@step goes on a function")
+            raise NotAWorkflow(f"@step goes on a function, not on {fn!r}")
         self._fn = fn
         self.name = check_name("a step's name", name or _name_of(fn))
         self.retry = retry or DEFAULT_RETRY
         self.timeout = None if timeout is None else seconds(f"timeout of step {self.name!r}", timeout, positive=True)
-        self._async = _is_async(fn)
+        self.is_async = _is_async(fn)
         self._signature: Signature | None = None
         self._bound: dict[str, Signature] = {}
         functools.update_wrapper(self, fn, updated=())
@@ -144,7 +153,7 @@ class Step(Generic[P, R_co]):
         return self._signature
 
     async def _plain(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        if self._async:
+        if self.is_async:
             return await self._fn(*args, **kwargs)
         result = await asyncio.to_thread(self._fn, *args, **kwargs)
         return await result if inspect.isawaitable(result) else result
@@ -167,32 +176,23 @@ class Step(Generic[P, R_co]):
 class StepWork:
     """A step's call, as the runtime runs it."""
 
-    __slots__ = ("_args", "_kwargs", "_step")
+    __slots__ = ("args", "kwargs", "name", "retry", "step", "timeout")
 
     def __init__(self, step: Step[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        self._step = step
-        self._args = args
-        self._kwargs = kwargs
-
-    @property
-    def name(self) -> str:
-        return self._step.name
-
-    @property
-    def retry(self) -> Retry:
-        return self._step.retry
-
-    @property
-    def timeout(self) -> float | None:
-        return self._step.timeout
+        self.step = step
+        self.args = args
+        self.kwargs = kwargs
+        self.name = step.name
+        self.retry = step.retry
+        self.timeout = step.timeout
 
     async def run(self, host: StepHost, info: StepInfo, /) -> bytes:
         """Run one attempt; return the encoded result."""
-        step = self._step
-        if step._async:  # noqa: SLF001
-            value = await step.fn(*self._args, **self._kwargs)
+        step = self.step
+        if step.is_async:
+            value = await step.fn(*self.args, **self.kwargs)
         else:
-            value = await host.in_thread(functools.partial(step.fn, *self._args, **self._kwargs))
+            value = await host.in_thread(functools.partial(step.fn, *self.args, **self.kwargs))
             if inspect.isawaitable(value):
                 value = await value
         return step.encode_result(value)
@@ -216,7 +216,12 @@ class _StepDecorator(Protocol):
 
 @overload
 def step(
-    fn: Callable[P, Awaitable[R]], /, *, retry: Retry | None = None, timeout: Duration | None = None, name: str | None = None
+    fn: Callable[P, Awaitable[R]],
+    /,
+    *,
+    retry: Retry | None = None,
+    timeout: Duration | None = None,
+    name: str | None = None,
 ) -> Step[P, R]: ...
 @overload
 def step(
@@ -271,8 +276,8 @@ class Workflow(Generic[P, R_co]):
     ) -> None:
         if not inspect.iscoroutinefunction(fn):
             if not callable(fn):
-                raise NotAWorkflow(repr(fn))
-            raise NotAsync(_where(fn))
+                raise NotAWorkflow(f"@workflow goes on an async function, not on {fn!r}")
+            raise NotAsync(f"workflow {_where(fn)} is not async: write `async def`; plain functions can be steps")
         self._fn = fn
         self.name = check_name("a workflow's name", name or _name_of(fn))
         if isinstance(aliases, str):
@@ -308,7 +313,10 @@ class Workflow(Generic[P, R_co]):
     def __call__(self, /, *args: P.args, **kwargs: P.kwargs) -> Coroutine[object, None, R_co]:
         turn = current_turn()
         if turn is None:
-            raise CalledOutsideWorkflow(f"workflow {self.name!r}", f"from here, use `await client.run({self.name}, ...)`")
+            where = (
+                f"from here, use `await client.run({self.name}, ...)`, or `{self.name}.fn(...)` for the plain function"
+            )
+            raise CalledOutsideWorkflow(f"workflow {self.name!r} can be called only from a workflow: {where}")
         return self._child(turn, args, kwargs)
 
     def bind(self, /, *args: P.args, **kwargs: P.kwargs) -> Call[R_co]:
@@ -351,7 +359,14 @@ class Workflow(Generic[P, R_co]):
         return self._signature
 
     def start_of(
-        self, args: tuple[Any, ...], kwargs: dict[str, Any], *, id: str, at: float, seed: int, parent: Parent | None = None
+        self,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        *,
+        id: str,
+        at: float,
+        seed: int,
+        parent: Parent | None = None,
     ) -> Start:
         """Make the start of an invocation, or raise `InputRefused`. `id` is used unless the options choose one."""
         options = self._options
@@ -419,7 +434,9 @@ class _Anything:
 
 class _WorkflowDecorator(Protocol):
     @overload
-    def __call__(self, fn: Callable[Concatenate[_Anything, P], Awaitable[R]], /) -> Workflow[Concatenate[Any, P], R]: ...
+    def __call__(
+        self, fn: Callable[Concatenate[_Anything, P], Awaitable[R]], /
+    ) -> Workflow[Concatenate[Any, P], R]: ...
     @overload
     def __call__(self, fn: Callable[Concatenate[Context, P], Awaitable[R]], /) -> Workflow[P, R]: ...
     @overload
@@ -430,7 +447,9 @@ class _WorkflowFactory:
     """The type of `workflow`: a decorator, with and without options, and `workflow.ref`."""
 
     @overload
-    def __call__(self, fn: Callable[Concatenate[_Anything, P], Awaitable[R]], /) -> Workflow[Concatenate[Any, P], R]: ...
+    def __call__(
+        self, fn: Callable[Concatenate[_Anything, P], Awaitable[R]], /
+    ) -> Workflow[Concatenate[Any, P], R]: ...
     @overload
     def __call__(self, fn: Callable[Concatenate[Context, P], Awaitable[R]], /) -> Workflow[P, R]: ...
     @overload
@@ -468,7 +487,7 @@ workflow = _WorkflowFactory()
 
 
 async def _elsewhere(*_: Any, **__: Any) -> Any:
-    raise CalledOutsideWorkflow("a workflow known only by its name", "its code lives in another program")
+    raise CalledOutsideWorkflow("a workflow known only by its name has no code here: it lives in another program")
 
 
 @dataclass(frozen=True, slots=True)
@@ -483,12 +502,12 @@ class _Loose:
 
     def encode(self, args: tuple[Any, ...], kwargs: dict[str, Any], name: str) -> bytes:
         if self.takes is not None and (len(args) != len(self.takes) or kwargs):
-            raise InputRefused(f"workflow {name!r}", f"it takes {len(self.takes)} positional argument, not {len(args)}")
+            raise InputRefused(f"workflow {name!r} takes {len(self.takes)} positional argument, not {len(args)}")
         for value, type in zip(args, self.takes or (), strict=False):
             try:
                 encode_as(value, type, f"the argument of workflow {name!r}")
             except Unencodable as error:
-                raise InputRefused(f"workflow {name!r}", str(error)) from error
+                raise InputRefused(f"workflow {name!r}: {error}") from error
         return encode({_POSITIONAL: list(args), **kwargs}, f"the arguments of workflow {name!r}")
 
 
@@ -507,7 +526,7 @@ def _named(data: bytes, signature: Signature) -> bytes:
     named = dict(zip(names, args, strict=False))
     if len(args) > len(names):
         if rest is None:
-            raise Undecodable(f"the input of {signature.name}", f"{len(args)} arguments where it takes {len(names)}")
+            raise Undecodable(f"the input of {signature.name} has {len(args)} arguments, and it takes {len(names)}")
         named[rest] = args[len(names) :]
     return encode({**named, **recorded})
 
@@ -550,5 +569,3 @@ def _due(delay: Delay, at: float) -> float:
             raise InvalidOption(f"delay={delay!r} is too far in the future")
         return max(due, at)
     return at + seconds("delay", delay)
-
-

@@ -13,10 +13,8 @@ from perdure.core.journal import (
     Answer,
     CallChild,
     Cancel,
-    CancelRequested,
-    Completed,
-    Failed,
     Cancelled,
+    CancelRequested,
     Frame,
     Message,
     Paused,
@@ -49,13 +47,10 @@ NO_EFFECTS = Effects()
 
 def effects_of(start: Start, frame: Frame, child: Callable[[int], Start | None], /) -> Effects:
     """Return the effects of a frame of `start`'s journal; `child(n)` is the start of command n if it is a child."""
-    starts: list[Start] = []
+    starts = [command.start for command in frame.commands if isinstance(command, (CallChild, SendStart))]
     messages: list[Message] = []
     answers: list[Answer] = []
     wake: float | None = None
-    for command in frame.commands:
-        if isinstance(command, (CallChild, SendStart)):
-            starts.append(command.start)
     for entry in frame.entries:
         match entry:
             case (
@@ -76,9 +71,8 @@ def effects_of(start: Start, frame: Frame, child: Callable[[int], Start | None],
     if start.parent is not None and (outcome := frame.outcome) is not None:
         told = Settled(start.parent.generation, start.parent.n, start.id, outcome)
         messages.append(Message(f"settled:{start.id}", start.parent.id, frame.at, told))
-    for n in frame.cancels:
-        if (started := child(n)) is not None:
-            messages.append(Message(f"cancel:{started.id}", started.id, frame.at, Cancel()))
+    cancelled = (started for n in frame.cancels if (started := child(n)) is not None)
+    messages += [Message(f"cancel:{started.id}", started.id, frame.at, Cancel()) for started in cancelled]
     if not (starts or messages or answers) and wake is None:
         return NO_EFFECTS
     return Effects(tuple(starts), tuple(messages), tuple(answers), wake)

@@ -1,4 +1,4 @@
-"""What a journal says about its invocation without running the body: who owns it, whether it is paused, how it ended."""
+"""What a journal says of its invocation without running the body: who owns it, whether it is paused, how it ended."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from perdure.core.journal import (
 )
 
 DEATHS_LIMIT = 5
-"""Claims in a row that ran the body and brought neither a new entry nor a release, before an invocation is set aside."""
+"""Claims in a row that ran the body and brought no new entry and no release, before an invocation is set aside."""
 
 
 @dataclass(slots=True)

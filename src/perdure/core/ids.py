@@ -11,6 +11,7 @@ ID_LENGTH_LIMIT = 200
 """Characters in an id, a key or a handler's name that a user chooses; a JetStream subject must hold them escaped."""
 
 _MAC_BYTES = 8
+_NUMBER_LENGTH_LIMIT = 18
 
 
 def new_id(at: float, random: bytes) -> str:
@@ -46,26 +47,30 @@ def awakeable_id(invocation_id: str, generation: int, n: int, secret: bytes) -> 
 def parse_awakeable_id(text: str, secret: bytes) -> tuple[str, int, int]:
     """Return the invocation id, generation and command number that an awakeable's id carries, or raise `BadId`."""
     match text.rsplit("~", 3):
-        case [invocation_id, generation, n, mac] if generation.isdecimal() and n.isdecimal():
+        case [invocation_id, generation, n, mac] if text.isprintable() and _is_number(generation) and _is_number(n):
             expected = _mac(invocation_id, int(generation), int(n), secret)
             if hmac.compare_digest(mac.encode(), expected.encode()):
                 return invocation_id, int(generation), int(n)
         case _:
             pass
-    raise BadId(text, "this store handed out no such awakeable; pass the `.id` of one, unchanged")
+    raise BadId(f"{text[:ID_LENGTH_LIMIT]!r}: this store handed out no such awakeable; pass the `.id` of one, unchanged")
 
 
 def check_name(what: str, text: str) -> str:
     """Return an id, key or handler name that a user chose, or raise `BadId` when no store could hold it."""
     if not isinstance(text, str):  # pyright: ignore[reportUnnecessaryIsInstance]  a checker may not be watching
-        raise BadId(repr(text), f"{what} must be a str, not {type(text).__name__}")
+        raise BadId(f"{what} must be a str, not {type(text).__name__}")
     if not text:
-        raise BadId(text, f"{what} must have at least one character")
+        raise BadId(f"{what} must have at least one character")
     if len(text) > ID_LENGTH_LIMIT:
-        raise BadId(text[:40] + "…", f"{what} has {len(text)} characters where the limit is {ID_LENGTH_LIMIT}")
+        raise BadId(f"{what} has {len(text)} characters where the limit is {ID_LENGTH_LIMIT}: {text[:40]!r}...")
     if not text.isprintable():
-        raise BadId(text, f"{what} has characters that cannot be printed: use letters, digits and punctuation")
+        raise BadId(f"{what} {text!r} has characters that cannot be printed: use letters, digits and punctuation")
     return text
+
+
+def _is_number(text: str) -> bool:
+    return text.isdecimal() and len(text) <= _NUMBER_LENGTH_LIMIT
 
 
 def _mac(invocation_id: str, generation: int, n: int, secret: bytes) -> str:

@@ -15,7 +15,7 @@ from typing import Literal
 import msgspec
 from msgspec import Struct
 
-from perdure.core.codec import Failure, digest
+from perdure.core.codec import Failure
 
 Status = Literal["scheduled", "pending", "running", "suspended", "paused", "completed", "failed", "cancelled"]
 
@@ -358,4 +358,3 @@ encode_start = msgspec.msgpack.Encoder().encode
 decode_start = msgspec.msgpack.Decoder(Start).decode
 encode_message = msgspec.msgpack.Encoder().encode
 decode_message = msgspec.msgpack.Decoder(Message).decode
-

@@ -38,7 +38,9 @@ def after(status: Status, event: Event, invocation_id: str, /) -> Status:
     """Return the status that follows `event`, or raise `IllegalTransition`."""
     following = TABLE[status].get(event)
     if following is None:
-        raise IllegalTransition(invocation_id, status, event)
+        raise IllegalTransition(
+            f"cannot {event} invocation {invocation_id!r}: it is {status}", invocation_id=invocation_id, status=status
+        )
     return following
 
 

@@ -28,8 +28,8 @@ T = TypeVar("T")
 CLOSE_ATTEMPTS = 100
 """How often a coroutine that keeps awaiting during `close` is asked again before it is left to the interpreter."""
 
-_running_loop = events._get_running_loop
-_set_running_loop = events._set_running_loop
+_running_loop = events._get_running_loop  # noqa: SLF001
+_set_running_loop = events._set_running_loop  # noqa: SLF001
 
 
 class Host(Protocol):
@@ -61,11 +61,16 @@ class Task(asyncio.Task[T]):
     """A task that hashes by its serial number in the loop, with a name that is the same on every run."""
 
     def __init__(
-        self, coro: Generator[Any, None, T] | Coroutine[Any, Any, T], *, loop: Loop, name: str | None, context: Context | None
+        self,
+        coro: Generator[Any, None, T] | Coroutine[Any, Any, T],
+        *,
+        loop: Loop,
+        name: str | None,
+        context: Context | None,
     ) -> None:
         self.serial = loop.next_serial()
         self.own_context = context if context is not None else copy_context()  # Task.get_context is 3.12's
-        super().__init__(coro, loop=loop, name=name or f"task-{self.serial}", context=self.own_context)
+        super().__init__(coro, loop=loop, name=name or f"task-{self.serial - loop.salt}", context=self.own_context)
 
     def __hash__(self) -> int:
         return self.serial
@@ -75,38 +80,22 @@ class Task(asyncio.Task[T]):
     def drop(self) -> None:
         """End the task without running it again; its `finally` blocks run, see `Loop.close`."""
         self._log_destroy_pending = False
-        coro = self.get_coro()
-        if coro is not None:
-            self.own_context.run(_close, cast("Coroutine[Any, Any, Any]", coro))
-
-
-def _refusing(name: str) -> Callable[..., NoReturn]:
-    def refuse(self: Loop, *_: Any, **__: Any) -> NoReturn:
-        raise IoInWorkflow(f"loop.{name}()")
-
-    return refuse
-
-
-def _refusing_async(name: str) -> Callable[..., Coroutine[Any, Any, NoReturn]]:
-    async def refuse(self: Loop, *_: Any, **__: Any) -> NoReturn:
-        raise IoInWorkflow(f"loop.{name}()")
-
-    return refuse
+        self.own_context.run(_close, cast("Coroutine[Any, Any, Any]", self.get_coro()))
 
 
 class Loop(asyncio.AbstractEventLoop):
     """The loop of one turn. `drain` runs callbacks until none is ready; nothing else runs any."""
 
-    def __init__(self, host: Host, now: float) -> None:
+    def __init__(self, host: Host, now: float, *, salt: int = 0) -> None:
         self.host = host
         self.now = now
+        self.salt = salt  # the serial before the first: asyncio keeps the tasks of all loops in one set
         self.closed = False
         self.stopped = False
         self.tasks: dict[int, Task[Any]] = {}
         self._ready: collections.deque[asyncio.Handle] = collections.deque()
-        self._serial = 0
-        self._generators: dict[int, weakref.ref[AsyncGenerator[Any, Any]]] = {}
-        self._late: list[AsyncGenerator[Any, Any]] = []
+        self._serial = salt
+        self._generators: dict[int, Callable[[], AsyncGenerator[Any, Any] | None]] = {}  # by id, in the order started
         self._hooks = (self._generator_started, self._generator_dropped)
 
     # --- what the turn calls ------------------------------------------------------------------------------------------
@@ -127,7 +116,7 @@ class Loop(asyncio.AbstractEventLoop):
         _set_running_loop(self)
         try:
             while ready and not self.stopped:
-                ready.popleft()._run()
+                ready.popleft()._run()  # noqa: SLF001
         finally:
             _set_running_loop(previous)
             asyncio.as_completed = as_completed
@@ -139,14 +128,11 @@ class Loop(asyncio.AbstractEventLoop):
         """Make a timer's callback ready."""
         self._ready.append(timer)
 
-    def finish_generators(self) -> bool:
-        """Start to close async generators left open, as `asyncio.run` does at its end; false if there were none."""
+    def finish_generators(self) -> set[int]:
+        """Start to close async generators left open, as `asyncio.run` does at its end; return the tasks' serials."""
         left = self._open_generators()
         self._generators.clear()
-        self._late.clear()
-        for generator in left:
-            self.create_task(generator.aclose())
-        return bool(left)
+        return {cast("Task[None]", self.create_task(generator.aclose())).serial for generator in left}
 
     def close(self) -> None:
         """Drop every task without letting its body do anything more: whatever it asks for raises `TurnClosed`.
@@ -156,7 +142,7 @@ class Loop(asyncio.AbstractEventLoop):
         """
         self.closed = True
         self._ready.clear()
-        if self.tasks or self._generators or self._late:
+        if self.tasks or self._generators:
             previous = _running_loop()
             hooks = sys.get_asyncgen_hooks()
             sys.set_asyncgen_hooks(*self._hooks)
@@ -171,7 +157,6 @@ class Loop(asyncio.AbstractEventLoop):
                 sys.set_asyncgen_hooks(*hooks)
         self.tasks.clear()
         self._generators.clear()
-        self._late.clear()
         self._ready.clear()
 
     def forget(self, task: asyncio.Task[Any], /) -> None:
@@ -222,8 +207,8 @@ class Loop(asyncio.AbstractEventLoop):
         if _from_unordered_as_completed():
             coro.close()
             raise NotRepeatable(
-                "asyncio.as_completed was imported by name (`from asyncio import as_completed`) and given coroutines: it "
-                "would start them in no repeatable order. Write `asyncio.as_completed(...)`, or give it tasks."
+                "asyncio.as_completed was imported by name (`from asyncio import as_completed`) and given coroutines: "
+                "it would start them in no repeatable order. Write `asyncio.as_completed(...)`, or give it tasks."
             )
         task = Task(coro, loop=self, name=name, context=context)
         self.tasks[task.serial] = task
@@ -245,42 +230,57 @@ class Loop(asyncio.AbstractEventLoop):
     def call_exception_handler(self, context: dict[str, Any]) -> None:
         self.host.task_failed_unseen(context)
 
-    def default_exception_handler(self, context: dict[str, Any]) -> None:
-        self.host.task_failed_unseen(context)
-
     # --- async generators ---------------------------------------------------------------------------------------------
     def _open_generators(self) -> list[AsyncGenerator[Any, Any]]:
         known = (reference() for reference in self._generators.values())
-        return [*self._late, *(generator for generator in known if generator is not None)]
+        return [generator for generator in known if generator is not None]
 
     def _generator_started(self, generator: AsyncGenerator[Any, Any]) -> None:
+        self._generators.pop(id(generator), None)  # an earlier one that lay at this address: its place is not ours
         self._generators[id(generator)] = weakref.ref(generator)
 
     def _generator_dropped(self, generator: AsyncGenerator[Any, Any]) -> None:
         """Finalize a generator that nobody refers to: at once during a drain, which repeats, else at the body's end."""
-        self._generators.pop(id(generator), None)
         if self.closed:
             _close_generator(generator)
         elif _running_loop() is self:
+            del self._generators[id(generator)]
             self.create_task(generator.aclose())
         else:
-            self._late.append(generator)
+            self._generators[id(generator)] = lambda: generator  # in its old place, whenever it was collected
 
-    # --- what a body cannot do ----------------------------------------------------------------------------------------
-    for _name in (
-        *("add_reader", "add_writer", "add_signal_handler", "call_soon_threadsafe", "remove_reader", "remove_writer"),
-        *("remove_signal_handler", "run_forever", "run_in_executor", "run_until_complete", "set_default_executor", "stop"),
-    ):
-        locals()[_name] = _refusing(_name)
-    for _name in (
-        *("connect_accepted_socket", "connect_read_pipe", "connect_write_pipe", "create_connection", "create_server"),
-        *("create_datagram_endpoint", "create_unix_connection", "create_unix_server", "getaddrinfo", "getnameinfo"),
-        *("sendfile", "shutdown_asyncgens", "shutdown_default_executor", "sock_accept", "sock_connect", "sock_recv"),
-        *("sock_recv_into", "sock_recvfrom", "sock_recvfrom_into", "sock_sendall", "sock_sendfile", "sock_sendto"),
-        *("start_tls", "subprocess_exec", "subprocess_shell"),
-    ):
-        locals()[_name] = _refusing_async(_name)
-    del _name
+
+# --- what a body cannot do --------------------------------------------------------------------------------------------
+def _refusing(name: str) -> Callable[..., NoReturn]:
+    def refuse(self: Loop, *_: Any, **__: Any) -> NoReturn:
+        raise IoInWorkflow(f"loop.{name}() is I/O, which the body of a workflow cannot do: put it in a step (@step)")
+
+    return refuse
+
+
+def _refusing_async(name: str) -> Callable[..., Coroutine[Any, Any, NoReturn]]:
+    refuse = _refusing(name)
+
+    async def refuse_awaited(self: Loop, *_: Any, **__: Any) -> NoReturn:
+        refuse(self)
+
+    return refuse_awaited
+
+
+for _name in (
+    *("add_reader", "add_writer", "add_signal_handler", "call_soon_threadsafe", "remove_reader", "remove_writer"),
+    *("remove_signal_handler", "run_forever", "run_in_executor", "run_until_complete", "set_default_executor"),
+    "stop",
+):
+    setattr(Loop, _name, _refusing(_name))
+for _name in (
+    *("connect_accepted_socket", "connect_read_pipe", "connect_write_pipe", "create_connection", "create_server"),
+    *("create_datagram_endpoint", "create_unix_connection", "create_unix_server", "getaddrinfo", "getnameinfo"),
+    *("sendfile", "shutdown_asyncgens", "shutdown_default_executor", "sock_accept", "sock_connect", "sock_recv"),
+    *("sock_recv_into", "sock_recvfrom", "sock_recvfrom_into", "sock_sendall", "sock_sendfile", "sock_sendto"),
+    *("start_tls", "subprocess_exec", "subprocess_shell"),
+):
+    setattr(Loop, _name, _refusing_async(_name))
 
 
 def _close(coro: Coroutine[Any, Any, Any]) -> None:
@@ -296,7 +296,7 @@ def _close(coro: Coroutine[Any, Any, Any]) -> None:
 
 
 def _close_generator(generator: AsyncGenerator[Any, Any]) -> None:
-    closing = cast("Coroutine[Any, Any, None]", generator.aclose())
+    closing = generator.aclose()
     try:
         closing.send(None)
     except BaseException:  # noqa: BLE001  closed, or its cleanup failed, as it must
@@ -323,7 +323,7 @@ _UNORDERED = {_original_as_completed.__code__} | {
 
 def _from_unordered_as_completed() -> bool:
     """Tell whether the original `as_completed` is creating a task, which it does in address order."""
-    frame = sys._getframe(2)
+    frame = sys._getframe(2)  # pyright: ignore[reportPrivateUsage]
     while frame is not None and frame.f_globals is asyncio.tasks.__dict__:
         if frame.f_code in _UNORDERED:
             return True

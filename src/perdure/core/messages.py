@@ -65,9 +65,9 @@ def _answer_awakeable(message: Message, request: Resolve | Reject, turn: Turn | 
     if turn is None:
         return Refused(at, message.id, "its code diverges from its journal: resume it first, then send this again")
     if pending is None or not isinstance(pending.command, OpenAwakeable):
-        return Refused(at, message.id, "this awakeable is resolved or rejected already, or nobody waits for it any more")
+        return Refused(at, message.id, "this awakeable is resolved or rejected already, or nobody waits for it now")
     if isinstance(request, Reject):
-        return Raised(request.n, at, failure_of(AwakeableRejected(request.reason)), message.id)
+        return Raised(request.n, at, failure_of(AwakeableRejected(f"rejected: {request.reason}", reason=request.reason)), message.id)
     try:
         pending.decode(request.value)
     except Undecodable as error:
@@ -85,6 +85,6 @@ def _child_settled(message: Message, request: Settled, turn: Turn | None, at: fl
         case Failed(failure=failure):
             return Raised(request.n, at, failure, message.id)
         case Cancelled():
-            return Raised(request.n, at, failure_of(ChildCancelled(request.child)), message.id)
+            return Raised(request.n, at, failure_of(ChildCancelled(f"child {request.child!r} was cancelled", invocation_id=request.child)), message.id)
         case _:
             assert_never(request.outcome)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import timedelta
+from math import inf
 
 from perdure.errors import InvalidOption, NonRetryable
 
@@ -20,11 +21,11 @@ DURATION_LIMIT_SECONDS = 100 * 365 * 86_400.0
 
 
 def seconds(what: str, duration: Duration, /, *, positive: bool = False) -> float:
-    """Return a duration in seconds, or raise `InvalidOption` naming `what` if it is negative, not finite or no number."""
+    """Return a duration in seconds, or raise `InvalidOption` naming `what`: negative, not finite or no number."""
     value = duration.total_seconds() if isinstance(duration, timedelta) else duration
     if isinstance(value, bool) or not isinstance(value, (int, float)):  # pyright: ignore[reportUnnecessaryIsInstance]
         raise InvalidOption(f"{what} must be a number of seconds or a timedelta, not {type(value).__name__}")
-    if not (0 < value if positive else 0 <= value) or value > DURATION_LIMIT_SECONDS:
+    if not (value > 0 if positive else value >= 0) or value > DURATION_LIMIT_SECONDS:
         least = "more than 0" if positive else "at least 0"
         raise InvalidOption(f"{what} is {value} seconds: give {least} and at most {DURATION_LIMIT_SECONDS:.0f}")
     return float(value)
@@ -51,8 +52,8 @@ class Retry:
     def __post_init__(self) -> None:
         if self.max_attempts is not None and self.max_attempts < 1:
             raise InvalidOption(f"Retry(max_attempts={self.max_attempts}): give at least 1, or None for no end")
-        if self.factor < 1:
-            raise InvalidOption(f"Retry(factor={self.factor}): give at least 1")
+        if not 1 <= self.factor < inf:
+            raise InvalidOption(f"Retry(factor={self.factor}): give at least 1, and not infinity")
         if not 0 <= self.jitter <= 1:
             raise InvalidOption(f"Retry(jitter={self.jitter}): give a share between 0 and 1")
         seconds("Retry(initial=…)", self.initial)
@@ -67,11 +68,11 @@ class Retry:
             return None
         if self.max_attempts is not None and attempt >= self.max_attempts:
             return None
-        maximum = seconds("maximum", self.maximum)
+        initial, maximum = seconds("initial", self.initial), seconds("maximum", self.maximum)
         try:
-            wait = seconds("initial", self.initial) * self.factor ** (attempt - 1)
+            wait = initial * float(self.factor) ** (attempt - 1)
         except OverflowError:
-            wait = maximum
+            wait = maximum if initial else 0.0
         return min(wait, maximum) * (1 + self.jitter * (2 * chance - 1))
 
 

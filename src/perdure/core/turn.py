@@ -53,7 +53,14 @@ from perdure.core.journal import (
     identity,
 )
 from perdure.core.loop import Future, Loop
-from perdure.errors import InvocationTimedOut, LimitExceeded, PerdureError, TurnClosed, Undecodable
+from perdure.errors import (
+    CalledOutsideWorkflow,
+    InvocationTimedOut,
+    LimitExceeded,
+    PerdureError,
+    TurnClosed,
+    Undecodable,
+)
 
 COMMANDS_PER_DRAIN_LIMIT = 100_000
 """Commands that a body may issue between two waits; beyond it the body is most likely in an endless loop."""
@@ -115,7 +122,7 @@ class CommandFuture(Future[Any]):
 
 def current_turn() -> Turn | None:
     """Return the turn whose body is running on this thread, if one is."""
-    loop = events._get_running_loop()
+    loop = events._get_running_loop()  # noqa: SLF001
     return cast("Turn", loop.host) if isinstance(loop, Loop) else None
 
 
@@ -138,7 +145,7 @@ class Turn:
     ) -> None:
         self.start = start
         self.generation = generation
-        self.loop = Loop(self, start.due)
+        self.loop = Loop(self, start.due, salt=start.seed & 0xFFFF_FFFF)
         self.pending: dict[int, Pending] = {}
         self.state: dict[str, bytes] = {}
         self.divergence: Divergence | None = None
@@ -224,9 +231,12 @@ class Turn:
             if self.divergence is None and self._recorded:
                 self._diverge(describe(self._recorded[0]), "nothing there")
             if self.divergence is None and self._ready.state != frame.state:
-                self._diverge(f"changes of state {sorted(frame.state)}", f"{sorted(self._ready.state)}, or other values")
+                changed = sorted(self._ready.state)
+                self._diverge(f"changes of state {sorted(frame.state)}", f"{changed}, or other values")
             if self.divergence is None and self._ready.cancels != frame.cancels:
                 self._diverge(f"an end asked for commands {frame.cancels}", f"that of {self._ready.cancels}")
+            if self.divergence is None:
+                self._check_outcome(frame.outcome)
             if self.divergence is not None:
                 break
             self._ready = Ready()
@@ -234,9 +244,9 @@ class Turn:
         self.replaying = False
 
     def ready(self) -> Ready:
-        """Return what the body asked for since the last call."""
+        """Return what the body asked for since the last call: nothing any more after a divergence or `close`."""
         ready, self._ready = self._ready, Ready()
-        return ready
+        return ready if self.divergence is None and not self.loop.closed else Ready()
 
     def waits_for(self, n: int) -> Pending | None:
         """Return command `n` if it still needs an answer."""
@@ -343,17 +353,17 @@ class Turn:
     def _check_open(self) -> None:
         if self.loop.closed or self.loop.stopped:
             raise TurnClosed(self.start.id)
+        if current_turn() is not self:
+            raise CalledOutsideWorkflow(f"the context of invocation {self.start.id!r} is for its body, not for other code")
 
     def _issue(self, command: Command) -> None:
+        self._issued_in_drain += 1
+        if self._issued_in_drain > COMMANDS_PER_DRAIN_LIMIT:
+            text = f"invocation {self.start.id!r} issued more than {COMMANDS_PER_DRAIN_LIMIT:,} commands without waiting"
+            raise LimitExceeded(
+                f"{text}: await some of them first", size=self._issued_in_drain, limit=COMMANDS_PER_DRAIN_LIMIT
+            )
         if self._recorded is None:
-            self._issued_in_drain += 1
-            if self._issued_in_drain > COMMANDS_PER_DRAIN_LIMIT:
-                raise LimitExceeded(
-                    f"commands that invocation {self.start.id!r} issued without waiting",
-                    self._issued_in_drain,
-                    COMMANDS_PER_DRAIN_LIMIT,
-                    "await some of them before issuing more",
-                )
             self._ready.commands.append(command)
             return
         recorded = self._recorded.popleft() if self._recorded else None
@@ -407,14 +417,17 @@ class Turn:
 
     def _drain(self) -> None:
         self._issued_in_drain = 0
+        self._run_ready()
+        if self._main is not None and self._main.done() and self.divergence is None:
+            self._finish()
+
+    def _run_ready(self) -> None:
         while True:
             try:
                 self.loop.drain()
             except SystemExit:
                 continue  # the task has it as its exception: a body cannot end the worker
-            break
-        if self._main is not None and self._main.done() and self.divergence is None:
-            self._finish()
+            return
 
     def _finish(self) -> None:
         """End as `asyncio.run` does: cancel what is left, let it end, then say what became of the body."""
@@ -427,10 +440,11 @@ class Turn:
             asked |= {task.serial for task in live}
             for task in live:
                 task.cancel()
-            self.loop.drain()
+            self._run_ready()
         if self.loop.tasks:
             return  # some wait for the journaled end of a step
-        if self.loop.finish_generators():
+        if closing := self.loop.finish_generators():
+            asked |= closing  # closing them is cleanup: it is awaited, not cancelled
             self._drain()
             return
         self._ready.outcome = self._outcome(main)
@@ -440,11 +454,12 @@ class Turn:
         request = self._cancel_requested
         if main.cancelled():
             if request is None:
-                error: BaseException = asyncio.CancelledError("the body raised CancelledError without having been cancelled")
+                error = asyncio.CancelledError("the body raised CancelledError without having been cancelled")
                 return Failed(at, failure_of(error, translators=self._translators))
             if not request.timed_out:
                 return Cancelled(at)
-            late = InvocationTimedOut(self.start.id, self.start.timeout or 0.0)
+            text = f"invocation {self.start.id!r} did not end within its timeout of {self.start.timeout} s"
+            late = InvocationTimedOut(text, invocation_id=self.start.id, timeout=self.start.timeout or 0.0)
             return Failed(at, failure_of(late, translators=self._translators))
         error_raised = main.exception()
         if error_raised is None:
@@ -470,6 +485,12 @@ class Turn:
                 todo += cast("BaseExceptionGroup[BaseException]", one).exceptions
         return None
 
+    def _check_outcome(self, recorded: Outcome | None) -> None:
+        """Check that the body ended where it did. A forced cancellation ends an invocation without its body."""
+        ended = self._ready.outcome
+        if type(ended) is not type(recorded) and not (isinstance(recorded, Cancelled) and recorded.forced):
+            self._diverge(_describe_outcome(recorded), _describe_outcome(ended))
+
     def _diverge(self, recorded: str, issued: str) -> None:
         if self.divergence is None:
             self.divergence = Divergence(recorded, issued)
@@ -481,6 +502,10 @@ class Turn:
 
 
 _FOR_THE_BODY = frozenset({Returned, Raised, Fired, Interrupted, CancelRequested})
+
+
+def _describe_outcome(outcome: Outcome | None) -> str:
+    return "no end of the body here" if outcome is None else f"the body's end here, {type(outcome).__name__.lower()}"
 
 
 def _no_value(_: bytes) -> None:

@@ -26,7 +26,6 @@ from typing import Any, Protocol
 from perdure.core.codec import Failure
 from perdure.core.effects import NO_EFFECTS, effects_of
 from perdure.core.history import DEATHS_LIMIT, History
-from perdure.core.ids import idempotency_key
 from perdure.core.journal import (
     Accepted,
     Answer,
@@ -60,7 +59,6 @@ from perdure.errors import (
     Conflict,
     IoInWorkflow,
     LimitExceeded,
-    PayloadTooLarge,
     PerdureError,
     ServiceUnknown,
     StoreClosed,
@@ -68,7 +66,7 @@ from perdure.errors import (
     Unencodable,
 )
 from perdure.runtime.steps import Attempt, Work
-from perdure.stores.store import Clock, Delivery, Journal, Store, Subscription, Timer, Transition
+from perdure.stores.store import Clock, Delivery, Journal, Store, Subscription, Timer, Transition, too_large
 from perdure.workflow import StepInfo
 
 CANCEL_GRACE_SECONDS = 10.0
@@ -80,12 +78,17 @@ COMMIT_RETRY_SECONDS = 1.0
 DEADLINE = -1
 """Stands for the invocation's own time limit among the numbers of commands."""
 
-_HOPELESS = (
-    *(AnnotationUnresolved, IoInWorkflow, LimitExceeded, ServiceUnknown, Undecodable, Unencodable),
-)
+_HOPELESS = (*(AnnotationUnresolved, IoInWorkflow, LimitExceeded, ServiceUnknown, Undecodable, Unencodable),)
 """Failures of a step that another attempt cannot change."""
 
 log = logging.getLogger("perdure.worker")
+
+
+class Watch(Protocol):
+    """Told when a body begins to run and when it waits again."""
+
+    def began(self, runner: Runner, /) -> None: ...
+    def ended(self) -> None: ...
 
 
 class Home(Protocol):
@@ -99,6 +102,7 @@ class Home(Protocol):
     python: str
     hash_seed: str
     always_replay: bool
+    watch: Watch
 
     def schedule(self, runner: Runner, /) -> None: ...
     def hold_first_frame(self, runner: Runner, /) -> None: ...
@@ -107,9 +111,8 @@ class Home(Protocol):
     def became_idle(self, runner: Runner, /) -> None: ...
     def ended(self, runner: Runner, /) -> None: ...
     def make_turn(self, start: Start, /) -> Turn: ...
-    def drain(self, runner: Runner, work: Callable[[], None], /) -> None: ...
     def failure_of(self, error: BaseException, /) -> Failure: ...
-    def begin_attempt(self, work: Work, info: StepInfo, on_thread_end: Callable[[], None], /) -> Attempt: ...
+    def begin_attempt(self, work: Work, info: StepInfo, runner: Runner, /) -> Attempt: ...
 
 
 class Runner:
@@ -274,7 +277,12 @@ class Runner:
             return
         self.turn = turn
         if frames:
-            self._home.drain(self, partial(turn.replay, frames))
+            watch = self._home.watch
+            watch.began(self)
+            try:
+                turn.replay(frames)
+            finally:
+                watch.ended()
             if turn.divergence is not None:
                 self._stuck = self._explain(turn)
                 self._forget_turn()
@@ -293,7 +301,9 @@ class Runner:
 
     def _resume_commands(self, turn: Turn) -> None:
         """Take up the commands that wait for an answer, after a replay or a pause."""
-        arrived = {entry.n for entry in self._arrivals if not isinstance(entry, CancelRequested) and hasattr(entry, "n")}  # type: ignore[attr-defined]
+        arrived = {
+            entry.n for entry in self._arrivals if not isinstance(entry, CancelRequested) and hasattr(entry, "n")
+        }  # type: ignore[attr-defined]
         begun = {n for n, _, _ in self._to_begin}
         for n, pending in turn.pending.items():
             if n not in arrived and n not in begun:
@@ -333,8 +343,15 @@ class Runner:
             ready = Ready()
         else:
             assert turn is not None
-            self._home.drain(self, partial(self._feed, turn, at, entries, answers))
+            watch = self._home.watch
+            watch.began(self)
+            try:
+                self._feed(turn, at, entries, answers)
+            finally:
+                watch.ended()
             ready = turn.ready()
+            if turn.unseen:
+                self._report_unseen(turn)
             if turn.divergence is not None:
                 self._stuck = self._explain(turn)
                 self._forget_turn()
@@ -355,6 +372,12 @@ class Runner:
             self._begin_new(ready)
             return
         self._write(start, at, entries, ready, outcome, answers)
+
+    def _report_unseen(self, turn: Turn) -> None:
+        """Log what tasks of the body raised and nobody awaited, as asyncio does."""
+        for context in turn.unseen:
+            log.error("invocation %s: %s", self.id, context.get("message"), exc_info=context.get("exception"))
+        turn.unseen.clear()
 
     def _feed(self, turn: Turn, at: float, entries: list[Entry], answers: list[Answer]) -> None:
         """Give the turn all that arrived, one fact at a time."""
@@ -445,7 +468,15 @@ class Runner:
     # --- writing ------------------------------------------------------------------------------------------------------
     def _may_hold_first_frame(self, ready: Ready, entries: list[Entry], answers: list[Answer]) -> bool:
         """Tell whether steps may start before the first frame: a first delivery that asked for steps and no more."""
-        if self.revision or self._force_frame or entries or answers or not ready.commands or ready.state or ready.cancels:
+        if (
+            self.revision
+            or self._force_frame
+            or entries
+            or answers
+            or not ready.commands
+            or ready.state
+            or ready.cancels
+        ):
             return False
         return all(type(command) is CallStep for command in ready.commands) and not self._stopping
 
@@ -483,7 +514,7 @@ class Runner:
             frame_entries.append(outcome)
         frame = Frame(self._home.name, at, frame_entries, ready.commands, ready.state, ready.cancels)
         self.history.add(frame)
-        effects = self._effects_of(start, frame)
+        effects = effects_of(start, frame, self.history.children.get)
         if answers:
             effects = replace(effects, answers=(*effects.answers, *answers))
         status = self.history.status
@@ -536,7 +567,7 @@ class Runner:
         for delivery in taken:
             self._home.subscription.acknowledge(delivery)
         self._begin_waiting()
-        self._settle_down()
+        self.settle_down()
 
     def _commit(self, transition: Transition, then: Callable[[], None]) -> None:
         self._busy = True
@@ -584,7 +615,7 @@ class Runner:
             self._to_begin.clear()
         if released:
             self._disarm()
-            self._settle_down()
+            self.settle_down()
             if not self._inbox:
                 self._home.became_idle(self)
         if self._arrivals or self._inbox:
@@ -615,15 +646,14 @@ class Runner:
             return
         start = self._start
         assert start is not None
-        info = StepInfo(self.id, attempts + 1, idempotency_key(self.id, 0, n, work.name))
-        attempt = self._home.begin_attempt(work, info, self._settle_down)
+        attempt = self._home.begin_attempt(work, StepInfo(self.id, 0, n, work.name, attempts + 1), self)
         self._running[n] = attempt
         attempt.task.add_done_callback(partial(self._step_ended, n, attempts + 1, attempt))
 
     def slot_granted(self) -> None:
         """Go on with the steps that waited for a slot."""
         self._begin_waiting()
-        self._settle_down()
+        self.settle_down()
 
     def _interrupt(self, n: int) -> None:
         """Ask a running step to end; after a grace its end is journaled without it."""
@@ -637,7 +667,9 @@ class Runner:
         if self._running.get(n) is attempt and not self.closed:
             del self._running[n]
             self._left_behind.add(attempt)
-            log.warning("step %s of invocation %s did not end within its grace; it is left behind", attempt.work.name, self.id)
+            log.warning(
+                "step %s of invocation %s did not end within its grace; it is left behind", attempt.work.name, self.id
+            )
             self._arrivals.append(Interrupted(n, self._home.clock.now()))
             self._home.schedule(self)
 
@@ -646,7 +678,7 @@ class Runner:
             self._left_behind.discard(attempt)
             if not task.cancelled():
                 task.exception()  # seen: its end is journaled already
-            self._settle_down()
+            self.settle_down()
             return
         del self._running[n]
         if attempt.busy_threads:
@@ -670,7 +702,7 @@ class Runner:
             limit = self._home.store.payload_limit
             if len(value) <= limit:
                 return Returned(n, at, value)
-            error = PayloadTooLarge(f"the result of step {attempt.work.name!r}", len(value), limit)
+            error = too_large(f"the result of step {attempt.work.name!r}", len(value), limit)
         else:
             error = raised
         failure = self._home.failure_of(error)
@@ -710,9 +742,10 @@ class Runner:
         self._home.schedule(self)
 
     # --- slots, idleness and the end ----------------------------------------------------------------------------------
-    def _settle_down(self) -> None:
+    def settle_down(self) -> None:
         """Give the slot back once nothing is in progress, abandoned steps included."""
-        self._left_behind = {attempt for attempt in self._left_behind if attempt.busy_threads or not attempt.task.done()}
+        if self._left_behind:
+            self._left_behind = {each for each in self._left_behind if each.busy_threads or not each.task.done()}
         if self.has_slot and not (self._running or self._left_behind or self._busy or self._to_begin or self._arrivals):
             self._home.release_slot(self)
 
@@ -752,7 +785,7 @@ class Runner:
         self._inbox.clear()
         self._forget_turn()
         self._busy = False
-        self._settle_down()
+        self.settle_down()
 
     async def stop(self, grace: float) -> None:
         """Hand the invocation over: give steps a grace, interrupt them unjournaled, release the claim."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import concurrent.futures
 import contextvars
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from typing import Any, Protocol
 
 from perdure.core.retry import Retry
@@ -29,7 +29,7 @@ class Work(Protocol):
     @property
     def timeout(self) -> float | None: ...
 
-    async def run(self, host: StepHost, info: StepInfo, /) -> bytes:
+    def run(self, host: StepHost, info: StepInfo, /) -> Coroutine[Any, Any, bytes]:
         """Run one attempt; return the encoded result."""
         ...
 
@@ -41,66 +41,59 @@ class StepHost(Protocol):
     def channel(self, service: str, /) -> Any: ...
 
 
+class Place(Protocol):
+    """Where attempts run: the worker."""
+
+    loop: asyncio.AbstractEventLoop
+
+    def threads(self) -> concurrent.futures.ThreadPoolExecutor: ...
+    def channel(self, service: str, /) -> Any: ...
+
+
 class Attempt:
-    """One attempt of a step in progress: its task, and the threads it started."""
+    """One attempt of a step in progress: its task, and what the step may use of its worker."""
 
-    __slots__ = ("_host", "busy_threads", "cancelled", "on_thread_end", "task", "work")
+    __slots__ = ("_owner", "_place", "busy_threads", "cancelled", "task", "work")
 
-    def __init__(
-        self,
-        work: Work,
-        info: StepInfo,
-        pool: Callable[[], concurrent.futures.ThreadPoolExecutor],
-        channel: Callable[[str], Any],
-        loop: asyncio.AbstractEventLoop,
-        on_thread_end: Callable[[], None],
-    ) -> None:
+    def __init__(self, work: Work, info: StepInfo, place: Place, owner: Owner) -> None:
         self.work = work
         self.cancelled = False  # the body asked for its end
         self.busy_threads = 0
-        self.on_thread_end = on_thread_end
-        self._host = _Host(self, pool, channel, loop)
+        self._place = place
+        self._owner = owner
         context = contextvars.copy_context()
         context.run(current_step.set, info)
-        self.task: asyncio.Task[bytes] = loop.create_task(self._run(info), context=context)
+        run = work.run(self, info) if work.timeout is None else self._run_in_time(info, work.timeout)
+        self.task: asyncio.Task[bytes] = place.loop.create_task(run, context=context)
 
-    async def _run(self, info: StepInfo) -> bytes:
-        timeout = self.work.timeout
-        if timeout is None:
-            return await self.work.run(self._host, info)
+    async def _run_in_time(self, info: StepInfo, timeout: float) -> bytes:
         async with asyncio.timeout(timeout):
-            return await self.work.run(self._host, info)
+            return await self.work.run(self, info)
 
-
-class _Host:
-    __slots__ = ("_attempt", "_loop", "_pool", "channel")
-
-    def __init__(
-        self,
-        attempt: Attempt,
-        pool: Callable[[], concurrent.futures.ThreadPoolExecutor],
-        channel: Callable[[str], Any],
-        loop: asyncio.AbstractEventLoop,
-    ) -> None:
-        self._attempt = attempt
-        self._pool = pool
-        self._loop = loop
-        self.channel = channel
+    def channel(self, service: str, /) -> Any:
+        """Return the gRPC channel to a service."""
+        return self._place.channel(service)
 
     async def in_thread(self, fn: Callable[[], Any], /) -> Any:
         """Run `fn` in a thread. A cancelled wait leaves the thread running: it counts as busy until it ends."""
-        attempt, loop = self._attempt, self._loop
+        loop = self._place.loop
 
         def ended(_: concurrent.futures.Future[Any]) -> None:
             if not loop.is_closed():
                 loop.call_soon_threadsafe(freed)
 
         def freed() -> None:
-            attempt.busy_threads -= 1
-            attempt.on_thread_end()
+            self.busy_threads -= 1
+            self._owner.settle_down()
 
         context = contextvars.copy_context()
-        future = self._pool().submit(context.run, fn)
-        attempt.busy_threads += 1
+        future = self._place.threads().submit(context.run, fn)
+        self.busy_threads += 1
         future.add_done_callback(ended)
         return await asyncio.wrap_future(future)
+
+
+class Owner(Protocol):
+    """Who began an attempt, and wants to know when its last thread ends."""
+
+    def settle_down(self) -> None: ...

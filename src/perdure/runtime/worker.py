@@ -69,6 +69,7 @@ class Worker:
         always_replay: bool = False,
         stop_grace: float = STOP_GRACE_SECONDS,
         translators: Translators = tuple,
+        replace: Callable[[Work], Work] | None = None,
     ) -> None:
         if max_concurrent < 1:
             raise InvalidOption(f"worker(max_concurrent={max_concurrent}): give at least 1")
@@ -85,6 +86,7 @@ class Worker:
         self._cache_limit = cache
         self._stop_grace = stop_grace
         self._translators = translators
+        self._replace = replace
         self._runners: dict[str, Runner] = {}
         self._cached: OrderedDict[str, Runner] = OrderedDict()
         self._scheduled: list[Runner] = []
@@ -95,7 +97,6 @@ class Worker:
         self._pledged = 0  # starts asked of the store that have not come
         self._pool: concurrent.futures.ThreadPoolExecutor | None = None
         self._running = False
-        self._watch: DrainWatch | None = None
 
     # --- life ---------------------------------------------------------------------------------------------------------
     async def __aenter__(self) -> Self:
@@ -105,7 +106,7 @@ class Worker:
         self.clock: Clock = self.store.clock
         self.loop = asyncio.get_running_loop()
         self._running = True
-        self._watch = DrainWatch()
+        self.watch = DrainWatch()
         self.subscription: Subscription = self.store.subscribe(self.workflows, self._deliver)
         self._ask()
         return self
@@ -143,8 +144,7 @@ class Worker:
             self._pool.shutdown(wait=False, cancel_futures=True)
         if self._channels is not None:
             await self._channels.aclose()
-        if self._watch is not None:
-            self._watch.stop()
+        self.watch.stop()
 
     @property
     def quiet(self) -> bool:
@@ -251,40 +251,37 @@ class Worker:
     def make_turn(self, start: Start, /) -> Turn:
         """Make the turn of an invocation."""
         workflow = self.workflows[start.handler]
-        return Turn(start, workflow.body(start), workflow.encode_result, secret=self.store.secret, translators=self._translators())
+        return Turn(
+            start,
+            workflow.body(start),
+            workflow.encode_result,
+            secret=self.store.secret,
+            translators=self._translators(),
+        )
 
     def failure_of(self, error: BaseException, /) -> Failure:
         """Return an exception as the journal keeps it."""
         return failure_of(error, translators=self._translators())
 
-    def drain(self, runner: Runner, work: Callable[[], None], /) -> None:
-        """Run a body until it waits, watched by the clock."""
-        watch = self._watch
-        assert watch is not None
-        watch.began(runner)
-        try:
-            work()
-        finally:
-            watch.ended()
-        turn = runner.turn
-        if turn is not None and turn.unseen:
-            for context in turn.unseen:
-                log.error("invocation %s: %s", runner.id, context.get("message"), exc_info=context.get("exception"))
-            turn.unseen.clear()
+    def begin_attempt(self, work: Work, info: StepInfo, runner: Runner, /) -> Attempt:
+        """Begin one attempt of a step."""
+        return Attempt(work if self._replace is None else self._replace(work), info, self, runner)
 
-    def begin_attempt(self, work: Work, info: StepInfo, on_thread_end: Callable[[], None], /) -> Attempt:
-        return Attempt(work, info, self._threads, self._channel, self.loop, on_thread_end)
-
-    def _threads(self) -> concurrent.futures.ThreadPoolExecutor:
+    def threads(self) -> concurrent.futures.ThreadPoolExecutor:
+        """Return the pool in which sync steps run."""
         if self._pool is None:
             self._pool = concurrent.futures.ThreadPoolExecutor(
                 min(THREADS_LIMIT, self.max_concurrent), thread_name_prefix="perdure-step"
             )
         return self._pool
 
-    def _channel(self, service: str) -> Any:
+    def channel(self, service: str, /) -> Any:
+        """Return the gRPC channel to a service."""
         if self._channels is None:
-            raise ServiceUnknown(service)
+            raise ServiceUnknown(
+                f"no address for service {service!r}: give it to the worker, services={{{service!r}: 'host:port'}}",
+                service=service,
+            )
         return self._channels.channel(service)
 
 
@@ -295,7 +292,8 @@ def by_name(workflows: Sequence[Workflow[..., Any]]) -> dict[str, Workflow[..., 
         for name in (workflow.name, *workflow.aliases):
             other = named.get(name)
             if other is not None and other is not workflow:
-                raise NameTaken(name, other.where, workflow.where)
+                text = f"two workflows are called {name!r}: {other.where} and {workflow.where}; name one @workflow(name=...)"
+                raise NameTaken(text, name=name)
             named[name] = workflow
     return named
 
@@ -306,14 +304,14 @@ class DrainWatch:
     def __init__(self, limit: float = DRAIN_LIMIT_SECONDS) -> None:
         self._limit = limit
         self._loop_thread = threading.get_ident()
-        self._current: tuple[float, str, str] | None = None
+        self._current: tuple[float, Runner] | None = None
         self._reported: object = None
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._look, name="perdure-watch", daemon=True)
         self._thread.start()
 
     def began(self, runner: Runner) -> None:
-        self._current = (time.monotonic(), runner.id, runner.handler)
+        self._current = (time.monotonic(), runner)
 
     def ended(self) -> None:
         self._current = None
@@ -333,7 +331,8 @@ class DrainWatch:
             log.error(
                 "the body of invocation %s (%s) blocks the worker for more than %.1f s: make what it does a step, or "
                 "await it. It is here:\n%s",
-                *current[1:],
+                current[1].id,
+                current[1].handler,
                 self._limit,
                 stack,
             )

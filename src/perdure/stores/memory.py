@@ -25,11 +25,11 @@ from perdure.core.journal import (
     encode_frame,
 )
 from perdure.core.lifecycle import SETTLED
-from perdure.errors import Conflict, IdConflict, StoreClosed, UnknownInvocation
+from perdure.errors import Conflict, StoreClosed
 from perdure.stores.clock import Alarm, SystemClock, VirtualClock
 from perdure.stores.dispatch import Dispatcher, Member
 from perdure.stores.notices import Notices
-from perdure.stores.store import Counts, Delivery, Filter, Journal, Row, Transition, Wake
+from perdure.stores.store import Counts, Delivery, Filter, Journal, Row, Transition, Wake, id_conflict, unknown
 
 T = TypeVar("T")
 
@@ -47,7 +47,9 @@ class Crashed(BaseException):
 class MemoryStore:
     """Holds everything in dictionaries. `clock` is the system's unless a test brings a virtual one."""
 
-    def __init__(self, clock: SystemClock | VirtualClock | None = None, *, payload_limit: int = PAYLOAD_LIMIT_BYTES) -> None:
+    def __init__(
+        self, clock: SystemClock | VirtualClock | None = None, *, payload_limit: int = PAYLOAD_LIMIT_BYTES
+    ) -> None:
         self.clock = clock or SystemClock()
         self.secret = b"memory"
         self.payload_limit = payload_limit
@@ -85,7 +87,7 @@ class MemoryStore:
         self._down = True
         self._alarm.cancel()
         self._dispatcher.close()
-        self._notices.fail(StoreClosed("memory:", why))
+        self._notices.fail(StoreClosed(f"memory: {why}"))
 
     async def open(self) -> None:
         self._arm()
@@ -98,7 +100,7 @@ class MemoryStore:
         def write() -> list[bool]:
             for start in starts:
                 if (known := self._digests.get(start.id)) is not None and known != _identity(start):
-                    raise IdConflict(start.id)
+                    raise id_conflict(start.id)
             return [self._accept(start) for start in starts]
 
         return self._durably(write)
@@ -129,7 +131,7 @@ class MemoryStore:
     def post(self, message: Message, /) -> asyncio.Future[None]:
         def write() -> None:
             if message.to not in self._rows:
-                raise UnknownInvocation(message.to)
+                raise unknown(message.to)
             self._put(message)
 
         return self._durably(write)
@@ -154,7 +156,11 @@ class MemoryStore:
 
     # --- deliveries ---------------------------------------------------------------------------------------------------
     def subscribe(
-        self, handlers: Collection[str], deliver: Callable[[Delivery], None], *, partitions: Collection[int] | None = None
+        self,
+        handlers: Collection[str],
+        deliver: Callable[[Delivery], None],
+        *,
+        partitions: Collection[int] | None = None,
     ) -> Member:
         self._check()
         member = self._dispatcher.join(handlers, deliver)
@@ -199,7 +205,9 @@ class MemoryStore:
         if transition.frame is not None:
             frames = self._frames.get(id, [])
             if len(frames) != transition.expected:
-                raise Conflict(id, transition.expected, len(frames))
+                raise Conflict(
+                    f"invocation {id!r}: expected revision {transition.expected}, found {len(frames)}", invocation_id=id
+                )
             self._write("frame", id)
             self._frames.setdefault(id, []).append(encode_frame(transition.frame))
             outcome = transition.frame.outcome
@@ -288,6 +296,11 @@ class MemoryStore:
             counts.by_handler[row.handler] = counts.by_handler.get(row.handler, 0) + 1
         return counts
 
+    @property
+    def awaited(self) -> bool:
+        """Tell whether somebody waits for an outcome."""
+        return self._notices.awaited
+
     # --- for tests ----------------------------------------------------------------------------------------------------
     def check_liveness(self) -> None:
         """Raise if an unsettled invocation has nothing that will ever bring it to a worker, nor waits for a message."""
@@ -311,7 +324,7 @@ class MemoryStore:
 
     def _check(self) -> None:
         if self._down:
-            raise StoreClosed("memory:", "it is closed, or its process crashed")
+            raise StoreClosed("memory: the store is closed, or its process crashed")
 
     def _durably(self, write: Callable[[], T]) -> asyncio.Future[T]:
         future: asyncio.Future[T] = asyncio.get_running_loop().create_future()

@@ -10,20 +10,42 @@ from perdure.core.journal import Answer, Outcome
 T = TypeVar("T")
 
 
+class _Waiting(asyncio.Future[T]):
+    """A future that leaves its table when its waiter gives up."""
+
+    def __init__(self, table: dict[str, list[_Waiting[T]]], name: str) -> None:
+        super().__init__(loop=asyncio.get_running_loop())
+        self._table = table
+        self._name = name
+        waiting = table.get(name)
+        if waiting is None:
+            table[name] = [self]
+        else:
+            waiting.append(self)
+
+    def cancel(self, msg: object = None) -> bool:
+        waiting = self._table.get(self._name)
+        if waiting is not None and self in waiting:
+            waiting.remove(self)
+            if not waiting:
+                del self._table[self._name]
+        return super().cancel(msg)
+
+
 class Notices:
-    """Futures to end when something is known. A future that nobody waits on any more is dropped by its `cancel`."""
+    """Futures to end when something is known."""
 
     def __init__(self) -> None:
-        self._outcomes: dict[str, list[asyncio.Future[Outcome]]] = {}
-        self._answers: dict[str, list[asyncio.Future[Answer]]] = {}
+        self._outcomes: dict[str, list[_Waiting[Outcome]]] = {}
+        self._answers: dict[str, list[_Waiting[Answer]]] = {}
 
     def watch(self, id: str) -> asyncio.Future[Outcome]:
         """Return a future of the next outcome of an invocation."""
-        return _enlist(self._outcomes, id)
+        return _Waiting(self._outcomes, id)
 
     def await_answer(self, message_id: str) -> asyncio.Future[Answer]:
         """Return a future of the answer to a message."""
-        return _enlist(self._answers, message_id)
+        return _Waiting(self._answers, message_id)
 
     def settled(self, id: str, outcome: Outcome) -> None:
         for future in self._outcomes.pop(id, ()):
@@ -35,6 +57,11 @@ class Notices:
             if not future.done():
                 future.set_result(answer)
 
+    @property
+    def awaited(self) -> bool:
+        """Tell whether somebody waits for an outcome."""
+        return bool(self._outcomes)
+
     def fail(self, error: Exception) -> None:
         """End every wait with an error: the store is closing."""
         waiting = [*self._outcomes.values(), *self._answers.values()]
@@ -44,17 +71,3 @@ class Notices:
             for future in futures:
                 if not future.done():
                     future.set_exception(error)
-
-
-def _enlist(table: dict[str, list[asyncio.Future[T]]], name: str) -> asyncio.Future[T]:
-    future: asyncio.Future[T] = asyncio.get_running_loop().create_future()
-    table.setdefault(name, []).append(future)
-
-    def given_up(ended: asyncio.Future[T]) -> None:
-        if ended.cancelled() and (waiting := table.get(name)) is not None:
-            waiting.remove(ended)
-            if not waiting:
-                del table[name]
-
-    future.add_done_callback(given_up)
-    return future

@@ -28,7 +28,7 @@ import time
 import zlib
 from collections.abc import Callable, Collection, Coroutine, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, TypeVar, cast
 
 from perdure.core.codec import digest
@@ -47,7 +47,6 @@ from perdure.core.journal import (
 )
 from perdure.errors import (
     Conflict,
-    IdConflict,
     PerdureError,
     StoreClosed,
     StoreDamaged,
@@ -56,12 +55,11 @@ from perdure.errors import (
     StoreLocked,
     StoreReadOnly,
     StoreTooNew,
-    UnknownInvocation,
 )
 from perdure.stores.clock import Alarm, SystemClock
 from perdure.stores.dispatch import Dispatcher, Member
 from perdure.stores.notices import Notices
-from perdure.stores.store import Counts, Delivery, Filter, Journal, Row, Transition, Wake
+from perdure.stores.store import Counts, Delivery, Filter, Journal, Row, Transition, Wake, id_conflict, unknown
 
 T = TypeVar("T")
 
@@ -115,21 +113,40 @@ class _Accept:
     new: bool = True
 
 
-@dataclass(slots=True, eq=False)
 class _Unit:
-    """What is written whole or not at all: a submit, a post, a commit, or the store's own housekeeping."""
+    """What is written whole or not at all: a submit, a post, a commit, or the store's own housekeeping.
 
-    future: asyncio.Future[Any] | None = None
-    accepts: list[_Accept] = field(default_factory=list[_Accept])
-    strict: bool = False  # an id that exists with another input is an error
-    transition: Transition | None = None
-    frame: bytes | None = None
-    messages: list[Message] = field(default_factory=list[Message])
-    must_exist: bool = False  # a message to nobody is an error
-    done_messages: list[str] = field(default_factory=list[str])
-    promoted: list[tuple[str, int]] = field(default_factory=list[tuple[str, int]])
-    routes: list[tuple[Message, str, Status]] = field(default_factory=list[tuple[Message, str, Status]])
-    error: Exception | None = None
+    `strict` makes an id that exists with another input an error; `must_exist`, a message to nobody.
+    """
+
+    __slots__ = (
+        *("accepts", "done_messages", "error", "frame", "future", "messages", "must_exist", "promoted", "routes"),
+        *("strict", "transition"),
+    )
+
+    def __init__(
+        self,
+        *,
+        accepts: Sequence[_Accept] = (),
+        strict: bool = False,
+        transition: Transition | None = None,
+        frame: bytes | None = None,
+        messages: Sequence[Message] = (),
+        must_exist: bool = False,
+        done_messages: Sequence[str] = (),
+        promoted: Sequence[tuple[str, int]] = (),
+    ) -> None:
+        self.future: asyncio.Future[Any] | None = None
+        self.accepts = accepts
+        self.strict = strict
+        self.transition = transition
+        self.frame = frame
+        self.messages = messages
+        self.must_exist = must_exist
+        self.done_messages = done_messages
+        self.promoted = promoted
+        self.routes: list[tuple[Message, str, Status]] = []
+        self.error: Exception | None = None
 
 
 class SqliteStore:
@@ -177,16 +194,18 @@ class SqliteStore:
         self._alarm.cancel()
         self._dispatcher.close()
         await self._loop.run_in_executor(None, self._writer.close)
-        self._notices.fail(StoreClosed(self.path))
+        self._notices.fail(StoreClosed(_about(self.path, "the store is closed")))
         await self._loop.run_in_executor(self._reader, self._read_db.close)
         self._reader.shutdown(wait=False)
         self._lock.release()
 
     def _check(self) -> None:
         if os.getpid() != self._pid:
-            raise StoreError(self.path, f"it was opened by process {self._pid}; a forked child must open one of its own")
+            raise StoreError(
+                _about(self.path, f"it was opened by process {self._pid}; a forked child must open one of its own")
+            )
         if not self._open:
-            raise StoreClosed(self.path)
+            raise StoreClosed(_about(self.path, "the store is closed"))
 
     # --- writing ------------------------------------------------------------------------------------------------------
     def submit(self, starts: Sequence[Start], /) -> asyncio.Future[list[bool]]:
@@ -200,19 +219,16 @@ class SqliteStore:
     def commit(self, transition: Transition, /) -> asyncio.Future[int]:
         future: asyncio.Future[int] = self._loop.create_future()
         if not self._open:
-            future.set_exception(StoreClosed(self.path))
+            future.set_exception(StoreClosed(_about(self.path, "the store is closed")))
             return future
         effects = transition.effects
-        unit = _Unit(future, transition=transition)
-        if transition.frame is not None:
-            unit.frame = encode_frame(transition.frame)
-        if effects.starts:
-            unit.accepts = [self._accept(start) for start in effects.starts]
-        if effects.messages:
-            unit.messages = [*effects.messages]
-        for delivery in transition.acknowledge:
-            if isinstance(delivery.item, Message):
-                unit.done_messages.append(delivery.item.id)
+        unit = _Unit(
+            transition=transition,
+            frame=None if transition.frame is None else encode_frame(transition.frame),
+            accepts=[self._accept(start) for start in effects.starts] if effects.starts else (),
+            messages=effects.messages,
+            done_messages=[each.item.id for each in transition.acknowledge if isinstance(each.item, Message)],
+        )
         return self._enqueue(unit, future)
 
     def _accept(self, start: Start) -> _Accept:
@@ -246,7 +262,7 @@ class SqliteStore:
                 continue
             if not self._open:
                 if future is not None and not future.done():
-                    future.set_exception(StoreClosed(self.path))
+                    future.set_exception(StoreClosed(_about(self.path, "the store is closed")))
                 continue
             transition = unit.transition
             for accept in unit.accepts:
@@ -289,7 +305,11 @@ class SqliteStore:
 
     # --- deliveries ---------------------------------------------------------------------------------------------------
     def subscribe(
-        self, handlers: Collection[str], deliver: Callable[[Delivery], None], *, partitions: Collection[int] | None = None
+        self,
+        handlers: Collection[str],
+        deliver: Callable[[Delivery], None],
+        *,
+        partitions: Collection[int] | None = None,
     ) -> Member:
         self._check()
         member = self._dispatcher.join(handlers, deliver)
@@ -371,11 +391,8 @@ class SqliteStore:
             if self._dispatcher.owner(id) is None:
                 self._dispatcher.offer(Delivery(id, handler, Wake(), token="due"))
         if starts:
-            unit = _Unit()
-            for id, _ in starts:
-                self._sequence += 1
-                unit.promoted.append((id, self._sequence))
-            await self._enqueue(unit)
+            first, self._sequence = self._sequence + 1, self._sequence + len(starts)
+            await self._enqueue(_Unit(promoted=[(id, first + n) for n, (id, _) in enumerate(starts)]))
             for handler in {handler for _, handler in starts}:
                 self._dispatcher.reread(handler)
             self._dispatcher.pump()
@@ -392,10 +409,12 @@ class SqliteStore:
         rows = db.execute("SELECT revision, data, checksum FROM frame WHERE id = ? ORDER BY revision", (id,)).fetchall()
         known = db.execute("SELECT revision FROM invocation WHERE id = ?", (id,)).fetchone()
         if known is not None and len(rows) < known[0]:
-            raise StoreDamaged(self.path, f"the journal of {id!r} ends at {len(rows)}, and had {known[0]} frames")
+            raise StoreDamaged(
+                _about(self.path, f"the journal of {id!r} ends at {len(rows)}, and had {known[0]} frames")
+            )
         for number, (revision, data, checksum) in enumerate(rows, 1):
             if revision != number or checksum != frame_checksum(id, revision, data):
-                raise StoreDamaged(self.path, f"frame {number} of the journal of {id!r} is missing or changed")
+                raise StoreDamaged(_about(self.path, f"frame {number} of the journal of {id!r} is missing or changed"))
         return Journal(tuple(decode_frame(data) for _, data, _ in rows), len(rows))
 
     async def outcome(self, id: str, /) -> Outcome | None:
@@ -407,10 +426,10 @@ class SqliteStore:
                 "SELECT revision, data, checksum FROM frame WHERE id = ? ORDER BY revision DESC LIMIT 1", (id,)
             ).fetchone()
             if last is None or last[2] != frame_checksum(id, last[0], last[1]):
-                raise StoreDamaged(self.path, f"the last frame of {id!r} is missing or changed")
+                raise StoreDamaged(_about(self.path, f"the last frame of {id!r} is missing or changed"))
             outcome = decode_frame(last[1]).outcome
             if outcome is None:
-                raise StoreDamaged(self.path, f"{id!r} is {row[0]}, and its journal does not say how it ended")
+                raise StoreDamaged(_about(self.path, f"{id!r} is {row[0]}, and its journal does not say how it ended"))
             return outcome
 
         return await self._read(read)
@@ -437,7 +456,7 @@ class SqliteStore:
 
     def _start_from(self, data: bytes, checksum: int) -> Start:
         if zlib.crc32(data) != checksum:
-            raise StoreDamaged(self.path, "the start of an invocation was changed")
+            raise StoreDamaged(_about(self.path, "the start of an invocation was changed"))
         return decode_start(data)
 
     def serves(self, handler: str, /) -> bool:
@@ -456,7 +475,9 @@ class SqliteStore:
 
     async def counts(self) -> Counts:
         rows = await self._read(
-            lambda db: db.execute("SELECT status, handler, count(*) FROM invocation GROUP BY status, handler").fetchall()
+            lambda db: db.execute(
+                "SELECT status, handler, count(*) FROM invocation GROUP BY status, handler"
+            ).fetchall()
         )
         counts = Counts()
         for status, handler, count in rows:
@@ -469,7 +490,7 @@ class SqliteStore:
         self._check()
         path = os.path.abspath(os.path.expanduser(target))
         if os.path.exists(path):
-            raise StoreError(path, "it exists: a backup does not overwrite")
+            raise StoreError(_about(path, "it exists: a backup does not overwrite"))
 
         def copy(db: sqlite3.Connection) -> None:
             with _explained(path), sqlite3.connect(path) as to:
@@ -721,7 +742,7 @@ def _insert_frames(db: sqlite3.Connection, frames: Sequence[tuple[str, int, byte
     )
     if cursor.rowcount != len(frames):
         id, revision = frames[0][:2]
-        raise _Mismatch(Conflict(id, revision - 1))
+        raise _Mismatch(Conflict(f"the journal of {id!r} is not at revision {revision - 1}", invocation_id=id))
 
 
 def _is_new(db: sqlite3.Connection, seen: dict[str, bytes], unit: _Unit, start: Start) -> bool:
@@ -735,7 +756,7 @@ def _is_new(db: sqlite3.Connection, seen: dict[str, bytes], unit: _Unit, start: 
         seen[start.id] = identity
         return True
     if known != identity and unit.strict:
-        raise _Mismatch(IdConflict(start.id))
+        raise _Mismatch(id_conflict(start.id))
     return False
 
 
@@ -745,7 +766,7 @@ def _insert_messages(db: sqlite3.Connection, unit: _Unit) -> None:
         row = db.execute("SELECT handler, status FROM invocation WHERE id = ?", (message.to,)).fetchone()
         if row is None:
             if unit.must_exist:
-                raise _Mismatch(UnknownInvocation(message.to))
+                raise _Mismatch(unknown(message.to))
             continue
         data = encode_message(message)
         inserted = db.execute(
@@ -787,23 +808,21 @@ def _open_file(path: str) -> _Opened:
     existed = os.path.exists(path) and os.path.getsize(path) > 0
     remembered = _remembered_commit(path)
     if not existed and remembered:
-        raise StoreDamaged(
-            path, f"it is missing or empty, and had {remembered} commits: restore it, or remove {_side_file(path)} to begin anew"
-        )
+        lost = f"it is missing or empty, and had {remembered} commits: restore it"
+        raise StoreDamaged(_about(path, f"{lost}, or remove {_side_file(path)} to begin anew"))
     with _explained(path):
         db = _connect(path)
         try:
             if db.execute("PRAGMA journal_mode = WAL").fetchone()[0] != "wal":
-                raise StoreError(path, "its file system cannot hold a write-ahead log: use a local disk")
+                raise StoreError(_about(path, "its file system cannot hold a write-ahead log: use a local disk"))
             if not existed:
                 _create(db)
             opened = _read_meta(db, path)
             if opened.commit_number < remembered:
-                raise StoreDamaged(
-                    path,
-                    f"it ends at commit {opened.commit_number}, and {remembered} were acknowledged: its write-ahead log was "
-                    f"lost or damaged. Restore a backup; to go on without what is lost, remove {_side_file(path)}",
-                )
+                lost = f"it ends at commit {opened.commit_number}, and {remembered} were acknowledged"
+                cause = "its write-ahead log was lost or damaged"
+                remedy = f"restore a backup; to go on without what is lost, remove {_side_file(path)}"
+                raise StoreDamaged(_about(path, f"{lost}: {cause}; {remedy}"))
             _verify(db, path)
             return opened
         finally:
@@ -823,12 +842,15 @@ def _create(db: sqlite3.Connection) -> None:
 def _read_meta(db: sqlite3.Connection, path: str) -> _Opened:
     tables = {name for (name,) in db.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
     if not {"meta", "invocation", "frame", "message"} <= tables:
-        raise StoreError(path, "it is a database of something else: name another file")
+        raise StoreError(_about(path, "it is a database of something else: name another file"))
     meta = dict(cast("list[tuple[str, Any]]", db.execute("SELECT name, value FROM meta").fetchall()))
     if meta.keys() < {"schema", "secret", "commit"}:
-        raise StoreDamaged(path, "its description of itself is incomplete")
+        raise StoreDamaged(_about(path, "its description of itself is incomplete"))
     if meta["schema"] > SCHEMA_VERSION:
-        raise StoreTooNew(path, meta["schema"], SCHEMA_VERSION)
+        text = (
+            f"its schema has version {meta['schema']}, and this release knows up to {SCHEMA_VERSION}: upgrade perdure"
+        )
+        raise StoreTooNew(_about(path, text), schema=meta["schema"])
     sequence = db.execute("SELECT max(sequence) FROM invocation").fetchone()[0] or 0
     return _Opened(meta["secret"], meta["commit"], sequence)
 
@@ -849,29 +871,31 @@ def _verify(db: sqlite3.Connection, path: str) -> None:
         return
     (verdict,) = db.execute("PRAGMA integrity_check(1)").fetchone()
     if verdict != "ok":
-        raise StoreDamaged(path, f"SQLite finds it damaged: {verdict}")
+        raise StoreDamaged(_about(path, f"SQLite finds it damaged: {verdict}"))
     _verify_rows(db, path, "")
     strays = db.execute("SELECT id FROM frame WHERE id NOT IN (SELECT id FROM invocation) LIMIT 1").fetchone()
     if strays is not None:
-        raise StoreDamaged(path, f"it has frames of {strays[0]!r}, which it does not know")
+        raise StoreDamaged(_about(path, f"it has frames of {strays[0]!r}, which it does not know"))
     for data, checksum in db.execute("SELECT data, checksum FROM message"):
         if zlib.crc32(data) != checksum:
-            raise StoreDamaged(path, "a message was changed")
+            raise StoreDamaged(_about(path, "a message was changed"))
 
 
 def _verify_rows(db: sqlite3.Connection, path: str, where: str) -> None:
     query = f"SELECT id, start, checksum, status, sequence, wake, revision, state_checksum FROM invocation {where}"
     for id, start, checksum, status, sequence, wake, revision, state_checksum in db.execute(query).fetchall():
         if zlib.crc32(start) != checksum or decode_start(start).id != id:
-            raise StoreDamaged(path, f"the start of {id!r} was changed")
+            raise StoreDamaged(_about(path, f"the start of {id!r} was changed"))
         if _state_checksum(id, status, sequence, wake, revision) != state_checksum:
-            raise StoreDamaged(path, f"the row of {id!r} was changed")
-        frames = db.execute("SELECT revision, data, checksum FROM frame WHERE id = ? ORDER BY revision", (id,)).fetchall()
+            raise StoreDamaged(_about(path, f"the row of {id!r} was changed"))
+        frames = db.execute(
+            "SELECT revision, data, checksum FROM frame WHERE id = ? ORDER BY revision", (id,)
+        ).fetchall()
         if len(frames) < revision:
-            raise StoreDamaged(path, f"the journal of {id!r} ends at {len(frames)}, and had {revision} frames")
+            raise StoreDamaged(_about(path, f"the journal of {id!r} ends at {len(frames)}, and had {revision} frames"))
         for number, (at, data, frame_sum) in enumerate(frames, 1):
             if at != number or frame_sum != frame_checksum(id, at, data):
-                raise StoreDamaged(path, f"frame {number} of the journal of {id!r} is missing or changed")
+                raise StoreDamaged(_about(path, f"frame {number} of the journal of {id!r} is missing or changed"))
 
 
 # --- one process for a file -------------------------------------------------------------------------------------------
@@ -886,11 +910,11 @@ class _Lock:
         """Take the lock, or raise `StoreLocked` with the owner's process id."""
         folder = os.path.dirname(path)
         if not os.path.isdir(folder):
-            raise StoreError(path, f"its folder {folder} does not exist: create it")
+            raise StoreError(_about(path, f"its folder {folder} does not exist: create it"))
         if os.path.isdir(path):
-            raise StoreError(path, "it is a folder: name a file")
+            raise StoreError(_about(path, "it is a folder: name a file"))
         if os.path.exists(path) and not os.access(path, os.W_OK):
-            raise StoreReadOnly(path)
+            raise StoreReadOnly(_about(path, "the file cannot be written: change its permissions"))
         with _explained(path):
             db = sqlite3.connect(path + "-lock", isolation_level=None, check_same_thread=False, timeout=0)
             try:
@@ -904,7 +928,8 @@ class _Lock:
                     raise
                 row = db.execute("SELECT pid FROM owner").fetchone()
                 db.close()
-                raise StoreLocked(path, row[0] if row else 0) from None
+                pid = row[0] if row else 0
+                raise StoreLocked(_about(path, f"it is served already, by process {pid}"), pid=pid) from None
             return cls(db)
 
     def release(self) -> None:
@@ -915,6 +940,10 @@ class _Lock:
 
 
 # --- errors -----------------------------------------------------------------------------------------------------------
+def _about(path: str, what: str) -> str:
+    return f"store {path}: {what}"
+
+
 def explain(path: str, error: Exception) -> Exception:
     """Return the store's error for one of SQLite's or the system's."""
     if isinstance(error, PerdureError):
@@ -927,7 +956,7 @@ def explain(path: str, error: Exception) -> Exception:
         kind = StoreReadOnly
     elif "malformed" in text or "not a database" in text or "corrupt" in text:
         kind = StoreDamaged
-    wrapped = kind(path, text)
+    wrapped = kind(_about(path, text))
     wrapped.__cause__ = error
     return wrapped
 

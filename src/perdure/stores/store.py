@@ -18,6 +18,7 @@ from typing import Any, Protocol
 
 from perdure.core.effects import NO_EFFECTS, Effects
 from perdure.core.journal import Answer, Frame, Message, Outcome, Start, Status
+from perdure.errors import IdConflict, PayloadTooLarge, UnknownInvocation
 
 
 # --- time ---------------------------------------------------------------------------------------------------------
@@ -140,6 +141,24 @@ class Counts:
     by_handler: dict[str, int] = field(default_factory=dict[str, int])
 
 
+def unknown(id: str) -> UnknownInvocation:
+    """Return the error for an id that a store does not know."""
+    text = f"no invocation {id!r} here: it was never started in this store, or its retention has ended"
+    return UnknownInvocation(text, invocation_id=id)
+
+
+def id_conflict(id: str) -> IdConflict:
+    """Return the error for an id that exists with another start."""
+    text = f"invocation {id!r} exists with another workflow or input: use another id, or client.handle({id!r})"
+    return IdConflict(text, invocation_id=id)
+
+
+def too_large(what: str, size: int, limit: int) -> PayloadTooLarge:
+    """Return the error for a value above the payload limit."""
+    text = f"{what} takes {size:,} bytes where the limit is {limit:,}: store it elsewhere and pass a reference to it"
+    return PayloadTooLarge(text, size=size, limit=limit)
+
+
 class Store(Protocol):
     """What the runtime and the client need. See the module for the rules."""
 
@@ -179,7 +198,11 @@ class Store(Protocol):
         ...
 
     def subscribe(
-        self, handlers: Collection[str], deliver: Callable[[Delivery], None], *, partitions: Collection[int] | None = None
+        self,
+        handlers: Collection[str],
+        deliver: Callable[[Delivery], None],
+        *,
+        partitions: Collection[int] | None = None,
     ) -> Subscription:
         """Deliver starts of these handlers, within what is requested, and messages and wakes of their invocations."""
         ...

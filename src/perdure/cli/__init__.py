@@ -1,0 +1,43 @@
+"""The command line. Knows the client and connect, and click and rich, which nothing outside this package imports.
+
+`main` is the console script. Each verb is a click command in a module of its own; `reporting` turns what it raises
+into a line and an exit code: 1 for a failure, 2 for wrong use, 128 plus the signal's number when a signal ended it.
+"""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Sequence
+
+import click
+
+from perdure.cli.process import ended
+from perdure.cli.reporting import report
+from perdure.cli.run import run
+from perdure.cli.worker import worker
+
+
+@click.group(
+    invoke_without_command=True, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120}
+)
+@click.version_option(package_name="perdure", message="perdure %(version)s")
+@click.pass_context
+def commands(context: click.Context) -> None:
+    """Durable plain asyncio: run workflows, and serve them."""
+    if context.invoked_subcommand is None:
+        click.echo(context.get_help())
+
+
+commands.add_command(run)
+commands.add_command(worker)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line, that of this process unless `arguments` are given, and return its exit code."""
+    try:
+        code = commands.main(arguments, prog_name="perdure", standalone_mode=False)
+    except click.ClickException as error:
+        code = report(error)
+    except click.Abort:
+        code = 128 + signal.SIGINT
+    return ended(code if isinstance(code, int) else 0)

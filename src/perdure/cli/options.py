@@ -1,0 +1,53 @@
+"""The options that the verbs share, and what their texts mean."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Sequence
+
+import click
+
+from perdure.connect import DEFAULT_URL
+
+PORT_LIMIT = 65_535
+
+url_option = click.option(
+    "--url",
+    metavar="URL",
+    help=f"The store: memory:, sqlite:PATH or nats://HOST:PORT.  [default: $PERDURE_URL, else {DEFAULT_URL}]",
+)
+
+
+def _services(_: click.Context, parameter: click.Parameter, texts: Sequence[str]) -> dict[str, str]:
+    found: dict[str, str] = {}
+    for text in texts:
+        name, address = service_of(text, parameter)
+        if found.setdefault(name, address) != address:
+            raise click.BadParameter(f"{name} is given twice, as {found[name]} and {address}", param=parameter)
+    return found
+
+
+def service_of(text: str, parameter: click.Parameter | None = None) -> tuple[str, str]:
+    """Return the name and the address in `NAME=HOST:PORT`."""
+    name, _, address = text.partition("=")
+    host, _, port = address.rpartition(":")
+    if not name.strip() or not host or not port.isdecimal() or not 0 < int(port) <= PORT_LIMIT:
+        raise click.BadParameter(f"{text!r} is not NAME=HOST:PORT, as in HelloService=127.0.0.1:9090", param=parameter)
+    return name.strip(), address
+
+
+services_option = click.option(
+    "--service",
+    "services",
+    multiple=True,
+    metavar="NAME=HOST:PORT",
+    callback=_services,
+    help="Where a gRPC service listens, by its short or full name. Repeat it for more services.",
+)
+
+
+def shown_url(url: str | None) -> str:
+    """Return the URL that `connect(url)` uses, without its password."""
+    used = url or os.environ.get("PERDURE_URL") or DEFAULT_URL
+    return re.sub(r"(?<=://)([^/@:]*):[^/@]*@", r"\1:***@", used)

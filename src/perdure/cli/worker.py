@@ -1,0 +1,91 @@
+"""`perdure worker`: serves workflows until a signal says to stop."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+import sys
+from typing import Any
+
+import click
+
+from perdure.cli.options import services_option, shown_url, url_option
+from perdure.cli.process import fix_hash_seed, in_loop
+from perdure.cli.reporting import reporting
+from perdure.cli.target import load
+from perdure.cli.terminal import show_logs
+from perdure.connect import connect
+from perdure.runtime.worker import STOP_GRACE_SECONDS
+from perdure.workflow import Workflow
+
+log = logging.getLogger("perdure.cli")
+
+
+@click.command()
+@click.argument("targets", metavar="TARGET...", nargs=-1, required=True)
+@url_option
+@click.option(
+    "--max-concurrent",
+    type=click.IntRange(min=1),
+    default=100,
+    show_default=True,
+    help="How many invocations have steps in progress at a time.",
+)
+@services_option
+@click.option(
+    "--drain-timeout",
+    type=click.FloatRange(min=0),
+    default=STOP_GRACE_SECONDS,
+    show_default=True,
+    metavar="SECONDS",
+    help="How long steps in progress may take to end, once a signal says to stop.",
+)
+@reporting
+def worker(
+    targets: tuple[str, ...], url: str | None, max_concurrent: int, services: dict[str, str], drain_timeout: float
+) -> int:
+    """Serve workflows until SIGINT or SIGTERM.
+
+    TARGET is app.py or pkg.app, for all workflows of the module, or app.py:workflow for one. After the signal nothing
+    new is begun, and steps in progress may end; a second signal ends the process at once. Either way nothing is lost:
+    the next worker goes on from the journal.
+    """
+    fix_hash_seed()
+    found = [load(target) for target in targets]
+    served = [each for target in found for each in ([target.workflow] if target.name else target.workflows)]
+    served = list({id(each): each for each in served}.values())
+    show_logs(logging.INFO)
+    return in_loop(_serve(served, url, max_concurrent, services, drain_timeout))
+
+
+async def _serve(
+    served: list[Workflow[..., Any]], url: str | None, slots: int, services: dict[str, str], drain_timeout: float
+) -> int:
+    client = connect(url)
+    async with client, client.worker(*served, max_concurrent=slots, services=services or None) as running:
+        stopping = _first_signal()
+        names = ", ".join(sorted(each.name for each in served))
+        click.echo(f"Serving {names} on {shown_url(url)}, at most {slots} at a time. Ctrl-C stops.")
+        log.info("%s: stopping; steps in progress have %g s to end", await stopping, drain_timeout)
+        await running.stop(drain_timeout)
+    log.info("stopped")
+    return 0
+
+
+def _first_signal() -> asyncio.Future[str]:
+    """Return what ends with the name of the first SIGINT or SIGTERM. A second one ends the process."""
+    loop = asyncio.get_running_loop()
+    came: asyncio.Future[str] = loop.create_future()
+    both = (signal.SIGINT, signal.SIGTERM)
+
+    def first(number: signal.Signals) -> None:
+        for each in both:
+            loop.remove_signal_handler(each)
+            signal.signal(each, signal.SIG_DFL)
+        came.set_result(number.name)
+
+    if sys.platform != "win32":  # there, SIGINT cancels the whole command
+        for each in both:
+            loop.add_signal_handler(each, first, each)
+    return came

@@ -1,0 +1,1 @@
+"""Bridges to other libraries. Each module needs an extra of the same name, and nothing below imports one at import."""

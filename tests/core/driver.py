@@ -1,0 +1,320 @@
+"""Drives a turn by hand: no runtime, no store, no clock. Records frames as the runtime does, and replays them.
+
+`play(body)` runs a body to its end and then checks, from every frame on, that a fresh turn asks for the same commands,
+changes the same state and ends the same way. The body talks to `step`, which is a step without a decorator.
+"""
+
+from __future__ import annotations
+
+import gc
+import sys
+from collections.abc import Callable, Coroutine, Iterable
+from dataclasses import dataclass, field
+from typing import Any, cast
+
+import msgspec
+
+from perdure.context import Context
+from perdure.core.codec import decoder, digest, encode, failure_of
+from perdure.core.journal import (
+    Accepted,
+    CallChild,
+    CallStep,
+    Cancelled,
+    CancelRequested,
+    Command,
+    Completed,
+    Entry,
+    Failed,
+    Fired,
+    Frame,
+    Interrupted,
+    Outcome,
+    Parent,
+    Raised,
+    Returned,
+    SetTimer,
+    Start,
+    decode_frame,
+    describe,
+    encode_frame,
+)
+from perdure.core.turn import Pending, Turn, current_turn
+
+Body = Callable[[Context], Coroutine[Any, Any, Any]]
+Choose = Callable[[Turn], int]
+"""Says which of the pending commands is answered next."""
+
+START = Start("one", "handler", b"\x80", 1000.0, 1000.0, 42)
+SECRET = b"secret"
+DIVERTED = (KeyboardInterrupt, SystemExit)
+
+
+def step(name: str, *args: Any) -> Coroutine[Any, Any, Any]:
+    """Issue a step as `@step` does; its default answer is `name`, or `name` and its arguments."""
+    turn = current_turn()
+    assert turn is not None, f"step {name!r} was called outside a turn: its body would run here"
+    return _step(turn, name, args)
+
+
+async def _step(turn: Turn, name: str, args: tuple[Any, ...]) -> Any:
+    return await turn.call_step(name, digest(encode(args)), decoder(Any), (name, args))
+
+
+async def child(name: str, *args: Any) -> Any:
+    turn = current_turn()
+    assert turn is not None
+
+    def start(id: str, parent: Parent) -> Start:
+        return Start(id, name, encode(args), turn.loop.now, turn.loop.now, 0, parent=parent)
+
+    return await turn.call_child(start, decoder(Any))
+
+
+def answer_of(pending: Pending) -> Any:
+    """Return the default answer: what was asked for."""
+    match pending.command:
+        case CallStep(name=name):
+            _, args = cast("tuple[str, tuple[Any, ...]]", pending.work)
+            return [name, *args] if args else name
+        case CallChild(start=start):
+            return start.handler
+        case _:
+            return None
+
+
+def first(turn: Turn) -> int:
+    """Answer in the order issued, timers last and by due time."""
+    return min(turn.pending, key=lambda n: (*_due(turn.pending[n].command), n))
+
+
+def last(turn: Turn) -> int:
+    """Answer the latest command first, timers last and by due time."""
+    return min(turn.pending, key=lambda n: (*_due(turn.pending[n].command), -n))
+
+
+def timers_first(turn: Turn) -> int:
+    return min(turn.pending, key=lambda n: (not isinstance(turn.pending[n].command, SetTimer), n))
+
+
+def in_order(*numbers: int) -> Choose:
+    """Answer these commands, in this order, and then the rest in the order issued."""
+    left = list(numbers)
+
+    def choose(turn: Turn) -> int:
+        for n in left:
+            if n in turn.pending:
+                left.remove(n)
+                return n
+        return first(turn)
+
+    return choose
+
+
+def by_ranks(ranks: Iterable[int]) -> Choose:
+    """Answer the pending command at each of these places in turn (modulo their number), then in order."""
+    places = iter(ranks)
+
+    def choose(turn: Turn) -> int:
+        pending = sorted(turn.pending)
+        return pending[next(places, 0) % len(pending)]
+
+    return choose
+
+
+def _due(command: Command) -> tuple[bool, float]:
+    return (True, command.due) if isinstance(command, SetTimer) else (False, 0.0)
+
+
+@dataclass
+class Driver:
+    """One invocation. `batch` entries make a frame; with `evict` the turn is closed and rebuilt before every entry."""
+
+    body: Body
+    start: Start = START
+    batch: int = 1
+    evict: bool = False
+    frames: list[Frame] = field(default_factory=list[Frame])
+    outcome: Outcome | None = None
+    entries: list[Entry] = field(default_factory=list[Entry])
+    now: float = START.due
+
+    def __post_init__(self) -> None:
+        self.turn = self.fresh()
+        self.give(Accepted(self.start))
+
+    def fresh(self) -> Turn:
+        return make_turn(self.body, self.start)
+
+    # --- one entry at a time ------------------------------------------------------------------------------------------
+    def give(self, entry: Entry) -> None:
+        if self.evict and self.turn.begun:
+            self.commit()
+            self.turn.close()
+            self.turn = self.fresh()
+            self.turn.replay(self.frames)
+            assert self.turn.divergence is None, str(self.turn.divergence)
+        self.turn.deliver(entry)
+        self.entries.append(entry)
+        if len(self.entries) >= self.batch:
+            self.commit()
+
+    def commit(self) -> None:
+        """Write what was delivered and what came of it as a frame."""
+        assert self.turn.divergence is None, str(self.turn.divergence)
+        if not self.entries:
+            return
+        ready = self.turn.ready()
+        self.outcome = ready.outcome
+        entries = self.entries + ([ready.outcome] if ready.outcome is not None else [])
+        frame = Frame("writer", self.now, entries, ready.commands, ready.state, ready.cancels)
+        self.frames.append(decode_frame(encode_frame(frame)))
+        self.entries = []
+
+    def returns(self, n: int, value: Any = None) -> None:
+        self.give(Returned(n, self._tick(), encode(value)))
+
+    def raises(self, n: int, error: BaseException) -> None:
+        self.give(Raised(n, self._tick(), failure_of(error)))
+
+    def fires(self, n: int) -> None:
+        command = self.turn.pending[n].command
+        assert isinstance(command, SetTimer)
+        self.now = max(self.now, command.due)
+        self.give(Fired(n, self.now))
+
+    def interrupts(self, n: int) -> None:
+        self.give(Interrupted(n, self._tick()))
+
+    def cancels(self, *, timed_out: bool = False) -> None:
+        self.give(CancelRequested(self._tick(), timed_out))
+
+    def answer(self, n: int, answers: dict[str, Any] | None = None) -> None:
+        """Answer a command: as the body wants its end, when it is due, by `answers` (by name), or by its name."""
+        pending = self.turn.pending[n]
+        command = pending.command
+        if isinstance(command, SetTimer):
+            self.fires(n)
+        elif pending.cancel_requested:
+            self.interrupts(n)
+        else:
+            name = command.name if isinstance(command, CallStep) else ""
+            value = (answers or {}).get(name, pending)
+            if isinstance(value, BaseException):
+                self.raises(n, value)
+            else:
+                self.returns(n, answer_of(pending) if value is pending else value)
+
+    def _tick(self) -> float:
+        self.now += 0.001
+        return self.now
+
+    # --- to the end ---------------------------------------------------------------------------------------------------
+    def finish(self, choose: Choose = first, answers: dict[str, Any] | None = None) -> Outcome:
+        """Answer command after command until the body ends."""
+        for _ in range(1000):
+            if self.outcome is None and not self.turn.pending:
+                self.commit()
+            if self.outcome is not None:
+                return self.outcome
+            assert self.turn.pending, "the body waits for nothing that could come"
+            self.answer(choose(self.turn), answers)
+        raise AssertionError("the body does not end")
+
+    @property
+    def value(self) -> Any:
+        assert isinstance(self.outcome, Completed), describe_outcome(self.outcome)
+        return decoder(Any)(self.outcome.value)
+
+    @property
+    def commands(self) -> list[str]:
+        return [describe(command) for frame in self.frames for command in frame.commands]
+
+    @property
+    def names(self) -> list[str]:
+        """Names of the steps, and kinds of the other commands, in the order issued."""
+        every = [command for frame in self.frames for command in frame.commands]
+        return [each.name if isinstance(each, CallStep) else type(each).__name__ for each in every]
+
+    # --- again --------------------------------------------------------------------------------------------------------
+    def check_replay(self) -> None:
+        """Replay every beginning of the journal in a fresh turn, deliver the next frame live, and compare."""
+        for position, frame in enumerate(self.frames):
+            turn = self.fresh()
+            turn.replay(self.frames[:position])
+            assert turn.divergence is None, str(turn.divergence)
+            for entry in frame.entries:
+                turn.deliver(entry)
+            ready = turn.ready()
+            assert turn.divergence is None, str(turn.divergence)
+            assert ready.commands == frame.commands
+            assert ready.state == frame.state
+            assert ready.cancels == frame.cancels
+            outcome = frame.outcome
+            if not (isinstance(outcome, Cancelled) and outcome.forced):
+                assert comparable(ready.outcome) == comparable(outcome)
+            with nothing_happens():
+                turn.close()
+        turn = self.fresh()
+        turn.replay(self.frames)
+        assert turn.divergence is None, str(turn.divergence)
+        assert turn.state == self.turn.state
+        assert turn.pending.keys() == self.turn.pending.keys()
+        assert turn.loop.now == self.turn.loop.now
+        turn.close()
+
+
+def make_turn(body: Body, start: Start = START, generation: int = 0) -> Turn:
+    return Turn(start, lambda turn: body(Context(turn)), encode, secret=SECRET, generation=generation)
+
+
+def play(
+    body: Body, choose: Callable[[], Choose] = lambda: first, answers: dict[str, Any] | None = None, *, batch: int = 1
+) -> Driver:
+    """Run a body to its end, check its replay, and that it goes the same way when it is evicted at every await."""
+    driver = Driver(body, batch=batch)
+    driver.finish(choose(), answers)
+    driver.check_replay()
+    if batch == 1:
+        evicted = Driver(body, evict=True)
+        evicted.finish(choose(), answers)
+        assert evicted.commands == driver.commands
+        assert comparable(evicted.outcome) == comparable(driver.outcome)
+    driver.turn.close()
+    return driver
+
+
+def diverges(body: Body, frames: list[Frame], start: Start = START) -> Turn:
+    """Replay a journal with other code, and return the turn once it has diverged and been seen to be inert."""
+    turn = make_turn(body, start)
+    turn.replay(frames)
+    assert turn.divergence is not None, "the code does what the journal says"
+    ready = turn.ready()
+    assert not (ready.commands or ready.state or ready.cancels or ready.outcome)
+    return turn
+
+
+def comparable(outcome: Outcome | None) -> object:
+    """Return an outcome without the traceback, whose depth depends on who called the turn."""
+    if isinstance(outcome, Failed):
+        plain = msgspec.structs.replace(outcome.failure, traceback="", cause=None, group=[])
+        return (outcome.at, outcome.cause, plain)
+    return outcome
+
+
+def describe_outcome(outcome: Outcome | None) -> str:
+    return f"failed: {outcome.failure.type}: {outcome.failure.message}" if isinstance(outcome, Failed) else repr(outcome)
+
+
+class nothing_happens:  # noqa: N801  a verb, as `pytest.raises`
+    """Checks that nothing is reported as unraisable in the block, nor when all is collected after it."""
+
+    def __enter__(self) -> None:
+        self._seen: list[str] = []
+        self._hook = sys.unraisablehook
+        sys.unraisablehook = lambda args: self._seen.append(f"{args.err_msg}: {args.exc_value!r} in {args.object!r}")
+
+    def __exit__(self, *_: object) -> None:
+        gc.collect(0)
+        sys.unraisablehook = self._hook
+        assert not self._seen, self._seen
