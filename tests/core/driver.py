@@ -47,7 +47,8 @@ Choose = Callable[[Turn], int]
 
 START = Start("one", "handler", b"\x80", 1000.0, 1000.0, 42)
 SECRET = b"secret"
-DIVERTED = (KeyboardInterrupt, SystemExit)
+
+_made: list[Turn] = []
 
 
 def step(name: str, *args: Any) -> Coroutine[Any, Any, Any]:
@@ -265,7 +266,16 @@ class Driver:
 
 
 def make_turn(body: Body, start: Start = START, generation: int = 0) -> Turn:
-    return Turn(start, lambda turn: body(Context(turn)), encode, secret=SECRET, generation=generation)
+    turn = Turn(start, lambda turn: body(Context(turn)), encode, secret=SECRET, generation=generation)
+    _made.append(turn)
+    return turn
+
+
+def close_all() -> None:
+    """Close what a test left open: a turn that is only dropped would run cleanup where it must not."""
+    for turn in _made:
+        turn.close()
+    _made.clear()
 
 
 def play(

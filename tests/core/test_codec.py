@@ -22,7 +22,7 @@ import pydantic
 import pytest
 from google.protobuf.struct_pb2 import Struct as ProtobufStruct
 from google.protobuf.wrappers_pb2 import StringValue
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from perdure.core import codec
@@ -576,6 +576,9 @@ def test_headers_of_maps_and_arrays_are_msgpack(size: int):
     assert encode_for_digest([b""] * size) == encode([b""] * size)
 
 
+# the wall clock says nothing about a loaded machine
+unhurried = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
+
 # --- properties -------------------------------------------------------------------------------------------------------
 
 scalars = (
@@ -586,22 +589,26 @@ values = st.recursive(
 )
 
 
+@unhurried
 @given(values)
 def test_any_builtin_value_survives(value: object):
     assert decoder(Any)(encode_as(value, Any, "it")) == value
 
 
+@unhurried
 @given(st.dictionaries(st.text(), st.lists(st.integers(0, 9) | st.text())))
 def test_digests_do_not_depend_on_the_order_of_insertion(value: dict[str, list[int | str]]):
     assert encode_for_digest(value) == encode_for_digest(dict(reversed(value.items())))
     assert encode_for_digest(list(value)) == encode_for_digest(tuple(value))
 
 
+@unhurried
 @given(st.lists(st.builds(Card, st.text(), st.integers(0, 99)) | st.builds(Cash, st.integers(0, 99), st.just([1]))))
 def test_a_list_of_two_dataclasses_survives(value: list[Card | Cash]):
     assert decoder(list[Card | Cash])(encode_as(value, list[Card | Cash], "it")) == value
 
 
+@unhurried
 @given(
     st.builds(
         Model,
@@ -614,6 +621,7 @@ def test_any_pydantic_model_survives(value: Model):
     assert decoder(Model)(encode_as(value, Model, "it")) == value
 
 
+@unhurried
 @given(st.text(st.characters()) | st.text(st.characters(categories=["Cs"])))
 def test_text_survives_or_is_refused(text: str):
     try:

@@ -24,7 +24,7 @@ import grpc
 import grpc.aio
 import msgspec
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from perdure import errors
@@ -645,6 +645,9 @@ def test_a_remote_error_without_a_message_shows_its_type():
     assert str(RemoteError("a.B")) == "a.B"
 
 
+# the wall clock says nothing about a loaded machine
+unhurried = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
+
 # --- properties -------------------------------------------------------------------------------------------------------
 
 scalars = st.none() | st.booleans() | st.integers(-(2**63), 2**64 - 1) | st.floats(allow_nan=False) | st.text()
@@ -667,6 +670,7 @@ exceptions: st.SearchStrategy[BaseException] = st.recursive(
 )
 
 
+@unhurried
 @given(exceptions)
 def test_recording_what_was_rebuilt_changes_nothing(error: BaseException):
     failure = failure_of(error)
@@ -675,6 +679,7 @@ def test_recording_what_was_rebuilt_changes_nothing(error: BaseException):
     assert failure_of(raised(rebuild(failure))) == failure
 
 
+@unhurried
 @given(st.lists(scalars, max_size=3), st.dictionaries(st.text(min_size=1), scalars))
 def test_arguments_and_fields_of_builtin_types_come_back(args: list[Any], fields: dict[str, Any]):
     fields.pop("__notes__", None)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypedDict, TypeVar, Unpack
 
 import msgspec
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from perdure.core import signature as module
@@ -415,7 +415,7 @@ def test_what_cannot_be_called_is_refused():
 
 def test_what_belongs_to_no_module_sees_no_names():
     assert Signature.of(str.upper).decode(encode({"self": "a"})) == (("a",), {})
-    assert module._scope(str.upper) == ({}, {})  # pyright: ignore[reportPrivateUsage]
+    assert module._scope(str.upper) == ({}, {})  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]
 
 
 # --- the context ------------------------------------------------------------------------------------------------------
@@ -471,6 +471,9 @@ def test_texts_use_the_name_of_the_function_that_was_written():
     assert Signature.of(Service()).name == "Service.__call__"
 
 
+# the wall clock says nothing about a loaded machine
+unhurried = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
+
 # --- properties -------------------------------------------------------------------------------------------------------
 
 numbers = st.integers(0, 9)
@@ -478,6 +481,7 @@ orders = st.builds(Order, st.text(), numbers)
 colours = st.just(Colour.RED)
 
 
+@unhurried
 @given(
     st.tuples(numbers) | st.tuples(numbers, orders) | st.tuples(numbers, orders, orders),
     st.fixed_dictionaries({}, optional={"b": numbers, "x": colours, "y": colours, "a b": colours, "more": colours}),
@@ -490,6 +494,7 @@ def test_any_call_comes_back(args: tuple[Any, ...], kwargs: dict[str, Any]):
     assert signature.digest(*back) == signature.digest(args, kwargs)
 
 
+@unhurried
 @given(st.tuples(numbers, numbers, numbers, numbers), st.sets(st.sampled_from("bcd")), st.sampled_from([1, 2, 3]))
 def test_digest_and_record_do_not_depend_on_how_arguments_are_passed(
     values: tuple[int, ...], given: set[str], split: int

@@ -11,7 +11,7 @@ from msgspec import inspect
 
 from perdure.core.codec import decoder, encode, from_wire, wire_type
 
-SAMPLE_DEPTH_LIMIT = 4
+SAMPLE_DEPTH_LIMIT = 8
 
 
 # --- reading ----------------------------------------------------------------------------------------------------------

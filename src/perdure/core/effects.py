@@ -8,13 +8,18 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import cast
 
 from perdure.core.journal import (
+    Accepted,
     Answer,
     CallChild,
+    CallStep,
     Cancel,
     Cancelled,
     CancelRequested,
+    Claimed,
+    Completed,
     Frame,
     Message,
     Paused,
@@ -43,10 +48,13 @@ class Effects:
 
 
 NO_EFFECTS = Effects()
+_QUIET = frozenset({Accepted, Claimed, Completed})
 
 
 def effects_of(start: Start, frame: Frame, child: Callable[[int], Start | None], /) -> Effects:
     """Return the effects of a frame of `start`'s journal; `child(n)` is the start of command n if it is a child."""
+    if start.parent is None and not frame.cancels and _says_nothing(frame):
+        return NO_EFFECTS
     starts = [command.start for command in frame.commands if isinstance(command, (CallChild, SendStart))]
     messages: list[Message] = []
     answers: list[Answer] = []
@@ -76,3 +84,18 @@ def effects_of(start: Start, frame: Frame, child: Callable[[int], Start | None],
     if not (starts or messages or answers) and wake is None:
         return NO_EFFECTS
     return Effects(tuple(starts), tuple(messages), tuple(answers), wake)
+
+
+def _says_nothing(frame: Frame) -> bool:
+    """Tell, fast, whether a frame is one of the many that hold only steps and what they returned."""
+    for entry in frame.entries:
+        kind = type(entry)
+        if kind is Returned:
+            if cast("Returned", entry).message is not None:
+                return False
+        elif kind not in _QUIET:
+            return False
+    for command in frame.commands:
+        if type(command) is not CallStep:
+            return False
+    return True

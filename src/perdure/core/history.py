@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import assert_never
+from typing import assert_never, cast
 
 from perdure.core.journal import (
     Accepted,
@@ -46,8 +46,8 @@ class History:
     paused: str | None = None
     outcome: Outcome | None = None
     deaths: int = 0
-    children: dict[int, Start] = field(default_factory=dict[int, Start])
-    messages: dict[str, str | None] = field(default_factory=dict[str, "str | None"])
+    children: dict[int, Start] = field(default_factory=dict)  # pyright: ignore[reportUnknownVariableType]
+    messages: dict[str, str | None] = field(default_factory=dict)  # pyright: ignore[reportUnknownVariableType]
     last: Frame | None = None  # the last frame that is more than a claim
 
     @classmethod
@@ -62,12 +62,15 @@ class History:
         """Fold one more frame."""
         only_claim = not frame.commands
         for entry in frame.entries:
-            self.note(entry)
-            if not isinstance(entry, (Accepted, Claimed)):
-                only_claim = False
-                self.deaths = 0
+            kind = type(entry)
+            if kind is not Returned or cast("Returned", entry).message is not None:
+                self.note(entry)
+                if kind is Accepted or kind is Claimed:
+                    continue
+            only_claim = False
+            self.deaths = 0
         for command in frame.commands:
-            if isinstance(command, CallChild):
+            if type(command) is CallChild:
                 self.children[command.n] = command.start
         if not only_claim:
             self.last = frame

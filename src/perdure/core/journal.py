@@ -21,7 +21,7 @@ Status = Literal["scheduled", "pending", "running", "suspended", "paused", "comp
 
 
 # --- starts ---------------------------------------------------------------------------------------------------------
-class Parent(Struct, frozen=True, array_like=True):
+class Parent(Struct, frozen=True, array_like=True, gc=False):
     """Who waits for an invocation: command `n` of generation `generation` of invocation `id`."""
 
     id: str
@@ -29,7 +29,7 @@ class Parent(Struct, frozen=True, array_like=True):
     n: int
 
 
-class Start(Struct, frozen=True, array_like=True):
+class Start(Struct, frozen=True, array_like=True, gc=False):
     """The request that an invocation exist.
 
     `input` is the msgpack map of the arguments by parameter name. `seed` makes randomness and derived ids a function
@@ -51,7 +51,7 @@ class Start(Struct, frozen=True, array_like=True):
 
 
 # --- commands: what the body asked for, numbered in the order issued --------------------------------------------------
-class CallStep(Struct, frozen=True, array_like=True, tag="step"):
+class CallStep(Struct, frozen=True, array_like=True, gc=False, tag="step"):
     """Run a function and journal its outcome. `digest` covers the arguments by name."""
 
     n: int
@@ -59,34 +59,34 @@ class CallStep(Struct, frozen=True, array_like=True, tag="step"):
     digest: bytes
 
 
-class SetTimer(Struct, frozen=True, array_like=True, tag="timer"):
+class SetTimer(Struct, frozen=True, array_like=True, gc=False, tag="timer"):
     """Wake the body at `due`."""
 
     n: int
     due: float
 
 
-class CallChild(Struct, frozen=True, array_like=True, tag="child"):
+class CallChild(Struct, frozen=True, array_like=True, gc=False, tag="child"):
     """Start another workflow and wait for its outcome."""
 
     n: int
     start: Start
 
 
-class SendStart(Struct, frozen=True, array_like=True, tag="send"):
+class SendStart(Struct, frozen=True, array_like=True, gc=False, tag="send"):
     """Start another workflow and do not wait."""
 
     n: int
     start: Start
 
 
-class OpenAwakeable(Struct, frozen=True, array_like=True, tag="awakeable"):
+class OpenAwakeable(Struct, frozen=True, array_like=True, gc=False, tag="awakeable"):
     """Promise that somebody outside will answer. The id is derived, so the journal does not hold it."""
 
     n: int
 
 
-class MarkPatch(Struct, frozen=True, array_like=True, tag="patch"):
+class MarkPatch(Struct, frozen=True, array_like=True, gc=False, tag="patch"):
     """The body passed a `ctx.patched(name)` that the code already had."""
 
     n: int
@@ -125,14 +125,14 @@ def describe(command: Command | None, /) -> str:
 
 
 # --- entries: facts ---------------------------------------------------------------------------------------------------
-class Accepted(Struct, frozen=True, array_like=True, tag="accepted"):
+class Accepted(Struct, frozen=True, array_like=True, gc=False, tag="accepted"):
     """The invocation exists. Always the first entry."""
 
     start: Start
     sequence: int = 0
 
 
-class Claimed(Struct, frozen=True, array_like=True, tag="claimed"):
+class Claimed(Struct, frozen=True, array_like=True, gc=False, tag="claimed"):
     """A worker took the invocation. `python` is the minor version that runs the body."""
 
     at: float
@@ -142,7 +142,7 @@ class Claimed(Struct, frozen=True, array_like=True, tag="claimed"):
     hash_seed: str
 
 
-class Released(Struct, frozen=True, array_like=True, tag="released"):
+class Released(Struct, frozen=True, array_like=True, gc=False, tag="released"):
     """The owner let go: nothing is in progress, whoever receives the next message may claim.
 
     `wake` is the earliest time at which something is due of itself: a timer, the next attempt, the time limit.
@@ -152,7 +152,7 @@ class Released(Struct, frozen=True, array_like=True, tag="released"):
     wake: float | None = None
 
 
-class Returned(Struct, frozen=True, array_like=True, tag="returned"):
+class Returned(Struct, frozen=True, array_like=True, gc=False, tag="returned"):
     """Command `n` gave a value: a step or child returned, an awakeable was resolved."""
 
     n: int
@@ -161,7 +161,7 @@ class Returned(Struct, frozen=True, array_like=True, tag="returned"):
     message: str | None = None
 
 
-class Raised(Struct, frozen=True, array_like=True, tag="raised"):
+class Raised(Struct, frozen=True, array_like=True, gc=False, tag="raised"):
     """Command `n` failed for good: a step or child raised, an awakeable was rejected."""
 
     n: int
@@ -170,7 +170,7 @@ class Raised(Struct, frozen=True, array_like=True, tag="raised"):
     message: str | None = None
 
 
-class Attempted(Struct, frozen=True, array_like=True, tag="attempted"):
+class Attempted(Struct, frozen=True, array_like=True, gc=False, tag="attempted"):
     """Attempt `attempt` (from 1) of step `n` failed; the next is due at `due`."""
 
     n: int
@@ -180,21 +180,21 @@ class Attempted(Struct, frozen=True, array_like=True, tag="attempted"):
     due: float
 
 
-class Fired(Struct, frozen=True, array_like=True, tag="fired"):
+class Fired(Struct, frozen=True, array_like=True, gc=False, tag="fired"):
     """Timer `n` was due."""
 
     n: int
     at: float
 
 
-class Interrupted(Struct, frozen=True, array_like=True, tag="interrupted"):
+class Interrupted(Struct, frozen=True, array_like=True, gc=False, tag="interrupted"):
     """Command `n` ended because the body asked for its cancellation."""
 
     n: int
     at: float
 
 
-class CancelRequested(Struct, frozen=True, array_like=True, tag="cancel"):
+class CancelRequested(Struct, frozen=True, array_like=True, gc=False, tag="cancel"):
     """Somebody asked for the invocation's cancellation, or its time limit passed."""
 
     at: float
@@ -202,7 +202,7 @@ class CancelRequested(Struct, frozen=True, array_like=True, tag="cancel"):
     message: str | None = None
 
 
-class Paused(Struct, frozen=True, array_like=True, tag="paused"):
+class Paused(Struct, frozen=True, array_like=True, gc=False, tag="paused"):
     """Nothing new is started or delivered to the body until `Resumed`."""
 
     at: float
@@ -210,14 +210,14 @@ class Paused(Struct, frozen=True, array_like=True, tag="paused"):
     message: str | None = None
 
 
-class Resumed(Struct, frozen=True, array_like=True, tag="resumed"):
+class Resumed(Struct, frozen=True, array_like=True, gc=False, tag="resumed"):
     """The pause is over."""
 
     at: float
     message: str | None = None
 
 
-class Refused(Struct, frozen=True, array_like=True, tag="refused"):
+class Refused(Struct, frozen=True, array_like=True, gc=False, tag="refused"):
     """A message was refused; kept so that its redelivery is refused too."""
 
     at: float
@@ -225,14 +225,14 @@ class Refused(Struct, frozen=True, array_like=True, tag="refused"):
     reason: str
 
 
-class Completed(Struct, frozen=True, array_like=True, tag="completed"):
+class Completed(Struct, frozen=True, array_like=True, gc=False, tag="completed"):
     """The body returned. The last entry."""
 
     at: float
     value: bytes
 
 
-class Failed(Struct, frozen=True, array_like=True, tag="failed"):
+class Failed(Struct, frozen=True, array_like=True, gc=False, tag="failed"):
     """The body raised. `cause` is the command whose failure it raised, if it was one. The last entry until a retry."""
 
     at: float
@@ -240,7 +240,7 @@ class Failed(Struct, frozen=True, array_like=True, tag="failed"):
     cause: int | None = None
 
 
-class Cancelled(Struct, frozen=True, array_like=True, tag="cancelled"):
+class Cancelled(Struct, frozen=True, array_like=True, gc=False, tag="cancelled"):
     """The invocation was cancelled. The last entry."""
 
     at: float
@@ -272,7 +272,7 @@ Entry = (
 
 
 # --- frames -----------------------------------------------------------------------------------------------------------
-class Frame(Struct, frozen=True, array_like=True):
+class Frame(Struct, frozen=True, array_like=True, gc=False):
     """What one commit added to a journal: entries, the commands issued in answer, and changes of state.
 
     `writer` names the worker that wrote it: after an ambiguous failure it tells our frame from a rival's.
@@ -295,21 +295,21 @@ class Frame(Struct, frozen=True, array_like=True):
 
 
 # --- messages ---------------------------------------------------------------------------------------------------------
-class Resolve(Struct, frozen=True, array_like=True, tag="resolve"):
+class Resolve(Struct, frozen=True, array_like=True, gc=False, tag="resolve"):
     """Give awakeable `n` its value."""
 
     n: int
     value: bytes
 
 
-class Reject(Struct, frozen=True, array_like=True, tag="reject"):
+class Reject(Struct, frozen=True, array_like=True, gc=False, tag="reject"):
     """Fail awakeable `n`."""
 
     n: int
     reason: str
 
 
-class Settled(Struct, frozen=True, array_like=True, tag="settled"):
+class Settled(Struct, frozen=True, array_like=True, gc=False, tag="settled"):
     """Child `child`, which is command `n` of generation `generation`, has an outcome."""
 
     generation: int
@@ -318,24 +318,24 @@ class Settled(Struct, frozen=True, array_like=True, tag="settled"):
     outcome: Outcome
 
 
-class Cancel(Struct, frozen=True, array_like=True, tag="cancel"):
+class Cancel(Struct, frozen=True, array_like=True, gc=False, tag="cancel"):
     """Cancel, with cleanup unless forced."""
 
     force: bool = False
 
 
-class Pause(Struct, frozen=True, array_like=True, tag="pause"):
+class Pause(Struct, frozen=True, array_like=True, gc=False, tag="pause"):
     """Start nothing new until resumed."""
 
 
-class Resume(Struct, frozen=True, array_like=True, tag="resume"):
+class Resume(Struct, frozen=True, array_like=True, gc=False, tag="resume"):
     """End a pause."""
 
 
 Request = Resolve | Reject | Settled | Cancel | Pause | Resume
 
 
-class Message(Struct, frozen=True, array_like=True):
+class Message(Struct, frozen=True, array_like=True, gc=False):
     """Something from outside addressed to an invocation. The store drops a second one of the same id."""
 
     id: str
@@ -344,7 +344,7 @@ class Message(Struct, frozen=True, array_like=True):
     request: Request
 
 
-class Answer(Struct, frozen=True, array_like=True):
+class Answer(Struct, frozen=True, array_like=True, gc=False):
     """What became of a message: applied, or refused with a reason."""
 
     message: str

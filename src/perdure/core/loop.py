@@ -25,6 +25,9 @@ from perdure.errors import IoInWorkflow, NotRepeatable, TurnClosed
 
 T = TypeVar("T")
 
+TASKS_SWEPT_AT = 64
+"""Tasks that a loop keeps track of before it looks which of them have ended."""
+
 CLOSE_ATTEMPTS = 100
 """How often a coroutine that keeps awaiting during `close` is asked again before it is left to the interpreter."""
 
@@ -40,18 +43,34 @@ class Host(Protocol):
     def task_failed_unseen(self, context: dict[str, Any], /) -> None: ...
 
 
-class Future(asyncio.Future[T]):
-    """A future that hashes by its serial number in the loop."""
+class _Nobody:
+    """The host of a loop that is closed."""
 
-    def __init__(self, *, loop: Loop) -> None:
-        self.serial = loop.next_serial()
-        super().__init__(loop=loop)
+    def timer_set(self, timer: asyncio.TimerHandle, /) -> None:
+        raise TurnClosed
+
+    def timer_cancelled(self, timer: asyncio.TimerHandle, /) -> None:
+        pass
+
+    def task_failed_unseen(self, context: dict[str, Any], /) -> None:
+        pass
+
+
+_NOBODY = _Nobody()
+
+
+class Future(asyncio.Future[T]):
+    """A future that hashes by a serial number, which it takes from its loop when it is first hashed."""
+
+    serial = 0
 
     def end(self) -> None:
         """End as cancelled, also where `cancel` only asks."""
         super().cancel()
 
     def __hash__(self) -> int:
+        if not self.serial:
+            self.serial = cast("Loop", self.get_loop()).next_serial()
         return self.serial
 
     __eq__ = object.__eq__
@@ -59,6 +78,9 @@ class Future(asyncio.Future[T]):
 
 class Task(asyncio.Task[T]):
     """A task that hashes by its serial number in the loop, with a name that is the same on every run."""
+
+    is_cleanup = False
+    """Whether it closes an async generator, so that the end of the body waits for it and does not cancel it."""
 
     def __init__(
         self,
@@ -92,7 +114,8 @@ class Loop(asyncio.AbstractEventLoop):
         self.salt = salt  # the serial before the first: asyncio keeps the tasks of all loops in one set
         self.closed = False
         self.stopped = False
-        self.tasks: dict[int, Task[Any]] = {}
+        self._tasks: dict[int, Task[Any]] = {}  # all that live, and some that have ended
+        self._sweep_at = TASKS_SWEPT_AT
         self._ready: collections.deque[asyncio.Handle] = collections.deque()
         self._serial = salt
         self._generators: dict[int, Callable[[], AsyncGenerator[Any, Any] | None]] = {}  # by id, in the order started
@@ -128,11 +151,13 @@ class Loop(asyncio.AbstractEventLoop):
         """Make a timer's callback ready."""
         self._ready.append(timer)
 
-    def finish_generators(self) -> set[int]:
-        """Start to close async generators left open, as `asyncio.run` does at its end; return the tasks' serials."""
+    def finish_generators(self) -> bool:
+        """Start to close async generators left open, as `asyncio.run` does at its end; false if there were none."""
         left = self._open_generators()
         self._generators.clear()
-        return {cast("Task[None]", self.create_task(generator.aclose())).serial for generator in left}
+        for generator in left:
+            self._close_soon(generator)
+        return bool(left)
 
     def close(self) -> None:
         """Drop every task without letting its body do anything more: whatever it asks for raises `TurnClosed`.
@@ -142,26 +167,31 @@ class Loop(asyncio.AbstractEventLoop):
         """
         self.closed = True
         self._ready.clear()
-        if self.tasks or self._generators:
+        live = self.live_tasks()
+        if live or self._generators:
             previous = _running_loop()
             hooks = sys.get_asyncgen_hooks()
             sys.set_asyncgen_hooks(*self._hooks)
             _set_running_loop(self)
             try:
-                for task in [*self.tasks.values()]:
+                for task in live:
                     task.drop()
                 for generator in self._open_generators():
                     _close_generator(generator)
             finally:
                 _set_running_loop(previous)
                 sys.set_asyncgen_hooks(*hooks)
-        self.tasks.clear()
+        self._tasks.clear()
         self._generators.clear()
         self._ready.clear()
+        # Host and loop know each other: parted, both go at once, and a busy worker gives the collector nothing to do.
+        self.host = _NOBODY
+        self._hooks = (None, None)
 
-    def forget(self, task: asyncio.Task[Any], /) -> None:
-        """Stop tracking a task that is done."""
-        self.tasks.pop(cast("Task[Any]", task).serial, None)
+    def live_tasks(self) -> list[Task[Any]]:
+        """Return the tasks that have not ended, in the order they were created."""
+        self._tasks = {serial: task for serial, task in self._tasks.items() if not task.done()}
+        return [*self._tasks.values()]
 
     # --- what asyncio calls -------------------------------------------------------------------------------------------
     def call_soon(self, callback: Callable[..., object], *args: Any, context: Context | None = None) -> asyncio.Handle:
@@ -211,8 +241,9 @@ class Loop(asyncio.AbstractEventLoop):
                 "it would start them in no repeatable order. Write `asyncio.as_completed(...)`, or give it tasks."
             )
         task = Task(coro, loop=self, name=name, context=context)
-        self.tasks[task.serial] = task
-        task.add_done_callback(self.forget)
+        self._tasks[task.serial] = task
+        if len(self._tasks) > self._sweep_at:
+            self._sweep_at = 2 * len(self.live_tasks()) + TASKS_SWEPT_AT
         return task
 
     def time(self) -> float:
@@ -245,9 +276,12 @@ class Loop(asyncio.AbstractEventLoop):
             _close_generator(generator)
         elif _running_loop() is self:
             del self._generators[id(generator)]
-            self.create_task(generator.aclose())
+            self._close_soon(generator)
         else:
             self._generators[id(generator)] = lambda: generator  # in its old place, whenever it was collected
+
+    def _close_soon(self, generator: AsyncGenerator[Any, Any]) -> None:
+        cast("Task[None]", self.create_task(generator.aclose())).is_cleanup = True
 
 
 # --- what a body cannot do --------------------------------------------------------------------------------------------

@@ -251,7 +251,7 @@ def _mapping_to(item: Any) -> Any:
 
 def _inspect(fn: Callable[..., Any]) -> inspect.Signature:
     if sys.version_info >= (3, 14):  # pragma: no cover  names defined further down are no error yet
-        import annotationlib
+        import annotationlib  # noqa: PLC0415  it exists from 3.14 on
 
         return inspect.signature(fn, annotation_format=annotationlib.Format.FORWARDREF)
     return inspect.signature(fn)

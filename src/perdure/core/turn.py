@@ -18,7 +18,7 @@ import contextvars
 from asyncio import events
 from collections import deque
 from collections.abc import Callable, Coroutine, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from random import Random
 from typing import Any, cast
 
@@ -77,21 +77,29 @@ class Divergence:
         return f"the journal has {self.recorded}, the code now asks for {self.issued}"
 
 
-@dataclass(slots=True)
 class Pending:
-    """A command that waits for its answer."""
+    """A command that waits for its answer. `attempts` counts the failed ones that are journaled."""
 
-    command: Command
-    future: Future[Any] | None
-    decode: Callable[[bytes], Any]
-    work: object = None
-    timer: asyncio.TimerHandle | None = None
-    cancel_requested: bool = False
-    attempts: int = 0  # failed ones that are journaled
-    retry_due: float = 0.0
+    __slots__ = ("attempts", "cancel_requested", "command", "decode", "future", "retry_due", "timer", "work")
+
+    def __init__(
+        self,
+        command: Command,
+        future: Future[Any] | None,
+        decode: Callable[[bytes], Any],
+        work: object = None,
+        timer: asyncio.TimerHandle | None = None,
+    ) -> None:
+        self.command = command
+        self.future = future
+        self.decode = decode
+        self.work = work
+        self.timer = timer
+        self.cancel_requested = False
+        self.attempts = 0
+        self.retry_due = 0.0
 
 
-@dataclass(slots=True)
 class Ready:
     """What the body asked for since the last `ready()`.
 
@@ -99,24 +107,24 @@ class Ready:
     when the body has ended.
     """
 
-    commands: list[Command] = field(default_factory=list[Command])
-    state: dict[str, bytes | None] = field(default_factory=dict[str, "bytes | None"])
-    cancels: list[int] = field(default_factory=list[int])
-    outcome: Outcome | None = None
+    __slots__ = ("cancels", "commands", "outcome", "state")
+
+    def __init__(self) -> None:
+        self.commands: list[Command] = []
+        self.state: dict[str, bytes | None] = {}
+        self.cancels: list[int] = []
+        self.outcome: Outcome | None = None
 
 
 class CommandFuture(Future[Any]):
     """The future of a step or child. Like a Task's, its `cancel` asks; the end comes when the journal says so."""
 
-    def __init__(self, turn: Turn, n: int) -> None:
-        super().__init__(loop=turn.loop)
-        self._turn = turn
-        self._n = n
+    n: int
 
     def cancel(self, msg: Any | None = None) -> bool:
         if self.done():
             return False
-        self._turn.cancel_command(self._n)
+        cast("Turn", cast("Loop", self.get_loop()).host).cancel_command(self.n)
         return True
 
 
@@ -141,7 +149,7 @@ class Turn:
         *,
         secret: bytes,
         generation: int = 0,
-        translators: Sequence[FailureTranslator] = (),
+        translators: Callable[[], Sequence[FailureTranslator]] = tuple,
     ) -> None:
         self.start = start
         self.generation = generation
@@ -161,7 +169,6 @@ class Turn:
         self._issued_in_drain = 0
         self._ready = Ready()
         self._recorded: deque[Command] | None = None
-        self._recorded_state: dict[str, bytes | None] = {}
         self._timers: dict[int, int] = {}  # id of a TimerHandle -> command
         self._held: list[Entry] = []  # what arrived for the body while paused
         self._patches: dict[str, bool] = {}
@@ -223,7 +230,6 @@ class Turn:
         self.replaying = True
         for frame in frames:
             self._recorded = deque(frame.commands)
-            self._recorded_state = frame.state
             for entry in frame.entries:
                 if self.divergence is not None:
                     break
@@ -347,13 +353,14 @@ class Turn:
     def _next(self) -> int:
         self._check_open()
         n = self._issued
-        self._issued += 1
+        self._issued = n + 1
         return n
 
     def _check_open(self) -> None:
-        if self.loop.closed or self.loop.stopped:
+        loop = self.loop
+        if loop.closed or loop.stopped:
             raise TurnClosed(self.start.id)
-        if current_turn() is not self:
+        if events._get_running_loop() is not loop:  # noqa: SLF001
             raise CalledOutsideWorkflow(f"the context of invocation {self.start.id!r} is for its body, not for other code")
 
     def _issue(self, command: Command) -> None:
@@ -374,7 +381,8 @@ class Turn:
     def _await_answer(
         self, command: CallStep | CallChild, decode: Callable[[bytes], Any], work: object
     ) -> asyncio.Future[Any]:
-        future = CommandFuture(self, command.n)
+        future = CommandFuture(loop=self.loop)
+        future.n = command.n
         self.pending[command.n] = Pending(command, future, decode, work)
         return future
 
@@ -393,7 +401,10 @@ class Turn:
         if future is None or future.done():
             return
         if isinstance(entry, Raised):
-            error = rebuild(entry.failure, translators=self._translators)
+            error = rebuild(entry.failure, translators=self._translators())
+            if isinstance(error, StopIteration):  # a future refuses it, as a coroutine that raises it would
+                stopped, error = error, RuntimeError("a step or child raised StopIteration")
+                error.__cause__ = stopped
             self._failures[id(error)] = (error, entry.n)
             future.set_exception(error)
         elif isinstance(entry, Returned) and not pending.cancel_requested:
@@ -436,15 +447,14 @@ class Turn:
         if self._ready.outcome is not None:
             return
         asked = self._left_over
-        while live := [task for task in self.loop.tasks.values() if not task.done() and task.serial not in asked]:
+        while live := [task for task in self.loop.live_tasks() if task.serial not in asked and not task.is_cleanup]:
             asked |= {task.serial for task in live}
             for task in live:
                 task.cancel()
             self._run_ready()
-        if self.loop.tasks:
+        if self.loop.live_tasks():
             return  # some wait for the journaled end of a step
-        if closing := self.loop.finish_generators():
-            asked |= closing  # closing them is cleanup: it is awaited, not cancelled
+        if self.loop.finish_generators():
             self._drain()
             return
         self._ready.outcome = self._outcome(main)
@@ -455,19 +465,19 @@ class Turn:
         if main.cancelled():
             if request is None:
                 error = asyncio.CancelledError("the body raised CancelledError without having been cancelled")
-                return Failed(at, failure_of(error, translators=self._translators))
+                return Failed(at, failure_of(error, translators=self._translators()))
             if not request.timed_out:
                 return Cancelled(at)
             text = f"invocation {self.start.id!r} did not end within its timeout of {self.start.timeout} s"
             late = InvocationTimedOut(text, invocation_id=self.start.id, timeout=self.start.timeout or 0.0)
-            return Failed(at, failure_of(late, translators=self._translators))
+            return Failed(at, failure_of(late, translators=self._translators()))
         error_raised = main.exception()
         if error_raised is None:
             try:
                 return Completed(at, self._encode_result(main.result()))
             except PerdureError as error:
                 error_raised = error
-        return Failed(at, failure_of(error_raised, translators=self._translators), self._cause(error_raised))
+        return Failed(at, failure_of(error_raised, translators=self._translators()), self._cause(error_raised))
 
     def _cause(self, error: BaseException) -> int | None:
         """Find the command whose failure `error` is, or comes from."""

@@ -283,7 +283,7 @@ class _Unary:
             else:
                 data = encode(request)
         except Exception as error:
-            kind = type_name(type(request))
+            kind = type_name(cast("object", request).__class__)
             raise Unencodable(
                 f"the request of {self._method.name}, a {kind}, cannot be serialized: {error}", type=kind
             ) from error
@@ -525,10 +525,11 @@ class Connection:
 
     def method(self, path: str, /) -> Any:
         """Return the multicallable of a method that takes and gives bytes."""
-        found = self._methods.get(path)
-        if found is None:
-            found = self._methods[path] = self.channel.unary_unary(path)
-        return found
+        try:
+            return self._methods[path]
+        except KeyError:
+            channel: Any = self.channel  # its stubs want serializers, which bytes do without
+            return self._methods.setdefault(path, channel.unary_unary(path))
 
 
 class Channels:

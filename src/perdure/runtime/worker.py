@@ -256,7 +256,7 @@ class Worker:
             workflow.body(start),
             workflow.encode_result,
             secret=self.store.secret,
-            translators=self._translators(),
+            translators=self._translators,
         )
 
     def failure_of(self, error: BaseException, /) -> Failure:

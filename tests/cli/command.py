@@ -1,0 +1,110 @@
+"""The command line as a process of its own, and the program that it is given."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+APP = """
+import asyncio
+from dataclasses import dataclass
+
+from perdure import Context, step, workflow
+
+
+class Broken(Exception):
+    pass
+
+
+@dataclass
+class Cart:
+    user: str
+    cents: int = 0
+
+
+@step
+async def note(text: str) -> str:
+    await asyncio.sleep(0.005)
+    with open("steps.log", "a") as log:
+        log.write(text + "\\n")
+    return text
+
+
+@workflow
+async def hello(name: str) -> str:
+    return f"Hello, {name}!"
+
+
+@workflow
+async def checkout(ctx: Context, cart: Cart, *, twice: bool = False) -> Cart:
+    return Cart(cart.user, cart.cents * (2 if twice else 1))
+
+
+@workflow
+async def odd(n: int) -> int:
+    if n % 2 == 0:
+        raise Broken("even")
+    return n
+
+
+@workflow
+async def twice(ctx: Context) -> str:
+    await note(f"{ctx.invocation_id} first")
+    await note(f"{ctx.invocation_id} second")
+    return ctx.invocation_id
+
+
+@workflow
+async def forever() -> None:
+    await asyncio.sleep(1_000_000)
+
+
+@workflow
+async def keyed(ctx: Context) -> str | None:
+    return ctx.key
+
+
+@workflow
+async def seed() -> str | None:
+    import os, sys
+    return f"{os.environ.get('PYTHONHASHSEED')} {sys.flags.hash_randomization} {type(asyncio.get_running_loop()).__module__}"
+
+
+def plain() -> None: ...
+
+
+elsewhere = workflow.ref("elsewhere")
+"""
+
+START_S = 30.0
+
+
+def perdure(*arguments: str, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run `perdure ARGUMENTS` to its end."""
+    return subprocess.run(
+        [sys.executable, "-m", "perdure", *arguments],
+        cwd=cwd,
+        env=clean_environment() | environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+
+
+def started(*arguments: str, cwd: Path) -> subprocess.Popen[str]:
+    """Start `perdure ARGUMENTS`."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "perdure", *arguments],
+        cwd=cwd,
+        env=clean_environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def clean_environment() -> dict[str, str]:
+    """Our environment without what the command line reads."""
+    return {name: value for name, value in os.environ.items() if name not in ("PYTHONHASHSEED", "PERDURE_URL")}

@@ -1,0 +1,274 @@
+"""`perdure run`, as a process of its own."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from perdure import connect
+from tests.cli.command import clean_environment, perdure, started
+
+pytestmark = pytest.mark.slow
+
+URLS = ["memory:", "sqlite:runs.db"]
+
+
+@pytest.mark.parametrize("url", URLS)
+def test_one_run_prints_its_result(folder: Path, url: str) -> None:
+    run = perdure("run", "app.py:hello", "World", "--url", url, cwd=folder)
+    assert (run.returncode, run.stdout, run.stderr) == (0, "Hello, World!\n", "")
+
+
+@pytest.mark.parametrize("url", URLS)
+def test_result_that_is_no_text_is_printed_as_json(folder: Path, url: str) -> None:
+    run = perdure("run", "app:checkout", '{"user": "u", "cents": 5}', "twice=true", "--url", url, cwd=folder)
+    assert (run.returncode, json.loads(run.stdout), run.stderr) == (0, {"user": "u", "cents": 10}, "")
+
+
+@pytest.mark.parametrize("url", URLS)
+def test_fifty_runs_print_banner_and_summary(folder: Path, url: str) -> None:
+    run = perdure("run", "app.py:hello", "user-{i}", "--count", "50", "--timeout", "60", "--url", url, cwd=folder)
+    assert (run.returncode, run.stderr) == (0, "")
+    assert "Concurrent Workflow Invocations (N=50)\nTimeout: 1m0s per workflow\n" in run.stdout
+    assert re.search(r"^Hello, user-0\d\d!$", run.stdout, re.MULTILINE)
+    assert "... (47 more results) ...\n\nTotal Invocations: 50\n✅ Success: 50\n❌ Failed: 0\n" in run.stdout
+    for label in ("Total Time", "Avg Time per Workflow", "Throughput", "Latency: p50"):
+        assert label in run.stdout
+
+
+def test_default_url_is_that_of_connect(folder: Path) -> None:
+    perdure("run", "app.py:hello", "World", cwd=folder)
+    assert (folder / "perdure.db").exists()
+    perdure("run", "app.py:hello", "World", cwd=folder, PERDURE_URL="sqlite:other.db")
+    assert (folder / "other.db").exists()
+
+
+def test_failures_are_grouped_and_make_the_exit_code_one(folder: Path) -> None:
+    run = perdure("run", "app.py:odd", "{i}", "--count", "10", "--url", "memory:", cwd=folder)
+    assert run.returncode == 1
+    assert "Failures:\n       5x Broken: even\n" in run.stdout
+    assert "✅ Success: 5\n❌ Failed: 5\n" in run.stdout
+
+
+def test_one_failure_is_an_error_naming_the_run(folder: Path) -> None:
+    run = perdure("run", "app.py:odd", "2", "--url", "memory:", "--id", "two", cwd=folder)
+    assert (run.returncode, run.stdout) == (1, "")
+    assert run.stderr == "error: workflow odd (two) failed: Broken: even\n"
+
+
+def test_json_is_one_object(folder: Path) -> None:
+    run = perdure("run", "app.py:hello", "World", "--url", "memory:", "--id", "one", "--json", cwd=folder)
+    one = json.loads(run.stdout)
+    assert one.pop("seconds") > 0
+    assert one == {"id": "one", "status": "completed", "result": "Hello, World!"}
+
+    run = perdure("run", "app.py:odd", "2", "--url", "memory:", "--json", cwd=folder)
+    assert (run.returncode, run.stderr) == (1, "")
+    assert {**json.loads(run.stdout), "id": "", "seconds": 0} == {
+        "id": "",
+        "status": "failed",
+        "error": "Broken: even",
+        "seconds": 0,
+    }
+
+    run = perdure("run", "app.py:odd", "{i}", "--count", "10", "--url", "memory:", "--json", cwd=folder)
+    many = json.loads(run.stdout)
+    assert (many["total"], many["completed"], many["failed"]) == (10, 5, 5)
+    assert many["errors"] == [{"message": "Broken: even", "count": 5}]
+
+
+def test_timeout_fails_the_run(folder: Path) -> None:
+    run = perdure("run", "app.py:forever", "--timeout", "0.2", "--url", "memory:", cwd=folder)
+    assert run.returncode == 1
+    assert "InvocationTimedOut" in run.stderr
+
+
+def test_key_may_carry_the_number(folder: Path) -> None:
+    run = perdure("run", "app.py:keyed", "--key", "k-{i}", "--count", "2", "--json", "--url", "memory:", cwd=folder)
+    assert sorted(json.loads(run.stdout)["results"]) == ["k-001", "k-002"]
+
+
+def test_worker_has_a_fixed_hash_seed_unless_the_environment_chooses_one(folder: Path) -> None:
+    assert perdure("run", "app.py:seed", "--url", "memory:", cwd=folder).stdout.startswith("0 0 ")
+    chosen = perdure("run", "app.py:seed", "--url", "memory:", cwd=folder, PYTHONHASHSEED="7")
+    assert chosen.stdout.startswith("7 ")
+
+
+def test_console_script_is_the_same_command(folder: Path) -> None:
+    script = Path(sys.executable).parent / "perdure"
+    run = subprocess.run(
+        [script, "run", "app.py:seed", "--url", "memory:"],
+        cwd=folder,
+        env=clean_environment(),
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert run.stdout.startswith("0 0 ")
+
+
+# --- what goes wrong --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["app.py:nope"], "error: app.py has no workflow 'nope'. Its workflows: hello"),
+        (["app.py:hello"], "missing a required argument: 'name'"),
+        (["app.py:checkout", "{"], "argument 'cart' of checkout takes app.Cart as JSON, not '{'"),
+        (["app.py:hello", "x", "--service", "Hello"], "'Hello' is not NAME=HOST:PORT, as in HelloService=127.0.0.1:9"),
+        (["app.py:hello", "x", "--service", "A=h:0"], "'A=h:0' is not NAME=HOST:PORT"),
+        (["app.py:hello", "x", "--service", "A=h:1", "--service", "A=h:2"], "A is given twice, as h:1 and h:2"),
+        (["app.py:hello", "x", "--count", "0"], "Invalid value for '--count'"),
+        (["app.py:hello", "x", "--id", "j-{i}"], "--id takes no {i}"),
+        (["app.py:hello", "x", "--id", "x" * 201], "201 characters where the limit is 200"),
+        (["app.py:hello", "x", "--url", "carrier-pigeon:"], "carrier-pigeon:"),
+        (["app.py:hello", "x", "--nope"], "No such option"),
+        (["app.py:hello", "x", "--timeout", "1e300"], "timeout of workflow 'hello' is 1e+300 seconds"),
+        ([], "Missing argument 'TARGET'"),
+    ],
+)
+def test_wrong_use_is_explained_with_exit_code_two(folder: Path, arguments: list[str], message: str) -> None:
+    run = perdure("run", *arguments, cwd=folder)
+    assert (run.returncode, run.stdout) == (2, "")
+    assert run.stderr.startswith("error: ")
+    assert message in run.stderr
+    assert "Traceback" not in run.stderr
+
+
+def test_debug_shows_the_traceback(folder: Path) -> None:
+    (folder / "broken.py").write_text("1 / 0\n")
+    run = perdure("run", "broken.py", "--debug", cwd=folder)
+    assert run.returncode == 1
+    assert "Traceback" in run.stderr
+    assert "error: importing broken.py failed: ZeroDivisionError" in run.stderr
+
+
+def test_store_that_cannot_be_opened_is_a_failure(folder: Path) -> None:
+    (folder / "text.db").write_text("this is no database\n" * 1000)
+    run = perdure("run", "app.py:hello", "x", "--url", "sqlite:text.db", cwd=folder)
+    assert (run.returncode, run.stdout) == (1, "")
+    assert run.stderr.startswith("error: ")
+    assert "text.db" in run.stderr
+    assert "Traceback" not in run.stderr
+
+
+def test_store_that_another_process_serves_is_a_failure(folder: Path) -> None:
+    worker = started("worker", "app.py", "--url", "sqlite:runs.db", cwd=folder)
+    try:
+        assert worker.stdout is not None
+        worker.stdout.readline()
+        run = perdure("run", "app.py:hello", "x", "--url", "sqlite:runs.db", cwd=folder)
+    finally:
+        worker.terminate()
+        worker.communicate()
+    assert run.returncode == 1
+    assert run.stderr.startswith("error: ")
+    assert str(worker.pid) in run.stderr
+
+
+def test_same_id_with_other_input_is_a_failure(folder: Path) -> None:
+    for name, code in (("a", 0), ("a", 0), ("b", 1)):
+        run = perdure("run", "app.py:hello", name, "--id", "one", "--url", "sqlite:runs.db", cwd=folder)
+        assert run.returncode == code
+    assert run.stderr.startswith("error: ")
+    assert "one" in run.stderr
+
+
+# --- being ended ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_signal_ends_it_with_what_there_is(folder: Path, number: signal.Signals, code: int) -> None:
+    run = started("run", "app.py:twice", "--count", "100000", "--url", "memory:", cwd=folder)
+    wait_for_steps(folder, 100)
+    run.send_signal(number)
+    out, err = run.communicate(timeout=30)
+    assert (run.returncode, err) == (code, "")
+    assert "Not ended: " in out
+
+
+async def test_killed_batch_is_completed_by_the_same_command_and_no_recorded_step_runs_again(folder: Path) -> None:
+    command = (
+        "run",
+        "app.py:twice",
+        "--count",
+        "300",
+        "--concurrency",
+        "20",
+        "--id",
+        "batch",
+        "--url",
+        "sqlite:runs.db",
+    )
+    run = started(*command, cwd=folder)
+    wait_for_steps(folder, 200)
+    run.kill()
+    run.communicate()
+
+    recorded: set[str] = set()
+    async with connect(f"sqlite:{folder / 'runs.db'}") as client:
+        async for invocation in client.list():
+            journal = (await client.handle(invocation.id).describe()).journal
+            recorded |= {step.result for step in journal if step.status == "completed"}
+    assert 0 < len(recorded) < 600
+
+    again = perdure(*command, cwd=folder)
+    assert (again.returncode, again.stderr) == (0, "")
+    assert "✅ Success: 300\n❌ Failed: 0\n" in again.stdout
+    steps = Counter((folder / "steps.log").read_text().splitlines())
+    assert set(steps) == {f"batch-{n:06d} {which}" for n in range(1, 301) for which in ("first", "second")}
+    assert [step for step in recorded if steps[step] != 1] == []
+
+    third = perdure(*command, cwd=folder)
+    assert "✅ Success: 300\n" in third.stdout
+    assert Counter((folder / "steps.log").read_text().splitlines()) == steps
+
+
+def wait_for_steps(folder: Path, count: int) -> None:
+    log = folder / "steps.log"
+    end = time.monotonic() + 30
+    while not log.exists() or log.read_text().count("\n") < count:
+        assert time.monotonic() < end, "no steps"
+        time.sleep(0.01)
+
+
+# --- on a terminal ----------------------------------------------------------------------------------------------------
+
+
+def test_terminal_shows_a_bar(folder: Path) -> None:
+    ours, theirs = pty.openpty()
+    run = subprocess.Popen(
+        [sys.executable, "-m", "perdure", "run", "app.py:twice", "--count", "500", "--url", "memory:"],
+        cwd=folder,
+        env=clean_environment() | {"TERM": "xterm", "COLUMNS": "100"},
+        stdout=subprocess.PIPE,
+        stderr=theirs,
+    )
+    os.close(theirs)
+    out, _ = run.communicate(timeout=60)
+    shown = b""
+    while chunk := read_some(ours):
+        shown += chunk
+    os.close(ours)
+    assert run.returncode == 0
+    assert b"Success: 500" in out
+    assert "━" in shown.decode()
+    assert "/500" in shown.decode()
+
+
+def read_some(descriptor: int) -> bytes:
+    try:
+        return os.read(descriptor, 65536)
+    except OSError:  # the other end is closed
+        return b""

@@ -1,0 +1,133 @@
+"""`perdure worker`, as a process of its own."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from tests.cli.command import perdure, started
+
+pytestmark = pytest.mark.slow
+
+
+@contextmanager
+def serving(*arguments: str, cwd: Path) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    """A worker that has said that it serves, with the line in which it did."""
+    process = started("worker", *arguments, cwd=cwd)
+    try:
+        assert process.stdout is not None
+        yield process, process.stdout.readline()
+    finally:
+        process.kill()
+        process.communicate()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("url", ["memory:", "sqlite:runs.db"])
+def test_signal_ends_it_cleanly(folder: Path, url: str, number: signal.Signals) -> None:
+    with serving("app.py:hello", "app.py:twice", "--url", url, "--max-concurrent", "7", cwd=folder) as (worker, line):
+        assert line == f"Serving hello, twice on {url}, at most 7 at a time. Ctrl-C stops.\n"
+        worker.send_signal(number)
+        out, err = worker.communicate(timeout=30)
+    assert (worker.returncode, out) == (0, "")
+    assert f"INFO perdure.cli: {number.name}: stopping; steps in progress have 10 s to end\n" in err
+    assert err.endswith("INFO perdure.cli: stopped\n")
+
+
+def test_target_without_a_name_serves_all_workflows_of_its_module(folder: Path) -> None:
+    with serving("app.py", "--url", "memory:", cwd=folder) as (_, line):
+        assert line.startswith("Serving checkout, forever, hello, keyed, odd, seed, twice on memory:, at most 100 ")
+
+
+SLOW = """
+import asyncio, pathlib, time
+from perdure import step, workflow
+
+@step
+def block(seconds: float) -> None:
+    pathlib.Path("began").touch()
+    time.sleep(seconds)
+    pathlib.Path("ended").touch()
+
+@workflow
+async def slow(seconds: float) -> None:
+    await block(seconds)
+"""
+
+
+def in_the_middle_of_a_step(folder: Path, seconds: float) -> None:
+    """Leave a store in which `slow` has begun its step and nobody runs it."""
+    (folder / "slow.py").write_text(SLOW)
+    run = started("run", "slow.py", str(seconds), "--url", "sqlite:runs.db", cwd=folder)
+    wait_for(folder / "began")
+    run.kill()
+    run.communicate()
+    (folder / "began").unlink()
+
+
+def wait_for(path: Path) -> None:
+    end = time.monotonic() + 30
+    while not path.exists():
+        assert time.monotonic() < end, f"no {path}"
+        time.sleep(0.01)
+
+
+def test_step_in_progress_may_end_before_the_worker_does(folder: Path) -> None:
+    in_the_middle_of_a_step(folder, 1.0)
+    with serving("slow.py", "--url", "sqlite:runs.db", cwd=folder) as (worker, _):
+        wait_for(folder / "began")
+        worker.terminate()
+        worker.communicate(timeout=30)
+        assert worker.returncode == 0
+    assert (folder / "ended").exists()
+
+
+def test_step_that_takes_longer_than_the_drain_timeout_does_not_hold_the_worker(folder: Path) -> None:
+    in_the_middle_of_a_step(folder, 60)
+    with serving("slow.py", "--url", "sqlite:runs.db", "--drain-timeout", "0.2", cwd=folder) as (worker, _):
+        wait_for(folder / "began")
+        began = time.monotonic()
+        worker.terminate()
+        _, err = worker.communicate(timeout=30)
+    assert worker.returncode == 0
+    assert time.monotonic() - began < 20
+    assert "steps in progress have 0.2 s to end" in err
+    assert not (folder / "ended").exists()
+
+
+def test_second_signal_ends_it_at_once(folder: Path) -> None:
+    in_the_middle_of_a_step(folder, 60)
+    with serving("slow.py", "--url", "sqlite:runs.db", "--drain-timeout", "60", cwd=folder) as (worker, _):
+        wait_for(folder / "began")
+        worker.terminate()
+        assert worker.stderr is not None
+        assert "stopping" in worker.stderr.readline()
+        worker.terminate()
+        worker.communicate(timeout=5)
+    assert worker.returncode == -signal.SIGTERM
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "Missing argument 'TARGET"),
+        (["nope.py"], "nope.py does not exist"),
+        (["app.py:note"], "note in app.py is a step"),
+        (["app.py", "--max-concurrent", "0"], "Invalid value for '--max-concurrent'"),
+        (["app.py", "--url", "memory:x"], "memory:x"),
+        (["app.py:hello", "other.py"], "hello"),
+    ],
+)
+def test_wrong_use_is_explained_with_exit_code_two(folder: Path, arguments: list[str], message: str) -> None:
+    (folder / "other.py").write_text("from perdure import workflow\n\n@workflow\nasync def hello() -> None: ...\n")
+    run = perdure("worker", *arguments, cwd=folder)
+    assert (run.returncode, run.stdout) == (2, "")
+    assert run.stderr.startswith("error: ")
+    assert message in run.stderr
+    assert "Traceback" not in run.stderr

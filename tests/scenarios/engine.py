@@ -1,0 +1,216 @@
+"""A client and its workers behind operations whose arguments and results are JSON: the same in this process or another."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import msgspec
+
+from perdure.client import Client
+from perdure.connect import channels_for, translators_in_use
+from perdure.core.journal import Entry, Start
+from perdure.core.turn import Turn
+from perdure.runtime.runner import Runner
+from perdure.runtime.steps import Attempt, Work
+from perdure.runtime.worker import Worker
+from perdure.stores.store import Store
+from perdure.workflow import StepInfo, Workflow
+from tests.scenarios import bodies
+
+
+class Options(msgspec.Struct, frozen=True):
+    """How many workers there are, and what they are like."""
+
+    workers: int = 1
+    max_concurrent: int = 100
+    cache: int = 1_000
+    always_replay: bool = False
+    max_grace: float = 10.0
+
+
+class Problem(msgspec.Struct, frozen=True):
+    """What an operation raised."""
+
+    type: str
+    text: str
+    fields: dict[str, Any]
+
+
+class Work_(msgspec.Struct):
+    """How much work the workers of an engine did."""
+
+    turns: int = 0
+    entries: int = 0
+    peak: int = 0
+    began: int = 0
+
+
+class CountedTurn(Turn):
+    """A turn that counts what it is given."""
+
+    counts: Work_
+
+    def deliver(self, entry: Entry, /) -> None:
+        self.counts.entries += 1
+        super().deliver(entry)
+
+
+class CountedWorker(Worker):
+    """A worker that counts the turns it builds, and how many steps run at once."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.counts = Work_()
+        self._steps_now = 0
+
+    def make_turn(self, start: Start, /) -> Turn:
+        turn = super().make_turn(start)
+        self.counts.turns += 1
+        turn.__class__ = CountedTurn
+        cast("CountedTurn", turn).counts = self.counts
+        return turn
+
+    def begin_attempt(self, work: Work, info: StepInfo, runner: Runner, /) -> Attempt:
+        attempt = super().begin_attempt(work, info, runner)
+        self._steps_now += 1
+        self.counts.began += 1
+        self.counts.peak = max(self.counts.peak, self._steps_now)
+        attempt.task.add_done_callback(self._one_less)
+        return attempt
+
+    def _one_less(self, _: object) -> None:
+        self._steps_now -= 1
+
+    @property
+    def slots_taken(self) -> int:
+        return self._slots_taken
+
+    @property
+    def runners(self) -> int:
+        return len(self._runners)
+
+
+class Engine:
+    """A client and its workers. Every public coroutine is an operation."""
+
+    def __init__(self, make_store: Callable[[], Store], options: Options) -> None:
+        self._options = options
+        self._client = Client(make_store, channels_for, translators_in_use)
+        self._workflows = {
+            each.name: each
+            for each in cast("list[Workflow[..., Any]]", [*vars(bodies).values()])
+            if isinstance(each, Workflow)  # pyright: ignore[reportUnnecessaryIsInstance]
+        }
+        self._workers: list[CountedWorker] = []
+
+    # --- life ---------------------------------------------------------------------------------------------------------
+    async def open(self) -> None:
+        await self._client.opened()
+        for _ in range(self._options.workers):
+            await self.start_worker()
+
+    async def start_worker(self) -> int:
+        options = self._options
+        worker = CountedWorker(
+            self._client.opened,
+            [*self._workflows.values()],
+            max_concurrent=options.max_concurrent,
+            cache=options.cache,
+            always_replay=options.always_replay,
+            stop_grace=options.max_grace,
+            translators=translators_in_use,
+        )
+        await worker.__aenter__()
+        self._workers.append(worker)
+        return len(self._workers) - 1
+
+    async def crash_worker(self, number: int) -> None:
+        await self._workers[number].crash()
+
+    async def stop_worker(self, number: int, grace: float | None = None) -> None:
+        await self._workers[number].stop(grace)
+
+    async def stop(self, grace: float | None = None) -> None:
+        await asyncio.gather(*(worker.stop(grace) for worker in self._workers))
+        await self._client.aclose()
+
+    async def crash(self) -> None:
+        for worker in self._workers:
+            await worker.crash()
+
+    # --- the client ---------------------------------------------------------------------------------------------------
+    async def start(self, handler: str, args: Sequence[Any], options: dict[str, Any]) -> str:
+        return (await self._client.start(self._workflows[handler].using(**options), *args)).id
+
+    async def start_many(self, handler: str, many: Sequence[Sequence[Any]]) -> list[str]:
+        workflow = self._workflows[handler]
+        handles = await asyncio.gather(*(self._client.start(workflow, *args) for args in many))
+        return [handle.id for handle in handles]
+
+    async def result(self, id: str, timeout: float) -> Any:
+        return await self._client.handle(id).result(timeout=timeout)
+
+    async def results(self, ids: Sequence[str], timeout: float) -> list[Any]:
+        return await asyncio.gather(*(self.result(id, timeout) for id in ids))
+
+    async def run(self, handler: str, args: Sequence[Any], options: dict[str, Any]) -> Any:
+        return await self._client.run(self._workflows[handler].using(**options), *args)
+
+    async def describe(self, id: str) -> dict[str, Any]:
+        return msgspec.to_builtins(await self._client.handle(id).describe())
+
+    async def resolve(self, awakeable: str, value: Any) -> None:
+        await self._client.resolve(awakeable, value)
+
+    async def reject(self, awakeable: str, reason: str) -> None:
+        await self._client.reject(awakeable, reason)
+
+    async def pause(self, id: str) -> None:
+        await self._client.handle(id).pause()
+
+    async def resume(self, id: str) -> None:
+        await self._client.handle(id).resume()
+
+    async def cancel(self, id: str, force: bool = False) -> None:
+        await self._client.handle(id).cancel(force=force)
+
+    async def stats(self) -> dict[str, Any]:
+        return msgspec.to_builtins(await self._client.stats())
+
+    async def list(self, status: Any = None, handler: str | None = None) -> list[str]:
+        return [each.id async for each in self._client.list(status=status, handler=handler)]
+
+    # --- looking inside -----------------------------------------------------------------------------------------------
+    async def frames(self, id: str) -> int:
+        return len((await (await self._client.opened()).journal(id)).frames)
+
+    async def work(self) -> list[Work_]:
+        return [worker.counts for worker in self._workers]
+
+    async def slots(self) -> list[int]:
+        return [worker.slots_taken for worker in self._workers]
+
+    async def runners(self) -> list[int]:
+        return [worker.runners for worker in self._workers]
+
+
+def problem_of(error: Exception) -> Problem:
+    """Return what crosses the process boundary of an error: its class's name, its text, its fields."""
+    fields = {
+        name: value
+        for name, value in vars(error).items()
+        if not name.startswith("_") and isinstance(value, (str, int, float, list, dict, type(None)))
+    }
+    return Problem(type(error).__name__, str(error), fields)
+
+
+def log_into(path: Path) -> logging.Handler:
+    """Write what the engine logs into a file."""
+    handler = logging.FileHandler(path)
+    handler.setFormatter(logging.Formatter("%(levelname)s %(name)s %(message)s"))
+    logging.getLogger("perdure").addHandler(handler)
+    return handler

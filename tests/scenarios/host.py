@@ -1,0 +1,85 @@
+"""A process that hosts a client and workers on a SQLite file: `python -m tests.scenarios.host DB FOLDER OPTIONS`.
+
+Operations come on stdin and answers go to stdout, one JSON object a line; it ends when stdin does, or is killed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+import threading
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import msgspec
+
+from perdure.stores.sqlite import SqliteStore
+from tests.scenarios.engine import Engine, Options, Problem, log_into, problem_of
+from tests.scenarios.notes import open_notes
+
+
+class Ask(msgspec.Struct):
+    """One operation."""
+
+    number: int
+    operation: str
+    arguments: dict[str, Any]
+
+
+class Told(msgspec.Struct):
+    """What became of it. `number` -1 says that the process is up."""
+
+    number: int
+    value: Any = None
+    problem: Problem | None = None
+
+
+def tell(told: Told) -> None:
+    sys.stdout.buffer.write(msgspec.json.encode(told) + b"\n")
+    sys.stdout.buffer.flush()
+
+
+async def serve(path: str, folder: Path, options: Options) -> None:
+    engine = Engine(lambda: SqliteStore(path), options)
+    await engine.open()
+    loop = asyncio.get_running_loop()
+    over = loop.create_future()
+    tasks: set[asyncio.Task[None]] = set()
+
+    async def execute(ask: Ask) -> None:
+        try:
+            value = await getattr(engine, ask.operation)(**ask.arguments)
+        except Exception as error:  # noqa: BLE001  it is the caller's
+            tell(Told(ask.number, problem=problem_of(error)))
+        else:
+            tell(Told(ask.number, value))
+        if ask.operation == "stop" and not over.done():
+            over.set_result(None)
+
+    def take(line: bytes) -> None:
+        task = asyncio.ensure_future(execute(msgspec.json.decode(line, type=Ask)))
+        tasks.add(task)
+        task.add_done_callback(tasks.discard)
+
+    def read(source: BinaryIO) -> None:
+        for line in source:
+            loop.call_soon_threadsafe(take, line)
+        os._exit(0)  # whoever started this is gone
+
+    threading.Thread(target=read, args=(sys.stdin.buffer,), daemon=True).start()
+    tell(Told(-1, os.getpid()))
+    await over
+
+
+def main() -> None:
+    path, folder, options = sys.argv[1:]
+    open_notes(Path(folder))
+    log_into(Path(folder) / "report")
+    asyncio.run(serve(path, Path(folder), msgspec.json.decode(options, type=Options)))
+    sys.stdout.flush()
+    os._exit(0)  # the thread that reads stdin does not end by itself
+
+
+if __name__ == "__main__":
+    main()
