@@ -9,6 +9,8 @@ from pathlib import Path
 
 APP = """
 import asyncio
+import os
+import sys
 from dataclasses import dataclass
 
 from perdure import Context, step, workflow
@@ -68,8 +70,7 @@ async def keyed(ctx: Context) -> str | None:
 
 @workflow
 async def seed() -> str | None:
-    import os, sys
-    return f"{os.environ.get('PYTHONHASHSEED')} {sys.flags.hash_randomization} {type(asyncio.get_running_loop()).__module__}"
+    return f"{os.environ.get('PYTHONHASHSEED')} {sys.flags.hash_randomization}"
 
 
 def plain() -> None: ...

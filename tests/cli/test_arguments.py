@@ -31,8 +31,7 @@ async def everything(a: str, /, *rest: int, flag: bool = False, **others: float)
 
 
 @workflow
-async def untyped(value) -> Any:  # pyright: ignore
-    return value  # pyright: ignore
+async def untyped(value) -> None: ...  # pyright: ignore[reportUnknownParameterType, reportMissingParameterType]
 
 
 @workflow
@@ -108,8 +107,7 @@ def test_arguments_without_a_number_are_read_once() -> None:
         (
             checkout,
             ["{"],
-            r"argument 'cart' of checkout takes \S*Cart as JSON, not '\{': it is not JSON: .* For example: "
-            r"'\{\"user\": \"text\"\}'",
+            r"argument 'cart' of checkout takes \S*Cart as JSON, not '\{': it is not JSON: .* For example: '\{.user.: ",
         ),
         (checkout, ['{"user": "u"}', "x"], r"argument 'discount' of checkout takes int as JSON, not 'x'.* example: 1$"),
         (everything, ["x", "1", "y"], r"argument 'rest' of everything takes int as JSON, not 'y'"),

@@ -71,10 +71,10 @@ def test_only_workflow_that_a_module_defines_needs_no_name_beside_imported_ones(
 @pytest.mark.parametrize(
     ("target", "message"),
     [
-        ("nope.py", r"nope\.py does not exist\. Python files in \S+: app\.py, broken\.py, .*"),
+        ("nope.py", r"nope\.py does not exist\. Python files in \S+: \S.* app\.py, broken\.py, "),
         ("missing/app.py", r"missing/app\.py does not exist\. The folder \S+missing does not exist either"),
         ("empty/", r"empty/ is a folder\. \S+empty has no Python file"),
-        ("nope", r"there is no module nope\. Python files in \S+: app\.py, "),
+        ("nope", r"there is no module nope\. Python files in \S+: \S.* app\.py, "),
         ("app.hello", r"there is no module app\.hello\. Python files"),
         ("app.py:nope", r"app\.py has no workflow 'nope'\. Its workflows: hello, checkout, odd, "),
         ("app.py:note", r"note in app\.py is a step: only workflows are run by themselves"),

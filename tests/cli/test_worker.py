@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -17,7 +17,7 @@ pytestmark = pytest.mark.slow
 
 
 @contextmanager
-def serving(*arguments: str, cwd: Path) -> Iterator[tuple[subprocess.Popen[str], str]]:
+def serving(*arguments: str, cwd: Path) -> Generator[tuple[subprocess.Popen[str], str]]:
     """A worker that has said that it serves, with the line in which it did."""
     process = started("worker", *arguments, cwd=cwd)
     try:

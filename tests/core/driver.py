@@ -299,9 +299,13 @@ def diverges(body: Body, frames: list[Frame], start: Start = START) -> Turn:
     turn = make_turn(body, start)
     turn.replay(frames)
     assert turn.divergence is not None, "the code does what the journal says"
-    ready = turn.ready()
-    assert not (ready.commands or ready.state or ready.cancels or ready.outcome)
+    assert asks_for_nothing(turn)
     return turn
+
+
+def asks_for_nothing(turn: Turn) -> bool:
+    ready = turn.ready()
+    return not (ready.commands or ready.state or ready.cancels or ready.outcome)
 
 
 def comparable(outcome: Outcome | None) -> object:
@@ -313,10 +317,12 @@ def comparable(outcome: Outcome | None) -> object:
 
 
 def describe_outcome(outcome: Outcome | None) -> str:
-    return f"failed: {outcome.failure.type}: {outcome.failure.message}" if isinstance(outcome, Failed) else repr(outcome)
+    return (
+        f"failed: {outcome.failure.type}: {outcome.failure.message}" if isinstance(outcome, Failed) else repr(outcome)
+    )
 
 
-class nothing_happens:  # noqa: N801  a verb, as `pytest.raises`
+class nothing_happens:
     """Checks that nothing is reported as unraisable in the block, nor when all is collected after it."""
 
     def __enter__(self) -> None:

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import inspect
 import sys
+from asyncio import events
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
 from perdure.core import loop as loop_module
-from perdure.core.loop import CLOSE_ATTEMPTS, Future, Loop, Task
+from perdure.core.loop import CLOSE_ATTEMPTS, Future, Loop, Task, draining
 from perdure.errors import IoInWorkflow, TurnClosed
 from tests.core.driver import nothing_happens
 
@@ -196,7 +198,7 @@ def test_ended_tasks_are_let_go(loop: Loop, monkeypatch: pytest.MonkeyPatch):
             await asyncio.create_task(asyncio.sleep(0))
 
     run(loop, main())
-    assert len(loop._tasks) < 50
+    assert len(loop._tasks) < 50  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]
     assert loop.live_tasks() == []
 
 
@@ -208,9 +210,9 @@ def test_as_completed_elsewhere_is_left_alone_during_a_drain(loop: Loop):
         order.extend([await one for one in asyncio.as_completed([asyncio.sleep(0, "x")])])
 
     def nested() -> None:
-        loop_module._set_running_loop(None)
+        events._set_running_loop(None)  # noqa: SLF001
         asyncio.run(elsewhere())
-        loop_module._set_running_loop(loop)
+        events._set_running_loop(loop)  # noqa: SLF001
 
     loop.call_soon(nested)
     loop.drain()
@@ -333,10 +335,9 @@ def test_a_generator_that_lies_where_another_one_did_has_its_own_place(loop: Loo
 
     async def main() -> None:
         ended = [counting([], "ended") for _ in range(20)]
-        for generator in ended:
-            async for _ in generator:
+        for i in range(20):
+            async for _ in ended[i]:
                 pass
-        del generator
         ended.clear()  # these addresses are free again, and were known
         for i in range(20):
             left_open.append(counting(log, f"{i}"))
@@ -354,8 +355,8 @@ def test_closing_ends_open_generators_and_those_dropped_by_that(loop: Loop):
     async def main() -> None:
         kept, dropped = counting(log, "kept"), counting(log, "dropped", awaits=3)
         stubborn = counting(log, "stubborn", awaits=CLOSE_ATTEMPTS // 2)
-        for generator in (kept, dropped, stubborn):
-            await anext(generator)
+        for each in (kept, dropped, stubborn):
+            await anext(each)
         outer.append(kept)
         await asyncio.Event().wait()
 
@@ -379,6 +380,45 @@ def test_a_closed_loop_starts_nothing(loop: Loop):
         loop.create_future()
     with nothing_happens(), pytest.raises(TurnClosed):
         loop.create_task(asyncio.sleep(0))
+    with pytest.raises(TurnClosed):
+        loop.host.timer_set(asyncio.TimerHandle(1.0, print, (), loop))
+
+
+def test_what_happens_after_the_close_reaches_nobody(loop: Loop, notes: Notes):
+    timer = loop.call_later(1, print)
+    loop.close()
+    timer.cancel()
+    loop.call_exception_handler({"message": "late"})
+    assert notes.cancelled == []
+    assert notes.unseen == []
+
+
+def test_a_generator_dropped_after_the_close_is_closed_where_it_is(loop: Loop):
+    log: list[str] = []
+    cycle: list[Any] = []
+
+    async def main() -> None:
+        for name, awaits in (("one", 0), ("two", 3)):
+            cycle.append(counting(log, name, awaits))
+            await anext(cycle[-1])
+
+    run(loop, main())
+    loop.closed = True
+    with nothing_happens():
+        cycle.clear()
+    assert sorted(log) == ["one", "two"]
+
+
+def test_drains_can_be_prepared_for_once_for_as_many_as_follow(loop: Loop):
+    hooks, as_completed = sys.get_asyncgen_hooks(), asyncio.as_completed
+    with draining():
+        assert not gc.isenabled()
+        run(loop, asyncio.sleep(0))
+        run(loop, asyncio.sleep(0))
+        assert not gc.isenabled()
+    assert gc.isenabled()
+    assert asyncio.as_completed is as_completed
+    assert sys.get_asyncgen_hooks() == hooks
 
 
 def test_closing_runs_cleanup_inside_the_loop_and_its_own_context(loop: Loop):
@@ -417,7 +457,7 @@ def test_closing_asks_again_while_cleanup_awaits_and_gives_up_at_last(loop: Loop
     loop.drain()
     loop.close()
     assert awaits == [0, 1, 2]
-    assert task.get_coro().cr_frame is None  # type: ignore[union-attr]  # pyright: ignore
+    assert inspect.getcoroutinestate(cast("Any", task.get_coro())) == "CORO_CLOSED"
 
 
 def test_a_failing_cleanup_does_not_keep_others_from_theirs(loop: Loop):

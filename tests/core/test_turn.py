@@ -9,7 +9,7 @@ import subprocess
 import sys
 from asyncio import as_completed as as_completed_by_name
 from collections.abc import AsyncIterator, Callable
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,6 @@ from perdure.core.journal import (
     Accepted,
     Attempted,
     CallChild,
-    CallStep,
     Cancelled,
     CancelRequested,
     Claimed,
@@ -36,15 +35,12 @@ from perdure.core.journal import (
     Fired,
     Frame,
     Interrupted,
-    MarkPatch,
-    OpenAwakeable,
     Paused,
     Raised,
     Released,
     Resumed,
     Returned,
     SendStart,
-    SetTimer,
     Start,
 )
 from perdure.core.turn import Divergence, Turn, current_turn
@@ -57,6 +53,7 @@ from tests.core.driver import (
     Body,
     Choose,
     Driver,
+    asks_for_nothing,
     by_ranks,
     child,
     diverges,
@@ -125,7 +122,7 @@ def test_asyncio_means_what_it_means_elsewhere(body: Body, choose: Choose, value
     driver = Driver(body)
     driver.finish(choose, REFUSAL)
     got = driver.value
-    assert got == value or body is bodies.waits_for_failures and [sorted(got[0]), got[1]] == value
+    assert got == value or (body is bodies.waits_for_failures and [sorted(got[0]), got[1]] == value)
     driver.check_replay()
 
 
@@ -156,7 +153,7 @@ def test_a_generator_expression_is_taken_as_asyncio_takes_it():
 @pytest.mark.skipif(sys.version_info < (3, 13), reason="new in 3.13")
 def test_as_completed_is_an_async_iterator_too():
     async def body(ctx: Context) -> Any:
-        return [await one async for one in asyncio.as_completed([step(name) for name in "abcd"])]  # type: ignore[attr-defined, misc, unused-ignore]  # pyright: ignore
+        return [await one async for one in asyncio.as_completed([step(name) for name in "abcd"])]  # pyright: ignore[reportGeneralTypeIssues]
 
     assert play(body, lambda: last).value == list("dcba")
 
@@ -165,7 +162,7 @@ def test_as_completed_takes_nothing_that_is_no_iterable_of_awaitables():
     async def body(ctx: Context) -> Any:
         one = asyncio.ensure_future(step("a"))
         try:
-            return [await each for each in asyncio.as_completed(one)]  # type: ignore[type-var]  # pyright: ignore
+            return [await each for each in asyncio.as_completed(one)]
         finally:
             await one
 
@@ -323,9 +320,7 @@ async def just_goes_on(ctx: Context) -> Any:
 
 def test_other_cancellations_and_other_ends_diverge():
     turn = diverges(just_goes_on, recorded(cancels_and_goes_on, 0))
-    assert str(turn.divergence) == (
-        "the journal has an end asked for commands [0], the code now asks for that of []"
-    )
+    assert str(turn.divergence) == ("the journal has an end asked for commands [0], the code now asks for that of []")
     turn.close()
 
 
@@ -382,16 +377,16 @@ def test_after_a_divergence_the_body_cannot_hide_it_and_nothing_leaves_the_turn(
         for name in ("unknown", "another"):
             try:
                 await step(name)
-            except BaseException as error:
+            except BaseException as error:  # noqa: BLE001
                 seen.append(type(error).__name__)
         for ask in asks:
             try:
                 ask()
-            except BaseException as error:
+            except BaseException as error:  # noqa: BLE001
                 seen.append(type(error).__name__)
         timer.cancel()
         task.cancel()
-        asyncio.ensure_future(step("later"))
+        asyncio.ensure_future(step("later"))  # noqa: RUF006
         return "as if nothing had been"
 
     async def old(ctx: Context) -> Any:
@@ -402,8 +397,7 @@ def test_after_a_divergence_the_body_cannot_hide_it_and_nothing_leaves_the_turn(
     assert seen == ["TurnClosed"] * 6  # a patch of which the journal knows nothing is just not there
     turn.deliver(Returned(0, 1001.0, encode("a")))
     turn.deliver(CancelRequested(1002.0))
-    ready = turn.ready()
-    assert not (ready.commands or ready.cancels or ready.state or ready.outcome)
+    assert asks_for_nothing(turn)
     with nothing_happens():
         turn.close()
 
@@ -548,7 +542,7 @@ async def swallows_everything(ctx: Context) -> Any:
     for name in "abc":
         try:
             await step(name)
-        except BaseException:
+        except BaseException:  # noqa: BLE001
             await asyncio.sleep(0)
 
 
@@ -641,7 +635,7 @@ CLEANING = (
 )
 
 
-@pytest.mark.parametrize("body", (*CLEANING, *BODIES), ids=lambda body: body.__name__)
+@pytest.mark.parametrize("body", [*CLEANING, *BODIES], ids=lambda body: body.__name__)
 async def test_a_turn_closed_at_any_await_leaves_no_trace(body: Body):
     """On a running host loop, where a task or a plain call of a step could escape to."""
     host_tasks = asyncio.all_tasks()
@@ -655,8 +649,7 @@ async def test_a_turn_closed_at_any_await_leaves_no_trace(body: Body):
             turn.close()
             await asyncio.sleep(0)
         assert asyncio.all_tasks() == host_tasks
-        ready = turn.ready()
-        assert not (ready.commands or ready.cancels or ready.state or ready.outcome)
+        assert asks_for_nothing(turn)
         assert not turn.pending
         assert not turn.unseen
         assert not turn.loop.live_tasks()
@@ -806,10 +799,8 @@ def test_a_failure_names_the_command_that_caused_it():
             group.create_task(step("bad"))
 
     async def own(ctx: Context) -> Any:
-        try:
+        with suppress(Refusal):
             await step("bad")
-        except Refusal:
-            pass
         raise RuntimeError("own")
 
     async def own_loop(ctx: Context) -> Any:

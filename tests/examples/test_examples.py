@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import re
 import sys
 from asyncio.subprocess import PIPE
@@ -30,6 +31,7 @@ Multi-Service Workflow Results:
 📊 Hello, Summary! {WELCOME}
 Total service calls: 4
 """
+NAMES = ("X (English)", "X (Spanish)", "X (French)", "Summary")
 OUTPUT = {
     "simple": f"Hello, World! {WELCOME}\n",
     "typed": f"Hello, TypeSafe World! {WELCOME}\n10 words for Guest(name='TypeSafe World', languages=('English',))\n",
@@ -77,26 +79,27 @@ async def test_concurrent_example_that_fails_says_so_in_its_exit_code() -> None:
     assert "❌ Failed: 2\n" in out
 
 
-@pytest.mark.parametrize(
-    ("name", "argument", "result"),
-    [
-        ("simple", "World", OUTPUT["simple"]),
-        ("local", "Local World", "Hello, Local World! Welcome to durable execution in memory.\n"),
-        (
-            "typed",
-            '{"name": "Ada"}',
-            '{"guest": {"name": "Ada", "languages": ["English"]}, '
-            f'"message": "Hello, Ada! {WELCOME}", "words": 9}}\n',
-        ),
-        ("multi_service", "X", None),
-        ("concurrent", "user-{i}", None),
-    ],
-)
-async def test_example_is_a_target_too(name: str, argument: str, result: str | None, tmp_path: Path) -> None:
+TYPED = {
+    "guest": {"name": "Ada", "languages": ["English"]},
+    "message": f"Hello, Ada! {WELCOME}",
+    "words": 10,
+}
+TARGETS = {
+    "simple": ("World", OUTPUT["simple"]),
+    "typed": ('{"name": "Ada"}', f"{json.dumps(TYPED)}\n"),
+    "local": ("Local World", "Hello, Local World! Welcome to durable execution in memory.\n"),
+    "multi_service": ("X", json.dumps([f"Hello, {name}! {WELCOME}" for name in NAMES]) + "\n"),
+    "concurrent": ("user-{i}", STEPS),
+}
+
+
+@pytest.mark.parametrize("name", TARGETS)
+async def test_example_is_a_target_too(name: str, tmp_path: Path) -> None:
+    argument, expected = TARGETS[name]
     async with service("examples.services.hello") as address:
         given = ("--service", f"HelloService={address}", "--url", f"sqlite:{tmp_path / 'example.db'}")
         out = await output("perdure", "run", f"examples/{name}.py", argument, *given)
-    assert out == result if result is not None else WELCOME in out
+    assert out == expected if isinstance(expected, str) else expected.fullmatch(out.rstrip("\n"))
 
 
 async def test_command_line_of_the_demo_runs_the_concurrent_example(tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -70,13 +70,13 @@ class Shop:
 
 
 @asynccontextmanager
-async def shop(*options: str) -> AsyncIterator[Shop]:
+async def shop(*options: str) -> AsyncGenerator[Shop]:
     async with service(SHOP, *options) as address:
         yield Shop(address)
 
 
 @asynccontextmanager
-async def serving(services: Mapping[str, str], *workflows: Any, cache: int = 0) -> AsyncIterator[Client]:
+async def serving(services: Mapping[str, str], *workflows: Any, cache: int = 0) -> AsyncGenerator[Client]:
     """A client whose worker forgets every suspended body, so that each `sleep` in it is followed by a replay."""
     async with connect("memory:") as client, client.worker(*workflows, services=services, cache=cache):
         yield client
@@ -95,7 +95,10 @@ def free_port() -> int:
 
 def status_of(error: grpc.aio.AioRpcError) -> dict[str, Any]:
     trailing = dict(error.trailing_metadata())
-    status = status_pb2.Status.FromString(trailing["grpc-status-details-bin"])
+    packed = trailing["grpc-status-details-bin"]
+    assert isinstance(packed, bytes)
+    status = status_pb2.Status.FromString(packed)
+    debug = error.debug_error_string() or ""
     reason = error_details_pb2.BadRequest()
     assert status.details[0].Unpack(reason)
     return {
@@ -105,7 +108,7 @@ def status_of(error: grpc.aio.AioRpcError) -> dict[str, Any]:
         "reason": trailing["shop-reason"],
         "field": reason.field_violations[0].field,
         "initial": len(error.initial_metadata()),
-        "debug": "INVALID_ARGUMENT" in error.debug_error_string() or "the cart is empty" in error.debug_error_string(),
+        "debug": "the cart is empty" in debug,
     }
 
 
@@ -243,7 +246,8 @@ async def test_reply_metadata_is_journaled_when_there_is_some() -> None:
                 context.set_trailing_metadata((("last-bin", b"\x00\xff"),))
                 return request
 
-            return grpc.unary_unary_rpc_method_handler(echo)
+            handler: Any = grpc.unary_unary_rpc_method_handler
+            return handler(echo)
 
     class EchoStub:
         def __init__(self, channel: grpc.aio.Channel) -> None:
@@ -467,9 +471,9 @@ async def test_timeout_is_a_deadline_that_the_service_sees() -> None:
         assert await client.run(hurry) == ["DEADLINE_EXCEEDED"]
         left = {id: (await running.audit(id)).calls[0] for id in ("slow", "long", "short", "none")}
         assert left["slow"].cancelled
-    assert 0 < left["slow"].time_remaining_s <= 0.2
-    assert 25 < left["long"].time_remaining_s <= 40
-    assert 10 < left["short"].time_remaining_s <= 20
+    assert 0 < left["slow"].time_remaining_s < 1
+    assert 25 < left["long"].time_remaining_s < 45
+    assert 10 < left["short"].time_remaining_s < 25
     assert not left["none"].HasField("time_remaining_s")
 
 
@@ -584,12 +588,11 @@ async def test_option_that_makes_no_sense_is_refused_where_the_call_is_made(opti
     assert text in str(error)
 
 
-async def test_request_of_another_type_is_refused_where_the_call_is_made() -> None:
-    wrong: Any = HelloRequest(name="x")
+async def test_request_that_is_no_message_is_refused_where_the_call_is_made() -> None:
+    wrong: Any = {"id": "c"}
     error = await refused_call(lambda ctx: ctx.stub(ShopStub).Checkout(wrong))
     assert isinstance(error, Unencodable)
-    assert "the request of Shop.Checkout" in str(error)
-    assert "HelloRequest" in str(error)
+    assert "the request of Shop.Checkout, a dict, cannot be serialized" in str(error)
 
 
 async def test_stub_of_a_workflow_refuses_inside_a_step() -> None:

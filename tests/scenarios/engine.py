@@ -40,7 +40,7 @@ class Problem(msgspec.Struct, frozen=True):
     fields: dict[str, Any]
 
 
-class Work_(msgspec.Struct):
+class Effort(msgspec.Struct):
     """How much work the workers of an engine did."""
 
     turns: int = 0
@@ -52,7 +52,7 @@ class Work_(msgspec.Struct):
 class CountedTurn(Turn):
     """A turn that counts what it is given."""
 
-    counts: Work_
+    counts: Effort
 
     def deliver(self, entry: Entry, /) -> None:
         self.counts.entries += 1
@@ -64,7 +64,7 @@ class CountedWorker(Worker):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.counts = Work_()
+        self.counts = Effort()
         self._steps_now = 0
 
     def make_turn(self, start: Start, /) -> Turn:
@@ -188,7 +188,7 @@ class Engine:
     async def frames(self, id: str) -> int:
         return len((await (await self._client.opened()).journal(id)).frames)
 
-    async def work(self) -> list[Work_]:
+    async def work(self) -> list[Effort]:
         return [worker.counts for worker in self._workers]
 
     async def slots(self) -> list[int]:

@@ -52,7 +52,8 @@ PATH_LIMIT = 64
 
 _TIP = "use builtin types, dataclasses, TypedDicts, or msgspec, attrs, pydantic or protobuf classes"
 _PLAIN = frozenset({str, int, float, bool, bytes})
-_SCALARS = frozenset({str, int, float, bool, bytes, type(None)})
+SCALARS = frozenset({str, int, float, bool, bytes, type(None)})
+"""Classes whose values `encode_scalar` writes as they are."""
 _AS_TEXT = (
     pathlib.PurePath,
     ipaddress.IPv4Address,
@@ -163,21 +164,21 @@ def _model_fields(model: Any) -> object:
 
 
 _encode = msgspec.msgpack.Encoder(enc_hook=_foreign).encode
-_encode_native = msgspec.msgpack.Encoder().encode
+encode_scalar = msgspec.msgpack.Encoder().encode
 _decode_any = msgspec.msgpack.Decoder().decode
 
 
 def _canonical(value: Any, unordered: bool = False) -> bytes:
     """Encode with sets and mappings sorted; with `unordered`, lists too (they may have been sets)."""
-    if value.__class__ in _SCALARS:
-        return _encode_native(value)
+    if value.__class__ in SCALARS:
+        return encode_scalar(value)
     if isinstance(value, dict):
         entries = cast("dict[Any, Any]", value).items()
         pairs = sorted(_canonical(key, unordered) + _canonical(item, unordered) for key, item in entries)
         return map_header(len(pairs)) + b"".join(pairs)
     if isinstance(value, list | tuple | set | frozenset):
         values = cast("Iterable[Any]", value)
-        items = [_encode_native(item) if item.__class__ in _SCALARS else _canonical(item, unordered) for item in values]
+        items = [encode_scalar(item) if item.__class__ in SCALARS else _canonical(item, unordered) for item in values]
         if unordered or isinstance(value, set | frozenset):
             items.sort()
         return _header(0x90, 0xDC, len(items)) + b"".join(items)
@@ -187,7 +188,7 @@ def _canonical(value: Any, unordered: bool = False) -> bytes:
         pairs = [key + _canonical(item, unordered) for key, item in held if item is not msgspec.UNSET]
         return map_header(len(pairs)) + b"".join(pairs)
     try:
-        return _encode_native(value)
+        return encode_scalar(value)
     except TypeError:
         return _canonical(_foreign(value), unordered)
 

@@ -122,6 +122,8 @@ class History:
     @property
     def status(self) -> Status:
         """The status that follows from the journal."""
+        if self.outcome is None:
+            return "paused" if self.paused is not None else "running" if self.claimed else "suspended"
         match self.outcome:
             case Completed():
                 return "completed"
@@ -129,5 +131,5 @@ class History:
                 return "failed"
             case Cancelled():
                 return "cancelled"
-            case None:
-                return "paused" if self.paused is not None else "running" if self.claimed else "suspended"
+            case _:
+                assert_never(self.outcome)

@@ -10,7 +10,7 @@ All times are seconds since the Unix epoch, as floats.
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, cast
 
 import msgspec
 from msgspec import Struct
@@ -249,6 +249,7 @@ class Cancelled(Struct, frozen=True, array_like=True, gc=False, tag="cancelled")
 
 
 Outcome = Completed | Failed | Cancelled
+_OUTCOMES = frozenset({Completed, Failed, Cancelled})
 Answering = Returned | Raised | Attempted | Fired | Interrupted
 """Entries that answer a command."""
 
@@ -291,7 +292,7 @@ class Frame(Struct, frozen=True, array_like=True, gc=False):
     def outcome(self) -> Outcome | None:
         """The outcome, if this frame settles its invocation."""
         last = self.entries[-1] if self.entries else None
-        return last if isinstance(last, (Completed, Failed, Cancelled)) else None
+        return cast("Outcome", last) if type(last) in _OUTCOMES else None
 
 
 # --- messages ---------------------------------------------------------------------------------------------------------

@@ -198,6 +198,8 @@ class Turn:
             return
         if kind is Resumed:
             self.paused = False
+            if self._main is None:
+                self.begin()
             held, self._held = self._held, []
             for each in held:
                 if self.divergence is None:
@@ -206,6 +208,8 @@ class Turn:
         if self.paused and kind in _FOR_THE_BODY:
             self._held.append(entry)
             return
+        if self._main is None and kind in _FOR_THE_BODY:
+            self.begin()
         if kind is Returned or kind is Raised or kind is Fired or kind is Interrupted:
             self._answer(cast("Returned | Raised | Fired | Interrupted", entry))
         elif kind is Attempted:
@@ -218,7 +222,7 @@ class Turn:
             return
         elif kind is CancelRequested:
             self.cancel(cast("CancelRequested", entry))
-        elif kind is Accepted:
+        elif kind is Accepted and not self.replaying:
             self.begin()
             return
         else:
@@ -230,6 +234,8 @@ class Turn:
         self.replaying = True
         for frame in frames:
             self._recorded = deque(frame.commands)
+            if self._main is None and (frame.commands or frame.state or frame.cancels or frame.outcome is not None):
+                self.begin()  # not at Accepted: frames before this one may be claims of workers that died at once
             for entry in frame.entries:
                 if self.divergence is not None:
                     break

@@ -287,6 +287,7 @@ class Runner:
                 self._stuck = self._explain(turn)
                 self._forget_turn()
                 return
+            self._due.clear()
             self._resume_commands(turn)
         if start.timeout is not None:
             heapq.heappush(self._due, (start.due + start.timeout, DEADLINE))
@@ -381,10 +382,11 @@ class Runner:
 
     def _feed(self, turn: Turn, at: float, entries: list[Entry], answers: list[Answer]) -> None:
         """Give the turn all that arrived, one fact at a time."""
-        if self.revision == 0 and not turn.begun:
-            if self._cancelled_unseen(at, entries):
+        if not turn.begun:
+            if self.revision == 0 and self._cancelled_unseen(at, entries):
                 return
-            turn.begin()
+            if self.history.paused is None:
+                turn.begin()
         arrivals, self._arrivals = self._arrivals, []
         for entry in arrivals:
             turn.deliver(entry)
@@ -611,8 +613,6 @@ class Runner:
         self._begin_waiting()
         if self._home.always_replay:
             self._forget_turn()
-            self._due.clear()
-            self._to_begin.clear()
         if released:
             self._disarm()
             self.settle_down()
@@ -620,7 +620,7 @@ class Runner:
                 self._home.became_idle(self)
         if self._arrivals or self._inbox:
             self._home.schedule(self)
-        elif not released:
+        elif self._due and not released:
             self._arm()
 
     def _begin_new(self, ready: Ready) -> None:
@@ -715,11 +715,10 @@ class Runner:
     # --- time ---------------------------------------------------------------------------------------------------------
     def _next_due(self) -> float | None:
         """Return when something is due of itself, dropping what is not wanted any more."""
-        turn = self.turn
-        if self.history.paused is not None or turn is None:
+        if self.history.paused is not None:
             return None
-        due = self._due
-        while due and due[0][1] != DEADLINE and due[0][1] not in turn.pending:
+        due, turn = self._due, self.turn
+        while due and turn is not None and due[0][1] != DEADLINE and due[0][1] not in turn.pending:
             heapq.heappop(due)
         return due[0][0] if due else None
 
@@ -759,11 +758,15 @@ class Runner:
         """Tell whether a step, a read or a commit is in progress."""
         return bool(self._busy or self._running or self._arrivals or self._inbox)
 
+    @property
+    def first_frame_held(self) -> bool:
+        """Tell whether steps run whose commands are not durable yet."""
+        return self._unwritten is not None and not self._busy and not self.closed
+
     def write_first_frame(self) -> None:
         """Commit the first frame that was held back, now."""
-        if self._unwritten is not None and not self._busy and not self.closed:
-            self._force_frame = True
-            self._home.schedule(self)
+        self._force_frame = True
+        self._home.schedule(self)
 
     def _settled(self) -> None:
         """The outcome is durable: let go of everything."""

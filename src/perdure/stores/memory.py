@@ -201,7 +201,7 @@ class MemoryStore:
 
     def _commit(self, transition: Transition) -> int:
         id, effects = transition.id, transition.effects
-        outcome: Outcome | None = None
+        outcome = transition.outcome
         if transition.frame is not None:
             frames = self._frames.get(id, [])
             if len(frames) != transition.expected:
@@ -210,7 +210,6 @@ class MemoryStore:
                 )
             self._write("frame", id)
             self._frames.setdefault(id, []).append(encode_frame(transition.frame))
-            outcome = transition.frame.outcome
         if transition.released or outcome is not None:
             self._set_wake(id, effects.wake)
         for start in effects.starts:

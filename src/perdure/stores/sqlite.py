@@ -227,8 +227,10 @@ class SqliteStore:
             frame=None if transition.frame is None else encode_frame(transition.frame),
             accepts=[self._accept(start) for start in effects.starts] if effects.starts else (),
             messages=effects.messages,
-            done_messages=[each.item.id for each in transition.acknowledge if isinstance(each.item, Message)],
         )
+        for delivery in transition.acknowledge:
+            if type(delivery.item) is Message:
+                unit.done_messages = (*unit.done_messages, delivery.item.id)
         return self._enqueue(unit, future)
 
     def _accept(self, start: Start) -> _Accept:
@@ -291,7 +293,7 @@ class SqliteStore:
         self._dispatcher.offer(Delivery(message.to, handler, message, attempt), begun=begun)
 
     def _after_commit(self, transition: Transition) -> None:
-        outcome = transition.frame.outcome if transition.frame is not None else None
+        outcome = transition.outcome
         ended = transition.released or outcome is not None
         self._dispatcher.committed(transition.id, transition.acknowledge, ended=ended)
         if ended and transition.effects.wake is not None:

@@ -99,6 +99,11 @@ class Transition:
     released: bool = False
     acknowledge: Sequence[Delivery] = ()
 
+    @property
+    def outcome(self) -> Outcome | None:
+        """The outcome that the frame brings, if it settles the invocation."""
+        return None if self.frame is None else self.frame.outcome
+
 
 @dataclass(frozen=True, slots=True)
 class Journal:

@@ -1,0 +1,118 @@
+from __future__ import annotations
+
+import itertools
+
+import pytest
+
+from perdure.core.codec import Failure
+from perdure.core.effects import NO_EFFECTS, Effects, effects_of
+from perdure.core.journal import (
+    Accepted,
+    Answer,
+    Attempted,
+    CallChild,
+    CallStep,
+    Cancel,
+    Cancelled,
+    CancelRequested,
+    Claimed,
+    Command,
+    Completed,
+    Entry,
+    Failed,
+    Fired,
+    Frame,
+    Interrupted,
+    Message,
+    OpenAwakeable,
+    Outcome,
+    Parent,
+    Paused,
+    Raised,
+    Refused,
+    Released,
+    Resumed,
+    Returned,
+    SendStart,
+    Settled,
+    Start,
+)
+
+START = Start("one", "handler", b"\x80", 1.0, 1.0, 7)
+CHILD = Start("child", "other", b"\x80", 1.0, 1.0, 8)
+SENT = Start("sent", "other", b"\x80", 1.0, 1.0, 9)
+FAILURE = Failure("builtins", "ValueError", "no")
+CHILDREN = {3: CHILD}
+
+
+def effects(
+    *entries: Entry, start: Start = START, commands: list[Command] | None = None, cancels: list[int] | None = None
+):
+    return effects_of(start, Frame("writer", 5.0, [*entries], commands or [], {}, cancels or []), CHILDREN.get)
+
+
+QUIET: list[Entry] = [
+    *(Accepted(START), Claimed(1.0, 1, "worker", "3.11", "0"), Released(2.0), Returned(0, 2.0, b"")),
+    *(Raised(0, 2.0, FAILURE), Attempted(0, 2.0, 1, FAILURE, 3.0), Fired(0, 2.0), Interrupted(0, 2.0)),
+    *(CancelRequested(2.0, True), Paused(2.0, "because"), Resumed(2.0), Completed(2.0, b""), Failed(2.0, FAILURE)),
+    Cancelled(2.0),
+]
+
+
+@pytest.mark.parametrize("entry", QUIET, ids=lambda entry: type(entry).__name__)
+def test_facts_that_nobody_outside_waits_for_have_no_effects(entry: Entry):
+    assert effects(entry, commands=[CallStep(0, "a", b""), OpenAwakeable(1)], cancels=[0]) is NO_EFFECTS
+    assert effects(entry) is NO_EFFECTS
+
+
+def test_children_and_sends_are_started_in_the_order_issued():
+    commands: list[Command] = [CallStep(0, "a", b""), CallChild(1, CHILD), SendStart(2, SENT)]
+    assert effects(commands=commands) == Effects(starts=(CHILD, SENT))
+
+
+ANSWERED: list[tuple[Entry, Answer]] = [
+    (Returned(0, 2.0, b"", "m"), Answer("m")),
+    (Raised(0, 2.0, FAILURE, "m"), Answer("m")),
+    (CancelRequested(2.0, False, "m"), Answer("m")),
+    (Paused(2.0, "because", "m"), Answer("m")),
+    (Resumed(2.0, "m"), Answer("m")),
+    (Cancelled(2.0, True, "m"), Answer("m")),
+    (Refused(2.0, "m", "too late"), Answer("m", "too late")),
+]
+
+
+@pytest.mark.parametrize(("entry", "answer"), ANSWERED, ids=lambda each: type(each).__name__)
+def test_every_message_is_answered(entry: Entry, answer: Answer):
+    assert effects(entry) == Effects(answers=(answer,))
+
+
+def test_answers_are_in_the_order_of_the_messages():
+    got = effects(Returned(0, 2.0, b"", "m1"), Fired(1, 2.0), Refused(2.0, "m2", "no"), Resumed(2.0, "m3"))
+    assert got.answers == (Answer("m1"), Answer("m2", "no"), Answer("m3"))
+
+
+def test_a_release_sets_its_wake():
+    assert effects(Released(2.0, 9.0)) == Effects(wake=9.0)
+    assert effects(Returned(0, 2.0, b""), Released(2.0, 0.0)) == Effects(wake=0.0)
+
+
+@pytest.mark.parametrize("outcome", [Completed(2.0, b""), Failed(2.0, FAILURE), Cancelled(2.0)])
+def test_a_parent_is_told_of_the_outcome_once_under_one_id(outcome: Outcome):
+    start = Start("one", "handler", b"\x80", 1.0, 1.0, 7, parent=Parent("up", 2, 5))
+    told = Message("settled:one", "up", 5.0, Settled(2, 5, "one", outcome))
+    assert effects(outcome, start=start) == Effects(messages=(told,))
+    assert effects(Returned(0, 2.0, b""), start=start) is NO_EFFECTS
+
+
+def test_children_whose_end_the_body_asked_for_are_cancelled_and_steps_are_not_the_stores_affair():
+    assert effects(cancels=[1, 3]) == Effects(messages=(Message("cancel:child", "child", 5.0, Cancel()),))
+
+
+def test_effects_are_a_function_of_the_frame():
+    """Whoever takes over does the same: pairs of everything, computed twice, and the short cut never lies."""
+    everything = [*QUIET, *(entry for entry, _ in ANSWERED), Released(2.0, 9.0)]
+    for one, two in itertools.product(everything, repeat=2):
+        both = effects(one, two)
+        assert both == effects(one, two)
+        apart = (effects(one), effects(two))
+        assert both.answers == apart[0].answers + apart[1].answers

@@ -1,0 +1,154 @@
+from __future__ import annotations
+
+from perdure.core.codec import Failure
+from perdure.core.history import History
+from perdure.core.journal import (
+    Accepted,
+    Attempted,
+    CallChild,
+    CallStep,
+    Cancelled,
+    CancelRequested,
+    Claimed,
+    Completed,
+    Entry,
+    Failed,
+    Fired,
+    Frame,
+    Interrupted,
+    OpenAwakeable,
+    Paused,
+    Raised,
+    Refused,
+    Released,
+    Resumed,
+    Returned,
+    Start,
+)
+
+START = Start("one", "handler", b"\x80", 1.0, 1.0, 7)
+FAILURE = Failure("builtins", "ValueError", "no")
+
+
+def claim(epoch: int, *, python: str = "3.11", hash_seed: str = "0") -> Claimed:
+    return Claimed(1.0, epoch, f"worker {epoch}", python, hash_seed)
+
+
+def frame(*entries: Entry) -> Frame:
+    return Frame("writer", 1.0, [*entries])
+
+
+def history(*frames: Frame) -> History:
+    """Fold frames, and check that noting every entry a second time changes nothing."""
+    folded = History.of(frames)
+    again = History.of(frames)
+    for each in frames[-1:]:
+        for entry in each.entries:
+            again.note(entry)
+    assert again == folded
+    return folded
+
+
+def test_nothing_is_known_of_an_empty_journal():
+    assert History.of([]) == History()
+    assert History().status == "suspended"
+
+
+def test_the_first_claim_records_the_python_and_the_last_the_hash_seed():
+    folded = history(
+        frame(Accepted(START), claim(1, python="3.11", hash_seed="0")), frame(claim(2, python="3.12", hash_seed="5"))
+    )
+    assert folded.start == START
+    assert (folded.epoch, folded.python, folded.hash_seed, folded.claimed) == (2, "3.11", "5", True)
+    assert folded.status == "running"
+
+
+def test_a_release_ends_a_claim():
+    folded = history(frame(Accepted(START), claim(1)), frame(Returned(0, 2.0, b""), Released(2.0, 9.0)))
+    assert not folded.claimed
+    assert folded.status == "suspended"
+
+
+def test_a_pause_lasts_until_it_is_over_claimed_or_not():
+    paused = [frame(Accepted(START), claim(1)), frame(Paused(2.0, "because", "m1"), Released(2.0))]
+    assert history(*paused).status == "paused"
+    assert history(*paused).paused == "because"
+    assert history(*paused, frame(claim(2))).status == "paused"
+    assert history(*paused, frame(claim(2), Resumed(3.0, "m2"))).status == "running"
+    assert history(*paused, frame(Resumed(3.0))).status == "suspended"
+
+
+def test_an_outcome_settles_and_ends_the_claim():
+    for outcome, status in (
+        (Completed(2.0, b""), "completed"),
+        (Failed(2.0, FAILURE), "failed"),
+        (Cancelled(2.0, True, "m"), "cancelled"),
+    ):
+        folded = history(frame(Accepted(START), claim(1)), frame(Paused(1.5, "because")), frame(outcome))
+        assert folded.status == status
+        assert folded.outcome == outcome
+        assert not folded.claimed
+
+
+def test_every_message_that_was_applied_or_refused_is_known_by_its_id():
+    folded = history(
+        frame(Accepted(START), claim(1)),
+        frame(
+            Returned(0, 2.0, b"", "returned"),
+            Returned(1, 2.0, b""),
+            Raised(2, 2.0, FAILURE, "raised"),
+            Raised(3, 2.0, FAILURE),
+            CancelRequested(2.0, False, "cancel"),
+            CancelRequested(2.0, True),
+            Paused(2.0, "because", "pause"),
+            Resumed(2.0, "resume"),
+            Refused(2.0, "refused", "too late"),
+            Cancelled(2.0, True, "forced"),
+        ),
+    )
+    applied = dict.fromkeys(("returned", "raised", "cancel", "pause", "resume", "forced"))
+    assert folded.messages == {**applied, "refused": "too late"}
+
+
+def test_deaths_are_claims_in_a_row_that_brought_nothing():
+    frames = [frame(Accepted(START), claim(1)), frame(claim(2)), frame(claim(3))]
+    assert history(*frames).deaths == 3
+    for entry in (
+        Fired(0, 2.0),
+        Interrupted(0, 2.0),
+        Attempted(0, 2.0, 1, FAILURE, 3.0),
+        Released(2.0),
+        Returned(0, 2.0, b""),
+    ):
+        assert history(*frames, frame(entry)).deaths == 0
+        assert history(*frames, frame(entry), frame(claim(4))).deaths == 1
+    assert history(*frames, frame(claim(4), Returned(0, 2.0, b""))).deaths == 0
+
+
+def test_a_claim_seen_twice_is_one_claim():
+    folded = History.of([frame(Accepted(START), claim(1))])
+    folded.note(claim(2))
+    folded.add(frame(claim(2)))
+    assert folded.deaths == 2
+
+
+def test_the_last_frame_is_the_last_that_is_more_than_a_claim():
+    first = Frame("writer", 1.0, [Accepted(START), claim(1)], [CallStep(0, "a", b"")])
+    answer, late = frame(Returned(0, 2.0, b"")), frame(claim(2))
+    assert history(frame(Accepted(START), claim(1))).last is None
+    assert History.of([first]).last is first
+    assert History.of([first, late]).last is first
+    assert History.of([first, answer, late, frame(claim(3))]).last is answer
+
+
+def test_children_are_known_by_their_numbers():
+    child = Start("child", "other", b"\x80", 1.0, 1.0, 8)
+    folded = history(Frame("writer", 1.0, [Accepted(START)], [OpenAwakeable(0), CallChild(1, child)]))
+    assert folded.children == {1: child}
+
+
+def test_histories_share_nothing():
+    one, two = History(), History()
+    one.messages["m"] = None
+    one.children[1] = START
+    assert two == History()

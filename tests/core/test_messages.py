@@ -1,0 +1,166 @@
+"""What a message does to an invocation, in every state it can find it in."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+
+from perdure.context import Context
+from perdure.core.codec import Failure, encode
+from perdure.core.history import History
+from perdure.core.journal import (
+    Cancel,
+    Cancelled,
+    CancelRequested,
+    Completed,
+    Entry,
+    Failed,
+    Message,
+    Outcome,
+    Pause,
+    Paused,
+    Raised,
+    Refused,
+    Reject,
+    Request,
+    Resolve,
+    Resume,
+    Resumed,
+    Returned,
+    Settled,
+)
+from perdure.core.messages import apply
+from perdure.core.turn import Turn
+from tests.core.driver import START, Driver, child, make_turn, step
+
+FAILURE = Failure("builtins", "ValueError", "no")
+
+
+async def body(ctx: Context) -> Any:
+    """Command 0 is an awakeable of int, 1 a child, 2 a step."""
+    promise = ctx.awakeable(int)
+    return await asyncio.gather(promise, child("other"), step("a"), return_exceptions=True)
+
+
+@pytest.fixture
+def driver() -> Driver:
+    made = Driver(body)
+    assert [type(one).__name__ for one in made.frames[0].commands] == ["OpenAwakeable", "CallChild", "CallStep"]
+    return made
+
+
+def sent(request: Request, turn: Turn | None, history: History | None = None) -> Entry | None:
+    return apply(Message("m", "one", 1.0, request), history or History(start=START), turn, 5.0)
+
+
+def refusal(entry: Entry | None) -> str:
+    assert isinstance(entry, Refused)
+    assert (entry.at, entry.message) == (5.0, "m")
+    return entry.reason
+
+
+# --- awakeables -------------------------------------------------------------------------------------------------------
+def test_a_resolved_awakeable_returns_and_a_rejected_one_raises(driver: Driver):
+    assert sent(Resolve(0, encode(7)), driver.turn) == Returned(0, 5.0, encode(7), "m")
+    rejected = sent(Reject(0, "not today"), driver.turn)
+    assert isinstance(rejected, Raised)
+    assert (rejected.n, rejected.at, rejected.message) == (0, 5.0, "m")
+    assert rejected.failure.type == "perdure.errors.AwakeableRejected"
+    assert "not today" in rejected.failure.message
+    assert rejected.failure.fields["reason"] == "not today"
+
+
+def test_a_value_of_the_wrong_shape_is_refused_and_the_awakeable_stays(driver: Driver):
+    assert "the value has the wrong shape" in refusal(sent(Resolve(0, encode("seven")), driver.turn))
+    assert driver.turn.waits_for(0) is not None
+
+
+def test_a_second_answer_is_refused(driver: Driver):
+    driver.returns(0, 7)
+    for request in (Resolve(0, encode(8)), Reject(0, "late")):
+        assert "resolved or rejected already" in refusal(sent(request, driver.turn))
+
+
+def test_a_second_answer_is_refused_while_the_first_waits_for_the_end_of_a_pause(driver: Driver):
+    driver.give(Paused(2.0, "asked for"))
+    driver.returns(0, 7)
+    assert "resolved or rejected already" in refusal(sent(Resolve(0, encode(8)), driver.turn))
+
+
+@pytest.mark.parametrize("n", [1, 2, 99])
+def test_only_awakeables_are_resolved(driver: Driver, n: int):
+    assert "nobody waits for it" in refusal(sent(Resolve(n, encode(7)), driver.turn))
+    assert "nobody waits for it" in refusal(sent(Reject(n, "no"), driver.turn))
+
+
+def test_without_the_fitting_code_nothing_can_be_resolved():
+    assert "resume it first" in refusal(sent(Resolve(0, encode(7)), None))
+
+
+# --- children ---------------------------------------------------------------------------------------------------------
+def test_the_outcome_of_a_child_is_the_answer_to_its_command(driver: Driver):
+    assert sent(Settled(0, 1, "c", Completed(2.0, b"\x07")), driver.turn) == Returned(1, 5.0, b"\x07", "m")
+    assert sent(Settled(0, 1, "c", Failed(2.0, FAILURE)), driver.turn) == Raised(1, 5.0, FAILURE, "m")
+    cancelled = sent(Settled(0, 1, "c", Cancelled(2.0)), driver.turn)
+    assert isinstance(cancelled, Raised)
+    assert cancelled.failure.type == "perdure.errors.ChildCancelled"
+    assert cancelled.failure.fields["invocation_id"] == "c"
+
+
+@pytest.mark.parametrize(("generation", "n"), [(0, 0), (0, 2), (0, 99), (1, 1)])
+def test_the_outcome_of_a_child_that_nobody_waits_for_is_passed_over(driver: Driver, generation: int, n: int):
+    assert sent(Settled(generation, n, "c", Completed(2.0, b"")), driver.turn) is None
+
+
+def test_the_outcome_of_a_child_is_taken_once(driver: Driver):
+    driver.raises(1, ValueError("no"))
+    assert sent(Settled(0, 1, "c", Completed(2.0, b"")), driver.turn) is None
+
+
+def test_without_the_fitting_code_the_outcome_of_a_child_is_passed_over():
+    assert sent(Settled(0, 1, "c", Completed(2.0, b"")), None) is None
+
+
+# --- cancel, pause, resume --------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("paused", [None, "because"])
+def test_cancelling_is_possible_at_any_time_before_the_end(paused: str | None):
+    history = History(start=START, paused=paused)
+    for turn in (None, make_turn(body)):
+        assert sent(Cancel(), turn, history) == CancelRequested(5.0, False, "m")
+        assert sent(Cancel(force=True), turn, history) == Cancelled(5.0, True, "m")
+
+
+def test_a_pause_follows_a_resume_and_the_other_way_round():
+    running, paused = History(start=START), History(start=START, paused="because")
+    assert sent(Pause(), None, running) == Paused(5.0, "asked for", "m")
+    assert sent(Resume(), None, paused) == Resumed(5.0, "m")
+    assert refusal(sent(Pause(), None, paused)) == "it is paused already: because"
+    assert refusal(sent(Resume(), None, running)) == "it is not paused"
+
+
+# --- after the end ----------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize(
+    ("outcome", "status"),
+    [(Completed(2.0, b""), "completed"), (Failed(2.0, FAILURE), "failed"), (Cancelled(2.0), "cancelled")],
+)
+def test_a_settled_invocation_refuses_everything_and_passes_over_its_children(outcome: Outcome, status: str):
+    history = History(start=START, outcome=outcome)
+    requests: list[Request] = [Resolve(0, b""), Reject(0, "no"), Cancel(), Cancel(force=True), Pause(), Resume()]
+    for request in requests:
+        assert refusal(sent(request, None, history)) == f"it is {status}"
+    assert sent(Settled(0, 1, "c", Completed(2.0, b"")), None, history) is None
+
+
+def test_what_a_message_becomes_can_be_delivered():
+    async def promised(ctx: Context) -> Any:
+        return await ctx.awakeable(int)
+
+    driver = Driver(promised)
+    entry = sent(Reject(0, "not today"), driver.turn)
+    assert entry is not None
+    driver.give(entry)
+    assert isinstance(driver.outcome, Failed)
+    assert (driver.outcome.cause, driver.outcome.failure.type) == (0, "perdure.errors.AwakeableRejected")
+    driver.check_replay()

@@ -1,0 +1,132 @@
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from perdure.core.retry import DEFAULT_RETRY, DURATION_LIMIT_SECONDS, Retry, seconds
+from perdure.errors import InvalidOption, NonRetryable
+
+chances = st.floats(0, 1, exclude_max=True)
+durations = st.floats(0, DURATION_LIMIT_SECONDS)
+
+
+@given(durations, durations, st.floats(1, 1e300), st.floats(0, 1), st.integers(1, 10**9), chances)
+def test_a_wait_is_within_its_jitter_of_a_bounded_power(
+    initial: float, maximum: float, factor: float, jitter: float, attempt: int, chance: float
+):
+    retry = Retry(max_attempts=None, initial=initial, maximum=maximum, factor=factor, jitter=jitter)
+    wait = retry.delay(ValueError(), attempt, chance)
+    assert wait is not None
+    least = min(initial, maximum)
+    assert least * (1 - jitter) * 0.999 <= wait <= maximum * (1 + jitter) * 1.001
+    if initial == 0:
+        assert wait == 0
+
+
+@given(st.floats(0.001, 10), st.floats(1, 3), st.integers(1, 8))
+def test_without_jitter_waits_grow_by_the_factor_up_to_the_maximum(initial: float, factor: float, attempt: int):
+    retry = Retry(initial=initial, factor=factor, maximum=100.0, jitter=0.0)
+    wait = retry.delay(ValueError(), attempt, 0.7)
+    assert wait == pytest.approx(min(initial * factor ** (attempt - 1), 100.0))
+
+
+def test_chance_places_the_wait_within_its_jitter():
+    retry = Retry(initial=10.0, jitter=0.5)
+    assert [retry.delay(ValueError(), 1, chance) for chance in (0.0, 0.5, 0.75)] == [5.0, 10.0, 12.5]
+
+
+@pytest.mark.parametrize("attempt", [1_100, 10**6, 10**12])
+@pytest.mark.parametrize("factor", [2, 2.0, 1e308])
+def test_powers_that_overflow_are_the_maximum(factor: float, attempt: int):
+    assert Retry(max_attempts=None, factor=factor, jitter=0.0, maximum=60).delay(ValueError(), attempt, 0.5) == 60
+
+
+def test_no_wait_stays_no_wait_however_large_the_power():
+    assert Retry(max_attempts=None, initial=0).delay(ValueError(), 10**6, 0.5) == 0
+
+
+def test_the_last_attempt_is_the_last():
+    retry = Retry(max_attempts=3)
+    assert [retry.delay(ValueError(), attempt, 0.5) is None for attempt in (1, 2, 3, 4)] == [False, False, True, True]
+    assert Retry(max_attempts=1).delay(ValueError(), 1, 0.5) is None
+    assert Retry(max_attempts=None).delay(ValueError(), 10**9, 0.5) is not None
+
+
+def test_the_default_is_ten_attempts_over_about_50_seconds():
+    waits = [DEFAULT_RETRY.delay(ValueError(), attempt, 0.5) for attempt in range(1, 11)]
+    assert waits[-1] is None
+    assert sum(wait for wait in waits if wait is not None) == pytest.approx(51.1)
+
+
+def test_only_what_is_listed_and_not_excluded_is_tried_again():
+    retry = Retry(on=(OSError, KeyError), never=(FileNotFoundError,))
+    again = [OSError(), ConnectionError(), KeyError()]
+    given_up = [FileNotFoundError(), ValueError(), NonRetryable("no")]
+    assert all(retry.delay(error, 1, 0.5) is not None for error in again)
+    assert all(retry.delay(error, 1, 0.5) is None for error in given_up)
+    assert DEFAULT_RETRY.delay(NonRetryable("no"), 1, 0.5) is None
+    assert DEFAULT_RETRY.delay(KeyboardInterrupt(), 1, 0.5) is None
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"max_attempts": 0}, "max_attempts=0"),
+        ({"max_attempts": -1}, "max_attempts=-1"),
+        ({"factor": 0.5}, "factor=0.5"),
+        ({"factor": float("nan")}, "factor=nan"),
+        ({"factor": float("inf")}, "factor=inf"),
+        ({"jitter": -0.1}, "jitter=-0.1"),
+        ({"jitter": 1.1}, "jitter=1.1"),
+        ({"jitter": float("nan")}, "jitter=nan"),
+        ({"initial": -1}, "initial"),
+        ({"initial": "1"}, "initial.* not str"),
+        ({"maximum": timedelta(seconds=-1)}, "maximum"),
+        ({"maximum": float("inf")}, "maximum"),
+    ],
+)
+def test_options_that_make_no_sense_are_refused_by_name(options: dict[str, Any], says: str):
+    with pytest.raises(InvalidOption, match=says):
+        Retry(**options)
+
+
+@pytest.mark.parametrize(
+    ("duration", "positive", "value"),
+    [
+        (0, False, 0.0),
+        (1, True, 1.0),
+        (0.25, False, 0.25),
+        (timedelta(minutes=2), True, 120.0),
+        (DURATION_LIMIT_SECONDS, False, DURATION_LIMIT_SECONDS),
+    ],
+)
+def test_durations_are_seconds_or_timedeltas(duration: float | timedelta, positive: bool, value: float):
+    got = seconds("timeout", duration, positive=positive)
+    assert got == value
+    assert isinstance(got, float)
+
+
+@pytest.mark.parametrize(
+    ("duration", "positive"),
+    [
+        (-1, False),
+        (0, True),
+        (timedelta(0), True),
+        (float("nan"), False),
+        (float("nan"), True),
+        (float("inf"), False),
+        (DURATION_LIMIT_SECONDS * 1.01, False),
+        (10**400, False),
+        (timedelta.max, False),
+        (True, False),
+        ("1", False),
+        (None, False),
+    ],
+)
+def test_other_durations_are_refused(duration: Any, positive: bool):
+    with pytest.raises(InvalidOption, match=r"timeout .*(must be a number|at least 0|more than 0)"):
+        seconds("timeout", duration, positive=positive)

@@ -1,0 +1,53 @@
+"""The fixture `lab`: every scenario runs on every store."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.scenarios.engine import Options
+from tests.scenarios.lab import Lab, MemoryLab, SqliteLab
+
+MakeLab = Callable[..., Awaitable[Lab]]
+
+
+@pytest.fixture(params=["memory", "sqlite"])
+def store(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
+@pytest.fixture
+async def make_lab(store: str, tmp_path: Path) -> AsyncIterator[MakeLab]:
+    """Make a lab with options, up and running."""
+    labs: list[Lab] = []
+
+    async def make(**options: Any) -> Lab:
+        folder = tmp_path / f"lab{len(labs)}"
+        kind = MemoryLab if store == "memory" else SqliteLab
+        lab = kind(folder, Options(**options))
+        labs.append(lab)
+        await lab.up()
+        return lab
+
+    yield make
+    for lab in labs:
+        await lab.close()
+
+
+@pytest.fixture
+async def lab(make_lab: MakeLab) -> Lab:
+    return await make_lab()
+
+
+@pytest.fixture
+def seed(request: pytest.FixtureRequest) -> int:
+    """A seed, printed, so that a failure can be repeated: `PERDURE_SEED=... pytest`."""
+    import os  # noqa: PLC0415
+
+    value = int(os.environ.get("PERDURE_SEED") or random.randrange(2**32))
+    print(f"seed of {request.node.name}: {value}")
+    return value

@@ -1,0 +1,34 @@
+"""Every store keeps the contract of `perdure.testing.contract`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from perdure.stores.memory import MemoryStore
+from perdure.stores.sqlite import SqliteStore
+from perdure.stores.store import Store
+from perdure.testing.contract import StoreContract
+
+
+class TestMemoryStore(StoreContract):
+    def make(self) -> Store:
+        return MemoryStore()
+
+    def reopen(self, store: Store, /) -> Store:
+        assert isinstance(store, MemoryStore)
+        store.restart()
+        return store
+
+
+class TestSqliteStore(StoreContract):
+    @pytest.fixture(autouse=True)
+    def _place(self, tmp_path: Path) -> None:
+        self.path = str(tmp_path / "store.db")
+
+    def make(self) -> Store:
+        return SqliteStore(self.path)
+
+    def reopen(self, store: Store, /) -> Store:
+        return SqliteStore(self.path)
