@@ -60,6 +60,10 @@ async def _stop(process: Process) -> None:
     except TimeoutError:
         process.kill()
         await process.communicate()
+    if process.stdin is not None:  # its end of the pipe may outlive the process by a turn of the loop
+        process.stdin.close()
+        with contextlib.suppress(ConnectionError):
+            await process.stdin.wait_closed()
 
 
 async def _around(module: str, command: Sequence[str]) -> int:

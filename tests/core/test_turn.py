@@ -42,6 +42,7 @@ from perdure.core.journal import (
     Returned,
     SendStart,
     Start,
+    describe,
 )
 from perdure.core.turn import Divergence, Turn, current_turn
 from perdure.errors import CalledOutsideWorkflow, LimitExceeded, TurnClosed, Undecodable, Unencodable
@@ -153,7 +154,8 @@ def test_a_generator_expression_is_taken_as_asyncio_takes_it():
 @pytest.mark.skipif(sys.version_info < (3, 13), reason="new in 3.13")
 def test_as_completed_is_an_async_iterator_too():
     async def body(ctx: Context) -> Any:
-        return [await one async for one in asyncio.as_completed([step(name) for name in "abcd"])]  # pyright: ignore[reportGeneralTypeIssues]
+        results: Any = asyncio.as_completed([step(name) for name in "abcd"])
+        return [await one async for one in results]
 
     assert play(body, lambda: last).value == list("dcba")
 
@@ -397,6 +399,9 @@ def test_after_a_divergence_the_body_cannot_hide_it_and_nothing_leaves_the_turn(
     assert seen == ["TurnClosed"] * 6  # a patch of which the journal knows nothing is just not there
     turn.deliver(Returned(0, 1001.0, encode("a")))
     turn.deliver(CancelRequested(1002.0))
+    before = turn.divergence
+    turn.deliver(Returned(99, 1003.0, encode("a")))
+    assert turn.divergence is before
     assert asks_for_nothing(turn)
     with nothing_happens():
         turn.close()
@@ -657,12 +662,81 @@ async def test_a_turn_closed_at_any_await_leaves_no_trace(body: Body):
             turn.set_state("x", b"")
 
 
+@pytest.mark.parametrize("diverge", [False, True])
+def test_a_body_that_swallows_everything_for_ever_does_not_hold_up_its_worker(diverge: bool):
+    async def stubborn(ctx: Context) -> Any:
+        while True:
+            with suppress(BaseException):
+                await step("poll" if not diverge else "other")
+            with suppress(BaseException):
+                await child("other")
+            with suppress(BaseException):
+                await asyncio.sleep(60)
+
+    async def polls(ctx: Context) -> Any:
+        await step("poll")
+
+    turn = make_turn(stubborn)
+    turn.replay(recorded(polls, 0))
+    assert (turn.divergence is not None) == diverge
+    with nothing_happens():
+        turn.close()
+    assert asks_for_nothing(turn)
+
+
 def test_a_turn_that_never_began_can_be_closed_and_closed_again():
     turn = make_turn(two_steps)
     assert not turn.begun
     turn.close()
     turn.close()
     assert not turn.begun
+
+
+# --- the beginning of the body ---------------------------------------------------------------------------------------
+def test_claims_of_workers_that_died_at_once_come_before_the_body():
+    driver = Driver(two_steps)
+    driver.finish()
+    _, *rest = driver.frames
+    claims = [Frame("w1", 1000.0, [Accepted(START), Claimed(1000.0, 1, "w1", "3.11", "0")])]
+    claims.append(Frame("w2", 1000.0, [Claimed(1000.0, 2, "w2", "3.11", "0")]))
+    started = Frame("w2", 1000.0, [Released(1000.0)], driver.frames[0].commands)
+    turn = make_turn(two_steps)
+    turn.replay(claims)
+    assert not turn.begun
+    turn.close()
+    turn = make_turn(two_steps)
+    turn.replay([*claims, started, *rest])
+    assert turn.divergence is None
+    assert turn.begun
+
+
+async def waits_for_nothing_in_the_journal(ctx: Context) -> Any:
+    try:
+        await asyncio.Event().wait()
+    finally:
+        await step("undo")
+
+
+def test_a_body_that_asks_for_nothing_at_first_is_replayed_too():
+    driver = Driver(waits_for_nothing_in_the_journal)
+    driver.cancels()
+    assert driver.names == ["undo"]
+    driver.returns(0)
+    assert isinstance(driver.outcome, Cancelled)
+    driver.check_replay()
+
+
+def test_a_body_that_was_paused_before_it_began_begins_when_the_pause_is_over():
+    frames = [
+        Frame("w", 1000.0, [Accepted(START), Claimed(1000.0, 1, "w", "3.11", "0"), Paused(1000.0, "set aside")]),
+        Frame("w", 1001.0, [CancelRequested(1001.0)]),
+    ]
+    turn = make_turn(waits_for_nothing_in_the_journal)
+    turn.replay(frames)
+    assert not turn.begun
+    turn.deliver(Resumed(1002.0))
+    assert turn.begun
+    assert [describe(command) for command in turn.ready().commands] == ["#0 step 'undo' (arguments f9be920e63136958)"]
 
 
 # --- the end of the body ----------------------------------------------------------------------------------------------
@@ -733,6 +807,27 @@ def test_a_late_answer_to_an_abandoned_command_is_discarded():
     assert driver.turn.divergence is None
     driver.finish()
     driver.check_replay()
+
+
+def test_facts_after_the_end_change_nothing():
+    async def body(ctx: Context) -> Any:
+        ctx.awakeable(int)
+        return await step("a")
+
+    driver = Driver(body, batch=9)
+    driver.returns(1, "done")
+    driver.returns(0, 7)
+    driver.cancels()
+    driver.commit()
+    assert driver.value == "done"
+    driver.check_replay()
+
+
+def test_a_step_that_raises_stop_iteration_fails_as_a_coroutine_does():
+    driver = play(two_steps, answers={"a": StopIteration(3)})
+    assert failure_in(driver) == "RuntimeError: a step or child raised StopIteration"
+    assert isinstance(driver.outcome, Failed)
+    assert driver.outcome.cause == 0
 
 
 def test_a_result_that_cannot_be_encoded_fails_the_invocation():

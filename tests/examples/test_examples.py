@@ -82,11 +82,11 @@ async def test_concurrent_example_that_fails_says_so_in_its_exit_code() -> None:
 TYPED = {
     "guest": {"name": "Ada", "languages": ["English"]},
     "message": f"Hello, Ada! {WELCOME}",
-    "words": 10,
+    "words": 9,
 }
 TARGETS = {
     "simple": ("World", OUTPUT["simple"]),
-    "typed": ('{"name": "Ada"}', f"{json.dumps(TYPED)}\n"),
+    "typed": ('{"name": "Ada", "languages": ["English"]}', f"{json.dumps(TYPED)}\n"),
     "local": ("Local World", "Hello, Local World! Welcome to durable execution in memory.\n"),
     "multi_service": ("X", json.dumps([f"Hello, {name}! {WELCOME}" for name in NAMES]) + "\n"),
     "concurrent": ("user-{i}", STEPS),
@@ -99,7 +99,10 @@ async def test_example_is_a_target_too(name: str, tmp_path: Path) -> None:
     async with service("examples.services.hello") as address:
         given = ("--service", f"HelloService={address}", "--url", f"sqlite:{tmp_path / 'example.db'}")
         out = await output("perdure", "run", f"examples/{name}.py", argument, *given)
-    assert out == expected if isinstance(expected, str) else expected.fullmatch(out.rstrip("\n"))
+    if isinstance(expected, str):
+        assert out == expected
+    else:
+        assert expected.fullmatch(out.rstrip("\n"))
 
 
 async def test_command_line_of_the_demo_runs_the_concurrent_example(tmp_path: Path) -> None:

@@ -32,6 +32,7 @@ from perdure.errors import (
     Unencodable,
 )
 from perdure.integrations.grpc import RETRIED, Channels, StatusRetry
+from perdure.workflow import Workflow
 from tests.grpc.shop_pb2 import (
     CHANNEL_COUNTER,
     AuditReport,
@@ -76,7 +77,9 @@ async def shop(*options: str) -> AsyncGenerator[Shop]:
 
 
 @asynccontextmanager
-async def serving(services: Mapping[str, str], *workflows: Any, cache: int = 0) -> AsyncGenerator[Client]:
+async def serving(
+    services: Mapping[str, str], *workflows: Workflow[..., Any], cache: int = 0
+) -> AsyncGenerator[Client]:
     """A client whose worker forgets every suspended body, so that each `sleep` in it is followed by a replay."""
     async with connect("memory:") as client, client.worker(*workflows, services=services, cache=cache):
         yield client
@@ -428,8 +431,8 @@ async def test_service_that_dedupes_by_the_key_reserves_once() -> None:
         (UNAVAILABLE, AT_ONCE, 3),
         (UNAVAILABLE, Retry(max_attempts=2, initial=0.01), 2),
         (NOT_FOUND, Retry(on=(grpc.RpcError,), initial=0.01), 3),
-        (NOT_FOUND, StatusRetry(codes=frozenset({grpc.StatusCode.NOT_FOUND}), initial=0.01), 3),
-        (UNAVAILABLE, StatusRetry(codes=frozenset({grpc.StatusCode.NOT_FOUND}), initial=0.01), 1),
+        (NOT_FOUND, StatusRetry(codes={grpc.StatusCode.NOT_FOUND}, initial=0.01), 3),
+        (UNAVAILABLE, StatusRetry(codes={grpc.StatusCode.NOT_FOUND}, initial=0.01), 1),
     ],
 )
 async def test_status_code_decides_whether_a_call_is_tried_again(code: int, retry: Retry, calls: int) -> None:

@@ -139,6 +139,11 @@ async def deadly(tag: str) -> str:
 
 @workflow
 async def deadly_step(tag: str) -> str:
+    return await deadly(tag)
+
+
+@workflow
+async def deadly_second_step(tag: str) -> str:
     await stage(f"{tag}-first")
     return await deadly(tag)
 

@@ -26,8 +26,10 @@ from tests.scenarios.engine import Effort, Engine, Options, Problem, log_into, p
 from tests.scenarios.notes import close_notes, die_by, gate_of, open_notes
 
 ROOT = Path(__file__).parents[2]
-WAIT_SECONDS = 10.0
+WAIT_SECONDS = 6.0
 POLL_SECONDS = 0.01
+ASK_SECONDS = 10.0
+"""No answer by then is a failure with a stack, rather than a test that hangs."""
 LINE_LIMIT_BYTES = 64 * 1024 * 1024
 
 
@@ -250,7 +252,7 @@ class MemoryLab(Lab):
         # Both ways through JSON, as in the other lab.
         arguments = msgspec.json.decode(msgspec.json.encode(arguments))
         try:
-            value = await getattr(self._engine, operation)(**arguments)
+            value = await asyncio.wait_for(getattr(self._engine, operation)(**arguments), ASK_SECONDS)
         except StoreClosed:
             raise GoneError from None
         except Exception as error:
@@ -344,4 +346,4 @@ class SqliteLab(Lab):
         self._process.stdin.write(line + b"\n")
         with contextlib.suppress(BrokenPipeError, ConnectionResetError):
             await self._process.stdin.drain()
-        return await answer
+        return await asyncio.wait_for(answer, ASK_SECONDS)

@@ -61,6 +61,7 @@ class History:
     def add(self, frame: Frame) -> None:
         """Fold one more frame."""
         only_claim = not frame.commands
+        first = self.start is None
         for entry in frame.entries:
             kind = type(entry)
             if kind is not Returned or cast("Returned", entry).message is not None:
@@ -74,6 +75,8 @@ class History:
                 self.children[command.n] = command.start
         if not only_claim:
             self.last = frame
+        elif first:
+            self.deaths += 1  # a first frame that only claims follows a death that left none
 
     def note(self, entry: Entry) -> None:
         """Fold one entry, perhaps before its frame is written; a second time it changes nothing."""

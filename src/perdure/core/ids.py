@@ -53,7 +53,9 @@ def parse_awakeable_id(text: str, secret: bytes) -> tuple[str, int, int]:
                 return invocation_id, int(generation), int(n)
         case _:
             pass
-    raise BadId(f"{text[:ID_LENGTH_LIMIT]!r}: this store handed out no such awakeable; pass the `.id` of one, unchanged")
+    raise BadId(
+        f"{text[:ID_LENGTH_LIMIT]!r}: this store handed out no such awakeable; pass the `.id` of one, unchanged"
+    )
 
 
 def check_name(what: str, text: str) -> str:

@@ -10,7 +10,7 @@ All times are seconds since the Unix epoch, as floats.
 
 from __future__ import annotations
 
-from typing import Literal, cast
+from typing import Literal, assert_never, cast
 
 import msgspec
 from msgspec import Struct
@@ -122,6 +122,8 @@ def describe(command: Command | None, /) -> str:
             return f"#{n} awakeable"
         case MarkPatch(n=n, name=name):
             return f"#{n} patch {name!r}"
+        case _:
+            assert_never(command)
 
 
 # --- entries: facts ---------------------------------------------------------------------------------------------------

@@ -30,7 +30,13 @@ TASKS_SWEPT_AT = 64
 """Tasks that a loop keeps track of before it looks which of them have ended."""
 
 CLOSE_ATTEMPTS = 100
-"""How often a coroutine that keeps awaiting during `close` is asked again before it is left to the interpreter."""
+"""How often a coroutine that keeps awaiting during `close` is asked again before it is left as it is."""
+
+REFUSALS_LIMIT = 100
+"""How often a dropped body is refused what it asks for; one that swallows so many waits for ever instead of spinning."""
+
+_left_as_they_are: list[Coroutine[Any, Any, Any]] = []
+"""Coroutines that no `close` ends. Were they freed, Python would run them on once more, outside their loop."""
 
 _running_loop = events._get_running_loop  # noqa: SLF001
 _set_running_loop = events._set_running_loop  # noqa: SLF001
@@ -117,6 +123,7 @@ class Loop(asyncio.AbstractEventLoop):
         self.stopped = False
         self._tasks: dict[int, Task[Any]] = {}  # all that live, and some that have ended
         self._sweep_at = TASKS_SWEPT_AT
+        self._refusals = 0
         self._ready: collections.deque[asyncio.Handle] = collections.deque()
         self._serial = salt
         self._generators: dict[int, Callable[[], AsyncGenerator[Any, Any] | None]] = {}  # by id, in the order started
@@ -184,6 +191,12 @@ class Loop(asyncio.AbstractEventLoop):
         self.host = _NOBODY
         self._hooks = (None, None)
 
+    def refuse(self) -> None:
+        """Raise `TurnClosed` to a dropped body; return once it was told too often: give it what never ends."""
+        self._refusals += 1
+        if self._refusals <= REFUSALS_LIMIT:
+            raise TurnClosed
+
     def live_tasks(self) -> list[Task[Any]]:
         """Return the tasks that have not ended, in the order they were created."""
         self._tasks = {serial: task for serial, task in self._tasks.items() if not task.done()}
@@ -200,10 +213,11 @@ class Loop(asyncio.AbstractEventLoop):
     def call_at(
         self, when: float, callback: Callable[..., object], *args: Any, context: Context | None = None
     ) -> asyncio.TimerHandle:
-        if self.closed:
-            raise TurnClosed
         timer = events.TimerHandle(when, callback, args, self, context)
-        self.host.timer_set(timer)
+        if self.closed or self.stopped:
+            self.refuse()
+        else:
+            self.host.timer_set(timer)
         return timer
 
     def call_later(
@@ -216,7 +230,7 @@ class Loop(asyncio.AbstractEventLoop):
 
     def create_future(self) -> asyncio.Future[Any]:
         if self.closed:
-            raise TurnClosed
+            self.refuse()
         return Future(loop=self)
 
     def create_task(
@@ -340,6 +354,7 @@ def _close(coro: Coroutine[Any, Any, Any]) -> None:
         except BaseException:  # noqa: BLE001  its cleanup failed, as it must: steps and commands refuse
             return
         return
+    _left_as_they_are.append(coro)
 
 
 def _close_generator(generator: AsyncGenerator[Any, Any]) -> None:

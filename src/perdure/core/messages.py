@@ -67,7 +67,12 @@ def _answer_awakeable(message: Message, request: Resolve | Reject, turn: Turn | 
     if pending is None or not isinstance(pending.command, OpenAwakeable):
         return Refused(at, message.id, "this awakeable is resolved or rejected already, or nobody waits for it now")
     if isinstance(request, Reject):
-        return Raised(request.n, at, failure_of(AwakeableRejected(f"rejected: {request.reason}", reason=request.reason)), message.id)
+        return Raised(
+            request.n,
+            at,
+            failure_of(AwakeableRejected(f"rejected: {request.reason}", reason=request.reason)),
+            message.id,
+        )
     try:
         pending.decode(request.value)
     except Undecodable as error:
@@ -85,6 +90,11 @@ def _child_settled(message: Message, request: Settled, turn: Turn | None, at: fl
         case Failed(failure=failure):
             return Raised(request.n, at, failure, message.id)
         case Cancelled():
-            return Raised(request.n, at, failure_of(ChildCancelled(f"child {request.child!r} was cancelled", invocation_id=request.child)), message.id)
+            return Raised(
+                request.n,
+                at,
+                failure_of(ChildCancelled(f"child {request.child!r} was cancelled", invocation_id=request.child)),
+                message.id,
+            )
         case _:
             assert_never(request.outcome)

@@ -276,12 +276,16 @@ class Turn:
     # --- what the body asks for (called from inside the drain) --------------------------------------------------------
     def call_step(self, name: str, digest: bytes, decode: Callable[[bytes], Any], work: object) -> asyncio.Future[Any]:
         """Issue a step; its future ends as the journal says."""
+        if self.loop.closed or self.loop.stopped:
+            return self._nothing()
         command = CallStep(self._next(), name, digest)
         self._issue(command)
         return self._await_answer(command, decode, work)
 
     def call_child(self, start: Callable[[str, Parent], Start], decode: Callable[[bytes], Any]) -> asyncio.Future[Any]:
         """Issue a child; `start` makes its start from the id derived for it, and from who waits for it."""
+        if self.loop.closed or self.loop.stopped:
+            return self._nothing()
         n = self._next()
         parent = Parent(self.start.id, self.generation, n)
         command = CallChild(n, start(derived_id(self.start.id, self.generation, n), parent))
@@ -344,7 +348,7 @@ class Turn:
         command = SetTimer(n, timer.when())
         self._issue(command)
         self._timers[id(timer)] = n
-        self.pending[n] = Pending(command, None, _no_value, timer=timer)
+        self.pending[n] = Pending(command, None, bytes, timer=timer)
 
     def timer_cancelled(self, timer: asyncio.TimerHandle, /) -> None:
         n = self._timers.pop(id(timer), None)
@@ -356,6 +360,11 @@ class Turn:
             self.unseen.append(context)
 
     # --- inside -------------------------------------------------------------------------------------------------------
+    def _nothing(self) -> asyncio.Future[Any]:
+        """Refuse, or return what never ends: to be awaited by a dropped body that swallows every refusal."""
+        self.loop.refuse()
+        return Future[Any](loop=self.loop)
+
     def _next(self) -> int:
         self._check_open()
         n = self._issued
@@ -367,12 +376,16 @@ class Turn:
         if loop.closed or loop.stopped:
             raise TurnClosed(self.start.id)
         if events._get_running_loop() is not loop:  # noqa: SLF001
-            raise CalledOutsideWorkflow(f"the context of invocation {self.start.id!r} is for its body, not for other code")
+            raise CalledOutsideWorkflow(
+                f"the context of invocation {self.start.id!r} is for its body, not for other code"
+            )
 
     def _issue(self, command: Command) -> None:
         self._issued_in_drain += 1
         if self._issued_in_drain > COMMANDS_PER_DRAIN_LIMIT:
-            text = f"invocation {self.start.id!r} issued more than {COMMANDS_PER_DRAIN_LIMIT:,} commands without waiting"
+            text = (
+                f"invocation {self.start.id!r} issued more than {COMMANDS_PER_DRAIN_LIMIT:,} commands without waiting"
+            )
             raise LimitExceeded(
                 f"{text}: await some of them first", size=self._issued_in_drain, limit=COMMANDS_PER_DRAIN_LIMIT
             )
@@ -522,7 +535,3 @@ _FOR_THE_BODY = frozenset({Returned, Raised, Fired, Interrupted, CancelRequested
 
 def _describe_outcome(outcome: Outcome | None) -> str:
     return "no end of the body here" if outcome is None else f"the body's end here, {type(outcome).__name__.lower()}"
-
-
-def _no_value(_: bytes) -> None:
-    return None

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator, Mapping, Set
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar, cast
@@ -97,7 +97,7 @@ class StatusRetry(Retry):
     gRPC raises without a status. Name the codes to decide otherwise: `StatusRetry(codes={...}, max_attempts=3)`.
     """
 
-    codes: frozenset[grpc.StatusCode] = RETRIED
+    codes: Set[grpc.StatusCode] = RETRIED
     on: tuple[type[BaseException], ...] = (grpc.RpcError,)
 
     def delay(self, error: BaseException, attempt: int, chance: float) -> float | None:
@@ -111,7 +111,6 @@ DEFAULT_RETRY = StatusRetry()
 _ANY_ERROR = Retry().on
 
 
-@lru_cache(maxsize=64)
 def _with_codes(retry: Retry) -> Retry:
     """Add the filter by status code to a policy that says only how often and how far apart.
 

@@ -137,6 +137,7 @@ class Runner:
         self._taken: list[Delivery] = []  # to be acknowledged by the next commit
         self._arrivals: list[Entry] = []  # outcomes of steps that are not journaled yet
         self._unwritten: Ready | None = None  # what the body asked for, while the first frame is held back
+        self._begun_early: set[int] = set()  # steps in it: they have begun, and may have ended since
         self._force_frame = False
         self._running: dict[int, Attempt] = {}
         self._left_behind: set[Attempt] = set()  # ended for the journal, but still running
@@ -232,7 +233,7 @@ class Runner:
         history = self.history
         claim = self._claim(at)
         entries: list[Entry] = [claim] if self.revision else [Accepted(start), claim]
-        deaths = history.deaths + (1 if self._died_before_frame() else 0)
+        deaths = history.deaths + (0 if self.revision else 1)  # a start comes again: somebody died before any frame
         status: Status = "paused" if history.paused is not None else "running"
         if deaths >= DEATHS_LIMIT:
             status = "paused"
@@ -257,10 +258,6 @@ class Runner:
         self._status = status
         self._owned = not set_aside
         self._commit(transition, claimed)
-
-    def _died_before_frame(self) -> bool:
-        """Tell whether the first claim in the journal followed a death that left no claim."""
-        return self.history.last is None
 
     def _claim(self, at: float) -> Claimed:
         home = self._home
@@ -371,6 +368,7 @@ class Runner:
             self._unwritten = ready
             self._home.hold_first_frame(self)
             self._begin_new(ready)
+            self._begun_early.update(command.n for command in ready.commands)
             return
         self._write(start, at, entries, ready, outcome, answers)
 
@@ -543,7 +541,7 @@ class Runner:
         pending = self.turn.pending
         for command in ready.commands:
             if type(command) is CallStep and (waiting := pending.get(command.n)) is not None:
-                if not waiting.cancel_requested:
+                if not waiting.cancel_requested and command.n not in self._begun_early:
                     return True
         return False
 
@@ -610,6 +608,7 @@ class Runner:
                 self._interrupt(n)
             if self.history.paused is None:
                 self._begin_new(ready)
+        self._begun_early.clear()
         self._begin_waiting()
         if self._home.always_replay:
             self._forget_turn()
@@ -629,7 +628,7 @@ class Runner:
         assert turn is not None
         for command in ready.commands:
             if type(command) is CallStep and (pending := turn.pending.get(command.n)) is not None:
-                if not pending.cancel_requested:
+                if not pending.cancel_requested and command.n not in self._begun_early:
                     self._begin(command.n, pending.work, 0)  # type: ignore[arg-type]
 
     def _begin_waiting(self) -> None:

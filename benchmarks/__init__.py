@@ -1,0 +1,1 @@
+"""Programs that measure; never tests. See README.md here for what was learned."""
