@@ -8,14 +8,14 @@ import perdure
 
 PUBLIC = {
     # authors
-    *("Context", "Retry", "Step", "Workflow", "step", "step_info", "workflow"),
+    *("Context", "Retry", "Step", "StepCall", "StepInfo", "Workflow", "step", "step_info", "workflow"),
     # callers
-    *("Awakeable", "Call", "Client", "Handle", "Invocation", "connect"),
+    *("Awakeable", "Call", "Client", "Handle", "Invocation", "Stats", "Status", "Worker", "connect"),
     # groups
     *("Cancelled", "Completed", "Failed", "Group"),
     *("WaitDuration", "WaitForQuota", "WaitForever", "WaitQuotaOrDuration"),
     # flows
-    *("Continue", "Flow"),
+    *("Continue", "Flow", "Skip", "Stop"),
     # errors
     *("ChildCancelled", "InvocationCancelled", "InvocationTimedOut", "NonRetryable", "PerdureError", "RemoteError"),
     "WaitTimeout",

@@ -15,6 +15,7 @@ from perdure.errors import (
     RemoteError,
     WaitTimeout,
 )
+from perdure.flow import Continue, Flow, Skip, Stop
 from perdure.group import (
     Cancelled,
     Completed,
@@ -29,3 +30,43 @@ from perdure.runtime.worker import Worker
 from perdure.workflow import Call, Step, StepCall, StepInfo, Workflow, step, step_info, workflow
 
 __version__ = "0.1.0"
+
+__all__ = [
+    "Awakeable",
+    "Call",
+    "Cancelled",
+    "ChildCancelled",
+    "Client",
+    "Completed",
+    "Context",
+    "Continue",
+    "Failed",
+    "Flow",
+    "Group",
+    "Handle",
+    "Invocation",
+    "InvocationCancelled",
+    "InvocationTimedOut",
+    "NonRetryable",
+    "PerdureError",
+    "RemoteError",
+    "Retry",
+    "Skip",
+    "Stats",
+    "Status",
+    "Step",
+    "StepCall",
+    "StepInfo",
+    "Stop",
+    "WaitDuration",
+    "WaitForQuota",
+    "WaitForever",
+    "WaitQuotaOrDuration",
+    "WaitTimeout",
+    "Worker",
+    "Workflow",
+    "connect",
+    "step",
+    "step_info",
+    "workflow",
+]

@@ -49,6 +49,9 @@ SHOP = "tests.grpc.shop_service"
 HELLO = "examples.services.hello"
 TICKET = "examples.services.ticket"
 
+HANGS_S = 45
+"""A test that takes longer waits for what will not come."""
+
 AT_ONCE = Retry(initial=0.01, maximum=0.01)
 """Ten attempts without much of a wait."""
 
@@ -82,7 +85,8 @@ async def serving(
 ) -> AsyncGenerator[Client]:
     """A client whose worker forgets every suspended body, so that each `sleep` in it is followed by a replay."""
     async with connect("memory:") as client, client.worker(*workflows, services=services, cache=cache):
-        yield client
+        async with asyncio.timeout(HANGS_S):
+            yield client
 
 
 def cart(id: str, *, code: int = 0, times: int = 0, delay_s: float = 0.0, empty: bool = False) -> Cart:

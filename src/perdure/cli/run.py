@@ -88,7 +88,8 @@ def run(target: str, arguments: tuple[str, ...], **options: Any) -> int:
     002 and so on, without zeros where it is a number in JSON. Put -- before arguments that begin with a dash.
 
     With --count, --id=batch gives the runs the ids batch-000001, batch-000002 and so on. The same command again, on
-    the same store, then runs only what had not ended, and takes the other results from their journals.
+    the same store, then runs only what had not ended, and takes the other results from their journals. The time limit
+    of a run counts from its first start, however long nobody ran it in between: --timeout 0 if that may be long.
     """
     fix_hash_seed()
     chosen = Options(**options)

@@ -31,6 +31,7 @@ class Hold:
     handler: str
     deliveries: list[Delivery] = field(default_factory=list[Delivery])
     claimed: bool = False
+    woken: bool = False  # a wake fell due meanwhile
 
 
 @dataclass(slots=True)
@@ -97,16 +98,16 @@ class Dispatcher:
         held, member.held = member.held, {}
         for id in held:
             del self._owners[id]
-        for id, hold in held.items():
-            if hold.claimed or any(delivery.attempt for delivery in hold.deliveries):
-                self._shaken.add(id)
+        for id, hold in reversed(held.items()):  # so that starts, put back in front one by one, keep their order
+            self._shaken.add(id)
+            begun = not any(isinstance(delivery.item, Start) for delivery in hold.deliveries)
             for delivery in hold.deliveries:
                 again = replace(delivery, attempt=delivery.attempt + 1)
                 if isinstance(delivery.item, Start):
                     self._line(delivery.handler).window.appendleft(again)
                 else:
-                    self.offer(again)
-            if hold.claimed:
+                    self.offer(again, begun=begun)
+            if hold.claimed or hold.woken:
                 self.offer(Delivery(id, hold.handler, Wake(), attempt=2))
         self.pump()
 
@@ -178,6 +179,14 @@ class Dispatcher:
         self._hand(member, delivery)
         return True
 
+    def wake(self, delivery: Delivery) -> None:
+        """Deliver a wake that is due; for an invocation in somebody's hands, once he lets go without a new release."""
+        member = self._owners.get(delivery.id)
+        if member is None:
+            self.offer(delivery)
+        else:
+            member.held[delivery.id].woken = True
+
     def holds(self, message: Message) -> bool:
         """Tell whether a message is in somebody's hands, or waits for its invocation to begin."""
         member = self._owners.get(message.to)
@@ -200,6 +209,8 @@ class Dispatcher:
             if delivery in hold.deliveries:
                 hold.deliveries.remove(delivery)
         hold.claimed = not ended
+        if ended:
+            hold.woken = False
         self._drop_if_done(member, id, hold)
 
     def finish(self, delivery: Delivery) -> None:
@@ -242,6 +253,8 @@ class Dispatcher:
         if not hold.deliveries and not hold.claimed:
             del member.held[id]
             del self._owners[id]
+            if hold.woken:
+                self.offer(Delivery(id, hold.handler, Wake()))
 
     def _line(self, handler: str) -> Line:
         line = self._lines.get(handler)

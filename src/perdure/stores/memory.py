@@ -98,8 +98,10 @@ class MemoryStore:
     # --- starts and messages ------------------------------------------------------------------------------------------
     def submit(self, starts: Sequence[Start], /) -> asyncio.Future[list[bool]]:
         def write() -> list[bool]:
+            together: dict[str, bytes] = {}
             for start in starts:
-                if (known := self._digests.get(start.id)) is not None and known != _identity(start):
+                known = self._digests.get(start.id) or together.setdefault(start.id, _identity(start))
+                if known != _identity(start):
                     raise id_conflict(start.id)
             return [self._accept(start) for start in starts]
 
@@ -210,8 +212,6 @@ class MemoryStore:
                 )
             self._write("frame", id)
             self._frames.setdefault(id, []).append(encode_frame(transition.frame))
-        if transition.released or outcome is not None:
-            self._set_wake(id, effects.wake)
         for start in effects.starts:
             self._accept(start)
         for message in effects.messages:
@@ -220,14 +220,17 @@ class MemoryStore:
             self._write("answer", id)
             self._answers[answer.message] = answer
             self._soon(lambda answer=answer: self._notices.answered(answer))
+        ended = transition.released or outcome is not None
+        self._soon(lambda: self._dispatcher.committed(id, transition.acknowledge, ended=ended))
+        if ended:
+            # After the effects, like an acknowledgement: the wake that is replaced may be what redoes them.
+            self._set_wake(id, effects.wake)
         if transition.status is not None:
             self._write("index", id)
             row = self._rows[id]
             self._rows[id] = Row(id, row.handler, transition.status, row.key, row.created_at, self.clock.now(), row.due)
         for delivery in transition.acknowledge:
             self._forget(delivery)
-        ended = transition.released or outcome is not None
-        self._soon(lambda: self._dispatcher.committed(id, transition.acknowledge, ended=ended))
         if outcome is not None:
             self._soon(lambda: self._notices.settled(id, outcome))
         return len(self._frames[id])
@@ -256,8 +259,8 @@ class MemoryStore:
                 del self._scheduled[id]
                 self._rows[id] = Row(id, row.handler, "pending", row.key, row.created_at, now, row.due)
                 self._enqueue(start)
-            elif self._wakes.get(id) == at and self._dispatcher.owner(id) is None:
-                self._dispatcher.offer(Delivery(id, row.handler, Wake()))
+            elif self._wakes.get(id) == at:
+                self._dispatcher.wake(Delivery(id, row.handler, Wake()))
         self._arm()
 
     # --- reading ------------------------------------------------------------------------------------------------------
@@ -276,19 +279,23 @@ class MemoryStore:
         return self._notices.watch(id)
 
     async def start(self, id: str, /) -> Start | None:
+        self._check()
         return self._starts.get(id)
 
     def serves(self, handler: str, /) -> bool:
         return self._dispatcher.serves(handler)
 
     async def row(self, id: str, /) -> Row | None:
+        self._check()
         return self._rows.get(id)
 
     async def search(self, filter: Filter, /) -> list[Row]:
+        self._check()
         rows = sorted(self._rows.values(), key=lambda row: (row.created_at, row.id), reverse=True)
         return [row for row in rows if matches(row, filter)][: filter.limit]
 
     async def counts(self) -> Counts:
+        self._check()
         counts = Counts()
         for row in self._rows.values():
             counts.by_status[row.status] = counts.by_status.get(row.status, 0) + 1

@@ -70,6 +70,8 @@ BATCH_LIMIT = 2_000
 """Transitions, submits and posts that share one transaction at most."""
 VERIFY_LIMIT_BYTES = 64 * 1024 * 1024
 """Files up to this size are checked whole when they are opened; of larger ones, what is not settled."""
+RING_RETRY_SECONDS = 1.0
+"""How long after a failure to read what is due it is read again."""
 DUE_BATCH_LIMIT = 1_000
 """Wakes and delayed starts that are read at a time."""
 
@@ -93,7 +95,7 @@ CREATE TABLE frame (
 ) WITHOUT ROWID;
 CREATE TABLE message (
     id TEXT PRIMARY KEY, invocation TEXT NOT NULL, data BLOB NOT NULL, checksum INTEGER NOT NULL, answer TEXT,
-    answered INTEGER NOT NULL DEFAULT 0
+    answered INTEGER NOT NULL DEFAULT 0, answer_checksum INTEGER NOT NULL DEFAULT 0
 ) WITHOUT ROWID;
 CREATE INDEX message_open ON message (invocation) WHERE answered = 0;
 """
@@ -134,7 +136,7 @@ class _Unit:
         messages: Sequence[Message] = (),
         must_exist: bool = False,
         done_messages: Sequence[str] = (),
-        promoted: Sequence[tuple[str, int]] = (),
+        promoted: Sequence[tuple[int, Start]] = (),
     ) -> None:
         self.future: asyncio.Future[Any] | None = None
         self.accepts = accepts
@@ -164,6 +166,8 @@ class SqliteStore:
         self._dispatcher = Dispatcher(self._fetch, self._forget)
         self._alarm = Alarm(self.clock, self._ring)
         self._rung_to = 0.0
+        self._ringing = False
+        self._ring_again = False
         self._units: list[_Unit] = []
         self._flush_scheduled = False
         self._tasks: set[asyncio.Task[None]] = set()
@@ -188,6 +192,9 @@ class SqliteStore:
 
     async def aclose(self) -> None:
         if not self._open:
+            return
+        if os.getpid() != self._pid:
+            self._open = False  # the threads, the connections and the lock are the parent's
             return
         self._flush()
         self._open = False
@@ -262,24 +269,26 @@ class SqliteStore:
                 if future is not None and not future.done():
                     future.set_exception(unit.error)
                 continue
-            if not self._open:
-                if future is not None and not future.done():
-                    future.set_exception(StoreClosed(_about(self.path, "the store is closed")))
-                continue
             transition = unit.transition
-            for accept in unit.accepts:
-                if accept.new:
-                    self._queue(accept)
-            for message, handler, status in unit.routes:
-                self._route(message, handler, status, 1)
-            if transition is None:
-                if future is not None and not future.done():
-                    future.set_result([accept.new for accept in unit.accepts] if unit.strict else None)
-                continue
-            self._after_commit(transition)
+            if self._open:
+                self._hand_out(unit)
             if future is not None and not future.done():
-                future.set_result(transition.expected + (unit.frame is not None))
+                if transition is not None:
+                    future.set_result(transition.expected + (unit.frame is not None))
+                else:
+                    future.set_result([accept.new for accept in unit.accepts] if unit.strict else None)
         self._dispatcher.pump()
+
+    def _hand_out(self, unit: _Unit) -> None:
+        for accept in unit.accepts:
+            if accept.new:
+                self._queue(accept)
+        for sequence, start in unit.promoted:
+            self._dispatcher.queue(Delivery(start.id, start.handler, start, fresh=True, token=sequence))
+        for message, handler, status in unit.routes:
+            self._route(message, handler, status, 1)
+        if unit.transition is not None:
+            self._after_commit(unit.transition)
 
     def _queue(self, accept: _Accept) -> None:
         start = accept.start
@@ -328,7 +337,7 @@ class SqliteStore:
                 f"SELECT id, handler FROM invocation WHERE status = 'running' AND handler IN ({marks})", handlers
             ).fetchall()
             open_messages = db.execute(
-                "SELECT message.data, invocation.handler, invocation.status FROM message "
+                "SELECT message.data, message.checksum, invocation.handler, invocation.status FROM message "
                 f"JOIN invocation ON invocation.id = message.invocation WHERE answered = 0 AND handler IN ({marks})",
                 handlers,
             ).fetchall()
@@ -338,7 +347,9 @@ class SqliteStore:
         for id, handler in owned:
             if self._dispatcher.owner(id) is None:
                 self._dispatcher.offer(Delivery(id, handler, Wake(), attempt=2))
-        for data, handler, status in open_messages:
+        for data, checksum, handler, status in open_messages:
+            if zlib.crc32(data) != checksum:
+                raise StoreDamaged(_about(self.path, "a message was changed"))
             message = decode_message(data)
             if not self._dispatcher.holds(message):
                 self._route(message, handler, status, 2)
@@ -365,20 +376,41 @@ class SqliteStore:
             self._enqueue(_Unit(done_messages=[delivery.item.id]))
 
     def _ring(self) -> None:
-        self._spawn(self._deliver_due())
+        if self._ringing:
+            self._ring_again = True
+            return
+        self._ringing = True
+        self._spawn(self._answer_ring())
+
+    async def _answer_ring(self) -> None:
+        try:
+            await self._deliver_due()
+        except StoreError as error:
+            if self._open:
+                log.error("reading what is due failed, trying again: %s", error)
+                self._alarm.by(self.clock.now() + RING_RETRY_SECONDS)
+        finally:
+            self._ringing = False
+        if self._ring_again:
+            self._ring_again = False
+            self._ring()
 
     async def _deliver_due(self) -> None:
-        """Queue the delayed starts that are due, and offer the wakes."""
+        """Queue the delayed starts that are due, and offer the wakes.
+
+        A wake that is set below `_rung_to` while this reads sets it back and rings again: see `_after_commit`.
+        """
         now = self.clock.now()
+        rung_to, self._rung_to = self._rung_to, max(self._rung_to, now)
 
         def read(db: sqlite3.Connection) -> tuple[list[Any], list[Any], Any]:
             starts = db.execute(
-                "SELECT id, handler FROM invocation WHERE status = 'scheduled' AND due <= ? ORDER BY due LIMIT ?",
+                "SELECT start, checksum FROM invocation WHERE status = 'scheduled' AND due <= ? ORDER BY due LIMIT ?",
                 (now, DUE_BATCH_LIMIT),
             ).fetchall()
             wakes = db.execute(
                 "SELECT id, handler, wake FROM invocation WHERE wake > ? AND wake <= ? ORDER BY wake",
-                (self._rung_to, now),
+                (rung_to, now),
             ).fetchall()
             following = db.execute(
                 "SELECT min(at) FROM (SELECT min(due) AS at FROM invocation WHERE status = 'scheduled' AND due > ?1 "
@@ -387,17 +419,17 @@ class SqliteStore:
             ).fetchone()[0]
             return starts, wakes, following
 
-        starts, wakes, following = await self._read(read)
-        self._rung_to = max(self._rung_to, now)
+        try:
+            starts, wakes, following = await self._read(read)
+        except StoreError:
+            self._rung_to = 0.0
+            raise
         for id, handler, _ in wakes:
-            if self._dispatcher.owner(id) is None:
-                self._dispatcher.offer(Delivery(id, handler, Wake(), token="due"))
+            self._dispatcher.wake(Delivery(id, handler, Wake()))
         if starts:
             first, self._sequence = self._sequence + 1, self._sequence + len(starts)
-            await self._enqueue(_Unit(promoted=[(id, first + n) for n, (id, _) in enumerate(starts)]))
-            for handler in {handler for _, handler in starts}:
-                self._dispatcher.reread(handler)
-            self._dispatcher.pump()
+            due = [self._start_from(data, checksum) for data, checksum in starts]
+            await self._enqueue(_Unit(promoted=[*enumerate(due, first)]))
         if len(starts) == DUE_BATCH_LIMIT:
             self._ring()
         elif following is not None:
@@ -545,8 +577,19 @@ def frame_checksum(id: str, revision: int, data: bytes) -> int:
     return zlib.crc32(data, zlib.crc32(f"{id}\n{revision}".encode()))
 
 
-def _state_checksum(id: str, status: str, sequence: int | None, wake: float | None, revision: int) -> int:
-    return zlib.crc32(f"{id}\n{status}\n{sequence}\n{wake!r}\n{revision}".encode())
+def _state_checksum(
+    id: str, status: str, sequence: int | None, updated_at: float, wake: float | None, revision: int
+) -> int:
+    return zlib.crc32(f"{id}\n{status}\n{sequence}\n{updated_at!r}\n{wake!r}\n{revision}".encode())
+
+
+def _answer_checksum(message_id: str, answer: str | None) -> int:
+    """Return the checksum of an answered message, which is never 0: that is the one of an open message."""
+    return zlib.crc32(f"{message_id}\n{answer!r}".encode()) | 1 << 32
+
+
+def _meta_checksum(schema: int, secret: bytes) -> int:
+    return zlib.crc32(secret, schema)
 
 
 # --- the writer -------------------------------------------------------------------------------------------------------
@@ -605,7 +648,7 @@ class _Writer:
             self._one_by_one(batch)
         except sqlite3.IntegrityError:
             self._one_by_one(batch)
-        except (sqlite3.Error, OSError) as error:
+        except Exception as error:  # noqa: BLE001  whatever it is, it ends these units and not the writer
             self._recover(batch, error)
 
     def _one_by_one(self, batch: list[_Unit]) -> None:
@@ -614,7 +657,7 @@ class _Writer:
             unit.error = None
             unit.routes.clear()
             try:
-                self._transact([unit])
+                self._transact([unit], alone=True)
             except _Mismatch as mismatch:
                 unit.error = mismatch.error
             except sqlite3.IntegrityError as error:
@@ -622,7 +665,7 @@ class _Writer:
                 unit.error = explain(self._path, error)
                 if transition is not None:
                     unit.error = _conflict(transition.id, transition.expected)
-            except (sqlite3.Error, OSError) as error:
+            except Exception as error:  # noqa: BLE001  whatever it is, it ends this unit and not the writer
                 self._recover([unit], error)
 
     def _recover(self, batch: list[_Unit], error: Exception) -> None:
@@ -643,11 +686,11 @@ class _Writer:
         for unit in batch:
             unit.error = explain(self._path, error)
 
-    def _transact(self, batch: list[_Unit]) -> None:
+    def _transact(self, batch: list[_Unit], *, alone: bool = False) -> None:
         db, now = self._db, time.time()
         db.execute("BEGIN IMMEDIATE")
         try:
-            _apply(db, batch, now, self._tails)
+            _apply(db, batch, now, self._tails, alone=alone)
             db.execute("UPDATE meta SET value = ? WHERE name = 'commit'", (self._number + 1,))
             db.execute("COMMIT")
         except BaseException:
@@ -661,7 +704,11 @@ class _Writer:
                     self._tails.pop(transition.id, None)
                 else:
                     self._tails[transition.id] = transition.expected + 1
-        os.pwrite(self._side, b"%020d\n" % self._number, 0)
+        try:
+            os.pwrite(self._side, b"%020d\n" % self._number, 0)
+        except OSError as error:
+            # The commit is durable. A number that stays behind only weakens the check at the next opening.
+            log.warning("%s", _about(self._path, f"the number of the last commit could not be noted: {error}"))
 
 
 class _Mismatch(Exception):
@@ -675,13 +722,18 @@ class _Mismatch(Exception):
 _FrameRow = tuple[str, int, bytes, int]
 
 
-def _apply(db: sqlite3.Connection, batch: Sequence[_Unit], now: float, tails: Mapping[str, int]) -> None:
-    """Write the units of a batch: frames first, what follows from them, acknowledgements last."""
+def _apply(
+    db: sqlite3.Connection, batch: Sequence[_Unit], now: float, tails: Mapping[str, int], *, alone: bool
+) -> None:
+    """Write the units of a batch: frames first, what follows from them, acknowledgements last.
+
+    Ids that nobody chose are taken to be new; when one is not, the unit is written again `alone`, and looks.
+    """
     frames: list[_FrameRow] = []
     changes: list[tuple[Any, ...]] = []
     inserts: list[tuple[Any, ...]] = []
     answers: list[tuple[Any, ...]] = []
-    done: list[tuple[str]] = []
+    done: list[tuple[int, str]] = []
     seen: dict[str, bytes] = {}
     for unit in batch:
         if (transition := unit.transition) is not None:
@@ -691,14 +743,18 @@ def _apply(db: sqlite3.Connection, batch: Sequence[_Unit], now: float, tails: Ma
                 frames.append((id, revision, unit.frame, frame_checksum(id, revision, unit.frame)))
             if (status := transition.status) is not None:
                 wake = transition.effects.wake
-                changes.append((status, now, wake, revision, _state_checksum(id, status, None, wake, revision), id))
-            answers += [(answer.refused, answer.message) for answer in transition.effects.answers]
+                checksum = _state_checksum(id, status, None, now, wake, revision)
+                changes.append((status, now, wake, revision, checksum, id))
+            answers += [
+                (answer.refused, _answer_checksum(answer.message, answer.refused), answer.message)
+                for answer in transition.effects.answers
+            ]
         for accept in unit.accepts:
             start = accept.start
-            accept.new = not (start.chosen or not unit.strict) or _is_new(db, seen, unit, start)
+            accept.new = not (alone or start.chosen or not unit.strict) or _is_new(db, seen, unit, start)
             if accept.new:
                 inserts.append(_row_of(accept, now))
-        done += [(message,) for message in unit.done_messages]
+        done += [(_answer_checksum(message, None), message) for message in unit.done_messages]
     if frames:
         _insert_frames(db, frames, tails)
     if inserts:
@@ -708,17 +764,19 @@ def _apply(db: sqlite3.Connection, batch: Sequence[_Unit], now: float, tails: Ma
     for unit in batch:
         if unit.messages:
             _insert_messages(db, unit)
-        for id, sequence in unit.promoted:
-            checksum = _state_checksum(id, "pending", sequence, None, 0)
+        for sequence, start in unit.promoted:
+            checksum = _state_checksum(start.id, "pending", sequence, now, None, 0)
             db.execute(
                 "UPDATE invocation SET status = 'pending', sequence = ?, updated_at = ?, state_checksum = ? "
                 "WHERE id = ? AND status = 'scheduled'",
-                (sequence, now, checksum, id),
+                (sequence, now, checksum, start.id),
             )
     if answers:
-        db.executemany("UPDATE message SET answered = 1, answer = ? WHERE id = ? AND answered = 0", answers)
+        db.executemany(
+            "UPDATE message SET answered = 1, answer = ?, answer_checksum = ? WHERE id = ? AND answered = 0", answers
+        )
     if done:
-        db.executemany("UPDATE message SET answered = 1 WHERE id = ? AND answered = 0", done)
+        db.executemany("UPDATE message SET answered = 1, answer_checksum = ? WHERE id = ? AND answered = 0", done)
 
 
 _INSERT_INVOCATION = (
@@ -726,8 +784,8 @@ _INSERT_INVOCATION = (
     "wake, revision, state_checksum) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, NULL, 0, ?)"
 )
 _CHANGE_STATUS = (
-    "UPDATE invocation SET status = ?, sequence = NULL, updated_at = ?, wake = ?, revision = ?, state_checksum = ? "
-    "WHERE id = ?"
+    "UPDATE invocation SET status = ?, sequence = NULL, updated_at = ?, wake = ?, revision = ?4, state_checksum = ? "
+    "WHERE id = ? AND revision <= ?4"  # a redo that comes late changes nothing
 )
 
 
@@ -746,7 +804,7 @@ def _row_of(accept: _Accept, now: float) -> tuple[Any, ...]:
         accept.status,
         sequence,
         now,
-        _state_checksum(start.id, accept.status, sequence, None, 0),
+        _state_checksum(start.id, accept.status, sequence, now, None, 0),
     )
 
 
@@ -861,7 +919,9 @@ def _create(db: sqlite3.Connection) -> None:
     for statement in SCHEMA.split(";"):
         if statement.strip():
             db.execute(statement)
-    values = [("schema", SCHEMA_VERSION), ("secret", secrets.token_bytes(16)), ("commit", 0)]
+    secret = secrets.token_bytes(16)
+    checksum = _meta_checksum(SCHEMA_VERSION, secret)
+    values = [("schema", SCHEMA_VERSION), ("secret", secret), ("checksum", checksum), ("commit", 0)]
     db.executemany("INSERT INTO meta VALUES (?, ?)", values)
     db.execute("COMMIT")
 
@@ -871,13 +931,16 @@ def _read_meta(db: sqlite3.Connection, path: str) -> _Opened:
     if not {"meta", "invocation", "frame", "message"} <= tables:
         raise StoreError(_about(path, "it is a database of something else: name another file"))
     meta = dict(cast("list[tuple[str, Any]]", db.execute("SELECT name, value FROM meta").fetchall()))
-    if meta.keys() < {"schema", "secret", "commit"}:
+    if not isinstance(meta.get("schema"), int):
         raise StoreDamaged(_about(path, "its description of itself is incomplete"))
     if meta["schema"] > SCHEMA_VERSION:
         text = (
             f"its schema has version {meta['schema']}, and this release knows up to {SCHEMA_VERSION}: upgrade perdure"
         )
         raise StoreTooNew(_about(path, text), schema=meta["schema"])
+    whole = meta.keys() >= {"secret", "checksum"} and isinstance(meta.get("commit"), int)
+    if not whole or _meta_checksum(meta["schema"], meta["secret"]) != meta["checksum"]:
+        raise StoreDamaged(_about(path, "its description of itself was changed"))
     sequence = db.execute("SELECT max(sequence) FROM invocation").fetchone()[0] or 0
     return _Opened(meta["secret"], meta["commit"], sequence)
 
@@ -903,17 +966,25 @@ def _verify(db: sqlite3.Connection, path: str) -> None:
     strays = db.execute("SELECT id FROM frame WHERE id NOT IN (SELECT id FROM invocation) LIMIT 1").fetchone()
     if strays is not None:
         raise StoreDamaged(_about(path, f"it has frames of {strays[0]!r}, which it does not know"))
-    for data, checksum in db.execute("SELECT data, checksum FROM message"):
-        if zlib.crc32(data) != checksum:
-            raise StoreDamaged(_about(path, "a message was changed"))
+    query = "SELECT id, invocation, data, checksum, answer, answered, answer_checksum FROM message"
+    for id, to, data, checksum, answer, answered, answer_checksum in db.execute(query):
+        whole = zlib.crc32(data) == checksum and answer_checksum == (_answer_checksum(id, answer) if answered else 0)
+        if not whole or (message := decode_message(data)).id != id or message.to != to:
+            raise StoreDamaged(_about(path, f"message {id!r} was changed"))
 
 
 def _verify_rows(db: sqlite3.Connection, path: str, where: str) -> None:
-    query = f"SELECT id, start, checksum, status, sequence, wake, revision, state_checksum FROM invocation {where}"
-    for id, start, checksum, status, sequence, wake, revision, state_checksum in db.execute(query).fetchall():
-        if zlib.crc32(start) != checksum or decode_start(start).id != id:
+    query = (
+        "SELECT id, handler, key, created_at, due, identity, start, checksum, status, sequence, updated_at, wake, "
+        f"revision, state_checksum FROM invocation {where}"
+    )
+    for id, *described, data, checksum, status, sequence, at, wake, revision, state_checksum in db.execute(query):
+        if zlib.crc32(data) != checksum:
             raise StoreDamaged(_about(path, f"the start of {id!r} was changed"))
-        if _state_checksum(id, status, sequence, wake, revision) != state_checksum:
+        start = decode_start(data)
+        if [id, *described] != [start.id, start.handler, start.key, start.at, start.due, _identity(start)]:
+            raise StoreDamaged(_about(path, f"the row of {id!r} was changed"))
+        if _state_checksum(id, status, sequence, at, wake, revision) != state_checksum:
             raise StoreDamaged(_about(path, f"the row of {id!r} was changed"))
         frames = db.execute(
             "SELECT revision, data, checksum FROM frame WHERE id = ? ORDER BY revision", (id,)

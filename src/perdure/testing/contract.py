@@ -321,7 +321,7 @@ class StoreContract:
 
     async def test_delayed_starts_and_others_submitted_as_they_fall_due_are_all_delivered(self) -> None:
         async with self.opened() as store:
-            inbox = self.inbox(room=1_000)
+            inbox = self.inbox(room=100_000)
             now = store.clock.now()
             late = [self.start(due=now + 0.02 + n / 1_000) for n in range(60)]
             await store.submit(late)
@@ -330,6 +330,7 @@ class StoreContract:
                 start = self.start()
                 expected.add(start.id)
                 await store.submit([start])
+                await asyncio.sleep(0)
             assert set(await inbox.starts(len(expected))) == expected
 
     # --- deliveries -----------------------------------------------------------------------------------------------
@@ -418,6 +419,7 @@ class StoreContract:
             await self.store.post(self.message(start.id))
             delivery, _ = await inbox.next_message()
             inbox.subscription.acknowledge(delivery)
+            await asyncio.sleep(self.calm)  # an acknowledgement is not awaited
             inbox.subscription.close()
             await self.inbox(room=5).stays_empty(self.calm)
             await self.reopened()
@@ -582,6 +584,8 @@ class StoreContract:
             start, revision = await self.begun(inbox)
             frame = self.frame(Returned(0, 1.0, encode(1)))
             revision = await self.commit(start, revision, frame, effects=Effects())
+            await store.post(self.message(start.id, id="m"))
+            await inbox.next_message()
             child = self.start(chosen=False)
             await self.commit(start, revision, None, effects=Effects((child,), (), (Answer("m"),)))
             inbox.subscription.request(1)
