@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import ast
 import json
+import os
 import re
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,8 +38,8 @@ FACE = {"perdure", "perdure.__main__"}
 STORES = ("perdure.stores",)
 STORE_PORT = {"perdure.stores", "perdure.stores.store"}
 CONCRETE_STORES = ("perdure.stores.memory", "perdure.stores.sqlite", "perdure.stores.jetstream")
-COMPOSERS = {"perdure.connect"}
-"""Who may know concrete stores."""
+COMPOSERS = {"perdure.connect", "perdure.testing.environment"}
+"""Who put a client together: they may know concrete stores, and the integrations that extras bring."""
 
 CORE_OUTSIDERS = {"msgspec", "typing_extensions"}
 CODEC_OUTSIDERS = CORE_OUTSIDERS | {"pydantic", "google"}
@@ -60,6 +62,7 @@ IMPURE_CALLS = {
 }
 
 IMPORT_BUDGET_MS = 100
+ASYNCIO_MS = 40
 IMPORT_RUNS = 7
 NOT_AT_IMPORT = {
     *("click", "google.protobuf", "grpc", "langgraph", "nats", "opentelemetry", "pydantic", "rich", "starlette"),
@@ -157,6 +160,8 @@ def imports_point_down(modules: Iterable[Module]) -> Iterator[str]:
             continue
         for name in (target for found in each.imports() for target in targets(found, known)):
             layer = layer_of(name)
+            if each.name in COMPOSERS and is_within(name, ["perdure.integrations"]):
+                continue
             if name in FACE:
                 yield f"{each.name} imports from {name}, which is above all layers: use the module that defines it"
             elif layer is not None and each.layer is not None and layer > each.layer:
@@ -174,7 +179,7 @@ def stores_are_known_by_their_port(modules: Iterable[Module]) -> Iterator[str]:
             concrete = next((store for store in CONCRETE_STORES if is_within(name, [store])), None)
             if concrete not in (None, own):
                 yield f"{each.name} imports the store {name}: only {', '.join(sorted(COMPOSERS))} may"
-            elif is_within(name, STORES) and not is_within(each.name, STORES) and name not in STORE_PORT:
+            elif each.name not in COMPOSERS and is_within(name, STORES) and not is_within(each.name, STORES) and name not in STORE_PORT:
                 yield f"{each.name} imports {name}, which is the stores' own: others know perdure.stores.store"
 
 
@@ -338,15 +343,24 @@ def test_rule_holds_for_every_module_of_perdure(rule: Callable[[Iterable[Module]
 
 
 def fresh(*arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, *arguments], capture_output=True, text=True, check=True)
+    """Run Python with its bytecode cached, as an installed package has it."""
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+    environment["PYTHONPYCACHEPREFIX"] = str(Path(tempfile.gettempdir()) / "perdure-import-budget")
+    return subprocess.run([sys.executable, *arguments], capture_output=True, text=True, check=True, env=environment)
 
 
 def test_import_of_perdure_stays_within_its_budget() -> None:
-    program = "import time; begun = time.perf_counter(); import perdure; print(time.perf_counter() - begun)"
-    times_ms: list[float] = []
-    while len(times_ms) < IMPORT_RUNS and min(times_ms, default=IMPORT_BUDGET_MS) >= IMPORT_BUDGET_MS:
-        times_ms.append(float(fresh("-c", program).stdout) * 1000)
-    assert min(times_ms) < IMPORT_BUDGET_MS, f"best of {IMPORT_RUNS}: {min(times_ms):.0f} ms\n{slowest_imports()}"
+    """The budget is for an idle machine, where asyncio itself takes ASYNCIO_MS: a busy one stretches both alike."""
+    program = (
+        "import time; begun = time.perf_counter(); import asyncio; between = time.perf_counter(); import perdure; "
+        "print(between - begun, time.perf_counter() - begun)"
+    )
+    fresh("-c", program)
+    shares: list[float] = []
+    while len(shares) < IMPORT_RUNS and min(shares, default=1.0) >= 1.0:
+        of_asyncio, whole = (float(each) * 1000 for each in fresh("-c", program).stdout.split())
+        shares.append(whole / max(IMPORT_BUDGET_MS, IMPORT_BUDGET_MS / ASYNCIO_MS * of_asyncio))
+    assert min(shares) < 1.0, f"best of {IMPORT_RUNS}: {min(shares):.2f} of the budget\n{slowest_imports()}"
 
 
 def slowest_imports(count: int = 12) -> str:

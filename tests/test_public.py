@@ -28,7 +28,8 @@ def test_all_lists_exactly_the_public_names() -> None:
 
 
 def test_every_public_name_exists_and_knows_its_documentation() -> None:
-    undocumented = [name for name in perdure.__all__ if not getattr(perdure, name).__doc__]
+    aliases = {"Status"}  # of a Literal, which cannot hold a docstring
+    undocumented = [name for name in set(perdure.__all__) - aliases if not getattr(perdure, name).__doc__]
     assert not undocumented
 
 

@@ -7,9 +7,10 @@ import os
 import secrets
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from contextlib import AbstractAsyncContextManager, AbstractContextManager
-from dataclasses import dataclass
 from types import ModuleType
 from typing import Any, Generic, ParamSpec, Self, TypeVar, assert_never, cast, overload
+
+from msgspec import Struct
 
 from perdure.blocking import Blocking, blocking
 from perdure.core.codec import decoder, encode, rebuild
@@ -30,6 +31,7 @@ from perdure.core.journal import (
     Status,
 )
 from perdure.core.retry import Duration, seconds
+from perdure.core.turn import StubMaker
 from perdure.describe import Invocation, from_journal, from_row
 from perdure.errors import (
     InvalidOption,
@@ -54,8 +56,7 @@ PAGE_LIMIT = 200
 """Invocations that `list` reads at a time."""
 
 
-@dataclass(frozen=True)
-class Stats:
+class Stats(Struct, frozen=True):
     """How many invocations there are."""
 
     total: int
@@ -128,8 +129,10 @@ class Client(AbstractAsyncContextManager["Client"]):
         make_store: Callable[[], Store],
         make_channels: Callable[[Mapping[str, str]], Channels],
         translators: Translators = tuple,
+        stubs: StubMaker | None = None,
     ) -> None:
         self.translators = translators
+        self._stubs = stubs
         self._make_store = make_store
         self._make_channels = make_channels
         self._store: Store | None = None
@@ -306,6 +309,7 @@ class Client(AbstractAsyncContextManager["Client"]):
             channels=channels,
             cache=cache,
             translators=self.translators,
+            stubs=self._stubs,
         )
 
     def blocking(self, *workers: Worker) -> AbstractContextManager[Blocking]:

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from perdure.client import Client
-from perdure.errors import BadUrl
+from perdure.errors import BadUrl, InvalidOption
 
 if TYPE_CHECKING:
     from perdure.core.codec import FailureTranslator
+    from perdure.core.turn import Turn
     from perdure.runtime.worker import Channels
     from perdure.stores.store import Store
 
@@ -65,15 +67,27 @@ def _without_credentials(url: str) -> str:
 
 def channels_for(services: Mapping[str, str]) -> Channels:
     """Return connections to gRPC services."""
-    from perdure.integrations.grpc import Channels  # noqa: PLC0415  grpc is an extra
-
+    try:
+        from perdure.integrations.grpc import Channels  # noqa: PLC0415  grpc is an extra
+    except ImportError as error:
+        raise InvalidOption(f"worker(services=...) needs grpcio: pip install 'perdure[grpc]' ({error})") from error
     return Channels(services)
+
+
+def make_stub(stub: Any, turn: Turn, retry: Any, timeout: Any) -> Any:
+    """Return a gRPC stub whose calls are steps of a turn."""
+    from perdure.integrations.grpc import journaled  # noqa: PLC0415  grpc is an extra
+
+    return journaled(stub, turn, retry=retry, timeout=timeout)
+
+
+@functools.cache
+def _grpc_translators() -> Sequence[FailureTranslator]:
+    from perdure.integrations.grpc import TRANSLATORS  # noqa: PLC0415  grpc is an extra
+
+    return TRANSLATORS
 
 
 def translators_in_use() -> Sequence[FailureTranslator]:
     """Return what knows how to journal the exceptions of libraries that are loaded."""
-    if "grpc" not in sys.modules:
-        return ()
-    from perdure.integrations.grpc import TRANSLATORS  # noqa: PLC0415  grpc is an extra
-
-    return TRANSLATORS
+    return _grpc_translators() if "grpc" in sys.modules else ()

@@ -7,7 +7,7 @@ import logging
 from collections.abc import Callable, Generator, Iterable
 from datetime import UTC, datetime
 from random import Random
-from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar, cast, overload
 from uuid import UUID
 
 from perdure.core.codec import decoder, encode
@@ -122,9 +122,7 @@ class Context:
         self, stub: Callable[[grpc.aio.Channel], S], /, *, retry: Retry | None = None, timeout: Duration | None = None
     ) -> S:
         """Return a generated gRPC stub whose every call is journaled. Addresses come from the worker's `services`."""
-        from perdure.integrations.grpc import journaled  # noqa: PLC0415  grpc is an extra
-
-        return journaled(stub, self._turn, retry=retry, timeout=timeout)
+        return cast("S", self._turn.make_stub(stub, retry, timeout))
 
     async def run_all(
         self, calls: Iterable[Call[R]], /, *, wait: Wait | None = None, concurrency: int | None = None

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any, assert_never
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from perdure.core.codec import decoder
 from perdure.core.ids import awakeable_id
@@ -40,8 +42,7 @@ from perdure.stores.store import Row
 _builtin = decoder(Any)
 
 
-@dataclass(frozen=True)
-class JournalStep:
+class JournalStep(Struct, frozen=True):
     """One command of an invocation and what became of it. Times are in UTC; `attempts` counts failed ones so far."""
 
     number: int
@@ -54,8 +55,7 @@ class JournalStep:
     error: str | None = None
 
 
-@dataclass(frozen=True)
-class AwakeableInfo:
+class AwakeableInfo(Struct, frozen=True):
     """An awakeable of an invocation."""
 
     id: str
@@ -63,8 +63,7 @@ class AwakeableInfo:
     created_at: datetime
 
 
-@dataclass(frozen=True)
-class Invocation:
+class Invocation(Struct, frozen=True):
     """An invocation, as the index knows it; `describe` fills in the rest from its journal.
 
     `waiting_for` says in words what it waits for. `result` is in builtin types. `epoch` counts the workers that ran it.
@@ -78,10 +77,10 @@ class Invocation:
     updated_at: datetime | None = None
     due: datetime | None = None
     waiting_for: str | None = None
-    input: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    input: Mapping[str, Any] = {}
     journal: tuple[JournalStep, ...] = ()
     current_step: JournalStep | None = None
-    state: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    state: Mapping[str, Any] = {}
     awakeables: tuple[AwakeableInfo, ...] = ()
     result: Any = None
     error: str | None = None

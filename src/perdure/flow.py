@@ -13,8 +13,9 @@ from __future__ import annotations
 import asyncio
 import builtins
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar, cast
+
+from msgspec import Struct
 
 from perdure.core.codec import decoder, encode, type_name
 from perdure.core.ids import check_name
@@ -35,18 +36,15 @@ SERIAL_VERSION = 1
 
 
 # --- what to do when a node fails -------------------------------------------------------------------------------------
-@dataclass(frozen=True)
-class Stop:
+class Stop(Struct, frozen=True):
     """Fail the flow; nodes that have begun are cancelled. The default."""
 
 
-@dataclass(frozen=True)
-class Skip:
+class Skip(Struct, frozen=True):
     """Leave the node out, and with it the nodes that need it."""
 
 
-@dataclass(frozen=True)
-class Continue(Generic[T_co]):
+class Continue(Struct, Generic[T_co], frozen=True):
     """Go on with `default` in place of the result."""
 
     default: T_co
@@ -56,21 +54,18 @@ OnError = Stop | Skip | Retry | Continue[Any]
 
 
 # --- the graph ----------------------------------------------------------------------------------------------------------
-@dataclass(frozen=True, eq=False)
-class Node:
+class Node(Struct, frozen=True, eq=False):
     """A value to come: an input, or the result of a step. To the type checker it looks like that value."""
 
     name: str
 
 
-@dataclass(frozen=True)
-class _Input:
+class _Input(Struct, frozen=True):
     name: str
     type: Any
 
 
-@dataclass(frozen=True)
-class _Task:
+class _Task(Struct, frozen=True):
     name: str
     step: Step[..., Any]
     args: tuple[Any, ...]
@@ -121,7 +116,12 @@ class Flow(Workflow[[Mapping[str, Any]], Any]):
         return cast("T", Node(name))
 
     def add(
-        self, call: StepCall[R], /, *, name: str | None = None, on_error: Stop | Skip | Retry | Continue[R] | None = None
+        self,
+        call: StepCall[R],
+        /,
+        *,
+        name: str | None = None,
+        on_error: Stop | Skip | Retry | Continue[R] | None = None,
     ) -> R:
         """Add a step's call, and return its node. Arguments that are nodes are edges; `name` is the step's by default."""
         chosen = name or self._free_name(call.step.name)

@@ -5,29 +5,27 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, Iterable, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Generic, Literal, Protocol, TypeVar, cast
+
+from msgspec import Struct
 
 from perdure.core.retry import Duration, seconds
 from perdure.errors import InvalidOption, InvocationCancelled
 
 if TYPE_CHECKING:
-    from perdure.client import Client
     from perdure.context import Context
-    from perdure.workflow import Call
+    from perdure.workflow import Call, Workflow
 
 R = TypeVar("R")
 R_co = TypeVar("R_co", covariant=True)
 
 
 # --- when to stop waiting ---------------------------------------------------------------------------------------------
-@dataclass(frozen=True)
-class WaitForever:
+class WaitForever(Struct, frozen=True):
     """Wait until every invocation has ended."""
 
 
-@dataclass(frozen=True)
-class WaitForQuota:
+class WaitForQuota(Struct, frozen=True):
     """Wait until `quota` invocations have completed, then cancel the others."""
 
     quota: int
@@ -36,8 +34,7 @@ class WaitForQuota:
         _check_quota(self.quota)
 
 
-@dataclass(frozen=True)
-class WaitDuration:
+class WaitDuration(Struct, frozen=True):
     """Wait for `duration` (seconds or a timedelta), then cancel what has not ended."""
 
     duration: Duration
@@ -46,8 +43,7 @@ class WaitDuration:
         seconds("WaitDuration(duration=…)", self.duration)
 
 
-@dataclass(frozen=True)
-class WaitQuotaOrDuration:
+class WaitQuotaOrDuration(Struct, frozen=True):
     """Wait until `quota` have completed or `duration` has passed, whichever comes first, then cancel the others."""
 
     quota: int
@@ -67,8 +63,7 @@ def _check_quota(quota: int) -> None:
 
 
 # --- what became of each ----------------------------------------------------------------------------------------------
-@dataclass(frozen=True)
-class Completed(Generic[R_co]):
+class Completed(Struct, Generic[R_co], frozen=True):
     """An invocation that returned `value`; `duration` in seconds from its start."""
 
     id: str
@@ -77,8 +72,7 @@ class Completed(Generic[R_co]):
     status: Literal["completed"] = "completed"
 
 
-@dataclass(frozen=True)
-class Failed:
+class Failed(Struct, frozen=True):
     """An invocation that raised `error`."""
 
     id: str
@@ -87,8 +81,7 @@ class Failed:
     status: Literal["failed"] = "failed"
 
 
-@dataclass(frozen=True)
-class Cancelled:
+class Cancelled(Struct, frozen=True):
     """An invocation that was cancelled, by the group or by somebody else; one that never started has no id."""
 
     id: str
@@ -112,7 +105,22 @@ class Group(Generic[R_co]):
 
 
 # --- running ----------------------------------------------------------------------------------------------------------
-async def run_group(client: Client, calls: Iterable[Call[R]], *, wait: Wait, concurrency: int | None) -> Group[R]:
+class Started(Protocol[R_co]):
+    """A handle, as far as a group needs it."""
+
+    id: str
+
+    async def result(self) -> R_co: ...
+    async def cancel(self) -> None: ...
+
+
+class Starter(Protocol):
+    """A client, as far as a group needs it."""
+
+    async def start(self, workflow: Workflow[..., R], /, *args: Any, **kwargs: Any) -> Started[R]: ...
+
+
+async def run_group(client: Starter, calls: Iterable[Call[R]], *, wait: Wait, concurrency: int | None) -> Group[R]:
     """Run calls through a client. What the rule leaves over is cancelled, and waited for."""
     handles: dict[int, str] = {}
 

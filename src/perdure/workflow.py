@@ -12,9 +12,11 @@ import functools
 import inspect
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from contextvars import ContextVar
-from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, Concatenate, Generic, ParamSpec, Protocol, Self, TypeVar, cast, final, overload
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from perdure.core.codec import decoder, encode, encode_as
 from perdure.core.ids import check_name, idempotency_key, seed_of
@@ -36,7 +38,6 @@ if TYPE_CHECKING:
     from typing_extensions import TypeForm  # in every type checker's own stubs: nothing to install
 
     from perdure.context import Context
-    from perdure.runtime.steps import StepHost
 
 P = ParamSpec("P")
 Q = ParamSpec("Q")
@@ -78,6 +79,28 @@ def step_info() -> StepInfo:
         return current_step.get()
     except LookupError:
         raise CalledOutsideWorkflow("step_info() is for the inside of a step that a workflow called") from None
+
+
+class Work(Protocol):
+    """What a step's command needs to run."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def retry(self) -> Retry: ...
+    @property
+    def timeout(self) -> float | None: ...
+
+    def run(self, host: StepHost, info: StepInfo, /) -> Coroutine[Any, Any, bytes]:
+        """Run one attempt; return the encoded result."""
+        ...
+
+
+class StepHost(Protocol):
+    """What a running step may use of its worker."""
+
+    async def in_thread(self, fn: Callable[[], Any], /) -> Any: ...
+    def channel(self, service: str, /) -> Any: ...
 
 
 # --- steps ------------------------------------------------------------------------------------------------------------
@@ -198,8 +221,7 @@ class StepWork:
         return step.encode_result(value)
 
 
-@dataclass(frozen=True)
-class StepCall(Generic[R_co]):
+class StepCall(Struct, Generic[R_co], frozen=True):
     """A step with its arguments, not yet called: what `Flow.add` takes."""
 
     step: Step[..., R_co]
@@ -248,8 +270,7 @@ def step(
 
 
 # --- workflows --------------------------------------------------------------------------------------------------------
-@dataclass(frozen=True, slots=True)
-class StartOptions:
+class StartOptions(Struct, frozen=True):
     """How one invocation is to be started."""
 
     id: str | None = None
@@ -418,8 +439,7 @@ class Workflow(Generic[P, R_co]):
         return await turn.call_child(start, self.decode_result)
 
 
-@dataclass(frozen=True)
-class Call(Generic[R_co]):
+class Call(Struct, Generic[R_co], frozen=True):
     """A workflow with its options and arguments, not yet started: what `run_all` takes."""
 
     workflow: Workflow[..., R_co]
@@ -490,8 +510,7 @@ async def _elsewhere(*_: Any, **__: Any) -> Any:
     raise CalledOutsideWorkflow("a workflow known only by its name has no code here: it lives in another program")
 
 
-@dataclass(frozen=True, slots=True)
-class _Loose:
+class _Loose(Struct, frozen=True):
     """The types of a workflow whose parameter names are not known here. Its positional arguments are recorded as such.
 
     `takes` are the types of the positional arguments, or None to take anything.

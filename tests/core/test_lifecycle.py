@@ -58,8 +58,9 @@ def test_every_status_is_reached_and_every_unsettled_one_can_end():
     def reached(status: Status) -> set[Status]:
         seen: list[Status] = [status]
         for one in seen:
-            following: list[Status] = [*TABLE[one].values()]
-            seen += [each for each in following if each not in seen]
+            for following in TABLE[one].values():
+                if following not in seen:
+                    seen.append(following)
         return set(seen)
 
     assert reached("scheduled") | {"scheduled"} == set(STATUSES)

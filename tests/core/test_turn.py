@@ -75,7 +75,7 @@ def failure_in(driver: Driver) -> str:
 
 # --- scenario 8 -------------------------------------------------------------------------------------------------------
 @given(ranks=st.lists(st.integers(0, 2), max_size=9))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 def test_results_of_a_gather_are_in_their_places_in_every_interleaving(ranks: list[int]):
     driver = play(bodies.gathers, lambda: by_ranks(ranks))
     assert driver.value == [["a0", "a1", "a2"], ["b0", "b1", "b2"], ["c0", "c1", "c2"]]

@@ -15,7 +15,7 @@ from perdure.connect import channels_for, translators_in_use
 from perdure.core.journal import Entry, Start
 from perdure.core.turn import Turn
 from perdure.runtime.runner import Runner
-from perdure.runtime.steps import Attempt, Work
+from perdure.runtime.steps import Attempt
 from perdure.runtime.worker import Worker
 from perdure.stores.store import Store
 from perdure.workflow import StepInfo, Workflow

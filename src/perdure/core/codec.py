@@ -16,8 +16,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import ipaddress
-import os.path
-import pathlib
 import reprlib
 import sys
 import traceback as tracebacks
@@ -25,6 +23,7 @@ import types
 import typing
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
+from pathlib import PurePath
 from typing import Annotated, Any, ClassVar, Literal, NoReturn, Protocol, TypeVar, Union, cast, get_args, get_origin
 
 import msgspec
@@ -55,7 +54,7 @@ _PLAIN = frozenset({str, int, float, bool, bytes})
 SCALARS = frozenset({str, int, float, bool, bytes, type(None)})
 """Classes whose values `encode_scalar` writes as they are."""
 _AS_TEXT = (
-    pathlib.PurePath,
+    PurePath,
     ipaddress.IPv4Address,
     ipaddress.IPv6Address,
     ipaddress.IPv4Network,
@@ -679,7 +678,7 @@ def _script_name() -> str:
     spec = getattr(main, "__spec__", None)
     if spec is not None:
         return str(spec.name)
-    return os.path.splitext(os.path.basename(getattr(main, "__file__", None) or ""))[0]
+    return PurePath(getattr(main, "__file__", None) or "").stem
 
 
 def _local_class(module: str, qualname: str) -> type[BaseException] | None:

@@ -7,8 +7,9 @@ frame and redoes its effects; each is idempotent.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import cast
+
+from msgspec import Struct
 
 from perdure.core.journal import (
     Accepted,
@@ -34,8 +35,7 @@ from perdure.core.journal import (
 )
 
 
-@dataclass(frozen=True, slots=True)
-class Effects:
+class Effects(Struct, frozen=True):
     """What a store does after a frame: starts to submit, messages to post, answers to give, the wake to set.
 
     `wake` is the time at which the invocation wants to be delivered again; None leaves whatever is set.

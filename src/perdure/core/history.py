@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
 from typing import assert_never, cast
+
+from msgspec import Struct
 
 from perdure.core.journal import (
     Accepted,
@@ -34,8 +35,7 @@ DEATHS_LIMIT = 5
 """Claims in a row that ran the body and brought no new entry and no release, before an invocation is set aside."""
 
 
-@dataclass(slots=True)
-class History:
+class History(Struct):
     """A journal, folded. `of` reads one; `add` keeps it up to date."""
 
     start: Start | None = None
@@ -46,8 +46,8 @@ class History:
     paused: str | None = None
     outcome: Outcome | None = None
     deaths: int = 0
-    children: dict[int, Start] = field(default_factory=dict)  # pyright: ignore[reportUnknownVariableType]
-    messages: dict[str, str | None] = field(default_factory=dict)  # pyright: ignore[reportUnknownVariableType]
+    children: dict[int, Start] = {}
+    messages: dict[str, str | None] = {}
     last: Frame | None = None  # the last frame that is more than a claim
 
     @classmethod

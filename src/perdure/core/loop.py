@@ -30,7 +30,7 @@ TASKS_SWEPT_AT = 64
 """Tasks that a loop keeps track of before it looks which of them have ended."""
 
 CLOSE_ATTEMPTS = 100
-"""How often a coroutine that keeps awaiting during `close` is asked again before it is left as it is."""
+"""How often a coroutine that keeps awaiting during `close` is asked again, before it is left as it is."""
 
 REFUSALS_LIMIT = 100
 """How often a dropped body is refused what it asks for; one that swallows so many waits for ever instead of spinning."""

@@ -18,9 +18,10 @@ import contextvars
 from asyncio import events
 from collections import deque
 from collections.abc import Callable, Coroutine, Sequence
-from dataclasses import dataclass
 from random import Random
 from typing import Any, cast
+
+from msgspec import Struct
 
 from perdure.core.codec import FailureTranslator, failure_of, rebuild
 from perdure.core.ids import awakeable_id, derived_id
@@ -66,8 +67,7 @@ COMMANDS_PER_DRAIN_LIMIT = 100_000
 """Commands that a body may issue between two waits; beyond it the body is most likely in an endless loop."""
 
 
-@dataclass(frozen=True, slots=True)
-class Divergence:
+class Divergence(Struct, frozen=True):
     """Where the code and its journal part ways: both sides, in words."""
 
     recorded: str
@@ -134,6 +134,10 @@ def current_turn() -> Turn | None:
     return cast("Turn", loop.host) if isinstance(loop, Loop) else None
 
 
+StubMaker = Callable[[Any, "Turn", Any, Any], Any]
+"""Makes a stub of a class, for a turn, with a retry policy and a timeout."""
+
+
 class Turn:
     """One pass of a workflow body over its journal.
 
@@ -150,6 +154,7 @@ class Turn:
         secret: bytes,
         generation: int = 0,
         translators: Callable[[], Sequence[FailureTranslator]] = tuple,
+        stubs: StubMaker | None = None,
     ) -> None:
         self.start = start
         self.generation = generation
@@ -164,6 +169,7 @@ class Turn:
         self._encode_result = encode_result
         self._secret = secret
         self._translators = translators
+        self._stubs = stubs
         self._main: asyncio.Task[Any] | None = None
         self._issued = 0
         self._issued_in_drain = 0
@@ -213,12 +219,7 @@ class Turn:
         if kind is Returned or kind is Raised or kind is Fired or kind is Interrupted:
             self._answer(cast("Returned | Raised | Fired | Interrupted", entry))
         elif kind is Attempted:
-            entry = cast("Attempted", entry)
-            if (pending := self.pending.get(entry.n)) is None:
-                self._diverge_on(entry)
-                return
-            pending.attempts, pending.retry_due = entry.attempt, entry.due
-            self.loop.now = max(self.loop.now, entry.at)
+            self._attempted(cast("Attempted", entry))
             return
         elif kind is CancelRequested:
             self.cancel(cast("CancelRequested", entry))
@@ -328,6 +329,12 @@ class Turn:
         else:
             self.state[name] = value
 
+    def make_stub(self, stub: Any, retry: Any, timeout: Any) -> Any:
+        """Return a stub whose calls are steps of this turn, made by what the runtime was given for that."""
+        if self._stubs is None:
+            raise CalledOutsideWorkflow("ctx.stub() needs a worker made by client.worker(...)")
+        return self._stubs(stub, self, retry, timeout)
+
     @property
     def random(self) -> Random:
         """A generator seeded by the start."""
@@ -404,6 +411,13 @@ class Turn:
         future.n = command.n
         self.pending[command.n] = Pending(command, future, decode, work)
         return future
+
+    def _attempted(self, entry: Attempted) -> None:
+        if (pending := self.pending.get(entry.n)) is None:
+            self._diverge_on(entry)
+            return
+        pending.attempts, pending.retry_due = entry.attempt, entry.due
+        self.loop.now = max(self.loop.now, entry.at)
 
     def _answer(self, entry: Returned | Raised | Fired | Interrupted) -> None:
         loop = self.loop

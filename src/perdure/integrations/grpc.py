@@ -40,8 +40,7 @@ except ModuleNotFoundError as error:
 
 if TYPE_CHECKING:
     from perdure.core.codec import Failure, FailureTranslator
-    from perdure.runtime.steps import StepHost
-    from perdure.workflow import StepInfo
+    from perdure.workflow import StepHost, StepInfo
 
 S = TypeVar("S")
 

@@ -19,9 +19,10 @@ import heapq
 import logging
 import random
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from functools import partial
 from typing import Any, Protocol
+
+from msgspec.structs import replace
 
 from perdure.core.codec import Failure
 from perdure.core.effects import NO_EFFECTS, effects_of
@@ -65,9 +66,9 @@ from perdure.errors import (
     Undecodable,
     Unencodable,
 )
-from perdure.runtime.steps import Attempt, Work
+from perdure.runtime.steps import Attempt
 from perdure.stores.store import Clock, Delivery, Journal, Store, Subscription, Timer, Transition, too_large
-from perdure.workflow import StepInfo
+from perdure.workflow import StepInfo, Work
 
 CANCEL_GRACE_SECONDS = 10.0
 """How long a cancelled step may take to end before its end is journaled without it."""
@@ -557,17 +558,26 @@ class Runner:
         return effects_of(start, frame, self.history.children.get) if frame is not None else NO_EFFECTS
 
     def _after_nothing(self, answers: list[Answer]) -> None:
-        """Nothing to record: acknowledge what was taken."""
+        """Nothing to record: answer and acknowledge. Who was woken too early sets the wake again first."""
         taken, self._taken = self._taken, []
-        if answers:
-            transition = Transition(self.id, self.revision, None, replace(NO_EFFECTS, answers=tuple(answers)))
-            transition.acknowledge = taken
-            self._commit(transition, lambda: None)
+        due = None if self._owned else self._next_due()
+        if answers or due is not None:
+            effects = replace(NO_EFFECTS, answers=tuple(answers), wake=due)
+            status = None if due is None else self.history.status
+            transition = Transition(self.id, self.revision, None, effects, status, due is not None, taken)
+            self._commit(transition, self._after_quiet_commit)
             return
         for delivery in taken:
             self._home.subscription.acknowledge(delivery)
+        self._after_quiet_commit()
+
+    def _after_quiet_commit(self) -> None:
         self._begin_waiting()
         self.settle_down()
+        if self._arrivals or self._inbox:
+            self._home.schedule(self)
+        elif not self._owned:
+            self._home.became_idle(self)
 
     def _commit(self, transition: Transition, then: Callable[[], None]) -> None:
         self._busy = True

@@ -9,36 +9,13 @@ from __future__ import annotations
 import asyncio
 import concurrent.futures
 import contextvars
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable
 from typing import Any, Protocol
 
-from perdure.core.retry import Retry
-from perdure.workflow import StepInfo, current_step
+from perdure.workflow import StepInfo, Work, current_step
 
 THREADS_LIMIT = 64
 """Sync steps that one worker runs at the same time; the others wait for a thread."""
-
-
-class Work(Protocol):
-    """What a step's command needs to run."""
-
-    @property
-    def name(self) -> str: ...
-    @property
-    def retry(self) -> Retry: ...
-    @property
-    def timeout(self) -> float | None: ...
-
-    def run(self, host: StepHost, info: StepInfo, /) -> Coroutine[Any, Any, bytes]:
-        """Run one attempt; return the encoded result."""
-        ...
-
-
-class StepHost(Protocol):
-    """What a running step may use of its worker."""
-
-    async def in_thread(self, fn: Callable[[], Any], /) -> Any: ...
-    def channel(self, service: str, /) -> Any: ...
 
 
 class Place(Protocol):

@@ -24,12 +24,12 @@ from typing import Any, Protocol, Self
 from perdure.core.codec import Failure, FailureTranslator, failure_of
 from perdure.core.journal import Start
 from perdure.core.loop import draining
-from perdure.core.turn import Turn
+from perdure.core.turn import StubMaker, Turn
 from perdure.errors import InvalidOption, NameTaken, ServiceUnknown
 from perdure.runtime.runner import Runner
-from perdure.runtime.steps import THREADS_LIMIT, Attempt, Work
+from perdure.runtime.steps import THREADS_LIMIT, Attempt
 from perdure.stores.store import Clock, Delivery, Store, Subscription
-from perdure.workflow import StepInfo, Workflow
+from perdure.workflow import StepInfo, Work, Workflow
 
 CACHE_LIMIT = 1_000
 """Suspended invocations whose turn is kept, so that the next event needs no replay."""
@@ -75,6 +75,7 @@ class Worker:
         always_replay: bool = False,
         stop_grace: float = STOP_GRACE_SECONDS,
         translators: Translators = tuple,
+        stubs: StubMaker | None = None,
         replace: Callable[[Work], Work] | None = None,
     ) -> None:
         if max_concurrent < 1:
@@ -92,6 +93,7 @@ class Worker:
         self._cache_limit = cache
         self._stop_grace = stop_grace
         self._translators = translators
+        self._stubs = stubs
         self._replace = replace
         self._runners: dict[str, Runner] = {}
         self._cached: OrderedDict[str, Runner] = OrderedDict()
@@ -271,6 +273,7 @@ class Worker:
             workflow.encode_result,
             secret=self.store.secret,
             translators=self._translators,
+            stubs=self._stubs,
         )
 
     def failure_of(self, error: BaseException, /) -> Failure:

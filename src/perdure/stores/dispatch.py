@@ -12,7 +12,9 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Awaitable, Callable, Collection, Iterable
-from dataclasses import dataclass, field, replace
+
+from msgspec import Struct, field
+from msgspec.structs import replace
 
 from perdure.core.journal import Message, Start
 from perdure.stores.store import Delivery, Wake
@@ -24,21 +26,19 @@ Fetch = Callable[[str, int, int], Awaitable[list[Delivery]]]
 """Reads at most so many queued starts of a handler above a sequence; `token` of each is its sequence."""
 
 
-@dataclass(slots=True)
-class Hold:
+class Hold(Struct):
     """What one worker holds of one invocation: deliveries to acknowledge, and perhaps a claim."""
 
     handler: str
-    deliveries: list[Delivery] = field(default_factory=list[Delivery])
+    deliveries: list[Delivery] = []
     claimed: bool = False
     woken: bool = False  # a wake fell due meanwhile
 
 
-@dataclass(slots=True)
-class Line:
+class Line(Struct):
     """The queued starts of one handler. It is `whole` when none of them is in the store's table only."""
 
-    window: deque[Delivery] = field(default_factory=deque[Delivery])
+    window: deque[Delivery] = field(default_factory=deque)
     last: int = 0
     whole: bool = False
     refilling: asyncio.Task[None] | None = None
@@ -192,6 +192,15 @@ class Dispatcher:
         member = self._owners.get(message.to)
         held = member.held[message.to].deliveries if member is not None else self._mail.get(message.to, [])
         return any(isinstance(each.item, Message) and each.item.id == message.id for each in held)
+
+    def repeat(self) -> None:
+        """Deliver what is in hand once more to its holder."""
+        for member in self._members:
+            for hold in [*member.held.values()]:
+                for delivery in [*hold.deliveries]:
+                    again = replace(delivery, attempt=delivery.attempt + 1, fresh=False)
+                    hold.deliveries.append(again)
+                    member.deliver(again)
 
     def owner(self, id: str) -> Member | None:
         """Return who has an invocation in hand, if anybody has."""

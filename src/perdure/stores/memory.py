@@ -24,10 +24,10 @@ from perdure.core.journal import (
     decode_frame,
     encode_frame,
 )
-from perdure.core.lifecycle import SETTLED
 from perdure.errors import Conflict, StoreClosed
 from perdure.stores.clock import Alarm, SystemClock, VirtualClock
 from perdure.stores.dispatch import Dispatcher, Member
+from perdure.stores.liveness import Contents, breaches
 from perdure.stores.notices import Notices
 from perdure.stores.store import Counts, Delivery, Filter, Journal, Row, Transition, Wake, id_conflict, unknown
 
@@ -222,28 +222,27 @@ class MemoryStore:
             self._soon(lambda answer=answer: self._notices.answered(answer))
         ended = transition.released or outcome is not None
         self._soon(lambda: self._dispatcher.committed(id, transition.acknowledge, ended=ended))
-        if ended:
-            # After the effects, like an acknowledgement: the wake that is replaced may be what redoes them.
+        # A wake is replaced after the effects, like an acknowledgement: it may be what redoes them.
+        if ended and effects.wake is not None:
             self._set_wake(id, effects.wake)
         if transition.status is not None:
             self._write("index", id)
             row = self._rows[id]
             self._rows[id] = Row(id, row.handler, transition.status, row.key, row.created_at, self.clock.now(), row.due)
+        if ended and effects.wake is None and id in self._wakes:
+            self._write("wake", id)
+            del self._wakes[id]
         for delivery in transition.acknowledge:
             self._forget(delivery)
         if outcome is not None:
             self._soon(lambda: self._notices.settled(id, outcome))
         return len(self._frames[id])
 
-    def _set_wake(self, id: str, at: float | None) -> None:
-        if at is not None:
-            self._write("wake", id)
-            self._wakes[id] = at
-            heapq.heappush(self._due, (at, id))
-            self._arm()
-        elif id in self._wakes:
-            self._write("wake", id)
-            del self._wakes[id]
+    def _set_wake(self, id: str, at: float) -> None:
+        self._write("wake", id)
+        self._wakes[id] = at
+        heapq.heappush(self._due, (at, id))
+        self._arm()
 
     def _arm(self) -> None:
         if self._due:
@@ -309,14 +308,26 @@ class MemoryStore:
 
     # --- for tests ----------------------------------------------------------------------------------------------------
     def check_liveness(self) -> None:
-        """Raise if an unsettled invocation has nothing that will ever bring it to a worker, nor waits for a message."""
-        pending = {message.to for message in self._messages.values()}
-        for id, row in self._rows.items():
-            if row.status in SETTLED or id in pending or id in self._wakes:
-                continue
-            if id in self._queued or id in self._scheduled or row.status in ("running", "suspended", "paused"):
-                continue
-            raise AssertionError(f"invocation {id} is {row.status} and nothing will bring it to a worker")
+        """Raise if something that must come about has nothing that will ever bring it about."""
+        messages: dict[str, set[str]] = {}
+        for message in self._messages.values():
+            messages.setdefault(message.to, set()).add(message.id)
+        journals = {id: [decode_frame(data) for data in frames] for id, frames in self._frames.items()}
+        contents = Contents(self._rows, journals, self._queued, self._scheduled, messages, self._wakes)
+        if found := [*breaches(contents, self.clock.now())]:
+            raise AssertionError("; ".join(found))
+
+    def undelivered(self) -> list[str]:
+        """Return the ids of starts, messages and wakes that wait or are not acknowledged."""
+        return [*self._queued, *self._scheduled, *self._messages, *self._wakes]
+
+    def redeliver(self) -> None:
+        """Deliver all that is in hand once more to its holder, as a store does whose acknowledgements are late."""
+        self._dispatcher.repeat()
+
+    def acknowledge_late(self, delivery: Delivery) -> None:
+        """Apply the acknowledgement of somebody who may not hold the delivery any more."""
+        self._forget(delivery)
 
     # --- inside -------------------------------------------------------------------------------------------------------
     def _write(self, kind: str, id: str) -> None:

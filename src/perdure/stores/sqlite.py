@@ -28,8 +28,9 @@ import time
 import zlib
 from collections.abc import Callable, Collection, Coroutine, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any, TypeVar, cast
+
+from msgspec import Struct
 
 from perdure.core.codec import digest
 from perdure.core.journal import (
@@ -104,8 +105,7 @@ log = logging.getLogger("perdure.sqlite")
 
 
 # --- what waits to be written -----------------------------------------------------------------------------------------
-@dataclass(slots=True)
-class _Accept:
+class _Accept(Struct):
     """A start with the status and place that it will have."""
 
     start: Start
@@ -820,7 +820,9 @@ def _insert_frames(db: sqlite3.Connection, frames: Sequence[_FrameRow], tails: M
         return
     for frame in frames:
         if frame[1] != 1 and tails.get(frame[0]) != frame[1] - 1:
-            before = db.execute("SELECT 1 FROM frame WHERE id = ? AND revision = ?", (frame[0], frame[1] - 1)).fetchone()
+            before = db.execute(
+                "SELECT 1 FROM frame WHERE id = ? AND revision = ?", (frame[0], frame[1] - 1)
+            ).fetchone()
             if before is None:
                 raise _Mismatch(_conflict(frame[0], frame[1] - 1))
             db.execute("INSERT INTO frame VALUES (?, ?, ?, ?)", frame)
@@ -867,8 +869,7 @@ def _identity(start: Start) -> bytes:
 
 
 # --- opening and checking a file --------------------------------------------------------------------------------------
-@dataclass(slots=True)
-class _Opened:
+class _Opened(Struct):
     """What a file says of itself."""
 
     secret: bytes

@@ -13,8 +13,9 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass, field
 from typing import Any, Protocol
+
+from msgspec import Struct
 
 from perdure.core.effects import NO_EFFECTS, Effects
 from perdure.core.journal import Answer, Frame, Message, Outcome, Start, Status
@@ -41,13 +42,11 @@ class Clock(Protocol):
 
 
 # --- what a store delivers ------------------------------------------------------------------------------------------
-@dataclass(frozen=True, slots=True)
-class Wake:
+class Wake(Struct, frozen=True):
     """A hint: something of this invocation may be due."""
 
 
-@dataclass(slots=True, eq=False)
-class Delivery:
+class Delivery(Struct, eq=False):
     """A start, message or wake handed to one subscriber until it acknowledges.
 
     `attempt` counts from 1; above 1 somebody may have begun on it. `fresh` means that there is no journal yet, which
@@ -83,8 +82,7 @@ class Subscription(Protocol):
 
 
 # --- what a store writes --------------------------------------------------------------------------------------------
-@dataclass(slots=True)
-class Transition:
+class Transition(Struct):
     """One step in the life of an invocation: a frame guarded by the revision it extends, and what follows from it.
 
     Without a frame it redoes the effects of the last one. `status` is for the index: given when it changes and with
@@ -105,16 +103,14 @@ class Transition:
         return None if self.frame is None else self.frame.outcome
 
 
-@dataclass(frozen=True, slots=True)
-class Journal:
+class Journal(Struct, frozen=True):
     """All frames of an invocation, in order, and the revision of the last (0: none)."""
 
     frames: tuple[Frame, ...] = ()
     revision: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class Row:
+class Row(Struct, frozen=True):
     """What the index knows of an invocation."""
 
     id: str
@@ -126,8 +122,7 @@ class Row:
     due: float
 
 
-@dataclass(frozen=True, slots=True)
-class Filter:
+class Filter(Struct, frozen=True):
     """Which invocations to list: every field that is set must match. Newest first; `before` continues a page."""
 
     status: Status | None = None
@@ -138,12 +133,11 @@ class Filter:
     limit: int = 100
 
 
-@dataclass(frozen=True, slots=True)
-class Counts:
+class Counts(Struct, frozen=True):
     """How many invocations there are, by status and by handler."""
 
-    by_status: dict[Status, int] = field(default_factory=dict[Status, int])
-    by_handler: dict[str, int] = field(default_factory=dict[str, int])
+    by_status: dict[Status, int] = {}
+    by_handler: dict[str, int] = {}
 
 
 def unknown(id: str) -> UnknownInvocation:

@@ -241,7 +241,10 @@ class StoreContract:
         async with self.opened() as store:
             first = self.start("taken", input=encode({"x": 1}))
             await store.submit([first])
-            others = (self.start("taken", input=encode({"x": 2})), self.start("taken", handler="other", input=first.input))
+            others = (
+                self.start("taken", input=encode({"x": 2})),
+                self.start("taken", handler="other", input=first.input),
+            )
             for other in others:
                 error = await raised_by(store.submit([self.start("before"), other, self.start("after")]), IdConflict)
                 assert "taken" in str(error)
@@ -642,7 +645,9 @@ class StoreContract:
     async def test_journal_gives_back_every_outcome(self) -> None:
         async with self.opened() as store:
             inbox = self.inbox()
-            outcomes = [entry for entry in samples(self.start())[0] if isinstance(entry, (Completed, Failed, Cancelled))]
+            outcomes = [
+                entry for entry in samples(self.start())[0] if isinstance(entry, (Completed, Failed, Cancelled))
+            ]
             statuses: dict[type, Status] = {Completed: "completed", Failed: "failed", Cancelled: "cancelled"}
             settled: dict[str, Any] = {}
             for outcome in outcomes:

@@ -14,14 +14,13 @@ from contextlib import AsyncExitStack
 from typing import Any, Self, TypeVar
 
 from perdure.client import Client, Handle
-from perdure.connect import channels_for, translators_in_use
+from perdure.connect import channels_for, make_stub, translators_in_use
 from perdure.core.retry import Duration, seconds
 from perdure.errors import InvalidOption, PerdureError
-from perdure.runtime.steps import StepHost, Work
 from perdure.runtime.worker import Worker
 from perdure.stores.clock import VirtualClock
 from perdure.stores.memory import MemoryStore
-from perdure.workflow import Step, StepInfo, StepWork, Workflow
+from perdure.workflow import Step, StepHost, StepInfo, StepWork, Work, Workflow
 
 T = TypeVar("T")
 
@@ -41,7 +40,7 @@ class Environment:
     def __init__(self, *workflows: Workflow[..., Any], max_concurrent: int = 100, replay: bool = True) -> None:
         self.clock = VirtualClock()
         self.store = MemoryStore(self.clock)
-        self.client = Client(lambda: self.store, channels_for, translators_in_use)
+        self.client = Client(lambda: self.store, channels_for, translators_in_use, make_stub)
         self._fakes: dict[str, Callable[..., Any]] = {}
         self.worker = Worker(
             self.client.opened,
@@ -49,6 +48,7 @@ class Environment:
             max_concurrent=max_concurrent,
             always_replay=replay,
             translators=translators_in_use,
+            stubs=make_stub,
             replace=self._replace,
         )
         self._stack = AsyncExitStack()

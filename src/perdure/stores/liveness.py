@@ -1,0 +1,138 @@
+"""The liveness invariant: whatever is not settled has something that brings it to a worker, or waits for the outside.
+
+Checked by the memory store, in tests, before every write. It reads journals, not the index, so that an index that says
+too little is found as well.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass
+
+from perdure.core.history import History
+from perdure.core.journal import (
+    Attempted,
+    CallChild,
+    CallStep,
+    Command,
+    Fired,
+    Frame,
+    Interrupted,
+    OpenAwakeable,
+    Raised,
+    Returned,
+    SendStart,
+    SetTimer,
+    Start,
+)
+from perdure.core.lifecycle import SETTLED
+from perdure.stores.store import Row
+
+
+@dataclass(frozen=True, slots=True)
+class Contents:
+    """What a store holds: its index, journals, queue, delayed starts, who has open messages, and wakes."""
+
+    rows: Mapping[str, Row]
+    journals: Mapping[str, list[Frame]]
+    queued: Collection[str]
+    scheduled: Collection[str]
+    messages: Mapping[str, Collection[str]]  # ids of the open ones, by the invocation they are for
+    wakes: Mapping[str, float]
+
+
+@dataclass(frozen=True, slots=True)
+class Waits:
+    """What a journal waits for: commands without an answer, and when failed steps are due again."""
+
+    commands: Mapping[int, Command]
+    retries: Mapping[int, float]
+
+    @classmethod
+    def of(cls, frames: list[Frame]) -> Waits:
+        """Read what a journal waits for."""
+        commands: dict[int, Command] = {}
+        retries: dict[int, float] = {}
+        for frame in frames:
+            for command in frame.commands:
+                if isinstance(command, (CallStep, SetTimer, CallChild, OpenAwakeable)):
+                    commands[command.n] = command
+            for entry in frame.entries:
+                match entry:
+                    case Returned(n=n) | Raised(n=n) | Fired(n=n) | Interrupted(n=n):
+                        commands.pop(n, None)
+                        retries.pop(n, None)
+                    case Attempted(n=n, due=due):
+                        retries[n] = due
+                    case _:
+                        pass
+            for n in frame.cancels:
+                if isinstance(commands.get(n), SetTimer):
+                    del commands[n]
+        return cls(commands, retries)
+
+    def due(self, start: Start) -> float | None:
+        """Return when something is due of itself."""
+        times = [command.due for command in self.commands.values() if isinstance(command, SetTimer)]
+        times += self.retries.values()
+        if start.timeout is not None:
+            times.append(start.due + start.timeout)
+        return min(times, default=None)
+
+
+def breaches(contents: Contents, now: float) -> Iterator[str]:
+    """Say what nothing will ever bring about."""
+    for id, row in contents.rows.items():
+        for breach in _breaches_of(id, row, contents, now):
+            yield f"invocation {id} ({row.status}): {breach}"
+
+
+def _breaches_of(id: str, row: Row, contents: Contents, now: float) -> Iterator[str]:
+    frames = contents.journals.get(id, [])
+    if not frames:
+        if id not in contents.queued and id not in contents.scheduled:
+            yield "it has no journal and no start that waits"
+        return
+    if _is_brought(id, row, contents, now):
+        return
+    history = History.of(frames)
+    assert history.start is not None
+    for frame in frames:
+        for command in frame.commands:
+            if isinstance(command, (CallChild, SendStart)) and command.start.id not in contents.rows:
+                yield f"{command.start.id}, which it starts, does not exist"
+    if row.status != history.status:
+        yield f"its journal says {history.status}"
+    if history.outcome is not None:
+        yield from _parent_breaches(history.start, contents)
+    elif history.paused is None:
+        yield from _waiting_breaches(id, history, Waits.of(frames), contents)
+
+
+def _is_brought(id: str, row: Row, contents: Contents, now: float) -> bool:
+    """Tell whether a worker gets it now, or when the store is opened next."""
+    is_due = contents.wakes.get(id, now + 1) <= now
+    return row.status == "running" or id in contents.queued or bool(contents.messages.get(id)) or is_due
+
+
+def _parent_breaches(start: Start, contents: Contents) -> Iterator[str]:
+    parent = start.parent
+    if parent is None or contents.rows[parent.id].status in SETTLED:
+        return
+    if parent.n not in Waits.of(contents.journals[parent.id]).commands:
+        return
+    if f"settled:{start.id}" not in contents.messages.get(parent.id, ()):
+        yield f"its parent {parent.id} waits for its outcome, and is not told"
+
+
+def _waiting_breaches(id: str, history: History, waits: Waits, contents: Contents) -> Iterator[str]:
+    assert history.start is not None
+    if history.claimed:
+        yield "it is claimed, without a delivery, and not running"
+    if (due := waits.due(history.start)) is not None and not contents.wakes.get(id, due + 1) <= due:
+        yield f"something is due at {due}, and no wake is set for then"
+    for n, command in waits.commands.items():
+        if isinstance(command, CallStep) and n not in waits.retries:
+            yield f"step #{n} has no end, and it is released"
+    if not waits.commands and due is None:
+        yield "it waits for nothing"

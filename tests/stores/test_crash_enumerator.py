@@ -1,0 +1,451 @@
+"""Exhaustive small scope: a crash between every two writes of small programs, with late and repeated deliveries.
+
+Each program runs once to count its writes. Then, for every k, it runs again and its process ends before write k; a new
+process (client and worker on what was written) runs it to its end. Some runs apply an acknowledgement of the dead
+process late, deliver everything in hand a second time, or crash the second process too. The liveness invariant is
+checked before every write and in the end.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import pytest
+
+from perdure.client import Client
+from perdure.connect import channels_for, translators_in_use
+from perdure.context import Context
+from perdure.core.history import History
+from perdure.core.ids import derived_id
+from perdure.core.journal import Attempted, CallStep, Raised, Returned
+from perdure.core.retry import Retry
+from perdure.errors import InvocationCancelled, MessageRefused, PerdureError, StoreClosed
+from perdure.runtime.worker import Worker
+from perdure.stores.clock import VirtualClock
+from perdure.stores.memory import Crashed, MemoryStore
+from perdure.stores.store import Delivery, Filter, Transition
+from perdure.workflow import Workflow, step, workflow
+
+ID = "it"
+QUIET_ROUNDS = 12
+RESULT_WAIT_SECONDS = 5.0
+Mode = Literal["plain", "stale acknowledgement", "redelivery"]
+MODES: tuple[Mode, ...] = ("plain", "stale acknowledgement", "redelivery")
+
+runs: Counter[str] = Counter()
+"""How often each step ran, over all processes of one run."""
+awakeables: list[str] = []
+
+
+# --- programs ---------------------------------------------------------------------------------------------------------
+@step
+async def add(x: int, y: int) -> int:
+    runs[f"add {x} {y}"] += 1
+    return x + y
+
+
+@step(retry=Retry(max_attempts=None, initial=1.0, jitter=0.0))
+async def fails_once(x: int) -> int:
+    runs["fails_once"] += 1
+    if runs["fails_once"] == 1:
+        raise ValueError("the first time")
+    return x
+
+
+@step(retry=Retry(max_attempts=1))
+async def fails() -> int:
+    runs["fails"] += 1
+    raise KeyError("always")
+
+
+@step
+async def hand_out(id: str) -> None:
+    runs["hand_out"] += 1
+    awakeables.append(id)
+
+
+@step
+async def clean_up() -> int:
+    runs["clean_up"] += 1
+    return 1
+
+
+@workflow
+async def three_steps(x: int) -> int:
+    for n in range(3):
+        x = await add(x, n)
+    return x
+
+
+@workflow
+async def gathered(x: int) -> list[int]:
+    return await asyncio.gather(add(x, 1), add(x, 2), add(x, 3))
+
+
+@workflow
+async def retried(x: int) -> int:
+    return await fails_once(x)
+
+
+@workflow
+async def sleeper(x: int) -> int:
+    await asyncio.sleep(5)
+    x = await add(x, 1)
+    await asyncio.sleep(5)
+    return x
+
+
+@workflow
+async def child(x: int) -> int:
+    return await add(x, 10)
+
+
+@workflow
+async def parent(x: int) -> int:
+    return await child(await child(x))
+
+
+@workflow
+async def sleepy_parent(x: int) -> int:
+    await asyncio.sleep(5)
+    return await child(x)
+
+
+@workflow
+async def sender(ctx: Context, x: int) -> str:
+    await add(x, 1)
+    return ctx.send(child, x)
+
+
+@workflow
+async def asker(ctx: Context, x: int) -> int:
+    promise = ctx.awakeable(int)
+    await hand_out(promise.id)
+    return await add(await promise, x)
+
+
+@workflow
+async def cleaner(x: int) -> int:
+    try:
+        await asyncio.sleep(1_000)
+    finally:
+        await clean_up()
+    return x
+
+
+@workflow
+async def catcher(x: int) -> int:
+    try:
+        return await fails()
+    except KeyError:
+        return await add(x, 1)
+
+
+SERVED: tuple[Workflow[..., Any], ...] = (
+    *(three_steps, gathered, retried, sleeper, child, parent, sleepy_parent, sender, asker, cleaner, catcher),
+)
+
+Act = Callable[["Lab"], Awaitable[None]]
+"""What the outside does while a program runs; done again after a crash until it is answered."""
+
+
+async def resolve(lab: Lab) -> None:
+    await lab.until(lambda: bool(awakeables))
+    await lab.ask(lambda client: client.resolve(awakeables[0], 5))
+
+
+async def pause_and_resume(lab: Lab) -> None:
+    await lab.started()
+    handle = lab.client.handle(ID)
+    await lab.ask(lambda _: handle.pause())
+    await lab.ask(lambda _: handle.resume())
+
+
+async def cancel(lab: Lab) -> None:
+    await lab.started()
+    await lab.settle()
+    await lab.ask(lambda client: client.handle(ID).cancel())
+
+
+async def nothing(_: Lab) -> None:
+    pass
+
+
+@dataclass(frozen=True)
+class Program:
+    name: str
+    body: Workflow[..., Any]
+    result: Any
+    steps: dict[str, int]
+    """How often each step runs when no process crashes."""
+    act: Act = nothing
+    points: int = 0
+    """Writes of an undisturbed run: the crash points."""
+    twice: bool = False
+    """Whether a second crash at every later write is tried too."""
+
+
+PROGRAMS = (
+    Program("three steps", three_steps, 3, {"add 0 0": 1, "add 0 1": 1, "add 1 2": 1}, points=7, twice=True),
+    Program("gather", gathered, [1, 2, 3], {"add 0 1": 1, "add 0 2": 1, "add 0 3": 1}, points=4, twice=True),
+    Program("a step that fails once", retried, 0, {"fails_once": 2}, points=10),
+    Program("sleep", sleeper, 1, {"add 0 1": 1}, points=13),
+    Program("children", parent, 20, {"add 0 10": 1, "add 10 10": 1}, points=22),
+    Program("a child after a sleep", sleepy_parent, 10, {"add 0 10": 1}, points=17),
+    Program("send", sender, derived_id(ID, 0, 1), {"add 0 1": 1, "add 0 10": 1}, points=8),
+    Program("awakeable", asker, 5, {"hand_out": 1, "add 5 0": 1}, resolve, points=10),
+    Program("pause and resume", sleeper, 1, {"add 0 1": 1}, pause_and_resume, points=21),
+    Program("cancel", cleaner, InvocationCancelled, {"clean_up": 1}, cancel, points=13),
+    Program("a caught failure", catcher, 1, {"fails": 1, "add 0 1": 1}, points=6),
+)
+
+
+# --- one run ----------------------------------------------------------------------------------------------------------
+class WatchedStore(MemoryStore):
+    """Remembers the deliveries that a process acknowledged last, or was about to."""
+
+    last_acknowledged: Sequence[Delivery] = ()
+
+    def commit(self, transition: Transition, /) -> asyncio.Future[int]:
+        self.committing = transition
+        return super().commit(transition)
+
+    def acknowledging(self) -> None:
+        """Note that the frame and effects of the transition are written, and acknowledgements come."""
+        self.last_acknowledged = self.committing.acknowledge
+
+
+class Lab:
+    """A memory store whose processes come and go."""
+
+    def __init__(self, *, always_replay: bool, redeliver: bool = False, late: bool = False) -> None:
+        self.clock = VirtualClock()
+        self.store = WatchedStore(self.clock)
+        self.store.hook = self._before_write
+        self.crash_at: list[int] = []
+        self.writes: list[tuple[str, str]] = []
+        self.crashed = asyncio.Event()
+        self._always_replay = always_replay
+        self._redeliver = redeliver
+        self._late = late
+        self._to_do_after_write: list[Callable[[], None]] = []
+
+    def _before_write(self, kind: str, id: str) -> None:
+        self.store.check_liveness()
+        self.writes.append((kind, id))
+        if kind == "acknowledge":
+            self.store.acknowledging()
+        if self.crash_at and len(self.writes) == self.crash_at[0]:
+            self.crash_at.pop(0)
+            self.crashed.set()
+            raise Crashed
+        if kind == "frame":
+            todo, self._to_do_after_write = self._to_do_after_write, []
+            for do in todo:
+                asyncio.get_running_loop().call_soon(do)
+
+    @asynccontextmanager
+    async def process(self) -> AsyncIterator[None]:
+        """Open what was written, with a client and a worker."""
+        self.crashed.clear()
+        self.client = Client(lambda: self.store, channels_for, translators_in_use)
+        await self.client.opened()
+        self.worker = Worker(self.client.opened, SERVED, always_replay=self._always_replay)
+        try:
+            await self.worker.__aenter__()
+            yield
+        finally:
+            await self.worker.crash()
+
+    def arrange_trouble(self) -> None:
+        """After the next frame of the new process: late acknowledgements of the old one, or everything again."""
+        if self._late:
+            for delivery in self.store.last_acknowledged:
+                self._to_do_after_write.append(lambda delivery=delivery: self.store.acknowledge_late(delivery))
+        if self._redeliver:
+            self._to_do_after_write.append(self.store.redeliver)
+
+    async def settle(self) -> None:
+        calm = 0
+        while calm < QUIET_ROUNDS and not self.crashed.is_set():
+            calm = calm + 1 if self.worker.quiet else 0
+            await asyncio.sleep(0)
+
+    async def until(self, condition: Callable[[], bool]) -> None:
+        while not condition():
+            self.stop_if_crashed()
+            await asyncio.sleep(0)
+
+    def stop_if_crashed(self) -> None:
+        if self.crashed.is_set():
+            raise StoreClosed("the process crashed")
+
+    async def started(self) -> None:
+        while await self.store.row(ID) is None:
+            self.stop_if_crashed()
+            await asyncio.sleep(0)
+
+    async def ask(self, request: Callable[[Client], Awaitable[None]]) -> None:
+        """Send a message; asked again after a crash, it may be refused since it was applied then."""
+        try:
+            await request(self.client)
+        except MessageRefused:
+            pass
+
+    async def drive(self, program: Program) -> Any:
+        """Run the program in this process until it ends or the process crashes; time jumps when nothing else can."""
+        result = asyncio.ensure_future(self._result(program))
+        acting = asyncio.ensure_future(program.act(self))
+        try:
+            deadline = asyncio.get_running_loop().time() + RESULT_WAIT_SECONDS
+            while not (result.done() and acting.done()):
+                await self.settle()
+                self.stop_if_crashed()
+                if acting.done() and (due := self.clock.next_due()) is not None:
+                    self.clock.move_to(due)
+                if asyncio.get_running_loop().time() > deadline:
+                    raise AssertionError(f"{program.name} does not end; writes: {self.writes}")
+            acting.result()
+            return result.result()
+        except Crashed:
+            raise StoreClosed("the process crashed") from None
+        finally:
+            for task in (result, acting):
+                task.cancel()
+            await asyncio.gather(result, acting, return_exceptions=True)
+
+    async def _result(self, program: Program) -> Any:
+        try:
+            handle = await self.client.start(program.body.using(id=ID), 0)
+            return await handle.result()
+        except InvocationCancelled as error:
+            return type(error)
+
+    async def drain(self) -> None:
+        """Let time pass until nothing is left to be done."""
+        await self.settle()
+        while (due := self.clock.next_due()) is not None:
+            self.clock.move_to(due)
+            await self.settle()
+            self.stop_if_crashed()
+
+
+@dataclass
+class Run:
+    lab: Lab
+    result: Any = None
+    processes: int = 0
+    lost_steps: int = 0
+    """Ends of steps that no journal knew when their process crashed."""
+
+
+async def run_to_end(program: Program, mode: Mode, crash_at: list[int], *, always_replay: bool) -> Run:
+    """Run a program to its end through crashes, and check all that must hold then."""
+    runs.clear()
+    awakeables.clear()
+    asyncio.get_running_loop().set_exception_handler(report_all_but_crashes)
+    lab = Lab(always_replay=always_replay, redeliver=mode == "redelivery", late=mode == "stale acknowledgement")
+    run = Run(lab)
+    lab.crash_at = [*crash_at]
+    while True:
+        run.processes += 1
+        try:
+            async with lab.process():
+                run.result = await lab.drive(program)
+                await lab.drain()
+                break
+        except (StoreClosed, Crashed):
+            assert lab.crashed.is_set()
+        except PerdureError as error:
+            raise AssertionError(f"{error!r}; writes: {lab.writes}") from error
+        lab.store.restart()
+        run.lost_steps = sum(runs.values()) - await journaled_attempts(lab.store)
+        lab.arrange_trouble()
+    lab.store.check_liveness()
+    await check(program, run, crashes=len(crash_at) - len(lab.crash_at))
+    return run
+
+
+def report_all_but_crashes(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+    if not isinstance(context.get("exception"), (Crashed, StoreClosed)):
+        loop.default_exception_handler(context)
+
+
+async def check(program: Program, run: Run, *, crashes: int) -> None:
+    store = run.lab.store
+    where = f"{program.name}, {crashes} crashes, writes {run.lab.writes}"
+    assert run.result == program.result, where
+    rows = {row.id: row for row in await store.search(Filter())}
+    for id, row in rows.items():
+        journal = await store.journal(id)
+        history = History.of(journal.frames)
+        assert history.outcome is not None, f"{id} is {row.status}: {where}"
+        assert row.status == history.status, where
+        answered = [n for frame in journal.frames for e in frame.entries if (n := answers(e)) is not None]
+        assert len(answered) == len(set(answered)), f"{id}: a command has two answers: {where}"
+        messages = [m for frame in journal.frames for e in frame.entries if (m := getattr(e, "message", None))]
+        assert len(messages) == len(set(messages)), f"{id}: a message was applied twice: {where}"
+    assert store.undelivered() == [], where
+    children = {"children": 3, "a child after a sleep": 2, "send": 2}
+    assert len(rows) == children.get(program.name, 1), where
+    assert runs.keys() == program.steps.keys(), where
+    # A step whose end was journaled never runs again; one whose end was not does, once.
+    assert sum(runs.values()) <= sum(program.steps.values()) + run.lost_steps, f"{runs}: {where}"
+    assert await journaled_attempts(store) == sum(program.steps.values()) or "fails_once" in runs, where
+    assert run.processes == crashes + 1
+
+
+async def journaled_attempts(store: MemoryStore) -> int:
+    count = 0
+    for row in await store.search(Filter()):
+        journal = await store.journal(row.id)
+        steps = {c.n for frame in journal.frames for c in frame.commands if isinstance(c, CallStep)}
+        answering = (Returned, Raised, Attempted)
+        count += sum(isinstance(e, answering) and e.n in steps for frame in journal.frames for e in frame.entries)
+    return count
+
+
+def answers(entry: Any) -> int | None:
+    return entry.n if type(entry).__name__ in ("Returned", "Raised", "Fired", "Interrupted") else None
+
+
+# --- the enumeration --------------------------------------------------------------------------------------------------
+always_replay = pytest.mark.parametrize("always_replay", [False, True], ids=["kept turns", "always replayed"])
+programs = pytest.mark.parametrize("program", PROGRAMS, ids=lambda program: program.name)
+
+
+@programs
+@always_replay
+async def test_number_of_crash_points_is_known(program: Program, always_replay: bool) -> None:
+    run = await run_to_end(program, "plain", [], always_replay=always_replay)
+    assert len(run.lab.writes) == program.points, run.lab.writes
+    assert runs == program.steps
+
+
+@programs
+@always_replay
+async def test_program_ends_the_same_when_its_process_crashes_before_any_write(
+    program: Program, always_replay: bool
+) -> None:
+    for mode in MODES:
+        for k in range(1, program.points + 1):
+            run = await run_to_end(program, mode, [k], always_replay=always_replay)
+            assert run.processes == 2
+
+
+@pytest.mark.parametrize("program", [each for each in PROGRAMS if each.twice], ids=lambda program: program.name)
+@always_replay
+async def test_small_program_ends_the_same_when_two_processes_crash_before_any_two_writes(
+    program: Program, always_replay: bool
+) -> None:
+    for mode in MODES:
+        for k in range(1, program.points + 1):
+            undisturbed = await run_to_end(program, mode, [k], always_replay=always_replay)
+            for k2 in range(k + 1, len(undisturbed.lab.writes) + 1):
+                run = await run_to_end(program, mode, [k, k2], always_replay=always_replay)
+                assert run.processes == 3
