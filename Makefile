@@ -37,7 +37,7 @@ $(READY): pyproject.toml
 demo: $(READY) ## Run 1,000 workflows of three gRPC calls each on a temporary SQLite file
 	@folder=$$(mktemp -d) && trap 'rm -rf "$$folder"' EXIT && trap 'exit 130' INT && trap 'exit 143' TERM && \
 	$(BIN)/python -m examples.services.process examples.services.hello -- \
-		$(BIN)/perdure run examples/concurrent.py:concurrent user --url "sqlite:$$folder/demo.db" \
+		$(BIN)/perdure run examples/concurrent.py:concurrent 'user-{i}' --url "sqlite:$$folder/demo.db" \
 		--count 1000 --concurrency 500 --service 'HelloService={address}'
 
 test: $(READY) ## Run all tests (ARGS="-k name")

@@ -18,7 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -75,7 +75,7 @@ async def three_calls(ctx: Context, name: str) -> str:
 
 
 @asynccontextmanager
-async def engine(*workflows: Workflow[..., Any], services: dict[str, str] | None = None) -> AsyncIterator[Client]:
+async def engine(*workflows: Workflow[..., Any], services: dict[str, str] | None = None) -> AsyncGenerator[Client]:
     """Open a new store in a temporary folder, with a worker."""
     with tempfile.TemporaryDirectory() as folder:
         async with connect(f"sqlite:{folder}/bench.db") as client, client.worker(*workflows, services=services):

@@ -153,16 +153,17 @@ class Client(AbstractAsyncContextManager["Client"]):
 
     async def opened(self) -> Store:
         """Return the open store, opening it if need be."""
-        if self._store is None:
-            if self._opening is None:
-                self._opening = asyncio.ensure_future(self._open())
+        store = self._store
+        if store is None:
+            opening = self._opening
+            if opening is None:
+                opening = self._opening = asyncio.ensure_future(self._open())
             try:
-                self._store = await asyncio.shield(self._opening)
-            except BaseException:
-                if self._opening is not None and self._opening.done():
+                self._store = store = await asyncio.shield(opening)
+            finally:
+                if opening.done():
                     self._opening = None
-                raise
-        return self._store
+        return store
 
     async def _open(self) -> Store:
         store = self._make_store()
@@ -322,8 +323,8 @@ def workflows_of(given: Workflow[..., Any] | ModuleType) -> list[Workflow[..., A
     if isinstance(given, Workflow):
         return [given]
     if isinstance(given, ModuleType):  # pyright: ignore[reportUnnecessaryIsInstance]
-        found = [each for each in vars(given).values() if isinstance(each, Workflow)]
-        return [*{id(each): each for each in cast("list[Workflow[..., Any]]", found) if not each.is_reference}.values()]
+        found = cast("list[Workflow[..., Any]]", [each for each in vars(given).values() if isinstance(each, Workflow)])
+        return [*{id(each): each for each in found if not each.is_reference}.values()]
     raise NotAWorkflow(f"{given!r} is neither a workflow nor a module: decorate the function with @workflow")
 
 

@@ -11,6 +11,7 @@ from urllib.parse import urlsplit
 
 from perdure.client import Client
 from perdure.errors import BadUrl, InvalidOption
+from perdure.stores.store import PAYLOAD_LIMIT_BYTES
 
 if TYPE_CHECKING:
     from perdure.core.codec import FailureTranslator
@@ -34,7 +35,9 @@ def connect(url: str | None = None, /, *, payload_limit: int | None = None) -> C
 
 
 def _store_of(url: str, payload_limit: int | None) -> Callable[[], Store]:
-    options = {} if payload_limit is None else {"payload_limit": payload_limit}
+    limit = PAYLOAD_LIMIT_BYTES if payload_limit is None else payload_limit
+    if limit < 1:
+        raise InvalidOption(f"connect(payload_limit={limit}): give at least 1 byte")
     scheme, colon, rest = url.partition(":")
     if not colon:
         raise BadUrl(f"{url!r} is no URL of a store: {_EXPECTED}")
@@ -44,14 +47,14 @@ def _store_of(url: str, payload_limit: int | None) -> Callable[[], Store]:
                 raise BadUrl(f"{url!r}: write `memory:` alone, nothing of it is kept")
             from perdure.stores.memory import MemoryStore  # noqa: PLC0415  only the store in use is imported
 
-            return lambda: MemoryStore(**options)
+            return lambda: MemoryStore(payload_limit=limit)
         case "sqlite":
             path = rest.removeprefix("//")
             if not path or path == ":memory:":
                 raise BadUrl(f"{url!r}: name a file, as in sqlite:perdure.db; for a store in memory, use memory:")
             from perdure.stores.sqlite import SqliteStore  # noqa: PLC0415  only the store in use is imported
 
-            return lambda: SqliteStore(path, **options)
+            return lambda: SqliteStore(path, payload_limit=limit)
         case "nats" | "tls" | "http" | "https":
             raise BadUrl(
                 f"{_without_credentials(url)!r}: this release has no {scheme} store; use memory: or sqlite:PATH"

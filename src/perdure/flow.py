@@ -53,7 +53,7 @@ class Continue(Struct, Generic[T_co], frozen=True):
 OnError = Stop | Skip | Retry | Continue[Any]
 
 
-# --- the graph ----------------------------------------------------------------------------------------------------------
+# --- the graph --------------------------------------------------------------------------------------------------------
 class Node(Struct, frozen=True, eq=False):
     """A value to come: an input, or the result of a step. To the type checker it looks like that value."""
 
@@ -123,7 +123,7 @@ class Flow(Workflow[[Mapping[str, Any]], Any]):
         name: str | None = None,
         on_error: Stop | Skip | Retry | Continue[R] | None = None,
     ) -> R:
-        """Add a step's call, and return its node. Arguments that are nodes are edges; `name` is the step's by default."""
+        """Add a step's call, and return its node. Arguments that are nodes are edges."""
         chosen = name or self._free_name(call.step.name)
         self._check_new(chosen)
         task = _Task(chosen, call.step, call.args, call.kwargs, on_error or Stop())
@@ -139,7 +139,7 @@ class Flow(Workflow[[Mapping[str, Any]], Any]):
         self._check_known(node.name)
         self._result_node = node.name
 
-    # --- as data --------------------------------------------------------------------------------------------------------
+    # --- as data ------------------------------------------------------------------------------------------------------
     def serialize(self) -> builtins.list[Any]:
         """Return the graph as builtin values. Steps go by name, input types and constants as they are encoded."""
         head = [SERIAL_VERSION, self.name, self.strategy, self.max_workers, self._result_node]
@@ -158,7 +158,7 @@ class Flow(Workflow[[Mapping[str, Any]], Any]):
 
     @staticmethod
     def deserialize(data: builtins.list[Any], *, steps: Iterable[Step[..., Any]]) -> Flow:
-        """Return the flow that `serialize` described, with these steps. Inputs are checked by the steps that take them."""
+        """Return the flow that `serialize` described. Its inputs are checked by the steps that take them."""
         known = {step.name: step for step in steps}
         try:
             (version, name, strategy, max_workers, returns), inputs, tasks = data
@@ -182,7 +182,7 @@ class Flow(Workflow[[Mapping[str, Any]], Any]):
             raise InvalidOption(f"this is not a flow that serialize() returned: {error}") from error
         return flow
 
-    # --- running --------------------------------------------------------------------------------------------------------
+    # --- running ------------------------------------------------------------------------------------------------------
     async def _run(self, inputs: Mapping[str, Any]) -> Any:
         values = self._checked(inputs)
         if self.strategy == "sequential":
@@ -210,7 +210,7 @@ class Flow(Workflow[[Mapping[str, Any]], Any]):
             async with asyncio.TaskGroup() as group:
                 for task in self._tasks.values():
                     running[task.name] = group.create_task(run(task))
-        except* Exception as failures:
+        except* Exception as failures:  # noqa: BLE001  passed on as the one that came first
             raise _first(failures) from None
 
     async def _result(self, task: _Task, values: Mapping[str, Any]) -> Any:
@@ -222,7 +222,7 @@ class Flow(Workflow[[Mapping[str, Any]], Any]):
         step = task.step.using(retry=rule) if isinstance(rule, Retry) else task.step
         try:
             return await step.using(name=task.name)(*args, **kwargs)
-        except Exception:
+        except Exception:  # noqa: BLE001  the rule says which are passed on
             match rule:
                 case Skip():
                     return _SKIPPED
@@ -255,10 +255,8 @@ class Flow(Workflow[[Mapping[str, Any]], Any]):
 
 
 def _first(failures: BaseExceptionGroup[BaseException]) -> BaseException:
-    error: BaseException = failures
-    while isinstance(error, BaseExceptionGroup):
-        error = cast("BaseExceptionGroup[BaseException]", error).exceptions[0]
-    return error
+    error = failures.exceptions[0]
+    return _first(cast("BaseExceptionGroup[BaseException]", error)) if isinstance(error, BaseExceptionGroup) else error
 
 
 def _dumped(value: object) -> Any:

@@ -1,4 +1,4 @@
-"""Groups: many invocations run together, with a rule for when to stop waiting. Built on starting, waiting, cancelling."""
+"""Groups: many invocations run together, with a rule for when to stop waiting for them."""
 
 from __future__ import annotations
 
@@ -210,9 +210,3 @@ async def _all(tasks: Sequence[asyncio.Task[None]], reached: asyncio.Event) -> N
         await asyncio.wait([asyncio.ensure_future(ended), enough], return_when=asyncio.FIRST_COMPLETED)
     finally:
         enough.cancel()
-
-
-__all__ = [
-    *("Cancelled", "Completed", "Failed", "Group", "Wait", "WaitDuration", "WaitForQuota", "WaitForever"),
-    *("WaitQuotaOrDuration", "run_children", "run_group"),
-]

@@ -265,8 +265,8 @@ def step(
     seconds or as a timedelta; `name` is what journals call it (the function's name). Plain functions run in a thread.
     """
     if fn is None:
-        return functools.partial(step, retry=retry, timeout=timeout, name=name)
-    return Step(fn, retry=retry, timeout=timeout, name=name)
+        return cast("Any", functools.partial(step, retry=retry, timeout=timeout, name=name))
+    return cast("Any", Step(fn, retry=retry, timeout=timeout, name=name))
 
 
 # --- workflows --------------------------------------------------------------------------------------------------------
@@ -484,9 +484,8 @@ class _WorkflowFactory:
         `name` is its handler (the function's name), `aliases` older names of it, `timeout` its time limit in seconds
         or as a timedelta.
         """
-        if fn is None:
-            return functools.partial(Workflow, **options)
-        return Workflow(fn, **options)
+        make: Any = Workflow
+        return functools.partial(make, **options) if fn is None else make(fn, **options)
 
     @overload
     def ref(self, fn: Callable[P, Awaitable[R]], /) -> Workflow[P, R]: ...
@@ -496,11 +495,11 @@ class _WorkflowFactory:
     def ref(self, name: str, /, *, takes: TypeForm[S], returns: TypeForm[T]) -> Workflow[[S], T]: ...
     def ref(self, fn: Any, /, **types: Any) -> Any:
         """Name a workflow that lives elsewhere: by a function without a body, or by name, with types or without."""
+        make = cast("Any", functools.partial(cast("Any", Workflow), reference=True))
         if not isinstance(fn, str):
-            return Workflow(fn, reference=True)
-        if types:
-            return Workflow(_elsewhere, name=fn, loose=_Loose((types["takes"],), types["returns"]), reference=True)
-        return Workflow(_elsewhere, name=fn, loose=_Loose(None, Any), reference=True)
+            return make(fn)
+        loose = _Loose((types["takes"],), types["returns"]) if types else _Loose(None, Any)
+        return make(_elsewhere, name=fn, loose=loose)
 
 
 workflow = _WorkflowFactory()
@@ -559,7 +558,7 @@ def _copy(original: T) -> T:
 
 def _name_of(fn: Any) -> str:
     while isinstance(fn, functools.partial):
-        fn = cast("Any", fn.func)  # pyright: ignore[reportUnknownMemberType]
+        fn = cast("functools.partial[Any]", fn).func
     return getattr(fn, "__name__", None) or type(fn).__name__
 
 
@@ -569,7 +568,7 @@ def _where(fn: Any) -> str:
 
 def _is_async(fn: Any) -> bool:
     while isinstance(fn, functools.partial):
-        fn = cast("Any", fn.func)  # pyright: ignore[reportUnknownMemberType]
+        fn = cast("functools.partial[Any]", fn).func
     return inspect.iscoroutinefunction(fn) or inspect.iscoroutinefunction(getattr(fn, "__call__", None))  # noqa: B004
 
 

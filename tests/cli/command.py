@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Generator
+from contextlib import contextmanager
 from pathlib import Path
 
 APP = """
@@ -79,8 +81,6 @@ def plain() -> None: ...
 elsewhere = workflow.ref("elsewhere")
 """
 
-START_S = 30.0
-
 
 def perdure(*arguments: str, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
     """Run `perdure ARGUMENTS` to its end."""
@@ -94,9 +94,10 @@ def perdure(*arguments: str, cwd: Path, **environment: str) -> subprocess.Comple
     )
 
 
-def started(*arguments: str, cwd: Path) -> subprocess.Popen[str]:
-    """Start `perdure ARGUMENTS`."""
-    return subprocess.Popen(
+@contextmanager
+def started(*arguments: str, cwd: Path) -> Generator[subprocess.Popen[str]]:
+    """Start `perdure ARGUMENTS`, and kill it at the end if it still runs."""
+    process = subprocess.Popen(
         [sys.executable, "-m", "perdure", *arguments],
         cwd=cwd,
         env=clean_environment(),
@@ -104,6 +105,11 @@ def started(*arguments: str, cwd: Path) -> subprocess.Popen[str]:
         stderr=subprocess.PIPE,
         text=True,
     )
+    with process:
+        try:
+            yield process
+        finally:
+            process.kill()
 
 
 def clean_environment() -> dict[str, str]:

@@ -164,14 +164,10 @@ def test_store_that_cannot_be_opened_is_a_failure(folder: Path) -> None:
 
 
 def test_store_that_another_process_serves_is_a_failure(folder: Path) -> None:
-    worker = started("worker", "app.py", "--url", "sqlite:runs.db", cwd=folder)
-    try:
+    with started("worker", "app.py", "--url", "sqlite:runs.db", cwd=folder) as worker:
         assert worker.stdout is not None
         worker.stdout.readline()
         run = perdure("run", "app.py:hello", "x", "--url", "sqlite:runs.db", cwd=folder)
-    finally:
-        worker.terminate()
-        worker.communicate()
     assert run.returncode == 1
     assert run.stderr.startswith("error: ")
     assert str(worker.pid) in run.stderr
@@ -190,10 +186,10 @@ def test_same_id_with_other_input_is_a_failure(folder: Path) -> None:
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_signal_ends_it_with_what_there_is(folder: Path, number: signal.Signals, code: int) -> None:
-    run = started("run", "app.py:twice", "--count", "100000", "--url", "memory:", cwd=folder)
-    wait_for_steps(folder, 100)
-    run.send_signal(number)
-    out, err = run.communicate(timeout=30)
+    with started("run", "app.py:twice", "--count", "100000", "--url", "memory:", cwd=folder) as run:
+        wait_for_steps(folder, 100)
+        run.send_signal(number)
+        out, err = run.communicate(timeout=30)
     assert (run.returncode, err) == (code, "")
     assert "Not ended: " in out
 
@@ -211,10 +207,8 @@ async def test_killed_batch_is_completed_by_the_same_command_and_no_recorded_ste
         "--url",
         "sqlite:runs.db",
     )
-    run = started(*command, cwd=folder)
-    wait_for_steps(folder, 200)
-    run.kill()
-    run.communicate()
+    with started(*command, cwd=folder):
+        wait_for_steps(folder, 200)
 
     recorded: set[str] = set()
     async with connect(f"sqlite:{folder / 'runs.db'}") as client:

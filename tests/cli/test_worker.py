@@ -19,13 +19,9 @@ pytestmark = pytest.mark.slow
 @contextmanager
 def serving(*arguments: str, cwd: Path) -> Generator[tuple[subprocess.Popen[str], str]]:
     """A worker that has said that it serves, with the line in which it did."""
-    process = started("worker", *arguments, cwd=cwd)
-    try:
+    with started("worker", *arguments, cwd=cwd) as process:
         assert process.stdout is not None
         yield process, process.stdout.readline()
-    finally:
-        process.kill()
-        process.communicate()
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
@@ -64,10 +60,8 @@ async def slow(seconds: float) -> None:
 def in_the_middle_of_a_step(folder: Path, seconds: float) -> None:
     """Leave a store in which `slow` has begun its step and nobody runs it."""
     (folder / "slow.py").write_text(SLOW)
-    run = started("run", "slow.py", str(seconds), "--url", "sqlite:runs.db", cwd=folder)
-    wait_for(folder / "began")
-    run.kill()
-    run.communicate()
+    with started("run", "slow.py", str(seconds), "--url", "sqlite:runs.db", cwd=folder):
+        wait_for(folder / "began")
     (folder / "began").unlink()
 
 

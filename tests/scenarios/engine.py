@@ -18,7 +18,7 @@ from perdure.runtime.runner import Runner
 from perdure.runtime.steps import Attempt
 from perdure.runtime.worker import Worker
 from perdure.stores.store import Store
-from perdure.workflow import StepInfo, Workflow
+from perdure.workflow import StepInfo, Work, Workflow
 from tests.scenarios import bodies
 
 

@@ -33,7 +33,7 @@ from perdure.workflow import Workflow, step, workflow
 
 ID = "it"
 QUIET_ROUNDS = 12
-RESULT_WAIT_SECONDS = 5.0
+RESULT_WAIT_SECONDS = 2.0
 Mode = Literal["plain", "stale acknowledgement", "redelivery"]
 MODES: tuple[Mode, ...] = ("plain", "stale acknowledgement", "redelivery")
 
@@ -101,6 +101,13 @@ async def sleeper(x: int) -> int:
 
 
 @workflow
+async def double_sleeper(x: int) -> int:
+    await asyncio.sleep(5)
+    await asyncio.sleep(5)
+    return x
+
+
+@workflow
 async def child(x: int) -> int:
     return await add(x, 10)
 
@@ -147,7 +154,7 @@ async def catcher(x: int) -> int:
 
 
 SERVED: tuple[Workflow[..., Any], ...] = (
-    *(three_steps, gathered, retried, sleeper, child, parent, sleepy_parent, sender, asker, cleaner, catcher),
+    *(three_steps, gathered, retried, sleeper, double_sleeper, child, parent, sleepy_parent, sender, asker, cleaner, catcher),
 )
 
 Act = Callable[["Lab"], Awaitable[None]]
@@ -195,6 +202,7 @@ PROGRAMS = (
     Program("gather", gathered, [1, 2, 3], {"add 0 1": 1, "add 0 2": 1, "add 0 3": 1}, points=4, twice=True),
     Program("a step that fails once", retried, 0, {"fails_once": 2}, points=10),
     Program("sleep", sleeper, 1, {"add 0 1": 1}, points=13),
+    Program("two sleeps", double_sleeper, 0, {}, points=13),
     Program("children", parent, 20, {"add 0 10": 1, "add 10 10": 1}, points=22),
     Program("a child after a sleep", sleepy_parent, 10, {"add 0 10": 1}, points=17),
     Program("send", sender, derived_id(ID, 0, 1), {"add 0 1": 1, "add 0 10": 1}, points=8),
@@ -253,6 +261,7 @@ class Lab:
     async def process(self) -> AsyncIterator[None]:
         """Open what was written, with a client and a worker."""
         self.crashed.clear()
+        self.deadline = asyncio.get_running_loop().time() + RESULT_WAIT_SECONDS
         self.client = Client(lambda: self.store, channels_for, translators_in_use)
         await self.client.opened()
         self.worker = Worker(self.client.opened, SERVED, always_replay=self._always_replay)
@@ -275,13 +284,19 @@ class Lab:
         while calm < QUIET_ROUNDS and not self.crashed.is_set():
             calm = calm + 1 if self.worker.quiet else 0
             await asyncio.sleep(0)
+            self.stop_if_late()
 
     async def until(self, condition: Callable[[], bool]) -> None:
         while not condition():
             self.stop_if_crashed()
             await asyncio.sleep(0)
 
+    def stop_if_late(self) -> None:
+        if asyncio.get_running_loop().time() > self.deadline:
+            raise AssertionError(f"it does not end; writes: {self.writes}")
+
     def stop_if_crashed(self) -> None:
+        self.stop_if_late()
         if self.crashed.is_set():
             raise StoreClosed("the process crashed")
 
@@ -302,14 +317,11 @@ class Lab:
         result = asyncio.ensure_future(self._result(program))
         acting = asyncio.ensure_future(program.act(self))
         try:
-            deadline = asyncio.get_running_loop().time() + RESULT_WAIT_SECONDS
             while not (result.done() and acting.done()):
                 await self.settle()
                 self.stop_if_crashed()
                 if acting.done() and (due := self.clock.next_due()) is not None:
                     self.clock.move_to(due)
-                if asyncio.get_running_loop().time() > deadline:
-                    raise AssertionError(f"{program.name} does not end; writes: {self.writes}")
             acting.result()
             return result.result()
         except Crashed:

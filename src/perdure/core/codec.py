@@ -578,7 +578,7 @@ def _restored(failure: Failure, translators: Sequence[FailureTranslator]) -> Bas
                 return error
         error = _instance(cls, failure, translators)
         str(error)  # an exception that cannot be shown is worse than a RemoteError
-    except Exception:  # noqa: BLE001  whatever its class has against it, the caller gets a RemoteError
+    except Exception:  # noqa: BLE001  a broken __str__ or __repr__ may break it; the failure is recorded even so
         return None
     return error
 
@@ -696,14 +696,14 @@ def _builtin(value: object) -> Any:
     try:
         payload = _encode(value)
         return _decode_any(payload) if len(payload) <= VALUE_LIMIT else _clean(repr(value))
-    except Exception:  # noqa: BLE001  what cannot be encoded is kept as text
+    except Exception:  # noqa: BLE001  a broken __str__ or __repr__ may break it; the failure is recorded even so
         return _shown(value)
 
 
 def _shown(value: object) -> str:
     try:
         return _clean(repr(value))
-    except Exception:  # noqa: BLE001  a broken __repr__ must not hide the exception that carries it
+    except Exception:  # noqa: BLE001  a broken __str__ or __repr__ may break it; the failure is recorded even so
         return f"<{type_name(type(value))} without a repr>"
 
 

@@ -20,7 +20,7 @@ from perdure.core.codec import Failure
 Status = Literal["scheduled", "pending", "running", "suspended", "paused", "completed", "failed", "cancelled"]
 
 
-# --- starts ---------------------------------------------------------------------------------------------------------
+# --- starts -----------------------------------------------------------------------------------------------------------
 class Parent(Struct, frozen=True, array_like=True, gc=False):
     """Who waits for an invocation: command `n` of generation `generation` of invocation `id`."""
 

@@ -33,7 +33,7 @@ CLOSE_ATTEMPTS = 100
 """How often a coroutine that keeps awaiting during `close` is asked again, before it is left as it is."""
 
 REFUSALS_LIMIT = 100
-"""How often a dropped body is refused what it asks for; one that swallows so many waits for ever instead of spinning."""
+"""How often a dropped body is refused what it asks for; one that swallows so many then waits for ever."""
 
 _left_as_they_are: list[Coroutine[Any, Any, Any]] = []
 """Coroutines that no `close` ends. Were they freed, Python would run them on once more, outside their loop."""

@@ -25,11 +25,12 @@ from typing import Any, Protocol
 from msgspec.structs import replace
 
 from perdure.core.codec import Failure
-from perdure.core.effects import NO_EFFECTS, effects_of
+from perdure.core.effects import NO_EFFECTS, Effects, effects_of
 from perdure.core.history import DEATHS_LIMIT, History
 from perdure.core.journal import (
     Accepted,
     Answer,
+    Answering,
     Attempted,
     CallStep,
     Cancel,
@@ -103,14 +104,16 @@ class Home(Protocol):
     python: str
     hash_seed: str
     always_replay: bool
-    watch: Watch
 
+    @property
+    def watch(self) -> Watch: ...
     def schedule(self, runner: Runner, /) -> None: ...
     def hold_first_frame(self, runner: Runner, /) -> None: ...
     def acquire_slot(self, runner: Runner, /) -> bool: ...
     def release_slot(self, runner: Runner, /) -> None: ...
     def became_idle(self, runner: Runner, /) -> None: ...
     def ended(self, runner: Runner, /) -> None: ...
+    def deliver_again(self, delivery: Delivery, /) -> None: ...
     def make_turn(self, start: Start, /) -> Turn: ...
     def failure_of(self, error: BaseException, /) -> Failure: ...
     def begin_attempt(self, work: Work, info: StepInfo, runner: Runner, /) -> Attempt: ...
@@ -136,8 +139,10 @@ class Runner:
         self._stuck: str | None = None  # why there is no turn: the code does not fit the journal
         self._inbox: list[Delivery] = []
         self._taken: list[Delivery] = []  # to be acknowledged by the next commit
-        self._arrivals: list[Entry] = []  # outcomes of steps that are not journaled yet
+        self._arrivals: list[Answering] = []  # outcomes of steps that are not journaled yet
         self._unwritten: Ready | None = None  # what the body asked for, while the first frame is held back
+        self._redo = NO_EFFECTS  # those of the last frame, if another wrote it: they come first
+        self._has_written = False
         self._begun_early: set[int] = set()  # steps in it: they have begun, and may have ended since
         self._force_frame = False
         self._running: dict[int, Attempt] = {}
@@ -205,6 +210,8 @@ class Runner:
         elif self._must_claim_first or (history.claimed and not self._owned):
             self._claim_first(start)
         else:
+            if not self._has_written:
+                self._redo = self._effects_of(start, history.last)
             self._open(start, journal.frames)
             self._round()
 
@@ -300,9 +307,7 @@ class Runner:
 
     def _resume_commands(self, turn: Turn) -> None:
         """Take up the commands that wait for an answer, after a replay or a pause."""
-        arrived = {
-            entry.n for entry in self._arrivals if not isinstance(entry, CancelRequested) and hasattr(entry, "n")
-        }  # type: ignore[attr-defined]
+        arrived = {each.n for each in self._arrivals}
         begun = {n for n, _, _ in self._to_begin}
         for n, pending in turn.pending.items():
             if n not in arrived and n not in begun:
@@ -516,8 +521,7 @@ class Runner:
         frame = Frame(self._home.name, at, frame_entries, ready.commands, ready.state, ready.cancels)
         self.history.add(frame)
         effects = effects_of(start, frame, self.history.children.get)
-        if answers:
-            effects = replace(effects, answers=(*effects.answers, *answers))
+        effects = self._with_redo(effects, answers)
         status = self.history.status
         changed = status if status != self._status or release else None
         taken, self._taken = self._taken, []
@@ -547,7 +551,7 @@ class Runner:
         return False
 
     def _cancel_unbegun(self, n: int) -> None:
-        """A step whose end is asked for before it began never begins; its end is a fact at once."""
+        """End a step that has not begun when the body no longer wants it: its end is a fact at once."""
         turn = self.turn
         pending = turn.pending.get(n) if turn is not None else None
         if pending is not None and isinstance(pending.command, CallStep) and n not in self._running:
@@ -557,12 +561,24 @@ class Runner:
     def _effects_of(self, start: Start, frame: Frame | None) -> Any:
         return effects_of(start, frame, self.history.children.get) if frame is not None else NO_EFFECTS
 
+    def _with_redo(self, effects: Effects, answers: Sequence[Answer]) -> Effects:
+        """Add answers, and the effects of a frame that another wrote and may not have acted on."""
+        redo, self._redo = self._redo, NO_EFFECTS
+        if redo is NO_EFFECTS and not answers:
+            return effects
+        return replace(
+            effects,
+            starts=(*redo.starts, *effects.starts),
+            messages=(*redo.messages, *effects.messages),
+            answers=(*redo.answers, *effects.answers, *answers),
+        )
+
     def _after_nothing(self, answers: list[Answer]) -> None:
         """Nothing to record: answer and acknowledge. Who was woken too early sets the wake again first."""
         taken, self._taken = self._taken, []
         due = None if self._owned else self._next_due()
-        if answers or due is not None:
-            effects = replace(NO_EFFECTS, answers=tuple(answers), wake=due)
+        if answers or due is not None or self._redo is not NO_EFFECTS:
+            effects = self._with_redo(replace(NO_EFFECTS, wake=due), answers)
             status = None if due is None else self.history.status
             transition = Transition(self.id, self.revision, None, effects, status, due is not None, taken)
             self._commit(transition, self._after_quiet_commit)
@@ -592,6 +608,7 @@ class Runner:
             self._commit_failed(transition, then, error)
             return
         self._busy = False
+        self._has_written = True
         if transition.frame is not None:
             self.revision = future.result()
         if not self.closed:
@@ -603,6 +620,7 @@ class Runner:
         elif isinstance(error, Conflict):
             log.warning("invocation %s is given up: %s", self.id, error)
             self.close()
+            self._home.ended(self)
         else:
             # Nothing of it happened. The same transition is still right, so it is tried until the store works again.
             log.error("commit for invocation %s failed, trying again: %s", self.id, error)
@@ -697,7 +715,7 @@ class Runner:
         self._arrivals.append(self._entry_of(n, number, attempt, task))
         self._home.schedule(self)
 
-    def _entry_of(self, n: int, number: int, attempt: Attempt, task: asyncio.Task[bytes]) -> Entry:
+    def _entry_of(self, n: int, number: int, attempt: Attempt, task: asyncio.Task[bytes]) -> Answering:
         """Turn the end of an attempt into the fact to journal."""
         at = self._home.clock.now()
         if task.cancelled():
@@ -778,9 +796,12 @@ class Runner:
         self._home.schedule(self)
 
     def _settled(self) -> None:
-        """The outcome is durable: let go of everything."""
+        """Let go of everything: the outcome is durable."""
+        late, self._inbox = self._inbox, []
         self.close()
         self._home.ended(self)
+        for delivery in late:
+            self._home.deliver_again(delivery)
 
     def close(self) -> None:
         """Stop without a trace: nothing is journaled or acknowledged any more."""

@@ -42,7 +42,7 @@ DRAIN_LIMIT_SECONDS = 1.0
 
 COLLECTOR_THRESHOLD = 10_000
 """Allocations between two young garbage collections while a worker runs, unless the program has set more. CPython's own
-700 (2,000 from 3.13 on) makes the collector scan what a busy worker has in hand many times over: a tenth of its time."""
+700 makes the collector scan what a busy worker has in hand many times over, for a tenth of its time."""
 
 STOP_GRACE_SECONDS = 10.0
 """How long running steps may take to end when a worker stops."""
@@ -264,6 +264,10 @@ class Worker:
             del self._runners[runner.id]
         self._cached.pop(runner.id, None)
 
+    def deliver_again(self, delivery: Delivery, /) -> None:
+        """Give what came while an invocation settled to a new runner, which answers from the journal."""
+        self._deliver(delivery)
+
     def make_turn(self, start: Start, /) -> Turn:
         """Make the turn of an invocation."""
         workflow = self.workflows[start.handler]
@@ -309,7 +313,8 @@ def by_name(workflows: Sequence[Workflow[..., Any]]) -> dict[str, Workflow[..., 
         for name in (workflow.name, *workflow.aliases):
             other = named.get(name)
             if other is not None and other is not workflow:
-                text = f"two workflows are called {name!r}: {other.where} and {workflow.where}; name one @workflow(name=...)"
+                both = f"{other.where} and {workflow.where}"
+                text = f"two workflows are called {name!r}: {both}; name one with @workflow(name=...)"
                 raise NameTaken(text, name=name)
             named[name] = workflow
     return named
@@ -352,7 +357,7 @@ class DrainWatch:
                 self._report(runner)
 
     def _report(self, runner: Runner) -> None:
-        frame = sys._current_frames().get(self._loop_thread)  # noqa: SLF001  there is no other way to its stack
+        frame = sys._current_frames().get(self._loop_thread)  # pyright: ignore[reportPrivateUsage]  no other way to it
         log.error(
             "the body of invocation %s (%s) blocks the worker for more than %.1f s: make what it does a step, or "
             "await it. It is here:\n%s",

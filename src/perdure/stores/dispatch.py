@@ -38,7 +38,7 @@ class Hold(Struct):
 class Line(Struct):
     """The queued starts of one handler. It is `whole` when none of them is in the store's table only."""
 
-    window: deque[Delivery] = field(default_factory=deque)
+    window: deque[Delivery] = field(default_factory=deque[Delivery])
     last: int = 0
     whole: bool = False
     refilling: asyncio.Task[None] | None = None
@@ -283,7 +283,9 @@ class Dispatcher:
             found = await self._fetch(handler, line.last, WINDOW_LIMIT)
             for delivery in found:
                 line.last = delivery.token
-                if delivery.id not in self._owners:
+                if (owner := self._owners.get(delivery.id)) is not None:
+                    self._hand(owner, delivery)  # begun already, and its start was never acknowledged
+                else:
                     line.window.append(delivery)
             line.whole = len(found) < WINDOW_LIMIT and not line.missed
         finally:

@@ -101,7 +101,7 @@ def _breaches_of(id: str, row: Row, contents: Contents, now: float) -> Iterator[
         for command in frame.commands:
             if isinstance(command, (CallChild, SendStart)) and command.start.id not in contents.rows:
                 yield f"{command.start.id}, which it starts, does not exist"
-    if row.status != history.status:
+    if row.status != history.status and (history.outcome is not None or history.paused is not None):
         yield f"its journal says {history.status}"
     if history.outcome is not None:
         yield from _parent_breaches(history.start, contents)
@@ -127,8 +127,6 @@ def _parent_breaches(start: Start, contents: Contents) -> Iterator[str]:
 
 def _waiting_breaches(id: str, history: History, waits: Waits, contents: Contents) -> Iterator[str]:
     assert history.start is not None
-    if history.claimed:
-        yield "it is claimed, without a delivery, and not running"
     if (due := waits.due(history.start)) is not None and not contents.wakes.get(id, due + 1) <= due:
         yield f"something is due at {due}, and no wake is set for then"
     for n, command in waits.commands.items():

@@ -29,12 +29,20 @@ from perdure.stores.clock import Alarm, SystemClock, VirtualClock
 from perdure.stores.dispatch import Dispatcher, Member
 from perdure.stores.liveness import Contents, breaches
 from perdure.stores.notices import Notices
-from perdure.stores.store import Counts, Delivery, Filter, Journal, Row, Transition, Wake, id_conflict, unknown
+from perdure.stores.store import (
+    PAYLOAD_LIMIT_BYTES,
+    Counts,
+    Delivery,
+    Filter,
+    Journal,
+    Row,
+    Transition,
+    Wake,
+    id_conflict,
+    unknown,
+)
 
 T = TypeVar("T")
-
-PAYLOAD_LIMIT_BYTES = 64 * 1024 * 1024
-"""The most bytes of one encoded value, by default."""
 
 Hook = Callable[[str, str], None]
 """Called before each write with its kind and the invocation's id; may raise `Crashed`."""

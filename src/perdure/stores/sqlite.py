@@ -26,7 +26,7 @@ import sqlite3
 import threading
 import time
 import zlib
-from collections.abc import Callable, Collection, Coroutine, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Coroutine, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeVar, cast
 
@@ -60,13 +60,22 @@ from perdure.errors import (
 from perdure.stores.clock import Alarm, SystemClock
 from perdure.stores.dispatch import Dispatcher, Member
 from perdure.stores.notices import Notices
-from perdure.stores.store import Counts, Delivery, Filter, Journal, Row, Transition, Wake, id_conflict, unknown
+from perdure.stores.store import (
+    PAYLOAD_LIMIT_BYTES,
+    Counts,
+    Delivery,
+    Filter,
+    Journal,
+    Row,
+    Transition,
+    Wake,
+    id_conflict,
+    unknown,
+)
 
 T = TypeVar("T")
 
 SCHEMA_VERSION = 1
-PAYLOAD_LIMIT_BYTES = 64 * 1024 * 1024
-"""The most bytes of one encoded value, by default."""
 BATCH_LIMIT = 2_000
 """Transitions, submits and posts that share one transaction at most."""
 VERIFY_LIMIT_BYTES = 64 * 1024 * 1024
@@ -780,8 +789,8 @@ def _apply(
 
 
 _INSERT_INVOCATION = (
-    "INSERT INTO invocation (id, handler, key, created_at, due, identity, start, checksum, status, sequence, updated_at, "
-    "wake, revision, state_checksum) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, NULL, 0, ?)"
+    "INSERT INTO invocation (id, handler, key, created_at, due, identity, start, checksum, status, sequence, "
+    "updated_at, wake, revision, state_checksum) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, NULL, 0, ?)"
 )
 _CHANGE_STATUS = (
     "UPDATE invocation SET status = ?, sequence = NULL, updated_at = ?, wake = ?, revision = ?4, state_checksum = ? "
@@ -1061,7 +1070,7 @@ def explain(path: str, error: Exception) -> Exception:
 
 
 @contextmanager
-def _explained(path: str) -> Iterator[None]:
+def _explained(path: str) -> Generator[None]:
     try:
         yield
     except (sqlite3.Error, OSError) as error:
@@ -1069,7 +1078,7 @@ def _explained(path: str) -> Iterator[None]:
 
 
 @contextmanager
-def _quietly() -> Iterator[None]:
+def _quietly() -> Generator[None]:
     """For letting go of something that may be broken already."""
     try:
         yield

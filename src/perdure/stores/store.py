@@ -21,8 +21,11 @@ from perdure.core.effects import NO_EFFECTS, Effects
 from perdure.core.journal import Answer, Frame, Message, Outcome, Start, Status
 from perdure.errors import IdConflict, PayloadTooLarge, UnknownInvocation
 
+PAYLOAD_LIMIT_BYTES = 64 * 1024 * 1024
+"""The most bytes that one encoded value may take, unless `connect` is told otherwise."""
 
-# --- time ---------------------------------------------------------------------------------------------------------
+
+# --- time -------------------------------------------------------------------------------------------------------------
 class Timer(Protocol):
     """A callback to come."""
 
@@ -41,7 +44,7 @@ class Clock(Protocol):
         ...
 
 
-# --- what a store delivers ------------------------------------------------------------------------------------------
+# --- what a store delivers --------------------------------------------------------------------------------------------
 class Wake(Struct, frozen=True):
     """A hint: something of this invocation may be due."""
 
@@ -81,7 +84,7 @@ class Subscription(Protocol):
         ...
 
 
-# --- what a store writes --------------------------------------------------------------------------------------------
+# --- what a store writes ----------------------------------------------------------------------------------------------
 class Transition(Struct):
     """One step in the life of an invocation: a frame guarded by the revision it extends, and what follows from it.
 
@@ -189,7 +192,10 @@ class Store(Protocol):
         ...
 
     def post(self, message: Message, /) -> asyncio.Future[None]:
-        """Accept a message durably; a second one of the same id changes nothing. `UnknownInvocation` if it has no one to go to."""
+        """Accept a message durably; a second one of the same id changes nothing.
+
+        `UnknownInvocation` when nobody has the id that it is addressed to.
+        """
         ...
 
     async def answer(self, message_id: str, /) -> Answer:

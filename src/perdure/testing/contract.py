@@ -128,7 +128,7 @@ class StoreContract:
         """Return, not open yet, the store that `store`, now closed, was, as another process would find it."""
         raise NotImplementedError
 
-    # --- what tests share -----------------------------------------------------------------------------------------
+    # --- what tests share ---------------------------------------------------------------------------------------------
     @asynccontextmanager
     async def opened(self) -> AsyncIterator[Store]:
         """Make, open, and in the end close a store; `self.store` is the one now open."""
@@ -215,7 +215,7 @@ class StoreContract:
         """Read the frames of a journal."""
         return [*(await self.store.journal(id)).frames]
 
-    # --- submit ---------------------------------------------------------------------------------------------------
+    # --- submit -------------------------------------------------------------------------------------------------------
     async def test_new_start_is_accepted_and_can_be_read(self) -> None:
         async with self.opened() as store:
             start = self.start(key="k", timeout=3.5, parent=Parent("p", 0, 4), held=("a", "b"))
@@ -336,7 +336,7 @@ class StoreContract:
                 await asyncio.sleep(0)
             assert set(await inbox.starts(len(expected))) == expected
 
-    # --- deliveries -----------------------------------------------------------------------------------------------
+    # --- deliveries ---------------------------------------------------------------------------------------------------
     async def test_starts_are_delivered_within_what_was_requested(self) -> None:
         async with self.opened() as store:
             inbox = self.inbox()
@@ -475,7 +475,7 @@ class StoreContract:
             await self.reopened()
             await self.inbox(room=5).stays_empty(self.calm)
 
-    # --- commit ---------------------------------------------------------------------------------------------------
+    # --- commit -------------------------------------------------------------------------------------------------------
     async def test_revision_grows_with_every_frame_and_the_journal_tells_the_last(self) -> None:
         async with self.opened() as store:
             start, first = await self.begun(self.inbox())
@@ -677,7 +677,7 @@ class StoreContract:
             await self.commit(start, revision, self.frame(Fired(1, 1.0)))
             assert len(before.frames) == 1
 
-    # --- messages -------------------------------------------------------------------------------------------------
+    # --- messages -----------------------------------------------------------------------------------------------------
     async def test_message_goes_to_who_serves_its_invocation(self) -> None:
         async with self.opened() as store:
             inbox, other = self.inbox(), self.inbox("other", room=5)
@@ -857,7 +857,7 @@ class StoreContract:
             await self.commit(start, revision, self.frame(Refused(1.0, "m", "r")), None, delivery)
             assert await within(self.patience, kept, "no answer") == Answer("m", "r")
 
-    # --- watching -------------------------------------------------------------------------------------------------
+    # --- watching -----------------------------------------------------------------------------------------------------
     async def test_outcome_is_pushed_to_all_who_watch(self) -> None:
         async with self.opened() as store:
             inbox = self.inbox()
@@ -902,7 +902,7 @@ class StoreContract:
             self.store.commit(Transition(start.id, revision, self.frame(Completed(2.0, b"\xc0")), status="completed"))
             assert await within(self.patience, watch, "not pushed") == await store.outcome(start.id)
 
-    # --- wakes ----------------------------------------------------------------------------------------------------
+    # --- wakes --------------------------------------------------------------------------------------------------------
     async def test_wake_comes_once_and_never_early(self) -> None:
         async with self.opened() as store:
             inbox = self.inbox()
@@ -1016,7 +1016,7 @@ class StoreContract:
             await self.reopened()
             await self.inbox(room=1).stays_empty(self.calm)
 
-    # --- the index ------------------------------------------------------------------------------------------------
+    # --- the index ----------------------------------------------------------------------------------------------------
     async def test_search_lists_newest_first_whatever_the_status(self) -> None:
         async with self.opened() as store:
             inbox = self.inbox()
@@ -1096,7 +1096,7 @@ class StoreContract:
             assert row is not None
             assert start.at + 49 < row.updated_at <= store.clock.now()
 
-    # --- payloads -------------------------------------------------------------------------------------------------
+    # --- payloads -----------------------------------------------------------------------------------------------------
     async def test_payloads_of_every_size_come_back_unchanged(self) -> None:
         async with self.opened() as store:
             inbox = self.inbox()
@@ -1128,7 +1128,7 @@ class StoreContract:
         async with self.opened() as store:
             assert store.payload_limit >= MIB
 
-    # --- the store itself -----------------------------------------------------------------------------------------
+    # --- the store itself ---------------------------------------------------------------------------------------------
     async def test_secret_stays_the_same(self) -> None:
         async with self.opened() as store:
             secret = store.secret
