@@ -22,6 +22,9 @@ from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
+from examples.services.hello_pb2 import HelloRequest
+from examples.services.hello_pb2_grpc import HelloServiceStub
+from examples.services.process import service
 from perdure import Client, Context, Workflow, connect, step, workflow
 
 CEILING = os.path.join(os.path.dirname(__file__), "..", "..", "shared", "bench", "ceiling_sqlite.py")
@@ -63,9 +66,6 @@ async def many_steps(count: int) -> int:
 
 @workflow
 async def three_calls(ctx: Context, name: str) -> str:
-    from examples.services.hello_pb2 import HelloRequest
-    from examples.services.hello_pb2_grpc import HelloServiceStub
-
     hello = ctx.stub(HelloServiceStub)
     text = ""
     for greeting in ("User", "Async", "Confirm"):
@@ -127,9 +127,8 @@ async def long_invocation() -> tuple[float, float]:
 
 
 async def grpc_calls() -> float:
-    from examples.services.process import service
-
-    async with service("examples.services.hello") as address, engine(three_calls, services={"HelloService": address}) as client:
+    services = service("examples.services.hello")
+    async with services as address, engine(three_calls, services={"HelloService": address}) as client:
         await in_flight(client, three_calls, 200, str)
         return await in_flight(client, three_calls, 3_000, str)
 
@@ -137,7 +136,7 @@ async def grpc_calls() -> float:
 def run(measurement: Callable[[], Awaitable[Any]]) -> Any:
     """Run one measurement on uvloop, as the command line does, where it exists."""
     try:
-        import uvloop
+        import uvloop  # noqa: PLC0415  not everywhere
     except ImportError:
         return asyncio.run(measurement())  # type: ignore[arg-type]
     return uvloop.run(measurement())  # type: ignore[arg-type]
@@ -179,7 +178,8 @@ def report_long() -> None:
 
 def report_grpc(rounds: int) -> None:
     rates = [in_own_process("grpc_calls") for _ in range(rounds)]
-    print(f"three gRPC calls each, {IN_FLIGHT} in flight: median {statistics.median(rates):.0f} workflows/s (bar 1,000)")
+    median = statistics.median(rates)
+    print(f"three gRPC calls each, {IN_FLIGHT} in flight: median {median:.0f} workflows/s (bar 1,000)")
 
 
 def main() -> None:

@@ -29,9 +29,8 @@ def connect(url: str | None = None, /, *, payload_limit: int | None = None) -> C
     `memory:`, `sqlite:PATH`, `nats://HOST:PORT[,HOST:PORT...]` or `http(s)://HOST:PORT`. Without a url, the
     environment's `PERDURE_URL`, else `sqlite:perdure.db`. `payload_limit` is the most bytes of one encoded value.
     """
-    return Client(
-        _store_of(url or os.environ.get("PERDURE_URL") or DEFAULT_URL, payload_limit), channels_for, translators_in_use
-    )
+    chosen = url or os.environ.get("PERDURE_URL") or DEFAULT_URL
+    return Client(_store_of(chosen, payload_limit), channels_for, translators_in_use, make_stub)
 
 
 def _store_of(url: str, payload_limit: int | None) -> Callable[[], Store]:

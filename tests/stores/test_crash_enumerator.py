@@ -200,16 +200,16 @@ class Program:
 PROGRAMS = (
     Program("three steps", three_steps, 3, {"add 0 0": 1, "add 0 1": 1, "add 1 2": 1}, points=7, twice=True),
     Program("gather", gathered, [1, 2, 3], {"add 0 1": 1, "add 0 2": 1, "add 0 3": 1}, points=4, twice=True),
-    Program("a step that fails once", retried, 0, {"fails_once": 2}, points=10),
+    Program("a step that fails once", retried, 0, {"fails_once": 2}, points=10, twice=True),
     Program("sleep", sleeper, 1, {"add 0 1": 1}, points=13),
-    Program("two sleeps", double_sleeper, 0, {}, points=13),
+    Program("two sleeps", double_sleeper, 0, {}, points=11, twice=True),
     Program("children", parent, 20, {"add 0 10": 1, "add 10 10": 1}, points=22),
     Program("a child after a sleep", sleepy_parent, 10, {"add 0 10": 1}, points=17),
-    Program("send", sender, derived_id(ID, 0, 1), {"add 0 1": 1, "add 0 10": 1}, points=8),
-    Program("awakeable", asker, 5, {"hand_out": 1, "add 5 0": 1}, resolve, points=10),
+    Program("send", sender, derived_id(ID, 0, 1), {"add 0 1": 1, "add 0 10": 1}, points=8, twice=True),
+    Program("awakeable", asker, 5, {"hand_out": 1, "add 5 0": 1}, resolve, points=10, twice=True),
     Program("pause and resume", sleeper, 1, {"add 0 1": 1}, pause_and_resume, points=21),
-    Program("cancel", cleaner, InvocationCancelled, {"clean_up": 1}, cancel, points=13),
-    Program("a caught failure", catcher, 1, {"fails": 1, "add 0 1": 1}, points=6),
+    Program("cancel", cleaner, InvocationCancelled, {"clean_up": 1}, cancel, points=13, twice=True),
+    Program("a caught failure", catcher, 1, {"fails": 1, "add 0 1": 1}, points=6, twice=True),
 )
 
 

@@ -46,6 +46,7 @@ class History(Struct):
     paused: str | None = None
     outcome: Outcome | None = None
     deaths: int = 0
+    unclaimed_deaths: int = 0
     children: dict[int, Start] = {}
     messages: dict[str, str | None] = {}
     last: Frame | None = None  # the last frame that is more than a claim
@@ -69,14 +70,14 @@ class History(Struct):
                 if kind is Accepted or kind is Claimed:
                     continue
             only_claim = False
-            self.deaths = 0
+            self.deaths = self.unclaimed_deaths = 0
         for command in frame.commands:
             if type(command) is CallChild:
                 self.children[command.n] = command.start
         if not only_claim:
             self.last = frame
         elif first:
-            self.deaths += 1  # a first frame that only claims follows a death that left none
+            self.unclaimed_deaths = 1  # a first frame that only claims follows a death that left no claim
 
     def note(self, entry: Entry) -> None:
         """Fold one entry, perhaps before its frame is written; a second time it changes nothing."""

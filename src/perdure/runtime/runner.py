@@ -241,7 +241,8 @@ class Runner:
         history = self.history
         claim = self._claim(at)
         entries: list[Entry] = [claim] if self.revision else [Accepted(start), claim]
-        deaths = history.deaths + (0 if self.revision else 1)  # a start comes again: somebody died before any frame
+        # A start that comes again without a frame: somebody died before he could claim.
+        deaths = history.deaths + (history.unclaimed_deaths if self.revision else 1)
         status: Status = "paused" if history.paused is not None else "running"
         if deaths >= DEATHS_LIMIT:
             status = "paused"
