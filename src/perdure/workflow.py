@@ -391,6 +391,9 @@ class Workflow(Generic[P, R_co]):
     ) -> Start:
         """Make the start of an invocation, or raise `InputRefused`. `id` is used unless the options choose one."""
         options = self._options
+        if options.key is not None:
+            # Taking a key and not keeping its promise would be worse than refusing it.
+            raise InvalidOption(f"workflow {self.name!r}: this release does not run keyed invocations yet; leave key= out")
         if self._loose is not None:
             data = self._loose.encode(args, kwargs, self.name)
         else:

@@ -205,10 +205,10 @@ PROGRAMS = (
     Program("two sleeps", double_sleeper, 0, {}, points=11, twice=True),
     Program("children", parent, 20, {"add 0 10": 1, "add 10 10": 1}, points=22),
     Program("a child after a sleep", sleepy_parent, 10, {"add 0 10": 1}, points=17),
-    Program("send", sender, derived_id(ID, 0, 1), {"add 0 1": 1, "add 0 10": 1}, points=8, twice=True),
-    Program("awakeable", asker, 5, {"hand_out": 1, "add 5 0": 1}, resolve, points=10, twice=True),
+    Program("send", sender, derived_id(ID, 0, 1), {"add 0 1": 1, "add 0 10": 1}, points=8),
+    Program("awakeable", asker, 5, {"hand_out": 1, "add 5 0": 1}, resolve, points=10),
     Program("pause and resume", sleeper, 1, {"add 0 1": 1}, pause_and_resume, points=21),
-    Program("cancel", cleaner, InvocationCancelled, {"clean_up": 1}, cancel, points=13, twice=True),
+    Program("cancel", cleaner, InvocationCancelled, {"clean_up": 1}, cancel, points=13),
     Program("a caught failure", catcher, 1, {"fails": 1, "add 0 1": 1}, points=6, twice=True),
 )
 

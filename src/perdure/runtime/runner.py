@@ -590,6 +590,8 @@ class Runner:
 
     def _after_quiet_commit(self) -> None:
         self._begin_waiting()
+        if self._owned:
+            self._arm()  # as after a takeover: its claim is a frame of its own, and the timers are older
         self.settle_down()
         if self._arrivals or self._inbox:
             self._home.schedule(self)
@@ -639,6 +641,8 @@ class Runner:
                 self._begin_new(ready)
         self._begun_early.clear()
         self._begin_waiting()
+        if self._due and not released:
+            self._arm()  # while the turn is there to ask: a time limit must end a step that runs
         if self._home.always_replay:
             self._forget_turn()
         if released:
@@ -648,8 +652,6 @@ class Runner:
                 self._home.became_idle(self)
         if self._arrivals or self._inbox:
             self._home.schedule(self)
-        elif self._due and not released:
-            self._arm()
 
     def _begin_new(self, ready: Ready) -> None:
         """Begin the steps among commands just issued."""
