@@ -257,7 +257,10 @@ class Client(AbstractAsyncContextManager["Client"]):
         """Give an awakeable its value; refused when it has one, or when the value has the wrong shape."""
         store = await self.opened()
         invocation_id, _, n = parse_awakeable_id(awakeable_id, store.secret)
-        await self.send(invocation_id, Resolve(n, encode(value, "the value of the awakeable")))
+        data = encode(value, "the value of the awakeable")
+        if len(data) > store.payload_limit:
+            raise too_large("the value of the awakeable", len(data), store.payload_limit)
+        await self.send(invocation_id, Resolve(n, data))
 
     async def reject(self, awakeable_id: str, reason: str, /) -> None:
         """Fail an awakeable: who awaits it gets `AwakeableRejected` with the reason."""

@@ -393,7 +393,9 @@ class Workflow(Generic[P, R_co]):
         options = self._options
         if options.key is not None:
             # Taking a key and not keeping its promise would be worse than refusing it.
-            raise InvalidOption(f"workflow {self.name!r}: this release does not run keyed invocations yet; leave key= out")
+            raise InvalidOption(
+                f"workflow {self.name!r}: this release does not run keyed invocations yet; leave key= out"
+            )
         if self._loose is not None:
             data = self._loose.encode(args, kwargs, self.name)
         else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
@@ -46,8 +47,6 @@ async def lab(make_lab: MakeLab) -> Lab:
 @pytest.fixture
 def seed(request: pytest.FixtureRequest) -> int:
     """A seed, printed, so that a failure can be repeated: `PERDURE_SEED=... pytest`."""
-    import os  # noqa: PLC0415
-
     value = int(os.environ.get("PERDURE_SEED") or random.randrange(2**32))
     print(f"seed of {request.node.name}: {value}")
     return value

@@ -1,4 +1,4 @@
-"""A client and its workers behind operations whose arguments and results are JSON: the same in this process or another."""
+"""A client and its workers behind operations whose arguments and results are JSON, in this process or another."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import asyncio
 import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 import msgspec
 
@@ -52,10 +52,11 @@ class Effort(msgspec.Struct):
 class CountedTurn(Turn):
     """A turn that counts what it is given."""
 
-    counts: Effort
+    __slots__ = ()
+    delivered: ClassVar[Effort] = Effort()
 
     def deliver(self, entry: Entry, /) -> None:
-        self.counts.entries += 1
+        CountedTurn.delivered.entries += 1
         super().deliver(entry)
 
 
@@ -71,7 +72,6 @@ class CountedWorker(Worker):
         turn = super().make_turn(start)
         self.counts.turns += 1
         turn.__class__ = CountedTurn
-        cast("CountedTurn", turn).counts = self.counts
         return turn
 
     def begin_attempt(self, work: Work, info: StepInfo, runner: Runner, /) -> Attempt:
@@ -106,6 +106,7 @@ class Engine:
             if isinstance(each, Workflow)  # pyright: ignore[reportUnnecessaryIsInstance]
         }
         self._workers: list[CountedWorker] = []
+        CountedTurn.delivered = Effort()
 
     # --- life ---------------------------------------------------------------------------------------------------------
     async def open(self) -> None:
@@ -189,7 +190,7 @@ class Engine:
         return len((await (await self._client.opened()).journal(id)).frames)
 
     async def work(self) -> list[Effort]:
-        return [worker.counts for worker in self._workers]
+        return [CountedTurn.delivered, *(worker.counts for worker in self._workers)]
 
     async def slots(self) -> list[int]:
         return [worker.slots_taken for worker in self._workers]
@@ -200,10 +201,10 @@ class Engine:
 
 def problem_of(error: Exception) -> Problem:
     """Return what crosses the process boundary of an error: its class's name, its text, its fields."""
-    fields = {
+    fields: dict[str, Any] = {
         name: value
         for name, value in vars(error).items()
-        if not name.startswith("_") and isinstance(value, (str, int, float, list, dict, type(None)))
+        if not name.startswith("_") and isinstance(value, (str, int, float, type(None)))
     }
     return Problem(type(error).__name__, str(error), fields)
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import os
 import sys
 import time
@@ -26,9 +27,9 @@ from tests.scenarios.engine import Effort, Engine, Options, Problem, log_into, p
 from tests.scenarios.notes import close_notes, die_by, gate_of, open_notes
 
 ROOT = Path(__file__).parents[2]
-WAIT_SECONDS = 6.0
+WAIT_SECONDS = 15.0
 POLL_SECONDS = 0.01
-ASK_SECONDS = 10.0
+ASK_SECONDS = 20.0
 """No answer by then is a failure with a stack, rather than a test that hangs."""
 LINE_LIMIT_BYTES = 64 * 1024 * 1024
 
@@ -242,8 +243,6 @@ class MemoryLab(Lab):
         die_by(None)
         close_notes()
         self._log.close()
-        import logging  # noqa: PLC0415
-
         logging.getLogger("perdure").removeHandler(self._log)
 
     async def ask(self, operation: str, **arguments: Any) -> Any:

@@ -1,4 +1,4 @@
-"""What steps leave behind that no kill takes back: one line in a file for everything they do, and gates to hold them."""
+"""What steps leave behind that no kill takes back, a line in a file for all they do; and gates to hold them."""
 
 from __future__ import annotations
 
@@ -56,13 +56,12 @@ def _kill_process() -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-class _Killer:
-    how: Callable[[], None] = staticmethod(_kill_process)
+_killers: list[Callable[[], None]] = [_kill_process]
 
 
 def die_by(how: Callable[[], None] | None) -> None:
     """Say what it takes to die; without an argument, as a process does."""
-    _Killer.how = staticmethod(how or _kill_process)
+    _killers[:] = [how or _kill_process]
 
 
 class Dead(BaseException):
@@ -71,5 +70,5 @@ class Dead(BaseException):
 
 def die() -> None:
     """End the worker's process here and now."""
-    _Killer.how()
+    _killers[0]()
     raise Dead

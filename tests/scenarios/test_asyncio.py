@@ -52,7 +52,7 @@ MODES: dict[str, dict[str, Any]] = {"kept": {}, "cache=0": {"cache": 0}, "always
 async def test_winner_and_order_are_the_same_after_kills_and_replays(make_lab: MakeLab, mode: str, seed: int) -> None:
     chance = random.Random(seed)
     lab = await make_lab(**MODES[mode])
-    ids = [await lab.start(workflow, naps(chance)) for workflow in bodies.ORDERED for _ in range(3)]
+    ids = [await lab.start(workflow, naps(chance)) for workflow in bodies.ORDERED for _ in range(2)]
     seeds = iter((1, 4242))
 
     async def restart() -> None:

@@ -67,6 +67,7 @@ async def test_approval_after_days_with_restarts_in_between_completes(tmp_path_f
     await lab.up()
     id = await lab.start(bodies.asks, "a")
     awakeable = await lab.awakeable(id)
+    await lab.has_status(id, "suspended")
     for _ in range(4):
         clock.move_to(clock.now() + 86_400)
         await lab.restart()
@@ -158,9 +159,14 @@ async def test_cancel_with_force_runs_no_cleanup(lab: Lab) -> None:
     assert lab.count("ran c-undo-1") == 0
 
 
+@pytest.mark.xfail(
+    strict=True,
+    reason="a message to a scheduled invocation waits in the dispatcher's mail until its start is due: `cancel` "
+    "times out after 30 s, and is lost with the process",
+)
 async def test_cancel_of_a_scheduled_invocation_settles_it_without_running_it(lab: Lab) -> None:
     id = await lab.start(bodies.three, "later", delay=3600)
-    await lab.ask("cancel", id=id)
+    await asyncio.wait_for(lab.ask("cancel", id=id), 1)
     assert await lab.status(id) == "cancelled"
     assert lab.notes() == []
 
@@ -257,7 +263,10 @@ async def test_messages_get_through_when_all_slots_were_taken_by_those_who_wait_
     assert lab.count("at before w0-answered") == 0, "its step needs a slot, and both are taken"
     lab.open_gate("before b0-a")
     lab.open_gate("before b1-a")
-    assert await lab.results([*ids, *blockers]) == [*["go"] * 8, *([f"B{at}-{each}" for each in "ABC"] for at in (0, 1))]
+    assert await lab.results([*ids, *blockers]) == [
+        *["go"] * 8,
+        *([f"B{at}-{each}" for each in "ABC"] for at in (0, 1)),
+    ]
     assert await lab.ask("slots") == [0]
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
+import random
 import time
 
 import pytest
@@ -44,7 +46,7 @@ async def test_step_that_fails_twice_is_tried_three_times_with_its_waits_in_betw
     tries = [line.split() for line in lab.notes() if line.startswith("p ")]
     assert [line[1] for line in tries] == ["1", "2", "3"]
     times = [float(line[2]) for line in tries]
-    assert all(later - earlier >= 0.049 for earlier, later in zip(times, times[1:], strict=False))
+    assert all(later - earlier >= 0.049 for earlier, later in itertools.pairwise(times))
 
 
 async def test_kill_during_the_wait_between_attempts_neither_skips_it_nor_forgets_the_count(lab: Lab) -> None:
@@ -133,8 +135,6 @@ async def test_what_kills_its_worker_five_times_is_set_aside_before_a_sixth(
 async def test_what_a_worker_leaves_when_it_ends_under_load_is_finished_after_restart(
     make_lab: MakeLab, how: str, seed: int
 ) -> None:
-    import random  # noqa: PLC0415
-
     chance = random.Random(seed)
     lab = await make_lab(max_concurrent=10)
     loads = [(f"n{at}", [chance.uniform(0, 0.05) for _ in range(3)]) for at in range(40)]

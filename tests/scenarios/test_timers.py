@@ -6,6 +6,7 @@ import asyncio
 import random
 import time
 from datetime import timedelta
+from pathlib import Path
 
 from perdure.testing import Environment
 from tests.scenarios import bodies
@@ -59,21 +60,17 @@ async def test_ten_thousand_sleeps_until_one_instant_all_end(lab: Lab) -> None:
     assert min(min(each) for each in found) >= -1e-6
 
 
-async def test_delayed_start_comes_once_and_not_early_though_its_sender_is_gone(tmp_path_factory: object) -> None:
-    import pathlib  # noqa: PLC0415
-    import tempfile  # noqa: PLC0415
-
-    folder = pathlib.Path(tempfile.mkdtemp())
-    open_notes(folder)
+async def test_delayed_start_comes_once_and_not_early_though_its_sender_is_gone(tmp_path: Path) -> None:
+    open_notes(tmp_path)
     async with Environment(bodies.sender, bodies.three) as env:
         sent = await env.client.run(bodies.sender, "late", 90)
         await env.advance(timedelta(seconds=89.9))
         assert (await env.client.handle(sent).describe()).status == "scheduled"
-        assert (folder / "notes").read_text() == ""
+        assert (tmp_path / "notes").read_text() == ""
         await env.advance(timedelta(seconds=0.2))
         assert await env.client.handle(sent, bodies.three).result() == ["LATE-A", "LATE-B", "LATE-C"]
         await env.advance(timedelta(days=1))
-    assert (folder / "notes").read_text().splitlines().count("ran late-a") == 1
+    assert (tmp_path / "notes").read_text().splitlines().count("ran late-a") == 1
 
 
 async def test_delayed_start_comes_once_though_everything_was_killed_meanwhile(lab: Lab) -> None:

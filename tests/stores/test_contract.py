@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+import os
+import tempfile
+from collections.abc import Iterator
 
 import pytest
 
@@ -24,8 +26,10 @@ class TestMemoryStore(StoreContract):
 
 class TestSqliteStore(StoreContract):
     @pytest.fixture(autouse=True)
-    def _place(self, tmp_path: Path) -> None:
-        self.path = str(tmp_path / "store.db")
+    def _place(self) -> Iterator[None]:
+        with tempfile.TemporaryDirectory(dir="/dev/shm" if os.path.isdir("/dev/shm") else None) as folder:
+            self.path = os.path.join(folder, "store.db")
+            yield
 
     def make(self) -> Store:
         return SqliteStore(self.path)

@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -83,7 +83,7 @@ async def three_steps(x: int) -> int:
 
 
 @workflow
-async def gathered(x: int) -> list[int]:
+async def gathered(x: int) -> tuple[int, int, int]:
     return await asyncio.gather(add(x, 1), add(x, 2), add(x, 3))
 
 
@@ -154,7 +154,20 @@ async def catcher(x: int) -> int:
 
 
 SERVED: tuple[Workflow[..., Any], ...] = (
-    *(three_steps, gathered, retried, sleeper, double_sleeper, child, parent, sleepy_parent, sender, asker, cleaner, catcher),
+    *(
+        three_steps,
+        gathered,
+        retried,
+        sleeper,
+        double_sleeper,
+        child,
+        parent,
+        sleepy_parent,
+        sender,
+        asker,
+        cleaner,
+        catcher,
+    ),
 )
 
 Act = Callable[["Lab"], Awaitable[None]]
@@ -199,8 +212,8 @@ class Program:
 
 PROGRAMS = (
     Program("three steps", three_steps, 3, {"add 0 0": 1, "add 0 1": 1, "add 1 2": 1}, points=7, twice=True),
-    Program("gather", gathered, [1, 2, 3], {"add 0 1": 1, "add 0 2": 1, "add 0 3": 1}, points=4, twice=True),
-    Program("a step that fails once", retried, 0, {"fails_once": 2}, points=10, twice=True),
+    Program("gather", gathered, (1, 2, 3), {"add 0 1": 1, "add 0 2": 1, "add 0 3": 1}, points=4, twice=True),
+    Program("a step that fails once", retried, 0, {"fails_once": 2}, points=10),
     Program("sleep", sleeper, 1, {"add 0 1": 1}, points=13),
     Program("two sleeps", double_sleeper, 0, {}, points=11, twice=True),
     Program("children", parent, 20, {"add 0 10": 1, "add 10 10": 1}, points=22),
@@ -258,7 +271,7 @@ class Lab:
                 asyncio.get_running_loop().call_soon(do)
 
     @asynccontextmanager
-    async def process(self) -> AsyncIterator[None]:
+    async def process(self) -> AsyncGenerator[None]:
         """Open what was written, with a client and a worker."""
         self.crashed.clear()
         self.deadline = asyncio.get_running_loop().time() + RESULT_WAIT_SECONDS
@@ -307,10 +320,8 @@ class Lab:
 
     async def ask(self, request: Callable[[Client], Awaitable[None]]) -> None:
         """Send a message; asked again after a crash, it may be refused since it was applied then."""
-        try:
+        with suppress(MessageRefused):
             await request(self.client)
-        except MessageRefused:
-            pass
 
     async def drive(self, program: Program) -> Any:
         """Run the program in this process until it ends or the process crashes; time jumps when nothing else can."""

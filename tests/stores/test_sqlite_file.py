@@ -30,6 +30,7 @@ from perdure.core.journal import (
     Cancel,
     Claimed,
     Completed,
+    Entry,
     Frame,
     Message,
     OpenAwakeable,
@@ -43,14 +44,13 @@ from perdure.errors import (
     StoreError,
     StoreFull,
     StoreLocked,
-    StoreReadOnly,
     StoreTooNew,
 )
 from perdure.stores.sqlite import SqliteStore
 from perdure.stores.store import Filter, Transition
 
 ROOT = Path(__file__).resolve().parents[2]
-FLIPS = 250
+FLIPS = 200
 SEED = 20_240_607
 NOBODY = 65_534
 
@@ -68,12 +68,12 @@ async def opened(path: str | Path) -> SqliteStore:
 
 
 async def fill(store: SqliteStore, count: int = 12) -> None:
-    """Write some of everything: settled, waiting, queued and scheduled invocations, messages with answers and without."""
+    """Write some of everything: invocations of every kind, messages with answers and without."""
     await store.submit([start(f"i{n}") for n in range(count)])
     await store.submit([start("scheduled", due=9e9)])
     for n in range(count - 3):
         id = f"i{n}"
-        entries = [Accepted(start(id)), Claimed(1.0, 1, "w", "3.11", "0")]
+        entries: list[Entry] = [Accepted(start(id)), Claimed(1.0, 1, "w", "3.11", "0")]
         await store.commit(Transition(id, 0, Frame("w", 1.0, entries, [OpenAwakeable(0)]), status="running"))
         await store.post(Message(f"m{n}", id, 1.0, Cancel()))
         value = Returned(0, 1.0, encode("v" * (n * 300)), f"m{n}")
@@ -339,7 +339,9 @@ def test_file_that_may_not_be_read_is_refused(public: Path, closed: Copy) -> Non
 def small_disk(tmp_path: Path) -> Iterator[Path]:
     folder = tmp_path / "small"
     folder.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", folder], check=False, capture_output=True)
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", folder], check=False, capture_output=True
+    )
     if mounted.returncode:
         pytest.skip("mounting is not permitted here")
     yield folder
@@ -355,7 +357,7 @@ async def test_full_disk_is_told_to_the_submitter_and_loses_nothing(small_disk: 
             await store.submit([start(f"i{n}", size=8_000)])
             accepted.append(f"i{n}")
         except StoreFull as error:
-            assert str(small_disk) in str(error)
+            assert str(small_disk) in str(error)  # noqa: PT017  some succeed
             refused.append(f"i{n}")
             if len(refused) > 3:
                 break
@@ -368,7 +370,7 @@ async def test_full_disk_is_told_to_the_submitter_and_loses_nothing(small_disk: 
     assert (await store.journal(first)).frames == ()
     for id in accepted:
         assert await store.start(id) == start(id, size=8_000)
-    subprocess.run(["mount", "-o", "remount,size=8m", small_disk], check=True)
+    await asyncio.to_thread(subprocess.run, ["mount", "-o", "remount,size=8m", small_disk], check=True)
     assert await store.submit([start(refused[0], size=8_000)]) == [True]
     assert await store.commit(Transition(first, 0, frame, status="running")) == 1
     await store.aclose()
@@ -388,7 +390,7 @@ async def intact_or_refused(path: Path, expected: Facts, what: str) -> str:
     try:
         said = await asyncio.wait_for(facts(path), 20)
     except StoreError as error:
-        assert str(path) in str(error), what
+        assert str(path) in str(error), what  # noqa: PT017  it may be intact
         return type(error).__name__
     for name, fact in expected.items():
         assert said.get(name) == fact, f"{what}: {name!r} was changed, and served"
@@ -396,28 +398,34 @@ async def intact_or_refused(path: Path, expected: Facts, what: str) -> str:
     return "intact"
 
 
+@pytest.fixture
+def quick() -> Iterator[Path]:
+    """A folder in memory if there is one: nothing here is about syncing."""
+    with tempfile.TemporaryDirectory(dir="/dev/shm" if os.path.isdir("/dev/shm") else None) as name:
+        yield Path(name)
+
+
 def flips(data: bytes, count: int, rng: random.Random) -> Iterator[tuple[int, bytes]]:
     """Give copies with one bit flipped: at the very beginning, and anywhere."""
     for n in range(count):
-        bit = rng.randrange(800) if n < count // 5 else rng.randrange(len(data) * 8)
+        bits = len(data) * 8
+        bit = rng.randrange(min(bits, 800) if n < count // 5 else bits)
         flipped = bytearray(data)
         flipped[bit // 8] ^= 1 << bit % 8
         yield bit, bytes(flipped)
 
 
 @pytest.mark.parametrize("name", ["store.db", "store.db-wal", "store.db-commit"])
-async def test_one_flipped_bit_is_found_or_harms_nothing(
-    name: str, closed: Copy, killed: Copy, tmp_path: Path
-) -> None:
+async def test_one_flipped_bit_is_found_or_harms_nothing(name: str, closed: Copy, killed: Copy, quick: Path) -> None:
     copy = closed if name == "store.db" else killed
     print(f"seed {SEED}")
     count = 40 if name == "store.db-commit" else FLIPS
     found: set[str] = set()
     for bit, data in flips(copy.files[name], count, random.Random(SEED)):
-        path = copy.write(tmp_path / "c", {name: data})
+        path = copy.write(quick / "c", {name: data})
         found.add(await intact_or_refused(path, copy.facts, f"bit {bit} of {name} flipped"))
-    assert "intact" in found
     assert "StoreDamaged" in found
+    assert name == "store.db-wal" or "intact" in found, "unused bytes harm nothing"
 
 
 @pytest.mark.parametrize("name", ["store.db", "store.db-wal"])
@@ -499,9 +507,11 @@ async def test_damage_that_comes_while_the_file_is_open_is_refused_at_the_next_r
         db.execute("UPDATE frame SET data = data || x'00' WHERE id = 'i3' AND revision = 2")
         db.execute("UPDATE invocation SET start = x'00' WHERE id = 'i4'")
     db.close()
-    for read in (store.journal("i0"), store.journal("i1"), store.journal("i3"), store.outcome("i3"), store.start("i4")):
+    reads: list[Callable[[], Any]] = [lambda id=id: store.journal(id) for id in ("i0", "i1", "i3")]
+    reads += [lambda: store.outcome("i3"), lambda: store.start("i4")]
+    for read in reads:
         with pytest.raises(StoreDamaged):
-            await read
+            await read()
     assert len((await store.journal("i6")).frames) == 2
     await store.aclose()
     assert isinstance(await refusal_of(path), StoreDamaged)

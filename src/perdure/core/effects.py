@@ -28,6 +28,7 @@ from perdure.core.journal import (
     Refused,
     Released,
     Resumed,
+    Retried,
     Returned,
     SendStart,
     Settled,
@@ -51,8 +52,13 @@ NO_EFFECTS = Effects()
 _QUIET = frozenset({Accepted, Claimed, Completed})
 
 
-def effects_of(start: Start, frame: Frame, child: Callable[[int], Start | None], /) -> Effects:
-    """Return the effects of a frame of `start`'s journal; `child(n)` is the start of command n if it is a child."""
+def effects_of(
+    start: Start, frame: Frame, child: Callable[[int], Start | None], /, generation: int = 0
+) -> Effects:
+    """Return the effects of a frame of `start`'s journal; `child(n)` is the start of command n if it is a child.
+
+    Who waits for an invocation is told its outcome once: not again in a later generation.
+    """
     if start.parent is None and not frame.cancels and _says_nothing(frame):
         return NO_EFFECTS
     starts = [command.start for command in frame.commands if isinstance(command, (CallChild, SendStart))]
@@ -67,6 +73,7 @@ def effects_of(start: Start, frame: Frame, child: Callable[[int], Start | None],
                 | CancelRequested(message=str(message))
                 | Paused(message=str(message))
                 | Resumed(message=str(message))
+                | Retried(message=message)
                 | Cancelled(message=str(message))
             ):
                 answers.append(Answer(message))
@@ -76,7 +83,7 @@ def effects_of(start: Start, frame: Frame, child: Callable[[int], Start | None],
                 wake = at
             case _:
                 pass
-    if start.parent is not None and (outcome := frame.outcome) is not None:
+    if start.parent is not None and not generation and (outcome := frame.outcome) is not None:
         told = Settled(start.parent.generation, start.parent.n, start.id, outcome)
         messages.append(Message(f"settled:{start.id}", start.parent.id, frame.at, told))
     cancelled = (started for n in frame.cancels if (started := child(n)) is not None)

@@ -26,6 +26,7 @@ from perdure.core.journal import (
     Refused,
     Released,
     Resumed,
+    Retried,
     Returned,
     Start,
     Status,
@@ -50,6 +51,8 @@ class History(Struct):
     children: dict[int, Start] = {}
     messages: dict[str, str | None] = {}
     last: Frame | None = None  # the last frame that is more than a claim
+    generation: int = 0  # how often it was retried
+    retried_at: float | None = None
 
     @classmethod
     def of(cls, frames: Iterable[Frame]) -> History:
@@ -96,6 +99,8 @@ class History(Struct):
                 self._answered(message)
             case Refused(message=message, reason=reason):
                 self.messages[message] = reason
+            case Retried():
+                self._retried(entry)
             case Completed() | Failed():
                 self.outcome = entry
                 self.claimed = False
@@ -113,6 +118,14 @@ class History(Struct):
     def _answered(self, message: str | None) -> None:
         if message is not None:
             self.messages[message] = None
+
+    def _retried(self, entry: Retried) -> None:
+        self.outcome = None
+        self.paused = None
+        self.generation = entry.generation
+        self.retried_at = entry.at
+        self.children = {n: start for n, start in self.children.items() if n < entry.issued}
+        self._answered(entry.message)
 
     def _claim(self, entry: Claimed) -> None:
         if entry.epoch == self.epoch:

@@ -227,6 +227,26 @@ class Refused(Struct, frozen=True, array_like=True, gc=False, tag="refused"):
     reason: str
 
 
+class Retried(Struct, frozen=True, array_like=True, gc=False, tag="retried"):
+    """A failed invocation runs again, as generation `generation`: part of its journal is superseded.
+
+    Kept are `frames` whole frames of those that were current until now, and `entries` entries of the next one, without
+    the failure of command `cause` if it is among them (it arrived during a pause). Kept are also the commands numbered
+    below `issued`, with their ids. Outcomes of such commands that came later and stay are repeated after this entry, so
+    that nothing else of the superseded part is needed. Commands of this frame numbered below `issued` are those of
+    `again`: they are issued once more, in this generation, as are all commands from `issued` on.
+    """
+
+    at: float
+    generation: int
+    cause: int | None
+    issued: int
+    message: str
+    frames: int
+    entries: int
+    again: list[int] = []
+
+
 class Completed(Struct, frozen=True, array_like=True, gc=False, tag="completed"):
     """The body returned. The last entry."""
 
@@ -235,11 +255,15 @@ class Completed(Struct, frozen=True, array_like=True, gc=False, tag="completed")
 
 
 class Failed(Struct, frozen=True, array_like=True, gc=False, tag="failed"):
-    """The body raised. `cause` is the command whose failure it raised, if it was one. The last entry until a retry."""
+    """The body raised. `cause` is the command whose failure it raised, if it was one. The last entry until a retry.
+
+    `causes` are all such commands, when it raised a group with failures of several.
+    """
 
     at: float
     failure: Failure
     cause: int | None = None
+    causes: list[int] = []
 
 
 class Cancelled(Struct, frozen=True, array_like=True, gc=False, tag="cancelled"):
@@ -268,6 +292,7 @@ Entry = (
     | Paused
     | Resumed
     | Refused
+    | Retried
     | Completed
     | Failed
     | Cancelled
@@ -299,17 +324,19 @@ class Frame(Struct, frozen=True, array_like=True, gc=False):
 
 # --- messages ---------------------------------------------------------------------------------------------------------
 class Resolve(Struct, frozen=True, array_like=True, gc=False, tag="resolve"):
-    """Give awakeable `n` its value."""
+    """Give awakeable `n` of generation `generation` its value."""
 
     n: int
     value: bytes
+    generation: int = 0
 
 
 class Reject(Struct, frozen=True, array_like=True, gc=False, tag="reject"):
-    """Fail awakeable `n`."""
+    """Fail awakeable `n` of generation `generation`."""
 
     n: int
     reason: str
+    generation: int = 0
 
 
 class Settled(Struct, frozen=True, array_like=True, gc=False, tag="settled"):
@@ -335,7 +362,11 @@ class Resume(Struct, frozen=True, array_like=True, gc=False, tag="resume"):
     """End a pause."""
 
 
-Request = Resolve | Reject | Settled | Cancel | Pause | Resume
+class TryAgain(Struct, frozen=True, array_like=True, gc=False, tag="retry"):
+    """Run a failed invocation again, from what made it fail."""
+
+
+Request = Resolve | Reject | Settled | Cancel | Pause | Resume | TryAgain
 
 
 class Message(Struct, frozen=True, array_like=True, gc=False):

@@ -1,4 +1,7 @@
-"""What a message does to an invocation: the entry that applies it, or the reason why it is refused."""
+"""What a message does to an invocation: the entry that applies it, or the reason why it is refused.
+
+A retry is different: it needs the turn brought to where it failed, see `Turn.retry`. Here is said only whether it may be.
+"""
 
 from __future__ import annotations
 
@@ -14,6 +17,7 @@ from perdure.core.journal import (
     Completed,
     Entry,
     Failed,
+    Interrupted,
     Message,
     OpenAwakeable,
     Pause,
@@ -26,6 +30,7 @@ from perdure.core.journal import (
     Resumed,
     Returned,
     Settled,
+    TryAgain,
 )
 from perdure.core.turn import Turn
 from perdure.errors import AwakeableRejected, ChildCancelled, Undecodable
@@ -37,6 +42,8 @@ def apply(message: Message, history: History, turn: Turn | None, at: float, /) -
     `turn` may be None only while the invocation is paused with code that diverges from its journal, or settled.
     """
     request = message.request
+    if may_retry(message, history):
+        return None
     if history.outcome is not None:
         return None if isinstance(request, Settled) else Refused(at, message.id, f"it is {history.status}")
     match request:
@@ -56,15 +63,23 @@ def apply(message: Message, history: History, turn: Turn | None, at: float, /) -
             if history.paused is None:
                 return Refused(at, message.id, "it is not paused")
             return Resumed(at, message.id)
+        case TryAgain():
+            return Refused(at, message.id, f"it is {history.status}, and only a failed invocation can be retried")
         case _:
             assert_never(request)
+
+
+def may_retry(message: Message, history: History, /) -> bool:
+    """Tell whether a message asks for the retry of an invocation that has failed, and was not applied before."""
+    asked = isinstance(message.request, TryAgain) and message.id not in history.messages
+    return asked and isinstance(history.outcome, Failed)
 
 
 def _answer_awakeable(message: Message, request: Resolve | Reject, turn: Turn | None, at: float) -> Entry:
     pending = turn.waits_for(request.n) if turn is not None else None
     if turn is None:
         return Refused(at, message.id, "its code diverges from its journal: resume it first, then send this again")
-    if pending is None or not isinstance(pending.command, OpenAwakeable):
+    if pending is None or not isinstance(pending.command, OpenAwakeable) or pending.generation != request.generation:
         return Refused(at, message.id, "this awakeable is resolved or rejected already, or nobody waits for it now")
     if isinstance(request, Reject):
         return Raised(
@@ -81,14 +96,16 @@ def _answer_awakeable(message: Message, request: Resolve | Reject, turn: Turn | 
 
 
 def _child_settled(message: Message, request: Settled, turn: Turn | None, at: float) -> Entry | None:
-    pending = turn.waits_for(request.n) if turn is not None and turn.generation == request.generation else None
-    if pending is None or not isinstance(pending.command, CallChild):
+    pending = turn.waits_for(request.n) if turn is not None else None
+    if pending is None or not isinstance(pending.command, CallChild) or pending.generation != request.generation:
         return None
     match request.outcome:
         case Completed(value=value):
             return Returned(request.n, at, value, message.id)
         case Failed(failure=failure):
             return Raised(request.n, at, failure, message.id)
+        case Cancelled() if pending.cancel_requested:
+            return Interrupted(request.n, at)  # it ended as the body had asked: CancelledError, as of a task
         case Cancelled():
             return Raised(
                 request.n,

@@ -122,6 +122,39 @@ class Home(Protocol):
 class Runner:
     """Runs one invocation. Made with its first delivery; `take` gives it the others."""
 
+    __slots__ = (
+        "_alarm",
+        "_alarm_at",
+        "_arrivals",
+        "_begun_early",
+        "_busy",
+        "_due",
+        "_force_frame",
+        "_has_written",
+        "_home",
+        "_inbox",
+        "_left_behind",
+        "_must_claim_first",
+        "_owned",
+        "_redo",
+        "_running",
+        "_start",
+        "_status",
+        "_stopping",
+        "_stuck",
+        "_taken",
+        "_to_begin",
+        "_unwritten",
+        "closed",
+        "handler",
+        "has_slot",
+        "history",
+        "id",
+        "revision",
+        "scheduled",
+        "turn",
+    )
+
     def __init__(self, home: Home, delivery: Delivery) -> None:
         self.id = delivery.id
         self.handler = delivery.handler
@@ -307,7 +340,9 @@ class Runner:
         return f"the code diverges from the journal: {turn.divergence}{hint}; deploy the code that fits, then resume"
 
     def _resume_commands(self, turn: Turn) -> None:
-        """Take up the commands that wait for an answer, after a replay or a pause."""
+        """Take up the commands that wait for an answer, after a replay or a pause. While paused, some may be held."""
+        if self.history.paused is not None:
+            return
         arrived = {each.n for each in self._arrivals}
         begun = {n for n, _, _ in self._to_begin}
         for n, pending in turn.pending.items():
@@ -621,9 +656,14 @@ class Runner:
         if self.closed or isinstance(error, StoreClosed):
             self.close()
         elif isinstance(error, Conflict):
-            log.warning("invocation %s is given up: %s", self.id, error)
+            # Somebody else has written, perhaps an owner whose end we were told of. What we hold is still to be done.
+            log.warning("invocation %s is read again: %s", self.id, error)
+            held = [*transition.acknowledge, *self._inbox]
             self.close()
             self._home.ended(self)
+            for delivery in held:
+                delivery.attempt += 1
+                self._home.deliver_again(delivery)
         else:
             # Nothing of it happened. The same transition is still right, so it is tried until the store works again.
             log.error("commit for invocation %s failed, trying again: %s", self.id, error)
@@ -842,8 +882,12 @@ class Runner:
     async def _release(self) -> None:
         at = self._home.clock.now()
         arrivals, self._arrivals = self._arrivals, []
-        frame = Frame(self._home.name, at, [*arrivals, Released(at, at)])
-        transition = Transition(self.id, self.revision, frame, replace(NO_EFFECTS, wake=at), "suspended", True)
+        wake = at if self.history.paused is None else None
+        frame = Frame(self._home.name, at, [*arrivals, Released(at, wake)])
+        self.history.add(frame)
+        transition = Transition(
+            self.id, self.revision, frame, replace(NO_EFFECTS, wake=wake), self.history.status, True
+        )
         transition.acknowledge = self._taken
         try:
             await self._home.store.commit(transition)

@@ -41,7 +41,7 @@ class Attempt:
         context = contextvars.copy_context()
         context.run(current_step.set, info)
         run = work.run(self, info) if work.timeout is None else self._run_in_time(info, work.timeout)
-        self.task: asyncio.Task[bytes] = place.loop.create_task(run, context=context)
+        self.task: asyncio.Task[bytes] = place.loop.create_task(run, name=work.name, context=context)
 
     async def _run_in_time(self, info: StepInfo, timeout: float) -> bytes:
         async with asyncio.timeout(timeout):

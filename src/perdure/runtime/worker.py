@@ -28,7 +28,7 @@ from perdure.core.turn import StubMaker, Turn
 from perdure.errors import InvalidOption, NameTaken, ServiceUnknown
 from perdure.runtime.runner import Runner
 from perdure.runtime.steps import THREADS_LIMIT, Attempt
-from perdure.stores.store import Clock, Delivery, Store, Subscription
+from perdure.stores.store import Clock, Delivery, Store, Subscription, too_large
 from perdure.workflow import StepInfo, Work, Workflow
 
 CACHE_LIMIT = 1_000
@@ -103,6 +103,7 @@ class Worker:
         self._slots_taken = 0
         self._wanting_slot: deque[Runner] = deque()
         self._waiting_starts: deque[Delivery] = deque()
+        self._waiting_mail: dict[str, list[Delivery]] = {}  # messages for them, by id
         self._pledged = 0  # starts asked of the store that have not come
         self._pool: concurrent.futures.ThreadPoolExecutor | None = None
         self._running = False
@@ -176,6 +177,9 @@ class Worker:
             runner.take(delivery)
         elif isinstance(delivery.item, Start) and self._slots_taken >= self.max_concurrent:
             self._waiting_starts.append(delivery)
+            self._waiting_mail[delivery.id] = []
+        elif (mail := self._waiting_mail.get(delivery.id)) is not None:
+            mail.append(delivery)
         else:
             self._admit(delivery)
 
@@ -244,7 +248,11 @@ class Worker:
                 waiting.has_slot = True
                 waiting.slot_granted()
         while self._waiting_starts and self._slots_taken < self.max_concurrent and self._running:
-            self._admit(self._waiting_starts.popleft())
+            start = self._waiting_starts.popleft()
+            mail = self._waiting_mail.pop(start.id, ())
+            self._admit(start)
+            for message in mail:
+                self._runners[start.id].take(message)
         self._ask()
 
     def became_idle(self, runner: Runner, /) -> None:
@@ -271,10 +279,18 @@ class Worker:
     def make_turn(self, start: Start, /) -> Turn:
         """Make the turn of an invocation."""
         workflow = self.workflows[start.handler]
+        limit = self.store.payload_limit
+
+        def encode_result(value: Any) -> bytes:
+            data = workflow.encode_result(value)
+            if len(data) > limit:
+                raise too_large(f"the result of workflow {workflow.name!r}", len(data), limit)
+            return data
+
         return Turn(
             start,
             workflow.body(start),
-            workflow.encode_result,
+            encode_result,
             secret=self.store.secret,
             translators=self._translators,
             stubs=self._stubs,

@@ -131,6 +131,8 @@ class Dispatcher:
         line = self._line(delivery.handler)
         if line.refilling is not None:
             line.missed = True
+        if delivery.token <= line.last:
+            return  # read from the table already, between its commit and this
         if line.whole and len(line.window) < WINDOW_LIMIT:
             line.window.append(delivery)
             line.last = delivery.token
@@ -151,8 +153,10 @@ class Dispatcher:
                 delivery = line.window.popleft()
                 if delivery.id in self._shaken and delivery.attempt == 1:
                     delivery = replace(delivery, attempt=2)
-                member.credit -= 1
-                self._hand(member, delivery)
+                owner = self._owners.get(delivery.id)
+                if owner is None:
+                    member.credit -= 1
+                self._hand(owner or member, delivery)  # an invocation has one owner, whatever comes for it
             if member.open and member.credit > 0:
                 for handler in member.handlers:
                     line = self._line(handler)

@@ -83,6 +83,7 @@ VERIFY_LIMIT_BYTES = 64 * 1024 * 1024
 RING_RETRY_SECONDS = 1.0
 """How long after a failure to read what is due it is read again."""
 DUE_BATCH_LIMIT = 1_000
+HEADER_BYTES = 100
 """Wakes and delayed starts that are read at a time."""
 
 SCHEMA = """
@@ -191,12 +192,13 @@ class SqliteStore:
         try:
             opened = await self._loop.run_in_executor(self._reader, _open_file, self.path)
             self._read_db = await self._loop.run_in_executor(self._reader, _connect, self.path)
+            with _explained(self.path):
+                self._writer = _Writer(self.path, opened, self._loop, self._written)
         except BaseException:
             self._lock.release()
             raise
         self.secret, self._sequence = opened.secret, opened.sequence
         self._opened_at = opened.sequence
-        self._writer = _Writer(self.path, opened, self._loop, self._written)
         self._open = True
 
     async def aclose(self) -> None:
@@ -449,8 +451,9 @@ class SqliteStore:
         return await self._read(lambda db: self._journal(db, id))
 
     def _journal(self, db: sqlite3.Connection, id: str) -> Journal:
-        rows = db.execute("SELECT revision, data, checksum FROM frame WHERE id = ? ORDER BY revision", (id,)).fetchall()
+        # In this order: a commit between the two reads adds frames, and must not look like frames that are missing.
         known = db.execute("SELECT revision FROM invocation WHERE id = ?", (id,)).fetchone()
+        rows = db.execute("SELECT revision, data, checksum FROM frame WHERE id = ? ORDER BY revision", (id,)).fetchall()
         if known is not None and len(rows) < known[0]:
             raise StoreDamaged(
                 _about(self.path, f"the journal of {id!r} ends at {len(rows)}, and had {known[0]} frames")
@@ -622,6 +625,7 @@ class _Writer:
         self._tails: dict[str, int] = {}  # the revision of each journal that is being written
         self._db = _connect(path)
         self._side = os.open(_side_file(path), os.O_RDWR | os.O_CREAT, 0o666)
+        os.truncate(self._side, os.pwrite(self._side, b"%020d\n" % self._number, 0))
         self._thread = threading.Thread(target=self._run, name="perdure-sqlite-write")
         self._thread.start()
 
@@ -746,18 +750,13 @@ def _apply(
     seen: dict[str, bytes] = {}
     for unit in batch:
         if (transition := unit.transition) is not None:
-            id, revision = transition.id, transition.expected
             if unit.frame is not None:
-                revision += 1
-                frames.append((id, revision, unit.frame, frame_checksum(id, revision, unit.frame)))
-            if (status := transition.status) is not None:
-                wake = transition.effects.wake
-                checksum = _state_checksum(id, status, None, now, wake, revision)
-                changes.append((status, now, wake, revision, checksum, id))
-            answers += [
-                (answer.refused, _answer_checksum(answer.message, answer.refused), answer.message)
-                for answer in transition.effects.answers
-            ]
+                revision = transition.expected + 1
+                checksum = frame_checksum(transition.id, revision, unit.frame)
+                frames.append((transition.id, revision, unit.frame, checksum))
+            if transition.status is not None:
+                changes.append(_change_row(transition, transition.status, now))
+            answers += map(_answer_row, transition.effects.answers)
         for accept in unit.accepts:
             start = accept.start
             accept.new = not (alone or start.chosen or not unit.strict) or _is_new(db, seen, unit, start)
@@ -770,24 +769,40 @@ def _apply(
         db.executemany(_INSERT_INVOCATION, inserts)
     if changes:
         db.executemany(_CHANGE_STATUS, changes)
-    for unit in batch:
-        if unit.messages:
-            _insert_messages(db, unit)
-        for sequence, start in unit.promoted:
-            checksum = _state_checksum(start.id, "pending", sequence, now, None, 0)
-            db.execute(
-                "UPDATE invocation SET status = 'pending', sequence = ?, updated_at = ?, state_checksum = ? "
-                "WHERE id = ? AND status = 'scheduled'",
-                (sequence, now, checksum, start.id),
-            )
+    _write_messages_and_promote(db, batch, now)
     if answers:
-        db.executemany(
-            "UPDATE message SET answered = 1, answer = ?, answer_checksum = ? WHERE id = ? AND answered = 0", answers
-        )
+        db.executemany(_ANSWER, answers)
     if done:
         db.executemany("UPDATE message SET answered = 1, answer_checksum = ? WHERE id = ? AND answered = 0", done)
 
 
+def _change_row(transition: Transition, status: Status, now: float) -> tuple[Any, ...]:
+    id, wake = transition.id, transition.effects.wake
+    revision = transition.expected + (transition.frame is not None)
+    return status, now, wake, revision, _state_checksum(id, status, None, now, wake, revision), id
+
+
+def _write_messages_and_promote(db: sqlite3.Connection, batch: Sequence[_Unit], now: float) -> None:
+    for unit in batch:
+        if unit.messages:
+            _insert_messages(db, unit)
+        if unit.promoted:
+            db.executemany(_PROMOTE, [_promoted_row(sequence, start, now) for sequence, start in unit.promoted])
+
+
+def _answer_row(answer: Answer) -> tuple[Any, ...]:
+    return answer.refused, _answer_checksum(answer.message, answer.refused), answer.message
+
+
+def _promoted_row(sequence: int, start: Start, now: float) -> tuple[Any, ...]:
+    return sequence, now, _state_checksum(start.id, "pending", sequence, now, None, 0), start.id
+
+
+_ANSWER = "UPDATE message SET answered = 1, answer = ?, answer_checksum = ? WHERE id = ? AND answered = 0"
+_PROMOTE = (
+    "UPDATE invocation SET status = 'pending', sequence = ?, updated_at = ?, state_checksum = ? "
+    "WHERE id = ? AND status = 'scheduled'"
+)
 _INSERT_INVOCATION = (
     "INSERT INTO invocation (id, handler, key, created_at, due, identity, start, checksum, status, sequence, "
     "updated_at, wake, revision, state_checksum) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, NULL, 0, ?)"
@@ -906,8 +921,12 @@ def _open_file(path: str) -> _Opened:
         lost = f"it is missing or empty, and had {remembered} commits: restore it"
         raise StoreDamaged(_about(path, f"{lost}, or remove {_side_file(path)} to begin anew"))
     with _explained(path):
+        if existed:
+            _check_kind(path)
         db = _connect(path)
         try:
+            if existed:
+                _read_meta(db, path)  # before anything is written: it may be somebody else's
             if db.execute("PRAGMA journal_mode = WAL").fetchone()[0] != "wal":
                 raise StoreError(_about(path, "its file system cannot hold a write-ahead log: use a local disk"))
             if not existed:
@@ -922,6 +941,14 @@ def _open_file(path: str) -> _Opened:
             return opened
         finally:
             db.close()
+
+
+def _check_kind(path: str) -> None:
+    """See that a file begins as a database does. SQLite itself takes a few bytes of anything for an empty one."""
+    with open(path, "rb") as file:
+        head = file.read(HEADER_BYTES)
+    if len(head) < HEADER_BYTES or not head.startswith(b"SQLite format 3\0"):
+        raise StoreDamaged(_about(path, "it is not a database, or cut short: restore it, or name another file"))
 
 
 def _create(db: sqlite3.Connection) -> None:
@@ -1021,8 +1048,10 @@ class _Lock:
             raise StoreError(_about(path, f"its folder {folder} does not exist: create it"))
         if os.path.isdir(path):
             raise StoreError(_about(path, "it is a folder: name a file"))
-        if os.path.exists(path) and not os.access(path, os.W_OK):
+        if os.path.exists(path) and not os.access(path, os.R_OK | os.W_OK):
             raise StoreReadOnly(_about(path, "the file cannot be written: change its permissions"))
+        if not os.access(folder, os.W_OK | os.X_OK):
+            raise StoreReadOnly(_about(path, f"its folder {folder} cannot be written: change its permissions"))
         with _explained(path):
             db = sqlite3.connect(path + "-lock", isolation_level=None, check_same_thread=False, timeout=0)
             try:
@@ -1062,7 +1091,7 @@ def explain(path: str, error: Exception) -> Exception:
         kind = StoreFull
     elif "readonly" in text or "read-only" in text or isinstance(error, PermissionError):
         kind = StoreReadOnly
-    elif "malformed" in text or "not a database" in text or "corrupt" in text:
+    elif any(each in text for each in ("malformed", "not a database", "corrupt", "decode to UTF-8")):
         kind = StoreDamaged
     wrapped = kind(_about(path, text))
     wrapped.__cause__ = error

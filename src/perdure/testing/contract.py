@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, TypeVar, get_args
 
@@ -52,7 +52,7 @@ from perdure.core.journal import (
     Start,
     Status,
 )
-from perdure.errors import Conflict, IdConflict, PerdureError, UnknownInvocation
+from perdure.errors import Conflict, IdConflict, PerdureError, StoreClosed, UnknownInvocation
 from perdure.stores.store import Delivery, Filter, Row, Store, Subscription, Transition, Wake
 
 T = TypeVar("T")
@@ -103,6 +103,11 @@ async def within(seconds: float, work: Awaitable[T], otherwise: str) -> T:
         raise AssertionError(f"{otherwise} within {seconds} s") from None
 
 
+async def called(use: Callable[[], Awaitable[T]]) -> T:
+    """Call and await, so that it is the same whether the call raises or the future."""
+    return await use()
+
+
 async def raised_by(work: Awaitable[Any], kind: type[PerdureError]) -> PerdureError:
     """Await what must raise an error of a kind, and return it."""
     try:
@@ -130,7 +135,7 @@ class StoreContract:
 
     # --- what tests share ---------------------------------------------------------------------------------------------
     @asynccontextmanager
-    async def opened(self) -> AsyncIterator[Store]:
+    async def opened(self) -> AsyncGenerator[Store]:
         """Make, open, and in the end close a store; `self.store` is the one now open."""
         self._ids = itertools.count()
         self.store = self.make()
@@ -157,7 +162,14 @@ class StoreContract:
     def start(self, id: str | None = None, *, handler: str = HANDLER, **changes: Any) -> Start:
         """Make a start; ids that are not given sort in the order made."""
         at = self.store.clock.now()
-        fields = {"input": encode({}), "at": at, "due": at, "seed": 7, "chosen": id is not None, **changes}
+        fields: dict[str, Any] = {
+            "input": encode({}),
+            "at": at,
+            "due": at,
+            "seed": 7,
+            "chosen": id is not None,
+            **changes,
+        }
         return Start(id or f"i{next(self._ids):06d}", handler, **fields)
 
     def message(self, to: str, request: Request | None = None, *, id: str | None = None) -> Message:
@@ -919,7 +931,8 @@ class StoreContract:
             inbox = self.inbox()
             for back in (0.0, 0.001, 100.0):
                 start, _ = await self.suspended(inbox, wake=store.clock.now() - back)
-                assert (await inbox.next()).id == start.id
+                while (await inbox.next()).id != start.id:
+                    pass  # one before, which was not acknowledged
 
     async def test_many_wakes_at_all_times_each_come(self) -> None:
         async with self.opened() as store:
@@ -944,9 +957,11 @@ class StoreContract:
             inbox = self.inbox()
             for _ in range(40):
                 start, _ = await self.suspended(inbox, wake=store.clock.now() + 0.001)
-                delivery = await inbox.next()
-                assert delivery.id == start.id
-                inbox.subscription.acknowledge(delivery)
+                woken = ""
+                while woken != start.id:  # those before may come again: nothing was released since
+                    delivery = await inbox.next()
+                    woken = delivery.id
+                    inbox.subscription.acknowledge(delivery)
 
     async def test_wake_survives_reopening(self) -> None:
         async with self.opened() as store:
@@ -1157,12 +1172,7 @@ class StoreContract:
                 lambda: store.answer("m"),
             ]
             for use in uses:
-                try:
-                    await within(self.patience, use(), "not refused")
-                except PerdureError as error:
-                    assert type(error).__name__ == "StoreClosed", error
-                else:
-                    raise AssertionError("a closed store answered")
+                await raised_by(within(self.patience, called(use), "not refused"), StoreClosed)
             store = await self.reopened()
             assert (await store.journal(start.id)).revision == revision
 

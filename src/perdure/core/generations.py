@@ -1,0 +1,174 @@
+"""Generations: which part of a journal still holds after retries, and where a retry cuts it.
+
+A retry of a failed invocation supersedes what made it fail and what came after that. Nothing is removed from the
+journal: a `Retried` entry says how much of it is kept. Here journals are read accordingly. The body is not run: what
+only the body can tell, how many commands it had issued where the journal is cut, is for `Turn.retry`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from msgspec import Struct
+from msgspec.structs import replace
+
+from perdure.core.codec import type_name
+from perdure.core.journal import (
+    Attempted,
+    CancelRequested,
+    Entry,
+    Failed,
+    Fired,
+    Frame,
+    Interrupted,
+    Paused,
+    Raised,
+    Resumed,
+    Retried,
+    Returned,
+)
+from perdure.errors import InvocationTimedOut
+
+_FOR_THE_BODY = (Returned, Raised, Attempted, Fired, Interrupted, CancelRequested)
+
+
+def current(frames: Sequence[Frame], /) -> Sequence[Frame]:
+    """Return the frames that hold in the current generation, for reading.
+
+    State and cancellations of a frame that was cut are those of the frame that follows it.
+    """
+    if not any(type(entry) is Retried for frame in frames for entry in frame.entries):
+        return frames
+    held: list[Frame] = []
+    for frame in frames:
+        if (retried := retry_in(frame)) is not None:
+            held = keep(held, retried)
+        held.append(frame)
+    return held
+
+
+def replayable(frames: Sequence[Frame], /) -> Sequence[Frame]:
+    """Return the frames to replay in the current generation: each frame that was cut is one with what follows it."""
+    held = current(frames)
+    return held if held is frames else joined(held)
+
+
+def retry_in(frame: Frame, /) -> Retried | None:
+    """Return the retry that a frame begins with, after a claim perhaps."""
+    return next((entry for entry in frame.entries if isinstance(entry, Retried)), None)
+
+
+def keep(held: Sequence[Frame], retried: Retried, /) -> list[Frame]:
+    """Return what a retry keeps of the frames that were current before it; the last one of them is the one it cuts."""
+    cut = held[retried.frames]
+    commands = [command for command in cut.commands if command.n < retried.issued]
+    kept = [*held[: retried.frames], Frame(cut.writer, cut.at, cut.entries[: retried.entries], commands)]
+    return _without_held(kept, retried.cause)
+
+
+def joined(held: Sequence[Frame], /) -> list[Frame]:
+    """Return frames as they are replayed: one that was cut has no end of its own, and goes on in the next."""
+    whole: list[Frame] = []
+    for frame in held:
+        if retry_in(frame) is None:
+            whole.append(frame)
+            continue
+        before = whole.pop()
+        entries, commands = [*before.entries, *frame.entries], [*before.commands, *frame.commands]
+        whole.append(replace(frame, entries=entries, commands=commands))
+    return whole
+
+
+class Cut(Struct, frozen=True):
+    """Where a retry cuts the current frames. `later` are the facts for the body that were delivered after that.
+
+    `causes` are the commands whose failures made the invocation fail, the first of them is what the cut is made
+    before. Without one, the journal is kept to its end. `is_end` tells that nothing was issued after the cut.
+    """
+
+    frames: int
+    entries: int
+    causes: tuple[int, ...]
+    later: tuple[Entry, ...]
+    is_end: bool = False
+
+
+def cut_of(held: Sequence[Frame], failed: Failed, /) -> Cut:
+    """Find where to cut the current frames of an invocation that has failed.
+
+    Before the failure that its body raised, if that was a command's; of several, before the one delivered first. Before
+    its time limit, if that had passed. Otherwise the body itself raised, and all is kept but the last cancellations,
+    which it may not ask for when it is run again with other code.
+    """
+    delivered = _in_order_of_delivery(held)
+    causes = failed.causes or ([] if failed.cause is None else [failed.cause])
+    timed_out = not causes and failed.failure.type == type_name(InvocationTimedOut)
+    for index, (place, entry) in enumerate(delivered):
+        is_cause = isinstance(entry, Raised) and entry.n in causes
+        if is_cause or (timed_out and isinstance(entry, CancelRequested) and entry.timed_out):
+            later = tuple(each for _, each in delivered[index + 1 :])
+            first = (entry.n,) if isinstance(entry, Raised) else ()
+            return Cut(*place, (*first, *(n for n in causes if n not in first)), later)
+    return _cut_at_the_end(held, delivered)
+
+
+def _cut_at_the_end(held: Sequence[Frame], delivered: Sequence[_Delivered]) -> Cut:
+    end = (len(held) - 1, len(held[-1].entries) - 1)  # without the outcome
+    place, trimmed = end, len(delivered)
+    asked = {n for frame in held for n in frame.cancels}
+    while trimmed:
+        at, entry = delivered[trimmed - 1]
+        if not isinstance(entry, Interrupted) or entry.n not in asked:
+            break
+        place, trimmed = at, trimmed - 1
+    return Cut(*place, (), tuple(each for _, each in delivered[trimmed:]), is_end=place == end)
+
+
+_Place = tuple[int, int]
+_Delivered = tuple[_Place, Entry]
+"""A fact for the body, or a retry, and the place in the journal where it reached the body."""
+
+
+def _in_order_of_delivery(held: Sequence[Frame]) -> list[_Delivered]:
+    """Return the facts for the body in the order in which it got them: what came during a pause, after it."""
+    delivered: list[_Delivered] = []
+    waiting: list[Entry] = []
+    paused = False
+    for number, frame in enumerate(held):
+        for index, entry in enumerate(frame.entries):
+            if isinstance(entry, Paused):
+                paused = True
+            elif isinstance(entry, Resumed):
+                delivered += [((number, index + 1), each) for each in waiting]
+                waiting, paused = [], False
+            elif isinstance(entry, Retried):
+                waiting, paused = [], False
+                delivered.append(((number, index), entry))
+            elif isinstance(entry, Attempted) or (isinstance(entry, _FOR_THE_BODY) and not paused):
+                delivered.append(((number, index), entry))
+            elif isinstance(entry, _FOR_THE_BODY):
+                waiting.append(entry)
+    return delivered
+
+
+def _without_held(kept: list[Frame], cause: int | None) -> list[Frame]:
+    """Leave out a failure that arrived during a pause, and what arrived after it: the cut is made between them."""
+    places = [
+        (number, index)
+        for number, frame in enumerate(kept)
+        for index, entry in enumerate(frame.entries)
+        if cause is not None and isinstance(entry, Raised) and entry.n == cause
+    ]
+    if not places:
+        return kept
+    first, after = places[0]
+    for number in range(first, len(kept)):
+        entries = [
+            entry
+            for index, entry in enumerate(kept[number].entries)
+            if not isinstance(entry, _FOR_THE_BODY)
+            or isinstance(entry, Attempted)
+            or (number == first and index < after)
+        ]
+        kept[number] = replace(kept[number], entries=entries)
+    return kept
