@@ -29,6 +29,7 @@ from perdure.core.journal import (
     Resume,
     Start,
     Status,
+    TryAgain,
 )
 from perdure.core.retry import Duration, seconds
 from perdure.core.turn import StubMaker
@@ -50,7 +51,7 @@ R = TypeVar("R")
 R_co = TypeVar("R_co", covariant=True)
 
 ANSWER_WAIT_SECONDS = 30.0
-"""How long `pause`, `resume`, `cancel`, `resolve` and `reject` wait to hear that they were applied."""
+"""How long `pause`, `resume`, `cancel`, `retry`, `resolve` and `reject` wait to hear that they were applied."""
 
 PAGE_LIMIT = 200
 """Invocations that `list` reads at a time."""
@@ -119,6 +120,16 @@ class Handle(Generic[R_co]):
     async def cancel(self, *, force: bool = False) -> None:
         """Cancel, letting cleanup code run; `force` skips cleanup. Returns when the cancellation is recorded."""
         await self._client.send(self.id, Cancel(force))
+
+    async def retry(self) -> None:
+        """Run a failed invocation again from the step that made it fail, under the same id.
+
+        Results from before are kept, and what was undone since stays undone. The failed step gets a new idempotency
+        key and its attempts begin anew; a failed child is started anew; siblings that the failure cancelled run again.
+        A body that raised by itself is run again as a whole over the results it has: retry it once it is repaired.
+        Anything but a failed invocation refuses: `MessageRefused`.
+        """
+        await self._client.send(self.id, TryAgain())
 
 
 class Client(AbstractAsyncContextManager["Client"]):
@@ -256,17 +267,17 @@ class Client(AbstractAsyncContextManager["Client"]):
     async def resolve(self, awakeable_id: str, value: object = None, /) -> None:
         """Give an awakeable its value; refused when it has one, or when the value has the wrong shape."""
         store = await self.opened()
-        invocation_id, _, n = parse_awakeable_id(awakeable_id, store.secret)
+        invocation_id, generation, n = parse_awakeable_id(awakeable_id, store.secret)
         data = encode(value, "the value of the awakeable")
         if len(data) > store.payload_limit:
             raise too_large("the value of the awakeable", len(data), store.payload_limit)
-        await self.send(invocation_id, Resolve(n, data))
+        await self.send(invocation_id, Resolve(n, data, generation))
 
     async def reject(self, awakeable_id: str, reason: str, /) -> None:
         """Fail an awakeable: who awaits it gets `AwakeableRejected` with the reason."""
         store = await self.opened()
-        invocation_id, _, n = parse_awakeable_id(awakeable_id, store.secret)
-        await self.send(invocation_id, Reject(n, reason))
+        invocation_id, generation, n = parse_awakeable_id(awakeable_id, store.secret)
+        await self.send(invocation_id, Reject(n, reason, generation))
 
     async def send(self, id: str, request: Request) -> None:
         """Post a message durably and wait until it is applied; `MessageRefused` says why it was not."""

@@ -10,6 +10,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from perdure.core.codec import decoder
+from perdure.core.generations import current, retry_in
 from perdure.core.ids import awakeable_id
 from perdure.core.journal import (
     Answering,
@@ -103,10 +104,14 @@ def from_journal(row: Row, start: Start, frames: Sequence[Frame], secret: bytes,
     awakeables: dict[int, AwakeableInfo] = {}
     state: dict[str, Any] = {}
     known: dict[str, Any] = {}
-    for frame in frames:
+    generation = 0
+    for frame in current(frames):
+        if (retried := retry_in(frame)) is not None:
+            generation = retried.generation
         for command in frame.commands:  # first, as an entry may answer a command of its own frame
             if isinstance(command, OpenAwakeable):
-                id = awakeable_id(start.id, 0, command.n, secret)
+                opened = awakeables.get(command.n)  # before a retry, which opens it again
+                id = opened.id if opened is not None else awakeable_id(start.id, generation, command.n, secret)
                 awakeables[command.n] = AwakeableInfo(id, resolved=False, created_at=_time(frame.at))
             steps[command.n] = _begun(command, frame.at, awakeables.get(command.n))
         for entry in frame.entries:

@@ -29,10 +29,13 @@ from perdure.core.journal import (
     Fired,
     Frame,
     Interrupted,
+    OpenAwakeable,
     Outcome,
     Parent,
     Raised,
+    Retried,
     Returned,
+    SendStart,
     SetTimer,
     Start,
     decode_frame,
@@ -139,6 +142,7 @@ class Driver:
     outcome: Outcome | None = None
     entries: list[Entry] = field(default_factory=list[Entry])
     now: float = START.due
+    generation: int = 0
 
     def __post_init__(self) -> None:
         self.turn = self.fresh()
@@ -210,6 +214,27 @@ class Driver:
         self.now += 0.001
         return self.now
 
+    def retries(self) -> list[Entry]:
+        """Retry after a failure; return what was recorded first."""
+        turn = self.fresh()
+        at = self._tick()
+        entries = turn.retry(self.frames, self.generation + 1, at, f"retry {self.generation + 1}")
+        assert not isinstance(entries, str), entries
+        self.turn.close()
+        self.turn, self.outcome = turn, None
+        self.generation += 1
+        for entry in entries:
+            turn.deliver(entry)
+        self.entries += entries
+        self.commit()
+        return entries
+
+    def refuses_to_retry(self, body: Body | None = None) -> str:
+        turn = make_turn(body or self.body, self.start)
+        reason = turn.retry(self.frames, self.generation + 1, self.now, "retry")
+        assert isinstance(reason, str)
+        return reason
+
     # --- to the end ---------------------------------------------------------------------------------------------------
     def finish(self, choose: Choose = first, answers: dict[str, Any] | None = None) -> Outcome:
         """Answer command after command until the body ends."""
@@ -242,9 +267,15 @@ class Driver:
         """Replay every beginning of the journal in a fresh turn, deliver the next frame live, and compare."""
         for position, frame in enumerate(self.frames):
             turn = self.fresh()
-            turn.replay(self.frames[:position])
+            entries = frame.entries
+            if (retried := next((each for each in entries if isinstance(each, Retried)), None)) is not None:
+                planned = turn.retry(self.frames[:position], retried.generation, retried.at, retried.message)
+                assert planned == [each for each in entries if not isinstance(each, Failed | Completed | Cancelled)]
+                entries = planned
+            else:
+                turn.replay(self.frames[:position])
             assert turn.divergence is None, str(turn.divergence)
-            for entry in frame.entries:
+            for entry in entries:
                 turn.deliver(entry)
             ready = turn.ready()
             assert turn.divergence is None, str(turn.divergence)
@@ -256,6 +287,7 @@ class Driver:
                 assert comparable(ready.outcome) == comparable(outcome)
             with nothing_happens():
                 turn.close()
+        self.check_ids()
         turn = self.fresh()
         turn.replay(self.frames)
         assert turn.divergence is None, str(turn.divergence)
@@ -263,6 +295,23 @@ class Driver:
         assert turn.pending.keys() == self.turn.pending.keys()
         assert turn.loop.now == self.turn.loop.now
         turn.close()
+
+    def check_ids(self) -> None:
+        """Check that no derived id names two commands, over all generations."""
+        started = [
+            each.start.id for frame in self.frames for each in frame.commands if isinstance(each, CallChild | SendStart)
+        ]
+        assert len(started) == len(set(started)), started
+        opened: set[tuple[int, int]] = set()
+        generation = issued = 0
+        for frame in self.frames:
+            for entry in frame.entries:
+                if isinstance(entry, Retried):
+                    generation, issued = entry.generation, entry.issued
+            for command in frame.commands:
+                if isinstance(command, OpenAwakeable) and command.n >= issued:
+                    assert (generation, command.n) not in opened
+                    opened.add((generation, command.n))
 
 
 def make_turn(body: Body, start: Start = START, generation: int = 0) -> Turn:

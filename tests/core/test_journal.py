@@ -41,11 +41,13 @@ from perdure.core.journal import (
     Resolve,
     Resume,
     Resumed,
+    Retried,
     Returned,
     SendStart,
     SetTimer,
     Settled,
     Start,
+    TryAgain,
     decode_frame,
     decode_message,
     decode_start,
@@ -126,6 +128,7 @@ GOLDEN_ENTRIES: list[tuple[Entry, str]] = [
     (Paused(1.5, "reason", "message"), "94a6706175736564cb3ff8000000000000a6726561736f6ea76d657373616765"),
     (Resumed(1.5, "message"), "93a7726573756d6564cb3ff8000000000000a76d657373616765"),
     (Refused(1.5, "message", "reason"), "94a772656675736564cb3ff8000000000000a76d657373616765a6726561736f6e"),
+    (Retried(1.5, 1, 2, 3, "message", 4, 5, [2]), "99a772657472696564cb3ff8000000000000010203a76d65737361676504059102"),
     (Completed(1.5, b"\x01"), "93a9636f6d706c65746564cb3ff8000000000000c40101"),
     (
         Failed(1.5, FAILURE, 4),
@@ -146,6 +149,7 @@ GOLDEN_REQUESTS: list[tuple[Request, str]] = [
     (Cancel(True), "92a663616e63656cc3"),
     (Pause(), "91a57061757365"),
     (Resume(), "91a6726573756d65"),
+    (TryAgain(), "91a57265747279"),
 ]
 GOLDEN_FRAME = (
     Frame("writer", 1.5, [Returned(1, 1.5, b"\x01")], [OpenAwakeable(4)], {"set": b"\x01", "deleted": None}, [2]),

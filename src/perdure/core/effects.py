@@ -52,9 +52,7 @@ NO_EFFECTS = Effects()
 _QUIET = frozenset({Accepted, Claimed, Completed})
 
 
-def effects_of(
-    start: Start, frame: Frame, child: Callable[[int], Start | None], /, generation: int = 0
-) -> Effects:
+def effects_of(start: Start, frame: Frame, child: Callable[[int], Start | None], /, generation: int = 0) -> Effects:
     """Return the effects of a frame of `start`'s journal; `child(n)` is the start of command n if it is a child.
 
     Who waits for an invocation is told its outcome once: not again in a later generation.

@@ -68,10 +68,14 @@ class History(Struct):
         first = self.start is None
         for entry in frame.entries:
             kind = type(entry)
+            if kind is Accepted:
+                self.start = cast("Accepted", entry).start
+                continue
+            if kind is Claimed:
+                self._claim(cast("Claimed", entry))
+                continue
             if kind is not Returned or cast("Returned", entry).message is not None:
                 self.note(entry)
-                if kind is Accepted or kind is Claimed:
-                    continue
             only_claim = False
             self.deaths = self.unclaimed_deaths = 0
         for command in frame.commands:

@@ -170,8 +170,7 @@ class Loop(asyncio.AbstractEventLoop):
         """
         self.closed = True
         self._ready.clear()
-        live = self.live_tasks()
-        if live or self._generators:
+        if not self.is_spent() and ((live := self.live_tasks()) or self._generators):
             previous = _running_loop()
             hooks = sys.get_asyncgen_hooks()
             sys.set_asyncgen_hooks(*self._hooks)
@@ -196,6 +195,12 @@ class Loop(asyncio.AbstractEventLoop):
         self._refusals += 1
         if self._refusals <= REFUSALS_LIMIT:
             raise TurnClosed
+
+    def is_spent(self) -> bool:
+        """Tell, fast, whether nothing is left of a body that made no other task: one task, ended, and no generator."""
+        if len(self._tasks) > 1 or self._generators:
+            return False
+        return all(task.done() for task in self._tasks.values())
 
     def live_tasks(self) -> list[Task[Any]]:
         """Return the tasks that have not ended, in the order they were created."""

@@ -1,6 +1,6 @@
 """What a message does to an invocation: the entry that applies it, or the reason why it is refused.
 
-A retry is different: it needs the turn brought to where it failed, see `Turn.retry`. Here is said only whether it may be.
+A retry is different: it needs the turn brought to where it failed, see `Turn.retry`. Here is said whether it may be.
 """
 
 from __future__ import annotations

@@ -17,16 +17,20 @@ import asyncio
 import contextvars
 from asyncio import events
 from collections import deque
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Sequence
 from random import Random
+from sys import maxsize
 from typing import Any, cast
 
 from msgspec import Struct
+from msgspec.structs import replace
 
 from perdure.core.codec import FailureTranslator, failure_of, rebuild
-from perdure.core.ids import awakeable_id, derived_id
+from perdure.core.generations import current, cut_of, joined, keep, replayable
+from perdure.core.ids import awakeable_id, derived_id, seed_of
 from perdure.core.journal import (
     Accepted,
+    Answering,
     Attempted,
     CallChild,
     CallStep,
@@ -46,6 +50,7 @@ from perdure.core.journal import (
     Paused,
     Raised,
     Resumed,
+    Retried,
     Returned,
     SendStart,
     SetTimer,
@@ -80,7 +85,9 @@ class Divergence(Struct, frozen=True):
 class Pending:
     """A command that waits for its answer. `attempts` counts the failed ones that are journaled."""
 
-    __slots__ = ("attempts", "cancel_requested", "command", "decode", "future", "retry_due", "timer", "work")
+    __slots__ = (
+        *("attempts", "cancel_requested", "command", "decode", "future", "generation", "retry_due", "timer", "work"),
+    )
 
     def __init__(
         self,
@@ -89,12 +96,14 @@ class Pending:
         decode: Callable[[bytes], Any],
         work: object = None,
         timer: asyncio.TimerHandle | None = None,
+        generation: int = 0,
     ) -> None:
         self.command = command
         self.future = future
         self.decode = decode
         self.work = work
         self.timer = timer
+        self.generation = generation
         self.cancel_requested = False
         self.attempts = 0
         self.retry_due = 0.0
@@ -171,6 +180,8 @@ class Turn:
         self._translators = translators
         self._stubs = stubs
         self._main: asyncio.Task[Any] | None = None
+        self._boundaries: list[tuple[int, int]] = []  # from which command on a later generation issues
+        self._open_ended = False  # the replay ends where its recorded commands end, and the body may go on
         self._issued = 0
         self._issued_in_drain = 0
         self._ready = Ready()
@@ -203,13 +214,7 @@ class Turn:
             self.paused = True
             return
         if kind is Resumed:
-            self.paused = False
-            if self._main is None:
-                self.begin()
-            held, self._held = self._held, []
-            for each in held:
-                if self.divergence is None:
-                    self.deliver(each)
+            self._resumed()
             return
         if self.paused and kind in _FOR_THE_BODY:
             self._held.append(entry)
@@ -223,16 +228,123 @@ class Turn:
             return
         elif kind is CancelRequested:
             self.cancel(cast("CancelRequested", entry))
-        elif kind is Accepted and not self.replaying:
-            self.begin()
-            return
         else:
-            return  # Claimed, Paused, outcomes and the like are not the body's affair
+            if kind is Retried:
+                self._retried(cast("Retried", entry))
+            elif kind is Accepted and not self.replaying:
+                self.begin()
+            return  # Claimed, outcomes and the like are not the body's affair
         self._drain()
 
     def replay(self, frames: Sequence[Frame], /) -> None:
         """Deliver recorded frames, checking that the body asks for what it asked for then."""
+        self._replay(replayable(frames))
+
+    def retry(self, frames: Sequence[Frame], generation: int, at: float, message: str, /) -> list[Entry] | str:
+        """Bring a fresh turn to where its failed invocation is retried from, without what made it fail.
+
+        Return what to deliver and to record next, `Retried` first, or why the invocation cannot be retried.
+        """
+        held = current(frames)
+        failed = held[-1].outcome
+        assert isinstance(failed, Failed)
+        cut = cut_of(held, failed)
+        cause = cut.causes[0] if cut.causes else None
+        *before, last = joined(keep(held, Retried(at, generation, cause, maxsize, message, cut.frames, cut.entries)))
+        recorded = 1 + max((command.n for frame in (*before, last) for command in frame.commands), default=-1)
+        self._replay(before)
+        self._boundaries = [*_boundaries_in((*before, last)), (recorded, generation)]
+        self._replay_cut(last, open_ended=not cut.causes, to_its_end=cut.is_end)
+        if self.divergence is not None:
+            return f"its code diverges from what is kept of its journal: {self.divergence}"
+        issued = min(self._issued, recorded)
+        self._boundaries[-1] = (issued, generation)
+        kept, again = self._sort(cut.later, {n for frame in held for n in frame.cancels}, {*cut.causes})
+        for n in again:
+            command = self.pending[n].command
+            if isinstance(command, CallChild) and command.start.chosen:
+                return f"its child {command.start.id!r} failed, and another cannot have the id that was chosen for it"
+        return [Retried(at, generation, cause, issued, message, cut.frames, cut.entries, again), *kept]
+
+    def _replay_cut(self, frame: Frame, *, open_ended: bool, to_its_end: bool) -> None:
+        """Deliver what a retry keeps of a frame: what the body asks for in answer is a beginning of what is recorded.
+
+        If `open_ended`, the body may have been repaired, and ask for more.
+        """
         self.replaying = True
+        self._recorded = deque(frame.commands)
+        self._open_ended = open_ended
+        if self._main is None and frame.commands:
+            self.begin()
+        for entry in frame.entries:
+            if self.divergence is None:
+                self.deliver(entry)
+        if self.divergence is None and self._recorded and to_its_end:
+            self._diverge(describe(self._recorded[0]), "nothing there")
+        self._recorded = None
+        self._open_ended = False
+        self.replaying = False
+
+    def _sort(self, later: Sequence[Entry], cancelled: set[int], causes: set[int]) -> tuple[list[Entry], list[int]]:
+        """Tell apart, of what came after the cut, the outcomes to keep and the commands to issue again.
+
+        A result is kept. A failure is not if it made the invocation fail too, or came of a cancellation after the cut.
+        Interrupted steps just run on. The time at rest does not count for timers.
+        """
+        kept: list[Answering] = []
+        again = {n for n in causes if n in self.pending}
+        for entry in later:
+            if not isinstance(entry, (Returned, Raised, Attempted, Fired, Interrupted)):
+                continue
+            n, pending = entry.n, self.pending.get(entry.n)
+            if pending is None or n in again:
+                continue
+            ended_by_failure = n in cancelled and not pending.cancel_requested
+            if isinstance(entry, Interrupted) and ended_by_failure:
+                if isinstance(pending.command, CallChild):
+                    again.add(n)
+            elif isinstance(entry, Raised) and ended_by_failure:
+                again.add(n)
+            else:
+                kept.append(entry)
+        kept = [entry for entry in kept if entry.n not in again]
+        answered = {entry.n for entry in kept if not isinstance(entry, Attempted)}
+        again |= {n for n, each in self.pending.items() if isinstance(each.command, SetTimer) and n not in answered}
+        return [*kept], sorted(again)
+
+    def _retried(self, entry: Retried) -> None:
+        """Begin a generation: what it issues again is pending anew, and what follows has ids of its own."""
+        if self._main is None:
+            self.begin()
+        self.paused = False
+        self._held = []
+        self._random = Random(f"{self.start.seed}:{entry.generation}")  # noqa: S311  repeatable on purpose
+        rested = entry.at - self.loop.now
+        for n in entry.again:
+            pending = self.pending.get(n)
+            if pending is None:
+                self._diverge(f"command #{n}, issued again by a retry", "nothing that waits by that number")
+                return
+            command = pending.command
+            if isinstance(command, SetTimer):
+                command = SetTimer(n, command.due + rested)
+            elif isinstance(command, CallChild):
+                command = CallChild(n, self._start_again(command.start, n, entry))
+            if not isinstance(command, OpenAwakeable):  # the outside has its id
+                pending.generation = entry.generation
+            pending.command = command
+            pending.attempts, pending.retry_due = 0, 0.0
+            self._issue(command)
+
+    def _start_again(self, start: Start, n: int, retried: Retried) -> Start:
+        id = derived_id(self.start.id, retried.generation, n)
+        parent = Parent(self.start.id, retried.generation, n)
+        due = retried.at + max(0.0, start.due - start.at)
+        return replace(start, id=id, at=retried.at, due=due, seed=seed_of(id), parent=parent)
+
+    def _replay(self, frames: Sequence[Frame]) -> None:
+        self.replaying = True
+        self._boundaries = _boundaries_in(frames)
         for frame in frames:
             self._recorded = deque(frame.commands)
             if self._main is None and (frame.commands or frame.state or frame.cancels or frame.outcome is not None):
@@ -288,15 +400,16 @@ class Turn:
         if self.loop.closed or self.loop.stopped:
             return self._nothing()
         n = self._next()
-        parent = Parent(self.start.id, self.generation, n)
-        command = CallChild(n, start(derived_id(self.start.id, self.generation, n), parent))
+        generation = self._generation_of(n)
+        parent = Parent(self.start.id, generation, n)
+        command = CallChild(n, start(derived_id(self.start.id, generation, n), parent))
         self._issue(command)
         return self._await_answer(command, decode, None)
 
     def send(self, start: Callable[[str], Start]) -> str:
         """Issue a one-way start, and return its id."""
         n = self._next()
-        command = SendStart(n, start(derived_id(self.start.id, self.generation, n)))
+        command = SendStart(n, start(derived_id(self.start.id, self._generation_of(n), n)))
         self._issue(command)
         return command.start.id
 
@@ -306,15 +419,19 @@ class Turn:
         command = OpenAwakeable(n)
         self._issue(command)
         future = Future[Any](loop=self.loop)
-        self.pending[n] = Pending(command, future, decode)
-        return awakeable_id(self.start.id, self.generation, n, self._secret), future
+        generation = self._generation_of(n)
+        self.pending[n] = Pending(command, future, decode, generation=generation)
+        return awakeable_id(self.start.id, generation, n, self._secret), future
 
     def patched(self, name: str) -> bool:
         """Tell whether this invocation had the change `name` when it first passed this point."""
         known = self._patches.get(name)
         if known is None:
             recorded = self._recorded
-            known = recorded is None or (bool(recorded) and recorded[0] == MarkPatch(self._issued, name))
+            if recorded is None or (self._open_ended and not recorded):
+                known = True
+            else:
+                known = bool(recorded) and recorded[0] == MarkPatch(self._issued, name)
             if known:
                 self._issue(MarkPatch(self._next(), name))
             self._patches[name] = known
@@ -387,6 +504,13 @@ class Turn:
                 f"the context of invocation {self.start.id!r} is for its body, not for other code"
             )
 
+    def _generation_of(self, n: int) -> int:
+        """Return the generation that issues command `n` first."""
+        for issued, generation in reversed(self._boundaries):
+            if n >= issued:
+                return generation
+        return self.generation
+
     def _issue(self, command: Command) -> None:
         self._issued_in_drain += 1
         if self._issued_in_drain > COMMANDS_PER_DRAIN_LIMIT:
@@ -396,7 +520,7 @@ class Turn:
             raise LimitExceeded(
                 f"{text}: await some of them first", size=self._issued_in_drain, limit=COMMANDS_PER_DRAIN_LIMIT
             )
-        if self._recorded is None:
+        if self._recorded is None or (self._open_ended and not self._recorded):
             self._ready.commands.append(command)
             return
         recorded = self._recorded.popleft() if self._recorded else None
@@ -409,8 +533,18 @@ class Turn:
     ) -> asyncio.Future[Any]:
         future = CommandFuture(loop=self.loop)
         future.n = command.n
-        self.pending[command.n] = Pending(command, future, decode, work)
+        generation = self._generation_of(command.n) if self._boundaries else self.generation
+        self.pending[command.n] = Pending(command, future, decode, work, None, generation)
         return future
+
+    def _resumed(self) -> None:
+        self.paused = False
+        if self._main is None:
+            self.begin()
+        held, self._held = self._held, []
+        for each in held:
+            if self.divergence is None:
+                self.deliver(each)
 
     def _attempted(self, entry: Attempted) -> None:
         if (pending := self.pending.get(entry.n)) is None:
@@ -479,6 +613,9 @@ class Turn:
         assert main is not None
         if self._ready.outcome is not None:
             return
+        if self.loop.is_spent():
+            self._ready.outcome = self._outcome(main)
+            return
         asked = self._left_over
         while live := [task for task in self.loop.live_tasks() if task.serial not in asked and not task.is_cleanup]:
             asked |= {task.serial for task in live}
@@ -510,11 +647,13 @@ class Turn:
                 return Completed(at, self._encode_result(main.result()))
             except PerdureError as error:
                 error_raised = error
-        return Failed(at, failure_of(error_raised, translators=self._translators()), self._cause(error_raised))
+        causes = self._causes(error_raised, set())
+        cause = causes[0] if causes else None
+        failure = failure_of(error_raised, translators=self._translators())
+        return Failed(at, failure, cause, causes if len(causes) > 1 else [])
 
-    def _cause(self, error: BaseException) -> int | None:
-        """Find the command whose failure `error` is, or comes from."""
-        seen: set[int] = set()
+    def _causes(self, error: BaseException, seen: set[int]) -> list[int]:
+        """Find the command whose failure `error` is, or comes from; the commands, if it is a group of several."""
         todo: list[BaseException | None] = [error]
         while todo:
             one = todo.pop(0)
@@ -522,11 +661,13 @@ class Turn:
                 continue
             seen.add(id(one))
             if id(one) in self._failures:
-                return self._failures[id(one)][1]
-            todo += [one.__cause__, one.__context__]
+                return [self._failures[id(one)][1]]
             if isinstance(one, BaseExceptionGroup):
-                todo += cast("BaseExceptionGroup[BaseException]", one).exceptions
-        return None
+                members = cast("BaseExceptionGroup[BaseException]", one).exceptions
+                if causes := [n for member in members for n in self._causes(member, seen)]:
+                    return causes
+            todo += [one.__cause__, one.__context__]
+        return []
 
     def _check_outcome(self, recorded: Outcome | None) -> None:
         """Check that the body ended where it did. A forced cancellation ends an invocation without its body."""
@@ -545,6 +686,11 @@ class Turn:
 
 
 _FOR_THE_BODY = frozenset({Returned, Raised, Fired, Interrupted, CancelRequested})
+
+
+def _boundaries_in(frames: Iterable[Frame]) -> list[tuple[int, int]]:
+    retries = (entry for frame in frames for entry in frame.entries if type(entry) is Retried)
+    return [(retried.issued, retried.generation) for retried in retries]
 
 
 def _describe_outcome(outcome: Outcome | None) -> str:

@@ -54,7 +54,7 @@ from perdure.core.journal import (
     Start,
     Status,
 )
-from perdure.core.messages import apply
+from perdure.core.messages import apply, may_retry
 from perdure.core.turn import Pending, Ready, Turn
 from perdure.errors import (
     AnnotationUnresolved,
@@ -180,7 +180,7 @@ class Runner:
         self._force_frame = False
         self._running: dict[int, Attempt] = {}
         self._left_behind: set[Attempt] = set()  # ended for the journal, but still running
-        self._to_begin: list[tuple[int, Work, int]] = []  # durable commands that wait for a slot
+        self._to_begin: list[tuple[int, Work, int, int]] = []  # durable commands that wait for a slot
         self._due: list[tuple[float, int]] = []
         self._alarm: Timer | None = None
         self._alarm_at = float("inf")
@@ -239,7 +239,7 @@ class Runner:
             return
         self._status = history.status if journal.frames else None
         if history.outcome is not None:
-            self._redo_settled(start)
+            self._redo_settled(start, journal.frames)
         elif self._must_claim_first or (history.claimed and not self._owned):
             self._claim_first(start)
         else:
@@ -248,22 +248,78 @@ class Runner:
             self._open(start, journal.frames)
             self._round()
 
-    def _redo_settled(self, start: Start) -> None:
-        """Finish what a settled invocation's last owner may have left undone, and refuse what came too late."""
+    def _redo_settled(self, start: Start, frames: Sequence[Frame]) -> None:
+        """Finish what a settled invocation's last owner may have left undone, and refuse what came too late.
+
+        If a retry is among what came, it is next, and what came after it waits.
+        """
         answers: list[Answer] = []
-        for delivery in self._inbox:
+        then = self._settled
+        taken, self._inbox = [*self._taken, *self._inbox], []
+        self._taken = []
+        for place, delivery in enumerate(taken):
             if isinstance(delivery.item, Message):
+                if may_retry(delivery.item, self.history):
+                    taken, self._inbox = taken[:place], taken[place + 1 :]
+                    then = partial(self._retry, start, frames, delivery, delivery.item)
+                    break
                 entry = apply(delivery.item, self.history, None, self._home.clock.now())
                 known = self.history.messages.get(delivery.item.id, "")
                 if known is None:
                     answers.append(Answer(delivery.item.id))
                 elif isinstance(entry, Refused):
                     answers.append(Answer(delivery.item.id, entry.reason))
-        taken, self._inbox = [*self._taken, *self._inbox], []
         effects = self._effects_of(start, self.history.last)
         effects = replace(effects, answers=(*effects.answers, *answers))
         transition = Transition(self.id, self.revision, None, effects, self.history.status, True, taken)
-        self._commit(transition, self._settled)
+        self._commit(transition, then)
+
+    def _retry(self, start: Start, frames: Sequence[Frame], delivery: Delivery, message: Message) -> None:
+        """Run a failed invocation again: claim it, and record what is superseded and what stays."""
+        at = self._home.clock.now()
+        turn: Turn | None = None
+        try:
+            turn = self._home.make_turn(start)
+        except PerdureError as error:
+            entries: list[Entry] | str = str(error)
+        else:
+            watch = self._home.watch
+            watch.began(self)
+            try:
+                entries = self._retry_turn(turn, frames, at, message)
+            finally:
+                watch.ended()
+        if turn is None or isinstance(entries, str):
+            if turn is not None:
+                turn.close()
+            effects = replace(NO_EFFECTS, answers=(Answer(message.id, str(entries)),))
+            transition = Transition(self.id, self.revision, None, effects, self.history.status, True, [delivery])
+            self._commit(transition, self._settled)
+            return
+        self.turn, self._stuck, self._must_claim_first = turn, None, False
+        for entry in entries:
+            self.history.note(entry)
+        ready = turn.ready()
+        if turn.unseen:
+            self._report_unseen(turn)
+        self._due.clear()
+        self._push_deadline(start)
+        said = {command.n for command in ready.commands}.union(ready.cancels)  # `_write` and `_durable` see to these
+        for n, pending in turn.pending.items():
+            if n not in said:
+                self._take_up(n, pending)
+        if ready.outcome is not None:
+            entries.append(ready.outcome)
+        self._taken.append(delivery)
+        self._write(start, at, entries, ready, ready.outcome, [])
+
+    def _retry_turn(self, turn: Turn, frames: Sequence[Frame], at: float, message: Message) -> list[Entry] | str:
+        entries = turn.retry(frames, self.history.generation + 1, at, message.id)
+        if isinstance(entries, str):
+            return entries
+        for entry in entries:
+            turn.deliver(entry)
+        return entries if turn.divergence is None else self._explain(turn)
 
     def _claim_first(self, start: Start) -> None:
         """Take over from an owner that did not release: the claim is a frame of its own, before the body runs.
@@ -328,8 +384,11 @@ class Runner:
                 return
             self._due.clear()
             self._resume_commands(turn)
+        self._push_deadline(start)
+
+    def _push_deadline(self, start: Start) -> None:
         if start.timeout is not None:
-            heapq.heappush(self._due, (start.due + start.timeout, DEADLINE))
+            heapq.heappush(self._due, ((self.history.retried_at or start.due) + start.timeout, DEADLINE))
 
     def _explain(self, turn: Turn) -> str:
         hint = ""
@@ -344,7 +403,7 @@ class Runner:
         if self.history.paused is not None:
             return
         arrived = {each.n for each in self._arrivals}
-        begun = {n for n, _, _ in self._to_begin}
+        begun = {each[0] for each in self._to_begin}
         for n, pending in turn.pending.items():
             if n not in arrived and n not in begun:
                 self._take_up(n, pending)
@@ -360,7 +419,7 @@ class Runner:
                 elif pending.retry_due > self._home.clock.now():
                     heapq.heappush(self._due, (pending.retry_due, n))
                 else:
-                    self._to_begin.append((n, pending.work, pending.attempts))  # type: ignore[arg-type]
+                    self._queue(n, pending)
             case SetTimer(due=due):
                 heapq.heappush(self._due, (due, n))
             case _:
@@ -480,7 +539,7 @@ class Runner:
                 if isinstance(pending.command, SetTimer):
                     entry = Fired(n, at)
                 elif n not in self._running and not pending.cancel_requested:
-                    self._to_begin.append((n, pending.work, pending.attempts))  # type: ignore[arg-type]
+                    self._queue(n, pending)
             if entry is not None:
                 turn.deliver(entry)
                 entries.append(entry)
@@ -556,7 +615,7 @@ class Runner:
             frame_entries.append(outcome)
         frame = Frame(self._home.name, at, frame_entries, ready.commands, ready.state, ready.cancels)
         self.history.add(frame)
-        effects = effects_of(start, frame, self.history.children.get)
+        effects = effects_of(start, frame, self.history.children.get, self.history.generation)
         effects = self._with_redo(effects, answers)
         status = self.history.status
         changed = status if status != self._status or release else None
@@ -595,7 +654,8 @@ class Runner:
             self._arrivals.append(Interrupted(n, self._home.clock.now()))
 
     def _effects_of(self, start: Start, frame: Frame | None) -> Any:
-        return effects_of(start, frame, self.history.children.get) if frame is not None else NO_EFFECTS
+        history = self.history
+        return NO_EFFECTS if frame is None else effects_of(start, frame, history.children.get, history.generation)
 
     def _with_redo(self, effects: Effects, answers: Sequence[Answer]) -> Effects:
         """Add answers, and the effects of a frame that another wrote and may not have acted on."""
@@ -700,23 +760,27 @@ class Runner:
         for command in ready.commands:
             if type(command) is CallStep and (pending := turn.pending.get(command.n)) is not None:
                 if not pending.cancel_requested and command.n not in self._begun_early:
-                    self._begin(command.n, pending.work, 0)  # type: ignore[arg-type]
+                    self._begin(command.n, pending.work, 0, pending.generation)  # type: ignore[arg-type]
 
     def _begin_waiting(self) -> None:
         if self.history.paused is None and self._to_begin and not self._stopping:
             waiting, self._to_begin = self._to_begin, []
-            for n, work, attempts in waiting:
-                self._begin(n, work, attempts)
+            for each in waiting:
+                self._begin(*each)
 
-    def _begin(self, n: int, work: Work, attempts: int) -> None:
+    def _queue(self, n: int, pending: Pending) -> None:
+        """Let a step that is durable begin after the next commit, or when there is a slot."""
+        self._to_begin.append((n, pending.work, pending.attempts, pending.generation))  # type: ignore[arg-type]
+
+    def _begin(self, n: int, work: Work, attempts: int, generation: int) -> None:
         if n in self._running or self._stopping:
             return
         if not self.has_slot and not self._home.acquire_slot(self):
-            self._to_begin.append((n, work, attempts))
+            self._to_begin.append((n, work, attempts, generation))
             return
         start = self._start
         assert start is not None
-        attempt = self._home.begin_attempt(work, StepInfo(self.id, 0, n, work.name, attempts + 1), self)
+        attempt = self._home.begin_attempt(work, StepInfo(self.id, generation, n, work.name, attempts + 1), self)
         self._running[n] = attempt
         attempt.task.add_done_callback(partial(self._step_ended, n, attempts + 1, attempt))
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 
+from perdure.core.generations import current
 from perdure.core.history import History
 from perdure.core.journal import (
     Attempted,
@@ -53,10 +54,11 @@ class Waits:
         """Read what a journal waits for."""
         commands: dict[int, Command] = {}
         retries: dict[int, float] = {}
-        for frame in frames:
+        for frame in current(frames):
             for command in frame.commands:
                 if isinstance(command, (CallStep, SetTimer, CallChild, OpenAwakeable)):
                     commands[command.n] = command
+                    retries.pop(command.n, None)
             for entry in frame.entries:
                 match entry:
                     case Returned(n=n) | Raised(n=n) | Fired(n=n) | Interrupted(n=n):
@@ -71,12 +73,12 @@ class Waits:
                     del commands[n]
         return cls(commands, retries)
 
-    def due(self, start: Start) -> float | None:
+    def due(self, start: Start, retried_at: float | None) -> float | None:
         """Return when something is due of itself."""
         times = [command.due for command in self.commands.values() if isinstance(command, SetTimer)]
         times += self.retries.values()
         if start.timeout is not None:
-            times.append(start.due + start.timeout)
+            times.append((retried_at or start.due) + start.timeout)
         return min(times, default=None)
 
 
@@ -119,7 +121,8 @@ def _parent_breaches(start: Start, contents: Contents) -> Iterator[str]:
     parent = start.parent
     if parent is None or contents.rows[parent.id].status in SETTLED:
         return
-    if parent.n not in Waits.of(contents.journals[parent.id]).commands:
+    waiting = Waits.of(contents.journals[parent.id]).commands.get(parent.n)
+    if not isinstance(waiting, CallChild) or waiting.start.id != start.id:
         return
     if f"settled:{start.id}" not in contents.messages.get(parent.id, ()):
         yield f"its parent {parent.id} waits for its outcome, and is not told"
@@ -127,7 +130,7 @@ def _parent_breaches(start: Start, contents: Contents) -> Iterator[str]:
 
 def _waiting_breaches(id: str, history: History, waits: Waits, contents: Contents) -> Iterator[str]:
     assert history.start is not None
-    if (due := waits.due(history.start)) is not None and not contents.wakes.get(id, due + 1) <= due:
+    if (due := waits.due(history.start, history.retried_at)) is not None and not contents.wakes.get(id, due + 1) <= due:
         yield f"something is due at {due}, and no wake is set for then"
     for n, command in waits.commands.items():
         if isinstance(command, CallStep) and n not in waits.retries:

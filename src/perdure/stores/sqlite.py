@@ -23,6 +23,7 @@ import logging
 import os
 import secrets
 import sqlite3
+import struct
 import threading
 import time
 import zlib
@@ -592,7 +593,11 @@ def frame_checksum(id: str, revision: int, data: bytes) -> int:
 def _state_checksum(
     id: str, status: str, sequence: int | None, updated_at: float, wake: float | None, revision: int
 ) -> int:
-    return zlib.crc32(f"{id}\n{status}\n{sequence}\n{updated_at!r}\n{wake!r}\n{revision}".encode())
+    times = _pack_times(updated_at, -1.0 if wake is None else wake)
+    return zlib.crc32(times, zlib.crc32(f"{id}\n{status}\n{sequence}\n{revision}".encode()))
+
+
+_pack_times = struct.Struct("<dd").pack
 
 
 def _answer_checksum(message_id: str, answer: str | None) -> int:
