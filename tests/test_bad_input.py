@@ -228,7 +228,6 @@ async def test_result_above_the_limit_fails_the_invocation(client: Client) -> No
         await asyncio.wait_for(client.run(big_result, LIMIT), 5)
 
 
-@pytest.mark.xfail(strict=True, reason="the turn does not know the limit: what a body asks for is not checked")
 @pytest.mark.parametrize("body", [big_state, big_child, big_send], ids=lambda body: body.name)
 async def test_state_child_or_send_above_the_limit_fails_the_invocation(
     client: Client, body: Workflow[[int], str]

@@ -40,10 +40,11 @@ from perdure.errors import (
     MessageRefused,
     NotAWorkflow,
     WaitTimeout,
+    too_large,
 )
 from perdure.group import Group, Wait, WaitForever, run_group
 from perdure.runtime.worker import CACHE_LIMIT, Channels, Translators, Worker
-from perdure.stores.store import Filter, Store, too_large, unknown
+from perdure.stores.store import Filter, Store, unknown
 from perdure.workflow import Call, Workflow
 
 P = ParamSpec("P")

@@ -224,6 +224,12 @@ class PayloadTooLarge(LimitExceeded):
     """A value takes too many bytes: store it elsewhere and pass a reference to it."""
 
 
+def too_large(what: str, size: int, limit: int) -> PayloadTooLarge:
+    """Return the error for a value above the payload limit."""
+    text = f"{what} takes {size:,} bytes where the limit is {limit:,}: store it elsewhere and pass a reference to it"
+    return PayloadTooLarge(text, size=size, limit=limit)
+
+
 class BadId(PerdureError, ValueError):
     """Text that cannot be an id, a key or a name."""
 

@@ -222,7 +222,7 @@ class Flow(Workflow[[Mapping[str, Any]], Any]):
         step = task.step.using(retry=rule) if isinstance(rule, Retry) else task.step
         try:
             return await step.using(name=task.name)(*args, **kwargs)
-        except Exception:  # noqa: BLE001  the rule says which are passed on
+        except Exception:
             match rule:
                 case Skip():
                     return _SKIPPED

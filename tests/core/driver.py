@@ -257,6 +257,12 @@ class Driver:
         return [describe(command) for frame in self.frames for command in frame.commands]
 
     @property
+    def started(self) -> list[Start]:
+        """Starts of children and sends, in the order issued."""
+        every = [command for frame in self.frames for command in frame.commands]
+        return [each.start for each in every if isinstance(each, CallChild | SendStart)]
+
+    @property
     def names(self) -> list[str]:
         """Names of the steps, and kinds of the other commands, in the order issued."""
         every = [command for frame in self.frames for command in frame.commands]

@@ -159,11 +159,6 @@ async def test_cancel_with_force_runs_no_cleanup(lab: Lab) -> None:
     assert lab.count("ran c-undo-1") == 0
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="a message to a scheduled invocation waits in the dispatcher's mail until its start is due: `cancel` "
-    "times out after 30 s, and is lost with the process",
-)
 async def test_cancel_of_a_scheduled_invocation_settles_it_without_running_it(lab: Lab) -> None:
     id = await lab.start(bodies.three, "later", delay=3600)
     await asyncio.wait_for(lab.ask("cancel", id=id), 1)

@@ -83,13 +83,15 @@ class Cut(Struct, frozen=True):
     """Where a retry cuts the current frames. `later` are the facts for the body that were delivered after that.
 
     `causes` are the commands whose failures made the invocation fail, the first of them is what the cut is made
-    before. Without one, the journal is kept to its end. `is_end` tells that nothing was issued after the cut.
+    before. Without one, the journal is kept to its end. `is_end` tells that nothing was issued after the cut. `at` is
+    when what it leaves out began.
     """
 
     frames: int
     entries: int
     causes: tuple[int, ...]
     later: tuple[Entry, ...]
+    at: float
     is_end: bool = False
 
 
@@ -108,20 +110,29 @@ def cut_of(held: Sequence[Frame], failed: Failed, /) -> Cut:
         if is_cause or (timed_out and isinstance(entry, CancelRequested) and entry.timed_out):
             later = tuple(each for _, each in delivered[index + 1 :])
             first = (entry.n,) if isinstance(entry, Raised) else ()
-            return Cut(*place, (*first, *(n for n in causes if n not in first)), later)
-    return _cut_at_the_end(held, delivered)
+            return Cut(*place, (*first, *(n for n in causes if n not in first)), later, entry.at)
+    return _cut_at_the_end(held, delivered, failed.at)
 
 
-def _cut_at_the_end(held: Sequence[Frame], delivered: Sequence[_Delivered]) -> Cut:
-    end = (len(held) - 1, len(held[-1].entries) - 1)  # without the outcome
-    place, trimmed = end, len(delivered)
+def _cut_at_the_end(held: Sequence[Frame], delivered: Sequence[_Delivered], at: float) -> Cut:
     asked = {n for frame in held for n in frame.cancels}
-    while trimmed:
-        at, entry = delivered[trimmed - 1]
-        if not isinstance(entry, Interrupted) or entry.n not in asked:
-            break
-        place, trimmed = at, trimmed - 1
-    return Cut(*place, (), tuple(each for _, each in delivered[trimmed:]), is_end=place == end)
+    left = len(delivered)
+    while left and isinstance(entry := delivered[left - 1][1], Interrupted) and entry.n in asked:
+        left -= 1
+    if left == len(delivered):
+        return Cut(len(held) - 1, len(held[-1].entries) - 1, (), (), at, is_end=True)  # all but the outcome
+    later = tuple(each for _, each in delivered[left:])
+    if left == 0:  # they were asked for before any fact: in the frame in which the body began
+        began = next(number for number, frame in enumerate(held) if frame.commands)
+        return Cut(began, _entries_before_facts(held[began]), (), later, at)
+    (number, index), before = delivered[left - 1]
+    is_there = held[number].entries[index : index + 1] == [before]  # and did not wait for the end of a pause
+    return Cut(number, index + is_there, (), later, at)
+
+
+def _entries_before_facts(frame: Frame) -> int:
+    facts = (index for index, entry in enumerate(frame.entries) if isinstance(entry, _FOR_THE_BODY))
+    return next(facts, len(frame.entries))
 
 
 _Place = tuple[int, int]

@@ -234,7 +234,8 @@ class Retried(Struct, frozen=True, array_like=True, gc=False, tag="retried"):
     the failure of command `cause` if it is among them (it arrived during a pause). Kept are also the commands numbered
     below `issued`, with their ids. Outcomes of such commands that came later and stay are repeated after this entry, so
     that nothing else of the superseded part is needed. Commands of this frame numbered below `issued` are those of
-    `again`: they are issued once more, in this generation, as are all commands from `issued` on.
+    `again`: they are issued once more, in this generation, as are all commands from `issued` on. `rested` is the time
+    since the failure, in seconds: it does not count for timers.
     """
 
     at: float
@@ -245,6 +246,7 @@ class Retried(Struct, frozen=True, array_like=True, gc=False, tag="retried"):
     frames: int
     entries: int
     again: list[int] = []
+    rested: float = 0.0
 
 
 class Completed(Struct, frozen=True, array_like=True, gc=False, tag="completed"):
@@ -376,6 +378,11 @@ class Message(Struct, frozen=True, array_like=True, gc=False):
     to: str
     at: float
     request: Request
+
+
+def settles_before_begin(message: Message, /) -> bool:
+    """Tell whether a message ends an invocation that is not due yet, so that it need not wait until it is."""
+    return isinstance(message.request, Cancel)
 
 
 class Answer(Struct, frozen=True, array_like=True, gc=False):

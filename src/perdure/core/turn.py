@@ -66,6 +66,7 @@ from perdure.errors import (
     PerdureError,
     TurnClosed,
     Undecodable,
+    too_large,
 )
 
 COMMANDS_PER_DRAIN_LIMIT = 100_000
@@ -164,6 +165,7 @@ class Turn:
         generation: int = 0,
         translators: Callable[[], Sequence[FailureTranslator]] = tuple,
         stubs: StubMaker | None = None,
+        payload_limit: int | None = None,
     ) -> None:
         self.start = start
         self.generation = generation
@@ -179,6 +181,7 @@ class Turn:
         self._secret = secret
         self._translators = translators
         self._stubs = stubs
+        self._payload_limit = payload_limit
         self._main: asyncio.Task[Any] | None = None
         self._boundaries: list[tuple[int, int]] = []  # from which command on a later generation issues
         self._open_ended = False  # the replay ends where its recorded commands end, and the body may go on
@@ -264,7 +267,8 @@ class Turn:
             command = self.pending[n].command
             if isinstance(command, CallChild) and command.start.chosen:
                 return f"its child {command.start.id!r} failed, and another cannot have the id that was chosen for it"
-        return [Retried(at, generation, cause, issued, message, cut.frames, cut.entries, again), *kept]
+        rested = max(0.0, at - cut.at)
+        return [Retried(at, generation, cause, issued, message, cut.frames, cut.entries, again, rested), *kept]
 
     def _replay_cut(self, frame: Frame, *, open_ended: bool, to_its_end: bool) -> None:
         """Deliver what a retry keeps of a frame: what the body asks for in answer is a beginning of what is recorded.
@@ -319,7 +323,6 @@ class Turn:
         self.paused = False
         self._held = []
         self._random = Random(f"{self.start.seed}:{entry.generation}")  # noqa: S311  repeatable on purpose
-        rested = entry.at - self.loop.now
         for n in entry.again:
             pending = self.pending.get(n)
             if pending is None:
@@ -327,7 +330,7 @@ class Turn:
                 return
             command = pending.command
             if isinstance(command, SetTimer):
-                command = SetTimer(n, command.due + rested)
+                command = SetTimer(n, command.due + entry.rested)
             elif isinstance(command, CallChild):
                 command = CallChild(n, self._start_again(command.start, n, entry))
             if not isinstance(command, OpenAwakeable):  # the outside has its id
@@ -403,6 +406,7 @@ class Turn:
         generation = self._generation_of(n)
         parent = Parent(self.start.id, generation, n)
         command = CallChild(n, start(derived_id(self.start.id, generation, n), parent))
+        self._check_size(f"the input of child {command.start.handler!r}", command.start.input)
         self._issue(command)
         return self._await_answer(command, decode, None)
 
@@ -410,6 +414,7 @@ class Turn:
         """Issue a one-way start, and return its id."""
         n = self._next()
         command = SendStart(n, start(derived_id(self.start.id, self._generation_of(n), n)))
+        self._check_size(f"the input of what is sent to {command.start.handler!r}", command.start.input)
         self._issue(command)
         return command.start.id
 
@@ -440,6 +445,8 @@ class Turn:
     def set_state(self, name: str, value: bytes | None) -> None:
         """Change a value of the invocation's state, or delete it."""
         self._check_open()
+        if value is not None:
+            self._check_size(f"the state {name!r}", value)
         self._ready.state[name] = value
         if value is None:
             self.state.pop(name, None)
@@ -510,6 +517,11 @@ class Turn:
             if n >= issued:
                 return generation
         return self.generation
+
+    def _check_size(self, what: str, data: bytes) -> None:
+        # On replay too: what the body was refused then, it must be refused again.
+        if self._payload_limit is not None and len(data) > self._payload_limit:
+            raise too_large(what, len(data), self._payload_limit)
 
     def _issue(self, command: Command) -> None:
         self._issued_in_drain += 1

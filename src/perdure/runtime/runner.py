@@ -66,9 +66,10 @@ from perdure.errors import (
     StoreClosed,
     Undecodable,
     Unencodable,
+    too_large,
 )
 from perdure.runtime.steps import Attempt
-from perdure.stores.store import Clock, Delivery, Journal, Store, Subscription, Timer, Transition, too_large
+from perdure.stores.store import Clock, Delivery, Journal, Store, Subscription, Timer, Transition
 from perdure.workflow import StepInfo, Work
 
 CANCEL_GRACE_SECONDS = 10.0
@@ -76,6 +77,9 @@ CANCEL_GRACE_SECONDS = 10.0
 
 COMMIT_RETRY_SECONDS = 1.0
 """How long after a failed commit the same commit is tried again."""
+
+STOP_POLL_SECONDS = 0.002
+"""How often a stopping worker looks whether a last commit has ended."""
 
 DEADLINE = -1
 """Stands for the invocation's own time limit among the numbers of commands."""
@@ -240,6 +244,9 @@ class Runner:
         self._status = history.status if journal.frames else None
         if history.outcome is not None:
             self._redo_settled(start, journal.frames)
+        elif not journal.frames and not any(isinstance(each.item, Start) for each in self._inbox):
+            self._open(start, ())  # it is not due yet: only a cancellation is brought now, and ends it
+            self._round()
         elif self._must_claim_first or (history.claimed and not self._owned):
             self._claim_first(start)
         else:
@@ -938,7 +945,8 @@ class Runner:
             await asyncio.wait([attempt.task for attempt in self._running.values()], timeout=CANCEL_GRACE_SECONDS)
         self._running.clear()
         while (self._busy or self.scheduled) and not self.closed:
-            await asyncio.sleep(0)
+            # An event would have to be kept up to date by every commit, for an end that comes once.
+            await asyncio.sleep(STOP_POLL_SECONDS)  # noqa: ASYNC110
         if self._owned and not self.closed:
             await self._release()
         self.close()
@@ -961,6 +969,7 @@ class Runner:
     def _give_up(self, why: str) -> None:
         log.error("invocation %s (%s): %s", self.id, self.handler, why)
         self.close()
+        self._home.ended(self)
 
     def _acknowledge_all(self) -> None:
         for delivery in self._inbox:

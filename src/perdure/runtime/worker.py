@@ -25,10 +25,10 @@ from perdure.core.codec import Failure, FailureTranslator, failure_of
 from perdure.core.journal import Start
 from perdure.core.loop import draining
 from perdure.core.turn import StubMaker, Turn
-from perdure.errors import InvalidOption, NameTaken, ServiceUnknown
+from perdure.errors import InvalidOption, NameTaken, ServiceUnknown, too_large
 from perdure.runtime.runner import Runner
 from perdure.runtime.steps import THREADS_LIMIT, Attempt
-from perdure.stores.store import Clock, Delivery, Store, Subscription, too_large
+from perdure.stores.store import Clock, Delivery, Store, Subscription
 from perdure.workflow import StepInfo, Work, Workflow
 
 CACHE_LIMIT = 1_000
@@ -294,6 +294,7 @@ class Worker:
             secret=self.store.secret,
             translators=self._translators,
             stubs=self._stubs,
+            payload_limit=self.store.payload_limit,
         )
 
     def failure_of(self, error: BaseException, /) -> Failure:

@@ -23,6 +23,7 @@ from perdure.core.journal import (
     Status,
     decode_frame,
     encode_frame,
+    settles_before_begin,
 )
 from perdure.errors import Conflict, StoreClosed
 from perdure.stores.clock import Alarm, SystemClock, VirtualClock
@@ -156,7 +157,9 @@ class MemoryStore:
 
     def _route(self, message: Message, attempt: int) -> None:
         row = self._rows[message.to]
-        begun = row.status not in ("pending", "scheduled")
+        begun = row.status not in ("pending", "scheduled") or (
+            row.status == "scheduled" and settles_before_begin(message)
+        )
         self._dispatcher.offer(Delivery(message.to, row.handler, message, attempt), begun=begun)
 
     async def answer(self, message_id: str, /) -> Answer:
@@ -240,6 +243,8 @@ class MemoryStore:
         if ended and effects.wake is None and id in self._wakes:
             self._write("wake", id)
             del self._wakes[id]
+        if outcome is not None:
+            self._scheduled.pop(id, None)  # cancelled before it was due
         for delivery in transition.acknowledge:
             self._forget(delivery)
         if outcome is not None:

@@ -46,6 +46,7 @@ from perdure.core.journal import (
     encode_frame,
     encode_message,
     encode_start,
+    settles_before_begin,
 )
 from perdure.errors import (
     Conflict,
@@ -310,7 +311,7 @@ class SqliteStore:
             self._dispatcher.queue(Delivery(start.id, start.handler, start, fresh=True, token=accept.sequence))
 
     def _route(self, message: Message, handler: str, status: Status, attempt: int) -> None:
-        begun = status not in ("pending", "scheduled")
+        begun = status not in ("pending", "scheduled") or (status == "scheduled" and settles_before_begin(message))
         self._dispatcher.offer(Delivery(message.to, handler, message, attempt), begun=begun)
 
     def _after_commit(self, transition: Transition) -> None:

@@ -19,7 +19,7 @@ from msgspec import Struct
 
 from perdure.core.effects import NO_EFFECTS, Effects
 from perdure.core.journal import Answer, Frame, Message, Outcome, Start, Status
-from perdure.errors import IdConflict, PayloadTooLarge, UnknownInvocation
+from perdure.errors import IdConflict, UnknownInvocation
 
 PAYLOAD_LIMIT_BYTES = 64 * 1024 * 1024
 """The most bytes that one encoded value may take, unless `connect` is told otherwise."""
@@ -153,12 +153,6 @@ def id_conflict(id: str) -> IdConflict:
     """Return the error for an id that exists with another start."""
     text = f"invocation {id!r} exists with another workflow or input: use another id, or client.handle({id!r})"
     return IdConflict(text, invocation_id=id)
-
-
-def too_large(what: str, size: int, limit: int) -> PayloadTooLarge:
-    """Return the error for a value above the payload limit."""
-    text = f"{what} takes {size:,} bytes where the limit is {limit:,}: store it elsewhere and pass a reference to it"
-    return PayloadTooLarge(text, size=size, limit=limit)
 
 
 class Store(Protocol):
