@@ -179,7 +179,7 @@ def stores_are_known_by_their_port(modules: Iterable[Module]) -> Iterator[str]:
             concrete = next((store for store in CONCRETE_STORES if is_within(name, [store])), None)
             if concrete not in (None, own):
                 yield f"{each.name} imports the store {name}: only {', '.join(sorted(COMPOSERS))} may"
-            elif each.name not in COMPOSERS and is_within(name, STORES) and not is_within(each.name, STORES) and name not in STORE_PORT:
+            elif is_within(name, STORES) and name not in STORE_PORT and not is_within(each.name, {*STORES, *COMPOSERS}):
                 yield f"{each.name} imports {name}, which is the stores' own: others know perdure.stores.store"
 
 

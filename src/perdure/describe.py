@@ -110,9 +110,9 @@ def from_journal(row: Row, start: Start, frames: Sequence[Frame], secret: bytes,
             generation = retried.generation
         for command in frame.commands:  # first, as an entry may answer a command of its own frame
             if isinstance(command, OpenAwakeable):
-                opened = awakeables.get(command.n)  # before a retry, which opens it again
-                id = opened.id if opened is not None else awakeable_id(start.id, generation, command.n, secret)
-                awakeables[command.n] = AwakeableInfo(id, resolved=False, created_at=_time(frame.at))
+                if command.n not in awakeables:  # a retry opens the same one again
+                    id = awakeable_id(start.id, generation, command.n, secret)
+                    awakeables[command.n] = AwakeableInfo(id, resolved=False, created_at=_time(frame.at))
             steps[command.n] = _begun(command, frame.at, awakeables.get(command.n))
         for entry in frame.entries:
             if isinstance(entry, (Returned, Raised, Fired, Interrupted, Attempted)):

@@ -429,7 +429,7 @@ def test_an_answer_to_a_command_that_was_never_issued_diverges():
         turn = make_turn(two_steps)
         turn.begin()
         turn.deliver(entry)
-        assert turn.divergence == Divergence("an answer to command #7", "only 1 commands")
+        assert turn.divergence == Divergence("an answer to command #7", "1 commands and no more")
         turn.close()
 
 

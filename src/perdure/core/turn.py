@@ -694,7 +694,9 @@ class Turn:
 
     def _diverge_on(self, entry: Returned | Raised | Attempted | Fired | Interrupted) -> None:
         if entry.n >= self._issued:
-            self._diverge(f"an answer to command #{entry.n}", f"only {self._issued} commands")
+            asked = next((each for each in self._recorded or () if each.n == entry.n), None)
+            answered = f"command #{entry.n}" if asked is None else describe(asked)
+            self._diverge(f"an answer to {answered}", f"{self._issued} commands and no more")
 
 
 _FOR_THE_BODY = frozenset({Returned, Raised, Fired, Interrupted, CancelRequested})

@@ -944,9 +944,9 @@ class Runner:
         if self._running:
             await asyncio.wait([attempt.task for attempt in self._running.values()], timeout=CANCEL_GRACE_SECONDS)
         self._running.clear()
-        while (self._busy or self.scheduled) and not self.closed:
-            # An event would have to be kept up to date by every commit, for an end that comes once.
-            await asyncio.sleep(STOP_POLL_SECONDS)  # noqa: ASYNC110
+        # An event would have to be kept up to date by every commit, for an end that comes once.
+        while (self._busy or self.scheduled) and not self.closed:  # noqa: ASYNC110
+            await asyncio.sleep(STOP_POLL_SECONDS)
         if self._owned and not self.closed:
             await self._release()
         self.close()
