@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, Callable, Iterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -12,8 +12,11 @@ from typing import Any
 import pytest
 
 from perdure import Client, Context, Handle, Retry, Workflow, connect, step, step_info, workflow
+from perdure.connect import channels_for, translators_in_use
 from perdure.core.journal import Message, TryAgain
-from perdure.errors import AwakeableRejected, InvocationTimedOut, MessageRefused
+from perdure.errors import AwakeableRejected, InvocationTimedOut, MessageRefused, StoreClosed
+from perdure.runtime.worker import Worker
+from perdure.stores.memory import Crashed, MemoryStore
 from perdure.testing import Environment
 
 ONCE = Retry(max_attempts=1)
@@ -398,3 +401,72 @@ async def test_retry_by_another_process(tmp_path: Path):
     assert not {"first", "before"} & {*take_ran()}
     async with connect(url) as client, client.worker(*WORKFLOWS):
         assert [await client.handle(each.id).result(timeout=10) for each in handles] == results
+
+
+@pytest.mark.parametrize("always_replay", [True, False])
+@pytest.mark.parametrize("body", [four_steps, grouped, parent], ids=lambda each: each.name)
+async def test_a_crash_between_any_two_writes_of_a_retry_changes_nothing(body: Workflow[..., Any], always_replay: bool):
+    asyncio.get_running_loop().set_exception_handler(report_all_but_crashes)
+    crashed, point = True, 0
+    while crashed:
+        point += 1
+        broken.add("three")
+        take_ran()
+        crashed = await retry_with_crash_at(point, body, always_replay=always_replay)
+    assert point > 5
+
+
+def report_all_but_crashes(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+    if not isinstance(context.get("exception"), (Crashed, StoreClosed)):
+        loop.default_exception_handler(context)
+
+
+async def retry_with_crash_at(point: int, body: Workflow[..., Any], *, always_replay: bool) -> bool:
+    """Retry a failed invocation in a process that ends before its write `point`, and again in another; see it end.
+
+    Return whether there was such a write.
+    """
+    store = MemoryStore()
+    client = Client(lambda: store, channels_for, translators_in_use)
+    worker = Worker(client.opened, WORKFLOWS, always_replay=always_replay)
+    writes = 0
+    crashed = asyncio.Event()
+
+    def count(_kind: str, _id: str) -> None:
+        nonlocal writes
+        store.check_liveness()
+        writes += 1
+        if writes == point:
+            crashed.set()
+            raise Crashed
+
+    await worker.__aenter__()
+    handle = await failed(client, body)
+    first = [each for each in take_ran() if each in ("first", "before")]
+    broken.clear()
+    store.hook = count
+    ending = asyncio.ensure_future(retried_result(handle))
+    await asyncio.wait([ending, asyncio.ensure_future(crashed.wait())], return_when=asyncio.FIRST_COMPLETED)
+    await asyncio.sleep(0)
+    ending.cancel()
+    await asyncio.gather(ending, return_exceptions=True)
+    await worker.crash()
+    if crashed.is_set():
+        store.restart()
+        client = Client(lambda: store, channels_for, translators_in_use)
+        worker = Worker(client.opened, WORKFLOWS, always_replay=always_replay)
+        await worker.__aenter__()
+        with suppress(MessageRefused):  # the first one was applied
+            await client.handle(handle.id).retry()
+        await client.handle(handle.id).result(timeout=5)
+        await asyncio.sleep(0.01)
+        await worker.crash()
+    assert not {*first} & {*take_ran()}
+    store.check_liveness()
+    return crashed.is_set()
+
+
+async def retried_result(handle: Handle[Any]) -> None:
+    await handle.retry()
+    await handle.result(timeout=5)
+    await asyncio.sleep(0.01)

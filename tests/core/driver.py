@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import gc
 import sys
-from collections.abc import Callable, Coroutine, Iterable
+from collections.abc import Callable, Coroutine, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, cast
 
@@ -273,10 +273,11 @@ class Driver:
         """Replay every beginning of the journal in a fresh turn, deliver the next frame live, and compare."""
         for position, frame in enumerate(self.frames):
             turn = self.fresh()
-            entries = frame.entries
+            entries: Sequence[Entry] = frame.entries
             if (retried := next((each for each in entries if isinstance(each, Retried)), None)) is not None:
                 planned = turn.retry(self.frames[:position], retried.generation, retried.at, retried.message)
                 assert planned == [each for each in entries if not isinstance(each, Failed | Completed | Cancelled)]
+                assert not isinstance(planned, str)
                 entries = planned
             else:
                 turn.replay(self.frames[:position])

@@ -434,7 +434,7 @@ def test_time_at_rest_does_not_count_for_timers():
     assert retried(driver.retries()).again == [0, 1]
     timer = driver.turn.pending[0].command
     assert isinstance(timer, SetTimer)
-    assert timer.due == pytest.approx(driver.now + 6, abs=0.01)  # pyright: ignore[reportUnknownMemberType]
+    assert timer.due == pytest.approx(driver.now + 6, abs=0.01)
     driver.finish()
     assert driver.value == "one"
     driver.check_replay()

@@ -469,18 +469,6 @@ def test_closing_runs_cleanup_inside_the_loop_and_its_own_context(loop: Loop):
     assert seen == [("a", loop), ("b", loop), ("never begun", loop)]
 
 
-@pytest.fixture(autouse=True)
-def nothing_is_left_for_other_tests() -> Iterator[None]:
-    left = loop_module._left_as_they_are  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]
-    before = [*left]
-    yield
-    kept_alive.extend(left)
-    left[:] = before
-
-
-kept_alive: list[Any] = []
-
-
 def test_closing_asks_again_while_cleanup_awaits_and_gives_up_at_last(loop: Loop):
     awaits: list[int] = []
 
@@ -498,7 +486,7 @@ def test_closing_asks_again_while_cleanup_awaits_and_gives_up_at_last(loop: Loop
     loop.drain()
     loop.close()
     assert awaits == [0, 1, 2]
-    assert loop_module._left_as_they_are == []  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]
+    assert len(loop_module._left_as_they_are) == left_before  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]
     assert inspect.getcoroutinestate(cast("Any", task.get_coro())) == "CORO_CLOSED"
 
 

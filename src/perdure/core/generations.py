@@ -106,11 +106,12 @@ def cut_of(held: Sequence[Frame], failed: Failed, /) -> Cut:
     causes = failed.causes or ([] if failed.cause is None else [failed.cause])
     timed_out = not causes and failed.failure.type == type_name(InvocationTimedOut)
     for index, (place, entry) in enumerate(delivered):
-        is_cause = isinstance(entry, Raised) and entry.n in causes
-        if is_cause or (timed_out and isinstance(entry, CancelRequested) and entry.timed_out):
-            later = tuple(each for _, each in delivered[index + 1 :])
-            first = (entry.n,) if isinstance(entry, Raised) else ()
-            return Cut(*place, (*first, *(n for n in causes if n not in first)), later, entry.at)
+        later = delivered[index + 1 :]
+        if isinstance(entry, Raised) and entry.n in causes:
+            first = (entry.n, *(n for n in causes if n != entry.n))
+            return Cut(*place, first, tuple(each for _, each in later), entry.at)
+        if timed_out and isinstance(entry, CancelRequested) and entry.timed_out:
+            return Cut(*place, (), tuple(each for _, each in later), entry.at)
     return _cut_at_the_end(held, delivered, failed.at)
 
 
