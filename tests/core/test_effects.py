@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import itertools
 
+import msgspec
 import pytest
 
 from perdure.core.codec import Failure
@@ -32,6 +33,7 @@ from perdure.core.journal import (
     Refused,
     Released,
     Resumed,
+    Retried,
     Returned,
     SendStart,
     Settled,
@@ -102,6 +104,18 @@ def test_a_parent_is_told_of_the_outcome_once_under_one_id(outcome: Outcome):
     told = Message("settled:one", "up", 5.0, Settled(2, 5, "one", outcome))
     assert effects(outcome, start=start) == Effects(messages=(told,))
     assert effects(Returned(0, 2.0, b""), start=start) is NO_EFFECTS
+
+
+def test_a_parent_is_not_told_again_of_what_comes_of_a_retry():
+    start = msgspec.structs.replace(START, parent=Parent("up", 0, 3))
+    frame = Frame("writer", 5.0, [Completed(5.0, b"")])
+    assert effects_of(start, frame, CHILDREN.get).messages
+    assert effects_of(start, frame, CHILDREN.get, 1) == NO_EFFECTS
+
+
+def test_a_child_that_is_issued_again_is_started():
+    retried = Retried(5.0, 1, 3, 4, "m", 0, 0, [3])
+    assert effects(retried, commands=[CallChild(3, CHILD)]) == Effects(starts=(CHILD,), answers=(Answer("m"),))
 
 
 def test_children_whose_end_the_body_asked_for_are_cancelled_and_steps_are_not_the_stores_affair():

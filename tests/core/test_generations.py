@@ -547,6 +547,45 @@ def test_repaired_code_goes_on_with_siblings_that_its_failure_had_cancelled():
     assert turn.divergence is None
 
 
+def test_a_body_that_raised_before_any_fact_is_run_again_with_the_step_it_had_cancelled():
+    code = Code()
+
+    async def body(ctx: Context) -> Any:
+        one = asyncio.create_task(step("one"))
+        await asyncio.sleep(0)
+        if not code.good:
+            raise Refusal("bug")
+        return await one
+
+    driver = fail(body, {})
+    assert [type(entry) for frame in driver.frames for entry in frame.entries] == [Accepted, Interrupted, Failed]
+    first = retried(driver.retries())
+    assert (first.frames, first.entries, first.issued) == (0, 1, 1)
+    driver.finish()
+    failed(driver)
+    driver.check_replay()
+    code.good = True
+    driver.retries()
+    driver.finish()
+    assert driver.value == "one"
+
+
+def test_of_answers_that_a_retry_leaves_out_none_comes_back():
+    """A step that failed with others after its cancellation, and had attempts before: it is issued again, once."""
+    driver = Driver(grouped)
+    driver.raises(1, BAD)
+    driver.give(Attempted(0, 1000.5, 1, failure_of(BAD), 1001.0))
+    driver.raises(0, BAD)
+    driver.interrupts(2)
+    entries = driver.retries()
+    assert [type(entry) for entry in entries] == [Retried]
+    assert retried(entries).again == [0, 1]
+    assert driver.turn.pending[0].attempts == 0
+    driver.finish()
+    assert driver.value == GROUPED
+    driver.check_replay()
+
+
 def test_other_code_is_refused_with_both_sides():
     driver = fail(four, {"three": BAD})
 
@@ -554,6 +593,7 @@ def test_other_code_is_refused_with_both_sides():
         return [await step(name) for name in ("one", "new", "three")]
 
     assert "'new'" in driver.refuses_to_retry(changed)
+    assert "'new'" in fail(four, {"three": BAD}, batch=4).refuses_to_retry(changed)
 
     async def shorter(ctx: Context) -> Any:
         raise Refusal("less")

@@ -22,6 +22,7 @@ from perdure.core.journal import (
     Refused,
     Released,
     Resumed,
+    Retried,
     Returned,
     Start,
 )
@@ -145,6 +146,24 @@ def test_children_are_known_by_their_numbers():
     child = Start("child", "other", b"\x80", 1.0, 1.0, 8)
     folded = history(Frame("writer", 1.0, [Accepted(START)], [OpenAwakeable(0), CallChild(1, child)]))
     assert folded.children == {1: child}
+
+
+def test_a_retry_takes_the_outcome_back_and_forgets_the_children_of_the_failure_path():
+    child = Start("child", "other", b"\x80", 1.0, 1.0, 8)
+    new = Start("new", "other", b"\x80", 1.0, 1.0, 8)
+    frames = [
+        Frame("writer", 1.0, [Accepted(START), claim(1)], [CallChild(0, child)]),
+        Frame("writer", 2.0, [Paused(1.9, "late"), Failed(2.0, FAILURE, 0)], [CallChild(1, child)]),
+        Frame("writer", 3.0, [claim(2), Retried(3.0, 1, 0, 1, "m", 1, 0, [0])], [CallChild(0, new)]),
+    ]
+    folded = history(*frames)
+    assert (folded.outcome, folded.paused, folded.status) == (None, None, "running")
+    assert (folded.generation, folded.retried_at, folded.epoch) == (1, 3.0, 2)
+    assert folded.children == {0: new}
+    assert folded.messages == {"m": None}
+    assert folded.last is frames[-1]
+    again = history(*frames, frame(Failed(4.0, FAILURE)))
+    assert (again.status, again.generation) == ("failed", 1)
 
 
 def test_histories_share_nothing():

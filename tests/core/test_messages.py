@@ -30,8 +30,9 @@ from perdure.core.journal import (
     Resumed,
     Returned,
     Settled,
+    TryAgain,
 )
-from perdure.core.messages import apply
+from perdure.core.messages import apply, may_retry
 from perdure.core.turn import Turn
 from tests.core.driver import START, Driver, child, make_turn, step
 
@@ -151,6 +152,23 @@ def test_a_settled_invocation_refuses_everything_and_passes_over_its_children(ou
     for request in requests:
         assert refusal(sent(request, None, history)) == f"it is {status}"
     assert sent(Settled(0, 1, "c", Completed(2.0, b"")), None, history) is None
+
+
+def test_only_a_failed_invocation_may_be_retried_and_once_by_a_message():
+    message = Message("m", "one", 1.0, TryAgain())
+    failed = History(start=START, outcome=Failed(2.0, FAILURE))
+    assert may_retry(message, failed)
+    assert sent(TryAgain(), None, failed) is None
+    assert not may_retry(Message("m", "one", 1.0, Resume()), failed)
+    assert not may_retry(message, History(start=START, outcome=Failed(2.0, FAILURE), messages={"m": None}))
+    assert refusal(sent(TryAgain(), None, History(outcome=Completed(2.0, b"")))) == "it is completed"
+    assert refusal(sent(TryAgain(), None, History(outcome=Cancelled(2.0)))) == "it is cancelled"
+    assert "it is running, and only" in refusal(sent(TryAgain(), None, History(claimed=True)))
+
+
+def test_an_awakeable_of_a_superseded_generation_is_not_the_one_that_is_open(driver: Driver):
+    assert "nobody waits for it" in refusal(sent(Resolve(0, encode(7), 1), driver.turn))
+    assert "nobody waits for it" in refusal(sent(Reject(0, "no", 1), driver.turn))
 
 
 def test_what_a_message_becomes_can_be_delivered():

@@ -619,6 +619,25 @@ async def sets_futures_in_its_cleanup(ctx: Context) -> Any:
         await waiter
 
 
+escaped: list[str] = []
+
+
+async def opens_generators_in_its_cleanup(ctx: Context) -> Any:
+    async def late() -> AsyncIterator[int]:
+        try:
+            yield 1
+            yield 2
+        finally:
+            if current_turn() is None:
+                escaped.append("closed outside the turn")
+
+    try:
+        await step("a")
+    finally:
+        async for _ in late():
+            break
+
+
 async def waits_on_a_condition(ctx: Context) -> Any:
     condition = asyncio.Condition()
 
@@ -637,7 +656,8 @@ async def waits_on_a_condition(ctx: Context) -> Any:
 CLEANING = (
     *(cleans_up_with_steps, swallows_everything, uses_stacks, leaves_generators_open),
     *(iterates_over_a_generator_that_awaits_in_its_cleanup, groups_under_a_timeout),
-    *(starts_tasks_in_its_cleanup, sets_futures_in_its_cleanup, waits_on_a_condition),
+    *(starts_tasks_in_its_cleanup, sets_futures_in_its_cleanup, opens_generators_in_its_cleanup),
+    waits_on_a_condition,
 )
 
 
@@ -653,7 +673,9 @@ async def test_a_turn_closed_at_any_await_leaves_no_trace(body: Body):
         turn.replay(driver.frames[:position])
         with nothing_happens():
             turn.close()
-            await asyncio.sleep(0)
+            for _ in range(3):
+                await asyncio.sleep(0)
+        assert not escaped
         assert asyncio.all_tasks() == host_tasks
         assert asks_for_nothing(turn)
         assert not turn.pending
@@ -947,6 +969,7 @@ def test_a_cancellation_surfaces_at_every_await_and_its_cleanup_runs_once(awaits
     if awaits < 6:
         assert isinstance(driver.outcome, Cancelled)
         assert driver.names.count("undo") == 1
+        assert driver.names[-2:] == ["undo", "SetTimer"]  # a second cancellation does not cut the cleanup short
     driver.check_replay()
     driver.turn.close()
 

@@ -124,6 +124,8 @@ class History(Struct):
             self.messages[message] = None
 
     def _retried(self, entry: Retried) -> None:
+        if entry.generation == self.generation:
+            return
         self.outcome = None
         self.paused = None
         self.generation = entry.generation

@@ -35,9 +35,6 @@ CLOSE_ATTEMPTS = 100
 REFUSALS_LIMIT = 100
 """How often a dropped body is refused what it asks for; one that swallows so many then waits for ever."""
 
-_left_as_they_are: list[Coroutine[Any, Any, Any]] = []
-"""Coroutines that no `close` ends. Were they freed, Python would run them on once more, outside their loop."""
-
 _running_loop = events._get_running_loop  # noqa: SLF001
 _set_running_loop = events._set_running_loop  # noqa: SLF001
 
@@ -359,7 +356,10 @@ def _close(coro: Coroutine[Any, Any, Any]) -> None:
         except BaseException:  # noqa: BLE001  its cleanup failed, as it must: steps and commands refuse
             return
         return
-    _left_as_they_are.append(coro)
+    import ctypes  # noqa: PLC0415  for the worst of bodies only
+
+    # Never freed, not even when the process ends: Python would run it on once more, outside its loop, perhaps for ever.
+    ctypes.pythonapi.Py_IncRef(ctypes.py_object(coro))
 
 
 def _close_generator(generator: AsyncGenerator[Any, Any]) -> None:

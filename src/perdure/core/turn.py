@@ -262,7 +262,8 @@ class Turn:
             return f"its code diverges from what is kept of its journal: {self.divergence}"
         issued = min(self._issued, recorded)
         self._boundaries[-1] = (issued, generation)
-        kept, again = self._sort(cut.later, {n for frame in held for n in frame.cancels}, {*cut.causes})
+        later = [each for each in cut.later if isinstance(each, Answering) and each.n < issued]
+        kept, again = self._sort(later, {n for frame in held for n in frame.cancels}, {*cut.causes})
         for n in again:
             command = self.pending[n].command
             if isinstance(command, CallChild) and command.start.chosen:
@@ -289,7 +290,7 @@ class Turn:
         self._open_ended = False
         self.replaying = False
 
-    def _sort(self, later: Sequence[Entry], cancelled: set[int], causes: set[int]) -> tuple[list[Entry], list[int]]:
+    def _sort(self, later: Sequence[Answering], cancelled: set[int], causes: set[int]) -> tuple[list[Entry], list[int]]:
         """Tell apart, of what came after the cut, the outcomes to keep and the commands to issue again.
 
         A result is kept. A failure is not if it made the invocation fail too, or came of a cancellation after the cut.
@@ -298,8 +299,6 @@ class Turn:
         kept: list[Answering] = []
         again = {n for n in causes if n in self.pending}
         for entry in later:
-            if not isinstance(entry, (Returned, Raised, Attempted, Fired, Interrupted)):
-                continue
             n, pending = entry.n, self.pending.get(entry.n)
             if pending is None or n in again:
                 continue
