@@ -56,6 +56,7 @@ from perdure.core.journal import (
     encode_message,
     encode_start,
     identity,
+    settles_before_begin,
 )
 
 encode = msgspec.msgpack.encode
@@ -194,6 +195,11 @@ def test_frames_starts_messages_and_answers_are_written_and_read_as_they_were():
     answer, golden = GOLDEN_ANSWER
     assert encode(answer).hex() == golden
     assert msgspec.msgpack.decode(bytes.fromhex(golden), type=Answer) == answer
+
+
+def test_only_a_cancellation_settles_what_has_not_begun():
+    ends = [type(request) for request, _ in GOLDEN_REQUESTS if settles_before_begin(Message("m", "to", 1.5, request))]
+    assert ends == [Cancel]
 
 
 def test_every_kind_has_a_golden_line():

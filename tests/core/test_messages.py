@@ -17,6 +17,7 @@ from perdure.core.journal import (
     Completed,
     Entry,
     Failed,
+    Interrupted,
     Message,
     Outcome,
     Pause,
@@ -108,6 +109,23 @@ def test_the_outcome_of_a_child_is_the_answer_to_its_command(driver: Driver):
     assert isinstance(cancelled, Raised)
     assert cancelled.failure.type == "perdure.errors.ChildCancelled"
     assert cancelled.failure.fields["invocation_id"] == "c"
+
+
+def test_a_child_cancelled_because_the_body_asked_ends_as_a_cancelled_task_does():
+    async def gives_up(ctx: Context) -> Any:
+        try:
+            async with asyncio.timeout(5):
+                return await child("other")
+        except TimeoutError:
+            return "too late"
+
+    driver = Driver(gives_up)
+    driver.fires(0)
+    entry = sent(Settled(0, 1, "c", Cancelled(2.0)), driver.turn)
+    assert entry == Interrupted(1, 5.0)
+    driver.give(entry)
+    assert driver.value == "too late"
+    driver.check_replay()
 
 
 @pytest.mark.parametrize(("generation", "n"), [(0, 0), (0, 2), (0, 99), (1, 1)])

@@ -26,6 +26,7 @@ from perdure.core.journal import (
     Accepted,
     Attempted,
     CallChild,
+    CallStep,
     Cancelled,
     CancelRequested,
     Claimed,
@@ -46,7 +47,7 @@ from perdure.core.journal import (
     describe,
 )
 from perdure.core.turn import Divergence, Turn, current_turn
-from perdure.errors import CalledOutsideWorkflow, LimitExceeded, TurnClosed, Undecodable, Unencodable
+from perdure.errors import CalledOutsideWorkflow, LimitExceeded, PayloadTooLarge, TurnClosed, Undecodable, Unencodable
 from tests.core import bodies
 from tests.core.bodies import BODIES, REFUSAL, WAYS, Refusal
 from tests.core.driver import (
@@ -1280,6 +1281,56 @@ def test_a_context_is_not_for_other_code():
             ask()
     driver.finish()
     driver.check_replay()
+
+
+def test_what_is_too_large_is_refused_before_it_leaves_the_body_and_again_on_replay():
+    async def body(ctx: Context) -> Any:
+        turn = current_turn()
+        assert turn is not None
+        try:
+            ctx.set("name", "x" * 100)
+        except PayloadTooLarge as error:
+            await step("told", error.limit)
+        return ctx.get("name", str)
+
+    def limited() -> Turn:
+        return Turn(START, lambda turn: body(Context(turn)), encode, secret=SECRET, payload_limit=50)
+
+    turn = limited()
+    turn.deliver(Accepted(START))
+    ready = turn.ready()
+    assert ready.state == {}
+    assert [type(command) for command in ready.commands] == [CallStep]
+    again = limited()
+    again.replay([Frame("writer", 1000.0, [Accepted(START)], ready.commands)])
+    assert again.divergence is None
+    for one in (turn, again):
+        one.close()
+
+
+def test_stubs_are_made_by_what_the_runtime_gave():
+    async def body(ctx: Context) -> Any:
+        turn = current_turn()
+        assert turn is not None
+        return turn.make_stub("stub", None, 5)
+
+    def run(turn: Turn) -> Any:
+        turn.begin()
+        outcome = turn.ready().outcome
+        turn.close()
+        return outcome
+
+    made = Turn(
+        START,
+        lambda turn: body(Context(turn)),
+        encode,
+        secret=SECRET,
+        stubs=lambda stub, turn, retry, timeout: [stub, turn.start.id, retry, timeout],
+    )
+    assert run(made) == Completed(1000.0, encode(["stub", "one", None, 5]))
+    failed = run(make_turn(body))
+    assert isinstance(failed, Failed)
+    assert failed.failure.type == "perdure.errors.CalledOutsideWorkflow"
 
 
 def test_no_turn_is_current_outside_a_drain():
