@@ -31,8 +31,12 @@ def test_sync_caller_runs_workflows_from_many_threads(tmp_path: Path) -> None:
     client = connect(f"sqlite:{tmp_path}/b.db")
     with client.blocking(client.worker(adds, fails)) as wait:
         assert wait(client.run(adds, 1)) == 2
+
+        def run(number: int) -> int:
+            return wait(client.run(adds, number))
+
         with ThreadPoolExecutor(4) as pool:
-            assert [*pool.map(lambda n: wait(client.run(adds, n)), range(20))] == [*range(1, 21)]
+            assert [*pool.map(run, range(20))] == [*range(1, 21)]
         assert len([*wait.each(client.list(handler="adds"))]) == 21
         with pytest.raises(LookupError, match="nothing here"):
             wait(client.run(fails))

@@ -121,7 +121,7 @@ def test_mistakes_in_a_graph_are_refused() -> None:
     with pytest.raises(InvalidOption, match="node"):
         flow.returns("day")
     with pytest.raises(InvalidOption, match="strategy"):
-        Flow("x", strategy="eager")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+        Flow("x", strategy="eager")  # type: ignore[arg-type]
     with pytest.raises(InvalidOption, match="needs step 'users'"):
         Flow.deserialize(graph().serialize(), steps=[orders, report])
     with pytest.raises(InvalidOption, match="serialize"):

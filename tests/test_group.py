@@ -9,6 +9,7 @@ from datetime import timedelta
 import pytest
 
 from perdure import (
+    Call,
     Cancelled,
     Completed,
     Context,
@@ -109,7 +110,8 @@ async def test_group_inside_a_workflow_runs_children_and_replays() -> None:
 
 async def test_empty_group_is_no_work() -> None:
     async with connect("memory:") as client:
-        assert (await client.run_all([])).results == []
+        calls: list[Call[int]] = []
+        assert (await client.run_all(calls)).results == []
 
 
 @pytest.mark.parametrize("quota", [0, -1])

@@ -93,9 +93,10 @@ def test_timeout_fails_the_run(folder: Path) -> None:
     assert "InvocationTimedOut" in run.stderr
 
 
-def test_key_may_carry_the_number(folder: Path) -> None:
-    run = perdure("run", "app.py:keyed", "--key", "k-{i}", "--count", "2", "--json", "--url", "memory:", cwd=folder)
-    assert sorted(json.loads(run.stdout)["results"]) == ["k-001", "k-002"]
+def test_key_is_refused_while_keyed_invocations_cannot_be_run_one_at_a_time(folder: Path) -> None:
+    run = perdure("run", "app.py:keyed", "--key", "k-1", "--url", "memory:", cwd=folder)
+    assert run.returncode == 2
+    assert "does not run keyed invocations yet" in run.stderr
 
 
 def test_worker_has_a_fixed_hash_seed_unless_the_environment_chooses_one(folder: Path) -> None:

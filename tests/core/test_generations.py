@@ -246,6 +246,30 @@ def test_siblings_that_the_failure_cancelled_run_again():
     driver.check_replay()
 
 
+async def grouped_with_a_handled_failure(ctx: Context) -> Any:
+    async def patient() -> Any:
+        try:
+            return await step("a")
+        except ConnectionError:
+            return "handled"
+
+    async with asyncio.TaskGroup() as group:
+        first = group.create_task(patient())
+        second = group.create_task(step("b"))
+    return [first.result(), second.result()]
+
+
+def test_a_sibling_that_failed_because_it_was_cancelled_runs_again():
+    driver = Driver(grouped_with_a_handled_failure)
+    driver.raises(1, BAD)
+    driver.raises(0, ConnectionError("cut off while ending"))
+    first = retried(driver.retries())
+    assert (first.cause, first.again) == (1, [0, 1])
+    driver.finish()
+    assert driver.value == ["a", "b"]
+    driver.check_replay()
+
+
 def test_a_result_that_came_after_the_failure_is_kept():
     driver = Driver(grouped)
     driver.raises(1, BAD)

@@ -123,7 +123,7 @@ def test_a_child_cancelled_because_the_body_asked_ends_as_a_cancelled_task_does(
     driver.fires(0)
     entry = sent(Settled(0, 1, "c", Cancelled(2.0)), driver.turn)
     assert entry == Interrupted(1, 5.0)
-    driver.give(entry)
+    driver.give(Interrupted(1, 5.0))
     assert driver.value == "too late"
     driver.check_replay()
 

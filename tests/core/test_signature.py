@@ -510,3 +510,11 @@ def test_digest_and_record_do_not_depend_on_how_arguments_are_passed(
     signature = Signature.of(defaults)
     assert signature.encode(tuple(leading), rest, WHERE) == signature.encode((), passed, WHERE)
     assert signature.digest(tuple(leading), rest) == signature.digest((), passed)
+
+
+@pytest.mark.parametrize("value", [2**70, "\ud800"], ids=repr)
+def test_digest_of_what_no_encoding_holds_names_the_parameter(value: object) -> None:
+    def takes(first: int, second: object) -> None: ...
+
+    with pytest.raises(Unencodable, match="second"):
+        Signature.of(takes).digest((1, value), {})

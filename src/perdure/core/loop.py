@@ -18,7 +18,6 @@ import sys
 import weakref
 from asyncio import events
 from collections.abc import AsyncGenerator, Callable, Coroutine, Generator, Iterable
-from contextlib import contextmanager
 from contextvars import Context, copy_context
 from typing import Any, NoReturn, Protocol, TypeVar, cast
 
@@ -125,6 +124,8 @@ class Loop(asyncio.AbstractEventLoop):
         self._serial = salt
         self._generators: dict[int, Callable[[], AsyncGenerator[Any, Any] | None]] = {}  # by id, in the order started
         self._hooks = (self._generator_started, self._generator_dropped)
+        # Left in place: on any other loop it is the original, and another thread may be draining when this one ends.
+        asyncio.as_completed = _as_completed_in_order
 
     # --- what the turn calls ------------------------------------------------------------------------------------------
     def next_serial(self) -> int:
@@ -133,12 +134,11 @@ class Loop(asyncio.AbstractEventLoop):
 
     def drain(self) -> None:
         """Run what is ready, and what that makes ready, until nothing is or `stopped` is set."""
-        if asyncio.as_completed is not _as_completed_in_order:
-            with draining():
-                self.drain()
-            return
         ready = self._ready
         previous = _running_loop()
+        hooks = sys.get_asyncgen_hooks()
+        collecting = gc.isenabled()
+        gc.disable()
         sys.set_asyncgen_hooks(*self._hooks)
         _set_running_loop(self)
         try:
@@ -146,6 +146,9 @@ class Loop(asyncio.AbstractEventLoop):
                 ready.popleft()._run()  # noqa: SLF001
         finally:
             _set_running_loop(previous)
+            sys.set_asyncgen_hooks(*hooks)
+            if collecting:
+                gc.enable()
 
     def fire(self, timer: asyncio.TimerHandle, /) -> None:
         """Make a timer's callback ready."""
@@ -327,23 +330,6 @@ for _name in (
     *("start_tls", "subprocess_exec", "subprocess_shell"),
 ):
     setattr(Loop, _name, _refusing_async(_name))
-
-
-@contextmanager
-def draining() -> Generator[None]:
-    """Prepare this thread for drains, once for as many as follow: what differs from an ordinary loop, see above."""
-    collecting = gc.isenabled()
-    hooks = sys.get_asyncgen_hooks()
-    as_completed = asyncio.as_completed
-    gc.disable()
-    asyncio.as_completed = _as_completed_in_order
-    try:
-        yield
-    finally:
-        asyncio.as_completed = as_completed
-        sys.set_asyncgen_hooks(*hooks)
-        if collecting:
-            gc.enable()
 
 
 def _close(coro: Coroutine[Any, Any, Any]) -> None:

@@ -462,7 +462,8 @@ class Runner:
                 self._stuck = self._explain(turn)
                 self._forget_turn()
                 ready = Ready()
-                entries.append(Paused(at, self._stuck))
+                # Before the facts of this round: code that fits is given them on resuming, and asks for more only then.
+                entries.insert(0, Paused(at, self._stuck))
         if (unwritten := self._unwritten) is not None:
             ready.commands[:0] = unwritten.commands
             self._unwritten = None

@@ -23,7 +23,6 @@ from typing import Any, Protocol, Self
 
 from perdure.core.codec import Failure, FailureTranslator, failure_of
 from perdure.core.journal import Start
-from perdure.core.loop import draining
 from perdure.core.turn import StubMaker, Turn
 from perdure.errors import InvalidOption, NameTaken, ServiceUnknown, too_large
 from perdure.runtime.runner import Runner
@@ -208,10 +207,9 @@ class Worker:
 
     def _advance(self) -> None:
         scheduled, self._scheduled = self._scheduled, []
-        with draining():
-            for runner in scheduled:
-                runner.scheduled = False
-                runner.advance()
+        for runner in scheduled:
+            runner.scheduled = False
+            runner.advance()
 
     def hold_first_frame(self, runner: Runner, /) -> None:
         """See to it that a first frame is not held back for long. One timer serves all."""

@@ -45,12 +45,14 @@ from perdure.core.journal import (
     Resolve,
     Resume,
     Resumed,
+    Retried,
     Returned,
     SendStart,
     SetTimer,
     Settled,
     Start,
     Status,
+    TryAgain,
 )
 from perdure.errors import Conflict, IdConflict, PerdureError, StoreClosed, UnknownInvocation
 from perdure.stores.store import Delivery, Filter, Row, Store, Subscription, Transition, Wake
@@ -1191,7 +1193,7 @@ def requests() -> list[Request]:
     """Return one request of each type."""
     failed = Failed(1.0, failure_of(ValueError("v")))
     found: list[Request] = [Resolve(1, b"\xc0"), Reject(1, "r"), Settled(0, 1, "c", failed), Cancel(force=True)]
-    found += [Pause(), Resume()]
+    found += [Pause(), Resume(), TryAgain()]
     assert {type(each) for each in found} == set(get_args(Request))
     return found
 
@@ -1215,6 +1217,7 @@ def samples(start: Start) -> tuple[list[Entry], list[Command]]:
         Completed(2.0, b"\x01"),
         Failed(2.0, failure, 7),
         Cancelled(2.0, forced=True, message="m7"),
+        Retried(2.0, 1, 7, 9, "m8", 3, 2, [7, 8]),
     ]
     commands: list[Command] = [
         CallStep(0, "step", b"digest"),
