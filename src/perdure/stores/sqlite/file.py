@@ -1,0 +1,176 @@
+"""Opening a file: create it or see that it is whole, and learn what a store needs to know of it."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import sqlite3
+import zlib
+from typing import Any, cast
+
+from msgspec import Struct
+
+from perdure.core.journal import (
+    decode_message,
+    decode_start,
+)
+from perdure.errors import (
+    StoreDamaged,
+    StoreError,
+    StoreTooNew,
+)
+from perdure.stores.sqlite.faults import about, explained
+from perdure.stores.sqlite.schema import (
+    SCHEMA,
+    SCHEMA_VERSION,
+    answer_checksum,
+    frame_checksum,
+    identity_of,
+    meta_checksum,
+    state_checksum,
+)
+
+VERIFY_LIMIT_BYTES = 64 * 1024 * 1024
+"""Files up to this size are checked whole when they are opened; of larger ones, what is not settled."""
+HEADER_BYTES = 100
+"""Wakes and delayed starts that are read at a time."""
+
+
+class Opened(Struct):
+    """What a file says of itself."""
+
+    secret: bytes
+    commit_number: int
+    sequence: int
+
+
+def side_file(path: str) -> str:
+    return path + "-commit"
+
+
+def connect(path: str) -> sqlite3.Connection:
+    with explained(path):
+        db = sqlite3.connect(path, isolation_level=None, check_same_thread=False, cached_statements=64)
+        db.execute("PRAGMA synchronous = FULL")
+        db.execute("PRAGMA busy_timeout = 5000")
+        return db
+
+
+def open_file(path: str) -> Opened:
+    """Open or create the database, see that it is whole, and return what a store needs to know of it."""
+    existed = os.path.exists(path) and os.path.getsize(path) > 0
+    remembered = _remembered_commit(path)
+    if not existed and remembered:
+        lost = f"it is missing or empty, and had {remembered} commits: restore it"
+        raise StoreDamaged(about(path, f"{lost}, or remove {side_file(path)} to begin anew"))
+    with explained(path):
+        if existed:
+            _check_kind(path)
+        db = connect(path)
+        try:
+            if existed:
+                _read_meta(db, path)  # before anything is written: it may be somebody else's
+            if db.execute("PRAGMA journal_mode = WAL").fetchone()[0] != "wal":
+                raise StoreError(about(path, "its file system cannot hold a write-ahead log: use a local disk"))
+            if not existed:
+                _create(db)
+            opened = _read_meta(db, path)
+            if opened.commit_number < remembered:
+                lost = f"it ends at commit {opened.commit_number}, and {remembered} were acknowledged"
+                cause = "its write-ahead log was lost or damaged"
+                remedy = f"restore a backup; to go on without what is lost, remove {side_file(path)}"
+                raise StoreDamaged(about(path, f"{lost}: {cause}; {remedy}"))
+            _verify(db, path)
+            return opened
+        finally:
+            db.close()
+
+
+def _check_kind(path: str) -> None:
+    """See that a file begins as a database does. SQLite itself takes a few bytes of anything for an empty one."""
+    with open(path, "rb") as file:
+        head = file.read(HEADER_BYTES)
+    if len(head) < HEADER_BYTES or not head.startswith(b"SQLite format 3\0"):
+        raise StoreDamaged(about(path, "it is not a database, or cut short: restore it, or name another file"))
+
+
+def _create(db: sqlite3.Connection) -> None:
+    db.execute("BEGIN IMMEDIATE")
+    for statement in SCHEMA.split(";"):
+        if statement.strip():
+            db.execute(statement)
+    secret = secrets.token_bytes(16)
+    checksum = meta_checksum(SCHEMA_VERSION, secret)
+    values = [("schema", SCHEMA_VERSION), ("secret", secret), ("checksum", checksum), ("commit", 0)]
+    db.executemany("INSERT INTO meta VALUES (?, ?)", values)
+    db.execute("COMMIT")
+
+
+def _read_meta(db: sqlite3.Connection, path: str) -> Opened:
+    tables = {name for (name,) in db.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
+    if not {"meta", "invocation", "frame", "message"} <= tables:
+        raise StoreError(about(path, "it is a database of something else: name another file"))
+    meta = dict(cast("list[tuple[str, Any]]", db.execute("SELECT name, value FROM meta").fetchall()))
+    if not isinstance(meta.get("schema"), int):
+        raise StoreDamaged(about(path, "its description of itself is incomplete"))
+    if meta["schema"] > SCHEMA_VERSION:
+        text = (
+            f"its schema has version {meta['schema']}, and this release knows up to {SCHEMA_VERSION}: upgrade perdure"
+        )
+        raise StoreTooNew(about(path, text), schema=meta["schema"])
+    whole = meta.keys() >= {"secret", "checksum"} and isinstance(meta.get("commit"), int)
+    if not whole or meta_checksum(meta["schema"], meta["secret"]) != meta["checksum"]:
+        raise StoreDamaged(about(path, "its description of itself was changed"))
+    sequence = db.execute("SELECT max(sequence) FROM invocation").fetchone()[0] or 0
+    return Opened(meta["secret"], meta["commit"], sequence)
+
+
+def _remembered_commit(path: str) -> int:
+    try:
+        with open(side_file(path), "rb") as side:
+            text = side.read(32).strip()
+    except FileNotFoundError:
+        return 0
+    return int(text) if text.isdigit() else 0
+
+
+def _verify(db: sqlite3.Connection, path: str) -> None:
+    """Check every page and every row of a small file; of a large one, the rows of what is not settled."""
+    if os.path.getsize(path) > VERIFY_LIMIT_BYTES:
+        _verify_rows(db, path, "WHERE status NOT IN ('completed', 'failed', 'cancelled')")
+        return
+    (verdict,) = db.execute("PRAGMA integrity_check(1)").fetchone()
+    if verdict != "ok":
+        raise StoreDamaged(about(path, f"SQLite finds it damaged: {verdict}"))
+    _verify_rows(db, path, "")
+    strays = db.execute("SELECT id FROM frame WHERE id NOT IN (SELECT id FROM invocation) LIMIT 1").fetchone()
+    if strays is not None:
+        raise StoreDamaged(about(path, f"it has frames of {strays[0]!r}, which it does not know"))
+    query = "SELECT id, invocation, data, checksum, answer, answered, answer_checksum FROM message"
+    for id, to, data, checksum, answer, answered, recorded in db.execute(query):
+        whole = zlib.crc32(data) == checksum and recorded == (answer_checksum(id, answer) if answered else 0)
+        if not whole or (message := decode_message(data)).id != id or message.to != to:
+            raise StoreDamaged(about(path, f"message {id!r} was changed"))
+
+
+def _verify_rows(db: sqlite3.Connection, path: str, where: str) -> None:
+    query = (
+        "SELECT id, handler, key, created_at, due, identity, start, checksum, status, sequence, updated_at, wake, "
+        f"revision, state_checksum FROM invocation {where}"
+    )
+    for id, *described, data, checksum, status, sequence, at, wake, revision, recorded in db.execute(query):
+        if zlib.crc32(data) != checksum:
+            raise StoreDamaged(about(path, f"the start of {id!r} was changed"))
+        start = decode_start(data)
+        if [id, *described] != [start.id, start.handler, start.key, start.at, start.due, identity_of(start)]:
+            raise StoreDamaged(about(path, f"the row of {id!r} was changed"))
+        if state_checksum(id, status, sequence, at, wake, revision) != recorded:
+            raise StoreDamaged(about(path, f"the row of {id!r} was changed"))
+        frames = db.execute(
+            "SELECT revision, data, checksum FROM frame WHERE id = ? ORDER BY revision", (id,)
+        ).fetchall()
+        if len(frames) < revision:
+            raise StoreDamaged(about(path, f"the journal of {id!r} ends at {len(frames)}, and had {revision} frames"))
+        for number, (at, data, frame_sum) in enumerate(frames, 1):
+            if at != number or frame_sum != frame_checksum(id, at, data):
+                raise StoreDamaged(about(path, f"frame {number} of the journal of {id!r} is missing or changed"))

@@ -1,0 +1,480 @@
+"""The store itself: what the Store protocol asks for, on the loop. See the package for the whole."""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+import logging
+import os
+import sqlite3
+import zlib
+from collections.abc import Callable, Collection, Coroutine, Sequence
+from typing import Any, TypeVar
+
+from perdure.core.journal import (
+    Answer,
+    Message,
+    Outcome,
+    Start,
+    Status,
+    decode_frame,
+    decode_message,
+    decode_start,
+    encode_frame,
+    encode_start,
+    settles_before_begin,
+)
+from perdure.errors import (
+    StoreClosed,
+    StoreDamaged,
+    StoreError,
+)
+from perdure.stores.clock import Alarm, SystemClock
+from perdure.stores.dispatch import Dispatcher, Member
+from perdure.stores.notices import Notices
+from perdure.stores.sqlite.faults import about, explained
+from perdure.stores.sqlite.file import connect, open_file
+from perdure.stores.sqlite.lock import Lock
+from perdure.stores.sqlite.schema import frame_checksum
+from perdure.stores.sqlite.writer import Accept, Unit, Writer
+from perdure.stores.store import (
+    PAYLOAD_LIMIT_BYTES,
+    Counts,
+    Delivery,
+    Filter,
+    Journal,
+    Row,
+    Transition,
+    Wake,
+)
+
+T = TypeVar("T")
+
+RING_RETRY_SECONDS = 1.0
+"""How long after a failure to read what is due it is read again."""
+DUE_BATCH_LIMIT = 1_000
+
+log = logging.getLogger("perdure.sqlite")
+
+
+class SqliteStore:
+    """A store in one SQLite file, served by this process alone."""
+
+    def __init__(self, path: str, *, payload_limit: int = PAYLOAD_LIMIT_BYTES) -> None:
+        self.path = os.path.abspath(os.path.expanduser(path))
+        self.clock = SystemClock()
+        self.payload_limit = payload_limit
+        self.secret = b""
+        self.commits = 0
+        self._pid = os.getpid()
+        self._open = False
+        self._notices = Notices()
+        self._dispatcher = Dispatcher(self._fetch, self._forget)
+        self._alarm = Alarm(self.clock, self._ring)
+        self._rung_to = 0.0
+        self._ringing = False
+        self._ring_again = False
+        self._units: list[Unit] = []
+        self._flush_scheduled = False
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._reader = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="perdure-sqlite-read")
+        self._sequence = 0
+        self._opened_at = 0
+
+    # --- life ---------------------------------------------------------------------------------------------------------
+    async def open(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._lock = await self._loop.run_in_executor(self._reader, Lock.take, self.path)
+        try:
+            opened = await self._loop.run_in_executor(self._reader, open_file, self.path)
+            self._read_db = await self._loop.run_in_executor(self._reader, connect, self.path)
+            with explained(self.path):
+                self._writer = Writer(self.path, opened, self._loop, self._written)
+        except BaseException:
+            self._lock.release()
+            raise
+        self.secret, self._sequence = opened.secret, opened.sequence
+        self._opened_at = opened.sequence
+        self._open = True
+
+    async def aclose(self) -> None:
+        if not self._open:
+            return
+        if os.getpid() != self._pid:
+            self._open = False  # the threads, the connections and the lock are the parent's
+            return
+        self._flush()
+        self._open = False
+        self._alarm.cancel()
+        self._dispatcher.close()
+        await self._loop.run_in_executor(None, self._writer.close)
+        self._notices.fail(StoreClosed(about(self.path, "the store is closed")))
+        await self._loop.run_in_executor(self._reader, self._read_db.close)
+        self._reader.shutdown(wait=False)
+        self._lock.release()
+
+    def _check(self) -> None:
+        if os.getpid() != self._pid:
+            raise StoreError(
+                about(self.path, f"it was opened by process {self._pid}; a forked child must open one of its own")
+            )
+        if not self._open:
+            raise StoreClosed(about(self.path, "the store is closed"))
+
+    # --- writing ------------------------------------------------------------------------------------------------------
+    def submit(self, starts: Sequence[Start], /) -> asyncio.Future[list[bool]]:
+        self._check()
+        return self._enqueue(Unit(accepts=[self._accept(start) for start in starts], strict=True))
+
+    def post(self, message: Message, /) -> asyncio.Future[None]:
+        self._check()
+        return self._enqueue(Unit(messages=[message], must_exist=True))
+
+    def commit(self, transition: Transition, /) -> asyncio.Future[int]:
+        future: asyncio.Future[int] = self._loop.create_future()
+        if not self._open:
+            future.set_exception(StoreClosed(about(self.path, "the store is closed")))
+            return future
+        effects = transition.effects
+        unit = Unit(
+            transition=transition,
+            frame=None if transition.frame is None else encode_frame(transition.frame),
+            accepts=[self._accept(start) for start in effects.starts] if effects.starts else (),
+            messages=effects.messages,
+        )
+        for delivery in transition.acknowledge:
+            if type(delivery.item) is Message:
+                unit.done_messages = (*unit.done_messages, delivery.item.id)
+        return self._enqueue(unit, future)
+
+    def _accept(self, start: Start) -> Accept:
+        if start.due > self.clock.now():
+            return Accept(start, encode_start(start), "scheduled", 0)
+        self._sequence += 1
+        return Accept(start, encode_start(start), "pending", self._sequence)
+
+    def _enqueue(self, unit: Unit, future: asyncio.Future[Any] | None = None) -> asyncio.Future[Any]:
+        unit.future = future or self._loop.create_future()
+        self._units.append(unit)
+        if not self._flush_scheduled:
+            # All that is asked for in this round of the loop goes to the writer together.
+            self._flush_scheduled = True
+            self._loop.call_soon(self._flush)
+        return unit.future
+
+    def _flush(self) -> None:
+        self._flush_scheduled = False
+        units, self._units = self._units, []
+        if units:
+            self._writer.put(units)
+
+    def _written(self, units: Sequence[Unit]) -> None:
+        """Act on what is durable: hand out starts and messages, end futures. Runs on the loop."""
+        for unit in units:
+            future = unit.future
+            if unit.error is not None:
+                if future is not None and not future.done():
+                    future.set_exception(unit.error)
+                continue
+            transition = unit.transition
+            if self._open:
+                self._hand_out(unit)
+            if future is not None and not future.done():
+                if transition is not None:
+                    future.set_result(transition.expected + (unit.frame is not None))
+                else:
+                    future.set_result([accept.new for accept in unit.accepts] if unit.strict else None)
+        self._dispatcher.pump()
+
+    def _hand_out(self, unit: Unit) -> None:
+        for accept in unit.accepts:
+            if accept.new:
+                self._queue(accept)
+        for sequence, start in unit.promoted:
+            self._dispatcher.queue(Delivery(start.id, start.handler, start, fresh=True, token=sequence))
+        for message, handler, status in unit.routes:
+            self._route(message, handler, status, 1)
+        if unit.transition is not None:
+            self._after_commit(unit.transition)
+
+    def _queue(self, accept: Accept) -> None:
+        start = accept.start
+        if accept.status == "scheduled":
+            self._alarm.by(start.due)
+        else:
+            self._dispatcher.queue(Delivery(start.id, start.handler, start, fresh=True, token=accept.sequence))
+
+    def _route(self, message: Message, handler: str, status: Status, attempt: int) -> None:
+        begun = status not in ("pending", "scheduled") or (status == "scheduled" and settles_before_begin(message))
+        self._dispatcher.offer(Delivery(message.to, handler, message, attempt), begun=begun)
+
+    def _after_commit(self, transition: Transition) -> None:
+        outcome = transition.outcome
+        ended = transition.released or outcome is not None
+        self._dispatcher.committed(transition.id, transition.acknowledge, ended=ended)
+        if ended and transition.effects.wake is not None:
+            if transition.effects.wake <= self._rung_to:
+                self._rung_to = 0.0
+            self._alarm.by(transition.effects.wake)
+        for answer in transition.effects.answers:
+            self._notices.answered(answer)
+        if outcome is not None:
+            self._notices.settled(transition.id, outcome)
+
+    # --- deliveries ---------------------------------------------------------------------------------------------------
+    def subscribe(
+        self,
+        handlers: Collection[str],
+        deliver: Callable[[Delivery], None],
+        *,
+        partitions: Collection[int] | None = None,
+    ) -> Member:
+        self._check()
+        member = self._dispatcher.join(handlers, deliver)
+        self._spawn(self._recover(member))
+        return member
+
+    async def _recover(self, member: Member) -> None:
+        """Offer what was in somebody's hands when he ended, or waited for somebody to serve it."""
+        handlers = [*member.handlers]
+        marks = ",".join("?" * len(handlers))
+
+        def read(db: sqlite3.Connection) -> tuple[list[Any], list[Any]]:
+            owned = db.execute(
+                f"SELECT id, handler FROM invocation WHERE status = 'running' AND handler IN ({marks})", handlers
+            ).fetchall()
+            open_messages = db.execute(
+                "SELECT message.data, message.checksum, invocation.handler, invocation.status FROM message "
+                f"JOIN invocation ON invocation.id = message.invocation WHERE answered = 0 AND handler IN ({marks})",
+                handlers,
+            ).fetchall()
+            return owned, open_messages
+
+        owned, open_messages = await self._read(read)
+        for id, handler in owned:
+            if self._dispatcher.owner(id) is None:
+                self._dispatcher.offer(Delivery(id, handler, Wake(), attempt=2))
+        for data, checksum, handler, status in open_messages:
+            if zlib.crc32(data) != checksum:
+                raise StoreDamaged(about(self.path, "a message was changed"))
+            message = decode_message(data)
+            if not self._dispatcher.holds(message):
+                self._route(message, handler, status, 2)
+        self._rung_to = 0.0
+        self._ring()
+
+    async def _fetch(self, handler: str, after: int, limit: int) -> list[Delivery]:
+        rows = await self._read(
+            lambda db: db.execute(
+                "SELECT sequence, start, checksum FROM invocation WHERE status = 'pending' AND handler = ? "
+                "AND sequence > ? ORDER BY sequence LIMIT ?",
+                (handler, after, limit),
+            ).fetchall()
+        )
+        found: list[Delivery] = []
+        for sequence, data, checksum in rows:
+            start = self._start_from(data, checksum)
+            attempt = 2 if sequence <= self._opened_at else 1
+            found.append(Delivery(start.id, handler, start, attempt, fresh=attempt == 1, token=sequence))
+        return found
+
+    def _forget(self, delivery: Delivery) -> None:
+        if isinstance(delivery.item, Message):
+            self._enqueue(Unit(done_messages=[delivery.item.id]))
+
+    def _ring(self) -> None:
+        if self._ringing:
+            self._ring_again = True
+            return
+        self._ringing = True
+        self._spawn(self._answer_ring())
+
+    async def _answer_ring(self) -> None:
+        try:
+            await self._deliver_due()
+        except StoreError as error:
+            if self._open:
+                log.error("reading what is due failed, trying again: %s", error)
+                self._alarm.by(self.clock.now() + RING_RETRY_SECONDS)
+        finally:
+            self._ringing = False
+        if self._ring_again:
+            self._ring_again = False
+            self._ring()
+
+    async def _deliver_due(self) -> None:
+        """Queue the delayed starts that are due, and offer the wakes.
+
+        A wake that is set below `_rung_to` while this reads sets it back and rings again: see `_after_commit`.
+        """
+        now = self.clock.now()
+        rung_to, self._rung_to = self._rung_to, max(self._rung_to, now)
+
+        def read(db: sqlite3.Connection) -> tuple[list[Any], list[Any], Any]:
+            starts = db.execute(
+                "SELECT start, checksum FROM invocation WHERE status = 'scheduled' AND due <= ? ORDER BY due LIMIT ?",
+                (now, DUE_BATCH_LIMIT),
+            ).fetchall()
+            wakes = db.execute(
+                "SELECT id, handler, wake FROM invocation WHERE wake > ? AND wake <= ? ORDER BY wake",
+                (rung_to, now),
+            ).fetchall()
+            following = db.execute(
+                "SELECT min(at) FROM (SELECT min(due) AS at FROM invocation WHERE status = 'scheduled' AND due > ?1 "
+                "UNION ALL SELECT min(wake) FROM invocation WHERE wake > ?1)",
+                (now,),
+            ).fetchone()[0]
+            return starts, wakes, following
+
+        try:
+            starts, wakes, following = await self._read(read)
+        except StoreError:
+            self._rung_to = 0.0
+            raise
+        for id, handler, _ in wakes:
+            self._dispatcher.wake(Delivery(id, handler, Wake()))
+        if starts:
+            first, self._sequence = self._sequence + 1, self._sequence + len(starts)
+            due = [self._start_from(data, checksum) for data, checksum in starts]
+            await self._enqueue(Unit(promoted=[*enumerate(due, first)]))
+        if len(starts) == DUE_BATCH_LIMIT:
+            self._ring()
+        elif following is not None:
+            self._alarm.by(following)
+
+    # --- reading ------------------------------------------------------------------------------------------------------
+    async def journal(self, id: str, /) -> Journal:
+        return await self._read(lambda db: self._journal(db, id))
+
+    def _journal(self, db: sqlite3.Connection, id: str) -> Journal:
+        # In this order: a commit between the two reads adds frames, and must not look like frames that are missing.
+        known = db.execute("SELECT revision FROM invocation WHERE id = ?", (id,)).fetchone()
+        rows = db.execute("SELECT revision, data, checksum FROM frame WHERE id = ? ORDER BY revision", (id,)).fetchall()
+        if known is not None and len(rows) < known[0]:
+            raise StoreDamaged(
+                about(self.path, f"the journal of {id!r} ends at {len(rows)}, and had {known[0]} frames")
+            )
+        for number, (revision, data, checksum) in enumerate(rows, 1):
+            if revision != number or checksum != frame_checksum(id, revision, data):
+                raise StoreDamaged(about(self.path, f"frame {number} of the journal of {id!r} is missing or changed"))
+        return Journal(tuple(decode_frame(data) for _, data, _ in rows), len(rows))
+
+    async def outcome(self, id: str, /) -> Outcome | None:
+        def read(db: sqlite3.Connection) -> Outcome | None:
+            row = db.execute("SELECT status FROM invocation WHERE id = ?", (id,)).fetchone()
+            if row is None or row[0] not in ("completed", "failed", "cancelled"):
+                return None
+            last = db.execute(
+                "SELECT revision, data, checksum FROM frame WHERE id = ? ORDER BY revision DESC LIMIT 1", (id,)
+            ).fetchone()
+            if last is None or last[2] != frame_checksum(id, last[0], last[1]):
+                raise StoreDamaged(about(self.path, f"the last frame of {id!r} is missing or changed"))
+            outcome = decode_frame(last[1]).outcome
+            if outcome is None:
+                raise StoreDamaged(about(self.path, f"{id!r} is {row[0]}, and its journal does not say how it ended"))
+            return outcome
+
+        return await self._read(read)
+
+    def watch(self, id: str, /) -> asyncio.Future[Outcome]:
+        self._check()
+        return self._notices.watch(id)
+
+    async def answer(self, message_id: str, /) -> Answer:
+        waiting = self._notices.await_answer(message_id)
+        row = await self._read(
+            lambda db: db.execute("SELECT answer FROM message WHERE id = ? AND answered = 1", (message_id,)).fetchone()
+        )
+        if row is not None:
+            waiting.cancel()
+            return Answer(message_id, row[0])
+        return await waiting
+
+    async def start(self, id: str, /) -> Start | None:
+        row = await self._read(
+            lambda db: db.execute("SELECT start, checksum FROM invocation WHERE id = ?", (id,)).fetchone()
+        )
+        return None if row is None else self._start_from(*row)
+
+    def _start_from(self, data: bytes, checksum: int) -> Start:
+        if zlib.crc32(data) != checksum:
+            raise StoreDamaged(about(self.path, "the start of an invocation was changed"))
+        return decode_start(data)
+
+    def serves(self, handler: str, /) -> bool:
+        return self._dispatcher.serves(handler)
+
+    async def row(self, id: str, /) -> Row | None:
+        found = await self._read(lambda db: db.execute(f"SELECT {_ROW} FROM invocation WHERE id = ?", (id,)).fetchone())
+        return None if found is None else Row(*found)
+
+    async def search(self, filter: Filter, /) -> list[Row]:
+        conditions, values = _conditions(filter)
+        where = f"WHERE {' AND '.join(conditions)} " if conditions else ""
+        query = f"SELECT {_ROW} FROM invocation {where}ORDER BY created_at DESC, id DESC LIMIT ?"
+        rows = await self._read(lambda db: db.execute(query, (*values, filter.limit)).fetchall())
+        return [Row(*row) for row in rows]
+
+    async def counts(self) -> Counts:
+        rows = await self._read(
+            lambda db: db.execute(
+                "SELECT status, handler, count(*) FROM invocation GROUP BY status, handler"
+            ).fetchall()
+        )
+        counts = Counts()
+        for status, handler, count in rows:
+            counts.by_status[status] = counts.by_status.get(status, 0) + count
+            counts.by_handler[handler] = counts.by_handler.get(handler, 0) + count
+        return counts
+
+    async def backup(self, target: str, /) -> None:
+        """Copy the database to `target` while it is served."""
+        self._check()
+        path = os.path.abspath(os.path.expanduser(target))
+        if os.path.exists(path):
+            raise StoreError(about(path, "it exists: a backup does not overwrite"))
+
+        def copy(db: sqlite3.Connection) -> None:
+            with explained(path), sqlite3.connect(path) as to:
+                db.backup(to)
+            to.close()
+
+        await self._read(copy)
+
+    async def _read(self, read: Callable[[sqlite3.Connection], T]) -> T:
+        self._check()
+
+        def run() -> T:
+            with explained(self.path):
+                return read(self._read_db)
+
+        return await self._loop.run_in_executor(self._reader, run)
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.ensure_future(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._spawned_ended)
+
+    def _spawned_ended(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None and self._open:
+            log.error("reading what to deliver failed: %s", error, exc_info=error)
+
+
+_ROW = "id, handler, status, key, created_at, updated_at, due"
+
+
+def _conditions(filter: Filter) -> tuple[list[str], list[Any]]:
+    conditions: list[str] = []
+    values: list[Any] = []
+    for column, value in (("status", filter.status), ("handler", filter.handler), ("key", filter.key)):
+        if value is not None:
+            conditions.append(f"{column} = ?")
+            values.append(value)
+    if filter.id_prefix is not None:
+        conditions.append("id >= ? AND id < ?")
+        values += [filter.id_prefix, filter.id_prefix + "\U0010ffff"]
+    if filter.before is not None:
+        conditions.append("(created_at, id) < (?, ?)")
+        values += filter.before
+    return conditions, values
