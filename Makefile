@@ -101,7 +101,7 @@ $(EXAMPLES:%=run-%): run-%: $(READY)
 	@$(BIN)/python -m examples.$(subst -,_,$*) $(ARGS)
 
 bench: $(READY) ## Run the benchmarks
-	@$(BIN)/python -m benchmarks $(ARGS)
+	@$(BIN)/python -m benchmarks.embedded $(ARGS)
 
 clean: ## Remove all that these targets made, environments too
 	rm -rf .venv .venv-3.* .pytest_cache .ruff_cache .mypy_cache .hypothesis .coverage build dist
