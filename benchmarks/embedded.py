@@ -22,6 +22,8 @@ from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
+import grpc.aio
+
 from examples.services.hello_pb2 import HelloRequest
 from examples.services.hello_pb2_grpc import HelloServiceStub
 from examples.services.process import service
@@ -133,6 +135,22 @@ async def grpc_calls() -> float:
         return await in_flight(client, three_calls, 3_000, str)
 
 
+async def bare_calls() -> float:
+    """Make the same calls without Perdure; return threes of calls per second."""
+    async with service("examples.services.hello") as address, grpc.aio.insecure_channel(address) as channel:
+        hello = HelloServiceStub(channel)
+        numbers = iter(range(3_000))
+
+        async def lane() -> None:
+            for number in numbers:
+                for greeting in ("User", "Async", "Confirm"):
+                    await hello.SayHello(HelloRequest(name=f"{greeting}:{number}"))
+
+        started = time.perf_counter()
+        await asyncio.gather(*(lane() for _ in range(IN_FLIGHT)))
+        return 3_000 / (time.perf_counter() - started)
+
+
 def run(measurement: Callable[[], Awaitable[Any]]) -> Any:
     """Run one measurement on uvloop, as the command line does, where it exists."""
     try:
@@ -177,9 +195,14 @@ def report_long() -> None:
 
 
 def report_grpc(rounds: int) -> None:
-    rates = [in_own_process("grpc_calls") for _ in range(rounds)]
-    median = statistics.median(rates)
-    print(f"three gRPC calls each, {IN_FLIGHT} in flight: median {median:.0f} workflows/s (bar 1,000)")
+    pairs = [(in_own_process("grpc_calls"), in_own_process("bare_calls")) for _ in range(rounds)]
+    for number, (ours, bare) in enumerate(pairs, 1):
+        print(f"  round {number}: {ours:5.0f} workflows/s, bare grpc.aio {bare:5.0f}, ratio {ours / bare:.2f}")
+    rate, ratio = (statistics.median(each) for each in zip(*((o, o / b) for o, b in pairs), strict=True))
+    print(f"three gRPC calls each, {IN_FLIGHT} in flight: median {rate:.0f} workflows/s (bar 1,000), ratio {ratio:.2f}")
+
+
+MEASURED = {"throughput": throughput, "grpc_calls": grpc_calls, "bare_calls": bare_calls}
 
 
 def main() -> None:
@@ -188,10 +211,10 @@ def main() -> None:
     options.add_argument("--ceiling", default=CEILING)
     options.add_argument("--rounds", type=int, default=5)
     options.add_argument("--only", nargs="*", default=["throughput", "latency", "long", "grpc"])
-    options.add_argument("--measure", choices=["throughput", "grpc_calls"], help=argparse.SUPPRESS)
+    options.add_argument("--measure", choices=[*MEASURED], help=argparse.SUPPRESS)
     chosen = options.parse_args()
     if chosen.measure:
-        print(run({"throughput": throughput, "grpc_calls": grpc_calls}[chosen.measure]))
+        print(run(MEASURED[chosen.measure]))
         return
     if "throughput" in chosen.only:
         report_throughput(chosen.rounds, chosen.ceiling)
