@@ -116,9 +116,10 @@ class Worker:
         self.loop = asyncio.get_running_loop()
         self._running = True
         self.watch = DrainWatch()
-        self._collector = gc.get_threshold()
-        if 0 < self._collector[0] < COLLECTOR_THRESHOLD:
-            gc.set_threshold(COLLECTOR_THRESHOLD, *self._collector[1:])
+        found = gc.get_threshold()
+        self._collector = found if 0 < found[0] < COLLECTOR_THRESHOLD else None
+        if self._collector is not None:
+            gc.set_threshold(COLLECTOR_THRESHOLD, *found[1:])
         self.subscription: Subscription = self.store.subscribe(self.workflows, self._deliver)
         self._ask()
         return self
@@ -157,7 +158,8 @@ class Worker:
         if self._channels is not None:
             await self._channels.aclose()
         self.watch.stop()
-        gc.set_threshold(*self._collector)
+        if self._collector is not None:  # another worker that found it raised leaves it as it is
+            gc.set_threshold(*self._collector)
 
     @property
     def quiet(self) -> bool:
