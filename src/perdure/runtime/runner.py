@@ -81,6 +81,9 @@ COMMIT_RETRY_SECONDS = 1.0
 STOP_POLL_SECONDS = 0.002
 """How often a stopping worker looks whether a last commit has ended."""
 
+COMMIT_PATIENCE_SECONDS = 10.0
+"""How long a stopping worker waits for a last commit that its store does not take."""
+
 DEADLINE = -1
 """Stands for the invocation's own time limit among the numbers of commands."""
 
@@ -946,8 +949,13 @@ class Runner:
             await asyncio.wait([attempt.task for attempt in self._running.values()], timeout=CANCEL_GRACE_SECONDS)
         self._running.clear()
         # An event would have to be kept up to date by every commit, for an end that comes once.
-        while (self._busy or self.scheduled) and not self.closed:  # noqa: ASYNC110
+        patience = int(COMMIT_PATIENCE_SECONDS / STOP_POLL_SECONDS)
+        while (self._busy or self.scheduled) and not self.closed and patience:
             await asyncio.sleep(STOP_POLL_SECONDS)
+            patience -= 1
+        if self._busy:
+            log.error("the store does not take the last commit of invocation %s: it is redelivered instead", self.id)
+            self.close()
         if self._owned and not self.closed:
             await self._release()
         self.close()

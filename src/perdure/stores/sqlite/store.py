@@ -320,9 +320,9 @@ class SqliteStore:
                 (rung_to, now),
             ).fetchall()
             following = db.execute(
-                "SELECT min(at) FROM (SELECT min(due) AS at FROM invocation WHERE status = 'scheduled' AND due > ?1 "
-                "UNION ALL SELECT min(wake) FROM invocation WHERE wake > ?1)",
-                (now,),
+                "SELECT min(at) FROM (SELECT min(due) AS at FROM invocation WHERE status = 'scheduled' AND due > ? "
+                "UNION ALL SELECT min(wake) FROM invocation WHERE wake > ?)",
+                (now, now),
             ).fetchone()[0]
             return starts, wakes, following
 

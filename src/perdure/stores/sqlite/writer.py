@@ -265,7 +265,7 @@ def _apply(db: sqlite3.Connection, batch: Sequence[Unit], now: float, tails: Map
 def _change_row(transition: Transition, status: Status, now: float) -> tuple[Any, ...]:
     id, wake = transition.id, transition.effects.wake
     revision = transition.expected + (transition.frame is not None)
-    return status, now, wake, revision, state_checksum(id, status, None, now, wake, revision), id
+    return status, now, wake, revision, state_checksum(id, status, None, now, wake, revision), id, revision
 
 
 def _write_messages_and_promote(db: sqlite3.Connection, batch: Sequence[Unit], now: float) -> None:
@@ -294,8 +294,8 @@ _INSERT_INVOCATION = (
     "updated_at, wake, revision, state_checksum) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, NULL, 0, ?)"
 )
 _CHANGE_STATUS = (
-    "UPDATE invocation SET status = ?, sequence = NULL, updated_at = ?, wake = ?, revision = ?4, state_checksum = ? "
-    "WHERE id = ? AND revision <= ?4"  # a redo that comes late changes nothing
+    "UPDATE invocation SET status = ?, sequence = NULL, updated_at = ?, wake = ?, revision = ?, state_checksum = ? "
+    "WHERE id = ? AND revision <= ?"  # a redo that comes late changes nothing
 )
 
 
