@@ -232,7 +232,6 @@ class MemoryStore:
             self._answers[answer.message] = answer
             self._soon(lambda answer=answer: self._notices.answered(answer))
         ended = transition.released or outcome is not None
-        self._soon(lambda: self._dispatcher.committed(id, transition.acknowledge, ended=ended))
         # A wake is replaced after the effects, like an acknowledgement: it may be what redoes them.
         if ended and effects.wake is not None:
             self._set_wake(id, effects.wake)
@@ -249,6 +248,7 @@ class MemoryStore:
             self._forget(delivery)
         if outcome is not None:
             self._soon(lambda: self._notices.settled(id, outcome))
+        self._dispatcher.committed(id, transition.acknowledge, ended=ended)  # before the future ends
         return len(self._frames[id])
 
     def _set_wake(self, id: str, at: float) -> None:
