@@ -626,8 +626,7 @@ class Runner:
             frame_entries.append(outcome)
         frame = Frame(self._home.name, at, frame_entries, ready.commands, ready.state, ready.cancels)
         self.history.add(frame)
-        effects = effects_of(start, frame, self.history.children.get, self.history.generation)
-        effects = self._with_redo(effects, answers)
+        effects = self._with_redo(self._effects_of(start, frame), answers)
         status = self.history.status
         changed = status if status != self._status or release else None
         taken, self._taken = self._taken, []

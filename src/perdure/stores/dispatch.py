@@ -139,13 +139,6 @@ class Dispatcher:
         else:
             line.whole = False
 
-    def reread(self, handler: str) -> None:
-        """Look again for queued starts of a handler that are in the store's table only."""
-        line = self._line(handler)
-        line.whole = False
-        if line.refilling is not None:
-            line.missed = True
-
     def pump(self) -> None:
         """Hand out queued starts while there is room."""
         for member in [*self._members]:

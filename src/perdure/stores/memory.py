@@ -14,7 +14,6 @@ from collections.abc import Callable, Collection, Sequence
 from functools import partial
 from typing import Any, TypeVar
 
-from perdure.core.codec import digest
 from perdure.core.journal import (
     Answer,
     Message,
@@ -40,6 +39,7 @@ from perdure.stores.store import (
     Transition,
     Wake,
     id_conflict,
+    identity_of,
     unknown,
 )
 
@@ -109,8 +109,8 @@ class MemoryStore:
         def write() -> list[bool]:
             together: dict[str, bytes] = {}
             for start in starts:
-                known = self._digests.get(start.id) or together.setdefault(start.id, _identity(start))
-                if known != _identity(start):
+                known = self._digests.get(start.id) or together.setdefault(start.id, identity_of(start))
+                if known != identity_of(start):
                     raise id_conflict(start.id)
             return [self._accept(start) for start in starts]
 
@@ -121,7 +121,7 @@ class MemoryStore:
             return False
         now = self.clock.now()
         self._write("start", start.id)
-        self._digests[start.id] = _identity(start)
+        self._digests[start.id] = identity_of(start)
         self._starts[start.id] = start
         status: Status = "scheduled" if start.due > now else "pending"
         self._rows[start.id] = Row(start.id, start.handler, status, start.key, start.at, start.at, start.due)
@@ -367,10 +367,6 @@ class MemoryStore:
 
     def _soon(self, callback: Callable[[], Any]) -> None:
         asyncio.get_running_loop().call_soon(lambda: None if self._down else callback())
-
-
-def _identity(start: Start) -> bytes:
-    return digest(start.handler.encode() + b"\0" + start.input)
 
 
 def matches(row: Row, filter: Filter) -> bool:

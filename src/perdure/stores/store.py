@@ -17,6 +17,7 @@ from typing import Any, Protocol
 
 from msgspec import Struct
 
+from perdure.core.codec import digest
 from perdure.core.effects import NO_EFFECTS, Effects
 from perdure.core.journal import Answer, Frame, Message, Outcome, Start, Status
 from perdure.errors import IdConflict, UnknownInvocation
@@ -153,6 +154,11 @@ def id_conflict(id: str) -> IdConflict:
     """Return the error for an id that exists with another start."""
     text = f"invocation {id!r} exists with another workflow or input: use another id, or client.handle({id!r})"
     return IdConflict(text, invocation_id=id)
+
+
+def identity_of(start: Start) -> bytes:
+    """Return what tells two starts of one id apart: the same for the same handler and input."""
+    return digest(start.handler.encode() + b"\0" + start.input)
 
 
 class Store(Protocol):

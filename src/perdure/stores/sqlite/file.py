@@ -25,10 +25,10 @@ from perdure.stores.sqlite.schema import (
     SCHEMA_VERSION,
     answer_checksum,
     frame_checksum,
-    identity_of,
     meta_checksum,
     state_checksum,
 )
+from perdure.stores.store import identity_of
 
 VERIFY_LIMIT_BYTES = 64 * 1024 * 1024
 """Files up to this size are checked whole when they are opened; of larger ones, what is not settled."""

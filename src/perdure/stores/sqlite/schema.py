@@ -5,11 +5,6 @@ from __future__ import annotations
 import struct
 import zlib
 
-from perdure.core.codec import digest
-from perdure.core.journal import (
-    Start,
-)
-
 SCHEMA_VERSION = 1
 SCHEMA = """
 CREATE TABLE meta (name TEXT PRIMARY KEY, value) WITHOUT ROWID;
@@ -59,7 +54,3 @@ def answer_checksum(message_id: str, answer: str | None) -> int:
 
 def meta_checksum(schema: int, secret: bytes) -> int:
     return zlib.crc32(secret, schema)
-
-
-def identity_of(start: Start) -> bytes:
-    return digest(start.handler.encode() + b"\0" + start.input)

@@ -32,12 +32,8 @@ from perdure.errors import (
 )
 from perdure.stores.sqlite.faults import about, explain, quietly
 from perdure.stores.sqlite.file import Opened, connect, side_file
-from perdure.stores.sqlite.schema import answer_checksum, frame_checksum, identity_of, state_checksum
-from perdure.stores.store import (
-    Transition,
-    id_conflict,
-    unknown,
-)
+from perdure.stores.sqlite.schema import answer_checksum, frame_checksum, state_checksum
+from perdure.stores.store import Transition, id_conflict, identity_of, unknown
 
 BATCH_LIMIT = 2_000
 """Transitions, submits and posts that share one transaction at most."""
