@@ -17,8 +17,8 @@ PUBLIC = {
     # flows
     *("Continue", "Flow", "Skip", "Stop"),
     # errors
-    *("ChildCancelled", "InvocationCancelled", "InvocationTimedOut", "NonRetryable", "PerdureError", "RemoteError"),
-    "WaitTimeout",
+    *("ChildCancelled", "InvocationCancelled", "InvocationTimedOut", "KeyDeadlock", "NonRetryable", "PerdureError"),
+    *("RemoteError", "WaitTimeout"),
 }
 
 

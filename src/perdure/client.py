@@ -108,7 +108,9 @@ class Handle(Generic[R_co]):
         if row is None or start is None:
             raise unknown(self.id)
         journal = await store.journal(self.id)
-        return from_journal(row, start, journal.frames, store.secret, served=store.serves(row.handler))
+        holder = None if row.key is None else (await store.key(row.key)).holder
+        served = store.serves(row.handler)
+        return from_journal(row, start, journal.frames, store.secret, served=served, key_holder=holder)
 
     async def pause(self) -> None:
         """Start and deliver nothing new until `resume`; running steps end and are journaled."""
@@ -263,6 +265,11 @@ class Client(AbstractAsyncContextManager["Client"]):
         """Count invocations by status and by handler."""
         counts = await (await self.opened()).counts()
         return Stats(sum(counts.by_status.values()), counts.by_status, counts.by_handler)
+
+    async def state(self, key: str, /) -> dict[str, Any]:
+        """Return the state that the invocations of a key share, in builtin types, as the last to end left it."""
+        held = await (await self.opened()).key(check_name("a key", key))
+        return {name: decoder(Any)(value) for name, value in held.state.items()}
 
     # --- talking ------------------------------------------------------------------------------------------------------
     async def resolve(self, awakeable_id: str, value: object = None, /) -> None:

@@ -25,6 +25,7 @@ from perdure.core.journal import (
     Failed,
     Fired,
     Frame,
+    Granted,
     Interrupted,
     MarkPatch,
     OpenAwakeable,
@@ -98,8 +99,13 @@ def from_row(row: Row) -> Invocation:
     )
 
 
-def from_journal(row: Row, start: Start, frames: Sequence[Frame], secret: bytes, *, served: bool) -> Invocation:
-    """Return what the index and the journal know. `served` says whether a worker here serves the handler."""
+def from_journal(
+    row: Row, start: Start, frames: Sequence[Frame], secret: bytes, *, served: bool, key_holder: str | None = None
+) -> Invocation:
+    """Return what the index and the journal know.
+
+    `served` says whether a worker here serves the handler, `key_holder` who holds its key, if it has one.
+    """
     steps: dict[int, JournalStep] = {}
     awakeables: dict[int, AwakeableInfo] = {}
     state: dict[str, Any] = {}
@@ -120,13 +126,12 @@ def from_journal(row: Row, start: Start, frames: Sequence[Frame], secret: bytes,
                     steps[entry.n] = _ended(steps[entry.n], entry)
                 if entry.n in awakeables:
                     awakeables[entry.n] = replace(awakeables[entry.n], resolved=True)
+            elif isinstance(entry, Granted):
+                state.clear()
+                _change(state, entry.state)
             else:
                 known.update(_fact(entry))
-        for name, data in frame.state.items():
-            if data is None:
-                state.pop(name, None)
-            else:
-                state[name] = _builtin(data)
+        _change(state, frame.state)
     open_steps = [step for step in steps.values() if step.status == "pending"]
     return replace(
         from_row(row),
@@ -135,18 +140,30 @@ def from_journal(row: Row, start: Start, frames: Sequence[Frame], secret: bytes,
         current_step=open_steps[0] if open_steps and row.status not in SETTLED else None,
         state=state,
         awakeables=tuple(awakeables.values()),
-        waiting_for=_waiting_for(row, open_steps, known.get("paused_because"), served),
+        waiting_for=_waiting_for(row, open_steps, known.get("paused_because"), served, key_holder),
         **known,
     )
 
 
-def _waiting_for(row: Row, open_steps: Sequence[JournalStep], paused: str | None, served: bool) -> str | None:
+def _change(state: dict[str, Any], changes: Mapping[str, bytes | None]) -> None:
+    for name, data in changes.items():
+        if data is None:
+            state.pop(name, None)
+        else:
+            state[name] = _builtin(data)
+
+
+def _waiting_for(
+    row: Row, open_steps: Sequence[JournalStep], paused: str | None, served: bool, key_holder: str | None
+) -> str | None:
     if row.status in SETTLED:
         return None
     if row.status == "paused":
         return f"resume ({paused})" if paused else "resume"
     if row.status == "scheduled":
         return f"its time, {_time(row.due).isoformat(timespec='seconds')}"
+    if row.status == "pending" and key_holder not in (None, row.id):
+        return f"key {row.key!r}, which invocation {key_holder} holds"
     if row.status == "pending":
         return "a free slot of a worker" if served else f"a worker that serves workflow {row.handler!r}"
     return ", ".join(step.step_type for step in open_steps) or None

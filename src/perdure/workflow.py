@@ -28,6 +28,7 @@ from perdure.errors import (
     CalledOutsideWorkflow,
     InputRefused,
     InvalidOption,
+    KeyDeadlock,
     NotAsync,
     NotAWorkflow,
     Undecodable,
@@ -388,13 +389,18 @@ class Workflow(Generic[P, R_co]):
         at: float,
         seed: int,
         parent: Parent | None = None,
+        held: tuple[str, ...] = (),
     ) -> Start:
-        """Make the start of an invocation, or raise `InputRefused`. `id` is used unless the options choose one."""
+        """Make the start of an invocation, or raise `InputRefused`. `id` is used unless the options choose one.
+
+        `held` are the keys of the ancestors that wait for it.
+        """
         options = self._options
-        if options.key is not None:
-            # Taking a key and not keeping its promise would be worse than refusing it.
-            raise InvalidOption(
-                f"workflow {self.name!r}: this release does not run keyed invocations yet; leave key= out"
+        if options.key in held:
+            raise KeyDeadlock(
+                f"workflow {self.name!r} needs key {options.key!r}, which its parent or an ancestor holds while it "
+                "waits: call it without the key, or send it instead",
+                key=options.key,
             )
         if self._loose is not None:
             data = self._loose.encode(args, kwargs, self.name)
@@ -411,6 +417,7 @@ class Workflow(Generic[P, R_co]):
             options.timeout,
             parent,
             options.id is not None,
+            held,
         )
 
     def body(self, start: Start, /) -> Callable[[Turn], Coroutine[Any, Any, Any]]:
@@ -439,7 +446,8 @@ class Workflow(Generic[P, R_co]):
 
     async def _child(self, turn: Turn, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         def start(id: str, parent: Parent) -> Start:
-            return self.start_of(args, kwargs, id=id, at=turn.loop.now, seed=seed_of(id), parent=parent)
+            held = turn.keys_held
+            return self.start_of(args, kwargs, id=id, at=turn.loop.now, seed=seed_of(id), parent=parent, held=held)
 
         return await turn.call_child(start, self.decode_result)
 

@@ -93,8 +93,10 @@ class Lab(ABC):
     async def start(self, workflow: Workflow[..., Any], *args: Any, **options: Any) -> str:
         return await self.ask("start", handler=workflow.name, args=args, options=options)
 
-    async def start_many(self, workflow: Workflow[..., Any], many: Sequence[Sequence[Any]]) -> list[str]:
-        return await self.ask("start_many", handler=workflow.name, many=many)
+    async def start_many(
+        self, workflow: Workflow[..., Any], many: Sequence[Sequence[Any]], **options: Any
+    ) -> list[str]:
+        return await self.ask("start_many", handler=workflow.name, many=many, options=options)
 
     async def run(self, workflow: Workflow[..., Any], *args: Any, **options: Any) -> Any:
         return await self.ask("run", handler=workflow.name, args=args, options=options)
@@ -104,6 +106,9 @@ class Lab(ABC):
 
     async def results(self, ids: Sequence[str], timeout: float = WAIT_SECONDS) -> list[Any]:
         return await self.ask("results", ids=ids, timeout=timeout)
+
+    async def state(self, key: str) -> dict[str, Any]:
+        return await self.ask("state", key=key)
 
     async def describe(self, id: str) -> dict[str, Any]:
         return await self.ask("describe", id=id)

@@ -20,6 +20,8 @@ import pytest
 from perdure.client import Client
 from perdure.connect import channels_for, translators_in_use
 from perdure.context import Context
+from perdure.core.codec import encode
+from perdure.core.generations import current
 from perdure.core.history import History
 from perdure.core.ids import derived_id
 from perdure.core.journal import Attempted, CallStep, Raised, Returned
@@ -32,6 +34,7 @@ from perdure.stores.store import Delivery, Filter, Transition
 from perdure.workflow import Workflow, step, workflow
 
 ID = "it"
+KEY = "k"
 QUIET_ROUNDS = 12
 RESULT_WAIT_SECONDS = 2.0
 Mode = Literal["plain", "stale acknowledgement", "redelivery"]
@@ -40,6 +43,7 @@ MODES: tuple[Mode, ...] = ("plain", "stale acknowledgement", "redelivery")
 runs: Counter[str] = Counter()
 """How often each step ran, over all processes of one run."""
 awakeables: list[str] = []
+retrying: set[str] = set()
 
 
 # --- programs ---------------------------------------------------------------------------------------------------------
@@ -153,6 +157,37 @@ async def catcher(x: int) -> int:
         return await add(x, 1)
 
 
+@workflow
+async def counter(ctx: Context, x: int) -> int:
+    count = ctx.get("count", int, default=0)
+    await add(count, x)
+    ctx.set("count", count + 1)
+    return count + 1
+
+
+@workflow
+async def sends_to_a_key(ctx: Context, x: int) -> int:
+    ctx.set("count", 10)
+    ctx.send(counter.using(key=KEY), x)
+    ctx.send(counter.using(key=KEY), x)
+    return await add(x, 1)
+
+
+@step(retry=Retry(max_attempts=1))
+async def fails_at_first() -> int:
+    runs["fails_at_first"] += 1
+    if not retrying:
+        raise KeyError("not yet")
+    return 1
+
+
+@workflow
+async def retried_by_hand(ctx: Context, x: int) -> int:
+    count = ctx.get("count", int, default=0) + 1
+    ctx.set("count", count)
+    return count + await fails_at_first()
+
+
 SERVED: tuple[Workflow[..., Any], ...] = (
     *(
         three_steps,
@@ -167,6 +202,9 @@ SERVED: tuple[Workflow[..., Any], ...] = (
         asker,
         cleaner,
         catcher,
+        counter,
+        sends_to_a_key,
+        retried_by_hand,
     ),
 )
 
@@ -192,6 +230,22 @@ async def cancel(lab: Lab) -> None:
     await lab.ask(lambda client: client.handle(ID).cancel())
 
 
+async def cancel_in_line(lab: Lab) -> None:
+    """Another invocation waits for the key of the first, and is cancelled there; a third one gets it."""
+    await lab.started()
+    await lab.ask_for("waits", sleeper.using(key=KEY))
+    await lab.ask_for("third", counter.using(key=KEY))
+    await lab.ask(lambda client: client.handle("waits").cancel())
+
+
+async def retry_behind_another(lab: Lab) -> None:
+    """The first one fails; while another holds the key it is retried, and gets the key after it."""
+    await lab.has_status(ID, "failed", "completed")
+    retrying.add(ID)
+    await lab.ask_for("another", counter.using(key=KEY))
+    await lab.ask(lambda client: client.handle(ID).retry())
+
+
 async def nothing(_: Lab) -> None:
     pass
 
@@ -208,6 +262,10 @@ class Program:
     """Writes of an undisturbed run: the crash points."""
     twice: bool = False
     """Whether a second crash at every later write is tried too."""
+    rows: int = 1
+    """Invocations that there are in the end."""
+    count: int | None = None
+    """What the key's state says in the end."""
 
 
 PROGRAMS = (
@@ -216,13 +274,43 @@ PROGRAMS = (
     Program("a step that fails once", retried, 0, {"fails_once": 2}, points=10),
     Program("sleep", sleeper, 1, {"add 0 1": 1}, points=13),
     Program("two sleeps", double_sleeper, 0, {}, points=11, twice=True),
-    Program("children", parent, 20, {"add 0 10": 1, "add 10 10": 1}, points=22),
-    Program("a child after a sleep", sleepy_parent, 10, {"add 0 10": 1}, points=17),
-    Program("send", sender, derived_id(ID, 0, 1), {"add 0 1": 1, "add 0 10": 1}, points=8),
+    Program("children", parent, 20, {"add 0 10": 1, "add 10 10": 1}, points=22, rows=3),
+    Program("a child after a sleep", sleepy_parent, 10, {"add 0 10": 1}, points=17, rows=2),
+    Program("send", sender, derived_id(ID, 0, 1), {"add 0 1": 1, "add 0 10": 1}, points=8, rows=2),
     Program("awakeable", asker, 5, {"hand_out": 1, "add 5 0": 1}, resolve, points=10),
     Program("pause and resume", sleeper, 1, {"add 0 1": 1}, pause_and_resume, points=21),
     Program("cancel", cleaner, InvocationCancelled, {"clean_up": 1}, cancel, points=13),
     Program("a caught failure", catcher, 1, {"fails": 1, "add 0 1": 1}, points=6, twice=True),
+    Program("a key", counter.using(key=KEY), 1, {"add 0 0": 1}, points=6, twice=True, count=1),
+    Program(
+        "sends to its own key",
+        sends_to_a_key.using(key=KEY),
+        1,
+        {"add 0 1": 1, "add 10 0": 1, "add 11 0": 1},
+        points=20,
+        rows=3,
+        count=12,
+    ),
+    Program(
+        "cancel in a key's line",
+        sleeper.using(key=KEY),
+        1,
+        {"add 0 1": 1, "add 0 0": 1},
+        cancel_in_line,
+        points=28,
+        rows=3,
+        count=1,
+    ),
+    Program(
+        "keyed retry",
+        retried_by_hand.using(key=KEY),
+        2,
+        {"fails_at_first": 2, "add 1 0": 1},
+        retry_behind_another,
+        points=26,
+        rows=2,
+        count=2,
+    ),
 )
 
 
@@ -318,6 +406,14 @@ class Lab:
             self.stop_if_crashed()
             await asyncio.sleep(0)
 
+    async def has_status(self, id: str, *statuses: str) -> None:
+        while (row := await self.store.row(id)) is None or row.status not in statuses:
+            self.stop_if_crashed()
+            await asyncio.sleep(0)
+
+    async def ask_for(self, id: str, body: Workflow[..., Any]) -> None:
+        await self.client.start(body.using(id=id), 0)
+
     async def ask(self, request: Callable[[Client], Awaitable[None]]) -> None:
         """Send a message; asked again after a crash, it may be refused since it was applied then."""
         with suppress(MessageRefused):
@@ -343,11 +439,14 @@ class Lab:
             await asyncio.gather(result, acting, return_exceptions=True)
 
     async def _result(self, program: Program) -> Any:
+        handle = await self.client.start(program.body.using(id=ID), 0)
         try:
-            handle = await self.client.start(program.body.using(id=ID), 0)
             return await handle.result()
         except InvocationCancelled as error:
             return type(error)
+        except KeyError:
+            await self.has_status(ID, "completed")
+            return await handle.result()
 
     async def drain(self) -> None:
         """Let time pass until nothing is left to be done."""
@@ -371,6 +470,7 @@ async def run_to_end(program: Program, mode: Mode, crash_at: list[int], *, alway
     """Run a program to its end through crashes, and check all that must hold then."""
     runs.clear()
     awakeables.clear()
+    retrying.clear()
     asyncio.get_running_loop().set_exception_handler(report_all_but_crashes)
     lab = Lab(always_replay=always_replay, redeliver=mode == "redelivery", late=mode == "stale acknowledgement")
     run = Run(lab)
@@ -409,13 +509,15 @@ async def check(program: Program, run: Run, *, crashes: int) -> None:
         history = History.of(journal.frames)
         assert history.outcome is not None, f"{id} is {row.status}: {where}"
         assert row.status == history.status, where
-        answered = [n for frame in journal.frames for e in frame.entries if (n := answers(e)) is not None]
+        answered = [n for frame in current(journal.frames) for e in frame.entries if (n := answers(e)) is not None]
         assert len(answered) == len(set(answered)), f"{id}: a command has two answers: {where}"
         messages = [m for frame in journal.frames for e in frame.entries if (m := getattr(e, "message", None))]
         assert len(messages) == len(set(messages)), f"{id}: a message was applied twice: {where}"
     assert store.undelivered() == [], where
-    children = {"children": 3, "a child after a sleep": 2, "send": 2}
-    assert len(rows) == children.get(program.name, 1), where
+    assert len(rows) == program.rows, where
+    key = await store.key(KEY)
+    assert key.holder is None, f"{key}: {where}"
+    assert key.state == ({} if program.count is None else {"count": encode(program.count)}), f"{key}: {where}"
     assert runs.keys() == program.steps.keys(), where
     # A step whose end was journaled never runs again; one whose end was not does, once.
     assert sum(runs.values()) <= sum(program.steps.values()) + run.lost_steps, f"{runs}: {where}"

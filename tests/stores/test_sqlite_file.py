@@ -23,7 +23,7 @@ from typing import Any
 import pytest
 
 from perdure.core.codec import encode
-from perdure.core.effects import Effects
+from perdure.core.effects import Effects, Release
 from perdure.core.journal import (
     Accepted,
     Answer,
@@ -47,6 +47,7 @@ from perdure.errors import (
     StoreTooNew,
 )
 from perdure.stores.sqlite import SqliteStore
+from perdure.stores.sqlite.schema import meta_checksum
 from perdure.stores.store import Filter, Transition
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -58,7 +59,7 @@ Facts = dict[str, Any]
 
 
 def start(id: str, *, at: float = 1e9, due: float = 1e9, size: int = 30) -> Start:
-    return Start(id, "work", encode({"x": "x" * size}), at, due, 3, key="k" if id.endswith("0") else None)
+    return Start(id, "work", encode({"x": "x" * size}), at, due, 3, key="k" if id.endswith(("0", "1")) else None)
 
 
 async def opened(path: str | Path) -> SqliteStore:
@@ -79,7 +80,9 @@ async def fill(store: SqliteStore, count: int = 12) -> None:
         value = Returned(0, 1.0, encode("v" * (n * 300)), f"m{n}")
         if n % 3 == 0:
             frame = Frame("w", 2.0, [value, Completed(2.0, encode(n))])
-            await store.commit(Transition(id, 1, frame, Effects((), (), (Answer(f"m{n}"),)), "completed", True))
+            release = Release("k", 0, {"state": encode(n)}) if n == 0 else None
+            effects = Effects((), (), (Answer(f"m{n}"),), None, release)
+            await store.commit(Transition(id, 1, frame, effects, "completed", True))
         elif n % 3 == 1:
             frame = Frame("w", 2.0, [value, Released(2.0, 8e9)])
             effects = Effects((), (), (Answer(f"m{n}", "no"),), 8e9)
@@ -96,7 +99,8 @@ async def facts(path: str | Path) -> Facts:
             read = (await store.start(row.id), await store.journal(row.id), await store.outcome(row.id))
             said[row.id] = (await store.row(row.id), *read)
         with sqlite3.connect(path) as db:
-            said["messages"] = db.execute("SELECT * FROM message ORDER BY id").fetchall()
+            for table in ("message", "key", "line"):
+                said[table] = db.execute(f"SELECT * FROM {table} ORDER BY 1, 2").fetchall()
         db.close()
         return said
     finally:
@@ -526,6 +530,27 @@ async def test_schema_of_a_later_release_is_refused(closed: Copy, tmp_path: Path
     error = await refusal_of(path)
     assert isinstance(error, StoreTooNew)
     assert error.schema == 99
+
+
+async def test_file_of_an_earlier_schema_is_brought_forward_and_loses_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "store.db"
+    store = await opened(path)
+    await store.submit([Start("old", "work", encode({}), 1.0, 1.0, 3)])
+    secret = store.secret
+    await store.aclose()
+    with sqlite3.connect(path) as db:  # as the first schema was: without keys
+        db.execute("DROP TABLE key")
+        db.execute("DROP TABLE line")
+        values = [(1, "schema"), (meta_checksum(1, secret), "checksum")]
+        db.executemany("UPDATE meta SET value = ? WHERE name = ?", values)
+    db.close()
+    for _ in range(2):
+        store = await opened(path)
+        assert store.secret == secret
+        assert await store.start("old") is not None
+        await store.submit([start("i0")])
+        assert (await store.key("k")).holder == "i0"
+        await store.aclose()
 
 
 async def test_file_that_is_no_database_is_refused_and_left_alone(tmp_path: Path) -> None:

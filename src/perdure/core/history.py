@@ -19,6 +19,7 @@ from perdure.core.journal import (
     Failed,
     Fired,
     Frame,
+    Granted,
     Interrupted,
     Outcome,
     Paused,
@@ -53,6 +54,9 @@ class History(Struct):
     last: Frame | None = None  # the last frame that is more than a claim
     generation: int = 0  # how often it was retried
     retried_at: float | None = None
+    granted: int | None = None  # the last generation that was granted the key
+    key_state: dict[str, bytes] = {}  # of the key, as this invocation leaves it
+    key_state_changed: bool = False
 
     @classmethod
     def of(cls, frames: Iterable[Frame]) -> History:
@@ -81,6 +85,8 @@ class History(Struct):
         for command in frame.commands:
             if type(command) is CallChild:
                 self.children[command.n] = command.start
+        if frame.state and self.granted is not None:
+            self._change_state(frame.state)
         if not only_claim:
             self.last = frame
         elif first:
@@ -93,6 +99,10 @@ class History(Struct):
                 self.start = start
             case Claimed():
                 self._claim(entry)
+            case Granted(generation=generation, state=state):
+                self.granted = generation
+                self.key_state = dict(state)
+                self.key_state_changed = False
             case Released():
                 self.claimed = False
             case Paused(reason=reason, message=message):
@@ -105,19 +115,28 @@ class History(Struct):
                 self.messages[message] = reason
             case Retried():
                 self._retried(entry)
-            case Completed() | Failed():
-                self.outcome = entry
-                self.claimed = False
-            case Cancelled(message=message):
-                self.outcome = entry
-                self.claimed = False
-                self._answered(message)
+            case Completed() | Failed() | Cancelled():
+                self._ended(entry)
             case Returned(message=message) | Raised(message=message) | CancelRequested(message=message):
                 self._answered(message)
             case Attempted() | Fired() | Interrupted():
                 pass
             case _:
                 assert_never(entry)
+
+    def _ended(self, outcome: Outcome) -> None:
+        self.outcome = outcome
+        self.claimed = False
+        if isinstance(outcome, Cancelled):
+            self._answered(outcome.message)
+
+    def _change_state(self, changes: dict[str, bytes | None]) -> None:
+        self.key_state_changed = True
+        for name, value in changes.items():
+            if value is None:
+                self.key_state.pop(name, None)
+            else:
+                self.key_state[name] = value
 
     def _answered(self, message: str | None) -> None:
         if message is not None:
@@ -143,9 +162,16 @@ class History(Struct):
         self.hash_seed = entry.hash_seed
 
     @property
+    def waits_for_key(self) -> bool:
+        """Whether the body may not run yet: its key has not been granted in this generation."""
+        return self.start is not None and self.start.key is not None and self.granted != self.generation
+
+    @property
     def status(self) -> Status:
         """The status that follows from the journal."""
         if self.outcome is None:
+            if self.waits_for_key and self.paused is None and not self.claimed:
+                return "pending"
             return "paused" if self.paused is not None else "running" if self.claimed else "suspended"
         match self.outcome:
             case Completed():

@@ -144,6 +144,17 @@ class Claimed(Struct, frozen=True, array_like=True, gc=False, tag="claimed"):
     hash_seed: str
 
 
+class Granted(Struct, frozen=True, array_like=True, gc=False, tag="granted"):
+    """The invocation holds its key, and its body may run. `state` is that of the key: replay sees it, not the present.
+
+    The key is released when the invocation settles; a retry, in `generation` 1 and up, has to be granted it again.
+    """
+
+    at: float
+    generation: int
+    state: dict[str, bytes] = {}
+
+
 class Released(Struct, frozen=True, array_like=True, gc=False, tag="released"):
     """The owner let go: nothing is in progress, whoever receives the next message may claim.
 
@@ -284,6 +295,7 @@ Answering = Returned | Raised | Attempted | Fired | Interrupted
 Entry = (
     Accepted
     | Claimed
+    | Granted
     | Released
     | Returned
     | Raised

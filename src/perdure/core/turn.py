@@ -42,6 +42,7 @@ from perdure.core.journal import (
     Failed,
     Fired,
     Frame,
+    Granted,
     Interrupted,
     MarkPatch,
     OpenAwakeable,
@@ -175,6 +176,7 @@ class Turn:
         self.divergence: Divergence | None = None
         self.replaying = False
         self.paused = False
+        self.waits_for_key = start.key is not None
         self.unseen: list[dict[str, Any]] = []
         self._body = body
         self._encode_result = encode_result
@@ -216,6 +218,9 @@ class Turn:
         if kind is Paused:
             self.paused = True
             return
+        if kind is Granted:
+            self._granted(cast("Granted", entry))
+            return
         if kind is Resumed:
             self._resumed()
             return
@@ -234,7 +239,7 @@ class Turn:
         else:
             if kind is Retried:
                 self._retried(cast("Retried", entry))
-            elif kind is Accepted and not self.replaying:
+            elif kind is Accepted and not self.replaying and not self.waits_for_key:
                 self.begin()
             return  # Claimed, outcomes and the like are not the body's affair
         self._drain()
@@ -349,7 +354,8 @@ class Turn:
         self._boundaries = _boundaries_in(frames)
         for frame in frames:
             self._recorded = deque(frame.commands)
-            if self._main is None and (frame.commands or frame.state or frame.cancels or frame.outcome is not None):
+            ran = frame.commands or frame.state or frame.cancels or frame.outcome is not None
+            if self._main is None and ran and not self.waits_for_key:
                 self.begin()  # not at Accepted: frames before this one may be claims of workers that died at once
             for entry in frame.entries:
                 if self.divergence is not None:
@@ -396,6 +402,12 @@ class Turn:
         command = CallStep(self._next(), name, digest)
         self._issue(command)
         return self._await_answer(command, decode, work)
+
+    @property
+    def keys_held(self) -> tuple[str, ...]:
+        """The keys that this invocation and its ancestors hold: a child that needs one would wait for ever."""
+        start = self.start
+        return start.held if start.key is None else (*start.held, start.key)
 
     def call_child(self, start: Callable[[str, Parent], Start], decode: Callable[[bytes], Any]) -> asyncio.Future[Any]:
         """Issue a child; `start` makes its start from the id derived for it, and from who waits for it."""
@@ -548,9 +560,16 @@ class Turn:
         self.pending[command.n] = Pending(command, future, decode, work, None, generation)
         return future
 
+    def _granted(self, entry: Granted) -> None:
+        """Let the body see the key's state; it begins, unless it is paused or a retry has begun it."""
+        self.waits_for_key = False
+        self.state = dict(entry.state)
+        if self._main is None and not self.paused:
+            self.begin()
+
     def _resumed(self) -> None:
         self.paused = False
-        if self._main is None:
+        if self._main is None and not self.waits_for_key:
             self.begin()
         held, self._held = self._held, []
         for each in held:
@@ -649,9 +668,7 @@ class Turn:
                 return Failed(at, failure_of(error, translators=self._translators()))
             if not request.timed_out:
                 return Cancelled(at)
-            text = f"invocation {self.start.id!r} did not end within its timeout of {self.start.timeout} s"
-            late = InvocationTimedOut(text, invocation_id=self.start.id, timeout=self.start.timeout or 0.0)
-            return Failed(at, failure_of(late, translators=self._translators()))
+            return timed_out(self.start, at)
         error_raised = main.exception()
         if error_raised is None:
             try:
@@ -699,6 +716,13 @@ class Turn:
 
 
 _FOR_THE_BODY = frozenset({Returned, Raised, Fired, Interrupted, CancelRequested})
+
+
+def timed_out(start: Start, at: float, /) -> Failed:
+    """Return how an invocation ends that did not end within its time limit."""
+    text = f"invocation {start.id!r} did not end within its timeout of {start.timeout} s"
+    late = InvocationTimedOut(text, invocation_id=start.id, timeout=start.timeout or 0.0)
+    return Failed(at, failure_of(late))
 
 
 def _boundaries_in(frames: Iterable[Frame]) -> list[tuple[int, int]]:

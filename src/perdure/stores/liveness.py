@@ -7,7 +7,7 @@ too little is found as well.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from perdure.core.generations import current
 from perdure.core.history import History
@@ -27,7 +27,7 @@ from perdure.core.journal import (
     Start,
 )
 from perdure.core.lifecycle import SETTLED
-from perdure.stores.store import Row
+from perdure.stores.store import Key, Row
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +40,7 @@ class Contents:
     scheduled: Collection[str]
     messages: Mapping[str, Collection[str]]  # ids of the open ones, by the invocation they are for
     wakes: Mapping[str, float]
+    keys: Mapping[str, Key] = field(default_factory=dict[str, Key])
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +88,11 @@ def breaches(contents: Contents, now: float) -> Iterator[str]:
     for id, row in contents.rows.items():
         for breach in _breaches_of(id, row, contents, now):
             yield f"invocation {id} ({row.status}): {breach}"
+    for name, key in contents.keys.items():
+        if key.holder is not None and not _is_brought(key.holder, contents.rows[key.holder], contents, now):
+            history = History.of(contents.journals.get(key.holder, []))
+            if history.outcome is not None:
+                yield f"key {name} is held by {key.holder}, which is {history.status} and will not release it"
 
 
 def _breaches_of(id: str, row: Row, contents: Contents, now: float) -> Iterator[str]:

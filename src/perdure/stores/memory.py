@@ -10,10 +10,12 @@ from __future__ import annotations
 
 import asyncio
 import heapq
+from collections import Counter
 from collections.abc import Callable, Collection, Sequence
 from functools import partial
 from typing import Any, TypeVar
 
+from perdure.core.effects import Effects, Enlist, Release
 from perdure.core.journal import (
     Answer,
     Message,
@@ -30,16 +32,19 @@ from perdure.stores.dispatch import Dispatcher, Member
 from perdure.stores.liveness import Contents, breaches
 from perdure.stores.notices import Notices
 from perdure.stores.store import (
+    LINE_LIMIT,
     PAYLOAD_LIMIT_BYTES,
     Counts,
     Delivery,
     Filter,
     Journal,
+    Key,
     Row,
     Transition,
     Wake,
     id_conflict,
     identity_of,
+    line_full,
     unknown,
 )
 
@@ -57,11 +62,16 @@ class MemoryStore:
     """Holds everything in dictionaries. `clock` is the system's unless a test brings a virtual one."""
 
     def __init__(
-        self, clock: SystemClock | VirtualClock | None = None, *, payload_limit: int = PAYLOAD_LIMIT_BYTES
+        self,
+        clock: SystemClock | VirtualClock | None = None,
+        *,
+        payload_limit: int = PAYLOAD_LIMIT_BYTES,
+        line_limit: int = LINE_LIMIT,
     ) -> None:
         self.clock = clock or SystemClock()
         self.secret = b"memory"
         self.payload_limit = payload_limit
+        self.line_limit = line_limit
         self.hook: Hook | None = None
         self.writes = 0
         self._rows: dict[str, Row] = {}
@@ -73,6 +83,8 @@ class MemoryStore:
         self._messages: dict[str, Message] = {}
         self._answers: dict[str, Answer] = {}
         self._wakes: dict[str, float] = {}
+        self._keys: dict[str, Key] = {}
+        self._lines: dict[str, dict[tuple[str, int], int]] = {}  # by key: who waits, in order, with the sequence
         self._sequence = 0
         self._begin()
 
@@ -108,13 +120,24 @@ class MemoryStore:
     def submit(self, starts: Sequence[Start], /) -> asyncio.Future[list[bool]]:
         def write() -> list[bool]:
             together: dict[str, bytes] = {}
+            joining = Counter[str]()
             for start in starts:
                 known = self._digests.get(start.id) or together.setdefault(start.id, identity_of(start))
                 if known != identity_of(start):
                     raise id_conflict(start.id)
+                if start.key is not None:
+                    joining[start.key] += start.id not in self._rows
+                    self._check_line(start.key, joining[start.key])
             return [self._accept(start) for start in starts]
 
         return self._durably(write)
+
+    def _check_line(self, key: str, joining: int) -> None:
+        ahead = len(self._lines.get(key, ())) + joining - 1
+        if key not in self._keys or self._keys[key].holder is None:
+            ahead -= 1  # the first gets the key
+        if joining and ahead >= self.line_limit:
+            raise line_full(key, ahead)
 
     def _accept(self, start: Start) -> bool:
         if start.id in self._rows:
@@ -136,8 +159,77 @@ class MemoryStore:
     def _enqueue(self, start: Start) -> None:
         self._sequence += 1
         self._queued[start.id] = (self._sequence, start)
-        self._dispatcher.queue(Delivery(start.id, start.handler, start, fresh=True, token=self._sequence))
-        self._soon(self._dispatcher.pump)
+        if start.key is not None:
+            self._lines.setdefault(start.key, {})[start.id, 0] = self._sequence
+            if start.timeout is not None:  # so that it ends in time even if its key never comes
+                self._wakes[start.id] = start.due + start.timeout
+                heapq.heappush(self._due, (self._wakes[start.id], start.id))
+                self._arm()
+            self._grant(start.key)
+        else:
+            self._dispatcher.queue(Delivery(start.id, start.handler, start, fresh=True, token=self._sequence))
+            self._soon(self._dispatcher.pump)
+
+    # --- keys ---------------------------------------------------------------------------------------------------------
+    def _grant(self, name: str) -> None:
+        """Give a key that nobody holds to the first in its line."""
+        key, line = self._keys.get(name, Key()), self._lines.get(name)
+        if key.holder is not None or not line:
+            return
+        (id, generation), sequence = next(iter(line.items()))
+        self._write("key", id)
+        self._leave_line(name, id, generation)
+        self._keys[name] = Key(id, generation, key.state)
+        if generation == 0 and id in self._queued:
+            start = self._queued[id][1]
+            self._dispatcher.queue_granted(Delivery(id, start.handler, start, fresh=True, token=sequence))
+            self._soon(self._dispatcher.pump)
+        else:
+            self._soon(partial(self._dispatcher.offer, Delivery(id, self._rows[id].handler, Wake())))
+
+    def _change_key(self, id: str, effects: Effects) -> None:
+        if effects.release is not None:
+            self._release(id, effects.release)
+        if effects.enlist is not None:
+            self._enlist(id, effects.enlist)
+
+    def _release(self, id: str, release: Release) -> None:
+        key = self._keys.get(release.key, Key())
+        if key.granted_to(id, release.generation):
+            self._write("key", id)
+            state = key.state if release.state is None else release.state
+            if state:
+                self._keys[release.key] = Key(state=state)
+            else:
+                del self._keys[release.key]
+            self._grant(release.key)
+        elif (id, release.generation) in self._lines.get(release.key, ()):
+            self._write("key", id)
+            self._leave_line(release.key, id, release.generation)
+            self._queued.pop(id, None)
+
+    def _enlist(self, id: str, enlist: Enlist) -> None:
+        line = self._lines.setdefault(enlist.key, {})
+        key = self._keys.get(enlist.key, Key())
+        if (id, enlist.generation) not in line and not key.granted_to(id, enlist.generation):
+            self._write("key", id)
+            self._sequence += 1
+            line[id, enlist.generation] = self._sequence
+            self._grant(enlist.key)
+
+    def _leave_line(self, name: str, id: str, generation: int) -> None:
+        line = self._lines[name]
+        del line[id, generation]
+        if not line:
+            del self._lines[name]
+
+    def _waits_in_line(self, id: str) -> bool:
+        key = self._rows[id].key
+        return key is not None and (id, 0) in self._lines.get(key, ())
+
+    async def key(self, name: str, /) -> Key:
+        self._check()
+        return self._keys.get(name, Key())
 
     def post(self, message: Message, /) -> asyncio.Future[None]:
         def write() -> None:
@@ -157,9 +249,9 @@ class MemoryStore:
 
     def _route(self, message: Message, attempt: int) -> None:
         row = self._rows[message.to]
-        begun = row.status not in ("pending", "scheduled") or (
-            row.status == "scheduled" and settles_before_begin(message)
-        )
+        is_put_off = message.to in self._scheduled or self._waits_in_line(message.to)
+        has_start_to_come = row.status in ("pending", "scheduled") and (is_put_off or message.to in self._queued)
+        begun = not has_start_to_come or (is_put_off and settles_before_begin(message))
         self._dispatcher.offer(Delivery(message.to, row.handler, message, attempt), begun=begun)
 
     async def answer(self, message_id: str, /) -> Answer:
@@ -184,6 +276,8 @@ class MemoryStore:
             row = self._rows[message.to]
             if row.handler in member.handlers and not self._dispatcher.holds(message):
                 self._soon(partial(self._route, message, 2))
+        for key in self._lines:
+            self._soon(partial(self._grant, key))  # its process may have died just before
         self._due = [(at, id) for id, at in self._wakes.items()] + [(s.due, id) for id, s in self._scheduled.items()]
         heapq.heapify(self._due)
         self._arm()
@@ -193,7 +287,7 @@ class MemoryStore:
         found = [
             Delivery(id, handler, start, 2 if sequence <= self._opened_at else 1, id not in self._frames, sequence)
             for id, (sequence, start) in self._queued.items()
-            if start.handler == handler and sequence > after
+            if start.handler == handler and sequence > after and not self._waits_in_line(id)
         ]
         return found[:limit]
 
@@ -231,6 +325,7 @@ class MemoryStore:
             self._write("answer", id)
             self._answers[answer.message] = answer
             self._soon(lambda answer=answer: self._notices.answered(answer))
+        self._change_key(id, effects)
         ended = transition.released or outcome is not None
         # A wake is replaced after the effects, like an acknowledgement: it may be what redoes them.
         if ended and effects.wake is not None:
@@ -326,7 +421,7 @@ class MemoryStore:
         for message in self._messages.values():
             messages.setdefault(message.to, set()).add(message.id)
         journals = {id: [decode_frame(data) for data in frames] for id, frames in self._frames.items()}
-        contents = Contents(self._rows, journals, self._queued, self._scheduled, messages, self._wakes)
+        contents = Contents(self._rows, journals, self._queued, self._scheduled, messages, self._wakes, self._keys)
         if found := [*breaches(contents, self.clock.now())]:
             raise AssertionError("; ".join(found))
 

@@ -7,6 +7,8 @@ The rules that matter most:
 * `commit` writes the frame first, guarded by the revision, then the effects, each idempotent, acknowledgements last.
   A store that crashes in between leaves a state from which `redo` (a commit without a frame) finishes the work.
 * A delivery goes to one subscriber at a time and comes again until it is acknowledged.
+* Starts of one key wait in its line, in the order in which they were queued. One is delivered when the key names it the
+  holder; the key goes to the next with the holder's `Release`. Whoever took a place by `Enlist` gets a wake instead.
 """
 
 from __future__ import annotations
@@ -20,10 +22,13 @@ from msgspec import Struct
 from perdure.core.codec import digest
 from perdure.core.effects import NO_EFFECTS, Effects
 from perdure.core.journal import Answer, Frame, Message, Outcome, Start, Status
-from perdure.errors import IdConflict, UnknownInvocation
+from perdure.errors import IdConflict, LimitExceeded, UnknownInvocation
 
 PAYLOAD_LIMIT_BYTES = 64 * 1024 * 1024
 """The most bytes that one encoded value may take, unless `connect` is told otherwise."""
+
+LINE_LIMIT = 1_000_000
+"""Invocations that may wait for one key before a client's start is refused. What workflows send is always taken."""
 
 
 # --- time -------------------------------------------------------------------------------------------------------------
@@ -126,6 +131,18 @@ class Row(Struct, frozen=True):
     due: float
 
 
+class Key(Struct, frozen=True):
+    """A key: who holds it, in which generation, and its state as the last holder left it."""
+
+    holder: str | None = None
+    generation: int = 0
+    state: dict[str, bytes] = {}
+
+    def granted_to(self, id: str, generation: int, /) -> bool:
+        """Tell whether an invocation holds it."""
+        return self.holder == id and self.generation == generation
+
+
 class Filter(Struct, frozen=True):
     """Which invocations to list: every field that is set must match. Newest first; `before` continues a page."""
 
@@ -154,6 +171,14 @@ def id_conflict(id: str) -> IdConflict:
     """Return the error for an id that exists with another start."""
     text = f"invocation {id!r} exists with another workflow or input: use another id, or client.handle({id!r})"
     return IdConflict(text, invocation_id=id)
+
+
+def line_full(key: str, waiting: int) -> LimitExceeded:
+    """Return the error for a start whose key has too many waiting."""
+    text = (
+        f"{waiting:,} invocations wait for key {key!r}, which is the limit: start it again when some of them have ended"
+    )
+    return LimitExceeded(text, size=waiting, limit=waiting)
 
 
 def identity_of(start: Start) -> bytes:
@@ -234,6 +259,10 @@ class Store(Protocol):
 
     async def start(self, id: str, /) -> Start | None:
         """Read the start of an invocation, queued or begun; None when there is no such invocation."""
+        ...
+
+    async def key(self, name: str, /) -> Key:
+        """Read a key; one that nobody has used has no holder and no state."""
         ...
 
     def serves(self, handler: str, /) -> bool:

@@ -20,7 +20,9 @@ from perdure.errors import (
     StoreTooNew,
 )
 from perdure.stores.sqlite.faults import about, explained
+from perdure.stores.sqlite.keys import verify_keys
 from perdure.stores.sqlite.schema import (
+    MIGRATIONS,
     SCHEMA,
     SCHEMA_VERSION,
     answer_checksum,
@@ -41,7 +43,8 @@ class Opened(Struct):
 
     secret: bytes
     commit_number: int
-    sequence: int
+    schema: int
+    sequence: int = 0  # the last that was given to a start
 
 
 def side_file(path: str) -> str:
@@ -80,7 +83,10 @@ def open_file(path: str) -> Opened:
                 cause = "its write-ahead log was lost or damaged"
                 remedy = f"restore a backup; to go on without what is lost, remove {side_file(path)}"
                 raise StoreDamaged(about(path, f"{lost}: {cause}; {remedy}"))
+            _migrate(db, opened)
             _verify(db, path)
+            given = "SELECT max(sequence) FROM (SELECT sequence FROM invocation UNION ALL SELECT sequence FROM line)"
+            opened.sequence = db.execute(given).fetchone()[0] or 0
             return opened
         finally:
             db.close()
@@ -96,14 +102,18 @@ def _check_kind(path: str) -> None:
 
 def _create(db: sqlite3.Connection) -> None:
     db.execute("BEGIN IMMEDIATE")
-    for statement in SCHEMA.split(";"):
-        if statement.strip():
-            db.execute(statement)
+    _run(db, SCHEMA)
     secret = secrets.token_bytes(16)
     checksum = meta_checksum(SCHEMA_VERSION, secret)
     values = [("schema", SCHEMA_VERSION), ("secret", secret), ("checksum", checksum), ("commit", 0)]
     db.executemany("INSERT INTO meta VALUES (?, ?)", values)
     db.execute("COMMIT")
+
+
+def _run(db: sqlite3.Connection, statements: str) -> None:
+    for statement in statements.split(";"):
+        if statement.strip():
+            db.execute(statement)
 
 
 def _read_meta(db: sqlite3.Connection, path: str) -> Opened:
@@ -121,8 +131,19 @@ def _read_meta(db: sqlite3.Connection, path: str) -> Opened:
     whole = meta.keys() >= {"secret", "checksum"} and isinstance(meta.get("commit"), int)
     if not whole or meta_checksum(meta["schema"], meta["secret"]) != meta["checksum"]:
         raise StoreDamaged(about(path, "its description of itself was changed"))
-    sequence = db.execute("SELECT max(sequence) FROM invocation").fetchone()[0] or 0
-    return Opened(meta["secret"], meta["commit"], sequence)
+    return Opened(meta["secret"], meta["commit"], meta["schema"])
+
+
+def _migrate(db: sqlite3.Connection, opened: Opened) -> None:
+    """Bring a file of an older release to the present schema, in one transaction. Nothing is lost by it."""
+    if opened.schema == SCHEMA_VERSION:
+        return
+    db.execute("BEGIN IMMEDIATE")
+    for version in range(opened.schema, SCHEMA_VERSION):
+        _run(db, MIGRATIONS[version])
+    changed = [(SCHEMA_VERSION, "schema"), (meta_checksum(SCHEMA_VERSION, opened.secret), "checksum")]
+    db.executemany("UPDATE meta SET value = ? WHERE name = ?", changed)
+    db.execute("COMMIT")
 
 
 def _remembered_commit(path: str) -> int:
@@ -135,7 +156,9 @@ def _remembered_commit(path: str) -> int:
 
 
 def _verify(db: sqlite3.Connection, path: str) -> None:
-    """Check every page and every row of a small file; of a large one, the rows of what is not settled."""
+    """Check every page and every row of a small file; of a large one, the keys and the rows of what is not settled."""
+    if (fault := verify_keys(db)) is not None:
+        raise StoreDamaged(about(path, fault))
     if os.path.getsize(path) > VERIFY_LIMIT_BYTES:
         _verify_rows(db, path, "WHERE status NOT IN ('completed', 'failed', 'cancelled')")
         return

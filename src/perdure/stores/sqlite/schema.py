@@ -5,8 +5,18 @@ from __future__ import annotations
 import struct
 import zlib
 
-SCHEMA_VERSION = 1
-SCHEMA = """
+SCHEMA_VERSION = 2
+_KEYS = """
+CREATE TABLE key (
+    name TEXT PRIMARY KEY, holder TEXT, generation INTEGER NOT NULL, state BLOB NOT NULL, checksum INTEGER NOT NULL
+) WITHOUT ROWID;
+CREATE TABLE line (
+    key TEXT NOT NULL, sequence INTEGER NOT NULL, id TEXT NOT NULL, generation INTEGER NOT NULL,
+    checksum INTEGER NOT NULL, PRIMARY KEY (key, sequence)
+) WITHOUT ROWID;
+CREATE INDEX line_by_id ON line (id);
+"""
+SCHEMA = f"""
 CREATE TABLE meta (name TEXT PRIMARY KEY, value) WITHOUT ROWID;
 CREATE TABLE invocation (
     id TEXT PRIMARY KEY, handler TEXT NOT NULL, key TEXT, created_at REAL NOT NULL, due REAL NOT NULL,
@@ -29,7 +39,10 @@ CREATE TABLE message (
     answered INTEGER NOT NULL DEFAULT 0, answer_checksum INTEGER NOT NULL DEFAULT 0
 ) WITHOUT ROWID;
 CREATE INDEX message_open ON message (invocation) WHERE answered = 0;
+{_KEYS}
 """
+MIGRATIONS = {1: _KEYS}
+"""By version: what brings a file of it to the next."""
 
 
 def frame_checksum(id: str, revision: int, data: bytes) -> int:
@@ -45,6 +58,14 @@ def state_checksum(
 
 
 _pack_times = struct.Struct("<dd").pack
+
+
+def key_checksum(name: str, holder: str | None, generation: int, state: bytes) -> int:
+    return zlib.crc32(state, zlib.crc32(f"{name}\n{holder!r}\n{generation}".encode()))
+
+
+def line_checksum(key: str, sequence: int, id: str, generation: int) -> int:
+    return zlib.crc32(f"{key}\n{sequence}\n{id}\n{generation}".encode())
 
 
 def answer_checksum(message_id: str, answer: str | None) -> int:

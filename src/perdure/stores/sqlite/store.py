@@ -16,13 +16,11 @@ from perdure.core.journal import (
     Message,
     Outcome,
     Start,
-    Status,
     decode_frame,
     decode_message,
     decode_start,
     encode_frame,
     encode_start,
-    settles_before_begin,
 )
 from perdure.errors import (
     StoreClosed,
@@ -32,17 +30,20 @@ from perdure.errors import (
 from perdure.stores.clock import Alarm, SystemClock
 from perdure.stores.dispatch import Dispatcher, Member
 from perdure.stores.notices import Notices
-from perdure.stores.sqlite.faults import about, explained
+from perdure.stores.sqlite.faults import Mismatch, about, explained
 from perdure.stores.sqlite.file import connect, open_file
+from perdure.stores.sqlite.keys import deadline_in_line, read_key
 from perdure.stores.sqlite.lock import Lock
 from perdure.stores.sqlite.schema import frame_checksum
-from perdure.stores.sqlite.writer import Accept, Unit, Writer
+from perdure.stores.sqlite.writer import Accept, Unit, Writer, may_be_routed
 from perdure.stores.store import (
+    LINE_LIMIT,
     PAYLOAD_LIMIT_BYTES,
     Counts,
     Delivery,
     Filter,
     Journal,
+    Key,
     Row,
     Transition,
     Wake,
@@ -60,10 +61,11 @@ log = logging.getLogger("perdure.sqlite")
 class SqliteStore:
     """A store in one SQLite file, served by this process alone."""
 
-    def __init__(self, path: str, *, payload_limit: int = PAYLOAD_LIMIT_BYTES) -> None:
+    def __init__(self, path: str, *, payload_limit: int = PAYLOAD_LIMIT_BYTES, line_limit: int = LINE_LIMIT) -> None:
         self.path = os.path.abspath(os.path.expanduser(path))
         self.clock = SystemClock()
         self.payload_limit = payload_limit
+        self.line_limit = line_limit
         self.secret = b""
         self.commits = 0
         self._pid = os.getpid()
@@ -89,7 +91,7 @@ class SqliteStore:
             opened = await self._loop.run_in_executor(self._reader, open_file, self.path)
             self._read_db = await self._loop.run_in_executor(self._reader, connect, self.path)
             with explained(self.path):
-                self._writer = Writer(self.path, opened, self._loop, self._written)
+                self._writer = Writer(self.path, opened, self._loop, self._written, self.line_limit)
         except BaseException:
             self._lock.release()
             raise
@@ -142,6 +144,9 @@ class SqliteStore:
             accepts=[self._accept(start) for start in effects.starts] if effects.starts else (),
             messages=effects.messages,
         )
+        if effects.enlist is not None:
+            self._sequence += 1
+            unit.place = self._sequence
         for delivery in transition.acknowledge:
             if type(delivery.item) is Message:
                 unit.done_messages = (*unit.done_messages, delivery.item.id)
@@ -191,22 +196,32 @@ class SqliteStore:
             if accept.new:
                 self._queue(accept)
         for sequence, start in unit.promoted:
-            self._dispatcher.queue(Delivery(start.id, start.handler, start, fresh=True, token=sequence))
-        for message, handler, status in unit.routes:
-            self._route(message, handler, status, 1)
+            if start.key is None:
+                self._dispatcher.queue(Delivery(start.id, start.handler, start, fresh=True, token=sequence))
+            else:
+                self._wake_in_line(start)
+        for message, handler, begun in unit.routes:
+            self._dispatcher.offer(Delivery(message.to, handler, message), begun=begun)
         if unit.transition is not None:
             self._after_commit(unit.transition)
+        for sequence, data, checksum in unit.granted:
+            start = self._start_from(data, checksum)
+            self._dispatcher.queue_granted(Delivery(start.id, start.handler, start, fresh=True, token=sequence))
+        for id, handler in unit.woken:
+            self._dispatcher.offer(Delivery(id, handler, Wake()))
 
     def _queue(self, accept: Accept) -> None:
         start = accept.start
         if accept.status == "scheduled":
             self._alarm.by(start.due)
+        elif start.key is not None:
+            self._wake_in_line(start)
         else:
             self._dispatcher.queue(Delivery(start.id, start.handler, start, fresh=True, token=accept.sequence))
 
-    def _route(self, message: Message, handler: str, status: Status, attempt: int) -> None:
-        begun = status not in ("pending", "scheduled") or (status == "scheduled" and settles_before_begin(message))
-        self._dispatcher.offer(Delivery(message.to, handler, message, attempt), begun=begun)
+    def _wake_in_line(self, start: Start) -> None:
+        if (due := deadline_in_line(start)) is not None:
+            self._alarm.by(due)
 
     def _after_commit(self, transition: Transition) -> None:
         outcome = transition.outcome
@@ -244,7 +259,7 @@ class SqliteStore:
                 f"SELECT id, handler FROM invocation WHERE status = 'running' AND handler IN ({marks})", handlers
             ).fetchall()
             open_messages = db.execute(
-                "SELECT message.data, message.checksum, invocation.handler, invocation.status FROM message "
+                "SELECT message.data, message.checksum, handler, status, sequence FROM message "
                 f"JOIN invocation ON invocation.id = message.invocation WHERE answered = 0 AND handler IN ({marks})",
                 handlers,
             ).fetchall()
@@ -254,12 +269,13 @@ class SqliteStore:
         for id, handler in owned:
             if self._dispatcher.owner(id) is None:
                 self._dispatcher.offer(Delivery(id, handler, Wake(), attempt=2))
-        for data, checksum, handler, status in open_messages:
+        for data, checksum, handler, status, sequence in open_messages:
             if zlib.crc32(data) != checksum:
                 raise StoreDamaged(about(self.path, "a message was changed"))
             message = decode_message(data)
             if not self._dispatcher.holds(message):
-                self._route(message, handler, status, 2)
+                begun = may_be_routed(message, status, sequence)
+                self._dispatcher.offer(Delivery(message.to, handler, message, attempt=2), begun=begun)
         self._rung_to = 0.0
         self._ring()
 
@@ -400,6 +416,15 @@ class SqliteStore:
         if zlib.crc32(data) != checksum:
             raise StoreDamaged(about(self.path, "the start of an invocation was changed"))
         return decode_start(data)
+
+    async def key(self, name: str, /) -> Key:
+        def read(db: sqlite3.Connection) -> Key:
+            try:
+                return read_key(db, name)
+            except Mismatch as damaged:
+                raise StoreDamaged(about(self.path, str(damaged))) from damaged
+
+        return await self._read(read)
 
     def serves(self, handler: str, /) -> bool:
         return self._dispatcher.serves(handler)

@@ -25,13 +25,15 @@ from perdure.core.journal import (
     Start,
     Status,
     encode_message,
+    settles_before_begin,
 )
 from perdure.errors import (
     Conflict,
     PerdureError,
 )
-from perdure.stores.sqlite.faults import about, explain, quietly
+from perdure.stores.sqlite.faults import Mismatch, about, explain, quietly
 from perdure.stores.sqlite.file import Opened, connect, side_file
+from perdure.stores.sqlite.keys import Keys, deadline_in_line
 from perdure.stores.sqlite.schema import answer_checksum, frame_checksum, state_checksum
 from perdure.stores.store import Transition, id_conflict, identity_of, unknown
 
@@ -55,12 +57,15 @@ class Accept(Struct):
 class Unit:
     """What is written whole or not at all: a submit, a post, a commit, or the store's own housekeeping.
 
-    `strict` makes an id that exists with another input an error; `must_exist`, a message to nobody.
+    `strict` makes an id that exists with another input an error; `must_exist`, a message to nobody. `place` is for who
+    enlists for a key. The writer fills in `routes` (message, handler, whether it can go to a worker before the start
+    has), `granted` (sequence, start and its checksum: starts that now have their key) and `woken` (id and handler of
+    others that have it).
     """
 
     __slots__ = (
-        *("accepts", "done_messages", "error", "frame", "future", "messages", "must_exist", "promoted", "routes"),
-        *("strict", "transition"),
+        *("accepts", "done_messages", "error", "frame", "future", "granted", "messages", "must_exist", "place"),
+        *("promoted", "routes", "strict", "transition", "woken"),
     )
 
     def __init__(
@@ -74,6 +79,7 @@ class Unit:
         must_exist: bool = False,
         done_messages: Sequence[str] = (),
         promoted: Sequence[tuple[int, Start]] = (),
+        place: int = 0,
     ) -> None:
         self.future: asyncio.Future[Any] | None = None
         self.accepts = accepts
@@ -84,8 +90,17 @@ class Unit:
         self.must_exist = must_exist
         self.done_messages = done_messages
         self.promoted = promoted
-        self.routes: list[tuple[Message, str, Status]] = []
+        self.place = place
+        self.routes: list[tuple[Message, str, bool]] = []
+        self.granted: list[tuple[int, bytes, int]] = []
+        self.woken: list[tuple[str, str]] = []
         self.error: Exception | None = None
+
+    def forget_reports(self) -> None:
+        """Forget what a try that was rolled back had found."""
+        self.routes.clear()
+        self.granted.clear()
+        self.woken.clear()
 
 
 # --- the writer -------------------------------------------------------------------------------------------------------
@@ -98,6 +113,7 @@ class Writer:
         opened: Opened,
         loop: asyncio.AbstractEventLoop,
         written: Callable[[Sequence[Unit]], None],
+        line_limit: int,
     ) -> None:
         self._path = path
         self._number = opened.commit_number
@@ -106,6 +122,7 @@ class Writer:
         self._waiting: list[Unit] = []
         self._ready = threading.Condition()
         self._closing = False
+        self._keys = Keys(line_limit)
         self._tails: dict[str, int] = {}  # the revision of each journal that is being written
         self._db = connect(path)
         self._side = os.open(side_file(path), os.O_RDWR | os.O_CREAT, 0o666)
@@ -152,7 +169,6 @@ class Writer:
         """Write each unit in a transaction of its own, so that the one that conflicts fails alone."""
         for unit in batch:
             unit.error = None
-            unit.routes.clear()
             try:
                 self._transact([unit], alone=True)
             except Mismatch as mismatch:
@@ -185,12 +201,15 @@ class Writer:
 
     def _transact(self, batch: list[Unit], *, alone: bool = False) -> None:
         db, now = self._db, time.time()
+        if alone:
+            batch[0].forget_reports()
         db.execute("BEGIN IMMEDIATE")
         try:
-            _apply(db, batch, now, self._tails, alone=alone)
+            _apply(db, batch, now, self._tails, self._keys, alone=alone)
             db.execute("UPDATE meta SET value = ? WHERE name = 'commit'", (self._number + 1,))
             db.execute("COMMIT")
         except BaseException:
+            self._keys.forget()
             with quietly():
                 db.execute("ROLLBACK")
             raise
@@ -208,18 +227,12 @@ class Writer:
             log.warning("%s", about(self._path, f"the number of the last commit could not be noted: {error}"))
 
 
-class Mismatch(Exception):
-    """A unit does not fit what is stored."""
-
-    def __init__(self, error: Exception) -> None:
-        super().__init__(str(error))
-        self.error = error
-
-
 _FrameRow = tuple[str, int, bytes, int]
 
 
-def _apply(db: sqlite3.Connection, batch: Sequence[Unit], now: float, tails: Mapping[str, int], *, alone: bool) -> None:
+def _apply(
+    db: sqlite3.Connection, batch: Sequence[Unit], now: float, tails: Mapping[str, int], keys: Keys, *, alone: bool
+) -> None:
     """Write the units of a batch: frames first, what follows from them, acknowledgements last.
 
     Ids that nobody chose are taken to be new; when one is not, the unit is written again `alone`, and looks.
@@ -252,6 +265,7 @@ def _apply(db: sqlite3.Connection, batch: Sequence[Unit], now: float, tails: Map
     if changes:
         db.executemany(_CHANGE_STATUS, changes)
     _write_messages_and_promote(db, batch, now)
+    keys.apply(db, batch)
     if answers:
         db.executemany(_ANSWER, answers)
     if done:
@@ -277,17 +291,18 @@ def _answer_row(answer: Answer) -> tuple[Any, ...]:
 
 
 def _promoted_row(sequence: int, start: Start, now: float) -> tuple[Any, ...]:
-    return sequence, now, state_checksum(start.id, "pending", sequence, now, None, 0), start.id
+    place, wake = (sequence, None) if start.key is None else (None, deadline_in_line(start))
+    return place, now, wake, state_checksum(start.id, "pending", place, now, wake, 0), start.id
 
 
 _ANSWER = "UPDATE message SET answered = 1, answer = ?, answer_checksum = ? WHERE id = ? AND answered = 0"
 _PROMOTE = (
-    "UPDATE invocation SET status = 'pending', sequence = ?, updated_at = ?, state_checksum = ? "
+    "UPDATE invocation SET status = 'pending', sequence = ?, updated_at = ?, wake = ?, state_checksum = ? "
     "WHERE id = ? AND status = 'scheduled'"
 )
 _INSERT_INVOCATION = (
     "INSERT INTO invocation (id, handler, key, created_at, due, identity, start, checksum, status, sequence, "
-    "updated_at, wake, revision, state_checksum) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, NULL, 0, ?)"
+    "updated_at, wake, revision, state_checksum) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, 0, ?)"
 )
 _CHANGE_STATUS = (
     "UPDATE invocation SET status = ?, sequence = NULL, updated_at = ?, wake = ?, revision = ?, state_checksum = ? "
@@ -297,7 +312,8 @@ _CHANGE_STATUS = (
 
 def _row_of(accept: Accept, now: float) -> tuple[Any, ...]:
     start = accept.start
-    sequence = accept.sequence or None
+    sequence = None if start.key is not None else accept.sequence or None
+    wake = deadline_in_line(start) if accept.status == "pending" else None
     return (
         start.id,
         start.handler,
@@ -310,7 +326,8 @@ def _row_of(accept: Accept, now: float) -> tuple[Any, ...]:
         accept.status,
         sequence,
         now,
-        state_checksum(start.id, accept.status, sequence, now, None, 0),
+        wake,
+        state_checksum(start.id, accept.status, sequence, now, wake, 0),
     )
 
 
@@ -354,9 +371,9 @@ def _is_new(db: sqlite3.Connection, seen: dict[str, bytes], unit: Unit, start: S
 
 
 def _insert_messages(db: sqlite3.Connection, unit: Unit) -> None:
-    unit.routes.clear()
     for message in unit.messages:
-        row = db.execute("SELECT handler, status FROM invocation WHERE id = ?", (message.to,)).fetchone()
+        query = "SELECT handler, status, sequence FROM invocation WHERE id = ?"
+        row = db.execute(query, (message.to,)).fetchone()
         if row is None:
             if unit.must_exist:
                 raise Mismatch(unknown(message.to))
@@ -367,4 +384,10 @@ def _insert_messages(db: sqlite3.Connection, unit: Unit) -> None:
             (message.id, message.to, data, zlib.crc32(data)),
         )
         if inserted.rowcount:
-            unit.routes.append((message, row[0], row[1]))
+            unit.routes.append((message, row[0], may_be_routed(message, row[1], row[2])))
+
+
+def may_be_routed(message: Message, status: Status, sequence: int | None) -> bool:
+    """Tell whether a message can go to a worker before its invocation's start has: who is put off can be cancelled."""
+    is_put_off = status == "scheduled" or (status == "pending" and sequence is None)
+    return status not in ("pending", "scheduled") or (is_put_off and settles_before_begin(message))
