@@ -47,7 +47,7 @@ from perdure.errors import (
     StoreTooNew,
 )
 from perdure.stores.sqlite import SqliteStore
-from perdure.stores.store import Filter, Transition
+from perdure.stores.store import Filter, Transition, committed
 
 ROOT = Path(__file__).resolve().parents[2]
 FLIPS = 200
@@ -74,16 +74,16 @@ async def fill(store: SqliteStore, count: int = 12) -> None:
     for n in range(count - 3):
         id = f"i{n}"
         entries: list[Entry] = [Accepted(start(id)), Claimed(1.0, 1, "w", "3.11", "0")]
-        await store.commit(Transition(id, 0, Frame("w", 1.0, entries, [OpenAwakeable(0)]), status="running"))
+        await committed(store, Transition(id, 0, Frame("w", 1.0, entries, [OpenAwakeable(0)]), status="running"))
         await store.post(Message(f"m{n}", id, 1.0, Cancel()))
         value = Returned(0, 1.0, encode("v" * (n * 300)), f"m{n}")
         if n % 3 == 0:
             frame = Frame("w", 2.0, [value, Completed(2.0, encode(n))])
-            await store.commit(Transition(id, 1, frame, Effects((), (), (Answer(f"m{n}"),)), "completed", True))
+            await committed(store, Transition(id, 1, frame, Effects((), (), (Answer(f"m{n}"),)), "completed", True))
         elif n % 3 == 1:
             frame = Frame("w", 2.0, [value, Released(2.0, 8e9)])
             effects = Effects((), (), (Answer(f"m{n}", "no"),), 8e9)
-            await store.commit(Transition(id, 1, frame, effects, "suspended", True))
+            await committed(store, Transition(id, 1, frame, effects, "suspended", True))
 
 
 async def facts(path: str | Path) -> Facts:
@@ -366,13 +366,13 @@ async def test_full_disk_is_told_to_the_submitter_and_loses_nothing(small_disk: 
     first = accepted[0]
     frame = Frame("w", 1.0, [Accepted(start(first)), Returned(0, 1.0, b"x" * 900_000)])
     with pytest.raises(StoreFull):
-        await store.commit(Transition(first, 0, frame, status="running"))
+        await committed(store, Transition(first, 0, frame, status="running"))
     assert (await store.journal(first)).frames == ()
     for id in accepted:
         assert await store.start(id) == start(id, size=8_000)
     await asyncio.to_thread(subprocess.run, ["mount", "-o", "remount,size=8m", small_disk], check=True)
     assert await store.submit([start(refused[0], size=8_000)]) == [True]
-    assert await store.commit(Transition(first, 0, frame, status="running")) == 1
+    assert await committed(store, Transition(first, 0, frame, status="running")) == 1
     await store.aclose()
     said = await facts(small_disk / "s.db")
     assert {row.id for row in said["rows"]} == {*accepted, refused[0]}

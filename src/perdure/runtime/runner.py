@@ -69,7 +69,7 @@ from perdure.errors import (
     too_large,
 )
 from perdure.runtime.steps import Attempt
-from perdure.stores.store import Clock, Delivery, Journal, Store, Subscription, Timer, Transition
+from perdure.stores.store import Clock, Delivery, Journal, Store, Subscription, Timer, Transition, committed
 from perdure.workflow import StepInfo, Work
 
 CANCEL_GRACE_SECONDS = 10.0
@@ -705,20 +705,18 @@ class Runner:
 
     def _commit(self, transition: Transition, then: Callable[[], None]) -> None:
         self._busy = True
-        future = self._home.store.commit(transition)
-        future.add_done_callback(partial(self._committed, transition, then))
+        self._home.store.commit(transition, partial(self._committed, transition, then))
 
-    def _committed(self, transition: Transition, then: Callable[[], None], future: asyncio.Future[int]) -> None:
-        if future.cancelled():
-            return
-        error = future.exception()
+    def _committed(
+        self, transition: Transition, then: Callable[[], None], revision: int, error: Exception | None
+    ) -> None:
         if error is not None:
             self._commit_failed(transition, then, error)
             return
         self._busy = False
         self._has_written = True
         if transition.frame is not None:
-            self.revision = future.result()
+            self.revision = revision
         if not self.closed:
             then()
 
@@ -970,7 +968,7 @@ class Runner:
         )
         transition.acknowledge = self._taken
         try:
-            await self._home.store.commit(transition)
+            await committed(self._home.store, transition)
         except PerdureError as error:
             log.warning("invocation %s could not be released, it is redelivered instead: %s", self.id, error)
 

@@ -39,6 +39,7 @@ from perdure.stores.sqlite.schema import frame_checksum
 from perdure.stores.sqlite.writer import Accept, Unit, Writer
 from perdure.stores.store import (
     PAYLOAD_LIMIT_BYTES,
+    Committed,
     Counts,
     Delivery,
     Filter,
@@ -130,14 +131,14 @@ class SqliteStore:
         self._check()
         return self._enqueue(Unit(messages=[message], must_exist=True))
 
-    def commit(self, transition: Transition, /) -> asyncio.Future[int]:
-        future: asyncio.Future[int] = self._loop.create_future()
+    def commit(self, transition: Transition, told: Committed, /) -> None:
         if not self._open:
-            future.set_exception(StoreClosed(about(self.path, "the store is closed")))
-            return future
+            self._loop.call_soon(told, 0, StoreClosed(about(self.path, "the store is closed")))
+            return
         effects = transition.effects
         unit = Unit(
             transition=transition,
+            told=told,
             frame=None if transition.frame is None else encode_frame(transition.frame),
             accepts=[self._accept(start) for start in effects.starts] if effects.starts else (),
             messages=effects.messages,
@@ -145,7 +146,7 @@ class SqliteStore:
         for delivery in transition.acknowledge:
             if type(delivery.item) is Message:
                 unit.done_messages = (*unit.done_messages, delivery.item.id)
-        return self._enqueue(unit, future)
+        self._put(unit)
 
     def _accept(self, start: Start) -> Accept:
         if start.due > self.clock.now():
@@ -153,14 +154,17 @@ class SqliteStore:
         self._sequence += 1
         return Accept(start, encode_start(start), "pending", self._sequence)
 
-    def _enqueue(self, unit: Unit, future: asyncio.Future[Any] | None = None) -> asyncio.Future[Any]:
-        unit.future = future or self._loop.create_future()
+    def _enqueue(self, unit: Unit) -> asyncio.Future[Any]:
+        unit.future = future = self._loop.create_future()
+        self._put(unit)
+        return future
+
+    def _put(self, unit: Unit) -> None:
         self._units.append(unit)
         if not self._flush_scheduled:
             # All that is asked for in this round of the loop goes to the writer together.
             self._flush_scheduled = True
             self._loop.call_soon(self._flush)
-        return unit.future
 
     def _flush(self) -> None:
         self._flush_scheduled = False
@@ -169,22 +173,26 @@ class SqliteStore:
             self._writer.put(units)
 
     def _written(self, units: Sequence[Unit]) -> None:
-        """Act on what is durable: hand out starts and messages, end futures. Runs on the loop."""
+        """Act on what is durable: hand out starts and messages, tell who waits. Runs on the loop."""
         for unit in units:
-            future = unit.future
-            if unit.error is not None:
-                if future is not None and not future.done():
-                    future.set_exception(unit.error)
-                continue
-            transition = unit.transition
-            if self._open:
+            if self._open and unit.error is None:
                 self._hand_out(unit)
-            if future is not None and not future.done():
-                if transition is not None:
-                    future.set_result(transition.expected + (unit.frame is not None))
+            if unit.transition is not None:
+                self._tell(unit, unit.transition)
+            elif (future := unit.future) is not None and not future.done():
+                if unit.error is not None:
+                    future.set_exception(unit.error)
                 else:
                     future.set_result([accept.new for accept in unit.accepts] if unit.strict else None)
         self._dispatcher.pump()
+
+    def _tell(self, unit: Unit, transition: Transition) -> None:
+        revision = transition.expected + (unit.frame is not None)
+        try:
+            unit.told(revision, unit.error)
+        except Exception as error:  # noqa: BLE001  a fault of the one who is told: the others are told all the same
+            text = f"what follows a commit for invocation {transition.id} failed"
+            self._loop.call_exception_handler({"message": text, "exception": error})
 
     def _hand_out(self, unit: Unit) -> None:
         for accept in unit.accepts:

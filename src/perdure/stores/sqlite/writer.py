@@ -33,7 +33,7 @@ from perdure.errors import (
 from perdure.stores.sqlite.faults import about, explain, quietly
 from perdure.stores.sqlite.file import Opened, connect, side_file
 from perdure.stores.sqlite.schema import answer_checksum, frame_checksum, state_checksum
-from perdure.stores.store import Transition, id_conflict, identity_of, unknown
+from perdure.stores.store import Committed, Transition, id_conflict, identity_of, unknown
 
 BATCH_LIMIT = 2_000
 """Transitions, submits and posts that share one transaction at most."""
@@ -52,40 +52,29 @@ class Accept(Struct):
     new: bool = True
 
 
-class Unit:
+def _tell_nobody(revision: int, error: Exception | None) -> None:
+    pass
+
+
+class Unit(Struct, eq=False):
     """What is written whole or not at all: a submit, a post, a commit, or the store's own housekeeping.
 
-    `strict` makes an id that exists with another input an error; `must_exist`, a message to nobody.
+    `strict` makes an id that exists with another input an error; `must_exist`, a message to nobody. A commit is told,
+    the others end their future.
     """
 
-    __slots__ = (
-        *("accepts", "done_messages", "error", "frame", "future", "messages", "must_exist", "promoted", "routes"),
-        *("strict", "transition"),
-    )
-
-    def __init__(
-        self,
-        *,
-        accepts: Sequence[Accept] = (),
-        strict: bool = False,
-        transition: Transition | None = None,
-        frame: bytes | None = None,
-        messages: Sequence[Message] = (),
-        must_exist: bool = False,
-        done_messages: Sequence[str] = (),
-        promoted: Sequence[tuple[int, Start]] = (),
-    ) -> None:
-        self.future: asyncio.Future[Any] | None = None
-        self.accepts = accepts
-        self.strict = strict
-        self.transition = transition
-        self.frame = frame
-        self.messages = messages
-        self.must_exist = must_exist
-        self.done_messages = done_messages
-        self.promoted = promoted
-        self.routes: list[tuple[Message, str, Status]] = []
-        self.error: Exception | None = None
+    accepts: Sequence[Accept] = ()
+    strict: bool = False
+    transition: Transition | None = None
+    told: Committed = _tell_nobody
+    frame: bytes | None = None
+    messages: Sequence[Message] = ()
+    must_exist: bool = False
+    done_messages: Sequence[str] = ()
+    promoted: Sequence[tuple[int, Start]] = ()
+    future: asyncio.Future[Any] | None = None
+    routes: list[tuple[Message, str, Status]] = []
+    error: Exception | None = None
 
 
 # --- the writer -------------------------------------------------------------------------------------------------------
