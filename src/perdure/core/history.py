@@ -68,13 +68,15 @@ class History(Struct):
         first = self.start is None
         for entry in frame.entries:
             kind = type(entry)
-            if kind is Accepted:
+            if kind is Returned and cast("Returned", entry).message is None:
+                pass
+            elif kind is Accepted:
                 self.start = cast("Accepted", entry).start
                 continue
-            if kind is Claimed:
+            elif kind is Claimed:
                 self._claim(cast("Claimed", entry))
                 continue
-            if kind is not Returned or cast("Returned", entry).message is not None:
+            else:
                 self.note(entry)
             only_claim = False
             self.deaths = self.unclaimed_deaths = 0
@@ -89,12 +91,15 @@ class History(Struct):
     def note(self, entry: Entry) -> None:
         """Fold one entry, perhaps before its frame is written; a second time it changes nothing."""
         match entry:
+            case Completed() | Failed():
+                self.outcome = entry
+                self.claimed = False
+            case Released():
+                self.claimed = False
             case Accepted(start=start):
                 self.start = start
             case Claimed():
                 self._claim(entry)
-            case Released():
-                self.claimed = False
             case Paused(reason=reason, message=message):
                 self.paused = reason
                 self._answered(message)
@@ -105,9 +110,6 @@ class History(Struct):
                 self.messages[message] = reason
             case Retried():
                 self._retried(entry)
-            case Completed() | Failed():
-                self.outcome = entry
-                self.claimed = False
             case Cancelled(message=message):
                 self.outcome = entry
                 self.claimed = False

@@ -83,47 +83,31 @@ class Divergence(Struct, frozen=True):
         return f"the journal has {self.recorded}, the code now asks for {self.issued}"
 
 
-class Pending:
+class Pending(Struct, eq=False):
     """A command that waits for its answer. `attempts` counts the failed ones that are journaled."""
 
-    __slots__ = (
-        *("attempts", "cancel_requested", "command", "decode", "future", "generation", "retry_due", "timer", "work"),
-    )
-
-    def __init__(
-        self,
-        command: Command,
-        future: Future[Any] | None,
-        decode: Callable[[bytes], Any],
-        work: object = None,
-        timer: asyncio.TimerHandle | None = None,
-        generation: int = 0,
-    ) -> None:
-        self.command = command
-        self.future = future
-        self.decode = decode
-        self.work = work
-        self.timer = timer
-        self.generation = generation
-        self.cancel_requested = False
-        self.attempts = 0
-        self.retry_due = 0.0
+    command: Command
+    future: Future[Any] | None
+    decode: Callable[[bytes], Any]
+    work: object = None
+    timer: asyncio.TimerHandle | None = None
+    generation: int = 0
+    cancel_requested: bool = False
+    attempts: int = 0
+    retry_due: float = 0.0
 
 
-class Ready:
+class Ready(Struct, eq=False):
     """What the body asked for since the last `ready()`.
 
     `commands` and `state` belong into the frame; `cancels` are commands whose end the body now wants; `outcome` is set
     when the body has ended.
     """
 
-    __slots__ = ("cancels", "commands", "outcome", "state")
-
-    def __init__(self) -> None:
-        self.commands: list[Command] = []
-        self.state: dict[str, bytes | None] = {}
-        self.cancels: list[int] = []
-        self.outcome: Outcome | None = None
+    commands: list[Command] = []
+    state: dict[str, bytes | None] = {}
+    cancels: list[int] = []
+    outcome: Outcome | None = None
 
 
 class CommandFuture(Future[Any]):
@@ -496,7 +480,9 @@ class Turn:
         return Future[Any](loop=self.loop)
 
     def _next(self) -> int:
-        self._check_open()
+        loop = self.loop
+        if loop.closed or loop.stopped or events._get_running_loop() is not loop:  # noqa: SLF001
+            self._check_open()
         n = self._issued
         self._issued = n + 1
         return n
@@ -606,17 +592,9 @@ class Turn:
 
     def _drain(self) -> None:
         self._issued_in_drain = 0
-        self._run_ready()
+        self.loop.drain()
         if self._main is not None and self._main.done() and self.divergence is None:
             self._finish()
-
-    def _run_ready(self) -> None:
-        while True:
-            try:
-                self.loop.drain()
-            except SystemExit:
-                continue  # the task has it as its exception: a body cannot end the worker
-            return
 
     def _finish(self) -> None:
         """End as `asyncio.run` does: cancel what is left, let it end, then say what became of the body."""
@@ -632,7 +610,7 @@ class Turn:
             asked |= {task.serial for task in live}
             for task in live:
                 task.cancel()
-            self._run_ready()
+            self.loop.drain()
         if self.loop.live_tasks():
             return  # some wait for the journaled end of a step
         if self.loop.finish_generators():

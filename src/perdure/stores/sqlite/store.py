@@ -177,22 +177,18 @@ class SqliteStore:
         for unit in units:
             if self._open and unit.error is None:
                 self._hand_out(unit)
-            if unit.transition is not None:
-                self._tell(unit, unit.transition)
+            if (transition := unit.transition) is not None:
+                try:
+                    unit.told(transition.expected + (unit.frame is not None), unit.error)
+                except Exception as error:  # noqa: BLE001  a fault of who is told: the others are told all the same
+                    text = f"what follows a commit for invocation {transition.id} failed"
+                    self._loop.call_exception_handler({"message": text, "exception": error})
             elif (future := unit.future) is not None and not future.done():
                 if unit.error is not None:
                     future.set_exception(unit.error)
                 else:
                     future.set_result([accept.new for accept in unit.accepts] if unit.strict else None)
         self._dispatcher.pump()
-
-    def _tell(self, unit: Unit, transition: Transition) -> None:
-        revision = transition.expected + (unit.frame is not None)
-        try:
-            unit.told(revision, unit.error)
-        except Exception as error:  # noqa: BLE001  a fault of the one who is told: the others are told all the same
-            text = f"what follows a commit for invocation {transition.id} failed"
-            self._loop.call_exception_handler({"message": text, "exception": error})
 
     def _hand_out(self, unit: Unit) -> None:
         for accept in unit.accepts:
