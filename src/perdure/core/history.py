@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import assert_never, cast
+from typing import assert_never
 
 from msgspec import Struct
 
@@ -67,16 +67,13 @@ class History(Struct):
         only_claim = not frame.commands
         first = self.start is None
         for entry in frame.entries:
-            kind = type(entry)
-            if kind is Returned and cast("Returned", entry).message is None:
-                pass
-            elif kind is Accepted:
-                self.start = cast("Accepted", entry).start
+            if type(entry) is Accepted:
+                self.start = entry.start
                 continue
-            elif kind is Claimed:
-                self._claim(cast("Claimed", entry))
+            if type(entry) is Claimed:
+                self._claim(entry)
                 continue
-            else:
+            if type(entry) is not Returned or entry.message is not None:
                 self.note(entry)
             only_claim = False
             self.deaths = self.unclaimed_deaths = 0

@@ -125,7 +125,7 @@ class CommandFuture(Future[Any]):
 def current_turn() -> Turn | None:
     """Return the turn whose body is running on this thread, if one is."""
     loop = events._get_running_loop()  # noqa: SLF001
-    return cast("Turn", loop.host) if isinstance(loop, Loop) else None
+    return loop.host if isinstance(loop, Loop) else None  # pyright: ignore[reportReturnType]  its host is a turn
 
 
 StubMaker = Callable[[Any, "Turn", Any, Any], Any]
@@ -157,6 +157,7 @@ class Turn:
         self.pending: dict[int, Pending] = {}
         self.state: dict[str, bytes] = {}
         self.divergence: Divergence | None = None
+        self.begun = False
         self.replaying = False
         self.paused = False
         self.unseen: list[dict[str, Any]] = []
@@ -181,44 +182,40 @@ class Turn:
         self._left_over: set[int] = set()  # tasks that outlived the body and were cancelled
         self._failures: dict[int, tuple[BaseException, int]] = {}  # what was raised into the body, and by which command
 
-    @property
-    def begun(self) -> bool:
-        """Tell whether the body was started."""
-        return self._main is not None
-
     # --- driving ------------------------------------------------------------------------------------------------------
     def begin(self) -> None:
         """Start the body and run it until it waits."""
         context = contextvars.Context()
         coro = context.run(self._body, self)
         self._main = self.loop.create_task(coro, name="workflow", context=context)
+        self.begun = True
         self._drain()
 
     def deliver(self, entry: Entry, /) -> None:
         """Give the body one fact, and run it until it waits again. While paused, facts wait until `Resumed`."""
-        kind = type(entry)
-        if kind is Paused:
+        # By `type`: to `isinstance`, every Struct that is not of the class is a slow case.
+        if type(entry) is Paused:
             self.paused = True
             return
-        if kind is Resumed:
+        if type(entry) is Resumed:
             self._resumed()
             return
-        if self.paused and kind in _FOR_THE_BODY:
+        if self.paused and type(entry) in _FOR_THE_BODY:
             self._held.append(entry)
             return
-        if self._main is None and kind in _FOR_THE_BODY:
+        if self._main is None and type(entry) in _FOR_THE_BODY:
             self.begin()
-        if kind is Returned or kind is Raised or kind is Fired or kind is Interrupted:
-            self._answer(cast("Returned | Raised | Fired | Interrupted", entry))
-        elif kind is Attempted:
-            self._attempted(cast("Attempted", entry))
+        if type(entry) is Returned or type(entry) is Raised or type(entry) is Fired or type(entry) is Interrupted:
+            self._answer(entry)
+        elif type(entry) is Attempted:
+            self._attempted(entry)
             return
-        elif kind is CancelRequested:
-            self.cancel(cast("CancelRequested", entry))
+        elif type(entry) is CancelRequested:
+            self.cancel(entry)
         else:
-            if kind is Retried:
-                self._retried(cast("Retried", entry))
-            elif kind is Accepted and not self.replaying:
+            if type(entry) is Retried:
+                self._retried(entry)
+            elif type(entry) is Accepted and not self.replaying:
                 self.begin()
             return  # Claimed, outcomes and the like are not the body's affair
         self._drain()
@@ -371,6 +368,7 @@ class Turn:
         self.pending.clear()
         self._failures.clear()
         self._main = None
+        self.begun = False
 
     # --- what the body asks for (called from inside the drain) --------------------------------------------------------
     def call_step(self, name: str, digest: bytes, decode: Callable[[bytes], Any], work: object) -> asyncio.Future[Any]:
@@ -552,7 +550,8 @@ class Turn:
 
     def _answer(self, entry: Returned | Raised | Fired | Interrupted) -> None:
         loop = self.loop
-        loop.now = max(loop.now, entry.at)
+        if entry.at > loop.now:
+            loop.now = entry.at
         pending = self.pending.pop(entry.n, None)
         if pending is None:
             self._diverge_on(entry)
@@ -564,14 +563,14 @@ class Turn:
         future = pending.future
         if future is None or future.done():
             return
-        if isinstance(entry, Raised):
+        if type(entry) is Raised:
             error = rebuild(entry.failure, translators=self._translators())
             if isinstance(error, StopIteration):  # a future refuses it, as a coroutine that raises it would
                 stopped, error = error, RuntimeError("a step or child raised StopIteration")
                 error.__cause__ = stopped
             self._failures[id(error)] = (error, entry.n)
             future.set_exception(error)
-        elif isinstance(entry, Returned) and not pending.cancel_requested:
+        elif type(entry) is Returned and not pending.cancel_requested:
             try:
                 value = pending.decode(entry.value)
             except Undecodable as error:

@@ -476,7 +476,7 @@ class Runner:
         elif ready.outcome is not None:
             outcome = ready.outcome
             entries.append(outcome)
-        if self._may_hold_first_frame(ready, entries, answers):
+        if not self.revision and self._may_hold_first_frame(ready, entries, answers):
             self._unwritten = ready
             self._home.hold_first_frame(self)
             self._begin_new(ready)
@@ -507,7 +507,7 @@ class Runner:
             inbox, self._inbox = self._inbox, []
             for delivery in inbox:
                 self._taken.append(delivery)
-                if isinstance(delivery.item, Message):
+                if type(delivery.item) is Message:
                     self._take_message(delivery.item, turn, at, entries, answers)
         if self._due and self._due[0][0] <= at and self.history.paused is None and self.history.outcome is None:
             self._fire_due(turn, at, entries)
@@ -531,7 +531,7 @@ class Runner:
     def _cancelled_unseen(self, at: float, entries: list[Entry]) -> bool:
         """Settle an invocation that was cancelled before any worker saw it, without running its body."""
         for delivery in self._inbox:
-            if isinstance(delivery.item, Message) and isinstance(delivery.item.request, Cancel):
+            if type(delivery.item) is Message and isinstance(delivery.item.request, Cancel):
                 self._taken += self._inbox
                 self._inbox = []
                 ended = Cancelled(at, message=delivery.item.id)
@@ -581,8 +581,7 @@ class Runner:
     def _may_hold_first_frame(self, ready: Ready, entries: list[Entry], answers: list[Answer]) -> bool:
         """Tell whether steps may start before the first frame: a first delivery that asked for steps and no more."""
         if (
-            self.revision
-            or self._force_frame
+            self._force_frame
             or entries
             or answers
             or not ready.commands
@@ -626,7 +625,9 @@ class Runner:
             frame_entries.append(outcome)
         frame = Frame(self._home.name, at, frame_entries, ready.commands, ready.state, ready.cancels)
         self.history.add(frame)
-        effects = self._with_redo(self._effects_of(start, frame), answers)
+        effects = self._effects_of(start, frame)
+        if answers or self._redo is not NO_EFFECTS:
+            effects = self._with_redo(effects, answers)
         status = self.history.status
         changed = status if status != self._status or release else None
         taken, self._taken = self._taken, []
@@ -670,8 +671,6 @@ class Runner:
     def _with_redo(self, effects: Effects, answers: Sequence[Answer]) -> Effects:
         """Add answers, and the effects of a frame that another wrote and may not have acted on."""
         redo, self._redo = self._redo, NO_EFFECTS
-        if redo is NO_EFFECTS and not answers:
-            return effects
         return replace(
             effects,
             starts=(*redo.starts, *effects.starts),
@@ -748,7 +747,8 @@ class Runner:
             if self.history.paused is None:
                 self._begin_new(ready)
         self._begun_early.clear()
-        self._begin_waiting()
+        if self._to_begin:
+            self._begin_waiting()
         if self._due and not released:
             self._arm()  # while the turn is there to ask: a time limit must end a step that runs
         if self._home.always_replay:

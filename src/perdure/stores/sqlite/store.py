@@ -175,7 +175,7 @@ class SqliteStore:
     def _written(self, units: Sequence[Unit]) -> None:
         """Act on what is durable: hand out starts and messages, tell who waits. Runs on the loop."""
         for unit in units:
-            if self._open and unit.error is None:
+            if unit.error is None and self._open:
                 self._hand_out(unit)
             if (transition := unit.transition) is not None:
                 try:
