@@ -580,14 +580,7 @@ class Runner:
     # --- writing ------------------------------------------------------------------------------------------------------
     def _may_hold_first_frame(self, ready: Ready, entries: list[Entry], answers: list[Answer]) -> bool:
         """Tell whether steps may start before the first frame: a first delivery that asked for steps and no more."""
-        if (
-            self._force_frame
-            or entries
-            or answers
-            or not ready.commands
-            or ready.state
-            or ready.cancels
-        ):
+        if self._force_frame or entries or answers or not ready.commands or ready.state or ready.cancels:
             return False
         return all(type(command) is CallStep for command in ready.commands) and not self._stopping
 

@@ -6,6 +6,8 @@ import struct
 import zlib
 
 SCHEMA_VERSION = 1
+NO_TIME = -1.0
+"""Stands for the wake that an invocation does not have, where None cannot."""
 SCHEMA = """
 CREATE TABLE meta (name TEXT PRIMARY KEY, value) WITHOUT ROWID;
 CREATE TABLE invocation (
@@ -40,7 +42,7 @@ def frame_checksum(id: str, revision: int, data: bytes) -> int:
 def state_checksum(
     id: str, status: str, sequence: int | None, updated_at: float, wake: float | None, revision: int
 ) -> int:
-    times = _pack_times(updated_at, -1.0 if wake is None else wake)
+    times = _pack_times(updated_at, NO_TIME if wake is None else wake)
     return zlib.crc32(times, zlib.crc32(f"{id}\n{status}\n{sequence}\n{revision}".encode()))
 
 

@@ -32,7 +32,7 @@ from perdure.errors import (
 )
 from perdure.stores.sqlite.faults import about, explain, quietly
 from perdure.stores.sqlite.file import Opened, connect, side_file
-from perdure.stores.sqlite.schema import answer_checksum, frame_checksum, state_checksum
+from perdure.stores.sqlite.schema import NO_TIME, answer_checksum, frame_checksum, state_checksum
 from perdure.stores.store import Committed, Transition, id_conflict, identity_of, unknown
 
 BATCH_LIMIT = 2_000
@@ -205,7 +205,9 @@ class Mismatch(Exception):
         self.error = error
 
 
-_FrameRow = tuple[str, int, bytes, int]
+_FrameRow = tuple[str, int, bytearray, int]
+# Rows hold bytearrays, and marks that SQL turns into NULL: for each bytes and None among its parameters sqlite3 looks
+# for an adapter, fails, and forgets the error, which takes longer than to insert a frame.
 
 
 def _apply(db: sqlite3.Connection, batch: Sequence[Unit], now: float, tails: Mapping[str, int], *, alone: bool) -> None:
@@ -224,7 +226,7 @@ def _apply(db: sqlite3.Connection, batch: Sequence[Unit], now: float, tails: Map
             if unit.frame is not None:
                 revision = transition.expected + 1
                 checksum = frame_checksum(transition.id, revision, unit.frame)
-                frames.append((transition.id, revision, unit.frame, checksum))
+                frames.append((transition.id, revision, bytearray(unit.frame), checksum))
             if transition.status is not None:
                 changes.append(_change_row(transition, transition.status, now))
             answers += map(_answer_row, transition.effects.answers)
@@ -250,7 +252,8 @@ def _apply(db: sqlite3.Connection, batch: Sequence[Unit], now: float, tails: Map
 def _change_row(transition: Transition, status: Status, now: float) -> tuple[Any, ...]:
     id, wake = transition.id, transition.effects.wake
     revision = transition.expected + (transition.frame is not None)
-    return status, now, wake, revision, state_checksum(id, status, None, now, wake, revision), id, revision
+    checksum = state_checksum(id, status, None, now, wake, revision)
+    return status, now, NO_TIME if wake is None else wake, revision, checksum, id, revision
 
 
 def _write_messages_and_promote(db: sqlite3.Connection, batch: Sequence[Unit], now: float) -> None:
@@ -276,30 +279,30 @@ _PROMOTE = (
 )
 _INSERT_INVOCATION = (
     "INSERT INTO invocation (id, handler, key, created_at, due, identity, start, checksum, status, sequence, "
-    "updated_at, wake, revision, state_checksum) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, NULL, 0, ?)"
+    "updated_at, wake, revision, state_checksum) VALUES (?, ?, nullif(?, ''), ?, ?, ?, ?, ?, ?, nullif(?, 0), ?, NULL, "
+    "0, ?)"
 )
 _CHANGE_STATUS = (
-    "UPDATE invocation SET status = ?, sequence = NULL, updated_at = ?, wake = ?, revision = ?, state_checksum = ? "
-    "WHERE id = ? AND revision <= ?"  # a redo that comes late changes nothing
+    f"UPDATE invocation SET status = ?, sequence = NULL, updated_at = ?, wake = nullif(?, {NO_TIME}), revision = ?, "
+    "state_checksum = ? WHERE id = ? AND revision <= ?"  # a redo that comes late changes nothing
 )
 
 
 def _row_of(accept: Accept, now: float) -> tuple[Any, ...]:
     start = accept.start
-    sequence = accept.sequence or None
     return (
         start.id,
         start.handler,
-        start.key,
+        start.key or "",
         start.at,
         start.due,
-        identity_of(start),
-        accept.data,
+        bytearray(identity_of(start)),
+        bytearray(accept.data),
         zlib.crc32(accept.data),
         accept.status,
-        sequence,
+        accept.sequence,
         now,
-        state_checksum(start.id, accept.status, sequence, now, None, 0),
+        state_checksum(start.id, accept.status, accept.sequence or None, now, None, 0),
     )
 
 
