@@ -8,7 +8,13 @@ import zlib
 SCHEMA_VERSION = 1
 NO_TIME = -1.0
 """Stands for the wake that an invocation does not have, where None cannot."""
-SCHEMA = """
+LIVELY = " OR ".join(
+    f"status = '{status}'" for status in ("scheduled", "running", "suspended", "paused", "failed", "cancelled")
+)
+"""The statuses that have an index. The two that nearly every invocation has at its ends do without: rows that wait are
+in `invocation_queued`, and one that is completed is found by its time. That saves three of five changes to the index.
+Written with OR, as SQLite sees that a status is among them only so."""
+SCHEMA = f"""
 CREATE TABLE meta (name TEXT PRIMARY KEY, value) WITHOUT ROWID;
 CREATE TABLE invocation (
     id TEXT PRIMARY KEY, handler TEXT NOT NULL, key TEXT, created_at REAL NOT NULL, due REAL NOT NULL,
@@ -16,8 +22,8 @@ CREATE TABLE invocation (
     status TEXT NOT NULL, sequence INTEGER, updated_at REAL NOT NULL, wake REAL, revision INTEGER NOT NULL,
     state_checksum INTEGER NOT NULL
 ) WITHOUT ROWID;
-CREATE INDEX invocation_by_time ON invocation (created_at, id);
-CREATE INDEX invocation_by_status ON invocation (status, handler);
+CREATE INDEX invocation_by_time ON invocation (created_at, id, handler);
+CREATE INDEX invocation_by_status ON invocation (status, created_at, id, handler) WHERE {LIVELY};
 CREATE INDEX invocation_by_key ON invocation (key, created_at) WHERE key IS NOT NULL;
 CREATE INDEX invocation_queued ON invocation (handler, sequence) WHERE status = 'pending';
 CREATE INDEX invocation_scheduled ON invocation (due) WHERE status = 'scheduled';

@@ -9,7 +9,7 @@ import os
 import sqlite3
 import zlib
 from collections.abc import Callable, Collection, Coroutine, Sequence
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 from perdure.core.journal import (
     Answer,
@@ -35,7 +35,7 @@ from perdure.stores.notices import Notices
 from perdure.stores.sqlite.faults import about, explained
 from perdure.stores.sqlite.file import connect, open_file
 from perdure.stores.sqlite.lock import Lock
-from perdure.stores.sqlite.schema import frame_checksum
+from perdure.stores.sqlite.schema import LIVELY, frame_checksum
 from perdure.stores.sqlite.writer import Accept, Unit, Writer
 from perdure.stores.store import (
     PAYLOAD_LIMIT_BYTES,
@@ -138,6 +138,7 @@ class SqliteStore:
         effects = transition.effects
         unit = Unit(
             transition=transition,
+            ended=transition.released or transition.outcome is not None,
             told=told,
             frame=None if transition.frame is None else encode_frame(transition.frame),
             accepts=[self._accept(start) for start in effects.starts] if effects.starts else (),
@@ -199,7 +200,7 @@ class SqliteStore:
         for message, handler, status in unit.routes:
             self._route(message, handler, status, 1)
         if unit.transition is not None:
-            self._after_commit(unit.transition)
+            self._after_commit(unit.transition, unit.ended)
 
     def _queue(self, accept: Accept) -> None:
         start = accept.start
@@ -212,17 +213,16 @@ class SqliteStore:
         begun = status not in ("pending", "scheduled") or (status == "scheduled" and settles_before_begin(message))
         self._dispatcher.offer(Delivery(message.to, handler, message, attempt), begun=begun)
 
-    def _after_commit(self, transition: Transition) -> None:
-        outcome = transition.outcome
-        ended = transition.released or outcome is not None
+    def _after_commit(self, transition: Transition, ended: bool) -> None:
+        effects = transition.effects
         self._dispatcher.committed(transition.id, transition.acknowledge, ended=ended)
-        if ended and transition.effects.wake is not None:
-            if transition.effects.wake <= self._rung_to:
+        if ended and effects.wake is not None:
+            if effects.wake <= self._rung_to:
                 self._rung_to = 0.0
-            self._alarm.by(transition.effects.wake)
-        for answer in transition.effects.answers:
+            self._alarm.by(effects.wake)
+        for answer in effects.answers:
             self._notices.answered(answer)
-        if outcome is not None:
+        if ended and (outcome := transition.outcome) is not None:
             self._notices.settled(transition.id, outcome)
 
     # --- deliveries ---------------------------------------------------------------------------------------------------
@@ -420,15 +420,15 @@ class SqliteStore:
         return [Row(*row) for row in rows]
 
     async def counts(self) -> Counts:
-        rows = await self._read(
-            lambda db: db.execute(
-                "SELECT status, handler, count(*) FROM invocation GROUP BY status, handler"
-            ).fetchall()
-        )
+        rows = await self._read(lambda db: db.execute(_COUNTS).fetchall())
         counts = Counts()
         for status, handler, count in rows:
-            counts.by_status[status] = counts.by_status.get(status, 0) + count
-            counts.by_handler[handler] = counts.by_handler.get(handler, 0) + count
+            if handler is not None:
+                counts.by_handler[handler] = count
+            elif count:
+                counts.by_status[status] = count
+        if completed := sum(counts.by_handler.values()) - sum(counts.by_status.values()):
+            counts.by_status["completed"] = completed
         return counts
 
     async def backup(self, target: str, /) -> None:
@@ -466,12 +466,19 @@ class SqliteStore:
 
 
 _ROW = "id, handler, status, key, created_at, updated_at, due"
+_COUNTS = (  # each from an index alone; what is left is completed
+    "SELECT NULL, handler, count(*) FROM invocation GROUP BY handler "
+    f"UNION ALL SELECT status, NULL, count(*) FROM invocation WHERE {LIVELY} GROUP BY status "
+    "UNION ALL SELECT 'pending', NULL, count(*) FROM invocation WHERE status = 'pending'"
+)
 
 
 def _conditions(filter: Filter) -> tuple[list[str], list[Any]]:
     conditions: list[str] = []
     values: list[Any] = []
-    for column, value in (("status", filter.status), ("handler", filter.handler), ("key", filter.key)):
+    if filter.status is not None:  # written out: else SQLite does not see which index has it
+        conditions.append(f"status = '{filter.status}'" if filter.status in get_args(Status) else "0")
+    for column, value in (("handler", filter.handler), ("key", filter.key)):
         if value is not None:
             conditions.append(f"{column} = ?")
             values.append(value)

@@ -60,12 +60,13 @@ class Unit(Struct, eq=False):
     """What is written whole or not at all: a submit, a post, a commit, or the store's own housekeeping.
 
     `strict` makes an id that exists with another input an error; `must_exist`, a message to nobody. A commit is told,
-    the others end their future.
+    the others end their future. `ended` says that the transition ends the claim.
     """
 
     accepts: Sequence[Accept] = ()
     strict: bool = False
     transition: Transition | None = None
+    ended: bool = False
     told: Committed = _tell_nobody
     frame: bytes | None = None
     messages: Sequence[Message] = ()
@@ -186,7 +187,7 @@ class Writer:
         self._number += 1
         for unit in batch:
             if (transition := unit.transition) is not None and unit.frame is not None:
-                if transition.released or transition.outcome is not None:
+                if unit.ended:
                     self._tails.pop(transition.id, None)
                 else:
                     self._tails[transition.id] = transition.expected + 1
