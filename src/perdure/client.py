@@ -98,7 +98,7 @@ class Handle(Generic[R_co]):
                     raise WaitTimeout(text, invocation_id=self.id, timeout=limit or 0.0) from None
         finally:
             watch.cancel()
-        return cast("R_co", value_of(self.id, outcome, self._workflow, self._client.translators))
+        return value_of(self.id, outcome, self._workflow, self._client.translators)
 
     async def describe(self) -> Invocation:
         """Return its status, journal, state, awakeables, times, and what it waits for."""
@@ -202,7 +202,7 @@ class Client(AbstractAsyncContextManager["Client"]):
         finally:
             if not watch.done():
                 watch.cancel()
-        return cast("R", value_of(start.id, outcome, workflow, self.translators))
+        return value_of(start.id, outcome, workflow, self.translators)
 
     async def start(self, workflow: Workflow[P, R], /, *args: P.args, **kwargs: P.kwargs) -> Handle[R]:
         """Start a workflow and return its handle, once the start is durable. Idempotent by `using(id=...)`."""

@@ -183,32 +183,33 @@ class Step(Generic[P, R_co]):
         return await result if inspect.isawaitable(result) else result
 
     async def _durable(self, turn: Turn, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        signature = self.signature()
-        digest = signature.digest(args, kwargs)
-        return await turn.call_step(self.name, digest, self.decode_result, StepWork(self, args, kwargs))
+        digest = (self._signature or self.signature()).digest(args, kwargs)
+        work = StepWork(self, args, kwargs, self.name, self.retry, self.timeout)
+        return await turn.call_step(self.name, digest, self.decode_result, work)
 
     @functools.cached_property
     def decode_result(self) -> Callable[[bytes], Any]:
         """Decodes a result by the annotation."""
-        return decoder(self.signature().returns)
+        return decoder(self._returns)
 
     def encode_result(self, value: Any, /) -> bytes:
         """Encode a result, or raise `Unencodable` when it cannot be, or is not what the annotation says."""
-        return encode_as(value, self.signature().returns, f"the result of step {self.name!r}")
+        return encode_as(value, self._returns, f"the result of step {self.name!r}")
+
+    @functools.cached_property
+    def _returns(self) -> Any:
+        return self.signature().returns
 
 
-class StepWork:
+class StepWork(Struct, eq=False):
     """A step's call, as the runtime runs it."""
 
-    __slots__ = ("args", "kwargs", "name", "retry", "step", "timeout")
-
-    def __init__(self, step: Step[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        self.step = step
-        self.args = args
-        self.kwargs = kwargs
-        self.name = step.name
-        self.retry = step.retry
-        self.timeout = step.timeout
+    step: Step[..., Any]
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    name: str
+    retry: Retry
+    timeout: float | None
 
     async def run(self, host: StepHost, info: StepInfo, /) -> bytes:
         """Run one attempt; return the encoded result."""

@@ -30,7 +30,7 @@ from perdure.errors import InvocationCancelled, MessageRefused, PerdureError, St
 from perdure.runtime.worker import Worker
 from perdure.stores.clock import VirtualClock
 from perdure.stores.memory import Crashed, MemoryStore
-from perdure.stores.store import Delivery, Filter, Transition
+from perdure.stores.store import Committed, Delivery, Filter, Transition
 from perdure.workflow import Workflow, step, workflow
 
 ID = "it"
@@ -320,9 +320,9 @@ class WatchedStore(MemoryStore):
 
     last_acknowledged: Sequence[Delivery] = ()
 
-    def commit(self, transition: Transition, /) -> asyncio.Future[int]:
+    def commit(self, transition: Transition, told: Committed, /) -> None:
         self.committing = transition
-        return super().commit(transition)
+        super().commit(transition, told)
 
     def acknowledging(self) -> None:
         """Note that the frame and effects of the transition are written, and acknowledgements come."""

@@ -48,7 +48,7 @@ from perdure.errors import (
 )
 from perdure.stores.sqlite import SqliteStore
 from perdure.stores.sqlite.schema import meta_checksum
-from perdure.stores.store import Filter, Transition
+from perdure.stores.store import Filter, Transition, committed
 
 ROOT = Path(__file__).resolve().parents[2]
 FLIPS = 200
@@ -75,18 +75,18 @@ async def fill(store: SqliteStore, count: int = 12) -> None:
     for n in range(count - 3):
         id = f"i{n}"
         entries: list[Entry] = [Accepted(start(id)), Claimed(1.0, 1, "w", "3.11", "0")]
-        await store.commit(Transition(id, 0, Frame("w", 1.0, entries, [OpenAwakeable(0)]), status="running"))
+        await committed(store, Transition(id, 0, Frame("w", 1.0, entries, [OpenAwakeable(0)]), status="running"))
         await store.post(Message(f"m{n}", id, 1.0, Cancel()))
         value = Returned(0, 1.0, encode("v" * (n * 300)), f"m{n}")
         if n % 3 == 0:
             frame = Frame("w", 2.0, [value, Completed(2.0, encode(n))])
             release = Release("k", 0, {"state": encode(n)}) if n == 0 else None
             effects = Effects((), (), (Answer(f"m{n}"),), None, release)
-            await store.commit(Transition(id, 1, frame, effects, "completed", True))
+            await committed(store, Transition(id, 1, frame, effects, "completed", True))
         elif n % 3 == 1:
             frame = Frame("w", 2.0, [value, Released(2.0, 8e9)])
             effects = Effects((), (), (Answer(f"m{n}", "no"),), 8e9)
-            await store.commit(Transition(id, 1, frame, effects, "suspended", True))
+            await committed(store, Transition(id, 1, frame, effects, "suspended", True))
 
 
 async def facts(path: str | Path) -> Facts:
@@ -370,13 +370,13 @@ async def test_full_disk_is_told_to_the_submitter_and_loses_nothing(small_disk: 
     first = accepted[0]
     frame = Frame("w", 1.0, [Accepted(start(first)), Returned(0, 1.0, b"x" * 900_000)])
     with pytest.raises(StoreFull):
-        await store.commit(Transition(first, 0, frame, status="running"))
+        await committed(store, Transition(first, 0, frame, status="running"))
     assert (await store.journal(first)).frames == ()
     for id in accepted:
         assert await store.start(id) == start(id, size=8_000)
     await asyncio.to_thread(subprocess.run, ["mount", "-o", "remount,size=8m", small_disk], check=True)
     assert await store.submit([start(refused[0], size=8_000)]) == [True]
-    assert await store.commit(Transition(first, 0, frame, status="running")) == 1
+    assert await committed(store, Transition(first, 0, frame, status="running")) == 1
     await store.aclose()
     said = await facts(small_disk / "s.db")
     assert {row.id for row in said["rows"]} == {*accepted, refused[0]}
@@ -532,15 +532,27 @@ async def test_schema_of_a_later_release_is_refused(closed: Copy, tmp_path: Path
     assert error.schema == 99
 
 
+FIRST_SCHEMA = (
+    "DROP TABLE key",
+    "DROP TABLE line",
+    "DROP INDEX invocation_by_time",
+    "DROP INDEX invocation_by_status",
+    "CREATE INDEX invocation_by_time ON invocation (created_at, id)",
+    "CREATE INDEX invocation_by_status ON invocation (status, handler)",
+)
+
+
 async def test_file_of_an_earlier_schema_is_brought_forward_and_loses_nothing(tmp_path: Path) -> None:
     path = tmp_path / "store.db"
     store = await opened(path)
     await store.submit([Start("old", "work", encode({}), 1.0, 1.0, 3)])
     secret = store.secret
     await store.aclose()
-    with sqlite3.connect(path) as db:  # as the first schema was: without keys
-        db.execute("DROP TABLE key")
-        db.execute("DROP TABLE line")
+    latest = "SELECT name, sql FROM sqlite_master ORDER BY name"
+    with sqlite3.connect(path) as db:  # as the first schema was: without keys, with other indexes
+        expected = db.execute(latest).fetchall()
+        for change in FIRST_SCHEMA:
+            db.execute(change)
         values = [(1, "schema"), (meta_checksum(1, secret), "checksum")]
         db.executemany("UPDATE meta SET value = ? WHERE name = ?", values)
     db.close()
@@ -551,6 +563,9 @@ async def test_file_of_an_earlier_schema_is_brought_forward_and_loses_nothing(tm
         await store.submit([start("i0")])
         assert (await store.key("k")).holder == "i0"
         await store.aclose()
+    with sqlite3.connect(path) as db:
+        assert db.execute(latest).fetchall() == expected
+    db.close()
 
 
 async def test_file_that_is_no_database_is_refused_and_left_alone(tmp_path: Path) -> None:

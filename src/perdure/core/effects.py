@@ -6,8 +6,6 @@ frame and redoes its effects; each is idempotent.
 
 from __future__ import annotations
 
-from typing import cast
-
 from msgspec import Struct
 
 from perdure.core.history import History
@@ -124,11 +122,10 @@ def effects_of(start: Start, frame: Frame, history: History, /) -> Effects:
 def _says_nothing(frame: Frame) -> bool:
     """Tell, fast, whether a frame is one of the many that hold only steps and what they returned."""
     for entry in frame.entries:
-        kind = type(entry)
-        if kind is Returned:
-            if cast("Returned", entry).message is not None:
+        if type(entry) is Returned:
+            if entry.message is not None:
                 return False
-        elif kind not in _QUIET:
+        elif type(entry) not in _QUIET:
             return False
     for command in frame.commands:  # noqa: SIM110  a generator would double the cost
         if type(command) is not CallStep:

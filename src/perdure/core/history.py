@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import assert_never, cast
+from typing import assert_never
 
 from msgspec import Struct
 
@@ -71,14 +71,13 @@ class History(Struct):
         only_claim = not frame.commands
         first = self.start is None
         for entry in frame.entries:
-            kind = type(entry)
-            if kind is Accepted:
-                self.start = cast("Accepted", entry).start
+            if type(entry) is Accepted:
+                self.start = entry.start
                 continue
-            if kind is Claimed:
-                self._claim(cast("Claimed", entry))
+            if type(entry) is Claimed:
+                self._claim(entry)
                 continue
-            if kind is not Returned or cast("Returned", entry).message is not None:
+            if type(entry) is not Returned or entry.message is not None:
                 self.note(entry)
             only_claim = False
             self.deaths = self.unclaimed_deaths = 0
@@ -95,6 +94,10 @@ class History(Struct):
     def note(self, entry: Entry) -> None:
         """Fold one entry, perhaps before its frame is written; a second time it changes nothing."""
         match entry:
+            case Completed() | Failed() | Cancelled():
+                self._ended(entry)
+            case Released():
+                self.claimed = False
             case Accepted(start=start):
                 self.start = start
             case Claimed():
@@ -103,8 +106,6 @@ class History(Struct):
                 self.granted = generation
                 self.key_state = dict(state)
                 self.key_state_changed = False
-            case Released():
-                self.claimed = False
             case Paused(reason=reason, message=message):
                 self.paused = reason
                 self._answered(message)
@@ -115,8 +116,6 @@ class History(Struct):
                 self.messages[message] = reason
             case Retried():
                 self._retried(entry)
-            case Completed() | Failed() | Cancelled():
-                self._ended(entry)
             case Returned(message=message) | Raised(message=message) | CancelRequested(message=message):
                 self._answered(message)
             case Attempted() | Fired() | Interrupted():
@@ -127,7 +126,7 @@ class History(Struct):
     def _ended(self, outcome: Outcome) -> None:
         self.outcome = outcome
         self.claimed = False
-        if isinstance(outcome, Cancelled):
+        if type(outcome) is Cancelled:
             self._answered(outcome.message)
 
     def _change_state(self, changes: dict[str, bytes | None]) -> None:

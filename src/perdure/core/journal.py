@@ -10,7 +10,7 @@ All times are seconds since the Unix epoch, as floats.
 
 from __future__ import annotations
 
-from typing import Literal, assert_never, cast
+from typing import Literal, assert_never
 
 import msgspec
 from msgspec import Struct
@@ -288,7 +288,6 @@ class Cancelled(Struct, frozen=True, array_like=True, gc=False, tag="cancelled")
 
 
 Outcome = Completed | Failed | Cancelled
-_OUTCOMES = frozenset({Completed, Failed, Cancelled})
 Answering = Returned | Raised | Attempted | Fired | Interrupted
 """Entries that answer a command."""
 
@@ -333,7 +332,7 @@ class Frame(Struct, frozen=True, array_like=True, gc=False):
     def outcome(self) -> Outcome | None:
         """The outcome, if this frame settles its invocation."""
         last = self.entries[-1] if self.entries else None
-        return cast("Outcome", last) if type(last) in _OUTCOMES else None
+        return last if type(last) is Completed or type(last) is Failed or type(last) is Cancelled else None
 
 
 # --- messages ---------------------------------------------------------------------------------------------------------

@@ -133,7 +133,10 @@ class Loop(asyncio.AbstractEventLoop):
         return self._serial
 
     def drain(self) -> None:
-        """Run what is ready, and what that makes ready, until nothing is or `stopped` is set."""
+        """Run what is ready, and what that makes ready, until nothing is or `stopped` is set.
+
+        A body cannot end the worker: the task that raised `SystemExit` has it as its exception.
+        """
         ready = self._ready
         previous = _running_loop()
         hooks = sys.get_asyncgen_hooks()
@@ -143,7 +146,12 @@ class Loop(asyncio.AbstractEventLoop):
         _set_running_loop(self)
         try:
             while ready and not self.stopped:
-                ready.popleft()._run()  # noqa: SLF001
+                handle = ready.popleft()
+                if not handle._cancelled:  # noqa: SLF001
+                    try:
+                        handle._run()  # noqa: SLF001
+                    except SystemExit:
+                        continue
         finally:
             _set_running_loop(previous)
             sys.set_asyncgen_hooks(*hooks)
@@ -200,7 +208,10 @@ class Loop(asyncio.AbstractEventLoop):
         """Tell, fast, whether nothing is left of a body that made no other task: one task, ended, and no generator."""
         if len(self._tasks) > 1 or self._generators:
             return False
-        return all(task.done() for task in self._tasks.values())
+        for task in self._tasks.values():  # noqa: SIM110  a generator would double the cost
+            if not task.done():
+                return False
+        return True
 
     def live_tasks(self) -> list[Task[Any]]:
         """Return the tasks that have not ended, in the order they were created."""

@@ -70,7 +70,18 @@ from perdure.errors import (
     too_large,
 )
 from perdure.runtime.steps import Attempt
-from perdure.stores.store import Clock, Delivery, Journal, Key, Store, Subscription, Timer, Transition, Wake
+from perdure.stores.store import (
+    Clock,
+    Delivery,
+    Journal,
+    Key,
+    Store,
+    Subscription,
+    Timer,
+    Transition,
+    Wake,
+    committed,
+)
 from perdure.workflow import StepInfo, Work
 
 CANCEL_GRACE_SECONDS = 10.0
@@ -504,7 +515,7 @@ class Runner:
         elif ready.outcome is not None:
             outcome = ready.outcome
             entries.append(outcome)
-        if self._may_hold_first_frame(ready, entries, answers):
+        if not self.revision and self._may_hold_first_frame(ready, entries, answers):
             self._unwritten = ready
             self._home.hold_first_frame(self)
             self._begin_new(ready)
@@ -540,7 +551,7 @@ class Runner:
             inbox, self._inbox = self._inbox, []
             for delivery in inbox:
                 self._taken.append(delivery)
-                if isinstance(delivery.item, Message):
+                if type(delivery.item) is Message:
                     self._take_message(delivery.item, turn, at, entries, answers)
         if self._due and self._due[0][0] <= at and self.history.paused is None and self.history.outcome is None:
             self._fire_due(turn, at, entries)
@@ -571,7 +582,7 @@ class Runner:
     def _cancelled_unseen(self, at: float, entries: list[Entry]) -> bool:
         """Settle an invocation that was cancelled before its body could run. Other messages are refused after that."""
         for delivery in self._inbox:
-            if isinstance(delivery.item, Message) and isinstance(delivery.item.request, Cancel):
+            if type(delivery.item) is Message and isinstance(delivery.item.request, Cancel):
                 others = [each for each in self._inbox if isinstance(each.item, Message) and each is not delivery]
                 self._taken += [each for each in self._inbox if each not in others]
                 self._inbox = others
@@ -626,15 +637,7 @@ class Runner:
     # --- writing ------------------------------------------------------------------------------------------------------
     def _may_hold_first_frame(self, ready: Ready, entries: list[Entry], answers: list[Answer]) -> bool:
         """Tell whether steps may start before the first frame: a first delivery that asked for steps and no more."""
-        if (
-            self.revision
-            or self._force_frame
-            or entries
-            or answers
-            or not ready.commands
-            or ready.state
-            or ready.cancels
-        ):
+        if self._force_frame or entries or answers or not ready.commands or ready.state or ready.cancels:
             return False
         return all(type(command) is CallStep for command in ready.commands) and not self._stopping
 
@@ -670,7 +673,9 @@ class Runner:
             frame_entries.append(outcome)
         frame = Frame(self._home.name, at, frame_entries, ready.commands, ready.state, ready.cancels)
         self.history.add(frame)
-        effects = self._with_redo(self._effects_of(start, frame), answers)
+        effects = self._effects_of(start, frame)
+        if answers or self._redo is not NO_EFFECTS:
+            effects = self._with_redo(effects, answers)
         status = self.history.status
         changed = status if status != self._status or release else None
         taken, self._taken = self._taken, []
@@ -725,8 +730,6 @@ class Runner:
     def _with_redo(self, effects: Effects, answers: Sequence[Answer]) -> Effects:
         """Add answers, and the effects of a frame that another wrote and may not have acted on."""
         redo, self._redo = self._redo, NO_EFFECTS
-        if redo is NO_EFFECTS and not answers:
-            return effects
         return replace(  # neither has a key to release: the journal goes on
             effects,
             starts=(*redo.starts, *effects.starts),
@@ -767,20 +770,18 @@ class Runner:
 
     def _commit(self, transition: Transition, then: Callable[[], None]) -> None:
         self._busy = True
-        future = self._home.store.commit(transition)
-        future.add_done_callback(partial(self._committed, transition, then))
+        self._home.store.commit(transition, partial(self._committed, transition, then))
 
-    def _committed(self, transition: Transition, then: Callable[[], None], future: asyncio.Future[int]) -> None:
-        if future.cancelled():
-            return
-        error = future.exception()
+    def _committed(
+        self, transition: Transition, then: Callable[[], None], revision: int, error: Exception | None
+    ) -> None:
         if error is not None:
             self._commit_failed(transition, then, error)
             return
         self._busy = False
         self._has_written = True
         if transition.frame is not None:
-            self.revision = future.result()
+            self.revision = revision
         if not self.closed:
             then()
 
@@ -812,7 +813,8 @@ class Runner:
             if self.history.paused is None:
                 self._begin_new(ready)
         self._begun_early.clear()
-        self._begin_waiting()
+        if self._to_begin:
+            self._begin_waiting()
         if self._due and not released:
             self._arm()  # while the turn is there to ask: a time limit must end a step that runs
         if self._home.always_replay:
@@ -1032,7 +1034,7 @@ class Runner:
         )
         transition.acknowledge = self._taken
         try:
-            await self._home.store.commit(transition)
+            await committed(self._home.store, transition)
         except PerdureError as error:
             log.warning("invocation %s could not be released, it is redelivered instead: %s", self.id, error)
 

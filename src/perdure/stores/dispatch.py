@@ -228,7 +228,7 @@ class Dispatcher:
         hold.claimed = not ended
         if ended:
             hold.woken = False
-        self._drop_if_done(member, id, hold)
+            self._drop_if_done(member, id, hold)
 
     def finish(self, delivery: Delivery) -> None:
         """Acknowledge outside of a commit."""

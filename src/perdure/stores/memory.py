@@ -34,6 +34,7 @@ from perdure.stores.notices import Notices
 from perdure.stores.store import (
     LINE_LIMIT,
     PAYLOAD_LIMIT_BYTES,
+    Committed,
     Counts,
     Delivery,
     Filter,
@@ -303,8 +304,14 @@ class MemoryStore:
                 pass
 
     # --- transitions --------------------------------------------------------------------------------------------------
-    def commit(self, transition: Transition, /) -> asyncio.Future[int]:
-        return self._durably(lambda: self._commit(transition))
+    def commit(self, transition: Transition, told: Committed, /) -> None:
+        revision, error = 0, None
+        try:
+            self._check()
+            revision = self._commit(transition)
+        except Exception as failed:  # noqa: BLE001  it is told instead
+            error = failed
+        asyncio.get_running_loop().call_soon(told, revision, error)
 
     def _commit(self, transition: Transition) -> int:
         id, effects = transition.id, transition.effects
@@ -343,7 +350,7 @@ class MemoryStore:
             self._forget(delivery)
         if outcome is not None:
             self._soon(lambda: self._notices.settled(id, outcome))
-        self._dispatcher.committed(id, transition.acknowledge, ended=ended)  # before the future ends
+        self._dispatcher.committed(id, transition.acknowledge, ended=ended)  # before anybody is told
         return len(self._frames[id])
 
     def _set_wake(self, id: str, at: float) -> None:

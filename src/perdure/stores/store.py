@@ -3,7 +3,7 @@
 Everything the runtime knows of a store is in this module, and `stores.contract` in the tests holds every store to it.
 The rules that matter most:
 
-* `submit`, `post` and `commit` are durable when their future ends.
+* `submit` and `post` are durable when their future ends, `commit` when it tells so.
 * `commit` writes the frame first, guarded by the revision, then the effects, each idempotent, acknowledgements last.
   A store that crashes in between leaves a state from which `redo` (a commit without a frame) finishes the work.
 * A delivery goes to one subscriber at a time and comes again until it is acknowledged.
@@ -110,6 +110,10 @@ class Transition(Struct):
     def outcome(self) -> Outcome | None:
         """The outcome that the frame brings, if it settles the invocation."""
         return None if self.frame is None else self.frame.outcome
+
+
+Committed = Callable[[int, Exception | None], object]
+"""Told once what became of a commit: the journal's new revision, or the error."""
 
 
 class Journal(Struct, frozen=True):
@@ -237,11 +241,12 @@ class Store(Protocol):
         """Deliver starts of these handlers, within what is requested, and messages and wakes of their invocations."""
         ...
 
-    def commit(self, transition: Transition, /) -> asyncio.Future[int]:
-        """Write a transition durably and give the journal's new revision.
+    def commit(self, transition: Transition, told: Committed, /) -> None:
+        """Write a transition durably, then tell the journal's new revision, on the loop and never before this returns.
 
-        The future fails with `Conflict`, and nothing happened, if the revision moved. Revisions grow; nothing else can
-        be concluded from their numbers.
+        The error is `Conflict`, and nothing happened, if the revision moved. Revisions grow; nothing else can be
+        concluded from their numbers. Most of what a store does for a worker is commits: a callback costs less than a
+        future. To await a commit, see `committed`.
         """
         ...
 
@@ -280,3 +285,19 @@ class Store(Protocol):
     async def counts(self) -> Counts:
         """Count invocations."""
         ...
+
+
+def committed(store: Store, transition: Transition) -> asyncio.Future[int]:
+    """Commit, and return a future of the journal's new revision, for who awaits it."""
+    future: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+
+    def told(revision: int, error: Exception | None) -> None:
+        if future.done():
+            return
+        if error is not None:
+            future.set_exception(error)
+        else:
+            future.set_result(revision)
+
+    store.commit(transition, told)
+    return future

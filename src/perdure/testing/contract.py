@@ -58,7 +58,7 @@ from perdure.core.journal import (
     TryAgain,
 )
 from perdure.errors import Conflict, IdConflict, LimitExceeded, PerdureError, StoreClosed, UnknownInvocation
-from perdure.stores.store import Delivery, Filter, Key, Row, Store, Subscription, Transition, Wake
+from perdure.stores.store import Delivery, Filter, Key, Row, Store, Subscription, Transition, Wake, committed
 
 T = TypeVar("T")
 
@@ -207,7 +207,7 @@ class StoreContract:
                 effects = effects_of(start, frame, History.of([*before, frame]))
         released = frame is not None and any(isinstance(entry, Released) for entry in frame.entries)
         transition = Transition(start.id, expected, frame, effects, status, released, taken)
-        return await within(self.patience, self.store.commit(transition), "not committed")
+        return await within(self.patience, committed(self.store, transition), "not committed")
 
     async def begun(self, inbox: Inbox, start: Start | None = None) -> tuple[Start, int]:
         """Submit a start, take it, and commit the first frame of its journal."""
@@ -829,7 +829,7 @@ class StoreContract:
             transition = Transition(
                 start.id, revision, None, Effects((), (), (Answer("late", "too late"),)), "completed", True, [delivery]
             )
-            await store.commit(transition)
+            await committed(store, transition)
             assert await store.answer("late") == Answer("late", "too late")
             row = await store.row(start.id)
             assert row is not None
@@ -920,7 +920,8 @@ class StoreContract:
         async with self.opened() as store:
             start, revision = await self.begun(self.inbox())
             watch = store.watch(start.id)
-            self.store.commit(Transition(start.id, revision, self.frame(Completed(2.0, b"\xc0")), status="completed"))
+            frame = self.frame(Completed(2.0, b"\xc0"))
+            committed(store, Transition(start.id, revision, frame, status="completed"))
             assert await within(self.patience, watch, "not pushed") == await store.outcome(start.id)
 
     # --- wakes --------------------------------------------------------------------------------------------------------
@@ -1394,7 +1395,7 @@ class StoreContract:
                 lambda: answer,
                 lambda: store.submit([self.start("x")]),
                 lambda: store.post(self.message(start.id)),
-                lambda: store.commit(Transition(start.id, revision, self.frame(Fired(1, 1.0)))),
+                lambda: committed(store, Transition(start.id, revision, self.frame(Fired(1, 1.0)))),
                 lambda: store.journal(start.id),
                 lambda: store.outcome(start.id),
                 lambda: store.search(Filter()),

@@ -9,13 +9,14 @@ import os
 import sqlite3
 import zlib
 from collections.abc import Callable, Collection, Coroutine, Sequence
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 from perdure.core.journal import (
     Answer,
     Message,
     Outcome,
     Start,
+    Status,
     decode_frame,
     decode_message,
     decode_start,
@@ -34,11 +35,12 @@ from perdure.stores.sqlite.faults import Mismatch, about, explained
 from perdure.stores.sqlite.file import connect, open_file
 from perdure.stores.sqlite.keys import deadline_in_line, read_key
 from perdure.stores.sqlite.lock import Lock
-from perdure.stores.sqlite.schema import frame_checksum
+from perdure.stores.sqlite.schema import LIVELY, frame_checksum
 from perdure.stores.sqlite.writer import Accept, Unit, Writer, may_be_routed
 from perdure.stores.store import (
     LINE_LIMIT,
     PAYLOAD_LIMIT_BYTES,
+    Committed,
     Counts,
     Delivery,
     Filter,
@@ -132,14 +134,15 @@ class SqliteStore:
         self._check()
         return self._enqueue(Unit(messages=[message], must_exist=True))
 
-    def commit(self, transition: Transition, /) -> asyncio.Future[int]:
-        future: asyncio.Future[int] = self._loop.create_future()
+    def commit(self, transition: Transition, told: Committed, /) -> None:
         if not self._open:
-            future.set_exception(StoreClosed(about(self.path, "the store is closed")))
-            return future
+            self._loop.call_soon(told, 0, StoreClosed(about(self.path, "the store is closed")))
+            return
         effects = transition.effects
         unit = Unit(
             transition=transition,
+            ended=transition.released or transition.outcome is not None,
+            told=told,
             frame=None if transition.frame is None else encode_frame(transition.frame),
             accepts=[self._accept(start) for start in effects.starts] if effects.starts else (),
             messages=effects.messages,
@@ -150,7 +153,7 @@ class SqliteStore:
         for delivery in transition.acknowledge:
             if type(delivery.item) is Message:
                 unit.done_messages = (*unit.done_messages, delivery.item.id)
-        return self._enqueue(unit, future)
+        self._put(unit)
 
     def _accept(self, start: Start) -> Accept:
         if start.due > self.clock.now():
@@ -158,14 +161,17 @@ class SqliteStore:
         self._sequence += 1
         return Accept(start, encode_start(start), "pending", self._sequence)
 
-    def _enqueue(self, unit: Unit, future: asyncio.Future[Any] | None = None) -> asyncio.Future[Any]:
-        unit.future = future or self._loop.create_future()
+    def _enqueue(self, unit: Unit) -> asyncio.Future[Any]:
+        unit.future = future = self._loop.create_future()
+        self._put(unit)
+        return future
+
+    def _put(self, unit: Unit) -> None:
         self._units.append(unit)
         if not self._flush_scheduled:
             # All that is asked for in this round of the loop goes to the writer together.
             self._flush_scheduled = True
             self._loop.call_soon(self._flush)
-        return unit.future
 
     def _flush(self) -> None:
         self._flush_scheduled = False
@@ -174,19 +180,19 @@ class SqliteStore:
             self._writer.put(units)
 
     def _written(self, units: Sequence[Unit]) -> None:
-        """Act on what is durable: hand out starts and messages, end futures. Runs on the loop."""
+        """Act on what is durable: hand out starts and messages, tell who waits. Runs on the loop."""
         for unit in units:
-            future = unit.future
-            if unit.error is not None:
-                if future is not None and not future.done():
-                    future.set_exception(unit.error)
-                continue
-            transition = unit.transition
-            if self._open:
+            if unit.error is None and self._open:
                 self._hand_out(unit)
-            if future is not None and not future.done():
-                if transition is not None:
-                    future.set_result(transition.expected + (unit.frame is not None))
+            if (transition := unit.transition) is not None:
+                try:
+                    unit.told(transition.expected + (unit.frame is not None), unit.error)
+                except Exception as error:  # noqa: BLE001  a fault of who is told: the others are told all the same
+                    text = f"what follows a commit for invocation {transition.id} failed"
+                    self._loop.call_exception_handler({"message": text, "exception": error})
+            elif (future := unit.future) is not None and not future.done():
+                if unit.error is not None:
+                    future.set_exception(unit.error)
                 else:
                     future.set_result([accept.new for accept in unit.accepts] if unit.strict else None)
         self._dispatcher.pump()
@@ -203,7 +209,7 @@ class SqliteStore:
         for message, handler, begun in unit.routes:
             self._dispatcher.offer(Delivery(message.to, handler, message), begun=begun)
         if unit.transition is not None:
-            self._after_commit(unit.transition)
+            self._after_commit(unit.transition, unit.ended)
         for sequence, data, checksum in unit.granted:
             start = self._start_from(data, checksum)
             self._dispatcher.queue_granted(Delivery(start.id, start.handler, start, fresh=True, token=sequence))
@@ -223,17 +229,16 @@ class SqliteStore:
         if (due := deadline_in_line(start)) is not None:
             self._alarm.by(due)
 
-    def _after_commit(self, transition: Transition) -> None:
-        outcome = transition.outcome
-        ended = transition.released or outcome is not None
+    def _after_commit(self, transition: Transition, ended: bool) -> None:
+        effects = transition.effects
         self._dispatcher.committed(transition.id, transition.acknowledge, ended=ended)
-        if ended and transition.effects.wake is not None:
-            if transition.effects.wake <= self._rung_to:
+        if ended and effects.wake is not None:
+            if effects.wake <= self._rung_to:
                 self._rung_to = 0.0
-            self._alarm.by(transition.effects.wake)
-        for answer in transition.effects.answers:
+            self._alarm.by(effects.wake)
+        for answer in effects.answers:
             self._notices.answered(answer)
-        if outcome is not None:
+        if ended and (outcome := transition.outcome) is not None:
             self._notices.settled(transition.id, outcome)
 
     # --- deliveries ---------------------------------------------------------------------------------------------------
@@ -441,15 +446,15 @@ class SqliteStore:
         return [Row(*row) for row in rows]
 
     async def counts(self) -> Counts:
-        rows = await self._read(
-            lambda db: db.execute(
-                "SELECT status, handler, count(*) FROM invocation GROUP BY status, handler"
-            ).fetchall()
-        )
+        rows = await self._read(lambda db: db.execute(_COUNTS).fetchall())
         counts = Counts()
         for status, handler, count in rows:
-            counts.by_status[status] = counts.by_status.get(status, 0) + count
-            counts.by_handler[handler] = counts.by_handler.get(handler, 0) + count
+            if handler is not None:
+                counts.by_handler[handler] = count
+            elif count:
+                counts.by_status[status] = count
+        if completed := sum(counts.by_handler.values()) - sum(counts.by_status.values()):
+            counts.by_status["completed"] = completed
         return counts
 
     async def backup(self, target: str, /) -> None:
@@ -487,12 +492,19 @@ class SqliteStore:
 
 
 _ROW = "id, handler, status, key, created_at, updated_at, due"
+_COUNTS = (  # each from an index alone; what is left is completed
+    "SELECT NULL, handler, count(*) FROM invocation GROUP BY handler "
+    f"UNION ALL SELECT status, NULL, count(*) FROM invocation WHERE {LIVELY} GROUP BY status "
+    "UNION ALL SELECT 'pending', NULL, count(*) FROM invocation WHERE status = 'pending'"
+)
 
 
 def _conditions(filter: Filter) -> tuple[list[str], list[Any]]:
     conditions: list[str] = []
     values: list[Any] = []
-    for column, value in (("status", filter.status), ("handler", filter.handler), ("key", filter.key)):
+    if filter.status is not None:  # written out: else SQLite does not see which index has it
+        conditions.append(f"status = '{filter.status}'" if filter.status in get_args(Status) else "0")
+    for column, value in (("handler", filter.handler), ("key", filter.key)):
         if value is not None:
             conditions.append(f"{column} = ?")
             values.append(value)

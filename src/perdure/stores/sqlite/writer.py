@@ -34,8 +34,8 @@ from perdure.errors import (
 from perdure.stores.sqlite.faults import Mismatch, about, explain, quietly
 from perdure.stores.sqlite.file import Opened, connect, side_file
 from perdure.stores.sqlite.keys import Keys, deadline_in_line
-from perdure.stores.sqlite.schema import answer_checksum, frame_checksum, state_checksum
-from perdure.stores.store import Transition, id_conflict, identity_of, unknown
+from perdure.stores.sqlite.schema import NO_TIME, answer_checksum, frame_checksum, state_checksum
+from perdure.stores.store import Committed, Transition, id_conflict, identity_of, unknown
 
 BATCH_LIMIT = 2_000
 """Transitions, submits and posts that share one transaction at most."""
@@ -54,47 +54,36 @@ class Accept(Struct):
     new: bool = True
 
 
-class Unit:
+def _tell_nobody(revision: int, error: Exception | None) -> None:
+    pass
+
+
+class Unit(Struct, eq=False):
     """What is written whole or not at all: a submit, a post, a commit, or the store's own housekeeping.
 
     `strict` makes an id that exists with another input an error; `must_exist`, a message to nobody. `place` is for who
-    enlists for a key. The writer fills in `routes` (message, handler, whether it can go to a worker before the start
-    has), `granted` (sequence, start and its checksum: starts that now have their key) and `woken` (id and handler of
-    others that have it).
+    enlists for a key. A commit is told, the others end their future. `ended` says that the transition ends the claim.
+    The writer fills in `routes` (message, handler, whether it can go to a worker before the start has), `granted`
+    (sequence, start and its checksum: starts that now have their key) and `woken` (id and handler of others that have
+    it).
     """
 
-    __slots__ = (
-        *("accepts", "done_messages", "error", "frame", "future", "granted", "messages", "must_exist", "place"),
-        *("promoted", "routes", "strict", "transition", "woken"),
-    )
-
-    def __init__(
-        self,
-        *,
-        accepts: Sequence[Accept] = (),
-        strict: bool = False,
-        transition: Transition | None = None,
-        frame: bytes | None = None,
-        messages: Sequence[Message] = (),
-        must_exist: bool = False,
-        done_messages: Sequence[str] = (),
-        promoted: Sequence[tuple[int, Start]] = (),
-        place: int = 0,
-    ) -> None:
-        self.future: asyncio.Future[Any] | None = None
-        self.accepts = accepts
-        self.strict = strict
-        self.transition = transition
-        self.frame = frame
-        self.messages = messages
-        self.must_exist = must_exist
-        self.done_messages = done_messages
-        self.promoted = promoted
-        self.place = place
-        self.routes: list[tuple[Message, str, bool]] = []
-        self.granted: list[tuple[int, bytes, int]] = []
-        self.woken: list[tuple[str, str]] = []
-        self.error: Exception | None = None
+    accepts: Sequence[Accept] = ()
+    strict: bool = False
+    transition: Transition | None = None
+    ended: bool = False
+    told: Committed = _tell_nobody
+    frame: bytes | None = None
+    messages: Sequence[Message] = ()
+    must_exist: bool = False
+    done_messages: Sequence[str] = ()
+    promoted: Sequence[tuple[int, Start]] = ()
+    place: int = 0
+    future: asyncio.Future[Any] | None = None
+    routes: list[tuple[Message, str, bool]] = []
+    granted: list[tuple[int, bytes, int]] = []
+    woken: list[tuple[str, str]] = []
+    error: Exception | None = None
 
     def forget_reports(self) -> None:
         """Forget what a try that was rolled back had found."""
@@ -216,7 +205,7 @@ class Writer:
         self._number += 1
         for unit in batch:
             if (transition := unit.transition) is not None and unit.frame is not None:
-                if transition.released or transition.outcome is not None:
+                if unit.ended:
                     self._tails.pop(transition.id, None)
                 else:
                     self._tails[transition.id] = transition.expected + 1
@@ -227,7 +216,9 @@ class Writer:
             log.warning("%s", about(self._path, f"the number of the last commit could not be noted: {error}"))
 
 
-_FrameRow = tuple[str, int, bytes, int]
+_FrameRow = tuple[str, int, bytearray, int]
+# Rows hold bytearrays, and marks that SQL turns into NULL: for each bytes and None among its parameters sqlite3 looks
+# for an adapter, fails, and forgets the error, which takes longer than to insert a frame.
 
 
 def _apply(
@@ -248,7 +239,7 @@ def _apply(
             if unit.frame is not None:
                 revision = transition.expected + 1
                 checksum = frame_checksum(transition.id, revision, unit.frame)
-                frames.append((transition.id, revision, unit.frame, checksum))
+                frames.append((transition.id, revision, bytearray(unit.frame), checksum))
             if transition.status is not None:
                 changes.append(_change_row(transition, transition.status, now))
             answers += map(_answer_row, transition.effects.answers)
@@ -275,7 +266,8 @@ def _apply(
 def _change_row(transition: Transition, status: Status, now: float) -> tuple[Any, ...]:
     id, wake = transition.id, transition.effects.wake
     revision = transition.expected + (transition.frame is not None)
-    return status, now, wake, revision, state_checksum(id, status, None, now, wake, revision), id, revision
+    checksum = state_checksum(id, status, None, now, wake, revision)
+    return status, now, NO_TIME if wake is None else wake, revision, checksum, id, revision
 
 
 def _write_messages_and_promote(db: sqlite3.Connection, batch: Sequence[Unit], now: float) -> None:
@@ -302,32 +294,33 @@ _PROMOTE = (
 )
 _INSERT_INVOCATION = (
     "INSERT INTO invocation (id, handler, key, created_at, due, identity, start, checksum, status, sequence, "
-    "updated_at, wake, revision, state_checksum) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, 0, ?)"
+    "updated_at, wake, revision, state_checksum) VALUES (?, ?, nullif(?, ''), ?, ?, ?, ?, ?, ?, nullif(?, 0), ?, "
+    f"nullif(?, {NO_TIME}), 0, ?)"
 )
 _CHANGE_STATUS = (
-    "UPDATE invocation SET status = ?, sequence = NULL, updated_at = ?, wake = ?, revision = ?, state_checksum = ? "
-    "WHERE id = ? AND revision <= ?"  # a redo that comes late changes nothing
+    f"UPDATE invocation SET status = ?, sequence = NULL, updated_at = ?, wake = nullif(?, {NO_TIME}), revision = ?, "
+    "state_checksum = ? WHERE id = ? AND revision <= ?"  # a redo that comes late changes nothing
 )
 
 
 def _row_of(accept: Accept, now: float) -> tuple[Any, ...]:
     start = accept.start
-    sequence = None if start.key is not None else accept.sequence or None
+    sequence = 0 if start.key is not None else accept.sequence
     wake = deadline_in_line(start) if accept.status == "pending" else None
     return (
         start.id,
         start.handler,
-        start.key,
+        start.key or "",
         start.at,
         start.due,
-        identity_of(start),
-        accept.data,
+        bytearray(identity_of(start)),
+        bytearray(accept.data),
         zlib.crc32(accept.data),
         accept.status,
         sequence,
         now,
-        wake,
-        state_checksum(start.id, accept.status, sequence, now, wake, 0),
+        NO_TIME if wake is None else wake,
+        state_checksum(start.id, accept.status, sequence or None, now, wake, 0),
     )
 
 
