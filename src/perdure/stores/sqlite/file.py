@@ -21,6 +21,7 @@ from perdure.errors import (
 )
 from perdure.stores.sqlite.faults import about, explained
 from perdure.stores.sqlite.schema import (
+    PURGE_INDEXES,
     SCHEMA,
     SCHEMA_VERSION,
     answer_checksum,
@@ -81,6 +82,7 @@ def open_file(path: str) -> Opened:
                 remedy = f"restore a backup; to go on without what is lost, remove {side_file(path)}"
                 raise StoreDamaged(about(path, f"{lost}: {cause}; {remedy}"))
             _verify(db, path)
+            _run_script(db, PURGE_INDEXES)
             return opened
         finally:
             db.close()
@@ -96,14 +98,18 @@ def _check_kind(path: str) -> None:
 
 def _create(db: sqlite3.Connection) -> None:
     db.execute("BEGIN IMMEDIATE")
-    for statement in SCHEMA.split(";"):
-        if statement.strip():
-            db.execute(statement)
+    _run_script(db, SCHEMA)
     secret = secrets.token_bytes(16)
     checksum = meta_checksum(SCHEMA_VERSION, secret)
     values = [("schema", SCHEMA_VERSION), ("secret", secret), ("checksum", checksum), ("commit", 0)]
     db.executemany("INSERT INTO meta VALUES (?, ?)", values)
     db.execute("COMMIT")
+
+
+def _run_script(db: sqlite3.Connection, script: str) -> None:
+    for statement in script.split(";"):
+        if statement.strip():
+            db.execute(statement)
 
 
 def _read_meta(db: sqlite3.Connection, path: str) -> Opened:
