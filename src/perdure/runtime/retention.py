@@ -17,7 +17,7 @@ RETENTION_SECONDS = 7 * 86_400.0
 SWEEP_PERIOD_SECONDS = 60.0
 """How long after a sweep the next begins; a retention shorter than this is its own period."""
 
-SWEEP_PERIOD_LEAST_SECONDS = 1.0
+SWEEP_PERIOD_LEAST_SECONDS = 0.1
 
 PURGE_LIMIT = 100
 """Invocations that are removed in one piece. What is committed meanwhile waits for one piece at most."""
