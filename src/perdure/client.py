@@ -167,6 +167,7 @@ class Client(AbstractAsyncContextManager["Client"]):
         self._make_store = make_store
         self._make_channels = make_channels
         self._store: Store | None = None
+        self._sent = 0
         self._opening: asyncio.Task[Store] | None = None
 
     async def __aenter__(self) -> Self:
@@ -199,6 +200,7 @@ class Client(AbstractAsyncContextManager["Client"]):
     async def _open(self) -> Store:
         store = self._make_store()
         await store.open()
+        self._name = secrets.token_hex(10)  # now rather than earlier: a forked child opens a store of its own
         return store
 
     # --- running ------------------------------------------------------------------------------------------------------
@@ -302,10 +304,12 @@ class Client(AbstractAsyncContextManager["Client"]):
     async def send(self, id: str, request: Request) -> None:
         """Post a message durably and wait until it is applied; `MessageRefused` says why it was not."""
         store = await self.opened()
-        message = Message(secrets.token_hex(12), id, store.clock.now(), request)
+        self._sent += 1
+        message = Message(f"{self._name}-{self._sent}", id, store.clock.now(), request)
         await store.post(message)
         try:
-            answer = await asyncio.wait_for(store.answer(message.id), ANSWER_WAIT_SECONDS)
+            async with asyncio.timeout(ANSWER_WAIT_SECONDS):
+                answer = await store.answer(message.id)
         except TimeoutError:
             text = f"invocation {id!r}: the message is accepted, and not yet applied after {ANSWER_WAIT_SECONDS} s"
             raise WaitTimeout(text, invocation_id=id, timeout=ANSWER_WAIT_SECONDS) from None

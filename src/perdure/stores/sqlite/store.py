@@ -83,6 +83,7 @@ class SqliteStore:
         self._units: list[Unit] = []
         self._flush_scheduled = False
         self._tasks: set[asyncio.Task[None]] = set()
+        self._unanswered: set[str] = set()  # messages posted here, whose answer need not be looked for
         self._reads: list[_Read] = []
         self._reading = False
         self._reader = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="perdure-sqlite-read")
@@ -136,6 +137,7 @@ class SqliteStore:
 
     def post(self, message: Message, /) -> asyncio.Future[None]:
         self._check()
+        self._unanswered.add(message.id)
         return self._enqueue(Unit(messages=[message], must_exist=True))
 
     def commit(self, transition: Transition, /) -> asyncio.Future[int]:
@@ -181,6 +183,7 @@ class SqliteStore:
         for unit in units:
             future = unit.future
             if unit.error is not None:
+                self._unanswered.difference_update(message.id for message in unit.messages)
                 if future is not None and not future.done():
                     future.set_exception(unit.error)
                 continue
@@ -204,6 +207,8 @@ class SqliteStore:
             self._dispatcher.queue(Delivery(start.id, start.handler, start, fresh=True, token=sequence))
         for message, handler, status in unit.routes:
             self._route(message, handler, status, 1)
+        if unit.must_exist and not unit.routes:  # posted before, and answered perhaps
+            self._unanswered.difference_update(message.id for message in unit.messages)
         if unit.transition is not None:
             self._after_commit(unit.transition)
 
@@ -227,6 +232,7 @@ class SqliteStore:
                 self._rung_to = 0.0
             self._alarm.by(transition.effects.wake)
         for answer in transition.effects.answers:
+            self._unanswered.discard(answer.message)
             self._notices.answered(answer)
         if outcome is not None:
             self._notices.settled(transition.id, outcome)
@@ -290,6 +296,7 @@ class SqliteStore:
 
     def _forget(self, delivery: Delivery) -> None:
         if isinstance(delivery.item, Message):
+            self._unanswered.discard(delivery.item.id)
             self._enqueue(Unit(done_messages=[delivery.item.id]))
 
     def _ring(self) -> None:
@@ -395,7 +402,10 @@ class SqliteStore:
         return self._notices.watch(id)
 
     async def answer(self, message_id: str, /) -> Answer:
+        self._check()
         waiting = self._notices.await_answer(message_id)
+        if message_id in self._unanswered:
+            return await waiting
         row = await self._read(
             lambda db: db.execute("SELECT answer FROM message WHERE id = ? AND answered = 1", (message_id,)).fetchone()
         )
