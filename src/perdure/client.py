@@ -31,10 +31,12 @@ from perdure.core.journal import (
     Status,
     TryAgain,
 )
+from perdure.core.lifecycle import SETTLED
 from perdure.core.retry import Duration, seconds
 from perdure.core.turn import StubMaker
 from perdure.describe import Invocation, from_journal, from_row
 from perdure.errors import (
+    IllegalTransition,
     InvalidOption,
     InvocationCancelled,
     MessageRefused,
@@ -134,6 +136,21 @@ class Handle(Generic[R_co]):
         """
         await self._client.send(self.id, TryAgain())
 
+    async def purge(self) -> None:
+        """Remove a settled invocation for ever, without waiting for the end of its retention.
+
+        Its journal and messages go; its id is unknown then, and may be used anew. `IllegalTransition` while it has not
+        ended, or while something for it is still in hand: try that again.
+        """
+        store = await self._client.opened()
+        row = await store.row(self.id)
+        if row is None:
+            raise unknown(self.id)
+        if not await store.purge(store.clock.now(), limit=1, id=self.id):
+            why = "something for it is still in hand: try again" if row.status in SETTLED else "cancel it first"
+            text = f"cannot purge invocation {self.id!r}: it is {row.status}; {why}"
+            raise IllegalTransition(text, invocation_id=self.id, status=row.status)
+
 
 class Client(AbstractAsyncContextManager["Client"]):
     """A connection to one store. Opens on first use or on `async with`; close it with `aclose` or by leaving that."""
@@ -144,12 +161,15 @@ class Client(AbstractAsyncContextManager["Client"]):
         make_channels: Callable[[Mapping[str, str]], Channels],
         translators: Translators = tuple,
         stubs: StubMaker | None = None,
+        retention: float | None = None,
     ) -> None:
         self.translators = translators
+        self._retention = retention
         self._stubs = stubs
         self._make_store = make_store
         self._make_channels = make_channels
         self._store: Store | None = None
+        self._sent = 0
         self._opening: asyncio.Task[Store] | None = None
 
     async def __aenter__(self) -> Self:
@@ -182,6 +202,7 @@ class Client(AbstractAsyncContextManager["Client"]):
     async def _open(self) -> Store:
         store = self._make_store()
         await store.open()
+        self._name = secrets.token_hex(10)  # now rather than earlier: a forked child opens a store of its own
         return store
 
     # --- running ------------------------------------------------------------------------------------------------------
@@ -290,10 +311,12 @@ class Client(AbstractAsyncContextManager["Client"]):
     async def send(self, id: str, request: Request) -> None:
         """Post a message durably and wait until it is applied; `MessageRefused` says why it was not."""
         store = await self.opened()
-        message = Message(secrets.token_hex(12), id, store.clock.now(), request)
+        self._sent += 1
+        message = Message(f"{self._name}-{self._sent}", id, store.clock.now(), request)
         await store.post(message)
         try:
-            answer = await asyncio.wait_for(store.answer(message.id), ANSWER_WAIT_SECONDS)
+            async with asyncio.timeout(ANSWER_WAIT_SECONDS):
+                answer = await store.answer(message.id)
         except TimeoutError:
             text = f"invocation {id!r}: the message is accepted, and not yet applied after {ANSWER_WAIT_SECONDS} s"
             raise WaitTimeout(text, invocation_id=id, timeout=ANSWER_WAIT_SECONDS) from None
@@ -333,6 +356,7 @@ class Client(AbstractAsyncContextManager["Client"]):
             cache=cache,
             translators=self.translators,
             stubs=self._stubs,
+            retention=self._retention,
         )
 
     def blocking(self, *workers: Worker) -> AbstractContextManager[Blocking]:

@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from perdure.client import Client
+from perdure.core.retry import Duration, seconds
 from perdure.errors import BadUrl, InvalidOption
+from perdure.runtime.retention import RETENTION_SECONDS
 from perdure.stores.store import PAYLOAD_LIMIT_BYTES
 
 if TYPE_CHECKING:
@@ -23,14 +25,25 @@ DEFAULT_URL = "sqlite:perdure.db"
 _EXPECTED = "use memory:, sqlite:PATH, nats://HOST:PORT or http(s)://HOST:PORT"
 
 
-def connect(url: str | None = None, /, *, payload_limit: int | None = None) -> Client:
+def connect(
+    url: str | None = None,
+    /,
+    *,
+    retention: Duration | None = RETENTION_SECONDS,
+    payload_limit: int | None = None,
+) -> Client:
     """Return a client of the store that `url` names; it opens on first use, or on `async with`.
 
     `memory:`, `sqlite:PATH`, `nats://HOST:PORT[,HOST:PORT...]` or `http(s)://HOST:PORT`. Without a url, the
     environment's `PERDURE_URL`, else `sqlite:perdure.db`. `payload_limit` is the most bytes of one encoded value.
+
+    `retention` (seconds or a timedelta; 7 days; None: for ever) is how long the workers of this client keep completed,
+    cancelled and failed invocations, counted from their last change. Then their journals go, failed ones can be retried
+    no more, and their ids are unknown: who submits such an id again starts it anew.
     """
     chosen = url or os.environ.get("PERDURE_URL") or DEFAULT_URL
-    return Client(_store_of(chosen, payload_limit), channels_for, translators_in_use, make_stub)
+    kept = None if retention is None else seconds("connect(retention=…)", retention, positive=True)
+    return Client(_store_of(chosen, payload_limit), channels_for, translators_in_use, make_stub, kept)
 
 
 def _store_of(url: str, payload_limit: int | None) -> Callable[[], Store]:

@@ -413,6 +413,27 @@ async def sender(ctx: Context, tag: str, delay: float) -> str:
     return ctx.send(three.using(delay=timedelta(seconds=delay)), tag)
 
 
+@workflow
+async def noting(text: str) -> str:
+    await remember(text)
+    return text
+
+
+@workflow
+async def ticks(ctx: Context, tag: str, times: int, seconds: float) -> list[str]:
+    sent: list[str] = []
+    for n in range(times):
+        sent.append(ctx.send(noting, f"{tag} {n}"))
+        await asyncio.sleep(seconds)
+    return sent
+
+
+@workflow
+async def asks_a_child(tag: str) -> list[str]:
+    await stage(f"{tag}-before")
+    return [await noting(f"{tag} child"), await noting(f"{tag} other")]
+
+
 # --- messages ---------------------------------------------------------------------------------------------------------
 @workflow
 async def asks(ctx: Context, tag: str) -> str:

@@ -30,6 +30,7 @@ class Options(msgspec.Struct, frozen=True):
     cache: int = 1_000
     always_replay: bool = False
     max_grace: float = 10.0
+    retention: float | None = None
 
 
 class Problem(msgspec.Struct, frozen=True):
@@ -124,6 +125,7 @@ class Engine:
             always_replay=options.always_replay,
             stop_grace=options.max_grace,
             translators=translators_in_use,
+            retention=options.retention,
         )
         await worker.__aenter__()
         self._workers.append(worker)
@@ -184,6 +186,9 @@ class Engine:
 
     async def state(self, key: str) -> dict[str, Any]:
         return dict(await self._client.state(key))
+
+    async def purge(self, id: str) -> None:
+        await self._client.handle(id).purge()
 
     async def stats(self) -> dict[str, Any]:
         return msgspec.to_builtins(await self._client.stats())

@@ -537,6 +537,8 @@ FIRST_SCHEMA = (
     "DROP TABLE line",
     "DROP INDEX invocation_by_time",
     "DROP INDEX invocation_by_status",
+    "DROP INDEX invocation_settled",
+    "DROP INDEX message_of",
     "CREATE INDEX invocation_by_time ON invocation (created_at, id)",
     "CREATE INDEX invocation_by_status ON invocation (status, handler)",
 )

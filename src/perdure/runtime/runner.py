@@ -144,6 +144,7 @@ class Runner:
     __slots__ = (
         "_alarm",
         "_alarm_at",
+        "_all_done",
         "_arrivals",
         "_begun_early",
         "_busy",
@@ -198,6 +199,7 @@ class Runner:
         self._arrivals: list[Answering] = []  # outcomes of steps that are not journaled yet
         self._unwritten: Ready | None = None  # what the body asked for, while the first frame is held back
         self._redo = NO_EFFECTS  # those of the last frame, if another wrote it: they come first
+        self._all_done = False  # it is known that there are none to do again
         self._has_written = False
         self._begun_early: set[int] = set()  # steps in it: they have begun, and may have ended since
         self._force_frame = False
@@ -240,13 +242,14 @@ class Runner:
     async def _read(self) -> tuple[Journal, Start | None, Key]:
         store = self._home.store
         start = self._start
-        is_new = start is not None and not self.revision and not self._must_claim_first
-        journal = Journal() if is_new else await store.journal(self.id)
-        if not journal.frames and start is None:
-            start = next((each.item for each in self._inbox if isinstance(each.item, Start)), None)
-            start = start or await store.start(self.id)
-        if journal.frames and isinstance(accepted := journal.frames[0].entries[0], Accepted):
-            start = accepted.start
+        journal = Journal()
+        if start is None or self.revision or self._must_claim_first:
+            journal = await store.journal(self.id)
+            if not journal.frames:
+                # A start in hand proves nothing: its invocation may have run, settled and been purged meanwhile.
+                start = await store.start(self.id)
+            elif isinstance(accepted := journal.frames[0].entries[0], Accepted):
+                start = accepted.start
         key = Key() if start is None or start.key is None else await store.key(start.key)
         return journal, start, key
 
@@ -259,7 +262,7 @@ class Runner:
             self._give_up(f"its journal cannot be read: {error}")
             return
         journal, start, self._key = task.result()
-        self.revision = journal.revision
+        self.revision, self._all_done = journal.revision, journal.done
         self.history = history = History.of(journal.frames)
         self._start = start = history.start or start
         if start is None:
@@ -276,7 +279,7 @@ class Runner:
             self._claim_first(start)
         else:
             if not self._has_written:
-                self._redo = self._effects_of(start, history.last)
+                self._redo = self._effects_to_redo(start)
             self._open(start, journal.frames)
             self._round()
 
@@ -309,7 +312,7 @@ class Runner:
                     answers.append(Answer(delivery.item.id))
                 elif isinstance(entry, Refused):
                     answers.append(Answer(delivery.item.id, entry.reason))
-        effects = self._effects_of(start, self.history.last)
+        effects = self._effects_to_redo(start)
         effects = replace(effects, answers=(*effects.answers, *answers), enlist=enlist)
         transition = Transition(self.id, self.revision, None, effects, self.history.status, True, taken)
         self._commit(transition, then)
@@ -388,7 +391,7 @@ class Runner:
             entries += [Paused(at, reason), Released(at)]
             log.error("invocation %s (%s) is paused: %s", self.id, self.handler, reason)
         frame = Frame(self._home.name, at, entries)
-        effects = self._effects_of(start, history.last)
+        effects = self._effects_to_redo(start)
         starts = [each for each in self._inbox if not isinstance(each.item, Message)]
         self._inbox = [each for each in self._inbox if isinstance(each.item, Message)]
         set_aside = deaths >= DEATHS_LIMIT
@@ -726,6 +729,10 @@ class Runner:
 
     def _effects_of(self, start: Start, frame: Frame | None) -> Effects:
         return NO_EFFECTS if frame is None else effects_of(start, frame, self.history)
+
+    def _effects_to_redo(self, start: Start) -> Effects:
+        """Return the effects of the last frame, which another wrote, unless they are known to be done."""
+        return NO_EFFECTS if self._all_done else self._effects_of(start, self.history.last)
 
     def _with_redo(self, effects: Effects, answers: Sequence[Answer]) -> Effects:
         """Add answers, and the effects of a frame that another wrote and may not have acted on."""

@@ -214,6 +214,10 @@ class Dispatcher:
         """Return who has an invocation in hand, if anybody has."""
         return self._owners.get(id)
 
+    def has(self, id: str) -> bool:
+        """Tell whether anything for an invocation is in somebody's hands, or waits here."""
+        return id in self._owners or id in self._mail
+
     # --- what became of deliveries ------------------------------------------------------------------------------------
     def committed(self, id: str, acknowledged: Iterable[Delivery], *, ended: bool) -> None:
         """Note a durable commit: what it acknowledged, and whether it ended the claim."""

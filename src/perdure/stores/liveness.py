@@ -32,7 +32,7 @@ from perdure.stores.store import Key, Row
 
 @dataclass(frozen=True, slots=True)
 class Contents:
-    """What a store holds: its index, journals, queue, delayed starts, who has open messages, and wakes."""
+    """What a store holds: its index, journals, queue, delayed starts, who has open messages, wakes; what it removed."""
 
     rows: Mapping[str, Row]
     journals: Mapping[str, list[Frame]]
@@ -41,6 +41,7 @@ class Contents:
     messages: Mapping[str, Collection[str]]  # ids of the open ones, by the invocation they are for
     wakes: Mapping[str, float]
     keys: Mapping[str, Key] = field(default_factory=dict[str, Key])
+    purged: Collection[str] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,8 +108,10 @@ def _breaches_of(id: str, row: Row, contents: Contents, now: float) -> Iterator[
     assert history.start is not None
     for frame in frames:
         for command in frame.commands:
-            if isinstance(command, (CallChild, SendStart)) and command.start.id not in contents.rows:
-                yield f"{command.start.id}, which it starts, does not exist"
+            if isinstance(command, (CallChild, SendStart)):
+                started = command.start.id
+                if started not in contents.rows and started not in contents.purged:
+                    yield f"{started}, which it starts, does not exist"
     if row.status != history.status and (history.outcome is not None or history.paused is not None):
         yield f"its journal says {history.status}"
     if history.outcome is not None:
@@ -125,7 +128,7 @@ def _is_brought(id: str, row: Row, contents: Contents, now: float) -> bool:
 
 def _parent_breaches(start: Start, contents: Contents) -> Iterator[str]:
     parent = start.parent
-    if parent is None or contents.rows[parent.id].status in SETTLED:
+    if parent is None or parent.id in contents.purged or contents.rows[parent.id].status in SETTLED:
         return
     waiting = Waits.of(contents.journals[parent.id]).commands.get(parent.n)
     if not isinstance(waiting, CallChild) or waiting.start.id != start.id:

@@ -26,6 +26,7 @@ from perdure.core.journal import (
     encode_frame,
     settles_before_begin,
 )
+from perdure.core.lifecycle import SETTLED
 from perdure.errors import Conflict, StoreClosed
 from perdure.stores.clock import Alarm, SystemClock, VirtualClock
 from perdure.stores.dispatch import Dispatcher, Member
@@ -83,6 +84,10 @@ class MemoryStore:
         self._frames: dict[str, list[bytes]] = {}
         self._messages: dict[str, Message] = {}
         self._answers: dict[str, Answer] = {}
+        self._mail: dict[str, set[str]] = {}  # ids of all messages that an invocation got
+        # Invocations whose index is behind their journal, with what their last frame starts. Like all effects of a
+        # frame, these are done when the index is written; until then somebody may do them again.
+        self._undone: dict[str, frozenset[str]] = {}
         self._wakes: dict[str, float] = {}
         self._keys: dict[str, Key] = {}
         self._lines: dict[str, dict[tuple[str, int], int]] = {}  # by key: who waits, in order, with the sequence
@@ -246,6 +251,7 @@ class MemoryStore:
             return
         self._write("message", message.to)
         self._messages[message.id] = message
+        self._mail.setdefault(message.to, set()).add(message.id)
         self._soon(lambda: self._route(message, 1))
 
     def _route(self, message: Message, attempt: int) -> None:
@@ -324,6 +330,7 @@ class MemoryStore:
                 )
             self._write("frame", id)
             self._frames.setdefault(id, []).append(encode_frame(transition.frame))
+            self._undone[id] = frozenset(start.id for start in effects.starts)
         for start in effects.starts:
             self._accept(start)
         for message in effects.messages:
@@ -331,6 +338,7 @@ class MemoryStore:
         for answer in effects.answers:
             self._write("answer", id)
             self._answers[answer.message] = answer
+            self._mail.setdefault(id, set()).add(answer.message)
             self._soon(lambda answer=answer: self._notices.answered(answer))
         self._change_key(id, effects)
         ended = transition.released or outcome is not None
@@ -341,6 +349,7 @@ class MemoryStore:
             self._write("index", id)
             row = self._rows[id]
             self._rows[id] = Row(id, row.handler, transition.status, row.key, row.created_at, self.clock.now(), row.due)
+            self._undone.pop(id, None)
         if ended and effects.wake is None and id in self._wakes:
             self._write("wake", id)
             del self._wakes[id]
@@ -367,21 +376,21 @@ class MemoryStore:
         now = self.clock.now()
         while self._due and self._due[0][0] <= now:
             at, id = heapq.heappop(self._due)
-            row = self._rows[id]
             if (start := self._scheduled.get(id)) is not None:
+                row = self._rows[id]
                 self._write("due", id)
                 del self._scheduled[id]
                 self._rows[id] = Row(id, row.handler, "pending", row.key, row.created_at, now, row.due)
                 self._enqueue(start)
             elif self._wakes.get(id) == at:
-                self._dispatcher.wake(Delivery(id, row.handler, Wake()))
+                self._dispatcher.wake(Delivery(id, self._rows[id].handler, Wake()))
         self._arm()
 
     # --- reading ------------------------------------------------------------------------------------------------------
     async def journal(self, id: str, /) -> Journal:
         self._check()
         frames = tuple(decode_frame(data) for data in self._frames.get(id, ()))
-        return Journal(frames, len(frames))
+        return Journal(frames, len(frames), done=id not in self._undone)
 
     async def outcome(self, id: str, /) -> Outcome | None:
         self._check()
@@ -416,19 +425,49 @@ class MemoryStore:
             counts.by_handler[row.handler] = counts.by_handler.get(row.handler, 0) + 1
         return counts
 
+    async def purge(self, before: float, /, *, limit: int, id: str | None = None) -> int:
+        self._check()
+        rows = [*self._rows.values()] if id is None else [row] if (row := self._rows.get(id)) is not None else []
+        kept = {message.to for message in self._messages.values()}
+        kept.update(*self._undone.values())  # these may be started again
+        due = [row for row in rows if self._is_at_rest(row, before) and row.id not in kept]
+        due.sort(key=lambda row: row.updated_at)
+        removed = [row.id for row in due[:limit]]
+        for each in removed:
+            self._remove(each)
+        return len(removed)
+
+    def _is_at_rest(self, row: Row, before: float) -> bool:
+        """Tell whether an invocation settled by `before`, and nothing for it is on its way."""
+        in_hand = row.id in self._queued or self._dispatcher.has(row.id)
+        return row.status in SETTLED and row.updated_at <= before and not in_hand
+
+    def _remove(self, id: str) -> None:
+        self._write("purge messages", id)
+        for message_id in self._mail.pop(id, ()):
+            self._answers.pop(message_id, None)
+        self._write("purge", id)  # at once, as a journal is rolled up: without its frames it would run again
+        for table in (self._rows, self._digests, self._starts, self._frames, self._wakes, self._undone):
+            table.pop(id, None)
+
     @property
     def awaited(self) -> bool:
         """Tell whether somebody waits for an outcome."""
         return self._notices.awaited
 
     # --- for tests ----------------------------------------------------------------------------------------------------
-    def check_liveness(self) -> None:
-        """Raise if something that must come about has nothing that will ever bring it about."""
+    def check_liveness(self, purged: Collection[str] = ()) -> None:
+        """Raise if something that must come about has nothing that will ever bring it about.
+
+        `purged` are the ids that were removed, which nothing misses.
+        """
         messages: dict[str, set[str]] = {}
         for message in self._messages.values():
             messages.setdefault(message.to, set()).add(message.id)
         journals = {id: [decode_frame(data) for data in frames] for id, frames in self._frames.items()}
-        contents = Contents(self._rows, journals, self._queued, self._scheduled, messages, self._wakes, self._keys)
+        contents = Contents(
+            self._rows, journals, self._queued, self._scheduled, messages, self._wakes, self._keys, purged
+        )
         if found := [*breaches(contents, self.clock.now())]:
             raise AssertionError("; ".join(found))
 

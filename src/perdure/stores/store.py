@@ -9,6 +9,7 @@ The rules that matter most:
 * A delivery goes to one subscriber at a time and comes again until it is acknowledged.
 * Starts of one key wait in its line, in the order in which they were queued. One is delivered when the key names it the
   holder; the key goes to the next with the holder's `Release`. Whoever took a place by `Enlist` gets a wake instead.
+* `purge` removes nothing that could then run again.
 """
 
 from __future__ import annotations
@@ -117,10 +118,14 @@ Committed = Callable[[int, Exception | None], object]
 
 
 class Journal(Struct, frozen=True):
-    """All frames of an invocation, in order, and the revision of the last (0: none)."""
+    """All frames of an invocation, in order, and the revision of the last (0: none).
+
+    `done` says that the effects of the last frame are known to be done, so that nobody needs to do them again.
+    """
 
     frames: tuple[Frame, ...] = ()
     revision: int = 0
+    done: bool = False
 
 
 class Row(Struct, frozen=True):
@@ -284,6 +289,15 @@ class Store(Protocol):
 
     async def counts(self) -> Counts:
         """Count invocations."""
+        ...
+
+    async def purge(self, before: float, /, *, limit: int, id: str | None = None) -> int:
+        """Remove settled invocations that last changed by `before`, oldest first, and return how many it removed.
+
+        At most `limit`, fewer if their journals are long; only `id`, if given. What is removed is gone: journal, start,
+        messages and their answers. An invocation stays while anything for it is in hand or unanswered, while the
+        effects of its own last frame may be undone, and while those of a frame that starts it may be done again.
+        """
         ...
 
 

@@ -102,7 +102,7 @@ def _check_kind(path: str) -> None:
 
 def _create(db: sqlite3.Connection) -> None:
     db.execute("BEGIN IMMEDIATE")
-    _run(db, SCHEMA)
+    _run_script(db, SCHEMA)
     secret = secrets.token_bytes(16)
     checksum = meta_checksum(SCHEMA_VERSION, secret)
     values = [("schema", SCHEMA_VERSION), ("secret", secret), ("checksum", checksum), ("commit", 0)]
@@ -110,8 +110,8 @@ def _create(db: sqlite3.Connection) -> None:
     db.execute("COMMIT")
 
 
-def _run(db: sqlite3.Connection, statements: str) -> None:
-    for statement in statements.split(";"):
+def _run_script(db: sqlite3.Connection, script: str) -> None:
+    for statement in script.split(";"):
         if statement.strip():
             db.execute(statement)
 
@@ -140,7 +140,7 @@ def _migrate(db: sqlite3.Connection, opened: Opened) -> None:
         return
     db.execute("BEGIN IMMEDIATE")
     for version in range(opened.schema, SCHEMA_VERSION):
-        _run(db, MIGRATIONS[version])
+        _run_script(db, MIGRATIONS[version])
     changed = [(SCHEMA_VERSION, "schema"), (meta_checksum(SCHEMA_VERSION, opened.secret), "checksum")]
     db.executemany("UPDATE meta SET value = ? WHERE name = ?", changed)
     db.execute("COMMIT")

@@ -24,9 +24,12 @@ CREATE TABLE line (
 ) WITHOUT ROWID;
 CREATE INDEX line_by_id ON line (id);
 """
+SETTLED = "status IN ('completed', 'failed', 'cancelled')"
 _INDEXES = f"""
 CREATE INDEX invocation_by_time ON invocation (created_at, id, handler);
 CREATE INDEX invocation_by_status ON invocation (status, created_at, id, handler) WHERE {LIVELY};
+CREATE INDEX invocation_settled ON invocation (updated_at) WHERE {SETTLED};
+CREATE INDEX message_of ON message (invocation);
 """
 SCHEMA = f"""
 CREATE TABLE meta (name TEXT PRIMARY KEY, value) WITHOUT ROWID;

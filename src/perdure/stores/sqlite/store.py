@@ -35,7 +35,7 @@ from perdure.stores.sqlite.faults import Mismatch, about, explained
 from perdure.stores.sqlite.file import connect, open_file
 from perdure.stores.sqlite.keys import deadline_in_line, read_key
 from perdure.stores.sqlite.lock import Lock
-from perdure.stores.sqlite.schema import LIVELY, frame_checksum
+from perdure.stores.sqlite.schema import LIVELY, SETTLED, frame_checksum
 from perdure.stores.sqlite.writer import Accept, Unit, Writer, may_be_routed
 from perdure.stores.store import (
     LINE_LIMIT,
@@ -56,6 +56,12 @@ T = TypeVar("T")
 RING_RETRY_SECONDS = 1.0
 """How long after a failure to read what is due it is read again."""
 DUE_BATCH_LIMIT = 1_000
+READ_BATCH_LIMIT = 100
+"""Reads that go to the reader's thread together."""
+PURGE_FRAMES_LIMIT = 2_000
+"""Frames that one purge removes at most, or one journal: what comes meanwhile waits for it."""
+
+_Read = tuple[Callable[[sqlite3.Connection], Any], asyncio.Future[Any]]
 
 log = logging.getLogger("perdure.sqlite")
 
@@ -81,6 +87,9 @@ class SqliteStore:
         self._units: list[Unit] = []
         self._flush_scheduled = False
         self._tasks: set[asyncio.Task[None]] = set()
+        self._unanswered: set[str] = set()  # messages posted here, whose answer need not be looked for
+        self._reads: list[_Read] = []
+        self._reading = False
         self._reader = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="perdure-sqlite-read")
         self._sequence = 0
         self._opened_at = 0
@@ -132,6 +141,7 @@ class SqliteStore:
 
     def post(self, message: Message, /) -> asyncio.Future[None]:
         self._check()
+        self._unanswered.add(message.id)
         return self._enqueue(Unit(messages=[message], must_exist=True))
 
     def commit(self, transition: Transition, told: Committed, /) -> None:
@@ -184,6 +194,8 @@ class SqliteStore:
         for unit in units:
             if unit.error is None and self._open:
                 self._hand_out(unit)
+            elif unit.error is not None:
+                self._unanswered.difference_update(message.id for message in unit.messages)
             if (transition := unit.transition) is not None:
                 try:
                     unit.told(transition.expected + (unit.frame is not None), unit.error)
@@ -193,6 +205,8 @@ class SqliteStore:
             elif (future := unit.future) is not None and not future.done():
                 if unit.error is not None:
                     future.set_exception(unit.error)
+                elif unit.purge:
+                    future.set_result(unit.purged)
                 else:
                     future.set_result([accept.new for accept in unit.accepts] if unit.strict else None)
         self._dispatcher.pump()
@@ -208,6 +222,8 @@ class SqliteStore:
                 self._wake_in_line(start)
         for message, handler, begun in unit.routes:
             self._dispatcher.offer(Delivery(message.to, handler, message), begun=begun)
+        if unit.must_exist and not unit.routes:  # posted before, and answered perhaps
+            self._unanswered.difference_update(message.id for message in unit.messages)
         if unit.transition is not None:
             self._after_commit(unit.transition, unit.ended)
         for sequence, data, checksum in unit.granted:
@@ -237,6 +253,7 @@ class SqliteStore:
                 self._rung_to = 0.0
             self._alarm.by(effects.wake)
         for answer in effects.answers:
+            self._unanswered.discard(answer.message)
             self._notices.answered(answer)
         if ended and (outcome := transition.outcome) is not None:
             self._notices.settled(transition.id, outcome)
@@ -301,6 +318,7 @@ class SqliteStore:
 
     def _forget(self, delivery: Delivery) -> None:
         if isinstance(delivery.item, Message):
+            self._unanswered.discard(delivery.item.id)
             self._enqueue(Unit(done_messages=[delivery.item.id]))
 
     def _ring(self) -> None:
@@ -372,13 +390,15 @@ class SqliteStore:
         known = db.execute("SELECT revision FROM invocation WHERE id = ?", (id,)).fetchone()
         rows = db.execute("SELECT revision, data, checksum FROM frame WHERE id = ? ORDER BY revision", (id,)).fetchall()
         if known is not None and len(rows) < known[0]:
+            if _is_gone(db, id):
+                return Journal()
             raise StoreDamaged(
                 about(self.path, f"the journal of {id!r} ends at {len(rows)}, and had {known[0]} frames")
             )
         for number, (revision, data, checksum) in enumerate(rows, 1):
             if revision != number or checksum != frame_checksum(id, revision, data):
                 raise StoreDamaged(about(self.path, f"frame {number} of the journal of {id!r} is missing or changed"))
-        return Journal(tuple(decode_frame(data) for _, data, _ in rows), len(rows))
+        return Journal(tuple(decode_frame(data) for _, data, _ in rows), len(rows), done=True)  # one transaction
 
     async def outcome(self, id: str, /) -> Outcome | None:
         def read(db: sqlite3.Connection) -> Outcome | None:
@@ -388,6 +408,8 @@ class SqliteStore:
             last = db.execute(
                 "SELECT revision, data, checksum FROM frame WHERE id = ? ORDER BY revision DESC LIMIT 1", (id,)
             ).fetchone()
+            if last is None and _is_gone(db, id):
+                return None
             if last is None or last[2] != frame_checksum(id, last[0], last[1]):
                 raise StoreDamaged(about(self.path, f"the last frame of {id!r} is missing or changed"))
             outcome = decode_frame(last[1]).outcome
@@ -402,7 +424,10 @@ class SqliteStore:
         return self._notices.watch(id)
 
     async def answer(self, message_id: str, /) -> Answer:
+        self._check()
         waiting = self._notices.await_answer(message_id)
+        if message_id in self._unanswered:
+            return await waiting
         row = await self._read(
             lambda db: db.execute("SELECT answer FROM message WHERE id = ? AND answered = 1", (message_id,)).fetchone()
         )
@@ -457,6 +482,25 @@ class SqliteStore:
             counts.by_status["completed"] = completed
         return counts
 
+    async def purge(self, before: float, /, *, limit: int, id: str | None = None) -> int:
+        condition, values = ("AND id = ? ", (before, id, limit)) if id is not None else ("", (before, limit))
+        found = await self._read(
+            lambda db: db.execute(
+                f"SELECT id, revision FROM invocation WHERE {SETTLED} AND updated_at <= ? {condition}AND NOT EXISTS "
+                "(SELECT 1 FROM message WHERE invocation = invocation.id AND answered = 0) ORDER BY updated_at LIMIT ?",
+                values,
+            ).fetchall()
+        )
+        chosen: list[tuple[str, float]] = []
+        frames = 0
+        for each, revision in found:
+            frames += revision
+            if chosen and frames > PURGE_FRAMES_LIMIT:
+                break
+            if not self._dispatcher.has(each):
+                chosen.append((each, before))
+        return await self._enqueue(Unit(purge=chosen)) if chosen else 0
+
     async def backup(self, target: str, /) -> None:
         """Copy the database to `target` while it is served."""
         self._check()
@@ -473,12 +517,45 @@ class SqliteStore:
 
     async def _read(self, read: Callable[[sqlite3.Connection], T]) -> T:
         self._check()
+        future: asyncio.Future[T] = self._loop.create_future()
+        self._reads.append((read, future))
+        if not self._reading:
+            # All that is asked for in this round of the loop goes to the reader together, and what is asked for while
+            # it reads goes next: with one hop for each, two threads that want the interpreter wait for it every time.
+            self._reading = True
+            self._loop.call_soon(self._send_reads)
+        return await future
 
-        def run() -> T:
-            with explained(self.path):
-                return read(self._read_db)
+    def _send_reads(self) -> None:
+        limit = READ_BATCH_LIMIT if self._open else len(self._reads)
+        reads, self._reads = self._reads[:limit], self._reads[limit:]
+        self._reading = bool(reads)
+        if not self._open:
+            closed = StoreClosed(about(self.path, "the store is closed"))
+            self._reads_ended([(future, None, closed) for _, future in reads])
+        elif reads:
+            self._loop.run_in_executor(self._reader, self._execute_reads, reads)
 
-        return await self._loop.run_in_executor(self._reader, run)
+    def _execute_reads(self, reads: Sequence[_Read]) -> None:
+        """Read, in the reader's thread; whatever a read raises is for whoever asked for it."""
+        found: list[tuple[asyncio.Future[Any], Any, BaseException | None]] = []
+        for read, future in reads:
+            try:
+                with explained(self.path):
+                    found.append((future, read(self._read_db), None))
+            except BaseException as error:  # noqa: BLE001
+                found.append((future, None, error))
+        self._loop.call_soon_threadsafe(self._reads_ended, found)
+
+    def _reads_ended(self, found: Sequence[tuple[asyncio.Future[Any], Any, BaseException | None]]) -> None:
+        for future, value, error in found:
+            if future.done():
+                continue  # whoever asked has given up
+            if error is None:
+                future.set_result(value)
+            else:
+                future.set_exception(error)
+        self._send_reads()
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.ensure_future(work)
@@ -489,6 +566,11 @@ class SqliteStore:
         self._tasks.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None and self._open:
             log.error("reading what to deliver failed: %s", error, exc_info=error)
+
+
+def _is_gone(db: sqlite3.Connection, id: str) -> bool:
+    """Tell whether an invocation was purged between two reads."""
+    return db.execute("SELECT 1 FROM invocation WHERE id = ?", (id,)).fetchone() is None
 
 
 _ROW = "id, handler, status, key, created_at, updated_at, due"

@@ -34,7 +34,7 @@ from perdure.errors import (
 from perdure.stores.sqlite.faults import Mismatch, about, explain, quietly
 from perdure.stores.sqlite.file import Opened, connect, side_file
 from perdure.stores.sqlite.keys import Keys, deadline_in_line
-from perdure.stores.sqlite.schema import NO_TIME, answer_checksum, frame_checksum, state_checksum
+from perdure.stores.sqlite.schema import NO_TIME, SETTLED, answer_checksum, frame_checksum, state_checksum
 from perdure.stores.store import Committed, Transition, id_conflict, identity_of, unknown
 
 BATCH_LIMIT = 2_000
@@ -78,6 +78,8 @@ class Unit(Struct, eq=False):
     must_exist: bool = False
     done_messages: Sequence[str] = ()
     promoted: Sequence[tuple[int, Start]] = ()
+    purge: Sequence[tuple[str, float]] = ()  # ids, and the time after which they must not have changed
+    purged: int = 0
     place: int = 0
     future: asyncio.Future[Any] | None = None
     routes: list[tuple[Message, str, bool]] = []
@@ -195,6 +197,9 @@ class Writer:
         db.execute("BEGIN IMMEDIATE")
         try:
             _apply(db, batch, now, self._tails, self._keys, alone=alone)
+            for unit in batch:
+                if unit.purge:  # after everything else: a message that comes in this transaction keeps whom it is for
+                    unit.purged = _purge(db, unit.purge)
             db.execute("UPDATE meta SET value = ? WHERE name = 'commit'", (self._number + 1,))
             db.execute("COMMIT")
         except BaseException:
@@ -263,6 +268,14 @@ def _apply(
         db.executemany("UPDATE message SET answered = 1, answer_checksum = ? WHERE id = ? AND answered = 0", done)
 
 
+def _purge(db: sqlite3.Connection, chosen: Sequence[tuple[str, float]]) -> int:
+    """Remove those that are still settled, unchanged and without an open message; return how many."""
+    due = [(id,) for id, before in chosen if db.execute(_MAY_GO, (id, before)).fetchone() is not None]
+    for statement in _PURGE:
+        db.executemany(statement, due)
+    return len(due)
+
+
 def _change_row(transition: Transition, status: Status, now: float) -> tuple[Any, ...]:
     id, wake = transition.id, transition.effects.wake
     revision = transition.expected + (transition.frame is not None)
@@ -287,6 +300,15 @@ def _promoted_row(sequence: int, start: Start, now: float) -> tuple[Any, ...]:
     return place, now, wake, state_checksum(start.id, "pending", place, now, wake, 0), start.id
 
 
+_MAY_GO = (
+    f"SELECT 1 FROM invocation WHERE id = ? AND {SETTLED} AND updated_at <= ? "
+    "AND NOT EXISTS (SELECT 1 FROM message WHERE invocation = invocation.id AND answered = 0)"
+)
+_PURGE = (
+    "DELETE FROM message WHERE invocation = ?",
+    "DELETE FROM frame WHERE id = ?",
+    "DELETE FROM invocation WHERE id = ?",
+)
 _ANSWER = "UPDATE message SET answered = 1, answer = ?, answer_checksum = ? WHERE id = ? AND answered = 0"
 _PROMOTE = (
     "UPDATE invocation SET status = 'pending', sequence = ?, updated_at = ?, wake = ?, state_checksum = ? "
