@@ -26,6 +26,7 @@ from perdure.group import (
     WaitForQuota,
     WaitQuotaOrDuration,
 )
+from perdure.listing import Page
 from perdure.runtime.worker import Worker
 from perdure.workflow import Call, Step, StepCall, StepInfo, Workflow, step, step_info, workflow
 
@@ -48,6 +49,7 @@ __all__ = [
     "InvocationCancelled",
     "InvocationTimedOut",
     "NonRetryable",
+    "Page",
     "PerdureError",
     "RemoteError",
     "Retry",

@@ -459,7 +459,7 @@ class SqliteStore:
             raise StoreDamaged(about(self.path, "the start of an invocation was changed"))
         return decode_start(data)
 
-    def serves(self, handler: str, /) -> bool:
+    def serves(self, handler: str, /) -> bool | None:
         return self._dispatcher.serves(handler)
 
     async def row(self, id: str, /) -> Row | None:
