@@ -33,8 +33,10 @@ from perdure.stores.store import identity_of
 
 VERIFY_LIMIT_BYTES = 64 * 1024 * 1024
 """Files up to this size are checked whole when they are opened; of larger ones, what is not settled."""
+LOOK_LIMIT_BYTES = 16 * 1024 * 1024
+"""Files up to this size are checked whole when they are opened only to be read: a quarter of a second."""
 HEADER_BYTES = 100
-"""Wakes and delayed starts that are read at a time."""
+"""A database has at least these."""
 
 
 class Opened(Struct):
@@ -86,7 +88,7 @@ def open_file(path: str) -> Opened:
 def look(path: str) -> tuple[sqlite3.Connection, Opened]:
     """Open a database that exists to read it, whoever serves it meanwhile; nothing of it is written or made.
 
-    Unlike `open_file` this does not go through the whole of it: what is read is checked as it is read.
+    A small one is checked whole, as `open_file` does; of any other, what is read is checked as it is read.
     """
     if not os.path.exists(path):
         raise StoreError(about(path, "there is no such file: name the one that the workers use"))
@@ -99,8 +101,12 @@ def look(path: str) -> tuple[sqlite3.Connection, Opened]:
         try:
             db.execute("PRAGMA query_only = ON")
             db.execute("PRAGMA busy_timeout = 5000")
+            db.execute("BEGIN")  # one state of it, whatever is written meanwhile
             opened = _read_meta(db, path)
             _check_commit(path, opened, remembered)
+            if os.path.getsize(path) <= LOOK_LIMIT_BYTES:
+                _verify(db, path)
+            db.execute("COMMIT")
         except BaseException:
             db.close()
             raise
