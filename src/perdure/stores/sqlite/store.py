@@ -88,7 +88,11 @@ class SqliteStore:
     # --- life ---------------------------------------------------------------------------------------------------------
     async def open(self) -> None:
         self._loop = asyncio.get_running_loop()
-        self._lock = await self._loop.run_in_executor(self._reader, Lock.take, self.path)
+        try:
+            self._lock = await self._loop.run_in_executor(self._reader, Lock.take, self.path)
+        except BaseException:
+            self._reader.shutdown(wait=False)
+            raise
         try:
             opened = await self._loop.run_in_executor(self._reader, open_file, self.path)
             self._read_db = await self._loop.run_in_executor(self._reader, connect, self.path)
@@ -96,6 +100,7 @@ class SqliteStore:
                 self._writer = Writer(self.path, opened, self._loop, self._written)
         except BaseException:
             self._lock.release()
+            self._reader.shutdown(wait=False)
             raise
         self.secret, self._sequence = opened.secret, opened.sequence
         self._opened_at = opened.sequence

@@ -21,7 +21,11 @@ class SqliteView(SqliteStore):
 
     async def open(self) -> None:
         self._loop = asyncio.get_running_loop()
-        self._read_db, opened = await self._loop.run_in_executor(self._reader, look, self.path)
+        try:
+            self._read_db, opened = await self._loop.run_in_executor(self._reader, look, self.path)
+        except BaseException:
+            self._reader.shutdown(wait=False)
+            raise
         self.secret = opened.secret
         self._open = True
 
