@@ -27,6 +27,7 @@ from perdure.group import (
     WaitForQuota,
     WaitQuotaOrDuration,
 )
+from perdure.listing import Page
 from perdure.runtime.worker import Worker
 from perdure.workflow import Call, Step, StepCall, StepInfo, Workflow, step, step_info, workflow
 
@@ -50,6 +51,7 @@ __all__ = [
     "InvocationTimedOut",
     "KeyDeadlock",
     "NonRetryable",
+    "Page",
     "PerdureError",
     "RemoteError",
     "Retry",

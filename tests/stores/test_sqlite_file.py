@@ -44,14 +44,16 @@ from perdure.errors import (
     StoreError,
     StoreFull,
     StoreLocked,
+    StoreReadOnly,
     StoreTooNew,
 )
-from perdure.stores.sqlite import SqliteStore
+from perdure.stores.sqlite import SqliteStore, SqliteView
 from perdure.stores.sqlite.schema import meta_checksum
 from perdure.stores.store import Filter, Transition, committed
 
 ROOT = Path(__file__).resolve().parents[2]
 FLIPS = 200
+LOOK_FLIPS = 60
 SEED = 20_240_607
 NOBODY = 65_534
 
@@ -66,6 +68,12 @@ async def opened(path: str | Path) -> SqliteStore:
     store = SqliteStore(str(path))
     await store.open()
     return store
+
+
+async def looked_at(path: str | Path) -> SqliteView:
+    view = SqliteView(str(path))
+    await view.open()
+    return view
 
 
 async def fill(store: SqliteStore, count: int = 12) -> None:
@@ -89,9 +97,9 @@ async def fill(store: SqliteStore, count: int = 12) -> None:
             await committed(store, Transition(id, 1, frame, effects, "suspended", True))
 
 
-async def facts(path: str | Path) -> Facts:
-    """Open a store and read all it has to say."""
-    store = await opened(path)
+async def facts(path: str | Path, *, look: bool = False) -> Facts:
+    """Open a store, perhaps only to look at it, and read all it has to say."""
+    store = await looked_at(path) if look else await opened(path)
     try:
         rows = await store.search(Filter(limit=1_000))
         said: Facts = {"secret": store.secret, "rows": rows, "counts": await store.counts()}
@@ -210,7 +218,7 @@ async def test_second_store_of_a_process_is_refused_and_names_the_process(tmp_pa
 OPEN = """
 import asyncio, os, sys
 from perdure.errors import StoreError
-from perdure.stores.sqlite import SqliteStore
+from perdure.stores.sqlite import SqliteStore, SqliteView
 async def main():
     store = SqliteStore(sys.argv[1])
     try:
@@ -389,10 +397,10 @@ async def test_full_disk_at_opening_is_told(small_disk: Path, closed: Copy) -> N
 
 
 # --- damage -----------------------------------------------------------------------------------------------------------
-async def intact_or_refused(path: Path, expected: Facts, what: str) -> str:
+async def intact_or_refused(path: Path, expected: Facts, what: str, *, look: bool = False) -> str:
     """Read all a damaged store has to say: all that it said before, or a clear error."""
     try:
-        said = await asyncio.wait_for(facts(path), 20)
+        said = await asyncio.wait_for(facts(path, look=look), 20)
     except StoreError as error:
         assert str(path) in str(error), what  # noqa: PT017  it may be intact
         return type(error).__name__
@@ -558,6 +566,8 @@ async def test_file_of_an_earlier_schema_is_brought_forward_and_loses_nothing(tm
         values = [(1, "schema"), (meta_checksum(1, secret), "checksum")]
         db.executemany("UPDATE meta SET value = ? WHERE name = ?", values)
     db.close()
+    with pytest.raises(StoreError, match="serve it once"):
+        await looked_at(path)
     for _ in range(2):
         store = await opened(path)
         assert store.secret == secret
@@ -652,3 +662,130 @@ async def test_closed_store_refuses_and_can_be_closed_twice(tmp_path: Path) -> N
     await store.aclose()
     with pytest.raises(StoreClosed):
         await store.submit([start("a")])
+
+
+# --- only looked at ---------------------------------------------------------------------------------------------------
+async def test_look_at_a_served_file_sees_every_commit_and_disturbs_nothing(tmp_path: Path) -> None:
+    store = await opened(tmp_path / "s.db")
+    await fill(store)
+    view = await looked_at(tmp_path / "s.db")
+    assert view.secret == store.secret
+    assert await view.search(Filter()) == await store.search(Filter())
+    assert await view.counts() == await store.counts()
+    assert await view.mail("i2") == await store.mail("i2") != []
+    assert await view.journal("i0") == await store.journal("i0")
+    await store.submit([start("new", at=2e9)])
+    assert (await view.search(Filter(limit=1)))[0].id == "new"
+    assert view.serves("work") is None
+    await store.aclose()
+    assert (await view.search(Filter(limit=1)))[0].id == "new"
+    await view.aclose()
+    again = await opened(tmp_path / "s.db")
+    assert await again.submit([start("newer")]) == [True]
+    await again.aclose()
+
+
+async def test_look_refuses_whatever_writes_or_waits(closed: Copy, tmp_path: Path) -> None:
+    path = closed.write(tmp_path / "c")
+    view = await looked_at(path)
+    uses: list[Callable[[], Any]] = [
+        lambda: view.submit([start("b")]),
+        lambda: view.post(Message("m", "i0", 1.0, Cancel())),
+        lambda: committed(view, Transition("i0", 0, None)),
+        lambda: view.subscribe(["work"], print),
+        lambda: view.watch("i0"),
+        lambda: view.events(Filter()),
+    ]
+    for use in uses:
+        with pytest.raises(StoreReadOnly, match="opened to be read only"):
+            await use()
+    await view.aclose()
+    await view.aclose()
+    for use in uses:
+        with pytest.raises(StoreClosed):
+            await use()
+    assert path.read_bytes() == closed.files["store.db"]
+
+
+async def test_look_makes_no_file_and_says_what_is_wrong_with_another(tmp_path: Path) -> None:
+    (tmp_path / "text").write_text("text" * 1_000)
+    (tmp_path / "empty").touch()
+    (tmp_path / "folder").mkdir()
+    with sqlite3.connect(tmp_path / "other") as db:
+        db.execute("CREATE TABLE t (x)")
+    db.close()
+    before = sorted(tmp_path.iterdir())
+    for name, kind, text in (
+        ("missing", StoreError, "no such file"),
+        ("no/folder", StoreError, "no such file"),
+        ("text", StoreDamaged, "not a database"),
+        ("empty", StoreDamaged, "not a database"),
+        ("folder", StoreError, "it is a folder"),
+        ("other", StoreError, "something else"),
+    ):
+        with pytest.raises(kind, match=text) as raised:
+            await looked_at(tmp_path / name)
+        assert name in str(raised.value)
+    assert sorted(tmp_path.iterdir()) == before
+
+
+async def test_look_reads_what_a_killed_process_left_in_its_log(killed: Copy, tmp_path: Path) -> None:
+    path = killed.write(tmp_path / "c")
+    assert await facts(path, look=True) == killed.facts
+    assert await facts(path) == killed.facts, "the log is still there for who serves it next"
+
+
+async def test_look_refuses_a_file_that_lost_its_log(killed: Copy, tmp_path: Path) -> None:
+    path = killed.write(tmp_path / "c")
+    path.with_name("store.db-wal").unlink()
+    with pytest.raises(StoreDamaged, match="acknowledged"):
+        await looked_at(path)
+
+
+@pytest.mark.parametrize("name", ["store.db", "store.db-wal"])
+async def test_look_finds_a_flipped_bit_or_it_harms_nothing(name: str, closed: Copy, killed: Copy, quick: Path) -> None:
+    copy = closed if name == "store.db" else killed
+    print(f"seed {SEED}")
+    found: set[str] = set()
+    for bit, data in flips(copy.files[name], LOOK_FLIPS, random.Random(SEED)):
+        path = copy.write(quick / "c", {name: data})
+        found.add(await intact_or_refused(path, copy.facts, f"bit {bit} of {name} flipped", look=True))
+    assert "StoreDamaged" in found
+
+
+async def test_damage_to_a_large_file_is_found_when_a_look_reads_it(
+    closed: Copy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("perdure.stores.sqlite.file.LOOK_LIMIT_BYTES", 0)
+    path = closed.write(tmp_path / "c")
+    with sqlite3.connect(path) as db:
+        db.execute("UPDATE frame SET data = zeroblob(20) WHERE id = 'i0' AND revision = 1")
+        db.execute("UPDATE invocation SET status = 'completed' WHERE id = 'i4'")
+        db.execute("UPDATE message SET data = x'00' WHERE invocation = 'i5'")
+    db.close()
+    view = await looked_at(path)
+    for read in (view.journal("i0"), view.row("i4"), view.search(Filter()), view.mail("i5")):
+        with pytest.raises(StoreDamaged):
+            await read
+    assert len((await view.journal("i6")).frames) == 2
+    await view.aclose()
+
+
+@needs_root
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_look_at_a_file_in_a_folder_where_nothing_can_be_written(public: Path, closed: Copy) -> None:
+    path = closed.write(public / "c")
+    path.chmod(0o444)
+    path.parent.chmod(0o555)
+
+    def child() -> list[str]:
+        os.setuid(NOBODY)
+        asyncio.events._set_running_loop(None)  # noqa: SLF001
+
+        async def use() -> list[str]:
+            view = await looked_at(path)
+            return [row.id for row in await view.search(Filter(limit=2))]
+
+        return asyncio.run(use())
+
+    assert in_child(child) == [row.id for row in closed.facts["rows"][:2]]

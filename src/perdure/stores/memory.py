@@ -31,7 +31,7 @@ from perdure.errors import Conflict, StoreClosed
 from perdure.stores.clock import Alarm, SystemClock, VirtualClock
 from perdure.stores.dispatch import Dispatcher, Member
 from perdure.stores.liveness import Contents, breaches
-from perdure.stores.notices import Notices
+from perdure.stores.notices import Feed, Notices
 from perdure.stores.store import (
     LINE_LIMIT,
     PAYLOAD_LIMIT_BYTES,
@@ -47,6 +47,7 @@ from perdure.stores.store import (
     id_conflict,
     identity_of,
     line_full,
+    matches,
     unknown,
 )
 
@@ -153,7 +154,7 @@ class MemoryStore:
         self._digests[start.id] = identity_of(start)
         self._starts[start.id] = start
         status: Status = "scheduled" if start.due > now else "pending"
-        self._rows[start.id] = Row(start.id, start.handler, status, start.key, start.at, start.at, start.due)
+        self._index(Row(start.id, start.handler, status, start.key, start.at, now, start.due))
         if status == "scheduled":
             self._scheduled[start.id] = start
             heapq.heappush(self._due, (start.due, start.id))
@@ -348,7 +349,7 @@ class MemoryStore:
         if transition.status is not None:
             self._write("index", id)
             row = self._rows[id]
-            self._rows[id] = Row(id, row.handler, transition.status, row.key, row.created_at, self.clock.now(), row.due)
+            self._index(Row(id, row.handler, transition.status, row.key, row.created_at, self.clock.now(), row.due))
             self._undone.pop(id, None)
         if ended and effects.wake is None and id in self._wakes:
             self._write("wake", id)
@@ -380,7 +381,7 @@ class MemoryStore:
                 row = self._rows[id]
                 self._write("due", id)
                 del self._scheduled[id]
-                self._rows[id] = Row(id, row.handler, "pending", row.key, row.created_at, now, row.due)
+                self._index(Row(id, row.handler, "pending", row.key, row.created_at, now, row.due))
                 self._enqueue(start)
             elif self._wakes.get(id) == at:
                 self._dispatcher.wake(Delivery(id, self._rows[id].handler, Wake()))
@@ -400,6 +401,14 @@ class MemoryStore:
     def watch(self, id: str, /) -> asyncio.Future[Outcome]:
         self._check()
         return self._notices.watch(id)
+
+    def events(self, filter: Filter, /) -> Feed:
+        self._check()
+        return self._notices.events(filter)
+
+    async def mail(self, id: str, /) -> list[Message]:
+        self._check()
+        return sorted((each for each in self._messages.values() if each.to == id), key=lambda each: each.at)
 
     async def start(self, id: str, /) -> Start | None:
         self._check()
@@ -452,7 +461,7 @@ class MemoryStore:
 
     @property
     def awaited(self) -> bool:
-        """Tell whether somebody waits for an outcome."""
+        """Tell whether somebody waits for one invocation."""
         return self._notices.awaited
 
     # --- for tests ----------------------------------------------------------------------------------------------------
@@ -493,6 +502,11 @@ class MemoryStore:
                 self._end("the process crashed")
                 raise
 
+    def _index(self, row: Row) -> None:
+        self._rows[row.id] = row
+        if self._notices.watched:
+            self._notices.changed(row, self._notices.feeds_made)
+
     def _check(self) -> None:
         if self._down:
             raise StoreClosed("memory: the store is closed, or its process crashed")
@@ -508,14 +522,3 @@ class MemoryStore:
 
     def _soon(self, callback: Callable[[], Any]) -> None:
         asyncio.get_running_loop().call_soon(lambda: None if self._down else callback())
-
-
-def matches(row: Row, filter: Filter) -> bool:
-    """Tell whether a row passes a filter."""
-    return (
-        (filter.status is None or row.status == filter.status)
-        and (filter.handler is None or row.handler == filter.handler)
-        and (filter.key is None or row.key == filter.key)
-        and (filter.id_prefix is None or row.id.startswith(filter.id_prefix))
-        and (filter.before is None or (row.created_at, row.id) < filter.before)
-    )

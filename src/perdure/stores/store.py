@@ -153,7 +153,11 @@ class Key(Struct, frozen=True):
 
 
 class Filter(Struct, frozen=True):
-    """Which invocations to list: every field that is set must match. Newest first; `before` continues a page."""
+    """Which invocations to list: every field that is set must match. Newest first; `before` continues a page.
+
+    They were created at `created_after` or later, and earlier than `created_before`. Neither `before` nor `limit`
+    means anything to `events`.
+    """
 
     status: Status | None = None
     handler: str | None = None
@@ -161,6 +165,39 @@ class Filter(Struct, frozen=True):
     id_prefix: str | None = None
     before: tuple[float, str] | None = None
     limit: int = 100
+    id: str | None = None
+    created_after: float | None = None
+    created_before: float | None = None
+
+
+def matches(row: Row, filter: Filter) -> bool:
+    """Tell whether a row passes a filter."""
+    return (
+        (filter.id is None or row.id == filter.id)
+        and (filter.status is None or row.status == filter.status)
+        and (filter.handler is None or row.handler == filter.handler)
+        and (filter.key is None or row.key == filter.key)
+        and (filter.id_prefix is None or row.id.startswith(filter.id_prefix))
+        and (filter.created_after is None or row.created_at >= filter.created_after)
+        and (filter.created_before is None or row.created_at < filter.created_before)
+        and (filter.before is None or (row.created_at, row.id) < filter.before)
+    )
+
+
+class Events(Protocol):
+    """The changes of the index that pass a filter, pushed to one reader."""
+
+    async def next(self) -> list[Row] | None:
+        """Wait for changes, and return the newest row of each invocation that changed, the latest change last.
+
+        None says that more changed than is kept for a slow reader: read the index. Once the store is closed, and all
+        that was kept is read, this raises what ended it.
+        """
+        ...
+
+    def close(self) -> None:
+        """Let go: nothing is kept any more."""
+        ...
 
 
 class Counts(Struct, frozen=True):
@@ -275,8 +312,16 @@ class Store(Protocol):
         """Read a key; one that nobody has used has no holder and no state."""
         ...
 
-    def serves(self, handler: str, /) -> bool:
-        """Tell whether a worker known to this store serves a handler."""
+    def events(self, filter: Filter, /) -> Events:
+        """Push the row of every invocation that passes the filter after a change. Register first, then read."""
+        ...
+
+    async def mail(self, id: str, /) -> list[Message]:
+        """Read the messages for an invocation that are accepted and neither applied nor refused yet, oldest first."""
+        ...
+
+    def serves(self, handler: str, /) -> bool | None:
+        """Tell whether a worker known to this store serves a handler; None where that cannot be known."""
         ...
 
     async def row(self, id: str, /) -> Row | None:

@@ -58,7 +58,7 @@ from perdure.core.journal import (
     TryAgain,
 )
 from perdure.errors import Conflict, IdConflict, LimitExceeded, PerdureError, StoreClosed, UnknownInvocation
-from perdure.stores.store import Delivery, Filter, Key, Row, Store, Subscription, Transition, Wake, committed
+from perdure.stores.store import Delivery, Events, Filter, Key, Row, Store, Subscription, Transition, Wake, committed
 
 T = TypeVar("T")
 
@@ -1306,6 +1306,11 @@ class StoreContract:
                 Filter(handler="two", key="k", status="pending", id_prefix="b"): ["b1"],
                 Filter(handler="two", key="k", status="scheduled"): [],
                 Filter(limit=3): ["b2", "b1", "a2"],
+                Filter(id="a2"): ["a2"],
+                Filter(id="a"): [],
+                Filter(created_after=now + 1): ["b2", "b1", "a2"],
+                Filter(created_before=now + 1): ["a1"],
+                Filter(created_after=now + 1, created_before=now + 3, handler="two"): ["b1"],
             }
             for filter, expected in cases.items():
                 assert [row.id for row in await store.search(filter)] == expected, filter
@@ -1320,6 +1325,125 @@ class StoreContract:
                 seen += page
                 before = (page[-1].created_at, page[-1].id)
             assert [row.id for row in seen] == [f"p{n:02d}" for n in reversed(range(25))]
+
+    async def test_pages_neither_repeat_nor_lose_anything_while_new_ones_arrive(self) -> None:
+        async with self.opened() as store:
+            now = store.clock.now()
+            await store.submit([self.start(f"p{n:02d}", at=now + n) for n in range(20)])
+            seen: list[str] = []
+            before = None
+            while page := await store.search(Filter(before=before, limit=6)):
+                seen += [row.id for row in page]
+                before = (page[-1].created_at, page[-1].id)
+                await store.submit([self.start(f"new{len(seen)}", at=now + 100 + len(seen))])
+            assert seen == [f"p{n:02d}" for n in reversed(range(20))]
+
+    # --- changes ------------------------------------------------------------------------------------------------------
+    async def changes(self, events: Events) -> list[tuple[str, Status]]:
+        """Return what changed next, as ids and statuses."""
+        rows = await within(self.patience, events.next(), "no change was pushed")
+        assert rows is not None
+        return [(row.id, row.status) for row in rows]
+
+    async def test_every_change_of_status_is_pushed_with_its_row(self) -> None:
+        async with self.opened() as store:
+            inbox = self.inbox()
+            events = store.events(Filter())
+            now = store.clock.now()
+            late = self.start("late", at=now, due=now + 0.2)
+            await store.submit([late])
+            assert await self.changes(events) == [("late", "scheduled")]
+            assert await self.changes(events) == [("late", "pending")]
+            inbox.subscription.request(1)
+            delivery = await inbox.next_start()
+            first = self.frame(Accepted(late), self.claim(), commands=[CallStep(0, "s", b"d")])
+            revision = await self.commit(late, 0, first, "running", delivery)
+            assert await self.changes(events) == [("late", "running")]
+            revision = await self.commit(late, revision, self.frame(Released(now)), "suspended")
+            rows = await within(self.patience, events.next(), "no change was pushed")
+            assert rows == [await store.row("late")]
+            await self.commit(late, revision, self.frame(Completed(now, encode(1))), "completed")
+            assert await self.changes(events) == [("late", "completed")]
+            events.close()
+
+    async def test_only_changes_that_pass_the_filter_are_pushed(self) -> None:
+        async with self.opened() as store:
+            inbox = self.inbox()
+            cases = {
+                Filter(id="b"): [("b", "completed")],
+                Filter(status="suspended"): [("c", "suspended")],
+                Filter(id_prefix="a"): [("ab", "completed"), ("aa", "completed")],
+                Filter(handler="other"): [],
+            }
+            feeds = [store.events(filter) for filter in cases]
+            for id in ("ab", "b", "aa"):
+                await self.completed(inbox, self.start(id))
+            await self.suspended(inbox, self.start("c"))
+            await self.all_is_told()
+            for feed, expected in zip(feeds, cases.values(), strict=True):
+                assert (await self.changes(feed) if expected else []) == expected
+                feed.close()
+
+    async def all_is_told(self) -> None:
+        """Wait until all changes so far are pushed: changes are pushed in order."""
+        last = self.start()
+        events = self.store.events(Filter(id=last.id))
+        await self.store.submit([last])
+        await self.changes(events)
+        events.close()
+
+    async def test_slow_reader_gets_the_newest_of_each_the_latest_change_last(self) -> None:
+        async with self.opened() as store:
+            inbox = self.inbox()
+            events = store.events(Filter(id_prefix="x"))
+            first, second = self.start("x1"), self.start("x2")
+            await store.submit([first, second])
+            await self.suspended(inbox, first)
+            await self.completed(inbox, second)
+            await self.all_is_told()
+            assert await self.changes(events) == [("x1", "suspended"), ("x2", "completed")]
+
+    async def test_closing_the_store_ends_a_reader_after_what_it_was_told(self) -> None:
+        async with self.opened() as store:
+            events, waiting = store.events(Filter(id_prefix="x")), store.events(Filter(id="nobody"))
+            reading = asyncio.ensure_future(waiting.next())
+            await store.submit([self.start("x")])
+            await self.all_is_told()
+            await store.aclose()
+            assert await self.changes(events) == [("x", "pending")]
+            for ended in (events.next(), reading):
+                await raised_by(within(self.patience, ended, "the reader waits on"), StoreClosed)
+
+    async def test_mail_is_what_was_accepted_and_not_answered_oldest_first(self) -> None:
+        async with self.opened() as store:
+            inbox = self.inbox()
+            start, revision = await self.suspended(inbox)
+            other, _ = await self.suspended(inbox)
+            at = store.clock.now()
+            pause = Message("z", start.id, at, Pause())
+            resume, cancel = Message("y", start.id, at + 1, Resume()), Message("x", start.id, at + 2, Cancel())
+            for message in (pause, cancel, resume):
+                await store.post(message)
+            await store.post(self.message(other.id))
+            assert await store.mail(start.id) == [pause, resume, cancel]
+            delivery = next(each for each in [await inbox.next() for _ in range(4)] if each.item == pause)
+            await self.commit(start, revision, self.frame(Paused(at, "asked for", "z")), "paused", delivery)
+            store = await self.reopened()
+            assert await store.mail(start.id) == [resume, cancel]
+            assert await store.mail("nobody") == []
+
+    async def test_messages_posted_while_nobody_serves_come_in_the_order_sent(self) -> None:
+        async with self.opened() as store:
+            inbox = self.inbox()
+            start, _ = await self.suspended(inbox)
+            inbox.subscription.close()
+            at = store.clock.now()
+            sent = [Message(id, start.id, at + n, Pause()) for n, id in enumerate("zaybxc")]
+            for message in sent:
+                await store.post(message)
+            await self.reopened()
+            again = self.inbox()
+            assert [(await again.next_message())[1] for _ in sent] == sent
 
     async def test_counts_include_what_is_queued_scheduled_and_settled(self) -> None:
         async with self.opened() as store:

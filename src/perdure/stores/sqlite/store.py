@@ -30,12 +30,12 @@ from perdure.errors import (
 )
 from perdure.stores.clock import Alarm, SystemClock
 from perdure.stores.dispatch import Dispatcher, Member
-from perdure.stores.notices import Notices
+from perdure.stores.notices import CHANGES_LIMIT, Feed, Notices
 from perdure.stores.sqlite.faults import Mismatch, about, explained
 from perdure.stores.sqlite.file import connect, open_file
 from perdure.stores.sqlite.keys import deadline_in_line, read_key
 from perdure.stores.sqlite.lock import Lock
-from perdure.stores.sqlite.schema import LIVELY, SETTLED, frame_checksum
+from perdure.stores.sqlite.schema import LIVELY, SETTLED, frame_checksum, state_checksum
 from perdure.stores.sqlite.writer import Accept, Unit, Writer, may_be_routed
 from perdure.stores.store import (
     LINE_LIMIT,
@@ -56,6 +56,8 @@ T = TypeVar("T")
 RING_RETRY_SECONDS = 1.0
 """How long after a failure to read what is due it is read again."""
 DUE_BATCH_LIMIT = 1_000
+ROWS_LIMIT = 500
+"""Rows that are read by their ids at a time."""
 READ_BATCH_LIMIT = 100
 """Reads that go to the reader's thread together."""
 PURGE_FRAMES_LIMIT = 2_000
@@ -84,6 +86,8 @@ class SqliteStore:
         self._rung_to = 0.0
         self._ringing = False
         self._ring_again = False
+        self._changed: dict[str, None] = {}  # ids of rows that somebody wants to know the change of, in order
+        self._telling = False
         self._units: list[Unit] = []
         self._flush_scheduled = False
         self._tasks: set[asyncio.Task[None]] = set()
@@ -97,7 +101,11 @@ class SqliteStore:
     # --- life ---------------------------------------------------------------------------------------------------------
     async def open(self) -> None:
         self._loop = asyncio.get_running_loop()
-        self._lock = await self._loop.run_in_executor(self._reader, Lock.take, self.path)
+        try:
+            self._lock = await self._loop.run_in_executor(self._reader, Lock.take, self.path)
+        except BaseException:
+            self._reader.shutdown(wait=False)
+            raise
         try:
             opened = await self._loop.run_in_executor(self._reader, open_file, self.path)
             self._read_db = await self._loop.run_in_executor(self._reader, connect, self.path)
@@ -105,6 +113,7 @@ class SqliteStore:
                 self._writer = Writer(self.path, opened, self._loop, self._written, self.line_limit)
         except BaseException:
             self._lock.release()
+            self._reader.shutdown(wait=False)
             raise
         self.secret, self._sequence = opened.secret, opened.sequence
         self._opened_at = opened.sequence
@@ -209,6 +218,8 @@ class SqliteStore:
                     future.set_result(unit.purged)
                 else:
                     future.set_result([accept.new for accept in unit.accepts] if unit.strict else None)
+        if self._notices.watched and self._open:
+            self._note_changes(units)
         self._dispatcher.pump()
 
     def _hand_out(self, unit: Unit) -> None:
@@ -258,6 +269,46 @@ class SqliteStore:
         if ended and (outcome := transition.outcome) is not None:
             self._notices.settled(transition.id, outcome)
 
+    # --- changes ------------------------------------------------------------------------------------------------------
+    def _note_changes(self, units: Sequence[Unit]) -> None:
+        """Have the rows that changed told to who watches them. They are read again: a unit holds only part of them."""
+        for unit in units:
+            if unit.error is None:
+                ids = [accept.start.id for accept in unit.accepts if accept.new]
+                ids += [start.id for _, start in unit.promoted]
+                if (transition := unit.transition) is not None and transition.status is not None:
+                    ids.append(transition.id)
+                for id in ids:
+                    if self._notices.wants(id):
+                        self._changed.pop(id, None)
+                        self._changed[id] = None
+        if len(self._changed) > CHANGES_LIMIT:
+            self._changed.clear()
+            self._notices.missed()
+        if self._changed and not self._telling:
+            self._telling = True
+            self._spawn(self._tell_changes())
+
+    async def _tell_changes(self) -> None:
+        try:
+            while self._changed:
+                ids = [*self._changed][:ROWS_LIMIT]
+                for id in ids:
+                    del self._changed[id]
+                made = self._notices.feeds_made
+                marks = ",".join("?" * len(ids))
+                query = f"SELECT {_ROW} FROM invocation WHERE id IN ({marks})"
+                found = await self._read(lambda db, query=query, ids=ids: db.execute(query, ids).fetchall())
+                rows = {row.id: row for row in map(self._row_from, found)}
+                for id in ids:
+                    if id in rows:
+                        self._notices.changed(rows[id], made)
+        except StoreError:
+            self._notices.missed()  # who reads the index is told why it cannot be read
+            raise
+        finally:
+            self._telling = False
+
     # --- deliveries ---------------------------------------------------------------------------------------------------
     def subscribe(
         self,
@@ -291,10 +342,8 @@ class SqliteStore:
         for id, handler in owned:
             if self._dispatcher.owner(id) is None:
                 self._dispatcher.offer(Delivery(id, handler, Wake(), attempt=2))
-        for data, checksum, handler, status, sequence in open_messages:
-            if zlib.crc32(data) != checksum:
-                raise StoreDamaged(about(self.path, "a message was changed"))
-            message = decode_message(data)
+        messages = [(self._message_from(data, checksum), *rest) for data, checksum, *rest in open_messages]
+        for message, handler, status, sequence in sorted(messages, key=lambda each: each[0].at):  # in the order sent
             if not self._dispatcher.holds(message):
                 begun = may_be_routed(message, status, sequence)
                 self._dispatcher.offer(Delivery(message.to, handler, message, attempt=2), begun=begun)
@@ -423,6 +472,20 @@ class SqliteStore:
         self._check()
         return self._notices.watch(id)
 
+    def events(self, filter: Filter, /) -> Feed:
+        self._check()
+        return self._notices.events(filter)
+
+    async def mail(self, id: str, /) -> list[Message]:
+        query = "SELECT data, checksum FROM message WHERE invocation = ? AND answered = 0"
+        rows = await self._read(lambda db: db.execute(query, (id,)).fetchall())
+        return sorted((self._message_from(*row) for row in rows), key=lambda each: each.at)
+
+    def _message_from(self, data: bytes, checksum: int) -> Message:
+        if zlib.crc32(data) != checksum:
+            raise StoreDamaged(about(self.path, "a message was changed"))
+        return decode_message(data)
+
     async def answer(self, message_id: str, /) -> Answer:
         self._check()
         waiting = self._notices.await_answer(message_id)
@@ -456,19 +519,26 @@ class SqliteStore:
 
         return await self._read(read)
 
-    def serves(self, handler: str, /) -> bool:
+    def serves(self, handler: str, /) -> bool | None:
         return self._dispatcher.serves(handler)
 
     async def row(self, id: str, /) -> Row | None:
         found = await self._read(lambda db: db.execute(f"SELECT {_ROW} FROM invocation WHERE id = ?", (id,)).fetchone())
-        return None if found is None else Row(*found)
+        return None if found is None else self._row_from(found)
+
+    def _row_from(self, found: tuple[Any, ...]) -> Row:
+        *described, sequence, wake, revision, checksum = found
+        row = Row(*described)
+        if state_checksum(row.id, row.status, sequence, row.updated_at, wake, revision) != checksum:
+            raise StoreDamaged(about(self.path, f"the row of {row.id!r} was changed"))
+        return row
 
     async def search(self, filter: Filter, /) -> list[Row]:
         conditions, values = _conditions(filter)
         where = f"WHERE {' AND '.join(conditions)} " if conditions else ""
         query = f"SELECT {_ROW} FROM invocation {where}ORDER BY created_at DESC, id DESC LIMIT ?"
         rows = await self._read(lambda db: db.execute(query, (*values, filter.limit)).fetchall())
-        return [Row(*row) for row in rows]
+        return [self._row_from(row) for row in rows]
 
     async def counts(self) -> Counts:
         rows = await self._read(lambda db: db.execute(_COUNTS).fetchall())
@@ -573,7 +643,7 @@ def _is_gone(db: sqlite3.Connection, id: str) -> bool:
     return db.execute("SELECT 1 FROM invocation WHERE id = ?", (id,)).fetchone() is None
 
 
-_ROW = "id, handler, status, key, created_at, updated_at, due"
+_ROW = "id, handler, status, key, created_at, updated_at, due, sequence, wake, revision, state_checksum"
 _COUNTS = (  # each from an index alone; what is left is completed
     "SELECT NULL, handler, count(*) FROM invocation GROUP BY handler "
     f"UNION ALL SELECT status, NULL, count(*) FROM invocation WHERE {LIVELY} GROUP BY status "
@@ -586,9 +656,15 @@ def _conditions(filter: Filter) -> tuple[list[str], list[Any]]:
     values: list[Any] = []
     if filter.status is not None:  # written out: else SQLite does not see which index has it
         conditions.append(f"status = '{filter.status}'" if filter.status in get_args(Status) else "0")
-    for column, value in (("handler", filter.handler), ("key", filter.key)):
+    for condition, value in (
+        ("id = ?", filter.id),
+        ("handler = ?", filter.handler),
+        ("key = ?", filter.key),
+        ("created_at >= ?", filter.created_after),
+        ("created_at < ?", filter.created_before),
+    ):
         if value is not None:
-            conditions.append(f"{column} = ?")
+            conditions.append(condition)
             values.append(value)
     if filter.id_prefix is not None:
         conditions.append("id >= ? AND id < ?")
