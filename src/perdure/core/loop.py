@@ -111,6 +111,21 @@ class Task(asyncio.Task[T]):
 class Loop(asyncio.AbstractEventLoop):
     """The loop of one turn. `drain` runs callbacks until none is ready; nothing else runs any."""
 
+    __slots__ = (
+        "_generators",
+        "_hooks",
+        "_ready",
+        "_refusals",
+        "_serial",
+        "_sweep_at",
+        "_tasks",
+        "closed",
+        "host",
+        "now",
+        "salt",
+        "stopped",
+    )
+
     def __init__(self, host: Host, now: float, *, salt: int = 0) -> None:
         self.host = host
         self.now = now

@@ -139,6 +139,39 @@ class Turn:
     bytes, or raises. `secret` signs the ids of awakeables.
     """
 
+    __slots__ = (
+        "_body",
+        "_boundaries",
+        "_cancel_requested",
+        "_encode_result",
+        "_failures",
+        "_held",
+        "_issued",
+        "_issued_in_drain",
+        "_left_over",
+        "_main",
+        "_open_ended",
+        "_patches",
+        "_payload_limit",
+        "_random",
+        "_ready",
+        "_recorded",
+        "_secret",
+        "_stubs",
+        "_timers",
+        "_translators",
+        "begun",
+        "divergence",
+        "generation",
+        "loop",
+        "paused",
+        "pending",
+        "replaying",
+        "start",
+        "state",
+        "unseen",
+    )
+
     def __init__(
         self,
         start: Start,
