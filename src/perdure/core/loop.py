@@ -82,6 +82,8 @@ class Future(asyncio.Future[T]):
 class Task(asyncio.Task[T]):
     """A task that hashes by its serial number in the loop, with a name that is the same on every run."""
 
+    __slots__ = ("own_context", "serial")
+
     is_cleanup = False
     """Whether it closes an async generator, so that the end of the body waits for it and does not cancel it."""
 

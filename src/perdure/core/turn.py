@@ -113,6 +113,7 @@ class Ready(Struct, eq=False):
 class CommandFuture(Future[Any]):
     """The future of a step or child. Like a Task's, its `cancel` asks; the end comes when the journal says so."""
 
+    __slots__ = ("n",)
     n: int
 
     def cancel(self, msg: Any | None = None) -> bool:
