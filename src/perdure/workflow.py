@@ -121,7 +121,7 @@ class Step(Generic[P, R_co]):
         if not callable(fn):
             raise NotAWorkflow(f"@step goes on a function, not on {fn!r}")
         self._fn = fn
-        self.name = check_name("a step's name", name or _name_of(fn))
+        self._rename(name or _name_of(fn))
         self.retry = retry or DEFAULT_RETRY
         self.timeout = None if timeout is None else seconds(f"timeout of step {self.name!r}", timeout, positive=True)
         self.is_async = _is_async(fn)
@@ -146,8 +146,12 @@ class Step(Generic[P, R_co]):
         if timeout is not None:
             other.timeout = seconds(f"timeout of step {self.name!r}", timeout, positive=True)
         if name is not None:
-            other.name = check_name("a step's name", name)
+            other._rename(name)  # noqa: SLF001
         return other
+
+    def _rename(self, name: str) -> None:
+        self.name = check_name("a step's name", name)
+        self._result = f"the result of step {self.name!r}"  # for texts
 
     def bind(self, /, *args: P.args, **kwargs: P.kwargs) -> StepCall[R_co]:
         """Return this step with its arguments, not yet called."""
@@ -194,7 +198,7 @@ class Step(Generic[P, R_co]):
 
     def encode_result(self, value: Any, /) -> bytes:
         """Encode a result, or raise `Unencodable` when it cannot be, or is not what the annotation says."""
-        return encode_as(value, self._returns, f"the result of step {self.name!r}")
+        return encode_as(value, self._returns, self._result)
 
     @functools.cached_property
     def _returns(self) -> Any:

@@ -80,7 +80,8 @@ class History(Struct):
             if type(entry) is not Returned or entry.message is not None:
                 self.note(entry)
             only_claim = False
-            self.deaths = self.unclaimed_deaths = 0
+            if self.deaths or self.unclaimed_deaths:
+                self.deaths = self.unclaimed_deaths = 0
         for command in frame.commands:
             if type(command) is CallChild:
                 self.children[command.n] = command.start

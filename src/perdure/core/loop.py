@@ -82,6 +82,8 @@ class Future(asyncio.Future[T]):
 class Task(asyncio.Task[T]):
     """A task that hashes by its serial number in the loop, with a name that is the same on every run."""
 
+    __slots__ = ("own_context", "serial")
+
     is_cleanup = False
     """Whether it closes an async generator, so that the end of the body waits for it and does not cancel it."""
 
@@ -110,6 +112,21 @@ class Task(asyncio.Task[T]):
 
 class Loop(asyncio.AbstractEventLoop):
     """The loop of one turn. `drain` runs callbacks until none is ready; nothing else runs any."""
+
+    __slots__ = (
+        "_generators",
+        "_hooks",
+        "_ready",
+        "_refusals",
+        "_serial",
+        "_sweep_at",
+        "_tasks",
+        "closed",
+        "host",
+        "now",
+        "salt",
+        "stopped",
+    )
 
     def __init__(self, host: Host, now: float, *, salt: int = 0) -> None:
         self.host = host
@@ -275,8 +292,8 @@ class Loop(asyncio.AbstractEventLoop):
     def time(self) -> float:
         return self.now
 
-    def get_debug(self) -> bool:
-        return False
+    # False, without running Python code: asyncio asks for every callback, future and task.
+    get_debug = bool  # pyright: ignore[reportAssignmentType]
 
     def is_running(self) -> bool:
         return True

@@ -114,6 +114,7 @@ class Ready(Struct, eq=False):
 class CommandFuture(Future[Any]):
     """The future of a step or child. Like a Task's, its `cancel` asks; the end comes when the journal says so."""
 
+    __slots__ = ("n",)
     n: int
 
     def cancel(self, msg: Any | None = None) -> bool:
@@ -139,6 +140,39 @@ class Turn:
     `body` makes the coroutine to run; it is called inside the turn. `encode_result` turns what the body returned into
     bytes, or raises. `secret` signs the ids of awakeables.
     """
+
+    __slots__ = (
+        "_body",
+        "_boundaries",
+        "_cancel_requested",
+        "_encode_result",
+        "_failures",
+        "_held",
+        "_issued",
+        "_issued_in_drain",
+        "_left_over",
+        "_main",
+        "_open_ended",
+        "_patches",
+        "_payload_limit",
+        "_random",
+        "_ready",
+        "_recorded",
+        "_secret",
+        "_stubs",
+        "_timers",
+        "_translators",
+        "begun",
+        "divergence",
+        "generation",
+        "loop",
+        "paused",
+        "pending",
+        "replaying",
+        "start",
+        "state",
+        "unseen",
+    )
 
     def __init__(
         self,

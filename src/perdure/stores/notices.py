@@ -17,6 +17,8 @@ T = TypeVar("T")
 class _Waiting(asyncio.Future[T]):
     """A future that leaves its table when its waiter gives up."""
 
+    __slots__ = ("_name", "_table")
+
     def __init__(self, table: dict[str, list[_Waiting[T]]], name: str) -> None:
         super().__init__(loop=asyncio.get_running_loop())
         self._table = table

@@ -247,13 +247,15 @@ def _apply(
                 frames.append((transition.id, revision, bytearray(unit.frame), checksum))
             if transition.status is not None:
                 changes.append(_change_row(transition, transition.status, now))
-            answers += map(_answer_row, transition.effects.answers)
+            if transition.effects.answers:
+                answers += map(_answer_row, transition.effects.answers)
         for accept in unit.accepts:
             start = accept.start
             accept.new = not (alone or start.chosen or not unit.strict) or _is_new(db, seen, unit, start)
             if accept.new:
                 inserts.append(_row_of(accept, now))
-        done += [(answer_checksum(message, None), message) for message in unit.done_messages]
+        if unit.done_messages:
+            done += [(answer_checksum(message, None), message) for message in unit.done_messages]
     if frames:
         _insert_frames(db, frames, tails)
     if inserts:
