@@ -32,6 +32,9 @@ CREATE INDEX message_open ON message (invocation) WHERE answered = 0;
 """
 
 SETTLED = "status IN ('completed', 'failed', 'cancelled')"
+NOTHING_OPEN = (
+    "NOT EXISTS (SELECT 1 FROM message INDEXED BY message_open WHERE invocation = invocation.id AND answered = 0)"
+)
 PURGE_INDEXES = f"""
 CREATE INDEX IF NOT EXISTS invocation_settled ON invocation (updated_at) WHERE {SETTLED};
 CREATE INDEX IF NOT EXISTS message_of ON message (invocation);

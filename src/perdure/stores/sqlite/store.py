@@ -35,7 +35,7 @@ from perdure.stores.notices import Notices
 from perdure.stores.sqlite.faults import about, explained
 from perdure.stores.sqlite.file import connect, open_file
 from perdure.stores.sqlite.lock import Lock
-from perdure.stores.sqlite.schema import SETTLED, frame_checksum
+from perdure.stores.sqlite.schema import NOTHING_OPEN, SETTLED, frame_checksum
 from perdure.stores.sqlite.writer import Accept, Unit, Writer
 from perdure.stores.store import (
     PAYLOAD_LIMIT_BYTES,
@@ -452,14 +452,8 @@ class SqliteStore:
         return counts
 
     async def purge(self, before: float, /, *, limit: int, id: str | None = None) -> int:
-        condition, values = ("AND id = ? ", (before, id, limit)) if id is not None else ("", (before, limit))
-        found = await self._read(
-            lambda db: db.execute(
-                f"SELECT id, revision FROM invocation WHERE {SETTLED} AND updated_at <= ? {condition}AND NOT EXISTS "
-                "(SELECT 1 FROM message WHERE invocation = invocation.id AND answered = 0) ORDER BY updated_at LIMIT ?",
-                values,
-            ).fetchall()
-        )
+        query, values = (_DUE, (before, limit)) if id is None else (_DUE_OF_ID, (id, before))
+        found = await self._read(lambda db: db.execute(query, values).fetchall())
         chosen: list[tuple[str, float]] = []
         frames = 0
         for each, revision in found:
@@ -542,6 +536,12 @@ def _is_gone(db: sqlite3.Connection, id: str) -> bool:
     return db.execute("SELECT 1 FROM invocation WHERE id = ?", (id,)).fetchone() is None
 
 
+# Named, since SQLite would rather sort all that has ever settled, for each piece of a sweep.
+_DUE = (
+    f"SELECT id, revision FROM invocation INDEXED BY invocation_settled WHERE {SETTLED} AND updated_at <= ? "
+    f"AND {NOTHING_OPEN} ORDER BY updated_at LIMIT ?"
+)
+_DUE_OF_ID = f"SELECT id, revision FROM invocation WHERE id = ? AND {SETTLED} AND updated_at <= ? AND {NOTHING_OPEN}"
 _ROW = "id, handler, status, key, created_at, updated_at, due"
 
 
