@@ -188,3 +188,55 @@ async def timers(url: str, folder: Path, _count: int) -> dict[str, float]:
         await until_all_are(client, "completed", IN_FLIGHT + WAKES + SLEEPS)
         measured |= {"sleeps": len(late), "earliest sleep late by s": min(late), "last sleep late by s": max(late)}
     return measured
+
+
+# --- sweep ------------------------------------------------------------------------------------------------------------
+async def latencies(client: Client, until: Callable[[], Awaitable[bool]]) -> list[float]:
+    """Run one step after another until told to end; return the milliseconds that each took, sorted."""
+    times: list[float] = []
+    while not await until():
+        for _ in range(50):
+            started = time.perf_counter()
+            await client.run(one_step, 1)
+            times.append((time.perf_counter() - started) * 1000)
+    return sorted(times)
+
+
+async def sweep(url: str, folder: Path, count: int) -> dict[str, float]:
+    async def settle(some: int) -> float:
+        async with connect(url, retention=None) as client, client.worker(one_step):
+            return await in_lanes(range(some), lambda _: client.run(one_step, 1))
+
+    await settle(count)
+    measured = {"file, MB": size_mb(folder)}
+    async with connect(url, retention=None) as client, client.worker(one_step):
+        rounds = iter(range(10))
+
+        async def long_enough() -> bool:
+            return next(rounds, None) is None
+
+        measured |= summary("without", await latencies(client, long_enough))
+    async with connect(url, retention=1.0) as client, client.worker(one_step):
+        started = time.perf_counter()
+
+        async def nearly_empty() -> bool:
+            return (await client.stats()).total < 2 * IN_FLIGHT
+
+        measured |= summary("during", await latencies(client, nearly_empty))
+        measured["purged in s"] = time.perf_counter() - started
+    measured["file then, MB"] = size_mb(folder)
+    await settle(count * 9 // 10)
+    measured["file filled again, MB"] = size_mb(folder)
+    return measured
+
+
+def size_mb(folder: Path) -> float:
+    return (folder / "db").stat().st_size / 1e6
+
+
+def summary(when: str, times: list[float]) -> dict[str, float]:
+    return {
+        f"p50 {when}, ms": statistics.median(times),
+        f"p99 {when}, ms": times[len(times) * 99 // 100],
+        f"most {when}, ms": times[-1],
+    }

@@ -19,7 +19,7 @@ SWEEP_PERIOD_SECONDS = 60.0
 
 SWEEP_PERIOD_LEAST_SECONDS = 0.1
 
-PURGE_LIMIT = 100
+PURGE_LIMIT = 200
 """Invocations that are removed in one piece. What is committed meanwhile waits for one piece at most."""
 
 SWEEP_SHARE = 0.5

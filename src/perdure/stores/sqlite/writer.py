@@ -34,7 +34,7 @@ from perdure.errors import (
 from perdure.stores.sqlite.faults import Mismatch, about, explain, quietly
 from perdure.stores.sqlite.file import Opened, connect, side_file
 from perdure.stores.sqlite.keys import Keys, deadline_in_line
-from perdure.stores.sqlite.schema import NO_TIME, SETTLED, answer_checksum, frame_checksum, state_checksum
+from perdure.stores.sqlite.schema import NO_TIME, NOTHING_OPEN, SETTLED, answer_checksum, frame_checksum, state_checksum
 from perdure.stores.store import Committed, Transition, id_conflict, identity_of, unknown
 
 BATCH_LIMIT = 2_000
@@ -302,10 +302,7 @@ def _promoted_row(sequence: int, start: Start, now: float) -> tuple[Any, ...]:
     return place, now, wake, state_checksum(start.id, "pending", place, now, wake, 0), start.id
 
 
-_MAY_GO = (
-    f"SELECT 1 FROM invocation WHERE id = ? AND {SETTLED} AND updated_at <= ? "
-    "AND NOT EXISTS (SELECT 1 FROM message WHERE invocation = invocation.id AND answered = 0)"
-)
+_MAY_GO = f"SELECT 1 FROM invocation WHERE id = ? AND {SETTLED} AND updated_at <= ? AND {NOTHING_OPEN}"
 _PURGE = (
     "DELETE FROM message WHERE invocation = ?",
     "DELETE FROM frame WHERE id = ?",
