@@ -236,8 +236,6 @@ def _apply(
     frames: list[_FrameRow] = []
     changes: list[tuple[Any, ...]] = []
     inserts: list[tuple[Any, ...]] = []
-    answers: list[tuple[Any, ...]] = []
-    done: list[tuple[int, str]] = []
     seen: dict[str, bytes] = {}
     for unit in batch:
         if (transition := unit.transition) is not None:
@@ -247,15 +245,11 @@ def _apply(
                 frames.append((transition.id, revision, bytearray(unit.frame), checksum))
             if transition.status is not None:
                 changes.append(_change_row(transition, transition.status, now))
-            if transition.effects.answers:
-                answers += map(_answer_row, transition.effects.answers)
         for accept in unit.accepts:
             start = accept.start
             accept.new = not (alone or start.chosen or not unit.strict) or _is_new(db, seen, unit, start)
             if accept.new:
                 inserts.append(_row_of(accept, now))
-        if unit.done_messages:
-            done += [(answer_checksum(message, None), message) for message in unit.done_messages]
     if frames:
         _insert_frames(db, frames, tails)
     if inserts:
@@ -263,7 +257,21 @@ def _apply(
     if changes:
         db.executemany(_CHANGE_STATUS, changes)
     _write_messages_and_promote(db, batch, now)
+<<<<<<< HEAD
     keys.apply(db, batch)
+=======
+    _write_answers(db, batch)
+
+
+def _write_answers(db: sqlite3.Connection, batch: Sequence[Unit]) -> None:
+    answers: list[tuple[Any, ...]] = []
+    done: list[tuple[int, str]] = []
+    for unit in batch:  # nearly all have neither
+        if unit.transition is not None and unit.transition.effects.answers:
+            answers += map(_answer_row, unit.transition.effects.answers)
+        if unit.done_messages:
+            done += [(answer_checksum(message, None), message) for message in unit.done_messages]
+>>>>>>> wt-perf
     if answers:
         db.executemany(_ANSWER, answers)
     if done:
