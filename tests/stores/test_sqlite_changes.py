@@ -14,7 +14,7 @@ from perdure.core.journal import Accepted, Claimed, Frame, Released, Start
 from perdure.stores import notices
 from perdure.stores.notices import Notices
 from perdure.stores.sqlite import SqliteStore
-from perdure.stores.store import Filter, Row, Transition
+from perdure.stores.store import Filter, Row, Transition, committed
 
 STALL_SECONDS = 0.02
 """Long enough for the writer to report what it has committed, while the loop stands still."""
@@ -35,11 +35,13 @@ async def test_who_registers_and_then_reads_is_told_nothing_older(tmp_path: Path
     await store.submit([start])
     await others.next()
     claimed = Frame("w", 1.0, [Accepted(start), Claimed(1.0, 1, "w", "3.11", "0")])
-    await store.commit(Transition("a", 0, claimed, status="running"))
-    await asyncio.sleep(0)  # the row that says running is being read
+    await committed(store, Transition("a", 0, claimed, status="running"))
+    for _ in range(3):
+        await asyncio.sleep(0)  # the row that says running is being read
     cast("Any", store)._reader.submit(int).result()  # noqa: SLF001  the loop stands still: it is read, and not pushed
     events = store.events(Filter(id="a"))
-    suspended = store.commit(Transition("a", 1, Frame("w", 2.0, [Released(2.0)]), status="suspended", released=True))
+    released = Frame("w", 2.0, [Released(2.0)])
+    suspended = committed(store, Transition("a", 1, released, status="suspended", released=True))
     await others.next()  # the older state is pushed
     stand_still_until_suspended(tmp_path / "s.db")  # it is committed, and nobody here knows
     row = await store.row("a")

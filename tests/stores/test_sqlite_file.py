@@ -665,7 +665,6 @@ async def test_closed_store_refuses_and_can_be_closed_twice(tmp_path: Path) -> N
         await store.submit([start("a")])
 
 
-<<<<<<< HEAD
 # --- only looked at ---------------------------------------------------------------------------------------------------
 async def test_look_at_a_served_file_sees_every_commit_and_disturbs_nothing(tmp_path: Path) -> None:
     store = await opened(tmp_path / "s.db")
@@ -791,7 +790,8 @@ def test_look_at_a_file_in_a_folder_where_nothing_can_be_written(public: Path, c
         return asyncio.run(use())
 
     assert in_child(child) == [row.id for row in closed.facts["rows"][:2]]
-=======
+
+
 async def test_the_index_is_read_through_indexes(tmp_path: Path):
     path = tmp_path / "s.db"
     store = await opened(path)
@@ -814,4 +814,3 @@ async def test_a_status_that_does_not_exist_finds_nothing(tmp_path: Path):
     await fill(store)
     assert await store.search(Filter(status="x' OR '1' = '1")) == []  # type: ignore[arg-type]
     await store.aclose()
->>>>>>> wt-perf

@@ -172,6 +172,7 @@ class Turn:
         "start",
         "state",
         "unseen",
+        "waits_for_key",
     )
 
     def __init__(

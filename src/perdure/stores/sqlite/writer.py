@@ -257,9 +257,7 @@ def _apply(
     if changes:
         db.executemany(_CHANGE_STATUS, changes)
     _write_messages_and_promote(db, batch, now)
-<<<<<<< HEAD
     keys.apply(db, batch)
-=======
     _write_answers(db, batch)
 
 
@@ -271,7 +269,6 @@ def _write_answers(db: sqlite3.Connection, batch: Sequence[Unit]) -> None:
             answers += map(_answer_row, unit.transition.effects.answers)
         if unit.done_messages:
             done += [(answer_checksum(message, None), message) for message in unit.done_messages]
->>>>>>> wt-perf
     if answers:
         db.executemany(_ANSWER, answers)
     if done:
