@@ -9,7 +9,7 @@ SHELL := /bin/sh
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-EXAMPLES := simple typed local multi-service concurrent
+EXAMPLES := simple async typed local multi-service concurrent retry pause delayed approval restate saga
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test check format format-check lint types coverage-core test-all-pythons \
