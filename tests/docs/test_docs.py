@@ -77,7 +77,8 @@ def prose(page: Path) -> str:
 # --- programs ---------------------------------------------------------------------------------------------------------
 def run(command: list[str], folder: Path) -> tuple[int, str]:
     """Run a command, and return its exit code and all that it printed."""
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1", "NO_COLOR": "1"}
+    path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+    environment = {**os.environ, "PYTHONPATH": path, "PYTHONUNBUFFERED": "1", "NO_COLOR": "1"}
     environment.pop("PERDURE_URL", None)
     environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{environment['PATH']}"
     ran = subprocess.run(
