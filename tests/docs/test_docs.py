@@ -28,14 +28,13 @@ import click
 import pytest
 
 import perdure
-from perdure import Client, Context, Flow, Handle, Worker, errors
+from perdure import Client, Context, Flow, Handle, Worker
 from perdure.blocking import Blocking
 from perdure.cli import commands
-from perdure.core import lifecycle
 from perdure.testing import Environment
+from tests.docs.tables import DOCS, TABLES
 
 ROOT = Path(__file__).resolve().parents[2]
-DOCS = ROOT / "docs"
 PAGES = sorted([*DOCS.rglob("*.md"), ROOT / "README.md"])
 COMMAND_SECONDS = 60
 COMMENT = "<!-- fragment -->"
@@ -203,15 +202,10 @@ def test_every_public_name_is_in_the_reference() -> None:
 
 
 # --- tables -----------------------------------------------------------------------------------------------------------
-def test_transitions_are_those_of_the_code() -> None:
-    (drawn,) = [each.text for each in blocks(DOCS / "reference/statuses.md") if each.language == "text"]
-    assert drawn == lifecycle.diagram() + "\n"
-
-
-def test_tree_of_errors_is_that_of_the_code() -> None:
-    (drawn,) = [each.text for each in blocks(DOCS / "reference/errors.md") if each.language == "text"]
-    tree = (errors.__doc__ or "").partition("::\n\n")[2].partition("\n\nThe first argument")[0]
-    assert drawn == "".join(f"{line.removeprefix('    ')}\n" for line in tree.splitlines())
+@pytest.mark.parametrize("page", TABLES)
+def test_table_is_that_of_the_code(page: str) -> None:
+    (drawn,) = [each.text for each in blocks(DOCS / page) if each.language == "text"]
+    assert drawn == TABLES[page](), "run `make docs-tables`"
 
 
 LIMIT = re.compile(r"^\| `(?P<name>\w+)` \| (?P<value>[^|]+) \| `(?P<module>[\w.]+)` \|", re.MULTILINE)
