@@ -9,7 +9,8 @@ SHELL := /bin/sh
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-EXAMPLES := simple async typed local multi-service concurrent retry pause delayed approval restate saga
+EXAMPLES := simple async typed local multi-service concurrent retry pause ticket-cart delayed \
+	approval restate saga
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test check format format-check lint types coverage-core test-all-pythons \

@@ -1,4 +1,4 @@
-"""All patterns side by side: durable calls, references, local mode, composition, delayed sends, outside answers.
+"""All patterns side by side: durable calls, references, local mode, composition, delayed sends, answers, state.
 
 python -m examples.restate [--service HelloService=HOST:PORT]
 """
@@ -49,7 +49,14 @@ async def greet_whom(ctx: Context) -> str:
     return await greeting(await name)
 
 
-WORKFLOWS = (greeting, greet_many, greet_later, greet_whom)
+@workflow
+async def visit(ctx: Context) -> str:
+    visits = ctx.get("visits", int, default=0) + 1  # the state belongs to the key, and its runs go one at a time
+    ctx.set("visits", visits)
+    return f"visit {visits} of {ctx.key}"
+
+
+WORKFLOWS = (greeting, greet_many, greet_later, greet_whom, visit)
 
 
 async def patterns(client: Client) -> None:
@@ -65,6 +72,9 @@ async def patterns(client: Client) -> None:
     asked = await client.start(greet_whom)
     await client.resolve(await questions.get(), "Awakeable")
     print("6. Outside answer:", await asked.result())
+
+    visits = [await client.start(visit.using(key="Alice")) for _ in range(3)]
+    print("7. State of a key:", ", ".join([await each.result() for each in visits]))
 
 
 async def local(services: Mapping[str, str]) -> None:

@@ -74,6 +74,16 @@ RESTATE = f"""\
                    Hello, Charlie! {WELCOME}
 5. Delayed send:   Hello, Later! {WELCOME}
 6. Outside answer: Hello, Awakeable! {WELCOME}
+7. State of a key: visit 1 of Alice, visit 2 of Alice, visit 3 of Alice
+"""
+TICKET_CART = """\
+🎫 user-1 adds T-1: reserved
+🎫 user-1 adds T-2: reserved
+🎫 user-2 adds T-1: taken
+🛒 user-1: ['T-1', 'T-2']
+⌛ Expired
+🛒 user-1: []
+🎫 user-2 adds T-1: reserved
 """
 RESERVE, RELEASE = "     TicketService.Reserve\n", "     TicketService.Release\n"
 SAGA = (
@@ -91,6 +101,7 @@ OUTPUT = {
     "approval": ASKED + "✅ Approved: $120.00 for Ada\n",
     "restate": RESTATE,
     "saga": SAGA,
+    "ticket_cart": TICKET_CART,
 }
 ID = "[0-9a-f]{32}"
 PATTERNS = {
