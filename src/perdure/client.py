@@ -31,10 +31,12 @@ from perdure.core.journal import (
     Status,
     TryAgain,
 )
+from perdure.core.lifecycle import refusing_status
 from perdure.core.retry import Duration, seconds
 from perdure.core.turn import StubMaker
 from perdure.describe import Invocation, from_journal, from_row
 from perdure.errors import (
+    IllegalTransition,
     InvalidOption,
     InvocationCancelled,
     MessageRefused,
@@ -281,7 +283,10 @@ class Client(AbstractAsyncContextManager["Client"]):
         await self.send(invocation_id, Reject(n, reason, generation))
 
     async def send(self, id: str, request: Request) -> None:
-        """Post a message durably and wait until it is applied; `MessageRefused` says why it was not."""
+        """Post a message durably and wait until it is applied.
+
+        `MessageRefused` says why it was not; it is an `IllegalTransition` if the status does not allow it.
+        """
         store = await self.opened()
         message = Message(secrets.token_hex(12), id, store.clock.now(), request)
         await store.post(message)
@@ -290,9 +295,11 @@ class Client(AbstractAsyncContextManager["Client"]):
         except TimeoutError:
             text = f"invocation {id!r}: the message is accepted, and not yet applied after {ANSWER_WAIT_SECONDS} s"
             raise WaitTimeout(text, invocation_id=id, timeout=ANSWER_WAIT_SECONDS) from None
-        if answer.refused is not None:
-            text = f"invocation {id!r} refused the message: {answer.refused}"
-            raise MessageRefused(text, invocation_id=id, reason=answer.refused)
+        if (reason := answer.refused) is not None:
+            text = f"invocation {id!r} refused the message: {reason}"
+            if (status := refusing_status(reason)) is not None:
+                raise IllegalTransition(text, invocation_id=id, reason=reason, status=status)
+            raise MessageRefused(text, invocation_id=id, reason=reason)
 
     # --- serving ------------------------------------------------------------------------------------------------------
     def worker(

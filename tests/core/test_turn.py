@@ -267,6 +267,10 @@ async def a_child(ctx: Context) -> Any:
     return [await step("a", 1), await child("other")]
 
 
+async def another_child(ctx: Context) -> Any:
+    return [await step("a", 1), await child("other", "argument")]
+
+
 async def promises(ctx: Context) -> Any:
     return await ctx.awakeable(int)
 
@@ -287,6 +291,7 @@ async def forgets_to_wait(ctx: Context) -> Any:
         (two_steps, 1, an_awakeable, "#1 step 'b' (arguments ", "#1 awakeable"),
         (two_steps, 1, a_send, "#1 step 'b' (arguments ", "#1 send 'other' (id "),
         (two_steps, 1, a_child, "#1 step 'b' (arguments ", "#1 child 'other' (id "),
+        (a_child, 1, another_child, "#1 child 'other' (id ", "#1 child 'other' (id "),
         (fewer, 1, more, "nothing", "#1 step 'b' (arguments "),
         (two_steps, 2, more, "nothing", "#2 step 'c' (arguments "),
         (more, 2, two_steps, "#2 step 'c' (arguments ", "nothing there"),

@@ -56,7 +56,7 @@ from perdure.core.journal import (
     SetTimer,
     Start,
     describe,
-    identity,
+    repeats,
 )
 from perdure.core.loop import Future, Loop
 from perdure.errors import (
@@ -535,7 +535,7 @@ class Turn:
             self._ready.commands.append(command)
             return
         recorded = self._recorded.popleft() if self._recorded else None
-        if recorded is None or identity(recorded) != identity(command):
+        if recorded is None or not repeats(command, recorded):
             self._diverge(describe(recorded), describe(command))
             raise TurnClosed(self.start.id)
 

@@ -157,8 +157,8 @@ def id_conflict(id: str) -> IdConflict:
 
 
 def identity_of(start: Start) -> bytes:
-    """Return what tells two starts of one id apart: the same for the same handler and input."""
-    return digest(start.handler.encode() + b"\0" + start.input)
+    """Return what tells two starts of one id apart: the same for the same handler and equal arguments."""
+    return digest(start.handler.encode() + (b"\1" + start.digest if start.digest else b"\0" + start.input))
 
 
 class Store(Protocol):
