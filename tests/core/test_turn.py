@@ -347,7 +347,7 @@ def test_another_kind_of_end_diverges():
 
 def test_a_forced_cancellation_is_no_end_of_the_body():
     frames = recorded(two_steps, 1)
-    frames.append(Frame("writer", 2000.0, [Cancelled(2000.0, forced=True)]))
+    frames.append(Frame("writer", 2000.0, [Cancelled(2000.0, forced=True)], cancels=[0]))
     turn = make_turn(two_steps)
     turn.replay(frames)
     assert turn.divergence is None

@@ -84,8 +84,11 @@ def effects_of(start: Start, frame: Frame, child: Callable[[int], Start | None],
     if start.parent is not None and not generation and (outcome := frame.outcome) is not None:
         told = Settled(start.parent.generation, start.parent.n, start.id, outcome)
         messages.append(Message(f"settled:{start.id}", start.parent.id, frame.at, told))
-    cancelled = (started for n in frame.cancels if (started := child(n)) is not None)
-    messages += [Message(f"cancel:{started.id}", started.id, frame.at, Cancel()) for started in cancelled]
+    if frame.cancels:
+        force = isinstance(frame.outcome, Cancelled) and frame.outcome.forced
+        name = "force" if force else "cancel"  # a forced one is not lost behind a plain one
+        cancelled = (started for n in frame.cancels if (started := child(n)) is not None)
+        messages += [Message(f"{name}:{each.id}", each.id, frame.at, Cancel(force)) for each in cancelled]
     if not (starts or messages or answers) and wake is None:
         return NO_EFFECTS
     return Effects(tuple(starts), tuple(messages), tuple(answers), wake)

@@ -130,6 +130,10 @@ class History(Struct):
         if isinstance(entry, (Returned, Raised)):
             self._answered(entry.message)
 
+    def open_children(self) -> list[int]:
+        """Return the commands that are children and have not answered."""
+        return [n for n in self.children if n not in self.children_ended]
+
     def waits_for_child(self, n: int, generation: int, child: str) -> bool:
         """Tell whether command `n` of a generation is a child of this id that has not answered yet."""
         start = self.children.get(n)

@@ -202,6 +202,11 @@ class Turn:
         """Tell whether the body was started."""
         return self._main is not None
 
+    @property
+    def ended(self) -> bool:
+        """Tell whether the body has ended, and what it became waits in `ready()`."""
+        return self._ready.outcome is not None
+
     # --- driving ------------------------------------------------------------------------------------------------------
     def begin(self) -> None:
         """Start the body and run it until it waits."""
@@ -360,7 +365,7 @@ class Turn:
             if self.divergence is None and self._ready.state != frame.state:
                 changed = sorted(self._ready.state)
                 self._diverge(f"changes of state {sorted(frame.state)}", f"{changed}, or other values")
-            if self.divergence is None and self._ready.cancels != frame.cancels:
+            if self.divergence is None and self._ready.cancels != frame.cancels and not _is_forced(frame.outcome):
                 self._diverge(f"an end asked for commands {frame.cancels}", f"that of {self._ready.cancels}")
             if self.divergence is None:
                 self._check_outcome(frame.outcome)
@@ -683,7 +688,7 @@ class Turn:
     def _check_outcome(self, recorded: Outcome | None) -> None:
         """Check that the body ended where it did. A forced cancellation ends an invocation without its body."""
         ended = self._ready.outcome
-        if type(ended) is not type(recorded) and not (isinstance(recorded, Cancelled) and recorded.forced):
+        if type(ended) is not type(recorded) and not _is_forced(recorded):
             self._diverge(_describe_outcome(recorded), _describe_outcome(ended))
 
     def _diverge(self, recorded: str, issued: str) -> None:
@@ -704,6 +709,10 @@ _FOR_THE_BODY = frozenset({Returned, Raised, Fired, Interrupted, CancelRequested
 def _boundaries_in(frames: Iterable[Frame]) -> list[tuple[int, int]]:
     retries = (entry for frame in frames for entry in frame.entries if type(entry) is Retried)
     return [(retried.issued, retried.generation) for retried in retries]
+
+
+def _is_forced(outcome: Outcome | None) -> bool:
+    return isinstance(outcome, Cancelled) and outcome.forced
 
 
 def _describe_outcome(outcome: Outcome | None) -> str:

@@ -473,6 +473,7 @@ class Runner:
         outcome = self.history.outcome  # a forced cancellation has noted one
         if outcome is not None:
             ready = Ready()
+            ready.cancels = self.history.open_children()  # it acts without the body, which would have asked for these
         elif ready.outcome is not None:
             outcome = ready.outcome
             entries.append(outcome)
@@ -506,8 +507,12 @@ class Runner:
         if self._inbox:
             inbox, self._inbox = self._inbox, []
             for delivery in inbox:
-                self._taken.append(delivery)
-                if isinstance(delivery.item, Message):
+                if not isinstance(delivery.item, Message):
+                    self._taken.append(delivery)
+                elif turn.ended:  # it came too late: it is refused once the outcome is durable
+                    self._inbox.append(delivery)
+                else:
+                    self._taken.append(delivery)
                     self._take_message(delivery.item, turn, at, entries, answers)
         if self._due and self._due[0][0] <= at and self.history.paused is None and self.history.outcome is None:
             self._fire_due(turn, at, entries)
