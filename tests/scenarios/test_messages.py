@@ -8,7 +8,7 @@ import pytest
 
 from perdure.stores.clock import VirtualClock
 from tests.scenarios import bodies
-from tests.scenarios.conftest import MakeLab
+from tests.scenarios.conftest import MakeLab, kept_turns_only
 from tests.scenarios.engine import Options
 from tests.scenarios.lab import Lab, MemoryLab, Refusal, until
 
@@ -288,6 +288,7 @@ async def test_message_for_a_start_that_waits_for_a_slot_does_not_run_it_twice(m
     assert await lab.ask("slots") == [0]
 
 
+@kept_turns_only
 async def test_thousand_messages_against_ten_running_steps_run_each_once_and_replay_nothing(lab: Lab) -> None:
     for at in range(10):
         lab.close_gate(f"before m-{at}")
