@@ -91,6 +91,9 @@ async def main() -> None:
         h: Handle[str] = await client.start(hello, "x")  # error
         y: str = await (await client.start(hello, "x")).result()  # error
         z: Handle[str] = client.handle("job", hello)  # error
+        await z.restart(hello.bind(3))     # error
+        await z.restart("other input")     # error
+        z = await (await client.start(hello, "x")).restart()  # error
         await client.run_all([hello.bind("x"), hello("y")])  # error
         async for item in client.list(status="faild"):  # error
             print(item.idd)                # error

@@ -158,6 +158,9 @@ async def main() -> None:
         assert_type(info, Invocation)
         if info.status == "failed":
             await h.retry()
+        assert_type(await h.restart(), Handle[int])
+        assert_type(await h.restart(id="job-7-again"), Handle[int])
+        assert_type(await h.restart(hello.using(timeout=5).bind("y", times=3), id="job-7-again"), Handle[int])
         async for item in client.list(status="failed", handler="slow", limit=100):
             assert_type(item, Invocation)
         group = await client.run_all([hello.bind(n) for n in "abc"], wait=WaitQuotaOrDuration(quota=3, duration=10))
