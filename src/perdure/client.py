@@ -15,6 +15,7 @@ from msgspec.structs import replace
 
 from perdure.blocking import Blocking, blocking
 from perdure.core.codec import decoder, encode, rebuild
+from perdure.core.exported import export
 from perdure.core.ids import check_name, new_id, parse_awakeable_id
 from perdure.core.journal import (
     Cancel,
@@ -112,6 +113,18 @@ class Handle(Generic[R_co]):
             raise unknown(self.id)
         journal = await store.journal(self.id)
         return from_journal(row, start, journal.frames, store.secret, served=store.serves(row.handler))
+
+    async def export(self) -> bytes:
+        """Return its history, to be kept in a file and replayed by `perdure.testing.replay` when the code changes.
+
+        JSON text with the input and all that is journaled, whatever its status; the format is versioned. It holds what
+        was recorded, and the ids of awakeables: keep it like the data of production that it is.
+        """
+        store = await self._client.opened()
+        start = await store.start(self.id)
+        if start is None:
+            raise unknown(self.id)
+        return export((await store.journal(self.id)).frames, start, store.secret)
 
     async def pause(self) -> None:
         """Start and deliver nothing new until `resume`; running steps end and are journaled."""

@@ -430,7 +430,11 @@ class Turn:
         future = Future[Any](loop=self.loop)
         generation = self._generation_of(n)
         self.pending[n] = Pending(command, future, decode, generation=generation)
-        return awakeable_id(self.start.id, generation, n, self._secret), future
+        return self.name_awakeable(generation, n), future
+
+    def name_awakeable(self, generation: int, n: int) -> str:
+        """Return the id of an awakeable: a replay elsewhere, without the store's secret, brings the ids along."""
+        return awakeable_id(self.start.id, generation, n, self._secret)
 
     def patched(self, name: str) -> bool:
         """Tell whether this invocation had the change `name` when it first passed this point."""

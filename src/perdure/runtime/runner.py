@@ -142,6 +142,7 @@ class Runner:
         "_inbox",
         "_left_behind",
         "_must_claim_first",
+        "_outage",
         "_owned",
         "_redo",
         "_running",
@@ -192,6 +193,7 @@ class Runner:
         self._alarm: Timer | None = None
         self._alarm_at = float("inf")
         self._busy = False  # a read or a commit is in flight
+        self._outage = False  # ... and is tried again in a moment
         self._stopping = False
 
     # --- deliveries ---------------------------------------------------------------------------------------------------
@@ -742,8 +744,14 @@ class Runner:
         else:
             # Nothing of it happened. The same transition is still right, so it is tried until the store works again.
             log.error("commit for invocation %s failed, trying again: %s", self.id, error)
-            again = partial(self._commit, transition, then)
-            self._home.loop.call_later(COMMIT_RETRY_SECONDS, lambda: None if self.closed else again())
+            self._outage = True
+            clock = self._home.clock
+            clock.call_at(clock.now() + COMMIT_RETRY_SECONDS, partial(self._commit_again, transition, then))
+
+    def _commit_again(self, transition: Transition, then: Callable[[], None]) -> None:
+        self._outage = False
+        if not self.closed:
+            self._commit(transition, then)
 
     # --- after a commit -----------------------------------------------------------------------------------------------
     def _durable(self, ready: Ready, released: bool) -> None:
@@ -904,8 +912,8 @@ class Runner:
 
     @property
     def in_progress(self) -> bool:
-        """Tell whether a step, a read or a commit is in progress."""
-        return bool(self._busy or self._running or self._arrivals or self._inbox)
+        """Tell whether a step, a read or a commit is in progress, and not only time is missing."""
+        return not self._outage and bool(self._busy or self._running or self._arrivals or self._inbox)
 
     @property
     def first_frame_held(self) -> bool:
