@@ -271,6 +271,17 @@ async def another_child(ctx: Context) -> Any:
     return [await step("a", 1), await child("other", "argument")]
 
 
+def test_a_turn_says_that_its_body_has_ended_until_that_is_taken():
+    turn = make_turn(two_steps)
+    turn.begin()
+    assert not turn.ended
+    turn.deliver(Returned(0, 1.0, encode(1)))
+    turn.deliver(Returned(1, 2.0, encode(2)))
+    assert turn.ended
+    assert turn.ready().outcome == Completed(1000.0, encode([1, 2]))
+    turn.close()
+
+
 async def promises(ctx: Context) -> Any:
     return await ctx.awakeable(int)
 
