@@ -180,6 +180,8 @@ class Signature:
 
         Raises as `digest` does.
         """
+        if not kwargs and self._least <= len(args) <= self._most:  # most calls: the same as below
+            return identity_of_arguments(args, kwargs)
         positional: list[Any] = []
         named: dict[str, Any] = {}
         known = iter(self._names)
