@@ -128,6 +128,23 @@ async def long_invocation() -> tuple[float, float]:
         return costs[0], costs[1]
 
 
+@workflow
+async def increment(ctx: Context, number: int) -> int:
+    """Count in the state of the key."""
+    count = ctx.get("count", int, default=0) + 1
+    ctx.set("count", count)
+    return count
+
+
+async def one_key() -> float:
+    """Return increments of one key per second."""
+    async with engine(increment) as client:
+        await client.run(increment.using(key="counter"), 0)
+        rate = await in_flight(client, increment.using(key="counter"), 3_000, int)
+        assert await client.state("counter") == {"count": 3_001}
+        return rate
+
+
 async def grpc_calls() -> float:
     services = service("examples.services.hello")
     async with services as address, engine(three_calls, services={"HelloService": address}) as client:
@@ -194,6 +211,10 @@ def report_long() -> None:
     print(f"one invocation: {short:.0f} us a step at 1,000, {long:.0f} at 10,000, ratio {long / short:.2f} (bar 1.3)")
 
 
+def report_key() -> None:
+    print(f"one key: {run(one_key):.0f} increments/s, {IN_FLIGHT} waiting for it (bar 500)")
+
+
 def report_grpc(rounds: int) -> None:
     pairs = [(in_own_process("grpc_calls"), in_own_process("bare_calls")) for _ in range(rounds)]
     for number, (ours, bare) in enumerate(pairs, 1):
@@ -210,7 +231,7 @@ def main() -> None:
     options = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     options.add_argument("--ceiling", default=CEILING)
     options.add_argument("--rounds", type=int, default=5)
-    options.add_argument("--only", nargs="*", default=["throughput", "latency", "long", "grpc"])
+    options.add_argument("--only", nargs="*", default=["throughput", "latency", "long", "key", "grpc"])
     options.add_argument("--measure", choices=[*MEASURED], help=argparse.SUPPRESS)
     chosen = options.parse_args()
     if chosen.measure:
@@ -222,6 +243,8 @@ def main() -> None:
         report_latency()
     if "long" in chosen.only:
         report_long()
+    if "key" in chosen.only:
+        report_key()
     if "grpc" in chosen.only:
         report_grpc(min(chosen.rounds, 3))
 

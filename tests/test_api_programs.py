@@ -11,6 +11,9 @@ from pathlib import Path
 
 import pytest
 
+from examples.services.process import service
+from examples.services.ticket_pb2 import ReserveRequest
+from examples.services.ticket_pb2_grpc import TicketServiceStub
 from perdure import Context, Retry, connect, step, workflow
 from perdure.testing import Environment
 
@@ -96,6 +99,47 @@ async def test_crawl_sleeps_for_a_day_of_virtual_time() -> None:
         before = env.clock.now()
         assert await env.client.run(crawl, ["a", "bc"]) == len("page of a") + len("page of bc")
         assert env.clock.now() - before >= 86_400
+
+
+# --- 4. the context ---------------------------------------------------------------------------------------------------
+@dataclass
+class AddTicket:
+    user_id: str
+    ticket_id: str
+
+
+expired: list[str] = []
+
+
+@workflow
+async def expire_ticket(ctx: Context, order: AddTicket) -> None:
+    cart = ctx.get("cart", list[str], default=[])
+    if order.ticket_id in cart:
+        ctx.set("cart", [each for each in cart if each != order.ticket_id])
+        expired.append(order.ticket_id)
+
+
+@workflow
+async def add_ticket_to_cart(ctx: Context, order: AddTicket) -> bool:
+    tickets = ctx.stub(TicketServiceStub)  # any generated gRPC stub, every call journaled
+    reply = await tickets.Reserve(ReserveRequest(ticket_id=order.ticket_id))
+    if reply.success:
+        cart = ctx.get("cart", list[str], default=[])
+        ctx.set("cart", [*cart, order.ticket_id])  # state of the key, shared by its invocations
+        ctx.send(expire_ticket.using(delay=timedelta(minutes=15), key=order.user_id), order)
+    return reply.success
+
+
+async def test_ticket_in_the_cart_of_a_user_expires(tmp_path: Path) -> None:
+    async with service("examples.services.ticket") as address:
+        url = f"sqlite:{tmp_path / 'cart.db'}"
+        services = {"TicketService": address}
+        async with connect(url) as client, client.worker(add_ticket_to_cart, expire_ticket, services=services):
+            assert await client.run(add_ticket_to_cart.using(key="user-1"), AddTicket("user-1", "T-1"))
+            assert await client.run(add_ticket_to_cart.using(key="user-1"), AddTicket("user-1", "T-2"))
+            assert await client.state("user-1") == {"cart": ["T-1", "T-2"]}
+            assert await client.state("user-2") == {}
+            assert (await client.stats()).by_status["scheduled"] == 2
 
 
 # --- 8. tests ---------------------------------------------------------------------------------------------------------

@@ -301,6 +301,8 @@ async def test_unusual_ids_and_keys_work(client: Client, good: str) -> None:
     handle = await client.start(hello.using(id=good), "x")
     assert await handle.result() == "Hello x"
     assert (await client.handle(good, hello).describe()).id == good
+    assert await client.run(hello.using(key=good), "y") == "Hello y"
+    assert await client.state(good) == {}
 
 
 async def test_bad_awakeable_ids_are_refused(client: Client) -> None:

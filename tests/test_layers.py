@@ -23,7 +23,7 @@ SOURCE = Path(__file__).resolve().parents[1] / "src"
 
 LAYERS = (
     {"cli", "http", "integrations", "testing"},
-    {"client", "connect", "blocking", "describe"},
+    {"client", "connect", "blocking", "describe", "listing"},
     {"runtime"},
     {"stores"},
     {"workflow", "context", "group", "flow"},

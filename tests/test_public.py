@@ -10,15 +10,15 @@ PUBLIC = {
     # authors
     *("Context", "Retry", "Step", "StepCall", "StepInfo", "Workflow", "step", "step_info", "workflow"),
     # callers
-    *("Awakeable", "Call", "Client", "Handle", "Invocation", "Stats", "Status", "Worker", "connect"),
+    *("Awakeable", "Call", "Client", "Handle", "Invocation", "Page", "Stats", "Status", "Worker", "connect"),
     # groups
     *("Cancelled", "Completed", "Failed", "Group"),
     *("WaitDuration", "WaitForQuota", "WaitForever", "WaitQuotaOrDuration"),
     # flows
     *("Continue", "Flow", "Skip", "Stop"),
     # errors
-    *("ChildCancelled", "InvocationCancelled", "InvocationTimedOut", "NonRetryable", "PerdureError", "RemoteError"),
-    "WaitTimeout",
+    *("ChildCancelled", "InvocationCancelled", "InvocationTimedOut", "KeyDeadlock", "NonRetryable", "PerdureError"),
+    *("RemoteError", "WaitTimeout"),
 }
 
 

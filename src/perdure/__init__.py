@@ -10,6 +10,7 @@ from perdure.errors import (
     ChildCancelled,
     InvocationCancelled,
     InvocationTimedOut,
+    KeyDeadlock,
     NonRetryable,
     PerdureError,
     RemoteError,
@@ -26,6 +27,7 @@ from perdure.group import (
     WaitForQuota,
     WaitQuotaOrDuration,
 )
+from perdure.listing import Page
 from perdure.runtime.worker import Worker
 from perdure.workflow import Call, Step, StepCall, StepInfo, Workflow, step, step_info, workflow
 
@@ -47,7 +49,9 @@ __all__ = [
     "Invocation",
     "InvocationCancelled",
     "InvocationTimedOut",
+    "KeyDeadlock",
     "NonRetryable",
+    "Page",
     "PerdureError",
     "RemoteError",
     "Retry",

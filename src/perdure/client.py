@@ -5,10 +5,10 @@ from __future__ import annotations
 import asyncio
 import os
 import secrets
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Mapping
 from contextlib import AbstractAsyncContextManager, AbstractContextManager
 from types import ModuleType
-from typing import Any, Generic, ParamSpec, Self, TypeVar, assert_never, cast, overload
+from typing import Any, Generic, ParamSpec, Self, TypeVar, Unpack, assert_never, cast, overload
 
 from msgspec import Struct
 from msgspec.structs import replace
@@ -47,8 +47,9 @@ from perdure.errors import (
     too_large,
 )
 from perdure.group import Group, Wait, WaitForever, run_group
+from perdure.listing import PAGE_LIMIT, Filters, Page, check_limit, cursor_of, filter_of, place_of
 from perdure.runtime.worker import CACHE_LIMIT, Channels, Translators, Worker
-from perdure.stores.store import Filter, Store, unknown
+from perdure.stores.store import Filter, Row, Store, unknown
 from perdure.workflow import Call, Workflow
 
 P = ParamSpec("P")
@@ -56,9 +57,11 @@ R = TypeVar("R")
 R_co = TypeVar("R_co", covariant=True)
 
 ANSWER_WAIT_SECONDS = 30.0
-"""How long `pause`, `resume`, `cancel`, `retry`, `resolve` and `reject` wait to hear that they were applied."""
+"""How long `pause`, `resume`, `cancel`, `retry`, `resolve` and `reject` wait to hear that they were applied.
 
-PAGE_LIMIT = 200
+The message is durable before they wait."""
+
+LIST_BATCH = 200
 """Invocations that `list` reads at a time."""
 
 
@@ -102,7 +105,7 @@ class Handle(Generic[R_co]):
                     raise WaitTimeout(text, invocation_id=self.id, timeout=limit or 0.0) from None
         finally:
             watch.cancel()
-        return cast("R_co", value_of(self.id, outcome, self._workflow, self._client.translators))
+        return value_of(self.id, outcome, self._workflow, self._client.translators)
 
     async def describe(self) -> Invocation:
         """Return its status, journal, state, awakeables, times, and what it waits for."""
@@ -111,8 +114,10 @@ class Handle(Generic[R_co]):
         start = await store.start(self.id)
         if row is None or start is None:
             raise unknown(self.id)
-        journal = await store.journal(self.id)
-        return from_journal(row, start, journal.frames, store.secret, served=store.serves(row.handler))
+        journal, mail = await store.journal(self.id), await store.mail(self.id)
+        holder = None if row.key is None else (await store.key(row.key)).holder
+        served = store.serves(row.handler)
+        return from_journal(row, start, journal.frames, mail, store.secret, served=served, key_holder=holder)
 
     async def export(self) -> bytes:
         """Return its history, to be kept in a file and replayed by `perdure.testing.replay` when the code changes.
@@ -126,24 +131,51 @@ class Handle(Generic[R_co]):
             raise unknown(self.id)
         return export((await store.journal(self.id)).frames, start, store.secret)
 
-    async def pause(self) -> None:
-        """Start and deliver nothing new until `resume`; running steps end and are journaled."""
-        await self._client.send(self.id, Pause())
+    async def watch(self) -> AsyncGenerator[Invocation, None]:
+        """Iterate over its statuses as they change: the present one first, and the one in which it is settled last.
 
-    async def resume(self) -> None:
+        Each is what the index knows, as in `client.list`. Pushed, not polled; who comes late for the next one gets the
+        newest. `contextlib.aclosing` ends it at once when the loop is left early.
+        """
+        store = await self._client.opened()
+        events = store.events(Filter(id=self.id))
+        try:
+            row = await store.row(self.id)
+            if row is None:
+                raise unknown(self.id)
+            yield from_row(row)
+            while row.status not in SETTLED:
+                before, changes = row, await events.next()
+                row = changes[-1] if changes else await store.row(self.id)
+                if row is None:
+                    raise unknown(self.id)
+                if row.status != before.status:
+                    yield from_row(row)
+        finally:
+            events.close()
+
+    async def pause(self, *, timeout: Duration = ANSWER_WAIT_SECONDS) -> None:
+        """Start and deliver nothing new until `resume`; running steps end and are journaled.
+
+        Here and in the other verbs, the message is durable at once, and `timeout` bounds only the waiting until a
+        worker has applied it: `WaitTimeout`. `MessageRefused` says why it was not applied.
+        """
+        await self._client.send(self.id, Pause(), timeout=timeout)
+
+    async def resume(self, *, timeout: Duration = ANSWER_WAIT_SECONDS) -> None:
         """End a pause."""
-        await self._client.send(self.id, Resume())
+        await self._client.send(self.id, Resume(), timeout=timeout)
 
-    async def cancel(self, *, force: bool = False) -> None:
+    async def cancel(self, *, force: bool = False, timeout: Duration = ANSWER_WAIT_SECONDS) -> None:
         """Cancel, letting cleanup code run; `force` skips cleanup. Returns when the cancellation is recorded.
 
         As of an asyncio task, CancelledError is raised where the body waits, once: a body that catches it and goes on
         has taken it, and a second plain cancel changes nothing, so that cleanup is not cut short. Force ends it always.
         Children are cancelled likewise; what was sent is not.
         """
-        await self._client.send(self.id, Cancel(force))
+        await self._client.send(self.id, Cancel(bool(force)), timeout=timeout)
 
-    async def retry(self) -> None:
+    async def retry(self, *, timeout: Duration = ANSWER_WAIT_SECONDS) -> None:
         """Run a failed invocation again from the step that made it fail, under the same id.
 
         Results from before are kept, and what was undone since stays undone. The failed step gets a new idempotency
@@ -151,7 +183,22 @@ class Handle(Generic[R_co]):
         A body that raised by itself is run again as a whole over the results it has: retry it once it is repaired.
         Anything but a failed invocation refuses: `MessageRefused`.
         """
-        await self._client.send(self.id, TryAgain())
+        await self._client.send(self.id, TryAgain(), timeout=timeout)
+
+    async def purge(self) -> None:
+        """Remove a settled invocation for ever, without waiting for the end of its retention.
+
+        Its journal and messages go; its id is unknown then, and may be used anew. `IllegalTransition` while it has not
+        ended, or while something for it is still in hand: try that again.
+        """
+        store = await self._client.opened()
+        row = await store.row(self.id)
+        if row is None:
+            raise unknown(self.id)
+        if not await store.purge(store.clock.now(), limit=1, id=self.id):
+            why = "something for it is still in hand: try again" if row.status in SETTLED else "cancel it first"
+            text = f"cannot purge invocation {self.id!r}: it is {row.status}; {why}"
+            raise IllegalTransition(text, invocation_id=self.id, status=row.status)
 
     @overload
     async def restart(self, /, *, id: str | None = None) -> Handle[R_co]: ...
@@ -187,12 +234,15 @@ class Client(AbstractAsyncContextManager["Client"]):
         make_channels: Callable[[Mapping[str, str]], Channels],
         translators: Translators = tuple,
         stubs: StubMaker | None = None,
+        retention: float | None = None,
     ) -> None:
         self.translators = translators
+        self._retention = retention
         self._stubs = stubs
         self._make_store = make_store
         self._make_channels = make_channels
         self._store: Store | None = None
+        self._sent = 0
         self._opening: asyncio.Task[Store] | None = None
 
     async def __aenter__(self) -> Self:
@@ -225,6 +275,7 @@ class Client(AbstractAsyncContextManager["Client"]):
     async def _open(self) -> Store:
         store = self._make_store()
         await store.open()
+        self._name = secrets.token_hex(10)  # now rather than earlier: a forked child opens a store of its own
         return store
 
     # --- running ------------------------------------------------------------------------------------------------------
@@ -245,7 +296,7 @@ class Client(AbstractAsyncContextManager["Client"]):
         finally:
             if not watch.done():
                 watch.cancel()
-        return cast("R", value_of(start.id, outcome, workflow, self.translators))
+        return value_of(start.id, outcome, workflow, self.translators)
 
     async def start(self, workflow: Workflow[P, R], /, *args: P.args, **kwargs: P.kwargs) -> Handle[R]:
         """Start a workflow and return its handle, once the start is durable. Idempotent by `using(id=...)`."""
@@ -302,61 +353,128 @@ class Client(AbstractAsyncContextManager["Client"]):
         return Handle(self, check_name("an invocation's id", id), workflow)
 
     # --- looking ------------------------------------------------------------------------------------------------------
-    async def list(
+    def list(
+        self, *, limit: int | None = None, cursor: str | None = None, **filters: Unpack[Filters]
+    ) -> AsyncGenerator[Invocation, None]:
+        """Iterate over invocations, newest first; only what the index knows is filled in.
+
+        They are read page by page, all of them unless there is a `limit`, beginning after the `next` of a `page` if
+        that is given as `cursor`. What is started meanwhile neither repeats nor hides another. A wrong filter is an
+        `InvalidOption` or `BadId` at once.
+        """
+        before = None if cursor is None else place_of(cursor)
+        return self._listed(replace(filter_of(**filters), before=before), None if limit is None else check_limit(limit))
+
+    async def _listed(self, filter: Filter, left: int | None) -> AsyncGenerator[Invocation, None]:
+        store = await self.opened()
+        while left is None or left > 0:
+            size = LIST_BATCH if left is None else min(LIST_BATCH, left)
+            rows = await store.search(replace(filter, limit=size))
+            for row in rows:
+                yield from_row(row)
+            if len(rows) < size:
+                return
+            filter = replace(filter, before=(rows[-1].created_at, rows[-1].id))
+            left = None if left is None else left - len(rows)
+
+    async def page(self, *, limit: int = 100, cursor: str | None = None, **filters: Unpack[Filters]) -> Page:
+        """Return at most `limit` (up to 1,000) invocations, newest first, and the cursor of the page after them."""
+        before = None if cursor is None else place_of(cursor)
+        size = check_limit(limit, PAGE_LIMIT)
+        filter = replace(filter_of(**filters), before=before, limit=size + 1)
+        rows = await (await self.opened()).search(filter)
+        return Page(tuple(map(from_row, rows[:size])), cursor_of(rows[size - 1]) if len(rows) > size else None)
+
+    def watch(
         self,
         *,
         status: Status | None = None,
         handler: str | None = None,
         key: str | None = None,
-        limit: int | None = None,
-    ) -> AsyncIterator[Invocation]:
-        """Iterate over invocations, newest first, read page by page; only what the index knows is filled in."""
+        id_prefix: str | None = None,
+    ) -> AsyncGenerator[Invocation, None]:
+        """Iterate, without end, over invocations as they change, from the first `anext` on: pushed, not polled.
+
+        One comes whenever its status or wait has changed to what the filters let through; a new one counts as changed.
+        For a slow reader the newest of each invocation is kept. If far too many change, the index is read instead, and
+        some may come twice. The end of the store ends it: `StoreClosed`.
+        """
+        return self._changing(filter_of(status=status, handler=handler, key=key, id_prefix=id_prefix))
+
+    async def _changing(self, filter: Filter) -> AsyncGenerator[Invocation, None]:
         store = await self.opened()
-        before: tuple[float, str] | None = None
-        left = limit
-        while left is None or left > 0:
-            page = await store.search(Filter(status, handler, key, None, before, min(PAGE_LIMIT, left or PAGE_LIMIT)))
-            for row in page:
-                yield from_row(row)
-            if len(page) < min(PAGE_LIMIT, left or PAGE_LIMIT):
-                return
-            before = (page[-1].created_at, page[-1].id)
-            left = None if left is None else left - len(page)
+        events = store.events(filter)
+        since = store.clock.now()
+        try:
+            while True:
+                rows = await events.next()
+                if rows is None:
+                    async for row in self._changed_since(store, filter, since):
+                        since = max(since, row.updated_at)
+                        yield from_row(row)
+                    continue
+                for row in rows:
+                    since = max(since, row.updated_at)
+                    yield from_row(row)
+        finally:
+            events.close()
+
+    async def _changed_since(self, store: Store, filter: Filter, since: float) -> AsyncIterator[Row]:
+        """Read the whole index for what has changed: the way out for a watcher that was not told."""
+        filter = replace(filter, limit=PAGE_LIMIT)
+        while rows := await store.search(filter):
+            for row in rows:
+                if row.updated_at >= since:
+                    yield row
+            filter = replace(filter, before=(rows[-1].created_at, rows[-1].id))
 
     async def stats(self) -> Stats:
         """Count invocations by status and by handler."""
         counts = await (await self.opened()).counts()
         return Stats(sum(counts.by_status.values()), counts.by_status, counts.by_handler)
 
+    async def state(self, key: str, /) -> dict[str, Any]:
+        """Return the state that the invocations of a key share, in builtin types, as the last to end left it."""
+        held = await (await self.opened()).key(check_name("a key", key))
+        return {name: decoder(Any)(value) for name, value in held.state.items()}
+
     # --- talking ------------------------------------------------------------------------------------------------------
-    async def resolve(self, awakeable_id: str, value: object = None, /) -> None:
+    async def resolve(
+        self, awakeable_id: str, value: object = None, /, *, timeout: Duration = ANSWER_WAIT_SECONDS
+    ) -> None:
         """Give an awakeable its value; refused when it has one, or when the value has the wrong shape."""
         store = await self.opened()
         invocation_id, generation, n = parse_awakeable_id(awakeable_id, store.secret)
         data = encode(value, "the value of the awakeable")
         if len(data) > store.payload_limit:
             raise too_large("the value of the awakeable", len(data), store.payload_limit)
-        await self.send(invocation_id, Resolve(n, data, generation))
+        await self.send(invocation_id, Resolve(n, data, generation), timeout=timeout)
 
-    async def reject(self, awakeable_id: str, reason: str, /) -> None:
+    async def reject(self, awakeable_id: str, reason: str, /, *, timeout: Duration = ANSWER_WAIT_SECONDS) -> None:
         """Fail an awakeable: who awaits it gets `AwakeableRejected` with the reason."""
+        if not isinstance(reason, str):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise InvalidOption(f"reject(..., {reason!r}): the reason must be a str")
+        encode(reason, "the reason")  # what cannot be recorded is refused here
         store = await self.opened()
         invocation_id, generation, n = parse_awakeable_id(awakeable_id, store.secret)
-        await self.send(invocation_id, Reject(n, reason, generation))
+        await self.send(invocation_id, Reject(n, reason, generation), timeout=timeout)
 
-    async def send(self, id: str, request: Request) -> None:
+    async def send(self, id: str, request: Request, *, timeout: Duration = ANSWER_WAIT_SECONDS) -> None:
         """Post a message durably and wait until it is applied.
 
         `MessageRefused` says why it was not; it is an `IllegalTransition` if the status does not allow it.
         """
+        limit = seconds("timeout", timeout)
         store = await self.opened()
-        message = Message(secrets.token_hex(12), id, store.clock.now(), request)
+        self._sent += 1
+        message = Message(f"{self._name}-{self._sent}", id, store.clock.now(), request)
         await store.post(message)
         try:
-            answer = await asyncio.wait_for(store.answer(message.id), ANSWER_WAIT_SECONDS)
+            async with asyncio.timeout(limit):
+                answer = await store.answer(message.id)
         except TimeoutError:
-            text = f"invocation {id!r}: the message is accepted, and not yet applied after {ANSWER_WAIT_SECONDS} s"
-            raise WaitTimeout(text, invocation_id=id, timeout=ANSWER_WAIT_SECONDS) from None
+            text = f"invocation {id!r}: the message is accepted, and not yet applied after {limit:g} s"
+            raise WaitTimeout(text, invocation_id=id, timeout=limit) from None
         if (reason := answer.refused) is not None:
             text = f"invocation {id!r} refused the message: {reason}"
             if (status := refusing_status(reason)) is not None:
@@ -395,6 +513,7 @@ class Client(AbstractAsyncContextManager["Client"]):
             cache=cache,
             translators=self.translators,
             stubs=self._stubs,
+            retention=self._retention,
         )
 
     def blocking(self, *workers: Worker) -> AbstractContextManager[Blocking]:

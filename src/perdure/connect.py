@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from perdure.client import Client
+from perdure.core.retry import Duration, seconds
 from perdure.errors import BadUrl, InvalidOption
+from perdure.runtime.retention import RETENTION_SECONDS
 from perdure.stores.store import PAYLOAD_LIMIT_BYTES
 
 if TYPE_CHECKING:
@@ -23,17 +25,35 @@ DEFAULT_URL = "sqlite:perdure.db"
 _EXPECTED = "use memory:, sqlite:PATH, nats://HOST:PORT or http(s)://HOST:PORT"
 
 
-def connect(url: str | None = None, /, *, payload_limit: int | None = None) -> Client:
+def connect(
+    url: str | None = None,
+    /,
+    *,
+    retention: Duration | None = RETENTION_SECONDS,
+    payload_limit: int | None = None,
+    read_only: bool = False,
+) -> Client:
     """Return a client of the store that `url` names; it opens on first use, or on `async with`.
 
     `memory:`, `sqlite:PATH`, `nats://HOST:PORT[,HOST:PORT...]` or `http(s)://HOST:PORT`. Without a url, the
     environment's `PERDURE_URL`, else `sqlite:perdure.db`. `payload_limit` is the most bytes of one encoded value.
+    `read_only` opens a file that exists, also while another process serves it, to look and to change nothing.
+
+    `retention` (seconds or a timedelta; 7 days; None: for ever) is how long the workers of this client keep completed,
+    cancelled and failed invocations, counted from their last change. Then their journals go, failed ones can be retried
+    no more, and their ids are unknown: who submits such an id again starts it anew.
     """
-    chosen = url or os.environ.get("PERDURE_URL") or DEFAULT_URL
-    return Client(_store_of(chosen, payload_limit), channels_for, translators_in_use, make_stub)
+    make_store = _store_of(url_in_use(url), payload_limit, read_only)
+    kept = None if retention is None else seconds("connect(retention=…)", retention, positive=True)
+    return Client(make_store, channels_for, translators_in_use, make_stub, kept)
 
 
-def _store_of(url: str, payload_limit: int | None) -> Callable[[], Store]:
+def url_in_use(url: str | None) -> str:
+    """Return the URL that `connect(url)` uses."""
+    return url or os.environ.get("PERDURE_URL") or DEFAULT_URL
+
+
+def _store_of(url: str, payload_limit: int | None, read_only: bool) -> Callable[[], Store]:
     limit = PAYLOAD_LIMIT_BYTES if payload_limit is None else payload_limit
     if limit < 1:
         raise InvalidOption(f"connect(payload_limit={limit}): give at least 1 byte")
@@ -44,6 +64,8 @@ def _store_of(url: str, payload_limit: int | None) -> Callable[[], Store]:
         case "memory":
             if rest:
                 raise BadUrl(f"{url!r}: write `memory:` alone, nothing of it is kept")
+            if read_only:
+                raise InvalidOption("connect('memory:', read_only=True): nothing is in it yet; name a file")
             from perdure.stores.memory import MemoryStore  # noqa: PLC0415  only the store in use is imported
 
             return lambda: MemoryStore(payload_limit=limit)
@@ -51,8 +73,10 @@ def _store_of(url: str, payload_limit: int | None) -> Callable[[], Store]:
             path = rest.removeprefix("//")
             if not path or path == ":memory:":
                 raise BadUrl(f"{url!r}: name a file, as in sqlite:perdure.db; for a store in memory, use memory:")
-            from perdure.stores.sqlite import SqliteStore  # noqa: PLC0415  only the store in use is imported
+            from perdure.stores.sqlite import SqliteStore, SqliteView  # noqa: PLC0415  only the store in use is imported
 
+            if read_only:
+                return lambda: SqliteView(path, payload_limit=limit)
             return lambda: SqliteStore(path, payload_limit=limit)
         case "nats" | "tls" | "http" | "https":
             raise BadUrl(

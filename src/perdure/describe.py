@@ -1,15 +1,18 @@
-"""What `describe` and `list` give: an invocation as people see it, read from its journal and nothing else."""
+"""What `describe` and `list` give: an invocation as people see it, read from its journal and nothing else.
+
+Values are decoded without the code that wrote them, to builtin types; one that cannot be is named with its size.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
-from typing import Any, assert_never
+from typing import Any, assert_never, cast
 
 from msgspec import Struct
 from msgspec.structs import replace
 
-from perdure.core.codec import decoder
+from perdure.core.codec import Failure, decoder
 from perdure.core.generations import current, retry_in
 from perdure.core.ids import awakeable_id
 from perdure.core.journal import (
@@ -17,6 +20,7 @@ from perdure.core.journal import (
     Attempted,
     CallChild,
     CallStep,
+    Cancelled,
     CancelRequested,
     Claimed,
     Command,
@@ -25,26 +29,39 @@ from perdure.core.journal import (
     Failed,
     Fired,
     Frame,
+    Granted,
     Interrupted,
     MarkPatch,
+    Message,
     OpenAwakeable,
     Paused,
     Raised,
+    Reject,
+    Resolve,
     Resumed,
     Returned,
     SendStart,
     SetTimer,
     Start,
     Status,
+    TryAgain,
 )
 from perdure.core.lifecycle import SETTLED
+from perdure.errors import Undecodable
 from perdure.stores.store import Row
 
-_builtin = decoder(Any)
+WAITS_LIMIT = 5
+"""Commands that `waiting_for` names; the others are counted."""
+
+_decode = decoder(Any)
 
 
 class JournalStep(Struct, frozen=True):
-    """One command of an invocation and what became of it. Times are in UTC; `attempts` counts failed ones so far."""
+    """One command of an invocation and what became of it. Times are in UTC.
+
+    `attempts` counts the failed ones so far, and `error` is the last of them, while the step is tried again. `due` is
+    when its next attempt begins, or a timer fires. `invocation_id` is what a child or send started.
+    """
 
     number: int
     step_type: str
@@ -54,6 +71,8 @@ class JournalStep(Struct, frozen=True):
     attempts: int = 0
     result: Any = None
     error: str | None = None
+    due: datetime | None = None
+    invocation_id: str | None = None
 
 
 class AwakeableInfo(Struct, frozen=True):
@@ -67,7 +86,9 @@ class AwakeableInfo(Struct, frozen=True):
 class Invocation(Struct, frozen=True):
     """An invocation, as the index knows it; `describe` fills in the rest from its journal.
 
-    `waiting_for` says in words what it waits for. `result` is in builtin types. `epoch` counts the workers that ran it.
+    `waiting_for` says in words what it waits for. `result` is in builtin types. `epoch` counts the workers that ran
+    it, `retries` its retries. `started_at` is when a worker first had it, `ended_at` when it was settled, `deadline`
+    the end of its time limit. `mail` names what was sent to it and is neither applied nor refused yet, oldest first.
     """
 
     id: str
@@ -89,6 +110,13 @@ class Invocation(Struct, frozen=True):
     paused_because: str | None = None
     epoch: int = 0
     worker: str | None = None
+    started_at: datetime | None = None
+    ended_at: datetime | None = None
+    deadline: datetime | None = None
+    retries: int = 0
+    parent_id: str | None = None
+    traceback: str | None = None
+    mail: tuple[str, ...] = ()
 
 
 def from_row(row: Row) -> Invocation:
@@ -98,16 +126,28 @@ def from_row(row: Row) -> Invocation:
     )
 
 
-def from_journal(row: Row, start: Start, frames: Sequence[Frame], secret: bytes, *, served: bool) -> Invocation:
-    """Return what the index and the journal know. `served` says whether a worker here serves the handler."""
+def from_journal(
+    row: Row,
+    start: Start,
+    frames: Sequence[Frame],
+    mail: Sequence[Message],
+    secret: bytes,
+    *,
+    served: bool | None,
+    key_holder: str | None = None,
+) -> Invocation:
+    """Return what the index and the journal know.
+
+    `served` says whether a worker here serves the handler, `key_holder` who holds its key, if it has one.
+    """
     steps: dict[int, JournalStep] = {}
     awakeables: dict[int, AwakeableInfo] = {}
     state: dict[str, Any] = {}
     known: dict[str, Any] = {}
-    generation = 0
+    generation, begun_at = 0, start.due
     for frame in current(frames):
         if (retried := retry_in(frame)) is not None:
-            generation = retried.generation
+            generation, begun_at = retried.generation, retried.at
         for command in frame.commands:  # first, as an entry may answer a command of its own frame
             if isinstance(command, OpenAwakeable):
                 if command.n not in awakeables:  # a retry opens the same one again
@@ -120,48 +160,90 @@ def from_journal(row: Row, start: Start, frames: Sequence[Frame], secret: bytes,
                     steps[entry.n] = _ended(steps[entry.n], entry)
                 if entry.n in awakeables:
                     awakeables[entry.n] = replace(awakeables[entry.n], resolved=True)
+            elif isinstance(entry, Granted):
+                state.clear()
+                _change(state, entry.state)
             else:
                 known.update(_fact(entry))
-        for name, data in frame.state.items():
-            if data is None:
-                state.pop(name, None)
-            else:
-                state[name] = _builtin(data)
+        _change(state, frame.state)
     open_steps = [step for step in steps.values() if step.status == "pending"]
     return replace(
         from_row(row),
-        input=_builtin(start.input),
+        input=_mapping(_value(start.input)),
         journal=tuple(steps.values()),
         current_step=open_steps[0] if open_steps and row.status not in SETTLED else None,
         state=state,
         awakeables=tuple(awakeables.values()),
-        waiting_for=_waiting_for(row, open_steps, known.get("paused_because"), served),
+        waiting_for=_waiting_for(row, open_steps, known.get("paused_because"), served, key_holder),
+        started_at=_first_claim(frames),
+        deadline=None if start.timeout is None else _time(begun_at + start.timeout),
+        retries=generation,
+        parent_id=None if start.parent is None else start.parent.id,
+        mail=tuple(map(_verb, mail)),
         **known,
     )
 
 
-def _waiting_for(row: Row, open_steps: Sequence[JournalStep], paused: str | None, served: bool) -> str | None:
+def _change(state: dict[str, Any], changes: Mapping[str, bytes | None]) -> None:
+    for name, data in changes.items():
+        if data is None:
+            state.pop(name, None)
+        else:
+            state[name] = _value(data)
+
+
+def _first_claim(frames: Sequence[Frame]) -> datetime | None:
+    claims = (entry.at for frame in frames for entry in frame.entries if isinstance(entry, Claimed))
+    return next(map(_time, claims), None)
+
+
+def _verb(message: Message) -> str:
+    match message.request:
+        case TryAgain():
+            return "retry"
+        case Resolve(n=n) | Reject(n=n):
+            return f"{type(message.request).__name__.lower()} #{n}"
+        case other:
+            return type(other).__name__.lower()
+
+
+def _waiting_for(
+    row: Row, open_steps: Sequence[JournalStep], paused: str | None, served: bool | None, key_holder: str | None
+) -> str | None:
     if row.status in SETTLED:
         return None
     if row.status == "paused":
         return f"resume ({paused})" if paused else "resume"
     if row.status == "scheduled":
         return f"its time, {_time(row.due).isoformat(timespec='seconds')}"
+    if row.status == "pending" and key_holder not in (None, row.id):
+        return f"key {row.key!r}, which invocation {key_holder} holds"
     if row.status == "pending":
+        if served is None:
+            return f"a worker that serves workflow {row.handler!r}, or a free slot of it"
         return "a free slot of a worker" if served else f"a worker that serves workflow {row.handler!r}"
-    return ", ".join(step.step_type for step in open_steps) or None
+    more = len(open_steps) - WAITS_LIMIT
+    waits = [_wait(step) for step in open_steps[:WAITS_LIMIT]] + ([f"{more} more"] if more > 0 else [])
+    return ", ".join(waits) or None
+
+
+def _wait(step: JournalStep) -> str:
+    if step.due is None:
+        return step.step_type
+    until = step.due.isoformat(timespec="seconds")
+    return f"{step.step_type} until {until}" if not step.attempts else f"{step.step_type} again at {until}"
 
 
 def _begun(command: Command, at: float, awakeable: AwakeableInfo | None) -> JournalStep:
     match command:
         case CallStep(n=n, name=name):
             return JournalStep(n, name, "pending", _time(at))
-        case SetTimer(n=n):
-            return JournalStep(n, "SLEEP", "pending", _time(at))
+        case SetTimer(n=n, due=due):
+            return JournalStep(n, "SLEEP", "pending", _time(at), due=_time(due))
         case CallChild(n=n, start=child):
-            return JournalStep(n, f"CHILD:{child.handler}", "pending", _time(at))
+            return JournalStep(n, f"CHILD:{child.handler}", "pending", _time(at), invocation_id=child.id)
         case SendStart(n=n, start=sent):
-            return JournalStep(n, f"SEND:{sent.handler}", "completed", _time(at), _time(at))
+            return JournalStep(n, f"SEND:{sent.handler}", "completed", _time(at), _time(at), invocation_id=sent.id)
         case OpenAwakeable(n=n):
             return JournalStep(n, f"AWAKEABLE:{awakeable.id if awakeable else ''}", "pending", _time(at))
         case MarkPatch(n=n, name=name):
@@ -174,11 +256,11 @@ def _ended(step: JournalStep, entry: Answering) -> JournalStep:
     at = _time(entry.at)
     match entry:
         case Returned(value=value):
-            return replace(step, status="completed", ended_at=at, result=_builtin(value), error=None)
+            return replace(step, status="completed", ended_at=at, result=_value(value), error=None, due=None)
         case Raised(failure=failure):
-            return replace(step, status="failed", ended_at=at, error=f"{failure.type}: {failure.message}")
-        case Attempted(attempt=attempt, failure=failure):
-            return replace(step, attempts=attempt, error=f"{failure.type}: {failure.message}")
+            return replace(step, status="failed", ended_at=at, error=_text(failure), due=None)
+        case Attempted(attempt=attempt, failure=failure, due=due):
+            return replace(step, attempts=attempt, error=_text(failure), due=_time(due))
         case Fired():
             return replace(step, status="completed", ended_at=at)
         case Interrupted():
@@ -197,12 +279,29 @@ def _fact(entry: Entry) -> dict[str, Any]:
             return {"paused_because": reason}
         case Resumed():
             return {"paused_because": None}
-        case Completed(value=value):
-            return {"result": _builtin(value)}
-        case Failed(failure=failure):
-            return {"error": f"{failure.type}: {failure.message}"}
+        case Completed(at=at, value=value):
+            return {"result": _value(value), "ended_at": _time(at)}
+        case Failed(at=at, failure=failure):
+            return {"error": _text(failure), "traceback": failure.traceback or None, "ended_at": _time(at)}
+        case Cancelled(at=at):
+            return {"ended_at": _time(at)}
         case _:
             return {}
+
+
+def _text(failure: Failure) -> str:
+    return f"{failure.type}: {failure.message}"
+
+
+def _value(data: bytes) -> Any:
+    try:
+        return _decode(data)
+    except Undecodable:
+        return f"<{len(data):,} bytes that do not decode>"
+
+
+def _mapping(value: Any) -> Mapping[str, Any]:
+    return cast("Mapping[str, Any]", value) if isinstance(value, dict) else {"": value}
 
 
 def _time(at: float) -> datetime:

@@ -28,6 +28,7 @@ from perdure.errors import (
     CalledOutsideWorkflow,
     InputRefused,
     InvalidOption,
+    KeyDeadlock,
     NotAsync,
     NotAWorkflow,
     Undecodable,
@@ -120,7 +121,7 @@ class Step(Generic[P, R_co]):
         if not callable(fn):
             raise NotAWorkflow(f"@step goes on a function, not on {fn!r}")
         self._fn = fn
-        self.name = check_name("a step's name", name or _name_of(fn))
+        self._rename(name or _name_of(fn))
         self.retry = retry or DEFAULT_RETRY
         self.timeout = None if timeout is None else seconds(f"timeout of step {self.name!r}", timeout, positive=True)
         self.is_async = _is_async(fn)
@@ -145,8 +146,12 @@ class Step(Generic[P, R_co]):
         if timeout is not None:
             other.timeout = seconds(f"timeout of step {self.name!r}", timeout, positive=True)
         if name is not None:
-            other.name = check_name("a step's name", name)
+            other._rename(name)  # noqa: SLF001
         return other
+
+    def _rename(self, name: str) -> None:
+        self.name = check_name("a step's name", name)
+        self._result = f"the result of step {self.name!r}"  # for texts
 
     def bind(self, /, *args: P.args, **kwargs: P.kwargs) -> StepCall[R_co]:
         """Return this step with its arguments, not yet called."""
@@ -182,32 +187,33 @@ class Step(Generic[P, R_co]):
         return await result if inspect.isawaitable(result) else result
 
     async def _durable(self, turn: Turn, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        signature = self.signature()
-        digest = signature.digest(args, kwargs)
-        return await turn.call_step(self.name, digest, self.decode_result, StepWork(self, args, kwargs))
+        digest = (self._signature or self.signature()).digest(args, kwargs)
+        work = StepWork(self, args, kwargs, self.name, self.retry, self.timeout)
+        return await turn.call_step(self.name, digest, self.decode_result, work)
 
     @functools.cached_property
     def decode_result(self) -> Callable[[bytes], Any]:
         """Decodes a result by the annotation."""
-        return decoder(self.signature().returns)
+        return decoder(self._returns)
 
     def encode_result(self, value: Any, /) -> bytes:
         """Encode a result, or raise `Unencodable` when it cannot be, or is not what the annotation says."""
-        return encode_as(value, self.signature().returns, f"the result of step {self.name!r}")
+        return encode_as(value, self._returns, self._result)
+
+    @functools.cached_property
+    def _returns(self) -> Any:
+        return self.signature().returns
 
 
-class StepWork:
+class StepWork(Struct, eq=False):
     """A step's call, as the runtime runs it."""
 
-    __slots__ = ("args", "kwargs", "name", "retry", "step", "timeout")
-
-    def __init__(self, step: Step[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        self.step = step
-        self.args = args
-        self.kwargs = kwargs
-        self.name = step.name
-        self.retry = step.retry
-        self.timeout = step.timeout
+    step: Step[..., Any]
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    name: str
+    retry: Retry
+    timeout: float | None
 
     async def run(self, host: StepHost, info: StepInfo, /) -> bytes:
         """Run one attempt; return the encoded result."""
@@ -388,13 +394,18 @@ class Workflow(Generic[P, R_co]):
         at: float,
         seed: int,
         parent: Parent | None = None,
+        held: tuple[str, ...] = (),
     ) -> Start:
-        """Make the start of an invocation, or raise `InputRefused`. `id` is used unless the options choose one."""
+        """Make the start of an invocation, or raise `InputRefused`. `id` is used unless the options choose one.
+
+        `held` are the keys of the ancestors that wait for it.
+        """
         options = self._options
-        if options.key is not None:
-            # Taking a key and not keeping its promise would be worse than refusing it.
-            raise InvalidOption(
-                f"workflow {self.name!r}: this release does not run keyed invocations yet; leave key= out"
+        if options.key in held:
+            raise KeyDeadlock(
+                f"workflow {self.name!r} needs key {options.key!r}, which its parent or an ancestor holds while it "
+                "waits: call it without the key, or send it instead",
+                key=options.key,
             )
         if self._loose is not None:
             data = self._loose.encode(args, kwargs, self.name)
@@ -413,7 +424,8 @@ class Workflow(Generic[P, R_co]):
             options.timeout,
             parent,
             options.id is not None,
-            digest=identity,
+            held,
+            identity,
         )
 
     def body(self, start: Start, /) -> Callable[[Turn], Coroutine[Any, Any, Any]]:
@@ -442,7 +454,8 @@ class Workflow(Generic[P, R_co]):
 
     async def _child(self, turn: Turn, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         def start(id: str, parent: Parent) -> Start:
-            return self.start_of(args, kwargs, id=id, at=turn.loop.now, seed=seed_of(id), parent=parent)
+            held = turn.keys_held
+            return self.start_of(args, kwargs, id=id, at=turn.loop.now, seed=seed_of(id), parent=parent, held=held)
 
         return await turn.call_child(start, self.decode_result)
 

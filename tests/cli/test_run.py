@@ -93,10 +93,9 @@ def test_timeout_fails_the_run(folder: Path) -> None:
     assert "InvocationTimedOut" in run.stderr
 
 
-def test_key_is_refused_while_keyed_invocations_cannot_be_run_one_at_a_time(folder: Path) -> None:
+def test_key_reaches_the_workflow(folder: Path) -> None:
     run = perdure("run", "app.py:keyed", "--key", "k-1", "--url", "memory:", cwd=folder)
-    assert run.returncode == 2
-    assert "does not run keyed invocations yet" in run.stderr
+    assert (run.returncode, run.stdout) == (0, "k-1\n")
 
 
 def test_worker_has_a_fixed_hash_seed_unless_the_environment_chooses_one(folder: Path) -> None:

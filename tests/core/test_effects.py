@@ -6,7 +6,8 @@ import msgspec
 import pytest
 
 from perdure.core.codec import Failure
-from perdure.core.effects import NO_EFFECTS, Effects, effects_of
+from perdure.core.effects import NO_EFFECTS, Effects, Release, effects_of
+from perdure.core.history import History
 from perdure.core.journal import (
     Accepted,
     Answer,
@@ -23,6 +24,7 @@ from perdure.core.journal import (
     Failed,
     Fired,
     Frame,
+    Granted,
     Interrupted,
     Message,
     OpenAwakeable,
@@ -44,17 +46,23 @@ START = Start("one", "handler", b"\x80", 1.0, 1.0, 7)
 CHILD = Start("child", "other", b"\x80", 1.0, 1.0, 8)
 SENT = Start("sent", "other", b"\x80", 1.0, 1.0, 9)
 FAILURE = Failure("builtins", "ValueError", "no")
-CHILDREN = {3: CHILD}
+HISTORY = History(children={3: CHILD})
 
 
 def effects(
     *entries: Entry, start: Start = START, commands: list[Command] | None = None, cancels: list[int] | None = None
 ):
-    return effects_of(start, Frame("writer", 5.0, [*entries], commands or [], {}, cancels or []), CHILDREN.get)
+    return effects_of(start, Frame("writer", 5.0, [*entries], commands or [], {}, cancels or []), HISTORY)
 
 
 QUIET: list[Entry] = [
-    *(Accepted(START), Claimed(1.0, 1, "worker", "3.11", "0"), Released(2.0), Returned(0, 2.0, b"")),
+    *(
+        Accepted(START),
+        Claimed(1.0, 1, "worker", "3.11", "0"),
+        Granted(1.0, 0, {"a": b"1"}),
+        Released(2.0),
+        Returned(0, 2.0, b""),
+    ),
     *(Raised(0, 2.0, FAILURE), Attempted(0, 2.0, 1, FAILURE, 3.0), Fired(0, 2.0), Interrupted(0, 2.0)),
     *(CancelRequested(2.0, True), Paused(2.0, "because"), Resumed(2.0), Completed(2.0, b""), Failed(2.0, FAILURE)),
     Cancelled(2.0),
@@ -109,8 +117,32 @@ def test_a_parent_is_told_of_the_outcome_once_under_one_id(outcome: Outcome):
 def test_a_parent_is_not_told_again_of_what_comes_of_a_retry():
     start = msgspec.structs.replace(START, parent=Parent("up", 0, 3))
     frame = Frame("writer", 5.0, [Completed(5.0, b"")])
-    assert effects_of(start, frame, CHILDREN.get).messages
-    assert effects_of(start, frame, CHILDREN.get, 1) == NO_EFFECTS
+    assert effects_of(start, frame, HISTORY).messages
+    assert effects_of(start, frame, History(children={3: CHILD}, generation=1)) == NO_EFFECTS
+
+
+@pytest.mark.parametrize("outcome", [Completed(2.0, b""), Failed(2.0, FAILURE), Cancelled(2.0)])
+def test_whoever_settles_releases_its_key_with_the_state_that_it_leaves(outcome: Outcome):
+    start = msgspec.structs.replace(START, key="user-1")
+    granted = Granted(1.0, 0, {"a": b"1", "b": b"2"})
+    first = Frame("writer", 5.0, [Accepted(start), granted], [], {"a": None, "c": b"3"})
+    last = Frame("writer", 6.0, [outcome], [], {"d": b"4"})
+    release = Release("user-1", 0, {"b": b"2", "c": b"3", "d": b"4"})
+    assert effects_of(start, first, History.of([first])) is NO_EFFECTS
+    assert effects_of(start, last, History.of([first, last])) == Effects(release=release)
+
+
+def test_a_key_whose_state_was_not_changed_is_released_as_it_was():
+    start = msgspec.structs.replace(START, key="user-1")
+    frame = Frame("writer", 5.0, [Accepted(start), Granted(1.0, 0, {"a": b"1"}), Completed(2.0, b"")])
+    assert effects_of(start, frame, History.of([frame])) == Effects(release=Release("user-1", 0, None))
+
+
+def test_who_was_never_granted_its_key_leaves_the_line():
+    start = msgspec.structs.replace(START, key="user-1")
+    frame = Frame("writer", 5.0, [Accepted(start), Cancelled(2.0, message="m")])
+    expected = Effects(answers=(Answer("m"),), release=Release("user-1", 0, None))
+    assert effects_of(start, frame, History.of([frame])) == expected
 
 
 def test_a_child_that_is_issued_again_is_started():

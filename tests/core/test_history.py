@@ -15,6 +15,7 @@ from perdure.core.journal import (
     Failed,
     Fired,
     Frame,
+    Granted,
     Interrupted,
     OpenAwakeable,
     Parent,
@@ -165,6 +166,37 @@ def test_a_retry_takes_the_outcome_back_and_forgets_the_children_of_the_failure_
     assert folded.last is frames[-1]
     again = history(*frames, frame(Failed(4.0, FAILURE)))
     assert (again.status, again.generation) == ("failed", 1)
+
+
+KEYED = Start("one", "handler", b"\x80", 1.0, 1.0, 7, "user-1")
+
+
+def test_who_was_accepted_and_not_granted_its_key_is_pending():
+    folded = history(frame(Accepted(KEYED)))
+    assert (folded.status, folded.waits_for_key) == ("pending", True)
+    assert history(frame(Accepted(KEYED), claim(1))).status == "running"
+    assert history(frame(Accepted(KEYED), claim(1), Paused(2.0, "because"), Released(2.0))).status == "paused"
+    granted = history(frame(Accepted(KEYED), claim(1), Granted(2.0, 0), Released(2.0)))
+    assert (granted.status, granted.waits_for_key) == ("suspended", False)
+
+
+def test_the_state_of_the_key_is_what_was_granted_and_all_changes_since():
+    granted = Frame("writer", 1.0, [Accepted(KEYED), claim(1), Granted(2.0, 0, {"a": b"1", "b": b"2"})])
+    assert (history(granted).key_state, history(granted).key_state_changed) == ({"a": b"1", "b": b"2"}, False)
+    changed = Frame("writer", 2.0, [Returned(0, 2.0, b"")], [], {"a": None, "c": b"3"})
+    folded = history(granted, changed)
+    assert (folded.key_state, folded.key_state_changed) == ({"b": b"2", "c": b"3"}, True)
+    assert folded.granted == 0
+
+
+def test_a_retry_is_granted_the_key_anew():
+    failed = Frame(
+        "writer", 1.0, [Accepted(KEYED), claim(1), Granted(2.0, 0, {"a": b"1"}), Failed(2.0, FAILURE)], [], {"a": b"2"}
+    )
+    again = frame(claim(2), Granted(3.0, 1, {"a": b"5"}), Retried(3.0, 1, None, 0, "m", 0, 3))
+    folded = history(failed, again)
+    assert (folded.granted, folded.generation, folded.waits_for_key) == (1, 1, False)
+    assert (folded.key_state, folded.key_state_changed) == ({"a": b"5"}, False)
 
 
 def test_histories_share_nothing():

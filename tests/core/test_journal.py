@@ -26,6 +26,7 @@ from perdure.core.journal import (
     Failed,
     Fired,
     Frame,
+    Granted,
     Interrupted,
     MarkPatch,
     Message,
@@ -106,6 +107,10 @@ GOLDEN_ENTRIES: list[tuple[Entry, str]] = [
         ),
     ),
     (Claimed(1.5, 2, "worker", "3.11", "0"), "96a7636c61696d6564cb3ff800000000000002a6776f726b6572a4332e3131a130"),
+    (
+        Granted(1.5, 2, {"cart": b"\x01"}),
+        "94a76772616e746564cb3ff80000000000000281a463617274c40101",
+    ),
     (Released(1.5, 9.0), "93a872656c6561736564cb3ff8000000000000cb4022000000000000"),
     (Returned(1, 1.5, b"\x01", "message"), "95a872657475726e656401cb3ff8000000000000c40101a76d657373616765"),
     (

@@ -121,6 +121,15 @@ def test_what_a_callback_raises_reaches_the_host(loop: Loop, notes: Notes):
     assert isinstance(notes.unseen[0]["exception"], ZeroDivisionError)
 
 
+def test_a_callback_that_is_cancelled_before_its_turn_does_not_run(loop: Loop, notes: Notes):
+    ran: list[str] = []
+    loop.call_soon(lambda: cancelled.cancel())
+    cancelled = loop.call_soon(ran.append, "cancelled")
+    loop.call_soon(ran.append, "kept")
+    loop.drain()
+    assert (ran, notes.unseen) == (["kept"], [])
+
+
 def test_a_task_that_fails_unseen_reaches_the_host(loop: Loop, notes: Notes):
     async def fail() -> None:
         raise ValueError("unseen")

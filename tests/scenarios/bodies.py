@@ -413,6 +413,27 @@ async def sender(ctx: Context, tag: str, delay: float) -> str:
     return ctx.send(three.using(delay=timedelta(seconds=delay)), tag)
 
 
+@workflow
+async def noting(text: str) -> str:
+    await remember(text)
+    return text
+
+
+@workflow
+async def ticks(ctx: Context, tag: str, times: int, seconds: float) -> list[str]:
+    sent: list[str] = []
+    for n in range(times):
+        sent.append(ctx.send(noting, f"{tag} {n}"))
+        await asyncio.sleep(seconds)
+    return sent
+
+
+@workflow
+async def asks_a_child(tag: str) -> list[str]:
+    await stage(f"{tag}-before")
+    return [await noting(f"{tag} child"), await noting(f"{tag} other")]
+
+
 # --- messages ---------------------------------------------------------------------------------------------------------
 @workflow
 async def asks(ctx: Context, tag: str) -> str:
@@ -497,7 +518,7 @@ async def waits_on(ctx: Context, tag: str, what: str) -> str:
 
 
 @step
-async def ticks(tag: str) -> None:
+async def beats(tag: str) -> None:
     """Do something again and again until it is stopped."""
     note(f"at {tag}-ticks")
     while True:
@@ -520,7 +541,7 @@ async def stops_step(tag: str, threaded: bool) -> str:
     """Run a step that would not end, give it up, and go on."""
     try:
         async with asyncio.timeout(0.2):
-            await (holds_a_thread(tag) if threaded else ticks(tag))
+            await (holds_a_thread(tag) if threaded else beats(tag))
     except TimeoutError:
         return await stage(f"{tag}-after")
     return "it ended"
@@ -545,7 +566,7 @@ async def shrugs_off(tag: str) -> str:
         note(f"saw {error}")
         try:
             await stage(f"{tag}-next")
-            await ticks(tag)
+            await beats(tag)
         finally:
             await remember(f"cleanup {tag}")
     return "never here"

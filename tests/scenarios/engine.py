@@ -20,7 +20,7 @@ from perdure.runtime.steps import Attempt
 from perdure.runtime.worker import Worker
 from perdure.stores.store import Delivery, Store
 from perdure.workflow import StepInfo, Work, Workflow
-from tests.scenarios import bodies
+from tests.scenarios import bodies, keyed
 
 
 class Options(msgspec.Struct, frozen=True):
@@ -33,6 +33,7 @@ class Options(msgspec.Struct, frozen=True):
     max_grace: float = 10.0
     delay: float = 0.0
     """Seconds by which deliveries to a worker are late, at most."""
+    retention: float | None = None
 
 
 class Problem(msgspec.Struct, frozen=True):
@@ -112,7 +113,7 @@ class Engine:
         self._client = Client(make_store, channels_for, translators_in_use)
         self._workflows = {
             each.name: each
-            for each in cast("list[Workflow[..., Any]]", [*vars(bodies).values()])
+            for each in cast("list[Workflow[..., Any]]", [*vars(bodies).values(), *vars(keyed).values()])
             if isinstance(each, Workflow)  # pyright: ignore[reportUnnecessaryIsInstance]
         }
         self._workers: list[CountedWorker] = []
@@ -134,6 +135,7 @@ class Engine:
             always_replay=options.always_replay,
             stop_grace=options.max_grace,
             translators=translators_in_use,
+            retention=options.retention,
         )
         worker.delay = options.delay
         await worker.__aenter__()
@@ -158,8 +160,8 @@ class Engine:
     async def start(self, handler: str, args: Sequence[Any], options: dict[str, Any]) -> str:
         return (await self._client.start(self._workflows[handler].using(**options), *args)).id
 
-    async def start_many(self, handler: str, many: Sequence[Sequence[Any]]) -> list[str]:
-        workflow = self._workflows[handler]
+    async def start_many(self, handler: str, many: Sequence[Sequence[Any]], options: dict[str, Any]) -> list[str]:
+        workflow = self._workflows[handler].using(**options)
         handles = await asyncio.gather(*(self._client.start(workflow, *args) for args in many))
         return [handle.id for handle in handles]
 
@@ -192,6 +194,12 @@ class Engine:
 
     async def retry(self, id: str) -> None:
         await self._client.handle(id).retry()
+
+    async def state(self, key: str) -> dict[str, Any]:
+        return dict(await self._client.state(key))
+
+    async def purge(self, id: str) -> None:
+        await self._client.handle(id).purge()
 
     async def stats(self) -> dict[str, Any]:
         return msgspec.to_builtins(await self._client.stats())

@@ -29,7 +29,7 @@ from tests.scenarios.notes import close_notes, die_by, gate_of, open_notes
 ROOT = Path(__file__).parents[2]
 WAIT_SECONDS = 15.0
 POLL_SECONDS = 0.01
-ASK_SECONDS = 20.0
+ASK_SECONDS = 70.0
 """No answer by then is a failure with a stack, rather than a test that hangs."""
 LINE_LIMIT_BYTES = 64 * 1024 * 1024
 
@@ -93,8 +93,10 @@ class Lab(ABC):
     async def start(self, workflow: Workflow[..., Any], *args: Any, **options: Any) -> str:
         return await self.ask("start", handler=workflow.name, args=args, options=options)
 
-    async def start_many(self, workflow: Workflow[..., Any], many: Sequence[Sequence[Any]]) -> list[str]:
-        return await self.ask("start_many", handler=workflow.name, many=many)
+    async def start_many(
+        self, workflow: Workflow[..., Any], many: Sequence[Sequence[Any]], **options: Any
+    ) -> list[str]:
+        return await self.ask("start_many", handler=workflow.name, many=many, options=options)
 
     async def run(self, workflow: Workflow[..., Any], *args: Any, **options: Any) -> Any:
         return await self.ask("run", handler=workflow.name, args=args, options=options)
@@ -104,6 +106,9 @@ class Lab(ABC):
 
     async def results(self, ids: Sequence[str], timeout: float = WAIT_SECONDS) -> list[Any]:
         return await self.ask("results", ids=ids, timeout=timeout)
+
+    async def state(self, key: str) -> dict[str, Any]:
+        return await self.ask("state", key=key)
 
     async def describe(self, id: str) -> dict[str, Any]:
         return await self.ask("describe", id=id)

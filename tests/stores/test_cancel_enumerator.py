@@ -2,8 +2,8 @@
 
 The lab is that of the crash enumerator. A program of a parent, a child and a send, with steps, sleeps and cleanup, runs
 once to count its writes. Then, for every k, it runs again and is cancelled right after write k: while it is scheduled,
-queued, in its first step, before its child has started, while it settles. Whatever the instant: everything ends, the
-answer to the cancellation is true, cleanup runs for what had begun and once, and nothing leaks.
+queued, in its key's line, in its first step, before its child has started, while it settles. Whatever the instant:
+everything ends, the answer to the cancellation is true, cleanup runs for what had begun and once, and nothing leaks.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from contextlib import suppress
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 
@@ -67,7 +67,15 @@ async def distant() -> str:
     return await act("distant")
 
 
-SERVED: tuple[Workflow[..., Any], ...] = (family, offspring, distant)
+@workflow
+async def holder() -> None:
+    """Hold the key that the family waits for."""
+    await asyncio.sleep(4)
+
+
+SERVED: tuple[Workflow[..., Any], ...] = (family, offspring, distant, holder)
+KEY = "the family's"
+Case = Literal["at once", "scheduled", "in line"]
 
 
 class CancellingLab(Lab):
@@ -95,12 +103,14 @@ class CancellingLab(Lab):
         with suppress(StoreClosed, Crashed):
             try:
                 await self.client.handle(ID).cancel(force=self.force)
+            except UnknownInvocation:
+                self.applied = None  # it was asked for before there was anything to cancel
             except IllegalTransition:
                 self.applied = False
             else:
                 self.applied = True
 
-    async def run(self, delay: float) -> str:
+    async def run(self, case: Case) -> str:
         """Run to the end, through as many processes as it takes; return the status of the family."""
         ran.clear()
         asyncio.get_running_loop().set_exception_handler(report_all_but_crashes)
@@ -108,7 +118,7 @@ class CancellingLab(Lab):
             try:
                 async with self.process():
                     with suppress(UnknownInvocation):  # it was never accepted
-                        await self._let_it_end(delay)
+                        await self._let_it_end(case)
                     await self.drain()
                     self.stop_if_crashed()
                     self.left = self.worker.slots_taken, self.worker.runners
@@ -124,8 +134,8 @@ class CancellingLab(Lab):
         row = await self.store.row(ID)
         return row.status if row is not None else "unknown"
 
-    async def _let_it_end(self, delay: float) -> None:
-        result = asyncio.ensure_future(self._outcome(delay))
+    async def _let_it_end(self, case: Case) -> None:
+        result = asyncio.ensure_future(self._outcome(case))
         try:
             while not result.done():
                 await self.settle()
@@ -139,9 +149,12 @@ class CancellingLab(Lab):
             result.cancel()
             await asyncio.wait([result])
 
-    async def _outcome(self, delay: float) -> None:
+    async def _outcome(self, case: Case) -> None:
         with suppress(InvocationCancelled):
-            handle = await self.client.start(family.using(id=ID, delay=delay))
+            if case == "in line":
+                await self.client.start(holder.using(id="holder", key=KEY))
+            starting = {"in line": family.using(key=KEY), "scheduled": family.using(delay=3)}.get(case, family)
+            handle = await self.client.start(starting.using(id=ID))
             await handle.result()
 
 
@@ -150,6 +163,7 @@ async def check(lab: CancellingLab, status: str, where: str) -> None:
     store = lab.store
     store.check_liveness()
     assert store.undelivered() == [], where
+    assert (await store.key(KEY)).holder is None, where
     assert lab.left == (0, 0), where
     if lab.applied is not None:
         assert status == ("cancelled" if lab.applied else "completed"), where
@@ -163,7 +177,7 @@ async def check(lab: CancellingLab, status: str, where: str) -> None:
         if row.handler == "distant":
             assert row.status == "completed", f"what was sent is not the sender's to cancel: {where}"
             assert ran["distant"] >= 1, where
-        elif row.status == "completed":
+        elif row.status == "completed" and row.handler != "holder":
             assert ran[f"undo {row.handler}"] >= 1, where
         if cancelled and row.handler == "offspring" and not lab.force:
             assert row.status == "cancelled", where
@@ -177,14 +191,14 @@ async def was_cancelled_in_cleanup(lab: CancellingLab, handler: str) -> bool:
     return any(undo.intersection(frame.cancels) for frame in frames)
 
 
-@pytest.mark.parametrize("delay", [0.0, 3.0], ids=["at once", "scheduled"])
+@pytest.mark.parametrize("case", ["at once", "scheduled", "in line"])
 @pytest.mark.parametrize("always_replay", [False, True], ids=["kept turns", "always replayed"])
 @pytest.mark.parametrize("force", [False, True], ids=["with cleanup", "forced"])
 async def test_cancel_at_every_instant_has_one_outcome_and_leaks_nothing(
-    force: bool, always_replay: bool, delay: float
+    force: bool, always_replay: bool, case: Case
 ) -> None:
     undisturbed = CancellingLab(always_replay=always_replay)
-    assert await undisturbed.run(delay) == "completed"
+    assert await undisturbed.run(case) == "completed"
     await check(undisturbed, "completed", "undisturbed")
     assert {*ran.values()} == {1}
     points = len(undisturbed.writes)
@@ -192,7 +206,7 @@ async def test_cancel_at_every_instant_has_one_outcome_and_leaks_nothing(
     seen: Counter[str] = Counter()
     for k in range(1, points + 1):
         lab = CancellingLab(cancel_at=k, force=force, always_replay=always_replay)
-        status = await lab.run(delay)
+        status = await lab.run(case)
         seen[status] += 1
         where = f"cancelled after write {k}"
         await check(lab, status, where)
@@ -200,19 +214,22 @@ async def test_cancel_at_every_instant_has_one_outcome_and_leaks_nothing(
         for name, first in (("family", "first"), ("offspring", "child's")):
             if ran[first] and not force and not await was_cancelled_in_cleanup(lab, name):
                 assert ran[f"undo {name}"] == 1, f"{where}: {ran}"
-        if delay and k == 1:
+        if case == "scheduled" and k == 1:
             assert (status, len(ran)) == ("cancelled", 0), f"{where}: {ran}"
     assert set(seen) == {"completed", "cancelled"}, seen
 
 
+@pytest.mark.parametrize("case", ["at once", "in line"])
 @pytest.mark.parametrize("force", [False, True], ids=["with cleanup", "forced"])
-async def test_cancel_at_every_instant_ends_the_same_when_the_process_crashes_at_any_later_one(force: bool) -> None:
+async def test_cancel_at_every_instant_ends_the_same_when_the_process_crashes_at_any_later_one(
+    force: bool, case: Case
+) -> None:
     undisturbed = CancellingLab()
-    await undisturbed.run(0.0)
+    await undisturbed.run(case)
     for k in range(1, len(undisturbed.writes) + 1):
         calm = CancellingLab(cancel_at=k, force=force)
-        await calm.run(0.0)
+        await calm.run(case)
         for crash in range(k + 1, len(calm.writes) + 1):
             lab = CancellingLab(cancel_at=k, force=force)
             lab.crash_at = [crash]
-            await check(lab, await lab.run(0.0), f"cancelled after write {k}, crashed before {crash}")
+            await check(lab, await lab.run(case), f"cancelled after write {k}, crashed before {crash}")

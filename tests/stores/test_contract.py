@@ -15,8 +15,8 @@ from perdure.testing.contract import StoreContract
 
 
 class TestMemoryStore(StoreContract):
-    def make(self) -> Store:
-        return MemoryStore()
+    def make(self, **limits: int) -> Store:
+        return MemoryStore(None, **limits)
 
     def reopen(self, store: Store, /) -> Store:
         assert isinstance(store, MemoryStore)
@@ -31,8 +31,8 @@ class TestSqliteStore(StoreContract):
             self.path = os.path.join(folder, "store.db")
             yield
 
-    def make(self) -> Store:
-        return SqliteStore(self.path)
+    def make(self, **limits: int) -> Store:
+        return SqliteStore(self.path, **limits)
 
     def reopen(self, store: Store, /) -> Store:
         return SqliteStore(self.path)

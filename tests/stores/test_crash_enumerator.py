@@ -20,6 +20,8 @@ import pytest
 from perdure.client import Client
 from perdure.connect import channels_for, translators_in_use
 from perdure.context import Context
+from perdure.core.codec import encode
+from perdure.core.generations import current
 from perdure.core.history import History
 from perdure.core.ids import derived_id
 from perdure.core.journal import (
@@ -46,10 +48,11 @@ from perdure.errors import InvocationCancelled, MessageRefused, PerdureError, St
 from perdure.runtime.worker import Worker
 from perdure.stores.clock import VirtualClock
 from perdure.stores.memory import Crashed, MemoryStore
-from perdure.stores.store import Delivery, Filter, Transition
+from perdure.stores.store import Committed, Delivery, Filter, Transition
 from perdure.workflow import Workflow, step, workflow
 
 ID = "it"
+KEY = "k"
 QUIET_ROUNDS = 12
 RESULT_WAIT_SECONDS = 2.0
 Mode = Literal["plain", "stale acknowledgement", "redelivery"]
@@ -58,6 +61,7 @@ MODES: tuple[Mode, ...] = ("plain", "stale acknowledgement", "redelivery")
 runs: Counter[str] = Counter()
 """How often each step ran, over all processes of one run."""
 awakeables: list[str] = []
+retrying: set[str] = set()
 
 
 # --- programs ---------------------------------------------------------------------------------------------------------
@@ -176,6 +180,37 @@ async def catcher(x: int) -> int:
         return await add(x, 1)
 
 
+@workflow
+async def counter(ctx: Context, x: int) -> int:
+    count = ctx.get("count", int, default=0)
+    await add(count, x)
+    ctx.set("count", count + 1)
+    return count + 1
+
+
+@workflow
+async def sends_to_a_key(ctx: Context, x: int) -> int:
+    ctx.set("count", 10)
+    ctx.send(counter.using(key=KEY), x)
+    ctx.send(counter.using(key=KEY), x)
+    return await add(x, 1)
+
+
+@step(retry=Retry(max_attempts=1))
+async def fails_at_first() -> int:
+    runs["fails_at_first"] += 1
+    if not retrying:
+        raise KeyError("not yet")
+    return 1
+
+
+@workflow
+async def retried_by_hand(ctx: Context, x: int) -> int:
+    count = ctx.get("count", int, default=0) + 1
+    ctx.set("count", count)
+    return count + await fails_at_first()
+
+
 SERVED: tuple[Workflow[..., Any], ...] = (
     *(
         three_steps,
@@ -191,6 +226,9 @@ SERVED: tuple[Workflow[..., Any], ...] = (
         asker,
         cleaner,
         catcher,
+        counter,
+        sends_to_a_key,
+        retried_by_hand,
     ),
 )
 
@@ -216,6 +254,22 @@ async def cancel(lab: Lab) -> None:
     await lab.ask(lambda client: client.handle(ID).cancel())
 
 
+async def cancel_in_line(lab: Lab) -> None:
+    """Another invocation waits for the key of the first, and is cancelled there; a third one gets it."""
+    await lab.started()
+    await lab.ask_for("waits", sleeper.using(key=KEY))
+    await lab.ask_for("third", counter.using(key=KEY))
+    await lab.ask(lambda client: client.handle("waits").cancel())
+
+
+async def retry_behind_another(lab: Lab) -> None:
+    """The first one fails; while another holds the key it is retried, and gets the key after it."""
+    await lab.has_status(ID, "failed", "completed")
+    retrying.add(ID)
+    await lab.ask_for("another", counter.using(key=KEY))
+    await lab.ask(lambda client: client.handle(ID).retry())
+
+
 async def nothing(_: Lab) -> None:
     pass
 
@@ -232,6 +286,10 @@ class Program:
     """Writes of an undisturbed run: the crash points."""
     twice: bool = False
     """Whether a second crash at every later write is tried too."""
+    rows: int = 1
+    """Invocations that there are in the end."""
+    count: int | None = None
+    """What the key's state says in the end."""
 
 
 PROGRAMS = (
@@ -240,14 +298,44 @@ PROGRAMS = (
     Program("a step that fails once", retried, 0, {"fails_once": 2}, points=10),
     Program("sleep", sleeper, 1, {"add 0 1": 1}, points=13),
     Program("two sleeps", double_sleeper, 0, {}, points=11, twice=True),
-    Program("children", parent, 20, {"add 0 10": 1, "add 10 10": 1}, points=22),
-    Program("a child after a sleep", sleepy_parent, 10, {"add 0 10": 1}, points=17),
-    Program("a child that sleeps", parent_of_sleeper, 1, {"add 0 1": 1}, points=22),
-    Program("send", sender, derived_id(ID, 0, 1), {"add 0 1": 1, "add 0 10": 1}, points=8, twice=True),
+    Program("children", parent, 20, {"add 0 10": 1, "add 10 10": 1}, points=22, rows=3),
+    Program("a child after a sleep", sleepy_parent, 10, {"add 0 10": 1}, points=17, rows=2),
+    Program("a child that sleeps", parent_of_sleeper, 1, {"add 0 1": 1}, points=22, rows=2),
+    Program("send", sender, derived_id(ID, 0, 1), {"add 0 1": 1, "add 0 10": 1}, points=8, rows=2, twice=True),
     Program("awakeable", asker, 5, {"hand_out": 1, "add 5 0": 1}, resolve, points=10),
     Program("pause and resume", sleeper, 1, {"add 0 1": 1}, pause_and_resume, points=21),
     Program("cancel", cleaner, InvocationCancelled, {"clean_up": 1}, cancel, points=13, twice=True),
     Program("a caught failure", catcher, 1, {"fails": 1, "add 0 1": 1}, points=6, twice=True),
+    Program("a key", counter.using(key=KEY), 1, {"add 0 0": 1}, points=6, twice=True, count=1),
+    Program(
+        "sends to its own key",
+        sends_to_a_key.using(key=KEY),
+        1,
+        {"add 0 1": 1, "add 10 0": 1, "add 11 0": 1},
+        points=20,
+        rows=3,
+        count=12,
+    ),
+    Program(
+        "cancel in a key's line",
+        sleeper.using(key=KEY),
+        1,
+        {"add 0 1": 1, "add 0 0": 1},
+        cancel_in_line,
+        points=28,
+        rows=3,
+        count=1,
+    ),
+    Program(
+        "keyed retry",
+        retried_by_hand.using(key=KEY),
+        2,
+        {"fails_at_first": 2, "add 1 0": 1},
+        retry_behind_another,
+        points=26,
+        rows=2,
+        count=2,
+    ),
 )
 
 
@@ -257,9 +345,9 @@ class WatchedStore(MemoryStore):
 
     last_acknowledged: Sequence[Delivery] = ()
 
-    def commit(self, transition: Transition, /) -> asyncio.Future[int]:
+    def commit(self, transition: Transition, told: Committed, /) -> None:
         self.committing = transition
-        return super().commit(transition)
+        super().commit(transition, told)
 
     def acknowledging(self) -> None:
         """Note that the frame and effects of the transition are written, and acknowledgements come."""
@@ -357,6 +445,14 @@ class Lab:
             self.stop_if_crashed()
             await asyncio.sleep(0)
 
+    async def has_status(self, id: str, *statuses: str) -> None:
+        while (row := await self.store.row(id)) is None or row.status not in statuses:
+            self.stop_if_crashed()
+            await asyncio.sleep(0)
+
+    async def ask_for(self, id: str, body: Workflow[..., Any]) -> None:
+        await self.client.start(body.using(id=id), 0)
+
     async def ask(self, request: Callable[[Client], Awaitable[None]]) -> None:
         """Send a message; asked again after a crash, it may be refused since it was applied then."""
         with suppress(MessageRefused):
@@ -382,11 +478,14 @@ class Lab:
             await asyncio.gather(result, acting, return_exceptions=True)
 
     async def _result(self, program: Program) -> Any:
+        handle = await self.client.start(program.body.using(id=ID), 0)
         try:
-            handle = await self.client.start(program.body.using(id=ID), 0)
             return await handle.result()
         except InvocationCancelled as error:
             return type(error)
+        except KeyError:
+            await self.has_status(ID, "completed")
+            return await handle.result()
 
     async def drain(self) -> None:
         """Let time pass until nothing is left to be done."""
@@ -410,6 +509,7 @@ async def run_to_end(program: Program, mode: Mode, crash_at: list[int], *, alway
     """Run a program to its end through crashes, and check all that must hold then."""
     runs.clear()
     awakeables.clear()
+    retrying.clear()
     asyncio.get_running_loop().set_exception_handler(report_all_but_crashes)
     lab = Lab(always_replay=always_replay, redeliver=mode == "redelivery", late=mode == "stale acknowledgement")
     run = Run(lab)
@@ -449,13 +549,15 @@ async def check(program: Program, run: Run, *, crashes: int) -> None:
         assert history.outcome is not None, f"{id} is {row.status}: {where}"
         assert row.status == history.status, where
         check_statuses(journal.frames, where)
-        answered = [n for frame in journal.frames for e in frame.entries if (n := answers(e)) is not None]
+        answered = [n for frame in current(journal.frames) for e in frame.entries if (n := answers(e)) is not None]
         assert len(answered) == len(set(answered)), f"{id}: a command has two answers: {where}"
         messages = [m for frame in journal.frames for e in frame.entries if (m := getattr(e, "message", None))]
         assert len(messages) == len(set(messages)), f"{id}: a message was applied twice: {where}"
     assert store.undelivered() == [], where
-    children = {"children": 3, "a child after a sleep": 2, "a child that sleeps": 2, "send": 2}
-    assert len(rows) == children.get(program.name, 1), where
+    assert len(rows) == program.rows, where
+    key = await store.key(KEY)
+    assert key.holder is None, f"{key}: {where}"
+    assert key.state == ({} if program.count is None else {"count": encode(program.count)}), f"{key}: {where}"
     assert runs.keys() == program.steps.keys(), where
     # A step whose end was journaled never runs again; one whose end was not does, once.
     assert sum(runs.values()) <= sum(program.steps.values()) + run.lost_steps, f"{runs}: {where}"
@@ -481,7 +583,7 @@ def check_statuses(frames: Sequence[Frame], where: str) -> None:
     for entry in (entry for frame in frames for entry in frame.entries):
         status = statuses[-1]
         event = EVENTS.get(type(entry))
-        if isinstance(entry, Claimed) and status not in ("running", "paused"):
+        if isinstance(entry, Claimed) and status in ("pending", "suspended"):  # before a retry it is failed still
             event = "run"
         elif isinstance(entry, Released) and status == "running":
             event = "suspend"

@@ -23,7 +23,7 @@ from typing import Any
 import pytest
 
 from perdure.core.codec import encode
-from perdure.core.effects import Effects
+from perdure.core.effects import Effects, Release
 from perdure.core.journal import (
     Accepted,
     Answer,
@@ -44,13 +44,16 @@ from perdure.errors import (
     StoreError,
     StoreFull,
     StoreLocked,
+    StoreReadOnly,
     StoreTooNew,
 )
-from perdure.stores.sqlite import SqliteStore
-from perdure.stores.store import Filter, Transition
+from perdure.stores.sqlite import SqliteStore, SqliteView
+from perdure.stores.sqlite.schema import meta_checksum
+from perdure.stores.store import Filter, Transition, committed
 
 ROOT = Path(__file__).resolve().parents[2]
 FLIPS = 200
+LOOK_FLIPS = 60
 SEED = 20_240_607
 NOBODY = 65_534
 
@@ -58,13 +61,19 @@ Facts = dict[str, Any]
 
 
 def start(id: str, *, at: float = 1e9, due: float = 1e9, size: int = 30) -> Start:
-    return Start(id, "work", encode({"x": "x" * size}), at, due, 3, key="k" if id.endswith("0") else None)
+    return Start(id, "work", encode({"x": "x" * size}), at, due, 3, key="k" if id.endswith(("0", "1")) else None)
 
 
 async def opened(path: str | Path) -> SqliteStore:
     store = SqliteStore(str(path))
     await store.open()
     return store
+
+
+async def looked_at(path: str | Path) -> SqliteView:
+    view = SqliteView(str(path))
+    await view.open()
+    return view
 
 
 async def fill(store: SqliteStore, count: int = 12) -> None:
@@ -74,21 +83,23 @@ async def fill(store: SqliteStore, count: int = 12) -> None:
     for n in range(count - 3):
         id = f"i{n}"
         entries: list[Entry] = [Accepted(start(id)), Claimed(1.0, 1, "w", "3.11", "0")]
-        await store.commit(Transition(id, 0, Frame("w", 1.0, entries, [OpenAwakeable(0)]), status="running"))
+        await committed(store, Transition(id, 0, Frame("w", 1.0, entries, [OpenAwakeable(0)]), status="running"))
         await store.post(Message(f"m{n}", id, 1.0, Cancel()))
         value = Returned(0, 1.0, encode("v" * (n * 300)), f"m{n}")
         if n % 3 == 0:
             frame = Frame("w", 2.0, [value, Completed(2.0, encode(n))])
-            await store.commit(Transition(id, 1, frame, Effects((), (), (Answer(f"m{n}"),)), "completed", True))
+            release = Release("k", 0, {"state": encode(n)}) if n == 0 else None
+            effects = Effects((), (), (Answer(f"m{n}"),), None, release)
+            await committed(store, Transition(id, 1, frame, effects, "completed", True))
         elif n % 3 == 1:
             frame = Frame("w", 2.0, [value, Released(2.0, 8e9)])
             effects = Effects((), (), (Answer(f"m{n}", "no"),), 8e9)
-            await store.commit(Transition(id, 1, frame, effects, "suspended", True))
+            await committed(store, Transition(id, 1, frame, effects, "suspended", True))
 
 
-async def facts(path: str | Path) -> Facts:
-    """Open a store and read all it has to say."""
-    store = await opened(path)
+async def facts(path: str | Path, *, look: bool = False) -> Facts:
+    """Open a store, perhaps only to look at it, and read all it has to say."""
+    store = await looked_at(path) if look else await opened(path)
     try:
         rows = await store.search(Filter(limit=1_000))
         said: Facts = {"secret": store.secret, "rows": rows, "counts": await store.counts()}
@@ -96,7 +107,8 @@ async def facts(path: str | Path) -> Facts:
             read = (await store.start(row.id), await store.journal(row.id), await store.outcome(row.id))
             said[row.id] = (await store.row(row.id), *read)
         with sqlite3.connect(path) as db:
-            said["messages"] = db.execute("SELECT * FROM message ORDER BY id").fetchall()
+            for table in ("message", "key", "line"):
+                said[table] = db.execute(f"SELECT * FROM {table} ORDER BY 1, 2").fetchall()
         db.close()
         return said
     finally:
@@ -206,7 +218,7 @@ async def test_second_store_of_a_process_is_refused_and_names_the_process(tmp_pa
 OPEN = """
 import asyncio, os, sys
 from perdure.errors import StoreError
-from perdure.stores.sqlite import SqliteStore
+from perdure.stores.sqlite import SqliteStore, SqliteView
 async def main():
     store = SqliteStore(sys.argv[1])
     try:
@@ -366,13 +378,13 @@ async def test_full_disk_is_told_to_the_submitter_and_loses_nothing(small_disk: 
     first = accepted[0]
     frame = Frame("w", 1.0, [Accepted(start(first)), Returned(0, 1.0, b"x" * 900_000)])
     with pytest.raises(StoreFull):
-        await store.commit(Transition(first, 0, frame, status="running"))
+        await committed(store, Transition(first, 0, frame, status="running"))
     assert (await store.journal(first)).frames == ()
     for id in accepted:
         assert await store.start(id) == start(id, size=8_000)
     await asyncio.to_thread(subprocess.run, ["mount", "-o", "remount,size=8m", small_disk], check=True)
     assert await store.submit([start(refused[0], size=8_000)]) == [True]
-    assert await store.commit(Transition(first, 0, frame, status="running")) == 1
+    assert await committed(store, Transition(first, 0, frame, status="running")) == 1
     await store.aclose()
     said = await facts(small_disk / "s.db")
     assert {row.id for row in said["rows"]} == {*accepted, refused[0]}
@@ -385,10 +397,10 @@ async def test_full_disk_at_opening_is_told(small_disk: Path, closed: Copy) -> N
 
 
 # --- damage -----------------------------------------------------------------------------------------------------------
-async def intact_or_refused(path: Path, expected: Facts, what: str) -> str:
+async def intact_or_refused(path: Path, expected: Facts, what: str, *, look: bool = False) -> str:
     """Read all a damaged store has to say: all that it said before, or a clear error."""
     try:
-        said = await asyncio.wait_for(facts(path), 20)
+        said = await asyncio.wait_for(facts(path, look=look), 20)
     except StoreError as error:
         assert str(path) in str(error), what  # noqa: PT017  it may be intact
         return type(error).__name__
@@ -528,6 +540,46 @@ async def test_schema_of_a_later_release_is_refused(closed: Copy, tmp_path: Path
     assert error.schema == 99
 
 
+FIRST_SCHEMA = (
+    "DROP TABLE key",
+    "DROP TABLE line",
+    "DROP INDEX invocation_by_time",
+    "DROP INDEX invocation_by_status",
+    "DROP INDEX invocation_settled",
+    "DROP INDEX message_of",
+    "CREATE INDEX invocation_by_time ON invocation (created_at, id)",
+    "CREATE INDEX invocation_by_status ON invocation (status, handler)",
+)
+
+
+async def test_file_of_an_earlier_schema_is_brought_forward_and_loses_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "store.db"
+    store = await opened(path)
+    await store.submit([Start("old", "work", encode({}), 1.0, 1.0, 3)])
+    secret = store.secret
+    await store.aclose()
+    latest = "SELECT name, sql FROM sqlite_master ORDER BY name"
+    with sqlite3.connect(path) as db:  # as the first schema was: without keys, with other indexes
+        expected = db.execute(latest).fetchall()
+        for change in FIRST_SCHEMA:
+            db.execute(change)
+        values = [(1, "schema"), (meta_checksum(1, secret), "checksum")]
+        db.executemany("UPDATE meta SET value = ? WHERE name = ?", values)
+    db.close()
+    with pytest.raises(StoreError, match="serve it once"):
+        await looked_at(path)
+    for _ in range(2):
+        store = await opened(path)
+        assert store.secret == secret
+        assert await store.start("old") is not None
+        await store.submit([start("i0")])
+        assert (await store.key("k")).holder == "i0"
+        await store.aclose()
+    with sqlite3.connect(path) as db:
+        assert db.execute(latest).fetchall() == expected
+    db.close()
+
+
 async def test_file_that_is_no_database_is_refused_and_left_alone(tmp_path: Path) -> None:
     path = tmp_path / "notes.txt"
     for text in (b"dear diary, " * 1_000, b"x", b"SQLite format 3\0" + b"\0" * 84, b"\0" * 4_096):
@@ -610,3 +662,130 @@ async def test_closed_store_refuses_and_can_be_closed_twice(tmp_path: Path) -> N
     await store.aclose()
     with pytest.raises(StoreClosed):
         await store.submit([start("a")])
+
+
+# --- only looked at ---------------------------------------------------------------------------------------------------
+async def test_look_at_a_served_file_sees_every_commit_and_disturbs_nothing(tmp_path: Path) -> None:
+    store = await opened(tmp_path / "s.db")
+    await fill(store)
+    view = await looked_at(tmp_path / "s.db")
+    assert view.secret == store.secret
+    assert await view.search(Filter()) == await store.search(Filter())
+    assert await view.counts() == await store.counts()
+    assert await view.mail("i2") == await store.mail("i2") != []
+    assert await view.journal("i0") == await store.journal("i0")
+    await store.submit([start("new", at=2e9)])
+    assert (await view.search(Filter(limit=1)))[0].id == "new"
+    assert view.serves("work") is None
+    await store.aclose()
+    assert (await view.search(Filter(limit=1)))[0].id == "new"
+    await view.aclose()
+    again = await opened(tmp_path / "s.db")
+    assert await again.submit([start("newer")]) == [True]
+    await again.aclose()
+
+
+async def test_look_refuses_whatever_writes_or_waits(closed: Copy, tmp_path: Path) -> None:
+    path = closed.write(tmp_path / "c")
+    view = await looked_at(path)
+    uses: list[Callable[[], Any]] = [
+        lambda: view.submit([start("b")]),
+        lambda: view.post(Message("m", "i0", 1.0, Cancel())),
+        lambda: committed(view, Transition("i0", 0, None)),
+        lambda: view.subscribe(["work"], print),
+        lambda: view.watch("i0"),
+        lambda: view.events(Filter()),
+    ]
+    for use in uses:
+        with pytest.raises(StoreReadOnly, match="opened to be read only"):
+            await use()
+    await view.aclose()
+    await view.aclose()
+    for use in uses:
+        with pytest.raises(StoreClosed):
+            await use()
+    assert path.read_bytes() == closed.files["store.db"]
+
+
+async def test_look_makes_no_file_and_says_what_is_wrong_with_another(tmp_path: Path) -> None:
+    (tmp_path / "text").write_text("text" * 1_000)
+    (tmp_path / "empty").touch()
+    (tmp_path / "folder").mkdir()
+    with sqlite3.connect(tmp_path / "other") as db:
+        db.execute("CREATE TABLE t (x)")
+    db.close()
+    before = sorted(tmp_path.iterdir())
+    for name, kind, text in (
+        ("missing", StoreError, "no such file"),
+        ("no/folder", StoreError, "no such file"),
+        ("text", StoreDamaged, "not a database"),
+        ("empty", StoreDamaged, "not a database"),
+        ("folder", StoreError, "it is a folder"),
+        ("other", StoreError, "something else"),
+    ):
+        with pytest.raises(kind, match=text) as raised:
+            await looked_at(tmp_path / name)
+        assert name in str(raised.value)
+    assert sorted(tmp_path.iterdir()) == before
+
+
+async def test_look_reads_what_a_killed_process_left_in_its_log(killed: Copy, tmp_path: Path) -> None:
+    path = killed.write(tmp_path / "c")
+    assert await facts(path, look=True) == killed.facts
+    assert await facts(path) == killed.facts, "the log is still there for who serves it next"
+
+
+async def test_look_refuses_a_file_that_lost_its_log(killed: Copy, tmp_path: Path) -> None:
+    path = killed.write(tmp_path / "c")
+    path.with_name("store.db-wal").unlink()
+    with pytest.raises(StoreDamaged, match="acknowledged"):
+        await looked_at(path)
+
+
+@pytest.mark.parametrize("name", ["store.db", "store.db-wal"])
+async def test_look_finds_a_flipped_bit_or_it_harms_nothing(name: str, closed: Copy, killed: Copy, quick: Path) -> None:
+    copy = closed if name == "store.db" else killed
+    print(f"seed {SEED}")
+    found: set[str] = set()
+    for bit, data in flips(copy.files[name], LOOK_FLIPS, random.Random(SEED)):
+        path = copy.write(quick / "c", {name: data})
+        found.add(await intact_or_refused(path, copy.facts, f"bit {bit} of {name} flipped", look=True))
+    assert "StoreDamaged" in found
+
+
+async def test_damage_to_a_large_file_is_found_when_a_look_reads_it(
+    closed: Copy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("perdure.stores.sqlite.file.LOOK_LIMIT_BYTES", 0)
+    path = closed.write(tmp_path / "c")
+    with sqlite3.connect(path) as db:
+        db.execute("UPDATE frame SET data = zeroblob(20) WHERE id = 'i0' AND revision = 1")
+        db.execute("UPDATE invocation SET status = 'completed' WHERE id = 'i4'")
+        db.execute("UPDATE message SET data = x'00' WHERE invocation = 'i5'")
+    db.close()
+    view = await looked_at(path)
+    for read in (view.journal("i0"), view.row("i4"), view.search(Filter()), view.mail("i5")):
+        with pytest.raises(StoreDamaged):
+            await read
+    assert len((await view.journal("i6")).frames) == 2
+    await view.aclose()
+
+
+@needs_root
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_look_at_a_file_in_a_folder_where_nothing_can_be_written(public: Path, closed: Copy) -> None:
+    path = closed.write(public / "c")
+    path.chmod(0o444)
+    path.parent.chmod(0o555)
+
+    def child() -> list[str]:
+        os.setuid(NOBODY)
+        asyncio.events._set_running_loop(None)  # noqa: SLF001
+
+        async def use() -> list[str]:
+            view = await looked_at(path)
+            return [row.id for row in await view.search(Filter(limit=2))]
+
+        return asyncio.run(use())
+
+    assert in_child(child) == [row.id for row in closed.facts["rows"][:2]]

@@ -98,6 +98,12 @@ async def main() -> None:
         await client.run_all([hello.bind("x"), hello("y")])  # error
         async for item in client.list(status="faild"):  # error
             print(item.idd)                # error
+        client.list(created_after=1.0)     # error
+        client.list(handlr="slow")         # error
+        await client.page(limit="all")     # error
+        client.watch(status="faild")       # error
+        await h.watch()                    # error
+        await h.pause(timeout="3")         # error
         client.worker(greet)               # error
         print(x, h, y, z)
 

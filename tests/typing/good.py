@@ -3,14 +3,15 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
+from contextlib import aclosing
 from dataclasses import dataclass, field
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any, assert_type
 
 from examples.services.hello_pb2 import HelloRequest, HelloResponse
 from examples.services.hello_pb2_grpc import HelloServiceStub
 from perdure import (
-    Awakeable, Call, Completed, Context, Continue, Failed, Flow, Group, Handle, Invocation, Retry, Step,
+    Awakeable, Call, Completed, Context, Continue, Failed, Flow, Group, Handle, Invocation, Page, Retry, Step,
     WaitQuotaOrDuration, Workflow, connect, step, step_info, workflow,
 )
 from perdure.testing import Environment, crash_everywhere, replay
@@ -164,6 +165,17 @@ async def main() -> None:
         assert_type(await h.restart(hello.using(timeout=5).bind("y", times=3), id="job-7-again"), Handle[int])
         async for item in client.list(status="failed", handler="slow", limit=100):
             assert_type(item, Invocation)
+        page = await client.page(limit=10, key="k", id_prefix="job-", created_after=datetime.now(UTC), cursor=None)
+        assert_type(page, Page)
+        assert_type(page.next, str | None)
+        async for item in client.list(cursor=page.next):
+            assert_type(item.mail, tuple[str, ...])
+        async with aclosing(h.watch()) as states:
+            assert_type(await anext(states), Invocation)
+        async for changed in client.watch(status="failed", handler="slow"):
+            assert_type(changed, Invocation)
+        await h.cancel(force=True, timeout=timedelta(seconds=5))
+        await client.resolve("awakeable", 5, timeout=0)
         group = await client.run_all([hello.bind(n) for n in "abc"], wait=WaitQuotaOrDuration(quota=3, duration=10))
         assert_type(group, Group[int])
         for outcome in group.results:

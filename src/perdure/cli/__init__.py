@@ -1,7 +1,8 @@
 """The command line. Knows the client and connect, and click and rich, which nothing outside this package imports.
 
-`main` is the console script. Each verb is a click command in a module of its own; `reporting` turns what it raises
-into a line and an exit code: 1 for a failure, 2 for wrong use, 128 plus the signal's number when a signal ended it.
+`main` is the console script. Each verb is a click command: `run` and `worker` have a module of their own, `look` holds
+those that only read and `operate` those that tell an invocation something. `reporting` turns what they raise into a
+line and an exit code: 1 for a failure, 2 for wrong use, 128 plus the signal's number when a signal ended it.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from collections.abc import Sequence
 
 import click
 
+from perdure.cli import look, operate
 from perdure.cli.process import ended
 from perdure.cli.reporting import report
 from perdure.cli.run import run
@@ -23,13 +25,15 @@ from perdure.cli.worker import worker
 @click.version_option(package_name="perdure", message="perdure %(version)s")
 @click.pass_context
 def commands(context: click.Context) -> None:
-    """Durable plain asyncio: run workflows, and serve them."""
+    """Durable plain asyncio: run workflows, serve them, look at them, tell them something."""
     if context.invoked_subcommand is None:
         click.echo(context.get_help())
 
 
 commands.add_command(run)
 commands.add_command(worker)
+for verb in (*look.COMMANDS, *operate.COMMANDS):
+    commands.add_command(verb)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import click
 
-from perdure.connect import DEFAULT_URL
+from perdure.connect import DEFAULT_URL, url_in_use
 
 PORT_LIMIT = 65_535
 
@@ -17,6 +17,11 @@ url_option = click.option(
     metavar="URL",
     help=f"The store: memory:, sqlite:PATH or nats://HOST:PORT.  [default: $PERDURE_URL, else {DEFAULT_URL}]",
 )
+
+
+def json_option(help: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Return the option `--json`, which says what it prints."""
+    return click.option("--json", "as_json", is_flag=True, help=help)
 
 
 def _services(_: click.Context, parameter: click.Parameter, texts: Sequence[str]) -> dict[str, str]:
@@ -49,5 +54,4 @@ services_option = click.option(
 
 def shown_url(url: str | None) -> str:
     """Return the URL that `connect(url)` uses, without its password."""
-    used = url or os.environ.get("PERDURE_URL") or DEFAULT_URL
-    return re.sub(r"(?<=://)([^/@:]*):[^/@]*@", r"\1:***@", used)
+    return re.sub(r"(?<=://)([^/@:]*):[^/@]*@", r"\1:***@", url_in_use(url))

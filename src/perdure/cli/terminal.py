@@ -1,14 +1,31 @@
-"""What goes to stderr beside the result: logs, and how far a batch is."""
+"""What is written where: results to stdout, logs and how far a batch is to stderr."""
 
 from __future__ import annotations
 
 import logging
 
-from rich.console import Console
+import click
+from rich.console import Console, RenderableType
 from rich.logging import RichHandler
 
 stderr = Console(stderr=True)
 """One for logs and progress, so that a line of the log does not tear the bar."""
+
+
+PIPE_WIDTH = 10_000
+"""Columns of a table that goes to a file or another program: there, nothing is wrapped to fit."""
+
+
+def print_rich(what: RenderableType) -> None:
+    """Print a table or text to stdout; a str is not taken for markup. A file gets no padding at the ends of lines."""
+    console = Console(markup=False, highlight=False, emoji=False)
+    if console.is_terminal:
+        console.print(what)
+        return
+    console.width = PIPE_WIDTH
+    with console.capture() as captured:
+        console.print(what)
+    click.echo("\n".join(line.rstrip() for line in captured.get().splitlines()))
 
 
 def show_logs(level: int) -> None:

@@ -10,6 +10,7 @@ import msgspec
 from msgspec import inspect
 
 from perdure.core.codec import decoder, encode, from_wire, wire_type
+from perdure.errors import PerdureError
 
 SAMPLE_DEPTH_LIMIT = 8
 
@@ -79,7 +80,7 @@ def as_builtin(value: Any, /) -> Any:
         return json_format.MessageToDict(value, preserving_proto_field_name=True)
     try:
         return json.loads(msgspec.json.encode(decoder(Any)(encode(value))))
-    except (TypeError, ValueError):  # such as a mapping whose keys are tuples
+    except (TypeError, ValueError, PerdureError):  # such as a mapping whose keys are tuples
         return repr(value)
 
 

@@ -6,11 +6,9 @@ frame and redoes its effects; each is idempotent.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import cast
-
 from msgspec import Struct
 
+from perdure.core.history import History
 from perdure.core.journal import (
     Accepted,
     Answer,
@@ -22,6 +20,7 @@ from perdure.core.journal import (
     Claimed,
     Completed,
     Frame,
+    Granted,
     Message,
     Paused,
     Raised,
@@ -36,6 +35,28 @@ from perdure.core.journal import (
 )
 
 
+class Release(Struct, frozen=True):
+    """The invocation lets go of its key, or of its place in the key's line.
+
+    If the key names it the holder in this generation, the key gets `state` (None: it is as it was) and goes to the
+    next in line.
+    """
+
+    key: str
+    generation: int
+    state: dict[str, bytes] | None = None
+
+
+class Enlist(Struct, frozen=True):
+    """The invocation takes a place at the end of a key's line, to run again in `generation`.
+
+    Starts take theirs of themselves. An invocation that has a place, or the key, keeps it.
+    """
+
+    key: str
+    generation: int
+
+
 class Effects(Struct, frozen=True):
     """What a store does after a frame: starts to submit, messages to post, answers to give, the wake to set.
 
@@ -46,18 +67,20 @@ class Effects(Struct, frozen=True):
     messages: tuple[Message, ...] = ()
     answers: tuple[Answer, ...] = ()
     wake: float | None = None
+    release: Release | None = None
+    enlist: Enlist | None = None
 
 
 NO_EFFECTS = Effects()
-_QUIET = frozenset({Accepted, Claimed, Completed})
+_QUIET = frozenset({Accepted, Claimed, Granted, Completed})
 
 
-def effects_of(start: Start, frame: Frame, child: Callable[[int], Start | None], /, generation: int = 0) -> Effects:
-    """Return the effects of a frame of `start`'s journal; `child(n)` is the start of command n if it is a child.
+def effects_of(start: Start, frame: Frame, history: History, /) -> Effects:
+    """Return the effects of a frame of `start`'s journal; `history` is the journal up to it, folded.
 
     Who waits for an invocation is told its outcome once: not again in a later generation.
     """
-    if start.parent is None and not frame.cancels and _says_nothing(frame):
+    if start.parent is None and start.key is None and not frame.cancels and _says_nothing(frame):
         return NO_EFFECTS
     starts = [command.start for command in frame.commands if isinstance(command, (CallChild, SendStart))]
     messages: list[Message] = []
@@ -81,27 +104,31 @@ def effects_of(start: Start, frame: Frame, child: Callable[[int], Start | None],
                 wake = at
             case _:
                 pass
-    if start.parent is not None and not generation and (outcome := frame.outcome) is not None:
+    outcome = frame.outcome
+    if start.parent is not None and not history.generation and outcome is not None:
         told = Settled(start.parent.generation, start.parent.n, start.id, outcome)
         messages.append(Message(f"settled:{start.id}", start.parent.id, frame.at, told))
     if frame.cancels:
-        force = isinstance(frame.outcome, Cancelled) and frame.outcome.forced
+        force = isinstance(outcome, Cancelled) and outcome.forced
         name = "force" if force else "cancel"  # a forced one is not lost behind a plain one
-        cancelled = (started for n in frame.cancels if (started := child(n)) is not None)
+        cancelled = (started for n in frame.cancels if (started := history.children.get(n)) is not None)
         messages += [Message(f"{name}:{each.id}", each.id, frame.at, Cancel(force)) for each in cancelled]
-    if not (starts or messages or answers) and wake is None:
+    release: Release | None = None
+    if start.key is not None and outcome is not None:
+        changed = dict(history.key_state) if history.key_state_changed else None
+        release = Release(start.key, history.generation, changed)
+    if not (starts or messages or answers or release) and wake is None:
         return NO_EFFECTS
-    return Effects(tuple(starts), tuple(messages), tuple(answers), wake)
+    return Effects(tuple(starts), tuple(messages), tuple(answers), wake, release)
 
 
 def _says_nothing(frame: Frame) -> bool:
     """Tell, fast, whether a frame is one of the many that hold only steps and what they returned."""
     for entry in frame.entries:
-        kind = type(entry)
-        if kind is Returned:
-            if cast("Returned", entry).message is not None:
+        if type(entry) is Returned:
+            if entry.message is not None:
                 return False
-        elif kind not in _QUIET:
+        elif type(entry) not in _QUIET:
             return False
     for command in frame.commands:  # noqa: SIM110  a generator would double the cost
         if type(command) is not CallStep:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import assert_never, cast
+from typing import assert_never
 
 from msgspec import Struct
 
@@ -20,6 +20,7 @@ from perdure.core.journal import (
     Failed,
     Fired,
     Frame,
+    Granted,
     Interrupted,
     Outcome,
     Paused,
@@ -56,6 +57,9 @@ class History(Struct):
     last: Frame | None = None  # the last frame that is more than a claim
     generation: int = 0  # how often it was retried
     retried_at: float | None = None
+    granted: int | None = None  # the last generation that was granted the key
+    key_state: dict[str, bytes] = {}  # of the key, as this invocation leaves it
+    key_state_changed: bool = False
 
     @classmethod
     def of(cls, frames: Iterable[Frame]) -> History:
@@ -70,22 +74,24 @@ class History(Struct):
         only_claim = not frame.commands
         first = self.start is None
         for entry in frame.entries:
-            kind = type(entry)
-            if kind is Accepted:
-                self.start = cast("Accepted", entry).start
+            if type(entry) is Accepted:
+                self.start = entry.start
                 continue
-            if kind is Claimed:
-                self._claim(cast("Claimed", entry))
+            if type(entry) is Claimed:
+                self._claim(entry)
                 continue
-            if kind is not Returned or cast("Returned", entry).message is not None:
+            if type(entry) is not Returned or entry.message is not None:
                 self.note(entry)
             only_claim = False
-            self.deaths = self.unclaimed_deaths = 0
+            if self.deaths or self.unclaimed_deaths:
+                self.deaths = self.unclaimed_deaths = 0
         for command in frame.commands:
             if type(command) is CallChild:
                 self.children[command.n] = command.start
         if frame.cancels and self.children:
             self.children_unwanted.update(n for n in frame.cancels if n in self.children)
+        if frame.state and self.granted is not None:
+            self._change_state(frame.state)
         if not only_claim:
             self.last = frame
         elif first:
@@ -94,12 +100,18 @@ class History(Struct):
     def note(self, entry: Entry) -> None:
         """Fold one entry, perhaps before its frame is written; a second time it changes nothing."""
         match entry:
+            case Completed() | Failed() | Cancelled():
+                self._ended(entry)
+            case Released():
+                self.claimed = False
             case Accepted(start=start):
                 self.start = start
             case Claimed():
                 self._claim(entry)
-            case Released():
-                self.claimed = False
+            case Granted(generation=generation, state=state):
+                self.granted = generation
+                self.key_state = dict(state)
+                self.key_state_changed = False
             case Paused(reason=reason, message=message):
                 self.paused = reason
                 self._answered(message)
@@ -110,19 +122,26 @@ class History(Struct):
                 self.messages[message] = reason
             case Retried():
                 self._retried(entry)
-            case Completed() | Failed():
-                self.outcome = entry
-                self.claimed = False
-            case Cancelled(message=message):
-                self.outcome = entry
-                self.claimed = False
-                self._answered(message)
             case CancelRequested(message=message):
                 self._answered(message)
             case Returned() | Raised() | Attempted() | Fired() | Interrupted():
                 self._note_answer(entry)
             case _:
                 assert_never(entry)
+
+    def _ended(self, outcome: Outcome) -> None:
+        self.outcome = outcome
+        self.claimed = False
+        if type(outcome) is Cancelled:
+            self._answered(outcome.message)
+
+    def _change_state(self, changes: dict[str, bytes | None]) -> None:
+        self.key_state_changed = True
+        for name, value in changes.items():
+            if value is None:
+                self.key_state.pop(name, None)
+            else:
+                self.key_state[name] = value
 
     def _note_answer(self, entry: Answering) -> None:
         if entry.n in self.children:
@@ -167,9 +186,16 @@ class History(Struct):
         self.hash_seed = entry.hash_seed
 
     @property
+    def waits_for_key(self) -> bool:
+        """Whether the body may not run yet: its key has not been granted in this generation."""
+        return self.start is not None and self.start.key is not None and self.granted != self.generation
+
+    @property
     def status(self) -> Status:
         """The status that follows from the journal."""
         if self.outcome is None:
+            if self.waits_for_key and self.paused is None and not self.claimed:
+                return "pending"
             return "paused" if self.paused is not None else "running" if self.claimed else "suspended"
         match self.outcome:
             case Completed():

@@ -76,4 +76,4 @@ def _is_number(text: str) -> bool:
 
 
 def _mac(invocation_id: str, generation: int, n: int, secret: bytes) -> str:
-    return hmac.new(secret, f"{invocation_id}\n{generation}\n{n}".encode(), "sha256").digest()[:_MAC_BYTES].hex()
+    return hmac.digest(secret, f"{invocation_id}\n{generation}\n{n}".encode(), "sha256")[:_MAC_BYTES].hex()

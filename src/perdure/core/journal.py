@@ -10,7 +10,7 @@ All times are seconds since the Unix epoch, as floats.
 
 from __future__ import annotations
 
-from typing import Literal, assert_never, cast
+from typing import Literal, assert_never
 
 import msgspec
 from msgspec import Struct
@@ -163,6 +163,17 @@ class Claimed(Struct, frozen=True, array_like=True, gc=False, tag="claimed"):
     hash_seed: str
 
 
+class Granted(Struct, frozen=True, array_like=True, gc=False, tag="granted"):
+    """The invocation holds its key, and its body may run. `state` is that of the key: replay sees it, not the present.
+
+    The key is released when the invocation settles; a retry, in `generation` 1 and up, has to be granted it again.
+    """
+
+    at: float
+    generation: int
+    state: dict[str, bytes] = {}
+
+
 class Released(Struct, frozen=True, array_like=True, gc=False, tag="released"):
     """The owner let go: nothing is in progress, whoever receives the next message may claim.
 
@@ -296,13 +307,13 @@ class Cancelled(Struct, frozen=True, array_like=True, gc=False, tag="cancelled")
 
 
 Outcome = Completed | Failed | Cancelled
-_OUTCOMES = frozenset({Completed, Failed, Cancelled})
 Answering = Returned | Raised | Attempted | Fired | Interrupted
 """Entries that answer a command."""
 
 Entry = (
     Accepted
     | Claimed
+    | Granted
     | Released
     | Returned
     | Raised
@@ -340,7 +351,7 @@ class Frame(Struct, frozen=True, array_like=True, gc=False):
     def outcome(self) -> Outcome | None:
         """The outcome, if this frame settles its invocation."""
         last = self.entries[-1] if self.entries else None
-        return cast("Outcome", last) if type(last) in _OUTCOMES else None
+        return last if type(last) is Completed or type(last) is Failed or type(last) is Cancelled else None
 
 
 # --- messages ---------------------------------------------------------------------------------------------------------

@@ -82,6 +82,8 @@ class Future(asyncio.Future[T]):
 class Task(asyncio.Task[T]):
     """A task that hashes by its serial number in the loop, with a name that is the same on every run."""
 
+    __slots__ = ("own_context", "serial")
+
     is_cleanup = False
     """Whether it closes an async generator, so that the end of the body waits for it and does not cancel it."""
 
@@ -111,6 +113,21 @@ class Task(asyncio.Task[T]):
 class Loop(asyncio.AbstractEventLoop):
     """The loop of one turn. `drain` runs callbacks until none is ready; nothing else runs any."""
 
+    __slots__ = (
+        "_generators",
+        "_hooks",
+        "_ready",
+        "_refusals",
+        "_serial",
+        "_sweep_at",
+        "_tasks",
+        "closed",
+        "host",
+        "now",
+        "salt",
+        "stopped",
+    )
+
     def __init__(self, host: Host, now: float, *, salt: int = 0) -> None:
         self.host = host
         self.now = now
@@ -133,7 +150,10 @@ class Loop(asyncio.AbstractEventLoop):
         return self._serial
 
     def drain(self) -> None:
-        """Run what is ready, and what that makes ready, until nothing is or `stopped` is set."""
+        """Run what is ready, and what that makes ready, until nothing is or `stopped` is set.
+
+        A body cannot end the worker: the task that raised `SystemExit` has it as its exception.
+        """
         ready = self._ready
         previous = _running_loop()
         hooks = sys.get_asyncgen_hooks()
@@ -143,7 +163,12 @@ class Loop(asyncio.AbstractEventLoop):
         _set_running_loop(self)
         try:
             while ready and not self.stopped:
-                ready.popleft()._run()  # noqa: SLF001
+                handle = ready.popleft()
+                if not handle._cancelled:  # noqa: SLF001
+                    try:
+                        handle._run()  # noqa: SLF001
+                    except SystemExit:
+                        continue
         finally:
             _set_running_loop(previous)
             sys.set_asyncgen_hooks(*hooks)
@@ -200,7 +225,10 @@ class Loop(asyncio.AbstractEventLoop):
         """Tell, fast, whether nothing is left of a body that made no other task: one task, ended, and no generator."""
         if len(self._tasks) > 1 or self._generators:
             return False
-        return all(task.done() for task in self._tasks.values())
+        for task in self._tasks.values():  # noqa: SIM110  a generator would double the cost
+            if not task.done():
+                return False
+        return True
 
     def live_tasks(self) -> list[Task[Any]]:
         """Return the tasks that have not ended, in the order they were created."""
@@ -264,8 +292,8 @@ class Loop(asyncio.AbstractEventLoop):
     def time(self) -> float:
         return self.now
 
-    def get_debug(self) -> bool:
-        return False
+    # False, without running Python code: asyncio asks for every callback, future and task.
+    get_debug = bool  # pyright: ignore[reportAssignmentType]
 
     def is_running(self) -> bool:
         return True

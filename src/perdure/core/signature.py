@@ -157,10 +157,11 @@ class Signature:
         pieces: list[bytes] = []
         if not kwargs and self._least <= len(args) <= self._most:
             try:
-                for key, value in zip(self._positional_keys, args, strict=False):
+                for place, value in enumerate(args):
                     if value.__class__ not in SCALARS:
                         break
-                    pieces += (key, encode_scalar(value))
+                    pieces.append(self._positional_keys[place])
+                    pieces.append(encode_scalar(value))
                 else:
                     return digest(b"".join(pieces))  # most calls; the same bytes as below
             except (OverflowError, ValueError):

@@ -42,6 +42,7 @@ from perdure.core.journal import (
     Failed,
     Fired,
     Frame,
+    Granted,
     Interrupted,
     MarkPatch,
     OpenAwakeable,
@@ -83,52 +84,37 @@ class Divergence(Struct, frozen=True):
         return f"the journal has {self.recorded}, the code now asks for {self.issued}"
 
 
-class Pending:
+class Pending(Struct, eq=False):
     """A command that waits for its answer. `attempts` counts the failed ones that are journaled."""
 
-    __slots__ = (
-        *("attempts", "cancel_requested", "command", "decode", "future", "generation", "retry_due", "timer", "work"),
-    )
-
-    def __init__(
-        self,
-        command: Command,
-        future: Future[Any] | None,
-        decode: Callable[[bytes], Any],
-        work: object = None,
-        timer: asyncio.TimerHandle | None = None,
-        generation: int = 0,
-    ) -> None:
-        self.command = command
-        self.future = future
-        self.decode = decode
-        self.work = work
-        self.timer = timer
-        self.generation = generation
-        self.cancel_requested = False
-        self.attempts = 0
-        self.retry_due = 0.0
+    command: Command
+    future: Future[Any] | None
+    decode: Callable[[bytes], Any]
+    work: object = None
+    timer: asyncio.TimerHandle | None = None
+    generation: int = 0
+    cancel_requested: bool = False
+    attempts: int = 0
+    retry_due: float = 0.0
 
 
-class Ready:
+class Ready(Struct, eq=False):
     """What the body asked for since the last `ready()`.
 
     `commands` and `state` belong into the frame; `cancels` are commands whose end the body now wants; `outcome` is set
     when the body has ended.
     """
 
-    __slots__ = ("cancels", "commands", "outcome", "state")
-
-    def __init__(self) -> None:
-        self.commands: list[Command] = []
-        self.state: dict[str, bytes | None] = {}
-        self.cancels: list[int] = []
-        self.outcome: Outcome | None = None
+    commands: list[Command] = []
+    state: dict[str, bytes | None] = {}
+    cancels: list[int] = []
+    outcome: Outcome | None = None
 
 
 class CommandFuture(Future[Any]):
     """The future of a step or child. Like a Task's, its `cancel` asks; the end comes when the journal says so."""
 
+    __slots__ = ("n",)
     n: int
 
     def cancel(self, msg: Any | None = None) -> bool:
@@ -141,7 +127,7 @@ class CommandFuture(Future[Any]):
 def current_turn() -> Turn | None:
     """Return the turn whose body is running on this thread, if one is."""
     loop = events._get_running_loop()  # noqa: SLF001
-    return cast("Turn", loop.host) if isinstance(loop, Loop) else None
+    return loop.host if isinstance(loop, Loop) else None  # pyright: ignore[reportReturnType]  its host is a turn
 
 
 StubMaker = Callable[[Any, "Turn", Any, Any], Any]
@@ -154,6 +140,40 @@ class Turn:
     `body` makes the coroutine to run; it is called inside the turn. `encode_result` turns what the body returned into
     bytes, or raises. `secret` signs the ids of awakeables.
     """
+
+    __slots__ = (
+        "_body",
+        "_boundaries",
+        "_cancel_requested",
+        "_encode_result",
+        "_failures",
+        "_held",
+        "_issued",
+        "_issued_in_drain",
+        "_left_over",
+        "_main",
+        "_open_ended",
+        "_patches",
+        "_payload_limit",
+        "_random",
+        "_ready",
+        "_recorded",
+        "_secret",
+        "_stubs",
+        "_timers",
+        "_translators",
+        "begun",
+        "divergence",
+        "generation",
+        "loop",
+        "paused",
+        "pending",
+        "replaying",
+        "start",
+        "state",
+        "unseen",
+        "waits_for_key",
+    )
 
     def __init__(
         self,
@@ -173,8 +193,10 @@ class Turn:
         self.pending: dict[int, Pending] = {}
         self.state: dict[str, bytes] = {}
         self.divergence: Divergence | None = None
+        self.begun = False
         self.replaying = False
         self.paused = False
+        self.waits_for_key = start.key is not None
         self.unseen: list[dict[str, Any]] = []
         self._body = body
         self._encode_result = encode_result
@@ -198,11 +220,6 @@ class Turn:
         self._failures: dict[int, tuple[BaseException, int]] = {}  # what was raised into the body, and by which command
 
     @property
-    def begun(self) -> bool:
-        """Tell whether the body was started."""
-        return self._main is not None
-
-    @property
     def ended(self) -> bool:
         """Tell whether the body has ended, and what it became waits in `ready()`."""
         return self._ready.outcome is not None
@@ -213,33 +230,37 @@ class Turn:
         context = contextvars.Context()
         coro = context.run(self._body, self)
         self._main = self.loop.create_task(coro, name="workflow", context=context)
+        self.begun = True
         self._drain()
 
     def deliver(self, entry: Entry, /) -> None:
         """Give the body one fact, and run it until it waits again. While paused, facts wait until `Resumed`."""
-        kind = type(entry)
-        if kind is Paused:
+        # By `type`: to `isinstance`, every Struct that is not of the class is a slow case.
+        if type(entry) is Paused:
             self.paused = True
             return
-        if kind is Resumed:
+        if type(entry) is Granted:
+            self._granted(entry)
+            return
+        if type(entry) is Resumed:
             self._resumed()
             return
-        if self.paused and kind in _FOR_THE_BODY:
+        if self.paused and type(entry) in _FOR_THE_BODY:
             self._held.append(entry)
             return
-        if self._main is None and kind in _FOR_THE_BODY:
+        if self._main is None and type(entry) in _FOR_THE_BODY:
             self.begin()
-        if kind is Returned or kind is Raised or kind is Fired or kind is Interrupted:
-            self._answer(cast("Returned | Raised | Fired | Interrupted", entry))
-        elif kind is Attempted:
-            self._attempted(cast("Attempted", entry))
+        if type(entry) is Returned or type(entry) is Raised or type(entry) is Fired or type(entry) is Interrupted:
+            self._answer(entry)
+        elif type(entry) is Attempted:
+            self._attempted(entry)
             return
-        elif kind is CancelRequested:
-            self.cancel(cast("CancelRequested", entry))
+        elif type(entry) is CancelRequested:
+            self.cancel(entry)
         else:
-            if kind is Retried:
-                self._retried(cast("Retried", entry))
-            elif kind is Accepted and not self.replaying:
+            if type(entry) is Retried:
+                self._retried(entry)
+            elif type(entry) is Accepted and not self.replaying and not self.waits_for_key:
                 self.begin()
             return  # Claimed, outcomes and the like are not the body's affair
         self._drain()
@@ -354,7 +375,8 @@ class Turn:
         self._boundaries = _boundaries_in(frames)
         for frame in frames:
             self._recorded = deque(frame.commands)
-            if self._main is None and (frame.commands or frame.state or frame.cancels or frame.outcome is not None):
+            ran = frame.commands or frame.state or frame.cancels or frame.outcome is not None
+            if self._main is None and ran and not self.waits_for_key:
                 self.begin()  # not at Accepted: frames before this one may be claims of workers that died at once
             for entry in frame.entries:
                 if self.divergence is not None:
@@ -392,6 +414,7 @@ class Turn:
         self.pending.clear()
         self._failures.clear()
         self._main = None
+        self.begun = False
 
     # --- what the body asks for (called from inside the drain) --------------------------------------------------------
     def call_step(self, name: str, digest: bytes, decode: Callable[[bytes], Any], work: object) -> asyncio.Future[Any]:
@@ -401,6 +424,12 @@ class Turn:
         command = CallStep(self._next(), name, digest)
         self._issue(command)
         return self._await_answer(command, decode, work)
+
+    @property
+    def keys_held(self) -> tuple[str, ...]:
+        """The keys that this invocation and its ancestors hold: a child that needs one would wait for ever."""
+        start = self.start
+        return start.held if start.key is None else (*start.held, start.key)
 
     def call_child(self, start: Callable[[str, Parent], Start], decode: Callable[[bytes], Any]) -> asyncio.Future[Any]:
         """Issue a child; `start` makes its start from the id derived for it, and from who waits for it."""
@@ -505,7 +534,9 @@ class Turn:
         return Future[Any](loop=self.loop)
 
     def _next(self) -> int:
-        self._check_open()
+        loop = self.loop
+        if loop.closed or loop.stopped or events._get_running_loop() is not loop:  # noqa: SLF001
+            self._check_open()
         n = self._issued
         self._issued = n + 1
         return n
@@ -557,9 +588,16 @@ class Turn:
         self.pending[command.n] = Pending(command, future, decode, work, None, generation)
         return future
 
+    def _granted(self, entry: Granted) -> None:
+        """Let the body see the key's state; it begins, unless it is paused or a retry has begun it."""
+        self.waits_for_key = False
+        self.state = dict(entry.state)
+        if self._main is None and not self.paused:
+            self.begin()
+
     def _resumed(self) -> None:
         self.paused = False
-        if self._main is None:
+        if self._main is None and not self.waits_for_key:
             self.begin()
         held, self._held = self._held, []
         for each in held:
@@ -575,7 +613,8 @@ class Turn:
 
     def _answer(self, entry: Returned | Raised | Fired | Interrupted) -> None:
         loop = self.loop
-        loop.now = max(loop.now, entry.at)
+        if entry.at > loop.now:
+            loop.now = entry.at
         pending = self.pending.pop(entry.n, None)
         if pending is None:
             self._diverge_on(entry)
@@ -587,14 +626,14 @@ class Turn:
         future = pending.future
         if future is None or future.done():
             return
-        if isinstance(entry, Raised):
+        if type(entry) is Raised:
             error = rebuild(entry.failure, translators=self._translators())
             if isinstance(error, StopIteration):  # a future refuses it, as a coroutine that raises it would
                 stopped, error = error, RuntimeError("a step or child raised StopIteration")
                 error.__cause__ = stopped
             self._failures[id(error)] = (error, entry.n)
             future.set_exception(error)
-        elif isinstance(entry, Returned) and not pending.cancel_requested:
+        elif type(entry) is Returned and not pending.cancel_requested:
             try:
                 value = pending.decode(entry.value)
             except Undecodable as error:
@@ -615,17 +654,9 @@ class Turn:
 
     def _drain(self) -> None:
         self._issued_in_drain = 0
-        self._run_ready()
+        self.loop.drain()
         if self._main is not None and self._main.done() and self.divergence is None:
             self._finish()
-
-    def _run_ready(self) -> None:
-        while True:
-            try:
-                self.loop.drain()
-            except SystemExit:
-                continue  # the task has it as its exception: a body cannot end the worker
-            return
 
     def _finish(self) -> None:
         """End as `asyncio.run` does: cancel what is left, let it end, then say what became of the body."""
@@ -641,7 +672,7 @@ class Turn:
             asked |= {task.serial for task in live}
             for task in live:
                 task.cancel()
-            self._run_ready()
+            self.loop.drain()
         if self.loop.live_tasks():
             return  # some wait for the journaled end of a step
         if self.loop.finish_generators():
@@ -658,9 +689,7 @@ class Turn:
                 return Failed(at, failure_of(error, translators=self._translators()))
             if not request.timed_out:
                 return Cancelled(at)
-            text = f"invocation {self.start.id!r} did not end within its timeout of {self.start.timeout} s"
-            late = InvocationTimedOut(text, invocation_id=self.start.id, timeout=self.start.timeout or 0.0)
-            return Failed(at, failure_of(late, translators=self._translators()))
+            return timed_out(self.start, at)
         error_raised = main.exception()
         if error_raised is None:
             try:
@@ -708,6 +737,13 @@ class Turn:
 
 
 _FOR_THE_BODY = frozenset({Returned, Raised, Fired, Interrupted, CancelRequested})
+
+
+def timed_out(start: Start, at: float, /) -> Failed:
+    """Return how an invocation ends that did not end within its time limit."""
+    text = f"invocation {start.id!r} did not end within its timeout of {start.timeout} s"
+    late = InvocationTimedOut(text, invocation_id=start.id, timeout=start.timeout or 0.0)
+    return Failed(at, failure_of(late))
 
 
 def _boundaries_in(frames: Iterable[Frame]) -> list[tuple[int, int]]:

@@ -20,12 +20,12 @@ import logging
 import random
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, Protocol
+from typing import Protocol
 
 from msgspec.structs import replace
 
 from perdure.core.codec import Failure
-from perdure.core.effects import NO_EFFECTS, Effects, effects_of
+from perdure.core.effects import NO_EFFECTS, Effects, Enlist, Release, effects_of
 from perdure.core.history import DEATHS_LIMIT, History
 from perdure.core.journal import (
     Accepted,
@@ -40,6 +40,7 @@ from perdure.core.journal import (
     Entry,
     Fired,
     Frame,
+    Granted,
     Interrupted,
     Message,
     Outcome,
@@ -55,7 +56,7 @@ from perdure.core.journal import (
     Status,
 )
 from perdure.core.messages import apply, may_retry
-from perdure.core.turn import Pending, Ready, Turn
+from perdure.core.turn import Pending, Ready, Turn, timed_out
 from perdure.errors import (
     AnnotationUnresolved,
     Conflict,
@@ -69,7 +70,18 @@ from perdure.errors import (
     too_large,
 )
 from perdure.runtime.steps import Attempt
-from perdure.stores.store import Clock, Delivery, Journal, Store, Subscription, Timer, Transition
+from perdure.stores.store import (
+    Clock,
+    Delivery,
+    Journal,
+    Key,
+    Store,
+    Subscription,
+    Timer,
+    Transition,
+    Wake,
+    committed,
+)
 from perdure.workflow import StepInfo, Work
 
 CANCEL_GRACE_SECONDS = 10.0
@@ -132,14 +144,17 @@ class Runner:
     __slots__ = (
         "_alarm",
         "_alarm_at",
+        "_all_done",
         "_arrivals",
         "_begun_early",
         "_busy",
         "_due",
         "_force_frame",
+        "_granted",
         "_has_written",
         "_home",
         "_inbox",
+        "_key",
         "_left_behind",
         "_must_claim_first",
         "_outage",
@@ -175,6 +190,8 @@ class Runner:
         self._home = home
         self._start = delivery.item if delivery.fresh and isinstance(delivery.item, Start) else None
         self._must_claim_first = delivery.attempt > 1
+        self._key = Key()  # as last read, while the key is not granted
+        self._granted: Granted | None = None  # belongs into the next frame
         self._owned = False  # our claim is in the journal and not released
         self._status: Status | None = None
         self._stuck: str | None = None  # why there is no turn: the code does not fit the journal
@@ -183,6 +200,7 @@ class Runner:
         self._arrivals: list[Answering] = []  # outcomes of steps that are not journaled yet
         self._unwritten: Ready | None = None  # what the body asked for, while the first frame is held back
         self._redo = NO_EFFECTS  # those of the last frame, if another wrote it: they come first
+        self._all_done = False  # it is known that there are none to do again
         self._has_written = False
         self._begun_early: set[int] = set()  # steps in it: they have begun, and may have ended since
         self._force_frame = False
@@ -208,8 +226,10 @@ class Runner:
         """Do what can be done now: one round of the loop in this module's docstring."""
         if self._busy or self.closed:
             return
+        if self.turn is not None and self.turn.waits_for_key:
+            self._forget_turn()  # the key may be ours by now: it is read again
         if self.turn is None and self._stuck is None:
-            if self._start is None or self.revision or self._must_claim_first:
+            if self._start is None or self._start.key is not None or self.revision or self._must_claim_first:
                 self._load()
                 return
             self._open(self._start, ())
@@ -221,16 +241,21 @@ class Runner:
         task = asyncio.ensure_future(self._read())
         task.add_done_callback(self._loaded)
 
-    async def _read(self) -> tuple[Journal, Start | None]:
+    async def _read(self) -> tuple[Journal, Start | None, Key]:
         store = self._home.store
-        journal = await store.journal(self.id)
         start = self._start
-        if not journal.frames and start is None:
-            start = next((each.item for each in self._inbox if isinstance(each.item, Start)), None)
-            start = start or await store.start(self.id)
-        return journal, start
+        journal = Journal()
+        if start is None or self.revision or self._must_claim_first:
+            journal = await store.journal(self.id)
+            if not journal.frames:
+                # A start in hand proves nothing: its invocation may have run, settled and been purged meanwhile.
+                start = await store.start(self.id)
+            elif isinstance(accepted := journal.frames[0].entries[0], Accepted):
+                start = accepted.start
+        key = Key() if start is None or start.key is None else await store.key(start.key)
+        return journal, start, key
 
-    def _loaded(self, task: asyncio.Task[tuple[Journal, Start | None]]) -> None:
+    def _loaded(self, task: asyncio.Task[tuple[Journal, Start | None, Key]]) -> None:
         self._busy = False
         if self.closed or task.cancelled():
             return
@@ -238,8 +263,8 @@ class Runner:
         if error is not None:
             self._give_up(f"its journal cannot be read: {error}")
             return
-        journal, start = task.result()
-        self.revision = journal.revision
+        journal, start, self._key = task.result()
+        self.revision, self._all_done = journal.revision, journal.done
         self.history = history = History.of(journal.frames)
         self._start = start = history.start or start
         if start is None:
@@ -256,7 +281,7 @@ class Runner:
             self._claim_first(start)
         else:
             if not self._has_written:
-                self._redo = self._effects_of(start, history.last)
+                self._redo = self._effects_to_redo(start)
             self._open(start, journal.frames)
             self._round()
 
@@ -266,14 +291,22 @@ class Runner:
         If a retry is among what came, it is next, and what came after it waits.
         """
         answers: list[Answer] = []
+        enlist: Enlist | None = None
         then = self._settled
         taken, self._inbox = [*self._taken, *self._inbox], []
         self._taken = []
         for place, delivery in enumerate(taken):
             if isinstance(delivery.item, Message):
                 if may_retry(delivery.item, self.history):
-                    taken, self._inbox = taken[:place], taken[place + 1 :]
-                    then = partial(self._retry, start, frames, delivery, delivery.item)
+                    following = self.history.generation + 1
+                    if start.key is None or self._key.granted_to(self.id, following):
+                        taken, self._inbox = taken[:place], taken[place + 1 :]
+                        then = partial(self._retry, start, frames, delivery, delivery.item)
+                    else:  # the message waits, unanswered, until a wake says that the key is ours
+                        self._inbox = [each for each in taken[place:] if not isinstance(each.item, Wake)]
+                        taken = [each for each in taken if each not in self._inbox]
+                        enlist = Enlist(start.key, following)
+                        then = self._look_for_key
                     break
                 entry = apply(delivery.item, self.history, None, self._home.clock.now())
                 known = self.history.messages.get(delivery.item.id, "")
@@ -281,10 +314,15 @@ class Runner:
                     answers.append(Answer(delivery.item.id))
                 elif isinstance(entry, Refused):
                     answers.append(Answer(delivery.item.id, entry.reason))
-        effects = self._effects_of(start, self.history.last)
-        effects = replace(effects, answers=(*effects.answers, *answers))
+        effects = self._effects_to_redo(start)
+        effects = replace(effects, answers=(*effects.answers, *answers), enlist=enlist)
         transition = Transition(self.id, self.revision, None, effects, self.history.status, True, taken)
         self._commit(transition, then)
+
+    def _look_for_key(self) -> None:
+        """Read the key again if we were woken meanwhile."""
+        if any(isinstance(delivery.item, Wake) for delivery in self._inbox):
+            self._home.schedule(self)
 
     def _retry(self, start: Start, frames: Sequence[Frame], delivery: Delivery, message: Message) -> None:
         """Run a failed invocation again: claim it, and record what is superseded and what stays."""
@@ -304,7 +342,8 @@ class Runner:
         if turn is None or isinstance(entries, str):
             if turn is not None:
                 turn.close()
-            effects = replace(NO_EFFECTS, answers=(Answer(message.id, str(entries)),))
+            release = None if start.key is None else Release(start.key, self.history.generation + 1)
+            effects = replace(NO_EFFECTS, answers=(Answer(message.id, str(entries)),), release=release)
             transition = Transition(self.id, self.revision, None, effects, self.history.status, True, [delivery])
             self._commit(transition, self._settled)
             return
@@ -326,9 +365,12 @@ class Runner:
         self._write(start, at, entries, ready, ready.outcome, [])
 
     def _retry_turn(self, turn: Turn, frames: Sequence[Frame], at: float, message: Message) -> list[Entry] | str:
-        entries = turn.retry(frames, self.history.generation + 1, at, message.id)
+        generation = self.history.generation + 1
+        entries = turn.retry(frames, generation, at, message.id)
         if isinstance(entries, str):
             return entries
+        if turn.start.key is not None:
+            entries.insert(0, Granted(at, generation, self._key.state))
         for entry in entries:
             turn.deliver(entry)
         return entries if turn.divergence is None else self._explain(turn)
@@ -351,7 +393,7 @@ class Runner:
             entries += [Paused(at, reason), Released(at)]
             log.error("invocation %s (%s) is paused: %s", self.id, self.handler, reason)
         frame = Frame(self._home.name, at, entries)
-        effects = self._effects_of(start, history.last)
+        effects = self._effects_to_redo(start)
         starts = [each for each in self._inbox if not isinstance(each.item, Message)]
         self._inbox = [each for each in self._inbox if isinstance(each.item, Message)]
         set_aside = deaths >= DEATHS_LIMIT
@@ -479,7 +521,7 @@ class Runner:
         elif ready.outcome is not None:
             outcome = ready.outcome
             entries.append(outcome)
-        if self._may_hold_first_frame(ready, entries, answers):
+        if not self.revision and self._may_hold_first_frame(ready, entries, answers):
             self._unwritten = ready
             self._home.hold_first_frame(self)
             self._begin_new(ready)
@@ -496,9 +538,14 @@ class Runner:
     def _feed(self, turn: Turn, at: float, entries: list[Entry], answers: list[Answer]) -> None:
         """Give the turn all that arrived, one fact at a time."""
         if not turn.begun:
-            if self.revision == 0 and self._cancelled_unseen(at, entries):
+            if (self.revision == 0 or not self._may_begin(turn)) and self._cancelled_unseen(at, entries):
                 return
-            if self.history.paused is None:
+            if turn.waits_for_key:
+                if self._may_begin(turn):
+                    self._granted = granted = Granted(at, self.history.generation, self._key.state)
+                    self.history.note(granted)
+                    turn.deliver(granted)
+            elif self.history.paused is None:
                 turn.begin()
         arrivals, self._arrivals = self._arrivals, []
         for entry in arrivals:
@@ -507,17 +554,20 @@ class Runner:
             if type(entry) is Attempted:
                 heapq.heappush(self._due, (entry.due, entry.n))
         if self._inbox:
-            inbox, self._inbox = self._inbox, []
-            for delivery in inbox:
-                if not isinstance(delivery.item, Message):
-                    self._taken.append(delivery)
-                elif turn.ended:  # it came too late: it is refused once the outcome is durable
-                    self._inbox.append(delivery)
-                else:
-                    self._taken.append(delivery)
-                    self._take_message(delivery.item, turn, at, entries, answers)
+            self._take_inbox(turn, at, entries, answers)
         if self._due and self._due[0][0] <= at and self.history.paused is None and self.history.outcome is None:
             self._fire_due(turn, at, entries)
+
+    def _take_inbox(self, turn: Turn, at: float, entries: list[Entry], answers: list[Answer]) -> None:
+        inbox, self._inbox = self._inbox, []
+        for delivery in inbox:
+            if type(delivery.item) is not Message:
+                self._taken.append(delivery)
+            elif turn.ended:  # it came too late: it is refused once the outcome is durable
+                self._inbox.append(delivery)
+            else:
+                self._taken.append(delivery)
+                self._take_message(delivery.item, turn, at, entries, answers)
 
     def _take_message(
         self, message: Message, turn: Turn | None, at: float, entries: list[Entry], answers: list[Answer]
@@ -535,12 +585,20 @@ class Runner:
             if isinstance(entry, Resumed):
                 self._resume_commands(turn)
 
+    def _may_begin(self, turn: Turn) -> bool:
+        """Tell whether the body's key is ours, or it needs none. A wake or message alone does not begin a body."""
+        if not turn.waits_for_key:
+            return True
+        is_begun = bool(self.revision) or any(isinstance(each.item, Start) for each in self._inbox)
+        return is_begun and self._key.granted_to(self.id, self.history.generation)
+
     def _cancelled_unseen(self, at: float, entries: list[Entry]) -> bool:
-        """Settle an invocation that was cancelled before any worker saw it, without running its body."""
+        """Settle an invocation that was cancelled before its body could run. Other messages are refused after that."""
         for delivery in self._inbox:
-            if isinstance(delivery.item, Message) and isinstance(delivery.item.request, Cancel):
-                self._taken += self._inbox
-                self._inbox = []
+            if type(delivery.item) is Message and isinstance(delivery.item.request, Cancel):
+                others = [each for each in self._inbox if isinstance(each.item, Message) and each is not delivery]
+                self._taken += [each for each in self._inbox if each not in others]
+                self._inbox = others
                 ended = Cancelled(at, message=delivery.item.id)
                 self.history.note(ended)
                 entries.append(ended)
@@ -551,6 +609,11 @@ class Runner:
         while self._due and self._due[0][0] <= at:
             _, n = heapq.heappop(self._due)
             entry: Entry | None = None
+            if n == DEADLINE and turn.waits_for_key:  # it never ran: there is nothing to clean up
+                late = timed_out(turn.start, at)
+                self.history.note(late)
+                entries.append(late)
+                return
             if n == DEADLINE:
                 entry = CancelRequested(at, timed_out=True)
             elif (pending := turn.pending.get(n)) is not None:
@@ -587,15 +650,7 @@ class Runner:
     # --- writing ------------------------------------------------------------------------------------------------------
     def _may_hold_first_frame(self, ready: Ready, entries: list[Entry], answers: list[Answer]) -> bool:
         """Tell whether steps may start before the first frame: a first delivery that asked for steps and no more."""
-        if (
-            self.revision
-            or self._force_frame
-            or entries
-            or answers
-            or not ready.commands
-            or ready.state
-            or ready.cancels
-        ):
+        if self._force_frame or entries or answers or not ready.commands or ready.state or ready.cancels:
             return False
         return all(type(command) is CallStep for command in ready.commands) and not self._stopping
 
@@ -613,6 +668,9 @@ class Runner:
             if self.revision and not self._must_release():
                 self._after_nothing(answers)
                 return
+            if not self.revision and self.turn is not None and self.turn.waits_for_key:
+                self._let_go()
+                return
         for n in ready.cancels:
             self._cancel_unbegun(n)
         turn = self.turn
@@ -620,12 +678,7 @@ class Runner:
             if type(command) is SetTimer and turn is not None and command.n in turn.pending:
                 heapq.heappush(self._due, (command.due, command.n))
         release = outcome is None and not begins and not self._running and not self._arrivals
-        frame_entries: list[Entry] = []
-        if self.revision == 0:
-            frame_entries.append(Accepted(start))
-        if not self._owned:
-            frame_entries.append(self._claim(at))
-        frame_entries += entries
+        frame_entries = [*self._preamble(start, at), *entries]
         if release:
             frame_entries.append(Released(at, self._next_due()))
         if outcome is not None and frame_entries[-1] is not outcome:
@@ -633,7 +686,9 @@ class Runner:
             frame_entries.append(outcome)
         frame = Frame(self._home.name, at, frame_entries, ready.commands, ready.state, ready.cancels)
         self.history.add(frame)
-        effects = self._with_redo(self._effects_of(start, frame), answers)
+        effects = self._effects_of(start, frame)
+        if answers or self._redo is not NO_EFFECTS:
+            effects = self._with_redo(effects, answers)
         status = self.history.status
         changed = status if status != self._status or release else None
         taken, self._taken = self._taken, []
@@ -644,6 +699,18 @@ class Runner:
             self._commit(transition, self._settled)
         else:
             self._commit(transition, partial(self._durable, ready, release))
+
+    def _preamble(self, start: Start, at: float) -> list[Entry]:
+        """Return what comes first in the next frame: what makes the invocation ours, as far as it is not yet."""
+        entries: list[Entry] = []
+        if self.revision == 0:
+            entries.append(Accepted(start))
+        if not self._owned:
+            entries.append(self._claim(at))
+        if self._granted is not None:
+            entries.append(self._granted)
+            self._granted = None
+        return entries
 
     def _must_release(self) -> bool:
         """Tell whether nothing is left to do for a claim that we hold."""
@@ -670,21 +737,29 @@ class Runner:
             self._to_begin = [each for each in self._to_begin if each[0] != n]
             self._arrivals.append(Interrupted(n, self._home.clock.now()))
 
-    def _effects_of(self, start: Start, frame: Frame | None) -> Any:
-        history = self.history
-        return NO_EFFECTS if frame is None else effects_of(start, frame, history.children.get, history.generation)
+    def _effects_of(self, start: Start, frame: Frame | None) -> Effects:
+        return NO_EFFECTS if frame is None else effects_of(start, frame, self.history)
+
+    def _effects_to_redo(self, start: Start) -> Effects:
+        """Return the effects of the last frame, which another wrote, unless they are known to be done."""
+        return NO_EFFECTS if self._all_done else self._effects_of(start, self.history.last)
 
     def _with_redo(self, effects: Effects, answers: Sequence[Answer]) -> Effects:
         """Add answers, and the effects of a frame that another wrote and may not have acted on."""
         redo, self._redo = self._redo, NO_EFFECTS
-        if redo is NO_EFFECTS and not answers:
-            return effects
-        return replace(
+        return replace(  # neither has a key to release: the journal goes on
             effects,
             starts=(*redo.starts, *effects.starts),
             messages=(*redo.messages, *effects.messages),
             answers=(*redo.answers, *effects.answers, *answers),
         )
+
+    def _let_go(self) -> None:
+        """Leave an invocation that waits for its key: it was woken too early, and the store keeps its place."""
+        for delivery in self._taken:
+            self._home.subscription.acknowledge(delivery)
+        self.close()
+        self._home.ended(self)
 
     def _after_nothing(self, answers: list[Answer]) -> None:
         """Nothing to record: answer and acknowledge. Who was woken too early sets the wake again first."""
@@ -712,20 +787,18 @@ class Runner:
 
     def _commit(self, transition: Transition, then: Callable[[], None]) -> None:
         self._busy = True
-        future = self._home.store.commit(transition)
-        future.add_done_callback(partial(self._committed, transition, then))
+        self._home.store.commit(transition, partial(self._committed, transition, then))
 
-    def _committed(self, transition: Transition, then: Callable[[], None], future: asyncio.Future[int]) -> None:
-        if future.cancelled():
-            return
-        error = future.exception()
+    def _committed(
+        self, transition: Transition, then: Callable[[], None], revision: int, error: Exception | None
+    ) -> None:
         if error is not None:
             self._commit_failed(transition, then, error)
             return
         self._busy = False
         self._has_written = True
         if transition.frame is not None:
-            self.revision = future.result()
+            self.revision = revision
         if not self.closed:
             then()
 
@@ -763,7 +836,8 @@ class Runner:
             if self.history.paused is None:
                 self._begin_new(ready)
         self._begun_early.clear()
-        self._begin_waiting()
+        if self._to_begin:
+            self._begin_waiting()
         if self._due and not released:
             self._arm()  # while the turn is there to ask: a time limit must end a step that runs
         if self._home.always_replay:
@@ -983,7 +1057,7 @@ class Runner:
         )
         transition.acknowledge = self._taken
         try:
-            await self._home.store.commit(transition)
+            await committed(self._home.store, transition)
         except PerdureError as error:
             log.warning("invocation %s could not be released, it is redelivered instead: %s", self.id, error)
 

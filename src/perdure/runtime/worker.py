@@ -25,6 +25,7 @@ from perdure.core.codec import Failure, FailureTranslator, failure_of
 from perdure.core.journal import Start
 from perdure.core.turn import StubMaker, Turn
 from perdure.errors import InvalidOption, NameTaken, ServiceUnknown, too_large
+from perdure.runtime.retention import Sweep
 from perdure.runtime.runner import Runner
 from perdure.runtime.steps import THREADS_LIMIT, Attempt
 from perdure.stores.store import Clock, Delivery, Store, Subscription
@@ -76,6 +77,7 @@ class Worker:
         translators: Translators = tuple,
         stubs: StubMaker | None = None,
         replace: Callable[[Work], Work] | None = None,
+        retention: float | None = None,
     ) -> None:
         if max_concurrent < 1:
             raise InvalidOption(f"worker(max_concurrent={max_concurrent}): give at least 1")
@@ -94,6 +96,8 @@ class Worker:
         self._translators = translators
         self._stubs = stubs
         self._replace = replace
+        self._retention = retention
+        self._sweep: Sweep | None = None
         self._runners: dict[str, Runner] = {}
         self._cached: OrderedDict[str, Runner] = OrderedDict()
         self._scheduled: list[Runner] = []
@@ -122,6 +126,8 @@ class Worker:
             gc.set_threshold(COLLECTOR_THRESHOLD, *found[1:])
         self.subscription: Subscription = self.store.subscribe(self.workflows, self._deliver)
         self._ask()
+        if self._retention is not None:
+            self._sweep = Sweep(self.store, self._retention)
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -153,6 +159,8 @@ class Worker:
         await self._dismantle()
 
     async def _dismantle(self) -> None:
+        if self._sweep is not None:
+            await self._sweep.stop()
         self._runners.clear()
         self._cached.clear()
         self._scheduled.clear()

@@ -43,6 +43,7 @@ class Line(Struct):
     whole: bool = False
     refilling: asyncio.Task[None] | None = None
     missed: bool = False  # a start was queued while a refill was reading
+    granted: list[Delivery] = []  # those that were granted their key meanwhile: it may have passed them
 
 
 class Member:
@@ -139,6 +140,16 @@ class Dispatcher:
         else:
             line.whole = False
 
+    def queue_granted(self, delivery: Delivery) -> None:
+        """Take a start that waited for its key and was granted it: it goes out first, as it was queued long ago."""
+        line = self._line(delivery.handler)
+        if line.refilling is not None:
+            line.granted.append(delivery)
+        elif delivery.token > line.last:
+            self.queue(delivery)
+        else:
+            line.window.appendleft(delivery)
+
     def pump(self) -> None:
         """Hand out queued starts while there is room."""
         for member in [*self._members]:
@@ -203,6 +214,10 @@ class Dispatcher:
         """Return who has an invocation in hand, if anybody has."""
         return self._owners.get(id)
 
+    def has(self, id: str) -> bool:
+        """Tell whether anything for an invocation is in somebody's hands, or waits here."""
+        return id in self._owners or id in self._mail
+
     # --- what became of deliveries ------------------------------------------------------------------------------------
     def committed(self, id: str, acknowledged: Iterable[Delivery], *, ended: bool) -> None:
         """Note a durable commit: what it acknowledged, and whether it ended the claim."""
@@ -217,7 +232,7 @@ class Dispatcher:
         hold.claimed = not ended
         if ended:
             hold.woken = False
-        self._drop_if_done(member, id, hold)
+            self._drop_if_done(member, id, hold)
 
     def finish(self, delivery: Delivery) -> None:
         """Acknowledge outside of a commit."""
@@ -284,8 +299,17 @@ class Dispatcher:
                     self._hand(owner, delivery)  # begun already, and its start was never acknowledged
                 else:
                     line.window.append(delivery)
+            seen = {delivery.id for delivery in found} if line.granted else ()
+            for delivery in line.granted:
+                if delivery.id in seen:
+                    continue
+                if delivery.token <= line.last:
+                    line.window.appendleft(delivery)
+                else:
+                    line.missed = True
             line.whole = len(found) < WINDOW_LIMIT and not line.missed
         finally:
             line.refilling = None
             line.missed = False
+            line.granted = []
         self.pump()

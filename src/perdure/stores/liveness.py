@@ -7,7 +7,7 @@ too little is found as well.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from perdure.core.generations import current
 from perdure.core.history import History
@@ -27,12 +27,12 @@ from perdure.core.journal import (
     Start,
 )
 from perdure.core.lifecycle import SETTLED
-from perdure.stores.store import Row
+from perdure.stores.store import Key, Row
 
 
 @dataclass(frozen=True, slots=True)
 class Contents:
-    """What a store holds: its index, journals, queue, delayed starts, who has open messages, and wakes."""
+    """What a store holds: its index, journals, queue, delayed starts, who has open messages, wakes; what it removed."""
 
     rows: Mapping[str, Row]
     journals: Mapping[str, list[Frame]]
@@ -40,6 +40,8 @@ class Contents:
     scheduled: Collection[str]
     messages: Mapping[str, Collection[str]]  # ids of the open ones, by the invocation they are for
     wakes: Mapping[str, float]
+    keys: Mapping[str, Key] = field(default_factory=dict[str, Key])
+    purged: Collection[str] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +89,11 @@ def breaches(contents: Contents, now: float) -> Iterator[str]:
     for id, row in contents.rows.items():
         for breach in _breaches_of(id, row, contents, now):
             yield f"invocation {id} ({row.status}): {breach}"
+    for name, key in contents.keys.items():
+        if key.holder is not None and not _is_brought(key.holder, contents.rows[key.holder], contents, now):
+            history = History.of(contents.journals.get(key.holder, []))
+            if history.outcome is not None:
+                yield f"key {name} is held by {key.holder}, which is {history.status} and will not release it"
 
 
 def _breaches_of(id: str, row: Row, contents: Contents, now: float) -> Iterator[str]:
@@ -101,8 +108,10 @@ def _breaches_of(id: str, row: Row, contents: Contents, now: float) -> Iterator[
     assert history.start is not None
     for frame in frames:
         for command in frame.commands:
-            if isinstance(command, (CallChild, SendStart)) and command.start.id not in contents.rows:
-                yield f"{command.start.id}, which it starts, does not exist"
+            if isinstance(command, (CallChild, SendStart)):
+                started = command.start.id
+                if started not in contents.rows and started not in contents.purged:
+                    yield f"{started}, which it starts, does not exist"
     if row.status != history.status and (history.outcome is not None or history.paused is not None):
         yield f"its journal says {history.status}"
     if history.outcome is not None:
@@ -119,7 +128,7 @@ def _is_brought(id: str, row: Row, contents: Contents, now: float) -> bool:
 
 def _parent_breaches(start: Start, contents: Contents) -> Iterator[str]:
     parent = start.parent
-    if parent is None or contents.rows[parent.id].status in SETTLED:
+    if parent is None or parent.id in contents.purged or contents.rows[parent.id].status in SETTLED:
         return
     waiting = Waits.of(contents.journals[parent.id]).commands.get(parent.n)
     if not isinstance(waiting, CallChild) or waiting.start.id != start.id:

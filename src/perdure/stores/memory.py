@@ -10,10 +10,12 @@ from __future__ import annotations
 
 import asyncio
 import heapq
+from collections import Counter
 from collections.abc import Callable, Collection, Sequence
 from functools import partial
 from typing import Any, TypeVar
 
+from perdure.core.effects import Effects, Enlist, Release
 from perdure.core.journal import (
     Answer,
     Message,
@@ -24,22 +26,28 @@ from perdure.core.journal import (
     encode_frame,
     settles_before_begin,
 )
+from perdure.core.lifecycle import SETTLED
 from perdure.errors import Conflict, StoreClosed
 from perdure.stores.clock import Alarm, SystemClock, VirtualClock
 from perdure.stores.dispatch import Dispatcher, Member
 from perdure.stores.liveness import Contents, breaches
-from perdure.stores.notices import Notices
+from perdure.stores.notices import Feed, Notices
 from perdure.stores.store import (
+    LINE_LIMIT,
     PAYLOAD_LIMIT_BYTES,
+    Committed,
     Counts,
     Delivery,
     Filter,
     Journal,
+    Key,
     Row,
     Transition,
     Wake,
     id_conflict,
     identity_of,
+    line_full,
+    matches,
     unknown,
 )
 
@@ -57,11 +65,16 @@ class MemoryStore:
     """Holds everything in dictionaries. `clock` is the system's unless a test brings a virtual one."""
 
     def __init__(
-        self, clock: SystemClock | VirtualClock | None = None, *, payload_limit: int = PAYLOAD_LIMIT_BYTES
+        self,
+        clock: SystemClock | VirtualClock | None = None,
+        *,
+        payload_limit: int = PAYLOAD_LIMIT_BYTES,
+        line_limit: int = LINE_LIMIT,
     ) -> None:
         self.clock = clock or SystemClock()
         self.secret = b"memory"
         self.payload_limit = payload_limit
+        self.line_limit = line_limit
         self.hook: Hook | None = None
         self.writes = 0
         self._rows: dict[str, Row] = {}
@@ -72,7 +85,13 @@ class MemoryStore:
         self._frames: dict[str, list[bytes]] = {}
         self._messages: dict[str, Message] = {}
         self._answers: dict[str, Answer] = {}
+        self._mail: dict[str, set[str]] = {}  # ids of all messages that an invocation got
+        # Invocations whose index is behind their journal, with what their last frame starts. Like all effects of a
+        # frame, these are done when the index is written; until then somebody may do them again.
+        self._undone: dict[str, frozenset[str]] = {}
         self._wakes: dict[str, float] = {}
+        self._keys: dict[str, Key] = {}
+        self._lines: dict[str, dict[tuple[str, int], int]] = {}  # by key: who waits, in order, with the sequence
         self._sequence = 0
         self._begin()
 
@@ -108,13 +127,24 @@ class MemoryStore:
     def submit(self, starts: Sequence[Start], /) -> asyncio.Future[list[bool]]:
         def write() -> list[bool]:
             together: dict[str, bytes] = {}
+            joining = Counter[str]()
             for start in starts:
                 known = self._digests.get(start.id) or together.setdefault(start.id, identity_of(start))
                 if known != identity_of(start):
                     raise id_conflict(start.id)
+                if start.key is not None:
+                    joining[start.key] += start.id not in self._rows
+                    self._check_line(start.key, joining[start.key])
             return [self._accept(start) for start in starts]
 
         return self._durably(write)
+
+    def _check_line(self, key: str, joining: int) -> None:
+        ahead = len(self._lines.get(key, ())) + joining - 1
+        if key not in self._keys or self._keys[key].holder is None:
+            ahead -= 1  # the first gets the key
+        if joining and ahead >= self.line_limit:
+            raise line_full(key, ahead)
 
     def _accept(self, start: Start) -> bool:
         if start.id in self._rows:
@@ -124,7 +154,7 @@ class MemoryStore:
         self._digests[start.id] = identity_of(start)
         self._starts[start.id] = start
         status: Status = "scheduled" if start.due > now else "pending"
-        self._rows[start.id] = Row(start.id, start.handler, status, start.key, start.at, start.at, start.due)
+        self._index(Row(start.id, start.handler, status, start.key, start.at, now, start.due))
         if status == "scheduled":
             self._scheduled[start.id] = start
             heapq.heappush(self._due, (start.due, start.id))
@@ -136,8 +166,77 @@ class MemoryStore:
     def _enqueue(self, start: Start) -> None:
         self._sequence += 1
         self._queued[start.id] = (self._sequence, start)
-        self._dispatcher.queue(Delivery(start.id, start.handler, start, fresh=True, token=self._sequence))
-        self._soon(self._dispatcher.pump)
+        if start.key is not None:
+            self._lines.setdefault(start.key, {})[start.id, 0] = self._sequence
+            if start.timeout is not None:  # so that it ends in time even if its key never comes
+                self._wakes[start.id] = start.due + start.timeout
+                heapq.heappush(self._due, (self._wakes[start.id], start.id))
+                self._arm()
+            self._grant(start.key)
+        else:
+            self._dispatcher.queue(Delivery(start.id, start.handler, start, fresh=True, token=self._sequence))
+            self._soon(self._dispatcher.pump)
+
+    # --- keys ---------------------------------------------------------------------------------------------------------
+    def _grant(self, name: str) -> None:
+        """Give a key that nobody holds to the first in its line."""
+        key, line = self._keys.get(name, Key()), self._lines.get(name)
+        if key.holder is not None or not line:
+            return
+        (id, generation), sequence = next(iter(line.items()))
+        self._write("key", id)
+        self._leave_line(name, id, generation)
+        self._keys[name] = Key(id, generation, key.state)
+        if generation == 0 and id in self._queued:
+            start = self._queued[id][1]
+            self._dispatcher.queue_granted(Delivery(id, start.handler, start, fresh=True, token=sequence))
+            self._soon(self._dispatcher.pump)
+        else:
+            self._soon(partial(self._dispatcher.offer, Delivery(id, self._rows[id].handler, Wake())))
+
+    def _change_key(self, id: str, effects: Effects) -> None:
+        if effects.release is not None:
+            self._release(id, effects.release)
+        if effects.enlist is not None:
+            self._enlist(id, effects.enlist)
+
+    def _release(self, id: str, release: Release) -> None:
+        key = self._keys.get(release.key, Key())
+        if key.granted_to(id, release.generation):
+            self._write("key", id)
+            state = key.state if release.state is None else release.state
+            if state:
+                self._keys[release.key] = Key(state=state)
+            else:
+                del self._keys[release.key]
+            self._grant(release.key)
+        elif (id, release.generation) in self._lines.get(release.key, ()):
+            self._write("key", id)
+            self._leave_line(release.key, id, release.generation)
+            self._queued.pop(id, None)
+
+    def _enlist(self, id: str, enlist: Enlist) -> None:
+        line = self._lines.setdefault(enlist.key, {})
+        key = self._keys.get(enlist.key, Key())
+        if (id, enlist.generation) not in line and not key.granted_to(id, enlist.generation):
+            self._write("key", id)
+            self._sequence += 1
+            line[id, enlist.generation] = self._sequence
+            self._grant(enlist.key)
+
+    def _leave_line(self, name: str, id: str, generation: int) -> None:
+        line = self._lines[name]
+        del line[id, generation]
+        if not line:
+            del self._lines[name]
+
+    def _waits_in_line(self, id: str) -> bool:
+        key = self._rows[id].key
+        return key is not None and (id, 0) in self._lines.get(key, ())
+
+    async def key(self, name: str, /) -> Key:
+        self._check()
+        return self._keys.get(name, Key())
 
     def post(self, message: Message, /) -> asyncio.Future[None]:
         def write() -> None:
@@ -153,13 +252,14 @@ class MemoryStore:
             return
         self._write("message", message.to)
         self._messages[message.id] = message
+        self._mail.setdefault(message.to, set()).add(message.id)
         self._soon(lambda: self._route(message, 1))
 
     def _route(self, message: Message, attempt: int) -> None:
         row = self._rows[message.to]
-        begun = row.status not in ("pending", "scheduled") or (
-            row.status == "scheduled" and settles_before_begin(message)
-        )
+        is_put_off = message.to in self._scheduled or self._waits_in_line(message.to)
+        has_start_to_come = row.status in ("pending", "scheduled") and (is_put_off or message.to in self._queued)
+        begun = not has_start_to_come or (is_put_off and settles_before_begin(message))
         self._dispatcher.offer(Delivery(message.to, row.handler, message, attempt), begun=begun)
 
     async def answer(self, message_id: str, /) -> Answer:
@@ -184,6 +284,8 @@ class MemoryStore:
             row = self._rows[message.to]
             if row.handler in member.handlers and not self._dispatcher.holds(message):
                 self._soon(partial(self._route, message, 2))
+        for key in self._lines:
+            self._soon(partial(self._grant, key))  # its process may have died just before
         self._due = [(at, id) for id, at in self._wakes.items()] + [(s.due, id) for id, s in self._scheduled.items()]
         heapq.heapify(self._due)
         self._arm()
@@ -193,7 +295,7 @@ class MemoryStore:
         found = [
             Delivery(id, handler, start, 2 if sequence <= self._opened_at else 1, id not in self._frames, sequence)
             for id, (sequence, start) in self._queued.items()
-            if start.handler == handler and sequence > after
+            if start.handler == handler and sequence > after and not self._waits_in_line(id)
         ]
         return found[:limit]
 
@@ -209,8 +311,14 @@ class MemoryStore:
                 pass
 
     # --- transitions --------------------------------------------------------------------------------------------------
-    def commit(self, transition: Transition, /) -> asyncio.Future[int]:
-        return self._durably(lambda: self._commit(transition))
+    def commit(self, transition: Transition, told: Committed, /) -> None:
+        revision, error = 0, None
+        try:
+            self._check()
+            revision = self._commit(transition)
+        except Exception as failed:  # noqa: BLE001  it is told instead
+            error = failed
+        asyncio.get_running_loop().call_soon(told, revision, error)
 
     def _commit(self, transition: Transition) -> int:
         id, effects = transition.id, transition.effects
@@ -223,6 +331,7 @@ class MemoryStore:
                 )
             self._write("frame", id)
             self._frames.setdefault(id, []).append(encode_frame(transition.frame))
+            self._undone[id] = frozenset(start.id for start in effects.starts)
         for start in effects.starts:
             self._accept(start)
         for message in effects.messages:
@@ -230,7 +339,9 @@ class MemoryStore:
         for answer in effects.answers:
             self._write("answer", id)
             self._answers[answer.message] = answer
+            self._mail.setdefault(id, set()).add(answer.message)
             self._soon(lambda answer=answer: self._notices.answered(answer))
+        self._change_key(id, effects)
         ended = transition.released or outcome is not None
         # A wake is replaced after the effects, like an acknowledgement: it may be what redoes them.
         if ended and effects.wake is not None:
@@ -238,7 +349,8 @@ class MemoryStore:
         if transition.status is not None:
             self._write("index", id)
             row = self._rows[id]
-            self._rows[id] = Row(id, row.handler, transition.status, row.key, row.created_at, self.clock.now(), row.due)
+            self._index(Row(id, row.handler, transition.status, row.key, row.created_at, self.clock.now(), row.due))
+            self._undone.pop(id, None)
         if ended and effects.wake is None and id in self._wakes:
             self._write("wake", id)
             del self._wakes[id]
@@ -248,7 +360,7 @@ class MemoryStore:
             self._forget(delivery)
         if outcome is not None:
             self._soon(lambda: self._notices.settled(id, outcome))
-        self._dispatcher.committed(id, transition.acknowledge, ended=ended)  # before the future ends
+        self._dispatcher.committed(id, transition.acknowledge, ended=ended)  # before anybody is told
         return len(self._frames[id])
 
     def _set_wake(self, id: str, at: float) -> None:
@@ -265,21 +377,21 @@ class MemoryStore:
         now = self.clock.now()
         while self._due and self._due[0][0] <= now:
             at, id = heapq.heappop(self._due)
-            row = self._rows[id]
             if (start := self._scheduled.get(id)) is not None:
+                row = self._rows[id]
                 self._write("due", id)
                 del self._scheduled[id]
-                self._rows[id] = Row(id, row.handler, "pending", row.key, row.created_at, now, row.due)
+                self._index(Row(id, row.handler, "pending", row.key, row.created_at, now, row.due))
                 self._enqueue(start)
             elif self._wakes.get(id) == at:
-                self._dispatcher.wake(Delivery(id, row.handler, Wake()))
+                self._dispatcher.wake(Delivery(id, self._rows[id].handler, Wake()))
         self._arm()
 
     # --- reading ------------------------------------------------------------------------------------------------------
     async def journal(self, id: str, /) -> Journal:
         self._check()
         frames = tuple(decode_frame(data) for data in self._frames.get(id, ()))
-        return Journal(frames, len(frames))
+        return Journal(frames, len(frames), done=id not in self._undone)
 
     async def outcome(self, id: str, /) -> Outcome | None:
         self._check()
@@ -289,6 +401,14 @@ class MemoryStore:
     def watch(self, id: str, /) -> asyncio.Future[Outcome]:
         self._check()
         return self._notices.watch(id)
+
+    def events(self, filter: Filter, /) -> Feed:
+        self._check()
+        return self._notices.events(filter)
+
+    async def mail(self, id: str, /) -> list[Message]:
+        self._check()
+        return sorted((each for each in self._messages.values() if each.to == id), key=lambda each: each.at)
 
     async def start(self, id: str, /) -> Start | None:
         self._check()
@@ -314,19 +434,49 @@ class MemoryStore:
             counts.by_handler[row.handler] = counts.by_handler.get(row.handler, 0) + 1
         return counts
 
+    async def purge(self, before: float, /, *, limit: int, id: str | None = None) -> int:
+        self._check()
+        rows = [*self._rows.values()] if id is None else [row] if (row := self._rows.get(id)) is not None else []
+        kept = {message.to for message in self._messages.values()}
+        kept.update(*self._undone.values())  # these may be started again
+        due = [row for row in rows if self._is_at_rest(row, before) and row.id not in kept]
+        due.sort(key=lambda row: row.updated_at)
+        removed = [row.id for row in due[:limit]]
+        for each in removed:
+            self._remove(each)
+        return len(removed)
+
+    def _is_at_rest(self, row: Row, before: float) -> bool:
+        """Tell whether an invocation settled by `before`, and nothing for it is on its way."""
+        in_hand = row.id in self._queued or self._dispatcher.has(row.id)
+        return row.status in SETTLED and row.updated_at <= before and not in_hand
+
+    def _remove(self, id: str) -> None:
+        self._write("purge messages", id)
+        for message_id in self._mail.pop(id, ()):
+            self._answers.pop(message_id, None)
+        self._write("purge", id)  # at once, as a journal is rolled up: without its frames it would run again
+        for table in (self._rows, self._digests, self._starts, self._frames, self._wakes, self._undone):
+            table.pop(id, None)
+
     @property
     def awaited(self) -> bool:
-        """Tell whether somebody waits for an outcome."""
+        """Tell whether somebody waits for one invocation."""
         return self._notices.awaited
 
     # --- for tests ----------------------------------------------------------------------------------------------------
-    def check_liveness(self) -> None:
-        """Raise if something that must come about has nothing that will ever bring it about."""
+    def check_liveness(self, purged: Collection[str] = ()) -> None:
+        """Raise if something that must come about has nothing that will ever bring it about.
+
+        `purged` are the ids that were removed, which nothing misses.
+        """
         messages: dict[str, set[str]] = {}
         for message in self._messages.values():
             messages.setdefault(message.to, set()).add(message.id)
         journals = {id: [decode_frame(data) for data in frames] for id, frames in self._frames.items()}
-        contents = Contents(self._rows, journals, self._queued, self._scheduled, messages, self._wakes)
+        contents = Contents(
+            self._rows, journals, self._queued, self._scheduled, messages, self._wakes, self._keys, purged
+        )
         if found := [*breaches(contents, self.clock.now())]:
             raise AssertionError("; ".join(found))
 
@@ -352,6 +502,11 @@ class MemoryStore:
                 self._end("the process crashed")
                 raise
 
+    def _index(self, row: Row) -> None:
+        self._rows[row.id] = row
+        if self._notices.watched:
+            self._notices.changed(row, self._notices.feeds_made)
+
     def _check(self) -> None:
         if self._down:
             raise StoreClosed("memory: the store is closed, or its process crashed")
@@ -367,14 +522,3 @@ class MemoryStore:
 
     def _soon(self, callback: Callable[[], Any]) -> None:
         asyncio.get_running_loop().call_soon(lambda: None if self._down else callback())
-
-
-def matches(row: Row, filter: Filter) -> bool:
-    """Tell whether a row passes a filter."""
-    return (
-        (filter.status is None or row.status == filter.status)
-        and (filter.handler is None or row.handler == filter.handler)
-        and (filter.key is None or row.key == filter.key)
-        and (filter.id_prefix is None or row.id.startswith(filter.id_prefix))
-        and (filter.before is None or (row.created_at, row.id) < filter.before)
-    )

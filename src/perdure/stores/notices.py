@@ -1,4 +1,4 @@
-"""Who waits for what: outcomes of invocations and answers to messages, pushed inside one process."""
+"""Who waits for what: outcomes of invocations, answers to messages and changes, pushed inside one process."""
 
 from __future__ import annotations
 
@@ -6,12 +6,18 @@ import asyncio
 from typing import TypeVar
 
 from perdure.core.journal import Answer, Outcome
+from perdure.stores.store import Filter, Row, matches
+
+CHANGES_LIMIT = 10_000
+"""Invocations whose change is kept for one reader that has not come for it. Of each only the last one is kept."""
 
 T = TypeVar("T")
 
 
 class _Waiting(asyncio.Future[T]):
     """A future that leaves its table when its waiter gives up."""
+
+    __slots__ = ("_name", "_table")
 
     def __init__(self, table: dict[str, list[_Waiting[T]]], name: str) -> None:
         super().__init__(loop=asyncio.get_running_loop())
@@ -32,12 +38,74 @@ class _Waiting(asyncio.Future[T]):
         return super().cancel(msg)
 
 
+class Feed:
+    """The changes that one reader has not come for yet, bounded by keeping the newest of each invocation."""
+
+    def __init__(self, filter: Filter, notices: Notices, number: int) -> None:
+        self.filter = filter
+        self.number = number
+        self._notices = notices
+        self._changed: dict[str, Row] = {}
+        self._missed = False
+        self._ended: Exception | None = None
+        self._waiting: asyncio.Future[None] | None = None
+
+    async def next(self) -> list[Row] | None:
+        while not self._changed and not self._missed:
+            if self._ended is not None:
+                raise self._ended
+            self._waiting = asyncio.get_running_loop().create_future()
+            try:
+                await self._waiting
+            finally:
+                self._waiting = None
+        if self._missed:
+            self._missed = False
+            return None
+        changed, self._changed = self._changed, {}
+        return [*changed.values()]
+
+    def close(self) -> None:
+        self._notices.forget(self)
+        self._changed.clear()
+
+    @property
+    def awaited(self) -> bool:
+        """Tell whether somebody waits for a change now."""
+        return self._waiting is not None and not self._waiting.done()
+
+    def push(self, row: Row) -> None:
+        if matches(row, self.filter):
+            self._changed.pop(row.id, None)  # so that the latest change comes last
+            self._changed[row.id] = row
+            if len(self._changed) > CHANGES_LIMIT:
+                self.miss()
+            else:
+                self._wake()
+
+    def miss(self) -> None:
+        """Give up telling what changed: the reader reads the index instead."""
+        self._missed = True
+        self._changed.clear()
+        self._wake()
+
+    def end(self, error: Exception) -> None:
+        self._ended = error
+        self._wake()
+
+    def _wake(self) -> None:
+        if self._waiting is not None and not self._waiting.done():
+            self._waiting.set_result(None)
+
+
 class Notices:
-    """Futures to end when something is known."""
+    """Futures to end when something is known, and feeds of what changes."""
 
     def __init__(self) -> None:
         self._outcomes: dict[str, list[_Waiting[Outcome]]] = {}
         self._answers: dict[str, list[_Waiting[Answer]]] = {}
+        self._feeds: dict[str | None, list[Feed]] = {}  # by the id that they are about, None for all others
+        self.feeds_made = 0
 
     def watch(self, id: str) -> asyncio.Future[Outcome]:
         """Return a future of the next outcome of an invocation."""
@@ -57,13 +125,56 @@ class Notices:
             if not future.done():
                 future.set_result(answer)
 
+    # --- changes ------------------------------------------------------------------------------------------------------
+    def events(self, filter: Filter) -> Feed:
+        """Return a feed of the changes from now on."""
+        self.feeds_made += 1
+        feed = Feed(filter, self, self.feeds_made)
+        self._feeds.setdefault(filter.id, []).append(feed)
+        return feed
+
+    def forget(self, feed: Feed) -> None:
+        feeds = self._feeds.get(feed.filter.id, [])
+        if feed in feeds:
+            feeds.remove(feed)
+            if not feeds:
+                del self._feeds[feed.filter.id]
+
+    @property
+    def watched(self) -> bool:
+        """Tell whether anybody wants to know of changes."""
+        return bool(self._feeds)
+
+    def wants(self, id: str) -> bool:
+        """Tell whether anybody wants to know of the changes of an invocation."""
+        return None in self._feeds or id in self._feeds
+
+    def changed(self, row: Row, made: int) -> None:
+        """Push a row to the first `made` feeds: whoever made his later has read the index since, and it is the past."""
+        for feeds in (self._feeds.get(row.id, ()), self._feeds.get(None, ())):
+            for feed in feeds:
+                if feed.number <= made:
+                    feed.push(row)
+
+    def missed(self) -> None:
+        """Have all readers read the index."""
+        for feeds in self._feeds.values():
+            for feed in feeds:
+                feed.miss()
+
+    # --- all of it ----------------------------------------------------------------------------------------------------
     @property
     def awaited(self) -> bool:
-        """Tell whether somebody waits for an outcome."""
-        return bool(self._outcomes)
+        """Tell whether somebody waits for one invocation: for its outcome, or its next change."""
+        return bool(self._outcomes) or any(
+            feed.awaited for id, feeds in self._feeds.items() if id is not None for feed in feeds
+        )
 
     def fail(self, error: Exception) -> None:
         """End every wait with an error: the store is closing."""
+        for feeds in self._feeds.values():
+            for feed in feeds:
+                feed.end(error)
         waiting = [*self._outcomes.values(), *self._answers.values()]
         self._outcomes.clear()
         self._answers.clear()

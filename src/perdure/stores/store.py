@@ -3,10 +3,13 @@
 Everything the runtime knows of a store is in this module, and `stores.contract` in the tests holds every store to it.
 The rules that matter most:
 
-* `submit`, `post` and `commit` are durable when their future ends.
+* `submit` and `post` are durable when their future ends, `commit` when it tells so.
 * `commit` writes the frame first, guarded by the revision, then the effects, each idempotent, acknowledgements last.
   A store that crashes in between leaves a state from which `redo` (a commit without a frame) finishes the work.
 * A delivery goes to one subscriber at a time and comes again until it is acknowledged.
+* Starts of one key wait in its line, in the order in which they were queued. One is delivered when the key names it the
+  holder; the key goes to the next with the holder's `Release`. Whoever took a place by `Enlist` gets a wake instead.
+* `purge` removes nothing that could then run again.
 """
 
 from __future__ import annotations
@@ -20,10 +23,13 @@ from msgspec import Struct
 from perdure.core.codec import digest
 from perdure.core.effects import NO_EFFECTS, Effects
 from perdure.core.journal import Answer, Frame, Message, Outcome, Start, Status
-from perdure.errors import IdConflict, UnknownInvocation
+from perdure.errors import IdConflict, LimitExceeded, UnknownInvocation
 
 PAYLOAD_LIMIT_BYTES = 64 * 1024 * 1024
 """The most bytes that one encoded value may take, unless `connect` is told otherwise."""
+
+LINE_LIMIT = 1_000_000
+"""Invocations that may wait for one key before a client's start is refused. What workflows send is always taken."""
 
 
 # --- time -------------------------------------------------------------------------------------------------------------
@@ -107,11 +113,19 @@ class Transition(Struct):
         return None if self.frame is None else self.frame.outcome
 
 
+Committed = Callable[[int, Exception | None], object]
+"""Told once what became of a commit: the journal's new revision, or the error."""
+
+
 class Journal(Struct, frozen=True):
-    """All frames of an invocation, in order, and the revision of the last (0: none)."""
+    """All frames of an invocation, in order, and the revision of the last (0: none).
+
+    `done` says that the effects of the last frame are known to be done, so that nobody needs to do them again.
+    """
 
     frames: tuple[Frame, ...] = ()
     revision: int = 0
+    done: bool = False
 
 
 class Row(Struct, frozen=True):
@@ -126,8 +140,24 @@ class Row(Struct, frozen=True):
     due: float
 
 
+class Key(Struct, frozen=True):
+    """A key: who holds it, in which generation, and its state as the last holder left it."""
+
+    holder: str | None = None
+    generation: int = 0
+    state: dict[str, bytes] = {}
+
+    def granted_to(self, id: str, generation: int, /) -> bool:
+        """Tell whether an invocation holds it."""
+        return self.holder == id and self.generation == generation
+
+
 class Filter(Struct, frozen=True):
-    """Which invocations to list: every field that is set must match. Newest first; `before` continues a page."""
+    """Which invocations to list: every field that is set must match. Newest first; `before` continues a page.
+
+    They were created at `created_after` or later, and earlier than `created_before`. Neither `before` nor `limit`
+    means anything to `events`.
+    """
 
     status: Status | None = None
     handler: str | None = None
@@ -135,6 +165,39 @@ class Filter(Struct, frozen=True):
     id_prefix: str | None = None
     before: tuple[float, str] | None = None
     limit: int = 100
+    id: str | None = None
+    created_after: float | None = None
+    created_before: float | None = None
+
+
+def matches(row: Row, filter: Filter) -> bool:
+    """Tell whether a row passes a filter."""
+    return (
+        (filter.id is None or row.id == filter.id)
+        and (filter.status is None or row.status == filter.status)
+        and (filter.handler is None or row.handler == filter.handler)
+        and (filter.key is None or row.key == filter.key)
+        and (filter.id_prefix is None or row.id.startswith(filter.id_prefix))
+        and (filter.created_after is None or row.created_at >= filter.created_after)
+        and (filter.created_before is None or row.created_at < filter.created_before)
+        and (filter.before is None or (row.created_at, row.id) < filter.before)
+    )
+
+
+class Events(Protocol):
+    """The changes of the index that pass a filter, pushed to one reader."""
+
+    async def next(self) -> list[Row] | None:
+        """Wait for changes, and return the newest row of each invocation that changed, the latest change last.
+
+        None says that more changed than is kept for a slow reader: read the index. Once the store is closed, and all
+        that was kept is read, this raises what ended it.
+        """
+        ...
+
+    def close(self) -> None:
+        """Let go: nothing is kept any more."""
+        ...
 
 
 class Counts(Struct, frozen=True):
@@ -154,6 +217,14 @@ def id_conflict(id: str) -> IdConflict:
     """Return the error for an id that exists with another start."""
     text = f"invocation {id!r} exists with another workflow or input: use another id, or client.handle({id!r})"
     return IdConflict(text, invocation_id=id)
+
+
+def line_full(key: str, waiting: int) -> LimitExceeded:
+    """Return the error for a start whose key has too many waiting."""
+    text = (
+        f"{waiting:,} invocations wait for key {key!r}, which is the limit: start it again when some of them have ended"
+    )
+    return LimitExceeded(text, size=waiting, limit=waiting)
 
 
 def identity_of(start: Start) -> bytes:
@@ -212,11 +283,12 @@ class Store(Protocol):
         """Deliver starts of these handlers, within what is requested, and messages and wakes of their invocations."""
         ...
 
-    def commit(self, transition: Transition, /) -> asyncio.Future[int]:
-        """Write a transition durably and give the journal's new revision.
+    def commit(self, transition: Transition, told: Committed, /) -> None:
+        """Write a transition durably, then tell the journal's new revision, on the loop and never before this returns.
 
-        The future fails with `Conflict`, and nothing happened, if the revision moved. Revisions grow; nothing else can
-        be concluded from their numbers.
+        The error is `Conflict`, and nothing happened, if the revision moved. Revisions grow; nothing else can be
+        concluded from their numbers. Most of what a store does for a worker is commits: a callback costs less than a
+        future. To await a commit, see `committed`.
         """
         ...
 
@@ -236,8 +308,20 @@ class Store(Protocol):
         """Read the start of an invocation, queued or begun; None when there is no such invocation."""
         ...
 
-    def serves(self, handler: str, /) -> bool:
-        """Tell whether a worker known to this store serves a handler."""
+    async def key(self, name: str, /) -> Key:
+        """Read a key; one that nobody has used has no holder and no state."""
+        ...
+
+    def events(self, filter: Filter, /) -> Events:
+        """Push the row of every invocation that passes the filter after a change. Register first, then read."""
+        ...
+
+    async def mail(self, id: str, /) -> list[Message]:
+        """Read the messages for an invocation that are accepted and neither applied nor refused yet, oldest first."""
+        ...
+
+    def serves(self, handler: str, /) -> bool | None:
+        """Tell whether a worker known to this store serves a handler; None where that cannot be known."""
         ...
 
     async def row(self, id: str, /) -> Row | None:
@@ -251,3 +335,28 @@ class Store(Protocol):
     async def counts(self) -> Counts:
         """Count invocations."""
         ...
+
+    async def purge(self, before: float, /, *, limit: int, id: str | None = None) -> int:
+        """Remove settled invocations that last changed by `before`, oldest first, and return how many it removed.
+
+        At most `limit`, fewer if their journals are long; only `id`, if given. What is removed is gone: journal, start,
+        messages and their answers. An invocation stays while anything for it is in hand or unanswered, while the
+        effects of its own last frame may be undone, and while those of a frame that starts it may be done again.
+        """
+        ...
+
+
+def committed(store: Store, transition: Transition) -> asyncio.Future[int]:
+    """Commit, and return a future of the journal's new revision, for who awaits it."""
+    future: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+
+    def told(revision: int, error: Exception | None) -> None:
+        if future.done():
+            return
+        if error is not None:
+            future.set_exception(error)
+        else:
+            future.set_result(revision)
+
+    store.commit(transition, told)
+    return future

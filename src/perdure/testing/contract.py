@@ -13,7 +13,8 @@ from contextlib import asynccontextmanager
 from typing import Any, TypeVar, get_args
 
 from perdure.core.codec import encode, failure_of
-from perdure.core.effects import Effects, effects_of
+from perdure.core.effects import Effects, Enlist, Release, effects_of
+from perdure.core.history import History
 from perdure.core.journal import (
     Accepted,
     Answer,
@@ -30,10 +31,12 @@ from perdure.core.journal import (
     Failed,
     Fired,
     Frame,
+    Granted,
     Interrupted,
     MarkPatch,
     Message,
     OpenAwakeable,
+    Outcome,
     Parent,
     Pause,
     Paused,
@@ -54,12 +57,13 @@ from perdure.core.journal import (
     Status,
     TryAgain,
 )
-from perdure.errors import Conflict, IdConflict, PerdureError, StoreClosed, UnknownInvocation
-from perdure.stores.store import Delivery, Filter, Row, Store, Subscription, Transition, Wake
+from perdure.errors import Conflict, IdConflict, LimitExceeded, PerdureError, StoreClosed, UnknownInvocation
+from perdure.stores.store import Delivery, Events, Filter, Key, Row, Store, Subscription, Transition, Wake, committed
 
 T = TypeVar("T")
 
 HANDLER = "contract"
+STATUS_OF: dict[type[Outcome], Status] = {Completed: "completed", Failed: "failed", Cancelled: "cancelled"}
 MIB = 1024 * 1024
 
 
@@ -127,8 +131,8 @@ class StoreContract:
     calm = 0.03
     """Seconds of silence that are taken for nothing coming."""
 
-    def make(self) -> Store:
-        """Return a new, empty store that is not open yet."""
+    def make(self, **limits: int) -> Store:
+        """Return a new, empty store that is not open yet, perhaps with a `line_limit`."""
         raise NotImplementedError
 
     def reopen(self, store: Store, /) -> Store:
@@ -137,10 +141,10 @@ class StoreContract:
 
     # --- what tests share ---------------------------------------------------------------------------------------------
     @asynccontextmanager
-    async def opened(self) -> AsyncGenerator[Store]:
+    async def opened(self, **limits: int) -> AsyncGenerator[Store]:
         """Make, open, and in the end close a store; `self.store` is the one now open."""
         self._ids = itertools.count()
-        self.store = self.make()
+        self.store = self.make(**limits)
         await self.store.open()
         try:
             yield self.store
@@ -197,10 +201,13 @@ class StoreContract:
     ) -> int:
         """Commit a frame with the effects that follow from it; `Released` in it releases the claim."""
         if effects is None:
-            effects = effects_of(start, frame, lambda _: None) if frame is not None else Effects()
+            effects = Effects()
+            if frame is not None:
+                before = (await self.store.journal(start.id)).frames[:expected]
+                effects = effects_of(start, frame, History.of([*before, frame]))
         released = frame is not None and any(isinstance(entry, Released) for entry in frame.entries)
         transition = Transition(start.id, expected, frame, effects, status, released, taken)
-        return await within(self.patience, self.store.commit(transition), "not committed")
+        return await within(self.patience, committed(self.store, transition), "not committed")
 
     async def begun(self, inbox: Inbox, start: Start | None = None) -> tuple[Start, int]:
         """Submit a start, take it, and commit the first frame of its journal."""
@@ -822,7 +829,7 @@ class StoreContract:
             transition = Transition(
                 start.id, revision, None, Effects((), (), (Answer("late", "too late"),)), "completed", True, [delivery]
             )
-            await store.commit(transition)
+            await committed(store, transition)
             assert await store.answer("late") == Answer("late", "too late")
             row = await store.row(start.id)
             assert row is not None
@@ -913,7 +920,8 @@ class StoreContract:
         async with self.opened() as store:
             start, revision = await self.begun(self.inbox())
             watch = store.watch(start.id)
-            self.store.commit(Transition(start.id, revision, self.frame(Completed(2.0, b"\xc0")), status="completed"))
+            frame = self.frame(Completed(2.0, b"\xc0"))
+            committed(store, Transition(start.id, revision, frame, status="completed"))
             assert await within(self.patience, watch, "not pushed") == await store.outcome(start.id)
 
     # --- wakes --------------------------------------------------------------------------------------------------------
@@ -1033,6 +1041,229 @@ class StoreContract:
             await self.reopened()
             await self.inbox(room=1).stays_empty(self.calm)
 
+    # --- keys ---------------------------------------------------------------------------------------------------------
+    async def granted(self, inbox: Inbox, id: str) -> tuple[Start, int]:
+        """Take the next start, which must be this one and hold its key; commit its first frame, with the grant."""
+        delivery = await inbox.next_start()
+        start = delivery.item
+        assert isinstance(start, Start)
+        assert start.id == id
+        assert start.key is not None
+        key = await self.store.key(start.key)
+        assert key.granted_to(id, 0)
+        grant = Granted(self.store.clock.now(), 0, key.state)
+        first = self.frame(Accepted(start), self.claim(), grant, commands=[CallStep(0, "s", b"d")])
+        return start, await self.commit(start, 0, first, "running", delivery)
+
+    async def settled(self, start: Start, revision: int, outcome: Outcome | None = None, **state: bytes | None) -> int:
+        """End an invocation, with changes of its key's state."""
+        outcome = outcome or Completed(self.store.clock.now(), b"\xc0")
+        frame = Frame("w", self.store.clock.now(), [outcome], [], state)
+        return await self.commit(start, revision, frame, STATUS_OF[type(outcome)])
+
+    async def test_key_that_nobody_used_has_no_holder_and_no_state(self) -> None:
+        async with self.opened() as store:
+            assert await store.key("unused") == Key()
+
+    async def test_starts_of_a_key_come_one_at_a_time_in_the_order_accepted(self) -> None:
+        async with self.opened() as store:
+            inbox = self.inbox(room=100)
+            await store.submit([self.start(f"a{n}", key="k") for n in range(3)])
+            await store.submit([self.start("a3", key="k"), self.start("other", key="l"), self.start("plain")])
+            first = [await inbox.next_start() for _ in range(3)]
+            assert {each.id for each in first} == {"a0", "other", "plain"}
+            start, head = first[[each.id for each in first].index("a0")].item, "a0"
+            assert isinstance(start, Start)
+            frame = self.frame(Accepted(start), self.claim(), Granted(start.at, 0))
+            revision = await self.commit(start, 0, frame, "running", *(d for d in first if d.id == head))
+            for following in ("a1", "a2", "a3"):
+                await inbox.stays_empty(self.calm)
+                await self.settled(start, revision)
+                start, revision = await self.granted(inbox, following)
+            await self.settled(start, revision)
+            assert (await store.key("k")).holder is None
+
+    async def test_state_of_a_key_goes_from_holder_to_holder(self) -> None:
+        async with self.opened() as store:
+            inbox = self.inbox(room=100)
+            await store.submit([self.start(f"a{n}", key="k") for n in range(4)])
+            start, revision = await self.granted(inbox, "a0")
+            await self.settled(start, revision, x=b"1", y=b"2")
+            start, revision = await self.granted(inbox, "a1")
+            assert await store.key("k") == Key("a1", 0, {"x": b"1", "y": b"2"})
+            failed = Failed(start.at, failure_of(ValueError("no")))
+            await self.settled(start, revision, failed, x=None, y=b"3")
+            start, revision = await self.granted(inbox, "a2")
+            assert (await store.key("k")).state == {"y": b"3"}
+            await self.settled(start, revision)
+            store = await self.reopened()
+            assert await store.key("k") == Key("a3", 0, {"y": b"3"})
+            start, revision = await self.granted(self.inbox(room=1), "a3")
+            await self.settled(start, revision, y=None)
+            assert await store.key("k") == Key()
+
+    async def test_line_and_holder_survive_reopening(self) -> None:
+        async with self.opened() as store:
+            inbox = self.inbox(room=100)
+            await store.submit([self.start(f"a{n}", key="k") for n in range(3)])
+            start, revision = await self.granted(inbox, "a0")
+            revision = await self.commit(start, revision, self.frame(Released(start.at)), "suspended")
+            store = await self.reopened()
+            inbox = self.inbox(room=100)
+            await store.submit([self.start("a3", key="k")])
+            await inbox.stays_empty(self.calm)
+            await self.settled(start, revision)
+            for following in ("a1", "a2", "a3"):
+                start, revision = await self.granted(inbox, following)
+                await self.settled(start, revision)
+
+    async def test_holder_that_was_never_taken_comes_after_reopening(self) -> None:
+        async with self.opened() as store:
+            await store.submit([self.start("a0", key="k"), self.start("a1", key="k")])
+            await self.reopened()
+            inbox = self.inbox(room=5)
+            start, revision = await self.granted(inbox, "a0")
+            await inbox.stays_empty(self.calm)
+            await self.settled(start, revision)
+            await self.granted(inbox, "a1")
+
+    async def test_delayed_start_takes_its_place_in_the_line_when_it_is_due(self) -> None:
+        async with self.opened() as store:
+            inbox = self.inbox(room=100)
+            await store.submit([self.start("late", key="k", due=store.clock.now() + 0.1)])
+            await store.submit([self.start("a0", key="k"), self.start("a1", key="k")])
+            start, revision = await self.granted(inbox, "a0")
+            await asyncio.sleep(0.15)
+            for following in ("a1", "late"):
+                await self.settled(start, revision)
+                start, revision = await self.granted(inbox, following)
+
+    async def test_who_waits_for_its_key_can_be_cancelled_and_leaves_the_line(self) -> None:
+        async with self.opened() as store:
+            inbox = self.inbox(room=100)
+            await store.submit([self.start(f"a{n}", key="k") for n in range(3)])
+            start, revision = await self.granted(inbox, "a0")
+            await store.post(self.message("a1", Pause()))
+            await inbox.stays_empty(self.calm)
+            await store.post(self.message("a1", Cancel()))
+            delivery, message = await inbox.next_message()
+            waiting = await store.start("a1")
+            assert waiting is not None
+            ended = self.frame(Accepted(waiting), Cancelled(waiting.at, message=message.id))
+            await self.commit(waiting, 0, ended, "cancelled", delivery)
+            assert await store.key("k") == Key("a0")
+            await self.settled(start, revision)
+            await self.granted(inbox, "a2")
+
+    async def test_release_by_who_does_not_hold_the_key_changes_nothing(self) -> None:
+        async with self.opened() as store:
+            inbox = self.inbox(room=100)
+            await store.submit([self.start(f"a{n}", key="k") for n in range(3)])
+            start, revision = await self.granted(inbox, "a0")
+            await self.settled(start, revision, x=b"1")
+            await self.granted(inbox, "a1")
+            for generation in (0, 1):
+                again = Effects(release=Release("k", generation, {"x": b"lost"}))
+                await self.commit(start, revision + 1, None, "completed", effects=again)
+            assert await store.key("k") == Key("a1", 0, {"x": b"1"})
+            await inbox.stays_empty(self.calm)
+
+    async def test_redone_release_grants_the_key_once(self) -> None:
+        async with self.opened() as store:
+            inbox = self.inbox(room=100)
+            await store.submit([self.start(f"a{n}", key="k") for n in range(3)])
+            start, revision = await self.granted(inbox, "a0")
+            revision = await self.settled(start, revision, x=b"1")
+            redo = Effects(release=Release("k", 0, {"x": b"1"}))
+            await self.commit(start, revision, None, "completed", effects=redo)
+            await self.granted(inbox, "a1")
+            await inbox.stays_empty(self.calm)
+
+    async def test_who_enlists_is_woken_when_the_key_is_its_own(self) -> None:
+        async with self.opened() as store:
+            inbox = self.inbox(room=100)
+            await store.submit([self.start(f"a{n}", key="k") for n in range(3)])
+            first, revision = await self.granted(inbox, "a0")
+            failed = Failed(first.at, failure_of(ValueError("no")))
+            revision = await self.settled(first, revision, failed, x=b"1")
+            second, second_revision = await self.granted(inbox, "a1")
+            for _ in range(2):  # a redo takes no second place
+                await self.commit(first, revision, None, "failed", effects=Effects(enlist=Enlist("k", 1)))
+            await inbox.stays_empty(self.calm)
+            await self.settled(second, second_revision, x=b"2")
+            third, third_revision = await self.granted(inbox, "a2")
+            await store.submit([self.start("a3", key="k")])
+            await self.settled(third, third_revision)
+            woken = await inbox.next()
+            assert (woken.id, woken.item) == ("a0", Wake())
+            assert await store.key("k") == Key("a0", 1, {"x": b"2"})
+            await self.commit(first, revision, None, "failed", effects=Effects(enlist=Enlist("k", 1)))
+            await self.commit(first, revision, None, "failed", effects=Effects(release=Release("k", 0, {"x": b"lost"})))
+            assert await store.key("k") == Key("a0", 1, {"x": b"2"})
+            await self.commit(first, revision, None, "failed", woken, effects=Effects(release=Release("k", 1)))
+            await self.granted(inbox, "a3")
+
+    async def test_who_enlists_for_a_free_key_is_woken_at_once(self) -> None:
+        async with self.opened() as store:
+            inbox = self.inbox(room=100)
+            await store.submit([self.start("a0", key="k")])
+            start, revision = await self.granted(inbox, "a0")
+            revision = await self.settled(start, revision, Failed(start.at, failure_of(ValueError("no"))))
+            await self.commit(start, revision, None, "failed", effects=Effects(enlist=Enlist("k", 1)))
+            assert (await inbox.next()).id == "a0"
+            assert await store.key("k") == Key("a0", 1)
+
+    async def test_who_waits_for_its_key_is_woken_at_its_time_limit(self) -> None:
+        async with self.opened() as store:
+            inbox = self.inbox(room=100)
+            await store.submit([self.start("a0", key="k"), self.start("a1", key="k", timeout=0.1)])
+            await self.granted(inbox, "a0")
+            woken = await inbox.next()
+            assert (woken.id, woken.item) == ("a1", Wake())
+            start = await store.start("a1")
+            assert start is not None
+            assert store.clock.now() >= start.due + 0.1
+
+    async def test_line_that_is_full_refuses_a_client_and_takes_what_workflows_send(self) -> None:
+        async with self.opened(line_limit=2) as store:
+            inbox = self.inbox(room=100)
+            await store.submit([self.start(f"a{n}", key="k") for n in range(3)])
+            start, revision = await self.granted(inbox, "a0")
+            refused = self.start("refused", key="k")
+            error = await raised_by(store.submit([self.start("with", key="l"), refused]), LimitExceeded)
+            assert "'k'" in str(error)
+            assert await store.row("refused") is None
+            assert await store.row("with") is None
+            sent = self.start("sent", key="k")
+            frame = self.frame(Returned(0, start.at, b"\xc0"), commands=[SendStart(1, sent)])
+            revision = await self.commit(start, revision, frame)
+            assert await store.row("sent") is not None
+            await self.settled(start, revision)
+            start, revision = await self.granted(inbox, "a1")
+            await self.settled(start, revision)
+            assert await store.submit([refused]) == [True]
+            for following in ("a2", "sent", "refused"):
+                start, revision = await self.granted(inbox, following)
+                await self.settled(start, revision)
+
+    async def test_keys_granted_while_thousands_of_others_wait_all_come(self) -> None:
+        async with self.opened() as store:
+            ids = [f"a{n:04d}" for n in range(600)]
+            await store.submit([self.start(id, key=f"k{int(id[1:]) % 200}") for id in ids])
+            inbox = self.inbox(room=50)
+            came: list[str] = []
+            while len(came) < len(ids):
+                delivery = await inbox.next_start()
+                start = delivery.item
+                assert isinstance(start, Start)
+                came.append(start.id)
+                ended = self.frame(Accepted(start), Granted(start.at, 0), Completed(start.at, b"\xc0"))
+                await self.commit(start, 0, ended, "completed", delivery)
+                inbox.subscription.request(1)
+            assert sorted(came) == ids
+            for key in range(200):
+                assert [id for id in came if int(id[1:]) % 200 == key] == ids[key::200]
+
     # --- the index ----------------------------------------------------------------------------------------------------
     async def test_search_lists_newest_first_whatever_the_status(self) -> None:
         async with self.opened() as store:
@@ -1075,6 +1306,11 @@ class StoreContract:
                 Filter(handler="two", key="k", status="pending", id_prefix="b"): ["b1"],
                 Filter(handler="two", key="k", status="scheduled"): [],
                 Filter(limit=3): ["b2", "b1", "a2"],
+                Filter(id="a2"): ["a2"],
+                Filter(id="a"): [],
+                Filter(created_after=now + 1): ["b2", "b1", "a2"],
+                Filter(created_before=now + 1): ["a1"],
+                Filter(created_after=now + 1, created_before=now + 3, handler="two"): ["b1"],
             }
             for filter, expected in cases.items():
                 assert [row.id for row in await store.search(filter)] == expected, filter
@@ -1089,6 +1325,125 @@ class StoreContract:
                 seen += page
                 before = (page[-1].created_at, page[-1].id)
             assert [row.id for row in seen] == [f"p{n:02d}" for n in reversed(range(25))]
+
+    async def test_pages_neither_repeat_nor_lose_anything_while_new_ones_arrive(self) -> None:
+        async with self.opened() as store:
+            now = store.clock.now()
+            await store.submit([self.start(f"p{n:02d}", at=now + n) for n in range(20)])
+            seen: list[str] = []
+            before = None
+            while page := await store.search(Filter(before=before, limit=6)):
+                seen += [row.id for row in page]
+                before = (page[-1].created_at, page[-1].id)
+                await store.submit([self.start(f"new{len(seen)}", at=now + 100 + len(seen))])
+            assert seen == [f"p{n:02d}" for n in reversed(range(20))]
+
+    # --- changes ------------------------------------------------------------------------------------------------------
+    async def changes(self, events: Events) -> list[tuple[str, Status]]:
+        """Return what changed next, as ids and statuses."""
+        rows = await within(self.patience, events.next(), "no change was pushed")
+        assert rows is not None
+        return [(row.id, row.status) for row in rows]
+
+    async def test_every_change_of_status_is_pushed_with_its_row(self) -> None:
+        async with self.opened() as store:
+            inbox = self.inbox()
+            events = store.events(Filter())
+            now = store.clock.now()
+            late = self.start("late", at=now, due=now + 0.2)
+            await store.submit([late])
+            assert await self.changes(events) == [("late", "scheduled")]
+            assert await self.changes(events) == [("late", "pending")]
+            inbox.subscription.request(1)
+            delivery = await inbox.next_start()
+            first = self.frame(Accepted(late), self.claim(), commands=[CallStep(0, "s", b"d")])
+            revision = await self.commit(late, 0, first, "running", delivery)
+            assert await self.changes(events) == [("late", "running")]
+            revision = await self.commit(late, revision, self.frame(Released(now)), "suspended")
+            rows = await within(self.patience, events.next(), "no change was pushed")
+            assert rows == [await store.row("late")]
+            await self.commit(late, revision, self.frame(Completed(now, encode(1))), "completed")
+            assert await self.changes(events) == [("late", "completed")]
+            events.close()
+
+    async def test_only_changes_that_pass_the_filter_are_pushed(self) -> None:
+        async with self.opened() as store:
+            inbox = self.inbox()
+            cases = {
+                Filter(id="b"): [("b", "completed")],
+                Filter(status="suspended"): [("c", "suspended")],
+                Filter(id_prefix="a"): [("ab", "completed"), ("aa", "completed")],
+                Filter(handler="other"): [],
+            }
+            feeds = [store.events(filter) for filter in cases]
+            for id in ("ab", "b", "aa"):
+                await self.completed(inbox, self.start(id))
+            await self.suspended(inbox, self.start("c"))
+            await self.all_is_told()
+            for feed, expected in zip(feeds, cases.values(), strict=True):
+                assert (await self.changes(feed) if expected else []) == expected
+                feed.close()
+
+    async def all_is_told(self) -> None:
+        """Wait until all changes so far are pushed: changes are pushed in order."""
+        last = self.start()
+        events = self.store.events(Filter(id=last.id))
+        await self.store.submit([last])
+        await self.changes(events)
+        events.close()
+
+    async def test_slow_reader_gets_the_newest_of_each_the_latest_change_last(self) -> None:
+        async with self.opened() as store:
+            inbox = self.inbox()
+            events = store.events(Filter(id_prefix="x"))
+            first, second = self.start("x1"), self.start("x2")
+            await store.submit([first, second])
+            await self.suspended(inbox, first)
+            await self.completed(inbox, second)
+            await self.all_is_told()
+            assert await self.changes(events) == [("x1", "suspended"), ("x2", "completed")]
+
+    async def test_closing_the_store_ends_a_reader_after_what_it_was_told(self) -> None:
+        async with self.opened() as store:
+            events, waiting = store.events(Filter(id_prefix="x")), store.events(Filter(id="nobody"))
+            reading = asyncio.ensure_future(waiting.next())
+            await store.submit([self.start("x")])
+            await self.all_is_told()
+            await store.aclose()
+            assert await self.changes(events) == [("x", "pending")]
+            for ended in (events.next(), reading):
+                await raised_by(within(self.patience, ended, "the reader waits on"), StoreClosed)
+
+    async def test_mail_is_what_was_accepted_and_not_answered_oldest_first(self) -> None:
+        async with self.opened() as store:
+            inbox = self.inbox()
+            start, revision = await self.suspended(inbox)
+            other, _ = await self.suspended(inbox)
+            at = store.clock.now()
+            pause = Message("z", start.id, at, Pause())
+            resume, cancel = Message("y", start.id, at + 1, Resume()), Message("x", start.id, at + 2, Cancel())
+            for message in (pause, cancel, resume):
+                await store.post(message)
+            await store.post(self.message(other.id))
+            assert await store.mail(start.id) == [pause, resume, cancel]
+            delivery = next(each for each in [await inbox.next() for _ in range(4)] if each.item == pause)
+            await self.commit(start, revision, self.frame(Paused(at, "asked for", "z")), "paused", delivery)
+            store = await self.reopened()
+            assert await store.mail(start.id) == [resume, cancel]
+            assert await store.mail("nobody") == []
+
+    async def test_messages_posted_while_nobody_serves_come_in_the_order_sent(self) -> None:
+        async with self.opened() as store:
+            inbox = self.inbox()
+            start, _ = await self.suspended(inbox)
+            inbox.subscription.close()
+            at = store.clock.now()
+            sent = [Message(id, start.id, at + n, Pause()) for n, id in enumerate("zaybxc")]
+            for message in sent:
+                await store.post(message)
+            await self.reopened()
+            again = self.inbox()
+            assert [(await again.next_message())[1] for _ in sent] == sent
 
     async def test_counts_include_what_is_queued_scheduled_and_settled(self) -> None:
         async with self.opened() as store:
@@ -1112,6 +1467,137 @@ class StoreContract:
             row = await store.row(start.id)
             assert row is not None
             assert start.at + 49 < row.updated_at <= store.clock.now()
+
+    # --- retention ----------------------------------------------------------------------------------------------------
+    async def purge(self, id: str | None = None, limit: int = 100) -> int:
+        """Remove what has settled by now."""
+        return await within(self.patience, self.store.purge(self.store.clock.now(), limit=limit, id=id), "not purged")
+
+    async def is_unknown(self, id: str) -> bool:
+        """Tell whether nothing is left of an invocation."""
+        store = self.store
+        left = (await store.row(id), await store.start(id), await store.outcome(id), (await store.journal(id)).frames)
+        return left == (None, None, None, ()) and id not in [row.id for row in await store.search(Filter())]
+
+    async def test_purged_invocation_is_unknown_to_everything(self) -> None:
+        async with self.opened() as store:
+            inbox = self.inbox()
+            start, revision = await self.suspended(inbox)
+            message = self.message(start.id)
+            await store.post(message)
+            told, _ = await inbox.next_message()
+            end = self.frame(self.claim(2), CancelRequested(1.0, message=message.id), Cancelled(1.0))
+            await self.commit(start, revision, end, "cancelled", told)
+            assert await self.purge() == 1
+            for _ in range(2):
+                assert await self.is_unknown(start.id)
+                assert (await store.counts()).by_status == {}
+                for again in (message, self.message(start.id)):
+                    await raised_by(store.post(again), UnknownInvocation)
+                inbox = self.inbox(room=5)
+                await inbox.stays_empty(self.calm)
+                store = await self.reopened()
+
+    async def test_id_of_a_purged_invocation_can_be_used_anew(self) -> None:
+        async with self.opened() as store:
+            inbox = self.inbox()
+            await self.completed(inbox, self.start("again", input=encode({"x": 1})))
+            await self.purge()
+            other = self.start("again", input=encode({"x": 2}))
+            assert await store.submit([other]) == [True]
+            inbox.subscription.request(1)
+            assert (await inbox.next_start()).item == other
+
+    async def test_purge_keeps_what_has_not_settled(self) -> None:
+        async with self.opened() as store:
+            inbox = self.inbox()
+            running, _ = await self.begun(inbox)
+            waiting, _ = await self.suspended(inbox)
+            paused, revision = await self.suspended(inbox)
+            pause = self.frame(self.claim(2), Paused(1.0, "why"), Released(1.0))
+            await self.commit(paused, revision, pause, "paused")
+            queued, late = self.start(), self.start(due=store.clock.now() + 900)
+            await store.submit([queued, late])
+            assert await self.purge() == 0
+            for start in (running, waiting, paused, queued, late):
+                assert await self.purge(start.id) == 0
+                assert await store.start(start.id) == start
+            assert await self.purge("nobody") == 0
+
+    async def test_purge_removes_the_oldest_first_within_its_limit(self) -> None:
+        async with self.opened() as store:
+            inbox = self.inbox()
+            ids = [(await self.completed(inbox)).id for _ in range(5)]
+            times = [row.updated_at for row in reversed(await store.search(Filter()))]
+            assert await store.purge(times[0] - 1, limit=10) == 0
+            assert await self.purge(limit=2) == 2
+            assert [await self.is_unknown(id) for id in ids] == [True, True, False, False, False]
+            assert await self.purge(ids[4]) == 1
+            assert await store.purge(times[2], limit=10) >= 1
+            assert [await self.is_unknown(id) for id in ids[:3]] == [True] * 3
+            assert await self.is_unknown(ids[4])
+
+    async def test_purge_keeps_what_has_a_message_without_an_answer(self) -> None:
+        async with self.opened() as store:
+            inbox = self.inbox()
+            served, unserved = await self.completed(inbox), await self.completed(inbox)
+            await store.post(self.message(served.id))
+            await inbox.next_message()  # in hand
+            assert await self.purge(served.id) == 0
+            inbox.subscription.close()
+            await store.post(self.message(unserved.id))  # in nobody's
+            assert await self.purge() == 0
+            store = await self.reopened()
+            assert await self.purge() == 0
+            inbox = self.inbox()
+            for _ in range(2):
+                told, got = await inbox.next_message()
+                effects = Effects(answers=(Answer(got.id, "too late"),))
+                transition = Transition(got.to, 2, None, effects, "completed", True, [told])
+                await committed(store, transition)
+            assert await self.purge() == 2
+
+    async def test_purge_keeps_what_is_in_hand(self) -> None:
+        async with self.opened() as store:
+            inbox, start = self.inbox(room=1), self.start()
+            await store.submit([start])
+            delivery = await inbox.next_start()
+            settled = self.frame(Accepted(start), self.claim(), Completed(1.0, encode(1)))
+            await self.commit(start, 0, settled, "completed")  # without acknowledging the start
+            assert await self.purge() == 0
+            inbox.subscription.acknowledge(delivery)
+            assert await self.purge() == 1
+
+    async def test_message_and_purge_of_the_same_moment_do_not_both_succeed(self) -> None:
+        async with self.opened() as store:
+            inbox = self.inbox()
+            starts = [await self.completed(inbox) for _ in range(40)]
+            inbox.subscription.close()
+            for n, start in enumerate(starts):
+                purge = asyncio.ensure_future(self.purge(start.id))
+                for _ in range(n % 5):
+                    await asyncio.sleep(0)
+                [posted] = await asyncio.gather(store.post(self.message(start.id)), return_exceptions=True)
+                purged, gone = await purge, await self.is_unknown(start.id)
+                assert isinstance(posted, UnknownInvocation) == gone
+                assert purged == gone
+
+    async def test_purge_beside_commits_leaves_them_whole(self) -> None:
+        async with self.opened():
+            inbox = self.inbox()
+            old = [await self.completed(inbox) for _ in range(30)]
+            living = [await self.suspended(inbox) for _ in range(10)]
+            more = self.frame(self.claim(2), Returned(1, 1.0, encode(2)), Released(2.0))
+            results = await asyncio.gather(
+                *(self.commit(start, revision, more, "suspended") for start, revision in living),
+                *(self.purge(limit=10) for _ in range(6)),
+            )
+            assert sum(results[10:]) >= 10
+            while await self.purge():
+                pass
+            assert all([await self.is_unknown(start.id) for start in old])
+            await self.reopened()
+            assert [len(await self.frames_of(start.id)) for start, _ in living] == [3] * 10
 
     # --- payloads -----------------------------------------------------------------------------------------------------
     async def test_payloads_of_every_size_come_back_unchanged(self) -> None:
@@ -1164,7 +1650,7 @@ class StoreContract:
                 lambda: answer,
                 lambda: store.submit([self.start("x")]),
                 lambda: store.post(self.message(start.id)),
-                lambda: store.commit(Transition(start.id, revision, self.frame(Fired(1, 1.0)))),
+                lambda: committed(store, Transition(start.id, revision, self.frame(Fired(1, 1.0)))),
                 lambda: store.journal(start.id),
                 lambda: store.outcome(start.id),
                 lambda: store.search(Filter()),
@@ -1204,6 +1690,7 @@ def samples(start: Start) -> tuple[list[Entry], list[Command]]:
     entries: list[Entry] = [
         Accepted(start, 12),
         Claimed(1.25, 3, "w", "3.13", "random"),
+        Granted(1.5, 2, {"a": b"\x00\xff"}),
         Released(2.5, 1e10),
         Returned(1, 2.0, b"\x00\xff" * 8, "m1"),
         Raised(2, 2.0, failure, "m2"),

@@ -15,9 +15,11 @@ WAL; a database whose commit number is behind that file has lost something that 
 `-lock` is a database of its own: whoever holds its write lock serves the file. A forked child inherits no such lock.
 
 * `store` is what the Store protocol asks for, on the loop; `writer` the thread that commits.
+* `view` is the same for who only looks, at a file that another process may serve.
 * `schema` is the layout and its checksums; `file` opens and checks; `lock` keeps others out; `faults` explains errors.
 """
 
 from perdure.stores.sqlite.store import SqliteStore
+from perdure.stores.sqlite.view import SqliteView
 
-__all__ = ["SqliteStore"]
+__all__ = ["SqliteStore", "SqliteView"]

@@ -54,3 +54,11 @@ def quietly() -> Generator[None]:
         yield
     except sqlite3.Error as error:
         log.debug("while letting go of the file: %s", error)
+
+
+class Mismatch(Exception):
+    """A unit does not fit what is stored."""
+
+    def __init__(self, error: Exception) -> None:
+        super().__init__(str(error))
+        self.error = error

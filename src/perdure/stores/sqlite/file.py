@@ -6,6 +6,7 @@ import os
 import secrets
 import sqlite3
 import zlib
+from pathlib import Path
 from typing import Any, cast
 
 from msgspec import Struct
@@ -20,7 +21,9 @@ from perdure.errors import (
     StoreTooNew,
 )
 from perdure.stores.sqlite.faults import about, explained
+from perdure.stores.sqlite.keys import verify_keys
 from perdure.stores.sqlite.schema import (
+    MIGRATIONS,
     SCHEMA,
     SCHEMA_VERSION,
     answer_checksum,
@@ -32,8 +35,10 @@ from perdure.stores.store import identity_of
 
 VERIFY_LIMIT_BYTES = 64 * 1024 * 1024
 """Files up to this size are checked whole when they are opened; of larger ones, what is not settled."""
+LOOK_LIMIT_BYTES = 16 * 1024 * 1024
+"""Files up to this size are checked whole when they are opened only to be read: a quarter of a second."""
 HEADER_BYTES = 100
-"""Wakes and delayed starts that are read at a time."""
+"""A database has at least these."""
 
 
 class Opened(Struct):
@@ -41,7 +46,8 @@ class Opened(Struct):
 
     secret: bytes
     commit_number: int
-    sequence: int
+    schema: int
+    sequence: int = 0  # the last that was given to a start
 
 
 def side_file(path: str) -> str:
@@ -75,15 +81,60 @@ def open_file(path: str) -> Opened:
             if not existed:
                 _create(db)
             opened = _read_meta(db, path)
-            if opened.commit_number < remembered:
-                lost = f"it ends at commit {opened.commit_number}, and {remembered} were acknowledged"
-                cause = "its write-ahead log was lost or damaged"
-                remedy = f"restore a backup; to go on without what is lost, remove {side_file(path)}"
-                raise StoreDamaged(about(path, f"{lost}: {cause}; {remedy}"))
+            _check_commit(path, opened, remembered)
+            _migrate(db, opened)
             _verify(db, path)
+            given = "SELECT max(sequence) FROM (SELECT sequence FROM invocation UNION ALL SELECT sequence FROM line)"
+            opened.sequence = db.execute(given).fetchone()[0] or 0
             return opened
         finally:
             db.close()
+
+
+def look(path: str) -> tuple[sqlite3.Connection, Opened]:
+    """Open a database that exists to read it, whoever serves it meanwhile; nothing of it is written or made.
+
+    A small one is checked whole, as `open_file` does; of any other, what is read is checked as it is read.
+    """
+    if not os.path.exists(path):
+        raise StoreError(about(path, "there is no such file: name the one that the workers use"))
+    if os.path.isdir(path):
+        raise StoreError(about(path, "it is a folder: name a file"))
+    remembered = _remembered_commit(path)  # before the database is read: it may grow meanwhile
+    with explained(path):
+        _check_kind(path)
+        db = sqlite3.connect(_to_read(path), uri=True, isolation_level=None, check_same_thread=False)
+        try:
+            db.execute("PRAGMA query_only = ON")
+            db.execute("PRAGMA busy_timeout = 5000")
+            db.execute("BEGIN")  # one state of it, whatever is written meanwhile
+            opened = _read_meta(db, path)
+            if opened.schema != SCHEMA_VERSION:
+                text = f"its schema is an earlier one ({opened.schema}, now {SCHEMA_VERSION})"
+                raise StoreError(about(path, f"{text}: serve it once with this release, which brings it forward"))
+            _check_commit(path, opened, remembered)
+            if os.path.getsize(path) <= LOOK_LIMIT_BYTES:
+                _verify(db, path)
+            db.execute("COMMIT")
+        except BaseException:
+            db.close()
+            raise
+        return db, opened
+
+
+def _to_read(path: str) -> str:
+    """Return the URI to read a database. Where no log can be made beside it, and there is none, nobody writes it."""
+    logs = os.path.exists(path + "-wal")
+    alone = not logs and not os.access(os.path.dirname(path), os.W_OK)
+    return f"{Path(path).as_uri()}?mode=ro" + ("&immutable=1" if alone else "")
+
+
+def _check_commit(path: str, opened: Opened, remembered: int) -> None:
+    if opened.commit_number < remembered:
+        lost = f"it ends at commit {opened.commit_number}, and {remembered} were acknowledged"
+        cause = "its write-ahead log was lost or damaged"
+        remedy = f"restore a backup; to go on without what is lost, remove {side_file(path)}"
+        raise StoreDamaged(about(path, f"{lost}: {cause}; {remedy}"))
 
 
 def _check_kind(path: str) -> None:
@@ -96,14 +147,18 @@ def _check_kind(path: str) -> None:
 
 def _create(db: sqlite3.Connection) -> None:
     db.execute("BEGIN IMMEDIATE")
-    for statement in SCHEMA.split(";"):
-        if statement.strip():
-            db.execute(statement)
+    _run_script(db, SCHEMA)
     secret = secrets.token_bytes(16)
     checksum = meta_checksum(SCHEMA_VERSION, secret)
     values = [("schema", SCHEMA_VERSION), ("secret", secret), ("checksum", checksum), ("commit", 0)]
     db.executemany("INSERT INTO meta VALUES (?, ?)", values)
     db.execute("COMMIT")
+
+
+def _run_script(db: sqlite3.Connection, script: str) -> None:
+    for statement in script.split(";"):
+        if statement.strip():
+            db.execute(statement)
 
 
 def _read_meta(db: sqlite3.Connection, path: str) -> Opened:
@@ -121,8 +176,19 @@ def _read_meta(db: sqlite3.Connection, path: str) -> Opened:
     whole = meta.keys() >= {"secret", "checksum"} and isinstance(meta.get("commit"), int)
     if not whole or meta_checksum(meta["schema"], meta["secret"]) != meta["checksum"]:
         raise StoreDamaged(about(path, "its description of itself was changed"))
-    sequence = db.execute("SELECT max(sequence) FROM invocation").fetchone()[0] or 0
-    return Opened(meta["secret"], meta["commit"], sequence)
+    return Opened(meta["secret"], meta["commit"], meta["schema"])
+
+
+def _migrate(db: sqlite3.Connection, opened: Opened) -> None:
+    """Bring a file of an older release to the present schema, in one transaction. Nothing is lost by it."""
+    if opened.schema == SCHEMA_VERSION:
+        return
+    db.execute("BEGIN IMMEDIATE")
+    for version in range(opened.schema, SCHEMA_VERSION):
+        _run_script(db, MIGRATIONS[version])
+    changed = [(SCHEMA_VERSION, "schema"), (meta_checksum(SCHEMA_VERSION, opened.secret), "checksum")]
+    db.executemany("UPDATE meta SET value = ? WHERE name = ?", changed)
+    db.execute("COMMIT")
 
 
 def _remembered_commit(path: str) -> int:
@@ -135,7 +201,9 @@ def _remembered_commit(path: str) -> int:
 
 
 def _verify(db: sqlite3.Connection, path: str) -> None:
-    """Check every page and every row of a small file; of a large one, the rows of what is not settled."""
+    """Check every page and every row of a small file; of a large one, the keys and the rows of what is not settled."""
+    if (fault := verify_keys(db)) is not None:
+        raise StoreDamaged(about(path, fault))
     if os.path.getsize(path) > VERIFY_LIMIT_BYTES:
         _verify_rows(db, path, "WHERE status NOT IN ('completed', 'failed', 'cancelled')")
         return

@@ -9,7 +9,7 @@ import os
 import sqlite3
 import zlib
 from collections.abc import Callable, Collection, Coroutine, Sequence
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 from perdure.core.journal import (
     Answer,
@@ -22,7 +22,6 @@ from perdure.core.journal import (
     decode_start,
     encode_frame,
     encode_start,
-    settles_before_begin,
 )
 from perdure.errors import (
     StoreClosed,
@@ -31,18 +30,22 @@ from perdure.errors import (
 )
 from perdure.stores.clock import Alarm, SystemClock
 from perdure.stores.dispatch import Dispatcher, Member
-from perdure.stores.notices import Notices
-from perdure.stores.sqlite.faults import about, explained
+from perdure.stores.notices import CHANGES_LIMIT, Feed, Notices
+from perdure.stores.sqlite.faults import Mismatch, about, explained
 from perdure.stores.sqlite.file import connect, open_file
+from perdure.stores.sqlite.keys import deadline_in_line, read_key
 from perdure.stores.sqlite.lock import Lock
-from perdure.stores.sqlite.schema import frame_checksum
-from perdure.stores.sqlite.writer import Accept, Unit, Writer
+from perdure.stores.sqlite.schema import LIVELY, SETTLED, frame_checksum, state_checksum
+from perdure.stores.sqlite.writer import Accept, Unit, Writer, may_be_routed
 from perdure.stores.store import (
+    LINE_LIMIT,
     PAYLOAD_LIMIT_BYTES,
+    Committed,
     Counts,
     Delivery,
     Filter,
     Journal,
+    Key,
     Row,
     Transition,
     Wake,
@@ -53,6 +56,14 @@ T = TypeVar("T")
 RING_RETRY_SECONDS = 1.0
 """How long after a failure to read what is due it is read again."""
 DUE_BATCH_LIMIT = 1_000
+ROWS_LIMIT = 500
+"""Rows that are read by their ids at a time."""
+READ_BATCH_LIMIT = 100
+"""Reads that go to the reader's thread together."""
+PURGE_FRAMES_LIMIT = 2_000
+"""Frames that one purge removes at most, or one journal: what comes meanwhile waits for it."""
+
+_Read = tuple[Callable[[sqlite3.Connection], Any], asyncio.Future[Any]]
 
 log = logging.getLogger("perdure.sqlite")
 
@@ -60,10 +71,11 @@ log = logging.getLogger("perdure.sqlite")
 class SqliteStore:
     """A store in one SQLite file, served by this process alone."""
 
-    def __init__(self, path: str, *, payload_limit: int = PAYLOAD_LIMIT_BYTES) -> None:
+    def __init__(self, path: str, *, payload_limit: int = PAYLOAD_LIMIT_BYTES, line_limit: int = LINE_LIMIT) -> None:
         self.path = os.path.abspath(os.path.expanduser(path))
         self.clock = SystemClock()
         self.payload_limit = payload_limit
+        self.line_limit = line_limit
         self.secret = b""
         self.commits = 0
         self._pid = os.getpid()
@@ -74,9 +86,14 @@ class SqliteStore:
         self._rung_to = 0.0
         self._ringing = False
         self._ring_again = False
+        self._changed: dict[str, None] = {}  # ids of rows that somebody wants to know the change of, in order
+        self._telling = False
         self._units: list[Unit] = []
         self._flush_scheduled = False
         self._tasks: set[asyncio.Task[None]] = set()
+        self._unanswered: set[str] = set()  # messages posted here, whose answer need not be looked for
+        self._reads: list[_Read] = []
+        self._reading = False
         self._reader = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="perdure-sqlite-read")
         self._sequence = 0
         self._opened_at = 0
@@ -84,14 +101,19 @@ class SqliteStore:
     # --- life ---------------------------------------------------------------------------------------------------------
     async def open(self) -> None:
         self._loop = asyncio.get_running_loop()
-        self._lock = await self._loop.run_in_executor(self._reader, Lock.take, self.path)
+        try:
+            self._lock = await self._loop.run_in_executor(self._reader, Lock.take, self.path)
+        except BaseException:
+            self._reader.shutdown(wait=False)
+            raise
         try:
             opened = await self._loop.run_in_executor(self._reader, open_file, self.path)
             self._read_db = await self._loop.run_in_executor(self._reader, connect, self.path)
             with explained(self.path):
-                self._writer = Writer(self.path, opened, self._loop, self._written)
+                self._writer = Writer(self.path, opened, self._loop, self._written, self.line_limit)
         except BaseException:
             self._lock.release()
+            self._reader.shutdown(wait=False)
             raise
         self.secret, self._sequence = opened.secret, opened.sequence
         self._opened_at = opened.sequence
@@ -128,24 +150,29 @@ class SqliteStore:
 
     def post(self, message: Message, /) -> asyncio.Future[None]:
         self._check()
+        self._unanswered.add(message.id)
         return self._enqueue(Unit(messages=[message], must_exist=True))
 
-    def commit(self, transition: Transition, /) -> asyncio.Future[int]:
-        future: asyncio.Future[int] = self._loop.create_future()
+    def commit(self, transition: Transition, told: Committed, /) -> None:
         if not self._open:
-            future.set_exception(StoreClosed(about(self.path, "the store is closed")))
-            return future
+            self._loop.call_soon(told, 0, StoreClosed(about(self.path, "the store is closed")))
+            return
         effects = transition.effects
         unit = Unit(
             transition=transition,
+            ended=transition.released or transition.outcome is not None,
+            told=told,
             frame=None if transition.frame is None else encode_frame(transition.frame),
             accepts=[self._accept(start) for start in effects.starts] if effects.starts else (),
             messages=effects.messages,
         )
+        if effects.enlist is not None:
+            self._sequence += 1
+            unit.place = self._sequence
         for delivery in transition.acknowledge:
             if type(delivery.item) is Message:
                 unit.done_messages = (*unit.done_messages, delivery.item.id)
-        return self._enqueue(unit, future)
+        self._put(unit)
 
     def _accept(self, start: Start) -> Accept:
         if start.due > self.clock.now():
@@ -153,14 +180,17 @@ class SqliteStore:
         self._sequence += 1
         return Accept(start, encode_start(start), "pending", self._sequence)
 
-    def _enqueue(self, unit: Unit, future: asyncio.Future[Any] | None = None) -> asyncio.Future[Any]:
-        unit.future = future or self._loop.create_future()
+    def _enqueue(self, unit: Unit) -> asyncio.Future[Any]:
+        unit.future = future = self._loop.create_future()
+        self._put(unit)
+        return future
+
+    def _put(self, unit: Unit) -> None:
         self._units.append(unit)
         if not self._flush_scheduled:
             # All that is asked for in this round of the loop goes to the writer together.
             self._flush_scheduled = True
             self._loop.call_soon(self._flush)
-        return unit.future
 
     def _flush(self) -> None:
         self._flush_scheduled = False
@@ -169,21 +199,27 @@ class SqliteStore:
             self._writer.put(units)
 
     def _written(self, units: Sequence[Unit]) -> None:
-        """Act on what is durable: hand out starts and messages, end futures. Runs on the loop."""
+        """Act on what is durable: hand out starts and messages, tell who waits. Runs on the loop."""
         for unit in units:
-            future = unit.future
-            if unit.error is not None:
-                if future is not None and not future.done():
-                    future.set_exception(unit.error)
-                continue
-            transition = unit.transition
-            if self._open:
+            if unit.error is None and self._open:
                 self._hand_out(unit)
-            if future is not None and not future.done():
-                if transition is not None:
-                    future.set_result(transition.expected + (unit.frame is not None))
+            elif unit.error is not None:
+                self._unanswered.difference_update(message.id for message in unit.messages)
+            if (transition := unit.transition) is not None:
+                try:
+                    unit.told(transition.expected + (unit.frame is not None), unit.error)
+                except Exception as error:  # noqa: BLE001  a fault of who is told: the others are told all the same
+                    text = f"what follows a commit for invocation {transition.id} failed"
+                    self._loop.call_exception_handler({"message": text, "exception": error})
+            elif (future := unit.future) is not None and not future.done():
+                if unit.error is not None:
+                    future.set_exception(unit.error)
+                elif unit.purge:
+                    future.set_result(unit.purged)
                 else:
                     future.set_result([accept.new for accept in unit.accepts] if unit.strict else None)
+        if self._notices.watched and self._open:
+            self._note_changes(units)
         self._dispatcher.pump()
 
     def _hand_out(self, unit: Unit) -> None:
@@ -191,35 +227,87 @@ class SqliteStore:
             if accept.new:
                 self._queue(accept)
         for sequence, start in unit.promoted:
-            self._dispatcher.queue(Delivery(start.id, start.handler, start, fresh=True, token=sequence))
-        for message, handler, status in unit.routes:
-            self._route(message, handler, status, 1)
+            if start.key is None:
+                self._dispatcher.queue(Delivery(start.id, start.handler, start, fresh=True, token=sequence))
+            else:
+                self._wake_in_line(start)
+        for message, handler, begun in unit.routes:
+            self._dispatcher.offer(Delivery(message.to, handler, message), begun=begun)
+        if unit.must_exist and not unit.routes:  # posted before, and answered perhaps
+            self._unanswered.difference_update(message.id for message in unit.messages)
         if unit.transition is not None:
-            self._after_commit(unit.transition)
+            self._after_commit(unit.transition, unit.ended)
+        for sequence, data, checksum in unit.granted:
+            start = self._start_from(data, checksum)
+            self._dispatcher.queue_granted(Delivery(start.id, start.handler, start, fresh=True, token=sequence))
+        for id, handler in unit.woken:
+            self._dispatcher.offer(Delivery(id, handler, Wake()))
 
     def _queue(self, accept: Accept) -> None:
         start = accept.start
         if accept.status == "scheduled":
             self._alarm.by(start.due)
+        elif start.key is not None:
+            self._wake_in_line(start)
         else:
             self._dispatcher.queue(Delivery(start.id, start.handler, start, fresh=True, token=accept.sequence))
 
-    def _route(self, message: Message, handler: str, status: Status, attempt: int) -> None:
-        begun = status not in ("pending", "scheduled") or (status == "scheduled" and settles_before_begin(message))
-        self._dispatcher.offer(Delivery(message.to, handler, message, attempt), begun=begun)
+    def _wake_in_line(self, start: Start) -> None:
+        if (due := deadline_in_line(start)) is not None:
+            self._alarm.by(due)
 
-    def _after_commit(self, transition: Transition) -> None:
-        outcome = transition.outcome
-        ended = transition.released or outcome is not None
+    def _after_commit(self, transition: Transition, ended: bool) -> None:
+        effects = transition.effects
         self._dispatcher.committed(transition.id, transition.acknowledge, ended=ended)
-        if ended and transition.effects.wake is not None:
-            if transition.effects.wake <= self._rung_to:
+        if ended and effects.wake is not None:
+            if effects.wake <= self._rung_to:
                 self._rung_to = 0.0
-            self._alarm.by(transition.effects.wake)
-        for answer in transition.effects.answers:
+            self._alarm.by(effects.wake)
+        for answer in effects.answers:
+            self._unanswered.discard(answer.message)
             self._notices.answered(answer)
-        if outcome is not None:
+        if ended and (outcome := transition.outcome) is not None:
             self._notices.settled(transition.id, outcome)
+
+    # --- changes ------------------------------------------------------------------------------------------------------
+    def _note_changes(self, units: Sequence[Unit]) -> None:
+        """Have the rows that changed told to who watches them. They are read again: a unit holds only part of them."""
+        for unit in units:
+            if unit.error is None:
+                ids = [accept.start.id for accept in unit.accepts if accept.new]
+                ids += [start.id for _, start in unit.promoted]
+                if (transition := unit.transition) is not None and transition.status is not None:
+                    ids.append(transition.id)
+                for id in ids:
+                    if self._notices.wants(id):
+                        self._changed.pop(id, None)
+                        self._changed[id] = None
+        if len(self._changed) > CHANGES_LIMIT:
+            self._changed.clear()
+            self._notices.missed()
+        if self._changed and not self._telling:
+            self._telling = True
+            self._spawn(self._tell_changes())
+
+    async def _tell_changes(self) -> None:
+        try:
+            while self._changed:
+                ids = [*self._changed][:ROWS_LIMIT]
+                for id in ids:
+                    del self._changed[id]
+                made = self._notices.feeds_made
+                marks = ",".join("?" * len(ids))
+                query = f"SELECT {_ROW} FROM invocation WHERE id IN ({marks})"
+                found = await self._read(lambda db, query=query, ids=ids: db.execute(query, ids).fetchall())
+                rows = {row.id: row for row in map(self._row_from, found)}
+                for id in ids:
+                    if id in rows:
+                        self._notices.changed(rows[id], made)
+        except StoreError:
+            self._notices.missed()  # who reads the index is told why it cannot be read
+            raise
+        finally:
+            self._telling = False
 
     # --- deliveries ---------------------------------------------------------------------------------------------------
     def subscribe(
@@ -244,7 +332,7 @@ class SqliteStore:
                 f"SELECT id, handler FROM invocation WHERE status = 'running' AND handler IN ({marks})", handlers
             ).fetchall()
             open_messages = db.execute(
-                "SELECT message.data, message.checksum, invocation.handler, invocation.status FROM message "
+                "SELECT message.data, message.checksum, handler, status, sequence FROM message "
                 f"JOIN invocation ON invocation.id = message.invocation WHERE answered = 0 AND handler IN ({marks})",
                 handlers,
             ).fetchall()
@@ -254,12 +342,11 @@ class SqliteStore:
         for id, handler in owned:
             if self._dispatcher.owner(id) is None:
                 self._dispatcher.offer(Delivery(id, handler, Wake(), attempt=2))
-        for data, checksum, handler, status in open_messages:
-            if zlib.crc32(data) != checksum:
-                raise StoreDamaged(about(self.path, "a message was changed"))
-            message = decode_message(data)
+        messages = [(self._message_from(data, checksum), *rest) for data, checksum, *rest in open_messages]
+        for message, handler, status, sequence in sorted(messages, key=lambda each: each[0].at):  # in the order sent
             if not self._dispatcher.holds(message):
-                self._route(message, handler, status, 2)
+                begun = may_be_routed(message, status, sequence)
+                self._dispatcher.offer(Delivery(message.to, handler, message, attempt=2), begun=begun)
         self._rung_to = 0.0
         self._ring()
 
@@ -280,6 +367,7 @@ class SqliteStore:
 
     def _forget(self, delivery: Delivery) -> None:
         if isinstance(delivery.item, Message):
+            self._unanswered.discard(delivery.item.id)
             self._enqueue(Unit(done_messages=[delivery.item.id]))
 
     def _ring(self) -> None:
@@ -351,13 +439,15 @@ class SqliteStore:
         known = db.execute("SELECT revision FROM invocation WHERE id = ?", (id,)).fetchone()
         rows = db.execute("SELECT revision, data, checksum FROM frame WHERE id = ? ORDER BY revision", (id,)).fetchall()
         if known is not None and len(rows) < known[0]:
+            if _is_gone(db, id):
+                return Journal()
             raise StoreDamaged(
                 about(self.path, f"the journal of {id!r} ends at {len(rows)}, and had {known[0]} frames")
             )
         for number, (revision, data, checksum) in enumerate(rows, 1):
             if revision != number or checksum != frame_checksum(id, revision, data):
                 raise StoreDamaged(about(self.path, f"frame {number} of the journal of {id!r} is missing or changed"))
-        return Journal(tuple(decode_frame(data) for _, data, _ in rows), len(rows))
+        return Journal(tuple(decode_frame(data) for _, data, _ in rows), len(rows), done=True)  # one transaction
 
     async def outcome(self, id: str, /) -> Outcome | None:
         def read(db: sqlite3.Connection) -> Outcome | None:
@@ -367,6 +457,8 @@ class SqliteStore:
             last = db.execute(
                 "SELECT revision, data, checksum FROM frame WHERE id = ? ORDER BY revision DESC LIMIT 1", (id,)
             ).fetchone()
+            if last is None and _is_gone(db, id):
+                return None
             if last is None or last[2] != frame_checksum(id, last[0], last[1]):
                 raise StoreDamaged(about(self.path, f"the last frame of {id!r} is missing or changed"))
             outcome = decode_frame(last[1]).outcome
@@ -380,8 +472,25 @@ class SqliteStore:
         self._check()
         return self._notices.watch(id)
 
+    def events(self, filter: Filter, /) -> Feed:
+        self._check()
+        return self._notices.events(filter)
+
+    async def mail(self, id: str, /) -> list[Message]:
+        query = "SELECT data, checksum FROM message WHERE invocation = ? AND answered = 0"
+        rows = await self._read(lambda db: db.execute(query, (id,)).fetchall())
+        return sorted((self._message_from(*row) for row in rows), key=lambda each: each.at)
+
+    def _message_from(self, data: bytes, checksum: int) -> Message:
+        if zlib.crc32(data) != checksum:
+            raise StoreDamaged(about(self.path, "a message was changed"))
+        return decode_message(data)
+
     async def answer(self, message_id: str, /) -> Answer:
+        self._check()
         waiting = self._notices.await_answer(message_id)
+        if message_id in self._unanswered:
+            return await waiting
         row = await self._read(
             lambda db: db.execute("SELECT answer FROM message WHERE id = ? AND answered = 1", (message_id,)).fetchone()
         )
@@ -401,31 +510,66 @@ class SqliteStore:
             raise StoreDamaged(about(self.path, "the start of an invocation was changed"))
         return decode_start(data)
 
-    def serves(self, handler: str, /) -> bool:
+    async def key(self, name: str, /) -> Key:
+        def read(db: sqlite3.Connection) -> Key:
+            try:
+                return read_key(db, name)
+            except Mismatch as damaged:
+                raise StoreDamaged(about(self.path, str(damaged))) from damaged
+
+        return await self._read(read)
+
+    def serves(self, handler: str, /) -> bool | None:
         return self._dispatcher.serves(handler)
 
     async def row(self, id: str, /) -> Row | None:
         found = await self._read(lambda db: db.execute(f"SELECT {_ROW} FROM invocation WHERE id = ?", (id,)).fetchone())
-        return None if found is None else Row(*found)
+        return None if found is None else self._row_from(found)
+
+    def _row_from(self, found: tuple[Any, ...]) -> Row:
+        *described, sequence, wake, revision, checksum = found
+        row = Row(*described)
+        if state_checksum(row.id, row.status, sequence, row.updated_at, wake, revision) != checksum:
+            raise StoreDamaged(about(self.path, f"the row of {row.id!r} was changed"))
+        return row
 
     async def search(self, filter: Filter, /) -> list[Row]:
         conditions, values = _conditions(filter)
         where = f"WHERE {' AND '.join(conditions)} " if conditions else ""
         query = f"SELECT {_ROW} FROM invocation {where}ORDER BY created_at DESC, id DESC LIMIT ?"
         rows = await self._read(lambda db: db.execute(query, (*values, filter.limit)).fetchall())
-        return [Row(*row) for row in rows]
+        return [self._row_from(row) for row in rows]
 
     async def counts(self) -> Counts:
-        rows = await self._read(
-            lambda db: db.execute(
-                "SELECT status, handler, count(*) FROM invocation GROUP BY status, handler"
-            ).fetchall()
-        )
+        rows = await self._read(lambda db: db.execute(_COUNTS).fetchall())
         counts = Counts()
         for status, handler, count in rows:
-            counts.by_status[status] = counts.by_status.get(status, 0) + count
-            counts.by_handler[handler] = counts.by_handler.get(handler, 0) + count
+            if handler is not None:
+                counts.by_handler[handler] = count
+            elif count:
+                counts.by_status[status] = count
+        if completed := sum(counts.by_handler.values()) - sum(counts.by_status.values()):
+            counts.by_status["completed"] = completed
         return counts
+
+    async def purge(self, before: float, /, *, limit: int, id: str | None = None) -> int:
+        condition, values = ("AND id = ? ", (before, id, limit)) if id is not None else ("", (before, limit))
+        found = await self._read(
+            lambda db: db.execute(
+                f"SELECT id, revision FROM invocation WHERE {SETTLED} AND updated_at <= ? {condition}AND NOT EXISTS "
+                "(SELECT 1 FROM message WHERE invocation = invocation.id AND answered = 0) ORDER BY updated_at LIMIT ?",
+                values,
+            ).fetchall()
+        )
+        chosen: list[tuple[str, float]] = []
+        frames = 0
+        for each, revision in found:
+            frames += revision
+            if chosen and frames > PURGE_FRAMES_LIMIT:
+                break
+            if not self._dispatcher.has(each):
+                chosen.append((each, before))
+        return await self._enqueue(Unit(purge=chosen)) if chosen else 0
 
     async def backup(self, target: str, /) -> None:
         """Copy the database to `target` while it is served."""
@@ -443,12 +587,45 @@ class SqliteStore:
 
     async def _read(self, read: Callable[[sqlite3.Connection], T]) -> T:
         self._check()
+        future: asyncio.Future[T] = self._loop.create_future()
+        self._reads.append((read, future))
+        if not self._reading:
+            # All that is asked for in this round of the loop goes to the reader together, and what is asked for while
+            # it reads goes next: with one hop for each, two threads that want the interpreter wait for it every time.
+            self._reading = True
+            self._loop.call_soon(self._send_reads)
+        return await future
 
-        def run() -> T:
-            with explained(self.path):
-                return read(self._read_db)
+    def _send_reads(self) -> None:
+        limit = READ_BATCH_LIMIT if self._open else len(self._reads)
+        reads, self._reads = self._reads[:limit], self._reads[limit:]
+        self._reading = bool(reads)
+        if not self._open:
+            closed = StoreClosed(about(self.path, "the store is closed"))
+            self._reads_ended([(future, None, closed) for _, future in reads])
+        elif reads:
+            self._loop.run_in_executor(self._reader, self._execute_reads, reads)
 
-        return await self._loop.run_in_executor(self._reader, run)
+    def _execute_reads(self, reads: Sequence[_Read]) -> None:
+        """Read, in the reader's thread; whatever a read raises is for whoever asked for it."""
+        found: list[tuple[asyncio.Future[Any], Any, BaseException | None]] = []
+        for read, future in reads:
+            try:
+                with explained(self.path):
+                    found.append((future, read(self._read_db), None))
+            except BaseException as error:  # noqa: BLE001
+                found.append((future, None, error))
+        self._loop.call_soon_threadsafe(self._reads_ended, found)
+
+    def _reads_ended(self, found: Sequence[tuple[asyncio.Future[Any], Any, BaseException | None]]) -> None:
+        for future, value, error in found:
+            if future.done():
+                continue  # whoever asked has given up
+            if error is None:
+                future.set_result(value)
+            else:
+                future.set_exception(error)
+        self._send_reads()
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.ensure_future(work)
@@ -461,15 +638,33 @@ class SqliteStore:
             log.error("reading what to deliver failed: %s", error, exc_info=error)
 
 
-_ROW = "id, handler, status, key, created_at, updated_at, due"
+def _is_gone(db: sqlite3.Connection, id: str) -> bool:
+    """Tell whether an invocation was purged between two reads."""
+    return db.execute("SELECT 1 FROM invocation WHERE id = ?", (id,)).fetchone() is None
+
+
+_ROW = "id, handler, status, key, created_at, updated_at, due, sequence, wake, revision, state_checksum"
+_COUNTS = (  # each from an index alone; what is left is completed
+    "SELECT NULL, handler, count(*) FROM invocation GROUP BY handler "
+    f"UNION ALL SELECT status, NULL, count(*) FROM invocation WHERE {LIVELY} GROUP BY status "
+    "UNION ALL SELECT 'pending', NULL, count(*) FROM invocation WHERE status = 'pending'"
+)
 
 
 def _conditions(filter: Filter) -> tuple[list[str], list[Any]]:
     conditions: list[str] = []
     values: list[Any] = []
-    for column, value in (("status", filter.status), ("handler", filter.handler), ("key", filter.key)):
+    if filter.status is not None:  # written out: else SQLite does not see which index has it
+        conditions.append(f"status = '{filter.status}'" if filter.status in get_args(Status) else "0")
+    for condition, value in (
+        ("id = ?", filter.id),
+        ("handler = ?", filter.handler),
+        ("key = ?", filter.key),
+        ("created_at >= ?", filter.created_after),
+        ("created_at < ?", filter.created_before),
+    ):
         if value is not None:
-            conditions.append(f"{column} = ?")
+            conditions.append(condition)
             values.append(value)
     if filter.id_prefix is not None:
         conditions.append("id >= ? AND id < ?")

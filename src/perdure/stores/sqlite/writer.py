@@ -25,15 +25,17 @@ from perdure.core.journal import (
     Start,
     Status,
     encode_message,
+    settles_before_begin,
 )
 from perdure.errors import (
     Conflict,
     PerdureError,
 )
-from perdure.stores.sqlite.faults import about, explain, quietly
+from perdure.stores.sqlite.faults import Mismatch, about, explain, quietly
 from perdure.stores.sqlite.file import Opened, connect, side_file
-from perdure.stores.sqlite.schema import answer_checksum, frame_checksum, state_checksum
-from perdure.stores.store import Transition, id_conflict, identity_of, unknown
+from perdure.stores.sqlite.keys import Keys, deadline_in_line
+from perdure.stores.sqlite.schema import NO_TIME, SETTLED, answer_checksum, frame_checksum, state_checksum
+from perdure.stores.store import Committed, Transition, id_conflict, identity_of, unknown
 
 BATCH_LIMIT = 2_000
 """Transitions, submits and posts that share one transaction at most."""
@@ -52,40 +54,44 @@ class Accept(Struct):
     new: bool = True
 
 
-class Unit:
+def _tell_nobody(revision: int, error: Exception | None) -> None:
+    pass
+
+
+class Unit(Struct, eq=False):
     """What is written whole or not at all: a submit, a post, a commit, or the store's own housekeeping.
 
-    `strict` makes an id that exists with another input an error; `must_exist`, a message to nobody.
+    `strict` makes an id that exists with another input an error; `must_exist`, a message to nobody. `place` is for who
+    enlists for a key. A commit is told, the others end their future. `ended` says that the transition ends the claim.
+    The writer fills in `routes` (message, handler, whether it can go to a worker before the start has), `granted`
+    (sequence, start and its checksum: starts that now have their key) and `woken` (id and handler of others that have
+    it).
     """
 
-    __slots__ = (
-        *("accepts", "done_messages", "error", "frame", "future", "messages", "must_exist", "promoted", "routes"),
-        *("strict", "transition"),
-    )
+    accepts: Sequence[Accept] = ()
+    strict: bool = False
+    transition: Transition | None = None
+    ended: bool = False
+    told: Committed = _tell_nobody
+    frame: bytes | None = None
+    messages: Sequence[Message] = ()
+    must_exist: bool = False
+    done_messages: Sequence[str] = ()
+    promoted: Sequence[tuple[int, Start]] = ()
+    purge: Sequence[tuple[str, float]] = ()  # ids, and the time after which they must not have changed
+    purged: int = 0
+    place: int = 0
+    future: asyncio.Future[Any] | None = None
+    routes: list[tuple[Message, str, bool]] = []
+    granted: list[tuple[int, bytes, int]] = []
+    woken: list[tuple[str, str]] = []
+    error: Exception | None = None
 
-    def __init__(
-        self,
-        *,
-        accepts: Sequence[Accept] = (),
-        strict: bool = False,
-        transition: Transition | None = None,
-        frame: bytes | None = None,
-        messages: Sequence[Message] = (),
-        must_exist: bool = False,
-        done_messages: Sequence[str] = (),
-        promoted: Sequence[tuple[int, Start]] = (),
-    ) -> None:
-        self.future: asyncio.Future[Any] | None = None
-        self.accepts = accepts
-        self.strict = strict
-        self.transition = transition
-        self.frame = frame
-        self.messages = messages
-        self.must_exist = must_exist
-        self.done_messages = done_messages
-        self.promoted = promoted
-        self.routes: list[tuple[Message, str, Status]] = []
-        self.error: Exception | None = None
+    def forget_reports(self) -> None:
+        """Forget what a try that was rolled back had found."""
+        self.routes.clear()
+        self.granted.clear()
+        self.woken.clear()
 
 
 # --- the writer -------------------------------------------------------------------------------------------------------
@@ -98,6 +104,7 @@ class Writer:
         opened: Opened,
         loop: asyncio.AbstractEventLoop,
         written: Callable[[Sequence[Unit]], None],
+        line_limit: int,
     ) -> None:
         self._path = path
         self._number = opened.commit_number
@@ -106,6 +113,7 @@ class Writer:
         self._waiting: list[Unit] = []
         self._ready = threading.Condition()
         self._closing = False
+        self._keys = Keys(line_limit)
         self._tails: dict[str, int] = {}  # the revision of each journal that is being written
         self._db = connect(path)
         self._side = os.open(side_file(path), os.O_RDWR | os.O_CREAT, 0o666)
@@ -152,7 +160,6 @@ class Writer:
         """Write each unit in a transaction of its own, so that the one that conflicts fails alone."""
         for unit in batch:
             unit.error = None
-            unit.routes.clear()
             try:
                 self._transact([unit], alone=True)
             except Mismatch as mismatch:
@@ -185,19 +192,25 @@ class Writer:
 
     def _transact(self, batch: list[Unit], *, alone: bool = False) -> None:
         db, now = self._db, time.time()
+        if alone:
+            batch[0].forget_reports()
         db.execute("BEGIN IMMEDIATE")
         try:
-            _apply(db, batch, now, self._tails, alone=alone)
+            _apply(db, batch, now, self._tails, self._keys, alone=alone)
+            for unit in batch:
+                if unit.purge:  # after everything else: a message that comes in this transaction keeps whom it is for
+                    unit.purged = _purge(db, unit.purge)
             db.execute("UPDATE meta SET value = ? WHERE name = 'commit'", (self._number + 1,))
             db.execute("COMMIT")
         except BaseException:
+            self._keys.forget()
             with quietly():
                 db.execute("ROLLBACK")
             raise
         self._number += 1
         for unit in batch:
             if (transition := unit.transition) is not None and unit.frame is not None:
-                if transition.released or transition.outcome is not None:
+                if unit.ended:
                     self._tails.pop(transition.id, None)
                 else:
                     self._tails[transition.id] = transition.expected + 1
@@ -208,18 +221,14 @@ class Writer:
             log.warning("%s", about(self._path, f"the number of the last commit could not be noted: {error}"))
 
 
-class Mismatch(Exception):
-    """A unit does not fit what is stored."""
-
-    def __init__(self, error: Exception) -> None:
-        super().__init__(str(error))
-        self.error = error
+_FrameRow = tuple[str, int, bytearray, int]
+# Rows hold bytearrays, and marks that SQL turns into NULL: for each bytes and None among its parameters sqlite3 looks
+# for an adapter, fails, and forgets the error, which takes longer than to insert a frame.
 
 
-_FrameRow = tuple[str, int, bytes, int]
-
-
-def _apply(db: sqlite3.Connection, batch: Sequence[Unit], now: float, tails: Mapping[str, int], *, alone: bool) -> None:
+def _apply(
+    db: sqlite3.Connection, batch: Sequence[Unit], now: float, tails: Mapping[str, int], keys: Keys, *, alone: bool
+) -> None:
     """Write the units of a batch: frames first, what follows from them, acknowledgements last.
 
     Ids that nobody chose are taken to be new; when one is not, the unit is written again `alone`, and looks.
@@ -235,16 +244,18 @@ def _apply(db: sqlite3.Connection, batch: Sequence[Unit], now: float, tails: Map
             if unit.frame is not None:
                 revision = transition.expected + 1
                 checksum = frame_checksum(transition.id, revision, unit.frame)
-                frames.append((transition.id, revision, unit.frame, checksum))
+                frames.append((transition.id, revision, bytearray(unit.frame), checksum))
             if transition.status is not None:
                 changes.append(_change_row(transition, transition.status, now))
-            answers += map(_answer_row, transition.effects.answers)
+            if transition.effects.answers:
+                answers += map(_answer_row, transition.effects.answers)
         for accept in unit.accepts:
             start = accept.start
             accept.new = not (alone or start.chosen or not unit.strict) or _is_new(db, seen, unit, start)
             if accept.new:
                 inserts.append(_row_of(accept, now))
-        done += [(answer_checksum(message, None), message) for message in unit.done_messages]
+        if unit.done_messages:
+            done += [(answer_checksum(message, None), message) for message in unit.done_messages]
     if frames:
         _insert_frames(db, frames, tails)
     if inserts:
@@ -252,16 +263,26 @@ def _apply(db: sqlite3.Connection, batch: Sequence[Unit], now: float, tails: Map
     if changes:
         db.executemany(_CHANGE_STATUS, changes)
     _write_messages_and_promote(db, batch, now)
+    keys.apply(db, batch)
     if answers:
         db.executemany(_ANSWER, answers)
     if done:
         db.executemany("UPDATE message SET answered = 1, answer_checksum = ? WHERE id = ? AND answered = 0", done)
 
 
+def _purge(db: sqlite3.Connection, chosen: Sequence[tuple[str, float]]) -> int:
+    """Remove those that are still settled, unchanged and without an open message; return how many."""
+    due = [(id,) for id, before in chosen if db.execute(_MAY_GO, (id, before)).fetchone() is not None]
+    for statement in _PURGE:
+        db.executemany(statement, due)
+    return len(due)
+
+
 def _change_row(transition: Transition, status: Status, now: float) -> tuple[Any, ...]:
     id, wake = transition.id, transition.effects.wake
     revision = transition.expected + (transition.frame is not None)
-    return status, now, wake, revision, state_checksum(id, status, None, now, wake, revision), id, revision
+    checksum = state_checksum(id, status, None, now, wake, revision)
+    return status, now, NO_TIME if wake is None else wake, revision, checksum, id, revision
 
 
 def _write_messages_and_promote(db: sqlite3.Connection, batch: Sequence[Unit], now: float) -> None:
@@ -277,40 +298,53 @@ def _answer_row(answer: Answer) -> tuple[Any, ...]:
 
 
 def _promoted_row(sequence: int, start: Start, now: float) -> tuple[Any, ...]:
-    return sequence, now, state_checksum(start.id, "pending", sequence, now, None, 0), start.id
+    place, wake = (sequence, None) if start.key is None else (None, deadline_in_line(start))
+    return place, now, wake, state_checksum(start.id, "pending", place, now, wake, 0), start.id
 
 
+_MAY_GO = (
+    f"SELECT 1 FROM invocation WHERE id = ? AND {SETTLED} AND updated_at <= ? "
+    "AND NOT EXISTS (SELECT 1 FROM message WHERE invocation = invocation.id AND answered = 0)"
+)
+_PURGE = (
+    "DELETE FROM message WHERE invocation = ?",
+    "DELETE FROM frame WHERE id = ?",
+    "DELETE FROM invocation WHERE id = ?",
+)
 _ANSWER = "UPDATE message SET answered = 1, answer = ?, answer_checksum = ? WHERE id = ? AND answered = 0"
 _PROMOTE = (
-    "UPDATE invocation SET status = 'pending', sequence = ?, updated_at = ?, state_checksum = ? "
+    "UPDATE invocation SET status = 'pending', sequence = ?, updated_at = ?, wake = ?, state_checksum = ? "
     "WHERE id = ? AND status = 'scheduled'"
 )
 _INSERT_INVOCATION = (
     "INSERT INTO invocation (id, handler, key, created_at, due, identity, start, checksum, status, sequence, "
-    "updated_at, wake, revision, state_checksum) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, NULL, 0, ?)"
+    "updated_at, wake, revision, state_checksum) VALUES (?, ?, nullif(?, ''), ?, ?, ?, ?, ?, ?, nullif(?, 0), ?, "
+    f"nullif(?, {NO_TIME}), 0, ?)"
 )
 _CHANGE_STATUS = (
-    "UPDATE invocation SET status = ?, sequence = NULL, updated_at = ?, wake = ?, revision = ?, state_checksum = ? "
-    "WHERE id = ? AND revision <= ?"  # a redo that comes late changes nothing
+    f"UPDATE invocation SET status = ?, sequence = NULL, updated_at = ?, wake = nullif(?, {NO_TIME}), revision = ?, "
+    "state_checksum = ? WHERE id = ? AND revision <= ?"  # a redo that comes late changes nothing
 )
 
 
 def _row_of(accept: Accept, now: float) -> tuple[Any, ...]:
     start = accept.start
-    sequence = accept.sequence or None
+    sequence = 0 if start.key is not None else accept.sequence
+    wake = deadline_in_line(start) if accept.status == "pending" else None
     return (
         start.id,
         start.handler,
-        start.key,
+        start.key or "",
         start.at,
         start.due,
-        identity_of(start),
-        accept.data,
+        bytearray(identity_of(start)),
+        bytearray(accept.data),
         zlib.crc32(accept.data),
         accept.status,
         sequence,
         now,
-        state_checksum(start.id, accept.status, sequence, now, None, 0),
+        NO_TIME if wake is None else wake,
+        state_checksum(start.id, accept.status, sequence or None, now, wake, 0),
     )
 
 
@@ -354,9 +388,9 @@ def _is_new(db: sqlite3.Connection, seen: dict[str, bytes], unit: Unit, start: S
 
 
 def _insert_messages(db: sqlite3.Connection, unit: Unit) -> None:
-    unit.routes.clear()
     for message in unit.messages:
-        row = db.execute("SELECT handler, status FROM invocation WHERE id = ?", (message.to,)).fetchone()
+        query = "SELECT handler, status, sequence FROM invocation WHERE id = ?"
+        row = db.execute(query, (message.to,)).fetchone()
         if row is None:
             if unit.must_exist:
                 raise Mismatch(unknown(message.to))
@@ -367,4 +401,10 @@ def _insert_messages(db: sqlite3.Connection, unit: Unit) -> None:
             (message.id, message.to, data, zlib.crc32(data)),
         )
         if inserted.rowcount:
-            unit.routes.append((message, row[0], row[1]))
+            unit.routes.append((message, row[0], may_be_routed(message, row[1], row[2])))
+
+
+def may_be_routed(message: Message, status: Status, sequence: int | None) -> bool:
+    """Tell whether a message can go to a worker before its invocation's start has: who is put off can be cancelled."""
+    is_put_off = status == "scheduled" or (status == "pending" and sequence is None)
+    return status not in ("pending", "scheduled") or (is_put_off and settles_before_begin(message))

@@ -1,0 +1,175 @@
+"""`perdure list`, `show`, `journal`, `stats`: what only reads, also a file that another process serves."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime, timedelta
+from typing import Any, cast
+
+import click
+
+from perdure.cli.options import json_option, url_option
+from perdure.cli.process import in_loop
+from perdure.cli.reporting import reporting
+from perdure.cli.tables import (
+    ROWS_LIMIT,
+    indexed,
+    print_counts,
+    print_description,
+    print_invocations,
+    print_json,
+    print_steps,
+)
+from perdure.connect import connect
+from perdure.describe import Invocation
+from perdure.listing import STATUSES, Filters
+
+LIST_LIMIT = 50
+"""Invocations in the table of `list`, unless told otherwise."""
+
+_UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
+
+
+def _moment(_: click.Context, parameter: click.Parameter, text: str | None) -> datetime | None:
+    """Read a time: ISO 8601, local unless it names a zone, or how long ago it was."""
+    if text is None:
+        return None
+    try:
+        if (ago := re.fullmatch(r"(\d+(?:\.\d+)?)([smhdw])", text)) is not None:
+            return datetime.now(UTC) - timedelta(**{_UNITS[ago[2]]: float(ago[1])})
+        return datetime.fromisoformat(text).astimezone(UTC)
+    except (ValueError, OverflowError) as error:
+        text = f"{text!r} is no time: give 2026-11-20, 2026-11-20T12:00:00Z, or how long ago, as in 90m"
+        raise click.BadParameter(text, param=parameter) from error
+
+
+@click.command("list")
+@click.option("--status", type=click.Choice(STATUSES), help="Only those of this status.")
+@click.option("--handler", metavar="NAME", help="Only those of this workflow.")
+@click.option("--key", help="Only those of this key.")
+@click.option("--id-prefix", metavar="TEXT", help="Only those whose id begins so.")
+@click.option("--created-after", callback=_moment, metavar="TIME", help="Only those created then or later.")
+@click.option("--created-before", callback=_moment, metavar="TIME", help="Only those created earlier.")
+@click.option(
+    "--limit",
+    type=click.IntRange(min=1),
+    help=f"How many at most.  [default: {LIST_LIMIT} in a table, else all]",
+)
+@click.option("--all", "everything", is_flag=True, help="All of them, also in a table.")
+@click.option("--cursor", help="Go on where an earlier list ended, as it said.")
+@click.option("--quiet", "-q", is_flag=True, help="Print the ids, one on a line, and no more.")
+@json_option("Print one JSON object on a line for each.")
+@url_option
+@reporting
+def list_(
+    *,
+    limit: int | None,
+    everything: bool,
+    cursor: str | None,
+    quiet: bool,
+    as_json: bool,
+    url: str | None,
+    **filters: Any,
+) -> int:
+    """List invocations, newest first.
+
+    TIME is 2026-11-20, 2026-11-20T12:00:00Z, or how long ago: 90s, 15m, 2h, 7d, 1w.
+    """
+    if limit is not None and everything:
+        raise click.UsageError("--limit and --all exclude each other")
+    if quiet and as_json:
+        raise click.UsageError("--quiet and --json exclude each other")
+    if limit is None and not (everything or quiet or as_json):
+        limit = LIST_LIMIT
+
+    def print_page(found: Sequence[Invocation]) -> None:
+        if quiet or as_json:
+            for each in found:
+                print_json(indexed(each)) if as_json else click.echo(each.id)
+        elif found:
+            print_invocations(found)
+
+    return in_loop(_list(url, limit, cursor, cast("Filters", filters), print_page))
+
+
+async def _list(
+    url: str | None,
+    limit: int | None,
+    cursor: str | None,
+    filters: Filters,
+    print_page: Callable[[Sequence[Invocation]], None],
+) -> int:
+    left = limit
+    async with connect(url, read_only=True) as client:
+        while True:
+            page = await client.page(limit=min(ROWS_LIMIT, left or ROWS_LIMIT), cursor=cursor, **filters)
+            print_page(page.invocations)
+            cursor = page.next
+            left = None if left is None else left - len(page.invocations)
+            if cursor is None:
+                return 0
+            if left == 0:
+                click.echo(f"There are more: --cursor {cursor} goes on, --all lists all.", err=True)
+                return 0
+
+
+@click.command()
+@click.argument("id")
+@json_option("Print one JSON object: values whole, and the journal.")
+@url_option
+@reporting
+def show(id: str, as_json: bool, url: str | None) -> int:
+    """Show one invocation: its status, what it waits for, times, input, state, awakeables, and how it ended."""
+    return in_loop(_describe(url, id, print_json if as_json else print_description))
+
+
+@click.command()
+@click.argument("id")
+@json_option("Print one JSON object on a line for each command, values whole.")
+@url_option
+@reporting
+def journal(id: str, as_json: bool, url: str | None) -> int:
+    """Show what one invocation did: its steps, timers, children, sends and awakeables, and what became of them."""
+
+    def print_journal(invocation: Invocation) -> None:
+        steps = invocation.journal
+        if as_json:
+            for step in steps:
+                print_json(step)
+        else:
+            for first in range(0, len(steps), ROWS_LIMIT):
+                print_steps(steps[first : first + ROWS_LIMIT])
+
+    return in_loop(_describe(url, id, print_journal))
+
+
+async def _describe(url: str | None, id: str, show: Callable[[Invocation], None]) -> int:
+    async with connect(url, read_only=True) as client:
+        show(await client.handle(id).describe())
+    return 0
+
+
+@click.command()
+@json_option("Print one JSON object.")
+@url_option
+@reporting
+def stats(as_json: bool, url: str | None) -> int:
+    """Count invocations, by status and by workflow."""
+    return in_loop(_stats(url, as_json))
+
+
+async def _stats(url: str | None, as_json: bool) -> int:
+    async with connect(url, read_only=True) as client:
+        counted = await client.stats()
+    if as_json:
+        print_json(counted)
+        return 0
+    for title, counts in (("status", counted.by_status), ("handler", counted.by_handler)):
+        print_counts(title, counts)
+        click.echo()
+    click.echo(f"{counted.total:,} in all")
+    return 0
+
+
+COMMANDS = (list_, show, journal, stats)

@@ -1,0 +1,218 @@
+"""Invocations as tables for people and as JSON for programs."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+import click
+from msgspec import Struct
+from rich.table import Table
+from rich.text import Text
+
+from perdure.cli.summary import duration_text
+from perdure.cli.terminal import print_rich
+from perdure.cli.values import as_builtin, to_text
+from perdure.describe import Invocation, JournalStep
+
+VALUE_LIMIT = 80
+"""Characters of a value in a row of a table."""
+FIELD_LIMIT = 1_000
+"""Characters of a value that has a line of its own."""
+ROWS_LIMIT = 1_000
+"""Rows of one table; more are in further tables."""
+TRACEBACK_LIMIT = 12
+"""Lines of a traceback that are shown: the last ones."""
+
+_INDEXED = ("id", "handler", "status", "key", "created_at", "updated_at", "due")
+_NARROW = {"#", "status", "created", "changed", "began"}
+_STYLES = {
+    "completed": "green",
+    "failed": "red",
+    "cancelled": "yellow",
+    "paused": "magenta",
+    "running": "cyan",
+}
+
+
+# --- JSON -------------------------------------------------------------------------------------------------------------
+def print_json(what: object) -> None:
+    """Print one JSON object on a line of its own, values whole."""
+    click.echo(json.dumps(plain(what), ensure_ascii=False))
+
+
+def plain(what: Any) -> Any:
+    """Return structs and what they hold as JSON can: times in ISO 8601, what JSON has no form for as its `repr`."""
+    if isinstance(what, dict):
+        return {str(name): plain(value) for name, value in what.items()}  # type: ignore[reportUnknownVariableType]
+    if isinstance(what, Struct):
+        return {name: plain(getattr(what, name)) for name in what.__struct_fields__}
+    if isinstance(what, datetime):
+        return what.isoformat()
+    if isinstance(what, tuple):
+        return [plain(each) for each in what]  # type: ignore[reportUnknownVariableType]
+    return as_builtin(what)
+
+
+def indexed(invocation: Invocation) -> dict[str, Any]:
+    """Return what the index knows of an invocation: the fields that `list` fills in."""
+    return {name: plain(getattr(invocation, name)) for name in _INDEXED}
+
+
+# --- text -------------------------------------------------------------------------------------------------------------
+def shown(value: Any, limit: int = VALUE_LIMIT) -> str:
+    """Return a value in one line of at most `limit` characters, without what would move a terminal's cursor."""
+    text = to_text(value)
+    cut = text if len(text) <= limit else f"{text[: limit - 1]}…"
+    return "".join(each if each.isprintable() else repr(each)[1:-1] for each in cut)
+
+
+def time_text(at: datetime | None) -> str:
+    """Return a time in UTC, to the second."""
+    return "" if at is None else f"{at.astimezone(UTC):%Y-%m-%d %H:%M:%S}Z"
+
+
+def age_text(at: datetime | None) -> str:
+    """Return how long ago a time was, in the largest unit that is not too coarse."""
+    if at is None:
+        return ""
+    seconds = max(0, round((datetime.now(UTC) - at).total_seconds()))
+    for unit, size, most in (("s", 1, 120), ("m", 60, 7_200), ("h", 3_600, 172_800)):
+        if seconds < most:
+            return f"{seconds // size}{unit} ago"
+    return f"{seconds // 86_400}d ago"
+
+
+def status_text(status: str) -> Text:
+    return Text(status, style=_STYLES.get(status, ""))
+
+
+# --- tables -----------------------------------------------------------------------------------------------------------
+def print_invocations(found: Sequence[Invocation]) -> None:
+    """Print a table of invocations as the index knows them."""
+    with_key = any(each.key is not None for each in found)
+    rows = [
+        [
+            *(each.id, each.handler, status_text(each.status)),
+            *([shown(each.key or "")] if with_key else []),
+            *(age_text(each.created_at), age_text(each.updated_at)),
+        ]
+        for each in found
+    ]
+    print_table(["id", "handler", "status", *(["key"] if with_key else []), "created", "changed"], rows)
+
+
+def print_steps(steps: Sequence[JournalStep]) -> None:
+    """Print the commands of a journal and what became of them."""
+    rows = [
+        [
+            *(str(each.number), shown(each.step_type), status_text(each.status), str(each.attempts or "")),
+            *(time_text(each.started_at), _took(each), _outcome(each)),
+        ]
+        for each in steps
+    ]
+    print_table(["#", "step", "status", "failed attempts", "began", "took", "result or error"], rows)
+
+
+def _took(step: JournalStep) -> str:
+    if step.started_at is None or step.ended_at is None or step.ended_at <= step.started_at:
+        return ""  # begun and ended between two commits: how long it took is not recorded
+    return duration_text((step.ended_at - step.started_at).total_seconds())
+
+
+def _outcome(step: JournalStep) -> str:
+    if step.error is not None:
+        again = "" if step.due is None else f" (again at {time_text(step.due)})"
+        return shown(step.error) + again
+    if step.status == "pending":
+        return "" if step.due is None else f"until {time_text(step.due)}"
+    if step.invocation_id is not None and step.result is None:
+        return step.invocation_id
+    return "" if step.result is None else shown(step.result)
+
+
+def print_counts(title: str, counts: Mapping[Any, int]) -> None:
+    rows = [
+        [status_text(name) if title == "status" else shown(name), Text(f"{count:,}", justify="right")]
+        for name, count in counts.items()
+    ]
+    print_table([title, "invocations"], rows)
+
+
+def print_table(titles: Sequence[str], rows: Iterable[Sequence[str | Text]]) -> None:
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for title in titles:
+        table.add_column(title, overflow="fold", no_wrap=title in _NARROW)
+    for row in rows:
+        table.add_row(*row)
+    print_rich(table)
+
+
+def print_description(invocation: Invocation) -> None:
+    """Print all that is known of one invocation, one field on a line; its journal is only counted."""
+    table = Table(box=None, pad_edge=False, show_header=False)
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column(overflow="fold")
+    for name, value in _fields(invocation):
+        table.add_row(name, value)
+    print_rich(table)
+    if invocation.traceback is not None:
+        lines = invocation.traceback.rstrip().splitlines()
+        cut = lines[-TRACEBACK_LIMIT:]
+        print_rich(
+            "\n" + "\n".join([*(["…"] if len(cut) < len(lines) else []), *(shown(each, FIELD_LIMIT) for each in cut)])
+        )
+
+
+def _fields(one: Invocation) -> Iterable[tuple[str, str | Text]]:
+    yield "id", one.id
+    yield "handler", one.handler
+    yield "status", status_text(one.status)
+    texts = {
+        "key": one.key,
+        "parent": one.parent_id,
+        "waits for": one.waiting_for,
+        "paused because": one.paused_because if one.status == "paused" else None,
+        "accepted, not applied": ", ".join(one.mail),
+        "created": time_text(one.created_at),
+        "due": time_text(one.due) if one.due != one.created_at else None,
+        "began": time_text(one.started_at),
+        "last change": time_text(one.updated_at),
+        "ended": time_text(one.ended_at),
+        "time limit": time_text(one.deadline),
+        "cancel requested": time_text(one.cancel_requested_at),
+        "retries": str(one.retries) if one.retries else None,
+        "worker": f"{one.worker}, number {one.epoch}" if one.worker else None,
+        "input": to_text(dict(one.input)),
+        "steps": _counted(one.journal),
+        "current step": _current(one.current_step),
+    }
+    for name, text in texts.items():
+        if text:
+            yield name, shown(text, FIELD_LIMIT)
+    for name, value in one.state.items():
+        yield "state", f"{shown(name)} = {shown(value, FIELD_LIMIT)}"
+    for awakeable in one.awakeables:
+        yield "awakeable", f"{awakeable.id} ({'answered' if awakeable.resolved else 'open'})"
+    if one.status == "completed":
+        yield "result", shown(one.result, FIELD_LIMIT)
+    if one.error is not None:
+        yield "error", shown(one.error, FIELD_LIMIT)
+
+
+def _counted(steps: Sequence[JournalStep]) -> str:
+    counts: dict[str, int] = {}
+    for step in steps:
+        counts[step.status] = counts.get(step.status, 0) + 1
+    return ", ".join(f"{count:,} {status}" for status, count in counts.items())
+
+
+def _current(step: JournalStep | None) -> str | None:
+    if step is None:
+        return None
+    text = f"#{step.number} {step.step_type}, since {time_text(step.started_at)}"
+    if step.attempts:
+        text += f", {step.attempts} failed attempts, the last: {step.error}"
+    return text if step.due is None else f"{text}, due {time_text(step.due)}"

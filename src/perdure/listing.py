@@ -1,0 +1,91 @@
+"""What `list`, `page` and `watch` are asked for: filters and cursors as users give them, checked, for the index."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+from datetime import datetime
+from typing import Any, TypedDict, get_args
+
+import msgspec
+from msgspec import Struct
+
+from perdure.core.ids import check_name
+from perdure.core.journal import Status
+from perdure.describe import Invocation
+from perdure.errors import InvalidOption
+from perdure.stores.store import Filter, Row
+
+PAGE_LIMIT = 1_000
+"""The most invocations on one page."""
+
+STATUSES: tuple[Status, ...] = get_args(Status)
+
+
+class Filters(TypedDict, total=False):
+    """Which invocations: each that is given must match. They were created in [`created_after`, `created_before`)."""
+
+    status: Status | None
+    handler: str | None
+    key: str | None
+    id_prefix: str | None
+    created_after: datetime | None
+    created_before: datetime | None
+
+
+class Page(Struct, frozen=True):
+    """Some invocations, newest first, and the cursor of the page after them: None on the last one."""
+
+    invocations: tuple[Invocation, ...]
+    next: str | None = None
+
+
+def filter_of(
+    *,
+    status: Status | None = None,
+    handler: str | None = None,
+    key: str | None = None,
+    id_prefix: str | None = None,
+    created_after: datetime | None = None,
+    created_before: datetime | None = None,
+) -> Filter:
+    """Return filters as the index takes them, or raise `InvalidOption` or `BadId` naming the one that is wrong."""
+    if status is not None and status not in STATUSES:
+        raise InvalidOption(f"status={status!r}: there is none of this name; it is one of {', '.join(STATUSES)}")
+    for name, text in (("handler", handler), ("key", key), ("id_prefix", id_prefix)):
+        if text is not None:
+            check_name(f"{name} to look for", text)
+    after, before = _time("created_after", created_after), _time("created_before", created_before)
+    return Filter(status, handler, key, id_prefix, created_after=after, created_before=before)
+
+
+def check_limit(limit: int, most: int | None = None) -> int:
+    """Return a number of invocations, or raise `InvalidOption`."""
+    if isinstance(limit, bool) or not isinstance(limit, int):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise InvalidOption(f"limit={limit!r}: give a whole number")
+    if limit < 1 or (most is not None and limit > most):
+        raise InvalidOption(f"limit={limit}: give at least 1" + (f" and at most {most:,}" if most is not None else ""))
+    return limit
+
+
+def cursor_of(row: Row) -> str:
+    """Return the cursor of the page that follows a row. It names a place in the order of creation, and no number."""
+    return base64.urlsafe_b64encode(msgspec.msgpack.encode((row.created_at, row.id))).rstrip(b"=").decode()
+
+
+def place_of(cursor: str) -> tuple[float, str]:
+    """Return the place that a cursor names, or raise `InvalidOption`."""
+    try:
+        data = base64.urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4))
+        return msgspec.msgpack.decode(data, type=tuple[float, str])
+    except (TypeError, ValueError, binascii.Error, msgspec.DecodeError) as error:
+        shown: Any = cursor[:40] if isinstance(cursor, str) else cursor  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise InvalidOption(f"cursor={shown!r}: pass the `next` of a page, unchanged") from error
+
+
+def _time(name: str, at: datetime | None) -> float | None:
+    if at is None:
+        return None
+    if not isinstance(at, datetime) or at.tzinfo is None:  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise InvalidOption(f"{name}={at!r}: give a datetime with a time zone, as in datetime.now(UTC)")
+    return at.timestamp()

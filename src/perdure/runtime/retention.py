@@ -1,0 +1,74 @@
+"""Removes settled invocations when they have been kept for long enough: a sweep now and then, in small pieces.
+
+What may go is the store's to know (see `Store.purge`); when, and how much at a time, is decided here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+
+from perdure.errors import StoreClosed, StoreError
+from perdure.stores.store import Store
+
+RETENTION_SECONDS = 7 * 86_400.0
+"""How long a settled invocation is kept, unless `connect` is told otherwise."""
+
+SWEEP_PERIOD_SECONDS = 60.0
+"""How long after a sweep the next begins; a retention shorter than this is its own period."""
+
+SWEEP_PERIOD_LEAST_SECONDS = 0.1
+
+PURGE_LIMIT = 100
+"""Invocations that are removed in one piece. What is committed meanwhile waits for one piece at most."""
+
+SWEEP_SHARE = 0.5
+"""The share of its time that a sweep may keep the store busy."""
+
+log = logging.getLogger("perdure.retention")
+
+
+class Sweep:
+    """Sweeps a store until it is stopped, beginning at once."""
+
+    def __init__(self, store: Store, retention: float) -> None:
+        self._store = store
+        self._retention = retention
+        self._period = min(SWEEP_PERIOD_SECONDS, max(retention, SWEEP_PERIOD_LEAST_SECONDS))
+        self._task = asyncio.ensure_future(self._run())
+
+    async def stop(self) -> None:
+        """End it, between two pieces."""
+        self._task.cancel()
+        await asyncio.wait([self._task])
+
+    async def _run(self) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            try:
+                await self._sweep()
+            except StoreClosed:
+                return
+            except StoreError as error:
+                log.error("a sweep failed, the next is due in %.0f s: %s", self._period, error)
+            passed = loop.create_future()
+            timer = self._store.clock.call_at(
+                self._store.clock.now() + self._period, lambda passed=passed: passed.done() or passed.set_result(None)
+            )
+            try:
+                await passed
+            finally:
+                timer.cancel()
+
+    async def _sweep(self) -> None:
+        loop = asyncio.get_running_loop()
+        before, removed = self._store.clock.now() - self._retention, 0
+        while True:
+            began = loop.time()
+            piece = await self._store.purge(before, limit=PURGE_LIMIT)
+            if not piece:
+                break
+            removed += piece
+            await asyncio.sleep((loop.time() - began) * (1 / SWEEP_SHARE - 1))
+        if removed:
+            log.info("purged %d invocations that settled more than %.0f s ago", removed, self._retention)

@@ -1,0 +1,166 @@
+"""Keys in the file: who holds one, who waits for it, and its state. Runs in the writer's thread, in its transaction.
+
+The line of a key is rows, ordered by the sequence that their starts were given when they were queued. A start that
+waits has a place there and none in the queue of its handler (`invocation.sequence` is NULL); with the key it gets one.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, cast
+
+import msgspec
+
+from perdure.core.effects import Enlist, Release
+from perdure.core.journal import Start
+from perdure.errors import StoreDamaged
+from perdure.stores.sqlite.faults import Mismatch
+from perdure.stores.sqlite.schema import key_checksum, line_checksum, state_checksum
+from perdure.stores.store import Key, line_full
+
+if TYPE_CHECKING:
+    from perdure.stores.sqlite.writer import Unit
+
+_encode_state = msgspec.msgpack.Encoder().encode
+_decode_state = msgspec.msgpack.Decoder(dict[str, bytes]).decode
+
+
+def read_key(db: sqlite3.Connection, name: str) -> Key:
+    """Read a key; one that has no row has no holder and no state. A row that was changed raises `Mismatch`."""
+    row = db.execute("SELECT holder, generation, state, checksum FROM key WHERE name = ?", (name,)).fetchone()
+    if row is None:
+        return Key()
+    holder, generation, state, checksum = row
+    if key_checksum(name, holder, generation, state) != checksum:
+        raise Mismatch(StoreDamaged(f"the row of key {name!r} was changed"))
+    return Key(holder, generation, _decode_state(state))
+
+
+class Keys:
+    """The changes of keys in one transaction at a time. `waiting` counts who waits, for keys seen in this process."""
+
+    def __init__(self, line_limit: int) -> None:
+        self._line_limit = line_limit
+        self._waiting: dict[str, int] = {}
+
+    def forget(self) -> None:
+        """Count again: a transaction was rolled back."""
+        self._waiting.clear()
+
+    def apply(self, db: sqlite3.Connection, batch: Sequence[Unit]) -> None:
+        """Write what the units of a batch change of keys, then grant those that are free."""
+        touched: dict[str, Unit] = {}
+        for unit in batch:
+            for accept in unit.accepts:
+                if accept.new and accept.start.key is not None and accept.status == "pending":
+                    self._add(db, accept.start.key, accept.sequence, accept.start.id, 0, strict=unit.strict)
+                    touched[accept.start.key] = unit
+            for place, start in unit.promoted:
+                if start.key is not None:
+                    self._add(db, start.key, place, start.id, 0)
+                    touched[start.key] = unit
+            if unit.transition is None:
+                continue
+            id, effects = unit.transition.id, unit.transition.effects
+            if (release := effects.release) is not None:
+                self._release(db, id, release)
+                touched[release.key] = unit
+            if (enlist := effects.enlist) is not None and not self._has_place(db, id, enlist):
+                self._add(db, enlist.key, unit.place, id, enlist.generation)
+                touched[enlist.key] = unit
+        for key, unit in touched.items():
+            self._grant(db, key, unit)
+
+    def _add(
+        self, db: sqlite3.Connection, key: str, sequence: int, id: str, generation: int, *, strict: bool = False
+    ) -> None:
+        waiting = self._waiting.get(key)
+        if waiting is None:
+            waiting = cast("int", db.execute("SELECT count(*) FROM line WHERE key = ?", (key,)).fetchone()[0])
+        if strict and waiting >= self._line_limit:
+            ahead = waiting - (read_key(db, key).holder is None)  # the first gets the key in this transaction
+            if ahead >= self._line_limit:
+                raise Mismatch(line_full(key, ahead))
+        self._waiting[key] = waiting + 1
+        checksum = line_checksum(key, sequence, id, generation)
+        db.execute("INSERT INTO line VALUES (?, ?, ?, ?, ?)", (key, sequence, id, generation, checksum))
+
+    def _has_place(self, db: sqlite3.Connection, id: str, enlist: Enlist) -> bool:
+        if read_key(db, enlist.key).granted_to(id, enlist.generation):
+            return True
+        query = "SELECT 1 FROM line WHERE id = ? AND generation = ?"
+        return db.execute(query, (id, enlist.generation)).fetchone() is not None
+
+    def _release(self, db: sqlite3.Connection, id: str, release: Release) -> None:
+        key = read_key(db, release.key)
+        if key.granted_to(id, release.generation):
+            state = key.state if release.state is None else release.state
+            if state:
+                _write_key(db, release.key, Key(state=state))
+            else:
+                db.execute("DELETE FROM key WHERE name = ?", (release.key,))
+        else:
+            left = db.execute("DELETE FROM line WHERE id = ? AND generation = ?", (id, release.generation)).rowcount
+            self._count_less(release.key, left)
+
+    def _grant(self, db: sqlite3.Connection, name: str, unit: Unit) -> None:
+        """Give a key that nobody holds to the first in its line."""
+        key = read_key(db, name)
+        if key.holder is not None:
+            return
+        first = db.execute(
+            "SELECT sequence, id, generation, checksum FROM line WHERE key = ? ORDER BY sequence LIMIT 1", (name,)
+        ).fetchone()
+        if first is None:
+            return
+        sequence, id, generation, checksum = first
+        if line_checksum(name, sequence, id, generation) != checksum:
+            raise Mismatch(StoreDamaged(f"a place in the line of key {name!r} was changed"))
+        db.execute("DELETE FROM line WHERE key = ? AND sequence = ?", (name, sequence))
+        self._count_less(name, 1)
+        _write_key(db, name, Key(id, generation, key.state))
+        handler, status, data, start_checksum, at, wake, revision = db.execute(
+            "SELECT handler, status, start, checksum, updated_at, wake, revision FROM invocation WHERE id = ?", (id,)
+        ).fetchone()
+        if status != "pending" or revision:
+            unit.woken.append((id, handler))
+            return
+        checksum = state_checksum(id, status, sequence, at, wake, revision)
+        db.execute("UPDATE invocation SET sequence = ?, state_checksum = ? WHERE id = ?", (sequence, checksum, id))
+        unit.granted.append((sequence, data, start_checksum))
+
+    def _count_less(self, key: str, left: int) -> None:
+        if (waiting := self._waiting.get(key)) is not None:
+            if waiting > left:
+                self._waiting[key] = waiting - left
+            else:
+                del self._waiting[key]
+
+
+def _write_key(db: sqlite3.Connection, name: str, key: Key) -> None:
+    state = _encode_state(key.state)
+    checksum = key_checksum(name, key.holder, key.generation, state)
+    row = (name, key.holder, key.generation, state, checksum)
+    db.execute("INSERT OR REPLACE INTO key VALUES (?, ?, ?, ?, ?)", row)
+
+
+def deadline_in_line(start: Start) -> float | None:
+    """Return when a start that waits for its key has to be woken, to end in time even if its key never comes."""
+    return None if start.key is None or start.timeout is None else start.due + start.timeout
+
+
+def verify_keys(db: sqlite3.Connection) -> str | None:
+    """Return what is wrong with the keys of a file, if anything is."""
+    for name, holder, generation, state, checksum in db.execute("SELECT * FROM key"):
+        if key_checksum(name, holder, generation, state) != checksum:
+            return f"the row of key {name!r} was changed"
+    for key, sequence, id, generation, checksum in db.execute("SELECT * FROM line"):
+        if line_checksum(key, sequence, id, generation) != checksum:
+            return f"a place in the line of key {key!r} was changed"
+    query = (
+        "SELECT coalesce(holder, '') FROM key WHERE holder IS NOT NULL AND holder NOT IN (SELECT id FROM invocation) "
+        "UNION ALL SELECT id FROM line WHERE id NOT IN (SELECT id FROM invocation) LIMIT 1"
+    )
+    stray = db.execute(query).fetchone()
+    return None if stray is None else f"a key names {stray[0]!r}, which the file does not know"

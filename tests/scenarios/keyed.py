@@ -1,0 +1,90 @@
+"""Workflows of the scenarios that share the state of a key."""
+
+from __future__ import annotations
+
+import asyncio
+
+from perdure import Context, KeyDeadlock, Retry, step, workflow
+from tests.scenarios.bodies import remember, stage
+from tests.scenarios.notes import closed, note
+
+
+@step(retry=Retry(max_attempts=1))
+async def brittle(tag: str) -> int:
+    note(f"tried {tag}")
+    if closed(f"brittle {tag}"):
+        raise ValueError(f"{tag} breaks")
+    return 100
+
+
+@workflow
+async def increment(ctx: Context, tag: str) -> int:
+    count = ctx.get("count", int, default=0)
+    await remember(f"saw {tag} {count}")
+    ctx.set("count", count + 1)
+    return count + 1
+
+
+@workflow
+async def bump(ctx: Context) -> int:
+    count = ctx.get("count", int, default=0) + 1
+    ctx.set("count", count)
+    return count
+
+
+@workflow
+async def staged(ctx: Context, tag: str) -> list[str]:
+    """Add a tag to the key's list, with a gate in the middle."""
+    seen = ctx.get("tags", list[str], default=[])
+    await stage(tag)
+    ctx.set("tags", [*seen, tag])
+    return [*seen, tag]
+
+
+@workflow
+async def holds(ctx: Context, tag: str) -> str:
+    """Hold the key until somebody answers."""
+    ctx.set("held by", tag)
+    await remember(f"holds {tag}")
+    answer = await ctx.awakeable(str)
+    ctx.set("answer", answer)
+    return answer
+
+
+@workflow
+async def sends_in_order(ctx: Context, key: str, count: int) -> list[str]:
+    return [ctx.send(staged.using(key=key), f"{key}-{n}") for n in range(count)]
+
+
+@workflow
+async def cleans_up(ctx: Context, tag: str) -> None:
+    try:
+        await asyncio.sleep(10_000)
+    finally:
+        await remember(f"cleaning {tag}")
+        ctx.set("cleaned", tag)
+
+
+@workflow
+async def fails_until_open(ctx: Context, tag: str) -> int:
+    """Count in the key, then fail in a step as long as its gate is closed."""
+    count = ctx.get("count", int, default=0) + 1
+    ctx.set("count", count)
+    return count + await brittle(tag)
+
+
+@workflow
+async def calls(ctx: Context, key: str, depth: int) -> str:
+    """Call a child at the end of a chain, which needs `key`."""
+    try:
+        if depth:
+            return await calls(key, depth - 1)
+        await staged.using(key=key)("in deadlock")
+    except KeyDeadlock as error:
+        return f"deadlock on {error.key}"
+    return "no deadlock"
+
+
+@workflow
+async def sends_to_own_key(ctx: Context) -> str:
+    return ctx.send(staged.using(key=ctx.key), "sent")
