@@ -92,6 +92,19 @@ async def test_messages_for_a_queued_invocation_are_kept_until_it_begins(make_la
     assert await lab.ask("slots") == [0]
 
 
+async def test_messages_that_wait_for_a_scheduled_invocation_are_answered_when_it_is_cancelled(lab: Lab) -> None:
+    id = await lab.start(bodies.three, "x", delay=3600)
+    waiting = [asyncio.create_task(lab.ask(verb, id=id)) for verb in ("pause", "retry", "pause")]
+    await asyncio.sleep(0.1)
+    assert not any(each.done() for each in waiting)
+    await lab.ask("cancel", id=id)
+    for refused in await asyncio.wait_for(asyncio.gather(*waiting, return_exceptions=True), 5):
+        assert isinstance(refused, Refusal)
+        assert refused.type == "IllegalTransition"
+        assert "it is cancelled" in refused.text
+    assert await lab.status(id) == "cancelled"
+
+
 async def test_messages_for_what_was_never_started_are_refused_and_poison_nothing(lab: Lab) -> None:
     for verb in ("pause", "resume", "cancel", "retry"):
         with pytest.raises(Refusal) as caught:
