@@ -169,7 +169,7 @@ async def expense_approval(ctx: Context, request: Expense) -> str:
 
 async def test_approved_after_days() -> None:
     async with Environment(expense_approval) as env:  # perdure.testing: memory store, clock that jumps, always-replay
-        env.fake(notify_manager, lambda request, id: None)  # pyright: ignore[reportUnknownArgumentType, reportUnknownLambdaType]
+        env.fake(notify_manager, lambda request, id: None)
         handle = await env.client.start(expense_approval, Expense("E1", 12.5))
         await env.advance(timedelta(days=3))
         await env.client.resolve(await env.awakeable(handle), Approval(True))

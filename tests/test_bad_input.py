@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import suppress
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, cast
@@ -12,6 +13,7 @@ from typing import Any, cast
 import pytest
 
 from perdure import Client, Context, Retry, Workflow, connect, step, step_info, workflow
+from perdure.core.codec import decoder, encode
 from perdure.core.ids import ID_LENGTH_LIMIT
 from perdure.errors import (
     BadId,
@@ -47,6 +49,17 @@ async def hello(name: str, times: int = 1) -> str:
 @workflow
 async def anything(value: Any) -> str:
     return type(value).__name__
+
+
+@dataclass
+class Tagged:
+    tags: set[str]
+    weight: int = 1
+
+
+@workflow
+async def count_tags(tagged: Tagged, more: dict[str, int]) -> int:
+    return len(tagged.tags) * tagged.weight + sum(more.values())
 
 
 @workflow
@@ -92,7 +105,7 @@ async def waits_for_approval(ctx: Context) -> str:
 
 
 SERVED = (
-    *(hello, anything, big_step, big_result, big_state, big_child, big_send, reads_a_socket, runs_a_thread),
+    *(hello, anything, count_tags, big_step, big_result, big_state, big_child, big_send, reads_a_socket, runs_a_thread),
     waits_for_approval,
 )
 
@@ -205,6 +218,25 @@ async def test_same_id_with_another_input_or_workflow_is_a_conflict_and_the_firs
             await client.start(cast("Any", other).using(id="one"), argument)
     assert await first.result() == "Hello a"
     assert await client.run(hello.using(id="one"), "a") == "Hello a"
+    assert (await client.stats()).total == 1
+
+
+async def test_same_id_with_an_equal_input_is_the_same_start_however_the_caller_came_by_it(client: Client) -> None:
+    by_name = workflow.ref("count_tags")
+    decoded = decoder(Tagged)(encode({"tags": ["b", "a"]}))
+    assert vars(decoded) == {"tags": {"a", "b"}}  # msgspec leaves the default where it is
+    more: dict[str, int] = {"y": 2, "x": 1}
+    first = await client.start(count_tags.using(id="one"), Tagged({"a", "b"}), more)
+    for again in (
+        client.start(count_tags.using(id="one"), decoded, {"x": 1, "y": 2}),
+        client.start(count_tags.using(id="one"), more=more, tagged=decoded),
+        client.start(by_name.using(id="one"), {"weight": 1, "tags": ["a", "b"]}, more),
+    ):
+        assert (await again).id == first.id
+    assert await first.result() == 5
+    for other in (Tagged({"a", "b"}, 2), Tagged({"a"})):
+        with pytest.raises(IdConflict, match="one"):
+            await client.start(count_tags.using(id="one"), other, more)
     assert (await client.stats()).total == 1
 
 

@@ -14,7 +14,7 @@ import pytest
 from perdure import Client, Context, Handle, Retry, Workflow, connect, step, step_info, workflow
 from perdure.connect import channels_for, translators_in_use
 from perdure.core.journal import Message, TryAgain
-from perdure.errors import AwakeableRejected, InvocationTimedOut, MessageRefused, StoreClosed
+from perdure.errors import AwakeableRejected, IllegalTransition, InvocationTimedOut, MessageRefused, StoreClosed
 from perdure.runtime.worker import Worker
 from perdure.stores.memory import Crashed, MemoryStore
 from perdure.testing import Environment
@@ -172,6 +172,8 @@ async def failed(client: Client, workflow: Workflow[..., Any]) -> Handle[Any]:
 async def refusal(handle: Handle[Any]) -> str:
     with pytest.raises(MessageRefused) as refused:
         await handle.retry()
+    if isinstance(refused.value, IllegalTransition):
+        assert refused.value.status == (await handle.describe()).status
     return refused.value.reason
 
 
@@ -315,13 +317,13 @@ async def test_only_a_failed_invocation_is_retried(opened: Open):
     async with opened() as client:
         done = await client.start(four_steps)
         await done.result(timeout=10)
-        assert await refusal(done) == "it is completed"
+        assert await refusal(done) == "it is completed, and only a failed invocation can be retried"
         waiting = await client.start(asks)
         while not (await waiting.describe()).awakeables:
             await asyncio.sleep(0.01)
         assert await refusal(waiting) == "it is suspended, and only a failed invocation can be retried"
         await waiting.cancel()
-        assert await refusal(waiting) == "it is cancelled"
+        assert await refusal(waiting) == "it is cancelled, and only a failed invocation can be retried"
 
 
 async def test_two_retries_at_once_are_one(opened: Open):
@@ -331,7 +333,7 @@ async def test_two_retries_at_once_are_one(opened: Open):
         broken.clear()
         take_ran()
         outcomes = await asyncio.gather(handle.retry(), handle.retry(), return_exceptions=True)
-        assert [type(each) for each in outcomes if each is not None] == [MessageRefused]
+        assert [type(each) for each in outcomes if each is not None] == [IllegalTransition]
         assert await handle.result(timeout=10) == ["one", "two", "three", "four"]
         assert take_ran() == ["three", "four"]
 

@@ -15,6 +15,7 @@ from msgspec.structs import replace
 
 from perdure.blocking import Blocking, blocking
 from perdure.core.codec import decoder, encode, rebuild
+from perdure.core.exported import export
 from perdure.core.ids import check_name, new_id, parse_awakeable_id
 from perdure.core.journal import (
     Cancel,
@@ -32,7 +33,7 @@ from perdure.core.journal import (
     Status,
     TryAgain,
 )
-from perdure.core.lifecycle import SETTLED
+from perdure.core.lifecycle import SETTLED, refusing_status
 from perdure.core.retry import Duration, seconds
 from perdure.core.turn import StubMaker
 from perdure.describe import Invocation, from_journal, from_row
@@ -118,6 +119,18 @@ class Handle(Generic[R_co]):
         served = store.serves(row.handler)
         return from_journal(row, start, journal.frames, mail, store.secret, served=served, key_holder=holder)
 
+    async def export(self) -> bytes:
+        """Return its history, to be kept in a file and replayed by `perdure.testing.replay` when the code changes.
+
+        JSON text with the input and all that is journaled, whatever its status; the format is versioned. It holds what
+        was recorded, and the ids of awakeables: keep it like the data of production that it is.
+        """
+        store = await self._client.opened()
+        start = await store.start(self.id)
+        if start is None:
+            raise unknown(self.id)
+        return export((await store.journal(self.id)).frames, start, store.secret)
+
     async def watch(self) -> AsyncGenerator[Invocation, None]:
         """Iterate over its statuses as they change: the present one first, and the one in which it is settled last.
 
@@ -154,7 +167,12 @@ class Handle(Generic[R_co]):
         await self._client.send(self.id, Resume(), timeout=timeout)
 
     async def cancel(self, *, force: bool = False, timeout: Duration = ANSWER_WAIT_SECONDS) -> None:
-        """Cancel, letting cleanup code run; `force` skips cleanup. Returns when the cancellation is recorded."""
+        """Cancel, letting cleanup code run; `force` skips cleanup. Returns when the cancellation is recorded.
+
+        As of an asyncio task, CancelledError is raised where the body waits, once: a body that catches it and goes on
+        has taken it, and a second plain cancel changes nothing, so that cleanup is not cut short. Force ends it always.
+        Children are cancelled likewise; what was sent is not.
+        """
         await self._client.send(self.id, Cancel(bool(force)), timeout=timeout)
 
     async def retry(self, *, timeout: Duration = ANSWER_WAIT_SECONDS) -> None:
@@ -181,6 +199,30 @@ class Handle(Generic[R_co]):
             why = "something for it is still in hand: try again" if row.status in SETTLED else "cancel it first"
             text = f"cannot purge invocation {self.id!r}: it is {row.status}; {why}"
             raise IllegalTransition(text, invocation_id=self.id, status=row.status)
+
+    @overload
+    async def restart(self, /, *, id: str | None = None) -> Handle[R_co]: ...
+    @overload
+    async def restart(self, call: Call[R], /, *, id: str | None = None) -> Handle[R]: ...
+    async def restart(self, call: Call[Any] | None = None, /, *, id: str | None = None) -> Handle[Any]:
+        """Run it from its beginning as a new invocation, under another id, perhaps with other input; return that.
+
+        For an invocation at rest, however it ended; this one stays as it is, and nothing of its journal is reused.
+        `call` gives other arguments or options, as in `await handle.restart(charge.bind(card, 400), id="o-7-again")`;
+        without it the input is the same, and so are key and time limit unless the call sets its own. `id` makes it
+        idempotent. Raises `IllegalTransition` while the invocation is not at rest, `InvalidOption` for a call of
+        another workflow or the same id.
+        """
+        store = await self._client.opened()
+        row, old = await store.row(self.id), await store.start(self.id)
+        if row is None or old is None:
+            raise unknown(self.id)
+        if row.status not in SETTLED:
+            reason = f"it is {row.status}, and only an invocation at rest can be restarted: cancel it, or wait for it"
+            text = f"cannot restart invocation {self.id!r}: {reason}"
+            raise IllegalTransition(text, invocation_id=self.id, reason=reason, status=row.status)
+        start = await self._client.start_again(old, call, id)
+        return Handle(self._client, start.id, self._workflow if call is None else call.workflow)
 
 
 class Client(AbstractAsyncContextManager["Client"]):
@@ -269,12 +311,31 @@ class Client(AbstractAsyncContextManager["Client"]):
         if not isinstance(workflow, Workflow):  # pyright: ignore[reportUnnecessaryIsInstance]
             raise NotAWorkflow(f"{workflow!r} is not a workflow: decorate the function with @workflow")
         at = store.clock.now()
-        random = os.urandom(18)
-        start = workflow.start_of(
-            args, kwargs, id=new_id(at, random[:10]), at=at, seed=int.from_bytes(random[10:], "big") >> 1
-        )
+        id, seed = _new_identity(at)
+        start = workflow.start_of(args, kwargs, id=id, at=at, seed=seed)
         if len(start.input) > store.payload_limit:
             raise too_large(f"the input of workflow {workflow.name!r}", len(start.input), store.payload_limit)
+        return start
+
+    async def start_again(self, old: Start, call: Call[Any] | None, id: str | None) -> Start:
+        """Start what `Handle.restart` asks for."""
+        store = await self.opened()
+        if call is None:
+            at = store.clock.now()
+            new, seed = _new_identity(at)
+            start = replace(old, id=new, at=at, due=at, seed=seed, parent=None, chosen=False, held=())
+        else:
+            start = self._start(store, call.workflow, call.args, call.kwargs)
+            if old.handler not in (call.workflow.name, *call.workflow.aliases):
+                both = f"invocation {old.id!r} is of workflow {old.handler!r}, not {call.workflow.name!r}"
+                raise InvalidOption(f"{both}: to run another workflow, use client.start")
+            timeout = old.timeout if start.timeout is None else start.timeout
+            start = replace(start, key=start.key or old.key, timeout=timeout)
+        if id is not None:
+            start = replace(start, id=check_name("an invocation's id", id), chosen=True)
+        if start.id == old.id:
+            raise InvalidOption(f"restart(id={start.id!r}): that is its own id; give another, or use retry()")
+        await store.submit((start,))
         return start
 
     async def run_all(
@@ -399,7 +460,10 @@ class Client(AbstractAsyncContextManager["Client"]):
         await self.send(invocation_id, Reject(n, reason, generation), timeout=timeout)
 
     async def send(self, id: str, request: Request, *, timeout: Duration = ANSWER_WAIT_SECONDS) -> None:
-        """Post a message durably and wait until it is applied; `MessageRefused` says why it was not."""
+        """Post a message durably and wait until it is applied.
+
+        `MessageRefused` says why it was not; it is an `IllegalTransition` if the status does not allow it.
+        """
         limit = seconds("timeout", timeout)
         store = await self.opened()
         self._sent += 1
@@ -411,9 +475,11 @@ class Client(AbstractAsyncContextManager["Client"]):
         except TimeoutError:
             text = f"invocation {id!r}: the message is accepted, and not yet applied after {limit:g} s"
             raise WaitTimeout(text, invocation_id=id, timeout=limit) from None
-        if answer.refused is not None:
-            text = f"invocation {id!r} refused the message: {answer.refused}"
-            raise MessageRefused(text, invocation_id=id, reason=answer.refused)
+        if (reason := answer.refused) is not None:
+            text = f"invocation {id!r} refused the message: {reason}"
+            if (status := refusing_status(reason)) is not None:
+                raise IllegalTransition(text, invocation_id=id, reason=reason, status=status)
+            raise MessageRefused(text, invocation_id=id, reason=reason)
 
     # --- serving ------------------------------------------------------------------------------------------------------
     def worker(
@@ -453,6 +519,12 @@ class Client(AbstractAsyncContextManager["Client"]):
     def blocking(self, *workers: Worker) -> AbstractContextManager[Blocking]:
         """Open this client, and run these workers, on a loop of their own in a thread, for callers without one."""
         return blocking(self, workers)
+
+
+def _new_identity(at: float) -> tuple[str, int]:
+    """Return an id and a seed for a start."""
+    random = os.urandom(18)
+    return new_id(at, random[:10]), int.from_bytes(random[10:], "big") >> 1
 
 
 def workflows_of(given: Workflow[..., Any] | ModuleType) -> list[Workflow[..., Any]]:

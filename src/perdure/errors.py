@@ -31,8 +31,8 @@
     │   ├── BadId, BadUrl                 text of the wrong shape            (also ValueErrors)
     │   ├── IdConflict                    this id was started with another workflow or input
     │   ├── UnknownInvocation             nothing has this id
-    │   ├── IllegalTransition             the status does not allow this verb
     │   ├── MessageRefused                resolved twice, rejected after resolve, wrong shape ...
+    │   │   └── IllegalTransition         the status does not allow this verb
     │   ├── KeyDeadlock                   a child needs a key that an ancestor holds
     │   └── ServiceUnknown                no address was given for a gRPC service
     │
@@ -254,15 +254,6 @@ class UnknownInvocation(PerdureError):
         self.invocation_id = invocation_id
 
 
-class IllegalTransition(PerdureError):
-    """The `status` of the invocation does not allow this. Nothing was changed."""
-
-    def __init__(self, text: str = "", *, invocation_id: str = "", status: str = "") -> None:
-        super().__init__(text)
-        self.invocation_id = invocation_id
-        self.status = status
-
-
 class MessageRefused(PerdureError):
     """The message was recorded and its invocation refused it, for the `reason` given. Nothing was changed."""
 
@@ -270,6 +261,14 @@ class MessageRefused(PerdureError):
         super().__init__(text)
         self.invocation_id = invocation_id
         self.reason = reason
+
+
+class IllegalTransition(MessageRefused):
+    """The `status` of the invocation does not allow this. Nothing was changed."""
+
+    def __init__(self, text: str = "", *, invocation_id: str = "", reason: str = "", status: str = "") -> None:
+        super().__init__(text, invocation_id=invocation_id, reason=reason)
+        self.status = status
 
 
 class KeyDeadlock(PerdureError):

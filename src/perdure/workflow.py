@@ -22,7 +22,7 @@ from perdure.core.codec import decoder, encode, encode_as
 from perdure.core.ids import check_name, idempotency_key, seed_of
 from perdure.core.journal import Parent, Start
 from perdure.core.retry import DEFAULT_RETRY, DURATION_LIMIT_SECONDS, Duration, Retry, seconds
-from perdure.core.signature import Signature
+from perdure.core.signature import Signature, identity_of_arguments
 from perdure.core.turn import Turn, current_turn
 from perdure.errors import (
     CalledOutsideWorkflow,
@@ -409,8 +409,10 @@ class Workflow(Generic[P, R_co]):
             )
         if self._loose is not None:
             data = self._loose.encode(args, kwargs, self.name)
+            identity = identity_of_arguments(args, kwargs)
         else:
             data = self.signature().encode(args, kwargs, f"workflow {self.name!r}", check=True)
+            identity = self.signature().identity(args, kwargs)
         return Start(
             options.id or id,
             self.name,
@@ -423,6 +425,7 @@ class Workflow(Generic[P, R_co]):
             parent,
             options.id is not None,
             held,
+            identity,
         )
 
     def body(self, start: Start, /) -> Callable[[Turn], Coroutine[Any, Any, Any]]:

@@ -120,7 +120,9 @@ def test_many_are_retried_at_once_and_one_that_is_refused_does_not_keep_the_othe
     assert code == 1
     assert [line.split()[2] for line in out.splitlines()] == [f"{id}:" for id in failed]
     assert err.splitlines()[0].startswith("error: no invocation 'nobody' here")
-    assert err.splitlines()[1] == "error: cannot retry invocation 'done': it is completed"
+    assert err.splitlines()[1] == (
+        "error: cannot retry invocation 'done': it is completed, and only a failed invocation can be retried"
+    )
     found = applied_here(run, *failed)
     assert {each["status"] for each in found.values()} == {"completed"}
 
@@ -131,7 +133,7 @@ def test_outcomes_as_json_are_an_object_on_a_line(run: Run, place: Path) -> None
     accepted, refused = (json.loads(line) for line in out.splitlines())
     assert (accepted["verb"], accepted["id"], accepted["outcome"]) == ("pause", "ask-1", "accepted")
     assert refused["outcome"] == "refused"
-    assert refused["text"] == "cannot pause invocation 'done': it is completed"
+    assert refused["text"].startswith("cannot pause invocation 'done': it is completed, and only a ")
     id = awakeable(place, "ask-1")
     (resolved,) = (json.loads(line) for line in run("resolve", id, "--json")[1].splitlines())
     assert (resolved["id"], resolved["invocation_id"], resolved["outcome"]) == (id, "ask-1", "accepted")

@@ -70,7 +70,8 @@ async def child(name: str, *args: Any) -> Any:
     assert turn is not None
 
     def start(id: str, parent: Parent) -> Start:
-        return Start(id, name, encode(args), turn.loop.now, turn.loop.now, 0, parent=parent)
+        data = encode(args)
+        return Start(id, name, data, turn.loop.now, turn.loop.now, 0, parent=parent, digest=digest(data))
 
     return await turn.call_child(start, decoder(Any))
 

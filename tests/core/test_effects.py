@@ -154,6 +154,11 @@ def test_children_whose_end_the_body_asked_for_are_cancelled_and_steps_are_not_t
     assert effects(cancels=[1, 3]) == Effects(messages=(Message("cancel:child", "child", 5.0, Cancel()),))
 
 
+def test_a_forced_cancellation_forces_its_children_though_they_were_asked_to_end_before():
+    forced = effects(Cancelled(2.0, forced=True), cancels=[1, 3])
+    assert forced == Effects(messages=(Message("force:child", "child", 5.0, Cancel(True)),))
+
+
 def test_effects_are_a_function_of_the_frame():
     """Whoever takes over does the same: pairs of everything, computed twice, and the short cut never lies."""
     everything = [*QUIET, *(entry for entry, _ in ANSWERED), Released(2.0, 9.0)]

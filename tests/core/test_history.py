@@ -18,6 +18,7 @@ from perdure.core.journal import (
     Granted,
     Interrupted,
     OpenAwakeable,
+    Parent,
     Paused,
     Raised,
     Refused,
@@ -203,3 +204,13 @@ def test_histories_share_nothing():
     one.messages["m"] = None
     one.children[1] = START
     assert two == History()
+
+
+def test_children_are_open_until_they_answer():
+    child = Start("c", "h", b"", 1.0, 1.0, 1, parent=Parent("one", 0, 0))
+    history = History.of([Frame("w", 1.0, [Accepted(START)], [CallChild(n, child) for n in range(3)])])
+    assert history.open_children() == [0, 1, 2]
+    history.add(Frame("w", 2.0, [Interrupted(1, 2.0), Fired(7, 2.0)]))
+    assert history.open_children() == [0, 2]
+    assert history.waits_for_child(0, 0, "c")
+    assert not history.waits_for_child(1, 0, "c")

@@ -3,23 +3,29 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 from perdure.context import Context
 from perdure.core.codec import Failure, encode
 from perdure.core.history import History
 from perdure.core.journal import (
+    Accepted,
+    CallChild,
     Cancel,
     Cancelled,
     CancelRequested,
     Completed,
     Entry,
     Failed,
+    Frame,
     Interrupted,
     Message,
     Outcome,
+    Parent,
     Pause,
     Paused,
     Raised,
@@ -29,6 +35,7 @@ from perdure.core.journal import (
     Resolve,
     Resume,
     Resumed,
+    Retried,
     Returned,
     Settled,
     TryAgain,
@@ -138,8 +145,43 @@ def test_the_outcome_of_a_child_is_taken_once(driver: Driver):
     assert sent(Settled(0, 1, "c", Completed(2.0, b"")), driver.turn) is None
 
 
-def test_without_the_fitting_code_the_outcome_of_a_child_is_passed_over():
-    assert sent(Settled(0, 1, "c", Completed(2.0, b"")), None) is None
+def having_child(*entries: Entry, cancels: Sequence[int] = ()) -> History:
+    """Return the history of an invocation whose command 1 is child "c", with these entries after it."""
+    begun = replace(START, id="c", parent=Parent("one", 0, 1))
+    frames = [
+        Frame("w", 1.0, [Accepted(START)], [CallChild(1, begun)]),
+        Frame("w", 2.0, [*entries], cancels=[*cancels]),
+    ]
+    return History.of(frames)
+
+
+def test_without_the_fitting_code_the_outcome_of_a_child_is_kept_for_it():
+    settled = Settled(0, 1, "c", Completed(2.0, b"\x07"))
+    assert sent(settled, None, having_child()) == Returned(1, 5.0, b"\x07", "m")
+    assert sent(Settled(0, 1, "c", Failed(2.0, FAILURE)), None, having_child()) == Raised(1, 5.0, FAILURE, "m")
+    gone = Settled(0, 1, "c", Cancelled(2.0))
+    assert isinstance(sent(gone, None, having_child()), Raised)
+    assert sent(gone, None, having_child(cancels=[1, 2])) == Interrupted(1, 5.0)
+
+
+@pytest.mark.parametrize("ended", [Returned(1, 2.0, b"", "x"), Raised(1, 2.0, FAILURE, "x"), Interrupted(1, 2.0)])
+def test_without_the_fitting_code_the_outcome_of_a_child_is_taken_once(ended: Entry):
+    assert sent(Settled(0, 1, "c", Completed(2.0, b"")), None, having_child(ended)) is None
+
+
+@pytest.mark.parametrize(("generation", "n", "child"), [(1, 1, "c"), (0, 2, "c"), (0, 1, "other")])
+def test_without_the_fitting_code_the_outcome_of_another_child_is_passed_over(generation: int, n: int, child: str):
+    assert sent(Settled(generation, n, child, Completed(2.0, b"")), None, having_child()) is None
+
+
+def test_a_retry_waits_again_for_the_children_that_it_starts_again():
+    failed = having_child(Raised(1, 2.0, FAILURE, "x"), Failed(2.0, FAILURE, 1), cancels=[1])
+    again = replace(START, id="d", parent=Parent("one", 1, 1))
+    failed.add(Frame("w", 3.0, [Retried(3.0, 1, 1, 2, "r", 1, 0, [1])], [CallChild(1, again)]))
+    assert isinstance(sent(Settled(1, 1, "d", Cancelled(2.0)), None, failed), Raised)
+    kept = having_child(Returned(1, 2.0, b"", "x"), Failed(2.0, FAILURE))
+    kept.add(Frame("w", 3.0, [Retried(3.0, 1, None, 2, "r", 2, 0)]))
+    assert sent(Settled(0, 1, "c", Completed(2.0, b"")), None, kept) is None
 
 
 # --- cancel, pause, resume --------------------------------------------------------------------------------------------
@@ -155,8 +197,8 @@ def test_a_pause_follows_a_resume_and_the_other_way_round():
     running, paused = History(start=START), History(start=START, paused="because")
     assert sent(Pause(), None, running) == Paused(5.0, "asked for", "m")
     assert sent(Resume(), None, paused) == Resumed(5.0, "m")
-    assert refusal(sent(Pause(), None, paused)) == "it is paused already: because"
-    assert refusal(sent(Resume(), None, running)) == "it is not paused"
+    assert "it is paused, and only a" in refusal(sent(Pause(), None, paused))
+    assert refusal(sent(Resume(), None, running)) == "it is suspended, and only a paused invocation can be resumed"
 
 
 # --- after the end ----------------------------------------------------------------------------------------------------
@@ -166,9 +208,11 @@ def test_a_pause_follows_a_resume_and_the_other_way_round():
 )
 def test_a_settled_invocation_refuses_everything_and_passes_over_its_children(outcome: Outcome, status: str):
     history = History(start=START, outcome=outcome)
-    requests: list[Request] = [Resolve(0, b""), Reject(0, "no"), Cancel(), Cancel(force=True), Pause(), Resume()]
+    requests: list[Request] = [Cancel(), Cancel(force=True), Pause(), Resume()]
     for request in requests:
-        assert refusal(sent(request, None, history)) == f"it is {status}"
+        assert f"it is {status}, and only" in refusal(sent(request, None, history))
+    for answer in (Resolve(0, b""), Reject(0, "no")):
+        assert refusal(sent(answer, None, history)) == f"nobody waits for this awakeable: its invocation is {status}"
     assert sent(Settled(0, 1, "c", Completed(2.0, b"")), None, history) is None
 
 
@@ -179,9 +223,12 @@ def test_only_a_failed_invocation_may_be_retried_and_once_by_a_message():
     assert sent(TryAgain(), None, failed) is None
     assert not may_retry(Message("m", "one", 1.0, Resume()), failed)
     assert not may_retry(message, History(start=START, outcome=Failed(2.0, FAILURE), messages={"m": None}))
-    assert refusal(sent(TryAgain(), None, History(outcome=Completed(2.0, b"")))) == "it is completed"
-    assert refusal(sent(TryAgain(), None, History(outcome=Cancelled(2.0)))) == "it is cancelled"
-    assert "it is running, and only" in refusal(sent(TryAgain(), None, History(claimed=True)))
+    again = History(start=START, outcome=Failed(2.0, FAILURE), messages={"m": None})
+    assert sent(TryAgain(), None, again) is None
+    for history in (History(outcome=Completed(2.0, b"")), History(outcome=Cancelled(2.0)), History(claimed=True)):
+        assert refusal(sent(TryAgain(), None, history)) == (
+            f"it is {history.status}, and only a failed invocation can be retried"
+        )
 
 
 def test_an_awakeable_of_a_superseded_generation_is_not_the_one_that_is_open(driver: Driver):

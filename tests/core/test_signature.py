@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 
 from perdure.core import signature as module
 from perdure.core.codec import decoder, encode
-from perdure.core.signature import Signature
+from perdure.core.signature import Signature, identity_of_arguments
 from perdure.errors import AnnotationUnresolved, InputRefused, NotAWorkflow, Undecodable, Unencodable
 
 if TYPE_CHECKING:
@@ -199,7 +199,8 @@ def test_digests_are_the_same_under_any_hash_seed():
     program = (
         "from perdure.core.signature import Signature\n"
         "def f(tags, **more): ...\n"
-        "print(Signature.of(f).digest(({'a', 'b', 'c'},), {'d': {'e', 'f', 'g'}}).hex())"
+        "call = ({'a', 'b', 'c'},), {'d': {'e', 'f', 'g'}}\n"
+        "print(Signature.of(f).digest(*call).hex(), Signature.of(f).identity(*call).hex())"
     )
     seen = {
         subprocess.run(
@@ -208,6 +209,38 @@ def test_digests_are_the_same_under_any_hash_seed():
         for seed in ("1", "2", "3")
     }
     assert len(seen) == 1
+
+
+# --- what tells inputs apart ------------------------------------------------------------------------------------------
+def test_the_identity_of_an_input_is_the_same_however_it_is_passed():
+    for fn, calls in SAME:
+        assert len({Signature.of(fn).identity(args, kwargs) for args, kwargs in calls}) == 1
+
+
+def test_identities_tell_inputs_apart():
+    def fn(a: Any, b: Any = 0, *rest: Any, c: Any = 0, **more: Any) -> None: ...
+
+    signature = Signature.of(fn)
+    calls: list[Any] = [
+        *(((1,), {}), ((2,), {}), ((1, 2), {}), ((1, 2, 3), {}), ((1, [2, 3]), {}), ((1, [3, 2]), {}), ((True,), {})),
+        *(((1,), {"c": 2}), ((1,), {"d": 2}), ((1,), {"c": 1, "d": 2}), ((1,), {"more": 2}), ((1, 2), {"c": 2})),
+    ]
+    assert len({signature.identity(args, kwargs) for args, kwargs in calls}) == len(calls)
+
+
+def test_what_is_passed_after_a_gap_is_told_by_name():
+    signature = Signature.of(defaults)
+    assert signature.identity((1,), {"c": 2}) != signature.identity((1, 2), {})
+    assert signature.identity((1,), {"c": 2}) != signature.identity((1,), {"b": 2})
+
+
+def test_a_caller_who_knows_no_names_asks_for_the_same():
+    assert Signature.of(one).identity((), {"name": "x"}) == identity_of_arguments(["x"], {})
+    assert Signature.of(variadic).identity((1, 2, 3), {"x": 4}) == identity_of_arguments([1, 2, 3], {"x": 4})
+    order = decoder(Order)(encode({"id": "1"}))
+    assert vars(order) == {"id": "1"}  # msgspec leaves the default to the class, and would not write it either
+    for same in (order, Order("1"), Order("1", 0), {"cents": 0, "id": "1"}):
+        assert identity_of_arguments([same], {}) == identity_of_arguments([Order("1")], {})
 
 
 # --- what is refused --------------------------------------------------------------------------------------------------

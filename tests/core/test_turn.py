@@ -267,6 +267,21 @@ async def a_child(ctx: Context) -> Any:
     return [await step("a", 1), await child("other")]
 
 
+async def another_child(ctx: Context) -> Any:
+    return [await step("a", 1), await child("other", "argument")]
+
+
+def test_a_turn_says_that_its_body_has_ended_until_that_is_taken():
+    turn = make_turn(two_steps)
+    turn.begin()
+    assert not turn.ended
+    turn.deliver(Returned(0, 1.0, encode(1)))
+    turn.deliver(Returned(1, 2.0, encode(2)))
+    assert turn.ended
+    assert turn.ready().outcome == Completed(1000.0, encode([1, 2]))
+    turn.close()
+
+
 async def promises(ctx: Context) -> Any:
     return await ctx.awakeable(int)
 
@@ -287,6 +302,7 @@ async def forgets_to_wait(ctx: Context) -> Any:
         (two_steps, 1, an_awakeable, "#1 step 'b' (arguments ", "#1 awakeable"),
         (two_steps, 1, a_send, "#1 step 'b' (arguments ", "#1 send 'other' (id "),
         (two_steps, 1, a_child, "#1 step 'b' (arguments ", "#1 child 'other' (id "),
+        (a_child, 1, another_child, "#1 child 'other' (id ", "#1 child 'other' (id "),
         (fewer, 1, more, "nothing", "#1 step 'b' (arguments "),
         (two_steps, 2, more, "nothing", "#2 step 'c' (arguments "),
         (more, 2, two_steps, "#2 step 'c' (arguments ", "nothing there"),
@@ -342,7 +358,7 @@ def test_another_kind_of_end_diverges():
 
 def test_a_forced_cancellation_is_no_end_of_the_body():
     frames = recorded(two_steps, 1)
-    frames.append(Frame("writer", 2000.0, [Cancelled(2000.0, forced=True)]))
+    frames.append(Frame("writer", 2000.0, [Cancelled(2000.0, forced=True)], cancels=[0]))
     turn = make_turn(two_steps)
     turn.replay(frames)
     assert turn.divergence is None

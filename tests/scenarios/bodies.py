@@ -517,6 +517,105 @@ async def waits_on(ctx: Context, tag: str, what: str) -> str:
     return "not cancelled"
 
 
+@step
+async def beats(tag: str) -> None:
+    """Do something again and again until it is stopped."""
+    note(f"at {tag}-ticks")
+    while True:
+        note(f"tick {tag}")
+        await asyncio.sleep(0.005)
+
+
+@step
+def holds_a_thread(tag: str) -> str:
+    """Sit in a thread, which nothing can stop, until a gate opens."""
+    note(f"at {tag}-thread")
+    while closed(f"thread {tag}"):
+        time.sleep(0.005)
+    note(f"ran {tag}-thread")
+    return tag
+
+
+@workflow
+async def stops_step(tag: str, threaded: bool) -> str:
+    """Run a step that would not end, give it up, and go on."""
+    try:
+        async with asyncio.timeout(0.2):
+            await (holds_a_thread(tag) if threaded else beats(tag))
+    except TimeoutError:
+        return await stage(f"{tag}-after")
+    return "it ended"
+
+
+@step(retry=Retry(max_attempts=3, initial=0.01))
+async def breaks_when_stopped(tag: str) -> None:
+    """Fail in its own way while it is asked to end."""
+    note(f"at {tag}-stubborn")
+    try:
+        await asyncio.sleep(3600)
+    except asyncio.CancelledError:
+        raise OutOfPaperError(f"jammed: {tag}") from None
+
+
+@workflow
+async def shrugs_off(tag: str) -> str:
+    """Take the failure of the step that was to end for what it is, and go on, as asyncio lets it."""
+    try:
+        await breaks_when_stopped(tag)
+    except OutOfPaperError as error:
+        note(f"saw {error}")
+        try:
+            await stage(f"{tag}-next")
+            await beats(tag)
+        finally:
+            await remember(f"cleanup {tag}")
+    return "never here"
+
+
+@workflow
+async def first_step_then_cleanup(tag: str) -> str:
+    try:
+        return await stage(f"{tag}-first")
+    finally:
+        await stage(f"{tag}-undo")
+
+
+@workflow
+async def sends_and_waits(ctx: Context, tag: str, delay: float) -> str:
+    id = ctx.send(three.using(delay=delay), f"{tag}-sent")
+    await remember(f"sent {id}")
+    await ctx.awakeable(int)
+    return id
+
+
+@step
+async def hand_out_or_die(id: str, tag: str) -> None:
+    note(f"handed out {id}")
+    if closed(f"deadly {tag}"):
+        die()
+
+
+@workflow
+async def hands_out_first(ctx: Context, tag: str) -> int:
+    answer = ctx.awakeable(int)
+    await hand_out_or_die(answer.id, tag)
+    return await answer
+
+
+@workflow
+async def count_tags(tags: set[str], by_tag: dict[str, set[str]]) -> int:
+    return len(await stage(f"{len(tags)}-{len(by_tag)}-counted"))
+
+
+@workflow
+async def sends_sets(ctx: Context, words: str) -> int:
+    """Give sets to a child and to a send: their bytes come in another order under another hash seed."""
+    tags = set(words.split())
+    ctx.send(count_tags.using(delay=3600), tags, {"a": tags})
+    counted = await count_tags(tags, {"b": tags, "a": tags})
+    return counted + len(await ctx.awakeable(str))
+
+
 # --- load -------------------------------------------------------------------------------------------------------------
 @workflow
 async def busy(tag: str, naps: list[float]) -> int:

@@ -13,10 +13,13 @@ import pytest
 from tests.scenarios.engine import Options
 from tests.scenarios.lab import Lab, MemoryLab, SqliteLab
 
+kept_turns_only = pytest.mark.parametrize("store", ["memory", "sqlite"], indirect=True)
+"""For tests that count replays, or what bodies themselves leave behind."""
+
 MakeLab = Callable[..., Awaitable[Lab]]
 
 
-@pytest.fixture(params=["memory", "sqlite"])
+@pytest.fixture(params=["memory", "memory, always replayed", "sqlite"])
 def store(request: pytest.FixtureRequest) -> str:
     return request.param
 
@@ -28,8 +31,9 @@ async def make_lab(store: str, tmp_path: Path) -> AsyncIterator[MakeLab]:
 
     async def make(**options: Any) -> Lab:
         folder = tmp_path / f"lab{len(labs)}"
-        kind = MemoryLab if store == "memory" else SqliteLab
-        lab = kind(folder, Options(**options))
+        kind = SqliteLab if store == "sqlite" else MemoryLab
+        replayed = {"always_replay": True} if store == "memory, always replayed" else {}
+        lab = kind(folder, Options(**replayed | options))
         labs.append(lab)
         await lab.up()
         return lab

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import random
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, cast
@@ -17,7 +18,7 @@ from perdure.core.turn import Turn
 from perdure.runtime.runner import Runner
 from perdure.runtime.steps import Attempt
 from perdure.runtime.worker import Worker
-from perdure.stores.store import Store
+from perdure.stores.store import Delivery, Store
 from perdure.workflow import StepInfo, Work, Workflow
 from tests.scenarios import bodies, keyed
 
@@ -30,6 +31,8 @@ class Options(msgspec.Struct, frozen=True):
     cache: int = 1_000
     always_replay: bool = False
     max_grace: float = 10.0
+    delay: float = 0.0
+    """Seconds by which deliveries to a worker are late, at most."""
     retention: float | None = None
 
 
@@ -67,7 +70,14 @@ class CountedWorker(Worker):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.counts = Effort()
+        self.delay = 0.0
         self._steps_now = 0
+
+    def _deliver(self, delivery: Delivery) -> None:
+        if self.delay:
+            asyncio.get_running_loop().call_later(random.random() * self.delay, super()._deliver, delivery)
+        else:
+            super()._deliver(delivery)
 
     def make_turn(self, start: Start, /) -> Turn:
         turn = super().make_turn(start)
@@ -127,6 +137,7 @@ class Engine:
             translators=translators_in_use,
             retention=options.retention,
         )
+        worker.delay = options.delay
         await worker.__aenter__()
         self._workers.append(worker)
         return len(self._workers) - 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
@@ -104,3 +105,43 @@ async def test_changed_code_is_stopped_with_both_sides_shown_and_goes_on_when_it
             await handle.resume()
             assert await handle.result(timeout=10) == "packed book, shipped book"
         assert ran == ["pack book", "ship book"]
+
+
+# --- children and sends -----------------------------------------------------------------------------------------------
+@workflow
+async def wrap(items: list[str]) -> list[str]:
+    return [await pack(item) for item in items]
+
+
+async def has_wrapped(item: str) -> str:
+    return (await wrap([item, "card"]))[0]
+
+
+async def wraps_other(item: str) -> str:
+    return (await wrap([item, "ribbon"]))[0]
+
+
+async def wraps_in_another_order(item: str) -> str:
+    return (await wrap(["card", item]))[0]
+
+
+@pytest.mark.parametrize("changed", [wraps_other, wraps_in_another_order], ids=lambda body: body.__name__)
+async def test_child_with_other_input_is_a_divergence_and_not_the_old_result(
+    changed: Callable[[str], Awaitable[str]], tmp_path: Path
+) -> None:
+    url = f"sqlite:{tmp_path}/orders.db"
+    original, other = ordered("original", has_wrapped), ordered("changed", changed)
+    async with connect(url) as client:
+        async with client.worker(original):  # nobody serves the child
+            await client.start(original.using(id="o-1"), "book")
+            await until(client, "o-1", "suspended")
+        async with client.worker(other, wrap):
+            assert await until(client, "o-1", "paused", "completed") == "paused"
+            shown = (await client.handle("o-1").describe()).paused_because or ""
+            assert shown.count("#0 child 'wrap' (id ") == 2
+            recorded, issued = re.findall(r"arguments ([0-9a-f]{16})", shown)
+            assert recorded != issued
+        async with client.worker(original, wrap):
+            handle = client.handle("o-1", original)
+            await handle.resume()
+            assert await handle.result(timeout=10) == "packed book"

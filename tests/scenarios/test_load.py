@@ -6,7 +6,7 @@ import asyncio
 import random
 
 from tests.scenarios import bodies
-from tests.scenarios.conftest import MakeLab
+from tests.scenarios.conftest import MakeLab, kept_turns_only
 from tests.scenarios.lab import Lab, until
 
 
@@ -48,6 +48,7 @@ async def replay_work(lab: Lab, steps: int) -> tuple[int, int, int]:
     return frames, work.turns, work.entries
 
 
+@kept_turns_only
 async def test_replay_of_five_times_as_many_steps_is_five_times_the_work(lab: Lab) -> None:
     small = await replay_work(lab, 1_000)
     large = await replay_work(lab, 5_000)

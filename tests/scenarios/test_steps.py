@@ -10,7 +10,7 @@ import time
 import pytest
 
 from tests.scenarios import bodies
-from tests.scenarios.conftest import MakeLab
+from tests.scenarios.conftest import MakeLab, kept_turns_only
 from tests.scenarios.lab import GoneError, Lab, Refusal
 
 BOUNDARIES = [f"{where} x-{name}" for name in "abc" for where in ("before", "after")]
@@ -103,6 +103,7 @@ DEADLY = [
 ]
 
 
+@kept_turns_only
 @pytest.mark.parametrize(("workflow", "deaths"), DEADLY, ids=[workflow.name for workflow, _ in DEADLY])
 async def test_what_kills_its_worker_five_times_is_set_aside_before_a_sixth(
     lab: Lab, workflow: bodies.Deadly, deaths: int

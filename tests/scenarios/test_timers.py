@@ -10,6 +10,7 @@ from pathlib import Path
 
 from perdure.testing import Environment
 from tests.scenarios import bodies
+from tests.scenarios.conftest import kept_turns_only
 from tests.scenarios.lab import Lab
 from tests.scenarios.notes import open_notes
 
@@ -50,6 +51,7 @@ async def test_thousand_sleeps_at_once_all_end_and_none_early(lab: Lab, seed: in
     assert min(late) >= 0
 
 
+@kept_turns_only
 async def test_ten_thousand_sleeps_until_one_instant_all_end(lab: Lab) -> None:
     late = await lab.run(bodies.sleeps_until, time.time() + 0.3, 10_000)
     assert len(late) == 10_000

@@ -24,7 +24,25 @@ from perdure.core.codec import encode
 from perdure.core.generations import current
 from perdure.core.history import History
 from perdure.core.ids import derived_id
-from perdure.core.journal import Attempted, CallStep, Raised, Returned
+from perdure.core.journal import (
+    Attempted,
+    CallStep,
+    Cancelled,
+    CancelRequested,
+    Claimed,
+    Completed,
+    Entry,
+    Failed,
+    Frame,
+    Paused,
+    Raised,
+    Released,
+    Resumed,
+    Retried,
+    Returned,
+    Status,
+)
+from perdure.core.lifecycle import TABLE, Event
 from perdure.core.retry import Retry
 from perdure.errors import InvocationCancelled, MessageRefused, PerdureError, StoreClosed
 from perdure.runtime.worker import Worker
@@ -128,6 +146,11 @@ async def sleepy_parent(x: int) -> int:
 
 
 @workflow
+async def parent_of_sleeper(x: int) -> int:
+    return await sleeper(x)
+
+
+@workflow
 async def sender(ctx: Context, x: int) -> str:
     await add(x, 1)
     return ctx.send(child, x)
@@ -198,6 +221,7 @@ SERVED: tuple[Workflow[..., Any], ...] = (
         child,
         parent,
         sleepy_parent,
+        parent_of_sleeper,
         sender,
         asker,
         cleaner,
@@ -276,10 +300,11 @@ PROGRAMS = (
     Program("two sleeps", double_sleeper, 0, {}, points=11, twice=True),
     Program("children", parent, 20, {"add 0 10": 1, "add 10 10": 1}, points=22, rows=3),
     Program("a child after a sleep", sleepy_parent, 10, {"add 0 10": 1}, points=17, rows=2),
-    Program("send", sender, derived_id(ID, 0, 1), {"add 0 1": 1, "add 0 10": 1}, points=8, rows=2),
+    Program("a child that sleeps", parent_of_sleeper, 1, {"add 0 1": 1}, points=22, rows=2),
+    Program("send", sender, derived_id(ID, 0, 1), {"add 0 1": 1, "add 0 10": 1}, points=8, rows=2, twice=True),
     Program("awakeable", asker, 5, {"hand_out": 1, "add 5 0": 1}, resolve, points=10),
     Program("pause and resume", sleeper, 1, {"add 0 1": 1}, pause_and_resume, points=21),
-    Program("cancel", cleaner, InvocationCancelled, {"clean_up": 1}, cancel, points=13),
+    Program("cancel", cleaner, InvocationCancelled, {"clean_up": 1}, cancel, points=13, twice=True),
     Program("a caught failure", catcher, 1, {"fails": 1, "add 0 1": 1}, points=6, twice=True),
     Program("a key", counter.using(key=KEY), 1, {"add 0 0": 1}, points=6, twice=True, count=1),
     Program(
@@ -329,8 +354,22 @@ class WatchedStore(MemoryStore):
         self.last_acknowledged = self.committing.acknowledge
 
 
+class CountedWorker(Worker):
+    """A worker that says what it has in hand."""
+
+    @property
+    def slots_taken(self) -> int:
+        return self._slots_taken
+
+    @property
+    def runners(self) -> int:
+        return len(self._runners)
+
+
 class Lab:
     """A memory store whose processes come and go."""
+
+    served = SERVED
 
     def __init__(self, *, always_replay: bool, redeliver: bool = False, late: bool = False) -> None:
         self.clock = VirtualClock()
@@ -365,7 +404,7 @@ class Lab:
         self.deadline = asyncio.get_running_loop().time() + RESULT_WAIT_SECONDS
         self.client = Client(lambda: self.store, channels_for, translators_in_use)
         await self.client.opened()
-        self.worker = Worker(self.client.opened, SERVED, always_replay=self._always_replay)
+        self.worker = CountedWorker(self.client.opened, self.served, always_replay=self._always_replay)
         try:
             await self.worker.__aenter__()
             yield
@@ -509,6 +548,7 @@ async def check(program: Program, run: Run, *, crashes: int) -> None:
         history = History.of(journal.frames)
         assert history.outcome is not None, f"{id} is {row.status}: {where}"
         assert row.status == history.status, where
+        check_statuses(journal.frames, where)
         answered = [n for frame in current(journal.frames) for e in frame.entries if (n := answers(e)) is not None]
         assert len(answered) == len(set(answered)), f"{id}: a command has two answers: {where}"
         messages = [m for frame in journal.frames for e in frame.entries if (m := getattr(e, "message", None))]
@@ -523,6 +563,37 @@ async def check(program: Program, run: Run, *, crashes: int) -> None:
     assert sum(runs.values()) <= sum(program.steps.values()) + run.lost_steps, f"{runs}: {where}"
     assert await journaled_attempts(store) == sum(program.steps.values()) or "fails_once" in runs, where
     assert run.processes == crashes + 1
+
+
+EVENTS: dict[type[Entry], Event] = {
+    Paused: "pause",
+    Resumed: "resume",
+    CancelRequested: "cancel",
+    Retried: "retry",
+    Completed: "complete",
+    Failed: "fail",
+    Cancelled: "end_cancelled",
+}
+
+
+def check_statuses(frames: Sequence[Frame], where: str) -> None:
+    """Check that a journal moves along the table of statuses, and nowhere else."""
+    history = History()
+    statuses: list[Status] = ["pending"]
+    for entry in (entry for frame in frames for entry in frame.entries):
+        status = statuses[-1]
+        event = EVENTS.get(type(entry))
+        if isinstance(entry, Claimed) and status in ("pending", "suspended"):  # before a retry it is failed still
+            event = "run"
+        elif isinstance(entry, Released) and status == "running":
+            event = "suspend"
+        history.note(entry)
+        if event is not None:
+            assert event in TABLE[status], f"{event} while {status}: {where}"
+            following = TABLE[status][event]
+            # A pause that ends before anybody has claimed: it runs as soon as somebody does.
+            statuses.append(history.status if event == "resume" else following)
+            assert statuses[-1] == history.status, f"after {entry}: {where}"
 
 
 async def journaled_attempts(store: MemoryStore) -> int:

@@ -7,6 +7,7 @@ from typing import Any
 from examples.services.hello_pb2 import HelloRequest, HelloResponse
 from examples.services.hello_pb2_grpc import HelloServiceStub
 from perdure import Context, Handle, Retry, Workflow, connect, step, workflow
+from perdure.testing import Environment, replay
 
 @step
 async def greet(name: str) -> str: return name
@@ -91,6 +92,9 @@ async def main() -> None:
         h: Handle[str] = await client.start(hello, "x")  # error
         y: str = await (await client.start(hello, "x")).result()  # error
         z: Handle[str] = client.handle("job", hello)  # error
+        await z.restart(hello.bind(3))     # error
+        await z.restart("other input")     # error
+        z = await (await client.start(hello, "x")).restart()  # error
         await client.run_all([hello.bind("x"), hello("y")])  # error
         async for item in client.list(status="faild"):  # error
             print(item.idd)                # error
@@ -106,6 +110,14 @@ async def main() -> None:
 Retry(attempts=3)                          # error
 w: Workflow[[str], str] = hello            # error
 _: Any = (unknown_option, not_async, star, body)
+async def a_test() -> None:
+    async with Environment(greet) as env:              # error
+        env.fake(greet, lambda name: 7)                # error[mypy]
+        env.fake(greet, lambda: "x")                   # error
+        env.fake(hello, lambda name, times: 1)         # error
+        await env.advance("3 days")                    # error
+        replay(greet, b"")                             # error
+        replay(hello, {})                              # error
 async def more() -> None:
     async with connect("memory:") as client:
         await client.run_all([greet.bind("x")])        # error

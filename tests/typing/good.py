@@ -14,6 +14,7 @@ from perdure import (
     Awakeable, Call, Completed, Context, Continue, Failed, Flow, Group, Handle, Invocation, Page, Retry, Step,
     WaitQuotaOrDuration, Workflow, connect, step, step_info, workflow,
 )
+from perdure.testing import Environment, crash_everywhere, replay
 
 # --- steps
 @step
@@ -159,6 +160,9 @@ async def main() -> None:
         assert_type(info, Invocation)
         if info.status == "failed":
             await h.retry()
+        assert_type(await h.restart(), Handle[int])
+        assert_type(await h.restart(id="job-7-again"), Handle[int])
+        assert_type(await h.restart(hello.using(timeout=5).bind("y", times=3), id="job-7-again"), Handle[int])
         async for item in client.list(status="failed", handler="slow", limit=100):
             assert_type(item, Invocation)
         page = await client.page(limit=10, key="k", id_prefix="job-", created_after=datetime.now(UTC), cursor=None)
@@ -186,6 +190,27 @@ async def main() -> None:
         assert_type(x, int)
         assert_type(y, bytes)
 
+# --- tests of workflows
+async def a_test() -> None:
+    async with Environment(hello, greeting, max_concurrent=5, replay=False) as env:
+        env.fake(greet, lambda name: name.upper())
+        async def fake_length(name: str) -> int: return len(name)
+        env.fake(length, fake_length)
+        env.fake("HelloService.SayHello", lambda request: HelloResponse(message="x"))
+        h = await env.client.start(hello, "x")
+        await env.advance(timedelta(days=3))
+        await env.crash()
+        env.crash_before_commit()
+        env.crash_after_commit(2)
+        env.fail_commits(3)
+        env.redeliver()
+        assert_type(await env.awakeable(h), str)
+        assert_type(await h.export(), bytes)
+        replay(hello, await h.export())
+    for env in crash_everywhere(hello):
+        async with env:
+            assert_type(await env.client.run(hello, "x"), int)
+
 # --- sync users
 def script() -> None:
     client = connect("http://localhost:8080")
@@ -201,4 +226,4 @@ takes_step(greet)
 def takes_calls(calls: list[Call[int]]) -> None: ...
 takes_calls([hello.bind("x")])
 f: Callable[[str], Any] = hello
-_ = (untyped_result, slow_length, fetch2, step_info, AsyncIterator, Flow, Continue, twice)
+_ = (untyped_result, slow_length, fetch2, step_info, AsyncIterator, Flow, Continue, twice, a_test)

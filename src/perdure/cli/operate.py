@@ -21,7 +21,7 @@ from perdure.cli.values import reader
 from perdure.client import Client
 from perdure.connect import connect
 from perdure.core.ids import parse_awakeable_id
-from perdure.core.lifecycle import SETTLED, TABLE, Event, after
+from perdure.core.lifecycle import SETTLED, TABLE, Event, Verb, refusal
 from perdure.describe import Invocation
 from perdure.errors import IllegalTransition, MessageRefused, PerdureError, StoreError, StoreLocked, WaitTimeout
 
@@ -147,7 +147,7 @@ async def _opened_to_change(url: str | None) -> AsyncGenerator[Client]:
 
 
 def _tell_all(
-    verb: Event, ids: Sequence[str], tell: Callable[[Client, str], Awaitable[None]], as_json: bool, url: str | None
+    verb: Verb, ids: Sequence[str], tell: Callable[[Client, str], Awaitable[None]], as_json: bool, url: str | None
 ) -> int:
     async def told(client: Client, id: str) -> None:
         _check_status(await client.handle(id).describe(), verb)
@@ -172,18 +172,17 @@ async def _answer_awakeable(verb: str, awakeable_id: str, tell: Tell, as_json: b
         return await _report(verb, awakeable_id, id, told(), client, as_json, url)
 
 
-def _check_status(described: Invocation, verb: Event) -> None:
+def _check_status(described: Invocation, verb: Verb) -> None:
     """Refuse what is illegal in the status that an invocation has, once all that it was told before is applied."""
     status = described.status
     for told in described.mail:
         status = TABLE[status].get(cast("Event", told), status)
-    try:
-        after(status, verb, described.id)
-    except IllegalTransition as error:
-        if status == described.status:
-            raise
-        text = f"{error} once what was accepted before is applied ({', '.join(described.mail)})"
-        raise IllegalTransition(text, invocation_id=described.id, status=status) from error
+    reason = refusal(status, verb)
+    if reason is not None:
+        if status != described.status:
+            reason = f"it is {status} once what was accepted before is applied ({', '.join(described.mail)})"
+        text = f"cannot {verb} invocation {described.id!r}: {reason}"
+        raise IllegalTransition(text, invocation_id=described.id, reason=reason, status=status)
 
 
 def _check_awakeable(described: Invocation, awakeable_id: str, n: int) -> None:

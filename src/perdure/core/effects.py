@@ -108,8 +108,11 @@ def effects_of(start: Start, frame: Frame, history: History, /) -> Effects:
     if start.parent is not None and not history.generation and outcome is not None:
         told = Settled(start.parent.generation, start.parent.n, start.id, outcome)
         messages.append(Message(f"settled:{start.id}", start.parent.id, frame.at, told))
-    cancelled = (started for n in frame.cancels if (started := history.children.get(n)) is not None)
-    messages += [Message(f"cancel:{started.id}", started.id, frame.at, Cancel()) for started in cancelled]
+    if frame.cancels:
+        force = isinstance(outcome, Cancelled) and outcome.forced
+        name = "force" if force else "cancel"  # a forced one is not lost behind a plain one
+        cancelled = (started for n in frame.cancels if (started := history.children.get(n)) is not None)
+        messages += [Message(f"{name}:{each.id}", each.id, frame.at, Cancel(force)) for each in cancelled]
     release: Release | None = None
     if start.key is not None and outcome is not None:
         changed = dict(history.key_state) if history.key_state_changed else None

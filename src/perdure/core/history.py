@@ -9,6 +9,7 @@ from msgspec import Struct
 
 from perdure.core.journal import (
     Accepted,
+    Answering,
     Attempted,
     CallChild,
     Cancelled,
@@ -50,6 +51,8 @@ class History(Struct):
     deaths: int = 0
     unclaimed_deaths: int = 0
     children: dict[int, Start] = {}
+    children_ended: set[int] = set()  # those of them whose command is answered
+    children_unwanted: set[int] = set()  # those of them whose end the body asked for
     messages: dict[str, str | None] = {}
     last: Frame | None = None  # the last frame that is more than a claim
     generation: int = 0  # how often it was retried
@@ -85,6 +88,8 @@ class History(Struct):
         for command in frame.commands:
             if type(command) is CallChild:
                 self.children[command.n] = command.start
+        if frame.cancels and self.children:
+            self.children_unwanted.update(n for n in frame.cancels if n in self.children)
         if frame.state and self.granted is not None:
             self._change_state(frame.state)
         if not only_claim:
@@ -117,10 +122,10 @@ class History(Struct):
                 self.messages[message] = reason
             case Retried():
                 self._retried(entry)
-            case Returned(message=message) | Raised(message=message) | CancelRequested(message=message):
+            case CancelRequested(message=message):
                 self._answered(message)
-            case Attempted() | Fired() | Interrupted():
-                pass
+            case Returned() | Raised() | Attempted() | Fired() | Interrupted():
+                self._note_answer(entry)
             case _:
                 assert_never(entry)
 
@@ -138,6 +143,23 @@ class History(Struct):
             else:
                 self.key_state[name] = value
 
+    def _note_answer(self, entry: Answering) -> None:
+        if entry.n in self.children:
+            self.children_ended.add(entry.n)
+        if isinstance(entry, (Returned, Raised)):
+            self._answered(entry.message)
+
+    def open_children(self) -> list[int]:
+        """Return the commands that are children and have not answered."""
+        return [n for n in self.children if n not in self.children_ended]
+
+    def waits_for_child(self, n: int, generation: int, child: str) -> bool:
+        """Tell whether command `n` of a generation is a child of this id that has not answered yet."""
+        start = self.children.get(n)
+        if start is None or start.parent is None or n in self.children_ended:
+            return False
+        return start.id == child and start.parent.generation == generation
+
     def _answered(self, message: str | None) -> None:
         if message is not None:
             self.messages[message] = None
@@ -150,6 +172,8 @@ class History(Struct):
         self.generation = entry.generation
         self.retried_at = entry.at
         self.children = {n: start for n, start in self.children.items() if n < entry.issued}
+        self.children_ended = {n for n in self.children_ended if n < entry.issued and n not in entry.again}
+        self.children_unwanted = {n for n in self.children_unwanted if n < entry.issued and n not in entry.again}
         self._answered(entry.message)
 
     def _claim(self, entry: Claimed) -> None:

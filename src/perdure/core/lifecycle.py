@@ -1,6 +1,7 @@
 """The life of an invocation as one table: which event may happen in which status, and what status follows.
 
-An event that is not in the table is illegal there: `after` raises `IllegalTransition` and nothing changes.
+An event that is not in the table is illegal there: what asked for it is refused, in the words of `refusal`, and nothing
+changes. Whoever decides whether something may be done to an invocation asks here.
 """
 
 from __future__ import annotations
@@ -8,7 +9,6 @@ from __future__ import annotations
 from typing import Literal
 
 from perdure.core.journal import Status
-from perdure.errors import IllegalTransition
 
 Event = Literal["due", "run", "suspend", "pause", "resume", "cancel", "complete", "fail", "end_cancelled", "retry"]
 
@@ -34,14 +34,29 @@ SETTLED: frozenset[Status] = frozenset({"completed", "failed", "cancelled"})
 """Statuses in which an invocation is at rest: only a retry of a failed one leaves them."""
 
 
-def after(status: Status, event: Event, invocation_id: str, /) -> Status:
-    """Return the status that follows `event`, or raise `IllegalTransition`."""
-    following = TABLE[status].get(event)
-    if following is None:
-        raise IllegalTransition(
-            f"cannot {event} invocation {invocation_id!r}: it is {status}", invocation_id=invocation_id, status=status
-        )
-    return following
+Verb = Literal["pause", "resume", "cancel", "retry"]
+"""Events that somebody outside asks for."""
+
+_DONE: dict[Verb, str] = {"pause": "paused", "resume": "resumed", "cancel": "cancelled", "retry": "retried"}
+
+
+def refusal(status: Status, verb: Verb, /) -> str | None:
+    """Return why an invocation of this status refuses, in words; None when the table allows it."""
+    if verb in TABLE[status]:
+        return None
+    *others, last = (each for each, events in TABLE.items() if verb in events)
+    allowed = f"{', '.join(others)} or {last}" if others else last
+    return f"it is {status}, and only a {allowed} invocation can be {_DONE[verb]}"
+
+
+def refusing_status(reason: str, /) -> Status | None:
+    """Return the status that a `refusal` is about; None for other reasons."""
+    return _STATUS_OF.get(reason)
+
+
+_STATUS_OF: dict[str, Status] = {
+    reason: status for status in TABLE for verb in _DONE if (reason := refusal(status, verb)) is not None
+}
 
 
 def diagram() -> str:

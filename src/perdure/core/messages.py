@@ -25,6 +25,7 @@ from perdure.core.journal import (
     Raised,
     Refused,
     Reject,
+    Request,
     Resolve,
     Resume,
     Resumed,
@@ -32,6 +33,7 @@ from perdure.core.journal import (
     Settled,
     TryAgain,
 )
+from perdure.core.lifecycle import SETTLED, Verb, refusal
 from perdure.core.turn import Turn
 from perdure.errors import AwakeableRejected, ChildCancelled, Undecodable
 
@@ -44,35 +46,37 @@ def apply(message: Message, history: History, turn: Turn | None, at: float, /) -
     request = message.request
     if may_retry(message, history):
         return None
-    if history.outcome is not None:
-        return None if isinstance(request, Settled) else Refused(at, message.id, f"it is {history.status}")
+    status = history.status
+    if (verb := _VERBS.get(type(request))) is not None and (reason := refusal(status, verb)) is not None:
+        return Refused(at, message.id, reason)
     match request:
         case Resolve() | Reject():
+            if status in SETTLED:
+                return Refused(at, message.id, f"nobody waits for this awakeable: its invocation is {status}")
             return _answer_awakeable(message, request, turn, at)
         case Settled():
-            return _child_settled(message, request, turn, at)
+            return None if status in SETTLED else _child_settled(message, request, history, turn, at)
         case Cancel(force=True):
             return Cancelled(at, forced=True, message=message.id)
         case Cancel():
             return CancelRequested(at, message=message.id)
         case Pause():
-            if history.paused is not None:
-                return Refused(at, message.id, f"it is paused already: {history.paused}")
             return Paused(at, "asked for", message.id)
         case Resume():
-            if history.paused is None:
-                return Refused(at, message.id, "it is not paused")
             return Resumed(at, message.id)
-        case TryAgain():
-            return Refused(at, message.id, f"it is {history.status}, and only a failed invocation can be retried")
+        case TryAgain():  # the one that was applied before
+            return None
         case _:
             assert_never(request)
+
+
+_VERBS: dict[type[Request], Verb] = {Pause: "pause", Resume: "resume", Cancel: "cancel", TryAgain: "retry"}
 
 
 def may_retry(message: Message, history: History, /) -> bool:
     """Tell whether a message asks for the retry of an invocation that has failed, and was not applied before."""
     asked = isinstance(message.request, TryAgain) and message.id not in history.messages
-    return asked and isinstance(history.outcome, Failed)
+    return asked and refusal(history.status, "retry") is None
 
 
 def _answer_awakeable(message: Message, request: Resolve | Reject, turn: Turn | None, at: float) -> Entry:
@@ -95,16 +99,22 @@ def _answer_awakeable(message: Message, request: Resolve | Reject, turn: Turn | 
     return Returned(request.n, at, request.value, message.id)
 
 
-def _child_settled(message: Message, request: Settled, turn: Turn | None, at: float) -> Entry | None:
-    pending = turn.waits_for(request.n) if turn is not None else None
-    if pending is None or not isinstance(pending.command, CallChild) or pending.generation != request.generation:
-        return None
+def _child_settled(message: Message, request: Settled, history: History, turn: Turn | None, at: float) -> Entry | None:
+    if turn is None:  # it is kept until there is code that fits: nobody would send it again
+        if not history.waits_for_child(request.n, request.generation, request.child):
+            return None
+        unwanted = request.n in history.children_unwanted
+    else:
+        pending = turn.waits_for(request.n)
+        if pending is None or not isinstance(pending.command, CallChild) or pending.generation != request.generation:
+            return None
+        unwanted = pending.cancel_requested
     match request.outcome:
         case Completed(value=value):
             return Returned(request.n, at, value, message.id)
         case Failed(failure=failure):
             return Raised(request.n, at, failure, message.id)
-        case Cancelled() if pending.cancel_requested:
+        case Cancelled() if unwanted:
             return Interrupted(request.n, at)  # it ended as the body had asked: CancelledError, as of a task
         case Cancelled():
             return Raised(

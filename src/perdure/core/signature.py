@@ -11,7 +11,7 @@ import functools
 import inspect
 import sys
 import types
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from inspect import Parameter
 from typing import Any, Unpack, cast, get_args, get_origin
 
@@ -59,6 +59,8 @@ class Signature:
         self._untyped = dict.fromkeys(self._keys, Any)
         self._names = tuple(one.name for one in positional)
         self._positional_keys = tuple(self._keys[each] for each in self._names)
+        self._rest = {one.name for one in self.parameters if one.kind is Parameter.VAR_POSITIONAL}
+        self._others = {one.name for one in self.parameters if one.kind is Parameter.VAR_KEYWORD}
         self._least = sum(_required(one) for one in positional)
         self._most = len(positional)
         if any(_required(one) for one in self.parameters if one.kind not in _POSITIONAL):
@@ -174,6 +176,27 @@ class Signature:
             raise self._refusal(name, where, error) from error
         return digest(b"".join(pieces))
 
+    def identity(self, args: tuple[Any, ...], kwargs: Mapping[str, Any], /) -> bytes:
+        """Return 8 bytes that tell inputs apart, as `identity_of_arguments` does: what comes first, by position.
+
+        Raises as `digest` does.
+        """
+        if not kwargs and self._least <= len(args) <= self._most:  # most calls: the same as below
+            return identity_of_arguments(args, kwargs)
+        positional: list[Any] = []
+        named: dict[str, Any] = {}
+        known = iter(self._names)
+        for name, value in self._match(args, kwargs, f"the call of {self.name}()"):
+            if not named and name == next(known, None):
+                positional.append(value)
+            elif name in self._rest and not named and len(positional) == len(self._names):
+                positional += value
+            elif name in self._others:
+                named |= value
+            else:
+                named[name] = value
+        return identity_of_arguments(positional, named)
+
     def _match(self, args: tuple[Any, ...], kwargs: Mapping[str, Any], where: str) -> list[tuple[str, Any]]:
         """Return what is passed by parameter name, in the order of the parameters."""
         if not kwargs and self._least <= len(args) <= self._most:
@@ -246,6 +269,24 @@ class Signature:
             text = f"{self.name}(): {whose}: {error}"
             raise AnnotationUnresolved(text, annotation=error.annotation, reason=error.reason) from error
         return found
+
+
+def identity_of_arguments(positional: Sequence[Any], named: Mapping[str, Any], /) -> bytes:
+    """Return 8 bytes that are the same for equal arguments in every process; `Unencodable` if they cannot be recorded.
+
+    Positions count and names do not, where an argument has a position: so a caller who knows only the workflow's name
+    asks for the same as one who knows its parameters.
+    """
+    pieces = [
+        encode_scalar(value) if value.__class__ in SCALARS else encode_for_digest(value, "an argument")
+        for value in positional
+    ]
+    if named:
+        pieces += (_NAMED_FOLLOW, encode_for_digest(dict(named), "an argument"))
+    return digest(b"".join(pieces))
+
+
+_NAMED_FOLLOW = b"\xc1"  # no msgpack value begins with it
 
 
 def _required(parameter: Parameter) -> bool:

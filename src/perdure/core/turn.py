@@ -57,7 +57,7 @@ from perdure.core.journal import (
     SetTimer,
     Start,
     describe,
-    identity,
+    repeats,
 )
 from perdure.core.loop import Future, Loop
 from perdure.errors import (
@@ -218,6 +218,11 @@ class Turn:
         self._cancel_requested: CancelRequested | None = None
         self._left_over: set[int] = set()  # tasks that outlived the body and were cancelled
         self._failures: dict[int, tuple[BaseException, int]] = {}  # what was raised into the body, and by which command
+
+    @property
+    def ended(self) -> bool:
+        """Tell whether the body has ended, and what it became waits in `ready()`."""
+        return self._ready.outcome is not None
 
     # --- driving ------------------------------------------------------------------------------------------------------
     def begin(self) -> None:
@@ -382,7 +387,7 @@ class Turn:
             if self.divergence is None and self._ready.state != frame.state:
                 changed = sorted(self._ready.state)
                 self._diverge(f"changes of state {sorted(frame.state)}", f"{changed}, or other values")
-            if self.divergence is None and self._ready.cancels != frame.cancels:
+            if self.divergence is None and self._ready.cancels != frame.cancels and not _is_forced(frame.outcome):
                 self._diverge(f"an end asked for commands {frame.cancels}", f"that of {self._ready.cancels}")
             if self.divergence is None:
                 self._check_outcome(frame.outcome)
@@ -454,7 +459,11 @@ class Turn:
         future = Future[Any](loop=self.loop)
         generation = self._generation_of(n)
         self.pending[n] = Pending(command, future, decode, generation=generation)
-        return awakeable_id(self.start.id, generation, n, self._secret), future
+        return self.name_awakeable(generation, n), future
+
+    def name_awakeable(self, generation: int, n: int) -> str:
+        """Return the id of an awakeable: a replay elsewhere, without the store's secret, brings the ids along."""
+        return awakeable_id(self.start.id, generation, n, self._secret)
 
     def patched(self, name: str) -> bool:
         """Tell whether this invocation had the change `name` when it first passed this point."""
@@ -566,7 +575,7 @@ class Turn:
             self._ready.commands.append(command)
             return
         recorded = self._recorded.popleft() if self._recorded else None
-        if recorded is None or identity(recorded) != identity(command):
+        if recorded is None or not repeats(command, recorded):
             self._diverge(describe(recorded), describe(command))
             raise TurnClosed(self.start.id)
 
@@ -712,7 +721,7 @@ class Turn:
     def _check_outcome(self, recorded: Outcome | None) -> None:
         """Check that the body ended where it did. A forced cancellation ends an invocation without its body."""
         ended = self._ready.outcome
-        if type(ended) is not type(recorded) and not (isinstance(recorded, Cancelled) and recorded.forced):
+        if type(ended) is not type(recorded) and not _is_forced(recorded):
             self._diverge(_describe_outcome(recorded), _describe_outcome(ended))
 
     def _diverge(self, recorded: str, issued: str) -> None:
@@ -740,6 +749,10 @@ def timed_out(start: Start, at: float, /) -> Failed:
 def _boundaries_in(frames: Iterable[Frame]) -> list[tuple[int, int]]:
     retries = (entry for frame in frames for entry in frame.entries if type(entry) is Retried)
     return [(retried.issued, retried.generation) for retried in retries]
+
+
+def _is_forced(outcome: Outcome | None) -> bool:
+    return isinstance(outcome, Cancelled) and outcome.forced
 
 
 def _describe_outcome(outcome: Outcome | None) -> str:

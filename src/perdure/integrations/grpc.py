@@ -10,6 +10,7 @@ A journaled value is the reply as msgpack binary, or `_Reply` when the service s
 from __future__ import annotations
 
 import asyncio
+import inspect
 import re
 from collections.abc import Callable, Generator, Mapping, Set
 from dataclasses import dataclass
@@ -265,6 +266,7 @@ class _Unary:
             self._timeout if timeout is None else seconds(f"timeout of {method.name}", timeout, positive=True),
             () if metadata is None else _checked(metadata, method.name),
             options,
+            getattr(cast("object", request).__class__, "FromString", None),
         )
         call = JournaledCall(method, self._decode)
         call.future = turn.call_step(method.name, digest(method.prefix + data), call.decode, work)
@@ -447,7 +449,7 @@ class JournaledCall(grpc.aio.UnaryUnaryCall[Any, Any]):
 class GrpcWork:
     """A call, as the runtime runs it (a `runtime.steps.Work`)."""
 
-    __slots__ = ("_deadline", "_deserialize", "_metadata", "_method", "_options", "_request", "retry")
+    __slots__ = ("_deadline", "_deserialize", "_metadata", "_method", "_options", "_read_request", "_request", "retry")
 
     timeout: float | None = None
     """None, as the time limit of an attempt is the deadline of gRPC, which the service sees too."""
@@ -461,9 +463,11 @@ class GrpcWork:
         deadline: float | None,
         metadata: Pairs,
         options: dict[str, Any] | None,
+        read_request: Callable[[bytes], Any] | None = None,
     ) -> None:
         self._method = method
         self._request = request
+        self._read_request = read_request
         self._deserialize = deserialize
         self.retry = retry
         self._deadline = deadline
@@ -487,6 +491,24 @@ class GrpcWork:
         initial, trailing = await call.initial_metadata(), await call.trailing_metadata()
         if initial or trailing:
             return _encode_reply(_Reply(message, _pairs(initial), _pairs(trailing)))
+        return _encode_reply(message)
+
+    async def answer_with(self, function: Callable[[Any], Any], /) -> bytes:
+        """Return what a function gives for the request, as the journal keeps the reply of a service. For tests."""
+        reply: Any = function(self._request if self._read_request is None else self._read_request(self._request))
+        if inspect.isawaitable(reply):
+            reply = await reply
+        if isinstance(reply, bytes):
+            return _encode_reply(reply)
+        kind = type_name(cast("object", reply).__class__)
+        if not hasattr(reply, "SerializeToString"):
+            raise Unencodable(f"the fake of {self._method.name} gave a {kind}, which is no message", type=kind)
+        message: bytes = reply.SerializeToString()
+        if self._deserialize is not None:
+            expected: object = self._deserialize(message).__class__
+            if expected is not reply.__class__:
+                text = f"the fake of {self._method.name} gave a {kind}, not a {type_name(expected)}"
+                raise Unencodable(text, type=kind)
         return _encode_reply(message)
 
     def _sent(self, info: StepInfo) -> Pairs:

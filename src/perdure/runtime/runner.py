@@ -157,6 +157,7 @@ class Runner:
         "_key",
         "_left_behind",
         "_must_claim_first",
+        "_outage",
         "_owned",
         "_redo",
         "_running",
@@ -210,6 +211,7 @@ class Runner:
         self._alarm: Timer | None = None
         self._alarm_at = float("inf")
         self._busy = False  # a read or a commit is in flight
+        self._outage = False  # ... and is tried again in a moment
         self._stopping = False
 
     # --- deliveries ---------------------------------------------------------------------------------------------------
@@ -515,6 +517,7 @@ class Runner:
         outcome = self.history.outcome  # a forced cancellation has noted one
         if outcome is not None:
             ready = Ready()
+            ready.cancels = self.history.open_children()  # it acts without the body, which would have asked for these
         elif ready.outcome is not None:
             outcome = ready.outcome
             entries.append(outcome)
@@ -551,13 +554,20 @@ class Runner:
             if type(entry) is Attempted:
                 heapq.heappush(self._due, (entry.due, entry.n))
         if self._inbox:
-            inbox, self._inbox = self._inbox, []
-            for delivery in inbox:
-                self._taken.append(delivery)
-                if type(delivery.item) is Message:
-                    self._take_message(delivery.item, turn, at, entries, answers)
+            self._take_inbox(turn, at, entries, answers)
         if self._due and self._due[0][0] <= at and self.history.paused is None and self.history.outcome is None:
             self._fire_due(turn, at, entries)
+
+    def _take_inbox(self, turn: Turn, at: float, entries: list[Entry], answers: list[Answer]) -> None:
+        inbox, self._inbox = self._inbox, []
+        for delivery in inbox:
+            if type(delivery.item) is not Message:
+                self._taken.append(delivery)
+            elif turn.ended:  # it came too late: it is refused once the outcome is durable
+                self._inbox.append(delivery)
+            else:
+                self._taken.append(delivery)
+                self._take_message(delivery.item, turn, at, entries, answers)
 
     def _take_message(
         self, message: Message, turn: Turn | None, at: float, entries: list[Entry], answers: list[Answer]
@@ -807,8 +817,14 @@ class Runner:
         else:
             # Nothing of it happened. The same transition is still right, so it is tried until the store works again.
             log.error("commit for invocation %s failed, trying again: %s", self.id, error)
-            again = partial(self._commit, transition, then)
-            self._home.loop.call_later(COMMIT_RETRY_SECONDS, lambda: None if self.closed else again())
+            self._outage = True
+            clock = self._home.clock
+            clock.call_at(clock.now() + COMMIT_RETRY_SECONDS, partial(self._commit_again, transition, then))
+
+    def _commit_again(self, transition: Transition, then: Callable[[], None]) -> None:
+        self._outage = False
+        if not self.closed:
+            self._commit(transition, then)
 
     # --- after a commit -----------------------------------------------------------------------------------------------
     def _durable(self, ready: Ready, released: bool) -> None:
@@ -970,8 +986,8 @@ class Runner:
 
     @property
     def in_progress(self) -> bool:
-        """Tell whether a step, a read or a commit is in progress."""
-        return bool(self._busy or self._running or self._arrivals or self._inbox)
+        """Tell whether a step, a read or a commit is in progress, and not only time is missing."""
+        return not self._outage and bool(self._busy or self._running or self._arrivals or self._inbox)
 
     @property
     def first_frame_held(self) -> bool:

@@ -147,11 +147,15 @@ class Worker:
         await asyncio.gather(*(runner.stop(self._stop_grace if grace is None else grace) for runner in runners))
         await self._dismantle()
 
-    async def crash(self) -> None:
-        """Stop as a killed process would: nothing more is journaled or acknowledged. For tests."""
+    def halt(self) -> None:
+        """Do nothing more, at once, as a killed process would: nothing is journaled or acknowledged. For tests."""
         self._running = False
         for runner in [*self._runners.values()]:
             runner.close()
+
+    async def crash(self) -> None:
+        """Halt, and end the claims. For tests."""
+        self.halt()
         await self._dismantle()
 
     async def _dismantle(self) -> None:

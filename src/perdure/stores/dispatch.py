@@ -232,6 +232,9 @@ class Dispatcher:
         hold.claimed = not ended
         if ended:
             hold.woken = False
+            mail = self._mail.pop(id, ())  # cancelled before it began: what waited for its start is refused now
+            for delivery in mail:
+                self._hand(member, delivery)
             self._drop_if_done(member, id, hold)
 
     def finish(self, delivery: Delivery) -> None:

@@ -228,8 +228,8 @@ def line_full(key: str, waiting: int) -> LimitExceeded:
 
 
 def identity_of(start: Start) -> bytes:
-    """Return what tells two starts of one id apart: the same for the same handler and input."""
-    return digest(start.handler.encode() + b"\0" + start.input)
+    """Return what tells two starts of one id apart: the same for the same handler and equal arguments."""
+    return digest(start.handler.encode() + (b"\1" + start.digest if start.digest else b"\0" + start.input))
 
 
 class Store(Protocol):

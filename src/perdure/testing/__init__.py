@@ -1,5 +1,6 @@
-"""For tests of workflows: an engine in memory whose time jumps, and that replays every turn."""
+"""For tests of workflows: an engine in memory whose time jumps, with faults on demand; and replay of real histories."""
 
-from perdure.testing.environment import Environment
+from perdure.testing.environment import Environment, crash_everywhere
+from perdure.testing.replay import replay
 
-__all__ = ["Environment"]
+__all__ = ["Environment", "crash_everywhere", "replay"]

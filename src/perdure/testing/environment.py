@@ -3,26 +3,31 @@
 Every turn is replayed from its journal after every commit, so a body that is not deterministic diverges in its first
 test. Time stands still while anything happens. It moves by `advance`; and while a test waits for a result that nothing
 but time can bring, it jumps to whatever is due next.
+
+What can go wrong in production goes wrong here on demand: workers die, before and after a commit; the store does not
+take a commit; deliveries come twice.
 """
 
 from __future__ import annotations
 
 import asyncio
 import inspect
-from collections.abc import Callable
+import itertools
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import AsyncExitStack
-from typing import Any, Self, TypeVar
+from typing import Any, ParamSpec, Protocol, Self, TypeVar, cast, overload, runtime_checkable
 
 from perdure.client import Client, Handle
 from perdure.connect import channels_for, make_stub, translators_in_use
 from perdure.core.retry import Duration, seconds
-from perdure.errors import InvalidOption, PerdureError
+from perdure.errors import InvalidOption, PerdureError, StoreClosed, StoreFull
 from perdure.runtime.worker import Worker
 from perdure.stores.clock import VirtualClock
 from perdure.stores.memory import MemoryStore
 from perdure.workflow import Step, StepHost, StepInfo, StepWork, Work, Workflow
 
-T = TypeVar("T")
+P = ParamSpec("P")
+R = TypeVar("R")
 
 QUIET_ROUNDS = 10
 """Rounds of the loop without anything happening before the environment takes it that only time is missing."""
@@ -34,44 +39,147 @@ POLL_SECONDS = 0.001
 class Environment:
     """Serves workflows from memory, on a virtual clock. Use it as an async context manager.
 
-    `client` is an ordinary client. `replay=False` keeps turns alive between events, as in production.
+    `client` is an ordinary client. `replay=False` keeps turns alive between events, as in production::
+
+        async def test_approved_after_days_and_a_crash():
+            async with Environment(expense_approval) as env:
+                env.fake(notify_manager, lambda request, id: None)
+                handle = await env.client.start(expense_approval, Expense("E1", 12.5))
+                await env.advance(timedelta(days=3))
+                await env.crash()
+                await env.client.resolve(await env.awakeable(handle), Approval(True))
+                assert await handle.result() == "approved"
+
+    `commits` counts the frames written so far, `crashes` the workers that died.
     """
 
     def __init__(self, *workflows: Workflow[..., Any], max_concurrent: int = 100, replay: bool = True) -> None:
         self.clock = VirtualClock()
         self.store = MemoryStore(self.clock)
+        self.store.hook = self._before_write
         self.client = Client(lambda: self.store, channels_for, translators_in_use, make_stub)
+        self.commits = 0
+        self.crashes = 0
+        self._workflows = workflows
+        self._max_concurrent = max_concurrent
+        self._replay = replay
         self._fakes: dict[str, Callable[..., Any]] = {}
-        self.worker = Worker(
+        self._faults: dict[int, Callable[[], None]] = {}  # by the number of the commit
+        self._restart: asyncio.Task[None] | None = None
+        self._stack = AsyncExitStack()
+        self._advancing = False
+        self.worker = self._make_worker()
+
+    def _make_worker(self) -> Worker:
+        return Worker(
             self.client.opened,
-            workflows,
-            max_concurrent=max_concurrent,
-            always_replay=replay,
+            self._workflows,
+            max_concurrent=self._max_concurrent,
+            always_replay=self._replay,
             translators=translators_in_use,
             stubs=make_stub,
             replace=self._replace,
         )
-        self._stack = AsyncExitStack()
-        self._advancing = False
 
     async def __aenter__(self) -> Self:
         await self._stack.enter_async_context(self.client)
-        await self._stack.enter_async_context(self.worker)
+        await self.worker.__aenter__()
         self._jumper = asyncio.create_task(self._jump_when_stuck())
         return self
 
     async def __aexit__(self, *_: object) -> None:
+        self._faults.clear()
         self._jumper.cancel()
         await asyncio.wait([self._jumper])
+        if self._restart is not None:
+            await self._restart
         await self.worker.stop(grace=0)
         await self._stack.aclose()
 
-    def fake(self, step: Step[..., Any], function: Callable[..., Any], /) -> None:
-        """Run `function`, plain or async, in place of a step; its result must fit the step's annotation."""
-        if not isinstance(step, Step):  # pyright: ignore[reportUnnecessaryIsInstance]
-            raise InvalidOption(f"fake() takes a step, not {step!r}")
-        self._fakes[step.name] = function
+    # --- fakes --------------------------------------------------------------------------------------------------------
+    @overload
+    def fake(self, step: Step[P, R], function: Callable[P, R | Awaitable[R]], /) -> None: ...
+    @overload
+    def fake(self, step: str, function: Callable[[Any], Any], /) -> None: ...
+    def fake(self, step: Any, function: Callable[..., Any], /) -> None:
+        """Run `function`, plain or async, in place of a step; its result must fit the step's annotation.
 
+        A gRPC method is named as in the journal, `env.fake("TicketService.Reserve", reserve)`: the function gets the
+        request and returns the reply. What a fake raises is a failure like any other, tried again by the policy.
+        """
+        if isinstance(step, str):
+            if not all(part.isidentifier() for part in step.split(".")) or step.count(".") != 1:
+                raise InvalidOption(f"fake({step!r}): name a gRPC method as 'Service.Method', or give the step itself")
+            self._fakes[step] = function
+        elif isinstance(step, Step):
+            self._fakes[cast("Step[..., Any]", step).name] = function
+        else:
+            raise InvalidOption(f"fake() takes a step, or a gRPC method's name, not {step!r}")
+
+    # --- faults -------------------------------------------------------------------------------------------------------
+    async def crash(self) -> None:
+        """End the worker as SIGKILL would, and let another take over at once. Handles and waits go on.
+
+        What it had not committed is lost: steps that ran run again.
+        """
+        self._halt()
+        if self._restart is not None:
+            await self._restart
+
+    def crash_before_commit(self, number: int = 1) -> None:
+        """Let the worker die right before it commits for the `number`-th time from now: that commit is lost."""
+
+        def die() -> None:
+            self._halt()
+            raise StoreClosed("the worker dies here, as the test asked")
+
+        self._at_commit(number, die)
+
+    def crash_after_commit(self, number: int = 1) -> None:
+        """Let the worker die right after its `number`-th commit from now, before it acts on it or tells anybody."""
+
+        def die() -> None:
+            asyncio.get_running_loop().call_soon(self._halt)
+
+        self._at_commit(number, die)
+
+    def fail_commits(self, times: int = 1) -> None:
+        """Let the next `times` commits fail, as on a full disk. They are tried again, a second later each."""
+
+        def fail() -> None:
+            raise StoreFull("the store is full, as the test asked")
+
+        for number in range(1, times + 1):
+            self._at_commit(number, fail)
+
+    def redeliver(self) -> None:
+        """Deliver everything that is in a worker's hands once more, as a store may whose acknowledgements were late."""
+        self.store.redeliver()
+
+    def _at_commit(self, number: int, fault: Callable[[], None]) -> None:
+        if number < 1:
+            raise InvalidOption(f"the {number}. commit from now: give at least 1")
+        self._faults[self.commits + number] = fault
+
+    def _before_write(self, kind: str, _: str) -> None:
+        if kind == "frame":
+            self.commits += 1
+            if (fault := self._faults.pop(self.commits, None)) is not None:
+                fault()
+
+    def _halt(self) -> None:
+        if self._restart is None:
+            self.crashes += 1
+            self.worker.halt()
+            self._restart = asyncio.ensure_future(self._take_over())
+
+    async def _take_over(self) -> None:
+        await self.worker.crash()
+        self.worker = self._make_worker()
+        await self.worker.__aenter__()
+        self._restart = None
+
+    # --- time ---------------------------------------------------------------------------------------------------------
     async def advance(self, by: Duration, /) -> None:
         """Move time on, letting what is due on the way happen in order."""
         target = self.clock.now() + seconds("advance", by)
@@ -90,7 +198,7 @@ class Environment:
         """Wait until nothing more can happen without time passing."""
         calm = 0
         while calm < QUIET_ROUNDS:
-            calm = calm + 1 if self.worker.quiet else 0
+            calm = calm + 1 if self._quiet else 0
             await asyncio.sleep(0 if calm else POLL_SECONDS)
 
     async def awakeable(self, handle: Handle[Any] | str, /, *, number: int = 0) -> str:
@@ -104,33 +212,87 @@ class Environment:
             )
         return opened[number]
 
+    @property
+    def _quiet(self) -> bool:
+        return self._restart is None and self.worker.quiet
+
     def _replace(self, work: Work) -> Work:
         function = self._fakes.get(work.name)
-        return work if function is None or not isinstance(work, StepWork) else _Fake(work, function)
+        if function is None:
+            return work
+        if isinstance(work, StepWork):
+            return _FakeStep(work, function)
+        return _FakeCall(work, function) if isinstance(work, Answerable) else work
 
     async def _jump_when_stuck(self) -> None:
         while True:
             await asyncio.sleep(POLL_SECONDS)
-            if self._advancing or not self.store.awaited or not self.worker.quiet:
+            if self._advancing or not self.store.awaited or not self._quiet:
                 continue
             await self.settle()
             due = self.clock.next_due()
-            if due is not None and not self._advancing and self.store.awaited and self.worker.quiet:
+            if due is not None and not self._advancing and self.store.awaited and self._quiet:
                 self.clock.move_to(due)
+
+
+@runtime_checkable
+class Answerable(Work, Protocol):
+    """A call of a service that a function can answer in its place."""
+
+    async def answer_with(self, function: Callable[[Any], Any], /) -> bytes: ...
 
 
 class _Fake:
     """A step's call that runs another function."""
 
-    def __init__(self, work: StepWork, function: Callable[..., Any]) -> None:
-        self._work = work
+    def __init__(self, work: Work, function: Callable[..., Any]) -> None:
         self._function = function
         self.name = work.name
         self.retry = work.retry
         self.timeout = work.timeout
+
+
+class _FakeStep(_Fake):
+    def __init__(self, work: StepWork, function: Callable[..., Any]) -> None:
+        super().__init__(work, function)
+        self._work = work
 
     async def run(self, host: StepHost, info: StepInfo, /) -> bytes:
         value = self._function(*self._work.args, **self._work.kwargs)
         if inspect.isawaitable(value):
             value = await value
         return self._work.step.encode_result(value)
+
+
+class _FakeCall(_Fake):
+    def __init__(self, work: Answerable, function: Callable[..., Any]) -> None:
+        super().__init__(work, function)
+        self._work = work
+
+    async def run(self, host: StepHost, info: StepInfo, /) -> bytes:
+        return await self._work.answer_with(self._function)
+
+
+def crash_everywhere(
+    *workflows: Workflow[..., Any], max_concurrent: int = 100, replay: bool = True
+) -> Iterator[Environment]:
+    """Give one environment after another, each with a worker that dies at another commit, before or after it.
+
+    The last one is left in peace, since its test commits no further. So a test in the loop shows that a workflow
+    survives a death at any moment::
+
+        async def test_checkout_survives_a_crash_at_any_moment():
+            for env in crash_everywhere(checkout):
+                async with env:
+                    assert await env.client.run(checkout, cart) == receipt
+    """
+    for number in itertools.count(1):
+        for written in (False, True):
+            environment = Environment(*workflows, max_concurrent=max_concurrent, replay=replay)
+            if written:
+                environment.crash_after_commit(number)
+            else:
+                environment.crash_before_commit(number)
+            yield environment
+            if not environment.crashes:
+                return

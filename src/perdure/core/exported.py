@@ -1,0 +1,100 @@
+"""An invocation's history as text that can leave its store: for tests that replay it when the code has changed.
+
+The frames are kept byte for byte as journals hold them, so that an exported history is readable for as long as journals
+are. The ids of awakeables come along, since the secret that signs them does not leave the store.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import msgspec
+from msgspec import Struct
+
+from perdure.core.ids import awakeable_id
+from perdure.core.journal import (
+    Frame,
+    OpenAwakeable,
+    Retried,
+    Start,
+    decode_frame,
+    decode_start,
+    encode_frame,
+    encode_start,
+)
+from perdure.errors import Undecodable
+
+VERSION = 1
+"""Of the format. Fields may be added without a new one; a reader passes over those that it does not know."""
+
+
+class AwakeableName(Struct, frozen=True):
+    """The id under which the outside knew awakeable `n` of a generation."""
+
+    generation: int
+    n: int
+    id: str
+
+
+class Exported(Struct, frozen=True):
+    """The wire format: `start` and `frames` are msgpack, in base64. `id` and `handler` are for people."""
+
+    format: Literal["perdure history"]
+    version: int
+    id: str = ""
+    handler: str = ""
+    start: bytes = b""
+    frames: tuple[bytes, ...] = ()
+    awakeables: tuple[AwakeableName, ...] = ()
+
+
+class Loaded(Struct, frozen=True):
+    """An exported history, read."""
+
+    start: Start
+    frames: tuple[Frame, ...]
+    awakeables: dict[tuple[int, int], str]
+    """Ids by generation and number."""
+
+
+def export(frames: Sequence[Frame], start: Start, secret: bytes, /) -> bytes:
+    """Return a history as JSON text."""
+    generations = [0, *(each.generation for frame in frames for each in frame.entries if isinstance(each, Retried))]
+    opened = {command.n for frame in frames for command in frame.commands if isinstance(command, OpenAwakeable)}
+    exported = Exported(
+        "perdure history",
+        VERSION,
+        start.id,
+        start.handler,
+        encode_start(start),
+        tuple(encode_frame(frame) for frame in frames),
+        tuple(
+            AwakeableName(generation, n, awakeable_id(start.id, generation, n, secret))
+            for n in sorted(opened)
+            for generation in generations
+        ),
+    )
+    return msgspec.json.format(msgspec.json.encode(exported), indent=1)
+
+
+def load(text: bytes | str, /) -> Loaded:
+    """Read what `export` wrote; `Undecodable` if it did not, or a later release did."""
+    try:
+        exported = _read(text)
+        if exported.version > VERSION:
+            raise _unreadable(f"it has version {exported.version}, and this release reads up to {VERSION}: upgrade")
+        return Loaded(
+            decode_start(exported.start),
+            tuple(map(decode_frame, exported.frames)),
+            {(each.generation, each.n): each.id for each in exported.awakeables},
+        )
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise _unreadable(f"it is damaged, or something else ({error})") from error
+
+
+_read = msgspec.json.Decoder(Exported).decode
+
+
+def _unreadable(reason: str) -> Undecodable:
+    return Undecodable(f"this exported history cannot be read: {reason}", annotation="a history", reason=reason)

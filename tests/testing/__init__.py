@@ -1,0 +1,1 @@
+"""perdure.testing, tested."""
