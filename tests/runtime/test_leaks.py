@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -76,8 +76,9 @@ def containers(thing: Any, path: str, seen: set[int]) -> Iterator[tuple[str, int
         if name in DURABLE and path == "store":
             continue
         if isinstance(value, (dict, list, set, deque)):
-            yield f"{path}.{name}", len(value)
-            for each in [*(value.values() if isinstance(value, dict) else value)]:
+            held = cast("list[Any]", [*(value.values() if isinstance(value, dict) else value)])  # type: ignore[misc]
+            yield f"{path}.{name}", len(held)
+            for each in held:
                 if type(each).__module__.startswith("perdure."):
                     yield from containers(each, f"{path}.{name}[]", seen)
         elif type(value).__module__.startswith("perdure."):
