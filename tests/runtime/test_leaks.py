@@ -76,7 +76,7 @@ def containers(thing: Any, path: str, seen: set[int]) -> Iterator[tuple[str, int
         if name in DURABLE and path == "store":
             continue
         if isinstance(value, (dict, list, set, deque)):
-            held = cast("list[Any]", [*(value.values() if isinstance(value, dict) else value)])  # type: ignore[misc]
+            held = cast("list[Any]", [*(value.values() if isinstance(value, dict) else value)])
             yield f"{path}.{name}", len(held)
             for each in held:
                 if type(each).__module__.startswith("perdure."):
