@@ -288,7 +288,7 @@ class Client(AbstractAsyncContextManager["Client"]):
     # --- talking ------------------------------------------------------------------------------------------------------
     async def resolve(self, awakeable_id: str, value: object = None, /) -> None:
         """Give an awakeable its value; refused when it has one, or when the value has the wrong shape."""
-        store = await self.opened()
+        store = self._store or await self.opened()
         invocation_id, generation, n = parse_awakeable_id(awakeable_id, store.secret)
         data = encode(value, "the value of the awakeable")
         if len(data) > store.payload_limit:
@@ -303,7 +303,7 @@ class Client(AbstractAsyncContextManager["Client"]):
 
     async def send(self, id: str, request: Request) -> None:
         """Post a message durably and wait until it is applied; `MessageRefused` says why it was not."""
-        store = await self.opened()
+        store = self._store or await self.opened()
         self._sent += 1
         message = Message(f"{self._name}-{self._sent}", id, store.clock.now(), request)
         await store.post(message)
