@@ -158,6 +158,7 @@ async def main() -> None:
         assert_type(info, Invocation)
         if info.status == "failed":
             await h.retry()
+            await h.purge()
         async for item in client.list(status="failed", handler="slow", limit=100):
             assert_type(item, Invocation)
         group = await client.run_all([hello.bind(n) for n in "abc"], wait=WaitQuotaOrDuration(quota=3, duration=10))
@@ -177,6 +178,7 @@ async def main() -> None:
 # --- sync users
 def script() -> None:
     client = connect("http://localhost:8080")
+    _ = (connect("memory:", retention=None), connect("memory:", retention=timedelta(days=30)))
     with client.blocking() as wait:
         assert_type(wait(client.run(hello, "World")), int)
         assert_type(wait(client.start(hello, "World")), Handle[int])

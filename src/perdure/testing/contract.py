@@ -1198,8 +1198,8 @@ class StoreContract:
             for _ in range(2):
                 told, got = await inbox.next_message()
                 effects = Effects(answers=(Answer(got.id, "too late"),))
-                transition = Transition(got.to, 2, None, effects, "completed", True, [told])
-                await store.commit(transition)
+                revision = (await store.journal(got.to)).revision
+                await store.commit(Transition(got.to, revision, None, effects, "completed", True, [told]))
             assert await self.purge() == 2
 
     async def test_purge_keeps_what_is_in_hand(self) -> None:
