@@ -18,6 +18,7 @@ from perdure.runtime.worker import FIRST_FRAME_SECONDS
 COUNT = 10_000
 JOBS = COUNT * 5 // 7  # two kinds of five have a child or send
 IN_FLIGHT = 400
+SUSPENDED = 2_000
 DURABLE = {
     *("_rows", "_digests", "_queued", "_scheduled", "_starts", "_frames", "_messages", "_answers", "_wakes", "_mail"),
     *("_due", "writes"),
@@ -62,7 +63,22 @@ async def waits_for_ever(ctx: Context) -> int:
         return await ctx.awakeable(int)
 
 
-SERVED = (steps, parent, sleeps_and_sends, asks, waits_for_ever)
+handed_out: list[str] = []
+
+
+@step
+async def hand_out(id: str) -> None:
+    handed_out.append(id)
+
+
+@workflow
+async def hands_out(ctx: Context) -> int:
+    promise = ctx.awakeable(int)
+    await hand_out(promise.id)
+    return await promise
+
+
+SERVED = (steps, parent, sleeps_and_sends, asks, waits_for_ever, hands_out)
 
 
 def containers(thing: Any, path: str, seen: set[int]) -> Iterator[tuple[str, int]]:
@@ -143,3 +159,26 @@ async def test_ten_thousand_settled_invocations_leave_nothing_in_memory(kind: st
         grown = {name: (size, before.get(name, 0)) for name, size in after.items() if size > before.get(name, 0) + 10}
         assert grown == {}
         assert sum(after.values()) < 100, after
+
+
+@pytest.mark.parametrize("kind", ["memory", "sqlite"])
+async def test_suspended_invocations_are_in_nobodys_hands_and_all_can_be_resolved(kind: str, tmp_path: Path) -> None:
+    url = "memory:" if kind == "memory" else f"sqlite:{tmp_path / 'db'}"
+    cache = 10
+    handed_out.clear()
+    async with connect(url, retention=None) as client, client.worker(*SERVED, cache=cache) as worker:
+
+        async def suspended(some: int) -> dict[str, int]:
+            await asyncio.gather(*(client.start(hands_out) for _ in range(some)))
+            while (await client.stats()).by_status != {"suspended": len(handed_out)} or not worker.quiet:
+                await asyncio.sleep(0.01)
+            await asyncio.sleep(4 * FIRST_FRAME_SECONDS)
+            return kept(worker, client)
+
+        few, many = await suspended(2 * cache), await suspended(SUSPENDED)
+        assert many["worker._runners"] == cache
+        assert {name: size for name, size in many.items() if size > few.get(name, 0) + cache} == {}
+        await asyncio.gather(*(client.resolve(id, 1) for id in handed_out))
+        while (await client.stats()).by_status != {"completed": SUSPENDED + 2 * cache}:
+            await asyncio.sleep(0.01)
+        assert sum(kept(worker, client).values()) < 100

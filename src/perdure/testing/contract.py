@@ -1582,7 +1582,8 @@ class StoreContract:
             for _ in range(2):
                 told, got = await inbox.next_message()
                 effects = Effects(answers=(Answer(got.id, "too late"),))
-                transition = Transition(got.to, 2, None, effects, "completed", True, [told])
+                revision = (await store.journal(got.to)).revision
+                transition = Transition(got.to, revision, None, effects, "completed", True, [told])
                 await committed(store, transition)
             assert await self.purge() == 2
 
