@@ -9,11 +9,12 @@ SHELL := /bin/sh
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-EXAMPLES := simple typed local multi-service concurrent
+EXAMPLES := simple async typed local multi-service concurrent retry pause ticket-cart delayed \
+	approval restate saga
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test check format format-check lint types coverage-core test-all-pythons \
-	proto run-service run-ticket-service $(EXAMPLES:%=run-%) bench clean
+	proto run-service run-ticket-service $(EXAMPLES:%=run-%) bench scale docs-tables clean
 
 help: ## Print this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-20s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -102,6 +103,11 @@ $(EXAMPLES:%=run-%): run-%: $(READY)
 
 bench: $(READY) ## Run the benchmarks
 	@$(BIN)/python -m benchmarks.embedded $(ARGS)
+
+docs-tables: $(READY) ## Write the tables in docs/ that show the code itself anew
+	@$(BIN)/python -m tests.docs.tables
+scale: $(READY) ## Show that it carries 100,000 suspended invocations, 10,000 timers, a sweep
+	@$(BIN)/python -m benchmarks.scale $(ARGS)
 
 clean: ## Remove all that these targets made, environments too
 	rm -rf .venv .venv-3.* .pytest_cache .ruff_cache .mypy_cache .hypothesis .coverage build dist

@@ -37,7 +37,7 @@ async def main() -> int:
 
     limited = concurrent.using(timeout=options.timeout)
     async with stage.hello_service(options.service) as services:
-        with stage.sqlite_file() as url:
+        with stage.store() as url:
             async with connect(url) as client, client.worker(concurrent, services=services):
                 tally = await run_batch(
                     lambda number: client.run(limited, f"user-{number:03d}"),

@@ -24,7 +24,7 @@ async def multi_service(ctx: Context, topic: str) -> list[str]:
 async def main() -> None:
     options = stage.parser(__doc__).parse_args()
     async with stage.hello_service(options.service) as services:
-        with stage.sqlite_file() as url:
+        with stage.store() as url:
             async with connect(url) as client, client.worker(multi_service, services=services):
                 messages = await client.run(multi_service, "Durable Execution")
     print("Multi-Service Workflow Results:")

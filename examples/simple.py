@@ -22,7 +22,7 @@ async def hello(ctx: Context, name: str) -> str:
 async def main() -> None:
     options = stage.parser(__doc__).parse_args()
     async with stage.hello_service(options.service) as services:
-        with stage.sqlite_file() as url:
+        with stage.store() as url:
             async with connect(url) as client, client.worker(hello, services=services):
                 print(await client.run(hello, "World"))
 

@@ -41,7 +41,7 @@ async def greet(ctx: Context, guest: Guest) -> Greeting:
 async def main() -> None:
     options = stage.parser(__doc__).parse_args()
     async with stage.hello_service(options.service) as services:
-        with stage.sqlite_file() as url:
+        with stage.store() as url:
             async with connect(url) as client, client.worker(greet, services=services):
                 greeting = await client.run(greet, Guest("TypeSafe World"))  # a Greeting, for a type checker too
                 # await client.run(greet, "TypeSafe World")  is an error: a Guest is wanted, not a str

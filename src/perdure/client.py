@@ -443,7 +443,7 @@ class Client(AbstractAsyncContextManager["Client"]):
         self, awakeable_id: str, value: object = None, /, *, timeout: Duration = ANSWER_WAIT_SECONDS
     ) -> None:
         """Give an awakeable its value; refused when it has one, or when the value has the wrong shape."""
-        store = await self.opened()
+        store = self._store or await self.opened()
         invocation_id, generation, n = parse_awakeable_id(awakeable_id, store.secret)
         data = encode(value, "the value of the awakeable")
         if len(data) > store.payload_limit:
@@ -465,7 +465,7 @@ class Client(AbstractAsyncContextManager["Client"]):
         `MessageRefused` says why it was not; it is an `IllegalTransition` if the status does not allow it.
         """
         limit = seconds("timeout", timeout)
-        store = await self.opened()
+        store = self._store or await self.opened()
         self._sent += 1
         message = Message(f"{self._name}-{self._sent}", id, store.clock.now(), request)
         await store.post(message)

@@ -41,6 +41,17 @@ def test_target_without_a_name_serves_all_workflows_of_its_module(folder: Path) 
         assert line.startswith("Serving checkout, forever, hello, keyed, odd, seed, twice on memory:, at most 100 ")
 
 
+def test_retention_removes_what_settled_before_and_none_keeps_it(folder: Path) -> None:
+    kept = ("--url", "sqlite:runs.db")
+    assert perdure("run", "app.py:hello", "World", *kept, cwd=folder).returncode == 0
+    for retention, purged in (("0", False), ("604800", False), ("0.01", True)):
+        with serving("app.py:hello", *kept, "--retention", retention, cwd=folder) as (worker, _):
+            time.sleep(0.3)
+            worker.send_signal(signal.SIGTERM)
+            _, err = worker.communicate(timeout=30)
+        assert ("invocations purged: 1, settled more than 0.01 s ago" in err) == purged, err
+
+
 SLOW = """
 import asyncio, pathlib, time
 from perdure import step, workflow

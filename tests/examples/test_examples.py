@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from examples.services.process import ROOT, service
+from perdure import connect
 
 pytestmark = pytest.mark.slow
 
@@ -31,12 +32,86 @@ Multi-Service Workflow Results:
 📊 Hello, Summary! {WELCOME}
 Total service calls: 4
 """
+RETRY = """\
+📤 PHASE 1: Submitting workflows...
+  prepare(task-success-1)
+  prepare(task-flaky-1)
+  prepare(task-success-2)
+  prepare(task-flaky-2)
+📊 PHASE 2: Checking workflow status...
+  task-success-1: completed ✅
+  task-flaky-1: failed ❌ ConnectionError: task-flaky-1: service unavailable
+  task-success-2: completed ✅
+  task-flaky-2: failed ❌ ConnectionError: task-flaky-2: service unavailable
+🔄 PHASE 3: Retrying failed workflows...
+  task-flaky-1: same id, from the failed step; nothing is prepared again
+  task-flaky-2: other input, new id
+  prepare(task-flaky-2-retry)
+✅ PHASE 4: Verifying retry results...
+  task-success-1: completed ✅
+  task-flaky-1: completed ✅
+  task-success-2: completed ✅
+  task-flaky-2-retry: completed ✅
+Overall Success Rate: 4/4
+"""
+DELAYED = f"""\
+⏰ Scheduled greeting for future execution
+Status: scheduled
+The worker has stopped; another one starts.
+After 1 s: Hello, Delayed World! {WELCOME}
+"""
+ASKED = """\
+✉️  To the manager: $120.00 for Ada?
+⏳ Waiting. The worker has stopped; another one starts.
+"""
+RESTATE = f"""\
+1. Local mode:     Hello, Local! {WELCOME}
+2. Type-safe call: Hello, Restate-Style! {WELCOME}
+3. By reference:   Hello, Remote! {WELCOME}
+4. Composition:
+                   Hello, Alice! {WELCOME}
+                   Hello, Bob! {WELCOME}
+                   Hello, Charlie! {WELCOME}
+5. Delayed send:   Hello, Later! {WELCOME}
+6. Outside answer: Hello, Awakeable! {WELCOME}
+7. State of a key: visit 1 of Alice, visit 2 of Alice, visit 3 of Alice
+"""
+TICKET_CART = """\
+🎫 user-1 adds T-1: reserved
+🎫 user-1 adds T-2: reserved
+🎫 user-2 adds T-1: taken
+🛒 user-1: ['T-1', 'T-2']
+⌛ Expired
+🛒 user-1: []
+🎫 user-2 adds T-1: reserved
+"""
+RESERVE, RELEASE = "     TicketService.Reserve\n", "     TicketService.Release\n"
+SAGA = (
+    f"✅ booked flight, hotel\n{RESERVE * 2}❌ hotel is taken\n{RESERVE * 3}{RELEASE * 2}"
+    f"✅ booked theatre, museum\n{RESERVE * 2}"
+)
 NAMES = ("X (English)", "X (Spanish)", "X (French)", "Summary")
 OUTPUT = {
     "simple": f"Hello, World! {WELCOME}\n",
     "typed": f"Hello, TypeSafe World! {WELCOME}\n10 words for Guest(name='TypeSafe World', languages=('English',))\n",
     "local": ("✓ Executed locally!\nResult: Hello, Local World! Welcome to durable execution in memory.\n"),
     "multi_service": MULTI_SERVICE,
+    "retry": RETRY,
+    "delayed": DELAYED,
+    "approval": ASKED + "✅ Approved: $120.00 for Ada\n",
+    "restate": RESTATE,
+    "saga": SAGA,
+    "ticket_cart": TICKET_CART,
+}
+ID = "[0-9a-f]{32}"
+PATTERNS = {
+    "async": rf"Submitted: {ID}\nDoing other work\.\.\.\nResult: Hello, World! {WELCOME}\nStatus: completed\n",
+    "pause": (
+        r"📋 DEMO 1: Pause & Resume\n⏸️  paused, [1-5] of 6 steps done\n▶️  resumed: 6 of 6 steps done\n"
+        r"✅ Final Status: completed\n"
+        r"📋 DEMO 2: Cancel\n🛑 cancelling\n  cleaning up after other-task\n  InvocationCancelled\n"
+        r"✅ Final Status: cancelled\n"
+    ),
 }
 
 
@@ -51,6 +126,34 @@ async def output(*command: str, code: int = 0) -> str:
 @pytest.mark.parametrize("name", OUTPUT)
 async def test_example_prints_its_result(name: str) -> None:
     assert await output(f"examples.{name}") == OUTPUT[name]
+
+
+@pytest.mark.parametrize("name", PATTERNS)
+async def test_example_prints_what_happens(name: str) -> None:
+    out = await output(f"examples.{name}")
+    assert re.fullmatch(PATTERNS[name], out), out
+
+
+async def test_approval_example_takes_a_no_for_an_answer() -> None:
+    assert await output("examples.approval", "--reject") == ASKED + "❌ Rejected: $120.00 (too much)\n"
+
+
+async def test_example_uses_the_store_that_the_environment_names(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url = f"sqlite:{tmp_path / 'example.db'}"
+    monkeypatch.setenv("PERDURE_URL", url)
+    assert await output("examples.retry") == RETRY
+    async with connect(url) as client:
+        assert (await client.stats()).by_status == {"completed": 4, "failed": 1}
+
+
+def test_every_example_is_tested_and_has_a_target_of_make() -> None:
+    found = {path.stem for path in (ROOT / "examples").glob("*.py")} - {"__init__", "stage"}
+    assert found == {*OUTPUT, *PATTERNS, "concurrent"}
+    listed = re.search(r"^EXAMPLES := ((?:.*\\\n)*.*)$", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    assert listed is not None
+    assert {name.replace("-", "_") for name in listed[1].replace("\\\n", " ").split()} == found
 
 
 async def test_example_uses_a_service_that_runs_already() -> None:

@@ -16,6 +16,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -789,3 +790,27 @@ def test_look_at_a_file_in_a_folder_where_nothing_can_be_written(public: Path, c
         return asyncio.run(use())
 
     assert in_child(child) == [row.id for row in closed.facts["rows"][:2]]
+
+
+async def test_the_index_is_read_through_indexes(tmp_path: Path):
+    path = tmp_path / "s.db"
+    store = await opened(path)
+    await fill(store)
+    await store.aclose()
+    with closing(sqlite3.connect(path)) as db:
+        for query, index in (
+            ("SELECT id FROM invocation WHERE status = 'failed' ORDER BY created_at DESC, id DESC", "by_status"),
+            ("SELECT id FROM invocation WHERE status = 'running' AND handler IN ('a', 'b')", "by_status"),
+            ("SELECT id FROM invocation WHERE status = 'completed' ORDER BY created_at DESC, id DESC", "by_time"),
+            ("SELECT handler, count(*) FROM invocation GROUP BY handler", "COVERING INDEX invocation_by_time"),
+        ):
+            plan = " ".join(row[3] for row in db.execute(f"EXPLAIN QUERY PLAN {query}"))
+            assert index in plan
+            assert "ORDER BY" not in plan
+
+
+async def test_a_status_that_does_not_exist_finds_nothing(tmp_path: Path):
+    store = await opened(tmp_path / "s.db")
+    await fill(store)
+    assert await store.search(Filter(status="x' OR '1' = '1")) == []  # type: ignore[arg-type]
+    await store.aclose()

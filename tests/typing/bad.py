@@ -108,6 +108,7 @@ async def main() -> None:
         print(x, h, y, z)
 
 Retry(attempts=3)                          # error
+connect("memory:", retention="7d")         # error
 w: Workflow[[str], str] = hello            # error
 _: Any = (unknown_option, not_async, star, body)
 async def a_test() -> None:

@@ -163,6 +163,7 @@ async def main() -> None:
         assert_type(await h.restart(), Handle[int])
         assert_type(await h.restart(id="job-7-again"), Handle[int])
         assert_type(await h.restart(hello.using(timeout=5).bind("y", times=3), id="job-7-again"), Handle[int])
+        await h.purge()
         async for item in client.list(status="failed", handler="slow", limit=100):
             assert_type(item, Invocation)
         page = await client.page(limit=10, key="k", id_prefix="job-", created_after=datetime.now(UTC), cursor=None)
@@ -214,6 +215,7 @@ async def a_test() -> None:
 # --- sync users
 def script() -> None:
     client = connect("http://localhost:8080")
+    _ = (connect("memory:", retention=None), connect("memory:", retention=timedelta(days=30)))
     with client.blocking() as wait:
         assert_type(wait(client.run(hello, "World")), int)
         assert_type(wait(client.start(hello, "World")), Handle[int])

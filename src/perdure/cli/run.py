@@ -106,7 +106,7 @@ async def _run(
     workflow: Workflow[..., Any], served: list[Workflow[..., Any]], passed: Arguments, options: Options
 ) -> int:
     limited = workflow if options.timeout == 0 else _limited(workflow, options.timeout)
-    client = connect(options.url)
+    client = connect(options.url, retention=None)  # what is due is for those that serve the store all the time
     async with client, client.worker(*served, max_concurrent=options.slots, services=options.services or None):
         if options.count == 1:
             return await _once(client, limited, passed, options)

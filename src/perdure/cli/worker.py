@@ -15,7 +15,9 @@ from perdure.cli.process import fix_hash_seed, in_loop
 from perdure.cli.reporting import reporting
 from perdure.cli.target import load
 from perdure.cli.terminal import show_logs
+from perdure.client import Client
 from perdure.connect import connect
+from perdure.runtime.retention import RETENTION_SECONDS
 from perdure.runtime.worker import STOP_GRACE_SECONDS
 from perdure.workflow import Workflow
 
@@ -41,9 +43,22 @@ log = logging.getLogger("perdure.cli")
     metavar="SECONDS",
     help="How long steps in progress may take to end, once a signal says to stop.",
 )
+@click.option(
+    "--retention",
+    type=click.FloatRange(min=0),
+    default=RETENTION_SECONDS,
+    show_default=True,
+    metavar="SECONDS",
+    help="How long completed, cancelled and failed invocations are kept; 0 keeps them for ever.",
+)
 @reporting
 def worker(
-    targets: tuple[str, ...], url: str | None, max_concurrent: int, services: dict[str, str], drain_timeout: float
+    targets: tuple[str, ...],
+    url: str | None,
+    max_concurrent: int,
+    services: dict[str, str],
+    drain_timeout: float,
+    retention: float,
 ) -> int:
     """Serve workflows until SIGINT or SIGTERM.
 
@@ -56,13 +71,18 @@ def worker(
     served = [each for target in found for each in ([target.workflow] if target.name else target.workflows)]
     served = list({id(each): each for each in served}.values())
     show_logs(logging.INFO)
-    return in_loop(_serve(served, url, max_concurrent, services, drain_timeout))
+    client = connect(url, retention=retention or None)
+    return in_loop(_serve(client, served, url, max_concurrent, services, drain_timeout))
 
 
 async def _serve(
-    served: list[Workflow[..., Any]], url: str | None, slots: int, services: dict[str, str], drain_timeout: float
+    client: Client,
+    served: list[Workflow[..., Any]],
+    url: str | None,
+    slots: int,
+    services: dict[str, str],
+    drain_timeout: float,
 ) -> int:
-    client = connect(url)
     async with client, client.worker(*served, max_concurrent=slots, services=services or None) as running:
         stopping = _first_signal()
         names = ", ".join(sorted(each.name for each in served))

@@ -19,7 +19,7 @@ SWEEP_PERIOD_SECONDS = 60.0
 
 SWEEP_PERIOD_LEAST_SECONDS = 0.1
 
-PURGE_LIMIT = 100
+PURGE_LIMIT = 200
 """Invocations that are removed in one piece. What is committed meanwhile waits for one piece at most."""
 
 SWEEP_SHARE = 0.5
@@ -50,7 +50,7 @@ class Sweep:
             except StoreClosed:
                 return
             except StoreError as error:
-                log.error("a sweep failed, the next is due in %.0f s: %s", self._period, error)
+                log.error("a sweep failed, the next is due in %g s: %s", self._period, error)
             passed = loop.create_future()
             timer = self._store.clock.call_at(
                 self._store.clock.now() + self._period, lambda passed=passed: passed.done() or passed.set_result(None)
@@ -71,4 +71,4 @@ class Sweep:
             removed += piece
             await asyncio.sleep((loop.time() - began) * (1 / SWEEP_SHARE - 1))
         if removed:
-            log.info("purged %d invocations that settled more than %.0f s ago", removed, self._retention)
+            log.info("invocations purged: %d, settled more than %g s ago", removed, self._retention)

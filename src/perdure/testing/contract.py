@@ -918,6 +918,35 @@ class StoreContract:
                 assert await result(start.id) == outcome
                 await settling
 
+    async def test_commit_is_told_once_and_never_before_it_returns(self) -> None:
+        async with self.opened() as store:
+            start, revision = await self.begun(self.inbox())
+            told: list[tuple[int, Exception | None]] = []
+            frame = self.frame(Fired(1, 1.0))
+            store.commit(Transition(start.id, revision, frame), lambda at, error: told.append((at, error)))
+            assert told == []
+            await raised_by(committed(store, Transition(start.id, revision, frame)), Conflict)
+            await asyncio.sleep(self.calm)
+            assert told == [((await store.journal(start.id)).revision, None)]
+
+    async def test_one_that_fails_when_told_does_not_keep_others_from_being_told(self) -> None:
+        async with self.opened() as store:
+            inbox = self.inbox()
+            begun = [await self.begun(inbox) for _ in range(3)]
+            failures: list[object] = []
+            asyncio.get_running_loop().set_exception_handler(lambda _, context: failures.append(context["exception"]))
+            fault = RuntimeError("whoever is told fails")
+
+            def fail(revision: int, error: Exception | None) -> None:
+                raise fault
+
+            commits: list[Awaitable[int]] = []
+            for start, revision in begun:
+                store.commit(Transition(start.id, revision, self.frame(Fired(1, 1.0))), fail)
+                commits.append(self.commit(start, revision + 1, self.frame(Fired(2, 1.0))))
+            await asyncio.gather(*commits)
+            assert failures == [fault] * 3
+
     async def test_push_comes_only_when_the_outcome_can_be_read(self) -> None:
         async with self.opened() as store:
             start, revision = await self.begun(self.inbox())
@@ -1557,7 +1586,8 @@ class StoreContract:
             for _ in range(2):
                 told, got = await inbox.next_message()
                 effects = Effects(answers=(Answer(got.id, "too late"),))
-                transition = Transition(got.to, 2, None, effects, "completed", True, [told])
+                revision = (await store.journal(got.to)).revision
+                transition = Transition(got.to, revision, None, effects, "completed", True, [told])
                 await committed(store, transition)
             assert await self.purge() == 2
 

@@ -58,6 +58,10 @@ CREATE INDEX message_open ON message (invocation) WHERE answered = 0;
 MIGRATIONS = {1: f"DROP INDEX invocation_by_time; DROP INDEX invocation_by_status; {_INDEXES} {_KEYS}"}
 """By version: what brings a file of it to the next."""
 
+NOTHING_OPEN = (
+    "NOT EXISTS (SELECT 1 FROM message INDEXED BY message_open WHERE invocation = invocation.id AND answered = 0)"
+)
+
 
 def frame_checksum(id: str, revision: int, data: bytes) -> int:
     """Return the checksum of a frame: it covers its place as well as its bytes."""

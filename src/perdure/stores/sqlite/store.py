@@ -35,7 +35,7 @@ from perdure.stores.sqlite.faults import Mismatch, about, explained
 from perdure.stores.sqlite.file import connect, open_file
 from perdure.stores.sqlite.keys import deadline_in_line, read_key
 from perdure.stores.sqlite.lock import Lock
-from perdure.stores.sqlite.schema import LIVELY, SETTLED, frame_checksum, state_checksum
+from perdure.stores.sqlite.schema import LIVELY, NOTHING_OPEN, SETTLED, frame_checksum, state_checksum
 from perdure.stores.sqlite.writer import Accept, Unit, Writer, may_be_routed
 from perdure.stores.store import (
     LINE_LIMIT,
@@ -553,14 +553,8 @@ class SqliteStore:
         return counts
 
     async def purge(self, before: float, /, *, limit: int, id: str | None = None) -> int:
-        condition, values = ("AND id = ? ", (before, id, limit)) if id is not None else ("", (before, limit))
-        found = await self._read(
-            lambda db: db.execute(
-                f"SELECT id, revision FROM invocation WHERE {SETTLED} AND updated_at <= ? {condition}AND NOT EXISTS "
-                "(SELECT 1 FROM message WHERE invocation = invocation.id AND answered = 0) ORDER BY updated_at LIMIT ?",
-                values,
-            ).fetchall()
-        )
+        query, values = (_DUE, (before, limit)) if id is None else (_DUE_OF_ID, (id, before))
+        found = await self._read(lambda db: db.execute(query, values).fetchall())
         chosen: list[tuple[str, float]] = []
         frames = 0
         for each, revision in found:
@@ -599,10 +593,11 @@ class SqliteStore:
     def _send_reads(self) -> None:
         limit = READ_BATCH_LIMIT if self._open else len(self._reads)
         reads, self._reads = self._reads[:limit], self._reads[limit:]
-        self._reading = bool(reads)
+        self._reading = bool(reads) and self._open
         if not self._open:
-            closed = StoreClosed(about(self.path, "the store is closed"))
-            self._reads_ended([(future, None, closed) for _, future in reads])
+            for _, future in reads:
+                if not future.done():
+                    future.set_exception(StoreClosed(about(self.path, "the store is closed")))
         elif reads:
             self._loop.run_in_executor(self._reader, self._execute_reads, reads)
 
@@ -643,6 +638,12 @@ def _is_gone(db: sqlite3.Connection, id: str) -> bool:
     return db.execute("SELECT 1 FROM invocation WHERE id = ?", (id,)).fetchone() is None
 
 
+# Named, since SQLite would rather sort all that has ever settled, for each piece of a sweep.
+_DUE = (
+    f"SELECT id, revision FROM invocation INDEXED BY invocation_settled WHERE {SETTLED} AND updated_at <= ? "
+    f"AND {NOTHING_OPEN} ORDER BY updated_at LIMIT ?"
+)
+_DUE_OF_ID = f"SELECT id, revision FROM invocation WHERE id = ? AND {SETTLED} AND updated_at <= ? AND {NOTHING_OPEN}"
 _ROW = "id, handler, status, key, created_at, updated_at, due, sequence, wake, revision, state_checksum"
 _COUNTS = (  # each from an index alone; what is left is completed
     "SELECT NULL, handler, count(*) FROM invocation GROUP BY handler "

@@ -34,7 +34,7 @@ from perdure.errors import (
 from perdure.stores.sqlite.faults import Mismatch, about, explain, quietly
 from perdure.stores.sqlite.file import Opened, connect, side_file
 from perdure.stores.sqlite.keys import Keys, deadline_in_line
-from perdure.stores.sqlite.schema import NO_TIME, SETTLED, answer_checksum, frame_checksum, state_checksum
+from perdure.stores.sqlite.schema import NO_TIME, NOTHING_OPEN, SETTLED, answer_checksum, frame_checksum, state_checksum
 from perdure.stores.store import Committed, Transition, id_conflict, identity_of, unknown
 
 BATCH_LIMIT = 2_000
@@ -236,8 +236,6 @@ def _apply(
     frames: list[_FrameRow] = []
     changes: list[tuple[Any, ...]] = []
     inserts: list[tuple[Any, ...]] = []
-    answers: list[tuple[Any, ...]] = []
-    done: list[tuple[int, str]] = []
     seen: dict[str, bytes] = {}
     for unit in batch:
         if (transition := unit.transition) is not None:
@@ -247,15 +245,11 @@ def _apply(
                 frames.append((transition.id, revision, bytearray(unit.frame), checksum))
             if transition.status is not None:
                 changes.append(_change_row(transition, transition.status, now))
-            if transition.effects.answers:
-                answers += map(_answer_row, transition.effects.answers)
         for accept in unit.accepts:
             start = accept.start
             accept.new = not (alone or start.chosen or not unit.strict) or _is_new(db, seen, unit, start)
             if accept.new:
                 inserts.append(_row_of(accept, now))
-        if unit.done_messages:
-            done += [(answer_checksum(message, None), message) for message in unit.done_messages]
     if frames:
         _insert_frames(db, frames, tails)
     if inserts:
@@ -264,6 +258,17 @@ def _apply(
         db.executemany(_CHANGE_STATUS, changes)
     _write_messages_and_promote(db, batch, now)
     keys.apply(db, batch)
+    _write_answers(db, batch)
+
+
+def _write_answers(db: sqlite3.Connection, batch: Sequence[Unit]) -> None:
+    answers: list[tuple[Any, ...]] = []
+    done: list[tuple[int, str]] = []
+    for unit in batch:  # nearly all have neither
+        if unit.transition is not None and unit.transition.effects.answers:
+            answers += map(_answer_row, unit.transition.effects.answers)
+        if unit.done_messages:
+            done += [(answer_checksum(message, None), message) for message in unit.done_messages]
     if answers:
         db.executemany(_ANSWER, answers)
     if done:
@@ -302,10 +307,7 @@ def _promoted_row(sequence: int, start: Start, now: float) -> tuple[Any, ...]:
     return place, now, wake, state_checksum(start.id, "pending", place, now, wake, 0), start.id
 
 
-_MAY_GO = (
-    f"SELECT 1 FROM invocation WHERE id = ? AND {SETTLED} AND updated_at <= ? "
-    "AND NOT EXISTS (SELECT 1 FROM message WHERE invocation = invocation.id AND answered = 0)"
-)
+_MAY_GO = f"SELECT 1 FROM invocation WHERE id = ? AND {SETTLED} AND updated_at <= ? AND {NOTHING_OPEN}"
 _PURGE = (
     "DELETE FROM message WHERE invocation = ?",
     "DELETE FROM frame WHERE id = ?",
