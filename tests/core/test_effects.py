@@ -26,6 +26,8 @@ from perdure.core.journal import (
     Frame,
     Granted,
     Interrupted,
+    Join,
+    Joined,
     Message,
     OpenAwakeable,
     Outcome,
@@ -86,6 +88,7 @@ ANSWERED: list[tuple[Entry, Answer]] = [
     (CancelRequested(2.0, False, "m"), Answer("m")),
     (Paused(2.0, "because", "m"), Answer("m")),
     (Resumed(2.0, "m"), Answer("m")),
+    (Joined(2.0, Parent("up", 0, 1), "m"), Answer("m")),
     (Cancelled(2.0, True, "m"), Answer("m")),
     (Refused(2.0, "m", "too late"), Answer("m", "too late")),
 ]
@@ -167,3 +170,23 @@ def test_effects_are_a_function_of_the_frame():
         assert both == effects(one, two)
         apart = (effects(one), effects(two))
         assert both.answers == apart[0].answers + apart[1].answers
+
+
+def test_all_who_joined_are_told_the_outcome_each_under_an_id_of_its_own():
+    parents = [Parent("a", 0, 1), Parent("a", 0, 2), Parent("b", 1, 1)]
+    outcome = Completed(2.0, b"")
+    found = effects_of(START, Frame("w", 5.0, [outcome]), History(start=START, joined=parents))
+    assert [(each.to, each.id) for each in found.messages] == [
+        ("a", "settled:one:a:0:1"),
+        ("a", "settled:one:a:0:2"),
+        ("b", "settled:one:b:1:1"),
+    ]
+    assert {each.request for each in found.messages if isinstance(each.request, Settled)} == {
+        Settled(parent.generation, parent.n, "one", outcome) for parent in parents
+    }
+
+
+def test_a_child_of_a_chosen_id_is_joined_in_case_it_exists():
+    child = msgspec.structs.replace(CHILD, chosen=True, parent=Parent("one", 0, 1))
+    asked = Message("join:one:0:1", child.id, 5.0, Join(child))
+    assert effects(commands=[CallChild(1, child)]) == Effects(starts=(child,), messages=(asked,))

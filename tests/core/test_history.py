@@ -17,6 +17,7 @@ from perdure.core.journal import (
     Frame,
     Granted,
     Interrupted,
+    Joined,
     OpenAwakeable,
     Parent,
     Paused,
@@ -214,3 +215,14 @@ def test_children_are_open_until_they_answer():
     assert history.open_children() == [0, 2]
     assert history.waits_for_child(0, 0, "c")
     assert not history.waits_for_child(1, 0, "c")
+
+
+def test_who_joined_is_known_once_and_until_a_retry():
+    other = Parent("other", 0, 3)
+    folded = history(frame(Accepted(START)), frame(Joined(2.0, other, "m")))
+    folded.note(Joined(2.0, other, "m"))
+    assert folded.joined == [other]
+    assert folded.messages == {"m": None}
+    folded.add(frame(Failed(3.0, FAILURE)))
+    folded.add(frame(Retried(4.0, 1, None, 0, "r", 1, 0)))
+    assert folded.joined == []

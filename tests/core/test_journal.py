@@ -28,6 +28,8 @@ from perdure.core.journal import (
     Frame,
     Granted,
     Interrupted,
+    Join,
+    Joined,
     MarkPatch,
     Message,
     OpenAwakeable,
@@ -138,6 +140,7 @@ GOLDEN_ENTRIES: list[tuple[Entry, str]] = [
         Retried(1.5, 1, 2, 3, "message", 4, 5, [2], 6.5),
         "9aa772657472696564cb3ff8000000000000010203a76d65737361676504059102cb401a000000000000",
     ),
+    (Joined(1.5, Parent("up", 1, 3), "message"), ("94a66a6f696e6564cb3ff800000000000093a275700103a76d657373616765")),
     (Completed(1.5, b"\x01"), "93a9636f6d706c65746564cb3ff8000000000000c40101"),
     (
         Failed(1.5, FAILURE, 4),
@@ -159,6 +162,10 @@ GOLDEN_REQUESTS: list[tuple[Request, str]] = [
     (Pause(), "91a57061757365"),
     (Resume(), "91a6726573756d65"),
     (TryAgain(), "91a57265747279"),
+    (
+        Join(Start("id", "handler", b"\x80", 1.5, 2.5, 7)),
+        ("92a46a6f696e9ca26964a768616e646c6572c40180cb3ff8000000000000cb400400000000000007c0c0c0c290c400"),
+    ),
 ]
 GOLDEN_FRAME = (
     Frame("writer", 1.5, [Returned(1, 1.5, b"\x01")], [OpenAwakeable(4)], {"set": b"\x01", "deleted": None}, [2]),

@@ -23,6 +23,8 @@ from perdure.core.journal import (
     Failed,
     Frame,
     Interrupted,
+    Join,
+    Joined,
     Message,
     Outcome,
     Parent,
@@ -38,9 +40,10 @@ from perdure.core.journal import (
     Retried,
     Returned,
     Settled,
+    Start,
     TryAgain,
 )
-from perdure.core.messages import apply, may_retry
+from perdure.core.messages import apply, may_retry, reply_to
 from perdure.core.turn import Turn
 from tests.core.driver import START, Driver, child, make_turn, step
 
@@ -247,3 +250,45 @@ def test_what_a_message_becomes_can_be_delivered():
     assert isinstance(driver.outcome, Failed)
     assert (driver.outcome.cause, driver.outcome.failure.type) == (0, "perdure.errors.AwakeableRejected")
     driver.check_replay()
+
+
+# --- others who await it ----------------------------------------------------------------------------------------------
+CHOSEN = replace(START, parent=Parent("first", 0, 0), digest=b"1", chosen=True)
+OTHER = Parent("other", 2, 5)
+
+
+def joining(start: Start | None = None, **changes: Any) -> Message:
+    return Message("m", "one", 1.0, Join(replace(start or CHOSEN, **{"parent": OTHER, **changes})))
+
+
+def test_another_parent_joins_what_has_not_ended_and_is_told_at_once_what_has():
+    history = History(start=CHOSEN)
+    assert apply(joining(), history, None, 5.0) == Joined(5.0, OTHER, "m")
+    assert reply_to(joining(), CHOSEN, history, 5.0) is None
+    ended = History(start=CHOSEN, outcome=Completed(2.0, b"\x07"))
+    assert apply(joining(), ended, None, 5.0) is None
+    told = reply_to(joining(), CHOSEN, ended, 5.0)
+    assert told == Message("settled:one:other:2:5", "other", 5.0, Settled(2, 5, "one", Completed(2.0, b"\x07")))
+
+
+def test_the_parent_that_started_it_need_not_join(driver: Driver):
+    for parent in (CHOSEN.parent, None):
+        for history in (History(start=CHOSEN), History(start=CHOSEN, outcome=Completed(2.0, b""))):
+            assert apply(joining(parent=parent), history, None, 5.0) is None
+            assert reply_to(joining(parent=parent), CHOSEN, history, 5.0) is None
+    assert apply(joining(), History(), None, 5.0) is None
+    assert reply_to(Message("m", "one", 1.0, Pause()), CHOSEN, History(start=CHOSEN), 5.0) is None
+    assert sent(Join(replace(driver.start, parent=OTHER)), driver.turn) == Joined(5.0, OTHER, "m")
+
+
+@pytest.mark.parametrize("other", [{"handler": "another"}, {"digest": b"2"}, {"digest": b"", "input": b"\x90"}])
+def test_a_parent_that_meant_another_start_is_told_of_the_conflict(other: dict[str, Any]):
+    history = History(start=CHOSEN)
+    assert apply(joining(**other), history, None, 5.0) is None
+    told = reply_to(joining(**other), CHOSEN, history, 5.0)
+    assert told is not None
+    assert told.to == "other"
+    assert isinstance(told.request, Settled)
+    assert isinstance(told.request.outcome, Failed)
+    assert told.request.outcome.failure.type == "perdure.errors.IdConflict"
+    assert reply_to(joining(digest=b""), CHOSEN, history, 5.0) is None

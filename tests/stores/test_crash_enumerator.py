@@ -151,6 +151,12 @@ async def parent_of_sleeper(x: int) -> int:
 
 
 @workflow
+async def twins(x: int) -> tuple[int, int]:
+    """Two children of one id are one, whose outcome both get."""
+    return await asyncio.gather(child.using(id="shared")(x), child.using(id="shared")(x))
+
+
+@workflow
 async def sender(ctx: Context, x: int) -> str:
     await add(x, 1)
     return ctx.send(child, x)
@@ -222,6 +228,7 @@ SERVED: tuple[Workflow[..., Any], ...] = (
         parent,
         sleepy_parent,
         parent_of_sleeper,
+        twins,
         sender,
         asker,
         cleaner,
@@ -301,6 +308,7 @@ PROGRAMS = (
     Program("children", parent, 20, {"add 0 10": 1, "add 10 10": 1}, points=22, rows=3),
     Program("a child after a sleep", sleepy_parent, 10, {"add 0 10": 1}, points=17, rows=2),
     Program("a child that sleeps", parent_of_sleeper, 1, {"add 0 1": 1}, points=22, rows=2),
+    Program("a shared child", twins, (10, 10), {"add 0 10": 1}, points=23, rows=2),
     Program("send", sender, derived_id(ID, 0, 1), {"add 0 1": 1, "add 0 10": 1}, points=8, rows=2, twice=True),
     Program("awakeable", asker, 5, {"hand_out": 1, "add 5 0": 1}, resolve, points=10),
     Program("pause and resume", sleeper, 1, {"add 0 1": 1}, pause_and_resume, points=21),

@@ -21,7 +21,11 @@ from perdure.core.journal import (
     Completed,
     Frame,
     Granted,
+    Join,
+    Joined,
     Message,
+    Outcome,
+    Parent,
     Paused,
     Raised,
     Refused,
@@ -80,7 +84,8 @@ def effects_of(start: Start, frame: Frame, history: History, /) -> Effects:
 
     Who waits for an invocation is told its outcome once: not again in a later generation.
     """
-    if start.parent is None and start.key is None and not frame.cancels and _says_nothing(frame):
+    alone = start.parent is None and start.key is None and not history.joined
+    if alone and not frame.cancels and _says_nothing(frame):
         return NO_EFFECTS
     starts = [command.start for command in frame.commands if isinstance(command, (CallChild, SendStart))]
     messages: list[Message] = []
@@ -94,6 +99,7 @@ def effects_of(start: Start, frame: Frame, history: History, /) -> Effects:
                 | CancelRequested(message=str(message))
                 | Paused(message=str(message))
                 | Resumed(message=str(message))
+                | Joined(message=message)
                 | Retried(message=message)
                 | Cancelled(message=str(message))
             ):
@@ -108,6 +114,9 @@ def effects_of(start: Start, frame: Frame, history: History, /) -> Effects:
     if start.parent is not None and not history.generation and outcome is not None:
         told = Settled(start.parent.generation, start.parent.n, start.id, outcome)
         messages.append(Message(f"settled:{start.id}", start.parent.id, frame.at, told))
+    if outcome is not None:
+        messages += [outcome_for(parent, start.id, outcome, frame.at) for parent in history.joined]
+    messages += [join(each.start, frame.at) for each in frame.commands if type(each) is CallChild and each.start.chosen]
     if frame.cancels:
         force = isinstance(outcome, Cancelled) and outcome.forced
         name = "force" if force else "cancel"  # a forced one is not lost behind a plain one
@@ -120,6 +129,19 @@ def effects_of(start: Start, frame: Frame, history: History, /) -> Effects:
     if not (starts or messages or answers or release) and wake is None:
         return NO_EFFECTS
     return Effects(tuple(starts), tuple(messages), tuple(answers), wake, release)
+
+
+def outcome_for(parent: Parent, child: str, outcome: Outcome, at: float, /) -> Message:
+    """Return what tells an invocation that joined a child how that ended."""
+    id = f"settled:{child}:{parent.id}:{parent.generation}:{parent.n}"
+    return Message(id, parent.id, at, Settled(parent.generation, parent.n, child, outcome))
+
+
+def join(start: Start, at: float, /) -> Message:
+    """Return what makes a child of a chosen id tell who asks for it, if another start had the id before."""
+    parent = start.parent
+    assert parent is not None
+    return Message(f"join:{parent.id}:{parent.generation}:{parent.n}", start.id, at, Join(start))
 
 
 def _says_nothing(frame: Frame) -> bool:

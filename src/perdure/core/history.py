@@ -22,7 +22,9 @@ from perdure.core.journal import (
     Frame,
     Granted,
     Interrupted,
+    Joined,
     Outcome,
+    Parent,
     Paused,
     Raised,
     Refused,
@@ -53,6 +55,7 @@ class History(Struct):
     children: dict[int, Start] = {}
     children_ended: set[int] = set()  # those of them whose command is answered
     children_unwanted: set[int] = set()  # those of them whose end the body asked for
+    joined: list[Parent] = []  # who awaits it besides the one that started it
     messages: dict[str, str | None] = {}
     last: Frame | None = None  # the last frame that is more than a claim
     generation: int = 0  # how often it was retried
@@ -112,22 +115,26 @@ class History(Struct):
                 self.granted = generation
                 self.key_state = dict(state)
                 self.key_state_changed = False
-            case Paused(reason=reason, message=message):
-                self.paused = reason
-                self._answered(message)
-            case Resumed(message=message):
-                self.paused = None
-                self._answered(message)
+            case Paused() | Resumed():
+                self.paused = entry.reason if isinstance(entry, Paused) else None
+                self._answered(entry.message)
             case Refused(message=message, reason=reason):
                 self.messages[message] = reason
             case Retried():
                 self._retried(entry)
             case CancelRequested(message=message):
                 self._answered(message)
+            case Joined():
+                self._note_joined(entry)
             case Returned() | Raised() | Attempted() | Fired() | Interrupted():
                 self._note_answer(entry)
             case _:
                 assert_never(entry)
+
+    def _note_joined(self, entry: Joined) -> None:
+        if entry.message not in self.messages:
+            self.joined.append(entry.parent)
+            self._answered(entry.message)
 
     def _ended(self, outcome: Outcome) -> None:
         self.outcome = outcome
@@ -169,6 +176,7 @@ class History(Struct):
             return
         self.outcome = None
         self.paused = None
+        self.joined = []  # they were told
         self.generation = entry.generation
         self.retried_at = entry.at
         self.children = {n: start for n, start in self.children.items() if n < entry.issued}

@@ -257,6 +257,14 @@ class Refused(Struct, frozen=True, array_like=True, gc=False, tag="refused"):
     reason: str
 
 
+class Joined(Struct, frozen=True, array_like=True, gc=False, tag="joined"):
+    """Another invocation awaits this one, as a child whose id existed: it is told the outcome too."""
+
+    at: float
+    parent: Parent
+    message: str
+
+
 class Retried(Struct, frozen=True, array_like=True, gc=False, tag="retried"):
     """A failed invocation runs again, as generation `generation`: part of its journal is superseded.
 
@@ -324,6 +332,7 @@ Entry = (
     | Paused
     | Resumed
     | Refused
+    | Joined
     | Retried
     | Completed
     | Failed
@@ -394,11 +403,17 @@ class Resume(Struct, frozen=True, array_like=True, gc=False, tag="resume"):
     """End a pause."""
 
 
+class Join(Struct, frozen=True, array_like=True, gc=False, tag="join"):
+    """Tell `start.parent` the outcome too: it asked for this child by an id that was chosen, and may have existed."""
+
+    start: Start
+
+
 class TryAgain(Struct, frozen=True, array_like=True, gc=False, tag="retry"):
     """Run a failed invocation again, from what made it fail."""
 
 
-Request = Resolve | Reject | Settled | Cancel | Pause | Resume | TryAgain
+Request = Resolve | Reject | Settled | Cancel | Pause | Resume | TryAgain | Join
 
 
 class Message(Struct, frozen=True, array_like=True, gc=False):

@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import assert_never
 
 from perdure.core.codec import failure_of
+from perdure.core.effects import outcome_for
 from perdure.core.history import History
 from perdure.core.journal import (
     CallChild,
@@ -18,6 +19,8 @@ from perdure.core.journal import (
     Entry,
     Failed,
     Interrupted,
+    Join,
+    Joined,
     Message,
     OpenAwakeable,
     Pause,
@@ -31,11 +34,12 @@ from perdure.core.journal import (
     Resumed,
     Returned,
     Settled,
+    Start,
     TryAgain,
 )
 from perdure.core.lifecycle import SETTLED, Verb, refusal
 from perdure.core.turn import Turn
-from perdure.errors import AwakeableRejected, ChildCancelled, Undecodable
+from perdure.errors import AwakeableRejected, ChildCancelled, IdConflict, Undecodable
 
 
 def apply(message: Message, history: History, turn: Turn | None, at: float, /) -> Entry | None:
@@ -64,10 +68,40 @@ def apply(message: Message, history: History, turn: Turn | None, at: float, /) -
             return Paused(at, "asked for", message.id)
         case Resume():
             return Resumed(at, message.id)
+        case Join():
+            return None if status in SETTLED else _joined(message, request, turn, history, at)
         case TryAgain():  # the one that was applied before
             return None
         case _:
             assert_never(request)
+
+
+def _joined(message: Message, request: Join, turn: Turn | None, history: History, at: float) -> Entry | None:
+    known = turn.start if turn is not None else history.start
+    parent = request.start.parent
+    if known is None or parent is None or parent == known.parent or not _same(request.start, known):
+        return None
+    return Joined(at, parent, message.id)
+
+
+def reply_to(message: Message, start: Start, history: History, at: float, /) -> Message | None:
+    """Return what is to be sent back at once for a message that no entry is made of."""
+    if not isinstance(request := message.request, Join):
+        return None
+    parent = request.start.parent
+    if parent is None or parent == start.parent:
+        return None  # it started this invocation, and is told
+    if not _same(request.start, start):
+        text = f"invocation {start.id!r} exists with another workflow or input: choose another id for this child"
+        failure = failure_of(IdConflict(text, invocation_id=start.id))
+        return outcome_for(parent, start.id, Failed(at, failure), at)
+    return None if history.outcome is None else outcome_for(parent, start.id, history.outcome, at)
+
+
+def _same(one: Start, other: Start) -> bool:
+    digests = one.digest and other.digest
+    same_input = one.digest == other.digest if digests else one.input == other.input
+    return one.handler == other.handler and same_input
 
 
 _VERBS: dict[type[Request], Verb] = {Pause: "pause", Resume: "resume", Cancel: "cancel", TryAgain: "retry"}

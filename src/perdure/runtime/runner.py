@@ -55,7 +55,7 @@ from perdure.core.journal import (
     Start,
     Status,
 )
-from perdure.core.messages import apply, may_retry
+from perdure.core.messages import apply, may_retry, reply_to
 from perdure.core.turn import Pending, Ready, Turn, timed_out
 from perdure.errors import (
     AnnotationUnresolved,
@@ -291,6 +291,7 @@ class Runner:
         If a retry is among what came, it is next, and what came after it waits.
         """
         answers: list[Answer] = []
+        replies: list[Message] = []
         enlist: Enlist | None = None
         then = self._settled
         taken, self._inbox = [*self._taken, *self._inbox], []
@@ -308,14 +309,18 @@ class Runner:
                         enlist = Enlist(start.key, following)
                         then = self._look_for_key
                     break
-                entry = apply(delivery.item, self.history, None, self._home.clock.now())
+                at = self._home.clock.now()
+                entry = apply(delivery.item, self.history, None, at)
+                if (reply := reply_to(delivery.item, start, self.history, at)) is not None:
+                    replies.append(reply)
                 known = self.history.messages.get(delivery.item.id, "")
                 if known is None:
                     answers.append(Answer(delivery.item.id))
                 elif isinstance(entry, Refused):
                     answers.append(Answer(delivery.item.id, entry.reason))
         effects = self._effects_to_redo(start)
-        effects = replace(effects, answers=(*effects.answers, *answers), enlist=enlist)
+        messages = (*effects.messages, *replies)
+        effects = replace(effects, messages=messages, answers=(*effects.answers, *answers), enlist=enlist)
         transition = Transition(self.id, self.revision, None, effects, self.history.status, True, taken)
         self._commit(transition, then)
 
@@ -577,6 +582,8 @@ class Runner:
             return
         entry = apply(message, self.history, turn, at)
         if entry is None:
+            if (start := self._start) is not None and (reply := reply_to(message, start, self.history, at)) is not None:
+                self._redo = replace(self._redo, messages=(*self._redo.messages, reply))
             return
         self.history.note(entry)
         entries.append(entry)

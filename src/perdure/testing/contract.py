@@ -33,6 +33,8 @@ from perdure.core.journal import (
     Frame,
     Granted,
     Interrupted,
+    Join,
+    Joined,
     MarkPatch,
     Message,
     OpenAwakeable,
@@ -1180,6 +1182,8 @@ class StoreContract:
             assert waiting is not None
             ended = self.frame(Accepted(waiting), Cancelled(waiting.at, message=message.id))
             await self.commit(waiting, 0, ended, "cancelled", delivery)
+            _, late = await inbox.next_message()  # it waited for a start that will not come now
+            assert isinstance(late.request, Pause)
             assert await store.key("k") == Key("a0")
             await self.settled(start, revision)
             await self.granted(inbox, "a2")
@@ -1709,7 +1713,7 @@ def requests() -> list[Request]:
     """Return one request of each type."""
     failed = Failed(1.0, failure_of(ValueError("v")))
     found: list[Request] = [Resolve(1, b"\xc0"), Reject(1, "r"), Settled(0, 1, "c", failed), Cancel(force=True)]
-    found += [Pause(), Resume(), TryAgain()]
+    found += [Pause(), Resume(), TryAgain(), Join(Start("c", "handler", b"\x80", 1.0, 1.0, 7))]
     assert {type(each) for each in found} == set(get_args(Request))
     return found
 
@@ -1735,6 +1739,7 @@ def samples(start: Start) -> tuple[list[Entry], list[Command]]:
         Failed(2.0, failure, 7),
         Cancelled(2.0, forced=True, message="m7"),
         Retried(2.0, 1, 7, 9, "m8", 3, 2, [7, 8]),
+        Joined(2.0, Parent("up", 1, 2), "m9"),
     ]
     commands: list[Command] = [
         CallStep(0, "step", b"digest"),
