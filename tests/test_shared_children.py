@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
@@ -18,10 +18,9 @@ broken: set[str] = set()
 
 
 @pytest.fixture(autouse=True)
-def clean() -> Iterator[None]:
+def clean() -> None:
     ran.clear()
     broken.clear()
-    yield
 
 
 @step(retry=Retry(max_attempts=1))
@@ -92,8 +91,8 @@ async def test_child_of_an_id_that_has_another_input_or_workflow_fails_its_paren
     client: Client,
 ) -> None:
     first = await client.start(holds.using(id="held"))
+    await client.start(shared.using(id="shared"), "x", 0.0)
     with pytest.raises(IdConflict, match="'shared' exists with another"):
-        await client.run(shared.using(id="shared"), "x", 0.0)
         await asyncio.wait_for(client.run(awaits, "y"), 10)
     assert await asyncio.wait_for(client.run(awaits, "x"), 10) == "got x"
 
