@@ -1,6 +1,6 @@
 """Show that the embedded engine carries what it must: many suspended invocations, many timers, a sweep of old ones.
 
-    python -m benchmarks.scale [--only suspended reopened timers sweep] [--stores sqlite memory] [--count 100000]
+    python -m benchmarks.scale [--only suspended reopened timers line sweep] [--stores sqlite memory] [--count 100000]
 
 Each part runs in a process of its own, through the public client with default settings (SQLite with synchronous=FULL,
 in a temporary folder), and prints what it measured beside its bar. The exit status is 1 if a bar is missed.
@@ -10,6 +10,8 @@ in a temporary folder), and prints what it measured beside its bar. The exit sta
   journals themselves there); resolving all of them, until the last has ended, may take 60 s.
 * reopened: a process that finds as many of them when it opens the file, and resolves them.
 * timers: 10,000 invocations that wake at one instant, and 1,000 that sleep 0 to 1,000 ms: all do, and none early.
+* line: as many wait for one key whose holder is suspended. They take no memory of the worker to speak of, and when the
+  holder ends they run one at a time, in the order of acceptance, and each once.
 * sweep: as many settled invocations are purged while others run. What commits meanwhile is not held up, and the space
   in the file is used again.
 """
@@ -88,6 +90,20 @@ async def sleeps(ctx: Context, seconds: float) -> None:
     await note_lateness(due)
 
 
+@workflow
+async def holds(ctx: Context) -> None:
+    promise = ctx.awakeable(bool)
+    await hand_out(promise.id)
+    await promise
+
+
+@workflow
+async def count_in_key(ctx: Context) -> int:
+    count = ctx.get("count", int, default=0) + 1
+    ctx.set("count", count)
+    return count
+
+
 @step
 async def add_one(number: int) -> int:
     return number + 1
@@ -96,6 +112,9 @@ async def add_one(number: int) -> int:
 @workflow
 async def one_step(number: int) -> int:
     return await add_one(number)
+
+
+SERVED = (approval, wakes_at, sleeps, holds, count_in_key, one_step)
 
 
 # --- what parts share -------------------------------------------------------------------------------------------------
@@ -131,7 +150,7 @@ async def serving(url: str, ids: Path, mode: str) -> AsyncGenerator[Client]:
     """Open a store with a worker of all workflows here."""
     with ids.open(mode) as file:
         handed_out[:] = [file]
-        async with connect(url) as client, client.worker(approval, wakes_at, sleeps, one_step):
+        async with connect(url) as client, client.worker(*SERVED):
             yield client
 
 
@@ -183,6 +202,27 @@ async def reopened(url: str, folder: Path, count: int) -> dict[str, float]:
         measured["grown by MB"] = resident_mb() - before
         measured |= await resolve_all(client, folder / "ids", IN_FLIGHT + 1 + count)
         measured["in the end, MB"] = resident_mb() - before
+    return measured
+
+
+# --- line -------------------------------------------------------------------------------------------------------------
+async def line(url: str, folder: Path, count: int) -> dict[str, float]:
+    async with serving(url, folder / "ids", "w") as client:
+        await in_lanes(range(IN_FLIGHT), lambda _: client.run(one_step, 1))  # warm
+        holder = await client.start(holds.using(key="k"))
+        gc.collect()
+        before = resident_mb()
+        measured = {"accepted in s": await in_lanes(range(count), lambda _: client.start(count_in_key.using(key="k")))}
+        last = await client.start(count_in_key.using(key="k"))
+        await asyncio.sleep(CALM_SECONDS)
+        measured["grown by MB"] = resident_mb() - before
+        handed_out[0].flush()
+        started = time.perf_counter()
+        await client.resolve((folder / "ids").read_text().strip(), True)
+        measured["place of the last"] = await last.result()
+        passed = time.perf_counter() - started
+        assert (await holder.describe()).status == "completed"
+        measured |= {"a second, one at a time": (count + 1) / passed, "counted": (await client.state("k"))["count"]}
     return measured
 
 
@@ -264,6 +304,7 @@ PARTS: dict[str, Part] = {
     "left_suspended": left_suspended,
     "reopened": reopened,
     "timers": timers,
+    "line": line,
     "sweep": sweep,
 }
 BARS: dict[tuple[str, str], Callable[[dict[str, float]], list[tuple[str, bool]]]] = {
@@ -280,6 +321,10 @@ BARS: dict[tuple[str, str], Callable[[dict[str, float]], list[tuple[str, bool]]]
     ],
     ("timers", "sqlite"): lambda of: timer_bars(of),
     ("timers", "memory"): lambda of: timer_bars(of),
+    ("line", "sqlite"): lambda of: [
+        (f"grown by less than {GROWTH_LIMIT_MB:.0f} MB", of["grown by MB"] < GROWTH_LIMIT_MB),
+        ("each ran once, the last one last", of["counted"] == of["place of the last"] > 1),
+    ],
     ("sweep", "sqlite"): lambda of: [
         (
             f"p99 during a sweep less than {SWEEP_LATENCY_LIMIT_MS:.0f} ms",
@@ -324,7 +369,7 @@ def report(part: str, store: str, count: int) -> bool:
 def main() -> None:
     """Parse the options, run the parts, and exit with 1 if a bar is missed."""
     options = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    options.add_argument("--only", nargs="*", default=["suspended", "reopened", "timers", "sweep"])
+    options.add_argument("--only", nargs="*", default=["suspended", "reopened", "timers", "line", "sweep"])
     options.add_argument("--stores", nargs="*", default=["sqlite", "memory"])
     options.add_argument("--count", type=int, default=COUNT)
     options.add_argument("--measure", nargs=3, help=argparse.SUPPRESS)
