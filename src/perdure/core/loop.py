@@ -169,6 +169,8 @@ class Loop(asyncio.AbstractEventLoop):
                         handle._run()  # noqa: SLF001
                     except SystemExit:
                         continue
+                    finally:
+                        del handle  # from 3.12 on what a task raised keeps this frame, which would keep the task
         finally:
             _set_running_loop(previous)
             sys.set_asyncgen_hooks(*hooks)

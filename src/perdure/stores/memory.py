@@ -521,4 +521,10 @@ class MemoryStore:
         return future
 
     def _soon(self, callback: Callable[[], Any]) -> None:
-        asyncio.get_running_loop().call_soon(lambda: None if self._down else callback())
+        process = self._dispatcher  # what one process had in mind, the next does not do
+
+        def do() -> None:
+            if process is self._dispatcher and not self._down:
+                callback()
+
+        asyncio.get_running_loop().call_soon(do)

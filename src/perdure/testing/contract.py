@@ -1051,17 +1051,13 @@ class StoreContract:
             frame = self.frame(self.claim(2), Returned(1, 1.0, b"\xc0"), Released(now, None))
             await self.commit(other, other_revision, frame, "suspended")
             due = now + 0.2
-            while store.clock.now() < due + self.calm:
-                try:
-                    delivery = await asyncio.wait_for(inbox.next(), due + self.calm - store.clock.now())
-                except TimeoutError:
-                    break
+            while True:
+                delivery = await inbox.next()
                 # A wake is a hint: one that was replaced may still come. The one that counts must.
                 assert isinstance(delivery.item, Wake)
                 inbox.subscription.acknowledge(delivery)
                 if delivery.id == start.id and store.clock.now() >= due:
                     return
-            raise AssertionError("the wake of the last release did not come")
 
     async def test_wake_of_settled_invocation_is_gone(self) -> None:
         async with self.opened() as store:

@@ -57,8 +57,12 @@ def side_file(path: str) -> str:
 def connect(path: str) -> sqlite3.Connection:
     with explained(path):
         db = sqlite3.connect(path, isolation_level=None, check_same_thread=False, cached_statements=64)
-        db.execute("PRAGMA synchronous = FULL")
-        db.execute("PRAGMA busy_timeout = 5000")
+        try:
+            db.execute("PRAGMA synchronous = FULL")
+            db.execute("PRAGMA busy_timeout = 5000")
+        except sqlite3.Error:
+            db.close()
+            raise
         return db
 
 
