@@ -105,7 +105,7 @@ def started(*arguments: str, cwd: Path) -> Generator[subprocess.Popen[str]]:
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        preexec_fn=_hear_interrupts,  # noqa: PLW1509  nothing else runs in a thread here
+        preexec_fn=_hear_interrupts,  # nothing else runs in a thread here
     )
     with process:
         try:
