@@ -15,9 +15,7 @@ never inside a host task, so that the body's tasks can be entered on every Pytho
 from __future__ import annotations
 
 import asyncio
-import heapq
 import logging
-import random
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Protocol
@@ -45,12 +43,10 @@ from perdure.core.journal import (
     Message,
     Outcome,
     Paused,
-    Raised,
     Refused,
     Released,
     Resume,
     Resumed,
-    Returned,
     SetTimer,
     Start,
     Status,
@@ -58,17 +54,11 @@ from perdure.core.journal import (
 from perdure.core.messages import apply, may_retry, reply_to
 from perdure.core.turn import Pending, Ready, Turn, timed_out
 from perdure.errors import (
-    AnnotationUnresolved,
     Conflict,
-    IoInWorkflow,
-    LimitExceeded,
     PerdureError,
-    ServiceUnknown,
     StoreClosed,
-    Undecodable,
-    Unencodable,
-    too_large,
 )
+from perdure.runtime.agenda import DEADLINE, Agenda
 from perdure.runtime.steps import Attempt
 from perdure.stores.store import (
     Clock,
@@ -77,7 +67,6 @@ from perdure.stores.store import (
     Key,
     Store,
     Subscription,
-    Timer,
     Transition,
     Wake,
     committed,
@@ -95,12 +84,6 @@ STOP_POLL_SECONDS = 0.002
 
 COMMIT_PATIENCE_SECONDS = 10.0
 """How long a stopping worker waits for a last commit that its store does not take."""
-
-DEADLINE = -1
-"""Stands for the invocation's own time limit among the numbers of commands."""
-
-_HOPELESS = (*(AnnotationUnresolved, IoInWorkflow, LimitExceeded, ServiceUnknown, Undecodable, Unencodable),)
-"""Failures of a step that another attempt cannot change."""
 
 log = logging.getLogger("perdure.worker")
 
@@ -142,13 +125,11 @@ class Runner:
     """Runs one invocation. Made with its first delivery; `take` gives it the others."""
 
     __slots__ = (
-        "_alarm",
-        "_alarm_at",
+        "_agenda",
         "_all_done",
         "_arrivals",
         "_begun_early",
         "_busy",
-        "_due",
         "_force_frame",
         "_granted",
         "_has_written",
@@ -207,9 +188,7 @@ class Runner:
         self._running: dict[int, Attempt] = {}
         self._left_behind: set[Attempt] = set()  # ended for the journal, but still running
         self._to_begin: list[tuple[int, Work, int, int]] = []  # durable commands that wait for a slot
-        self._due: list[tuple[float, int]] = []
-        self._alarm: Timer | None = None
-        self._alarm_at = float("inf")
+        self._agenda: Agenda | None = None  # made when something is due of itself
         self._busy = False  # a read or a commit is in flight
         self._outage = False  # ... and is tried again in a moment
         self._stopping = False
@@ -358,8 +337,8 @@ class Runner:
         ready = turn.ready()
         if turn.unseen:
             self._report_unseen(turn)
-        self._due.clear()
-        self._push_deadline(start)
+        self._forget_times()
+        self._note_deadline(start)
         said = {command.n for command in ready.commands}.union(ready.cancels)  # `_write` and `_durable` see to these
         for n, pending in turn.pending.items():
             if n not in said:
@@ -441,13 +420,9 @@ class Runner:
                 self._stuck = self._explain(turn)
                 self._forget_turn()
                 return
-            self._due.clear()
+            self._forget_times()
             self._resume_commands(turn)
-        self._push_deadline(start)
-
-    def _push_deadline(self, start: Start) -> None:
-        if start.timeout is not None:
-            heapq.heappush(self._due, ((self.history.retried_at or start.due) + start.timeout, DEADLINE))
+        self._note_deadline(start)
 
     def _explain(self, turn: Turn) -> str:
         hint = ""
@@ -476,11 +451,11 @@ class Runner:
                 elif pending.cancel_requested:
                     self._arrivals.append(Interrupted(n, self._home.clock.now()))
                 elif pending.retry_due > self._home.clock.now():
-                    heapq.heappush(self._due, (pending.retry_due, n))
+                    self._note_time(pending.retry_due, n)
                 else:
                     self._queue(n, pending)
             case SetTimer(due=due):
-                heapq.heappush(self._due, (due, n))
+                self._note_time(due, n)
             case _:
                 pass
 
@@ -557,11 +532,11 @@ class Runner:
             turn.deliver(entry)
             entries.append(entry)
             if type(entry) is Attempted:
-                heapq.heappush(self._due, (entry.due, entry.n))
+                self._note_time(entry.due, entry.n)
         if self._inbox:
             self._take_inbox(turn, at, entries, answers)
-        if self._due and self._due[0][0] <= at and self.history.paused is None and self.history.outcome is None:
-            self._fire_due(turn, at, entries)
+        if self._agenda is not None and self.history.paused is None and self.history.outcome is None:
+            self._fire_due(self._agenda, turn, at, entries)
 
     def _take_inbox(self, turn: Turn, at: float, entries: list[Entry], answers: list[Answer]) -> None:
         inbox, self._inbox = self._inbox, []
@@ -612,9 +587,8 @@ class Runner:
                 return True
         return False
 
-    def _fire_due(self, turn: Turn, at: float, entries: list[Entry]) -> None:
-        while self._due and self._due[0][0] <= at:
-            _, n = heapq.heappop(self._due)
+    def _fire_due(self, agenda: Agenda, turn: Turn, at: float, entries: list[Entry]) -> None:
+        while (n := agenda.pop(at)) is not None:
             entry: Entry | None = None
             if n == DEADLINE and turn.waits_for_key:  # it never ran: there is nothing to clean up
                 late = timed_out(turn.start, at)
@@ -683,7 +657,7 @@ class Runner:
         turn = self.turn
         for command in ready.commands:
             if type(command) is SetTimer and turn is not None and command.n in turn.pending:
-                heapq.heappush(self._due, (command.due, command.n))
+                self._note_time(command.due, command.n)
         release = outcome is None and not begins and not self._running and not self._arrivals
         frame_entries = [*self._preamble(start, at), *entries]
         if release:
@@ -845,7 +819,7 @@ class Runner:
         self._begun_early.clear()
         if self._to_begin:
             self._begin_waiting()
-        if self._due and not released:
+        if self._agenda is not None and not released:
             self._arm()  # while the turn is there to ask: a time limit must end a step that runs
         if self._home.always_replay:
             self._forget_turn()
@@ -923,59 +897,40 @@ class Runner:
             self._left_behind.add(attempt)
         if self.closed or (self._stopping and task.cancelled()):
             return
-        self._arrivals.append(self._entry_of(n, number, attempt, task))
+        home = self._home
+        self._arrivals.append(attempt.fact(n, number, home.clock.now(), home.store.payload_limit, home.failure_of))
         self._home.schedule(self)
 
-    def _entry_of(self, n: int, number: int, attempt: Attempt, task: asyncio.Task[bytes]) -> Answering:
-        """Turn the end of an attempt into the fact to journal."""
-        at = self._home.clock.now()
-        if task.cancelled():
-            if attempt.cancelled:
-                return Interrupted(n, at)
-            error: BaseException = RuntimeError(
-                f"step {attempt.work.name!r} raised CancelledError, though nobody had cancelled it"
-            )
-        elif (raised := task.exception()) is None:
-            value = task.result()
-            limit = self._home.store.payload_limit
-            if len(value) <= limit:
-                return Returned(n, at, value)
-            error = too_large(f"the result of step {attempt.work.name!r}", len(value), limit)
-        else:
-            error = raised
-        failure = self._home.failure_of(error)
-        if not isinstance(error, _HOPELESS) and not attempt.cancelled:
-            wait = attempt.work.retry.delay(error, number, random.random())  # noqa: S311  jitter, not a secret
-            if wait is not None:
-                return Attempted(n, at, number, failure, at + wait)
-        return Raised(n, at, failure)
-
     # --- time ---------------------------------------------------------------------------------------------------------
+    def _note_time(self, at: float, n: int) -> None:
+        if self._agenda is None:
+            self._agenda = Agenda(self._home.clock, self._rung)
+        self._agenda.add(at, n)
+
+    def _note_deadline(self, start: Start) -> None:
+        if start.timeout is not None:
+            self._note_time((self.history.retried_at or start.due) + start.timeout, DEADLINE)
+
+    def _forget_times(self) -> None:
+        if self._agenda is not None:
+            self._agenda.clear()
+
     def _next_due(self) -> float | None:
         """Return when something is due of itself, dropping what is not wanted any more."""
-        if self.history.paused is not None:
+        if self._agenda is None or self.history.paused is not None:
             return None
-        due, turn = self._due, self.turn
-        while due and turn is not None and due[0][1] != DEADLINE and due[0][1] not in turn.pending:
-            heapq.heappop(due)
-        return due[0][0] if due else None
+        return self._agenda.next(None if self.turn is None else self.turn.pending)
 
     def _arm(self) -> None:
         due = self._next_due()
-        if due is not None and due < self._alarm_at:
-            self._disarm()
-            self._alarm_at = due
-            self._alarm = self._home.clock.call_at(due, self._rung)
+        if self._agenda is not None and due is not None:
+            self._agenda.arm(due)
 
     def _disarm(self) -> None:
-        if self._alarm is not None:
-            self._alarm.cancel()
-            self._alarm = None
-        self._alarm_at = float("inf")
+        if self._agenda is not None:
+            self._agenda.disarm()
 
     def _rung(self) -> None:
-        self._alarm = None
-        self._alarm_at = float("inf")
         self._home.schedule(self)
 
     # --- slots, idleness and the end ----------------------------------------------------------------------------------

@@ -1,7 +1,8 @@
 """Steps on the host's loop: one attempt at a time, in a task or a thread, with its time limit.
 
 `Work` is what a step's command carries through the turn: the call of a decorated function, or a gRPC call. This module
-runs one attempt of it. When to try again, and what to journal, is the runner's affair.
+runs one attempt of it and says what fact its end is. When it begins, and what becomes of the fact, is the runner's
+affair.
 """
 
 from __future__ import annotations
@@ -9,13 +10,28 @@ from __future__ import annotations
 import asyncio
 import concurrent.futures
 import contextvars
+import random
 from collections.abc import Callable
 from typing import Any, Protocol
 
+from perdure.core.codec import Failure
+from perdure.core.journal import Answering, Attempted, Interrupted, Raised, Returned
+from perdure.errors import (
+    AnnotationUnresolved,
+    IoInWorkflow,
+    LimitExceeded,
+    ServiceUnknown,
+    Undecodable,
+    Unencodable,
+    too_large,
+)
 from perdure.workflow import StepInfo, Work, current_step
 
 THREADS_LIMIT = 64
 """Sync steps that one worker runs at the same time; the others wait for a thread."""
+
+_HOPELESS = (AnnotationUnresolved, IoInWorkflow, LimitExceeded, ServiceUnknown, Undecodable, Unencodable)
+"""Failures of a step that another attempt cannot change."""
 
 
 class Place(Protocol):
@@ -46,6 +62,35 @@ class Attempt:
     async def _run_in_time(self, info: StepInfo, timeout: float) -> bytes:
         async with asyncio.timeout(timeout):
             return await self.work.run(self, info)
+
+    def fact(
+        self, n: int, number: int, at: float, limit: int, failure_of: Callable[[BaseException], Failure], /
+    ) -> Answering:
+        """Return what to journal of this attempt's end, which is attempt `number` of command `n`.
+
+        `limit` is the most bytes that a result may have. A failure that another attempt may change says when that is
+        due.
+        """
+        task, work = self.task, self.work
+        if task.cancelled():
+            if self.cancelled:
+                return Interrupted(n, at)
+            error: BaseException = RuntimeError(
+                f"step {work.name!r} raised CancelledError, though nobody had cancelled it"
+            )
+        elif (raised := task.exception()) is None:
+            value = task.result()
+            if len(value) <= limit:
+                return Returned(n, at, value)
+            error = too_large(f"the result of step {work.name!r}", len(value), limit)
+        else:
+            error = raised
+        failure = failure_of(error)
+        if not isinstance(error, _HOPELESS) and not self.cancelled:
+            wait = work.retry.delay(error, number, random.random())  # noqa: S311  jitter, not a secret
+            if wait is not None:
+                return Attempted(n, at, number, failure, at + wait)
+        return Raised(n, at, failure)
 
     def channel(self, service: str, /) -> Any:
         """Return the gRPC channel to a service."""
