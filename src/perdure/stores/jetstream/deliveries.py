@@ -90,6 +90,7 @@ class Deliveries:
         self._clock = clock
         self._find_start = find_start
         self.hands = Hands(
+            layout.shard,
             Post(
                 self._acknowledge,
                 self._give_up,
@@ -146,12 +147,13 @@ class Deliveries:
         self,
         handlers: Collection[str],
         deliver: Callable[[Delivery], None],
+        partitions: Collection[int] | None,
         lost: Callable[[str], None] | None,
         lease: float,
     ) -> Member:
         """Add a worker."""
         self.lease = lease
-        member = self.hands.join(handlers, deliver, lost)
+        member = self.hands.join(handlers, deliver, partitions, lost)
         before, self._joining = self._joining, None
         self._joining = asyncio.ensure_future(self._serve(before))
         self._tasks.add(self._joining)
@@ -174,11 +176,11 @@ class Deliveries:
                     name, settings = layout.consumer_of_starts(handler, self.lease)
                     await self._pull(name, settings, partial(self._starts_wanted, handler), self._start_came)
                     name, settings = layout.consumer_of_passed_on(handler, self.lease)
-                    await self._pull(name, settings, lambda: MESSAGES_LIMIT, self._message_came)
+                    await self._pull(name, settings, _messages_wanted, self._message_came)
                 name, settings = layout.consumer_of_messages(self.lease)
-                await self._pull(name, settings, lambda: MESSAGES_LIMIT, self._message_came)
+                await self._pull(name, settings, _messages_wanted, self._message_came)
                 name, settings = layout.consumer_of_keys(self.lease)
-                await self._pull(name, settings, lambda: MESSAGES_LIMIT, self._key_came)
+                await self._pull(name, settings, _messages_wanted, self._key_came)
             except StoreClosed:
                 return
             except StoreError as error:
@@ -189,7 +191,7 @@ class Deliveries:
         self._want()
 
     async def _pull(
-        self, name: str, settings: dict[str, Any], wanted: Callable[[], int], arrived: Callable[[Arrival], None]
+        self, name: str, settings: dict[str, Any], wanted: Callable[[int], int], arrived: Callable[[Arrival], None]
     ) -> None:
         if name in self._pullers:
             return
@@ -201,7 +203,10 @@ class Deliveries:
             *(ensure_consumer(self._wire, stream, name, found) for stream, found in zip(streams, each, strict=True))
         )
         if self._open:
-            self._pullers[name] = [Puller(self._wire, stream, name, wanted, arrived) for stream in streams]
+            self._pullers[name] = [
+                Puller(self._wire, stream, name, partial(wanted, shard), arrived)
+                for shard, stream in enumerate(streams)
+            ]
             self._want()
 
     def _left(self, _: Member) -> None:
@@ -375,9 +380,9 @@ class Deliveries:
             for puller in pullers:
                 puller.ask(now)
 
-    def _starts_wanted(self, handler: str) -> int:
-        """Return how many starts of a handler are wanted of each shard."""
-        room = self.hands.room(handler)
+    def _starts_wanted(self, handler: str, shard: int) -> int:
+        """Return how many starts of a handler are wanted of a shard."""
+        room = self.hands.room(handler, shard)
         if room <= 0:
             return 0
         in_hand = sum(len(member.held) + member.credit for member in self.hands.members)
@@ -646,6 +651,10 @@ class Deliveries:
         token = Token(offer.reply, offer.sequence, self._loop.time(), offer.urgent)
         self._wire.publish(reply, TAKEN)
         self._hand_to_owner(member, Delivery(offer.id, "", item, offer.attempt, token=token))
+
+
+def _messages_wanted(_shard: int) -> int:
+    return MESSAGES_LIMIT
 
 
 def _is_same(one: Delivery, other: Delivery) -> bool:

@@ -52,15 +52,20 @@ class Member:
         hands: Hands,
         handlers: frozenset[str],
         deliver: Callable[[Delivery], None],
+        partitions: Collection[int] | None,
         lost: Callable[[str], None] | None,
     ) -> None:
         self.handlers = handlers
+        self.partitions = partitions
         self.deliver = deliver
         self.lost = lost
         self.credit = 0
         self.open = True
         self.held: dict[str, Hold] = {}
         self._hands = hands
+
+    def takes(self, shard: int) -> bool:
+        return self.partitions is None or shard in self.partitions
 
     def request(self, starts: int, /) -> None:
         self.credit += starts
@@ -91,20 +96,25 @@ class Post(Struct):
 class Hands:
     """Hands deliveries to members."""
 
-    def __init__(self, post: Post) -> None:
+    def __init__(self, shard_of: Callable[[str], int], post: Post) -> None:
+        self._shard_of = shard_of
         self._post = post
         self.members: list[Member] = []
         self._owners: dict[str, Member] = {}
-        self._queues: dict[str, deque[Delivery]] = {}
+        self._queues: dict[tuple[str, int], deque[Delivery]] = {}  # by handler and shard
         self._parked: dict[str, list[Delivery]] = {}  # messages for invocations that have not begun
         self.taken: deque[tuple[Member, Delivery]] = deque()  # starts given to a member, to be looked at first
         self._shaken: set[str] = set()  # invocations whose holder here ended without releasing them
 
     # --- members ------------------------------------------------------------------------------------------------------
     def join(
-        self, handlers: Collection[str], deliver: Callable[[Delivery], None], lost: Callable[[str], None] | None
+        self,
+        handlers: Collection[str],
+        deliver: Callable[[Delivery], None],
+        partitions: Collection[int] | None,
+        lost: Callable[[str], None] | None,
     ) -> Member:
-        member = Member(self, frozenset(handlers), deliver, lost)
+        member = Member(self, frozenset(handlers), deliver, partitions, lost)
         self.members.append(member)
         return member
 
@@ -157,7 +167,7 @@ class Hands:
 
     def _put_back(self, delivery: Delivery) -> None:
         if self.serves(delivery.handler):
-            self._queues.setdefault(delivery.handler, deque()).appendleft(delivery)
+            self._queue_of(delivery).appendleft(delivery)
         else:
             self._give_up(delivery)
 
@@ -190,7 +200,10 @@ class Hands:
     # --- starts -------------------------------------------------------------------------------------------------------
     def queue(self, delivery: Delivery) -> None:
         """Take a start; it goes out when a worker that serves it has room."""
-        self._queues.setdefault(delivery.handler, deque()).append(delivery)
+        self._queue_of(delivery).append(delivery)
+
+    def _queue_of(self, delivery: Delivery) -> deque[Delivery]:
+        return self._queues.setdefault((delivery.handler, self._shard_of(delivery.id)), deque())
 
     def pump(self) -> None:
         """Take queued starts out while there is room, to be looked at and then handed over."""
@@ -207,10 +220,11 @@ class Hands:
             self._post.examine()
         self._post.wants()
 
-    def room(self, handler: str) -> int:
-        """Return how many more starts of a handler are wanted."""
-        credit = sum(member.credit for member in self.members if handler in member.handlers)
-        return max(0, credit - len(self._queues.get(handler, ())))
+    def room(self, handler: str, shard: int) -> int:
+        """Return how many more starts of a handler, from a shard, are wanted."""
+        credit = sum(member.credit for member in self.members if handler in member.handlers and member.takes(shard))
+        queued = sum(len(queue) for (queued, _), queue in self._queues.items() if queued == handler)
+        return max(0, credit - queued)
 
     def hand_taken(self, member: Member, delivery: Delivery) -> None:
         """Hand over a start that was looked at; if its member left meanwhile, it is queued again."""
@@ -392,7 +406,11 @@ class Hands:
 
     def _next_queue(self, member: Member) -> deque[Delivery] | None:
         """Return the served queue whose head came first."""
-        queues = [queue for handler in member.handlers if (queue := self._queues.get(handler))]
+        queues = [
+            queue
+            for (handler, shard), queue in self._queues.items()
+            if queue and handler in member.handlers and member.takes(shard)
+        ]
         if len(queues) < 2:
             return queues[0] if queues else None
         return min(queues, key=lambda queue: queue[0].token.at)

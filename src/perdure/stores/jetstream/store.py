@@ -47,6 +47,7 @@ from perdure.stores.jetstream.streams import prepare, read_secret
 from perdure.stores.jetstream.wire import Wire, WrongSequence
 from perdure.stores.notices import Feed, Notices
 from perdure.stores.store import (
+    LEASE_SECONDS,
     LINE_LIMIT,
     PAYLOAD_LIMIT_BYTES,
     Committed,
@@ -65,7 +66,6 @@ from perdure.stores.store import (
 
 T = TypeVar("T")
 
-LEASE_SECONDS = 15.0
 POLL_SECONDS = 1.0
 """How often an outcome or answer that somebody waits for is looked for, in case its push was lost."""
 CLOSING_SECONDS = 5.0
@@ -377,7 +377,7 @@ class JetStreamStore:
         lease: float = LEASE_SECONDS,
     ) -> Member:
         self._check()
-        return self._deliveries.join(handlers, deliver, lost, lease)
+        return self._deliveries.join(handlers, deliver, partitions, lost, lease)
 
     def serves(self, handler: str, /) -> bool | None:
         return self._deliveries.hands.serves(handler)

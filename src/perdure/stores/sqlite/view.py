@@ -50,6 +50,8 @@ class SqliteView(SqliteStore):
         deliver: Callable[[Delivery], None],
         *,
         partitions: Collection[int] | None = None,
+        lost: Callable[[str], None] | None = None,
+        lease: float = LEASE_SECONDS,
     ) -> Member:
         self._refuse("no worker can serve it")
 
