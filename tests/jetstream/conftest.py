@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+import os
+import random
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tests.jetstream.server import Server
+from tests.scenarios.conftest import MakeLab
+from tests.scenarios.engine import Options
+from tests.scenarios.lab import JetStreamLab, Lab
 
 _numbers = itertools.count()
 
@@ -29,3 +35,33 @@ def own_nats(tmp_path: Path) -> Iterator[Server]:
 @pytest.fixture
 def namespace() -> str:
     return f"test{next(_numbers)}"
+
+
+@pytest.fixture
+async def make_lab(nats: Server, namespace: str, tmp_path: Path) -> AsyncIterator[MakeLab]:
+    """Make a lab with options, up and running, with a lease of one second."""
+    labs: list[Lab] = []
+
+    async def make(**options: Any) -> Lab:
+        folder = tmp_path / f"lab{len(labs)}"
+        lab = JetStreamLab(folder, Options(**{"lease": 1.0, **options}), nats.url, f"{namespace}x{len(labs)}")
+        labs.append(lab)
+        await lab.up()
+        return lab
+
+    yield make
+    for lab in labs:
+        await lab.close()
+
+
+@pytest.fixture
+async def lab(make_lab: MakeLab) -> Lab:
+    return await make_lab()
+
+
+@pytest.fixture
+def seed(request: pytest.FixtureRequest) -> int:
+    """A seed, printed, so that a failure can be repeated: `PERDURE_SEED=... pytest`."""
+    value = int(os.environ.get("PERDURE_SEED") or random.randrange(2**32))
+    print(f"seed of {request.node.name}: {value}")
+    return value
