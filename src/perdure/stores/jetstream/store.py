@@ -14,6 +14,7 @@ from collections.abc import Awaitable, Callable, Collection, Sequence
 from functools import partial
 from typing import Any, TypeVar
 
+import msgspec
 from msgspec.structs import replace
 
 from perdure.core.effects import Effects
@@ -26,13 +27,12 @@ from perdure.core.journal import (
     Outcome,
     Start,
     Status,
-    decode_frame,
     decode_message,
     decode_start,
     encode_message,
     encode_start,
 )
-from perdure.errors import Conflict, StoreClosed, StoreError, StoreUnavailable
+from perdure.errors import Conflict, PerdureError, StoreClosed, StoreError, StoreUnavailable
 from perdure.stores.clock import SystemClock
 from perdure.stores.jetstream.answers import Answers
 from perdure.stores.jetstream.blobs import Blobs
@@ -41,6 +41,7 @@ from perdure.stores.jetstream.hands import Member
 from perdure.stores.jetstream.index import Scan
 from perdure.stores.jetstream.journals import NOTHING, Journals, Tail
 from perdure.stores.jetstream.keys import LIMIT, Keys
+from perdure.stores.jetstream.lanes import Lanes
 from perdure.stores.jetstream.layout import SHARDS, Facts, Layout, facts_of, facts_of_start, lines_of
 from perdure.stores.jetstream.purge import Purge
 from perdure.stores.jetstream.streams import prepare, read_secret
@@ -65,6 +66,9 @@ from perdure.stores.store import (
 )
 
 T = TypeVar("T")
+
+_encode_outcome = msgspec.msgpack.Encoder().encode
+_decode_outcome: Callable[[bytes], Outcome] = msgspec.msgpack.Decoder(Outcome).decode
 
 POLL_SECONDS = 1.0
 """How often an outcome or answer that somebody waits for is looked for, in case its push was lost."""
@@ -108,6 +112,7 @@ class JetStreamStore:
         )
         self._answers = Answers(wire, layout, self._notices)
         self._purge = Purge(wire, layout, self._journals, self._blobs, self._deliveries, self.clock)
+        self._lanes = Lanes(self._place)
         self._watched: dict[str, int] = {}  # ids whose end is listened for, with the subscription
         self._writing = 0
         self._written: asyncio.Future[None] | None = None
@@ -155,10 +160,13 @@ class JetStreamStore:
         self._check()
         if len(starts) == 1:
             start = starts[0]
-            if not start.chosen and start.key is None and start.due <= self.clock.now():
-                data = encode_start(start)
-                if not self._blobs.is_large(data):
-                    return self._submit_plain(start, data)
+            if start.due <= self.clock.now():
+                if start.key is not None:
+                    return self._work(self._submit_keyed(start, self._lanes.add(start)))
+                if not start.chosen:
+                    data = encode_start(start)
+                    if not self._blobs.is_large(data):
+                        return self._submit_plain(start, data)
         return self._work(self._submit(starts))
 
     def _submit_plain(self, start: Start, data: bytes) -> asyncio.Future[list[bool]]:
@@ -178,6 +186,52 @@ class JetStreamStore:
 
         self.wire.put(self.layout.start(start.handler, start.id), data, told, expected=0, headers=lines_of(facts))
         return future
+
+    async def _submit_keyed(self, _: Start, placed: asyncio.Future[bool]) -> list[bool]:
+        return [await placed]
+
+    async def _place(self, key: str, starts: Sequence[Start], sent: bool) -> list[bool | Exception]:
+        """Give starts their places in the line of a key: first their ids, all together, then the places."""
+        tails = await self._journals.tails([*dict.fromkeys(start.id for start in starts if start.chosen)])
+        room = None
+        if not sent:
+            room = self.line_limit - await self._keys.waiting(key)
+            if room < len(starts) and (await self._keys.read(key)).holder is None:
+                room += 1
+
+        async def take_id(start: Start) -> bool | Exception:
+            tail = tails.get(start.id, NOTHING)
+            try:
+                if not sent:
+                    await self._check_identity(start, tail)
+                if tail.has_frames:
+                    return False
+                return await self._reserve(start, tail, sent)
+            except PerdureError as error:
+                return error
+
+        full: dict[int, Exception] = {}
+        for n, start in enumerate(starts):
+            if room is not None and tails.get(start.id, NOTHING).facts.kind in ("none", "gone"):
+                if room <= 0:
+                    full[n] = line_full(key, self.line_limit - room)
+                else:
+                    room -= 1
+        results: list[bool | Exception] = list(
+            await asyncio.gather(*(_be(full[n]) if n in full else take_id(start) for n, start in enumerate(starts)))
+        )
+        now = self.clock.now()
+        placed: list[Start] = []
+        for start, result in zip(starts, results, strict=True):
+            if isinstance(result, Exception):
+                continue
+            if result or not (await self._journals.tail(start.id)).has_frames:
+                placed.append(start)
+                if start.timeout is not None:  # so that it ends in time even if its key never comes
+                    await self._deliveries.set_wake(start.id, "limit", start.due + start.timeout, LIMIT)
+        if placed:
+            await self._keys.join(key, placed, now)
+        return results
 
     def _work(self, work: Awaitable[T]) -> asyncio.Future[T]:
         """Do something that the closing of the store waits for."""
@@ -239,6 +293,8 @@ class JetStreamStore:
 
     async def _accept(self, start: Start, tail: Tail, *, sent: bool = False) -> bool:
         """Make a start durable; false if its id exists. What a workflow sends with an id that exists is dropped."""
+        if start.key is not None and start.due <= self.clock.now():
+            return await self._lanes.add(start, sent=True)  # a client's have been counted
         new = True
         if start.chosen or start.key is not None:
             if tail.has_frames:
@@ -276,10 +332,7 @@ class JetStreamStore:
         if start.due > now:
             return await self._schedule(start, facts)
         if start.key is not None:
-            if start.timeout is not None:  # so that it ends in time even if its key never comes
-                await self._deliveries.set_wake(start.id, "limit", start.due + start.timeout, LIMIT)
-            await self._keys.join(start, now)
-            return True
+            return await self._lanes.add(start, sent=True)
         if reserved:
             facts = _quiet(facts)
         facts, data = await self._blobs.save(start.id, facts, encode_start(start))
@@ -297,7 +350,7 @@ class JetStreamStore:
         if start.key is not None:
             target = self.layout.nudge(start.key, self.layout.journal(start.id).rpartition(".")[2])
         headers = self._deliveries.schedule_headers(start.due, target)
-        subject = self.layout.schedule(start.id, "start")
+        subject = self.layout.delayed(start.id, start.key)
         try:
             await self.wire.store(subject, data, expected=0, headers=headers + lines_of(facts))
         except WrongSequence:
@@ -312,11 +365,11 @@ class JetStreamStore:
             start = await self._journals.start(id)
             if start is None:
                 return None
-            subject = self.layout.schedule(id, "start")
+            subject = self.layout.delayed(id, start.key)
             if await self.wire.last(self.layout.stream_of(subject), subject) is not None:
                 return start, True
             return start, start.key is not None and await self._keys.is_waiting(start.key, id)
-        for subject in (self.layout.schedule(id, "start"), self.layout.any_start(id), self.layout.any_start(id)):
+        for subject in (self.layout.delayed(id, None), self.layout.any_start(id), self.layout.any_start(id)):
             stored = await self.wire.last(self.layout.stream("Q", self.layout.shard(id)), subject)
             if stored is not None:
                 data = await self._blobs.load(id, facts_of(stored.headers), stored.data)
@@ -432,7 +485,7 @@ class JetStreamStore:
         self.wire.put(
             self.layout.journal(transition.id),
             data,
-            partial(self._appended, transition, told, tail, facts, data),
+            partial(self._appended, transition, told, tail, facts),
             expected=tail.sequence,
             headers=lines_of(facts),
         )
@@ -443,14 +496,11 @@ class JetStreamStore:
         told: Committed,
         tail: Tail,
         facts: Facts,
-        data: bytes,
         sequence: int,
         error: StoreError | None,
     ) -> None:
         if error is None:
             self._journals.note(transition.id, Tail(sequence, facts))
-            if transition.outcome is not None:
-                self._tell_settled(transition.id, transition.outcome, data)
             self._follow(transition, told, sequence)
         elif isinstance(error, WrongSequence):
             asyncio.ensure_future(self._look_again(transition, told, tail))
@@ -527,7 +577,9 @@ class JetStreamStore:
         ended = transition.released or transition.outcome is not None
         if ended and effects.wake is not None:
             # A wake is replaced after the effects, like an acknowledgement: it may be what redoes them.
-            if effects.wake <= self.clock.now():
+            if self._deliveries.may_nap(id, transition.acknowledge, effects.wake):
+                pass
+            elif effects.wake <= self.clock.now():
                 await self._deliveries.wake_now(id)
             else:
                 tail = self._journals.known(id)
@@ -535,6 +587,10 @@ class JetStreamStore:
                 await self._deliveries.set_wake(id, f"due.{epoch}", effects.wake, DUE)
         if self._may_leave_start(transition):
             await self.wire.purge(self.layout.stream("Q", self.layout.shard(id)), self.layout.schedules(id))
+            tail = self._journals.known(id)
+            if tail is not None and tail.facts.key is not None:
+                subject = self.layout.delayed(id, tail.facts.key)
+                await self.wire.purge(self.layout.stream_of(subject), subject)
             await self.wire.purge(self.layout.stream("Q", self.layout.shard(id)), self.layout.any_start(id))
 
     async def _send(self, start: Start) -> None:
@@ -551,11 +607,17 @@ class JetStreamStore:
 
     def _followed(self, transition: Transition, told: Committed, revision: int) -> None:
         ended = transition.released or transition.outcome is not None
-        if ended and transition.outcome is not None:
+        if (outcome := transition.outcome) is not None:
+            # Only now: who is told may look at what follows from it, as the state of its key.
+            self._tell_settled(transition.id, outcome)
             tail = self._journals.known(transition.id)
             if tail is not None and tail.facts.wake > self.clock.now():
                 subject = self.layout.schedules(transition.id)
                 self._deliveries.spawn(self.wire.purge(self.layout.stream_of(subject), subject))
+        if transition.released and (wake := transition.effects.wake) is not None:
+            self._deliveries.nap(transition.id, transition.acknowledge, wake)
+        elif ended:
+            self._deliveries.end_nap(transition.id)
         if transition.frame is not None or ended:
             self._deliveries.hands.committed(
                 transition.id,
@@ -570,8 +632,9 @@ class JetStreamStore:
         self._tell(told, revision, None)
 
     # --- watching -----------------------------------------------------------------------------------------------------
-    def _tell_settled(self, id: str, outcome: Outcome, data: bytes) -> None:
+    def _tell_settled(self, id: str, outcome: Outcome) -> None:
         self._loop.call_soon(self._notices.settled, id, outcome)
+        data = _encode_outcome(outcome)
         self.wire.publish(self.layout.settled(id), b"" if self._blobs.is_large(data) else data)
 
     def watch(self, id: str, /) -> asyncio.Future[Outcome]:
@@ -588,7 +651,7 @@ class JetStreamStore:
             self.wire.forget(sid)
 
     def _was_settled(self, id: str, _subject: str, _reply: str, data: bytes, _headers: bytes) -> None:
-        outcome = decode_frame(data).outcome if data else None
+        outcome = _decode_outcome(data) if data else None
         if outcome is not None:
             self._notices.settled(id, outcome)
         else:
@@ -641,13 +704,15 @@ class JetStreamStore:
 
     async def start(self, id: str, /) -> Start | None:
         self._check()
-        tail = await self._journals.tail(id)
-        if tail.has_frames:
-            return await self._journals.start(id)
-        if tail.facts.kind == "gone":
-            return None
-        found = await self._find_start(id, tail)
-        return None if found is None else found[0]
+        for _ in range(2):  # it may begin between the two looks
+            tail = await self._journals.tail(id)
+            if tail.has_frames:
+                return await self._journals.start(id)
+            if tail.facts.kind == "gone":
+                return None
+            if (found := await self._find_start(id, tail)) is not None:
+                return found[0]
+        return None
 
     async def key(self, name: str, /) -> Key:
         self._check()
@@ -673,8 +738,11 @@ class JetStreamStore:
 
     async def row(self, id: str, /) -> Row | None:
         self._check()
-        tail = await self._journals.tail(id)
-        return await self._index.row(id, tail, self._find_start)
+        for _ in range(2):  # it may begin between the two looks
+            tail = await self._journals.tail(id)
+            if (row := await self._index.row(id, tail, self._find_start)) is not None:
+                return row
+        return None
 
     async def search(self, filter: Filter, /) -> list[Row]:
         self._check()
@@ -691,6 +759,10 @@ class JetStreamStore:
             rows = [row for row in rows if row.id == id]
         rows.sort(key=lambda row: row.updated_at)
         return await self._work(self._purge.remove([row.id for row in rows], limit))
+
+
+async def _be(error: Exception) -> Exception:
+    return error
 
 
 def _quiet(facts: Facts) -> Facts:
