@@ -106,12 +106,12 @@ class Deliveries:
             Post(
                 self._acknowledge,
                 self._give_up,
-                lambda id: self.spawn(self.wake_now(id)),
+                lambda id, token: self.spawn(self._wake_instead(id, token)),
                 self._drop_lease,
                 self._examine_soon,
                 self._want_soon,
                 self._left,
-            )
+            ),
         )
         self.lease = 15.0
         self._pullers: dict[str, list[Puller]] = {}
@@ -177,6 +177,11 @@ class Deliveries:
         self.hands.pump()
         return member
 
+    async def ready(self) -> None:
+        """Wait until what is served is pulled."""
+        if self._joining is not None:
+            await asyncio.wait([self._joining])
+
     async def _serve(self, before: asyncio.Task[None] | None) -> None:
         """Pull for the handlers that are served now."""
         if before is not None:
@@ -185,15 +190,20 @@ class Deliveries:
         served = sorted({handler for member in self.hands.members for handler in member.handlers})
         while self._open:
             try:
-                for handler in served:
-                    name, settings = layout.consumer_of_starts(handler, self.lease)
-                    await self._pull(name, settings, partial(self._starts_wanted, handler), self._start_came)
-                    name, settings = layout.consumer_of_passed_on(handler, self.lease)
-                    await self._pull(name, settings, _messages_wanted, self._message_came)
-                name, settings = layout.consumer_of_messages(self.lease)
-                await self._pull(name, settings, _messages_wanted, self._message_came)
-                name, settings = layout.consumer_of_keys(self.lease)
-                await self._pull(name, settings, _messages_wanted, self._key_came)
+                lease = self.lease
+                pulls = [
+                    self._pull(
+                        *layout.consumer_of_starts(each, lease), partial(self._starts_wanted, each), self._start_came
+                    )
+                    for each in served
+                ]
+                pulls.append(self._pull(*layout.consumer_of_messages(lease), _messages_wanted, self._message_came))
+                pulls.append(self._pull(*layout.consumer_of_keys(lease), _messages_wanted, self._key_came))
+                pulls += [
+                    self._pull(*layout.consumer_of_passed_on(each, lease), _messages_wanted, self._message_came)
+                    for each in served
+                ]
+                await asyncio.gather(*pulls)
             except StoreClosed:
                 return
             except StoreError as error:
@@ -255,12 +265,15 @@ class Deliveries:
         waiting = [*self.hands.waiting(), *(delivery for delivery, _ in self._came)]
         holds = self.hands.close()
         tokens = [delivery.token for delivery in waiting]
-        urgent: list[str] = []
+        last: list[Coroutine[Any, Any, None]] = []
         for hold in holds:
-            tokens += [delivery.token for delivery in hold.deliveries]
-            tokens += [hold.kept, None if hold.woken is None else hold.woken.token]
-            if hold.claimed and hold.kept is None:
-                urgent.append(hold.id)
+            tokens += [each.token for each in hold.deliveries if not isinstance(each.item, Wake)]
+            wakes = [
+                each for each in (*hold.deliveries, hold.woken) if each is not None and isinstance(each.item, Wake)
+            ]
+            last += [self._wake_instead(hold.id, each.token) for each in wakes if isinstance(each.token, Token)]
+            if hold.claimed:
+                last.append(self._wake_instead(hold.id, hold.kept))
         tokens += [token for looks in self._looks.values() for token in looks]
         for token in tokens:
             if isinstance(token, Token):
@@ -269,7 +282,10 @@ class Deliveries:
         for nap in naps.values():
             nap.timer.cancel()
         if self._wire.is_up:
-            await asyncio.gather(*(self.wake_now(id) for id in urgent), *map(self._hand_nap_over, naps.values()))
+            await asyncio.gather(*last, *map(self._hand_nap_over, naps.values()))
+        else:
+            for each in last:
+                each.close()
 
     def reconnected(self) -> None:
         for pullers in self._pullers.values():
@@ -289,6 +305,15 @@ class Deliveries:
         if not token.done:
             token.done = True
             self._wire.hand_back(token.reply)
+
+    async def _wake_instead(self, id: str, token: Token | None) -> None:
+        """Have a wake bring an invocation, rather than the start with which it began."""
+        if token is not None and not token.is_start:
+            self._give_up(token)
+            return
+        await self.wake_now(id)
+        if token is not None:
+            self._acknowledge(token)
 
     async def wake_now(self, id: str) -> None:
         """Have the server wake an invocation."""
@@ -310,9 +335,7 @@ class Deliveries:
     async def set_wake(self, id: str, what: str, at: float, name: str) -> None:
         """Have the server wake an invocation at a time; `what` names the schedule, `name` the wake."""
         headers = self.schedule_headers(at, self._layout.wake(id, name))
-        await self._wire.store(
-            self._layout.schedule(id, what), b"", headers=headers + lines_of(Facts(id, kind="wake"))
-        )
+        await self._wire.store(self._layout.schedule(id, what), b"", headers=headers + lines_of(Facts(id, kind="wake")))
 
     # --- short waits --------------------------------------------------------------------------------------------------
     def may_nap(self, id: str, acknowledged: Sequence[Delivery], due: float) -> bool:

@@ -125,4 +125,3 @@ class Scan:
     def missed(self) -> None:
         """Have readers read: changes may have been missed while there was no connection."""
         self._notices.missed()
-

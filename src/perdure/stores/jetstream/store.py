@@ -192,7 +192,7 @@ class JetStreamStore:
 
     async def _place(self, key: str, starts: Sequence[Start], sent: bool) -> list[bool | Exception]:
         """Give starts their places in the line of a key: first their ids, all together, then the places."""
-        tails = await self._journals.tails([*dict.fromkeys(start.id for start in starts if start.chosen)])
+        tails = await self._journals.tails([*dict.fromkeys(start.id for start in starts if start.chosen or sent)])
         room = None
         if not sent:
             room = self.line_limit - await self._keys.waiting(key)
@@ -204,7 +204,7 @@ class JetStreamStore:
             try:
                 if not sent:
                     await self._check_identity(start, tail)
-                if tail.has_frames:
+                if tail.has_frames or (sent and tail.facts.kind == "gone"):
                     return False
                 return await self._reserve(start, tail, sent)
             except PerdureError as error:
@@ -225,7 +225,7 @@ class JetStreamStore:
         for start, result in zip(starts, results, strict=True):
             if isinstance(result, Exception):
                 continue
-            if result or not (await self._journals.tail(start.id)).has_frames:
+            if result or (await self._journals.tail(start.id)).facts.kind == "reserved":
                 placed.append(start)
                 if start.timeout is not None:  # so that it ends in time even if its key never comes
                     await self._deliveries.set_wake(start.id, "limit", start.due + start.timeout, LIMIT)
@@ -337,9 +337,7 @@ class JetStreamStore:
             facts = _quiet(facts)
         facts, data = await self._blobs.save(start.id, facts, encode_start(start))
         try:
-            await self.wire.store(
-                self.layout.start(start.handler, start.id), data, expected=0, headers=lines_of(facts)
-            )
+            await self.wire.store(self.layout.start(start.handler, start.id), data, expected=0, headers=lines_of(facts))
         except WrongSequence:
             return False
         return True
@@ -431,6 +429,10 @@ class JetStreamStore:
     ) -> Member:
         self._check()
         return self._deliveries.join(handlers, deliver, partitions, lost, lease)
+
+    async def ready(self) -> None:
+        """Wait until all that the workers here serve comes: the first worker of a handler makes its queue."""
+        await self._deliveries.ready()
 
     def serves(self, handler: str, /) -> bool | None:
         return self._deliveries.hands.serves(handler)
@@ -594,6 +596,9 @@ class JetStreamStore:
             await self.wire.purge(self.layout.stream("Q", self.layout.shard(id)), self.layout.any_start(id))
 
     async def _send(self, start: Start) -> None:
+        if start.key is not None and start.due <= self.clock.now():
+            await self._lanes.add(start, sent=True)  # before anything is awaited: in the order sent
+            return
         tail = await self._journals.tail(start.id) if start.chosen or start.key is not None else NOTHING
         if tail.facts.kind == "gone":
             return
