@@ -44,7 +44,7 @@ class Hold(Struct, eq=False):
     claimed: bool = False
     since: float = 0.0  # loop time of the claim
     kept: Token | None = None  # unacknowledged while claimed, so that it comes to another if this process dies
-    leased: float = 0.0  # loop time at which the wake for the end of the lease was last set; 0: there is none
+    leased: str = ""  # the schedule of the wake at the end of the lease, if there is one
     woken: Delivery | None = None  # a wake fell due meanwhile
     suspected: int = 0  # the sequence at which the journal was seen in nobody's hands
 

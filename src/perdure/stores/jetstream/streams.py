@@ -51,7 +51,7 @@ async def prepare(wire: Wire, layout: Layout, replicas: int | None) -> int:
 
 def _is_missing(answer: dict[str, object]) -> bool:
     error = answer.get("error")
-    return isinstance(error, dict) and error.get("err_code") == NO_STREAM  # pyright: ignore[reportUnknownMemberType]
+    return isinstance(error, dict) and bool(error.get("err_code") == NO_STREAM)  # pyright: ignore[reportUnknownMemberType]
 
 
 def _check_answer(answer: dict[str, object], name: str, where: str) -> None:

@@ -152,6 +152,10 @@ class _Connection(NatsClient):
             except Exception:
                 log.exception("a message on %s could not be handled", subject.decode())
 
+    @property
+    def version(self) -> str:
+        return str(self._server_info.get("version", ""))
+
     def send(self, command: bytes) -> None:
         """Send in this round of the loop, together with all else that is sent in it."""
         self._pending.append(command)
@@ -187,6 +191,7 @@ class Wire:
         self._options = options or {}
         self._connected = connected
         self._disconnected = disconnected
+        self.stream_of: Callable[[str], str]  # names the stream that takes a subject; set by the store
         self._handlers: dict[int, Arrived] = {}
         self._subjects: dict[int, str] = {}
         self._connection = _Connection(self._handlers)
@@ -200,6 +205,7 @@ class Wire:
         self._closed = False
         self._sweeper: asyncio.TimerHandle | None = None
         self._none_left: asyncio.Future[None] | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
         self.reconnects = 0
 
     # --- life ---------------------------------------------------------------------------------------------------------
@@ -283,7 +289,7 @@ class Wire:
 
     @property
     def server_version(self) -> str:
-        return str(self._connection._server_info.get("version", ""))
+        return self._connection.version
 
     def _went_down(self) -> None:
         if not self._up or self._closed:
@@ -469,7 +475,9 @@ class Wire:
             self._loop.call_later(RETRY_SECONDS / 10, self._send_put, put)
         elif error.err_code == WRONG_SEQUENCE:
             if put.sent > 1:
-                asyncio.ensure_future(self._look_for(put))
+                task = asyncio.ensure_future(self._look_for(put))
+                self._tasks.add(task)
+                task.add_done_callback(self._tasks.discard)
             else:
                 self._tell(put, 0, WrongSequence(f"jetstream: {put.subject}: {error.description}"))
         elif error.err_code in FULL:
@@ -495,9 +503,6 @@ class Wire:
                 self._put_lost(put)
             return
         self._tell(put, 0, WrongSequence(f"jetstream: {put.subject}: another message is there"))
-
-    stream_of: Callable[[str], str] = staticmethod(lambda subject: subject)
-    """Names the stream that takes a subject; set by the store."""
 
     def _tell(self, put: _Put, sequence: int, error: StoreError | None) -> None:
         if self._puts.pop(put, put) is put:
