@@ -23,7 +23,7 @@ from perdure.stores.jetstream.hands import Hands, Hold, Member, Post, Token
 from perdure.stores.jetstream.journals import Journals, Tail
 from perdure.stores.jetstream.keeping import DUE, RENEWALS_IN_A_LEASE, Keeper
 from perdure.stores.jetstream.keys import GRANTED, LIMIT, Keys
-from perdure.stores.jetstream.layout import Facts, Layout, lines_of
+from perdure.stores.jetstream.layout import Facts, Layout, facts_of, lines_of
 from perdure.stores.jetstream.layout import token as escape
 from perdure.stores.jetstream.pulls import Arrival, Puller
 from perdure.stores.jetstream.streams import ensure_consumer
@@ -77,6 +77,7 @@ class Deliveries:
         name: str,
         clock: Clock,
         find_start: Callable[[str, Tail], Coroutine[Any, Any, tuple[Start, bool] | None]],
+        refuse: Callable[[Message], Coroutine[Any, Any, None]],
     ) -> None:
         self._wire = wire
         self._layout = layout
@@ -86,6 +87,7 @@ class Deliveries:
         self._name = name
         self._clock = clock
         self._find_start = find_start
+        self._refuse = refuse
         self.keeper = keeper = Keeper(wire, layout, journals, name, clock, self.spawn)
         self.hands = keeper.hands = Hands(
             layout.shard,
@@ -457,13 +459,19 @@ class Deliveries:
         if (member := self.hands.owner(delivery.id)) is not None:
             self._hand_to_owner(member, delivery)
         elif tail.facts.kind == "gone":
-            self.keeper.acknowledge(delivery.token)
+            self.spawn(self._drop(delivery))
         elif not tail.has_frames:
             self.spawn(self._route_before_begin(delivery, name, tail))
         elif tail.facts.owner not in ("", self._name):
             self.spawn(self._offer(delivery, name, tail))
         else:
             self._deliver_here(delivery, name, tail)
+
+    async def _drop(self, delivery: Delivery) -> None:
+        """Refuse what is for an invocation that nobody has, or no longer."""
+        if isinstance(delivery.item, Message):
+            await self._refuse(delivery.item)
+        self.keeper.acknowledge(delivery.token)
 
     def _deliver_here(self, delivery: Delivery, name: str, tail: Tail) -> None:
         delivery.handler = tail.facts.handler
@@ -487,7 +495,7 @@ class Deliveries:
             if again.has_frames:
                 self._route(delivery, name, again)
             else:
-                self.keeper.acknowledge(delivery.token)  # nobody has this id
+                await self._drop(delivery)
             return
         start, put_off = found
         delivery.handler = start.handler
@@ -557,21 +565,34 @@ class Deliveries:
             await asyncio.sleep(min(OFFER_TIMEOUT_SECONDS, self.keeper.lease / 4))
             delivery.attempt = 2
             self._route_soon(delivery, name)
-        elif message == b"":
-            token.done = True  # he gets it himself when it comes again
         else:
             self._deliver_here(delivery, name, again)
 
     def _offered(self, _subject: str, reply: str, data: bytes, _headers: bytes) -> None:
         offer = _decode_offer(data)
         member = self.hands.owner(offer.id)
-        if member is None or not self._open or offer.message == b"":
+        if member is None or not self._open:
             self._wire.publish(reply, NOT_MINE)
+            return
+        if offer.message == b"":
+            self._wire.publish(reply, TAKEN)
+            self.spawn(self._fetch_offered(offer))
             return
         item: Message | Wake = Wake() if offer.message is None else decode_message(offer.message)
         token = Token(offer.reply, offer.sequence, self._loop.time(), offer.urgent)
         self._wire.publish(reply, TAKEN)
         self._hand_to_owner(member, Delivery(offer.id, "", item, offer.attempt, token=token))
+
+    async def _fetch_offered(self, offer: Offer) -> None:
+        """Read a large message that was offered; if it fails, the message is not renewed, and comes again."""
+        stream = offer.reply.split(".")[-7]
+        shard = self._layout.shard(offer.id)
+        found = await self._wire.batch(stream, f"{self._layout.namespace}.q.{shard}.>", offer.sequence, 1)
+        if found and found[0].sequence == offer.sequence:
+            facts = facts_of(found[0].headers)
+            message = decode_message(await self._blobs.load(offer.id, facts, found[0].data))
+            token = Token(offer.reply, offer.sequence, self._loop.time())
+            self._route_soon(Delivery(offer.id, "", message, offer.attempt, token=token), escape(message.id))
 
 
 def _messages_wanted(_shard: int) -> int:

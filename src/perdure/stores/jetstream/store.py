@@ -109,7 +109,7 @@ class JetStreamStore:
         self._notices = Notices()
         self._index = Scan(wire, layout, self._notices)
         self._deliveries = Deliveries(
-            wire, layout, self._journals, self._keys, self._blobs, self.name, self.clock, self._find_start
+            wire, layout, self._journals, self._keys, self._blobs, self.name, self.clock, self._find_start, self._refuse
         )
         self._answers = Answers(wire, layout, self._notices)
         self._purge = Purge(wire, layout, self._journals, self._blobs, self._deliveries, self.clock)
@@ -415,6 +415,9 @@ class JetStreamStore:
             )
         except WrongSequence:
             return 0
+
+    async def _refuse(self, message: Message) -> None:
+        await self._answers.give(message.to, Answer(message.id, str(unknown(message.to))))
 
     async def answer(self, message_id: str, /) -> Answer:
         self._check()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import secrets
+from typing import Any
 
 from perdure.errors import StoreError, StoreUnavailable, StoreUnfit
 from perdure.stores.jetstream.layout import Layout, check_settings, check_version
@@ -49,16 +50,14 @@ async def prepare(wire: Wire, layout: Layout, replicas: int | None) -> int:
     return int(found[0]["config"].get("num_replicas", 1))
 
 
-def _is_missing(answer: dict[str, object]) -> bool:
-    error = answer.get("error")
-    return isinstance(error, dict) and bool(error.get("err_code") == NO_STREAM)  # pyright: ignore[reportUnknownMemberType]
+def _is_missing(answer: dict[str, Any]) -> bool:
+    error: dict[str, Any] = answer.get("error") or {}
+    return error.get("err_code") == NO_STREAM
 
 
-def _check_answer(answer: dict[str, object], name: str, where: str) -> None:
-    error = answer.get("error")
-    if isinstance(error, dict):
-        text = error.get("description")  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
-        raise StoreUnfit(f"{where}: stream {name}: {text}")
+def _check_answer(answer: dict[str, Any], name: str, where: str) -> None:
+    if (error := answer.get("error")) is not None:
+        raise StoreUnfit(f"{where}: stream {name}: {error.get('description')}")
 
 
 async def _appear(wire: Wire, names: list[str]) -> bool:

@@ -27,7 +27,7 @@ from nats.errors import Error as NatsError
 
 from perdure.errors import StoreClosed, StoreError, StoreFull, StoreUnavailable
 
-REQUEST_TIMEOUT_SECONDS = 5.0
+REQUEST_TIMEOUT_SECONDS = 3.0
 """How long a server may take to answer, before a put is repeated and a read fails."""
 SWEEP_SECONDS = 1.0
 """How often requests are looked through for those that took too long."""
