@@ -18,6 +18,7 @@ from perdure.core.turn import Turn
 from perdure.runtime.runner import Runner
 from perdure.runtime.steps import Attempt
 from perdure.runtime.worker import Worker
+from perdure.stores.jetstream import JetStreamStore
 from perdure.stores.store import Delivery, Store
 from perdure.workflow import StepInfo, Work, Workflow
 from tests.scenarios import bodies, keyed
@@ -34,6 +35,7 @@ class Options(msgspec.Struct, frozen=True):
     delay: float = 0.0
     """Seconds by which deliveries to a worker are late, at most."""
     retention: float | None = None
+    lease: float = 15.0
 
 
 class Problem(msgspec.Struct, frozen=True):
@@ -136,6 +138,7 @@ class Engine:
             stop_grace=options.max_grace,
             translators=translators_in_use,
             retention=options.retention,
+            lease=options.lease,
         )
         worker.delay = options.delay
         await worker.__aenter__()
@@ -155,6 +158,12 @@ class Engine:
     async def crash(self) -> None:
         for worker in self._workers:
             await worker.crash()
+
+    async def ready(self) -> None:
+        """Wait until a worker's place at a server is made, where there is one."""
+        store = await self._client.opened()
+        if isinstance(store, JetStreamStore):
+            await store.ready()
 
     # --- the client ---------------------------------------------------------------------------------------------------
     async def start(self, handler: str, args: Sequence[Any], options: dict[str, Any]) -> str:

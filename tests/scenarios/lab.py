@@ -264,10 +264,10 @@ class MemoryLab(Lab):
         return msgspec.json.decode(msgspec.json.encode(value))
 
 
-class SqliteLab(Lab):
-    """In a process of its own on a SQLite file."""
+class ProcessLab(Lab):
+    """In a process of its own."""
 
-    store = "sqlite"
+    place: str
 
     def __init__(self, folder: Path, options: Options) -> None:
         super().__init__(folder, options)
@@ -284,7 +284,7 @@ class SqliteLab(Lab):
             environment["PYTHONHASHSEED"] = str(hash_seed)
         self._process = await asyncio.create_subprocess_exec(
             sys.executable,
-            *("-m", "tests.scenarios.host", str(self.folder / "db"), str(self.folder)),
+            *("-m", "tests.scenarios.host", self.place, str(self.folder)),
             msgspec.json.encode(options).decode(),
             cwd=ROOT,
             env=environment,
@@ -330,6 +330,11 @@ class SqliteLab(Lab):
             await process.stdin.wait_closed()
         self._process = None
 
+    def signal(self, number: int) -> None:
+        """Send a signal to the process."""
+        assert self._process is not None
+        self._process.send_signal(number)
+
     async def died(self) -> None:
         await self._ended()
 
@@ -351,3 +356,27 @@ class SqliteLab(Lab):
         with contextlib.suppress(BrokenPipeError, ConnectionResetError):
             await self._process.stdin.drain()
         return await asyncio.wait_for(answer, ASK_SECONDS)
+
+
+class SqliteLab(ProcessLab):
+    """On a SQLite file."""
+
+    store = "sqlite"
+
+    def __init__(self, folder: Path, options: Options) -> None:
+        super().__init__(folder, options)
+        self.place = str(folder / "db")
+
+
+class JetStreamLab(ProcessLab):
+    """On a NATS server, in a namespace of its own."""
+
+    store = "jetstream"
+
+    def __init__(self, folder: Path, options: Options, url: str, namespace: str) -> None:
+        super().__init__(folder, options)
+        self.place = f"{url}/{namespace}"
+
+    async def up(self, *, hash_seed: int | None = None, **changes: Any) -> None:
+        await super().up(hash_seed=hash_seed, **changes)
+        await self.ask("ready")

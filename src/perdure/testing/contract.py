@@ -530,8 +530,12 @@ class StoreContract:
             assert await store.row("child") is None
             await inbox.stays_empty(self.calm)
             await self.reopened()
-            inbox = self.inbox()
-            came = {type((await inbox.next()).item) for _ in range(2)}
+            inbox = self.inbox(room=5)  # a store may keep a claim by the start that was never acknowledged
+            came: set[type] = set()
+            for _ in range(2):
+                delivery = await inbox.next()
+                came.add(type(delivery.item))
+                inbox.subscription.acknowledge(delivery)
             assert came == {Wake, Message}, "the claim and its message are still there"
 
     async def test_conflict_of_one_commit_does_not_fail_others_of_the_same_moment(self) -> None:
@@ -932,7 +936,7 @@ class StoreContract:
     async def test_one_that_fails_when_told_does_not_keep_others_from_being_told(self) -> None:
         async with self.opened() as store:
             inbox = self.inbox()
-            begun = [await self.begun(inbox) for _ in range(3)]
+            begun = [await self.begun(inbox) for _ in range(6)]
             failures: list[object] = []
             asyncio.get_running_loop().set_exception_handler(lambda _, context: failures.append(context["exception"]))
             fault = RuntimeError("whoever is told fails")
@@ -941,9 +945,9 @@ class StoreContract:
                 raise fault
 
             commits: list[Awaitable[int]] = []
-            for start, revision in begun:
-                store.commit(Transition(start.id, revision, self.frame(Fired(1, 1.0))), fail)
-                commits.append(self.commit(start, revision + 1, self.frame(Fired(2, 1.0))))
+            for failing, other in zip(begun[::2], begun[1::2], strict=True):
+                store.commit(Transition(failing[0].id, failing[1], self.frame(Fired(1, 1.0))), fail)
+                commits.append(self.commit(*other, self.frame(Fired(2, 1.0))))
             await asyncio.gather(*commits)
             assert failures == [fault] * 3
 
@@ -1193,7 +1197,7 @@ class StoreContract:
             await self.granted(inbox, "a1")
             for generation in (0, 1):
                 again = Effects(release=Release("k", generation, {"x": b"lost"}))
-                await self.commit(start, revision + 1, None, "completed", effects=again)
+                await self.commit(start, revision, None, "completed", effects=again)
             assert await store.key("k") == Key("a1", 0, {"x": b"1"})
             await inbox.stays_empty(self.calm)
 
