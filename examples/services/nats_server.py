@@ -107,7 +107,7 @@ class Server:
     routes: tuple[int, ...] = ()
     """The cluster ports of all nodes."""
     _process: subprocess.Popen[bytes] | None = None
-    _guard: subprocess.Popen[bytes] | None = None
+    _guard: Guard | None = None
 
     @property
     def address(self) -> str:
@@ -137,7 +137,7 @@ class Server:
         """
         assert not self.running, "it runs already"
         self._process = self._spawn(detached=False)
-        self._guard = _end_with_this_process(self._process.pid)
+        self._guard = end_with_this_process(self._process.pid)
         if wait:
             self.wait_ready()
 
@@ -170,9 +170,8 @@ class Server:
         """End it at once (SIGKILL). Nothing happens when it does not run."""
         process, self._process = self._process, None
         guard, self._guard = self._guard, None
-        if guard is not None:  # first, so that it never meets another process of the same number
-            guard.kill()
-            guard.communicate()
+        if guard is not None:
+            guard.release()
         if process is not None:
             process.kill()
             process.wait()
@@ -345,15 +344,31 @@ def _folder(given: Path | None) -> Generator[Path]:
         shutil.rmtree(made, ignore_errors=True)  # what is left is the system's to sweep
 
 
-def _end_with_this_process(pid: int) -> subprocess.Popen[bytes] | None:
-    """Kill a process when this one ends without having done so: a shell reads from a pipe that only we hold open."""
-    if sys.platform == "win32":
-        return None
-    return subprocess.Popen(
-        ["/bin/sh", "-c", 'trap "" INT TERM; read -r _; kill -9 "$0" 2>/dev/null', str(pid)],
-        stdin=subprocess.PIPE,
-        start_new_session=True,
-    )
+class Guard:
+    """Kills a process when this one ends without having done so: a shell reads from a pipe that only we hold open."""
+
+    def __init__(self, pid: int) -> None:
+        command = ("/bin/sh", "-c", 'trap "" INT TERM; read -r _; kill -9 "$0" 2>/dev/null', str(pid))
+        self._shell = subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True)
+
+    def release(self) -> None:
+        """Let go, before the process is waited for: its number may be another's afterwards."""
+        self._shell.kill()
+        self._shell.communicate()
+
+
+def end_with_this_process(pid: int) -> Guard:
+    """Have a process killed when this one ends, however that is, unless the guard was released before."""
+    return Guard(pid)
+
+
+def end_on_sigterm() -> None:
+    """Make SIGTERM unwind this program, so that it takes along what it started."""
+
+    def end(number: int, _: object) -> None:
+        raise SystemExit(128 + number)
+
+    signal.signal(signal.SIGTERM, end)
 
 
 # --- on the command line ----------------------------------------------------------------------------------------------
@@ -407,7 +422,7 @@ def detached(folder: Path) -> list[int]:
 
 def _around(nodes: int, sync_interval: str, command: Sequence[str]) -> int:
     """Run `command` while a server or a cluster is up; its exit code."""
-    signal.signal(signal.SIGTERM, _end)
+    end_on_sigterm()
     options = Options(sync_interval=sync_interval)
     with cluster(options=options) if nodes > 1 else server(options=options) as nats:
         process = subprocess.Popen([part.replace("{url}", nats.url) for part in command])
@@ -417,10 +432,6 @@ def _around(nodes: int, sync_interval: str, command: Sequence[str]) -> int:
             if process.poll() is None:
                 process.terminate()
                 process.wait()
-
-
-def _end(number: int, _: object) -> None:
-    raise SystemExit(128 + number)
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -443,9 +454,13 @@ def main(arguments: Sequence[str]) -> int:
             each.add_argument("--folder", type=Path, default=FOLDER, help="configuration, data and logs")
         if verb == "up":
             each.add_argument("--port", type=int, default=PORT, help="that of the first node (default: %(default)s)")
-        if verb == "run":
-            each.add_argument("command", nargs="+", metavar="-- COMMAND")
-    options = parser.parse_args(arguments)
+    own, command = list(arguments), list[str]()
+    if "--" in own:
+        at = own.index("--")
+        own, command = own[:at], own[at + 1 :]
+    options = parser.parse_args(own)
+    if (options.verb == "run") is not bool(command):
+        parser.error("`run` needs a command after --, and the others take none")
     try:
         match options.verb:
             case "up":
@@ -454,7 +469,7 @@ def main(arguments: Sequence[str]) -> int:
             case "down":
                 print(f"{down(options.folder)} nats-server of {options.folder} ended. The data is still there.")
             case _:
-                return _around(options.nodes, options.sync, options.command)
+                return _around(options.nodes, options.sync, command)
     except RuntimeError as error:
         print(error, file=sys.stderr)
         return 1
