@@ -193,7 +193,9 @@ class Client(AbstractAsyncContextManager["Client"]):
         translators: Translators = tuple,
         stubs: StubMaker | None = None,
         retention: float | None = None,
+        shards: int = 1,
     ) -> None:
+        self._shards = shards
         self.translators = translators
         self._retention = retention
         self._stubs = stubs
@@ -431,8 +433,13 @@ class Client(AbstractAsyncContextManager["Client"]):
         addresses. `cache` suspended invocations are kept live. `lease` (seconds) and `partitions` are for stores
         shared by several processes; the embedded stores have one partition and need no lease.
         """
-        if partitions is not None and set(partitions) != {0}:
-            raise InvalidOption("worker(partitions=...): an embedded store has the one partition 0")
+        if partitions is not None:
+            partitions = {*partitions}
+            if not partitions or not partitions <= {*range(self._shards)}:
+                have = "an embedded store has the one partition 0"
+                if self._shards > 1:
+                    have = f"this store has the partitions 0 to {self._shards - 1}"
+                raise InvalidOption(f"worker(partitions={sorted(partitions)}): {have}")
         if seconds("lease", lease) < 1:
             raise InvalidOption(f"worker(lease={lease}): give at least 1 second")
         found = [each for given in workflows for each in workflows_of(given)]
@@ -448,6 +455,8 @@ class Client(AbstractAsyncContextManager["Client"]):
             translators=self.translators,
             stubs=self._stubs,
             retention=self._retention,
+            partitions=partitions,
+            lease=lease,
         )
 
     def blocking(self, *workers: Worker) -> AbstractContextManager[Blocking]:

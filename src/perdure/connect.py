@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from perdure.stores.store import Store
 
 DEFAULT_URL = "sqlite:perdure.db"
+JETSTREAM_SHARDS = 4
 _EXPECTED = "use memory:, sqlite:PATH, nats://HOST:PORT or http(s)://HOST:PORT"
 
 
@@ -45,7 +46,8 @@ def connect(
     """
     make_store = _store_of(url_in_use(url), payload_limit, read_only)
     kept = None if retention is None else seconds("connect(retention=…)", retention, positive=True)
-    return Client(make_store, channels_for, translators_in_use, make_stub, kept)
+    shards = JETSTREAM_SHARDS if url_in_use(url).startswith(("nats:", "tls:")) else 1
+    return Client(make_store, channels_for, translators_in_use, make_stub, kept, shards)
 
 
 def url_in_use(url: str | None) -> str:
@@ -78,7 +80,16 @@ def _store_of(url: str, payload_limit: int | None, read_only: bool) -> Callable[
             if read_only:
                 return lambda: SqliteView(path, payload_limit=limit)
             return lambda: SqliteStore(path, payload_limit=limit)
-        case "nats" | "tls" | "http" | "https":
+        case "nats" | "tls":
+            try:
+                from perdure.stores.jetstream import JetStreamStore  # noqa: PLC0415  nats-py is an extra
+            except ImportError as error:
+                raise InvalidOption(f"{scheme}: URLs need nats-py: pip install 'perdure[nats]' ({error})") from error
+            if read_only:
+                raise InvalidOption("connect('nats://...', read_only=True): only files can be opened so")
+            servers = [each if "://" in each else f"{scheme}://{each}" for each in url.split(",")]
+            return lambda: JetStreamStore(servers, payload_limit=limit)
+        case "http" | "https":
             raise BadUrl(
                 f"{_without_credentials(url)!r}: this release has no {scheme} store; use memory: or sqlite:PATH"
             )

@@ -43,6 +43,8 @@
     │       ├── StoreLocked               another process serves the file
     │       ├── StoreReadOnly             the file or folder cannot be written
     │       ├── StoreFull                 no space left
+    │       ├── StoreUnavailable          no server answers, or it lets nobody in
+    │       ├── StoreUnfit                the server is too old, or its streams are not as they must be
     │       └── StoreTooNew               written by a later release
     │
     └── internal: outside Perdure, seeing one is our bug ─────────────────────────────────────────
@@ -317,6 +319,14 @@ class StoreReadOnly(StoreError):
 
 class StoreFull(StoreError):
     """No space is left. What was acknowledged is safe; the rest was not recorded."""
+
+
+class StoreUnavailable(StoreError):
+    """No server answers there, or it does not let this client in."""
+
+
+class StoreUnfit(StoreError):
+    """The server is too old, or its streams are missing or have other settings than they must."""
 
 
 class StoreTooNew(StoreError):

@@ -31,6 +31,7 @@ class Options(msgspec.Struct, frozen=True):
     always_replay: bool = False
     max_grace: float = 10.0
     retention: float | None = None
+    lease: float = 15.0
 
 
 class Problem(msgspec.Struct, frozen=True):
@@ -126,6 +127,7 @@ class Engine:
             stop_grace=options.max_grace,
             translators=translators_in_use,
             retention=options.retention,
+            lease=options.lease,
         )
         await worker.__aenter__()
         self._workers.append(worker)

@@ -1,4 +1,5 @@
-"""A process that hosts a client and workers on a SQLite file: `python -m tests.scenarios.host DB FOLDER OPTIONS`.
+"""A process that hosts a client and workers on a SQLite file, `python -m tests.scenarios.host DB FOLDER OPTIONS`, or on a
+server, when DB is a URL with a namespace: `nats://HOST:PORT/NAMESPACE`.
 
 Operations come on stdin and answers go to stdout, one JSON object a line; it ends when stdin does, or is killed.
 """
@@ -14,7 +15,9 @@ from typing import Any, BinaryIO
 
 import msgspec
 
+from perdure.stores.jetstream import JetStreamStore
 from perdure.stores.sqlite import SqliteStore
+from perdure.stores.store import Store
 from tests.scenarios.engine import Engine, Options, Problem, log_into, problem_of
 from tests.scenarios.notes import open_notes
 
@@ -40,8 +43,15 @@ def tell(told: Told) -> None:
     sys.stdout.buffer.flush()
 
 
+def store_at(place: str) -> Store:
+    if not place.startswith("nats:"):
+        return SqliteStore(place)
+    url, _, namespace = place.rpartition("/")
+    return JetStreamStore([url], namespace=namespace, shards=2)
+
+
 async def serve(path: str, folder: Path, options: Options) -> None:
-    engine = Engine(lambda: SqliteStore(path), options)
+    engine = Engine(lambda: store_at(path), options)
     await engine.open()
     loop = asyncio.get_running_loop()
     over = loop.create_future()

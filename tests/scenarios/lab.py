@@ -264,10 +264,10 @@ class MemoryLab(Lab):
         return msgspec.json.decode(msgspec.json.encode(value))
 
 
-class SqliteLab(Lab):
-    """In a process of its own on a SQLite file."""
+class ProcessLab(Lab):
+    """In a process of its own."""
 
-    store = "sqlite"
+    place: str
 
     def __init__(self, folder: Path, options: Options) -> None:
         super().__init__(folder, options)
@@ -284,7 +284,7 @@ class SqliteLab(Lab):
             environment["PYTHONHASHSEED"] = str(hash_seed)
         self._process = await asyncio.create_subprocess_exec(
             sys.executable,
-            *("-m", "tests.scenarios.host", str(self.folder / "db"), str(self.folder)),
+            *("-m", "tests.scenarios.host", self.place, str(self.folder)),
             msgspec.json.encode(options).decode(),
             cwd=ROOT,
             env=environment,
@@ -351,3 +351,23 @@ class SqliteLab(Lab):
         with contextlib.suppress(BrokenPipeError, ConnectionResetError):
             await self._process.stdin.drain()
         return await asyncio.wait_for(answer, ASK_SECONDS)
+
+
+class SqliteLab(ProcessLab):
+    """On a SQLite file."""
+
+    store = "sqlite"
+
+    def __init__(self, folder: Path, options: Options) -> None:
+        super().__init__(folder, options)
+        self.place = str(folder / "db")
+
+
+class JetStreamLab(ProcessLab):
+    """On a NATS server, in a namespace of its own."""
+
+    store = "jetstream"
+
+    def __init__(self, folder: Path, options: Options, url: str, namespace: str) -> None:
+        super().__init__(folder, options)
+        self.place = f"{url}/{namespace}"

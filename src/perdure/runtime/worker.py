@@ -18,7 +18,7 @@ import threading
 import time
 import traceback
 from collections import OrderedDict, deque
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from typing import Any, Protocol, Self
 
 from perdure.core.codec import Failure, FailureTranslator, failure_of
@@ -28,7 +28,7 @@ from perdure.errors import InvalidOption, NameTaken, ServiceUnknown, too_large
 from perdure.runtime.retention import Sweep
 from perdure.runtime.runner import Runner
 from perdure.runtime.steps import THREADS_LIMIT, Attempt
-from perdure.stores.store import Clock, Delivery, Store, Subscription
+from perdure.stores.store import LEASE_SECONDS, Clock, Delivery, Store, Subscription
 from perdure.workflow import StepInfo, Work, Workflow
 
 CACHE_LIMIT = 1_000
@@ -78,6 +78,8 @@ class Worker:
         stubs: StubMaker | None = None,
         replace: Callable[[Work], Work] | None = None,
         retention: float | None = None,
+        partitions: Collection[int] | None = None,
+        lease: float = LEASE_SECONDS,
     ) -> None:
         if max_concurrent < 1:
             raise InvalidOption(f"worker(max_concurrent={max_concurrent}): give at least 1")
@@ -97,6 +99,8 @@ class Worker:
         self._stubs = stubs
         self._replace = replace
         self._retention = retention
+        self._partitions = partitions
+        self._lease = lease
         self._sweep: Sweep | None = None
         self._runners: dict[str, Runner] = {}
         self._cached: OrderedDict[str, Runner] = OrderedDict()
@@ -124,7 +128,9 @@ class Worker:
         self._collector = found if 0 < found[0] < COLLECTOR_THRESHOLD else None
         if self._collector is not None:
             gc.set_threshold(COLLECTOR_THRESHOLD, *found[1:])
-        self.subscription: Subscription = self.store.subscribe(self.workflows, self._deliver)
+        self.subscription: Subscription = self.store.subscribe(
+            self.workflows, self._deliver, partitions=self._partitions, lost=self._lost, lease=self._lease
+        )
         self._ask()
         if self._retention is not None:
             self._sweep = Sweep(self.store, self._retention)
@@ -191,6 +197,13 @@ class Worker:
             mail.append(delivery)
         else:
             self._admit(delivery)
+
+    def _lost(self, id: str) -> None:
+        """Close an invocation that another process has taken over: its steps are interrupted, unjournaled."""
+        runner = self._runners.pop(id, None)
+        if runner is not None:
+            self._cached.pop(id, None)
+            runner.close()
 
     def _admit(self, delivery: Delivery) -> None:
         runner = self._runners[delivery.id] = Runner(self, delivery)

@@ -33,6 +33,7 @@ from perdure.stores.dispatch import Dispatcher, Member
 from perdure.stores.liveness import Contents, breaches
 from perdure.stores.notices import Feed, Notices
 from perdure.stores.store import (
+    LEASE_SECONDS,
     LINE_LIMIT,
     PAYLOAD_LIMIT_BYTES,
     Committed,
@@ -274,6 +275,8 @@ class MemoryStore:
         deliver: Callable[[Delivery], None],
         *,
         partitions: Collection[int] | None = None,
+        lost: Callable[[str], None] | None = None,
+        lease: float = LEASE_SECONDS,
     ) -> Member:
         self._check()
         member = self._dispatcher.join(handlers, deliver)

@@ -111,6 +111,14 @@ class Notices:
         """Return a future of the next outcome of an invocation."""
         return _Waiting(self._outcomes, id)
 
+    def is_watched(self, id: str) -> bool:
+        """Tell whether somebody waits for the outcome of an invocation."""
+        return id in self._outcomes
+
+    def is_awaited(self, message_id: str) -> bool:
+        """Tell whether somebody waits for the answer to a message."""
+        return message_id in self._answers
+
     def await_answer(self, message_id: str) -> asyncio.Future[Answer]:
         """Return a future of the answer to a message."""
         return _Waiting(self._answers, message_id)

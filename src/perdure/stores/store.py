@@ -28,6 +28,9 @@ from perdure.errors import IdConflict, LimitExceeded, UnknownInvocation
 PAYLOAD_LIMIT_BYTES = 64 * 1024 * 1024
 """The most bytes that one encoded value may take, unless `connect` is told otherwise."""
 
+LEASE_SECONDS = 15.0
+"""How long a process that shares its store with others may be silent before they take over what it holds."""
+
 LINE_LIMIT = 1_000_000
 """Invocations that may wait for one key before a client's start is refused. What workflows send is always taken."""
 
@@ -279,8 +282,15 @@ class Store(Protocol):
         deliver: Callable[[Delivery], None],
         *,
         partitions: Collection[int] | None = None,
+        lost: Callable[[str], None] | None = None,
+        lease: float = LEASE_SECONDS,
     ) -> Subscription:
-        """Deliver starts of these handlers, within what is requested, and messages and wakes of their invocations."""
+        """Deliver starts of these handlers, within what is requested, and messages and wakes of their invocations.
+
+        Where several processes share a store: only starts of `partitions` come (None: of all); what this one holds
+        comes to others `lease` seconds after it has fallen silent; and `lost` is called with the id of an invocation
+        that has become another's, before its commit is told of the conflict.
+        """
         ...
 
     def commit(self, transition: Transition, told: Committed, /) -> None:

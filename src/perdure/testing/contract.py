@@ -528,7 +528,7 @@ class StoreContract:
             assert await store.row("child") is None
             await inbox.stays_empty(self.calm)
             await self.reopened()
-            inbox = self.inbox()
+            inbox = self.inbox(room=5)  # a store may keep a claim by the start that was never acknowledged
             came = {type((await inbox.next()).item) for _ in range(2)}
             assert came == {Wake, Message}, "the claim and its message are still there"
 
@@ -930,7 +930,7 @@ class StoreContract:
     async def test_one_that_fails_when_told_does_not_keep_others_from_being_told(self) -> None:
         async with self.opened() as store:
             inbox = self.inbox()
-            begun = [await self.begun(inbox) for _ in range(3)]
+            begun = [await self.begun(inbox) for _ in range(6)]
             failures: list[object] = []
             asyncio.get_running_loop().set_exception_handler(lambda _, context: failures.append(context["exception"]))
             fault = RuntimeError("whoever is told fails")
@@ -939,9 +939,9 @@ class StoreContract:
                 raise fault
 
             commits: list[Awaitable[int]] = []
-            for start, revision in begun:
-                store.commit(Transition(start.id, revision, self.frame(Fired(1, 1.0))), fail)
-                commits.append(self.commit(start, revision + 1, self.frame(Fired(2, 1.0))))
+            for failing, other in zip(begun[::2], begun[1::2], strict=True):
+                store.commit(Transition(failing[0].id, failing[1], self.frame(Fired(1, 1.0))), fail)
+                commits.append(self.commit(*other, self.frame(Fired(2, 1.0))))
             await asyncio.gather(*commits)
             assert failures == [fault] * 3
 
@@ -1193,7 +1193,7 @@ class StoreContract:
             await self.granted(inbox, "a1")
             for generation in (0, 1):
                 again = Effects(release=Release("k", generation, {"x": b"lost"}))
-                await self.commit(start, revision + 1, None, "completed", effects=again)
+                await self.commit(start, revision, None, "completed", effects=again)
             assert await store.key("k") == Key("a1", 0, {"x": b"1"})
             await inbox.stays_empty(self.calm)
 
@@ -1582,7 +1582,7 @@ class StoreContract:
             for _ in range(2):
                 told, got = await inbox.next_message()
                 effects = Effects(answers=(Answer(got.id, "too late"),))
-                transition = Transition(got.to, 2, None, effects, "completed", True, [told])
+                transition = Transition(got.to, (await store.journal(got.to)).revision, None, effects, "completed", True, [told])
                 await committed(store, transition)
             assert await self.purge() == 2
 

@@ -38,6 +38,7 @@ from perdure.stores.sqlite.lock import Lock
 from perdure.stores.sqlite.schema import NOTHING_OPEN, frame_checksum, state_checksum
 from perdure.stores.sqlite.writer import Accept, Unit, Writer, may_be_routed
 from perdure.stores.store import (
+    LEASE_SECONDS,
     LINE_LIMIT,
     PAYLOAD_LIMIT_BYTES,
     Committed,
@@ -316,6 +317,8 @@ class SqliteStore:
         deliver: Callable[[Delivery], None],
         *,
         partitions: Collection[int] | None = None,
+        lost: Callable[[str], None] | None = None,
+        lease: float = LEASE_SECONDS,
     ) -> Member:
         self._check()
         member = self._dispatcher.join(handlers, deliver)

@@ -13,7 +13,7 @@ from perdure.stores.notices import Feed
 from perdure.stores.sqlite.faults import about
 from perdure.stores.sqlite.file import look
 from perdure.stores.sqlite.store import SqliteStore
-from perdure.stores.store import Committed, Delivery, Filter, Transition
+from perdure.stores.store import LEASE_SECONDS, Committed, Delivery, Filter, Transition
 
 
 class SqliteView(SqliteStore):
@@ -50,6 +50,8 @@ class SqliteView(SqliteStore):
         deliver: Callable[[Delivery], None],
         *,
         partitions: Collection[int] | None = None,
+        lost: Callable[[str], None] | None = None,
+        lease: float = LEASE_SECONDS,
     ) -> Member:
         self._refuse("no worker can serve it")
 

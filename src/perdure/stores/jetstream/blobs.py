@@ -1,0 +1,66 @@
+"""Payloads above the server's limit, in pieces on a stream of their own, under the invocation that they belong to.
+
+The pieces are written before the message that names them, so that whoever reads it finds them; those of a message that
+was never written are removed with the invocation. A start keeps a copy for the invocation that it starts.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+
+from msgspec.structs import replace
+
+from perdure.errors import StoreDamaged
+from perdure.stores.jetstream.layout import Facts, Layout
+from perdure.stores.jetstream.wire import Wire
+
+PIECE_BYTES = 512 * 1024
+
+
+class Blobs:
+    """Keeps large payloads."""
+
+    def __init__(self, wire: Wire, layout: Layout) -> None:
+        self._wire = wire
+        self._layout = layout
+
+    def is_large(self, data: bytes) -> bool:
+        """Tell whether a payload does not fit into a message."""
+        return len(data) > self._wire.payload_limit
+
+    async def save(self, id: str, facts: Facts, data: bytes) -> tuple[Facts, bytes]:
+        """Write a payload in pieces if it is large; return what to say, and what is left for the message."""
+        if not self.is_large(data):
+            return facts, data
+        name = secrets.token_hex(8)
+        size = min(PIECE_BYTES, self._wire.payload_limit)
+        pieces = [data[at : at + size] for at in range(0, len(data), size)]
+        for n in range(0, len(pieces), 8):
+            await asyncio.gather(
+                *(
+                    self._wire.store(self._layout.blob(id, name, m), piece)
+                    for m, piece in enumerate(pieces[n : n + 8], start=n)
+                )
+            )
+        return replace(facts, blob=f"{name}:{len(pieces)}"), b""
+
+    async def load(self, id: str, facts: Facts, data: bytes) -> bytes:
+        """Return the payload of a message."""
+        if not facts.blob:
+            return data
+        name, _, count = facts.blob.partition(":")
+        stream = self._layout.stream("B", self._layout.shard(id))
+        pieces: dict[int, bytes] = {}
+        sequence = 1
+        while len(pieces) < int(count):
+            found = await self._wire.batch(stream, self._layout.blob(id, name, "*"), sequence, 16)
+            if not found:
+                raise StoreDamaged(
+                    f"jetstream: {int(count) - len(pieces)} of {count} pieces of a large payload of invocation {id!r} "
+                    "are missing: restore a backup"
+                )
+            for each in found:
+                pieces[int(each.subject.rpartition(".")[2])] = each.data
+            sequence = found[-1].sequence + 1
+        return b"".join(pieces[n] for n in range(int(count)))

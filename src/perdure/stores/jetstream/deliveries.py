@@ -1,0 +1,668 @@
+"""From the queue to the workers of this process: what came is looked at, then handed over, offered or passed on.
+
+A delivery goes to any worker that pulls; the journal says whose it is. A start is given to a worker only after the
+journal's leader said that there is no journal. A message for an invocation that another process owns is offered to that
+process. What is in hand is renewed until it is acknowledged; a claim that grows old gets a wake at the end of its lease,
+which is set anew while it is owned, and its delivery is acknowledged.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+from collections.abc import Callable, Collection, Coroutine
+from datetime import UTC, datetime
+from functools import partial
+from typing import Any
+
+import msgspec
+from msgspec import Struct
+
+from perdure.core.journal import Message, Start, decode_message, decode_start, settles_before_begin
+from perdure.errors import StoreClosed, StoreError
+from perdure.stores.jetstream.blobs import Blobs
+from perdure.stores.jetstream.hands import Hands, Hold, Member, Post, Token
+from perdure.stores.jetstream.journals import Journals, Tail
+from perdure.stores.jetstream.keys import GRANTED, LIMIT, Keys
+from perdure.stores.jetstream.layout import Facts, Layout, lines_of, token
+from perdure.stores.jetstream.pulls import Arrival, Puller
+from perdure.stores.jetstream.streams import ensure_consumer
+from perdure.stores.jetstream.wire import Wire, WrongSequence
+from perdure.stores.store import Clock, Delivery, Wake
+
+MESSAGES_LIMIT = 500
+"""Messages and wakes that are on their way to a worker, of each shard."""
+PREFETCH_SHARE = 8
+"""Of so many starts that a process may have in hand, one more is fetched before there is room."""
+PREFETCH_LIMIT = 64
+PULL_LEAST = 16
+"""Starts that are asked of each shard at least, if there is room for as many in all."""
+OFFER_TIMEOUT_SECONDS = 0.5
+RENEWALS_IN_A_LEASE = 3
+PARKED_SECONDS = 0.5
+"""How often a message for an invocation that has not begun is looked at again."""
+FAILED_SECONDS = 1.0
+"""How long after a failure to look at what came it is looked at again."""
+
+DUE = "=due"
+LEASE = "=lease"
+TAKEN, NOT_MINE = b"taken", b"not mine"
+
+log = logging.getLogger("perdure.jetstream")
+
+
+class Offer(Struct, frozen=True, array_like=True):
+    """A delivery as one process offers it to another, who may acknowledge it then."""
+
+    id: str
+    message: bytes | None
+    attempt: int
+    reply: str
+    sequence: int
+    urgent: bool
+
+
+_encode_offer = msgspec.msgpack.Encoder().encode
+_decode_offer = msgspec.msgpack.Decoder(Offer).decode
+
+
+class Deliveries:
+    """Everything between the queue and the hands of workers."""
+
+    def __init__(
+        self,
+        wire: Wire,
+        layout: Layout,
+        journals: Journals,
+        keys: Keys,
+        blobs: Blobs,
+        name: str,
+        clock: Clock,
+        find_start: Callable[[str, Tail], Coroutine[Any, Any, tuple[Start, bool] | None]],
+    ) -> None:
+        self._wire = wire
+        self._layout = layout
+        self._journals = journals
+        self._keys = keys
+        self._blobs = blobs
+        self._name = name
+        self._clock = clock
+        self._find_start = find_start
+        self.hands = Hands(
+            layout.shard,
+            Post(
+                self._acknowledge,
+                self._give_up,
+                lambda id: self.spawn(self.wake_now(id)),
+                self._drop_lease,
+                self._examine_soon,
+                self._want_soon,
+                self._left,
+            )
+        )
+        self.lease = 15.0
+        self._pullers: dict[str, list[Puller]] = {}
+        self._stopped: list[Puller] = []
+        self._joining: asyncio.Task[None] | None = None
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self._came: list[tuple[Delivery, str]] = []  # messages and wakes to be routed, with the subjects' last tokens
+        self._routing = False
+        self._examining = False
+        self._wanting = False
+        self._looks: dict[str, list[Token]] = {}
+        self._open = True
+        self._timers: dict[str, asyncio.TimerHandle] = {}
+
+    # --- life ---------------------------------------------------------------------------------------------------------
+    def begin(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._wire.subscribe(self._layout.offers(self._name), self._offered)
+
+    def spawn(self, work: Coroutine[Any, Any, Any]) -> None:
+        """Run something beside the rest, and log how it fails."""
+        task = asyncio.ensure_future(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._ended)
+
+    def _ended(self, task: asyncio.Task[Any]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None and self._open:
+            if not isinstance(error, StoreClosed):
+                log.error("%s", error, exc_info=error if not isinstance(error, StoreError) else None)
+
+    def every(self, name: str, seconds: float, work: Callable[[], Any]) -> None:
+        """Call again and again."""
+
+        def call() -> None:
+            if self._open:
+                self._timers[name] = self._loop.call_later(seconds, call)
+                work()
+
+        if (timer := self._timers.get(name)) is not None:
+            timer.cancel()
+        self._timers[name] = self._loop.call_later(seconds, call)
+
+    def join(
+        self,
+        handlers: Collection[str],
+        deliver: Callable[[Delivery], None],
+        partitions: Collection[int] | None,
+        lost: Callable[[str], None] | None,
+        lease: float,
+    ) -> Member:
+        """Add a worker."""
+        self.lease = lease
+        member = self.hands.join(handlers, deliver, partitions, lost)
+        before, self._joining = self._joining, None
+        self._joining = asyncio.ensure_future(self._serve(before))
+        self._tasks.add(self._joining)
+        self._joining.add_done_callback(self._ended)
+        self.every("renew", lease / RENEWALS_IN_A_LEASE, lambda: self.spawn(self._renew()))
+        self.every("parked", PARKED_SECONDS, self._look_at_parked)
+        self.every("pull", 1.0, self._want)
+        self.hands.pump()
+        return member
+
+    async def _serve(self, before: asyncio.Task[None] | None) -> None:
+        """Pull for the handlers that are served now."""
+        if before is not None:
+            await asyncio.wait([before])
+        layout = self._layout
+        served = sorted({handler for member in self.hands.members for handler in member.handlers})
+        while self._open:
+            try:
+                for handler in served:
+                    name, settings = layout.consumer_of_starts(handler, self.lease)
+                    await self._pull(name, settings, partial(self._starts_wanted, handler), self._start_came)
+                    name, settings = layout.consumer_of_passed_on(handler, self.lease)
+                    await self._pull(name, settings, _messages_wanted, self._message_came)
+                name, settings = layout.consumer_of_messages(self.lease)
+                await self._pull(name, settings, _messages_wanted, self._message_came)
+                name, settings = layout.consumer_of_keys(self.lease)
+                await self._pull(name, settings, _messages_wanted, self._key_came)
+            except StoreClosed:
+                return
+            except StoreError as error:
+                log.error("the consumers cannot be made, trying again: %s", error)
+                await asyncio.sleep(FAILED_SECONDS)
+            else:
+                break
+        self._want()
+
+    async def _pull(
+        self, name: str, settings: dict[str, Any], wanted: Callable[[int], int], arrived: Callable[[Arrival], None]
+    ) -> None:
+        if name in self._pullers:
+            return
+        streams = [self._layout.stream("Q", shard) for shard in range(self._layout.shards)]
+        each = [
+            {**settings, "filter_subject": settings["filter_subject"].format(shard)} for shard in range(len(streams))
+        ]
+        await asyncio.gather(
+            *(ensure_consumer(self._wire, stream, name, found) for stream, found in zip(streams, each, strict=True))
+        )
+        if self._open:
+            self._pullers[name] = [
+                Puller(self._wire, stream, name, partial(wanted, shard), arrived)
+                for shard, stream in enumerate(streams)
+            ]
+            self._want()
+
+    def _left(self, _: Member) -> None:
+        """Stop pulling for handlers that nobody serves any more."""
+        served = {handler for member in self.hands.members for handler in member.handlers}
+        names = {self._layout.consumer_of_starts(handler, 0)[0] for handler in served}
+        names |= {self._layout.consumer_of_passed_on(handler, 0)[0] for handler in served}
+        if served:
+            names |= {self._layout.consumer_of_messages(0)[0], self._layout.consumer_of_keys(0)[0]}
+        for name in [name for name in self._pullers if name not in names]:
+            for puller in self._pullers.pop(name):
+                puller.stop()
+                self._stopped.append(puller)
+                self._loop.call_later(FAILED_SECONDS, puller.forget)
+
+    async def close(self) -> None:
+        """Give everything back to the server, for others, at once."""
+        self._open = False
+        for timer in self._timers.values():
+            timer.cancel()
+        for pullers in self._pullers.values():
+            for puller in pullers:
+                puller.stop()
+        await self._wire.flush()  # nothing comes after this
+        for task in self._tasks:
+            task.cancel()
+        if self._tasks:
+            await asyncio.wait(self._tasks)
+        waiting = [*self.hands.waiting(), *(delivery for delivery, _ in self._came)]
+        holds = self.hands.close()
+        tokens = [delivery.token for delivery in waiting]
+        urgent: list[str] = []
+        for hold in holds:
+            tokens += [delivery.token for delivery in hold.deliveries]
+            tokens += [hold.kept, None if hold.woken is None else hold.woken.token]
+            if hold.claimed and hold.kept is None:
+                urgent.append(hold.id)
+        tokens += [token for looks in self._looks.values() for token in looks]
+        for token in tokens:
+            if isinstance(token, Token):
+                self._give_up(token)
+        if self._wire.is_up:
+            await asyncio.gather(*(self.wake_now(id) for id in urgent))
+
+    def reconnected(self) -> None:
+        for pullers in self._pullers.values():
+            for puller in pullers:
+                puller.reset()
+        self._want()
+        if self.hands.members:
+            self.spawn(self._renew())
+
+    # --- tokens -------------------------------------------------------------------------------------------------------
+    def _acknowledge(self, token: Token) -> None:
+        if not token.done:
+            token.done = True
+            self._wire.acknowledge(token.reply)
+
+    def _give_up(self, token: Token) -> None:
+        if not token.done:
+            token.done = True
+            self._wire.hand_back(token.reply)
+
+    async def wake_now(self, id: str) -> None:
+        """Have the server wake an invocation."""
+        try:
+            await self._wire.store(
+                self._layout.wake(id, DUE), b"", expected=0, headers=lines_of(Facts(id, kind="wake"))
+            )
+        except WrongSequence:
+            pass  # one is on its way
+
+    def schedule_headers(self, at: float, target: str) -> bytes:
+        """Return header lines that have the server put a message into `target` at a time, and not before."""
+        when = datetime.fromtimestamp(math.ceil(at * 1e6) / 1e6, UTC).isoformat(timespec="microseconds")
+        return b"Nats-Schedule: @at %s\r\nNats-Schedule-Target: %s\r\n" % (
+            when.replace("+00:00", "Z").encode(),
+            target.encode(),
+        )
+
+    async def set_wake(self, id: str, what: str, at: float, name: str) -> None:
+        """Have the server wake an invocation at a time; `what` names the schedule, `name` the wake."""
+        headers = self.schedule_headers(at, self._layout.wake(id, name))
+        await self._wire.store(
+            self._layout.schedule(id, what), b"", headers=headers + lines_of(Facts(id, kind="wake"))
+        )
+
+    async def _set_lease(self, hold: Hold) -> None:
+        """Have the server wake a claimed invocation when its lease ends."""
+        epoch = self._epoch(hold.id)
+        await self.set_wake(hold.id, f"lease.{epoch}", self._clock.now() + self.lease, LEASE)
+
+    def _epoch(self, id: str) -> int:
+        tail = self._journals.known(id)
+        return 0 if tail is None else tail.facts.epoch
+
+    def _drop_lease(self, hold: Hold) -> None:
+        hold.leased = 0.0
+        subject = self._layout.schedule(hold.id, "lease.*")
+        self.spawn(self._wire.purge(self._layout.stream_of(subject), subject))
+
+    async def _renew(self) -> None:
+        """Keep what is in hand, and learn what has been taken over."""
+        now = self._loop.time()
+        for delivery in self.hands.waiting():
+            self._renew_token(delivery.token, now)
+        for looks in self._looks.values():
+            for token in looks:
+                self._renew_token(token, now)
+        claimed: list[Hold] = []
+        for _, hold in [*self.hands.holds()]:
+            for delivery in hold.deliveries:
+                self._renew_token(delivery.token, now)
+            if hold.woken is not None:
+                self._renew_token(hold.woken.token, now)
+            if hold.claimed:
+                claimed.append(hold)
+        if not claimed:
+            return
+        tails = await self._journals.tails([hold.id for hold in claimed])
+        for hold in claimed:
+            if self.hands.hold_of(hold.id) is not hold or not hold.claimed:
+                continue
+            if self._is_lost(hold, tails[hold.id]):
+                self.lose(hold.id)
+                continue
+            if hold.kept is not None:
+                self._renew_token(hold.kept, now)
+            if hold.leased or now - hold.since > self.lease / 2:
+                self.spawn(self._renew_lease(hold))
+
+    def _is_lost(self, hold: Hold, tail: Tail) -> bool:
+        """Tell whether somebody else has written since; he may have released it, but so may a commit of ours just now."""
+        known = self._journals.known(hold.id)
+        if tail.facts.owner == self._name or known is None or tail.sequence <= known.sequence:
+            return False
+        suspected, hold.suspected = hold.suspected, tail.sequence
+        return tail.facts.owner != "" or suspected == tail.sequence
+
+    async def _renew_lease(self, hold: Hold) -> None:
+        await self._set_lease(hold)
+        if self.hands.hold_of(hold.id) is hold and hold.claimed:
+            hold.leased = self._loop.time()
+            kept, hold.kept = hold.kept, None
+            if kept is not None:
+                self._acknowledge(kept)
+        else:
+            self._drop_lease(hold)
+
+    def _renew_token(self, token: object, now: float) -> None:
+        if isinstance(token, Token) and not token.done:
+            token.at = now
+            self._wire.renew(token.reply)
+
+    def lose(self, id: str) -> None:
+        """Let go of an invocation that is another's now: nothing of it is acknowledged."""
+        log.warning("invocation %s was taken over by another worker: it is closed here", id)
+        self._journals.forget(id)
+        self.hands.lose(id)
+
+    # --- pulling ------------------------------------------------------------------------------------------------------
+    def _want_soon(self) -> None:
+        if not self._wanting and self._open:
+            self._wanting = True
+            self._loop.call_soon(self._want)
+
+    def _want(self) -> None:
+        self._wanting = False
+        now = self._loop.time()
+        for pullers in self._pullers.values():
+            for puller in pullers:
+                puller.ask(now)
+
+    def _starts_wanted(self, handler: str, shard: int) -> int:
+        """Return how many starts of a handler are wanted of a shard."""
+        room = self.hands.room(handler, shard)
+        if room <= 0:
+            return 0
+        in_hand = sum(len(member.held) + member.credit for member in self.hands.members)
+        shards = self._layout.shards
+        ahead = min(PREFETCH_LIMIT, in_hand // PREFETCH_SHARE)
+        return max(-(-(room + ahead) // shards), min(room, PULL_LEAST))
+
+    # --- arrivals -----------------------------------------------------------------------------------------------------
+    def _token(self, arrival: Arrival) -> Token:
+        return Token(arrival.reply, arrival.sequence, self._loop.time())
+
+    def _start_came(self, arrival: Arrival) -> None:
+        if arrival.facts.blob:
+            self.spawn(self._large_start_came(arrival))
+            return
+        self._queue_start(arrival, decode_start(arrival.data))
+
+    async def _large_start_came(self, arrival: Arrival) -> None:
+        data = await self._blobs.load(arrival.facts.id, arrival.facts, arrival.data)
+        self._queue_start(arrival, decode_start(data))
+
+    def _queue_start(self, arrival: Arrival, start: Start) -> None:
+        delivery = Delivery(start.id, start.handler, start, arrival.attempt, token=self._token(arrival))
+        self.hands.queue(delivery)
+        self.hands.pump()
+
+    def _message_came(self, arrival: Arrival) -> None:
+        if arrival.facts.blob:
+            self.spawn(self._large_message_came(arrival))
+        elif arrival.facts.kind == "wake":
+            name = arrival.subject.rpartition(".")[2]
+            token = self._token(arrival)
+            token.urgent = name in (GRANTED, LIMIT)
+            self._route_soon(Delivery(arrival.facts.id, "", Wake(), arrival.attempt, token=token), name)
+        else:
+            self._route_message(arrival, decode_message(arrival.data))
+
+    async def _large_message_came(self, arrival: Arrival) -> None:
+        data = await self._blobs.load(arrival.facts.id, arrival.facts, arrival.data)
+        self._route_message(arrival, decode_message(data))
+
+    def _route_message(self, arrival: Arrival, message: Message) -> None:
+        name = arrival.subject.rpartition(".")[2]
+        self._route_soon(Delivery(message.to, "", message, arrival.attempt, token=self._token(arrival)), name)
+
+    def _key_came(self, arrival: Arrival) -> None:
+        if arrival.facts.kind == "look":
+            self.look_at_key(arrival.data.decode(), self._token(arrival))
+        else:
+            self.spawn(self._enter(arrival))
+
+    async def _enter(self, arrival: Arrival) -> None:
+        """Give a delayed start its place in the line of its key, now that it is due."""
+        start = decode_start(await self._blobs.load(arrival.facts.id, arrival.facts, arrival.data))
+        token = self._token(arrival)
+        await self._keys.join(start, self._clock.now())
+        if start.timeout is not None:
+            await self.set_wake(start.id, "limit", start.due + start.timeout, LIMIT)
+        self._acknowledge(token)
+
+    def look_at_key(self, name: str, token: Token) -> None:
+        """Look at a key, once for all who asked meanwhile."""
+        looks = self._looks.get(name)
+        if looks is not None:
+            looks.append(token)
+            return
+        self._looks[name] = [token]
+        self.spawn(self._look(name))
+
+    async def _look(self, name: str) -> None:
+        while (looks := self._looks[name]) and self._open:
+            try:
+                await self._keys.look(name)
+            except StoreClosed:
+                return
+            except StoreError as error:
+                log.error("key %r cannot be granted, trying again: %s", name, error)
+                await asyncio.sleep(FAILED_SECONDS)
+                continue
+            count = len(looks)
+            for token in looks[:count]:
+                self._acknowledge(token)
+            del looks[:count]
+        del self._looks[name]
+
+    # --- starts -------------------------------------------------------------------------------------------------------
+    def _examine_soon(self) -> None:
+        if not self._examining and self._open:
+            self._examining = True
+            self.spawn(self._examine())
+
+    async def _examine(self) -> None:
+        """Look at the journals of starts that are to go out, many at a time, and hand those over that are new."""
+        try:
+            while self.hands.taken and self._open:
+                batch = [*self.hands.taken]
+                tails = await self._journals.tails([*dict.fromkeys(delivery.id for _, delivery in batch)])
+                for _ in batch:
+                    member, delivery = self.hands.taken.popleft()
+                    self._start_examined(member, delivery, tails[delivery.id])
+        finally:
+            self._examining = False
+
+    def _start_examined(self, member: Member, delivery: Delivery, tail: Tail) -> None:
+        if tail.has_frames:
+            # It began already, and what was to be acknowledged was not, or is a second copy: like a wake.
+            self.hands.not_taken(member)
+            wake = Delivery(delivery.id, delivery.handler, Wake(), max(2, delivery.attempt), token=delivery.token)
+            self._route_soon(wake, DUE)
+        elif tail.facts.kind == "gone":
+            self.hands.not_taken(member)
+            self._acknowledge(delivery.token)
+        else:
+            delivery.fresh = True
+            if tail.sequence:
+                self._journals.note(delivery.id, tail)
+            self.hands.hand_taken(member, delivery)
+
+    # --- messages and wakes -------------------------------------------------------------------------------------------
+    def _route_soon(self, delivery: Delivery, name: str) -> None:
+        if (member := self.hands.owner(delivery.id)) is not None:
+            self._hand_to_owner(member, delivery)
+            return
+        self._came.append((delivery, name))
+        if not self._routing and self._open:
+            self._routing = True
+            self.spawn(self._route_all())
+
+    def _hand_to_owner(self, member: Member, delivery: Delivery) -> None:
+        hold = member.held[delivery.id]
+        if any(_is_same(delivery, each) for each in hold.deliveries):
+            for each in hold.deliveries:
+                if _is_same(delivery, each):
+                    each.token = delivery.token  # it came again: this is what acknowledges it now
+        elif isinstance(delivery.item, Wake) and not delivery.token.urgent:
+            self.hands.wake(delivery)
+        else:
+            delivery.handler = hold.handler
+            self.hands.hand(member, delivery)
+
+    async def _route_all(self) -> None:
+        try:
+            while self._came and self._open:
+                batch = [*self._came]
+                tails = await self._journals.tails([*dict.fromkeys(delivery.id for delivery, _ in batch)])
+                del self._came[: len(batch)]
+                for delivery, name in batch:
+                    self._route(delivery, name, tails[delivery.id])
+        finally:
+            self._routing = False
+
+    def _route(self, delivery: Delivery, name: str, tail: Tail) -> None:
+        if (member := self.hands.owner(delivery.id)) is not None:
+            self._hand_to_owner(member, delivery)
+        elif tail.facts.kind == "gone":
+            self._acknowledge(delivery.token)
+        elif not tail.has_frames:
+            self.spawn(self._route_before_begin(delivery, name, tail))
+        elif tail.facts.owner not in ("", self._name):
+            self.spawn(self._offer(delivery, name, tail))
+        else:
+            self._deliver_here(delivery, name, tail)
+
+    def _deliver_here(self, delivery: Delivery, name: str, tail: Tail) -> None:
+        delivery.handler = tail.facts.handler
+        if tail.facts.owner:  # he is gone
+            delivery.attempt = max(2, delivery.attempt)
+        if not self.hands.serves(delivery.handler):
+            self.spawn(self._pass_on(delivery, name))
+        elif isinstance(delivery.item, Wake) and not delivery.token.urgent:
+            self.hands.wake(delivery)
+        else:
+            self.hands.offer(delivery)
+
+    async def _route_before_begin(self, delivery: Delivery, name: str, tail: Tail) -> None:
+        """Find out about an invocation without a journal, and keep what is for it until its start goes out here."""
+        found = await self._find_start(delivery.id, tail)
+        if (member := self.hands.owner(delivery.id)) is not None:
+            self._hand_to_owner(member, delivery)
+            return
+        if found is None:
+            again = await self._journals.tail(delivery.id)
+            if again.has_frames:
+                self._route(delivery, name, again)
+            else:
+                self._acknowledge(delivery.token)  # nobody has this id
+            return
+        start, put_off = found
+        delivery.handler = start.handler
+        if not self.hands.serves(start.handler):
+            await self._pass_on(delivery, name)
+        elif isinstance(delivery.item, Message):
+            self.hands.offer(delivery, begun=put_off and settles_before_begin(delivery.item))
+        elif name == LIMIT and put_off:
+            self.hands.offer(delivery)
+        else:
+            self._acknowledge(delivery.token)  # its start is what brings it
+
+    async def _pass_on(self, delivery: Delivery, name: str) -> None:
+        """Give a delivery to the queue of those who serve its handler."""
+        item = delivery.item
+        subject = self._layout.passed_on(delivery.handler, delivery.id, name)
+        try:
+            if isinstance(item, Message):
+                facts, data = await self._blobs.save(
+                    item.to, Facts(item.to, kind="message"), msgspec.msgpack.encode(item)
+                )
+            else:
+                facts, data = Facts(delivery.id, kind="wake"), b""
+            await self._wire.store(subject, data, expected=0, headers=lines_of(facts))
+        except WrongSequence:
+            pass  # it was passed on already
+        self._acknowledge(delivery.token)
+
+    def _look_at_parked(self) -> None:
+        """Route those again whose invocation may have begun elsewhere."""
+        for delivery in self.hands.parked():
+            now = self._loop.time()
+            if now - delivery.token.at > PARKED_SECONDS:
+                delivery.token.at = now
+                self.spawn(self._look_at(delivery))
+
+    async def _look_at(self, delivery: Delivery) -> None:
+        tail = await self._journals.tail(delivery.id)
+        if tail.has_frames or tail.facts.kind == "gone":
+            item = delivery.item
+            name = token(item.id) if isinstance(item, Message) else DUE
+            for each in self.hands.unpark(delivery.id):
+                self._route(each, name, tail)
+
+    # --- offers -------------------------------------------------------------------------------------------------------
+    async def _offer(self, delivery: Delivery, name: str, tail: Tail) -> None:
+        """Offer a delivery to the process that owns its invocation; claim it when that process is gone."""
+        item, token = delivery.item, delivery.token
+        message = msgspec.msgpack.encode(item) if isinstance(item, Message) else None
+        if message is not None and self._blobs.is_large(message):
+            message = b""
+        offer = Offer(delivery.id, message, delivery.attempt, token.reply, token.sequence, token.urgent)
+        answer = None
+        try:
+            async with asyncio.timeout(OFFER_TIMEOUT_SECONDS):
+                answer = await self._wire.request(self._layout.offers(tail.facts.owner), _encode_offer(offer))
+        except TimeoutError:
+            pass
+        if answer is not None and answer[0] == TAKEN:
+            token.done = True  # the owner acknowledges it
+            return
+        again = await self._journals.tail(delivery.id)
+        if again.facts.owner != tail.facts.owner or again.facts.epoch != tail.facts.epoch:
+            self._route(delivery, name, again)
+        elif answer is None and delivery.attempt == 1:
+            # He is silent, and may be busy: it comes again, and then he has had his time.
+            token.done = True
+        elif message == b"":
+            token.done = True  # he gets it himself when it comes again
+        else:
+            self._deliver_here(delivery, name, again)
+
+    def _offered(self, _subject: str, reply: str, data: bytes, _headers: bytes) -> None:
+        offer = _decode_offer(data)
+        member = self.hands.owner(offer.id)
+        if member is None or not self._open or offer.message == b"":
+            self._wire.publish(reply, NOT_MINE)
+            return
+        item: Message | Wake = Wake() if offer.message is None else decode_message(offer.message)
+        token = Token(offer.reply, offer.sequence, self._loop.time(), offer.urgent)
+        self._wire.publish(reply, TAKEN)
+        self._hand_to_owner(member, Delivery(offer.id, "", item, offer.attempt, token=token))
+
+
+def _messages_wanted(_shard: int) -> int:
+    return MESSAGES_LIMIT
+
+
+def _is_same(one: Delivery, other: Delivery) -> bool:
+    """Tell whether two deliveries are of one message in the queue."""
+    return (
+        isinstance(one.token, Token)
+        and isinstance(other.token, Token)
+        and one.token.sequence == other.token.sequence
+        and type(one.item) is type(other.item)
+        and one.token.reply.split(".")[2:4] == other.token.reply.split(".")[2:4]
+    )

@@ -1,0 +1,426 @@
+"""What the workers of this process have in hand, and who of them gets what.
+
+Unlike the dispatcher of the embedded stores, it has no table to fall back on: what is given up goes back to the server,
+by its token. An invocation that is claimed here keeps one delivery unacknowledged (`Hold.kept`), or has a wake at the
+end of its lease: that is what brings it to somebody else when this process dies.
+
+It runs on one event loop and is not thread-safe.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable, Collection, Iterable, Iterator
+
+from msgspec import Struct, field
+from msgspec.structs import replace
+
+from perdure.core.journal import Message, Start
+from perdure.stores.store import Delivery, Wake
+
+
+class Token(Struct, eq=False):
+    """What acknowledges a delivery: its reply subject. `sequence` is the same at every redelivery."""
+
+    reply: str
+    sequence: int
+    at: float  # when it came or was renewed, in loop time
+    urgent: bool = False  # a wake for who is in hand, to be handed over at once
+    done: bool = False
+
+
+class Hold(Struct, eq=False):
+    """What one worker holds of one invocation: deliveries to acknowledge, and perhaps a claim."""
+
+    id: str
+    handler: str
+    deliveries: list[Delivery] = field(default_factory=list[Delivery])
+    claimed: bool = False
+    since: float = 0.0  # loop time of the claim
+    kept: Token | None = None  # unacknowledged while claimed, so that it comes to another if this process dies
+    leased: float = 0.0  # loop time at which the wake for the end of the lease was last set; 0: there is none
+    woken: Delivery | None = None  # a wake fell due meanwhile
+    suspected: int = 0  # the sequence at which the journal was seen in nobody's hands
+
+
+class Member:
+    """One worker's subscription."""
+
+    def __init__(
+        self,
+        hands: Hands,
+        handlers: frozenset[str],
+        deliver: Callable[[Delivery], None],
+        partitions: Collection[int] | None,
+        lost: Callable[[str], None] | None,
+    ) -> None:
+        self.handlers = handlers
+        self.partitions = partitions
+        self.deliver = deliver
+        self.lost = lost
+        self.credit = 0
+        self.open = True
+        self.held: dict[str, Hold] = {}
+        self._hands = hands
+
+    def takes(self, shard: int) -> bool:
+        return self.partitions is None or shard in self.partitions
+
+    def request(self, starts: int, /) -> None:
+        self.credit += starts
+        self._hands.pump()
+
+    def acknowledge(self, delivery: Delivery, /) -> None:
+        self._hands.finish(delivery)
+
+    def hand_back(self, delivery: Delivery, /) -> None:
+        self._hands.hand_back(self, delivery)
+
+    def close(self) -> None:
+        self._hands.leave(self)
+
+
+class Post(Struct):
+    """What hands ask of the store that they belong to."""
+
+    acknowledge: Callable[[Token], None]
+    give_up: Callable[[Token], None]  # to the server, for whoever comes
+    wake_now: Callable[[str], None]  # by the server
+    drop_lease: Callable[[Hold], None]
+    examine: Callable[[], None]  # starts were taken from the queue: see `taken`
+    wants: Callable[[], None]  # how many starts are wanted may have changed
+    left: Callable[[Member], None]
+
+
+class Hands:
+    """Hands deliveries to members."""
+
+    def __init__(self, shard_of: Callable[[str], int], post: Post) -> None:
+        self._shard_of = shard_of
+        self._post = post
+        self.members: list[Member] = []
+        self._owners: dict[str, Member] = {}
+        self._queues: dict[tuple[str, int], deque[Delivery]] = {}  # by handler and shard
+        self._parked: dict[str, list[Delivery]] = {}  # messages for invocations that have not begun
+        self.taken: deque[tuple[Member, Delivery]] = deque()  # starts given to a member, to be looked at first
+        self._shaken: set[str] = set()  # invocations whose holder here ended without releasing them
+
+    # --- members ------------------------------------------------------------------------------------------------------
+    def join(
+        self,
+        handlers: Collection[str],
+        deliver: Callable[[Delivery], None],
+        partitions: Collection[int] | None,
+        lost: Callable[[str], None] | None,
+    ) -> Member:
+        member = Member(self, frozenset(handlers), deliver, partitions, lost)
+        self.members.append(member)
+        return member
+
+    def leave(self, member: Member) -> None:
+        """End a worker's claims, and deliver what it held to others at once."""
+        if not member.open:
+            return
+        member.open = False
+        self.members.remove(member)
+        held, member.held = member.held, {}
+        for id in held:
+            del self._owners[id]
+        for hold in held.values():
+            for delivery in hold.deliveries:
+                if isinstance(delivery.item, Start) and not self.serves(delivery.handler):
+                    self._give_up(delivery)  # in order
+        for id, hold in reversed(held.items()):  # so that starts, put back in front one by one, keep their order
+            self._shaken.add(id)
+            begun = not any(isinstance(delivery.item, Start) for delivery in hold.deliveries)
+            for delivery in reversed(hold.deliveries) if not begun else hold.deliveries:
+                again = replace(delivery, attempt=delivery.attempt + 1, fresh=False)
+                if isinstance(delivery.item, Start):
+                    self._put_back(again)
+                else:
+                    self._offer_or_give_up(again, begun=begun)
+            self._pass_claim_on(id, hold)
+        for id in [id for id, parked in self._parked.items() if not self.serves(parked[0].handler)]:
+            for delivery in self._parked.pop(id):
+                self._give_up(delivery)
+        self._post.left(member)
+        self.pump()
+
+    def _pass_claim_on(self, id: str, hold: Hold) -> None:
+        if hold.woken is not None:
+            self._offer_or_give_up(replace(hold.woken, attempt=2), begun=True)
+        if not hold.claimed:
+            return
+        if hold.kept is not None:
+            self._offer_or_give_up(Delivery(id, hold.handler, Wake(), 2, token=hold.kept), begun=True)
+        elif hold.leased:
+            self._post.wake_now(id)
+
+    def _offer_or_give_up(self, delivery: Delivery, *, begun: bool) -> None:
+        if not self.offer(delivery, begun=begun):
+            self._give_up(delivery)
+
+    def _give_up(self, delivery: Delivery) -> None:
+        if isinstance(delivery.token, Token):
+            self._post.give_up(delivery.token)
+
+    def _put_back(self, delivery: Delivery) -> None:
+        if self.serves(delivery.handler):
+            self._queue_of(delivery).appendleft(delivery)
+        else:
+            self._give_up(delivery)
+
+    def serves(self, handler: str) -> bool:
+        return any(handler in member.handlers for member in self.members)
+
+    def close(self) -> list[Hold]:
+        """Forget everything; return the holds."""
+        holds = [hold for member in self.members for hold in member.held.values()]
+        for member in self.members:
+            member.open = False
+        self.members.clear()
+        self._owners.clear()
+        return holds
+
+    def holds(self) -> Iterator[tuple[Member, Hold]]:
+        for member in self.members:
+            for hold in member.held.values():
+                yield member, hold
+
+    def waiting(self) -> Iterator[Delivery]:
+        """Iterate over what is in nobody's hands yet."""
+        for queue in self._queues.values():
+            yield from queue
+        for parked in self._parked.values():
+            yield from parked
+        for _, delivery in self.taken:
+            yield delivery
+
+    # --- starts -------------------------------------------------------------------------------------------------------
+    def queue(self, delivery: Delivery) -> None:
+        """Take a start; it goes out when a worker that serves it has room."""
+        self._queue_of(delivery).append(delivery)
+
+    def _queue_of(self, delivery: Delivery) -> deque[Delivery]:
+        return self._queues.setdefault((delivery.handler, self._shard_of(delivery.id)), deque())
+
+    def pump(self) -> None:
+        """Take queued starts out while there is room, to be looked at and then handed over."""
+        before = len(self.taken)
+        for member in [*self.members]:
+            while member.credit > 0 and (queue := self._next_queue(member)) is not None:
+                delivery = queue.popleft()
+                if (owner := self._owners.get(delivery.id)) is not None:
+                    self.hand(owner, delivery)  # an invocation has one owner, whatever comes for it
+                    continue
+                member.credit -= 1
+                self.taken.append((member, delivery))
+        if len(self.taken) > before:
+            self._post.examine()
+        self._post.wants()
+
+    def room(self, handler: str, shard: int) -> int:
+        """Return how many more starts of a handler, from a shard, are wanted."""
+        credit = sum(member.credit for member in self.members if handler in member.handlers and member.takes(shard))
+        queued = sum(len(queue) for (queued, _), queue in self._queues.items() if queued == handler)
+        return max(0, credit - queued)
+
+    def hand_taken(self, member: Member, delivery: Delivery) -> None:
+        """Hand over a start that was looked at; if its member left meanwhile, it is queued again."""
+        if (owner := self._owners.get(delivery.id)) is not None:
+            member.credit += member.open
+            self.hand(owner, delivery)
+        elif member.open:
+            if delivery.id in self._shaken and delivery.attempt == 1:
+                delivery = replace(delivery, attempt=2)
+            self.hand(member, delivery)
+        else:
+            self._put_back(delivery)
+            self.pump()
+
+    def not_taken(self, member: Member) -> None:
+        """Give a member the room back for a start that turned out to need none."""
+        if member.open:
+            member.credit += 1
+            self.pump()
+
+    # --- messages and wakes -------------------------------------------------------------------------------------------
+    def offer(self, delivery: Delivery, *, begun: bool = True) -> bool:
+        """Deliver a message or wake to the owner, or to one who serves the handler; false if there is nobody.
+
+        A message for an invocation that has not `begun` waits here for its start.
+        """
+        member = self._owners.get(delivery.id)
+        if member is None:
+            if not begun:
+                if not self.serves(delivery.handler):
+                    return False
+                self._parked.setdefault(delivery.id, []).append(delivery)
+                return True
+            serving = [member for member in self.members if delivery.handler in member.handlers]
+            if not serving:
+                return False
+            member = min(serving, key=lambda each: len(each.held))
+            if delivery.id in self._shaken and delivery.attempt == 1:
+                delivery = replace(delivery, attempt=2)
+        self.hand(member, delivery)
+        return True
+
+    def wake(self, delivery: Delivery) -> bool:
+        """Deliver a wake; to who has the invocation in hand, once he lets go without a new release."""
+        member = self._owners.get(delivery.id)
+        if member is None:
+            return self.offer(delivery)
+        hold = member.held[delivery.id]
+        if hold.woken is not None:
+            self._acknowledge(hold.woken)
+        hold.woken = delivery
+        return True
+
+    def parked(self) -> list[Delivery]:
+        return [each for parked in self._parked.values() for each in parked]
+
+    def unpark(self, id: str) -> list[Delivery]:
+        """Take out what waits for an invocation to begin."""
+        return self._parked.pop(id, [])
+
+    def owner(self, id: str) -> Member | None:
+        """Return who has an invocation in hand, if anybody has."""
+        return self._owners.get(id)
+
+    def has(self, id: str) -> bool:
+        return id in self._owners or id in self._parked
+
+    def hold_of(self, id: str) -> Hold | None:
+        member = self._owners.get(id)
+        return None if member is None else member.held[id]
+
+    # --- what became of deliveries ------------------------------------------------------------------------------------
+    def committed(
+        self, id: str, acknowledged: Iterable[Delivery], *, ended: bool, wakes: bool = False, now: float = 0.0
+    ) -> None:
+        """Note a durable commit, and acknowledge what it took; one is kept while the invocation is claimed.
+
+        `wakes` says that it set a wake, which may have come already.
+        """
+        self._shaken.discard(id)
+        member = self._owners.get(id)
+        if member is None:
+            for delivery in acknowledged:
+                self._acknowledge(delivery)
+            return
+        hold = member.held[id]
+        if not ended and not hold.claimed:
+            hold.claimed, hold.since = True, now
+        for delivery in acknowledged:
+            if delivery in hold.deliveries:
+                hold.deliveries.remove(delivery)
+            self._keep_or_acknowledge(hold, delivery, ended)
+        if ended:
+            hold.claimed = False
+            if hold.kept is not None:
+                self._post.acknowledge(hold.kept)
+                hold.kept = None
+            if hold.leased:
+                self._post.drop_lease(hold)
+            if hold.woken is not None and not wakes:
+                self._acknowledge(hold.woken)
+                hold.woken = None
+            self._drop_if_done(member, hold)
+
+    def _keep_or_acknowledge(self, hold: Hold, delivery: Delivery, ended: bool) -> None:
+        token = delivery.token
+        if not ended and hold.kept is None and not hold.leased and isinstance(token, Token) and not token.done:
+            hold.kept = token
+        else:
+            self._acknowledge(delivery)
+
+    def _acknowledge(self, delivery: Delivery) -> None:
+        token = delivery.token
+        if isinstance(token, Token) and not token.done:
+            self._post.acknowledge(token)
+
+    def finish(self, delivery: Delivery) -> None:
+        """Acknowledge outside of a commit."""
+        member = self._owners.get(delivery.id)
+        if member is None:
+            self._acknowledge(delivery)
+            return
+        hold = member.held[delivery.id]
+        self._keep_or_acknowledge(hold, delivery, not hold.claimed)
+        self._let_go(delivery)
+
+    def hand_back(self, member: Member, delivery: Delivery) -> None:
+        """Take a delivery back, for somebody else or for later."""
+        self._let_go(delivery)
+        if isinstance(delivery.item, Start):
+            self._put_back(delivery)
+            self.pump()
+            return
+        others = [each for each in self.members if each is not member and delivery.handler in each.handlers]
+        if others:
+            self.hand(others[0], delivery)
+        else:
+            self._give_up(delivery)
+
+    def lose(self, id: str) -> list[Delivery]:
+        """Forget an invocation that is another's now, without acknowledging; return what was in hand."""
+        member = self._owners.pop(id, None)
+        if member is None:
+            return []
+        hold = member.held.pop(id)
+        found = [*hold.deliveries]
+        if hold.woken is not None:
+            found.append(hold.woken)
+        if member.lost is not None:
+            member.lost(id)
+        return found
+
+    # --- inside -------------------------------------------------------------------------------------------------------
+    def hand(self, member: Member, delivery: Delivery) -> None:
+        hold = member.held.get(delivery.id)
+        if hold is None:
+            hold = member.held[delivery.id] = Hold(delivery.id, delivery.handler)
+            self._owners[delivery.id] = member
+        hold.deliveries.append(delivery)
+        member.deliver(delivery)
+        if self._parked and isinstance(delivery.item, Start):
+            for message in self._parked.pop(delivery.id, ()):
+                self.hand(member, message)
+
+    def _let_go(self, delivery: Delivery) -> None:
+        member = self._owners.get(delivery.id)
+        if member is not None:
+            hold = member.held[delivery.id]
+            if delivery in hold.deliveries:
+                hold.deliveries.remove(delivery)
+            self._drop_if_done(member, hold)
+
+    def _drop_if_done(self, member: Member, hold: Hold) -> None:
+        if not hold.deliveries and not hold.claimed:
+            del member.held[hold.id]
+            del self._owners[hold.id]
+            if hold.woken is not None:
+                self._offer_or_give_up(hold.woken, begun=True)
+
+    def _next_queue(self, member: Member) -> deque[Delivery] | None:
+        """Return the served queue whose head came first."""
+        queues = [
+            queue
+            for (handler, shard), queue in self._queues.items()
+            if queue and handler in member.handlers and member.takes(shard)
+        ]
+        if len(queues) < 2:
+            return queues[0] if queues else None
+        return min(queues, key=lambda queue: queue[0].token.at)
+
+
+def is_message(delivery: Delivery, id: str) -> bool:
+    """Tell whether a delivery brings the message of this id."""
+    return isinstance(delivery.item, Message) and delivery.item.id == id
+
+
+def later(callback: Callable[[], None]) -> None:
+    """Call in the next round of the loop."""
+    asyncio.get_running_loop().call_soon(callback)

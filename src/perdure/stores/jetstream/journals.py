@@ -1,0 +1,227 @@
+"""Journals on a stream: one message for each frame, guarded by the sequence of the one before.
+
+A journal's revision is the sequence of its last frame: it grows, with gaps. Before the first frame a subject may hold a
+reservation (the start, for an id that somebody chose or that waits for a key); after the last one a note that it is
+being purged, and then that it is gone. Each frame carries the running checksum of all before it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import zlib
+from collections import OrderedDict
+from collections.abc import Iterable, Sequence
+
+from msgspec import Struct
+from msgspec.structs import replace
+
+from perdure.core.journal import (
+    Accepted,
+    Claimed,
+    Frame,
+    Start,
+    Status,
+    decode_frame,
+    decode_start,
+    encode_frame,
+)
+from perdure.errors import StoreDamaged
+from perdure.stores.jetstream.blobs import Blobs
+from perdure.stores.jetstream.layout import Facts, Layout, facts_of, facts_of_start
+from perdure.stores.jetstream.wire import Stored, Wire
+from perdure.stores.store import Transition
+
+TAILS_LIMIT = 20_000
+"""Ends of journals that are kept, so that the next frame needs no read."""
+
+Tails = dict[str, "Tail"]
+
+
+class Tail(Struct, frozen=True):
+    """The last message of a journal's subject: its sequence (0: there is none) and what it says."""
+
+    sequence: int = 0
+    facts: Facts = Facts(kind="none")
+
+    @property
+    def has_frames(self) -> bool:
+        return self.facts.kind in ("frame", "closing")
+
+    @property
+    def revision(self) -> int:
+        """The revision as the Store protocol has it."""
+        return self.sequence if self.has_frames else 0
+
+
+NOTHING = Tail()
+
+
+def tail_of(stored: Stored | None) -> Tail:
+    return NOTHING if stored is None else Tail(stored.sequence, facts_of(stored.headers))
+
+
+class Journals:
+    """Reads journals, and appends to those that this store owns."""
+
+    def __init__(self, wire: Wire, layout: Layout, blobs: Blobs, name: str) -> None:
+        self._wire = wire
+        self._layout = layout
+        self._blobs = blobs
+        self._name = name
+        self.replicated = False
+        self._tails: OrderedDict[str, Tail] = OrderedDict()
+
+    # --- tails --------------------------------------------------------------------------------------------------------
+    def known(self, id: str) -> Tail | None:
+        """Return the end of a journal as it was last seen here."""
+        return self._tails.get(id)
+
+    def note(self, id: str, tail: Tail) -> None:
+        if tail is NOTHING:
+            self._tails.pop(id, None)
+            return
+        self._tails[id] = tail
+        self._tails.move_to_end(id)
+        if len(self._tails) > TAILS_LIMIT:
+            self._tails.popitem(last=False)
+
+    def forget(self, id: str) -> None:
+        self._tails.pop(id, None)
+
+    async def tail(self, id: str) -> Tail:
+        """Read the end of a journal, from the leader."""
+        return (await self.tails([id]))[id]
+
+    async def tails(self, ids: Sequence[str]) -> Tails:
+        """Read the ends of journals. One that does not exist is not there according to the leader."""
+        layout = self._layout
+        found: Tails = {}
+        by_shard: dict[int, list[str]] = {}
+        for id in ids:
+            by_shard.setdefault(layout.shard(id), []).append(id)
+
+        async def read(shard: int, mine: list[str]) -> None:
+            stream = layout.stream("J", shard)
+            if self.replicated:  # a replica that answers a direct read may be behind
+                lasts = await asyncio.gather(*(self._wire.last(stream, layout.journal(id)) for id in mine))
+                found.update({id: tail_of(last) for id, last in zip(mine, lasts, strict=True)})
+                return
+            subjects = {layout.journal(id): id for id in mine}
+            last = await self._wire.last_of(stream, [*subjects])
+            found.update({id: tail_of(last.get(subject)) for subject, id in subjects.items()})
+
+        if len(by_shard) == 1:
+            [(shard, mine)] = by_shard.items()
+            await read(shard, mine)
+        else:
+            await asyncio.gather(*(read(shard, mine) for shard, mine in by_shard.items()))
+        return found
+
+    # --- reading ------------------------------------------------------------------------------------------------------
+    async def read(self, id: str) -> tuple[list[Frame], Tail]:
+        """Read all frames of a journal, or raise `StoreDamaged`."""
+        layout, subject = self._layout, self._layout.journal(id)
+        stream = layout.stream_of(subject)
+        last = tail_of(await self._wire.last(stream, subject)) if self.replicated else None
+        while True:
+            stored = await self._read_all(stream, subject)
+            tail = tail_of(stored[-1] if stored else None)
+            if last is None or tail.sequence >= last.sequence:
+                break
+            await asyncio.sleep(0.01)  # the replica that answered is behind
+        frames = [decode_frame(data) for data in await self._checked(id, stored)]
+        self.note(id, tail)
+        return frames, tail
+
+    async def _read_all(self, stream: str, subject: str) -> list[Stored]:
+        found: list[Stored] = []
+        sequence = 1
+        while more := await self._wire.batch(stream, subject, sequence):
+            found += more
+            sequence = more[-1].sequence + 1
+            if len(more) == 1 and len(found) == 1 and facts_of(more[0].headers).kind != "frame":
+                break
+        return found
+
+    async def _checked(self, id: str, stored: Iterable[Stored]) -> list[bytes]:
+        frames: list[bytes] = []
+        sum = 0
+        for each in stored:
+            facts = facts_of(each.headers)
+            if facts.kind != "frame":
+                continue
+            data = await self._blobs.load(id, facts, each.data)
+            sum = zlib.crc32(data, sum)
+            if facts.number != len(frames) + 1 or facts.sum != sum:
+                raise StoreDamaged(
+                    f"jetstream: the journal of invocation {id!r} is damaged at sequence {each.sequence}: frame "
+                    f"{facts.number} where {len(frames) + 1} was expected, or its checksum is wrong; restore a backup"
+                )
+            frames.append(data)
+        return frames
+
+    async def start(self, id: str) -> Start | None:
+        """Return the start that a journal holds, in its reservation or its first frame."""
+        subject = self._layout.journal(id)
+        for each in await self._wire.batch(self._layout.stream_of(subject), subject, 1, 2):
+            facts = facts_of(each.headers)
+            data = await self._blobs.load(id, facts, each.data)
+            if facts.kind == "reserved":
+                return decode_start(data)
+            if facts.kind == "frame":
+                accepted = decode_frame(data).entries[0]
+                return accepted.start if isinstance(accepted, Accepted) else None
+        return None
+
+    async def last_frame(self, id: str) -> Frame | None:
+        """Return the last frame of a journal."""
+        subject = self._layout.journal(id)
+        last = await self._wire.last(self._layout.stream_of(subject), subject)
+        if last is None:
+            return None
+        facts = facts_of(last.headers)
+        if facts.kind != "frame":
+            frames, _ = await self.read(id)
+            return frames[-1] if frames else None
+        return decode_frame(await self._blobs.load(id, facts, last.data))
+
+    # --- appending ----------------------------------------------------------------------------------------------------
+    def next_frame(self, transition: Transition, tail: Tail, at: float) -> tuple[bytes, Facts]:
+        """Return the bytes of a transition's frame, and what is to be said of it."""
+        frame = transition.frame
+        assert frame is not None
+        data = encode_frame(frame)
+        facts = tail.facts
+        entries = frame.entries
+        if facts.kind not in ("frame", "closing"):
+            first = entries[0] if entries else None
+            if type(first) is Accepted:
+                facts = facts_of_start(first.start, "running", at)
+            facts = replace(facts, kind="frame", number=0, sum=0, epoch=0, blob="", identity="", status="running")
+        epoch = facts.epoch
+        for entry in entries:
+            if type(entry) is Claimed:
+                epoch = entry.epoch
+        ended = transition.released or transition.outcome is not None
+        changed: Status | None = transition.status
+        if changed is None and not tail.has_frames:
+            changed = "running"
+        wake = transition.effects.wake if transition.released else None
+        return data, Facts(
+            transition.id,
+            facts.handler,
+            facts.status if changed is None else changed,
+            facts.key,
+            facts.parent,
+            facts.created_at,
+            facts.due,
+            facts.at if changed is None else at,
+            "frame",
+            facts.number + 1,
+            zlib.crc32(data, facts.sum),
+            epoch,
+            "" if ended else self._name,
+            quiet=changed is None,
+            wake=facts.wake if wake is None else wake,
+            has_blobs=facts.has_blobs or bool(facts.blob) or self._blobs.is_large(data),
+        )

@@ -1,0 +1,191 @@
+"""Keys on streams: a record for each, and a line that is a part of the queue no consumer covers.
+
+    perdure.l.<s>.<key>.<id>.<generation>    who waits, in the order of the stream; a start, or a retry's place
+    perdure.k.<s>.key.<key>                  who holds it, and the state as the last holder left it
+
+To take a place: put it into the line, then put a note that somebody look at the key. Whoever gets the note, or releases
+the key, grants it: the record names the first in line (guarded), then its start goes into the start queue or a wake to
+it, then its place goes. Each part is repeated by whoever looks at the key next, until it is done.
+
+A releaser who finds the line empty writes that the key is free, and looks again: a place taken meanwhile was taken by
+somebody whose note found the key held.
+"""
+
+from __future__ import annotations
+
+import msgspec
+from msgspec import Struct
+
+from perdure.core.effects import Enlist, Release
+from perdure.core.journal import Start, decode_start, encode_start
+from perdure.stores.jetstream.blobs import Blobs
+from perdure.stores.jetstream.layout import Facts, Layout, facts_of, facts_of_start, lines_of
+from perdure.stores.jetstream.wire import Stored, Wire, WrongSequence
+from perdure.stores.store import Key
+
+GRANTED = "=granted"
+LIMIT = "=limit"
+
+
+class Record(Struct, frozen=True, array_like=True):
+    """A key as it is stored."""
+
+    name: str
+    holder: str | None = None
+    generation: int = 0
+    state: dict[str, bytes] = {}
+
+
+_encode = msgspec.msgpack.Encoder().encode
+_decode = msgspec.msgpack.Decoder(Record).decode
+
+
+class Keys:
+    """Grants keys and takes them back."""
+
+    def __init__(self, wire: Wire, layout: Layout, blobs: Blobs) -> None:
+        self._wire = wire
+        self._layout = layout
+        self._blobs = blobs
+
+    async def read(self, name: str) -> Key:
+        record, _ = await self._record(name)
+        return Key(record.holder, record.generation, record.state)
+
+    async def _record(self, name: str) -> tuple[Record, int]:
+        subject = self._layout.key(name)
+        stored = await self._wire.last(self._layout.stream_of(subject), subject)
+        if stored is None:
+            return Record(name), 0
+        facts = facts_of(stored.headers)
+        return _decode(await self._blobs.load(name, facts, stored.data)), stored.sequence
+
+    async def _write(self, record: Record, expected: int) -> bool:
+        """Write a record; false when somebody else has."""
+        facts, data = await self._blobs.save(record.name, Facts(kind="key"), _encode(record))
+        try:
+            await self._wire.store(self._layout.key(record.name), data, expected=expected, headers=lines_of(facts))
+        except WrongSequence:
+            return False
+        return True
+
+    # --- the line -----------------------------------------------------------------------------------------------------
+    async def waiting(self, name: str) -> int:
+        """Return how many wait in a key's line."""
+        return await self._wire.count(self._layout.stream("Q", self._layout.shard(name)), self._layout.whole_line(name))
+
+    async def join(self, start: Start, at: float) -> None:
+        """Give a start its place in the line; it may have one."""
+        name = start.key
+        assert name is not None
+        facts = facts_of_start(start, "pending", at)
+        facts, data = await self._blobs.save(start.id, facts, encode_start(start))
+        await self._join(name, start.id, 0, data, facts)
+
+    async def enlist(self, id: str, enlist: Enlist) -> None:
+        """Give an invocation that runs again a place, unless it has the key."""
+        record, _ = await self._record(enlist.key)
+        if record.holder == id and record.generation == enlist.generation:
+            await self._hand_over(record)
+            return
+        await self._join(enlist.key, id, enlist.generation, id.encode(), Facts(id, kind="again"))
+
+    async def _join(self, name: str, id: str, generation: int, data: bytes, facts: Facts) -> None:
+        try:
+            await self._wire.store(self._layout.line(name, id, generation), data, expected=0, headers=lines_of(facts))
+        except WrongSequence:
+            pass  # it has its place; the note below is for who put it there and died
+        await self._wire.store(self._layout.nudge(name, "look"), name.encode(), headers=lines_of(Facts(kind="look")))
+
+    async def leave(self, name: str, id: str, generation: int) -> None:
+        """Give up a place in the line."""
+        subject = self._layout.line(name, id, generation)
+        await self._wire.purge(self._layout.stream_of(subject), subject)
+
+    async def is_waiting(self, name: str, id: str) -> bool:
+        subject = self._layout.line(name, id, 0)
+        return await self._wire.last(self._layout.stream_of(subject), subject) is not None
+
+    # --- granting -----------------------------------------------------------------------------------------------------
+    async def look(self, name: str) -> None:
+        """Grant a key that nobody holds to the first in its line, and finish what a granter may have left undone."""
+        while True:
+            record, sequence = await self._record(name)
+            if record.holder is not None:
+                await self._hand_over(record)
+                return
+            first = await self._first(name)
+            if first is None or await self._grant(record, sequence, first):
+                return
+
+    async def _first(self, name: str) -> Stored | None:
+        found = await self._wire.batch(
+            self._layout.stream("Q", self._layout.shard(name)), self._layout.whole_line(name), 1, 1
+        )
+        return found[0] if found else None
+
+    async def _place(self, stored: Stored) -> tuple[str, int]:
+        """Return who waits there: id and generation."""
+        generation = int(stored.subject.rpartition(".")[2])
+        if generation:
+            return stored.data.decode(), generation
+        return (await self._start_of(stored)).id, 0
+
+    async def _start_of(self, stored: Stored) -> Start:
+        facts = facts_of(stored.headers)
+        return decode_start(await self._blobs.load(facts.id, facts, stored.data))
+
+    async def _grant(self, record: Record, sequence: int, first: Stored) -> bool:
+        id, generation = await self._place(first)
+        granted = Record(record.name, id, generation, record.state)
+        if not await self._write(granted, sequence):
+            return False
+        await self._hand_over(granted, first)
+        return True
+
+    async def _hand_over(self, record: Record, place: Stored | None = None) -> None:
+        """Bring the key to its holder: as long as he has a place in the line, that has not been done."""
+        id = record.holder
+        assert id is not None
+        layout = self._layout
+        if place is None:
+            subject = layout.line(record.name, id, record.generation)
+            place = await self._wire.last(layout.stream_of(subject), subject)
+            if place is None:
+                return
+        if record.generation:
+            await self._wire.store(layout.wake(id, GRANTED), b"", headers=lines_of(Facts(id, kind="wake")))
+        else:
+            start = await self._start_of(place)
+            try:
+                await self._wire.store(
+                    layout.start(start.handler, id),
+                    place.data,
+                    expected=0,
+                    headers=lines_of(msgspec.structs.replace(facts_of(place.headers), quiet=True)),
+                )
+            except WrongSequence:
+                pass
+        await self._wire.delete(layout.stream_of(place.subject), place.sequence)
+
+    async def release(self, id: str, release: Release) -> None:
+        """Take a key back from its holder and grant it to the next; of anybody else, only his place in the line."""
+        name = release.key
+        while True:
+            record, sequence = await self._record(name)
+            if record.holder != id or record.generation != release.generation:
+                await self.leave(name, id, release.generation)
+                if record.holder is not None:
+                    await self._hand_over(record)
+                else:
+                    await self.look(name)
+                return
+            await self.leave(name, id, release.generation)
+            state = record.state if release.state is None else release.state
+            first = await self._first(name)
+            if first is not None:
+                if await self._grant(Record(name, state=state), sequence, first):
+                    return
+            elif await self._write(Record(name, state=state), sequence):
+                await self.look(name)
+                return

@@ -1,0 +1,101 @@
+"""One consumer, pulled: as many messages as are wanted, again when they have come, and again when the server forgot."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+
+from msgspec import Struct
+
+from perdure.stores.jetstream.layout import Facts, facts_of
+from perdure.stores.jetstream.wire import Wire, header, status_of
+
+EXPIRES_SECONDS = 30.0
+HEARTBEAT_SECONDS = 3.0
+SILENCE_SECONDS = 8.0
+"""Without a sign of life for so long, a pull is taken for lost: the server was restarted, or a route broke."""
+STATUS_HEARTBEAT = 100
+AGAIN_SECONDS = 0.25
+"""How long after a pull was refused it is made again."""
+
+log = logging.getLogger("perdure.jetstream")
+
+
+class Arrival(Struct, eq=False):
+    """A message as a consumer delivered it."""
+
+    subject: str
+    reply: str
+    facts: Facts
+    data: bytes
+    attempt: int
+    sequence: int
+
+
+class Puller:
+    """Keeps a consumer pulled."""
+
+    def __init__(
+        self, wire: Wire, stream: str, consumer: str, wanted: Callable[[], int], arrived: Callable[[Arrival], None]
+    ) -> None:
+        self._wire = wire
+        self._stream = stream
+        self._consumer = consumer
+        self._wanted = wanted
+        self._arrived = arrived
+        self._outstanding = 0
+        self._heard = 0.0
+        self._not_before = 0.0
+        self._open = True
+        self._inbox = wire.new_inbox()
+        self._sid = wire.subscribe(self._inbox, self._came)
+
+    def ask(self, now: float) -> None:
+        """Pull if much fewer are on their way than are wanted."""
+        if not self._open or not self._wire.is_up or now < self._not_before:
+            return
+        if self._outstanding and now > self._heard + SILENCE_SECONDS:
+            log.warning("a pull of %s in %s has fallen silent: it is made again", self._consumer, self._stream)
+            self._outstanding = 0
+        wanted = self._wanted()
+        if self._outstanding > wanted // 2 or wanted <= 0:
+            return
+        batch = wanted - self._outstanding
+        if not self._outstanding:
+            self._heard = now
+        self._outstanding += batch
+        self._wire.pull(
+            self._stream,
+            self._consumer,
+            self._inbox,
+            batch=batch,
+            expires=EXPIRES_SECONDS,
+            heartbeat=HEARTBEAT_SECONDS,
+        )
+
+    def reset(self) -> None:
+        """Forget what was asked for: the connection is another."""
+        self._outstanding = 0
+
+    def stop(self) -> None:
+        """Ask for no more; what is on its way still arrives until the connection closes."""
+        self._open = False
+        self._wire.unsubscribe(self._sid)
+
+    def forget(self) -> None:
+        self._wire.forget(self._sid)
+
+    def _came(self, subject: str, reply: str, data: bytes, headers: bytes) -> None:
+        now = self._heard = self._wire.now()
+        status = status_of(headers)
+        if status:
+            if status != STATUS_HEARTBEAT:
+                left = header(headers, b"Nats-Pending-Messages: ")
+                self._outstanding = max(0, self._outstanding - int(left)) if left is not None else 0
+                if status != 408:
+                    self._not_before = now + AGAIN_SECONDS
+                self.ask(now)
+            return
+        self._outstanding = max(0, self._outstanding - 1)
+        tokens = reply.split(".")
+        self._arrived(Arrival(subject, reply, facts_of(headers), data, int(tokens[-5]), int(tokens[-4])))

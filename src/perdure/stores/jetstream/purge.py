@@ -1,0 +1,108 @@
+"""Removes invocations: first a note in the journal that it is closing, then a look whether anything is for it, then all.
+
+The last message of a purged journal says that it is gone, for as long as a late copy of its start may come. A message
+that is posted meanwhile waits for the one or the other (`JetStreamStore.post`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+
+from msgspec.structs import replace
+
+from perdure.core.journal import CallChild, SendStart
+from perdure.core.lifecycle import SETTLED
+from perdure.stores.jetstream.blobs import Blobs
+from perdure.stores.jetstream.deliveries import Deliveries
+from perdure.stores.jetstream.journals import Journals, Tail
+from perdure.stores.jetstream.layout import Facts, Layout, lines_of
+from perdure.stores.jetstream.wire import Wire, WrongSequence
+from perdure.stores.store import Clock
+
+GONE_LEASES = 10
+"""For so many leases it is remembered that an invocation was purged."""
+IN_FLIGHT_SECONDS = 0.02
+"""How long an acknowledgement may take until the server has heeded it."""
+TOGETHER = 20
+
+
+class Purge:
+    def __init__(
+        self, wire: Wire, layout: Layout, journals: Journals, blobs: Blobs, deliveries: Deliveries, clock: Clock
+    ) -> None:
+        self._wire = wire
+        self._layout = layout
+        self._journals = journals
+        self._deliveries = deliveries
+        self._clock = clock
+
+    async def remove(self, ids: Sequence[str], limit: int) -> int:
+        """Remove settled invocations, in this order, at most so many."""
+        removed, at = 0, 0
+        while removed < limit and at < len(ids):
+            some = ids[at : at + min(TOGETHER, limit - removed)]
+            at += len(some)
+            removed += sum(await asyncio.gather(*map(self._remove, some)))
+        return removed
+
+    async def _remove(self, id: str) -> bool:
+        tail = await self._journals.tail(id)
+        if tail.facts.status not in SETTLED or not tail.has_frames or self._deliveries.hands.has(id):
+            return False
+        if await self._is_wanted(id) or await self._may_be_started_again(id, tail):
+            return False
+        closing = await self._close(id, tail)
+        if closing is None:
+            return False
+        if await self._is_wanted(id):
+            await self._wire.delete(self._layout.stream("J", self._layout.shard(id)), closing)
+            return False
+        return await self._finish(id, tail, closing)
+
+    async def _is_wanted(self, id: str) -> bool:
+        """Tell whether a message or start is on its way to an invocation."""
+        stream = self._layout.stream("Q", self._layout.shard(id))
+        for subject in (self._layout.messages(id), self._layout.all_passed_on(id), self._layout.any_start(id)):
+            if await self._wire.last(stream, subject) is not None:
+                await asyncio.sleep(IN_FLIGHT_SECONDS)
+                if await self._wire.last(stream, subject) is not None:
+                    return True
+        return False
+
+    async def _may_be_started_again(self, id: str, tail: Tail) -> bool:
+        """Tell whether its parent's last frame, whose effects may be done again, starts it."""
+        parent = tail.facts.parent
+        if parent is None:
+            return False
+        frame = await self._journals.last_frame(parent)
+        if frame is None or frame.outcome is not None:
+            return False
+        return any(isinstance(each, CallChild | SendStart) and each.start.id == id for each in frame.commands)
+
+    async def _close(self, id: str, tail: Tail) -> int | None:
+        if tail.facts.kind == "closing":
+            return tail.sequence
+        facts = replace(tail.facts, kind="closing", quiet=True)
+        try:
+            return await self._wire.store(
+                self._layout.journal(id), b"", expected=tail.sequence, headers=lines_of(facts)
+            )
+        except WrongSequence:
+            return None
+
+    async def _finish(self, id: str, tail: Tail, closing: int) -> bool:
+        ttl = max(1, int(GONE_LEASES * self._deliveries.lease))
+        headers = b"Nats-Rollup: sub\r\nNats-TTL: %ds\r\n" % ttl
+        facts = Facts(id, tail.facts.handler, kind="gone", at=self._clock.now(), quiet=True)
+        try:
+            await self._wire.store(
+                self._layout.journal(id), b"", expected=closing, headers=headers + lines_of(facts)
+            )
+        except WrongSequence:
+            return False
+        self._journals.forget(id)
+        await self._wire.purge(self._layout.stream("Q", self._layout.shard(id)), self._layout.schedules(id))
+        if tail.facts.has_blobs:
+            await self._wire.purge(self._layout.stream("B", self._layout.shard(id)), self._layout.blobs(id))
+        return True

@@ -1,0 +1,698 @@
+"""The store itself: what the Store protocol asks for. See the package for the whole.
+
+A commit is a guarded put of the frame; then its effects, each idempotent; then the acknowledgements. A frame that is
+durable while its effects are not is never reported as failed: they are tried until they are done, or the store closes
+and leaves them to whoever takes over.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import secrets
+from collections.abc import Awaitable, Callable, Collection, Sequence
+from functools import partial
+from typing import Any, TypeVar
+
+from msgspec.structs import replace
+
+from perdure.core.effects import Effects
+from perdure.core.history import History
+from perdure.core.journal import (
+    Answer,
+    Cancelled,
+    Failed,
+    Message,
+    Outcome,
+    Start,
+    Status,
+    decode_frame,
+    decode_message,
+    decode_start,
+    encode_message,
+    encode_start,
+)
+from perdure.errors import Conflict, StoreClosed, StoreError, StoreUnavailable
+from perdure.stores.clock import SystemClock
+from perdure.stores.jetstream.answers import Answers
+from perdure.stores.jetstream.blobs import Blobs
+from perdure.stores.jetstream.deliveries import DUE, FAILED_SECONDS, Deliveries
+from perdure.stores.jetstream.hands import Member
+from perdure.stores.jetstream.index import Scan
+from perdure.stores.jetstream.journals import NOTHING, Journals, Tail
+from perdure.stores.jetstream.keys import LIMIT, Keys
+from perdure.stores.jetstream.layout import SHARDS, Facts, Layout, facts_of, facts_of_start, lines_of
+from perdure.stores.jetstream.purge import Purge
+from perdure.stores.jetstream.streams import prepare, read_secret
+from perdure.stores.jetstream.wire import Wire, WrongSequence
+from perdure.stores.notices import Feed, Notices
+from perdure.stores.store import (
+    LEASE_SECONDS,
+    LINE_LIMIT,
+    PAYLOAD_LIMIT_BYTES,
+    Committed,
+    Counts,
+    Delivery,
+    Filter,
+    Journal,
+    Key,
+    Row,
+    Transition,
+    id_conflict,
+    identity_of,
+    line_full,
+    unknown,
+)
+
+T = TypeVar("T")
+
+POLL_SECONDS = 1.0
+"""How often an outcome or answer that somebody waits for is looked for, in case its push was lost."""
+CLOSING_SECONDS = 5.0
+"""How long a message waits to learn whether its invocation is purged."""
+
+log = logging.getLogger("perdure.jetstream")
+
+
+class JetStreamStore:
+    """A store on a NATS server or cluster, shared by as many processes as like to."""
+
+    def __init__(
+        self,
+        servers: Sequence[str],
+        *,
+        options: dict[str, Any] | None = None,
+        namespace: str = "perdure",
+        shards: int = SHARDS,
+        replicas: int | None = None,
+        payload_limit: int = PAYLOAD_LIMIT_BYTES,
+        line_limit: int = LINE_LIMIT,
+    ) -> None:
+        self.clock = SystemClock()
+        self.secret = b""
+        self.payload_limit = payload_limit
+        self.line_limit = line_limit
+        self.name = secrets.token_hex(6)
+        self.layout = layout = Layout(namespace, shards)
+        self.wire = wire = Wire(servers, options, connected=self._reconnected)
+        wire.stream_of = layout.stream_of
+        self._replicas = replicas
+        self._open = False
+        self._blobs = Blobs(wire, layout)
+        self._journals = Journals(wire, layout, self._blobs, self.name)
+        self._keys = Keys(wire, layout, self._blobs)
+        self._notices = Notices()
+        self._index = Scan(wire, layout, self._notices)
+        self._deliveries = Deliveries(
+            wire, layout, self._journals, self._keys, self._blobs, self.name, self.clock, self._find_start
+        )
+        self._answers = Answers(wire, layout, self._notices)
+        self._purge = Purge(wire, layout, self._journals, self._blobs, self._deliveries, self.clock)
+        self._watched: dict[str, int] = {}  # ids whose end is listened for, with the subscription
+        self._writing = 0
+        self._written: asyncio.Future[None] | None = None
+
+    # --- life ---------------------------------------------------------------------------------------------------------
+    async def open(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        await self.wire.open()
+        try:
+            replicas = await prepare(self.wire, self.layout, self._replicas)
+            self._journals.replicated = replicas > 1
+            self.secret = await read_secret(self.wire, self.layout)
+        except BaseException:
+            await self.wire.close()
+            raise
+        self._deliveries.begin()
+        self._open = True
+        self._poll = self._loop.call_later(POLL_SECONDS, self._look_for_lost_pushes)
+
+    async def aclose(self) -> None:
+        if not self._open:
+            return
+        self._open = False
+        self._poll.cancel()
+        if self._writing and self.wire.is_up:
+            self._written = self._loop.create_future()
+            await asyncio.wait([self._written], timeout=CLOSING_SECONDS)
+        await self._deliveries.close()
+        await self.wire.close()
+        self._notices.fail(self._closed())
+
+    def _closed(self) -> StoreClosed:
+        return StoreClosed("jetstream: the store is closed")
+
+    def _check(self) -> None:
+        if not self._open:
+            raise self._closed()
+
+    def _reconnected(self) -> None:
+        self._deliveries.reconnected()
+        self._index.missed()
+
+    # --- submitting ---------------------------------------------------------------------------------------------------
+    def submit(self, starts: Sequence[Start], /) -> asyncio.Future[list[bool]]:
+        self._check()
+        if len(starts) == 1:
+            start = starts[0]
+            if not start.chosen and start.key is None and start.due <= self.clock.now():
+                data = encode_start(start)
+                if not self._blobs.is_large(data):
+                    return self._submit_plain(start, data)
+        return self._work(self._submit(starts))
+
+    def _submit_plain(self, start: Start, data: bytes) -> asyncio.Future[list[bool]]:
+        """Put a start whose id is new and its own into the queue: nothing needs to be asked before."""
+        future: asyncio.Future[list[bool]] = self._loop.create_future()
+        facts = facts_of_start(start, "pending", self.clock.now(), kind="start")
+
+        def told(_: int, error: StoreError | None) -> None:
+            if future.done():
+                return
+            if error is None:
+                future.set_result([True])
+            elif isinstance(error, WrongSequence):
+                future.set_result([False])
+            else:
+                future.set_exception(error)
+
+        self.wire.put(self.layout.start(start.handler, start.id), data, told, expected=0, headers=lines_of(facts))
+        return future
+
+    def _work(self, work: Awaitable[T]) -> asyncio.Future[T]:
+        """Do something that the closing of the store waits for."""
+        self._writing += 1
+        task = asyncio.ensure_future(work)
+        task.add_done_callback(self._done)
+        return task
+
+    def _done(self, _: object = None) -> None:
+        self._writing -= 1
+        if self._written is not None and not self._writing and not self._written.done():
+            self._written.set_result(None)
+
+    async def _submit(self, starts: Sequence[Start]) -> list[bool]:
+        together: dict[str, bytes] = {}
+        joining: dict[str, int] = {}
+        for start in starts:
+            if together.setdefault(start.id, identity_of(start)) != identity_of(start):
+                raise id_conflict(start.id)
+        chosen = [start.id for start in starts if start.chosen or start.key is not None]
+        tails = await self._journals.tails([*dict.fromkeys(chosen)]) if chosen else {}
+        for start in starts:
+            tail = tails.get(start.id, NOTHING)
+            await self._check_identity(start, tail)
+            if start.key is not None and tail.facts.kind in ("none", "gone"):
+                joining[start.key] = joining.get(start.key, 0) + 1
+        for key, count in joining.items():
+            await self._check_line(key, count)
+        first: dict[str, asyncio.Future[bool]] = {}
+        results: list[asyncio.Future[bool] | None] = []
+        for start in starts:
+            if start.id in first:
+                results.append(None)
+                continue
+            accepting = asyncio.ensure_future(self._accept(start, tails.get(start.id, NOTHING)))
+            first[start.id] = accepting
+            results.append(accepting)
+        await asyncio.gather(*first.values())
+        return [False if each is None else each.result() for each in results]
+
+    async def _check_identity(self, start: Start, tail: Tail) -> None:
+        if tail.facts.kind in ("none", "gone"):
+            return
+        identity = tail.facts.identity
+        if not identity:
+            known = await self._journals.start(start.id)
+            if known is None:
+                return
+            identity = identity_of(known).hex()
+        if identity != identity_of(start).hex():
+            raise id_conflict(start.id)
+
+    async def _check_line(self, key: str, joining: int) -> None:
+        ahead = await self._keys.waiting(key) + joining - 1
+        if ahead >= self.line_limit and (await self._keys.read(key)).holder is None:
+            ahead -= 1
+        if ahead >= self.line_limit:
+            raise line_full(key, ahead)
+
+    async def _accept(self, start: Start, tail: Tail, *, sent: bool = False) -> bool:
+        """Make a start durable; false if its id exists. What a workflow sends with an id that exists is dropped."""
+        new = True
+        if start.chosen or start.key is not None:
+            if tail.has_frames:
+                return False
+            new = await self._reserve(start, tail, sent)
+            if not new and sent and (await self._journals.tail(start.id)).has_frames:
+                return False
+        return await self._queue(start) and new
+
+    async def _reserve(self, start: Start, tail: Tail, sent: bool) -> bool:
+        """Put a start into the subject of its journal, before the first frame: whoever comes later finds it there."""
+        if tail.facts.kind == "reserved":
+            return False
+        now = self.clock.now()
+        status: Status = "scheduled" if start.due > now else "pending"
+        facts = facts_of_start(start, status, now, identity=identity_of(start).hex())
+        facts, data = await self._blobs.save(start.id, facts, encode_start(start))
+        subject = self.layout.journal(start.id)
+        try:
+            await self.wire.store(subject, data, expected=tail.sequence, headers=lines_of(facts))
+        except WrongSequence:
+            again = await self._journals.tail(start.id)
+            if again.facts.kind == "gone":
+                return await self._reserve(start, again, sent)
+            if not sent:
+                await self._check_identity(start, again)
+            return False
+        return True
+
+    async def _queue(self, start: Start) -> bool:
+        """Put a start where it waits: for its time, for its key, or for a worker."""
+        now = self.clock.now()
+        reserved = start.chosen or start.key is not None
+        facts = facts_of_start(start, "pending", now, kind="start")
+        if start.due > now:
+            return await self._schedule(start, facts)
+        if start.key is not None:
+            if start.timeout is not None:  # so that it ends in time even if its key never comes
+                await self._deliveries.set_wake(start.id, "limit", start.due + start.timeout, LIMIT)
+            await self._keys.join(start, now)
+            return True
+        if reserved:
+            facts = _quiet(facts)
+        facts, data = await self._blobs.save(start.id, facts, encode_start(start))
+        try:
+            await self.wire.store(
+                self.layout.start(start.handler, start.id), data, expected=0, headers=lines_of(facts)
+            )
+        except WrongSequence:
+            return False
+        return True
+
+    async def _schedule(self, start: Start, facts: Facts) -> bool:
+        facts, data = await self._blobs.save(start.id, facts, encode_start(start))
+        target = self.layout.start(start.handler, start.id)
+        if start.key is not None:
+            target = self.layout.nudge(start.key, self.layout.journal(start.id).rpartition(".")[2])
+        headers = self._deliveries.schedule_headers(start.due, target)
+        subject = self.layout.schedule(start.id, "start")
+        try:
+            await self.wire.store(subject, data, expected=0, headers=headers + lines_of(facts))
+        except WrongSequence:
+            return False
+        if not start.chosen and start.key is None:
+            self._index.announce(facts, "scheduled")
+        return True
+
+    async def _find_start(self, id: str, tail: Tail) -> tuple[Start, bool] | None:
+        """Return the start of an invocation without a journal, and whether its time or key is still to come."""
+        if tail.facts.kind == "reserved":
+            start = await self._journals.start(id)
+            if start is None:
+                return None
+            subject = self.layout.schedule(id, "start")
+            if await self.wire.last(self.layout.stream_of(subject), subject) is not None:
+                return start, True
+            return start, start.key is not None and await self._keys.is_waiting(start.key, id)
+        for subject in (self.layout.schedule(id, "start"), self.layout.any_start(id), self.layout.any_start(id)):
+            stored = await self.wire.last(self.layout.stream("Q", self.layout.shard(id)), subject)
+            if stored is not None:
+                data = await self._blobs.load(id, facts_of(stored.headers), stored.data)
+                return decode_start(data), subject.endswith(".start")
+        return None
+
+    # --- messages -----------------------------------------------------------------------------------------------------
+    def post(self, message: Message, /) -> asyncio.Future[None]:
+        self._check()
+        return self._work(self._post(message))
+
+    async def _post(self, message: Message) -> None:
+        tail, answer = await asyncio.gather(self._journals.tail(message.to), self._answers.read(message.id))
+        if tail.facts.kind == "gone":
+            raise unknown(message.to)
+        if not tail.has_frames and await self._find_start(message.to, tail) is None:
+            if not (await self._journals.tail(message.to)).has_frames:
+                raise unknown(message.to)
+        if answer is not None:
+            return
+        subject = self.layout.message(message.to, message.id)
+        sequence = await self._put_message(message)
+        for _ in range(int(CLOSING_SECONDS / 0.05)):  # it may be purged at this very moment
+            if tail.facts.status not in ("completed", "failed", "cancelled"):
+                return
+            tail = await self._journals.tail(message.to)
+            if tail.facts.kind == "gone":
+                if sequence:
+                    await self.wire.delete(self.layout.stream_of(subject), sequence)
+                raise unknown(message.to)
+            if tail.facts.kind != "closing":
+                return
+            await asyncio.sleep(0.05)
+        raise StoreUnavailable(f"invocation {message.to!r} is being purged, and it is not known whether it is gone")
+
+    async def _put_message(self, message: Message) -> int:
+        """Queue a message; 0 if it is queued already."""
+        facts, data = await self._blobs.save(message.to, Facts(message.to, kind="message"), encode_message(message))
+        try:
+            return await self.wire.store(
+                self.layout.message(message.to, message.id), data, expected=0, headers=lines_of(facts)
+            )
+        except WrongSequence:
+            return 0
+
+    async def answer(self, message_id: str, /) -> Answer:
+        self._check()
+        return await self._answers.wait(message_id)
+
+    # --- deliveries ---------------------------------------------------------------------------------------------------
+    def subscribe(
+        self,
+        handlers: Collection[str],
+        deliver: Callable[[Delivery], None],
+        *,
+        partitions: Collection[int] | None = None,
+        lost: Callable[[str], None] | None = None,
+        lease: float = LEASE_SECONDS,
+    ) -> Member:
+        self._check()
+        return self._deliveries.join(handlers, deliver, partitions, lost, lease)
+
+    def serves(self, handler: str, /) -> bool | None:
+        return self._deliveries.hands.serves(handler)
+
+    # --- transitions --------------------------------------------------------------------------------------------------
+    def commit(self, transition: Transition, told: Committed, /) -> None:
+        if not self._open:
+            self._loop.call_soon(told, 0, self._closed())
+            return
+        self._writing += 1
+        if transition.frame is None:
+            self._follow(transition, told, transition.expected)
+            return
+        tail = self._journals.known(transition.id)
+        if tail is None and not transition.expected:
+            tail = NOTHING
+        if tail is None or tail.revision != transition.expected:
+            asyncio.ensure_future(self._read_and_append(transition, told))
+        else:
+            self._append(transition, told, tail)
+
+    async def _read_and_append(self, transition: Transition, told: Committed) -> None:
+        try:
+            tail = await self._journals.tail(transition.id)
+        except StoreError as error:
+            self._tell(told, 0, error)
+            return
+        self._journals.note(transition.id, tail)
+        if tail.revision != transition.expected or tail.facts.kind == "closing":
+            self._conflict(transition, told, tail)
+        else:
+            self._append(transition, told, tail)
+
+    def _append(self, transition: Transition, told: Committed, tail: Tail) -> None:
+        data, facts = self._journals.next_frame(transition, tail, self.clock.now())
+        if self._blobs.is_large(data):
+            asyncio.ensure_future(self._append_large(transition, told, tail, data, facts))
+            return
+        self._put_frame(transition, told, tail, data, facts)
+
+    async def _append_large(
+        self, transition: Transition, told: Committed, tail: Tail, data: bytes, facts: Facts
+    ) -> None:
+        try:
+            facts, data = await self._blobs.save(transition.id, facts, data)
+        except StoreError as error:
+            self._tell(told, 0, error)
+            return
+        self._put_frame(transition, told, tail, data, facts)
+
+    def _put_frame(self, transition: Transition, told: Committed, tail: Tail, data: bytes, facts: Facts) -> None:
+        self.wire.put(
+            self.layout.journal(transition.id),
+            data,
+            partial(self._appended, transition, told, tail, facts, data),
+            expected=tail.sequence,
+            headers=lines_of(facts),
+        )
+
+    def _appended(
+        self,
+        transition: Transition,
+        told: Committed,
+        tail: Tail,
+        facts: Facts,
+        data: bytes,
+        sequence: int,
+        error: StoreError | None,
+    ) -> None:
+        if error is None:
+            self._journals.note(transition.id, Tail(sequence, facts))
+            if transition.outcome is not None:
+                self._tell_settled(transition.id, transition.outcome, data)
+            self._follow(transition, told, sequence)
+        elif isinstance(error, WrongSequence):
+            asyncio.ensure_future(self._look_again(transition, told, tail))
+        else:
+            self._tell(told, 0, error)
+
+    async def _look_again(self, transition: Transition, told: Committed, before: Tail) -> None:
+        """See what is there instead: a reservation that was not known of, or somebody else's frame."""
+        try:
+            tail = await self._journals.tail(transition.id)
+        except StoreError as error:
+            self._tell(told, 0, error)
+            return
+        self._journals.note(transition.id, tail)
+        if tail.revision == transition.expected and tail.sequence != before.sequence and tail.facts.kind == "reserved":
+            self._append(transition, told, tail)
+        else:
+            self._conflict(transition, told, tail)
+
+    def _conflict(self, transition: Transition, told: Committed, tail: Tail) -> None:
+        id = transition.id
+        text = f"invocation {id!r}: expected revision {transition.expected}, found {tail.revision}"
+        if tail.facts.owner not in ("", self.name):
+            self._deliveries.lose(id)  # before it is told: nothing of it is to be tried again here
+        self._tell(told, 0, Conflict(text, invocation_id=id))
+
+    def _tell(self, told: Committed, revision: int, error: Exception | None) -> None:
+        self._done()
+        self._loop.call_soon(told, revision, error)
+
+    # --- what follows from a frame ------------------------------------------------------------------------------------
+    def _follow(self, transition: Transition, told: Committed, revision: int) -> None:
+        effects = transition.effects
+        ended = transition.released or transition.outcome is not None
+        nothing = not (effects.starts or effects.messages or effects.answers or effects.release or effects.enlist)
+        if nothing and (effects.wake is None or not ended) and not self._may_leave_start(transition):
+            self._followed(transition, told, revision)
+        else:
+            asyncio.ensure_future(self._do_effects(transition, told, revision))
+
+    def _may_leave_start(self, transition: Transition) -> bool:
+        """Tell whether an invocation ends without its start in hand: it was cancelled before it began, or too late."""
+        tail = self._journals.known(transition.id)
+        return (
+            isinstance(transition.outcome, Cancelled | Failed)
+            and tail is not None
+            and tail.facts.number == 1
+            and not any(isinstance(each.item, Start) for each in transition.acknowledge)
+        )
+
+    async def _do_effects(self, transition: Transition, told: Committed, revision: int) -> None:
+        while True:
+            try:
+                await self._try_effects(transition)
+                break
+            except StoreClosed as error:
+                self._tell(told, 0, error)
+                return
+            except StoreError as error:
+                log.error("what follows from invocation %s cannot be done, trying again: %s", transition.id, error)
+                await asyncio.sleep(FAILED_SECONDS)
+        self._followed(transition, told, revision)
+
+    async def _try_effects(self, transition: Transition) -> None:
+        id, effects = transition.id, transition.effects
+        works: list[Awaitable[object]] = [self._send(start) for start in effects.starts]
+        works += [self._put_message(message) for message in effects.messages]
+        works += [self._answers.give(id, answer) for answer in effects.answers]
+        if len(works) == 1:
+            await works[0]
+        elif works:
+            await asyncio.gather(*works)
+        await self._change_key(id, effects)
+        ended = transition.released or transition.outcome is not None
+        if ended and effects.wake is not None:
+            # A wake is replaced after the effects, like an acknowledgement: it may be what redoes them.
+            if effects.wake <= self.clock.now():
+                await self._deliveries.wake_now(id)
+            else:
+                tail = self._journals.known(id)
+                epoch = 0 if tail is None else tail.facts.epoch
+                await self._deliveries.set_wake(id, f"due.{epoch}", effects.wake, DUE)
+        if self._may_leave_start(transition):
+            await self.wire.purge(self.layout.stream("Q", self.layout.shard(id)), self.layout.schedules(id))
+            await self.wire.purge(self.layout.stream("Q", self.layout.shard(id)), self.layout.any_start(id))
+
+    async def _send(self, start: Start) -> None:
+        tail = await self._journals.tail(start.id) if start.chosen or start.key is not None else NOTHING
+        if tail.facts.kind == "gone":
+            return
+        await self._accept(start, tail, sent=True)
+
+    async def _change_key(self, id: str, effects: Effects) -> None:
+        if effects.release is not None:
+            await self._keys.release(id, effects.release)
+        if effects.enlist is not None:
+            await self._keys.enlist(id, effects.enlist)
+
+    def _followed(self, transition: Transition, told: Committed, revision: int) -> None:
+        ended = transition.released or transition.outcome is not None
+        if ended and transition.outcome is not None:
+            tail = self._journals.known(transition.id)
+            if tail is not None and tail.facts.wake > self.clock.now():
+                subject = self.layout.schedules(transition.id)
+                self._deliveries.spawn(self.wire.purge(self.layout.stream_of(subject), subject))
+        if transition.frame is not None or ended:
+            self._deliveries.hands.committed(
+                transition.id,
+                transition.acknowledge,
+                ended=ended,
+                wakes=transition.released and transition.effects.wake is not None,
+                now=self._loop.time(),
+            )
+        else:
+            for delivery in transition.acknowledge:
+                self._deliveries.hands.finish(delivery)
+        self._tell(told, revision, None)
+
+    # --- watching -----------------------------------------------------------------------------------------------------
+    def _tell_settled(self, id: str, outcome: Outcome, data: bytes) -> None:
+        self._loop.call_soon(self._notices.settled, id, outcome)
+        self.wire.publish(self.layout.settled(id), b"" if self._blobs.is_large(data) else data)
+
+    def watch(self, id: str, /) -> asyncio.Future[Outcome]:
+        self._check()
+        if id not in self._watched:
+            self._watched[id] = self.wire.subscribe(self.layout.settled(id), partial(self._was_settled, id))
+        future = self._notices.watch(id)
+        future.add_done_callback(lambda _: self._watched_no_more(id))
+        return future
+
+    def _watched_no_more(self, id: str) -> None:
+        if not self._notices.is_watched(id) and (sid := self._watched.pop(id, None)) is not None:
+            self.wire.unsubscribe(sid)
+            self.wire.forget(sid)
+
+    def _was_settled(self, id: str, _subject: str, _reply: str, data: bytes, _headers: bytes) -> None:
+        outcome = decode_frame(data).outcome if data else None
+        if outcome is not None:
+            self._notices.settled(id, outcome)
+        else:
+            self._deliveries.spawn(self._read_outcome(id))
+
+    async def _read_outcome(self, id: str) -> None:
+        outcome = await self.outcome(id)
+        if outcome is not None:
+            self._notices.settled(id, outcome)
+
+    def _look_for_lost_pushes(self) -> None:
+        """Read what is waited for, some of it at a time."""
+        self._poll = self._loop.call_later(POLL_SECONDS, self._look_for_lost_pushes)
+        if self.wire.is_up:
+            self._deliveries.spawn(self._poll_outcomes())
+            self._deliveries.spawn(self._answers.poll())
+
+    async def _poll_outcomes(self) -> None:
+        ids = [*self._watched][:1_000]
+        if not ids:
+            return
+        for id in ids:  # others come first the next time
+            if (sid := self._watched.pop(id, None)) is not None:
+                self._watched[id] = sid
+        for id, tail in (await self._journals.tails(ids)).items():
+            if tail.facts.status in ("completed", "failed", "cancelled"):
+                await self._read_outcome(id)
+
+    def events(self, filter: Filter, /) -> Feed:
+        self._check()
+        feed = self._notices.events(filter)
+        self._index.listen()
+        return feed
+
+    # --- reading ------------------------------------------------------------------------------------------------------
+    async def journal(self, id: str, /) -> Journal:
+        self._check()
+        frames, tail = await self._journals.read(id)
+        return Journal(tuple(frames), tail.revision)
+
+    async def outcome(self, id: str, /) -> Outcome | None:
+        self._check()
+        tail = await self._journals.tail(id)
+        if tail.facts.status not in ("completed", "failed", "cancelled") or not tail.has_frames:
+            return None
+        frame = await self._journals.last_frame(id)
+        if frame is None or frame.outcome is not None:
+            return None if frame is None else frame.outcome
+        return History.of((await self._journals.read(id))[0]).outcome
+
+    async def start(self, id: str, /) -> Start | None:
+        self._check()
+        tail = await self._journals.tail(id)
+        if tail.has_frames:
+            return await self._journals.start(id)
+        if tail.facts.kind == "gone":
+            return None
+        found = await self._find_start(id, tail)
+        return None if found is None else found[0]
+
+    async def key(self, name: str, /) -> Key:
+        self._check()
+        return await self._keys.read(name)
+
+    async def mail(self, id: str, /) -> list[Message]:
+        self._check()
+        stream = self.layout.stream("Q", self.layout.shard(id))
+        found: dict[str, Message] = {}
+        for subject in (self.layout.messages(id), self.layout.all_passed_on(id)):
+            sequence = 1
+            while stored := await self.wire.batch(stream, subject, sequence):
+                for each in stored:
+                    facts = facts_of(each.headers)
+                    if facts.kind == "message":
+                        message = decode_message(await self._blobs.load(id, facts, each.data))
+                        found[message.id] = message
+                sequence = stored[-1].sequence + 1
+        if found:
+            known = History.of((await self._journals.read(id))[0]).messages
+            found = {each: message for each, message in found.items() if each not in known}
+        return sorted(found.values(), key=lambda each: each.at)
+
+    async def row(self, id: str, /) -> Row | None:
+        self._check()
+        tail = await self._journals.tail(id)
+        return await self._index.row(id, tail, self._find_start)
+
+    async def search(self, filter: Filter, /) -> list[Row]:
+        self._check()
+        return await self._index.search(filter)
+
+    async def counts(self) -> Counts:
+        self._check()
+        return await self._index.counts()
+
+    async def purge(self, before: float, /, *, limit: int, id: str | None = None) -> int:
+        self._check()
+        rows = [row async for row in self._index.settled(before)]
+        if id is not None:
+            rows = [row for row in rows if row.id == id]
+        rows.sort(key=lambda row: row.updated_at)
+        return await self._work(self._purge.remove([row.id for row in rows], limit))
+
+
+def _quiet(facts: Facts) -> Facts:
+    """Return facts of what an index has been told already."""
+    return replace(facts, quiet=True)

@@ -1,0 +1,637 @@
+"""The narrow interface to a NATS server: guarded puts with a known outcome, reads, pulls, acknowledgements.
+
+It takes the connection of nats-py (handshake, authentication, TLS, reconnects) and does its own sending and receiving:
+nats-py's futures never end on some failures, it sends what its caller has given up, and its messages cost a parse of
+their headers as electronic mail. So it uses parts of the client that are internal there; the extra `nats` pins the
+version, and tests/jetstream/test_wire.py fails when they change.
+
+* A put is told once, with its sequence, or with why it was refused. When the connection breaks before the answer, it is
+  put again after the reconnect; its guard and its name (in the header `Perdure-Put`) say whether it had arrived.
+* Everything else is a hint, or is asked again by its caller: while disconnected it is dropped, and nothing that was
+  buffered is sent later.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import secrets
+from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
+from typing import Any, cast
+
+import msgspec
+from msgspec import Struct
+from nats.aio.client import Client as NatsClient
+from nats.errors import Error as NatsError
+
+from perdure.errors import StoreClosed, StoreError, StoreFull, StoreUnavailable
+
+REQUEST_TIMEOUT_SECONDS = 5.0
+"""How long a server may take to answer, before a put is repeated and a read fails."""
+SWEEP_SECONDS = 1.0
+"""How often requests are looked through for those that took too long."""
+RETRY_SECONDS = 0.1
+"""How long after a server could not take a put, as in an election, it is tried again."""
+CONNECT_TIMEOUT_SECONDS = 5
+RECONNECT_WAIT_SECONDS = 0.25
+PING_SECONDS = 5
+PAYLOAD_ROOM_BYTES = 16 * 1024
+"""What headers and subject may take of the server's payload limit."""
+BATCH_LIMIT = 1_000
+"""Messages that one batched read returns at most: the server refuses more than 1,024 subjects."""
+
+WRONG_SEQUENCE = 10071
+ANOTHER_IN_FLIGHT = 10164
+NO_MESSAGE = 10037
+NO_STREAM = 10059
+FULL = frozenset({10077, 10023, 10047})
+
+HEADER_LINE = b"NATS/1.0\r\n"
+PUT_NAME = b"Perdure-Put: "
+
+log = logging.getLogger("perdure.jetstream")
+
+
+class WrongSequence(StoreError):
+    """The guard of a put did not hold: somebody else has written to its subject."""
+
+
+class Stored(Struct, frozen=True):
+    """A message as a stream holds it."""
+
+    subject: str
+    sequence: int
+    data: bytes
+    headers: bytes = b""
+
+    def header(self, name: bytes) -> bytes | None:
+        """Return the value of a header; `name` ends with a colon and a space."""
+        return header(self.headers, name)
+
+
+class _ApiError(Struct):
+    code: int = 0
+    err_code: int = 0
+    description: str = ""
+
+
+class _Ack(Struct):
+    seq: int = 0
+    error: _ApiError | None = None
+
+
+class _StoredJson(Struct):
+    subject: str
+    seq: int
+    data: bytes = b""
+    hdrs: bytes = b""
+
+
+class _LastJson(Struct):
+    message: _StoredJson | None = None
+    error: _ApiError | None = None
+
+
+_decode_ack = msgspec.json.Decoder(_Ack).decode
+_decode_last = msgspec.json.Decoder(_LastJson).decode
+_encode = msgspec.json.Encoder().encode
+
+
+def header(headers: bytes, name: bytes) -> bytes | None:
+    """Return the value of a header in a raw block of them; `name` ends with a colon and a space."""
+    at = headers.find(b"\r\n" + name)
+    if at < 0:
+        return None
+    at += 2 + len(name)
+    return headers[at : headers.find(b"\r\n", at)]
+
+
+def status_of(headers: bytes | None) -> int:
+    """Return the status that the server put into a block of headers, 0 if none."""
+    if not headers or headers[8:9] != b" ":
+        return 0
+    return int(headers[9:12])
+
+
+Arrived = Callable[[str, str, bytes, bytes], None]
+"""Called with subject, reply subject, payload and raw headers of a message."""
+PutTold = Callable[[int, StoreError | None], None]
+"""Told once of a put: its sequence, or why it was refused (`WrongSequence` if its guard did not hold)."""
+
+
+class _Request(Struct, eq=False):
+    answered: Callable[[bytes, bytes], bool]  # payload and headers; True if no more is expected
+    lost: Callable[[], None]
+    at: float
+
+
+class _Put(Struct, eq=False):
+    name: bytes
+    subject: str
+    headers: bytes
+    payload: bytes
+    guarded: bool
+    told: PutTold
+    sent: int = 0
+
+
+class _Connection(NatsClient):
+    """nats-py's connection, with what arrives handed on unparsed."""
+
+    def __init__(self, arrived: dict[int, Arrived]) -> None:
+        super().__init__()
+        self.handlers = arrived
+        self._kicked = False
+
+    async def _process_msg(self, sid: int, subject: bytes, reply: bytes, data: bytes, headers: bytes) -> None:
+        handler = self.handlers.get(sid)
+        if handler is not None:
+            try:
+                handler(subject.decode(), reply.decode() if reply else "", data, headers or b"")
+            except Exception:
+                log.exception("a message on %s could not be handled", subject.decode())
+
+    def send(self, command: bytes) -> None:
+        """Send in this round of the loop, together with all else that is sent in it."""
+        self._pending.append(command)
+        self._pending_data_size += len(command)
+        if not self._kicked:
+            self._kicked = True
+            asyncio.get_running_loop().call_soon(self._kick)
+
+    def _kick(self) -> None:
+        self._kicked = False
+        queue = cast("asyncio.Queue[Any] | None", self._flush_queue)
+        if queue is not None and not queue.full():
+            queue.put_nowait(asyncio.get_running_loop().create_future())
+
+    def drop_unsent(self) -> None:
+        """Forget what waits to be sent."""
+        self._pending = []
+        self._pending_data_size = 0
+
+
+class Wire:
+    """One connection to a server or cluster, kept up for ever once it was made."""
+
+    def __init__(
+        self,
+        servers: Sequence[str],
+        options: dict[str, Any] | None = None,
+        *,
+        connected: Callable[[], None] = lambda: None,
+        disconnected: Callable[[], None] = lambda: None,
+    ) -> None:
+        self.servers = [*servers]
+        self._options = options or {}
+        self._connected = connected
+        self._disconnected = disconnected
+        self._handlers: dict[int, Arrived] = {}
+        self._subjects: dict[int, str] = {}
+        self._connection = _Connection(self._handlers)
+        self._sid = 1_000_000  # above those of nats-py itself
+        self._inbox = f"_INBOX.{secrets.token_hex(8)}"
+        self._number = 0
+        self._requests: dict[str, _Request] = {}
+        self._puts: dict[_Put, None] = {}  # not told yet
+        self._parked: list[_Put] = []  # to be put when there is a connection
+        self._up = False
+        self._closed = False
+        self._sweeper: asyncio.TimerHandle | None = None
+        self._none_left: asyncio.Future[None] | None = None
+        self.reconnects = 0
+
+    # --- life ---------------------------------------------------------------------------------------------------------
+    async def open(self) -> None:
+        """Connect, or raise `StoreUnavailable`."""
+        self._loop = asyncio.get_running_loop()
+        problems: list[str] = []
+
+        async def failed(error: Exception) -> None:
+            problems.append(str(error) or type(error).__name__)
+
+        async def down() -> None:
+            self._went_down()
+
+        async def up() -> None:
+            self._came_up()
+
+        settings: dict[str, Any] = {
+            "servers": self.servers,
+            "error_cb": failed,
+            "disconnected_cb": down,
+            "reconnected_cb": up,
+            "connect_timeout": CONNECT_TIMEOUT_SECONDS,
+            "reconnect_time_wait": RECONNECT_WAIT_SECONDS,
+            "max_reconnect_attempts": 1,
+            "ping_interval": PING_SECONDS,
+            "max_outstanding_pings": 2,
+            "pending_size": 0,
+            **self._options,
+        }
+        connection = self._connection
+        try:
+            await asyncio.wait_for(connection.connect(**settings), 4 * CONNECT_TIMEOUT_SECONDS)
+        except (OSError, NatsError, TimeoutError) as error:
+            await connection.close()
+            why = "; ".join(dict.fromkeys(problems)) or str(error) or type(error).__name__
+            text = f"no NATS server at {', '.join(map(without_credentials, self.servers))}: {why}"
+            raise StoreUnavailable(text) from error
+        connection.options["max_reconnect_attempts"] = -1
+        self._up = True
+        self.subscribe(f"{self._inbox}.*", self._answered)
+        self._sweep()
+
+    async def close(self) -> None:
+        """Wait for the puts that were made, then disconnect."""
+        if self._closed:
+            return
+        if self._puts and self._up:
+            self._none_left = self._loop.create_future()
+            await asyncio.wait([self._none_left], timeout=2 * REQUEST_TIMEOUT_SECONDS)
+        await self.flush()
+        self._closed = True
+        if self._sweeper is not None:
+            self._sweeper.cancel()
+        self._up = False
+        self._handlers.clear()
+        await self._connection.close()
+        error = StoreClosed("jetstream: the store is closed")
+        for put in [*self._puts]:
+            self._tell(put, 0, error)
+        requests, self._requests = self._requests, {}
+        for request in requests.values():
+            request.lost()
+
+    async def flush(self) -> None:
+        """Wait until the server has read all that was sent."""
+        if self._up:
+            try:
+                await self._connection.flush(timeout=int(REQUEST_TIMEOUT_SECONDS))
+            except (NatsError, OSError, TimeoutError) as error:
+                log.warning("the server has not read the last messages: %s", error)
+
+    @property
+    def is_up(self) -> bool:
+        return self._up
+
+    @property
+    def payload_limit(self) -> int:
+        """The most bytes of one message."""
+        return self._connection.max_payload - PAYLOAD_ROOM_BYTES
+
+    @property
+    def server_version(self) -> str:
+        return str(self._connection._server_info.get("version", ""))
+
+    def _went_down(self) -> None:
+        if not self._up or self._closed:
+            return
+        self._up = False
+        self._connection.drop_unsent()
+        log.warning("the connection to the NATS server is lost: trying to reconnect, for as long as it takes")
+        self._disconnected()
+        requests, self._requests = self._requests, {}
+        for request in requests.values():
+            request.lost()
+
+    def _came_up(self) -> None:
+        if self._closed:
+            return
+        self._up = True
+        self.reconnects += 1
+        for sid, subject in self._subjects.items():
+            self._connection.send(b"SUB %s %d\r\n" % (subject.encode(), sid))
+        log.warning("connected to the NATS server again")
+        parked, self._parked = self._parked, []
+        for put in parked:
+            self._send_put(put)
+        self._connected()
+
+    # --- subjects -----------------------------------------------------------------------------------------------------
+    def subscribe(self, subject: str, arrived: Arrived) -> int:
+        """Receive what is published on a subject, over reconnects too."""
+        self._sid += 1
+        self._handlers[self._sid] = arrived
+        self._subjects[self._sid] = subject
+        if self._up:
+            self._connection.send(b"SUB %s %d\r\n" % (subject.encode(), self._sid))
+        return self._sid
+
+    def unsubscribe(self, sid: int) -> None:
+        """Ask for no more; what is on its way still arrives, until `forget`."""
+        if self._subjects.pop(sid, None) is not None and self._up:
+            self._connection.send(b"UNSUB %d\r\n" % sid)
+
+    def forget(self, sid: int) -> None:
+        self._handlers.pop(sid, None)
+
+    def publish(self, subject: str, payload: bytes = b"", reply: str = "") -> None:
+        """Send a hint: dropped while there is no connection."""
+        if self._up:
+            self._connection.send(b"PUB %s %s %d\r\n%s\r\n" % (subject.encode(), reply.encode(), len(payload), payload))
+
+    def publish_with(self, subject: str, headers: bytes) -> None:
+        """Send header lines alone, as a hint."""
+        if self._up:
+            lines = b"%s%s\r\n" % (HEADER_LINE, headers)
+            self._connection.send(b"HPUB %s %d %d\r\n%s\r\n" % (subject.encode(), len(lines), len(lines), lines))
+
+    # --- requests -----------------------------------------------------------------------------------------------------
+    def _name(self) -> str:
+        self._number += 1
+        return f"{self._inbox}.{self._number}"
+
+    def _answered(self, subject: str, _reply: str, data: bytes, headers: bytes) -> None:
+        request = self._requests.get(subject)
+        if request is not None and request.answered(data, headers):
+            self._requests.pop(subject, None)
+
+    def _request(
+        self, subject: str, payload: bytes, answered: Callable[[bytes, bytes], bool], lost: Callable[[], None]
+    ) -> None:
+        if not self._up:
+            lost()
+            return
+        name = self._name()
+        self._requests[name] = _Request(answered, lost, self._loop.time())
+        self.publish(subject, payload, name)
+
+    async def request(self, subject: str, payload: bytes = b"") -> tuple[bytes, bytes] | None:
+        """Ask and return payload and headers of the answer; None when the connection broke or it took too long."""
+        future: asyncio.Future[tuple[bytes, bytes] | None] = self._loop.create_future()
+
+        def answered(data: bytes, headers: bytes) -> bool:
+            if not future.done():
+                future.set_result((data, headers))
+            return True
+
+        self._request(subject, payload, answered, lambda: None if future.done() else future.set_result(None))
+        return await future
+
+    async def api(self, what: str, body: object = None) -> dict[str, Any]:
+        """Call the JetStream API, again if need be; what it answers may hold an `error`."""
+        payload = b"" if body is None else _encode(body)
+        for _ in range(3):
+            answer = await self.request(f"$JS.API.{what}", payload)
+            if answer is not None and status_of(answer[1]) != 503:
+                return msgspec.json.decode(answer[0])
+            self._check()
+            await asyncio.sleep(RETRY_SECONDS)
+        raise StoreUnavailable(f"jetstream: no answer to {what}: is JetStream enabled for this account?")
+
+    def _check(self) -> None:
+        if self._closed:
+            raise StoreClosed("jetstream: the store is closed")
+
+    def _sweep(self) -> None:
+        """Give up requests that took too long. They are in the order in which they were made."""
+        late = self._loop.time() - REQUEST_TIMEOUT_SECONDS
+        for name, request in [*self._requests.items()]:
+            if request.at > late:
+                break
+            del self._requests[name]
+            request.lost()
+        self._sweeper = self._loop.call_later(SWEEP_SECONDS, self._sweep)
+
+    # --- puts ---------------------------------------------------------------------------------------------------------
+    def put(
+        self,
+        subject: str,
+        payload: bytes,
+        told: PutTold,
+        *,
+        expected: int | None = None,
+        headers: bytes = b"",
+    ) -> None:
+        """Store a message. `expected` is the sequence of the last one on its subject, 0 for none, None for whatever.
+
+        `headers` are lines that end with CR LF.
+        """
+        if self._closed:
+            self._loop.call_soon(told, 0, StoreClosed("jetstream: the store is closed"))
+            return
+        self._number += 1
+        name = b"%s.%d" % (self._inbox[7:].encode(), self._number)
+        guard = b"" if expected is None else b"Nats-Expected-Last-Subject-Sequence: %d\r\n" % expected
+        lines = b"%s%s%s\r\n%s%s\r\n" % (HEADER_LINE, PUT_NAME, name, guard, headers)
+        put = _Put(name, subject, lines, payload, expected is not None, told)
+        self._puts[put] = None
+        self._send_put(put)
+
+    async def store(
+        self, subject: str, payload: bytes, *, expected: int | None = None, headers: bytes = b""
+    ) -> int:
+        """Put, and return the sequence or raise."""
+        future: asyncio.Future[int] = self._loop.create_future()
+
+        def told(sequence: int, error: StoreError | None) -> None:
+            if future.done():
+                return
+            if error is None:
+                future.set_result(sequence)
+            else:
+                future.set_exception(error)
+
+        self.put(subject, payload, told, expected=expected, headers=headers)
+        return await future
+
+    def _send_put(self, put: _Put) -> None:
+        if self._closed:
+            return
+        if not self._up:
+            self._parked.append(put)
+            return
+        put.sent += 1
+        reply = self._name()
+        self._requests[reply] = _Request(partial(self._put_answered, put), partial(self._put_lost, put), self._loop.time())
+        lines, payload = put.headers, put.payload
+        self._connection.send(
+            b"HPUB %s %s %d %d\r\n%s%s\r\n"
+            % (put.subject.encode(), reply.encode(), len(lines), len(lines) + len(payload), lines, payload)
+        )
+
+    def _put_lost(self, put: _Put) -> None:
+        if put in self._puts:
+            self._parked.append(put) if not self._up else self._loop.call_later(RETRY_SECONDS, self._send_put, put)
+
+    def _put_answered(self, put: _Put, data: bytes, headers: bytes) -> bool:
+        if headers and status_of(headers) == 503:
+            # Nobody takes it now: an election, or no such stream. It was not stored.
+            self._loop.call_later(RETRY_SECONDS, self._send_put, put)
+            return True
+        ack = _decode_ack(data)
+        error = ack.error
+        if error is None:
+            self._tell(put, ack.seq, None)
+        elif error.err_code == ANOTHER_IN_FLIGHT or error.code == 503:
+            self._loop.call_later(RETRY_SECONDS / 10, self._send_put, put)
+        elif error.err_code == WRONG_SEQUENCE:
+            if put.sent > 1:
+                asyncio.ensure_future(self._look_for(put))
+            else:
+                self._tell(put, 0, WrongSequence(f"jetstream: {put.subject}: {error.description}"))
+        elif error.err_code in FULL:
+            self._tell(put, 0, StoreFull(f"jetstream: {put.subject}: {error.description}: make room in the stream"))
+        else:
+            self._tell(put, 0, StoreError(f"jetstream: {put.subject}: {error.description} ({error.err_code})"))
+        return True
+
+    async def _look_for(self, put: _Put) -> None:
+        """Tell whether a put that was sent twice, and was refused the second time, had arrived the first time."""
+        stream = self.stream_of(put.subject)
+        try:
+            sequence = 1
+            while found := await self.batch(stream, put.subject, sequence):
+                for each in found:
+                    if each.header(PUT_NAME) == put.name:
+                        self._tell(put, each.sequence, None)
+                        return
+                sequence = found[-1].sequence + 1
+        except StoreError as error:
+            if put in self._puts:
+                log.warning("looking for %s again: %s", put.subject, error)
+                self._put_lost(put)
+            return
+        self._tell(put, 0, WrongSequence(f"jetstream: {put.subject}: another message is there"))
+
+    stream_of: Callable[[str], str] = staticmethod(lambda subject: subject)
+    """Names the stream that takes a subject; set by the store."""
+
+    def _tell(self, put: _Put, sequence: int, error: StoreError | None) -> None:
+        if self._puts.pop(put, put) is put:
+            return
+        put.told(sequence, error)
+        if self._none_left is not None and not self._puts and not self._none_left.done():
+            self._none_left.set_result(None)
+
+    # --- reads --------------------------------------------------------------------------------------------------------
+    async def _direct(self, stream: str, body: object) -> tuple[list[Stored], int]:
+        """Ask for several messages; return them, and how many more there are."""
+        found: list[Stored] = []
+        future: asyncio.Future[int] = self._loop.create_future()
+
+        def answered(data: bytes, headers: bytes) -> bool:
+            if future.done():
+                return True
+            status = status_of(headers)
+            if status in (0, 100):
+                subject, sequence = header(headers, b"Nats-Subject: "), header(headers, b"Nats-Sequence: ")
+                assert subject is not None
+                assert sequence is not None
+                found.append(Stored(subject.decode(), int(sequence), data, headers))
+                return False
+            if status == 204:
+                future.set_result(int(header(headers, b"Nats-Num-Pending: ") or 0))
+            elif status == 404:
+                future.set_result(0)
+            else:
+                said = headers[13:].split(b"\r\n", 1)[0].decode()
+                future.set_exception(StoreUnavailable(f"jetstream: {stream} cannot be read: {status} {said}"))
+            return True
+
+        def lost() -> None:
+            if not future.done():
+                future.set_exception(StoreUnavailable(f"jetstream: {stream} cannot be read: no connection, or no answer"))
+
+        self._request(f"$JS.API.DIRECT.GET.{stream}", _encode(body), answered, lost)
+        return found, await future
+
+    async def _read(self, once: Callable[[], Awaitable[Any]]) -> Any:
+        """Read, again until there is an answer."""
+        while True:
+            try:
+                return await once()
+            except StoreUnavailable:
+                self._check()
+                await asyncio.sleep(RETRY_SECONDS)
+                self._check()
+
+    async def batch(self, stream: str, subject: str, sequence: int = 1, limit: int = BATCH_LIMIT) -> list[Stored]:
+        """Return the first messages from a sequence on whose subject matches, in order."""
+        body = {"seq": sequence, "next_by_subj": subject, "batch": limit}
+        return (await self._read(lambda: self._direct(stream, body)))[0]
+
+    async def count(self, stream: str, subject: str) -> int:
+        """Return how many messages there are whose subject matches."""
+        body = {"seq": 1, "next_by_subj": subject, "batch": 1}
+        found, more = await self._read(lambda: self._direct(stream, body))
+        return len(found) + more
+
+    async def last_of(self, stream: str, subjects: Sequence[str]) -> dict[str, Stored]:
+        """Return the last message of each of these literal subjects that has one."""
+        found: dict[str, Stored] = {}
+        for begin in range(0, len(subjects), BATCH_LIMIT):
+            body = {"multi_last": [*subjects[begin : begin + BATCH_LIMIT]], "batch": BATCH_LIMIT}
+            messages, _ = await self._read(lambda body=body: self._direct(stream, body))
+            found.update({each.subject: each for each in messages})
+        return found
+
+    async def last(self, stream: str, subject: str) -> Stored | None:
+        """Return the last message whose subject matches, as the stream's leader knows it."""
+
+        async def once() -> Stored | None:
+            answer = await self.request(f"$JS.API.STREAM.MSG.GET.{stream}", _encode({"last_by_subj": subject}))
+            if answer is None or status_of(answer[1]) == 503:
+                raise StoreUnavailable(f"jetstream: {stream} cannot be read: no connection, or no answer")
+            last = _decode_last(answer[0])
+            if last.error is not None:
+                if last.error.err_code == NO_MESSAGE:
+                    return None
+                if last.error.code == 503:
+                    raise StoreUnavailable(f"jetstream: {stream}: {last.error.description}")
+                raise StoreError(f"jetstream: {stream}: {last.error.description}")
+            found = last.message
+            assert found is not None
+            return Stored(found.subject, found.seq, found.data, found.hdrs)
+
+        return await self._read(once)
+
+    async def purge(self, stream: str, subject: str) -> int:
+        """Remove all messages whose subject matches, and return how many."""
+        answer = await self.api(f"STREAM.PURGE.{stream}", {"filter": subject})
+        _raise_error(answer, stream)
+        return int(answer.get("purged", 0))
+
+    async def delete(self, stream: str, sequence: int) -> None:
+        """Remove one message; it may be gone already."""
+        answer = await self.api(f"STREAM.MSG.DELETE.{stream}", {"seq": sequence, "no_erase": True})
+        if answer.get("error", {}).get("err_code") not in (None, NO_MESSAGE, 10057, 10043):
+            _raise_error(answer, stream)
+
+    # --- deliveries ---------------------------------------------------------------------------------------------------
+    def pull(self, stream: str, consumer: str, inbox: str, *, batch: int, expires: float, heartbeat: float) -> None:
+        """Ask a consumer for up to `batch` messages on `inbox`."""
+        body = {"batch": batch, "expires": int(expires * 1e9), "idle_heartbeat": int(heartbeat * 1e9)}
+        self.publish(f"$JS.API.CONSUMER.MSG.NEXT.{stream}.{consumer}", _encode(body), inbox)
+
+    def acknowledge(self, reply: str) -> None:
+        self.publish(reply, b"+ACK")
+
+    def renew(self, reply: str) -> None:
+        """Say that a delivery is still being worked on."""
+        self.publish(reply, b"+WPI")
+
+    def hand_back(self, reply: str) -> None:
+        self.publish(reply, b"-NAK")
+
+    def now(self) -> float:
+        """Return the loop's time."""
+        return self._loop.time()
+
+    def new_inbox(self) -> str:
+        """Return a subject that nobody else listens to."""
+        self._number += 1
+        return f"_INBOX.{self._inbox[7:]}p.{self._number}"
+
+
+def _raise_error(answer: dict[str, Any], stream: str) -> None:
+    if (error := answer.get("error")) is not None:
+        raise StoreError(f"jetstream: {stream}: {error.get('description')} ({error.get('err_code')})")
+
+
+def without_credentials(url: str) -> str:
+    """Return a URL as it may be shown."""
+    scheme, separator, rest = url.rpartition("://")
+    return f"{scheme}{separator}{rest.rpartition('@')[2]}"

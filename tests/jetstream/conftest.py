@@ -1,0 +1,67 @@
+"""One real nats-server for these tests, each of which has a namespace of its own on it."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import random
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.jetstream.server import Server
+from tests.scenarios.conftest import MakeLab
+from tests.scenarios.engine import Options
+from tests.scenarios.lab import JetStreamLab, Lab
+
+_numbers = itertools.count()
+
+
+@pytest.fixture(scope="session")
+def nats(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    with Server(tmp_path_factory.mktemp("nats")) as server:
+        yield server
+
+
+@pytest.fixture
+def own_nats(tmp_path: Path) -> Iterator[Server]:
+    """A server that the test may kill."""
+    with Server(tmp_path / "nats") as server:
+        yield server
+
+
+@pytest.fixture
+def namespace() -> str:
+    return f"test{next(_numbers)}"
+
+
+@pytest.fixture
+async def make_lab(nats: Server, namespace: str, tmp_path: Path) -> AsyncIterator[MakeLab]:
+    """Make a lab with options, up and running, with a lease of one second."""
+    labs: list[Lab] = []
+
+    async def make(**options: Any) -> Lab:
+        folder = tmp_path / f"lab{len(labs)}"
+        lab = JetStreamLab(folder, Options(**{"lease": 1.0, **options}), nats.url, f"{namespace}x{len(labs)}")
+        labs.append(lab)
+        await lab.up()
+        return lab
+
+    yield make
+    for lab in labs:
+        await lab.close()
+
+
+@pytest.fixture
+async def lab(make_lab: MakeLab) -> Lab:
+    return await make_lab()
+
+
+@pytest.fixture
+def seed(request: pytest.FixtureRequest) -> int:
+    """A seed, printed, so that a failure can be repeated: `PERDURE_SEED=... pytest`."""
+    value = int(os.environ.get("PERDURE_SEED") or random.randrange(2**32))
+    print(f"seed of {request.node.name}: {value}")
+    return value
