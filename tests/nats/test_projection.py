@@ -84,7 +84,7 @@ async def streams(node: Server, request: pytest.FixtureRequest) -> AsyncIterator
     wire = Wire([node.url])
     wire.stream_of = layout.stream_of
     await wire.open()
-    await prepare(wire, layout, 1)
+    await prepare(wire, layout, 1, SystemClock())
     try:
         yield Streams(node, layout, wire)
     finally:
@@ -239,7 +239,7 @@ async def test_file_that_is_no_table_of_this_store_is_made_anew(
             await index.counts()
         for stream in streams.layout.streams(1):
             await streams.wire.api(f"STREAM.DELETE.{stream['name']}")
-        await prepare(streams.wire, streams.layout, 1)
+        await prepare(streams.wire, streams.layout, 1, SystemClock())
         await streams.frame("other", "running")
     async with streams.index(path) as index:
         assert await statuses(index) == ({"job": "completed"} if damage == "garbage" else {"other": "running"})
@@ -351,7 +351,7 @@ async def test_without_a_server_it_answers_what_it_knows_and_says_so(tmp_path: P
         wire = Wire([node.url])
         wire.stream_of = layout.stream_of
         await wire.open()
-        await prepare(wire, layout, 1)
+        await prepare(wire, layout, 1, SystemClock())
         streams = Streams(node, layout, wire)
         await streams.frame("job", "running")
         async with streams.index() as known, streams.index() as unopened:

@@ -94,6 +94,18 @@ class Access(Struct, frozen=True, kw_only=True):
         return context
 
 
+def access_of(given: Mapping[str, Any]) -> Access:
+    """Return the options of `connect` that were given, or say which has the wrong type: `InvalidOption`."""
+    found: dict[str, Any] = {}
+    for name, value in given.items():
+        is_file = name in ("credentials", "tls_ca", "tls_cert", "tls_key", "nkey")
+        expected, what = (ssl.SSLContext, "an ssl.SSLContext") if name == "tls" else (str, "a str")
+        found[name] = os.fspath(value) if is_file and isinstance(value, os.PathLike) else value
+        if not isinstance(found[name], expected):
+            raise InvalidOption(f"connect({name}=…): {type(value).__name__} given where {what} is expected")
+    return Access(**found)
+
+
 class Place(Struct, frozen=True):
     """The servers of a URL, as nats-py takes them, and how to be let in."""
 

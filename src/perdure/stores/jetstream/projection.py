@@ -83,9 +83,7 @@ class Projection:
         self._asked = 0
         self._answered = 0
         self._closed = False
-        self._shards = [
-            _Shard(number, layout.stream("J", number), layout.stream("Q", number)) for number in range(layout.shards)
-        ]
+        self._shards: list[_Shard] = []
         self.lag = Lag()
 
     async def aclose(self) -> None:
@@ -171,9 +169,12 @@ class Projection:
             log.warning("the index may be behind, by %d messages at least: %s", behind, error)
 
     async def _open(self) -> Table:
-        answer = await self._wire.api(f"STREAM.INFO.{self._shards[0].journals}")
-        _raise_error(answer, self._shards[0].journals)
-        identity = f"{self._layout.namespace} {self._layout.shards} {answer['created']}"
+        layout = self._layout
+        shards = [_Shard(each, layout.stream("J", each), layout.stream("Q", each)) for each in range(layout.shards)]
+        answer = await self._wire.api(f"STREAM.INFO.{shards[0].journals}")
+        _raise_error(answer, shards[0].journals)
+        identity = f"{layout.namespace} {layout.shards} {answer['created']}"
+        self._shards = shards
         table = self._table = await self._in_thread(lambda: Table(self._path, identity))
         return table
 
@@ -204,9 +205,10 @@ class Projection:
         for subject in (f"{namespace}.q.{number}.start.>", f"{namespace}.t.{number}.*.start"):
             sequence = shard.queue_read_to + 1
             while found := await self._wire.batch(shard.queue, subject, sequence, BATCH_LIMIT):
-                queued = [facts_of(each.headers) for each in found]
+                facts = [facts_of(each.headers) for each in found]
+                queued = [(self._layout.shard(each.id), each) for each in facts]
                 now = self._clock.now()
-                await self._in_thread(lambda queued=queued, now=now: table.add_queued(number, queued, now))
+                await self._in_thread(lambda queued=queued, now=now: table.add_queued(queued, now))
                 sequence = found[-1].sequence + 1
 
     async def _read_journals(self, shard: _Shard, table: Table) -> None:

@@ -49,7 +49,7 @@ _INSERT = "INSERT INTO invocation VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)"
 _TOLD = (
     f"{_INSERT} ON CONFLICT (id) DO UPDATE SET handler = excluded.handler, status = excluded.status, "
     "key = excluded.key, created_at = excluded.created_at, updated_at = excluded.updated_at, due = excluded.due, "
-    "sequence = excluded.sequence WHERE excluded.sequence > invocation.sequence"
+    "shard = excluded.shard, sequence = excluded.sequence WHERE excluded.sequence > invocation.sequence"
 )
 _QUEUED = f"{_INSERT} ON CONFLICT (id) DO NOTHING"
 _PROMOTE = "UPDATE invocation SET status = 'pending', updated_at = due WHERE status = 'scheduled' AND due <= ?"
@@ -127,9 +127,9 @@ class Table:
             with self._db as db:
                 db.execute(_PROMOTE, (now,))
 
-    def add_queued(self, shard: int, found: Iterable[Facts], now: float) -> None:
-        """Take in starts of the queue: rows of those that are not known from their journals."""
-        rows = [_row(facts, 0, shard, now) for facts in found if facts.id and facts.handler]
+    def add_queued(self, found: Iterable[tuple[int, Facts]], now: float) -> None:
+        """Take in starts of the queue, with the shards of their ids: rows of those that have no journal yet."""
+        rows = [_row(facts, 0, shard, now) for shard, facts in found if facts.handler]
         gone = self._gone([row[0] for row in rows])
         with self._db as db:  # a start that is still there although its invocation was purged is no new one
             db.executemany(_QUEUED, [row for row in rows if row[0] not in gone])
