@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import functools
 import os
+import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
 
 from perdure.client import Client
 from perdure.core.retry import Duration, seconds
@@ -55,7 +55,7 @@ def connect(
 
     `memory:`, `sqlite:PATH`, `nats://HOST:PORT[,HOST:PORT...]` or `http(s)://HOST:PORT`. Without a url, the
     environment's `PERDURE_URL`, else `sqlite:perdure.db`. `payload_limit` is the most bytes of one encoded value.
-    `read_only` opens a file that exists, also while another process serves it, to look and to change nothing.
+    `read_only` opens a store that exists, also a file that another process serves, to look and to change nothing.
 
     `retention` (seconds or a timedelta; 7 days; None: for ever) is how long the workers of this client keep completed,
     cancelled and failed invocations, counted from their last change. Then their journals go, failed ones can be retried
@@ -90,7 +90,7 @@ async def make_streams(
     """
     used = url_in_use(url)
     if not used.startswith(("nats:", "tls:")):
-        raise BadUrl(f"{_without_credentials(used)!r}: only a nats:// store has streams")
+        raise BadUrl(f"{without_secrets(used)!r}: only a nats:// store has streams")
     place = _place_of(used, {})
     _check_numbers({"replicas": replicas} | ({} if shards is None else {"shards": shards}))
     from perdure.stores.jetstream.streams import make  # noqa: PLC0415  nats-py is an extra
@@ -123,7 +123,7 @@ def _store_of(
         raise BadUrl(f"{url!r} is no URL of a store: {_EXPECTED}")
     if scheme not in ("nats", "tls") and (access or shared):
         raise InvalidOption(
-            f"connect({next(iter(access | shared))}=…) is for a nats:// URL, not for {_without_credentials(url)!r}"
+            f"connect({next(iter(access | shared))}=…) is for a nats:// URL, not for {without_secrets(url)!r}"
         )
     match scheme:
         case "memory":
@@ -144,24 +144,23 @@ def _store_of(
                 return lambda: SqliteView(path, payload_limit=limit)
             return lambda: SqliteStore(path, payload_limit=limit)
         case "nats" | "tls":
-            if read_only:
-                raise InvalidOption("connect('nats://…', read_only=True): only a file can be opened so")
-            return _jetstream_of(url, limit, access, shared)
+            return _jetstream_of(url, limit, read_only, access, shared)
         case "http" | "https":
-            raise BadUrl(
-                f"{_without_credentials(url)!r}: this release has no {scheme} store; use memory: or sqlite:PATH"
-            )
+            raise BadUrl(f"{without_secrets(url)!r}: this release has no {scheme} store; use memory: or sqlite:PATH")
         case _:
-            raise BadUrl(f"{_without_credentials(url)!r} is no URL of a store: {_EXPECTED}")
+            raise BadUrl(f"{without_secrets(url)!r} is no URL of a store: {_EXPECTED}")
 
 
-def _jetstream_of(url: str, limit: int, access: dict[str, Any], shared: dict[str, Any]) -> Callable[[], Store]:
+def _jetstream_of(
+    url: str, limit: int, read_only: bool, access: dict[str, Any], shared: dict[str, Any]
+) -> Callable[[], Store]:
     place = _place_of(url, access)
     options = place.options()
     _check_numbers(shared)
-    from perdure.stores.jetstream import JetStreamStore  # noqa: PLC0415  nats-py is an extra
+    from perdure.stores.jetstream import JetStreamStore, JetStreamView  # noqa: PLC0415  nats-py is an extra
 
-    return lambda: JetStreamStore(place.servers, options=options, payload_limit=limit, **shared)
+    make = JetStreamView if read_only else JetStreamStore
+    return lambda: make(place.servers, options=options, payload_limit=limit, **shared)
 
 
 def _place_of(url: str, access: dict[str, Any]) -> Place:
@@ -181,9 +180,13 @@ def _check_numbers(shared: dict[str, Any]) -> None:
             raise InvalidOption(f"{name}={shared[name]!r}: give {what}")
 
 
-def _without_credentials(url: str) -> str:
-    parts = urlsplit(url)
-    return url if parts.password is None else url.replace(f":{parts.password}@", ":***@")
+def without_secrets(url: str) -> str:
+    """Return a URL as it may be shown: without a password, or the token that stands alone before the @."""
+
+    def hide(found: re.Match[str]) -> str:
+        return f"{found[1]}{found[2]}:***@" if found[3] is not None else f"{found[1]}***@"
+
+    return re.sub(r"(://|,)([^/@:,]*)(:[^/@,]*)?@", hide, url)
 
 
 def channels_for(services: Mapping[str, str]) -> Channels:

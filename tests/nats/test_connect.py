@@ -1,18 +1,31 @@
+# pyright: reportUnknownMemberType=false
 """`connect("nats://…")`: what is refused before a server is asked, and what is said when there is none to be had."""
 
 from __future__ import annotations
 
 import asyncio
 import json
+import re
 import socket
 from pathlib import Path
 from typing import Any
 
+import nats
 import pytest
 
 from examples.services.nats_server import Options, free_ports, server
 from perdure import connect, workflow
-from perdure.errors import BadUrl, InvalidOption, PerdureError, StoreUnavailable, StoreUnfit
+from perdure.errors import (
+    BadUrl,
+    InvalidOption,
+    PayloadTooLarge,
+    PerdureError,
+    StoreFull,
+    StoreReadOnly,
+    StoreUnavailable,
+    StoreUnfit,
+)
+from perdure.stores.clock import SystemClock
 from tests.nats.credentials import certificates
 
 HERE = "nats://127.0.0.1:1"
@@ -40,7 +53,6 @@ def test_url_without_a_server_is_refused(url: str) -> None:
         (HERE, {"replicas": 2}, "replicas=2: give 1 or 3 or 5"),
         (HERE, {"shards": 0}, "shards=0: give 1 to 64"),
         (HERE, {"shards": 65}, "shards=65: give 1 to 64"),
-        (HERE, {"read_only": True}, "only a file can be opened so"),
         (HERE, {"user": 5}, "int given where a str is expected"),
         (HERE, {"tls": "ca.pem"}, "str given where an ssl.SSLContext is expected"),
         (HERE, {"credentials": Path("missing.creds")}, "there is no file .*missing.creds"),
@@ -159,6 +171,85 @@ async def test_number_of_shards_is_that_of_the_store_or_refused() -> None:
         error = await error_of(node.url, shards=4)
         assert isinstance(error, StoreUnfit)
         assert "is one of 2 shards, not 4: the number cannot be changed" in str(error)
+
+
+@pytest.mark.slow
+async def test_store_opened_to_be_read_only_shows_all_and_changes_nothing() -> None:
+    with server() as node:
+        assert "there is no store yet" in str(await error_of(node.url, read_only=True))
+        async with connect(node.url) as client, client.worker(hello):
+            assert await client.run(hello.using(id="one"), "A") == "Hello, A!"
+        async with connect(node.url, read_only=True) as client:
+            assert await client.handle("one").result() == "Hello, A!"
+            assert (await client.stats()).by_handler == {"hello": 1}
+            for change in (client.run(hello, "B"), client.handle("one").cancel(), client.handle("one").purge()):
+                with pytest.raises(StoreReadOnly, match="opened to be read only"):
+                    await change
+            with pytest.raises(StoreReadOnly):
+                async with client.worker(hello):
+                    pytest.fail("it serves")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("minutes", "ahead"), [(3, "behind"), (-3, "ahead of")])
+async def test_clock_that_is_minutes_off_is_refused(minutes: int, ahead: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = SystemClock.now
+    with server() as node:
+        async with connect(node.url) as client:
+            await client.stats()
+        monkeypatch.setattr(SystemClock, "now", lambda self: now(self) - 60 * minutes)  # type: ignore[no-any-return]
+        error = await error_of(node.url)
+    assert isinstance(error, StoreUnfit)
+    assert re.search(rf"the clock of this machine is 1(79|80) s {ahead} that of the NATS server", str(error))
+
+
+@pytest.mark.slow
+async def test_missing_stream_is_refused_and_not_made_anew() -> None:
+    with server() as node:
+        async with connect(node.url) as client, client.worker(hello):
+            assert await client.run(hello, "A") == "Hello, A!"
+        async with await nats.connect(node.url) as raw:
+            await raw.jetstream().delete_stream("PERDURE_K_1")
+        error = await error_of(node.url)
+        assert isinstance(error, StoreUnfit)
+        assert "streams are missing: PERDURE_K_1; restore them from a backup, they are not made anew" in str(error)
+
+
+@pytest.mark.slow
+async def test_stream_with_other_settings_is_refused() -> None:
+    with server() as node:
+        async with connect(node.url) as client:
+            await client.stats()
+        async with await nats.connect(node.url) as raw:
+            config = (await raw.jetstream().stream_info("PERDURE_J_0")).config
+            config.allow_direct = False
+            await raw.jetstream().update_stream(config)
+        error = await error_of(node.url)
+    assert isinstance(error, StoreUnfit)
+    assert "stream PERDURE_J_0 has allow_direct = False where True is needed" in str(error)
+
+
+@pytest.mark.slow
+async def test_full_stream_is_an_error_and_what_was_acknowledged_stays() -> None:
+    with server(options=Options(storage_limit=4 << 20)) as node:
+        async with connect(node.url, shards=1) as client:
+            started: list[str] = []
+            with pytest.raises(StoreFull, match="make room"):
+                for n in range(2_000):
+                    started.append((await client.start(hello.using(id=f"big-{n}"), "x" * 100_000)).id)
+            assert started
+        async with connect(node.url) as client:
+            found = {each.id async for each in client.list()}
+            assert set(started) <= found
+
+
+@pytest.mark.slow
+async def test_value_above_the_payload_limit_is_refused_before_anything_is_recorded() -> None:
+    with server() as node:
+        async with connect(node.url, payload_limit=10_000) as client, client.worker(hello):
+            with pytest.raises(PayloadTooLarge, match="where the limit is 10,000"):
+                await client.run(hello, "x" * 20_000)
+            assert (await client.stats()).total == 0
 
 
 @pytest.mark.slow

@@ -10,6 +10,7 @@ import importlib.util
 import os
 import ssl
 from collections.abc import Mapping
+from pathlib import PurePath
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
@@ -100,9 +101,10 @@ def access_of(given: Mapping[str, Any]) -> Access:
     for name, value in given.items():
         is_file = name in ("credentials", "tls_ca", "tls_cert", "tls_key", "nkey")
         expected, what = (ssl.SSLContext, "an ssl.SSLContext") if name == "tls" else (str, "a str")
-        found[name] = os.fspath(value) if is_file and isinstance(value, os.PathLike) else value
+        found[name] = str(value) if is_file and isinstance(value, PurePath) else value
         if not isinstance(found[name], expected):
-            raise InvalidOption(f"connect({name}=…): {type(value).__name__} given where {what} is expected")
+            kind = type(value).__name__
+            raise InvalidOption(f"connect({name}=…): {kind} given where {what} is expected")
     return Access(**found)
 
 

@@ -84,6 +84,8 @@ log = logging.getLogger("perdure.jetstream")
 class JetStreamStore:
     """A store on a NATS server or cluster, shared by as many processes as like to."""
 
+    makes_streams = True
+
     def __init__(
         self,
         servers: Sequence[str],
@@ -127,7 +129,14 @@ class JetStreamStore:
         self._loop = asyncio.get_running_loop()
         await self.wire.open()
         try:
-            replicas = await prepare(self.wire, self.layout, self._replicas, self.clock, adopt=self._shards is None)
+            replicas = await prepare(
+                self.wire,
+                self.layout,
+                self._replicas,
+                self.clock,
+                adopt=self._shards is None,
+                make=self.makes_streams,
+            )
             self._journals.replicated = replicas > 1
             self.secret = await read_secret(self.wire, self.layout)
         except BaseException:

@@ -21,7 +21,14 @@ log = logging.getLogger("perdure.jetstream")
 
 
 async def prepare(
-    wire: Wire, layout: Layout, replicas: int | None, clock: Clock, *, adopt: bool = False, synced: bool = False
+    wire: Wire,
+    layout: Layout,
+    replicas: int | None,
+    clock: Clock,
+    *,
+    adopt: bool = False,
+    make: bool = True,
+    synced: bool = False,
 ) -> int:
     """Check server and streams, or make the streams of a new store; return how many replicas they have.
 
@@ -43,6 +50,8 @@ async def prepare(
     missing = [each for each, answer in zip(wanted, found, strict=True) if _is_missing(answer)]
     if len(missing) == len(wanted):
         await _refuse_others(wire, layout, where)
+        if not make:
+            raise StoreUnfit(f"{where}: there is no store yet: `perdure nats init` or the first worker makes it")
         log.info("%s: making the streams of a new store, %d shards", where, layout.shards)
         for each in wanted:  # one after the other: two workers that begin together make the same
             if synced:
