@@ -5,10 +5,11 @@ from __future__ import annotations
 import itertools
 import os
 import random
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from tests.jetstream.server import Server
@@ -52,6 +53,24 @@ async def make_lab(nats: Server, namespace: str, tmp_path: Path) -> AsyncIterato
     yield make
     for lab in labs:
         await lab.close()
+
+
+@pytest.fixture
+async def join() -> AsyncIterator[Callable[..., Awaitable[JetStreamLab]]]:
+    """Start one more process on the store of a lab, with the same notes."""
+    labs: list[JetStreamLab] = []
+
+    async def one_more(lab: Lab, **options: Any) -> JetStreamLab:
+        assert isinstance(lab, JetStreamLab)
+        changed = msgspec.structs.replace(lab.options, **options)
+        other = JetStreamLab(lab.folder, changed, *lab.place.rsplit("/", 1))
+        labs.append(other)
+        await other.up()
+        return other
+
+    yield one_more
+    for each in labs:
+        await each.close()
 
 
 @pytest.fixture

@@ -234,9 +234,14 @@ async def test_full_stream_is_an_error_and_what_was_acknowledged_stays() -> None
     with server(options=Options(storage_limit=4 << 20)) as node:
         async with connect(node.url, shards=1) as client:
             started: list[str] = []
+
+            async def fill() -> None:
+                for n in range(500):
+                    handle = await client.start(hello.using(id=f"big-{n}"), "x" * 100_000)
+                    started.append(handle.id)
+
             with pytest.raises(StoreFull, match="make room"):
-                for n in range(2_000):
-                    started.append((await client.start(hello.using(id=f"big-{n}"), "x" * 100_000)).id)
+                await asyncio.wait_for(fill(), 30)
             assert started
         async with connect(node.url) as client:
             found = {each.id async for each in client.list()}

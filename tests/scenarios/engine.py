@@ -17,6 +17,7 @@ from perdure.core.turn import Turn
 from perdure.runtime.runner import Runner
 from perdure.runtime.steps import Attempt
 from perdure.runtime.worker import Worker
+from perdure.stores.jetstream import JetStreamStore
 from perdure.stores.store import Store
 from perdure.workflow import StepInfo, Work, Workflow
 from tests.scenarios import bodies, keyed
@@ -146,6 +147,12 @@ class Engine:
     async def crash(self) -> None:
         for worker in self._workers:
             await worker.crash()
+
+    async def ready(self) -> None:
+        """Wait until a worker's place at a server is made, where there is one."""
+        store = await self._client.opened()
+        if isinstance(store, JetStreamStore):
+            await store.ready()
 
     # --- the client ---------------------------------------------------------------------------------------------------
     async def start(self, handler: str, args: Sequence[Any], options: dict[str, Any]) -> str:

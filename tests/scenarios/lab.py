@@ -330,6 +330,11 @@ class ProcessLab(Lab):
             await process.stdin.wait_closed()
         self._process = None
 
+    def signal(self, number: int) -> None:
+        """Send a signal to the process."""
+        assert self._process is not None
+        self._process.send_signal(number)
+
     async def died(self) -> None:
         await self._ended()
 
@@ -371,3 +376,7 @@ class JetStreamLab(ProcessLab):
     def __init__(self, folder: Path, options: Options, url: str, namespace: str) -> None:
         super().__init__(folder, options)
         self.place = f"{url}/{namespace}"
+
+    async def up(self, *, hash_seed: int | None = None, **changes: Any) -> None:
+        await super().up(hash_seed=hash_seed, **changes)
+        await self.ask("ready")

@@ -11,13 +11,14 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-from collections.abc import Callable, Collection, Coroutine
+from collections.abc import Callable, Collection, Coroutine, Sequence
 from datetime import UTC, datetime
 from functools import partial
 from typing import Any
 
 import msgspec
 from msgspec import Struct
+from msgspec.structs import replace
 
 from perdure.core.journal import Message, Start, decode_message, decode_start, settles_before_begin
 from perdure.errors import StoreClosed, StoreError
@@ -29,7 +30,7 @@ from perdure.stores.jetstream.layout import Facts, Layout, lines_of, token
 from perdure.stores.jetstream.pulls import Arrival, Puller
 from perdure.stores.jetstream.streams import ensure_consumer
 from perdure.stores.jetstream.wire import Wire, WrongSequence
-from perdure.stores.store import Clock, Delivery, Wake
+from perdure.stores.store import Clock, Delivery, Timer, Wake
 
 MESSAGES_LIMIT = 500
 """Messages and wakes that are on their way to a worker, of each shard."""
@@ -44,6 +45,9 @@ PARKED_SECONDS = 0.5
 """How often a message for an invocation that has not begun is looked at again."""
 FAILED_SECONDS = 1.0
 """How long after a failure to look at what came it is looked at again."""
+
+NAP_SECONDS = 1.0
+"""Waits up to this long are timed here: the server's schedules fire up to a quarter of a second late."""
 
 DUE = "=due"
 LEASE = "=lease"
@@ -61,6 +65,14 @@ class Offer(Struct, frozen=True, array_like=True):
     reply: str
     sequence: int
     urgent: bool
+
+
+class Nap(Struct, eq=False):
+    """A short wait of a released invocation, timed here: its token is what brings it if this process dies."""
+
+    delivery: Delivery
+    due: float
+    timer: Timer
 
 
 _encode_offer = msgspec.msgpack.Encoder().encode
@@ -94,12 +106,12 @@ class Deliveries:
             Post(
                 self._acknowledge,
                 self._give_up,
-                lambda id: self.spawn(self.wake_now(id)),
+                lambda id, token: self.spawn(self._wake_instead(id, token)),
                 self._drop_lease,
                 self._examine_soon,
                 self._want_soon,
                 self._left,
-            )
+            ),
         )
         self.lease = 15.0
         self._pullers: dict[str, list[Puller]] = {}
@@ -111,6 +123,7 @@ class Deliveries:
         self._examining = False
         self._wanting = False
         self._looks: dict[str, list[Token]] = {}
+        self._naps: dict[str, Nap] = {}
         self._open = True
         self._timers: dict[str, asyncio.TimerHandle] = {}
 
@@ -164,6 +177,11 @@ class Deliveries:
         self.hands.pump()
         return member
 
+    async def ready(self) -> None:
+        """Wait until what is served is pulled."""
+        if self._joining is not None:
+            await asyncio.wait([self._joining])
+
     async def _serve(self, before: asyncio.Task[None] | None) -> None:
         """Pull for the handlers that are served now."""
         if before is not None:
@@ -172,15 +190,20 @@ class Deliveries:
         served = sorted({handler for member in self.hands.members for handler in member.handlers})
         while self._open:
             try:
-                for handler in served:
-                    name, settings = layout.consumer_of_starts(handler, self.lease)
-                    await self._pull(name, settings, partial(self._starts_wanted, handler), self._start_came)
-                    name, settings = layout.consumer_of_passed_on(handler, self.lease)
-                    await self._pull(name, settings, _messages_wanted, self._message_came)
-                name, settings = layout.consumer_of_messages(self.lease)
-                await self._pull(name, settings, _messages_wanted, self._message_came)
-                name, settings = layout.consumer_of_keys(self.lease)
-                await self._pull(name, settings, _messages_wanted, self._key_came)
+                lease = self.lease
+                pulls = [
+                    self._pull(
+                        *layout.consumer_of_starts(each, lease), partial(self._starts_wanted, each), self._start_came
+                    )
+                    for each in served
+                ]
+                pulls.append(self._pull(*layout.consumer_of_messages(lease), _messages_wanted, self._message_came))
+                pulls.append(self._pull(*layout.consumer_of_keys(lease), _messages_wanted, self._key_came))
+                pulls += [
+                    self._pull(*layout.consumer_of_passed_on(each, lease), _messages_wanted, self._message_came)
+                    for each in served
+                ]
+                await asyncio.gather(*pulls)
             except StoreClosed:
                 return
             except StoreError as error:
@@ -216,6 +239,10 @@ class Deliveries:
         names |= {self._layout.consumer_of_passed_on(handler, 0)[0] for handler in served}
         if served:
             names |= {self._layout.consumer_of_messages(0)[0], self._layout.consumer_of_keys(0)[0]}
+        for id, nap in [*self._naps.items()]:
+            if nap.delivery.handler not in served:
+                del self._naps[id]
+                self.spawn(self._hand_nap_over(nap))
         for name in [name for name in self._pullers if name not in names]:
             for puller in self._pullers.pop(name):
                 puller.stop()
@@ -238,18 +265,27 @@ class Deliveries:
         waiting = [*self.hands.waiting(), *(delivery for delivery, _ in self._came)]
         holds = self.hands.close()
         tokens = [delivery.token for delivery in waiting]
-        urgent: list[str] = []
+        last: list[Coroutine[Any, Any, None]] = []
         for hold in holds:
-            tokens += [delivery.token for delivery in hold.deliveries]
-            tokens += [hold.kept, None if hold.woken is None else hold.woken.token]
-            if hold.claimed and hold.kept is None:
-                urgent.append(hold.id)
+            tokens += [each.token for each in hold.deliveries if not isinstance(each.item, Wake)]
+            wakes = [
+                each for each in (*hold.deliveries, hold.woken) if each is not None and isinstance(each.item, Wake)
+            ]
+            last += [self._wake_instead(hold.id, each.token) for each in wakes if isinstance(each.token, Token)]
+            if hold.claimed:
+                last.append(self._wake_instead(hold.id, hold.kept))
         tokens += [token for looks in self._looks.values() for token in looks]
         for token in tokens:
             if isinstance(token, Token):
                 self._give_up(token)
+        naps, self._naps = self._naps, {}
+        for nap in naps.values():
+            nap.timer.cancel()
         if self._wire.is_up:
-            await asyncio.gather(*(self.wake_now(id) for id in urgent))
+            await asyncio.gather(*last, *map(self._hand_nap_over, naps.values()))
+        else:
+            for each in last:
+                each.close()
 
     def reconnected(self) -> None:
         for pullers in self._pullers.values():
@@ -269,6 +305,15 @@ class Deliveries:
         if not token.done:
             token.done = True
             self._wire.hand_back(token.reply)
+
+    async def _wake_instead(self, id: str, token: Token | None) -> None:
+        """Have a wake bring an invocation, rather than the start with which it began."""
+        if token is not None and not token.is_start:
+            self._give_up(token)
+            return
+        await self.wake_now(id)
+        if token is not None:
+            self._acknowledge(token)
 
     async def wake_now(self, id: str) -> None:
         """Have the server wake an invocation."""
@@ -290,9 +335,51 @@ class Deliveries:
     async def set_wake(self, id: str, what: str, at: float, name: str) -> None:
         """Have the server wake an invocation at a time; `what` names the schedule, `name` the wake."""
         headers = self.schedule_headers(at, self._layout.wake(id, name))
-        await self._wire.store(
-            self._layout.schedule(id, what), b"", headers=headers + lines_of(Facts(id, kind="wake"))
-        )
+        await self._wire.store(self._layout.schedule(id, what), b"", headers=headers + lines_of(Facts(id, kind="wake")))
+
+    # --- short waits --------------------------------------------------------------------------------------------------
+    def may_nap(self, id: str, acknowledged: Sequence[Delivery], due: float) -> bool:
+        """Tell whether a wake needs no schedule: it is soon, and there is a delivery to keep until then."""
+        near = min(NAP_SECONDS, self.lease / RENEWALS_IN_A_LEASE)
+        return due <= self._clock.now() + near and self._token_to_keep(id, acknowledged) is not None
+
+    def _token_to_keep(self, id: str, acknowledged: Sequence[Delivery]) -> Token | None:
+        hold = self.hands.hold_of(id)
+        if hold is None:
+            return None
+        tokens = [hold.kept, *(each.token for each in acknowledged)]
+        return next((each for each in tokens if isinstance(each, Token) and not each.done), None)
+
+    def nap(self, id: str, acknowledged: Sequence[Delivery], due: float) -> None:
+        """Time a short wait here, keeping a delivery that the commit took."""
+        self.end_nap(id)
+        if not self.may_nap(id, acknowledged, due):
+            return
+        hold, token = self.hands.hold_of(id), self._token_to_keep(id, acknowledged)
+        assert hold is not None
+        assert token is not None
+        kept = replace(token)
+        token.done = True
+        delivery = Delivery(id, hold.handler, Wake(), token=kept)
+        self._naps[id] = Nap(delivery, due, self._clock.call_at(due, partial(self._nap_over, id)))
+
+    def _nap_over(self, id: str) -> None:
+        nap = self._naps.pop(id, None)
+        if nap is not None and not self.hands.wake(nap.delivery):
+            self._give_up(nap.delivery.token)
+
+    def end_nap(self, id: str) -> None:
+        """Forget a wait: what came after it says when to wake."""
+        nap = self._naps.pop(id, None)
+        if nap is not None:
+            nap.timer.cancel()
+            self._acknowledge(nap.delivery.token)
+
+    async def _hand_nap_over(self, nap: Nap) -> None:
+        """Have the server time a wait: nobody here serves it any more."""
+        nap.timer.cancel()
+        await self.set_wake(nap.delivery.id, f"due.{self._epoch(nap.delivery.id)}", nap.due, DUE)
+        self._acknowledge(nap.delivery.token)
 
     async def _set_lease(self, hold: Hold) -> None:
         """Have the server wake a claimed invocation when its lease ends."""
@@ -313,6 +400,8 @@ class Deliveries:
         now = self._loop.time()
         for delivery in self.hands.waiting():
             self._renew_token(delivery.token, now)
+        for nap in self._naps.values():
+            self._renew_token(nap.delivery.token, now)
         for looks in self._looks.values():
             for token in looks:
                 self._renew_token(token, now)
@@ -366,6 +455,8 @@ class Deliveries:
         log.warning("invocation %s was taken over by another worker: it is closed here", id)
         self._journals.forget(id)
         self.hands.lose(id)
+        if (nap := self._naps.pop(id, None)) is not None:
+            nap.timer.cancel()
 
     # --- pulling ------------------------------------------------------------------------------------------------------
     def _want_soon(self) -> None:
@@ -438,7 +529,8 @@ class Deliveries:
         """Give a delayed start its place in the line of its key, now that it is due."""
         start = decode_start(await self._blobs.load(arrival.facts.id, arrival.facts, arrival.data))
         token = self._token(arrival)
-        await self._keys.join(start, self._clock.now())
+        assert start.key is not None
+        await self._keys.join(start.key, [start], self._clock.now())
         if start.timeout is not None:
             await self.set_wake(start.id, "limit", start.due + start.timeout, LIMIT)
         self._acknowledge(token)

@@ -29,6 +29,11 @@ class Token(Struct, eq=False):
     urgent: bool = False  # a wake for who is in hand, to be handed over at once
     done: bool = False
 
+    @property
+    def is_start(self) -> bool:
+        """Tell whether it is a start that would come again: only to who has room for one."""
+        return self.reply.split(".")[-6].startswith("start-")
+
 
 class Hold(Struct, eq=False):
     """What one worker holds of one invocation: deliveries to acknowledge, and perhaps a claim."""
@@ -86,7 +91,7 @@ class Post(Struct):
 
     acknowledge: Callable[[Token], None]
     give_up: Callable[[Token], None]  # to the server, for whoever comes
-    wake_now: Callable[[str], None]  # by the server
+    wake_now: Callable[[str, Token | None], None]  # by the server, in place of a start that has begun
     drop_lease: Callable[[Hold], None]
     examine: Callable[[], None]  # starts were taken from the queue: see `taken`
     wants: Callable[[], None]  # how many starts are wanted may have changed
@@ -155,15 +160,19 @@ class Hands:
         if hold.kept is not None:
             self._offer_or_give_up(Delivery(id, hold.handler, Wake(), 2, token=hold.kept), begun=True)
         elif hold.leased:
-            self._post.wake_now(id)
+            self._post.wake_now(id, None)
 
     def _offer_or_give_up(self, delivery: Delivery, *, begun: bool) -> None:
         if not self.offer(delivery, begun=begun):
             self._give_up(delivery)
 
     def _give_up(self, delivery: Delivery) -> None:
-        if isinstance(delivery.token, Token):
-            self._post.give_up(delivery.token)
+        token = delivery.token
+        if isinstance(token, Token) and not token.done:
+            if isinstance(delivery.item, Wake) and token.is_start:
+                self._post.wake_now(delivery.id, token)
+            else:
+                self._post.give_up(token)
 
     def _put_back(self, delivery: Delivery) -> None:
         if self.serves(delivery.handler):

@@ -47,14 +47,14 @@ class Scan:
         if found is None:
             return None
         start, put_off = found
-        is_scheduled = put_off and start.due > tail.facts.at and await self._is_scheduled(id)
+        is_scheduled = put_off and await self._is_scheduled(id, start.key)
         status: Status = "scheduled" if is_scheduled else "pending"
         if tail.facts.kind == "reserved":
             return row_of(tail.facts, status)
         return Row(id, start.handler, status, start.key, start.at, start.at, start.due)
 
-    async def _is_scheduled(self, id: str) -> bool:
-        subject = self._layout.schedule(id, "start")
+    async def _is_scheduled(self, id: str, key: str | None) -> bool:
+        subject = self._layout.delayed(id, key)
         return await self._wire.last(self._layout.stream_of(subject), subject) is not None
 
     async def _rows(self) -> dict[str, Row]:
@@ -125,4 +125,3 @@ class Scan:
     def missed(self) -> None:
         """Have readers read: changes may have been missed while there was no connection."""
         self._notices.missed()
-

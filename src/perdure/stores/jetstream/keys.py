@@ -13,6 +13,9 @@ somebody whose note found the key held.
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Sequence
+
 import msgspec
 from msgspec import Struct
 
@@ -74,13 +77,14 @@ class Keys:
         """Return how many wait in a key's line."""
         return await self._wire.count(self._layout.stream("Q", self._layout.shard(name)), self._layout.whole_line(name))
 
-    async def join(self, start: Start, at: float) -> None:
-        """Give a start its place in the line; it may have one."""
-        name = start.key
-        assert name is not None
-        facts = facts_of_start(start, "pending", at)
-        facts, data = await self._blobs.save(start.id, facts, encode_start(start))
-        await self._join(name, start.id, 0, data, facts)
+    async def join(self, name: str, starts: Sequence[Start], at: float) -> None:
+        """Give starts their places in the line, in this order; some may have theirs."""
+        places: list[tuple[str, bytes, bytes]] = []
+        for start in starts:
+            facts = facts_of_start(start, "pending", at)
+            facts, data = await self._blobs.save(start.id, facts, encode_start(start))
+            places.append((self._layout.line(name, start.id, 0), data, lines_of(facts)))
+        await asyncio.gather(*(self._put(*place) for place in places), self._ask_to_look(name))
 
     async def enlist(self, id: str, enlist: Enlist) -> None:
         """Give an invocation that runs again a place, unless it has the key."""
@@ -91,11 +95,24 @@ class Keys:
         await self._join(enlist.key, id, enlist.generation, id.encode(), Facts(id, kind="again"))
 
     async def _join(self, name: str, id: str, generation: int, data: bytes, facts: Facts) -> None:
+        subject = self._layout.line(name, id, generation)
+        await asyncio.gather(self._put(subject, data, lines_of(facts)), self._ask_to_look(name))
+
+    async def _put(self, subject: str, data: bytes, headers: bytes) -> None:
         try:
-            await self._wire.store(self._layout.line(name, id, generation), data, expected=0, headers=lines_of(facts))
+            await self._wire.store(subject, data, expected=0, headers=headers)
         except WrongSequence:
-            pass  # it has its place; the note below is for who put it there and died
-        await self._wire.store(self._layout.nudge(name, "look"), name.encode(), headers=lines_of(Facts(kind="look")))
+            pass  # it has its place; the note is for who put it there and died
+
+    async def _ask_to_look(self, name: str) -> None:
+        """Put the note. It goes behind the place, on one stream, unless the connection breaks: so it is put again."""
+        reconnects = self._wire.reconnects
+        headers = lines_of(Facts(kind="look"))
+        await self._wire.store(self._layout.nudge(name, "look"), name.encode(), headers=headers)
+        while self._wire.reconnects != reconnects:
+            reconnects = self._wire.reconnects
+            await asyncio.sleep(1.0)
+            await self._wire.store(self._layout.nudge(name, "look"), name.encode(), headers=headers)
 
     async def leave(self, name: str, id: str, generation: int) -> None:
         """Give up a place in the line."""

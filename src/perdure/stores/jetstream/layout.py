@@ -159,6 +159,10 @@ class Layout:
     def schedule(self, id: str, what: str) -> str:
         return f"{self.namespace}.t.{self.shard(id)}.{token(id)}.{what}"
 
+    def delayed(self, id: str, key: str | None) -> str:
+        """Name the schedule of a start: a schedule and its target are in one stream, so it is the key's shard."""
+        return f"{self.namespace}.t.{self.shard(id if key is None else key)}.{token(id)}.start"
+
     def schedules(self, id: str) -> str:
         return f"{self.namespace}.t.{self.shard(id)}.{token(id)}.>"
 

@@ -96,9 +96,7 @@ class Purge:
         headers = b"Nats-Rollup: sub\r\nNats-TTL: %ds\r\n" % ttl
         facts = Facts(id, tail.facts.handler, kind="gone", at=self._clock.now(), quiet=True)
         try:
-            await self._wire.store(
-                self._layout.journal(id), b"", expected=closing, headers=headers + lines_of(facts)
-            )
+            await self._wire.store(self._layout.journal(id), b"", expected=closing, headers=headers + lines_of(facts))
         except WrongSequence:
             return False
         self._journals.forget(id)

@@ -16,6 +16,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
+import msgspec
 from msgspec.structs import replace
 
 from perdure.core.effects import Effects
@@ -28,14 +29,13 @@ from perdure.core.journal import (
     Outcome,
     Start,
     Status,
-    decode_frame,
     decode_message,
     decode_start,
     encode_message,
     encode_start,
 )
 from perdure.core.lifecycle import SETTLED
-from perdure.errors import Conflict, StoreClosed, StoreError, StoreUnavailable
+from perdure.errors import Conflict, PerdureError, StoreClosed, StoreError, StoreUnavailable
 from perdure.stores.clock import SystemClock
 from perdure.stores.jetstream.answers import Answers
 from perdure.stores.jetstream.blobs import Blobs
@@ -44,6 +44,7 @@ from perdure.stores.jetstream.hands import Member
 from perdure.stores.jetstream.index import Scan
 from perdure.stores.jetstream.journals import NOTHING, Journals, Tail
 from perdure.stores.jetstream.keys import LIMIT, Keys
+from perdure.stores.jetstream.lanes import Lanes
 from perdure.stores.jetstream.layout import SHARDS, Facts, Layout, facts_of, facts_of_start, lines_of
 from perdure.stores.jetstream.projection import Projection
 from perdure.stores.jetstream.purge import Purge
@@ -70,6 +71,9 @@ from perdure.stores.store import (
 )
 
 T = TypeVar("T")
+
+_encode_outcome = msgspec.msgpack.Encoder().encode
+_decode_outcome: Callable[[bytes], Outcome] = msgspec.msgpack.Decoder(Outcome).decode
 
 PURGE_SPARE = 1_000
 """Invocations that a purge looks at beyond those that it may remove: some of them are still wanted."""
@@ -120,6 +124,7 @@ class JetStreamStore:
         )
         self._answers = Answers(wire, layout, self._notices)
         self._purge = Purge(wire, layout, self._journals, self._blobs, self._deliveries, self.clock)
+        self._lanes = Lanes(self._place)
         self._watched: dict[str, int] = {}  # ids whose end is listened for, with the subscription
         self._writing = 0
         self._written: asyncio.Future[None] | None = None
@@ -175,10 +180,13 @@ class JetStreamStore:
         self._check()
         if len(starts) == 1:
             start = starts[0]
-            if not start.chosen and start.key is None and start.due <= self.clock.now():
-                data = encode_start(start)
-                if not self._blobs.is_large(data):
-                    return self._submit_plain(start, data)
+            if start.due <= self.clock.now():
+                if start.key is not None:
+                    return self._work(self._submit_keyed(start, self._lanes.add(start)))
+                if not start.chosen:
+                    data = encode_start(start)
+                    if not self._blobs.is_large(data):
+                        return self._submit_plain(start, data)
         return self._work(self._submit(starts))
 
     def _submit_plain(self, start: Start, data: bytes) -> asyncio.Future[list[bool]]:
@@ -198,6 +206,52 @@ class JetStreamStore:
 
         self.wire.put(self.layout.start(start.handler, start.id), data, told, expected=0, headers=lines_of(facts))
         return future
+
+    async def _submit_keyed(self, _: Start, placed: asyncio.Future[bool]) -> list[bool]:
+        return [await placed]
+
+    async def _place(self, key: str, starts: Sequence[Start], sent: bool) -> list[bool | Exception]:
+        """Give starts their places in the line of a key: first their ids, all together, then the places."""
+        tails = await self._journals.tails([*dict.fromkeys(start.id for start in starts if start.chosen or sent)])
+        room = None
+        if not sent:
+            room = self.line_limit - await self._keys.waiting(key)
+            if room < len(starts) and (await self._keys.read(key)).holder is None:
+                room += 1
+
+        async def take_id(start: Start) -> bool | Exception:
+            tail = tails.get(start.id, NOTHING)
+            try:
+                if not sent:
+                    await self._check_identity(start, tail)
+                if tail.has_frames or (sent and tail.facts.kind == "gone"):
+                    return False
+                return await self._reserve(start, tail, sent)
+            except PerdureError as error:
+                return error
+
+        full: dict[int, Exception] = {}
+        for n, start in enumerate(starts):
+            if room is not None and tails.get(start.id, NOTHING).facts.kind in ("none", "gone"):
+                if room <= 0:
+                    full[n] = line_full(key, self.line_limit - room)
+                else:
+                    room -= 1
+        results: list[bool | Exception] = list(
+            await asyncio.gather(*(_be(full[n]) if n in full else take_id(start) for n, start in enumerate(starts)))
+        )
+        now = self.clock.now()
+        placed: list[Start] = []
+        for start, result in zip(starts, results, strict=True):
+            if isinstance(result, Exception):
+                continue
+            if result or (await self._journals.tail(start.id)).facts.kind == "reserved":
+                placed.append(start)
+                if start.timeout is not None:  # so that it ends in time even if its key never comes
+                    await self._deliveries.set_wake(start.id, "limit", start.due + start.timeout, LIMIT)
+        if placed:
+            await self._keys.join(key, placed, now)
+        return results
 
     def _work(self, work: Awaitable[T]) -> asyncio.Future[T]:
         """Do something that the closing of the store waits for."""
@@ -259,6 +313,8 @@ class JetStreamStore:
 
     async def _accept(self, start: Start, tail: Tail, *, sent: bool = False) -> bool:
         """Make a start durable; false if its id exists. What a workflow sends with an id that exists is dropped."""
+        if start.key is not None and start.due <= self.clock.now():
+            return await self._lanes.add(start, sent=True)  # a client's have been counted
         new = True
         if start.chosen or start.key is not None:
             if tail.has_frames:
@@ -296,17 +352,12 @@ class JetStreamStore:
         if start.due > now:
             return await self._schedule(start, facts)
         if start.key is not None:
-            if start.timeout is not None:  # so that it ends in time even if its key never comes
-                await self._deliveries.set_wake(start.id, "limit", start.due + start.timeout, LIMIT)
-            await self._keys.join(start, now)
-            return True
+            return await self._lanes.add(start, sent=True)
         if reserved:
             facts = _quiet(facts)
         facts, data = await self._blobs.save(start.id, facts, encode_start(start))
         try:
-            await self.wire.store(
-                self.layout.start(start.handler, start.id), data, expected=0, headers=lines_of(facts)
-            )
+            await self.wire.store(self.layout.start(start.handler, start.id), data, expected=0, headers=lines_of(facts))
         except WrongSequence:
             return False
         return True
@@ -317,7 +368,7 @@ class JetStreamStore:
         if start.key is not None:
             target = self.layout.nudge(start.key, self.layout.journal(start.id).rpartition(".")[2])
         headers = self._deliveries.schedule_headers(start.due, target)
-        subject = self.layout.schedule(start.id, "start")
+        subject = self.layout.delayed(start.id, start.key)
         try:
             await self.wire.store(subject, data, expected=0, headers=headers + lines_of(facts))
         except WrongSequence:
@@ -332,11 +383,11 @@ class JetStreamStore:
             start = await self._journals.start(id)
             if start is None:
                 return None
-            subject = self.layout.schedule(id, "start")
+            subject = self.layout.delayed(id, start.key)
             if await self.wire.last(self.layout.stream_of(subject), subject) is not None:
                 return start, True
             return start, start.key is not None and await self._keys.is_waiting(start.key, id)
-        for subject in (self.layout.schedule(id, "start"), self.layout.any_start(id), self.layout.any_start(id)):
+        for subject in (self.layout.delayed(id, None), self.layout.any_start(id), self.layout.any_start(id)):
             stored = await self.wire.last(self.layout.stream("Q", self.layout.shard(id)), subject)
             if stored is not None:
                 data = await self._blobs.load(id, facts_of(stored.headers), stored.data)
@@ -401,6 +452,10 @@ class JetStreamStore:
             raise no_partitions(partitions, self.layout.shards)
         return self._deliveries.join(handlers, deliver, partitions, lost, lease)
 
+    async def ready(self) -> None:
+        """Wait until all that the workers here serve comes: the first worker of a handler makes its queue."""
+        await self._deliveries.ready()
+
     def serves(self, handler: str, /) -> bool | None:
         return self._deliveries.hands.serves(handler)
 
@@ -454,7 +509,7 @@ class JetStreamStore:
         self.wire.put(
             self.layout.journal(transition.id),
             data,
-            partial(self._appended, transition, told, tail, facts, data),
+            partial(self._appended, transition, told, tail, facts),
             expected=tail.sequence,
             headers=lines_of(facts),
         )
@@ -465,14 +520,11 @@ class JetStreamStore:
         told: Committed,
         tail: Tail,
         facts: Facts,
-        data: bytes,
         sequence: int,
         error: StoreError | None,
     ) -> None:
         if error is None:
             self._journals.note(transition.id, Tail(sequence, facts))
-            if transition.outcome is not None:
-                self._tell_settled(transition.id, transition.outcome, data)
             self._follow(transition, told, sequence)
         elif isinstance(error, WrongSequence):
             asyncio.ensure_future(self._look_again(transition, told, tail))
@@ -549,7 +601,9 @@ class JetStreamStore:
         ended = transition.released or transition.outcome is not None
         if ended and effects.wake is not None:
             # A wake is replaced after the effects, like an acknowledgement: it may be what redoes them.
-            if effects.wake <= self.clock.now():
+            if self._deliveries.may_nap(id, transition.acknowledge, effects.wake):
+                pass
+            elif effects.wake <= self.clock.now():
                 await self._deliveries.wake_now(id)
             else:
                 tail = self._journals.known(id)
@@ -557,9 +611,16 @@ class JetStreamStore:
                 await self._deliveries.set_wake(id, f"due.{epoch}", effects.wake, DUE)
         if self._may_leave_start(transition):
             await self.wire.purge(self.layout.stream("Q", self.layout.shard(id)), self.layout.schedules(id))
+            tail = self._journals.known(id)
+            if tail is not None and tail.facts.key is not None:
+                subject = self.layout.delayed(id, tail.facts.key)
+                await self.wire.purge(self.layout.stream_of(subject), subject)
             await self.wire.purge(self.layout.stream("Q", self.layout.shard(id)), self.layout.any_start(id))
 
     async def _send(self, start: Start) -> None:
+        if start.key is not None and start.due <= self.clock.now():
+            await self._lanes.add(start, sent=True)  # before anything is awaited: in the order sent
+            return
         tail = await self._journals.tail(start.id) if start.chosen or start.key is not None else NOTHING
         if tail.facts.kind == "gone":
             return
@@ -573,11 +634,17 @@ class JetStreamStore:
 
     def _followed(self, transition: Transition, told: Committed, revision: int) -> None:
         ended = transition.released or transition.outcome is not None
-        if ended and transition.outcome is not None:
+        if (outcome := transition.outcome) is not None:
+            # Only now: who is told may look at what follows from it, as the state of its key.
+            self._tell_settled(transition.id, outcome)
             tail = self._journals.known(transition.id)
             if tail is not None and tail.facts.wake > self.clock.now():
                 subject = self.layout.schedules(transition.id)
                 self._deliveries.spawn(self.wire.purge(self.layout.stream_of(subject), subject))
+        if transition.released and (wake := transition.effects.wake) is not None:
+            self._deliveries.nap(transition.id, transition.acknowledge, wake)
+        elif ended:
+            self._deliveries.end_nap(transition.id)
         if transition.frame is not None or ended:
             self._deliveries.hands.committed(
                 transition.id,
@@ -592,8 +659,9 @@ class JetStreamStore:
         self._tell(told, revision, None)
 
     # --- watching -----------------------------------------------------------------------------------------------------
-    def _tell_settled(self, id: str, outcome: Outcome, data: bytes) -> None:
+    def _tell_settled(self, id: str, outcome: Outcome) -> None:
         self._loop.call_soon(self._notices.settled, id, outcome)
+        data = _encode_outcome(outcome)
         self.wire.publish(self.layout.settled(id), b"" if self._blobs.is_large(data) else data)
 
     def watch(self, id: str, /) -> asyncio.Future[Outcome]:
@@ -610,7 +678,7 @@ class JetStreamStore:
             self.wire.forget(sid)
 
     def _was_settled(self, id: str, _subject: str, _reply: str, data: bytes, _headers: bytes) -> None:
-        outcome = decode_frame(data).outcome if data else None
+        outcome = _decode_outcome(data) if data else None
         if outcome is not None:
             self._notices.settled(id, outcome)
         else:
@@ -663,13 +731,15 @@ class JetStreamStore:
 
     async def start(self, id: str, /) -> Start | None:
         self._check()
-        tail = await self._journals.tail(id)
-        if tail.has_frames:
-            return await self._journals.start(id)
-        if tail.facts.kind == "gone":
-            return None
-        found = await self._find_start(id, tail)
-        return None if found is None else found[0]
+        for _ in range(2):  # it may begin between the two looks
+            tail = await self._journals.tail(id)
+            if tail.has_frames:
+                return await self._journals.start(id)
+            if tail.facts.kind == "gone":
+                return None
+            if (found := await self._find_start(id, tail)) is not None:
+                return found[0]
+        return None
 
     async def key(self, name: str, /) -> Key:
         self._check()
@@ -695,8 +765,11 @@ class JetStreamStore:
 
     async def row(self, id: str, /) -> Row | None:
         self._check()
-        tail = await self._journals.tail(id)
-        return await self._index.row(id, tail, self._find_start)
+        for _ in range(2):  # it may begin between the two looks
+            tail = await self._journals.tail(id)
+            if (row := await self._index.row(id, tail, self._find_start)) is not None:
+                return row
+        return None
 
     async def search(self, filter: Filter, /) -> list[Row]:
         self._check()
@@ -714,6 +787,10 @@ class JetStreamStore:
             row = await self.row(id)
             ids = [] if row is None or row.status not in SETTLED or row.updated_at > before else [id]
         return await self._work(self._purge.remove(ids, limit))
+
+
+async def _be(error: Exception) -> Exception:
+    return error
 
 
 def _quiet(facts: Facts) -> Facts:

@@ -426,9 +426,7 @@ class Wire:
         self._puts[put] = None
         self._send_put(put)
 
-    async def store(
-        self, subject: str, payload: bytes, *, expected: int | None = None, headers: bytes = b""
-    ) -> int:
+    async def store(self, subject: str, payload: bytes, *, expected: int | None = None, headers: bytes = b"") -> int:
         """Put, and return the sequence or raise."""
         future: asyncio.Future[int] = self._loop.create_future()
 
@@ -451,7 +449,9 @@ class Wire:
             return
         put.sent += 1
         reply = self._name()
-        self._requests[reply] = _Request(partial(self._put_answered, put), partial(self._put_lost, put), self._loop.time())
+        self._requests[reply] = _Request(
+            partial(self._put_answered, put), partial(self._put_lost, put), self._loop.time()
+        )
         lines, payload = put.headers, put.payload
         self._connection.send(
             b"HPUB %s %s %d %d\r\n%s%s\r\n"
@@ -539,7 +539,9 @@ class Wire:
 
         def lost() -> None:
             if not future.done():
-                future.set_exception(StoreUnavailable(f"jetstream: {stream} cannot be read: no connection, or no answer"))
+                future.set_exception(
+                    StoreUnavailable(f"jetstream: {stream} cannot be read: no connection, or no answer")
+                )
 
         self._request(f"$JS.API.DIRECT.GET.{stream}", _encode(body), answered, lost)
         return found, await future

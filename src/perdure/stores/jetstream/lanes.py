@@ -1,0 +1,54 @@
+"""Starts with a key, on their way into its line: those of one key go in the order in which they were asked for.
+
+What is asked for while others of the same key are on their way waits, and then goes together: two round trips for all.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+
+from perdure.core.journal import Start
+
+Place = Callable[[str, Sequence[Start], bool], Awaitable[list[bool | Exception]]]
+"""Gives starts their places in a key's line; for each says whether it is new, or what is wrong with it."""
+
+
+class Lanes:
+    """One for each key that is in use."""
+
+    def __init__(self, place: Place) -> None:
+        self._place = place
+        self._waiting: dict[tuple[str, bool], list[tuple[Start, asyncio.Future[bool]]]] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def add(self, start: Start, *, sent: bool = False) -> asyncio.Future[bool]:
+        """Take a start; the future says whether it is new. `sent` is what a workflow sends: no limit refuses it."""
+        assert start.key is not None
+        future: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
+        lane = (start.key, sent)
+        waiting = self._waiting.get(lane)
+        if waiting is None:
+            self._waiting[lane] = [(start, future)]
+            task = asyncio.ensure_future(self._run(lane))
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+        else:
+            waiting.append((start, future))
+        return future
+
+    async def _run(self, lane: tuple[str, bool]) -> None:
+        while batch := self._waiting[lane]:
+            self._waiting[lane] = []
+            try:
+                results = await self._place(lane[0], [start for start, _ in batch], lane[1])
+            except Exception as error:  # noqa: BLE001  it ends the futures instead
+                results = [error] * len(batch)
+            for (_, future), result in zip(batch, results, strict=True):
+                if future.done():
+                    continue
+                if isinstance(result, Exception):
+                    future.set_exception(result)
+                else:
+                    future.set_result(result)
+        del self._waiting[lane]
