@@ -14,10 +14,11 @@ EXAMPLES := simple async typed local multi-service concurrent retry pause ticket
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test check format format-check lint types coverage-core test-all-pythons \
-	proto run-service run-ticket-service $(EXAMPLES:%=run-%) bench scale docs-tables clean
+	proto run-service run-ticket-service $(EXAMPLES:%=run-%) bench scale docs-tables clean \
+	nats-up nats-cluster nats-down docker-up run-processor demo-nats
 
 help: ## Print this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-20s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z -]+:.*## / {printf "  %-20s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 	@printf '  %-20s %s\n' 'run-EXAMPLE' 'Run examples/EXAMPLE.py: $(EXAMPLES) (ARGS="--count 50")'
 
 setup: $(READY) ## Make the environment and install Perdure into it
@@ -40,6 +41,15 @@ demo: $(READY) ## Run 1,000 workflows of three gRPC calls each on a temporary SQ
 	$(BIN)/python -m examples.services.process examples.services.hello -- \
 		$(BIN)/perdure run examples/concurrent.py:concurrent 'user-{i}' --url "sqlite:$$folder/demo.db" \
 		--count 1000 --concurrency 500 --service 'HelloService={address}'
+
+# The run only waits: the two workers do the work. All of them end however the run ends, and the data goes with them.
+demo-nats: $(READY) ## The same on a temporary NATS server, by two workers
+	@$(BIN)/python -m examples.services.nats_server run -- \
+		$(BIN)/python -m examples.services.process examples.services.hello -- \
+		$(BIN)/python -m examples.services.workers 2 examples/concurrent.py --url {url} \
+			--service 'HelloService={address}' --max-concurrent 250 -- \
+		$(BIN)/perdure run examples/concurrent.py:concurrent 'user-{i}' --url {url} --no-worker \
+			--count 1000 --concurrency 500 $(ARGS)
 
 test: $(READY) ## Run all tests (ARGS="-k name")
 	@$(BIN)/python -m pytest $(ARGS)
@@ -101,6 +111,18 @@ run-ticket-service: $(READY) ## Run TicketService on port 9091
 $(EXAMPLES:%=run-%): run-%: $(READY)
 	@$(BIN)/python -m examples.$(subst -,_,$*) $(ARGS)
 
+nats-up docker-up: $(READY) ## Leave a NATS server running on port 4322 (ARGS="--sync always")
+	@$(BIN)/python -m examples.services.nats_server up $(ARGS)
+
+nats-cluster: $(READY) ## Leave three NATS nodes running on ports 4322 to 4324, with sync_interval always
+	@$(BIN)/python -m examples.services.nats_server up --nodes 3 --sync always $(ARGS)
+
+nats-down: $(READY) ## End them; their data stays in .nats
+	@$(BIN)/python -m examples.services.nats_server down $(ARGS)
+
+run-processor: $(READY) ## Run a worker of examples/concurrent.py on that server, for `make run-service` (ARGS="--partitions 0")
+	@$(BIN)/perdure worker examples/concurrent.py --url nats://127.0.0.1:4322 --service HelloService=127.0.0.1:9090 $(ARGS)
+
 bench: $(READY) ## Run the benchmarks
 	@$(BIN)/python -m benchmarks.embedded $(ARGS)
 
@@ -110,5 +132,6 @@ scale: $(READY) ## Show that it carries 100,000 suspended invocations, 10,000 ti
 	@$(BIN)/python -m benchmarks.scale $(ARGS)
 
 clean: ## Remove all that these targets made, environments too
-	rm -rf .venv .venv-3.* .pytest_cache .ruff_cache .mypy_cache .hypothesis .coverage build dist
+	@test ! -d .nats || $(MAKE) --no-print-directory nats-down
+	rm -rf .venv .venv-3.* .nats .pytest_cache .ruff_cache .mypy_cache .hypothesis .coverage build dist
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

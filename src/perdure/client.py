@@ -49,7 +49,7 @@ from perdure.errors import (
 from perdure.group import Group, Wait, WaitForever, run_group
 from perdure.listing import PAGE_LIMIT, Filters, Page, check_limit, cursor_of, filter_of, place_of
 from perdure.runtime.worker import CACHE_LIMIT, Channels, Translators, Worker
-from perdure.stores.store import Filter, Row, Store, unknown
+from perdure.stores.store import Filter, Row, Store, no_partitions, unknown
 from perdure.workflow import Call, Workflow
 
 P = ParamSpec("P")
@@ -235,7 +235,7 @@ class Client(AbstractAsyncContextManager["Client"]):
         translators: Translators = tuple,
         stubs: StubMaker | None = None,
         retention: float | None = None,
-        shards: int = 1,
+        shards: int | None = 1,
     ) -> None:
         self._shards = shards
         self.translators = translators
@@ -501,11 +501,8 @@ class Client(AbstractAsyncContextManager["Client"]):
         """
         if partitions is not None:
             partitions = {*partitions}
-            if not partitions or not partitions <= {*range(self._shards)}:
-                have = "an embedded store has the one partition 0"
-                if self._shards > 1:
-                    have = f"this store has the partitions 0 to {self._shards - 1}"
-                raise InvalidOption(f"worker(partitions={sorted(partitions)}): {have}")
+            if not partitions or (self._shards is not None and not partitions <= {*range(self._shards)}):
+                raise no_partitions(partitions, self._shards)
         if seconds("lease", lease) < 1:
             raise InvalidOption(f"worker(lease={lease}): give at least 1 second")
         found = [each for given in workflows for each in workflows_of(given)]

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import functools
 import os
+import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
 
 from perdure.client import Client
 from perdure.core.retry import Duration, seconds
@@ -16,13 +16,18 @@ from perdure.runtime.retention import RETENTION_SECONDS
 from perdure.stores.store import PAYLOAD_LIMIT_BYTES
 
 if TYPE_CHECKING:
+    from os import PathLike
+    from ssl import SSLContext
+
     from perdure.core.codec import FailureTranslator
     from perdure.core.turn import Turn
     from perdure.runtime.worker import Channels
+    from perdure.stores.jetstream.access import Place
     from perdure.stores.store import Store
 
 DEFAULT_URL = "sqlite:perdure.db"
-JETSTREAM_SHARDS = 4
+REPLICAS = (1, 3, 5)
+SHARDS_LIMIT = 64
 _EXPECTED = "use memory:, sqlite:PATH, nats://HOST:PORT or http(s)://HOST:PORT"
 
 
@@ -33,21 +38,64 @@ def connect(
     retention: Duration | None = RETENTION_SECONDS,
     payload_limit: int | None = None,
     read_only: bool = False,
+    user: str | None = None,
+    password: str | None = None,
+    token: str | None = None,
+    nkey: str | None = None,
+    credentials: str | PathLike[str] | None = None,
+    tls: SSLContext | None = None,
+    tls_ca: str | PathLike[str] | None = None,
+    tls_cert: str | PathLike[str] | None = None,
+    tls_key: str | PathLike[str] | None = None,
+    replicas: int | None = None,
+    shards: int | None = None,
+    index: str | PathLike[str] | None = None,
 ) -> Client:
     """Return a client of the store that `url` names; it opens on first use, or on `async with`.
 
     `memory:`, `sqlite:PATH`, `nats://HOST:PORT[,HOST:PORT...]` or `http(s)://HOST:PORT`. Without a url, the
     environment's `PERDURE_URL`, else `sqlite:perdure.db`. `payload_limit` is the most bytes of one encoded value.
-    `read_only` opens a file that exists, also while another process serves it, to look and to change nothing.
+    `read_only` opens a store that exists, also a file that another process serves, to look and to change nothing.
 
     `retention` (seconds or a timedelta; 7 days; None: for ever) is how long the workers of this client keep completed,
     cancelled and failed invocations, counted from their last change. Then their journals go, failed ones can be retried
     no more, and their ids are unknown: who submits such an id again starts it anew.
+
+    The rest is for `nats://` and `tls://`. A server lets in a `user` with a `password`, a `token`, an `nkey` (the seed
+    of a user's key, or the file that holds it) or `credentials` (a file). What is not given is taken from the
+    environment, by the names that the `nats` tool uses: NATS_USER, NATS_PASSWORD, NATS_TOKEN, NATS_NKEY, NATS_CREDS,
+    NATS_CA, NATS_CERT, NATS_KEY. For TLS, `tls_ca` names the authority that signed the server's certificate, `tls_cert`
+    and `tls_key` what is shown to it; or `tls` is a whole context.
+
+    `replicas` and `shards` say how the streams of a new store are made: on how many servers each is (1, 3 or 5), and in
+    how many parts it is, for ever (4 unless given). A store that exists keeps its own; `shards` must be its number, if
+    given. `index` is the file in which this machine keeps what it has read of the index (default: in memory).
     """
-    make_store = _store_of(url_in_use(url), payload_limit, read_only)
+    access = {"user": user, "password": password, "token": token, "nkey": nkey, "credentials": credentials, "tls": tls}
+    access |= {"tls_ca": tls_ca, "tls_cert": tls_cert, "tls_key": tls_key}
+    shared = {"replicas": replicas, "shards": shards, "index": index}
+    make_store = _store_of(url_in_use(url), payload_limit, read_only, _given(access), _given(shared))
     kept = None if retention is None else seconds("connect(retention=…)", retention, positive=True)
-    shards = JETSTREAM_SHARDS if url_in_use(url).startswith(("nats:", "tls:")) else 1
-    return Client(make_store, channels_for, translators_in_use, make_stub, kept, shards)
+    partitions = shards if url_in_use(url).startswith(("nats:", "tls:")) else 1
+    return Client(make_store, channels_for, translators_in_use, make_stub, kept, partitions)
+
+
+async def make_streams(
+    url: str | None = None, /, *, replicas: int = 1, shards: int | None = None, synced: bool = False
+) -> tuple[int, bool]:
+    """Make the streams of a `nats://` store; return the number of shards, and whether they are new.
+
+    Streams that exist stay; `StoreUnfit` when they have other numbers. `synced` notes for the workers that the server
+    runs with `sync_interval: always`.
+    """
+    used = url_in_use(url)
+    if not used.startswith(("nats:", "tls:")):
+        raise BadUrl(f"{without_secrets(used)!r}: only a nats:// store has streams")
+    place = _place_of(used, {})
+    _check_numbers({"replicas": replicas} | ({} if shards is None else {"shards": shards}))
+    from perdure.stores.jetstream.streams import make  # noqa: PLC0415  nats-py is an extra
+
+    return await make(place.servers, place.options(), replicas=replicas, shards=shards, synced=synced)
 
 
 def url_in_use(url: str | None) -> str:
@@ -55,13 +103,28 @@ def url_in_use(url: str | None) -> str:
     return url or os.environ.get("PERDURE_URL") or DEFAULT_URL
 
 
-def _store_of(url: str, payload_limit: int | None, read_only: bool) -> Callable[[], Store]:
+def _given(options: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in options.items() if value is not None}
+
+
+def _checked(payload_limit: int | None) -> int:
     limit = PAYLOAD_LIMIT_BYTES if payload_limit is None else payload_limit
     if limit < 1:
         raise InvalidOption(f"connect(payload_limit={limit}): give at least 1 byte")
+    return limit
+
+
+def _store_of(
+    url: str, payload_limit: int | None, read_only: bool, access: dict[str, Any], shared: dict[str, Any]
+) -> Callable[[], Store]:
+    limit = _checked(payload_limit)
     scheme, colon, rest = url.partition(":")
     if not colon:
         raise BadUrl(f"{url!r} is no URL of a store: {_EXPECTED}")
+    if scheme not in ("nats", "tls") and (access or shared):
+        raise InvalidOption(
+            f"connect({next(iter(access | shared))}=…) is for a nats:// URL, not for {without_secrets(url)!r}"
+        )
     match scheme:
         case "memory":
             if rest:
@@ -81,25 +144,49 @@ def _store_of(url: str, payload_limit: int | None, read_only: bool) -> Callable[
                 return lambda: SqliteView(path, payload_limit=limit)
             return lambda: SqliteStore(path, payload_limit=limit)
         case "nats" | "tls":
-            try:
-                from perdure.stores.jetstream import JetStreamStore  # noqa: PLC0415  nats-py is an extra
-            except ImportError as error:
-                raise InvalidOption(f"{scheme}: URLs need nats-py: pip install 'perdure[nats]' ({error})") from error
-            if read_only:
-                raise InvalidOption("connect('nats://...', read_only=True): only files can be opened so")
-            servers = [each if "://" in each else f"{scheme}://{each}" for each in url.split(",")]
-            return lambda: JetStreamStore(servers, payload_limit=limit)
+            return _jetstream_of(url, limit, read_only, access, shared)
         case "http" | "https":
-            raise BadUrl(
-                f"{_without_credentials(url)!r}: this release has no {scheme} store; use memory: or sqlite:PATH"
-            )
+            raise BadUrl(f"{without_secrets(url)!r}: this release has no {scheme} store; use memory: or sqlite:PATH")
         case _:
-            raise BadUrl(f"{_without_credentials(url)!r} is no URL of a store: {_EXPECTED}")
+            raise BadUrl(f"{without_secrets(url)!r} is no URL of a store: {_EXPECTED}")
 
 
-def _without_credentials(url: str) -> str:
-    parts = urlsplit(url)
-    return url if parts.password is None else url.replace(f":{parts.password}@", ":***@")
+def _jetstream_of(
+    url: str, limit: int, read_only: bool, access: dict[str, Any], shared: dict[str, Any]
+) -> Callable[[], Store]:
+    place = _place_of(url, access)
+    options = place.options()
+    _check_numbers(shared)
+    from perdure.stores.jetstream import JetStreamStore, JetStreamView  # noqa: PLC0415  nats-py is an extra
+
+    make = JetStreamView if read_only else JetStreamStore
+    return lambda: make(place.servers, options=options, payload_limit=limit, **shared)
+
+
+def _place_of(url: str, access: dict[str, Any]) -> Place:
+    try:
+        from perdure.stores.jetstream.access import access_of, place_of  # noqa: PLC0415  nats-py is an extra
+    except ImportError as error:
+        raise InvalidOption(f"nats:// URLs need nats-py: pip install 'perdure[nats]' ({error})") from error
+    return place_of(url, access_of(access), os.environ)
+
+
+def _check_numbers(shared: dict[str, Any]) -> None:
+    for name, allowed, what in (
+        ("replicas", REPLICAS, " or ".join(map(str, REPLICAS))),
+        ("shards", range(1, SHARDS_LIMIT + 1), f"1 to {SHARDS_LIMIT}"),
+    ):
+        if name in shared and shared[name] not in allowed:
+            raise InvalidOption(f"{name}={shared[name]!r}: give {what}")
+
+
+def without_secrets(url: str) -> str:
+    """Return a URL as it may be shown: without a password, or the token that stands alone before the @."""
+
+    def hide(found: re.Match[str]) -> str:
+        return f"{found[1]}{found[2]}:***@" if found[3] is not None else f"{found[1]}***@"
+
+    return re.sub(r"(://|,)([^/@:,]*)(:[^/@,]*)?@", hide, url)
 
 
 def channels_for(services: Mapping[str, str]) -> Channels:

@@ -266,3 +266,20 @@ def read_some(descriptor: int) -> bytes:
         return os.read(descriptor, 65536)
     except OSError:  # the other end is closed
         return b""
+
+
+@pytest.mark.parametrize(
+    ("options", "why"),
+    [
+        (("--url", "memory:"), "--no-worker: memory: is served by the process that opens it: leave the option out"),
+        (("--url", "sqlite:runs.db"), "--no-worker: sqlite:runs.db is served by the process that opens it"),
+        (("--url", "nats://n1", "--max-concurrent", "5"), "--service and --max-concurrent are for the worker"),
+    ],
+)
+def test_run_without_a_worker_needs_a_store_that_others_can_serve(
+    folder: Path, options: tuple[str, ...], why: str
+) -> None:
+    run = perdure("run", "app.py:hello", "World", "--no-worker", *options, cwd=folder)
+    assert run.returncode == 2
+    assert why in run.stderr
+    assert not (folder / "runs.db").exists()

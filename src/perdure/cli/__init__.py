@@ -13,6 +13,7 @@ from collections.abc import Sequence
 import click
 
 from perdure.cli import look, operate
+from perdure.cli.nats import nats
 from perdure.cli.process import ended
 from perdure.cli.reporting import report
 from perdure.cli.run import run
@@ -32,6 +33,7 @@ def commands(context: click.Context) -> None:
 
 commands.add_command(run)
 commands.add_command(worker)
+commands.add_command(nats)
 for verb in (*look.COMMANDS, *operate.COMMANDS):
     commands.add_command(verb)
 

@@ -9,7 +9,7 @@ from typing import Any, cast
 
 import click
 
-from perdure.cli.options import json_option, url_option
+from perdure.cli.options import index_file, json_option, url_option
 from perdure.cli.process import in_loop
 from perdure.cli.reporting import reporting
 from perdure.cli.tables import (
@@ -101,7 +101,7 @@ async def _list(
     print_page: Callable[[Sequence[Invocation]], None],
 ) -> int:
     left = limit
-    async with connect(url, read_only=True) as client:
+    async with connect(url, read_only=True, index=index_file(url)) as client:
         while True:
             page = await client.page(limit=min(ROWS_LIMIT, left or ROWS_LIMIT), cursor=cursor, **filters)
             print_page(page.invocations)
@@ -145,7 +145,7 @@ def journal(id: str, as_json: bool, url: str | None) -> int:
 
 
 async def _describe(url: str | None, id: str, show: Callable[[Invocation], None]) -> int:
-    async with connect(url, read_only=True) as client:
+    async with connect(url, read_only=True, index=index_file(url)) as client:
         show(await client.handle(id).describe())
     return 0
 
@@ -160,7 +160,7 @@ def stats(as_json: bool, url: str | None) -> int:
 
 
 async def _stats(url: str | None, as_json: bool) -> int:
-    async with connect(url, read_only=True) as client:
+    async with connect(url, read_only=True, index=index_file(url)) as client:
         counted = await client.stats()
     if as_json:
         print_json(counted)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-import re
+import hashlib
+import os
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import click
 
-from perdure.connect import DEFAULT_URL, url_in_use
+from perdure.connect import DEFAULT_URL, url_in_use, without_secrets
 
 PORT_LIMIT = 65_535
 
@@ -52,6 +54,15 @@ services_option = click.option(
 )
 
 
+def index_file(url: str | None) -> Path | None:
+    """Return where this user keeps the index of a store that is far away; None for one that is here."""
+    used = url_in_use(url)
+    if not used.startswith(("nats:", "tls:")):
+        return None
+    name = hashlib.blake2b(shown_url(used).encode(), digest_size=8).hexdigest()
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "perdure" / f"index-{name}.db"
+
+
 def shown_url(url: str | None) -> str:
-    """Return the URL that `connect(url)` uses, without its password."""
-    return re.sub(r"(?<=://)([^/@:]*):[^/@]*@", r"\1:***@", url_in_use(url))
+    """Return the URL that `connect(url)` uses, without its password or token."""
+    return without_secrets(url_in_use(url))

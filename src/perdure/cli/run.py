@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import time
@@ -12,7 +13,7 @@ import click
 
 from perdure.cli.arguments import NUMBER, Arguments, numbered
 from perdure.cli.batch import run_batch
-from perdure.cli.options import services_option, url_option
+from perdure.cli.options import services_option, shown_url, url_option
 from perdure.cli.process import fix_hash_seed, in_loop
 from perdure.cli.reporting import FAILURE, reporting
 from perdure.cli.summary import message_of
@@ -20,7 +21,7 @@ from perdure.cli.target import load
 from perdure.cli.terminal import show_logs
 from perdure.cli.values import as_builtin, to_text
 from perdure.client import Client
-from perdure.connect import connect
+from perdure.connect import connect, url_in_use
 from perdure.errors import InvocationCancelled, StoreError
 from perdure.workflow import Workflow
 
@@ -42,6 +43,7 @@ class Options:
     max_concurrent: int | None = None
     id: str | None = None
     key: str | None = None
+    no_worker: bool = False
     as_json: bool = False
 
     @property
@@ -75,13 +77,14 @@ class Options:
 )
 @click.option("--id", help="Id of the run, of many its beginning: the same command again takes up what is left.")
 @click.option("--key", help="Runs of one key go one at a time, in order, and share state.")
+@click.option("--no-worker", is_flag=True, help="Start and wait only: workers elsewhere serve the store.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 @reporting
 def run(target: str, arguments: tuple[str, ...], **options: Any) -> int:
     """Run a workflow, and print its result.
 
     TARGET is app.py:workflow or pkg.app:workflow; a module with one workflow needs no name. A worker for all workflows
-    of the module runs in the same process.
+    of the module runs in the same process, unless --no-worker says that others serve the store.
 
     Each ARG is JSON; where JSON is a string, the quotes may be left out. NAME=VALUE passes by name if there is a
     parameter NAME; other text with a = is passed as it is. {i} in an ARG or in --key is the number of the run: 001,
@@ -95,6 +98,8 @@ def run(target: str, arguments: tuple[str, ...], **options: Any) -> int:
     chosen = Options(**options)
     if NUMBER in (chosen.id or ""):
         raise click.UsageError(f"--id takes no {NUMBER}: with --count, the number is added to it")
+    if chosen.no_worker:
+        _check_others_serve(chosen)
     found = load(target)
     workflow = found.workflow
     passed = Arguments(workflow, arguments)
@@ -107,7 +112,11 @@ async def _run(
 ) -> int:
     limited = workflow if options.timeout == 0 else _limited(workflow, options.timeout)
     client = connect(options.url, retention=None)  # what is due is for those that serve the store all the time
-    async with client, client.worker(*served, max_concurrent=options.slots, services=options.services or None):
+    async with contextlib.AsyncExitStack() as stack:
+        await stack.enter_async_context(client)
+        if not options.no_worker:
+            worker = client.worker(*served, max_concurrent=options.slots, services=options.services or None)
+            await stack.enter_async_context(worker)
         if options.count == 1:
             return await _once(client, limited, passed, options)
 
@@ -123,6 +132,14 @@ async def _run(
             as_json=options.as_json,
         )
     return 0 if tally.completed == tally.total else FAILURE
+
+
+def _check_others_serve(options: Options) -> None:
+    if url_in_use(options.url).startswith(("memory:", "sqlite:")):
+        text = f"--no-worker: {shown_url(options.url)} is served by the process that opens it: leave the option out"
+        raise click.UsageError(text)
+    if options.services or options.max_concurrent:
+        raise click.UsageError("--service and --max-concurrent are for the worker that --no-worker leaves out")
 
 
 def _limited(workflow: Workflow[..., Any], timeout: float | None) -> Workflow[..., Any]:

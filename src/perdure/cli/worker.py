@@ -6,7 +6,6 @@ import asyncio
 import logging
 import signal
 import sys
-from typing import Any
 
 import click
 
@@ -16,12 +15,24 @@ from perdure.cli.reporting import reporting
 from perdure.cli.target import load
 from perdure.cli.terminal import show_logs
 from perdure.client import Client
-from perdure.connect import connect
+from perdure.connect import SHARDS_LIMIT, connect
 from perdure.runtime.retention import RETENTION_SECONDS
-from perdure.runtime.worker import STOP_GRACE_SECONDS
-from perdure.workflow import Workflow
+from perdure.runtime.worker import STOP_GRACE_SECONDS, Worker
+from perdure.stores.store import LEASE_SECONDS
 
 log = logging.getLogger("perdure.cli")
+
+
+def _partitions(_: click.Context, parameter: click.Parameter, text: str | None) -> list[int] | None:
+    if text is None:
+        return None
+    found: set[int] = set()
+    for part in text.split(","):
+        first, dash, last = (each.strip() for each in part.partition("-"))
+        if not first.isdecimal() or (dash and not last.isdecimal()) or int(last or first) >= SHARDS_LIMIT:
+            raise click.BadParameter(f"{text!r} are no partitions: give numbers, as in 0,2-3", param=parameter)
+        found.update(range(int(first), int(last or first) + 1))
+    return sorted(found)
 
 
 @click.command()
@@ -35,6 +46,20 @@ log = logging.getLogger("perdure.cli")
     help="How many invocations have steps in progress at a time.",
 )
 @services_option
+@click.option(
+    "--partitions",
+    callback=_partitions,
+    metavar="N[,N|-M]...",
+    help="Take new work only from these partitions, as in 0,2-3; messages are taken of all.  [default: all]",
+)
+@click.option(
+    "--lease",
+    type=click.FloatRange(min=1),
+    default=LEASE_SECONDS,
+    show_default=True,
+    metavar="SECONDS",
+    help="How long this worker may be silent before others of a shared store take over.",
+)
 @click.option(
     "--drain-timeout",
     type=click.FloatRange(min=0),
@@ -57,6 +82,8 @@ def worker(
     url: str | None,
     max_concurrent: int,
     services: dict[str, str],
+    partitions: list[int] | None,
+    lease: float,
     drain_timeout: float,
     retention: float,
 ) -> int:
@@ -72,21 +99,18 @@ def worker(
     served = list({id(each): each for each in served}.values())
     show_logs(logging.INFO)
     client = connect(url, retention=retention or None)
-    return in_loop(_serve(client, served, url, max_concurrent, services, drain_timeout))
+    running = client.worker(
+        *served, max_concurrent=max_concurrent, services=services or None, partitions=partitions, lease=lease
+    )
+    names = ", ".join(sorted(each.name for each in served))
+    serving = f"Serving {names} on {shown_url(url)}, at most {max_concurrent} at a time. Ctrl-C stops."
+    return in_loop(_serve(client, running, serving, drain_timeout))
 
 
-async def _serve(
-    client: Client,
-    served: list[Workflow[..., Any]],
-    url: str | None,
-    slots: int,
-    services: dict[str, str],
-    drain_timeout: float,
-) -> int:
-    async with client, client.worker(*served, max_concurrent=slots, services=services or None) as running:
+async def _serve(client: Client, worker: Worker, serving: str, drain_timeout: float) -> int:
+    async with client, worker as running:
         stopping = _first_signal()
-        names = ", ".join(sorted(each.name for each in served))
-        click.echo(f"Serving {names} on {shown_url(url)}, at most {slots} at a time. Ctrl-C stops.")
+        click.echo(serving)
         log.info("%s: stopping; steps in progress have %g s to end", await stopping, drain_timeout)
         await running.stop(drain_timeout)
     log.info("stopped")

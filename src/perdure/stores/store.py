@@ -23,7 +23,7 @@ from msgspec import Struct
 from perdure.core.codec import digest
 from perdure.core.effects import NO_EFFECTS, Effects
 from perdure.core.journal import Answer, Frame, Message, Outcome, Start, Status
-from perdure.errors import IdConflict, LimitExceeded, UnknownInvocation
+from perdure.errors import IdConflict, InvalidOption, LimitExceeded, UnknownInvocation
 
 PAYLOAD_LIMIT_BYTES = 64 * 1024 * 1024
 """The most bytes that one encoded value may take, unless `connect` is told otherwise."""
@@ -228,6 +228,14 @@ def line_full(key: str, waiting: int) -> LimitExceeded:
         f"{waiting:,} invocations wait for key {key!r}, which is the limit: start it again when some of them have ended"
     )
     return LimitExceeded(text, size=waiting, limit=waiting)
+
+
+def no_partitions(partitions: Collection[int], count: int | None) -> InvalidOption:
+    """Return the error for partitions that a store with `count` of them (None: not known yet) does not have."""
+    have = "name at least one" if count is None else f"this store has the partitions 0 to {count - 1}"
+    if count == 1:
+        have = "this store has the one partition 0"
+    return InvalidOption(f"worker(partitions={sorted(partitions)}): {have}")
 
 
 def identity_of(start: Start) -> bytes:

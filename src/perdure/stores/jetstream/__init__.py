@@ -9,12 +9,18 @@ keys       lines and holders
 answers    what became of messages
 purge      retention
 blobs      payloads above the server's limit
-index      lists and changes
+lanes      what goes to one key together
+index      rows and changes
+projection lists and counts, from a `table` in SQLite that follows the streams
+view       a store that is only looked at
+access     servers and credentials
+checks     what can be wrong with a server
 streams    made once, and checked
 layout     subjects, settings, and what headers say
 wire       the narrow interface to the server
 """
 
 from perdure.stores.jetstream.store import JetStreamStore
+from perdure.stores.jetstream.view import JetStreamView
 
-__all__ = ["JetStreamStore"]
+__all__ = ["JetStreamStore", "JetStreamView"]

@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import secrets
 from collections.abc import Awaitable, Callable, Collection, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any, TypeVar
 
 import msgspec
@@ -32,6 +34,7 @@ from perdure.core.journal import (
     encode_message,
     encode_start,
 )
+from perdure.core.lifecycle import SETTLED
 from perdure.errors import Conflict, PerdureError, StoreClosed, StoreError, StoreUnavailable
 from perdure.stores.clock import SystemClock
 from perdure.stores.jetstream.answers import Answers
@@ -44,6 +47,7 @@ from perdure.stores.jetstream.keeping import DUE
 from perdure.stores.jetstream.keys import LIMIT, Keys
 from perdure.stores.jetstream.lanes import Lanes
 from perdure.stores.jetstream.layout import SHARDS, Facts, Layout, facts_of, facts_of_start, lines_of
+from perdure.stores.jetstream.projection import Projection
 from perdure.stores.jetstream.purge import Purge
 from perdure.stores.jetstream.streams import prepare, read_secret
 from perdure.stores.jetstream.wire import Wire, WrongSequence
@@ -63,6 +67,7 @@ from perdure.stores.store import (
     id_conflict,
     identity_of,
     line_full,
+    no_partitions,
     unknown,
 )
 
@@ -71,6 +76,8 @@ T = TypeVar("T")
 _encode_outcome = msgspec.msgpack.Encoder().encode
 _decode_outcome: Callable[[bytes], Outcome] = msgspec.msgpack.Decoder(Outcome).decode
 
+PURGE_SPARE = 1_000
+"""Invocations that a purge looks at beyond those that it may remove: some of them are still wanted."""
 POLL_SECONDS = 1.0
 """How often an outcome or answer that somebody waits for is looked for, in case its push was lost."""
 CLOSING_SECONDS = 5.0
@@ -82,14 +89,17 @@ log = logging.getLogger("perdure.jetstream")
 class JetStreamStore:
     """A store on a NATS server or cluster, shared by as many processes as like to."""
 
+    makes_streams = True
+
     def __init__(
         self,
         servers: Sequence[str],
         *,
         options: dict[str, Any] | None = None,
         namespace: str = "perdure",
-        shards: int = SHARDS,
+        shards: int | None = None,
         replicas: int | None = None,
+        index: str | os.PathLike[str] | None = None,
         payload_limit: int = PAYLOAD_LIMIT_BYTES,
         line_limit: int = LINE_LIMIT,
     ) -> None:
@@ -98,16 +108,18 @@ class JetStreamStore:
         self.payload_limit = payload_limit
         self.line_limit = line_limit
         self.name = secrets.token_hex(6)
-        self.layout = layout = Layout(namespace, shards)
+        self.layout = layout = Layout(namespace, shards or SHARDS)
         self.wire = wire = Wire(servers, options, connected=self._reconnected)
         wire.stream_of = layout.stream_of
         self._replicas = replicas
+        self._shards = shards
         self._open = False
         self._blobs = Blobs(wire, layout)
         self._journals = Journals(wire, layout, self._blobs, self.name)
         self._keys = Keys(wire, layout, self._blobs)
         self._notices = Notices()
         self._index = Scan(wire, layout, self._notices)
+        self._projection = Projection(wire, layout, self.clock, None if index is None else Path(index).expanduser())
         self._deliveries = Deliveries(
             wire, layout, self._journals, self._keys, self._blobs, self.name, self.clock, self._find_start, self._refuse
         )
@@ -123,7 +135,14 @@ class JetStreamStore:
         self._loop = asyncio.get_running_loop()
         await self.wire.open()
         try:
-            replicas = await prepare(self.wire, self.layout, self._replicas)
+            replicas = await prepare(
+                self.wire,
+                self.layout,
+                self._replicas,
+                self.clock,
+                adopt=self._shards is None,
+                make=self.makes_streams,
+            )
             self._journals.replicated = replicas > 1
             self.secret = await read_secret(self.wire, self.layout)
         except BaseException:
@@ -142,6 +161,7 @@ class JetStreamStore:
             self._written = self._loop.create_future()
             await asyncio.wait([self._written], timeout=CLOSING_SECONDS)
         await self._deliveries.close()
+        await self._projection.aclose()
         await self.wire.close()
         self._notices.fail(self._closed())
 
@@ -434,6 +454,8 @@ class JetStreamStore:
         lease: float = LEASE_SECONDS,
     ) -> Member:
         self._check()
+        if partitions is not None and not {*partitions} <= {*range(self.layout.shards)}:
+            raise no_partitions(partitions, self.layout.shards)
         return self._deliveries.join(handlers, deliver, partitions, lost, lease)
 
     async def ready(self) -> None:
@@ -757,19 +779,20 @@ class JetStreamStore:
 
     async def search(self, filter: Filter, /) -> list[Row]:
         self._check()
-        return await self._index.search(filter)
+        return await self._projection.search(filter)
 
     async def counts(self) -> Counts:
         self._check()
-        return await self._index.counts()
+        return await self._projection.counts()
 
     async def purge(self, before: float, /, *, limit: int, id: str | None = None) -> int:
         self._check()
-        rows = [row async for row in self._index.settled(before)]
-        if id is not None:
-            rows = [row for row in rows if row.id == id]
-        rows.sort(key=lambda row: row.updated_at)
-        return await self._work(self._purge.remove([row.id for row in rows], limit))
+        if id is None:
+            ids = await self._projection.settled(before, limit + PURGE_SPARE)
+        else:
+            row = await self.row(id)
+            ids = [] if row is None or row.status not in SETTLED or row.updated_at > before else [id]
+        return await self._work(self._purge.remove(ids, limit))
 
 
 async def _be(error: Exception) -> Exception:

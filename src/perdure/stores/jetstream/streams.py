@@ -5,21 +5,35 @@ from __future__ import annotations
 import asyncio
 import logging
 import secrets
+from collections.abc import Sequence
 from typing import Any
 
 from perdure.errors import StoreError, StoreUnavailable, StoreUnfit
-from perdure.stores.jetstream.layout import Layout, check_settings, check_version
+from perdure.stores.clock import SystemClock
+from perdure.stores.jetstream.checks import SYNCED, check_clock, warn_of_lost_writes
+from perdure.stores.jetstream.layout import SHARDS, Layout, check_settings, check_version
 from perdure.stores.jetstream.wire import NO_STREAM, Wire, WrongSequence, without_credentials
+from perdure.stores.store import Clock
 
 SECRET_BYTES = 32
 
 log = logging.getLogger("perdure.jetstream")
 
 
-async def prepare(wire: Wire, layout: Layout, replicas: int | None) -> int:
+async def prepare(
+    wire: Wire,
+    layout: Layout,
+    replicas: int | None,
+    clock: Clock,
+    *,
+    adopt: bool = False,
+    make: bool = True,
+    synced: bool = False,
+) -> int:
     """Check server and streams, or make the streams of a new store; return how many replicas they have.
 
-    Streams are made together. If some are there and others are not, something was lost: that is refused.
+    Streams are made together. If some are there and others are not, something was lost: that is refused. With `adopt`
+    the number of shards is that of the store, if it exists. `synced` is noted when streams are made.
     """
     where = without_credentials(wire.servers[0])
     check_version(wire.server_version, where)
@@ -29,25 +43,94 @@ async def prepare(wire: Wire, layout: Layout, replicas: int | None) -> int:
             f"{where}: JetStream is not to be had for this account ({error.get('description')}): enable it in the "
             "server's configuration, `jetstream {}`"
         )
+    if adopt:
+        await adopt_shards(wire, layout)
     wanted = layout.streams(replicas or 1)
-    found = await asyncio.gather(*(wire.api(f"STREAM.INFO.{each['name']}") for each in wanted))
+    found = await _infos(wire, wanted)
     missing = [each for each, answer in zip(wanted, found, strict=True) if _is_missing(answer)]
     if len(missing) == len(wanted):
         await _refuse_others(wire, layout, where)
+        if not make:
+            raise StoreUnfit(f"{where}: there is no store yet: `perdure nats init` or the first worker makes it")
         log.info("%s: making the streams of a new store, %d shards", where, layout.shards)
         for each in wanted:  # one after the other: two workers that begin together make the same
+            if synced:
+                each["metadata"][SYNCED] = "always"
             answer = await wire.api(f"STREAM.CREATE.{each['name']}", each)
             _check_answer(answer, each["name"], where)
-        found = await asyncio.gather(*(wire.api(f"STREAM.INFO.{each['name']}") for each in wanted))
-    elif missing and not await _appear(wire, [each["name"] for each in missing]):
-        names = ", ".join(each["name"] for each in missing)
-        raise StoreUnfit(f"{where}: streams are missing: {names}; restore them from a backup, they are not made anew")
-    else:
-        found = await asyncio.gather(*(wire.api(f"STREAM.INFO.{each['name']}") for each in wanted))
+    elif missing:
+        for each, answer in zip(wanted, found, strict=True):  # another number of shards is no loss
+            if not _is_missing(answer):
+                _check_answer(answer, each["name"], where)
+                check_settings(answer["config"], each, where)
+        if not await _appear(wire, [each["name"] for each in missing]):
+            names = ", ".join(each["name"] for each in missing)
+            raise StoreUnfit(
+                f"{where}: streams are missing: {names}; restore them from a backup, they are not made anew"
+            )
+    before = clock.now()
+    found = await _infos(wire, wanted)
     for each, answer in zip(wanted, found, strict=True):
         _check_answer(answer, each["name"], where)
         check_settings(answer["config"], each, where)
-    return int(found[0]["config"].get("num_replicas", 1))
+    check_clock(str(found[0].get("ts", "")), before, clock.now(), where)
+    config: dict[str, Any] = found[0]["config"]
+    copies = int(config.get("num_replicas", 1))
+    warn_of_lost_writes(copies, config.get("metadata") or {}, where)
+    return copies
+
+
+async def _infos(wire: Wire, wanted: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    return await asyncio.gather(*(wire.api(f"STREAM.INFO.{each['name']}") for each in wanted))
+
+
+async def make(
+    servers: Sequence[str],
+    options: dict[str, Any],
+    *,
+    replicas: int,
+    shards: int | None,
+    synced: bool,
+    namespace: str = "perdure",
+) -> tuple[int, bool]:
+    """Make the streams of a store, unless they exist as they are wanted; return the shards, and whether they are new.
+
+    `StoreUnfit` when they exist and are different.
+    """
+    layout = Layout(namespace, shards or SHARDS)
+    wire = Wire(servers, options)
+    await wire.open()
+    try:
+        there = await wire.api(f"STREAM.INFO.{layout.stream('J', 0)}")
+        new = _is_missing(there)
+        copies = await prepare(wire, layout, replicas, SystemClock(), adopt=shards is None, synced=synced)
+        if copies != replicas:
+            where = without_credentials(wire.servers[0])
+            raise StoreUnfit(
+                f"{where}: the streams exist, with {copies} replicas each: `nats stream edit --replicas {replicas}` "
+                "changes that for each of them, while workers run"
+            )
+        if synced and not new:
+            await _note_synced(wire, layout, replicas)
+    finally:
+        await wire.close()
+    return layout.shards, new
+
+
+async def _note_synced(wire: Wire, layout: Layout, replicas: int) -> None:
+    for each in layout.streams(replicas):
+        answer = await wire.api(f"STREAM.INFO.{each['name']}")
+        config: dict[str, Any] = answer["config"]
+        config["metadata"] = {**(config.get("metadata") or {}), SYNCED: "always"}
+        _check_answer(await wire.api(f"STREAM.UPDATE.{each['name']}", config), each["name"], wire.servers[0])
+
+
+async def adopt_shards(wire: Wire, layout: Layout) -> None:
+    """Take over the number of shards of a store that exists."""
+    answer = await wire.api(f"STREAM.INFO.{layout.stream('J', 0)}")
+    stored = ((answer.get("config") or {}).get("metadata") or {}).get("perdure-shards")
+    if stored is not None and str(stored).isdecimal():
+        layout.shards = int(stored)
 
 
 def _is_missing(answer: dict[str, Any]) -> bool:

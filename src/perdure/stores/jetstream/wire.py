@@ -14,6 +14,7 @@ version, and tests/jetstream/test_wire.py fails when they change.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import secrets
 from collections.abc import Awaitable, Callable, Sequence
@@ -26,6 +27,7 @@ from nats.aio.client import Client as NatsClient
 from nats.errors import Error as NatsError
 
 from perdure.errors import StoreClosed, StoreError, StoreFull, StoreUnavailable
+from perdure.stores.jetstream.checks import not_connected
 
 REQUEST_TIMEOUT_SECONDS = 3.0
 """How long a server may take to answer, before a put is repeated and a read fails."""
@@ -35,6 +37,7 @@ RETRY_SECONDS = 0.1
 """How long after a server could not take a put, as in an election, it is tried again."""
 CONNECT_TIMEOUT_SECONDS = 5
 RECONNECT_WAIT_SECONDS = 0.25
+CLOSE_TIMEOUT_SECONDS = 1.0
 PING_SECONDS = 5
 PAYLOAD_ROOM_BYTES = 16 * 1024
 """What headers and subject may take of the server's payload limit."""
@@ -156,6 +159,10 @@ class _Connection(NatsClient):
     def version(self) -> str:
         return str(self._server_info.get("version", ""))
 
+    async def _close(self, status: int, do_cbs: bool = True) -> None:
+        with contextlib.suppress(TimeoutError):  # after a TLS handshake that failed, the transport never ends
+            await asyncio.wait_for(super()._close(status, do_cbs), CLOSE_TIMEOUT_SECONDS)
+
     def send(self, command: bytes) -> None:
         """Send in this round of the loop, together with all else that is sent in it."""
         self._pending.append(command)
@@ -241,9 +248,8 @@ class Wire:
             await asyncio.wait_for(connection.connect(**settings), 4 * CONNECT_TIMEOUT_SECONDS)
         except (OSError, NatsError, TimeoutError) as error:
             await connection.close()
-            why = "; ".join(dict.fromkeys(problems)) or str(error) or type(error).__name__
-            text = f"no NATS server at {', '.join(map(without_credentials, self.servers))}: {why}"
-            raise StoreUnavailable(text) from error
+            where = ", ".join(map(without_credentials, self.servers))
+            raise not_connected(where, problems or [str(error) or type(error).__name__]) from error
         connection.options["max_reconnect_attempts"] = -1
         self._up = True
         self.subscribe(f"{self._inbox}.*", self._answered)

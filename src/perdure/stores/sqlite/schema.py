@@ -5,15 +5,11 @@ from __future__ import annotations
 import struct
 import zlib
 
+from perdure.stores.rows import INDEXES
+
 SCHEMA_VERSION = 2
 NO_TIME = -1.0
 """Stands for the wake that an invocation does not have, where None cannot."""
-LIVELY = " OR ".join(
-    f"status = '{status}'" for status in ("scheduled", "running", "suspended", "paused", "failed", "cancelled")
-)
-"""The statuses that have an index. The two that nearly every invocation has at its ends do without: rows that wait are
-in `invocation_queued`, and one that is completed is found by its time. That saves three of five changes to the index.
-Written with OR, as SQLite sees that a status is among them only so."""
 _KEYS = """
 CREATE TABLE key (
     name TEXT PRIMARY KEY, holder TEXT, generation INTEGER NOT NULL, state BLOB NOT NULL, checksum INTEGER NOT NULL
@@ -24,13 +20,7 @@ CREATE TABLE line (
 ) WITHOUT ROWID;
 CREATE INDEX line_by_id ON line (id);
 """
-SETTLED = "status IN ('completed', 'failed', 'cancelled')"
-_INDEXES = f"""
-CREATE INDEX invocation_by_time ON invocation (created_at, id, handler);
-CREATE INDEX invocation_by_status ON invocation (status, created_at, id, handler) WHERE {LIVELY};
-CREATE INDEX invocation_settled ON invocation (updated_at) WHERE {SETTLED};
-CREATE INDEX message_of ON message (invocation);
-"""
+_INDEXES = f"{INDEXES}CREATE INDEX message_of ON message (invocation);\n"
 SCHEMA = f"""
 CREATE TABLE meta (name TEXT PRIMARY KEY, value) WITHOUT ROWID;
 CREATE TABLE invocation (

@@ -9,14 +9,13 @@ import os
 import sqlite3
 import zlib
 from collections.abc import Callable, Collection, Coroutine, Sequence
-from typing import Any, TypeVar, get_args
+from typing import Any, TypeVar
 
 from perdure.core.journal import (
     Answer,
     Message,
     Outcome,
     Start,
-    Status,
     decode_frame,
     decode_message,
     decode_start,
@@ -31,11 +30,12 @@ from perdure.errors import (
 from perdure.stores.clock import Alarm, SystemClock
 from perdure.stores.dispatch import Dispatcher, Member
 from perdure.stores.notices import CHANGES_LIMIT, Feed, Notices
+from perdure.stores.rows import COLUMNS, COUNTS, SETTLED, counts_of, query_of
 from perdure.stores.sqlite.faults import Mismatch, about, explained
 from perdure.stores.sqlite.file import connect, open_file
 from perdure.stores.sqlite.keys import deadline_in_line, read_key
 from perdure.stores.sqlite.lock import Lock
-from perdure.stores.sqlite.schema import LIVELY, NOTHING_OPEN, SETTLED, frame_checksum, state_checksum
+from perdure.stores.sqlite.schema import NOTHING_OPEN, frame_checksum, state_checksum
 from perdure.stores.sqlite.writer import Accept, Unit, Writer, may_be_routed
 from perdure.stores.store import (
     LEASE_SECONDS,
@@ -537,23 +537,12 @@ class SqliteStore:
         return row
 
     async def search(self, filter: Filter, /) -> list[Row]:
-        conditions, values = _conditions(filter)
-        where = f"WHERE {' AND '.join(conditions)} " if conditions else ""
-        query = f"SELECT {_ROW} FROM invocation {where}ORDER BY created_at DESC, id DESC LIMIT ?"
-        rows = await self._read(lambda db: db.execute(query, (*values, filter.limit)).fetchall())
+        query, values = query_of(filter, _ROW)
+        rows = await self._read(lambda db: db.execute(query, values).fetchall())
         return [self._row_from(row) for row in rows]
 
     async def counts(self) -> Counts:
-        rows = await self._read(lambda db: db.execute(_COUNTS).fetchall())
-        counts = Counts()
-        for status, handler, count in rows:
-            if handler is not None:
-                counts.by_handler[handler] = count
-            elif count:
-                counts.by_status[status] = count
-        if completed := sum(counts.by_handler.values()) - sum(counts.by_status.values()):
-            counts.by_status["completed"] = completed
-        return counts
+        return counts_of(await self._read(lambda db: db.execute(COUNTS).fetchall()))
 
     async def purge(self, before: float, /, *, limit: int, id: str | None = None) -> int:
         query, values = (_DUE, (before, limit)) if id is None else (_DUE_OF_ID, (id, before))
@@ -647,33 +636,4 @@ _DUE = (
     f"AND {NOTHING_OPEN} ORDER BY updated_at LIMIT ?"
 )
 _DUE_OF_ID = f"SELECT id, revision FROM invocation WHERE id = ? AND {SETTLED} AND updated_at <= ? AND {NOTHING_OPEN}"
-_ROW = "id, handler, status, key, created_at, updated_at, due, sequence, wake, revision, state_checksum"
-_COUNTS = (  # each from an index alone; what is left is completed
-    "SELECT NULL, handler, count(*) FROM invocation GROUP BY handler "
-    f"UNION ALL SELECT status, NULL, count(*) FROM invocation WHERE {LIVELY} GROUP BY status "
-    "UNION ALL SELECT 'pending', NULL, count(*) FROM invocation WHERE status = 'pending'"
-)
-
-
-def _conditions(filter: Filter) -> tuple[list[str], list[Any]]:
-    conditions: list[str] = []
-    values: list[Any] = []
-    if filter.status is not None:  # written out: else SQLite does not see which index has it
-        conditions.append(f"status = '{filter.status}'" if filter.status in get_args(Status) else "0")
-    for condition, value in (
-        ("id = ?", filter.id),
-        ("handler = ?", filter.handler),
-        ("key = ?", filter.key),
-        ("created_at >= ?", filter.created_after),
-        ("created_at < ?", filter.created_before),
-    ):
-        if value is not None:
-            conditions.append(condition)
-            values.append(value)
-    if filter.id_prefix is not None:
-        conditions.append("id >= ? AND id < ?")
-        values += [filter.id_prefix, filter.id_prefix + "\U0010ffff"]
-    if filter.before is not None:
-        conditions.append("(created_at, id) < (?, ?)")
-        values += filter.before
-    return conditions, values
+_ROW = f"{COLUMNS}, sequence, wake, revision, state_checksum"

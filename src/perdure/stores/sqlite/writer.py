@@ -31,10 +31,11 @@ from perdure.errors import (
     Conflict,
     PerdureError,
 )
+from perdure.stores.rows import SETTLED
 from perdure.stores.sqlite.faults import Mismatch, about, explain, quietly
 from perdure.stores.sqlite.file import Opened, connect, side_file
 from perdure.stores.sqlite.keys import Keys, deadline_in_line
-from perdure.stores.sqlite.schema import NO_TIME, NOTHING_OPEN, SETTLED, answer_checksum, frame_checksum, state_checksum
+from perdure.stores.sqlite.schema import NO_TIME, NOTHING_OPEN, answer_checksum, frame_checksum, state_checksum
 from perdure.stores.store import Committed, Transition, id_conflict, identity_of, unknown
 
 BATCH_LIMIT = 2_000

@@ -1,0 +1,47 @@
+"""`perdure nats`: what a store on NATS needs before its first worker."""
+
+from __future__ import annotations
+
+import click
+
+from perdure.cli.options import shown_url, url_option
+from perdure.cli.process import in_loop
+from perdure.cli.reporting import reporting
+from perdure.connect import REPLICAS, SHARDS_LIMIT, make_streams
+
+
+@click.group()
+def nats() -> None:
+    """Prepare a NATS server or cluster."""
+
+
+@nats.command()
+@url_option
+@click.option(
+    "--replicas",
+    type=click.Choice([str(each) for each in REPLICAS]),
+    default="1",
+    show_default=True,
+    help="On how many servers each stream is kept.",
+)
+@click.option(
+    "--shards",
+    type=click.IntRange(1, SHARDS_LIMIT),
+    help="In how many parts the streams are, for ever.  [default: 4, or what the store has]",
+)
+@click.option("--synced", is_flag=True, help="Note that the server runs with `sync_interval: always`: ends a warning.")
+@reporting
+def init(url: str | None, replicas: str, shards: int | None, synced: bool) -> int:
+    """Make the streams of a store.
+
+    Streams that exist stay as they are, with all they hold; it is an error when they have other numbers. The first
+    worker makes what it needs by itself, on one server: with three, run this first.
+    """
+    return in_loop(_init(url, int(replicas), shards, synced))
+
+
+async def _init(url: str | None, replicas: int, shards: int | None, synced: bool) -> int:
+    found, new = await make_streams(url, replicas=replicas, shards=shards, synced=synced)
+    where = f"{shown_url(url)}: {found} shards, {replicas} {'replica' if replicas == 1 else 'replicas'} each"
+    click.echo(f"Made the streams of a new store on {where}." if new else f"There is a store on {where}.")
+    return 0

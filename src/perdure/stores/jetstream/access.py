@@ -1,0 +1,213 @@
+"""Where the servers are and how to be let in: the URL, the options of `connect`, the environment. Opens no connection.
+
+What the options leave out is taken from the URL, and what the URL leaves out from the environment, by the names that
+the `nats` tool uses too. A secret never gets into a server's address, so no error and no log can show it.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import ssl
+from collections.abc import Mapping
+from pathlib import PurePath
+from typing import Any
+from urllib.parse import unquote, urlsplit
+
+from msgspec import Struct
+from msgspec.structs import asdict, replace
+
+from perdure.errors import BadUrl, InvalidOption
+
+DEFAULT_PORT = 4222
+SERVERS_LIMIT = 64
+ENVIRONMENT = {
+    "user": "NATS_USER",
+    "password": "NATS_PASSWORD",
+    "token": "NATS_TOKEN",
+    "nkey": "NATS_NKEY",
+    "credentials": "NATS_CREDS",
+    "tls_ca": "NATS_CA",
+    "tls_cert": "NATS_CERT",
+    "tls_key": "NATS_KEY",
+}
+"""Where each option is looked for when neither `connect` nor the URL gives it."""
+
+_WAYS = ("user", "token", "nkey", "credentials")
+_SEED = "SU"
+
+
+class Access(Struct, frozen=True, kw_only=True):
+    """How to be let in. Files are paths; `nkey` is the seed of a user's key, or the file that holds it."""
+
+    user: str | None = None
+    password: str | None = None
+    token: str | None = None
+    nkey: str | None = None
+    credentials: str | None = None
+    tls: ssl.SSLContext | None = None
+    tls_ca: str | None = None
+    tls_cert: str | None = None
+    tls_key: str | None = None
+
+    def __repr__(self) -> str:
+        given = [name for name, value in asdict(self).items() if value is not None]
+        return f"Access({', '.join(given)})"  # without the secrets
+
+    def options(self, *, secure: bool) -> dict[str, Any]:
+        """Return it as nats-py wants it. Raises `InvalidOption` for what cannot work: files are looked at here."""
+        found: dict[str, Any] = {}
+        if self.user is not None:
+            found |= {"user": self.user, "password": self.password or ""}
+        if self.token is not None:
+            found["token"] = self.token
+        if self.credentials is not None:
+            _needs_nkeys("credentials")
+            found["user_credentials"] = _file("credentials", self.credentials)
+        if self.nkey is not None:
+            _needs_nkeys("nkey")
+            if self.nkey.startswith(_SEED):
+                found["nkeys_seed_str"] = self.nkey
+            else:
+                found["nkeys_seed"] = _file("nkey", self.nkey)
+        context = self._context(secure=secure)
+        if context is not None:
+            found["tls"] = context
+        return found
+
+    def _context(self, *, secure: bool) -> ssl.SSLContext | None:
+        if self.tls is not None:
+            return self.tls
+        if not secure and self.tls_ca is None and self.tls_cert is None:
+            return None
+        ca = None if self.tls_ca is None else _file("tls_ca", self.tls_ca)
+        cert = None if self.tls_cert is None else _file("tls_cert", self.tls_cert)
+        key = None if self.tls_key is None else _file("tls_key", self.tls_key)
+        try:
+            context = ssl.create_default_context(cafile=ca)
+            if cert is not None:
+                context.load_cert_chain(cert, key)
+        except (ssl.SSLError, OSError) as error:
+            text = (
+                "connect(tls_ca=…, tls_cert=…, tls_key=…): these are no certificates and key in PEM that fit together"
+            )
+            raise InvalidOption(f"{text}: {error}") from error
+        return context
+
+
+def access_of(given: Mapping[str, Any]) -> Access:
+    """Return the options of `connect` that were given, or say which has the wrong type: `InvalidOption`."""
+    found: dict[str, Any] = {}
+    for name, value in given.items():
+        is_file = name in ("credentials", "tls_ca", "tls_cert", "tls_key", "nkey")
+        expected, what = (ssl.SSLContext, "an ssl.SSLContext") if name == "tls" else (str, "a str")
+        found[name] = str(value) if is_file and isinstance(value, PurePath) else value
+        if not isinstance(found[name], expected):
+            kind = type(value).__name__
+            raise InvalidOption(f"connect({name}=…): {kind} given where {what} is expected")
+    return Access(**found)
+
+
+class Place(Struct, frozen=True):
+    """The servers of a URL, as nats-py takes them, and how to be let in."""
+
+    servers: tuple[str, ...]
+    access: Access
+    secure: bool = False
+
+    def options(self) -> dict[str, Any]:
+        """Return what nats-py's `connect` is given beside the servers."""
+        return self.access.options(secure=self.secure)
+
+
+def place_of(url: str, given: Access, environment: Mapping[str, str]) -> Place:
+    """Return what `nats://[USER[:PASSWORD]@]HOST[:PORT][,HOST[:PORT]…]` names, with what else was given.
+
+    A lone USER is a token, as for the `nats` tool. `tls://` connects by TLS only. `BadUrl` or `InvalidOption`.
+    """
+    scheme, _, rest = url.partition("://")
+    if not rest or scheme not in ("nats", "tls"):
+        raise BadUrl(
+            f"{_shown(url)!r} names no server: write nats://HOST:PORT, or several as nats://HOST:PORT,HOST:PORT"
+        )
+    written, hosts = "", list[str]()
+    for part in rest.removesuffix("/").split(","):
+        before, _, host = part.rpartition("://")[2].rpartition("@")
+        if before and before != (written or before):
+            raise BadUrl(f"{_shown(url)!r}: the servers of a cluster take the same user and password: write them once")
+        written = before or written
+        hosts.append(_host(host.strip(), url))
+    if len(hosts) > SERVERS_LIMIT:
+        raise BadUrl(f"{_shown(url)!r} names {len(hosts)} servers: {SERVERS_LIMIT} are enough to find the others")
+    access = _merged(_written(written), given, environment, url)
+    return Place(tuple(f"{scheme}://{host}" for host in dict.fromkeys(hosts)), access, scheme == "tls")
+
+
+def _host(text: str, url: str) -> str:
+    try:
+        parts = urlsplit(f"//{text}")
+        host, port = parts.hostname, parts.port
+    except ValueError:
+        host, port, parts = None, None, urlsplit("")
+    if not host or port == 0 or any(each.isspace() for each in text) or parts.path or parts.query or parts.fragment:
+        raise BadUrl(f"{_shown(url)!r}: {text!r} is not HOST:PORT, as in nats://127.0.0.1:{DEFAULT_PORT}")
+    return f"[{host}]:{port or DEFAULT_PORT}" if ":" in host else f"{host}:{port or DEFAULT_PORT}"
+
+
+def _written(text: str) -> Access:
+    if not text:
+        return Access()
+    user, colon, password = text.partition(":")
+    return Access(user=unquote(user), password=unquote(password)) if colon else Access(token=unquote(user))
+
+
+def _merged(written: Access, given: Access, environment: Mapping[str, str], url: str) -> Access:
+    if asdict(written) != asdict(Access()) and _ways(given):
+        raise InvalidOption(
+            f"{_shown(url)!r} says who connects, and so do the options of connect: leave one of them out"
+        )
+    found = replace(given, **{name: value for name, value in asdict(written).items() if value is not None})
+    named = {name: value for name, variable in ENVIRONMENT.items() if (value := environment.get(variable))}
+    if _ways(found):
+        named = {name: value for name, value in named.items() if name.startswith("tls_")}
+    if found.tls is not None or found.tls_ca is not None or found.tls_cert is not None:
+        named = {name: value for name, value in named.items() if not name.startswith("tls_")}
+    found = replace(found, **named)
+    _check(found)
+    return found
+
+
+def _ways(access: Access) -> list[str]:
+    return [name for name in _WAYS if getattr(access, name) is not None]
+
+
+def _check(access: Access) -> None:
+    ways = _ways(access)
+    if len(ways) > 1:
+        raise InvalidOption(f"there is more than one way to be let in, {' and '.join(ways)}: give connect one of them")
+    if access.password is not None and access.user is None:
+        raise InvalidOption("connect(password=…) needs user=…")
+    if access.tls_key is not None and access.tls_cert is None:
+        raise InvalidOption("connect(tls_key=…) needs tls_cert=…")
+    if access.tls is not None and (access.tls_ca is not None or access.tls_cert is not None):
+        raise InvalidOption(
+            "connect(tls=…) is a whole context: load certificates into it, and leave tls_ca and tls_cert out"
+        )
+
+
+def _file(option: str, path: str) -> str:
+    found = os.path.abspath(os.path.expanduser(path))
+    if not os.path.isfile(found):
+        raise InvalidOption(f"connect({option}=…) or the environment's {ENVIRONMENT[option]}: there is no file {found}")
+    return found
+
+
+def _needs_nkeys(option: str) -> None:
+    if importlib.util.find_spec("nkeys") is None:
+        raise InvalidOption(f"connect({option}=…) needs the package nkeys: pip install 'perdure[nats]'")
+
+
+def _shown(url: str) -> str:
+    """Return a URL without what may be secret in it."""
+    scheme, separator, rest = url.partition("://")
+    return scheme + separator + ",".join(part.rpartition("@")[2] for part in rest.split(","))

@@ -1,0 +1,57 @@
+"""What can be wrong with a server, said so that it can be put right. Pure: nothing here asks a server."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable
+from datetime import datetime
+
+from perdure.errors import StoreUnavailable, StoreUnfit
+
+CLOCK_LIMIT_SECONDS = 30.0
+"""How far the clock of a worker may be from the server's: delays and time limits go by the one or the other."""
+CLOCK_WARNING_SECONDS = 2.0
+SYNCED = "perdure-synced"
+"""In the metadata of a stream: whoever made it said that the server forces every write to the disk."""
+
+log = logging.getLogger("perdure.jetstream")
+
+
+def not_connected(where: str, problems: Iterable[str]) -> StoreUnavailable:
+    """Return the error for servers that cannot be connected to, from what the client met on its way."""
+    why = "; ".join(dict.fromkeys(problems)) or "no answer"
+    lower = why.lower()
+    if "authorization" in lower or "authentication" in lower or "permissions" in lower:
+        text = f"the NATS server at {where} does not let this client in: {why}; see the options of connect"
+    elif "certificate" in lower or "ssl" in lower or "tls" in lower:
+        text = f"no TLS connection to the NATS server at {where}: {why}; connect(tls_ca=…) names the authority"
+    else:
+        text = f"no NATS server at {where}: {why}"
+    return StoreUnavailable(text)
+
+
+def check_clock(server_says: str, before: float, after: float, where: str) -> None:
+    """Compare this machine's clock with the time that an answer tells, asked for between `before` and `after`."""
+    try:
+        there = datetime.fromisoformat(server_says).timestamp()
+    except ValueError:
+        return  # it tells none
+    ahead = max(before - there, 0.0) - max(there - after, 0.0)
+    if abs(ahead) <= CLOCK_WARNING_SECONDS:
+        return
+    direction = "ahead of" if ahead > 0 else "behind"
+    text = f"the clock of this machine is {abs(ahead):.0f} s {direction} that of the NATS server at {where}"
+    if abs(ahead) > CLOCK_LIMIT_SECONDS:
+        raise StoreUnfit(f"{text}, where the limit is {CLOCK_LIMIT_SECONDS:.0f} s: let NTP set both")
+    log.warning("%s: delays and time limits are off by as much", text)
+
+
+def warn_of_lost_writes(replicas: int, metadata: dict[str, str], where: str) -> None:
+    """Warn when a failure of power could take what was acknowledged. The server does not tell how it writes."""
+    if replicas == 1 and metadata.get(SYNCED) != "always":
+        log.warning(
+            "%s keeps one copy of everything. Unless it runs with `sync_interval: always`, a failure of power can take "
+            "the last two minutes, although they were acknowledged. `perdure nats init --synced` notes that it does so, "
+            "and ends this warning",
+            where,
+        )

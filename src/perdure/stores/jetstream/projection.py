@@ -1,0 +1,342 @@
+"""The index: a table that is brought up to where the streams are whenever somebody asks.
+
+What an index shows of an invocation is in the headers of its frames. So each journal stream is read once, headers only,
+by a consumer that begins where the table ends; starts that nobody has begun on are read from the queue, from where that
+was left. Nothing is read while nobody asks, and who asks sees all that was written before.
+
+What was purged is told by a last message that the server keeps for some minutes only. A table that nobody looked at for
+longer is compared with the subjects that there are.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+import logging
+import secrets
+import time
+from collections.abc import AsyncGenerator, Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import msgspec
+from msgspec import Struct
+
+from perdure.errors import StoreClosed, StoreError, StoreUnavailable
+from perdure.stores.jetstream.layout import Layout, facts_of
+from perdure.stores.jetstream.table import Position, Table, Told
+from perdure.stores.jetstream.wire import BATCH_LIMIT, Wire, status_of
+from perdure.stores.store import Clock, Counts, Filter, Row
+
+PULL_BATCH = 2_000
+"""Headers that one pull asks for; they are written together."""
+PULL_SECONDS = 0.1
+"""How long a consumer that has nothing may wait for something: it may not have seen yet what its stream has."""
+ANSWER_SECONDS = 5.0
+"""How long the server may take to answer a pull."""
+PATIENCE_SECONDS = 5.0
+"""How long reading may make no progress before the table is used as it is."""
+BEHIND_SECONDS = 0.005
+"""How soon a consumer that has not seen yet what its stream's leader has is asked again."""
+COMPARE_SECONDS = 60.0
+"""After so long without a look, invocations may have been purged unnoticed: less than ten of the shortest leases."""
+CONSUMER_SECONDS = 300
+"""How long the server keeps a consumer that nobody asks."""
+
+STATUS_HEARTBEAT = 100
+STATUS_NO_MORE = (404, 408)
+
+T = TypeVar("T")
+
+log = logging.getLogger("perdure.jetstream")
+
+
+class Lag(Struct, frozen=True):
+    """How far the last answer was behind: messages of journals, at least. All of them were read if it is complete."""
+
+    messages: int = 0
+    complete: bool = True
+
+
+class _Shard(Struct):
+    number: int
+    journals: str
+    queue: str
+    read_to: int = 0  # the last sequence of the journals that is in the table
+    queue_read_to: int = 0
+    wanted: int = 0  # the last one that there is
+    consumer: str | None = None
+    delivered: int = 0  # messages that came from this consumer
+
+
+class Projection:
+    """Lists and counts invocations. `path` is where the table is kept; None: in memory."""
+
+    def __init__(self, wire: Wire, layout: Layout, clock: Clock, path: Path | None = None) -> None:
+        self._wire = wire
+        self._layout = layout
+        self._clock = clock
+        self._path = path
+        self._table: Table | None = None
+        self._thread = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="perdure-index")
+        self._lock = asyncio.Lock()
+        self._asked = 0
+        self._answered = 0
+        self._closed = False
+        self._shards: list[_Shard] = []
+        self.lag = Lag()
+
+    async def aclose(self) -> None:
+        """Let go of the table, and of the consumers at the server."""
+        if self._closed:
+            return
+        self._closed = True
+        async with self._lock:
+            for shard in self._shards:
+                self._drop_consumer(shard)
+            if self._table is not None:
+                await self._in_thread(self._table.close)
+            self._thread.shutdown(wait=False)
+
+    def _check(self) -> None:
+        if self._closed:
+            raise StoreClosed("jetstream: the store is closed")
+
+    # --- answers ------------------------------------------------------------------------------------------------------
+    async def search(self, filter: Filter) -> list[Row]:
+        """List what passes a filter, newest first."""
+        return await self._ask(lambda table: table.search(filter))
+
+    async def counts(self) -> Counts:
+        """Count invocations by status and by handler."""
+        return await self._ask(Table.counts)
+
+    async def settled(self, before: float, limit: int) -> list[str]:
+        """Return ids of what has settled and not changed since `before`, the oldest first."""
+        return await self._ask(lambda table: table.settled(before, limit))
+
+    async def rebuild(self) -> None:
+        """Forget the table, and read everything again."""
+        async with self._lock:
+            self._check()
+            if self._table is not None:
+                await self._in_thread(self._table.clear)
+        await self.refresh()
+
+    async def _ask(self, read: Callable[[Table], T]) -> T:
+        await self.refresh()
+        table, now = self._table, self._clock.now()
+        assert table is not None
+
+        def promote_and_read() -> T:
+            table.promote(now)
+            return read(table)
+
+        return await self._in_thread(promote_and_read)
+
+    async def _in_thread(self, work: Callable[[], T]) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._thread, work)
+
+    # --- catching up --------------------------------------------------------------------------------------------------
+    async def refresh(self) -> None:
+        """Bring the table to where the streams are now. Those who ask while that is under way share the next time.
+
+        Without a server it stays where it is, and `lag` says so; `StoreUnavailable` if there is none yet.
+        """
+        self._asked += 1
+        mine = self._asked
+        async with self._lock:
+            self._check()
+            if self._answered < mine:
+                covered = self._asked
+                await self._catch_up()
+                self._answered = covered
+
+    async def _catch_up(self) -> None:
+        try:
+            table = self._table or await self._open()
+            positions = await self._in_thread(table.positions)
+            following = (self._follow(each, table, positions.get(each.number, Position())) for each in self._shards)
+            for error in await asyncio.gather(*following, return_exceptions=True):  # all of them have ended then
+                if error is not None:
+                    raise error
+            self.lag = Lag()
+        except StoreUnavailable as error:
+            if self._table is None:
+                raise
+            behind = sum(max(0, shard.wanted - shard.read_to) for shard in self._shards)
+            self.lag = Lag(behind, complete=False)
+            log.warning("the index may be behind, by %d messages at least: %s", behind, error)
+
+    async def _open(self) -> Table:
+        layout = self._layout
+        shards = [_Shard(each, layout.stream("J", each), layout.stream("Q", each)) for each in range(layout.shards)]
+        answer = await self._wire.api(f"STREAM.INFO.{shards[0].journals}")
+        _raise_error(answer, shards[0].journals)
+        identity = f"{layout.namespace} {layout.shards} {answer['created']}"
+        self._shards = shards
+        table = self._table = await self._in_thread(lambda: Table(self._path, identity))
+        return table
+
+    async def _follow(self, shard: _Shard, table: Table, position: Position) -> None:
+        if position.journal != shard.read_to:  # another process brought it forward, or it was cleared
+            self._drop_consumer(shard)
+        shard.read_to, shard.queue_read_to = position.journal, position.queue
+        began = self._clock.now()
+        # The queue first: what leaves it meanwhile is in its journal, which is read afterwards.
+        last = await self._last_sequence(shard.queue)
+        if last > shard.queue_read_to:
+            await self._read_queue(shard, table)
+            shard.queue_read_to = last
+        shard.wanted = await self._last_sequence(shard.journals)
+        await self._read_journals(shard, table)
+        if position.looked_at and began > position.looked_at + COMPARE_SECONDS:
+            await self._compare(shard, table, began)
+        reached = Position(shard.read_to, shard.queue_read_to, began)
+        await self._in_thread(lambda: table.note(shard.number, reached))
+
+    async def _last_sequence(self, stream: str) -> int:
+        answer = await self._wire.api(f"STREAM.INFO.{stream}")
+        _raise_error(answer, stream)
+        return int(answer["state"]["last_seq"])
+
+    async def _read_queue(self, shard: _Shard, table: Table) -> None:
+        namespace, number = self._layout.namespace, shard.number
+        for subject in (f"{namespace}.q.{number}.start.>", f"{namespace}.t.{number}.*.start"):
+            sequence = shard.queue_read_to + 1
+            while found := await self._wire.batch(shard.queue, subject, sequence, BATCH_LIMIT):
+                facts = [facts_of(each.headers) for each in found]
+                queued = [(self._layout.shard(each.id), each) for each in facts]
+                now = self._clock.now()
+                await self._in_thread(lambda queued=queued, now=now: table.add_queued(queued, now))
+                sequence = found[-1].sequence + 1
+
+    async def _read_journals(self, shard: _Shard, table: Table) -> None:
+        """Read headers up to the last message that there was when this was asked for."""
+        progress = time.monotonic()
+        while shard.read_to < shard.wanted:
+            self._check()
+            if shard.consumer is None:
+                await self._make_consumer(shard)
+            if found := await self._pull(shard):
+                now = self._clock.now()
+                await self._in_thread(lambda found=found, now=now: table.add_told(shard.number, found, now))
+                shard.read_to = found[-1].sequence
+                progress = time.monotonic()
+            elif await self._has_all(shard):
+                shard.read_to = shard.wanted
+            elif time.monotonic() > progress + PATIENCE_SECONDS:
+                raise StoreUnavailable(f"jetstream: nothing comes from {shard.journals}")
+            else:
+                await asyncio.sleep(BEHIND_SECONDS)
+
+    async def _has_all(self, shard: _Shard) -> bool:
+        """Tell whether the last messages that there were have been removed meanwhile."""
+        last = await self._wire.last(shard.journals, f"{self._layout.namespace}.j.{shard.number}.>")
+        return last is None or last.sequence <= shard.read_to
+
+    # --- consumers ----------------------------------------------------------------------------------------------------
+    async def _make_consumer(self, shard: _Shard) -> None:
+        name = f"index-{secrets.token_hex(8)}"
+        config = {
+            "name": name,
+            "description": "perdure: index",
+            "deliver_policy": "by_start_sequence",
+            "opt_start_seq": shard.read_to + 1,
+            "ack_policy": "none",
+            "replay_policy": "instant",
+            "headers_only": True,
+            "mem_storage": True,
+            "num_replicas": 1,
+            "inactive_threshold": CONSUMER_SECONDS * 10**9,
+        }
+        body = {"stream_name": shard.journals, "config": config}
+        _raise_error(await self._wire.api(f"CONSUMER.CREATE.{shard.journals}.{name}", body), shard.journals)
+        shard.consumer, shard.delivered = name, 0
+
+    def _drop_consumer(self, shard: _Shard) -> None:
+        name, shard.consumer = shard.consumer, None
+        if name is not None:
+            self._wire.publish(f"$JS.API.CONSUMER.DELETE.{shard.journals}.{name}")
+
+    async def _pull(self, shard: _Shard) -> list[Told]:
+        """Return the next headers, in order and without a gap; none if there are none now, or the consumer is lost."""
+        found: list[Told] = []
+        ended: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
+
+        def end(*, well: bool) -> None:
+            if not ended.done():
+                ended.set_result(well)
+
+        def arrived(_subject: str, reply: str, _data: bytes, headers: bytes) -> None:
+            if ended.done():
+                return
+            if status := status_of(headers):
+                if status != STATUS_HEARTBEAT:
+                    end(well=status in STATUS_NO_MORE)
+                return
+            sequence, number = _place_of(reply)
+            if number != shard.delivered + 1:  # some were lost on their way
+                end(well=False)
+                return
+            shard.delivered = number
+            found.append(Told(sequence, facts_of(headers)))
+            if len(found) == PULL_BATCH:
+                end(well=True)
+
+        inbox = self._wire.new_inbox()
+        sid = self._wire.subscribe(inbox, arrived)
+        body = msgspec.json.encode({"batch": PULL_BATCH, "no_wait": True, "expires": int(PULL_SECONDS * 1e9)})
+        self._wire.publish(f"$JS.API.CONSUMER.MSG.NEXT.{shard.journals}.{shard.consumer}", body, inbox)
+        try:
+            well = await asyncio.wait_for(ended, ANSWER_SECONDS)
+        except TimeoutError:
+            well = False
+        finally:
+            self._wire.unsubscribe(sid)
+            self._wire.forget(sid)
+        if not well:
+            self._drop_consumer(shard)
+        return found
+
+    # --- what was purged unnoticed ------------------------------------------------------------------------------------
+    async def _compare(self, shard: _Shard, table: Table, began: float) -> None:
+        """Remove the rows of invocations that are nowhere any more."""
+        namespace, number = self._layout.namespace, shard.number
+        there: set[str] = set()
+        for stream, subjects, place in (
+            (shard.queue, f"{namespace}.q.{number}.start.>", 5),
+            (shard.queue, f"{namespace}.t.{number}.>", 3),
+            (shard.journals, f"{namespace}.j.{number}.>", 3),
+        ):
+            async for subject in self._subjects(stream, subjects):
+                there.add(subject.split(".")[place])
+        read_to = shard.read_to
+        removed = await self._in_thread(lambda: table.keep(number, there, read_to, began - COMPARE_SECONDS))
+        if removed:
+            log.info("the index forgot %d invocations that were purged", removed)
+
+    async def _subjects(self, stream: str, filter: str) -> AsyncGenerator[str, None]:
+        offset = 0
+        while True:
+            answer = await self._wire.api(f"STREAM.INFO.{stream}", {"subjects_filter": filter, "offset": offset})
+            _raise_error(answer, stream)
+            found: dict[str, int] = answer["state"].get("subjects") or {}
+            for subject in found:
+                yield subject
+            offset += len(found)
+            if not found or offset >= int(answer.get("total", 0)):
+                return
+
+
+def _place_of(reply: str) -> tuple[int, int]:
+    """Return the sequence in the stream, and that of the consumer: both are in the subject to acknowledge on."""
+    parts = reply.split(".")
+    at = 5 if len(parts) < 11 else 7  # where there is a domain, it and the account stand before them
+    return int(parts[at]), int(parts[at + 1])
+
+
+def _raise_error(answer: dict[str, Any], stream: str) -> None:
+    if (error := answer.get("error")) is not None:
+        kind = StoreUnavailable if error.get("code") == 503 else StoreError
+        raise kind(f"jetstream: {stream}: {error.get('description')} ({error.get('err_code')})")

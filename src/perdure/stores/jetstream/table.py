@@ -1,0 +1,236 @@
+"""The table of the index: rows of invocations, and how far they follow the streams. SQLite only; knows no server.
+
+It is a cache, in memory or in a file that outlives the process and that several may share: everything in it can be read
+from the streams again. An older frame never replaces a newer one, so that two processes may write the same.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import sqlite3
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from msgspec import Struct
+
+from perdure.errors import StoreDamaged
+from perdure.stores.jetstream.layout import Facts, token
+from perdure.stores.rows import COUNTS, INDEXES, SETTLED, counts_of, query_of
+from perdure.stores.store import Counts, Filter, Row
+
+VERSION = 1
+"""A file of another version is made anew."""
+BUSY_SECONDS = 10.0
+"""How long another process may hold the file."""
+IDS_LIMIT = 500
+"""Ids that are looked up at a time."""
+
+log = logging.getLogger("perdure.jetstream")
+
+_SCHEMA = f"""
+CREATE TABLE invocation (
+    id TEXT PRIMARY KEY, handler TEXT NOT NULL, status TEXT NOT NULL, key TEXT, created_at REAL NOT NULL,
+    updated_at REAL NOT NULL, due REAL NOT NULL, shard INTEGER NOT NULL, sequence INTEGER NOT NULL
+) WITHOUT ROWID;
+CREATE INDEX invocation_by_key ON invocation (key, created_at) WHERE key IS NOT NULL;
+CREATE INDEX invocation_pending ON invocation (created_at, id) WHERE status = 'pending';
+CREATE INDEX invocation_scheduled ON invocation (due) WHERE status = 'scheduled';
+{INDEXES}
+CREATE TABLE gone (id TEXT PRIMARY KEY, sequence INTEGER NOT NULL, shard INTEGER NOT NULL) WITHOUT ROWID;
+CREATE TABLE position (
+    shard INTEGER PRIMARY KEY, journal INTEGER NOT NULL, queue INTEGER NOT NULL, looked_at REAL NOT NULL
+);
+CREATE TABLE meta (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
+"""
+# `sequence` is that of the last message of the journal that was seen, 0 for a start that is only queued.
+_INSERT = "INSERT INTO invocation VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)"
+_TOLD = (
+    f"{_INSERT} ON CONFLICT (id) DO UPDATE SET handler = excluded.handler, status = excluded.status, "
+    "key = excluded.key, created_at = excluded.created_at, updated_at = excluded.updated_at, due = excluded.due, "
+    "shard = excluded.shard, sequence = excluded.sequence WHERE excluded.sequence > invocation.sequence"
+)
+_QUEUED = f"{_INSERT} ON CONFLICT (id) DO NOTHING"
+_PROMOTE = "UPDATE invocation SET status = 'pending', updated_at = due WHERE status = 'scheduled' AND due <= ?"
+_POSITION = (
+    "INSERT INTO position VALUES (?, ?, ?, ?) ON CONFLICT (shard) DO UPDATE SET journal = max(journal, "
+    "excluded.journal), queue = max(queue, excluded.queue), looked_at = max(looked_at, excluded.looked_at)"
+)
+_DUE = (
+    f"SELECT id FROM invocation INDEXED BY invocation_settled WHERE {SETTLED} AND updated_at <= ? "
+    "ORDER BY updated_at LIMIT ?"
+)
+
+
+class Told(Struct):
+    """A message of a journal stream: its sequence, and what its header says."""
+
+    sequence: int
+    facts: Facts
+
+
+class Position(Struct, frozen=True):
+    """How far a shard was read: the last sequences of both streams, and when that was."""
+
+    journal: int = 0
+    queue: int = 0
+    looked_at: float = 0.0
+
+
+class Table:
+    """The rows. All of it is for one thread at a time."""
+
+    def __init__(self, path: Path | None, identity: str) -> None:
+        """Open the table of the store with this identity. A file that another store or an accident left is emptied."""
+        self._path = path
+        self._db = _open(path, f"{VERSION} {identity}")
+
+    def close(self) -> None:
+        self._db.close()
+
+    def clear(self) -> None:
+        """Forget everything."""
+        with self._db as db:
+            for table in ("invocation", "gone", "position"):
+                db.execute(f"DELETE FROM {table}")
+
+    def positions(self) -> dict[int, Position]:
+        found = self._read("SELECT shard, journal, queue, looked_at FROM position")
+        return {shard: Position(*rest) for shard, *rest in found}
+
+    # --- answers ------------------------------------------------------------------------------------------------------
+    def search(self, filter: Filter) -> list[Row]:
+        query, values = query_of(filter)
+        return [Row(*each) for each in self._read(query, values)]
+
+    def counts(self) -> Counts:
+        return counts_of(self._read(COUNTS))
+
+    def settled(self, before: float, limit: int) -> list[str]:
+        """Return ids of what has settled and not changed since `before`, the oldest first."""
+        return [id for (id,) in self._read(_DUE, (before, limit))]
+
+    def _read(self, query: str, values: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
+        try:
+            return self._db.execute(query, values).fetchall()
+        except sqlite3.OperationalError:
+            raise
+        except sqlite3.DatabaseError as error:
+            text = f"the index in {self._path} is damaged ({error}): delete that file, it is read from the server again"
+            raise StoreDamaged(text) from error
+
+    # --- following ----------------------------------------------------------------------------------------------------
+    def promote(self, now: float) -> None:
+        """Let what is due by now be pending."""
+        if self._read("SELECT 1 FROM invocation WHERE status = 'scheduled' AND due <= ? LIMIT 1", (now,)):
+            with self._db as db:
+                db.execute(_PROMOTE, (now,))
+
+    def add_queued(self, found: Iterable[tuple[int, Facts]], now: float) -> None:
+        """Take in starts of the queue, with the shards of their ids: rows of those that have no journal yet."""
+        rows = [_row(facts, 0, shard, now) for shard, facts in found if facts.handler]
+        gone = self._gone([row[0] for row in rows])
+        with self._db as db:  # a start that is still there although its invocation was purged is no new one
+            db.executemany(_QUEUED, [row for row in rows if row[0] not in gone])
+
+    def add_told(self, shard: int, found: Sequence[Told], now: float) -> None:
+        """Take in messages of the journals, in order, and with them how far they were read."""
+        last: dict[str, Told] = {}
+        gone: dict[str, int] = {}
+        for each in found:
+            facts = each.facts
+            if facts.kind == "gone":
+                gone[facts.id] = each.sequence
+            elif facts.kind in ("frame", "reserved") and not facts.quiet and facts.id:
+                last[facts.id] = each
+        with self._db as db:
+            db.executemany(_TOLD, [_row(each.facts, each.sequence, shard, now) for each in last.values()])
+            for id, sequence in gone.items():
+                db.execute("DELETE FROM invocation WHERE id = ? AND sequence < ?", (id, sequence))
+                db.execute("INSERT OR REPLACE INTO gone VALUES (?, ?, ?)", (id, sequence, shard))
+            db.execute(_POSITION, (shard, found[-1].sequence, 0, 0.0))
+
+    def note(self, shard: int, position: Position) -> None:
+        """Note how far a shard was read, never less far than before."""
+        with self._db as db:
+            db.execute(_POSITION, (shard, position.journal, position.queue, position.looked_at))
+
+    def keep(self, shard: int, there: set[str], read_to: int, since: float) -> int:
+        """Remove the rows of a shard whose ids, as tokens of subjects, are not there; return how many.
+
+        Those that came later than what `there` was made of stay: a sequence above `read_to`, or queued after `since`.
+        """
+        with self._db as db:
+            rows = db.execute(
+                "SELECT id FROM invocation WHERE shard = ? AND sequence <= ? AND (sequence > 0 OR updated_at < ?)",
+                (shard, read_to, since),
+            ).fetchall()
+            missing = [(id,) for (id,) in rows if token(id) not in there]
+            db.executemany("DELETE FROM invocation WHERE id = ?", missing)
+            gone = db.execute("SELECT id FROM gone WHERE shard = ? AND sequence <= ?", (shard, read_to)).fetchall()
+            db.executemany("DELETE FROM gone WHERE id = ?", [(id,) for (id,) in gone if token(id) not in there])
+        return len(missing)
+
+    def _gone(self, ids: Sequence[str]) -> set[str]:
+        found: set[str] = set()
+        for begin in range(0, len(ids), IDS_LIMIT):
+            some = ids[begin : begin + IDS_LIMIT]
+            marks = ",".join("?" * len(some))
+            found.update(id for (id,) in self._read(f"SELECT id FROM gone WHERE id IN ({marks})", some))
+        return found
+
+
+def _row(facts: Facts, sequence: int, shard: int, now: float) -> tuple[Any, ...]:
+    status = facts.status
+    if facts.kind != "frame":  # nobody has begun on it
+        status = "scheduled" if facts.due > now else "pending"
+    times = (facts.created_at, facts.at, facts.due)
+    return (facts.id, facts.handler, status, facts.key, *times, shard, sequence)
+
+
+# --- files ------------------------------------------------------------------------------------------------------------
+def _open(path: Path | None, identity: str) -> sqlite3.Connection:
+    if path is None:
+        return _connect(":memory:", identity)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            return _connect(str(path), identity)
+        except sqlite3.OperationalError:  # locked, no space, not to be opened
+            raise
+        except sqlite3.DatabaseError as error:
+            log.warning("the index in %s is damaged, and is read from the server again: %s", path, error)
+            for suffix in ("", "-wal", "-shm"):
+                with contextlib.suppress(FileNotFoundError):
+                    path.with_name(path.name + suffix).unlink()
+            return _connect(str(path), identity)
+    except (sqlite3.Error, OSError) as error:
+        log.warning("the index cannot be kept in %s, and is kept in memory: %s", path, error)
+        return _connect(":memory:", identity)
+
+
+def _connect(path: str, identity: str) -> sqlite3.Connection:
+    db = sqlite3.connect(path, timeout=BUSY_SECONDS, check_same_thread=False, isolation_level="IMMEDIATE")
+    try:
+        db.execute("PRAGMA journal_mode = WAL")
+        db.execute("PRAGMA synchronous = NORMAL")
+        with db:
+            db.execute("BEGIN IMMEDIATE")
+            found = None
+            if db.execute("SELECT 1 FROM sqlite_master WHERE name = 'meta'").fetchone():
+                found = db.execute("SELECT value FROM meta WHERE name = 'identity'").fetchone()
+            if found != (identity,):
+                _make(db, identity)
+    except BaseException:
+        db.close()
+        raise
+    return db
+
+
+def _make(db: sqlite3.Connection, identity: str) -> None:
+    for (name,) in db.execute("SELECT name FROM sqlite_master WHERE type = 'table'").fetchall():
+        db.execute(f"DROP TABLE {name}")
+    for statement in filter(str.strip, _SCHEMA.split(";")):
+        db.execute(statement)
+    db.execute("INSERT INTO meta VALUES ('identity', ?)", (identity,))
