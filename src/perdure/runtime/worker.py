@@ -266,7 +266,7 @@ class Worker:
     def release_slot(self, runner: Runner, /) -> None:
         runner.has_slot = False
         self._slots_taken -= 1
-        while self._wanting_slot and self._slots_taken < self.max_concurrent:
+        while self._wanting_slot and self._slots_taken < self.max_concurrent and self._running:
             waiting = self._wanting_slot.popleft()
             if not waiting.closed:
                 self._slots_taken += 1
