@@ -81,20 +81,27 @@ def _store_of(url: str, payload_limit: int | None, read_only: bool) -> Callable[
                 return lambda: SqliteView(path, payload_limit=limit)
             return lambda: SqliteStore(path, payload_limit=limit)
         case "nats" | "tls":
-            try:
-                from perdure.stores.jetstream import JetStreamStore  # noqa: PLC0415  nats-py is an extra
-            except ImportError as error:
-                raise InvalidOption(f"{scheme}: URLs need nats-py: pip install 'perdure[nats]' ({error})") from error
-            if read_only:
-                raise InvalidOption("connect('nats://...', read_only=True): only files can be opened so")
-            servers = [each if "://" in each else f"{scheme}://{each}" for each in url.split(",")]
-            return lambda: JetStreamStore(servers, payload_limit=limit)
+            return _jetstream_of(url, limit, read_only)
         case "http" | "https":
             raise BadUrl(
                 f"{_without_credentials(url)!r}: this release has no {scheme} store; use memory: or sqlite:PATH"
             )
         case _:
             raise BadUrl(f"{_without_credentials(url)!r} is no URL of a store: {_EXPECTED}")
+
+
+def _jetstream_of(url: str, limit: int, read_only: bool) -> Callable[[], Store]:
+    scheme, _, rest = url.partition("://")
+    if not rest:
+        raise BadUrl(f"{url!r} is no URL of a store: {_EXPECTED}")
+    if read_only:
+        raise InvalidOption("connect('nats://...', read_only=True): only files can be opened so")
+    try:
+        from perdure.stores.jetstream import JetStreamStore  # noqa: PLC0415  nats-py is an extra
+    except ImportError as error:
+        raise InvalidOption(f"{scheme}: URLs need nats-py: pip install 'perdure[nats]' ({error})") from error
+    servers = [each if "://" in each else f"{scheme}://{each}" for each in url.split(",")]
+    return lambda: JetStreamStore(servers, payload_limit=limit)
 
 
 def _without_credentials(url: str) -> str:
