@@ -96,6 +96,7 @@ class Deliveries:
                 keeper.give_up,
                 lambda id, token: self.spawn(keeper.wake_instead(id, token)),
                 keeper.drop_lease,
+                keeper.protect,
                 self._examine_soon,
                 self._want_soon,
                 self._left,
@@ -406,6 +407,8 @@ class Deliveries:
                     self._start_examined(member, delivery, tails[delivery.id])
         finally:
             self._examining = False
+            if self.hands.taken and self._open:  # it failed
+                self._loop.call_later(FAILED_SECONDS, self._examine_soon)
 
     def _start_examined(self, member: Member, delivery: Delivery, tail: Tail) -> None:
         if tail.has_frames:
@@ -428,9 +431,7 @@ class Deliveries:
             self._hand_to_owner(member, delivery)
             return
         self._came.append((delivery, name))
-        if not self._routing and self._open:
-            self._routing = True
-            self.spawn(self._route_all())
+        self._route_those_that_came()
 
     def _hand_to_owner(self, member: Member, delivery: Delivery) -> None:
         hold = member.held[delivery.id]
@@ -454,6 +455,13 @@ class Deliveries:
                     self._route(delivery, name, tails[delivery.id])
         finally:
             self._routing = False
+            if self._came and self._open:  # it failed
+                self._loop.call_later(FAILED_SECONDS, self._route_those_that_came)
+
+    def _route_those_that_came(self) -> None:
+        if not self._routing and self._open:
+            self._routing = True
+            self.spawn(self._route_all())
 
     def _route(self, delivery: Delivery, name: str, tail: Tail) -> None:
         if (member := self.hands.owner(delivery.id)) is not None:

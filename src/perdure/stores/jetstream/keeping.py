@@ -204,6 +204,10 @@ class Keeper:
         suspected, hold.suspected = hold.suspected, tail.sequence
         return tail.facts.owner != "" or suspected == tail.sequence
 
+    def protect(self, hold: Hold) -> None:
+        """Set a wake at the end of the lease now."""
+        self._spawn(self._renew_lease(hold))
+
     async def _renew_lease(self, hold: Hold) -> None:
         name = f"lease.{self._epoch(hold.id)}"
         await self.set_wake(hold.id, name, self._clock.now() + self.lease, LEASE)

@@ -11,7 +11,7 @@ import asyncio
 import logging
 import os
 import secrets
-from collections.abc import Awaitable, Callable, Collection, Sequence
+from collections.abc import Awaitable, Callable, Collection, Coroutine, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -478,7 +478,7 @@ class JetStreamStore:
         if tail is None and not transition.expected:
             tail = NOTHING
         if tail is None or tail.revision != transition.expected:
-            self._deliveries.spawn(self._read_and_append(transition, told))
+            self._beside(told, self._read_and_append(transition, told))
         else:
             self._append(transition, told, tail)
 
@@ -497,7 +497,7 @@ class JetStreamStore:
     def _append(self, transition: Transition, told: Committed, tail: Tail) -> None:
         data, facts = self._journals.next_frame(transition, tail, self.clock.now())
         if self._blobs.is_large(data):
-            self._deliveries.spawn(self._append_large(transition, told, tail, data, facts))
+            self._beside(told, self._append_large(transition, told, tail, data, facts))
             return
         self._put_frame(transition, told, tail, data, facts)
 
@@ -533,7 +533,7 @@ class JetStreamStore:
             self._journals.note(transition.id, Tail(sequence, facts))
             self._follow(transition, told, sequence)
         elif isinstance(error, WrongSequence):
-            self._deliveries.spawn(self._look_again(transition, told, tail))
+            self._beside(told, self._look_again(transition, told, tail))
         else:
             self._tell(told, 0, error)
 
@@ -557,6 +557,18 @@ class JetStreamStore:
             self._deliveries.keeper.lose(id)  # before it is told: nothing of it is to be tried again here
         self._tell(told, 0, Conflict(text, invocation_id=id))
 
+    def _beside(self, told: Committed, work: Coroutine[Any, Any, None]) -> None:
+        """Go on with a commit that has to wait for something; whatever becomes of it is told."""
+
+        async def go_on() -> None:
+            try:
+                await work
+            except asyncio.CancelledError:
+                self._tell(told, 0, self._closed())
+                raise
+
+        self._deliveries.spawn(go_on())
+
     def _tell(self, told: Committed, revision: int, error: Exception | None) -> None:
         self._done()
         self._loop.call_soon(told, revision, error)
@@ -569,7 +581,7 @@ class JetStreamStore:
         if nothing and (effects.wake is None or not ended) and not self._may_leave_start(transition):
             self._followed(transition, told, revision)
         else:
-            self._deliveries.spawn(self._do_effects(transition, told, revision))
+            self._beside(told, self._do_effects(transition, told, revision))
 
     def _may_leave_start(self, transition: Transition) -> bool:
         """Tell whether an invocation ends without its start in hand: it was cancelled before it began, or too late."""
@@ -756,14 +768,11 @@ class JetStreamStore:
         stream = self.layout.stream("Q", self.layout.shard(id))
         found: dict[str, Message] = {}
         for subject in (self.layout.messages(id), self.layout.all_passed_on(id)):
-            sequence = 1
-            while stored := await self.wire.batch(stream, subject, sequence):
-                for each in stored:
-                    facts = facts_of(each.headers)
-                    if facts.kind == "message":
-                        message = decode_message(await self._blobs.load(id, facts, each.data))
-                        found[message.id] = message
-                sequence = stored[-1].sequence + 1
+            for each in await self.wire.all(stream, subject):
+                facts = facts_of(each.headers)
+                if facts.kind == "message":
+                    message = decode_message(await self._blobs.load(id, facts, each.data))
+                    found[message.id] = message
         if found:
             known = History.of((await self._journals.read(id))[0]).messages
             found = {each: message for each, message in found.items() if each not in known}

@@ -43,6 +43,8 @@ PAYLOAD_ROOM_BYTES = 16 * 1024
 """What headers and subject may take of the server's payload limit."""
 BATCH_LIMIT = 1_000
 """Messages that one batched read returns at most: the server refuses more than 1,024 subjects."""
+BATCH_BYTES = 8 * 1024 * 1024
+"""Bytes that one batched read returns, about: the server drops a client that reads too slowly."""
 
 WRONG_SEQUENCE = 10071
 ANOTHER_IN_FLIGHT = 10164
@@ -561,9 +563,21 @@ class Wire:
                 await asyncio.sleep(RETRY_SECONDS)
                 self._check()
 
+    async def all(self, stream: str, subject: str) -> list[Stored]:
+        """Return all messages whose subject matches, in order."""
+        found: list[Stored] = []
+        more = 1
+        while more:
+            sequence = found[-1].sequence + 1 if found else 1
+            body = {"seq": sequence, "next_by_subj": subject, "batch": BATCH_LIMIT, "max_bytes": BATCH_BYTES}
+            some, more = await self._read(lambda body=body: self._direct(stream, body))
+            found += some
+            more = more if some else 0
+        return found
+
     async def batch(self, stream: str, subject: str, sequence: int = 1, limit: int = BATCH_LIMIT) -> list[Stored]:
         """Return the first messages from a sequence on whose subject matches, in order."""
-        body = {"seq": sequence, "next_by_subj": subject, "batch": limit}
+        body = {"seq": sequence, "next_by_subj": subject, "batch": limit, "max_bytes": BATCH_BYTES}
         return (await self._read(lambda: self._direct(stream, body)))[0]
 
     async def count(self, stream: str, subject: str) -> int:
