@@ -1,3 +1,4 @@
+# pyright: reportUnknownMemberType=false
 """Measure the engine on NATS JetStream: throughput, latency, wakes, suspended invocations, beside the bare server.
 
     python -m benchmarks.jetstream [--rounds 3] [--count 5000] [--only throughput latency wakes suspended two-workers]
