@@ -15,7 +15,7 @@ EXAMPLES := simple async typed local multi-service concurrent retry pause ticket
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test check format format-check lint types coverage-core test-all-pythons \
 	proto run-service run-ticket-service $(EXAMPLES:%=run-%) bench scale docs-tables clean \
-	nats-up nats-cluster nats-down docker-up run-processor demo-nats
+	nats-up nats-cluster nats-down docker-up run-processor demo-nats bench-nats
 
 help: ## Print this list
 	@awk -F ':.*## ' '/^[a-z -]+:.*## / {printf "  %-20s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -122,6 +122,9 @@ nats-down: $(READY) ## End them; their data stays in .nats
 
 run-processor: $(READY) ## Run a worker of examples/concurrent.py on that server, for `make run-service` (ARGS="--partitions 0")
 	@$(BIN)/perdure worker examples/concurrent.py --url nats://127.0.0.1:4322 --service HelloService=127.0.0.1:9090 $(ARGS)
+
+bench-nats: $(READY) ## Run those on a NATS server
+	@$(BIN)/python -m benchmarks.jetstream $(ARGS)
 
 bench: $(READY) ## Run the benchmarks
 	@$(BIN)/python -m benchmarks.embedded $(ARGS)

@@ -15,7 +15,7 @@ import sys
 import threading
 from collections.abc import Generator, Sequence
 
-from examples.services.nats_server import end_on_sigterm, end_with_this_process
+from examples.services.nats_server import Guard, end_on_sigterm, end_with_this_process
 
 STOP_S = 30.0
 """How long a worker may take to end after SIGTERM, before it is killed."""
@@ -28,29 +28,31 @@ def workers(count: int, arguments: Sequence[str]) -> Generator[list[subprocess.P
     Raises RuntimeError when one ends before.
     """
     command = (sys.executable, "-m", "perdure", "worker", *arguments)
-    with contextlib.ExitStack() as running:
-        found = [running.enter_context(_worker(command)) for _ in range(count)]
+    found: list[subprocess.Popen[str]] = []
+    guards: list[Guard] = []
+    try:
+        for _ in range(count):
+            found.append(subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True))
+            guards.append(end_with_this_process(found[-1].pid))
         for each in found:
             assert each.stdout is not None
             if not any(line.startswith("Serving ") for line in each.stdout):
                 raise RuntimeError(f"a worker ended with exit code {each.wait()} before it served: see its stderr")
             threading.Thread(target=each.stdout.read, daemon=True).start()  # a full pipe would stop it
         yield found
-
-
-@contextlib.contextmanager
-def _worker(command: Sequence[str]) -> Generator[subprocess.Popen[str]]:
-    process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True)
-    guard = end_with_this_process(process.pid)
-    try:
-        yield process
     finally:
-        process.terminate()
-        try:
-            process.wait(STOP_S)
-        except subprocess.TimeoutExpired:
-            process.kill()
-        guard.release()
+        for each in found:
+            each.terminate()
+        for each, guard in zip(found, guards, strict=False):
+            _wait(each)
+            guard.release()
+
+
+def _wait(process: subprocess.Popen[str]) -> None:
+    try:
+        process.wait(STOP_S)
+    except subprocess.TimeoutExpired:
+        process.kill()
         process.wait()
 
 

@@ -65,12 +65,18 @@ LIST_BATCH = 200
 """Invocations that `list` reads at a time."""
 
 
-class Stats(Struct, frozen=True):
-    """How many invocations there are."""
+class Stats(Struct, frozen=True, omit_defaults=True):
+    """How many invocations there are.
+
+    `is_current` is false while a store that is far away cannot be asked: these are the last known numbers then, and at
+    least `behind` changes are missing.
+    """
 
     total: int
     by_status: Mapping[Status, int]
     by_handler: Mapping[str, int]
+    is_current: bool = True
+    behind: int = 0
 
 
 class Handle(Generic[R_co]):
@@ -433,7 +439,8 @@ class Client(AbstractAsyncContextManager["Client"]):
     async def stats(self) -> Stats:
         """Count invocations by status and by handler."""
         counts = await (await self.opened()).counts()
-        return Stats(sum(counts.by_status.values()), counts.by_status, counts.by_handler)
+        total = sum(counts.by_status.values())
+        return Stats(total, counts.by_status, counts.by_handler, counts.is_current, counts.behind)
 
     async def state(self, key: str, /) -> dict[str, Any]:
         """Return the state that the invocations of a key share, in builtin types, as the last to end left it."""

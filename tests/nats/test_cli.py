@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from examples.services.nats_server import Server, server
+from perdure.cli import main
 from tests.cli.command import APP, perdure, started
 
 pytestmark = pytest.mark.slow
@@ -87,10 +88,15 @@ def test_workers_of_all_partitions_do_what_others_wait_for(node: Server, tmp_pat
     assert [*(tmp_path / "cache" / "perdure").glob("index-*.db")]
 
 
+def test_partition_that_the_store_does_not_have_is_explained(node: Server, tmp_path: Path) -> None:
+    run = perdure("worker", "app.py", "--url", node.url, "--partitions", "4", cwd=tmp_path)
+    assert run.returncode == 2
+    assert "worker(partitions=[4]): this store has the partitions 0 to 3" in run.stderr
+
+
 @pytest.mark.parametrize(
     ("options", "why"),
     [
-        (("--partitions", "4"), "worker(partitions=[4]): this store has the partitions 0 to 3"),
         (("--partitions", "x"), "'x' are no partitions: give numbers, as in 0,2-3"),
         (("--partitions", "1-"), "'1-' are no partitions"),
         (("--partitions", "900"), "'900' are no partitions"),
@@ -98,11 +104,10 @@ def test_workers_of_all_partitions_do_what_others_wait_for(node: Server, tmp_pat
     ],
 )
 def test_wrong_options_of_a_worker_are_explained(
-    node: Server, tmp_path: Path, options: tuple[str, ...], why: str
+    capsys: pytest.CaptureFixture[str], options: tuple[str, ...], why: str
 ) -> None:
-    run = perdure("worker", "app.py", "--url", node.url, *options, cwd=tmp_path)
-    assert run.returncode in (1, 2)
-    assert why in run.stderr
+    assert main(("worker", "app.py", *options)) == 2
+    assert why in capsys.readouterr().err
 
 
 def test_token_in_the_url_is_not_shown(tmp_path: Path) -> None:

@@ -361,6 +361,7 @@ async def test_without_a_server_it_answers_what_it_knows_and_says_so(tmp_path: P
             await asyncio.sleep(0.1)
             assert await statuses(known) == {"job": "running"}
             assert not known.lag.complete
+            assert not (await known.counts()).is_current
             with pytest.raises(StoreUnavailable):
                 await unopened.counts()
             node.start()
@@ -370,5 +371,5 @@ async def test_without_a_server_it_answers_what_it_knows_and_says_so(tmp_path: P
                 await asyncio.sleep(0.1)
             await streams.frame("job", "completed")
             assert await statuses(known) == {"job": "completed"}
-            assert known.lag.complete
+            assert (await known.counts()).is_current
         await wire.close()

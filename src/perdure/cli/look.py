@@ -169,6 +169,9 @@ async def _stats(url: str | None, as_json: bool) -> int:
         print_counts(title, counts)
         click.echo()
     click.echo(f"{counted.total:,} in all")
+    if not counted.is_current:
+        missing = f", and at least {counted.behind:,} changes are missing" if counted.behind else ""
+        click.echo(f"warning: the store cannot be asked now: this is what was last known{missing}", err=True)
     return 0
 
 

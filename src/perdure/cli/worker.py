@@ -127,7 +127,8 @@ def _first_signal() -> asyncio.Future[str]:
         for each in both:
             loop.remove_signal_handler(each)
             signal.signal(each, signal.SIG_DFL)
-        came.set_result(number.name)
+        if not came.done():  # two can come in one round of the loop
+            came.set_result(number.name)
 
     if sys.platform != "win32":  # there, SIGINT cancels the whole command
         for each in both:

@@ -204,10 +204,16 @@ class Events(Protocol):
 
 
 class Counts(Struct, frozen=True):
-    """How many invocations there are, by status and by handler."""
+    """How many invocations there are, by status and by handler.
+
+    `is_current` is false when the store could not see whether there is something new; `behind` are changes at least
+    that are missing then.
+    """
 
     by_status: dict[Status, int] = {}
     by_handler: dict[str, int] = {}
+    is_current: bool = True
+    behind: int = 0
 
 
 def unknown(id: str) -> UnknownInvocation:

@@ -51,7 +51,7 @@ def warn_of_lost_writes(replicas: int, metadata: dict[str, str], where: str) -> 
     if replicas == 1 and metadata.get(SYNCED) != "always":
         log.warning(
             "%s keeps one copy of everything. Unless it runs with `sync_interval: always`, a failure of power can take "
-            "the last two minutes, although they were acknowledged. `perdure nats init --synced` notes that it does so, "
-            "and ends this warning",
+            "the last two minutes, although they were acknowledged. `perdure nats init --synced` notes that it does: "
+            "then this warning ends",
             where,
         )

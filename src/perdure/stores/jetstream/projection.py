@@ -21,6 +21,7 @@ from typing import Any, TypeVar
 
 import msgspec
 from msgspec import Struct
+from msgspec.structs import replace
 
 from perdure.errors import StoreClosed, StoreError, StoreUnavailable
 from perdure.stores.jetstream.layout import Layout, facts_of
@@ -109,7 +110,8 @@ class Projection:
 
     async def counts(self) -> Counts:
         """Count invocations by status and by handler."""
-        return await self._ask(Table.counts)
+        counts = await self._ask(Table.counts)
+        return replace(counts, is_current=self.lag.complete, behind=self.lag.messages)
 
     async def settled(self, before: float, limit: int) -> list[str]:
         """Return ids of what has settled and not changed since `before`, the oldest first."""

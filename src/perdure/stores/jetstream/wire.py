@@ -479,6 +479,8 @@ class Wire:
         error = ack.error
         if error is None:
             self._tell(put, ack.seq, None)
+        elif error.err_code in FULL:
+            self._tell(put, 0, StoreFull(f"jetstream: {put.subject}: {error.description}: make room in the stream"))
         elif error.err_code == ANOTHER_IN_FLIGHT or error.code == 503:
             self._loop.call_later(RETRY_SECONDS / 10, self._send_put, put)
         elif error.err_code == WRONG_SEQUENCE:
@@ -488,8 +490,6 @@ class Wire:
                 task.add_done_callback(self._tasks.discard)
             else:
                 self._tell(put, 0, WrongSequence(f"jetstream: {put.subject}: {error.description}"))
-        elif error.err_code in FULL:
-            self._tell(put, 0, StoreFull(f"jetstream: {put.subject}: {error.description}: make room in the stream"))
         else:
             self._tell(put, 0, StoreError(f"jetstream: {put.subject}: {error.description} ({error.err_code})"))
         return True
