@@ -39,7 +39,26 @@ def namespace() -> str:
 
 
 @pytest.fixture
-async def make_lab(nats: Server, namespace: str, tmp_path: Path) -> AsyncIterator[MakeLab]:
+def store() -> str:
+    return "jetstream"
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Scenarios that name the stores they run on run once here: what says "memory" there is left out."""
+    here = Path(__file__).parent
+
+    def is_extra(item: pytest.Item) -> bool:
+        spec = getattr(item, "callspec", None)
+        return here in item.path.parents and spec is not None and spec.params.get("store") == "memory"
+
+    extra = [item for item in items if is_extra(item)]
+    if extra:
+        config.hook.pytest_deselected(items=extra)
+        items[:] = [item for item in items if item not in extra]
+
+
+@pytest.fixture
+async def make_lab(store: str, nats: Server, namespace: str, tmp_path: Path) -> AsyncIterator[MakeLab]:
     """Make a lab with options, up and running, with a lease of one second."""
     labs: list[Lab] = []
 

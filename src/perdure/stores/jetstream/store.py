@@ -121,7 +121,15 @@ class JetStreamStore:
         self._index = Scan(wire, layout, self._notices)
         self._projection = Projection(wire, layout, self.clock, None if index is None else Path(index).expanduser())
         self._deliveries = Deliveries(
-            wire, layout, self._journals, self._keys, self._blobs, self.name, self.clock, self._find_start, self._refuse
+            wire,
+            layout,
+            self._journals,
+            self._keys,
+            self._blobs,
+            self.name,
+            self.clock,
+            self._find_start,
+            self._say_unknown,
         )
         self._answers = Answers(wire, layout, self._notices)
         self._purge = Purge(wire, layout, self._journals, self._blobs, self._deliveries, self.clock)
@@ -436,7 +444,7 @@ class JetStreamStore:
         except WrongSequence:
             return 0
 
-    async def _refuse(self, message: Message) -> None:
+    async def _say_unknown(self, message: Message) -> None:
         await self._answers.give(message.to, Answer(message.id, str(unknown(message.to))))
 
     async def answer(self, message_id: str, /) -> Answer:

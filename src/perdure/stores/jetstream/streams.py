@@ -128,8 +128,10 @@ async def _note_synced(wire: Wire, layout: Layout, replicas: int) -> None:
 async def adopt_shards(wire: Wire, layout: Layout) -> None:
     """Take over the number of shards of a store that exists."""
     answer = await wire.api(f"STREAM.INFO.{layout.stream('J', 0)}")
-    stored = ((answer.get("config") or {}).get("metadata") or {}).get("perdure-shards")
-    if stored is not None and str(stored).isdecimal():
+    config: dict[str, Any] = answer.get("config") or {}
+    metadata: dict[str, str] = config.get("metadata") or {}
+    stored = metadata.get("perdure-shards", "")
+    if stored.isdecimal():
         layout.shards = int(stored)
 
 
