@@ -11,7 +11,6 @@ from perdure.stores.store import Store
 from perdure.testing.contract import StoreContract
 from tests.jetstream.server import Server
 
-
 ORDERED = {
     "test_start_handed_back_goes_to_who_has_room",
     "test_starts_are_delivered_within_what_was_requested",
