@@ -111,6 +111,22 @@ async def test_step_longer_than_the_lease_stays_with_its_worker(make_lab: MakeLa
     await check_histories(other, [id])
 
 
+async def test_starts_that_find_no_room_for_a_lease_go_to_a_worker_that_has_some(make_lab: MakeLab, join: Join) -> None:
+    lab = await make_lab(max_concurrent=4)
+    for at in range(4):
+        lab.close_gate(f"before a{at}-a")
+    ids = await lab.start_many(bodies.three, [[f"a{at}"] for at in range(40)])
+    for at in range(4):
+        await lab.noted(f"at before a{at}-a")
+    other = await join(lab)
+    for at in range(4, 40):
+        await lab.noted(f"ran a{at}-c", wait=3 * LEASE_SECONDS + SLACK_SECONDS)
+    for at in range(4):
+        lab.open_gate(f"before a{at}-a")
+    await other.results(ids)
+    await check_histories(other, ids)
+
+
 async def test_message_goes_to_the_process_that_owns_the_invocation(make_lab: MakeLab, join: Join) -> None:
     lab = await make_lab(lease=15.0)
     others = [await join(lab) for _ in range(2)]

@@ -286,6 +286,7 @@ class Deliveries:
             self._renew()
 
     def _renew(self) -> None:
+        self.hands.give_up_queued(self._loop.time() - self.keeper.lease)
         self.spawn(self.keeper.renew(self._tokens_waiting()))
 
     # --- pulling ------------------------------------------------------------------------------------------------------
@@ -313,7 +314,8 @@ class Deliveries:
 
     # --- arrivals -----------------------------------------------------------------------------------------------------
     def _token(self, arrival: Arrival) -> Token:
-        return Token(arrival.reply, arrival.sequence, self._loop.time())
+        now = self._loop.time()
+        return Token(arrival.reply, arrival.sequence, now, now)
 
     def _start_came(self, arrival: Arrival) -> None:
         if arrival.facts.blob:
@@ -587,7 +589,7 @@ class Deliveries:
             self.spawn(self._fetch_offered(offer))
             return
         item: Message | Wake = Wake() if offer.message is None else decode_message(offer.message)
-        token = Token(offer.reply, offer.sequence, self._loop.time(), offer.urgent)
+        token = Token(offer.reply, offer.sequence, self._loop.time(), urgent=offer.urgent)
         self._wire.publish(reply, TAKEN)
         self._hand_to_owner(member, Delivery(offer.id, "", item, offer.attempt, token=token))
 

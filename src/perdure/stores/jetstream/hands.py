@@ -26,6 +26,7 @@ class Token(Struct, eq=False):
     reply: str
     sequence: int
     at: float  # when it came or was renewed, in loop time
+    came: float = 0.0
     urgent: bool = False  # a wake for who is in hand, to be handed over at once
     done: bool = False
 
@@ -219,6 +220,12 @@ class Hands:
 
     def _queue_of(self, delivery: Delivery) -> deque[Delivery]:
         return self._queues.setdefault((delivery.handler, self._shard_of(delivery.id)), deque())
+
+    def give_up_queued(self, before: float) -> None:
+        """Give starts back that came before a time and found no room here: others may have some."""
+        for queue in self._queues.values():
+            while queue and isinstance(queue[0].token, Token) and queue[0].token.came < before:
+                self._give_up(queue.popleft())
 
     def pump(self) -> None:
         """Take queued starts out while there is room, to be looked at and then handed over."""
