@@ -45,7 +45,9 @@ async def make_lab(nats: Server, namespace: str, tmp_path: Path) -> AsyncIterato
 
     async def make(**options: Any) -> Lab:
         folder = tmp_path / f"lab{len(labs)}"
-        lab = JetStreamLab(folder, Options(**{"lease": 1.0, **options}), nats.url, f"{namespace}x{len(labs)}")
+        lab = JetStreamLab(
+            folder, msgspec.convert({"lease": 1.0, **options}, Options), nats.url, f"{namespace}x{len(labs)}"
+        )
         labs.append(lab)
         await lab.up()
         return lab

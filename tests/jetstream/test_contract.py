@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any, cast
+
 import pytest
 
 from perdure.stores.jetstream import JetStreamStore
@@ -20,7 +22,7 @@ class TestJetStreamStore(StoreContract):
         self.namespace = namespace
 
     def make(self, **limits: int) -> Store:
-        return JetStreamStore([self.nats.url], namespace=self.namespace, shards=1, **limits)
+        return JetStreamStore([self.nats.url], namespace=self.namespace, shards=1, **cast("Any", limits))
 
     def reopen(self, store: Store, /) -> Store:
         return JetStreamStore([self.nats.url], namespace=self.namespace, shards=1)

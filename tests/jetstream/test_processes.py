@@ -21,6 +21,7 @@ from tests.scenarios.lab import JetStreamLab, Lab
 
 Join = Callable[..., Awaitable[JetStreamLab]]
 
+NOTHING: list[list[object]] = [[]]
 LEASE_SECONDS = 1.0
 SLACK_SECONDS = 3.0
 """What a slow machine may add to a lease."""
@@ -158,8 +159,8 @@ async def test_increments_of_one_key_over_three_processes_of_which_two_die_are_e
     lab = await make_lab(max_concurrent=20)
     others = [await join(lab, max_concurrent=20) for _ in range(2)]
     last = others[-1]
-    ids = await last.start_many(keyed.bump, [[]] * 150, key="one")
-    side_by_side = await last.start_many(keyed.bump, [[]] * 50, key="two")
+    ids = await last.start_many(keyed.bump, NOTHING * 150, key="one")
+    side_by_side = await last.start_many(keyed.bump, NOTHING * 50, key="two")
     for each in (lab, others[0]):
         await asyncio.sleep(0.1)
         await each.kill()

@@ -196,9 +196,9 @@ async def test_start_that_is_delivered_once_more_after_its_purge_runs_nothing(
     store = MemoryStore() if kind == "memory" else SqliteStore(str(tmp_path / "db"))
     subscribe, deliver = store.subscribe, list[Callable[[Delivery], None]]()
 
-    def spy(handlers: Any, to: Callable[[Delivery], None]) -> Any:
+    def spy(handlers: Any, to: Callable[[Delivery], None], **options: Any) -> Any:
         deliver.append(to)
-        return subscribe(handlers, to)
+        return subscribe(handlers, to, **options)
 
     monkeypatch.setattr(store, "subscribe", spy)
     async with Client(lambda: store, channels_for) as client, worker_of(store, None) as worker:

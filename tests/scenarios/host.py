@@ -1,5 +1,6 @@
-"""A process that hosts a client and workers on a SQLite file, `python -m tests.scenarios.host DB FOLDER OPTIONS`, or on a
-server, when DB is a URL with a namespace: `nats://HOST:PORT/NAMESPACE`.
+"""A process that hosts a client and workers: `python -m tests.scenarios.host PLACE FOLDER OPTIONS`.
+
+The place is a SQLite file, or a server and a namespace on it: `nats://HOST:PORT/NAMESPACE`.
 
 Operations come on stdin and answers go to stdout, one JSON object a line; it ends when stdin does, or is killed.
 """

@@ -2,35 +2,33 @@
 
 A delivery goes to any worker that pulls; the journal says whose it is. A start is given to a worker only after the
 journal's leader said that there is no journal. A message for an invocation that another process owns is offered to that
-process. What is in hand is renewed until it is acknowledged; a claim that grows old gets a wake at the end of its lease,
-which is set anew while it is owned, and its delivery is acknowledged.
+process. Who serves no such handler passes it on to those who do.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-import math
-from collections.abc import Callable, Collection, Coroutine, Sequence
-from datetime import UTC, datetime
+from collections.abc import Callable, Collection, Coroutine
 from functools import partial
 from typing import Any
 
 import msgspec
 from msgspec import Struct
-from msgspec.structs import replace
 
 from perdure.core.journal import Message, Start, decode_message, decode_start, settles_before_begin
 from perdure.errors import StoreClosed, StoreError
 from perdure.stores.jetstream.blobs import Blobs
 from perdure.stores.jetstream.hands import Hands, Hold, Member, Post, Token
 from perdure.stores.jetstream.journals import Journals, Tail
+from perdure.stores.jetstream.keeping import DUE, RENEWALS_IN_A_LEASE, Keeper
 from perdure.stores.jetstream.keys import GRANTED, LIMIT, Keys
-from perdure.stores.jetstream.layout import Facts, Layout, lines_of, token
+from perdure.stores.jetstream.layout import Facts, Layout, facts_of, lines_of
+from perdure.stores.jetstream.layout import token as escape
 from perdure.stores.jetstream.pulls import Arrival, Puller
 from perdure.stores.jetstream.streams import ensure_consumer
 from perdure.stores.jetstream.wire import Wire, WrongSequence
-from perdure.stores.store import Clock, Delivery, Timer, Wake
+from perdure.stores.store import Clock, Delivery, Wake
 
 MESSAGES_LIMIT = 500
 """Messages and wakes that are on their way to a worker, of each shard."""
@@ -40,17 +38,12 @@ PREFETCH_LIMIT = 64
 PULL_LEAST = 16
 """Starts that are asked of each shard at least, if there is room for as many in all."""
 OFFER_TIMEOUT_SECONDS = 0.5
-RENEWALS_IN_A_LEASE = 3
 PARKED_SECONDS = 0.5
 """How often a message for an invocation that has not begun is looked at again."""
 FAILED_SECONDS = 1.0
 """How long after a failure to look at what came it is looked at again."""
 
-NAP_SECONDS = 1.0
-"""Waits up to this long are timed here: the server's schedules fire up to a quarter of a second late."""
 
-DUE = "=due"
-LEASE = "=lease"
 TAKEN, NOT_MINE = b"taken", b"not mine"
 
 log = logging.getLogger("perdure.jetstream")
@@ -65,14 +58,6 @@ class Offer(Struct, frozen=True, array_like=True):
     reply: str
     sequence: int
     urgent: bool
-
-
-class Nap(Struct, eq=False):
-    """A short wait of a released invocation, timed here: its token is what brings it if this process dies."""
-
-    delivery: Delivery
-    due: float
-    timer: Timer
 
 
 _encode_offer = msgspec.msgpack.Encoder().encode
@@ -92,6 +77,7 @@ class Deliveries:
         name: str,
         clock: Clock,
         find_start: Callable[[str, Tail], Coroutine[Any, Any, tuple[Start, bool] | None]],
+        refuse: Callable[[Message], Coroutine[Any, Any, None]],
     ) -> None:
         self._wire = wire
         self._layout = layout
@@ -101,19 +87,21 @@ class Deliveries:
         self._name = name
         self._clock = clock
         self._find_start = find_start
-        self.hands = Hands(
+        self._refuse = refuse
+        self.keeper = keeper = Keeper(wire, layout, journals, name, clock, self.spawn)
+        self.hands = keeper.hands = Hands(
             layout.shard,
             Post(
-                self._acknowledge,
-                self._give_up,
-                lambda id, token: self.spawn(self._wake_instead(id, token)),
-                self._drop_lease,
+                keeper.acknowledge,
+                keeper.give_up,
+                lambda id, token: self.spawn(keeper.wake_instead(id, token)),
+                keeper.drop_lease,
+                keeper.protect,
                 self._examine_soon,
                 self._want_soon,
                 self._left,
             ),
         )
-        self.lease = 15.0
         self._pullers: dict[str, list[Puller]] = {}
         self._stopped: list[Puller] = []
         self._joining: asyncio.Task[None] | None = None
@@ -123,7 +111,6 @@ class Deliveries:
         self._examining = False
         self._wanting = False
         self._looks: dict[str, list[Token]] = {}
-        self._naps: dict[str, Nap] = {}
         self._open = True
         self._timers: dict[str, asyncio.TimerHandle] = {}
 
@@ -165,13 +152,13 @@ class Deliveries:
         lease: float,
     ) -> Member:
         """Add a worker."""
-        self.lease = lease
+        self.keeper.lease = lease
         member = self.hands.join(handlers, deliver, partitions, lost)
         before, self._joining = self._joining, None
         self._joining = asyncio.ensure_future(self._serve(before))
         self._tasks.add(self._joining)
         self._joining.add_done_callback(self._ended)
-        self.every("renew", lease / RENEWALS_IN_A_LEASE, lambda: self.spawn(self._renew()))
+        self.every("renew", lease / RENEWALS_IN_A_LEASE, self._renew)
         self.every("parked", PARKED_SECONDS, self._look_at_parked)
         self.every("pull", 1.0, self._want)
         self.hands.pump()
@@ -190,7 +177,7 @@ class Deliveries:
         served = sorted({handler for member in self.hands.members for handler in member.handlers})
         while self._open:
             try:
-                lease = self.lease
+                lease = self.keeper.lease
                 pulls = [
                     self._pull(
                         *layout.consumer_of_starts(each, lease), partial(self._starts_wanted, each), self._start_came
@@ -239,10 +226,8 @@ class Deliveries:
         names |= {self._layout.consumer_of_passed_on(handler, 0)[0] for handler in served}
         if served:
             names |= {self._layout.consumer_of_messages(0)[0], self._layout.consumer_of_keys(0)[0]}
-        for id, nap in [*self._naps.items()]:
-            if nap.delivery.handler not in served:
-                del self._naps[id]
-                self.spawn(self._hand_nap_over(nap))
+        for handing in self.keeper.hand_naps_over(served):
+            self.spawn(handing)
         for name in [name for name in self._pullers if name not in names]:
             for puller in self._pullers.pop(name):
                 puller.stop()
@@ -262,30 +247,35 @@ class Deliveries:
             task.cancel()
         if self._tasks:
             await asyncio.wait(self._tasks)
-        waiting = [*self.hands.waiting(), *(delivery for delivery, _ in self._came)]
-        holds = self.hands.close()
-        tokens = [delivery.token for delivery in waiting]
-        last: list[Coroutine[Any, Any, None]] = []
-        for hold in holds:
-            tokens += [each.token for each in hold.deliveries if not isinstance(each.item, Wake)]
-            wakes = [
-                each for each in (*hold.deliveries, hold.woken) if each is not None and isinstance(each.item, Wake)
-            ]
-            last += [self._wake_instead(hold.id, each.token) for each in wakes if isinstance(each.token, Token)]
-            if hold.claimed:
-                last.append(self._wake_instead(hold.id, hold.kept))
-        tokens += [token for looks in self._looks.values() for token in looks]
-        for token in tokens:
-            if isinstance(token, Token):
-                self._give_up(token)
-        naps, self._naps = self._naps, {}
-        for nap in naps.values():
-            nap.timer.cancel()
+        for each in self._tokens_waiting():
+            self.keeper.give_up(each)
+        last = [giving for hold in self.hands.close() for giving in self._give_back(hold)]
+        last += self.keeper.hand_naps_over(())
         if self._wire.is_up:
-            await asyncio.gather(*last, *map(self._hand_nap_over, naps.values()))
+            await asyncio.gather(*last)
         else:
             for each in last:
                 each.close()
+
+    def _tokens_waiting(self) -> list[Token]:
+        """Return what acknowledges that which is in nobody's hands yet."""
+        waiting = [*self.hands.waiting(), *(delivery for delivery, _ in self._came)]
+        tokens = [delivery.token for delivery in waiting if isinstance(delivery.token, Token)]
+        return tokens + [each for looks in self._looks.values() for each in looks]
+
+    def _give_back(self, hold: Hold) -> list[Coroutine[Any, Any, None]]:
+        """Give what was in hand to the server; a claim, and a start that has begun, as wakes."""
+        found: list[Coroutine[Any, Any, None]] = []
+        for delivery in (*hold.deliveries, hold.woken):
+            if delivery is None or not isinstance(delivery.token, Token):
+                continue
+            if isinstance(delivery.item, Wake):
+                found.append(self.keeper.wake_instead(hold.id, delivery.token))
+            else:
+                self.keeper.give_up(delivery.token)
+        if hold.claimed:
+            found.append(self.keeper.wake_instead(hold.id, hold.kept))
+        return found
 
     def reconnected(self) -> None:
         for pullers in self._pullers.values():
@@ -293,170 +283,10 @@ class Deliveries:
                 puller.reset()
         self._want()
         if self.hands.members:
-            self.spawn(self._renew())
+            self._renew()
 
-    # --- tokens -------------------------------------------------------------------------------------------------------
-    def _acknowledge(self, token: Token) -> None:
-        if not token.done:
-            token.done = True
-            self._wire.acknowledge(token.reply)
-
-    def _give_up(self, token: Token) -> None:
-        if not token.done:
-            token.done = True
-            self._wire.hand_back(token.reply)
-
-    async def _wake_instead(self, id: str, token: Token | None) -> None:
-        """Have a wake bring an invocation, rather than the start with which it began."""
-        if token is not None and not token.is_start:
-            self._give_up(token)
-            return
-        await self.wake_now(id)
-        if token is not None:
-            self._acknowledge(token)
-
-    async def wake_now(self, id: str) -> None:
-        """Have the server wake an invocation."""
-        try:
-            await self._wire.store(
-                self._layout.wake(id, DUE), b"", expected=0, headers=lines_of(Facts(id, kind="wake"))
-            )
-        except WrongSequence:
-            pass  # one is on its way
-
-    def schedule_headers(self, at: float, target: str) -> bytes:
-        """Return header lines that have the server put a message into `target` at a time, and not before."""
-        when = datetime.fromtimestamp(math.ceil(at * 1e6) / 1e6, UTC).isoformat(timespec="microseconds")
-        return b"Nats-Schedule: @at %s\r\nNats-Schedule-Target: %s\r\n" % (
-            when.replace("+00:00", "Z").encode(),
-            target.encode(),
-        )
-
-    async def set_wake(self, id: str, what: str, at: float, name: str) -> None:
-        """Have the server wake an invocation at a time; `what` names the schedule, `name` the wake."""
-        headers = self.schedule_headers(at, self._layout.wake(id, name))
-        await self._wire.store(self._layout.schedule(id, what), b"", headers=headers + lines_of(Facts(id, kind="wake")))
-
-    # --- short waits --------------------------------------------------------------------------------------------------
-    def may_nap(self, id: str, acknowledged: Sequence[Delivery], due: float) -> bool:
-        """Tell whether a wake needs no schedule: it is soon, and there is a delivery to keep until then."""
-        near = min(NAP_SECONDS, self.lease / RENEWALS_IN_A_LEASE)
-        return due <= self._clock.now() + near and self._token_to_keep(id, acknowledged) is not None
-
-    def _token_to_keep(self, id: str, acknowledged: Sequence[Delivery]) -> Token | None:
-        hold = self.hands.hold_of(id)
-        if hold is None:
-            return None
-        tokens = [hold.kept, *(each.token for each in acknowledged)]
-        return next((each for each in tokens if isinstance(each, Token) and not each.done), None)
-
-    def nap(self, id: str, acknowledged: Sequence[Delivery], due: float) -> None:
-        """Time a short wait here, keeping a delivery that the commit took."""
-        self.end_nap(id)
-        if not self.may_nap(id, acknowledged, due):
-            return
-        hold, token = self.hands.hold_of(id), self._token_to_keep(id, acknowledged)
-        assert hold is not None
-        assert token is not None
-        kept = replace(token)
-        token.done = True
-        delivery = Delivery(id, hold.handler, Wake(), token=kept)
-        self._naps[id] = Nap(delivery, due, self._clock.call_at(due, partial(self._nap_over, id)))
-
-    def _nap_over(self, id: str) -> None:
-        nap = self._naps.pop(id, None)
-        if nap is not None and not self.hands.wake(nap.delivery):
-            self._give_up(nap.delivery.token)
-
-    def end_nap(self, id: str) -> None:
-        """Forget a wait: what came after it says when to wake."""
-        nap = self._naps.pop(id, None)
-        if nap is not None:
-            nap.timer.cancel()
-            self._acknowledge(nap.delivery.token)
-
-    async def _hand_nap_over(self, nap: Nap) -> None:
-        """Have the server time a wait: nobody here serves it any more."""
-        nap.timer.cancel()
-        await self.set_wake(nap.delivery.id, f"due.{self._epoch(nap.delivery.id)}", nap.due, DUE)
-        self._acknowledge(nap.delivery.token)
-
-    async def _set_lease(self, hold: Hold) -> None:
-        """Have the server wake a claimed invocation when its lease ends."""
-        epoch = self._epoch(hold.id)
-        await self.set_wake(hold.id, f"lease.{epoch}", self._clock.now() + self.lease, LEASE)
-
-    def _epoch(self, id: str) -> int:
-        tail = self._journals.known(id)
-        return 0 if tail is None else tail.facts.epoch
-
-    def _drop_lease(self, hold: Hold) -> None:
-        hold.leased = 0.0
-        subject = self._layout.schedule(hold.id, "lease.*")
-        self.spawn(self._wire.purge(self._layout.stream_of(subject), subject))
-
-    async def _renew(self) -> None:
-        """Keep what is in hand, and learn what has been taken over."""
-        now = self._loop.time()
-        for delivery in self.hands.waiting():
-            self._renew_token(delivery.token, now)
-        for nap in self._naps.values():
-            self._renew_token(nap.delivery.token, now)
-        for looks in self._looks.values():
-            for token in looks:
-                self._renew_token(token, now)
-        claimed: list[Hold] = []
-        for _, hold in [*self.hands.holds()]:
-            for delivery in hold.deliveries:
-                self._renew_token(delivery.token, now)
-            if hold.woken is not None:
-                self._renew_token(hold.woken.token, now)
-            if hold.claimed:
-                claimed.append(hold)
-        if not claimed:
-            return
-        tails = await self._journals.tails([hold.id for hold in claimed])
-        for hold in claimed:
-            if self.hands.hold_of(hold.id) is not hold or not hold.claimed:
-                continue
-            if self._is_lost(hold, tails[hold.id]):
-                self.lose(hold.id)
-                continue
-            if hold.kept is not None:
-                self._renew_token(hold.kept, now)
-            if hold.leased or now - hold.since > self.lease / 2:
-                self.spawn(self._renew_lease(hold))
-
-    def _is_lost(self, hold: Hold, tail: Tail) -> bool:
-        """Tell whether somebody else has written since; he may have released it, but so may a commit of ours just now."""
-        known = self._journals.known(hold.id)
-        if tail.facts.owner == self._name or known is None or tail.sequence <= known.sequence:
-            return False
-        suspected, hold.suspected = hold.suspected, tail.sequence
-        return tail.facts.owner != "" or suspected == tail.sequence
-
-    async def _renew_lease(self, hold: Hold) -> None:
-        await self._set_lease(hold)
-        if self.hands.hold_of(hold.id) is hold and hold.claimed:
-            hold.leased = self._loop.time()
-            kept, hold.kept = hold.kept, None
-            if kept is not None:
-                self._acknowledge(kept)
-        else:
-            self._drop_lease(hold)
-
-    def _renew_token(self, token: object, now: float) -> None:
-        if isinstance(token, Token) and not token.done:
-            token.at = now
-            self._wire.renew(token.reply)
-
-    def lose(self, id: str) -> None:
-        """Let go of an invocation that is another's now: nothing of it is acknowledged."""
-        log.warning("invocation %s was taken over by another worker: it is closed here", id)
-        self._journals.forget(id)
-        self.hands.lose(id)
-        if (nap := self._naps.pop(id, None)) is not None:
-            nap.timer.cancel()
+    def _renew(self) -> None:
+        self.spawn(self.keeper.renew(self._tokens_waiting()))
 
     # --- pulling ------------------------------------------------------------------------------------------------------
     def _want_soon(self) -> None:
@@ -532,8 +362,8 @@ class Deliveries:
         assert start.key is not None
         await self._keys.join(start.key, [start], self._clock.now())
         if start.timeout is not None:
-            await self.set_wake(start.id, "limit", start.due + start.timeout, LIMIT)
-        self._acknowledge(token)
+            await self.keeper.set_wake(start.id, "limit", start.due + start.timeout, LIMIT)
+        self.keeper.acknowledge(token)
 
     def look_at_key(self, name: str, token: Token) -> None:
         """Look at a key, once for all who asked meanwhile."""
@@ -556,7 +386,7 @@ class Deliveries:
                 continue
             count = len(looks)
             for token in looks[:count]:
-                self._acknowledge(token)
+                self.keeper.acknowledge(token)
             del looks[:count]
         del self._looks[name]
 
@@ -577,6 +407,8 @@ class Deliveries:
                     self._start_examined(member, delivery, tails[delivery.id])
         finally:
             self._examining = False
+            if self.hands.taken and self._open:  # it failed
+                self._loop.call_later(FAILED_SECONDS, self._examine_soon)
 
     def _start_examined(self, member: Member, delivery: Delivery, tail: Tail) -> None:
         if tail.has_frames:
@@ -586,7 +418,7 @@ class Deliveries:
             self._route_soon(wake, DUE)
         elif tail.facts.kind == "gone":
             self.hands.not_taken(member)
-            self._acknowledge(delivery.token)
+            self.keeper.acknowledge(delivery.token)
         else:
             delivery.fresh = True
             if tail.sequence:
@@ -599,9 +431,7 @@ class Deliveries:
             self._hand_to_owner(member, delivery)
             return
         self._came.append((delivery, name))
-        if not self._routing and self._open:
-            self._routing = True
-            self.spawn(self._route_all())
+        self._route_those_that_came()
 
     def _hand_to_owner(self, member: Member, delivery: Delivery) -> None:
         hold = member.held[delivery.id]
@@ -625,18 +455,31 @@ class Deliveries:
                     self._route(delivery, name, tails[delivery.id])
         finally:
             self._routing = False
+            if self._came and self._open:  # it failed
+                self._loop.call_later(FAILED_SECONDS, self._route_those_that_came)
+
+    def _route_those_that_came(self) -> None:
+        if not self._routing and self._open:
+            self._routing = True
+            self.spawn(self._route_all())
 
     def _route(self, delivery: Delivery, name: str, tail: Tail) -> None:
         if (member := self.hands.owner(delivery.id)) is not None:
             self._hand_to_owner(member, delivery)
         elif tail.facts.kind == "gone":
-            self._acknowledge(delivery.token)
+            self.spawn(self._drop(delivery))
         elif not tail.has_frames:
             self.spawn(self._route_before_begin(delivery, name, tail))
         elif tail.facts.owner not in ("", self._name):
             self.spawn(self._offer(delivery, name, tail))
         else:
             self._deliver_here(delivery, name, tail)
+
+    async def _drop(self, delivery: Delivery) -> None:
+        """Refuse what is for an invocation that nobody has, or no longer."""
+        if isinstance(delivery.item, Message):
+            await self._refuse(delivery.item)
+        self.keeper.acknowledge(delivery.token)
 
     def _deliver_here(self, delivery: Delivery, name: str, tail: Tail) -> None:
         delivery.handler = tail.facts.handler
@@ -660,7 +503,7 @@ class Deliveries:
             if again.has_frames:
                 self._route(delivery, name, again)
             else:
-                self._acknowledge(delivery.token)  # nobody has this id
+                await self._drop(delivery)
             return
         start, put_off = found
         delivery.handler = start.handler
@@ -671,7 +514,7 @@ class Deliveries:
         elif name == LIMIT and put_off:
             self.hands.offer(delivery)
         else:
-            self._acknowledge(delivery.token)  # its start is what brings it
+            self.keeper.acknowledge(delivery.token)  # its start is what brings it
 
     async def _pass_on(self, delivery: Delivery, name: str) -> None:
         """Give a delivery to the queue of those who serve its handler."""
@@ -686,8 +529,8 @@ class Deliveries:
                 facts, data = Facts(delivery.id, kind="wake"), b""
             await self._wire.store(subject, data, expected=0, headers=lines_of(facts))
         except WrongSequence:
-            pass  # it was passed on already
-        self._acknowledge(delivery.token)
+            log.debug("%s was passed on already", subject)
+        self.keeper.acknowledge(delivery.token)
 
     def _look_at_parked(self) -> None:
         """Route those again whose invocation may have begun elsewhere."""
@@ -701,7 +544,7 @@ class Deliveries:
         tail = await self._journals.tail(delivery.id)
         if tail.has_frames or tail.facts.kind == "gone":
             item = delivery.item
-            name = token(item.id) if isinstance(item, Message) else DUE
+            name = escape(item.id) if isinstance(item, Message) else DUE
             for each in self.hands.unpark(delivery.id):
                 self._route(each, name, tail)
 
@@ -726,23 +569,38 @@ class Deliveries:
         if again.facts.owner != tail.facts.owner or again.facts.epoch != tail.facts.epoch:
             self._route(delivery, name, again)
         elif answer is None and delivery.attempt == 1:
-            # He is silent, and may be busy: it comes again, and then he has had his time.
-            token.done = True
-        elif message == b"":
-            token.done = True  # he gets it himself when it comes again
+            # He is silent, and may be busy: he is asked once more, and then he has had his time.
+            await asyncio.sleep(min(OFFER_TIMEOUT_SECONDS, self.keeper.lease / 4))
+            delivery.attempt = 2
+            self._route_soon(delivery, name)
         else:
             self._deliver_here(delivery, name, again)
 
     def _offered(self, _subject: str, reply: str, data: bytes, _headers: bytes) -> None:
         offer = _decode_offer(data)
         member = self.hands.owner(offer.id)
-        if member is None or not self._open or offer.message == b"":
+        if member is None or not self._open:
             self._wire.publish(reply, NOT_MINE)
+            return
+        if offer.message == b"":
+            self._wire.publish(reply, TAKEN)
+            self.spawn(self._fetch_offered(offer))
             return
         item: Message | Wake = Wake() if offer.message is None else decode_message(offer.message)
         token = Token(offer.reply, offer.sequence, self._loop.time(), offer.urgent)
         self._wire.publish(reply, TAKEN)
         self._hand_to_owner(member, Delivery(offer.id, "", item, offer.attempt, token=token))
+
+    async def _fetch_offered(self, offer: Offer) -> None:
+        """Read a large message that was offered; if it fails, the message is not renewed, and comes again."""
+        stream = offer.reply.split(".")[-7]
+        shard = self._layout.shard(offer.id)
+        found = await self._wire.batch(stream, f"{self._layout.namespace}.q.{shard}.>", offer.sequence, 1)
+        if found and found[0].sequence == offer.sequence:
+            facts = facts_of(found[0].headers)
+            message = decode_message(await self._blobs.load(offer.id, facts, found[0].data))
+            token = Token(offer.reply, offer.sequence, self._loop.time())
+            self._route_soon(Delivery(offer.id, "", message, offer.attempt, token=token), escape(message.id))
 
 
 def _messages_wanted(_shard: int) -> int:

@@ -44,9 +44,14 @@ class Hold(Struct, eq=False):
     claimed: bool = False
     since: float = 0.0  # loop time of the claim
     kept: Token | None = None  # unacknowledged while claimed, so that it comes to another if this process dies
-    leased: float = 0.0  # loop time at which the wake for the end of the lease was last set; 0: there is none
+    leased: str = ""  # the schedule of the wake at the end of the lease, if there is one
     woken: Delivery | None = None  # a wake fell due meanwhile
     suspected: int = 0  # the sequence at which the journal was seen in nobody's hands
+
+    @property
+    def is_brought(self) -> bool:
+        """Tell whether a delivery that is not acknowledged would bring it to somebody else."""
+        return any(isinstance(each.token, Token) and not each.token.done for each in self.deliveries)
 
 
 class Member:
@@ -93,6 +98,7 @@ class Post(Struct):
     give_up: Callable[[Token], None]  # to the server, for whoever comes
     wake_now: Callable[[str, Token | None], None]  # by the server, in place of a start that has begun
     drop_lease: Callable[[Hold], None]
+    protect: Callable[[Hold], None]  # a claim that nothing would bring to others
     examine: Callable[[], None]  # starts were taken from the queue: see `taken`
     wants: Callable[[], None]  # how many starts are wanted may have changed
     left: Callable[[Member], None]
@@ -326,6 +332,8 @@ class Hands:
             if delivery in hold.deliveries:
                 hold.deliveries.remove(delivery)
             self._keep_or_acknowledge(hold, delivery, ended)
+        if not ended and hold.kept is None and not hold.leased and not hold.is_brought:
+            self._post.protect(hold)
         if ended:
             hold.claimed = False
             if hold.kept is not None:

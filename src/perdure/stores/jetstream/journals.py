@@ -124,7 +124,7 @@ class Journals:
         stream = layout.stream_of(subject)
         last = tail_of(await self._wire.last(stream, subject)) if self.replicated else None
         while True:
-            stored = await self._read_all(stream, subject)
+            stored = await self._wire.all(stream, subject)
             tail = tail_of(stored[-1] if stored else None)
             if last is None or tail.sequence >= last.sequence:
                 break
@@ -132,16 +132,6 @@ class Journals:
         frames = [decode_frame(data) for data in await self._checked(id, stored)]
         self.note(id, tail)
         return frames, tail
-
-    async def _read_all(self, stream: str, subject: str) -> list[Stored]:
-        found: list[Stored] = []
-        sequence = 1
-        while more := await self._wire.batch(stream, subject, sequence):
-            found += more
-            sequence = more[-1].sequence + 1
-            if len(more) == 1 and len(found) == 1 and facts_of(more[0].headers).kind != "frame":
-                break
-        return found
 
     async def _checked(self, id: str, stored: Iterable[Stored]) -> list[bytes]:
         frames: list[bytes] = []

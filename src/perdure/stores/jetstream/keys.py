@@ -14,6 +14,7 @@ somebody whose note found the key held.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Sequence
 
 import msgspec
@@ -99,10 +100,8 @@ class Keys:
         await asyncio.gather(self._put(subject, data, lines_of(facts)), self._ask_to_look(name))
 
     async def _put(self, subject: str, data: bytes, headers: bytes) -> None:
-        try:
+        with contextlib.suppress(WrongSequence):  # it has its place; the note is for who put it there and died
             await self._wire.store(subject, data, expected=0, headers=headers)
-        except WrongSequence:
-            pass  # it has its place; the note is for who put it there and died
 
     async def _ask_to_look(self, name: str) -> None:
         """Put the note. It goes behind the place, on one stream, unless the connection breaks: so it is put again."""
@@ -174,15 +173,13 @@ class Keys:
             await self._wire.store(layout.wake(id, GRANTED), b"", headers=lines_of(Facts(id, kind="wake")))
         else:
             start = await self._start_of(place)
-            try:
+            with contextlib.suppress(WrongSequence):  # who looked before has put it there
                 await self._wire.store(
                     layout.start(start.handler, id),
                     place.data,
                     expected=0,
                     headers=lines_of(msgspec.structs.replace(facts_of(place.headers), quiet=True)),
                 )
-            except WrongSequence:
-                pass
         await self._wire.delete(layout.stream_of(place.subject), place.sequence)
 
     async def release(self, id: str, release: Release) -> None:

@@ -10,7 +10,8 @@
     PERDURE_K_<s>  limits      perdure.k.<s>.key.<key>, .answer.<message>, .secret     one message for each subject
     PERDURE_B_<s>  limits      perdure.b.<s>.<id>.<blob>.<n>         payloads too large for a message, in pieces
 
-A shard is that of the id, of the key for what is about a key, of the message for its answer. `perdure` is the namespace.
+A shard is that of the id, of the key for what is about a key, of the message for its answer. `perdure` is the
+namespace.
 """
 
 from __future__ import annotations
@@ -58,9 +59,9 @@ class Facts(Struct, frozen=True, omit_defaults=True):
     Times are seconds since the epoch. `kind` is "frame", "reserved" (an id taken, a start to come), "closing" or
     "gone" (purged).
     `number` counts frames from 1, `sum` is the running checksum of the journal, `owner` the store whose worker holds
-    the claim, `epoch` that of the claim. `blob` names pieces that hold the payload, as `<blob>:<count>`. `identity` tells
-    starts of one id apart. `quiet` says that nothing changed that an index shows. `wake` is the
-    last time at which the invocation asked to be woken; `has_blobs` that some payload of it is in pieces.
+    the claim, `epoch` that of the claim. `blob` names pieces that hold the payload, as `<blob>:<count>`, and
+    `has_blobs` says that some payload of the invocation is in pieces. `identity` tells starts of one id apart. `quiet`
+    says that nothing changed that an index shows. `wake` is the last time at which it asked to be woken.
     """
 
     id: str = ""
@@ -284,7 +285,7 @@ def check_version(version: str, where: str) -> None:
 def check_settings(found: dict[str, Any], wanted: dict[str, Any], where: str) -> None:
     """Refuse a stream whose settings, as the server tells them, are not those that it must have."""
     name = wanted["name"]
-    metadata = found.get("metadata") or {}
+    metadata: dict[str, str] = found.get("metadata") or {}
     layout, shards = metadata.get("perdure-layout"), metadata.get("perdure-shards")
     if layout is not None and layout != str(VERSION):
         raise StoreUnfit(f"{where}: stream {name} has layout {layout}, this release knows {VERSION}: use that release")

@@ -1,4 +1,4 @@
-"""Removes invocations: first a note in the journal that it is closing, then a look whether anything is for it, then all.
+"""Removes invocations: a note in the journal that it is closing, a look whether anything is for it, and then all.
 
 The last message of a purged journal says that it is gone, for as long as a late copy of its start may come. A message
 that is posted meanwhile waits for the one or the other (`JetStreamStore.post`).
@@ -92,7 +92,7 @@ class Purge:
             return None
 
     async def _finish(self, id: str, tail: Tail, closing: int) -> bool:
-        ttl = max(1, int(GONE_LEASES * self._deliveries.lease))
+        ttl = max(1, int(GONE_LEASES * self._deliveries.keeper.lease))
         headers = b"Nats-Rollup: sub\r\nNats-TTL: %ds\r\n" % ttl
         facts = Facts(id, tail.facts.handler, kind="gone", at=self._clock.now(), quiet=True)
         try:

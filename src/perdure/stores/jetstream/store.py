@@ -11,7 +11,7 @@ import asyncio
 import logging
 import os
 import secrets
-from collections.abc import Awaitable, Callable, Collection, Sequence
+from collections.abc import Awaitable, Callable, Collection, Coroutine, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -39,10 +39,11 @@ from perdure.errors import Conflict, PerdureError, StoreClosed, StoreError, Stor
 from perdure.stores.clock import SystemClock
 from perdure.stores.jetstream.answers import Answers
 from perdure.stores.jetstream.blobs import Blobs
-from perdure.stores.jetstream.deliveries import DUE, FAILED_SECONDS, Deliveries
+from perdure.stores.jetstream.deliveries import FAILED_SECONDS, Deliveries
 from perdure.stores.jetstream.hands import Member
-from perdure.stores.jetstream.index import Scan
+from perdure.stores.jetstream.index import Rows
 from perdure.stores.jetstream.journals import NOTHING, Journals, Tail
+from perdure.stores.jetstream.keeping import DUE
 from perdure.stores.jetstream.keys import LIMIT, Keys
 from perdure.stores.jetstream.lanes import Lanes
 from perdure.stores.jetstream.layout import SHARDS, Facts, Layout, facts_of, facts_of_start, lines_of
@@ -117,10 +118,10 @@ class JetStreamStore:
         self._journals = Journals(wire, layout, self._blobs, self.name)
         self._keys = Keys(wire, layout, self._blobs)
         self._notices = Notices()
-        self._index = Scan(wire, layout, self._notices)
+        self._index = Rows(wire, layout, self._notices)
         self._projection = Projection(wire, layout, self.clock, None if index is None else Path(index).expanduser())
         self._deliveries = Deliveries(
-            wire, layout, self._journals, self._keys, self._blobs, self.name, self.clock, self._find_start
+            wire, layout, self._journals, self._keys, self._blobs, self.name, self.clock, self._find_start, self._refuse
         )
         self._answers = Answers(wire, layout, self._notices)
         self._purge = Purge(wire, layout, self._journals, self._blobs, self._deliveries, self.clock)
@@ -230,16 +231,19 @@ class JetStreamStore:
             except PerdureError as error:
                 return error
 
-        full: dict[int, Exception] = {}
+        refused: dict[int, Exception] = {}
         for n, start in enumerate(starts):
             if room is not None and tails.get(start.id, NOTHING).facts.kind in ("none", "gone"):
-                if room <= 0:
-                    full[n] = line_full(key, self.line_limit - room)
-                else:
-                    room -= 1
-        results: list[bool | Exception] = list(
-            await asyncio.gather(*(_be(full[n]) if n in full else take_id(start) for n, start in enumerate(starts)))
-        )
+                room -= 1
+                if room < 0:
+                    refused[n] = line_full(key, self.line_limit)
+        taking = [_be(refused[n]) if n in refused else take_id(start) for n, start in enumerate(starts)]
+        results = await asyncio.gather(*taking)
+        await self._queue_in_line(key, starts, results)
+        return results
+
+    async def _queue_in_line(self, key: str, starts: Sequence[Start], results: Sequence[bool | Exception]) -> None:
+        """Put those into the line whose ids are taken for them, and who have not begun."""
         now = self.clock.now()
         placed: list[Start] = []
         for start, result in zip(starts, results, strict=True):
@@ -248,10 +252,9 @@ class JetStreamStore:
             if result or (await self._journals.tail(start.id)).facts.kind == "reserved":
                 placed.append(start)
                 if start.timeout is not None:  # so that it ends in time even if its key never comes
-                    await self._deliveries.set_wake(start.id, "limit", start.due + start.timeout, LIMIT)
+                    await self._deliveries.keeper.set_wake(start.id, "limit", start.due + start.timeout, LIMIT)
         if placed:
             await self._keys.join(key, placed, now)
-        return results
 
     def _work(self, work: Awaitable[T]) -> asyncio.Future[T]:
         """Do something that the closing of the store waits for."""
@@ -367,7 +370,7 @@ class JetStreamStore:
         target = self.layout.start(start.handler, start.id)
         if start.key is not None:
             target = self.layout.nudge(start.key, self.layout.journal(start.id).rpartition(".")[2])
-        headers = self._deliveries.schedule_headers(start.due, target)
+        headers = self._deliveries.keeper.schedule_headers(start.due, target)
         subject = self.layout.delayed(start.id, start.key)
         try:
             await self.wire.store(subject, data, expected=0, headers=headers + lines_of(facts))
@@ -433,6 +436,9 @@ class JetStreamStore:
         except WrongSequence:
             return 0
 
+    async def _refuse(self, message: Message) -> None:
+        await self._answers.give(message.to, Answer(message.id, str(unknown(message.to))))
+
     async def answer(self, message_id: str, /) -> Answer:
         self._check()
         return await self._answers.wait(message_id)
@@ -472,7 +478,7 @@ class JetStreamStore:
         if tail is None and not transition.expected:
             tail = NOTHING
         if tail is None or tail.revision != transition.expected:
-            asyncio.ensure_future(self._read_and_append(transition, told))
+            self._beside(told, self._read_and_append(transition, told))
         else:
             self._append(transition, told, tail)
 
@@ -491,7 +497,7 @@ class JetStreamStore:
     def _append(self, transition: Transition, told: Committed, tail: Tail) -> None:
         data, facts = self._journals.next_frame(transition, tail, self.clock.now())
         if self._blobs.is_large(data):
-            asyncio.ensure_future(self._append_large(transition, told, tail, data, facts))
+            self._beside(told, self._append_large(transition, told, tail, data, facts))
             return
         self._put_frame(transition, told, tail, data, facts)
 
@@ -527,7 +533,7 @@ class JetStreamStore:
             self._journals.note(transition.id, Tail(sequence, facts))
             self._follow(transition, told, sequence)
         elif isinstance(error, WrongSequence):
-            asyncio.ensure_future(self._look_again(transition, told, tail))
+            self._beside(told, self._look_again(transition, told, tail))
         else:
             self._tell(told, 0, error)
 
@@ -548,8 +554,20 @@ class JetStreamStore:
         id = transition.id
         text = f"invocation {id!r}: expected revision {transition.expected}, found {tail.revision}"
         if tail.facts.owner not in ("", self.name):
-            self._deliveries.lose(id)  # before it is told: nothing of it is to be tried again here
+            self._deliveries.keeper.lose(id)  # before it is told: nothing of it is to be tried again here
         self._tell(told, 0, Conflict(text, invocation_id=id))
+
+    def _beside(self, told: Committed, work: Coroutine[Any, Any, None]) -> None:
+        """Go on with a commit that has to wait for something; whatever becomes of it is told."""
+
+        async def go_on() -> None:
+            try:
+                await work
+            except asyncio.CancelledError:
+                self._tell(told, 0, self._closed())
+                raise
+
+        self._deliveries.spawn(go_on())
 
     def _tell(self, told: Committed, revision: int, error: Exception | None) -> None:
         self._done()
@@ -563,7 +581,7 @@ class JetStreamStore:
         if nothing and (effects.wake is None or not ended) and not self._may_leave_start(transition):
             self._followed(transition, told, revision)
         else:
-            asyncio.ensure_future(self._do_effects(transition, told, revision))
+            self._beside(told, self._do_effects(transition, told, revision))
 
     def _may_leave_start(self, transition: Transition) -> bool:
         """Tell whether an invocation ends without its start in hand: it was cancelled before it began, or too late."""
@@ -601,14 +619,14 @@ class JetStreamStore:
         ended = transition.released or transition.outcome is not None
         if ended and effects.wake is not None:
             # A wake is replaced after the effects, like an acknowledgement: it may be what redoes them.
-            if self._deliveries.may_nap(id, transition.acknowledge, effects.wake):
+            if self._deliveries.keeper.may_nap(id, transition.acknowledge, effects.wake):
                 pass
             elif effects.wake <= self.clock.now():
-                await self._deliveries.wake_now(id)
+                await self._deliveries.keeper.wake_now(id)
             else:
                 tail = self._journals.known(id)
                 epoch = 0 if tail is None else tail.facts.epoch
-                await self._deliveries.set_wake(id, f"due.{epoch}", effects.wake, DUE)
+                await self._deliveries.keeper.set_wake(id, f"due.{epoch}", effects.wake, DUE)
         if self._may_leave_start(transition):
             await self.wire.purge(self.layout.stream("Q", self.layout.shard(id)), self.layout.schedules(id))
             tail = self._journals.known(id)
@@ -642,9 +660,9 @@ class JetStreamStore:
                 subject = self.layout.schedules(transition.id)
                 self._deliveries.spawn(self.wire.purge(self.layout.stream_of(subject), subject))
         if transition.released and (wake := transition.effects.wake) is not None:
-            self._deliveries.nap(transition.id, transition.acknowledge, wake)
+            self._deliveries.keeper.nap(transition.id, transition.acknowledge, wake)
         elif ended:
-            self._deliveries.end_nap(transition.id)
+            self._deliveries.keeper.end_nap(transition.id)
         if transition.frame is not None or ended:
             self._deliveries.hands.committed(
                 transition.id,
@@ -750,14 +768,11 @@ class JetStreamStore:
         stream = self.layout.stream("Q", self.layout.shard(id))
         found: dict[str, Message] = {}
         for subject in (self.layout.messages(id), self.layout.all_passed_on(id)):
-            sequence = 1
-            while stored := await self.wire.batch(stream, subject, sequence):
-                for each in stored:
-                    facts = facts_of(each.headers)
-                    if facts.kind == "message":
-                        message = decode_message(await self._blobs.load(id, facts, each.data))
-                        found[message.id] = message
-                sequence = stored[-1].sequence + 1
+            for each in await self.wire.all(stream, subject):
+                facts = facts_of(each.headers)
+                if facts.kind == "message":
+                    message = decode_message(await self._blobs.load(id, facts, each.data))
+                    found[message.id] = message
         if found:
             known = History.of((await self._journals.read(id))[0]).messages
             found = {each: message for each, message in found.items() if each not in known}

@@ -128,21 +128,21 @@ async def _note_synced(wire: Wire, layout: Layout, replicas: int) -> None:
 async def adopt_shards(wire: Wire, layout: Layout) -> None:
     """Take over the number of shards of a store that exists."""
     answer = await wire.api(f"STREAM.INFO.{layout.stream('J', 0)}")
-    stored = ((answer.get("config") or {}).get("metadata") or {}).get("perdure-shards")
-    if stored is not None and str(stored).isdecimal():
+    config: dict[str, Any] = answer.get("config") or {}
+    metadata: dict[str, str] = config.get("metadata") or {}
+    stored = metadata.get("perdure-shards", "")
+    if stored.isdecimal():
         layout.shards = int(stored)
 
 
-def _is_missing(answer: dict[str, object]) -> bool:
-    error = answer.get("error")
-    return isinstance(error, dict) and error.get("err_code") == NO_STREAM  # pyright: ignore[reportUnknownMemberType]
+def _is_missing(answer: dict[str, Any]) -> bool:
+    error: dict[str, Any] = answer.get("error") or {}
+    return error.get("err_code") == NO_STREAM
 
 
-def _check_answer(answer: dict[str, object], name: str, where: str) -> None:
-    error = answer.get("error")
-    if isinstance(error, dict):
-        text = error.get("description")  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
-        raise StoreUnfit(f"{where}: stream {name}: {text}")
+def _check_answer(answer: dict[str, Any], name: str, where: str) -> None:
+    if (error := answer.get("error")) is not None:
+        raise StoreUnfit(f"{where}: stream {name}: {error.get('description')}")
 
 
 async def _appear(wire: Wire, names: list[str]) -> bool:

@@ -29,7 +29,7 @@ from nats.errors import Error as NatsError
 from perdure.errors import StoreClosed, StoreError, StoreFull, StoreUnavailable
 from perdure.stores.jetstream.checks import not_connected
 
-REQUEST_TIMEOUT_SECONDS = 5.0
+REQUEST_TIMEOUT_SECONDS = 3.0
 """How long a server may take to answer, before a put is repeated and a read fails."""
 SWEEP_SECONDS = 1.0
 """How often requests are looked through for those that took too long."""
@@ -43,6 +43,8 @@ PAYLOAD_ROOM_BYTES = 16 * 1024
 """What headers and subject may take of the server's payload limit."""
 BATCH_LIMIT = 1_000
 """Messages that one batched read returns at most: the server refuses more than 1,024 subjects."""
+BATCH_BYTES = 8 * 1024 * 1024
+"""Bytes that one batched read returns, about: the server drops a client that reads too slowly."""
 
 WRONG_SEQUENCE = 10071
 ANOTHER_IN_FLIGHT = 10164
@@ -159,6 +161,10 @@ class _Connection(NatsClient):
         with contextlib.suppress(TimeoutError):  # after a TLS handshake that failed, the transport never ends
             await asyncio.wait_for(super()._close(status, do_cbs), CLOSE_TIMEOUT_SECONDS)
 
+    @property
+    def version(self) -> str:
+        return str(self._server_info.get("version", ""))
+
     def send(self, command: bytes) -> None:
         """Send in this round of the loop, together with all else that is sent in it."""
         self._pending.append(command)
@@ -194,6 +200,7 @@ class Wire:
         self._options = options or {}
         self._connected = connected
         self._disconnected = disconnected
+        self.stream_of: Callable[[str], str]  # names the stream that takes a subject; set by the store
         self._handlers: dict[int, Arrived] = {}
         self._subjects: dict[int, str] = {}
         self._connection = _Connection(self._handlers)
@@ -207,6 +214,7 @@ class Wire:
         self._closed = False
         self._sweeper: asyncio.TimerHandle | None = None
         self._none_left: asyncio.Future[None] | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
         self.reconnects = 0
 
     # --- life ---------------------------------------------------------------------------------------------------------
@@ -289,7 +297,7 @@ class Wire:
 
     @property
     def server_version(self) -> str:
-        return str(self._connection._server_info.get("version", ""))
+        return self._connection.version
 
     def _went_down(self) -> None:
         if not self._up or self._closed:
@@ -477,7 +485,9 @@ class Wire:
             self._loop.call_later(RETRY_SECONDS / 10, self._send_put, put)
         elif error.err_code == WRONG_SEQUENCE:
             if put.sent > 1:
-                asyncio.ensure_future(self._look_for(put))
+                task = asyncio.ensure_future(self._look_for(put))
+                self._tasks.add(task)
+                task.add_done_callback(self._tasks.discard)
             else:
                 self._tell(put, 0, WrongSequence(f"jetstream: {put.subject}: {error.description}"))
         else:
@@ -501,9 +511,6 @@ class Wire:
                 self._put_lost(put)
             return
         self._tell(put, 0, WrongSequence(f"jetstream: {put.subject}: another message is there"))
-
-    stream_of: Callable[[str], str] = staticmethod(lambda subject: subject)
-    """Names the stream that takes a subject; set by the store."""
 
     def _tell(self, put: _Put, sequence: int, error: StoreError | None) -> None:
         if self._puts.pop(put, put) is put:
@@ -556,9 +563,21 @@ class Wire:
                 await asyncio.sleep(RETRY_SECONDS)
                 self._check()
 
+    async def all(self, stream: str, subject: str) -> list[Stored]:
+        """Return all messages whose subject matches, in order."""
+        found: list[Stored] = []
+        more = 1
+        while more:
+            sequence = found[-1].sequence + 1 if found else 1
+            body = {"seq": sequence, "next_by_subj": subject, "batch": BATCH_LIMIT, "max_bytes": BATCH_BYTES}
+            some, more = await self._read(lambda body=body: self._direct(stream, body))
+            found += some
+            more = more if some else 0
+        return found
+
     async def batch(self, stream: str, subject: str, sequence: int = 1, limit: int = BATCH_LIMIT) -> list[Stored]:
         """Return the first messages from a sequence on whose subject matches, in order."""
-        body = {"seq": sequence, "next_by_subj": subject, "batch": limit}
+        body = {"seq": sequence, "next_by_subj": subject, "batch": limit, "max_bytes": BATCH_BYTES}
         return (await self._read(lambda: self._direct(stream, body)))[0]
 
     async def count(self, stream: str, subject: str) -> int:

@@ -1,0 +1,233 @@
+"""Keeps what workers here have in hand from coming to others: renewals, leases, short waits; and gives it back.
+
+A delivery that is in hand is renewed three times in a lease. A claim older than half a lease gets a wake at the end of
+its lease, in a schedule that names the claim's epoch, and its delivery is acknowledged; the schedule is set anew while
+the claim is owned. So long runs hold no delivery, and two owners never share a schedule.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import math
+from collections.abc import Callable, Coroutine, Iterable, Sequence
+from datetime import UTC, datetime
+from functools import partial
+from typing import Any
+
+from msgspec import Struct
+from msgspec.structs import replace
+
+from perdure.stores.jetstream.hands import Hands, Hold, Token
+from perdure.stores.jetstream.journals import Journals, Tail
+from perdure.stores.jetstream.layout import Facts, Layout, lines_of
+from perdure.stores.jetstream.wire import Wire, WrongSequence
+from perdure.stores.store import LEASE_SECONDS, Clock, Delivery, Timer, Wake
+
+RENEWALS_IN_A_LEASE = 3
+NAP_SECONDS = 1.0
+"""Waits up to this long are timed here: the server's schedules fire up to a quarter of a second late."""
+
+DUE = "=due"
+LEASE = "=lease"
+
+Spawn = Callable[[Coroutine[Any, Any, Any]], None]
+
+log = logging.getLogger("perdure.jetstream")
+
+
+class Nap(Struct, eq=False):
+    """A short wait of a released invocation, timed here: its token is what brings it if this process dies."""
+
+    delivery: Delivery
+    due: float
+    timer: Timer
+
+
+class Keeper:
+    """Renews, and lets go."""
+
+    def __init__(self, wire: Wire, layout: Layout, journals: Journals, name: str, clock: Clock, spawn: Spawn) -> None:
+        self._wire = wire
+        self._layout = layout
+        self._journals = journals
+        self._name = name
+        self._clock = clock
+        self._spawn = spawn
+        self.hands: Hands
+        self.lease = LEASE_SECONDS
+        self._naps: dict[str, Nap] = {}
+        self._renewing = False
+
+    # --- tokens -------------------------------------------------------------------------------------------------------
+    def acknowledge(self, token: Token) -> None:
+        if not token.done:
+            token.done = True
+            self._wire.acknowledge(token.reply)
+
+    def give_up(self, token: Token) -> None:
+        if not token.done:
+            token.done = True
+            self._wire.hand_back(token.reply)
+
+    async def wake_instead(self, id: str, token: Token | None) -> None:
+        """Have a wake bring an invocation, rather than the start with which it began."""
+        if token is not None and not token.is_start:
+            self.give_up(token)
+            return
+        await self.wake_now(id)
+        if token is not None:
+            self.acknowledge(token)
+
+    async def wake_now(self, id: str) -> None:
+        """Have the server wake an invocation."""
+        with contextlib.suppress(WrongSequence):  # one is on its way
+            await self._wire.store(
+                self._layout.wake(id, DUE), b"", expected=0, headers=lines_of(Facts(id, kind="wake"))
+            )
+
+    def schedule_headers(self, at: float, target: str) -> bytes:
+        """Return header lines that have the server put a message into `target` at a time, and not before."""
+        when = datetime.fromtimestamp(math.ceil(at * 1e6) / 1e6, UTC).isoformat(timespec="microseconds")
+        return b"Nats-Schedule: @at %s\r\nNats-Schedule-Target: %s\r\n" % (
+            when.replace("+00:00", "Z").encode(),
+            target.encode(),
+        )
+
+    async def set_wake(self, id: str, what: str, at: float, name: str) -> None:
+        """Have the server wake an invocation at a time; `what` names the schedule, `name` the wake."""
+        headers = self.schedule_headers(at, self._layout.wake(id, name))
+        await self._wire.store(self._layout.schedule(id, what), b"", headers=headers + lines_of(Facts(id, kind="wake")))
+
+    # --- short waits --------------------------------------------------------------------------------------------------
+    def may_nap(self, id: str, acknowledged: Sequence[Delivery], due: float) -> bool:
+        """Tell whether a wake needs no schedule: it is soon, and there is a delivery to keep until then."""
+        near = min(NAP_SECONDS, self.lease / RENEWALS_IN_A_LEASE)
+        return due <= self._clock.now() + near and self._token_to_keep(id, acknowledged) is not None
+
+    def _token_to_keep(self, id: str, acknowledged: Sequence[Delivery]) -> Token | None:
+        hold = self.hands.hold_of(id)
+        if hold is None:
+            return None
+        tokens = [hold.kept, *(each.token for each in acknowledged)]
+        return next((each for each in tokens if isinstance(each, Token) and not each.done), None)
+
+    def nap(self, id: str, acknowledged: Sequence[Delivery], due: float) -> None:
+        """Time a short wait here, keeping a delivery that the commit took."""
+        self.end_nap(id)
+        if not self.may_nap(id, acknowledged, due):
+            return
+        hold, token = self.hands.hold_of(id), self._token_to_keep(id, acknowledged)
+        assert hold is not None
+        assert token is not None
+        kept = replace(token)
+        token.done = True
+        delivery = Delivery(id, hold.handler, Wake(), token=kept)
+        self._naps[id] = Nap(delivery, due, self._clock.call_at(due, partial(self._nap_over, id)))
+
+    def _nap_over(self, id: str) -> None:
+        nap = self._naps.pop(id, None)
+        if nap is not None and not self.hands.wake(nap.delivery):
+            self.give_up(nap.delivery.token)
+
+    def end_nap(self, id: str) -> None:
+        """Forget a wait: what came after it says when to wake."""
+        nap = self._naps.pop(id, None)
+        if nap is not None:
+            nap.timer.cancel()
+            self.acknowledge(nap.delivery.token)
+
+    async def _hand_nap_over(self, nap: Nap) -> None:
+        """Have the server time a wait: nobody here serves it any more."""
+        nap.timer.cancel()
+        await self.set_wake(nap.delivery.id, f"due.{self._epoch(nap.delivery.id)}", nap.due, DUE)
+        self.acknowledge(nap.delivery.token)
+
+    def hand_naps_over(self, served: Iterable[str]) -> list[Coroutine[Any, Any, None]]:
+        """Have the server time the waits of all whom nobody here serves."""
+        left = [each for each in self._naps.values() if each.delivery.handler not in served]
+        for each in left:
+            del self._naps[each.delivery.id]
+        return [self._hand_nap_over(each) for each in left]
+
+    # --- leases -------------------------------------------------------------------------------------------------------
+    def _epoch(self, id: str) -> int:
+        tail = self._journals.known(id)
+        return 0 if tail is None else tail.facts.epoch
+
+    def drop_lease(self, hold: Hold) -> None:
+        """Forget the wake at the end of a lease; that of a later owner is another."""
+        subject = self._layout.schedule(hold.id, hold.leased)
+        hold.leased = ""
+        self._spawn(self._wire.purge(self._layout.stream_of(subject), subject))
+
+    async def renew(self, others: Iterable[Token]) -> None:
+        """Keep what is in hand, and learn what has been taken over. `others` are in nobody's hands yet."""
+        if self._renewing or not self._wire.is_up:
+            return
+        self._renewing = True
+        try:
+            now = self._wire.now()
+            for token in [*others, *(nap.delivery.token for nap in self._naps.values())]:
+                self._renew_token(token, now)
+            claimed = [hold for _, hold in self.hands.holds() if self._renew_deliveries(hold, now)]
+            if claimed:
+                tails = await self._journals.tails([hold.id for hold in claimed])
+                for hold in claimed:
+                    self._renew_claim(hold, tails[hold.id], now)
+        finally:
+            self._renewing = False
+
+    def _renew_deliveries(self, hold: Hold, now: float) -> bool:
+        for delivery in hold.deliveries:
+            self._renew_token(delivery.token, now)
+        if hold.woken is not None:
+            self._renew_token(hold.woken.token, now)
+        return hold.claimed
+
+    def _renew_claim(self, hold: Hold, tail: Tail, now: float) -> None:
+        if self.hands.hold_of(hold.id) is not hold or not hold.claimed:
+            return
+        if self._is_lost(hold, tail):
+            self.lose(hold.id)
+            return
+        if hold.kept is not None:
+            self._renew_token(hold.kept, now)
+        if hold.leased or now - hold.since > self.lease / 2:
+            self._spawn(self._renew_lease(hold))
+
+    def _is_lost(self, hold: Hold, tail: Tail) -> bool:
+        """Tell whether somebody else has written since. If it is in nobody's hands, a commit of ours may have come."""
+        known = self._journals.known(hold.id)
+        if tail.facts.owner == self._name or known is None or tail.sequence <= known.sequence:
+            return False
+        suspected, hold.suspected = hold.suspected, tail.sequence
+        return tail.facts.owner != "" or suspected == tail.sequence
+
+    def protect(self, hold: Hold) -> None:
+        """Set a wake at the end of the lease now."""
+        self._spawn(self._renew_lease(hold))
+
+    async def _renew_lease(self, hold: Hold) -> None:
+        name = f"lease.{self._epoch(hold.id)}"
+        await self.set_wake(hold.id, name, self._clock.now() + self.lease, LEASE)
+        hold.leased = name
+        if self.hands.hold_of(hold.id) is hold and hold.claimed:
+            kept, hold.kept = hold.kept, None
+            if kept is not None:
+                self.acknowledge(kept)
+        else:
+            self.drop_lease(hold)
+
+    def _renew_token(self, token: object, now: float) -> None:
+        if isinstance(token, Token) and not token.done:
+            token.at = now
+            self._wire.renew(token.reply)
+
+    def lose(self, id: str) -> None:
+        """Let go of an invocation that is another's now: nothing of it is acknowledged."""
+        log.warning("invocation %s was taken over by another worker: it is closed here", id)
+        self._journals.forget(id)
+        self.hands.lose(id)
+        if (nap := self._naps.pop(id, None)) is not None:
+            nap.timer.cancel()
