@@ -41,7 +41,7 @@ from perdure.stores.jetstream.answers import Answers
 from perdure.stores.jetstream.blobs import Blobs
 from perdure.stores.jetstream.deliveries import FAILED_SECONDS, Deliveries
 from perdure.stores.jetstream.hands import Member
-from perdure.stores.jetstream.index import Scan
+from perdure.stores.jetstream.index import Rows
 from perdure.stores.jetstream.journals import NOTHING, Journals, Tail
 from perdure.stores.jetstream.keeping import DUE
 from perdure.stores.jetstream.keys import LIMIT, Keys
@@ -118,7 +118,7 @@ class JetStreamStore:
         self._journals = Journals(wire, layout, self._blobs, self.name)
         self._keys = Keys(wire, layout, self._blobs)
         self._notices = Notices()
-        self._index = Scan(wire, layout, self._notices)
+        self._index = Rows(wire, layout, self._notices)
         self._projection = Projection(wire, layout, self.clock, None if index is None else Path(index).expanduser())
         self._deliveries = Deliveries(
             wire,

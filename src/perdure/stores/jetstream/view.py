@@ -19,13 +19,13 @@ class JetStreamView(JetStreamStore):
     makes_streams = False
 
     def submit(self, starts: Sequence[Start], /) -> asyncio.Future[list[bool]]:
-        self._refuse("nothing can be started")
+        self._refuse_change("nothing can be started")
 
     def post(self, message: Message, /) -> asyncio.Future[None]:
-        self._refuse("nothing can be sent")
+        self._refuse_change("nothing can be sent")
 
     def commit(self, transition: Transition, told: Committed, /) -> None:
-        self._refuse("nothing can be written")
+        self._refuse_change("nothing can be written")
 
     def subscribe(
         self,
@@ -36,11 +36,11 @@ class JetStreamView(JetStreamStore):
         lost: Callable[[str], None] | None = None,
         lease: float = LEASE_SECONDS,
     ) -> Member:
-        self._refuse("no worker can serve it")
+        self._refuse_change("no worker can serve it")
 
     async def purge(self, before: float, /, *, limit: int, id: str | None = None) -> int:
-        self._refuse("nothing can be removed")
+        self._refuse_change("nothing can be removed")
 
-    def _refuse(self, what: str) -> Never:
+    def _refuse_change(self, what: str) -> Never:
         self._check()
         raise StoreReadOnly(f"jetstream: the store was opened to be read only, so {what}")
