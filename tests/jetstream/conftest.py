@@ -12,7 +12,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from tests.jetstream.server import Server
+from examples.services.nats_server import Server, server
 from tests.scenarios.conftest import MakeLab
 from tests.scenarios.engine import Options
 from tests.scenarios.lab import JetStreamLab, Lab
@@ -22,15 +22,17 @@ _numbers = itertools.count()
 
 @pytest.fixture(scope="session")
 def nats(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    with Server(tmp_path_factory.mktemp("nats")) as server:
-        yield server
+    with server(tmp_path_factory.mktemp("nats")) as node:
+        yield node
 
 
 @pytest.fixture
 def own_nats(tmp_path: Path) -> Iterator[Server]:
     """A server that the test may kill."""
-    with Server(tmp_path / "nats") as server:
-        yield server
+    folder = tmp_path / "nats"
+    folder.mkdir()
+    with server(folder) as node:
+        yield node
 
 
 @pytest.fixture

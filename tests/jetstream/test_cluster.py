@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 
+from examples.services.nats_server import cluster
 from perdure import step, workflow
 from perdure.client import Client
 from perdure.connect import channels_for, translators_in_use
 from perdure.core.history import History
 from perdure.errors import StoreError
 from perdure.stores.jetstream import JetStreamStore
-from tests.jetstream.server import cluster
 
 
 @step
@@ -43,11 +43,11 @@ async def client_of(urls: list[str]) -> Client:
 
 @pytest.mark.slow
 async def test_nodes_killed_one_after_the_other_lose_and_repeat_nothing(tmp_path: Path) -> None:
-    with cluster(tmp_path) as nodes:
-        client = await client_of([node.url for node in nodes])
+    with cluster(tmp_path) as running:
+        client = await client_of([node.url for node in running.nodes])
         async with client, client.worker(three_times, max_concurrent=100, lease=3):
             handles = [await client.start(three_times, n) for n in range(200)]
-            for node in nodes[:2]:
+            for node in running.nodes[:2]:
                 await asyncio.to_thread(node.kill)
                 handles += [await client.start(three_times, n) for n in range(50)]
                 await asyncio.to_thread(node.start)

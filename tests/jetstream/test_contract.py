@@ -6,10 +6,10 @@ from typing import Any, cast
 
 import pytest
 
+from examples.services.nats_server import Server
 from perdure.stores.jetstream import JetStreamStore
 from perdure.stores.store import Store
 from perdure.testing.contract import StoreContract
-from tests.jetstream.server import Server
 
 ORDERED = {
     "test_start_handed_back_goes_to_who_has_room",

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
+from examples.services.nats_server import Server
 from perdure.core.history import History
 from perdure.core.journal import Accepted, Claimed, Released, Returned
 from perdure.stores.jetstream import JetStreamStore
-from tests.jetstream.server import Server
 from tests.scenarios import bodies, keyed
 from tests.scenarios.conftest import MakeLab
 from tests.scenarios.engine import Options

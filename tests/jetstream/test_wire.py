@@ -8,9 +8,9 @@ from contextlib import asynccontextmanager
 
 import pytest
 
+from examples.services.nats_server import Server, free_ports
 from perdure.errors import StoreClosed, StoreUnavailable
 from perdure.stores.jetstream.wire import Wire, WrongSequence
-from tests.jetstream.server import Server, free_port
 
 
 @asynccontextmanager
@@ -73,7 +73,7 @@ async def test_batched_reads_are_in_order_and_bounded(nats: Server) -> None:
 
 
 async def test_no_server_and_a_closed_wire_are_clear_errors(nats: Server) -> None:
-    url = f"nats://127.0.0.1:{free_port()}"
+    url = f"nats://127.0.0.1:{free_ports(1)[0]}"
     with pytest.raises(StoreUnavailable, match=url.rpartition("/")[2]):
         await Wire([url]).open()
     async with wired(nats.url, "SHUT") as wire:
