@@ -694,6 +694,7 @@ async def test_look_refuses_whatever_writes_or_waits(closed: Copy, tmp_path: Pat
         lambda: view.post(Message("m", "i0", 1.0, Cancel())),
         lambda: committed(view, Transition("i0", 0, None)),
         lambda: view.subscribe(["work"], print),
+        lambda: view.purge(9e9, limit=10),
         lambda: view.watch("i0"),
         lambda: view.events(Filter()),
     ]

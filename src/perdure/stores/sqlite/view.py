@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Collection, Sequence
 from typing import Never
 
-from perdure.core.journal import Message, Outcome, Start
+from perdure.core.journal import Outcome
 from perdure.errors import StoreReadOnly
-from perdure.stores.dispatch import Member
+from perdure.stores.looking import OnlyLooking
 from perdure.stores.notices import Feed
 from perdure.stores.sqlite.faults import about
 from perdure.stores.sqlite.file import look
 from perdure.stores.sqlite.store import SqliteStore
-from perdure.stores.store import LEASE_SECONDS, Committed, Delivery, Filter, Transition
+from perdure.stores.store import Filter
 
 
-class SqliteView(SqliteStore):
+class SqliteView(OnlyLooking, SqliteStore):
     """A store that takes no lock and has no writer. Every read sees the last commit."""
 
     async def open(self) -> None:
@@ -35,35 +34,15 @@ class SqliteView(SqliteStore):
             await self._loop.run_in_executor(self._reader, self._read_db.close)
             self._reader.shutdown(wait=False)
 
-    def submit(self, starts: Sequence[Start], /) -> asyncio.Future[list[bool]]:
-        self._refuse("nothing can be started")
-
-    def post(self, message: Message, /) -> asyncio.Future[None]:
-        self._refuse("nothing can be sent")
-
-    def commit(self, transition: Transition, told: Committed, /) -> None:
-        self._refuse("nothing can be written")
-
-    def subscribe(
-        self,
-        handlers: Collection[str],
-        deliver: Callable[[Delivery], None],
-        *,
-        partitions: Collection[int] | None = None,
-        lost: Callable[[str], None] | None = None,
-        lease: float = LEASE_SECONDS,
-    ) -> Member:
-        self._refuse("no worker can serve it")
-
     def watch(self, id: str, /) -> asyncio.Future[Outcome]:
-        self._refuse("nothing is told when an invocation ends: describe it")
+        self._refuse_change("nothing is told when an invocation ends: describe it")
 
     def events(self, filter: Filter, /) -> Feed:
-        self._refuse("nothing is told of changes: list what there is")
+        self._refuse_change("nothing is told of changes: list what there is")
 
     def serves(self, handler: str, /) -> bool | None:
         return None  # another process may
 
-    def _refuse(self, what: str) -> Never:
+    def _refuse_change(self, what: str) -> Never:
         self._check()
         raise StoreReadOnly(about(self.path, f"it was opened to be read only, so {what}"))

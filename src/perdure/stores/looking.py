@@ -1,0 +1,41 @@
+"""What a store that is only looked at refuses, whatever kind of store it is."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Collection, Sequence
+from typing import Any, Never
+
+from perdure.core.journal import Message, Start
+from perdure.stores.store import LEASE_SECONDS, Committed, Delivery, Transition
+
+
+class OnlyLooking:
+    """To be put before the class of a store: nothing is started, sent, written, served or removed through it."""
+
+    def _refuse_change(self, what: str) -> Never:
+        """Raise `StoreReadOnly`, naming the store; `StoreClosed` if it is closed."""
+        raise NotImplementedError
+
+    def submit(self, starts: Sequence[Start], /) -> asyncio.Future[list[bool]]:
+        self._refuse_change("nothing can be started")
+
+    def post(self, message: Message, /) -> asyncio.Future[None]:
+        self._refuse_change("nothing can be sent")
+
+    def commit(self, transition: Transition, told: Committed, /) -> None:
+        self._refuse_change("nothing can be written")
+
+    def subscribe(
+        self,
+        handlers: Collection[str],
+        deliver: Callable[[Delivery], None],
+        *,
+        partitions: Collection[int] | None = None,
+        lost: Callable[[str], None] | None = None,
+        lease: float = LEASE_SECONDS,
+    ) -> Any:
+        self._refuse_change("no worker can serve it")
+
+    async def purge(self, before: float, /, *, limit: int, id: str | None = None) -> int:
+        self._refuse_change("nothing can be removed")
