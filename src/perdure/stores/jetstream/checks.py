@@ -26,7 +26,7 @@ def not_connected(where: str, problems: Iterable[str]) -> StoreUnavailable:
     elif "certificate" in lower or "ssl" in lower or "tls" in lower:
         text = f"no TLS connection to the NATS server at {where}: {why}; connect(tls_ca=…) names the authority"
     else:
-        text = f"no NATS server at {where}: {why}"
+        text = f"no NATS server at {where}: {why}; start one there, or name another address"
     return StoreUnavailable(text)
 
 
