@@ -85,8 +85,7 @@ async def join() -> AsyncIterator[Callable[..., Awaitable[JetStreamLab]]]:
 
     async def one_more(lab: Lab, **options: Any) -> JetStreamLab:
         assert isinstance(lab, JetStreamLab)
-        changed = msgspec.structs.replace(lab.options, **options)
-        other = JetStreamLab(lab.folder, changed, *lab.place.rsplit("/", 1))
+        other = lab.beside(**options)
         labs.append(other)
         await other.up()
         return other

@@ -13,10 +13,10 @@ import pytest
 from examples.services.nats_server import Server
 from perdure.core.history import History
 from perdure.core.journal import Accepted, Claimed, Released, Returned
-from perdure.stores.jetstream import JetStreamStore
 from tests.scenarios import bodies, keyed
 from tests.scenarios.conftest import MakeLab
 from tests.scenarios.engine import Options
+from tests.scenarios.host import jetstream_at
 from tests.scenarios.lab import JetStreamLab, Lab
 
 Join = Callable[..., Awaitable[JetStreamLab]]
@@ -30,8 +30,7 @@ SLACK_SECONDS = 3.0
 async def check_histories(lab: Lab, ids: list[str]) -> None:
     """Read the journals themselves: accepted once, settled once and last, every answer once, epochs rising."""
     assert isinstance(lab, JetStreamLab)
-    url, namespace = lab.place.rsplit("/", 1)
-    store = JetStreamStore([url], namespace=namespace, shards=2)
+    store = jetstream_at(lab.place)
     await store.open()
     try:
         for id in ids:
