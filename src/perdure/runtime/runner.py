@@ -147,6 +147,7 @@ class Runner:
         "_status",
         "_stopping",
         "_stuck",
+        "_sure",
         "_taken",
         "_to_begin",
         "_unwritten",
@@ -184,6 +185,7 @@ class Runner:
         self._redo = NO_EFFECTS  # those of the last frame, if another wrote it: they come first
         self._all_done = False  # it is known that there are none to do again
         self._has_written = False
+        self._sure = True  # what is known of the journal was read, or written, since the first of what is in the inbox
         self._begun_early: set[int] = set()  # steps in it: they have begun, and may have ended since
         self._force_frame = False
         self._running: dict[int, Attempt] = {}
@@ -197,6 +199,8 @@ class Runner:
     # --- deliveries ---------------------------------------------------------------------------------------------------
     def take(self, delivery: Delivery) -> None:
         """Take a delivery for this invocation."""
+        if self.idle:
+            self._sure = False  # it was kept since, and others may have gone on with it
         self._inbox.append(delivery)
         if delivery.attempt > 1 and not self._owned:
             self._must_claim_first = True
@@ -248,6 +252,7 @@ class Runner:
             self._give_up(f"its journal cannot be read: {error}")
             return
         journal, start, self._key = task.result()
+        self._sure = True
         self.revision, self._all_done = journal.revision, journal.done
         self.history = history = History.of(journal.frames)
         self._start = start = history.start or start
@@ -749,6 +754,9 @@ class Runner:
 
     def _after_nothing(self, answers: list[Answer]) -> None:
         """Nothing to record: answer and acknowledge. Who was woken too early sets the wake again first."""
+        if not self._sure and self.revision:
+            self._read_again()
+            return
         taken, self._taken = self._taken, []
         due = None if self._owned else self._next_due()
         if answers or due is not None or self._redo is not NO_EFFECTS:
@@ -760,6 +768,16 @@ class Runner:
         for delivery in taken:
             self._home.subscription.acknowledge(delivery)
         self._after_quiet_commit()
+
+    def _read_again(self) -> None:
+        """Look at the journal before anything is acknowledged: it may be for what another worker has written since."""
+        self._inbox = [*self._taken, *self._inbox]
+        self._taken = []
+        self._has_written = False
+        self._stuck = None
+        self._redo = NO_EFFECTS
+        self._forget_turn()
+        self._load()
 
     def _after_quiet_commit(self) -> None:
         self._begin_waiting()
@@ -785,6 +803,7 @@ class Runner:
         self._has_written = True
         if transition.frame is not None:
             self.revision = revision
+            self._sure = True
         if not self.closed:
             then()
 
