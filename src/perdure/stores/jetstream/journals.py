@@ -267,10 +267,10 @@ class Journals:
             if type(first) is Accepted:
                 facts = facts_of_start(first.start, "running", at)
             facts = replace(facts, kind="frame", number=0, sum=0, epoch=0, blob="", identity="", status="running")
-        epoch = facts.epoch
+        epoch, python = facts.epoch, facts.python
         for entry in entries:
             if type(entry) is Claimed:
-                epoch = entry.epoch
+                epoch, python = entry.epoch, entry.python
         ended = transition.released or transition.outcome is not None
         changed: Status | None = transition.status
         if changed is None and not tail.has_frames:
@@ -294,6 +294,7 @@ class Journals:
             wake=facts.wake if wake is None else wake,
             has_blobs=facts.has_blobs or bool(facts.blob) or self._blobs.is_large(data),
             packed=facts.packed,
+            python=python,
         )
 
 
