@@ -18,6 +18,7 @@ from urllib.parse import urlsplit
 import msgspec
 
 from perdure.stores.jetstream import JetStreamStore
+from perdure.stores.jetstream.store import PYTHON
 from perdure.stores.sqlite import SqliteStore
 from perdure.stores.store import Store
 from tests.scenarios.engine import Engine, Options, Problem, log_into, problem_of
@@ -45,21 +46,21 @@ def tell(told: Told) -> None:
     sys.stdout.buffer.flush()
 
 
-def store_at(place: str) -> Store:
+def store_at(place: str, python: str) -> Store:
     if not place.startswith("nats:"):
         return SqliteStore(place)
-    return jetstream_at(place)
+    return jetstream_at(place, python)
 
 
-def jetstream_at(place: str) -> JetStreamStore:
+def jetstream_at(place: str, python: str = PYTHON) -> JetStreamStore:
     parts = urlsplit(place)
     servers = [f"nats://{each}" for each in parts.netloc.split(",")]
     replicas = int(parts.query.removeprefix("replicas="))
-    return JetStreamStore(servers, namespace=parts.path[1:], shards=2, replicas=replicas)
+    return JetStreamStore(servers, namespace=parts.path[1:], shards=2, replicas=replicas, python=python)
 
 
 async def serve(path: str, folder: Path, options: Options) -> None:
-    engine = Engine(lambda: store_at(path), options)
+    engine = Engine(lambda: store_at(path, options.python), options)
     await engine.open()
     loop = asyncio.get_running_loop()
     over = loop.create_future()

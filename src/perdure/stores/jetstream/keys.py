@@ -75,7 +75,7 @@ class Keys:
 
     # --- the line -----------------------------------------------------------------------------------------------------
     async def waiting(self, name: str) -> int:
-        """Return how many wait in a key's line."""
+        """Return how many wait in a key's line, about: a replica may answer that is behind. It is for the limit."""
         return await self._wire.count(self._layout.stream("Q", self._layout.shard(name)), self._layout.whole_line(name))
 
     async def join(self, name: str, starts: Sequence[Start], at: float) -> None:
@@ -135,10 +135,12 @@ class Keys:
                 return
 
     async def _first(self, name: str) -> Stored | None:
-        found = await self._wire.batch(
-            self._layout.stream("Q", self._layout.shard(name)), self._layout.whole_line(name), 1, 1
-        )
-        return found[0] if found else None
+        """Return the first in the line, as the leader knows it.
+
+        A replica that is behind may not have the place whose note has just come, and nobody looks again; or it may
+        still have that of one who has long been here, and is gone: the key would be his for ever.
+        """
+        return await self._wire.first(self._layout.stream("Q", self._layout.shard(name)), self._layout.whole_line(name))
 
     async def _place(self, stored: Stored) -> tuple[str, int]:
         """Return who waits there: id and generation."""

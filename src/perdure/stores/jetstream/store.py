@@ -11,6 +11,7 @@ import asyncio
 import logging
 import os
 import secrets
+import sys
 from collections.abc import Awaitable, Callable, Collection, Coroutine, Sequence
 from functools import partial
 from pathlib import Path
@@ -78,6 +79,8 @@ _decode_outcome: Callable[[bytes], Outcome] = msgspec.msgpack.Decoder(Outcome).d
 
 PURGE_SPARE = 1_000
 """Invocations that a purge looks at beyond those that it may remove: some of them are still wanted."""
+PYTHON = f"{sys.version_info.major}.{sys.version_info.minor}"
+"""As the workers of this process name it in their claims."""
 POLL_SECONDS = 1.0
 """How often an outcome or answer that somebody waits for is looked for, in case its push was lost."""
 CLOSING_SECONDS = 5.0
@@ -102,6 +105,7 @@ class JetStreamStore:
         index: str | os.PathLike[str] | None = None,
         payload_limit: int = PAYLOAD_LIMIT_BYTES,
         line_limit: int = LINE_LIMIT,
+        python: str = PYTHON,
     ) -> None:
         self.clock = SystemClock()
         self.secret = b""
@@ -130,6 +134,7 @@ class JetStreamStore:
             self.clock,
             self._find_start,
             self._say_unknown,
+            python,
         )
         self._answers = Answers(wire, layout, self._notices)
         self._purge = Purge(wire, layout, self._journals, self._blobs, self._deliveries, self.clock)
@@ -151,7 +156,7 @@ class JetStreamStore:
                 adopt=self._shards is None,
                 make=self.makes_streams,
             )
-            self._journals.replicated = replicas > 1
+            self._journals.copies = replicas
             self.secret = await read_secret(self.wire, self.layout)
         except BaseException:
             await self.wire.close()
@@ -777,6 +782,7 @@ class JetStreamStore:
     async def mail(self, id: str, /) -> list[Message]:
         self._check()
         stream = self.layout.stream("Q", self.layout.shard(id))
+        # Only shown: a replica that is behind may show what has just been applied, or not yet what was just posted.
         found: dict[str, Message] = {}
         for subject in (self.layout.messages(id), self.layout.all_passed_on(id)):
             for each in await self.wire.all(stream, subject):

@@ -35,6 +35,10 @@ SWEEP_SECONDS = 1.0
 """How often requests are looked through for those that took too long."""
 RETRY_SECONDS = 0.1
 """How long after a server could not take a put, as in an election, it is tried again."""
+API_ATTEMPTS = 3
+"""How often the API is called that does not answer."""
+ELECTION_SECONDS = 15.0
+"""How long there may be no leader for what the API is asked, before that fails: elections take up to 9 s."""
 CONNECT_TIMEOUT_SECONDS = 5
 RECONNECT_WAIT_SECONDS = 0.25
 CLOSE_TIMEOUT_SECONDS = 1.0
@@ -48,6 +52,10 @@ BATCH_BYTES = 8 * 1024 * 1024
 
 WRONG_SEQUENCE = 10071
 ANOTHER_IN_FLIGHT = 10164
+ELECTING = frozenset({10006, 10008, 10009})
+"""Errors of the API while the servers have no leader for what is asked."""
+TOO_MANY, UNAVAILABLE = 429, 503
+"""Codes of errors that go away: it was not stored, and is to be put again."""
 NO_MESSAGE = 10037
 NO_STREAM = 10059
 FULL = frozenset({10077, 10023, 10047})
@@ -136,7 +144,7 @@ class _Put(Struct, eq=False):
     subject: str
     headers: bytes
     payload: bytes
-    guarded: bool
+    expected: int | None
     told: PutTold
     sent: int = 0
 
@@ -160,6 +168,10 @@ class _Connection(NatsClient):
     @property
     def version(self) -> str:
         return str(self._server_info.get("version", ""))
+
+    @property
+    def is_clustered(self) -> bool:
+        return bool(self._server_info.get("cluster"))
 
     async def _close(self, status: int, do_cbs: bool = True) -> None:
         with contextlib.suppress(TimeoutError):  # after a TLS handshake that failed, the transport never ends
@@ -202,7 +214,7 @@ class Wire:
         self._disconnected = disconnected
         self.stream_of: Callable[[str], str]  # names the stream that takes a subject; set by the store
         self._handlers: dict[int, Arrived] = {}
-        self._subjects: dict[int, str] = {}
+        self._subjects: dict[int, bytes] = {}  # what is listened to, by subscription: a subject, and perhaps a group
         self._connection = _Connection(self._handlers)
         self._sid = 1_000_000  # above those of nats-py itself
         self._inbox = f"_INBOX.{secrets.token_hex(8)}"
@@ -296,6 +308,11 @@ class Wire:
         return self._connection.max_payload - PAYLOAD_ROOM_BYTES
 
     @property
+    def is_clustered(self) -> bool:
+        """Tell whether the server is one of several, so that others may answer for it."""
+        return self._connection.is_clustered
+
+    @property
     def server_version(self) -> str:
         return self._connection.version
 
@@ -316,7 +333,7 @@ class Wire:
         self._up = True
         self.reconnects += 1
         for sid, subject in self._subjects.items():
-            self._connection.send(b"SUB %s %d\r\n" % (subject.encode(), sid))
+            self._connection.send(b"SUB %s %d\r\n" % (subject, sid))
         log.warning("connected to the NATS server again")
         parked, self._parked = self._parked, []
         for put in parked:
@@ -324,13 +341,13 @@ class Wire:
         self._connected()
 
     # --- subjects -----------------------------------------------------------------------------------------------------
-    def subscribe(self, subject: str, arrived: Arrived) -> int:
-        """Receive what is published on a subject, over reconnects too."""
+    def subscribe(self, subject: str, arrived: Arrived, *, group: str = "") -> int:
+        """Receive what is published on a subject, over reconnects too; one of those in a group receives it."""
         self._sid += 1
         self._handlers[self._sid] = arrived
-        self._subjects[self._sid] = subject
+        listened = self._subjects[self._sid] = f"{subject} {group}".rstrip().encode()
         if self._up:
-            self._connection.send(b"SUB %s %d\r\n" % (subject.encode(), self._sid))
+            self._connection.send(b"SUB %s %d\r\n" % (listened, self._sid))
         return self._sid
 
     def unsubscribe(self, sid: int) -> None:
@@ -387,10 +404,18 @@ class Wire:
     async def api(self, what: str, body: object = None) -> dict[str, Any]:
         """Call the JetStream API, again if need be; what it answers may hold an `error`."""
         payload = b"" if body is None else _encode(body)
-        for _ in range(3):
+        unanswered, patience = 0, self.now() + ELECTION_SECONDS
+        while unanswered < API_ATTEMPTS:
             answer = await self.request(f"$JS.API.{what}", payload)
-            if answer is not None and status_of(answer[1]) != 503:
-                return msgspec.json.decode(answer[0])
+            if answer is None or status_of(answer[1]) == UNAVAILABLE:
+                unanswered += 1
+            else:
+                found: dict[str, Any] = msgspec.json.decode(answer[0])
+                if found.get("error", {}).get("err_code") not in ELECTING:
+                    return found
+                if self.now() > patience:
+                    text = "the servers agree on no leader: more than half of the cluster must be up"
+                    raise StoreUnavailable(f"jetstream: {what} is not possible now: {text}")
             self._check()
             await asyncio.sleep(RETRY_SECONDS)
         raise StoreUnavailable(f"jetstream: no answer to {what}: is JetStream enabled for this account?")
@@ -430,7 +455,7 @@ class Wire:
         name = b"%s.%d" % (self._inbox[7:].encode(), self._number)
         guard = b"" if expected is None else b"Nats-Expected-Last-Subject-Sequence: %d\r\n" % expected
         lines = b"%s%s%s\r\n%s%s\r\n" % (HEADER_LINE, PUT_NAME, name, guard, headers)
-        put = _Put(name, subject, lines, payload, expected is not None, told)
+        put = _Put(name, subject, lines, payload, expected, told)
         self._puts[put] = None
         self._send_put(put)
 
@@ -481,7 +506,7 @@ class Wire:
             self._tell(put, ack.seq, None)
         elif error.err_code in FULL:
             self._tell(put, 0, StoreFull(f"jetstream: {put.subject}: {error.description}: make room in the stream"))
-        elif error.err_code == ANOTHER_IN_FLIGHT or error.code == 503:
+        elif error.err_code == ANOTHER_IN_FLIGHT or error.code in (TOO_MANY, UNAVAILABLE):
             self._loop.call_later(RETRY_SECONDS / 10, self._send_put, put)
         elif error.err_code == WRONG_SEQUENCE:
             if put.sent > 1:
@@ -495,16 +520,18 @@ class Wire:
         return True
 
     async def _look_for(self, put: _Put) -> None:
-        """Tell whether a put that was sent twice, and was refused the second time, had arrived the first time."""
+        """Tell whether a put that was sent twice, and was refused the second time, had arrived the first time.
+
+        The leader is asked: a replica that is behind may not have what it has just refused for.
+        """
         stream = self.stream_of(put.subject)
+        sequence = put.expected or 0
         try:
-            sequence = 1
-            while found := await self.batch(stream, put.subject, sequence):
-                for each in found:
-                    if each.header(PUT_NAME) == put.name:
-                        self._tell(put, each.sequence, None)
-                        return
-                sequence = found[-1].sequence + 1
+            while (found := await self.first(stream, put.subject, sequence + 1)) is not None:
+                if found.header(PUT_NAME) == put.name:
+                    self._tell(put, found.sequence, None)
+                    return
+                sequence = found.sequence
         except StoreError as error:
             if put in self._puts:
                 log.warning("looking for %s again: %s", put.subject, error)
@@ -564,7 +591,7 @@ class Wire:
                 self._check()
 
     async def all(self, stream: str, subject: str) -> list[Stored]:
-        """Return all messages whose subject matches, in order."""
+        """Return all messages whose subject matches, in order. Any replica answers, also one that is behind."""
         found: list[Stored] = []
         more = 1
         while more:
@@ -576,18 +603,25 @@ class Wire:
         return found
 
     async def batch(self, stream: str, subject: str, sequence: int = 1, limit: int = BATCH_LIMIT) -> list[Stored]:
-        """Return the first messages from a sequence on whose subject matches, in order."""
+        """Return the first messages from a sequence on whose subject matches, in order; none only if there are none.
+
+        A replica that is behind shows what there was, without gaps: who reads on until there are none has all of them,
+        and perhaps some that are gone.
+        """
         body = {"seq": sequence, "next_by_subj": subject, "batch": limit, "max_bytes": BATCH_BYTES}
-        return (await self._read(lambda: self._direct(stream, body)))[0]
+        found, _ = await self._read(lambda: self._direct(stream, body))
+        if not found and self.is_clustered and (first := await self.first(stream, subject, sequence)) is not None:
+            return [first]
+        return found
 
     async def count(self, stream: str, subject: str) -> int:
-        """Return how many messages there are whose subject matches."""
+        """Return how many messages there are whose subject matches, as any replica knows it."""
         body = {"seq": 1, "next_by_subj": subject, "batch": 1}
         found, more = await self._read(lambda: self._direct(stream, body))
         return len(found) + more
 
     async def last_of(self, stream: str, subjects: Sequence[str]) -> dict[str, Stored]:
-        """Return the last message of each of these literal subjects that has one."""
+        """Return the last message of each of these literal subjects that has one, as any replica knows it."""
         found: dict[str, Stored] = {}
         for begin in range(0, len(subjects), BATCH_LIMIT):
             body = {"multi_last": [*subjects[begin : begin + BATCH_LIMIT]], "batch": BATCH_LIMIT}
@@ -597,9 +631,15 @@ class Wire:
 
     async def last(self, stream: str, subject: str) -> Stored | None:
         """Return the last message whose subject matches, as the stream's leader knows it."""
+        return await self._of_leader(stream, {"last_by_subj": subject})
 
+    async def first(self, stream: str, subject: str, sequence: int = 1) -> Stored | None:
+        """Return the first message from a sequence on whose subject matches, as the stream's leader knows it."""
+        return await self._of_leader(stream, {"seq": sequence, "next_by_subj": subject})
+
+    async def _of_leader(self, stream: str, which: object) -> Stored | None:
         async def once() -> Stored | None:
-            answer = await self.request(f"$JS.API.STREAM.MSG.GET.{stream}", _encode({"last_by_subj": subject}))
+            answer = await self.request(f"$JS.API.STREAM.MSG.GET.{stream}", _encode(which))
             if answer is None or status_of(answer[1]) == 503:
                 raise StoreUnavailable(f"jetstream: {stream} cannot be read: no connection, or no answer")
             last = _decode_last(answer[0])
