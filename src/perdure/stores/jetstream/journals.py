@@ -42,8 +42,6 @@ from perdure.stores.jetstream.packs import (
 from perdure.stores.jetstream.wire import Stored, Wire
 from perdure.stores.store import Transition
 
-BEHIND_SECONDS = 0.01
-"""How soon a journal is read again after a replica answered that is behind."""
 TAILS_LIMIT = 20_000
 """Ends of journals that are kept, so that the next frame needs no read."""
 
@@ -139,20 +137,10 @@ class Journals:
 
     # --- reading ------------------------------------------------------------------------------------------------------
     async def read(self, id: str) -> tuple[list[Frame], Tail]:
-        """Read all frames of a journal, or raise `StoreDamaged`.
-
-        A replica that answers shows a journal as it was. So the leader is asked where it ends, again each time, since
-        the last message may have been taken back.
-        """
-        layout, subject = self._layout, self._layout.journal(id)
-        stream = layout.stream_of(subject)
-        while True:
-            last = tail_of(await self._wire.last(stream, subject)) if self._replicated else NOTHING
-            stored = await self._wire.all(stream, subject)
-            tail = tail_of(stored[-1] if stored else None)
-            if tail.sequence >= last.sequence:
-                break
-            await asyncio.sleep(BEHIND_SECONDS)
+        """Read all frames of a journal, or raise `StoreDamaged`."""
+        subject = self._layout.journal(id)
+        stored = await self._wire.all(self._layout.stream_of(subject), subject)
+        tail = tail_of(stored[-1] if stored else None)
         frames = [decode_frame(data) for data in await self._checked(id, stored)]
         self.note(id, tail)
         return frames, tail
@@ -162,7 +150,7 @@ class Journals:
         sum = 0
         for each in stored:
             facts = facts_of(each.headers)
-            if facts.kind == "gone":  # it was purged between two pages
+            if facts.kind == "gone":  # purged after a part of it was read, or by a replica that is behind
                 frames, sum = [], 0
             if facts.kind != "frame":
                 continue

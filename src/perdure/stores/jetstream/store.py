@@ -782,7 +782,6 @@ class JetStreamStore:
     async def mail(self, id: str, /) -> list[Message]:
         self._check()
         stream = self.layout.stream("Q", self.layout.shard(id))
-        # Only shown: a replica that is behind may show what has just been applied, or not yet what was just posted.
         found: dict[str, Message] = {}
         for subject in (self.layout.messages(id), self.layout.all_passed_on(id)):
             for each in await self.wire.all(stream, subject):

@@ -590,29 +590,33 @@ class Wire:
                 await asyncio.sleep(RETRY_SECONDS)
                 self._check()
 
+    async def _page(self, stream: str, subject: str, sequence: int, limit: int) -> tuple[list[Stored], int]:
+        """Return the first messages from a sequence on whose subject matches, and how many more there are at least.
+
+        Any replica of the stream answers. One that is behind shows what there was, without gaps: so the leader is asked
+        whether there is more than it knows. Nothing is missing then, and some may be gone already.
+        """
+        body = {"seq": sequence, "next_by_subj": subject, "batch": limit, "max_bytes": BATCH_BYTES}
+        found, more = await self._read(lambda: self._direct(stream, body))
+        if not more and self.is_clustered:
+            behind = found[-1].sequence + 1 if found else sequence
+            if (next := await self.first(stream, subject, behind)) is not None:
+                return [*found, next], 1
+        return found, more
+
     async def all(self, stream: str, subject: str) -> list[Stored]:
-        """Return all messages whose subject matches, in order. Any replica answers, also one that is behind."""
+        """Return all messages whose subject matches, in order; perhaps some too that have just been removed."""
         found: list[Stored] = []
         more = 1
         while more:
-            sequence = found[-1].sequence + 1 if found else 1
-            body = {"seq": sequence, "next_by_subj": subject, "batch": BATCH_LIMIT, "max_bytes": BATCH_BYTES}
-            some, more = await self._read(lambda body=body: self._direct(stream, body))
+            some, more = await self._page(stream, subject, found[-1].sequence + 1 if found else 1, BATCH_LIMIT)
             found += some
             more = more if some else 0
         return found
 
     async def batch(self, stream: str, subject: str, sequence: int = 1, limit: int = BATCH_LIMIT) -> list[Stored]:
-        """Return the first messages from a sequence on whose subject matches, in order; none only if there are none.
-
-        A replica that is behind shows what there was, without gaps: who reads on until there are none has all of them,
-        and perhaps some that are gone.
-        """
-        body = {"seq": sequence, "next_by_subj": subject, "batch": limit, "max_bytes": BATCH_BYTES}
-        found, _ = await self._read(lambda: self._direct(stream, body))
-        if not found and self.is_clustered and (first := await self.first(stream, subject, sequence)) is not None:
-            return [first]
-        return found
+        """Return the first messages from a sequence on whose subject matches, in order; none only if there are none."""
+        return (await self._page(stream, subject, sequence, limit))[0]
 
     async def count(self, stream: str, subject: str) -> int:
         """Return how many messages there are whose subject matches, as any replica knows it."""
