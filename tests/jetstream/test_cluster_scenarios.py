@@ -6,7 +6,7 @@ Each says which workflows it needs, since each of them costs consumers that are 
 from __future__ import annotations
 
 import inspect
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from examples.services.nats_server import Cluster, cluster
+from examples.services.nats_server import Cluster
 from perdure import Workflow
 from tests.jetstream import test_processes
 from tests.scenarios import bodies, keyed, test_handover, test_keys, test_messages, test_retention, test_timers
@@ -34,6 +34,12 @@ def on(scenario: Scenario, *serves: Workflow[..., Any], **arguments: Any) -> Any
 CHOSEN = [
     # one of several worker processes dies, or is taken for dead
     on(test_processes.test_zombie_that_wakes_after_its_lease_writes_nothing, bodies.three),
+    on(
+        test_processes.test_zombie_stopped_between_its_step_and_its_append_loses_its_key_and_what_it_would_write,
+        *(keyed.counts_in_frost, keyed.bump),
+        early=True,
+    ),
+    on(test_processes.test_zombie_that_holds_a_key_past_its_lease_gives_it_to_nobody, keyed.staged),
     on(
         test_processes.test_what_a_killed_process_held_is_taken_over_within_its_lease,
         *(bodies.asks, bodies.sleeps, bodies.three),
@@ -86,12 +92,6 @@ CHOSEN = [
     ),
     on(test_retention.test_loop_of_send_and_sleep_does_not_repeat_old_sends, bodies.ticks, bodies.noting, cache=0),
 ]
-
-
-@pytest.fixture(scope="module")
-def nodes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    with cluster(tmp_path_factory.mktemp("cluster")) as running:
-        yield running
 
 
 @pytest.fixture
