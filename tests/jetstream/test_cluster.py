@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ from tests.scenarios.engine import Options
 from tests.scenarios.host import jetstream_at
 from tests.scenarios.lab import JetStreamLab
 
-OPTIONS = Options(lease=3.0, max_concurrent=50, serves=("three", "parent", "increment", "sleeps"))
+OPTIONS = Options(max_concurrent=50, serves=("three", "parent", "increment", "sleeps"))
 
 
 async def leader_of(lab: JetStreamLab, nodes: Cluster, kind: str) -> Server:
@@ -53,6 +54,11 @@ class Load:
         assert [lab.count(f"ended {self.tag}s{at}") for at in range(10)] == [1] * 10
         await check_histories(lab, [*self.counted, *self.others])
 
+    def repeated(self) -> list[str]:
+        """Return the steps that ran more than once."""
+        ran = Counter(note for note in self.lab.notes() if note.startswith(f"ran {self.tag}"))
+        return [note for note, times in ran.items() if times > 1]
+
 
 @pytest.mark.slow
 async def test_leaders_of_streams_killed_under_load_over_three_processes_lose_and_repeat_nothing(
@@ -75,6 +81,7 @@ async def test_leaders_of_streams_killed_under_load_over_three_processes_lose_an
             await asyncio.to_thread(victim.start)
         for load in loads:
             await load.end(others[1])
+            assert load.repeated() == [], "no election takes a lease, and nobody has died"
     finally:
         await lab.close()
 
@@ -84,9 +91,9 @@ async def test_whole_cluster_killed_at_once_goes_on_with_everything(
     nodes: Cluster, namespace: str, join: Join, tmp_path: Path
 ) -> None:
     lab = JetStreamLab(tmp_path / "lab", OPTIONS, nodes.url, namespace, replicas=3)
-    await lab.up()
+    await lab.up(lease=3.0)
     try:
-        other = await join(lab)
+        other = await join(lab, lease=3.0)
         load = Load(lab, "all")
         beginning = asyncio.ensure_future(load.begin())
         await asyncio.sleep(0.15)

@@ -36,7 +36,7 @@ SWEEP_SECONDS = 1.0
 RETRY_SECONDS = 0.1
 """How long after a server could not take a put, as in an election, it is tried again."""
 API_ATTEMPTS = 3
-"""How often the API is called that does not answer."""
+"""How often the JetStream API is asked before it is said to be unavailable."""
 ELECTION_SECONDS = 15.0
 """How long there may be no leader for what the API is asked, before that fails: elections take up to 9 s."""
 CONNECT_TIMEOUT_SECONDS = 5
@@ -58,6 +58,8 @@ TOO_MANY, UNAVAILABLE = 429, 503
 """Codes of errors that go away: it was not stored, and is to be put again."""
 NO_MESSAGE = 10037
 NO_STREAM = 10059
+NOT_DELETED = frozenset({NO_MESSAGE, 10057, 10043})
+"""There was nothing to delete: no such message, or none at that sequence any more."""
 FULL = frozenset({10077, 10023, 10047})
 
 HEADER_LINE = b"NATS/1.0\r\n"
@@ -668,7 +670,7 @@ class Wire:
     async def delete(self, stream: str, sequence: int) -> None:
         """Remove one message; it may be gone already."""
         answer = await self.api(f"STREAM.MSG.DELETE.{stream}", {"seq": sequence, "no_erase": True})
-        if answer.get("error", {}).get("err_code") not in (None, NO_MESSAGE, 10057, 10043):
+        if answer.get("error", {}).get("err_code", NO_MESSAGE) not in NOT_DELETED:
             _raise_error(answer, stream)
 
     # --- deliveries ---------------------------------------------------------------------------------------------------
