@@ -100,3 +100,30 @@ async def test_server_killed_while_workers_are_killed_too_loses_and_repeats_noth
         await check_histories(lab, [*ids, *counting])
     finally:
         await lab.close()
+
+
+async def test_server_killed_takes_nothing_from_processes_that_go_on(
+    own_nats: Server, join: Join, tmp_path: Path
+) -> None:
+    """Whoever is connected again first does not take the others for dead."""
+    lab = JetStreamLab(tmp_path / "lab", Options(max_concurrent=5, serves=("three",)), own_nats.url, "killed")
+    await lab.up()
+    try:
+        tags = [f"g{at}" for at in range(15)]
+        for tag in tags:
+            lab.close_gate(f"before {tag}-b")
+        others = [await join(lab) for _ in range(2)]
+        ids = await lab.start_many(bodies.three, [[tag] for tag in tags])
+        for tag in tags:  # five for each of them
+            await lab.noted(f"at before {tag}-b")
+        for _ in range(2):
+            await asyncio.to_thread(own_nats.kill)
+            await asyncio.to_thread(own_nats.start)
+            await asyncio.sleep(1.0)
+        for tag in tags:
+            lab.open_gate(f"before {tag}-b")
+        await others[0].results(ids)
+        assert [lab.count(f"at before {tag}-b") for tag in tags] == [1] * 15
+        await check_histories(lab, ids)
+    finally:
+        await lab.close()

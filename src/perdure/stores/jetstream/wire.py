@@ -54,6 +54,7 @@ WRONG_SEQUENCE = 10071
 ANOTHER_IN_FLIGHT = 10164
 ELECTING = frozenset({10006, 10008, 10009})
 """Errors of the API while the servers have no leader for what is asked."""
+NOT_NOW = ELECTING | {ANOTHER_IN_FLIGHT}
 TOO_MANY, UNAVAILABLE = 429, 503
 """Codes of errors that go away: it was not stored, and is to be put again."""
 NO_MESSAGE = 10037
@@ -508,7 +509,7 @@ class Wire:
             self._tell(put, ack.seq, None)
         elif error.err_code in FULL:
             self._tell(put, 0, StoreFull(f"jetstream: {put.subject}: {error.description}: make room in the stream"))
-        elif error.err_code == ANOTHER_IN_FLIGHT or error.code in (TOO_MANY, UNAVAILABLE):
+        elif error.err_code in NOT_NOW or error.code in (TOO_MANY, UNAVAILABLE):
             self._loop.call_later(RETRY_SECONDS / 10, self._send_put, put)
         elif error.err_code == WRONG_SEQUENCE:
             if put.sent > 1:
