@@ -106,7 +106,7 @@ async def test_server_killed_takes_nothing_from_processes_that_go_on(
     own_nats: Server, join: Join, tmp_path: Path
 ) -> None:
     """Whoever is connected again first does not take the others for dead."""
-    lab = JetStreamLab(tmp_path / "lab", Options(max_concurrent=5, serves=("three",)), own_nats.url, "killed")
+    lab = JetStreamLab(tmp_path / "lab", Options(max_concurrent=20, serves=("three",)), own_nats.url, "killed")
     await lab.up()
     try:
         tags = [f"g{at}" for at in range(15)]
@@ -114,7 +114,7 @@ async def test_server_killed_takes_nothing_from_processes_that_go_on(
             lab.close_gate(f"before {tag}-b")
         others = [await join(lab) for _ in range(2)]
         ids = await lab.start_many(bodies.three, [[tag] for tag in tags])
-        for tag in tags:  # five for each of them
+        for tag in tags:  # some for each of them
             await lab.noted(f"at before {tag}-b")
         for _ in range(2):
             await asyncio.to_thread(own_nats.kill)
