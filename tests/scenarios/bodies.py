@@ -466,6 +466,12 @@ async def parent(tag: str) -> list[str]:
 
 
 @workflow
+async def calls_often(tag: str, times: int) -> list[str]:
+    """Wait for one child after the other."""
+    return [await noting(f"{tag} {n}") for n in range(times)]
+
+
+@workflow
 async def grandparent(ctx: Context, tag: str) -> list[str]:
     ctx.send(three, f"{tag}-sent")
     try:

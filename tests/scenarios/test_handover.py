@@ -69,3 +69,10 @@ async def test_last_worker_that_stops_leaves_all_to_the_next_one(make_lab: MakeL
     after = lab.notes()
     assert after[: len(before)] == before
     assert [lab.count(f"ran {tag}-{each}") for tag in "abcde" for each in "abc"] == [1] * 15
+
+
+async def test_no_outcome_is_lost_on_a_parent_that_one_worker_has_kept_while_another_went_on(make_lab: MakeLab) -> None:
+    """A turn that was kept since then knows nothing of the child: it must not drop what it was told of it."""
+    lab = await make_lab(workers=2)
+    ids = await lab.start_many(bodies.calls_often, [[f"a{at}", 8] for at in range(20)])
+    assert await lab.results(ids) == [[f"a{at} {n}" for n in range(8)] for at in range(20)]

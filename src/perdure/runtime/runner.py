@@ -131,6 +131,7 @@ class Runner:
         "_arrivals",
         "_begun_early",
         "_busy",
+        "_came_before_read",
         "_force_frame",
         "_granted",
         "_has_written",
@@ -183,6 +184,7 @@ class Runner:
         self._unwritten: Ready | None = None  # what the body asked for, while the first frame is held back
         self._redo = NO_EFFECTS  # those of the last frame, if another wrote it: they come first
         self._all_done = False  # it is known that there are none to do again
+        self._came_before_read = 0  # so many deliveries had come when the journal was read, if it was in this round
         self._has_written = False
         self._begun_early: set[int] = set()  # steps in it: they have begun, and may have ended since
         self._force_frame = False
@@ -218,6 +220,7 @@ class Runner:
     # --- reading the journal ------------------------------------------------------------------------------------------
     def _load(self) -> None:
         self._busy = True
+        self._came_before_read = len(self._inbox)
         task = asyncio.ensure_future(self._read_in_turn())
         task.add_done_callback(self._loaded)
 
@@ -750,6 +753,10 @@ class Runner:
     def _after_nothing(self, answers: list[Answer]) -> None:
         """Nothing to record: answer and acknowledge. Who was woken too early sets the wake again first."""
         taken, self._taken = self._taken, []
+        if len(taken) > self._came_before_read:
+            self._inbox[:0] = taken
+            self._confirm()
+            return
         due = None if self._owned else self._next_due()
         if answers or due is not None or self._redo is not NO_EFFECTS:
             effects = self._with_redo(replace(NO_EFFECTS, wake=due), answers)
@@ -761,7 +768,30 @@ class Runner:
             self._home.subscription.acknowledge(delivery)
         self._after_quiet_commit()
 
+    def _confirm(self) -> None:
+        """See whether the journal is what it is thought to be, before anything is dropped as meaningless.
+
+        Another worker may have gone on since this one let go: a frame would meet his, and nothing meets nobody.
+        """
+        self._busy = True
+        self._came_before_read = len(self._inbox)
+        task = asyncio.ensure_future(self._home.store.journal(self.id))
+        task.add_done_callback(self._looked)
+
+    def _looked(self, task: asyncio.Task[Journal]) -> None:
+        self._busy = False
+        if self.closed or task.cancelled():
+            return
+        error = task.exception()
+        if error is not None:
+            self._give_up(f"its journal cannot be read: {error}")
+        elif task.result().revision == self.revision:
+            self._home.schedule(self)
+        else:
+            self._begin_anew(f"another worker has written since revision {self.revision}", ())
+
     def _after_quiet_commit(self) -> None:
+        self._came_before_read = 0
         self._begin_waiting()
         if self._owned:
             self._arm()  # as after a takeover: its claim is a frame of its own, and the timers are older
@@ -773,6 +803,7 @@ class Runner:
 
     def _commit(self, transition: Transition, then: Callable[[], None]) -> None:
         self._busy = True
+        self._came_before_read = 0
         self._home.store.commit(transition, partial(self._committed, transition, then))
 
     def _committed(
@@ -793,19 +824,23 @@ class Runner:
             self.close()
         elif isinstance(error, Conflict):
             # Somebody else has written, perhaps an owner whose end we were told of. What we hold is still to be done.
-            log.warning("invocation %s is read again: %s", self.id, error)
-            held = [*transition.acknowledge, *self._inbox]
-            self.close()
-            self._home.ended(self)
-            for delivery in held:
-                delivery.attempt += 1
-                self._home.deliver_again(delivery)
+            self._begin_anew(str(error), transition.acknowledge)
         else:
             # Nothing of it happened. The same transition is still right, so it is tried until the store works again.
             log.error("commit for invocation %s failed, trying again: %s", self.id, error)
             self._outage = True
             clock = self._home.clock
             clock.call_at(clock.now() + COMMIT_RETRY_SECONDS, partial(self._commit_again, transition, then))
+
+    def _begin_anew(self, why: str, taken: Sequence[Delivery]) -> None:
+        """Let a new runner read the journal, and give it what is in hand."""
+        log.warning("invocation %s is read again: %s", self.id, why)
+        held = [*taken, *self._inbox]
+        self.close()
+        self._home.ended(self)
+        for delivery in held:
+            delivery.attempt += 1
+            self._home.deliver_again(delivery)
 
     def _commit_again(self, transition: Transition, then: Callable[[], None]) -> None:
         self._outage = False
