@@ -429,10 +429,10 @@ class Deliveries:
 
     # --- messages and wakes -------------------------------------------------------------------------------------------
     def _route_soon(self, delivery: Delivery, name: str) -> None:
-        if (member := self.hands.owner(delivery.id)) is not None:
+        if not self._came and (member := self.hands.owner(delivery.id)) is not None:
             self._hand_to_owner(member, delivery)
             return
-        self._came.append((delivery, name))
+        self._came.append((delivery, name))  # behind those that are looked at, of which some may be for the same
         self._route_those_that_came()
 
     def _hand_to_owner(self, member: Member, delivery: Delivery) -> None:

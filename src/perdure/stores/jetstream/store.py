@@ -46,7 +46,7 @@ from perdure.stores.jetstream.journals import NOTHING, Journals, Tail
 from perdure.stores.jetstream.keeping import DUE
 from perdure.stores.jetstream.keys import LIMIT, Keys
 from perdure.stores.jetstream.lanes import Lanes
-from perdure.stores.jetstream.layout import SHARDS, Facts, Layout, facts_of, facts_of_start, lines_of
+from perdure.stores.jetstream.layout import ROLLUP, SHARDS, Facts, Layout, facts_of, facts_of_start, lines_of
 from perdure.stores.jetstream.projection import Projection
 from perdure.stores.jetstream.purge import Purge
 from perdure.stores.jetstream.streams import prepare, read_secret
@@ -504,15 +504,18 @@ class JetStreamStore:
 
     def _append(self, transition: Transition, told: Committed, tail: Tail) -> None:
         data, facts = self._journals.next_frame(transition, tail, self.clock.now())
-        if self._blobs.is_large(data):
-            self._beside(told, self._append_large(transition, told, tail, data, facts))
+        if self._blobs.is_large(data) or self._journals.is_to_be_packed(tail):
+            self._beside(told, self._append_with_pieces(transition, told, tail, data, facts))
             return
         self._put_frame(transition, told, tail, data, facts)
 
-    async def _append_large(
+    async def _append_with_pieces(
         self, transition: Transition, told: Committed, tail: Tail, data: bytes, facts: Facts
     ) -> None:
+        """Append a frame that is too large for a message, or that takes those before it along."""
         try:
+            if self._journals.is_to_be_packed(tail):
+                facts, data = await self._journals.pack(tail, facts, data)
             facts, data = await self._blobs.save(transition.id, facts, data)
         except StoreError as error:
             self._tell(told, 0, error)
@@ -525,7 +528,7 @@ class JetStreamStore:
             data,
             partial(self._appended, transition, told, tail, facts),
             expected=tail.sequence,
-            headers=lines_of(facts),
+            headers=ROLLUP + lines_of(facts) if facts.is_pack else lines_of(facts),
         )
 
     def _appended(
