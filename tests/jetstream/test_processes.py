@@ -143,6 +143,23 @@ async def test_message_goes_to_the_process_that_owns_the_invocation(make_lab: Ma
     await check_histories(lab, ids)
 
 
+async def test_message_for_what_had_not_begun_follows_it_to_the_process_that_begins_it(
+    make_lab: MakeLab, join: Join
+) -> None:
+    lab = await make_lab(max_concurrent=1)
+    lab.close_gate("before busy-a")
+    await lab.start(bodies.three, "busy")
+    await lab.noted("at before busy-a")
+    queued = await lab.start(bodies.waits_on, "queued", "sleep")
+    cancelling = asyncio.ensure_future(lab.ask("cancel", id=queued))  # who is busy gets the message, and no start
+    await asyncio.sleep(LEASE_SECONDS)
+    assert await lab.status(queued) == "pending"
+    other = await join(lab)
+    await asyncio.wait_for(cancelling, SLACK_SECONDS)
+    lab.open_gate("before busy-a")
+    await other.has_status(queued, "cancelled")
+
+
 async def test_zombie_that_wakes_after_its_lease_writes_nothing(make_lab: MakeLab, join: Join) -> None:
     lab = await make_lab()
     assert isinstance(lab, JetStreamLab)
