@@ -346,7 +346,7 @@ class ProcessLab(Lab):
         await self.kill()
 
     async def ask(self, operation: str, **arguments: Any) -> Any:
-        if self._process is None or self._process.stdin is None:
+        if self._process is None or self._process.stdin is None or self._reader is None or self._reader.done():
             raise GoneError
         self._number += 1
         number = self._number
