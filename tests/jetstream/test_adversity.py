@@ -6,7 +6,7 @@ import asyncio
 import random
 from collections.abc import Awaitable, Callable, Sequence
 
-from tests.scenarios import bodies, keyed
+from tests.scenarios import bodies
 from tests.scenarios.conftest import MakeLab
 from tests.scenarios.fleet import ManyProcesses
 from tests.scenarios.lab import JetStreamLab, Lab

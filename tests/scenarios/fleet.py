@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import signal
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable
 from typing import Any
@@ -11,6 +12,8 @@ from typing import Any
 from tests.scenarios.lab import GoneError, JetStreamLab, Lab
 
 GONE_SECONDS = 0.02
+FROZEN_SHARE = 0.3
+FROZEN_LEASES = 1.5
 
 
 class Fleet(ABC):
@@ -49,7 +52,10 @@ class OneProcess(Fleet):
 
 
 class ManyProcesses(Fleet):
-    """The client has a process of its own, without workers; each worker has one, and dies with it."""
+    """The client has a process of its own, without workers; each worker has one, and dies with it.
+
+    Or it is only frozen for longer than its lease, and comes back when others have gone on without it.
+    """
 
     def __init__(
         self, client: Lab, workers: list[JetStreamLab], one_more: Callable[[], Awaitable[JetStreamLab]]
@@ -59,5 +65,14 @@ class ManyProcesses(Fleet):
         self._one_more = one_more
 
     async def kill_one(self, chance: random.Random) -> None:
-        await self.workers.pop(chance.randrange(len(self.workers))).kill()
+        victim = self.workers.pop(chance.randrange(len(self.workers)))
+        if chance.random() < FROZEN_SHARE:
+            victim.signal(signal.SIGSTOP)
+            asyncio.get_running_loop().call_later(FROZEN_LEASES * victim.options.lease, self._thaw, victim)
+        else:
+            await victim.kill()
         self.workers.append(await self._one_more())
+
+    def _thaw(self, worker: JetStreamLab) -> None:
+        if worker.runs:
+            worker.signal(signal.SIGCONT)

@@ -330,6 +330,10 @@ class ProcessLab(Lab):
             await process.stdin.wait_closed()
         self._process = None
 
+    @property
+    def runs(self) -> bool:
+        return self._process is not None and self._process.returncode is None
+
     def signal(self, number: int) -> None:
         """Send a signal to the process."""
         assert self._process is not None
