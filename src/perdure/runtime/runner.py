@@ -250,7 +250,7 @@ class Runner:
             return
         error = task.exception()
         if error is not None:
-            self._read_failed(error)
+            self._read_failed(error, self._load)
             return
         journal, start, self._key = task.result()
         self.revision, self._all_done = journal.revision, journal.done
@@ -274,21 +274,21 @@ class Runner:
             self._open(start, journal.frames)
             self._round()
 
-    def _read_failed(self, error: BaseException) -> None:
+    def _read_failed(self, error: BaseException, read: Callable[[], None]) -> None:
         if isinstance(error, StoreClosed):
             self.close()
         elif isinstance(error, StoreError) and not isinstance(error, StoreDamaged):
             log.error("the journal of invocation %s cannot be read, trying again: %s", self.id, error)
             self._busy = self._outage = True
             clock = self._home.clock
-            clock.call_at(clock.now() + STORE_RETRY_SECONDS, self._load_again)
+            clock.call_at(clock.now() + STORE_RETRY_SECONDS, partial(self._read_again, read))
         else:
             self._give_up(f"its journal cannot be read: {error}")
 
-    def _load_again(self) -> None:
+    def _read_again(self, read: Callable[[], None]) -> None:
         self._outage = False
         if not self.closed:
-            self._load()
+            read()
 
     def _redo_settled(self, start: Start, frames: Sequence[Frame]) -> None:
         """Finish what a settled invocation's last owner may have left undone, and refuse what came too late.
@@ -793,8 +793,12 @@ class Runner:
         """
         self._busy = True
         self._came_before_read = len(self._inbox)
-        task = asyncio.ensure_future(self._home.store.journal(self.id))
+        task = asyncio.ensure_future(self._read_journal())
         task.add_done_callback(self._looked)
+
+    async def _read_journal(self) -> Journal:
+        async with self._home.reads:
+            return await self._home.store.journal(self.id)
 
     def _looked(self, task: asyncio.Task[Journal]) -> None:
         self._busy = False
@@ -802,7 +806,7 @@ class Runner:
             return
         error = task.exception()
         if error is not None:
-            self._give_up(f"its journal cannot be read: {error}")
+            self._read_failed(error, self._confirm)
         elif task.result().revision == self.revision:
             self._home.schedule(self)
         else:
