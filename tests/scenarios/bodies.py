@@ -452,6 +452,14 @@ async def asks(ctx: Context, tag: str) -> str:
 
 
 @workflow
+async def asks_then_sleeps(ctx: Context, tag: str, seconds: float) -> str:
+    answer = await ctx.awakeable(str)
+    await remember(f"answered {tag}")
+    await asyncio.sleep(seconds)
+    return answer
+
+
+@workflow
 async def asks_only(ctx: Context) -> int:
     return await ctx.awakeable(int)
 

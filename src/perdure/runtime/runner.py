@@ -133,7 +133,6 @@ class Runner:
         "_arrivals",
         "_begun_early",
         "_busy",
-        "_came_before_read",
         "_force_frame",
         "_granted",
         "_has_written",
@@ -150,6 +149,7 @@ class Runner:
         "_status",
         "_stopping",
         "_stuck",
+        "_sure",
         "_taken",
         "_to_begin",
         "_unwritten",
@@ -186,8 +186,8 @@ class Runner:
         self._unwritten: Ready | None = None  # what the body asked for, while the first frame is held back
         self._redo = NO_EFFECTS  # those of the last frame, if another wrote it: they come first
         self._all_done = False  # it is known that there are none to do again
-        self._came_before_read = 0  # so many deliveries had come when the journal was read, if it was in this round
         self._has_written = False
+        self._sure = False  # the journal was read or written after all that is in hand had come
         self._begun_early: set[int] = set()  # steps in it: they have begun, and may have ended since
         self._force_frame = False
         self._running: dict[int, Attempt] = {}
@@ -202,6 +202,7 @@ class Runner:
     def take(self, delivery: Delivery) -> None:
         """Take a delivery for this invocation."""
         self._inbox.append(delivery)
+        self._sure = False
         if delivery.attempt > 1 and not self._owned:
             self._must_claim_first = True
         self._home.schedule(self)
@@ -221,8 +222,7 @@ class Runner:
 
     # --- reading the journal ------------------------------------------------------------------------------------------
     def _load(self) -> None:
-        self._busy = True
-        self._came_before_read = len(self._inbox)
+        self._busy = self._sure = True
         task = asyncio.ensure_future(self._read_in_turn())
         task.add_done_callback(self._loaded)
 
@@ -281,14 +281,40 @@ class Runner:
             log.error("the journal of invocation %s cannot be read, trying again: %s", self.id, error)
             self._busy = self._outage = True
             clock = self._home.clock
-            clock.call_at(clock.now() + STORE_RETRY_SECONDS, partial(self._read_again, read))
+            clock.call_at(clock.now() + STORE_RETRY_SECONDS, partial(self._try_again, read))
         else:
             self._give_up(f"its journal cannot be read: {error}")
 
-    def _read_again(self, read: Callable[[], None]) -> None:
+    def _try_again(self, work: Callable[[], None]) -> None:
         self._outage = False
         if not self.closed:
-            read()
+            work()
+
+    def _confirm(self, answers: list[Answer]) -> None:
+        """See whether the journal is as it is known here, before what came is dropped as meaningless.
+
+        Another worker may have gone on since a turn was kept, or since a claim ran out: a frame would meet his and
+        fail, but nothing is written here.
+        """
+        self._busy = self._sure = True
+        task = asyncio.ensure_future(self._read_revision())
+        task.add_done_callback(partial(self._confirmed, answers))
+
+    async def _read_revision(self) -> int:
+        async with self._home.reads:
+            return await self._home.store.revision(self.id)
+
+    def _confirmed(self, answers: list[Answer], task: asyncio.Task[int]) -> None:
+        self._busy = False
+        if self.closed or task.cancelled():
+            return
+        error = task.exception()
+        if error is not None:
+            self._read_failed(error, partial(self._confirm, answers))
+        elif task.result() == self.revision:
+            self._drop(answers)
+        else:
+            self._begin_anew(f"another worker has written since revision {self.revision}", self._taken)
 
     def _redo_settled(self, start: Start, frames: Sequence[Frame]) -> None:
         """Finish what a settled invocation's last owner may have left undone, and refuse what came too late.
@@ -769,12 +795,15 @@ class Runner:
         self._home.ended(self)
 
     def _after_nothing(self, answers: list[Answer]) -> None:
-        """Nothing to record: answer and acknowledge. Who was woken too early sets the wake again first."""
+        """Nothing to record, as far as is known here."""
+        if self._sure:
+            self._drop(answers)
+        else:
+            self._confirm(answers)
+
+    def _drop(self, answers: list[Answer]) -> None:
+        """Answer and acknowledge what needs no frame. Who was woken too early sets the wake again first."""
         taken, self._taken = self._taken, []
-        if len(taken) > self._came_before_read:
-            self._inbox[:0] = taken
-            self._confirm()
-            return
         due = None if self._owned else self._next_due()
         if answers or due is not None or self._redo is not NO_EFFECTS:
             effects = self._with_redo(replace(NO_EFFECTS, wake=due), answers)
@@ -786,34 +815,7 @@ class Runner:
             self._home.subscription.acknowledge(delivery)
         self._after_quiet_commit()
 
-    def _confirm(self) -> None:
-        """See whether the journal is what it is thought to be, before anything is dropped as meaningless.
-
-        Another worker may have gone on since this one let go: a frame would meet his, and nothing meets nobody.
-        """
-        self._busy = True
-        self._came_before_read = len(self._inbox)
-        task = asyncio.ensure_future(self._read_journal())
-        task.add_done_callback(self._looked)
-
-    async def _read_journal(self) -> Journal:
-        async with self._home.reads:
-            return await self._home.store.journal(self.id)
-
-    def _looked(self, task: asyncio.Task[Journal]) -> None:
-        self._busy = False
-        if self.closed or task.cancelled():
-            return
-        error = task.exception()
-        if error is not None:
-            self._read_failed(error, self._confirm)
-        elif task.result().revision == self.revision:
-            self._home.schedule(self)
-        else:
-            self._begin_anew(f"another worker has written since revision {self.revision}", ())
-
     def _after_quiet_commit(self) -> None:
-        self._came_before_read = 0
         self._begin_waiting()
         if self._owned:
             self._arm()  # as after a takeover: its claim is a frame of its own, and the timers are older
@@ -825,7 +827,7 @@ class Runner:
 
     def _commit(self, transition: Transition, then: Callable[[], None]) -> None:
         self._busy = True
-        self._came_before_read = 0
+        self._sure = self._sure or transition.frame is not None
         self._home.store.commit(transition, partial(self._committed, transition, then))
 
     def _committed(
@@ -852,7 +854,9 @@ class Runner:
             log.error("commit for invocation %s failed, trying again: %s", self.id, error)
             self._outage = True
             clock = self._home.clock
-            clock.call_at(clock.now() + STORE_RETRY_SECONDS, partial(self._commit_again, transition, then))
+            clock.call_at(
+                clock.now() + STORE_RETRY_SECONDS, partial(self._try_again, partial(self._commit, transition, then))
+            )
 
     def _begin_anew(self, why: str, taken: Sequence[Delivery]) -> None:
         """Let a new runner read the journal, and give it what is in hand."""
@@ -863,11 +867,6 @@ class Runner:
         for delivery in held:
             delivery.attempt += 1
             self._home.deliver_again(delivery)
-
-    def _commit_again(self, transition: Transition, then: Callable[[], None]) -> None:
-        self._outage = False
-        if not self.closed:
-            self._commit(transition, then)
 
     # --- after a commit -----------------------------------------------------------------------------------------------
     def _durable(self, ready: Ready, released: bool) -> None:

@@ -756,6 +756,10 @@ class JetStreamStore:
         frames, tail = await self._journals.read(id)
         return Journal(tuple(frames), tail.revision)
 
+    async def revision(self, id: str, /) -> int:
+        self._check()
+        return (await self._journals.tail(id)).revision
+
     async def outcome(self, id: str, /) -> Outcome | None:
         self._check()
         tail = await self._journals.tail(id)
