@@ -524,8 +524,8 @@ class Wire:
             self._none_left.set_result(None)
 
     # --- reads --------------------------------------------------------------------------------------------------------
-    async def _direct(self, stream: str, body: object) -> tuple[list[Stored], int]:
-        """Ask for several messages; return them, and how many more there are."""
+    async def _direct(self, stream: str, body: object, *, one: bool = False) -> tuple[list[Stored], int]:
+        """Ask for several messages, or for one; return what there is, and how many more there are."""
         found: list[Stored] = []
         future: asyncio.Future[int] = self._loop.create_future()
 
@@ -538,7 +538,9 @@ class Wire:
                 assert subject is not None
                 assert sequence is not None
                 found.append(Stored(subject.decode(), int(sequence), data, headers))
-                return False
+                if one:
+                    future.set_result(0)
+                return one
             if status == 204:
                 future.set_result(int(header(headers, b"Nats-Num-Pending: ") or 0))
             elif status == 404:
@@ -583,6 +585,15 @@ class Wire:
         """Return the first messages from a sequence on whose subject matches, in order."""
         body = {"seq": sequence, "next_by_subj": subject, "batch": limit, "max_bytes": BATCH_BYTES}
         return (await self._read(lambda: self._direct(stream, body)))[0]
+
+    async def first(self, stream: str, subject: str, sequence: int = 1) -> Stored | None:
+        """Return the first message from a sequence on whose subject matches.
+
+        It is not a batch of one: with a batch the server counts all that match, however many they are.
+        """
+        body = {"seq": sequence, "next_by_subj": subject}
+        found, _ = await self._read(lambda: self._direct(stream, body, one=True))
+        return found[0] if found else None
 
     async def count(self, stream: str, subject: str) -> int:
         """Return how many messages there are whose subject matches."""
