@@ -44,15 +44,15 @@ def tell(told: Told) -> None:
     sys.stdout.buffer.flush()
 
 
-def store_at(place: str, python: str) -> Store:
+def store_at(place: str, options: Options) -> Store:
     if not place.startswith("nats:"):
         return SqliteStore(place)
     url, _, namespace = place.rpartition("/")
-    return JetStreamStore([url], namespace=namespace, shards=2, python=python)
+    return JetStreamStore([url], namespace=namespace, shards=2, python=options.python, janitor_seconds=options.janitor)
 
 
 async def serve(path: str, folder: Path, options: Options) -> None:
-    engine = Engine(lambda: store_at(path, options.python), options)
+    engine = Engine(lambda: store_at(path, options), options)
     await engine.open()
     loop = asyncio.get_running_loop()
     over = loop.create_future()

@@ -84,6 +84,12 @@ class Journals:
         self.replicated = False
         self._tails: OrderedDict[str, Tail] = OrderedDict()
 
+    def apart(self) -> Journals:
+        """Return one that reads the same, and whose reads change nothing of what is known here."""
+        other = Journals(self._wire, self._layout, self._blobs, self._name)
+        other.replicated = self.replicated
+        return other
+
     # --- tails --------------------------------------------------------------------------------------------------------
     def known(self, id: str) -> Tail | None:
         """Return the end of a journal as it was last seen here."""

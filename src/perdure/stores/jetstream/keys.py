@@ -85,7 +85,7 @@ class Keys:
             facts = facts_of_start(start, "pending", at)
             facts, data = await self._blobs.save(start.id, facts, encode_start(start))
             places.append((self._layout.line(name, start.id, 0), data, lines_of(facts)))
-        await asyncio.gather(*(self._put(*place) for place in places), self._ask_to_look(name))
+        await asyncio.gather(*(self._put(*place) for place in places), self.ask_to_look(name))
 
     async def enlist(self, id: str, enlist: Enlist) -> None:
         """Give an invocation that runs again a place, unless it has the key."""
@@ -97,13 +97,13 @@ class Keys:
 
     async def _join(self, name: str, id: str, generation: int, data: bytes, facts: Facts) -> None:
         subject = self._layout.line(name, id, generation)
-        await asyncio.gather(self._put(subject, data, lines_of(facts)), self._ask_to_look(name))
+        await asyncio.gather(self._put(subject, data, lines_of(facts)), self.ask_to_look(name))
 
     async def _put(self, subject: str, data: bytes, headers: bytes) -> None:
         with contextlib.suppress(WrongSequence):  # it has its place; the note is for who put it there and died
             await self._wire.store(subject, data, expected=0, headers=headers)
 
-    async def _ask_to_look(self, name: str) -> None:
+    async def ask_to_look(self, name: str) -> None:
         """Put the note. It goes behind the place, on one stream, unless the connection breaks: so it is put again."""
         reconnects = self._wire.reconnects
         headers = lines_of(Facts(kind="look"))
