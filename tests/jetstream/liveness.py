@@ -26,6 +26,7 @@ from perdure.stores.store import Key, Row
 
 SETTLE_SECONDS = 2.0
 """How long what a killed process has sent may be on its way."""
+READ_TOGETHER = 100
 TOLERANCE_SECONDS = 0.001
 """Schedules are in whole microseconds, rounded up."""
 
@@ -116,9 +117,11 @@ async def _read_journals(store: JetStreamStore) -> _Journals:
     for shard in range(store.layout.shards):
         for each in await store.wire.all(store.layout.stream("J", shard), ">"):
             found.tails[facts_of(each.headers).id] = tail_of(each)
-    for id, tail in found.tails.items():
-        if tail.has_frames:
-            found.frames[id], found.tails[id] = await reader.read(id)
+    begun = [id for id, tail in found.tails.items() if tail.has_frames]
+    for at in range(0, len(begun), READ_TOGETHER):
+        some = begun[at : at + READ_TOGETHER]
+        for id, read in zip(some, await asyncio.gather(*map(reader.read, some)), strict=True):
+            found.frames[id], found.tails[id] = read
     return found
 
 
