@@ -23,6 +23,7 @@ from perdure.stores.jetstream.layout import facts_of, token
 from perdure.stores.jetstream.wire import Stored, header
 from perdure.stores.liveness import Contents, breaches
 from perdure.stores.store import Key, Row
+from tests.scenarios.host import jetstream_at
 
 SETTLE_SECONDS = 2.0
 """How long what a killed process has sent may be on its way."""
@@ -32,10 +33,9 @@ TOLERANCE_SECONDS = 0.001
 
 
 @asynccontextmanager
-async def store_of(place: str, shards: int = 2) -> AsyncGenerator[JetStreamStore]:
-    """Open the store of a lab, `nats://HOST:PORT/NAMESPACE`, without a worker."""
-    url, _, namespace = place.rpartition("/")
-    store = JetStreamStore([url], namespace=namespace, shards=shards)
+async def store_of(place: str) -> AsyncGenerator[JetStreamStore]:
+    """Open the store of a lab, without a worker."""
+    store = jetstream_at(place)
     await store.open()
     try:
         yield store

@@ -50,7 +50,7 @@ async def uses(name: str) -> str:
 
 @pytest.fixture
 async def store(nats: Server, namespace: str) -> AsyncIterator[JetStreamStore]:
-    async with store_of(f"{nats.url}/{namespace}") as opened:
+    async with store_of(f"{nats.url}/{namespace}?replicas=1") as opened:
         yield opened
 
 

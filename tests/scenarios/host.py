@@ -1,6 +1,6 @@
 """A process that hosts a client and workers: `python -m tests.scenarios.host PLACE FOLDER OPTIONS`.
 
-The place is a SQLite file, or a server and a namespace on it: `nats://HOST:PORT/NAMESPACE`.
+The place is a SQLite file, or servers and a namespace on them: `nats://HOST:PORT[,HOST:PORT…]/NAMESPACE?replicas=N`.
 
 Operations come on stdin and answers go to stdout, one JSON object a line; it ends when stdin does, or is killed.
 """
@@ -13,6 +13,7 @@ import sys
 import threading
 from pathlib import Path
 from typing import Any, BinaryIO
+from urllib.parse import urlsplit
 
 import msgspec
 
@@ -21,6 +22,9 @@ from perdure.stores.sqlite import SqliteStore
 from perdure.stores.store import Store
 from tests.scenarios.engine import Engine, Options, Problem, log_into, problem_of
 from tests.scenarios.notes import open_notes
+
+
+DEFAULTS = Options()
 
 
 class Ask(msgspec.Struct):
@@ -47,8 +51,21 @@ def tell(told: Told) -> None:
 def store_at(place: str, options: Options) -> Store:
     if not place.startswith("nats:"):
         return SqliteStore(place)
-    url, _, namespace = place.rpartition("/")
-    return JetStreamStore([url], namespace=namespace, shards=2, python=options.python, janitor_seconds=options.janitor)
+    return jetstream_at(place, options)
+
+
+def jetstream_at(place: str, options: Options = DEFAULTS) -> JetStreamStore:
+    parts = urlsplit(place)
+    servers = [f"nats://{each}" for each in parts.netloc.split(",")]
+    replicas = int(parts.query.removeprefix("replicas="))
+    return JetStreamStore(
+        servers,
+        namespace=parts.path[1:],
+        shards=2,
+        replicas=replicas,
+        python=options.python,
+        janitor_seconds=options.janitor,
+    )
 
 
 async def serve(path: str, folder: Path, options: Options) -> None:
