@@ -103,6 +103,7 @@ class Home(Protocol):
     clock: Clock
     subscription: Subscription
     loop: asyncio.AbstractEventLoop
+    reads: asyncio.Semaphore
     python: str
     hash_seed: str
     always_replay: bool
@@ -217,8 +218,12 @@ class Runner:
     # --- reading the journal ------------------------------------------------------------------------------------------
     def _load(self) -> None:
         self._busy = True
-        task = asyncio.ensure_future(self._read())
+        task = asyncio.ensure_future(self._read_in_turn())
         task.add_done_callback(self._loaded)
+
+    async def _read_in_turn(self) -> tuple[Journal, Start | None, Key]:
+        async with self._home.reads:
+            return await self._read()
 
     async def _read(self) -> tuple[Journal, Start | None, Key]:
         store = self._home.store

@@ -34,6 +34,9 @@ from perdure.workflow import StepInfo, Work, Workflow
 CACHE_LIMIT = 1_000
 """Suspended invocations whose turn is kept, so that the next event needs no replay."""
 
+READS_LIMIT = 100
+"""Journals that are read at a time. When thousands of timers are due at once, what else comes is not kept waiting."""
+
 FIRST_FRAME_SECONDS = 0.1
 """How long the first frame of an invocation may be held back while its first steps run."""
 
@@ -113,6 +116,7 @@ class Worker:
         self._waiting_mail: dict[str, list[Delivery]] = {}  # messages for them, by id
         self._pledged = 0  # starts asked of the store that have not come
         self._pool: concurrent.futures.ThreadPoolExecutor | None = None
+        self.reads = asyncio.Semaphore(READS_LIMIT)
         self._running = False
 
     # --- life ---------------------------------------------------------------------------------------------------------

@@ -44,6 +44,7 @@ class Puller:
         self._wanted = wanted
         self._arrived = arrived
         self._outstanding = 0
+        self._low = 0  # with so few still to come, more are asked for
         self._heard = 0.0
         self._not_before = 0.0
         self._open = True
@@ -64,6 +65,7 @@ class Puller:
         if not self._outstanding:
             self._heard = now
         self._outstanding += batch
+        self._low = wanted // 2
         self._wire.pull(
             self._stream,
             self._consumer,
@@ -97,5 +99,8 @@ class Puller:
                 self.ask(now)
             return
         self._outstanding = max(0, self._outstanding - 1)
+        if self._outstanding <= self._low:
+            self._low = -1  # asked once: who has no room now asks when there is some
+            self.ask(now)
         tokens = reply.split(".")
         self._arrived(Arrival(subject, reply, facts_of(headers), data, int(tokens[-5]), int(tokens[-4])))

@@ -1,0 +1,51 @@
+"""When thousands of timers are due at once, journals are read some at a time: what else comes is not kept waiting."""
+
+from __future__ import annotations
+
+import asyncio
+
+from perdure import Context, workflow
+from perdure.client import Client
+from perdure.connect import channels_for, translators_in_use
+from perdure.runtime.worker import READS_LIMIT
+from perdure.stores.clock import VirtualClock
+from perdure.stores.memory import MemoryStore
+from perdure.stores.store import Journal
+
+COUNT = 5 * READS_LIMIT
+
+
+class Slow(MemoryStore):
+    """Takes some rounds of the loop to read a journal, and counts how many are read at a time."""
+
+    now_read = 0
+    most = 0
+
+    async def journal(self, id: str, /) -> Journal:
+        self.now_read += 1
+        self.most = max(self.most, self.now_read)
+        for _ in range(3):
+            await asyncio.sleep(0)
+        self.now_read -= 1
+        return await super().journal(id)
+
+
+@workflow
+async def waits(ctx: Context) -> str:
+    await asyncio.sleep(60)
+    return ctx.invocation_id
+
+
+async def test_journals_of_all_that_wake_at_once_are_read_some_at_a_time() -> None:
+    clock = VirtualClock()
+    store = Slow(clock)
+    client = Client(lambda: store, channels_for, translators_in_use)
+    async with client, client.worker(waits, cache=0, max_concurrent=COUNT) as worker:
+        handles = [await client.start(waits) for _ in range(COUNT)]
+        while (await client.stats()).by_status.get("suspended", 0) < COUNT or not worker.quiet:
+            await asyncio.sleep(0)
+        store.most = 0
+        clock.move_to(clock.now() + 120)
+        results = await asyncio.gather(*(handle.result() for handle in handles))
+        assert results == [handle.id for handle in handles]
+        assert store.most == READS_LIMIT
