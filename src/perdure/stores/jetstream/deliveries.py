@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Collection, Coroutine
+from collections.abc import Callable, Collection, Coroutine, Sequence
 from functools import partial
 from typing import Any
 
@@ -40,6 +40,8 @@ PULL_LEAST = 16
 OFFER_TIMEOUT_SECONDS = 0.5
 PARKED_SECONDS = 0.5
 """How often a message for an invocation that has not begun is looked at again."""
+WAITED_SECONDS = 1.0
+"""A start that has waited for longer goes out with the messages that came for it, whoever holds those."""
 FAILED_SECONDS = 1.0
 """How long after a failure to look at what came it is looked at again."""
 
@@ -404,6 +406,8 @@ class Deliveries:
             while self.hands.taken and self._open:
                 batch = [*self.hands.taken]
                 tails = await self._journals.tails([*dict.fromkeys(delivery.id for _, delivery in batch)])
+                waited = [delivery for _, delivery in batch if self._has_waited(delivery)]
+                await asyncio.gather(*(self._park_mail(delivery) for delivery in waited))
                 for _ in batch:
                     member, delivery = self.hands.taken.popleft()
                     self._start_examined(member, delivery, tails[delivery.id])
@@ -411,6 +415,36 @@ class Deliveries:
             self._examining = False
             if self.hands.taken and self._open:  # it failed
                 self._loop.call_later(FAILED_SECONDS, self._examine_soon)
+
+    def _has_waited(self, delivery: Delivery) -> bool:
+        """Tell whether somebody may have sent messages to a start, and wait for what becomes of them."""
+        start = delivery.item
+        assert isinstance(start, Start)
+        return delivery.attempt > 1 or start.due > start.at or start.at + WAITED_SECONDS < self._clock.now()
+
+    async def _park_mail(self, delivery: Delivery) -> None:
+        """Have the messages for a start go out with it: another process may hold them, and may be dead."""
+        mail = await self.mail(delivery.id)
+        if not mail:
+            return
+        parked = {each.item.id: each for each in self.hands.unpark(delivery.id) if isinstance(each.item, Message)}
+        for message in mail:
+            parked.setdefault(message.id, Delivery(delivery.id, delivery.handler, message))
+        for message in sorted(parked, key=lambda id: parked[id].item.at):
+            self.hands.offer(parked[message], begun=False)
+
+    async def mail(self, id: str) -> list[Message]:
+        """Read the messages for an invocation that nobody has acknowledged, oldest first."""
+        stream = self._layout.stream("Q", self._layout.shard(id))
+        subjects = (self._layout.messages(id), self._layout.all_passed_on(id))
+        stored = await asyncio.gather(*(self._wire.all(stream, subject) for subject in subjects))
+        found: dict[str, Message] = {}
+        for each in (*stored[0], *stored[1]):
+            facts = facts_of(each.headers)
+            if facts.kind == "message":
+                message = decode_message(await self._blobs.load(id, facts, each.data))
+                found[message.id] = message
+        return sorted(found.values(), key=lambda each: each.at)
 
     def _start_examined(self, member: Member, delivery: Delivery, tail: Tail) -> None:
         if tail.has_frames:
@@ -536,19 +570,16 @@ class Deliveries:
 
     def _look_at_parked(self) -> None:
         """Route those again whose invocation may have begun elsewhere."""
-        for delivery in self.hands.parked():
-            now = self._loop.time()
-            if now - delivery.token.at > PARKED_SECONDS:
-                delivery.token.at = now
-                self.spawn(self._look_at(delivery))
+        if parked := {each.id for each in self.hands.parked()}:
+            self.spawn(self._look_at([*parked]))
 
-    async def _look_at(self, delivery: Delivery) -> None:
-        tail = await self._journals.tail(delivery.id)
-        if tail.has_frames or tail.facts.kind == "gone":
-            item = delivery.item
-            name = escape(item.id) if isinstance(item, Message) else DUE
-            for each in self.hands.unpark(delivery.id):
-                self._route(each, name, tail)
+    async def _look_at(self, ids: Sequence[str]) -> None:
+        for id, tail in (await self._journals.tails(ids)).items():
+            if tail.has_frames or tail.facts.kind == "gone":
+                for each in self.hands.unpark(id):
+                    if each.token is not None:  # otherwise it is in the hands of somebody else
+                        item = each.item
+                        self._route(each, escape(item.id) if isinstance(item, Message) else DUE, tail)
 
     # --- offers -------------------------------------------------------------------------------------------------------
     async def _offer(self, delivery: Delivery, name: str, tail: Tail) -> None:

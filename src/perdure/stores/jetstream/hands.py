@@ -437,7 +437,7 @@ class Hands:
         ]
         if len(queues) < 2:
             return queues[0] if queues else None
-        return min(queues, key=lambda queue: queue[0].token.at)
+        return min(queues, key=lambda queue: queue[0].token.came)
 
 
 def is_message(delivery: Delivery, id: str) -> bool:

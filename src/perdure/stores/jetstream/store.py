@@ -29,7 +29,6 @@ from perdure.core.journal import (
     Outcome,
     Start,
     Status,
-    decode_message,
     decode_start,
     encode_message,
     encode_start,
@@ -773,18 +772,11 @@ class JetStreamStore:
 
     async def mail(self, id: str, /) -> list[Message]:
         self._check()
-        stream = self.layout.stream("Q", self.layout.shard(id))
-        found: dict[str, Message] = {}
-        for subject in (self.layout.messages(id), self.layout.all_passed_on(id)):
-            for each in await self.wire.all(stream, subject):
-                facts = facts_of(each.headers)
-                if facts.kind == "message":
-                    message = decode_message(await self._blobs.load(id, facts, each.data))
-                    found[message.id] = message
-        if found:
+        mail = await self._deliveries.mail(id)
+        if mail:
             known = History.of((await self._journals.read(id))[0]).messages
-            found = {each: message for each, message in found.items() if each not in known}
-        return sorted(found.values(), key=lambda each: each.at)
+            mail = [message for message in mail if message.id not in known]
+        return mail
 
     async def row(self, id: str, /) -> Row | None:
         self._check()
