@@ -17,6 +17,8 @@ from tests.scenarios.conftest import MakeLab
 from tests.scenarios.engine import Options
 from tests.scenarios.lab import JetStreamLab, Lab
 
+Join = Callable[..., Awaitable[JetStreamLab]]
+
 _numbers = itertools.count()
 
 
@@ -79,7 +81,7 @@ async def make_lab(store: str, nats: Server, namespace: str, tmp_path: Path) -> 
 
 
 @pytest.fixture
-async def join() -> AsyncIterator[Callable[..., Awaitable[JetStreamLab]]]:
+async def join() -> AsyncIterator[Join]:
     """Start one more process on the store of a lab, with the same notes."""
     labs: list[JetStreamLab] = []
 

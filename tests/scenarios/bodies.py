@@ -420,6 +420,15 @@ async def noting(text: str) -> str:
 
 
 @workflow
+async def sends_at_last(ctx: Context, tag: str, waits: bool) -> None:
+    """Send something in the frame that settles it, or in one behind which it waits for somebody."""
+    await stage(f"{tag}-before")
+    ctx.send(noting, f"sent by {tag}")
+    if waits:
+        await ctx.awakeable(int)
+
+
+@workflow
 async def ticks(ctx: Context, tag: str, times: int, seconds: float) -> list[str]:
     sent: list[str] = []
     for n in range(times):

@@ -18,9 +18,9 @@ import msgspec
 
 from perdure.stores.jetstream import JetStreamStore
 from perdure.stores.sqlite import SqliteStore
-from perdure.stores.store import Store
+from perdure.stores.store import Store, Transition
 from tests.scenarios.engine import Engine, Options, Problem, log_into, problem_of
-from tests.scenarios.notes import open_notes
+from tests.scenarios.notes import closed, gate, open_notes
 
 
 class Ask(msgspec.Struct):
@@ -44,11 +44,21 @@ def tell(told: Told) -> None:
     sys.stdout.buffer.flush()
 
 
+class GatedStore(JetStreamStore):
+    """A store that a test can hold, and kill, between a frame that is durable and what follows from it."""
+
+    async def _try_effects(self, transition: Transition) -> None:
+        point = f"effects of {transition.id}"
+        if closed(point):
+            await gate(point)
+        await super()._try_effects(transition)
+
+
 def store_at(place: str) -> Store:
     if not place.startswith("nats:"):
         return SqliteStore(place)
     url, _, namespace = place.rpartition("/")
-    return JetStreamStore([url], namespace=namespace, shards=2)
+    return GatedStore([url], namespace=namespace, shards=2)
 
 
 async def serve(path: str, folder: Path, options: Options) -> None:

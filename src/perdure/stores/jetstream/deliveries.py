@@ -341,6 +341,7 @@ class Deliveries:
             name = arrival.subject.rpartition(".")[2]
             token = self._token(arrival)
             token.urgent = name in (GRANTED, LIMIT)
+            token.number = arrival.facts.number
             self._route_soon(Delivery(arrival.facts.id, "", Wake(), arrival.attempt, token=token), name)
         else:
             self._route_message(arrival, decode_message(arrival.data))
@@ -562,7 +563,7 @@ class Deliveries:
                     item.to, Facts(item.to, kind="message"), msgspec.msgpack.encode(item)
                 )
             else:
-                facts, data = Facts(delivery.id, kind="wake"), b""
+                facts, data = Facts(delivery.id, kind="wake", number=delivery.token.number), b""
             await self._wire.store(subject, data, expected=0, headers=lines_of(facts))
         except WrongSequence:
             log.debug("%s was passed on already", subject)

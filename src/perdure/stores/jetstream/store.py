@@ -39,6 +39,7 @@ from perdure.stores.clock import SystemClock
 from perdure.stores.jetstream.answers import Answers
 from perdure.stores.jetstream.blobs import Blobs
 from perdure.stores.jetstream.deliveries import FAILED_SECONDS, Deliveries
+from perdure.stores.jetstream.done import is_done, starts_in
 from perdure.stores.jetstream.hands import Member
 from perdure.stores.jetstream.index import Rows
 from perdure.stores.jetstream.journals import NOTHING, Journals, Tail
@@ -631,9 +632,8 @@ class JetStreamStore:
             elif effects.wake <= self.clock.now():
                 await self._deliveries.keeper.wake_now(id)
             else:
-                tail = self._journals.known(id)
-                epoch = 0 if tail is None else tail.facts.epoch
-                await self._deliveries.keeper.set_wake(id, f"due.{epoch}", effects.wake, DUE)
+                facts = (self._journals.known(id) or NOTHING).facts
+                await self._deliveries.keeper.set_wake(id, f"due.{facts.epoch}", effects.wake, DUE, facts.number)
         if self._may_leave_start(transition):
             await self.wire.purge(self.layout.stream("Q", self.layout.shard(id)), self.layout.schedules(id))
             tail = self._journals.known(id)
@@ -742,7 +742,8 @@ class JetStreamStore:
     async def journal(self, id: str, /) -> Journal:
         self._check()
         frames, tail = await self._journals.read(id)
-        return Journal(tuple(frames), tail.revision)
+        done = bool(frames and starts_in(frames[-1])) and await is_done(self.wire, self.layout, id, tail)
+        return Journal(tuple(frames), tail.revision, done)
 
     async def outcome(self, id: str, /) -> Outcome | None:
         self._check()
