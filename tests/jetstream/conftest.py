@@ -13,6 +13,9 @@ import msgspec
 import pytest
 
 from examples.services.nats_server import Server, server
+from perdure.client import Client
+from perdure.connect import channels_for, translators_in_use
+from perdure.stores.jetstream import JetStreamStore
 from tests.scenarios.conftest import MakeLab
 from tests.scenarios.engine import Options
 from tests.scenarios.lab import JetStreamLab, Lab
@@ -101,6 +104,17 @@ async def join() -> AsyncIterator[Join]:
 @pytest.fixture
 async def lab(make_lab: MakeLab) -> Lab:
     return await make_lab()
+
+
+@pytest.fixture
+async def client(nats: Server, namespace: str) -> AsyncIterator[Client]:
+    """A client in this process, for what needs workflows of a test's own."""
+
+    def store() -> JetStreamStore:
+        return JetStreamStore([nats.url], namespace=namespace, shards=2)
+
+    async with Client(store, channels_for, translators_in_use) as connected:
+        yield connected
 
 
 @pytest.fixture
