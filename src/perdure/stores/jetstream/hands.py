@@ -438,7 +438,7 @@ class Hands:
         ]
         if len(queues) < 2:
             return queues[0] if queues else None
-        return min(queues, key=lambda queue: queue[0].token.came)
+        return min(queues, key=lambda queue: queue[0].token.at)
 
 
 def is_message(delivery: Delivery, id: str) -> bool:
