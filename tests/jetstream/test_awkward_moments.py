@@ -104,19 +104,18 @@ async def test_cancel_at_every_instant_ends_in_one_status_and_leaves_nothing_beh
             case _:
                 return await lab.start(bodies.busy, f"busy{at}", [0.02, 0.02], id=f"busy{at}")
 
-    async def cancelled_somewhen(id: str) -> bool:
+    async def cancelled_somewhen(id: str) -> str:
         await asyncio.sleep(chance.uniform(0, 0.6))
         try:
             await chance.choice(labs).ask("cancel", id=id)
         except Refusal as refused:
-            assert refused.type == "IllegalTransition", refused
-            assert "it is c" in refused.text
-            return False
-        return True
+            return refused.type
+        return ""
 
     ids = list(await asyncio.gather(*map(started, range(60))))
     answers = await asyncio.gather(*map(cancelled_somewhen, ids))
-    assert True in answers
+    assert "" in answers
+    assert set(answers) <= {"", "IllegalTransition"}
 
     async def over() -> bool:
         return set((await one.ask("stats"))["by_status"]) <= TERMINAL
@@ -125,7 +124,7 @@ async def test_cancel_at_every_instant_ends_in_one_status_and_leaves_nothing_beh
     everything = await one.ask("list")
     assert {*ids} <= {*everything}
     statuses = dict(zip(ids, [await one.status(id) for id in ids], strict=True))
-    refused = {id for id, answer in zip(ids, answers, strict=True) if not answer}
+    refused = {id for id, answer in zip(ids, answers, strict=True) if answer}
     assert not [id for id in ids if id not in refused and statuses[id] != "cancelled"]
     assert [await other.status(id) for id in ids] == [*statuses.values()]
     await check_histories(one, everything)

@@ -46,6 +46,13 @@ async def three(tag: str) -> list[str]:
     return [await stage(f"{tag}-a"), await stage(f"{tag}-b"), await stage(f"{tag}-c")]
 
 
+@workflow
+async def climbs(tag: str, steps: int) -> int:
+    for number in range(steps):
+        await stage(f"{tag}-{number}")
+    return steps
+
+
 @step(retry=QUICK)
 async def works_at_third(tag: str) -> int:
     note(f"{tag} {step_info().attempt} {time.time():.3f}")

@@ -54,15 +54,15 @@ class GatedStore(JetStreamStore):
         await super()._try_effects(transition)
 
 
-def store_at(place: str) -> Store:
+def store_at(place: str, python: str) -> Store:
     if not place.startswith("nats:"):
         return SqliteStore(place)
     url, _, namespace = place.rpartition("/")
-    return GatedStore([url], namespace=namespace, shards=2)
+    return GatedStore([url], namespace=namespace, shards=2, python=python)
 
 
 async def serve(path: str, folder: Path, options: Options) -> None:
-    engine = Engine(lambda: store_at(path), options)
+    engine = Engine(lambda: store_at(path, options.python), options)
     await engine.open()
     loop = asyncio.get_running_loop()
     over = loop.create_future()

@@ -5,6 +5,7 @@ deliveries from the queue to the workers here: looked at, handed over, offered t
 hands      what workers here hold, and what is renewed
 pulls      one consumer, pulled
 journals   frames on a stream, guarded, with a running checksum
+packs      the frames of long journals, in segments
 keys       lines and holders
 answers    what became of messages
 purge      retention

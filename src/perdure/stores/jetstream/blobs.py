@@ -33,6 +33,10 @@ class Blobs:
         """Write a payload in pieces if it is large; return what to say, and what is left for the message."""
         if not self.is_large(data):
             return facts, data
+        return replace(facts, blob=await self.keep(id, data)), b""
+
+    async def keep(self, id: str, data: bytes) -> str:
+        """Write something in pieces, whatever its size, and return what names it."""
         name = secrets.token_hex(8)
         size = min(PIECE_BYTES, self._wire.payload_limit)
         pieces = [data[at : at + size] for at in range(0, len(data), size)]
@@ -43,24 +47,32 @@ class Blobs:
                     for m, piece in enumerate(pieces[n : n + 8], start=n)
                 )
             )
-        return replace(facts, blob=f"{name}:{len(pieces)}"), b""
+        return f"{name}:{len(pieces)}"
 
     async def load(self, id: str, facts: Facts, data: bytes) -> bytes:
         """Return the payload of a message."""
-        if not facts.blob:
-            return data
-        name, _, count = facts.blob.partition(":")
+        return await self.fetch(id, facts.blob) if facts.blob else data
+
+    async def fetch(self, id: str, blob: str) -> bytes:
+        """Read what was kept under a name."""
+        name, _, number = blob.partition(":")
+        count = int(number)
         stream = self._layout.stream("B", self._layout.shard(id))
         pieces: dict[int, bytes] = {}
         sequence = 1
-        while len(pieces) < int(count):
-            found = await self._wire.batch(stream, self._layout.blob(id, name, "*"), sequence, 16)
-            if not found:
-                raise StoreDamaged(
-                    f"jetstream: {int(count) - len(pieces)} of {count} pieces of a large payload of invocation {id!r} "
-                    "are missing: restore a backup"
-                )
+        while len(pieces) < count and (
+            found := await self._wire.batch(stream, self._layout.blob(id, name, "*"), sequence, 16)
+        ):
             for each in found:
                 pieces[int(each.subject.rpartition(".")[2])] = each.data
             sequence = found[-1].sequence + 1
-        return b"".join(pieces[n] for n in range(int(count)))
+        for n in range(count):
+            if n not in pieces:  # the replica that answered may be behind: the leader is not
+                piece = await self._wire.last(stream, self._layout.blob(id, name, n))
+                if piece is None:
+                    raise StoreDamaged(
+                        f"jetstream: piece {n} of {count} of a large payload of invocation {id!r} is missing: restore "
+                        "a backup"
+                    )
+                pieces[n] = piece.data
+        return b"".join(pieces[n] for n in range(count))

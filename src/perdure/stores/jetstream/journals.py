@@ -2,12 +2,14 @@
 
 A journal's revision is the sequence of its last frame: it grows, with gaps. Before the first frame a subject may hold a
 reservation (the start, for an id that somebody chose or that waits for a key); after the last one a note that it is
-being purged, and then that it is gone. Each frame carries the running checksum of all before it.
+being purged, and then that it is gone. Each frame carries the running checksum of all before it. Frames of long
+journals are in segments (`packs`).
 """
 
 from __future__ import annotations
 
 import asyncio
+import logging
 import zlib
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
@@ -28,6 +30,15 @@ from perdure.core.journal import (
 from perdure.errors import StoreDamaged
 from perdure.stores.jetstream.blobs import Blobs
 from perdure.stores.jetstream.layout import Facts, Layout, facts_of, facts_of_start
+from perdure.stores.jetstream.packs import (
+    PACK_FRAMES,
+    Pack,
+    Segment,
+    decode_pack,
+    decode_segment,
+    encode_pack,
+    encode_segment,
+)
 from perdure.stores.jetstream.wire import Stored, Wire
 from perdure.stores.store import Transition
 
@@ -35,6 +46,8 @@ TAILS_LIMIT = 20_000
 """Ends of journals that are kept, so that the next frame needs no read."""
 
 Tails = dict[str, "Tail"]
+
+log = logging.getLogger("perdure.jetstream")
 
 
 class Tail(Struct, frozen=True):
@@ -141,25 +154,47 @@ class Journals:
             if facts.kind != "frame":
                 continue
             data = await self._blobs.load(id, facts, each.data)
+            if facts.is_pack:  # it stands for those before it too, which may have come from a page read earlier
+                pack = decode_pack(data)
+                frames = [frame for name in pack.segments for frame in await self._segment(id, name)]
+                sum, data = pack.sum, pack.frame
+                if _sum_of(frames) != sum:
+                    raise _damaged(id, each.sequence, f"the checksum of the {len(frames)} frames before it is wrong")
             sum = zlib.crc32(data, sum)
-            if facts.number != len(frames) + 1 or facts.sum != sum:
-                raise StoreDamaged(
-                    f"jetstream: the journal of invocation {id!r} is damaged at sequence {each.sequence}: frame "
-                    f"{facts.number} where {len(frames) + 1} was expected, or its checksum is wrong; restore a backup"
-                )
+            if facts.number != len(frames) + 1:
+                raise _damaged(id, each.sequence, f"frame {facts.number} where {len(frames) + 1} was expected")
+            if facts.sum != sum:
+                raise _damaged(id, each.sequence, f"the checksum of frame {facts.number} is wrong")
             frames.append(data)
         return frames
+
+    async def _segment(self, id: str, name: str) -> list[bytes]:
+        segment = decode_segment(await self._blobs.fetch(id, name))
+        for place, large in segment.large.items():
+            segment.frames[place] = await self._blobs.fetch(id, large)
+        return segment.frames
+
+    async def _frame(self, id: str, facts: Facts, data: bytes) -> Frame:
+        """Return the frame of a message."""
+        data = await self._blobs.load(id, facts, data)
+        return decode_frame(decode_pack(data).frame if facts.is_pack else data)
+
+    async def _first_frame(self, id: str, facts: Facts, data: bytes) -> Frame:
+        """Return the first of the frames that a message stands for."""
+        if not facts.is_pack:
+            return await self._frame(id, facts, data)
+        pack = decode_pack(await self._blobs.load(id, facts, data))
+        return decode_frame((await self._segment(id, pack.segments[0]))[0])
 
     async def start(self, id: str) -> Start | None:
         """Return the start that a journal holds, in its reservation or its first frame."""
         subject = self._layout.journal(id)
         for each in await self._wire.batch(self._layout.stream_of(subject), subject, 1, 2):
             facts = facts_of(each.headers)
-            data = await self._blobs.load(id, facts, each.data)
             if facts.kind == "reserved":
-                return decode_start(data)
+                return decode_start(await self._blobs.load(id, facts, each.data))
             if facts.kind == "frame":
-                accepted = decode_frame(data).entries[0]
+                accepted = (await self._first_frame(id, facts, each.data)).entries[0]
                 return accepted.start if isinstance(accepted, Accepted) else None
         return None
 
@@ -173,7 +208,51 @@ class Journals:
         if facts.kind != "frame":
             frames, _ = await self.read(id)
             return frames[-1] if frames else None
-        return decode_frame(await self._blobs.load(id, facts, last.data))
+        return await self._frame(id, facts, last.data)
+
+    # --- packing ------------------------------------------------------------------------------------------------------
+    @staticmethod
+    def is_to_be_packed(tail: Tail) -> bool:
+        """Tell whether the next frame takes those before it along. What cannot be done then waits for as many more."""
+        loose = tail.facts.number - tail.facts.packed if tail.has_frames else 0
+        return loose > 0 and loose % PACK_FRAMES == 0
+
+    async def pack(self, tail: Tail, facts: Facts, data: bytes) -> tuple[Facts, bytes]:
+        """Take all frames up to a tail along with the next one; return what to say then, and the message.
+
+        Nothing changes if they are not all there, whole, as far as can be seen: what would be replaced is looked at.
+        """
+        loose = await self._loose(facts.id, tail)
+        if loose is None:
+            log.warning("the journal of invocation %s is not packed now: not all of it could be read", facts.id)
+            return facts, data
+        segments, segment = loose
+        name = await self._blobs.keep(facts.id, encode_segment(segment))
+        facts = replace(facts, packed=tail.facts.number, has_blobs=True)
+        return facts, encode_pack(Pack([*segments, name], tail.facts.sum, data))
+
+    async def _loose(self, id: str, tail: Tail) -> tuple[list[str], Segment] | None:
+        """Return the segments that there are, and the frames behind them up to a tail; None if one is missing."""
+        subject = self._layout.journal(id)
+        segments: list[str] = []
+        segment = Segment()
+        number = sum = 0
+        for each in await self._wire.all(self._layout.stream_of(subject), subject):
+            facts, frame = facts_of(each.headers), each.data
+            if facts.kind != "frame":
+                continue
+            if facts.is_pack:
+                pack = decode_pack(await self._blobs.load(id, facts, frame))
+                segments, segment = pack.segments, Segment()
+                number, sum, frame = facts.packed, pack.sum, pack.frame
+            large = "" if facts.is_pack else facts.blob
+            number, sum = number + 1, facts.sum if large else zlib.crc32(frame, sum)
+            if (number, sum) != (facts.number, facts.sum):
+                return None
+            if large:
+                segment.large[len(segment.frames)] = large
+            segment.frames.append(frame)
+        return (segments, segment) if (number, sum) == (tail.facts.number, tail.facts.sum) else None
 
     # --- appending ----------------------------------------------------------------------------------------------------
     def next_frame(self, transition: Transition, tail: Tail, at: float) -> tuple[bytes, Facts]:
@@ -188,10 +267,10 @@ class Journals:
             if type(first) is Accepted:
                 facts = facts_of_start(first.start, "running", at)
             facts = replace(facts, kind="frame", number=0, sum=0, epoch=0, blob="", identity="", status="running")
-        epoch = facts.epoch
+        epoch, python = facts.epoch, facts.python
         for entry in entries:
             if type(entry) is Claimed:
-                epoch = entry.epoch
+                epoch, python = entry.epoch, entry.python
         ended = transition.released or transition.outcome is not None
         changed: Status | None = transition.status
         if changed is None and not tail.has_frames:
@@ -214,4 +293,18 @@ class Journals:
             quiet=changed is None,
             wake=facts.wake if wake is None else wake,
             has_blobs=facts.has_blobs or bool(facts.blob) or self._blobs.is_large(data),
+            packed=facts.packed,
+            python=python,
         )
+
+
+def _sum_of(frames: Iterable[bytes]) -> int:
+    sum = 0
+    for frame in frames:
+        sum = zlib.crc32(frame, sum)
+    return sum
+
+
+def _damaged(id: str, sequence: int, what: str) -> StoreDamaged:
+    text = f"jetstream: the journal of invocation {id!r} is damaged at sequence {sequence}: {what}; restore a backup"
+    return StoreDamaged(text)

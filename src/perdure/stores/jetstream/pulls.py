@@ -99,8 +99,8 @@ class Puller:
                 self.ask(now)
             return
         self._outstanding = max(0, self._outstanding - 1)
+        tokens = reply.split(".")
+        self._arrived(Arrival(subject, reply, facts_of(headers), data, int(tokens[-5]), int(tokens[-4])))
         if self._outstanding <= self._low:
             self._low = -1  # asked once: who has no room now asks when there is some
             self.ask(now)
-        tokens = reply.split(".")
-        self._arrived(Arrival(subject, reply, facts_of(headers), data, int(tokens[-5]), int(tokens[-4])))

@@ -18,7 +18,8 @@ from perdure.stores.jetstream.blobs import Blobs
 from perdure.stores.jetstream.deliveries import Deliveries
 from perdure.stores.jetstream.done import is_done, starts_in
 from perdure.stores.jetstream.journals import Journals, Tail
-from perdure.stores.jetstream.layout import Facts, Layout, lines_of
+from perdure.stores.jetstream.layout import ROLLUP, Facts, Layout, lines_of
+from perdure.stores.jetstream.packs import PACK_FRAMES
 from perdure.stores.jetstream.wire import Wire, WrongSequence
 from perdure.stores.store import Clock
 
@@ -101,7 +102,7 @@ class Purge:
 
     async def _finish(self, id: str, tail: Tail, closing: int) -> bool:
         ttl = max(1, int(GONE_LEASES * self._deliveries.keeper.lease))
-        headers = b"Nats-Rollup: sub\r\nNats-TTL: %ds\r\n" % ttl
+        headers = b"%sNats-TTL: %ds\r\n" % (ROLLUP, ttl)
         facts = Facts(id, tail.facts.handler, kind="gone", at=self._clock.now(), quiet=True)
         try:
             await self._wire.store(self._layout.journal(id), b"", expected=closing, headers=headers + lines_of(facts))
@@ -109,6 +110,6 @@ class Purge:
             return False
         self._journals.forget(id)
         await self._wire.purge(self._layout.stream("Q", self._layout.shard(id)), self._layout.schedules(id))
-        if tail.facts.has_blobs:
+        if tail.facts.has_blobs or tail.facts.number >= PACK_FRAMES:  # who packed it may have died before he said so
             await self._wire.purge(self._layout.stream("B", self._layout.shard(id)), self._layout.blobs(id))
         return True

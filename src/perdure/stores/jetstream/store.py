@@ -11,6 +11,7 @@ import asyncio
 import logging
 import os
 import secrets
+import sys
 from collections.abc import Awaitable, Callable, Collection, Coroutine, Sequence
 from functools import partial
 from pathlib import Path
@@ -46,7 +47,7 @@ from perdure.stores.jetstream.journals import NOTHING, Journals, Tail
 from perdure.stores.jetstream.keeping import DUE
 from perdure.stores.jetstream.keys import LIMIT, Keys
 from perdure.stores.jetstream.lanes import Lanes
-from perdure.stores.jetstream.layout import SHARDS, Facts, Layout, facts_of, facts_of_start, lines_of
+from perdure.stores.jetstream.layout import ROLLUP, SHARDS, Facts, Layout, facts_of, facts_of_start, lines_of
 from perdure.stores.jetstream.projection import Projection
 from perdure.stores.jetstream.purge import Purge
 from perdure.stores.jetstream.streams import prepare, read_secret
@@ -78,6 +79,8 @@ _decode_outcome: Callable[[bytes], Outcome] = msgspec.msgpack.Decoder(Outcome).d
 
 PURGE_SPARE = 1_000
 """Invocations that a purge looks at beyond those that it may remove: some of them are still wanted."""
+PYTHON = f"{sys.version_info.major}.{sys.version_info.minor}"
+"""As the workers of this process name it in their claims."""
 POLL_SECONDS = 1.0
 """How often an outcome or answer that somebody waits for is looked for, in case its push was lost."""
 CLOSING_SECONDS = 5.0
@@ -102,6 +105,7 @@ class JetStreamStore:
         index: str | os.PathLike[str] | None = None,
         payload_limit: int = PAYLOAD_LIMIT_BYTES,
         line_limit: int = LINE_LIMIT,
+        python: str = PYTHON,
     ) -> None:
         self.clock = SystemClock()
         self.secret = b""
@@ -130,6 +134,7 @@ class JetStreamStore:
             self.clock,
             self._find_start,
             self._say_unknown,
+            python,
         )
         self._answers = Answers(wire, layout, self._notices)
         self._purge = Purge(wire, layout, self._journals, self._blobs, self._deliveries, self.clock)
@@ -504,15 +509,18 @@ class JetStreamStore:
 
     def _append(self, transition: Transition, told: Committed, tail: Tail) -> None:
         data, facts = self._journals.next_frame(transition, tail, self.clock.now())
-        if self._blobs.is_large(data):
-            self._beside(told, self._append_large(transition, told, tail, data, facts))
+        if self._blobs.is_large(data) or self._journals.is_to_be_packed(tail):
+            self._beside(told, self._append_with_pieces(transition, told, tail, data, facts))
             return
         self._put_frame(transition, told, tail, data, facts)
 
-    async def _append_large(
+    async def _append_with_pieces(
         self, transition: Transition, told: Committed, tail: Tail, data: bytes, facts: Facts
     ) -> None:
+        """Append a frame that is too large for a message, or that takes those before it along."""
         try:
+            if self._journals.is_to_be_packed(tail):
+                facts, data = await self._journals.pack(tail, facts, data)
             facts, data = await self._blobs.save(transition.id, facts, data)
         except StoreError as error:
             self._tell(told, 0, error)
@@ -525,7 +533,7 @@ class JetStreamStore:
             data,
             partial(self._appended, transition, told, tail, facts),
             expected=tail.sequence,
-            headers=lines_of(facts),
+            headers=ROLLUP + lines_of(facts) if facts.is_pack else lines_of(facts),
         )
 
     def _appended(

@@ -142,7 +142,7 @@ class Table:
             facts = each.facts
             if facts.kind == "gone":
                 gone[facts.id] = each.sequence
-            elif facts.kind in ("frame", "reserved") and not facts.quiet and facts.id:
+            elif facts.kind in ("frame", "reserved") and facts.id and (facts.is_pack or not facts.quiet):
                 last[facts.id] = each
         with self._db as db:
             db.executemany(_TOLD, [_row(each.facts, each.sequence, shard, now) for each in last.values()])

@@ -202,7 +202,7 @@ class Wire:
         self._disconnected = disconnected
         self.stream_of: Callable[[str], str]  # names the stream that takes a subject; set by the store
         self._handlers: dict[int, Arrived] = {}
-        self._subjects: dict[int, str] = {}
+        self._subjects: dict[int, bytes] = {}  # what is listened to, by subscription: a subject, and perhaps a group
         self._connection = _Connection(self._handlers)
         self._sid = 1_000_000  # above those of nats-py itself
         self._inbox = f"_INBOX.{secrets.token_hex(8)}"
@@ -316,7 +316,7 @@ class Wire:
         self._up = True
         self.reconnects += 1
         for sid, subject in self._subjects.items():
-            self._connection.send(b"SUB %s %d\r\n" % (subject.encode(), sid))
+            self._connection.send(b"SUB %s %d\r\n" % (subject, sid))
         log.warning("connected to the NATS server again")
         parked, self._parked = self._parked, []
         for put in parked:
@@ -324,13 +324,13 @@ class Wire:
         self._connected()
 
     # --- subjects -----------------------------------------------------------------------------------------------------
-    def subscribe(self, subject: str, arrived: Arrived) -> int:
-        """Receive what is published on a subject, over reconnects too."""
+    def subscribe(self, subject: str, arrived: Arrived, *, group: str = "") -> int:
+        """Receive what is published on a subject, over reconnects too; one of those in a group receives it."""
         self._sid += 1
         self._handlers[self._sid] = arrived
-        self._subjects[self._sid] = subject
+        listened = self._subjects[self._sid] = f"{subject} {group}".rstrip().encode()
         if self._up:
-            self._connection.send(b"SUB %s %d\r\n" % (subject.encode(), self._sid))
+            self._connection.send(b"SUB %s %d\r\n" % (listened, self._sid))
         return self._sid
 
     def unsubscribe(self, sid: int) -> None:
