@@ -41,7 +41,7 @@ PULL_LEAST = 16
 OFFER_TIMEOUT_SECONDS = 0.5
 PARKED_SECONDS = 0.5
 """How often a message for an invocation that has not begun is looked at again."""
-WAITED_SECONDS = 1.0
+WAITED_SECONDS = 0.25
 """A start that has waited for longer goes out with the messages that came for it, whoever holds those."""
 FAILED_SECONDS = 1.0
 """How long after a failure to look at what came it is looked at again."""
@@ -422,8 +422,8 @@ class Deliveries:
             while self.hands.taken and self._open:
                 batch = [*self.hands.taken]
                 tails = await self._journals.tails([*dict.fromkeys(delivery.id for _, delivery in batch)])
-                waited = [delivery for _, delivery in batch if self._has_waited(delivery)]
-                await asyncio.gather(*(self._park_mail(delivery) for delivery in waited))
+                if waited := [delivery for _, delivery in batch if self._has_waited(delivery)]:
+                    await self._park_mail(waited)
                 for _ in batch:
                     member, delivery = self.hands.taken.popleft()
                     self._start_examined(member, delivery, tails[delivery.id])
@@ -438,8 +438,22 @@ class Deliveries:
         assert isinstance(start, Start)
         return delivery.attempt > 1 or start.due > start.at or start.at + WAITED_SECONDS < self._clock.now()
 
-    async def _park_mail(self, delivery: Delivery) -> None:
-        """Have the messages for a start go out with it: another process may hold them, and may be dead."""
+    async def _park_mail(self, starts: Sequence[Delivery]) -> None:
+        """Have the messages for starts go out with them: another process may hold those, and may be dead."""
+        shard_of = self._layout.shard
+        shards = sorted({shard_of(start.id) for start in starts})
+        have_some = dict(zip(shards, await asyncio.gather(*map(self._has_mail, shards)), strict=True))
+        await asyncio.gather(*(self._park_mail_of(start) for start in starts if have_some[shard_of(start.id)]))
+
+    async def _has_mail(self, shard: int) -> bool:
+        """Tell whether there are messages for anybody."""
+        stream = self._layout.stream("Q", shard)
+        for subject in self._layout.all_messages(shard):
+            if await self._wire.batch(stream, subject, 1, 1):
+                return True
+        return False
+
+    async def _park_mail_of(self, delivery: Delivery) -> None:
         mail = await self.mail(delivery.id)
         if not mail:
             return

@@ -161,6 +161,10 @@ class Layout:
     def messages(self, id: str) -> str:
         return f"{self.namespace}.q.{self.shard(id)}.msg.{token(id)}.*"
 
+    def all_messages(self, shard: int) -> tuple[str, str]:
+        """Match the messages and wakes for anybody, and what is passed on."""
+        return f"{self.namespace}.q.{shard}.msg.>", f"{self.namespace}.q.{shard}.to.>"
+
     def passed_on(self, handler: str, id: str, last: str) -> str:
         """Name what is passed on; `last` is the last token of the subject under which it came."""
         return f"{self.namespace}.q.{self.shard(id)}.to.{token(handler)}.{token(id)}.{last}"
