@@ -485,6 +485,9 @@ class Deliveries:
         elif tail.facts.kind == "gone":
             self.hands.not_taken(member)
             self.keeper.acknowledge(delivery.token)
+        elif self._loop.time() - delivery.token.at > self.keeper.lease:
+            # This process stood still. Others may have it by now, and have begun since the journal was read.
+            self.hands.not_taken(member)
         else:
             delivery.fresh = True
             if tail.sequence:

@@ -42,6 +42,8 @@ from perdure.stores.jetstream.packs import (
 from perdure.stores.jetstream.wire import Stored, Wire
 from perdure.stores.store import Transition
 
+BEHIND_SECONDS = 0.01
+"""How soon a replica that was behind is asked again."""
 TAILS_LIMIT = 20_000
 """Ends of journals that are kept, so that the next frame needs no read."""
 
@@ -141,7 +143,7 @@ class Journals:
             tail = tail_of(stored[-1] if stored else None)
             if last is None or tail.sequence >= last.sequence:
                 break
-            await asyncio.sleep(0.01)  # the replica that answered is behind
+            await asyncio.sleep(BEHIND_SECONDS)  # the replica that answered is behind
         frames = [decode_frame(data) for data in await self._checked(id, stored)]
         self.note(id, tail)
         return frames, tail

@@ -83,8 +83,11 @@ PYTHON = f"{sys.version_info.major}.{sys.version_info.minor}"
 """As the workers of this process name it in their claims."""
 POLL_SECONDS = 1.0
 """How often an outcome or answer that somebody waits for is looked for, in case its push was lost."""
+POLLED_LIMIT = 1_000
+"""Outcomes that are looked for at a time."""
 CLOSING_SECONDS = 5.0
 """How long a message waits to learn whether its invocation is purged."""
+CLOSING_POLL_SECONDS = 0.05
 
 log = logging.getLogger("perdure.jetstream")
 
@@ -426,7 +429,7 @@ class JetStreamStore:
             return
         subject = self.layout.message(message.to, message.id)
         sequence = await self._put_message(message)
-        for _ in range(int(CLOSING_SECONDS / 0.05)):  # it may be purged at this very moment
+        for _ in range(int(CLOSING_SECONDS / CLOSING_POLL_SECONDS)):  # it may be purged at this very moment
             if tail.facts.status not in ("completed", "failed", "cancelled"):
                 return
             tail = await self._journals.tail(message.to)
@@ -436,7 +439,7 @@ class JetStreamStore:
                 raise unknown(message.to)
             if tail.facts.kind != "closing":
                 return
-            await asyncio.sleep(0.05)
+            await asyncio.sleep(CLOSING_POLL_SECONDS)
         raise StoreUnavailable(f"invocation {message.to!r} is being purged, and it is not known whether it is gone")
 
     async def _put_message(self, message: Message) -> int:
@@ -730,7 +733,7 @@ class JetStreamStore:
             self._deliveries.spawn(self._answers.poll())
 
     async def _poll_outcomes(self) -> None:
-        ids = [*self._watched][:1_000]
+        ids = [*self._watched][:POLLED_LIMIT]
         if not ids:
             return
         for id in ids:  # others come first the next time
@@ -752,6 +755,10 @@ class JetStreamStore:
         frames, tail = await self._journals.read(id)
         done = bool(frames and starts_in(frames[-1])) and await is_done(self.wire, self.layout, id, tail)
         return Journal(tuple(frames), tail.revision, done)
+
+    async def revision(self, id: str, /) -> int:
+        self._check()
+        return (await self._journals.tail(id)).revision
 
     async def outcome(self, id: str, /) -> Outcome | None:
         self._check()

@@ -35,6 +35,8 @@ SWEEP_SECONDS = 1.0
 """How often requests are looked through for those that took too long."""
 RETRY_SECONDS = 0.1
 """How long after a server could not take a put, as in an election, it is tried again."""
+API_ATTEMPTS = 3
+"""How often the JetStream API is asked before it is said to be unavailable."""
 CONNECT_TIMEOUT_SECONDS = 5
 RECONNECT_WAIT_SECONDS = 0.25
 CLOSE_TIMEOUT_SECONDS = 1.0
@@ -50,6 +52,8 @@ WRONG_SEQUENCE = 10071
 ANOTHER_IN_FLIGHT = 10164
 NO_MESSAGE = 10037
 NO_STREAM = 10059
+NOT_DELETED = frozenset({NO_MESSAGE, 10057, 10043})
+"""There was nothing to delete: no such message, or none at that sequence any more."""
 FULL = frozenset({10077, 10023, 10047})
 
 HEADER_LINE = b"NATS/1.0\r\n"
@@ -387,7 +391,7 @@ class Wire:
     async def api(self, what: str, body: object = None) -> dict[str, Any]:
         """Call the JetStream API, again if need be; what it answers may hold an `error`."""
         payload = b"" if body is None else _encode(body)
-        for _ in range(3):
+        for _ in range(API_ATTEMPTS):
             answer = await self.request(f"$JS.API.{what}", payload)
             if answer is not None and status_of(answer[1]) != 503:
                 return msgspec.json.decode(answer[0])
@@ -624,7 +628,7 @@ class Wire:
     async def delete(self, stream: str, sequence: int) -> None:
         """Remove one message; it may be gone already."""
         answer = await self.api(f"STREAM.MSG.DELETE.{stream}", {"seq": sequence, "no_erase": True})
-        if answer.get("error", {}).get("err_code") not in (None, NO_MESSAGE, 10057, 10043):
+        if answer.get("error", {}).get("err_code", NO_MESSAGE) not in NOT_DELETED:
             _raise_error(answer, stream)
 
     # --- deliveries ---------------------------------------------------------------------------------------------------
