@@ -12,7 +12,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from examples.services.nats_server import Server, server
+from examples.services.nats_server import Cluster, Server, cluster, server
 from perdure.client import Client
 from perdure.connect import channels_for, translators_in_use
 from perdure.stores.jetstream import JetStreamStore
@@ -38,6 +38,13 @@ def own_nats(tmp_path: Path) -> Iterator[Server]:
     folder.mkdir()
     with server(folder) as node:
         yield node
+
+
+@pytest.fixture(scope="module")
+def nodes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    """Three nodes. Who kills some starts them again."""
+    with cluster(tmp_path_factory.mktemp("cluster")) as running:
+        yield running
 
 
 @pytest.fixture
@@ -90,8 +97,7 @@ async def join() -> AsyncIterator[Join]:
 
     async def one_more(lab: Lab, **options: Any) -> JetStreamLab:
         assert isinstance(lab, JetStreamLab)
-        changed = msgspec.structs.replace(lab.options, **options)
-        other = JetStreamLab(lab.folder, changed, *lab.place.rsplit("/", 1))
+        other = lab.beside(**options)
         labs.append(other)
         await other.up()
         return other

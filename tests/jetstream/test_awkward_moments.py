@@ -5,11 +5,11 @@ from __future__ import annotations
 import asyncio
 import random
 
-from perdure.stores.jetstream import JetStreamStore
 from tests.jetstream.conftest import Join
 from tests.jetstream.test_processes import check_histories
 from tests.scenarios import bodies, keyed
 from tests.scenarios.conftest import MakeLab
+from tests.scenarios.host import jetstream_at
 from tests.scenarios.lab import JetStreamLab, Lab, Refusal, until
 
 TERMINAL = {"completed", "cancelled"}
@@ -18,15 +18,18 @@ TERMINAL = {"completed", "cancelled"}
 async def nothing_is_left(lab: Lab) -> None:
     """Wait until the queues hold nothing: no start, message, wake, schedule or place in a line."""
     assert isinstance(lab, JetStreamLab)
-    url, namespace = lab.place.rsplit("/", 1)
-    store = JetStreamStore([url], namespace=namespace, shards=2)
+    store = jetstream_at(lab.place)
     await store.open()
     try:
         left: list[str] = []
 
         async def empty() -> bool:
             streams = [store.layout.stream("Q", shard) for shard in range(2)]
-            left[:] = [each.subject for stream in streams for each in await store.wire.all(stream, f"{namespace}.>")]
+            left[:] = [
+                each.subject
+                for stream in streams
+                for each in await store.wire.all(stream, f"{store.layout.namespace}.>")
+            ]
             return not left
 
         try:
