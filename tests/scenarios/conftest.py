@@ -14,6 +14,7 @@ import pytest
 from perdure import connect
 from perdure.client import Client
 from tests.scenarios.engine import Options
+from tests.scenarios.fleet import Fleet, OneProcess
 from tests.scenarios.lab import Lab, MemoryLab, SqliteLab
 
 kept_turns_only = pytest.mark.parametrize("store", ["memory", "sqlite"], indirect=True)
@@ -56,6 +57,16 @@ async def client(tmp_path: Path) -> AsyncIterator[Client]:
     """A client in this process, for what needs workflows of a test's own."""
     async with connect(f"sqlite:{tmp_path}/db") as connected:
         yield connected
+
+
+@pytest.fixture
+def make_fleet(make_lab: MakeLab) -> Callable[..., Awaitable[Fleet]]:
+    """Make a lab whose workers can be killed one by one."""
+
+    async def make(**options: Any) -> Fleet:
+        return OneProcess(await make_lab(workers=2, max_concurrent=10, **options))
+
+    return make
 
 
 @pytest.fixture

@@ -616,16 +616,15 @@ class Deliveries:
 
     def _look_at_parked(self) -> None:
         """Route those again whose invocation may have begun elsewhere."""
-        if parked := {each.id for each in self.hands.parked()}:
-            self.spawn(self._look_at([*parked]))
+        if ids := [*dict.fromkeys(delivery.id for delivery in self.hands.parked())]:
+            self.spawn(self._look_at(ids))
 
-    async def _look_at(self, ids: Sequence[str]) -> None:
+    async def _look_at(self, ids: list[str]) -> None:
         for id, tail in (await self._journals.tails(ids)).items():
             if tail.has_frames or tail.facts.kind == "gone":
                 for each in self.hands.unpark(id):
                     if each.token is not None:  # otherwise it is in the hands of somebody else
-                        item = each.item
-                        self._route(each, escape(item.id) if isinstance(item, Message) else DUE, tail)
+                        self._route(each, escape(each.item.id) if isinstance(each.item, Message) else DUE, tail)
 
     # --- offers -------------------------------------------------------------------------------------------------------
     async def _offer(self, delivery: Delivery, name: str, tail: Tail, subject: str, otherwise: Otherwise) -> None:
