@@ -19,9 +19,9 @@ import msgspec
 
 from perdure.stores.jetstream import JetStreamStore
 from perdure.stores.sqlite import SqliteStore
-from perdure.stores.store import Store
+from perdure.stores.store import Store, Transition
 from tests.scenarios.engine import Engine, Options, Problem, log_into, problem_of
-from tests.scenarios.notes import open_notes
+from tests.scenarios.notes import closed, gate, open_notes
 
 DEFAULTS = Options()
 
@@ -47,17 +47,29 @@ def tell(told: Told) -> None:
     sys.stdout.buffer.flush()
 
 
+class GatedStore(JetStreamStore):
+    """A store that a test can hold, and kill, between a frame that is durable and what follows from it."""
+
+    async def _try_effects(self, transition: Transition) -> None:
+        point = f"effects of {transition.id}"
+        if closed(point):
+            await gate(point)
+        await super()._try_effects(transition)
+
+
 def store_at(place: str, options: Options) -> Store:
     if not place.startswith("nats:"):
         return SqliteStore(place)
-    return jetstream_at(place, options)
+    return jetstream_at(place, options, GatedStore)
 
 
-def jetstream_at(place: str, options: Options = DEFAULTS) -> JetStreamStore:
+def jetstream_at(
+    place: str, options: Options = DEFAULTS, kind: type[JetStreamStore] = JetStreamStore
+) -> JetStreamStore:
     parts = urlsplit(place)
     servers = [f"nats://{each}" for each in parts.netloc.split(",")]
     replicas = int(parts.query.removeprefix("replicas="))
-    return JetStreamStore(
+    return kind(
         servers,
         namespace=parts.path[1:],
         shards=2,
