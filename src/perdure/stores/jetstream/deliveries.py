@@ -225,7 +225,7 @@ class Deliveries:
         )
         if self._open:
             self._pullers[name] = [
-                Puller(self._wire, stream, name, partial(wanted, shard), arrived)
+                Puller(self._wire, stream, name, partial(wanted, shard), arrived, self.keeper.lease)
                 for shard, stream in enumerate(streams)
             ]
             self._want()

@@ -159,7 +159,7 @@ class JetStreamStore:
                 adopt=self._shards is None,
                 make=self.makes_streams,
             )
-            self._journals.replicated = replicas > 1
+            self._journals.copies = replicas
             self.secret = await read_secret(self.wire, self.layout)
         except BaseException:
             await self.wire.close()
