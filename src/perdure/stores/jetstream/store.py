@@ -43,6 +43,7 @@ from perdure.stores.jetstream.blobs import Blobs
 from perdure.stores.jetstream.deliveries import FAILED_SECONDS, Deliveries
 from perdure.stores.jetstream.hands import Member
 from perdure.stores.jetstream.index import Rows
+from perdure.stores.jetstream.janitor import PERIOD_SECONDS, Janitor
 from perdure.stores.jetstream.journals import NOTHING, Journals, Tail
 from perdure.stores.jetstream.keeping import DUE
 from perdure.stores.jetstream.keys import LIMIT, Keys
@@ -109,6 +110,7 @@ class JetStreamStore:
         payload_limit: int = PAYLOAD_LIMIT_BYTES,
         line_limit: int = LINE_LIMIT,
         python: str = PYTHON,
+        janitor_seconds: float = PERIOD_SECONDS,
     ) -> None:
         self.clock = SystemClock()
         self.secret = b""
@@ -142,6 +144,18 @@ class JetStreamStore:
         self._answers = Answers(wire, layout, self._notices)
         self._purge = Purge(wire, layout, self._journals, self._blobs, self._deliveries, self.clock)
         self._lanes = Lanes(self._place)
+        self.janitor = Janitor(
+            wire,
+            layout,
+            self._journals,
+            self._keys,
+            self._deliveries.keeper,
+            self._projection,
+            self.clock,
+            self._queue,
+            janitor_seconds,
+        )
+        self._has_janitor = False
         self._watched: dict[str, int] = {}  # ids whose end is listened for, with the subscription
         self._writing = 0
         self._written: asyncio.Future[None] | None = None
@@ -472,7 +486,11 @@ class JetStreamStore:
         self._check()
         if partitions is not None and not {*partitions} <= {*range(self.layout.shards)}:
             raise no_partitions(partitions, self.layout.shards)
-        return self._deliveries.join(handlers, deliver, partitions, lost, lease)
+        member = self._deliveries.join(handlers, deliver, partitions, lost, lease)
+        if not self._has_janitor:
+            self._has_janitor = True
+            self._deliveries.spawn(self.janitor.run())
+        return member
 
     async def ready(self) -> None:
         """Wait until all that the workers here serve comes: the first worker of a handler makes its queue."""
