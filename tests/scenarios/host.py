@@ -23,7 +23,6 @@ from perdure.stores.store import Store
 from tests.scenarios.engine import Engine, Options, Problem, log_into, problem_of
 from tests.scenarios.notes import open_notes
 
-
 DEFAULTS = Options()
 
 
