@@ -89,7 +89,7 @@ async def _read_queue(store: JetStreamStore) -> _Queue:
 async def _take(found: _Queue, stored: Stored, blobs: Blobs) -> None:
     facts = facts_of(stored.headers)
     _, part, _, kind, *_ = stored.subject.split(".")
-    if facts.kind == "first":  # lies before all lines, and stays
+    if facts.kind == "first":
         return
     if facts.kind == "look":
         found.noted.add(stored.data.decode())
