@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Iterable
 from datetime import datetime
 
@@ -11,8 +12,12 @@ from perdure.errors import StoreUnavailable, StoreUnfit
 CLOCK_LIMIT_SECONDS = 30.0
 """How far the clock of a worker may be from the server's: delays and time limits go by the one or the other."""
 CLOCK_WARNING_SECONDS = 2.0
+PAYLOAD_LEAST_BYTES = 64 * 1024
+"""The least `max_payload` of a server: headers take some of it, and large values go in pieces of what is left."""
 SYNCED = "perdure-synced"
 """In the metadata of a stream: whoever made it said that the server forces every write to the disk."""
+
+_DENIED = re.compile(r"permissions violation for (publish|subscription) to \"?([^\s\"]+)", re.IGNORECASE)
 
 log = logging.getLogger("perdure.jetstream")
 
@@ -28,6 +33,31 @@ def not_connected(where: str, problems: Iterable[str]) -> StoreUnavailable:
     else:
         text = f"no NATS server at {where}: {why}; start one there, or name another address"
     return StoreUnavailable(text)
+
+
+def denied_of(text: str) -> tuple[str, str] | None:
+    """Read a server's refusal of one subject: "publish" or "subscription", and the subject. None if it is no such.
+
+    In lower case, as nats-py reads errors.
+    """
+    found = _DENIED.search(text)
+    return None if found is None else (found[1].lower(), found[2].lower())
+
+
+def not_allowed(verb: str, subject: str, where: str) -> StoreUnfit:
+    """Return the error for a subject that this client may not use."""
+    kind = "publish" if verb == "publish" else "subscribe"
+    text = f"the NATS server at {where} does not let this client {kind} to {subject}"
+    needed = "perdure.>, $JS.API.>, $JS.ACK.> and _INBOX.>"
+    return StoreUnfit(f"{text}: the permissions of its user must let it publish and subscribe on {needed}")
+
+
+def check_payload(max_payload: int, where: str) -> None:
+    """Refuse a server whose messages are too small to work with."""
+    if max_payload < PAYLOAD_LEAST_BYTES:
+        raise StoreUnfit(
+            f"{where}: the server's max_payload is {max_payload:,} bytes, and must be {PAYLOAD_LEAST_BYTES:,} at least"
+        )
 
 
 def check_clock(server_says: str, before: float, after: float, where: str) -> None:

@@ -613,7 +613,13 @@ class JetStreamStore:
                 self._tell(told, 0, error)
                 return
             except StoreError as error:
-                log.error("what follows from invocation %s cannot be done, trying again: %s", transition.id, error)
+                self.wire.complaints.say(
+                    f"follow {type(error).__name__}",
+                    "what follows from invocation %s cannot be done: %s; it is tried again until it works, and so is "
+                    "that of others",
+                    transition.id,
+                    error,
+                )
                 await asyncio.sleep(FAILED_SECONDS)
         self._followed(transition, told, revision)
 
