@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterable
 from datetime import datetime
 
-from perdure.errors import StoreUnavailable, StoreUnfit
+from perdure.errors import StoreFull, StoreUnavailable, StoreUnfit
 
 CLOCK_LIMIT_SECONDS = 30.0
 """How far the clock of a worker may be from the server's: delays and time limits go by the one or the other."""
@@ -29,10 +29,34 @@ def not_connected(where: str, problems: Iterable[str]) -> StoreUnavailable:
     if "authorization" in lower or "authentication" in lower or "permissions" in lower:
         text = f"the NATS server at {where} does not let this client in: {why}; see the options of connect"
     elif "certificate" in lower or "ssl" in lower or "tls" in lower:
-        text = f"no TLS connection to the NATS server at {where}: {why}; connect(tls_ca=…) names the authority"
+        text = f"no TLS connection to the NATS server at {where}: {why}; {_tls_hint(lower)}"
     else:
         text = f"no NATS server at {where}: {why}; start one there, or name another address"
     return StoreUnavailable(text)
+
+
+def _tls_hint(why: str) -> str:
+    if "mismatch" in why or "not valid for" in why:
+        return "connect by a name that is in its certificate"
+    if "offers no tls" in why:
+        return "configure it with a certificate, or connect by nats:// and without tls options"
+    return "connect(tls_ca=…) names the authority that signed its certificate"
+
+
+def no_room(subject: str, why: str) -> StoreFull:
+    """Return the error for a server, or a stream, that is full."""
+    return StoreFull(
+        f"the NATS server has no room left for {subject} ({why}): make room on its disk, or raise max_file_store; what "
+        "was acknowledged stays, and goes on then"
+    )
+
+
+def stream_gone(stream: str) -> StoreUnfit:
+    """Return the error for a stream that was there, and is not."""
+    text = (
+        f"jetstream: stream {stream} is not there any more: stop the workers and restore a backup, it is not made anew"
+    )
+    return StoreUnfit(text)
 
 
 def denied_of(text: str) -> tuple[str, str] | None:

@@ -218,7 +218,12 @@ class Deliveries:
         if self._open:
             self._pullers[name] = [
                 Puller(
-                    self._wire, stream, name, partial(wanted, shard), arrived, partial(self._missed, stream, name, found)
+                    self._wire,
+                    stream,
+                    name,
+                    partial(wanted, shard),
+                    arrived,
+                    partial(self._missed, stream, name, found),
                 )
                 for shard, (stream, found) in enumerate(zip(streams, each, strict=True))
             ]
@@ -233,7 +238,9 @@ class Deliveries:
     async def _make_again(self, stream: str, name: str, settings: dict[str, Any]) -> None:
         try:
             if await ensure_consumer(self._wire, stream, name, settings):
-                log.warning("consumer %s of %s was gone, and is made again: all that was in hand comes again", name, stream)
+                log.warning(
+                    "consumer %s of %s was gone, and is made again: all that was in hand comes again", name, stream
+                )
             await asyncio.sleep(FAILED_SECONDS)
         finally:
             self._remaking.discard((stream, name))

@@ -176,6 +176,9 @@ class Layout:
     def schedules(self, id: str) -> str:
         return f"{self.namespace}.t.{self.shard(id)}.{token(id)}.>"
 
+    def all_schedules(self, shard: int) -> str:
+        return f"{self.namespace}.t.{shard}.>"
+
     def line(self, key: str, id: str, generation: int) -> str:
         return f"{self.namespace}.l.{self.shard(key)}.{token(key)}.{token(id)}.{generation}"
 

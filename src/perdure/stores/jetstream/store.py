@@ -47,6 +47,7 @@ from perdure.stores.jetstream.keeping import DUE
 from perdure.stores.jetstream.keys import LIMIT, Keys
 from perdure.stores.jetstream.lanes import Lanes
 from perdure.stores.jetstream.layout import ROLLUP, SHARDS, Facts, Layout, facts_of, facts_of_start, lines_of
+from perdure.stores.jetstream.overdue import LOOK_SECONDS, Overdue
 from perdure.stores.jetstream.projection import Projection
 from perdure.stores.jetstream.purge import Purge
 from perdure.stores.jetstream.streams import prepare, read_secret
@@ -133,6 +134,7 @@ class JetStreamStore:
         )
         self._answers = Answers(wire, layout, self._notices)
         self._purge = Purge(wire, layout, self._journals, self._blobs, self._deliveries, self.clock)
+        self._overdue = Overdue(wire, layout, self.clock)
         self._lanes = Lanes(self._place)
         self._watched: dict[str, int] = {}  # ids whose end is listened for, with the subscription
         self._writing = 0
@@ -464,6 +466,7 @@ class JetStreamStore:
         self._check()
         if partitions is not None and not {*partitions} <= {*range(self.layout.shards)}:
             raise no_partitions(partitions, self.layout.shards)
+        self._deliveries.every("overdue", LOOK_SECONDS, lambda: self._deliveries.spawn(self._overdue.look()))
         return self._deliveries.join(handlers, deliver, partitions, lost, lease)
 
     async def ready(self) -> None:

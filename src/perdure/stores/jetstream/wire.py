@@ -26,8 +26,15 @@ from msgspec import Struct
 from nats.aio.client import Client as NatsClient
 from nats.errors import Error as NatsError
 
-from perdure.errors import StoreClosed, StoreError, StoreFull, StoreUnavailable, StoreUnfit
-from perdure.stores.jetstream.checks import check_payload, denied_of, not_allowed, not_connected
+from perdure.errors import StoreClosed, StoreError, StoreUnavailable, StoreUnfit
+from perdure.stores.jetstream.checks import (
+    check_payload,
+    denied_of,
+    no_room,
+    not_allowed,
+    not_connected,
+    stream_gone,
+)
 from perdure.stores.jetstream.complaints import Complaints
 
 REQUEST_TIMEOUT_SECONDS = 3.0
@@ -162,6 +169,19 @@ class _Connection(NatsClient):
                 handler(subject.decode(), reply.decode() if reply else "", data, headers or b"")
             except Exception:
                 log.exception("a message on %s could not be handled", subject.decode())
+
+    async def _connect_to_server(self, s: Any) -> None:
+        if self._transport is not None:  # of an attempt that failed: nothing else closes it
+            self._transport.close()
+        await super()._connect_to_server(s)
+
+    async def _process_info(self, info: dict[str, Any], initial_connection: bool = False) -> None:
+        """Take what the server says of itself; without TLS, if it was asked for, nothing secret is sent to it."""
+        if initial_connection and self.options.get("tls") is not None:
+            if not (info.get("tls_required") or info.get("tls_available")):
+                raise NatsError("the server offers no TLS")
+            info["tls_required"] = True
+        await super()._process_info(info, initial_connection)
 
     async def _process_err(self, err_msg: str) -> None:
         """Take what the server says is wrong. Unless it is one subject, the server disconnects: not for ever."""
@@ -457,7 +477,11 @@ class Wire:
                 return msgspec.json.decode(answer[0])
             self._check()
             await asyncio.sleep(RETRY_SECONDS)
-        raise StoreUnavailable(f"jetstream: no answer to {what}: is JetStream enabled for this account?")
+        where = without_credentials(self.servers[0])
+        raise StoreUnavailable(
+            f"{where}: JetStream does not answer ({what}): enable it in the server's configuration, `jetstream {{}}`; of "
+            "a cluster, more than half of the nodes must be up"
+        )
 
     def _check(self) -> None:
         if self._closed:
@@ -557,7 +581,7 @@ class Wire:
         if error is None:
             self._tell(put, ack.seq, None)
         elif error.err_code in FULL:
-            self._tell(put, 0, StoreFull(f"jetstream: {put.subject}: {error.description}: make room in the stream"))
+            self._tell(put, 0, no_room(put.subject, error.description))
         elif error.err_code == ANOTHER_IN_FLIGHT or error.code == 503:
             self._loop.call_later(RETRY_SECONDS / 10, self._send_put, put)
         elif error.err_code == WRONG_SEQUENCE:
@@ -590,13 +614,12 @@ class Wire:
         """Return an error if a stream is not there; say in the log if nobody knows."""
         try:
             answer = await self.request(f"$JS.API.STREAM.INFO.{stream}")
-        except StoreError as error:
-            return error
+        except StoreError as refused:
+            return refused
         if answer is not None and status_of(answer[1]) != 503:
-            error = msgspec.json.decode(answer[0]).get("error") or {}
+            error: dict[str, Any] = msgspec.json.decode(answer[0]).get("error") or {}
             if error.get("err_code") == NO_STREAM:
-                text = f"jetstream: stream {stream} is not there any more: restore a backup, it is not made anew"
-                return StoreUnfit(text)
+                return stream_gone(stream)
         if self._up:
             where = without_credentials(self.servers[0])
             self.complaints.say(
@@ -653,8 +676,8 @@ class Wire:
             elif status == 404:
                 future.set_result(0)
             else:
-                said = headers[13:].split(b"\r\n", 1)[0].decode()
-                future.set_exception(StoreUnavailable(f"jetstream: {stream} cannot be read: {status} {said}"))
+                said = headers.split(b"\r\n", 1)[0][9:].decode()
+                future.set_exception(StoreUnavailable(f"jetstream: {stream} cannot be read: {said}"))
             return True
 
         def lost() -> None:
@@ -728,7 +751,7 @@ class Wire:
                     return None
                 if last.error.code == 503:
                     raise StoreUnavailable(f"jetstream: {stream}: {last.error.description}")
-                raise StoreError(f"jetstream: {stream}: {last.error.description}")
+                _raise_error(msgspec.json.decode(answer[0]), stream)
             found = last.message
             assert found is not None
             return Stored(found.subject, found.seq, found.data, found.hdrs)
@@ -779,7 +802,10 @@ def _fail(future: asyncio.Future[Any], error: StoreError) -> None:
 
 
 def _raise_error(answer: dict[str, Any], stream: str) -> None:
-    if (error := answer.get("error")) is not None:
+    error: dict[str, Any] | None = answer.get("error")
+    if error is not None:
+        if error.get("err_code") == NO_STREAM:
+            raise stream_gone(stream)
         raise StoreError(f"jetstream: {stream}: {error.get('description')} ({error.get('err_code')})")
 
 
