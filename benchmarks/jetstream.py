@@ -1,7 +1,7 @@
 # pyright: reportUnknownMemberType=false
 """Measure the engine on NATS JetStream: throughput, latency, wakes, suspended invocations, beside the bare server.
 
-    python -m benchmarks.jetstream [--rounds 3] [--count 5000] [--only throughput latency wakes suspended two-workers]
+    python -m benchmarks.jetstream [--rounds 3] [--count 5000] [--only throughput latency wakes suspended long ...]
 
 A nats-server of its own on this machine, four shards; the client is this process, the worker another, as in use. Bare
 chains (four dependent guarded publishes each, from the same client library, on as many streams as there are shards, no
@@ -27,7 +27,7 @@ import uvloop
 from benchmarks.embedded import IN_FLIGHT, in_flight, one_step, three_steps
 from examples.services.nats_server import Options, Server, server
 from examples.services.workers import workers
-from perdure import Client, Context, connect, workflow
+from perdure import Client, Context, connect, step, workflow
 from perdure.stores.store import Delivery, Wake
 
 SHARDS = 4
@@ -35,6 +35,7 @@ PUBLISHES = 4
 """Of one bare chain: as many as a workflow of three steps needs (its start, two frames, the last frame)."""
 WAKES = 10_000
 SUSPENDED = 100_000
+LONG = 10_000
 SYNCS = ("2m", "always")
 WANTED = {  # what the issue asks for: workflows per second, and their ratio to bare chains
     "2m": (1_500, 0.15),
@@ -45,6 +46,18 @@ WANTED = {  # what the issue asks for: workflows per second, and their ratio to 
 @workflow
 async def nap_until(ctx: Context, until: float) -> None:
     await asyncio.sleep(until - ctx.now().timestamp())
+
+
+@step
+async def at() -> float:
+    return time.perf_counter()
+
+
+@workflow
+async def many_steps(count: int) -> list[float]:
+    """Return how long each step took, with its commit."""
+    times = [await at() for _ in range(count + 1)]
+    return [after - before for before, after in itertools.pairwise(times)]
 
 
 @contextlib.contextmanager
@@ -182,6 +195,26 @@ async def suspended(_rounds: int, _count: int) -> None:
                 print(f"suspended {wanted:,}: {memory}", flush=True)
 
 
+async def long(_rounds: int, _count: int) -> None:
+    """See what a step costs at the beginning and at the end of a long invocation, and what it takes to read it."""
+    with on_server("2m", 1) as (node, _):
+        async with connect(node.url) as client:
+            handle = await client.start(many_steps, LONG)
+            times = await handle.result()
+            store = cast("Any", await client.opened())
+            began = time.perf_counter()
+            frames = len((await store.journal(handle.id)).frames)
+            took = time.perf_counter() - began
+            layout = store.layout
+            left = await store.wire.count(layout.stream("J", layout.shard(handle.id)), layout.journal(handle.id))
+    first, last = (statistics.median(times[at : at + 1_000]) * 1000 for at in (0, LONG - 1_000))
+    print(
+        f"{LONG:,} steps in one invocation: {first:.2f} ms a step among the first 1,000, {last:.2f} among the last; ",
+        end="",
+    )
+    print(f"{frames:,} frames are {left:,} messages, read in {took * 1000:.0f} ms", flush=True)
+
+
 async def _until(client: Client, status: Any, count: int) -> None:
     while (await client.stats()).by_status.get(status, 0) < count:  # noqa: ASYNC110  other processes are polled
         await asyncio.sleep(0.25)
@@ -198,6 +231,7 @@ MEASURES: dict[str, Callable[[int, int], Awaitable[None]]] = {
     "two-workers": two_workers,
     "wakes": wakes,
     "suspended": suspended,
+    "long": long,
 }
 
 

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import asyncio
 
+import pytest
+
 from perdure import Context, workflow
 from perdure.client import Client
 from perdure.connect import channels_for, translators_in_use
+from perdure.errors import StoreUnavailable
 from perdure.runtime.worker import READS_LIMIT
 from perdure.stores.clock import VirtualClock
 from perdure.stores.memory import MemoryStore
@@ -49,3 +52,32 @@ async def test_journals_of_all_that_wake_at_once_are_read_some_at_a_time() -> No
         results = await asyncio.gather(*(handle.result() for handle in handles))
         assert results == [handle.id for handle in handles]
         assert store.most == READS_LIMIT
+
+
+class Unsteady(MemoryStore):
+    """Fails to read journals for some time."""
+
+    failures = 0
+
+    async def journal(self, id: str, /) -> Journal:
+        if self.failures:
+            self.failures -= 1
+            raise StoreUnavailable("memory: not now")
+        return await super().journal(id)
+
+
+async def test_journal_that_cannot_be_read_for_some_time_is_read_later(caplog: pytest.LogCaptureFixture) -> None:
+    clock = VirtualClock()
+    store = Unsteady(clock)
+    client = Client(lambda: store, channels_for, translators_in_use)
+    async with client, client.worker(waits, cache=0) as worker:
+        handle = await client.start(waits)
+        while (await client.stats()).by_status.get("suspended", 0) < 1 or not worker.quiet:
+            await asyncio.sleep(0)
+        store.failures = 3
+        for _ in range(5):
+            clock.move_to(clock.now() + 60)
+            for _ in range(100):
+                await asyncio.sleep(0)
+        assert await asyncio.wait_for(handle.result(), 5) == handle.id
+        assert caplog.text.count("cannot be read, trying again: memory: not now") == 3

@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from tests.scenarios.engine import Options
@@ -33,7 +34,7 @@ async def make_lab(store: str, tmp_path: Path) -> AsyncIterator[MakeLab]:
         folder = tmp_path / f"lab{len(labs)}"
         kind = SqliteLab if store == "sqlite" else MemoryLab
         replayed = {"always_replay": True} if store == "memory, always replayed" else {}
-        lab = kind(folder, Options(**replayed | options))
+        lab = kind(folder, msgspec.convert({**replayed, **options}, Options))
         labs.append(lab)
         await lab.up()
         return lab

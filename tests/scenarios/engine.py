@@ -19,6 +19,7 @@ from perdure.runtime.runner import Runner
 from perdure.runtime.steps import Attempt
 from perdure.runtime.worker import Worker
 from perdure.stores.jetstream import JetStreamStore
+from perdure.stores.jetstream.store import PYTHON
 from perdure.stores.store import Delivery, Store
 from perdure.workflow import StepInfo, Work, Workflow
 from tests.scenarios import bodies, keyed
@@ -36,6 +37,8 @@ class Options(msgspec.Struct, frozen=True):
     """Seconds by which deliveries to a worker are late, at most."""
     retention: float | None = None
     lease: float = 15.0
+    python: str = PYTHON
+    """What the workers say their minor version of Python is."""
 
 
 class Problem(msgspec.Struct, frozen=True):
@@ -141,6 +144,7 @@ class Engine:
             lease=options.lease,
         )
         worker.delay = options.delay
+        worker.python = options.python
         await worker.__aenter__()
         self._workers.append(worker)
         return len(self._workers) - 1

@@ -44,15 +44,15 @@ def tell(told: Told) -> None:
     sys.stdout.buffer.flush()
 
 
-def store_at(place: str) -> Store:
+def store_at(place: str, python: str) -> Store:
     if not place.startswith("nats:"):
         return SqliteStore(place)
     url, _, namespace = place.rpartition("/")
-    return JetStreamStore([url], namespace=namespace, shards=2)
+    return JetStreamStore([url], namespace=namespace, shards=2, python=python)
 
 
 async def serve(path: str, folder: Path, options: Options) -> None:
-    engine = Engine(lambda: store_at(path), options)
+    engine = Engine(lambda: store_at(path, options.python), options)
     await engine.open()
     loop = asyncio.get_running_loop()
     over = loop.create_future()

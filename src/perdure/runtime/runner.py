@@ -57,6 +57,8 @@ from perdure.errors import (
     Conflict,
     PerdureError,
     StoreClosed,
+    StoreDamaged,
+    StoreError,
 )
 from perdure.runtime.agenda import DEADLINE, Agenda
 from perdure.runtime.steps import Attempt
@@ -76,8 +78,8 @@ from perdure.workflow import StepInfo, Work
 CANCEL_GRACE_SECONDS = 10.0
 """How long a cancelled step may take to end before its end is journaled without it."""
 
-COMMIT_RETRY_SECONDS = 1.0
-"""How long after a failed commit the same commit is tried again."""
+STORE_RETRY_SECONDS = 1.0
+"""How long after a commit or a read that failed it is tried again."""
 
 STOP_POLL_SECONDS = 0.002
 """How often a stopping worker looks whether a last commit has ended."""
@@ -246,7 +248,7 @@ class Runner:
             return
         error = task.exception()
         if error is not None:
-            self._give_up(f"its journal cannot be read: {error}")
+            self._read_failed(error)
             return
         journal, start, self._key = task.result()
         self.revision, self._all_done = journal.revision, journal.done
@@ -269,6 +271,22 @@ class Runner:
                 self._redo = self._effects_to_redo(start)
             self._open(start, journal.frames)
             self._round()
+
+    def _read_failed(self, error: BaseException) -> None:
+        if isinstance(error, StoreClosed):
+            self.close()
+        elif isinstance(error, StoreError) and not isinstance(error, StoreDamaged):
+            log.error("the journal of invocation %s cannot be read, trying again: %s", self.id, error)
+            self._busy = self._outage = True
+            clock = self._home.clock
+            clock.call_at(clock.now() + STORE_RETRY_SECONDS, self._load_again)
+        else:
+            self._give_up(f"its journal cannot be read: {error}")
+
+    def _load_again(self) -> None:
+        self._outage = False
+        if not self.closed:
+            self._load()
 
     def _redo_settled(self, start: Start, frames: Sequence[Frame]) -> None:
         """Finish what a settled invocation's last owner may have left undone, and refuse what came too late.
@@ -806,7 +824,7 @@ class Runner:
             self._home.commit_failed(self.id, error)
             self._outage = True
             clock = self._home.clock
-            clock.call_at(clock.now() + COMMIT_RETRY_SECONDS, partial(self._commit_again, transition, then))
+            clock.call_at(clock.now() + STORE_RETRY_SECONDS, partial(self._commit_again, transition, then))
 
     def _commit_again(self, transition: Transition, then: Callable[[], None]) -> None:
         self._outage = False

@@ -1,10 +1,8 @@
 """Who gets what in the stores of one process: starts by capacity, messages and wakes to whoever serves the handler.
 
 Nothing here is durable. The store keeps starts, messages, wakes and claims in its tables; the dispatcher keeps only
-what is in somebody's hands, and a bounded window of the start queue. When the process ends, the store's tables say
-what to deliver again; when one worker of several ends, `leave` does.
-
-It runs on one event loop and is not thread-safe.
+what is in somebody's hands (`custody`), and a bounded window of the start queue. When the process ends, the store's
+tables say what to deliver again; when one worker of several ends, `leave` does.
 """
 
 from __future__ import annotations
@@ -17,6 +15,7 @@ from msgspec import Struct, field
 from msgspec.structs import replace
 
 from perdure.core.journal import Message, Start
+from perdure.stores import custody
 from perdure.stores.store import Delivery, Wake
 
 WINDOW_LIMIT = 10_000
@@ -26,13 +25,13 @@ Fetch = Callable[[str, int, int], Awaitable[list[Delivery]]]
 """Reads at most so many queued starts of a handler above a sequence; `token` of each is its sequence."""
 
 
-class Hold(Struct):
-    """What one worker holds of one invocation: deliveries to acknowledge, and perhaps a claim."""
+class Hold(custody.Hold, eq=False):
+    """What one worker holds of one invocation."""
 
-    handler: str
-    deliveries: list[Delivery] = []
-    claimed: bool = False
     woken: bool = False  # a wake fell due meanwhile
+
+
+Member = custody.Member[Hold]
 
 
 class Line(Struct):
@@ -46,61 +45,25 @@ class Line(Struct):
     granted: list[Delivery] = []  # those that were granted their key meanwhile: it may have passed them
 
 
-class Member:
-    """One worker's subscription."""
-
-    def __init__(self, dispatcher: Dispatcher, handlers: frozenset[str], deliver: Callable[[Delivery], None]) -> None:
-        self.handlers = handlers
-        self.deliver = deliver
-        self.credit = 0
-        self.open = True
-        self.held: dict[str, Hold] = {}
-        self._dispatcher = dispatcher
-
-    def request(self, starts: int, /) -> None:
-        self.credit += starts
-        self._dispatcher.pump()
-
-    def acknowledge(self, delivery: Delivery, /) -> None:
-        self._dispatcher.finish(delivery)
-
-    def hand_back(self, delivery: Delivery, /) -> None:
-        self._dispatcher.hand_back(self, delivery)
-
-    def close(self) -> None:
-        self._dispatcher.leave(self)
-
-
-class Dispatcher:
+class Dispatcher(custody.Custody[Hold]):
     """Hands deliveries to members. `forget` tells the store of one that was acknowledged outside of a commit."""
 
     def __init__(self, fetch: Fetch, forget: Callable[[Delivery], None]) -> None:
+        super().__init__()
         self._fetch = fetch
         self._forget = forget
-        self._members: list[Member] = []
-        self._owners: dict[str, Member] = {}
         self._lines: dict[str, Line] = {}
-        self._mail: dict[str, list[Delivery]] = {}  # messages for invocations whose start waits
-        self._shaken: set[str] = set()  # invocations whose holder ended without releasing them
 
     # --- members ------------------------------------------------------------------------------------------------------
     def join(self, handlers: Collection[str], deliver: Callable[[Delivery], None]) -> Member:
         """Add a worker. It is for the store to offer what was waiting for these handlers."""
-        member = Member(self, frozenset(handlers), deliver)
-        self._members.append(member)
+        member = Member(self, handlers, deliver)
+        self.members.append(member)
         return member
 
     def leave(self, member: Member) -> None:
-        """End a worker's claims, and deliver what it held to others at once."""
-        if not member.open:
-            return
-        member.open = False
-        self._members.remove(member)
-        held, member.held = member.held, {}
-        for id in held:
-            del self._owners[id]
+        held = self._dispossess(member)
         for id, hold in reversed(held.items()):  # so that starts, put back in front one by one, keep their order
-            self._shaken.add(id)
             begun = not any(isinstance(delivery.item, Start) for delivery in hold.deliveries)
             for delivery in hold.deliveries:
                 again = replace(delivery, attempt=delivery.attempt + 1)
@@ -112,18 +75,12 @@ class Dispatcher:
                 self.offer(Delivery(id, hold.handler, Wake(), attempt=2))
         self.pump()
 
-    def serves(self, handler: str) -> bool:
-        return any(handler in member.handlers for member in self._members)
-
     def close(self) -> None:
         """Forget everything; nothing is delivered any more."""
         for line in self._lines.values():
             if line.refilling is not None:
                 line.refilling.cancel()
-        for member in self._members:
-            member.open = False
-        self._members.clear()
-        self._owners.clear()
+        self._disband()
         self._lines.clear()
 
     # --- starts -------------------------------------------------------------------------------------------------------
@@ -151,16 +108,13 @@ class Dispatcher:
             line.window.appendleft(delivery)
 
     def pump(self) -> None:
-        """Hand out queued starts while there is room."""
-        for member in [*self._members]:
+        for member in [*self.members]:
             while member.open and member.credit > 0 and (line := self._next_line(member)) is not None:
-                delivery = line.window.popleft()
-                if delivery.id in self._shaken and delivery.attempt == 1:
-                    delivery = replace(delivery, attempt=2)
+                delivery = self._as_seen(line.window.popleft())
                 owner = self._owners.get(delivery.id)
                 if owner is None:
                     member.credit -= 1
-                self._hand(owner or member, delivery)  # an invocation has one owner, whatever comes for it
+                self.hand(owner or member, delivery)  # an invocation has one owner, whatever comes for it
             if member.open and member.credit > 0:
                 for handler in member.handlers:
                     line = self._line(handler)
@@ -168,25 +122,6 @@ class Dispatcher:
                         line.refilling = asyncio.ensure_future(self._refill(handler, line))
 
     # --- messages and wakes -------------------------------------------------------------------------------------------
-    def offer(self, delivery: Delivery, *, begun: bool = True) -> bool:
-        """Deliver a message or wake to the owner, or to one who serves the handler; false if there is nobody.
-
-        A message for an invocation that has not `begun` waits here for its start to be handed out.
-        """
-        member = self._owners.get(delivery.id)
-        if member is None:
-            if not begun:
-                self._mail.setdefault(delivery.id, []).append(delivery)
-                return True
-            serving = [member for member in self._members if delivery.handler in member.handlers]
-            if not serving:
-                return False
-            member = min(serving, key=lambda each: len(each.held))
-            if delivery.id in self._shaken and delivery.attempt == 1:
-                delivery = replace(delivery, attempt=2)
-        self._hand(member, delivery)
-        return True
-
     def wake(self, delivery: Delivery) -> None:
         """Deliver a wake that is due; for an invocation in somebody's hands, once he lets go without a new release."""
         member = self._owners.get(delivery.id)
@@ -198,25 +133,17 @@ class Dispatcher:
     def holds(self, message: Message) -> bool:
         """Tell whether a message is in somebody's hands, or waits for its invocation to begin."""
         member = self._owners.get(message.to)
-        held = member.held[message.to].deliveries if member is not None else self._mail.get(message.to, [])
+        held = member.held[message.to].deliveries if member is not None else self._parked.get(message.to, [])
         return any(isinstance(each.item, Message) and each.item.id == message.id for each in held)
 
     def repeat(self) -> None:
         """Deliver what is in hand once more to its holder."""
-        for member in self._members:
+        for member in self.members:
             for hold in [*member.held.values()]:
                 for delivery in [*hold.deliveries]:
                     again = replace(delivery, attempt=delivery.attempt + 1, fresh=False)
                     hold.deliveries.append(again)
                     member.deliver(again)
-
-    def owner(self, id: str) -> Member | None:
-        """Return who has an invocation in hand, if anybody has."""
-        return self._owners.get(id)
-
-    def has(self, id: str) -> bool:
-        """Tell whether anything for an invocation is in somebody's hands, or waits here."""
-        return id in self._owners or id in self._mail
 
     # --- what became of deliveries ------------------------------------------------------------------------------------
     def committed(self, id: str, acknowledged: Iterable[Delivery], *, ended: bool) -> None:
@@ -232,53 +159,28 @@ class Dispatcher:
         hold.claimed = not ended
         if ended:
             hold.woken = False
-            mail = self._mail.pop(id, ())  # cancelled before it began: what waited for its start is refused now
-            for delivery in mail:
-                self._hand(member, delivery)
-            self._drop_if_done(member, id, hold)
+            for delivery in self._parked.pop(id, ()):  # cancelled before it began: this is refused now
+                self.hand(member, delivery)
+            self._drop_if_done(member, hold)
 
     def finish(self, delivery: Delivery) -> None:
-        """Acknowledge outside of a commit."""
         self._forget(delivery)
-        self._let_go(delivery)
+        self.let_go(delivery)
 
-    def hand_back(self, member: Member, delivery: Delivery) -> None:
-        """Take a delivery back, for somebody else or for later."""
-        self._let_go(delivery)
+    def take_back(self, member: Member, delivery: Delivery) -> None:
         if isinstance(delivery.item, Start):
             self._line(delivery.handler).window.appendleft(delivery)
             self.pump()
-        else:
-            others = [each for each in self._members if each is not member and delivery.handler in each.handlers]
-            if others:
-                self._hand(others[0], delivery)
+        elif (other := self._other_than(member, delivery.handler)) is not None:
+            self.hand(other, delivery)
 
     # --- inside -------------------------------------------------------------------------------------------------------
-    def _hand(self, member: Member, delivery: Delivery) -> None:
-        hold = member.held.get(delivery.id)
-        if hold is None:
-            hold = member.held[delivery.id] = Hold(delivery.handler)
-            self._owners[delivery.id] = member
-        hold.deliveries.append(delivery)
-        member.deliver(delivery)
-        if self._mail and isinstance(delivery.item, Start):
-            for message in self._mail.pop(delivery.id, ()):
-                self._hand(member, message)
+    def _new_hold(self, delivery: Delivery) -> Hold:
+        return Hold(delivery.id, delivery.handler)
 
-    def _let_go(self, delivery: Delivery) -> None:
-        member = self._owners.get(delivery.id)
-        if member is not None:
-            hold = member.held[delivery.id]
-            if delivery in hold.deliveries:
-                hold.deliveries.remove(delivery)
-            self._drop_if_done(member, delivery.id, hold)
-
-    def _drop_if_done(self, member: Member, id: str, hold: Hold) -> None:
-        if not hold.deliveries and not hold.claimed:
-            del member.held[id]
-            del self._owners[id]
-            if hold.woken:
-                self.offer(Delivery(id, hold.handler, Wake()))
+    def _let_gone(self, hold: Hold) -> None:
+        if hold.woken:
+            self.offer(Delivery(hold.id, hold.handler, Wake()))
 
     def _line(self, handler: str) -> Line:
         line = self._lines.get(handler)
@@ -299,7 +201,7 @@ class Dispatcher:
             for delivery in found:
                 line.last = delivery.token
                 if (owner := self._owners.get(delivery.id)) is not None:
-                    self._hand(owner, delivery)  # begun already, and its start was never acknowledged
+                    self.hand(owner, delivery)  # begun already, and its start was never acknowledged
                 else:
                     line.window.append(delivery)
             seen = {delivery.id for delivery in found} if line.granted else ()

@@ -15,6 +15,9 @@ from perdure.stores.notices import Notices
 TOLD_BY_WORKFLOWS = ("settled:", "cancel:")
 """How the ids of messages begin that follow from frames: nobody asks what became of those."""
 
+POLLED_LIMIT = 100
+"""Answers that are looked for at a time, in case their push was lost."""
+
 _encode = msgspec.msgpack.Encoder().encode
 _decode = msgspec.msgpack.Decoder(Answer).decode
 
@@ -66,6 +69,8 @@ class Answers:
 
     async def poll(self) -> None:
         """Read the answers that are waited for, in case a push was lost."""
-        for message_id in [*self._listened][:100]:
+        for message_id in [*self._listened][:POLLED_LIMIT]:
+            if (sid := self._listened.pop(message_id, None)) is not None:  # others come first the next time
+                self._listened[message_id] = sid
             if (answer := await self.read(message_id)) is not None:
                 self._notices.answered(answer)

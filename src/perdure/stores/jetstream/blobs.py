@@ -16,6 +16,8 @@ from perdure.stores.jetstream.layout import Facts, Layout
 from perdure.stores.jetstream.wire import Wire
 
 PIECE_BYTES = 512 * 1024
+PIECES_AT_A_TIME = 8
+"""Pieces that are written, or read, together."""
 
 
 class Blobs:
@@ -40,11 +42,11 @@ class Blobs:
         name = secrets.token_hex(8)
         size = min(PIECE_BYTES, self._wire.payload_limit)
         pieces = [data[at : at + size] for at in range(0, len(data), size)]
-        for n in range(0, len(pieces), 8):
+        for n in range(0, len(pieces), PIECES_AT_A_TIME):
             await asyncio.gather(
                 *(
                     self._wire.store(self._layout.blob(id, name, m), piece)
-                    for m, piece in enumerate(pieces[n : n + 8], start=n)
+                    for m, piece in enumerate(pieces[n : n + PIECES_AT_A_TIME], start=n)
                 )
             )
         return f"{name}:{len(pieces)}"
@@ -61,7 +63,7 @@ class Blobs:
         pieces: dict[int, bytes] = {}
         sequence = 1
         while len(pieces) < count and (
-            found := await self._wire.batch(stream, self._layout.blob(id, name, "*"), sequence, 16)
+            found := await self._wire.batch(stream, self._layout.blob(id, name, "*"), sequence, PIECES_AT_A_TIME)
         ):
             for each in found:
                 pieces[int(each.subject.rpartition(".")[2])] = each.data

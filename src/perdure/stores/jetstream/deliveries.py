@@ -2,7 +2,8 @@
 
 A delivery goes to any worker that pulls; the journal says whose it is. A start is given to a worker only after the
 journal's leader said that there is no journal. A message for an invocation that another process owns is offered to that
-process. Who serves no such handler passes it on to those who do.
+process. Who serves no such handler passes it on to those who do. What another minor version of Python has run goes to
+workers of that version, as long as there are any: the order of commands may differ between versions.
 """
 
 from __future__ import annotations
@@ -64,6 +65,10 @@ _encode_offer = msgspec.msgpack.Encoder().encode
 _decode_offer = msgspec.msgpack.Decoder(Offer).decode
 
 
+Otherwise = Callable[[Delivery, str, Tail], None]
+"""What becomes of a delivery that nobody took: it, the last token of its subject, the end of its journal."""
+
+
 class Deliveries:
     """Everything between the queue and the hands of workers."""
 
@@ -78,6 +83,7 @@ class Deliveries:
         clock: Clock,
         find_start: Callable[[str, Tail], Coroutine[Any, Any, tuple[Start, bool] | None]],
         refuse: Callable[[Message], Coroutine[Any, Any, None]],
+        python: str,
     ) -> None:
         self._wire = wire
         self._layout = layout
@@ -88,6 +94,8 @@ class Deliveries:
         self._clock = clock
         self._find_start = find_start
         self._refuse = refuse
+        self._python = python
+        self._offers: dict[str, int] = {}  # handlers whose invocations may be offered to this process
         self.keeper = keeper = Keeper(wire, layout, journals, name, clock, self.spawn)
         self.hands = keeper.hands = Hands(
             layout.shard,
@@ -118,7 +126,7 @@ class Deliveries:
     # --- life ---------------------------------------------------------------------------------------------------------
     def begin(self) -> None:
         self._loop = asyncio.get_running_loop()
-        self._wire.subscribe(self._layout.offers(self._name), self._offered)
+        self._wire.subscribe(self._layout.offers(self._name), partial(self._offered, False))
 
     def spawn(self, work: Coroutine[Any, Any, Any]) -> None:
         """Run something beside the rest, and log how it fails."""
@@ -157,6 +165,9 @@ class Deliveries:
         """Add a worker."""
         self.keeper.lease = lease
         member = self.hands.join(handlers, deliver, partitions, lost)
+        for each in {*handlers} - self._offers.keys():
+            subject = self._layout.offers_of(self._python, each)
+            self._offers[each] = self._wire.subscribe(subject, partial(self._offered, True), group="workers")
         before, self._joining = self._joining, None
         self._joining = asyncio.ensure_future(self._serve(before))
         self._tasks.add(self._joining)
@@ -248,6 +259,9 @@ class Deliveries:
     def _left(self, _: Member) -> None:
         """Stop pulling for handlers that nobody serves any more."""
         served = {handler for member in self.hands.members for handler in member.handlers}
+        for each in self._offers.keys() - served:
+            self._wire.unsubscribe(sid := self._offers.pop(each))
+            self._wire.forget(sid)
         names = {self._layout.consumer_of_starts(handler, 0)[0] for handler in served}
         names |= {self._layout.consumer_of_passed_on(handler, 0)[0] for handler in served}
         if served:
@@ -447,6 +461,9 @@ class Deliveries:
         elif tail.facts.kind == "gone":
             self.hands.not_taken(member)
             self.keeper.acknowledge(delivery.token)
+        elif self._loop.time() - delivery.token.at > self.keeper.lease:
+            # This process stood still. Others may have it by now, and have begun since the journal was read.
+            self.hands.not_taken(member)
         else:
             delivery.fresh = True
             if tail.sequence:
@@ -499,7 +516,7 @@ class Deliveries:
         elif not tail.has_frames:
             self.spawn(self._route_before_begin(delivery, name, tail))
         elif tail.facts.owner not in ("", self._name):
-            self.spawn(self._offer(delivery, name, tail))
+            self.spawn(self._offer(delivery, name, tail, self._layout.offers(tail.facts.owner), self._deliver_here))
         else:
             self._deliver_here(delivery, name, tail)
 
@@ -510,7 +527,20 @@ class Deliveries:
         self.keeper.acknowledge(delivery.token)
 
     def _deliver_here(self, delivery: Delivery, name: str, tail: Tail) -> None:
-        delivery.handler = tail.facts.handler
+        """Deliver to a worker of this process, unless one of the Python that has run the invocation takes it."""
+        delivery.handler, python = tail.facts.handler, tail.facts.python
+        if self.hands.serves(delivery.handler) and python not in ("", self._python):
+            subject = self._layout.offers_of(python, delivery.handler)
+            self.spawn(self._offer(delivery, name, tail, subject, self._deliver_to_other_python))
+        else:
+            self._deliver_to_worker(delivery, name, tail)
+
+    def _deliver_to_other_python(self, delivery: Delivery, name: str, tail: Tail) -> None:
+        text = "invocation %s (%s) was run by Python %s, of which no worker takes it: it goes on with %s"
+        log.warning(text, delivery.id, delivery.handler, tail.facts.python, self._python)
+        self._deliver_to_worker(delivery, name, tail)
+
+    def _deliver_to_worker(self, delivery: Delivery, name: str, tail: Tail) -> None:
         if tail.facts.owner:  # he is gone
             delivery.attempt = max(2, delivery.attempt)
         if not self.hands.serves(delivery.handler):
@@ -577,47 +607,54 @@ class Deliveries:
                 self._route(each, name, tail)
 
     # --- offers -------------------------------------------------------------------------------------------------------
-    async def _offer(self, delivery: Delivery, name: str, tail: Tail) -> None:
-        """Offer a delivery to the process that owns its invocation; claim it when that process is gone."""
-        item, token = delivery.item, delivery.token
-        message = msgspec.msgpack.encode(item) if isinstance(item, Message) else None
-        if message is not None and self._blobs.is_large(message):
-            message = b""
-        offer = Offer(delivery.id, message, delivery.attempt, token.reply, token.sequence, token.urgent)
-        answer = None
-        try:
-            async with asyncio.timeout(OFFER_TIMEOUT_SECONDS):
-                answer = await self._wire.request(self._layout.offers(tail.facts.owner), _encode_offer(offer))
-        except TimeoutError:
-            pass
-        if answer is not None and answer[0] == TAKEN:
-            token.done = True  # the owner acknowledges it
+    async def _offer(self, delivery: Delivery, name: str, tail: Tail, subject: str, otherwise: Otherwise) -> None:
+        """Offer a delivery to who listens on a subject; if nobody takes it, and it is still as it was, do otherwise."""
+        taken = await self._ask(subject, delivery)
+        if taken:
             return
         again = await self._journals.tail(delivery.id)
-        if again.facts.owner != tail.facts.owner or again.facts.epoch != tail.facts.epoch:
+        if (again.facts.owner, again.facts.epoch) != (tail.facts.owner, tail.facts.epoch):
             self._route(delivery, name, again)
-        elif answer is None and delivery.attempt == 1:
+        elif taken is None and delivery.attempt == 1:
             # He is silent, and may be busy: he is asked once more, and then he has had his time.
             await asyncio.sleep(min(OFFER_TIMEOUT_SECONDS, self.keeper.lease / 4))
             delivery.attempt = 2
             self._route_soon(delivery, name)
         else:
-            self._deliver_here(delivery, name, again)
+            otherwise(delivery, name, again)
 
-    def _offered(self, _subject: str, reply: str, data: bytes, _headers: bytes) -> None:
+    async def _ask(self, subject: str, delivery: Delivery) -> bool | None:
+        """Offer a delivery; tell whether it was taken, so that it is acknowledged there. None: no answer in time."""
+        item, token = delivery.item, delivery.token
+        message = msgspec.msgpack.encode(item) if isinstance(item, Message) else None
+        if message is not None and self._blobs.is_large(message):
+            message = b""
+        offer = Offer(delivery.id, message, delivery.attempt, token.reply, token.sequence, token.urgent)
+        try:
+            async with asyncio.timeout(OFFER_TIMEOUT_SECONDS):
+                answer = await self._wire.request(subject, _encode_offer(offer))
+        except TimeoutError:
+            return None
+        if answer is None:
+            return None
+        taken = answer[0] == TAKEN
+        token.done = token.done or taken
+        return taken
+
+    def _offered(self, is_for_all: bool, _subject: str, reply: str, data: bytes, _headers: bytes) -> None:
+        """Take what is offered to this process, if it owns the invocation; or what is for all who serve a handler."""
         offer = _decode_offer(data)
-        member = self.hands.owner(offer.id)
-        if member is None or not self._open:
+        if not self._open or not (is_for_all or self.hands.owner(offer.id) is not None):
             self._wire.publish(reply, NOT_MINE)
             return
+        self._wire.publish(reply, TAKEN)
         if offer.message == b"":
-            self._wire.publish(reply, TAKEN)
             self.spawn(self._fetch_offered(offer))
             return
         item: Message | Wake = Wake() if offer.message is None else decode_message(offer.message)
         token = Token(offer.reply, offer.sequence, self._loop.time(), urgent=offer.urgent)
-        self._wire.publish(reply, TAKEN)
-        self._hand_to_owner(member, Delivery(offer.id, "", item, offer.attempt, token=token))
+        name = escape(item.id) if isinstance(item, Message) else DUE
+        self._route_soon(Delivery(offer.id, "", item, offer.attempt, token=token), name)
 
     async def _fetch_offered(self, offer: Offer) -> None:
         """Read a large message that was offered; if it fails, the message is not renewed, and comes again."""

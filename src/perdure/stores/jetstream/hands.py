@@ -3,8 +3,6 @@
 Unlike the dispatcher of the embedded stores, it has no table to fall back on: what is given up goes back to the server,
 by its token. An invocation that is claimed here keeps one delivery unacknowledged (`Hold.kept`), or has a wake at the
 end of its lease: that is what brings it to somebody else when this process dies.
-
-It runs on one event loop and is not thread-safe.
 """
 
 from __future__ import annotations
@@ -13,10 +11,11 @@ import asyncio
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator
 
-from msgspec import Struct, field
+from msgspec import Struct
 from msgspec.structs import replace
 
 from perdure.core.journal import Message, Start
+from perdure.stores import custody
 from perdure.stores.store import Delivery, Wake
 
 
@@ -36,13 +35,9 @@ class Token(Struct, eq=False):
         return self.reply.split(".")[-6].startswith("start-")
 
 
-class Hold(Struct, eq=False):
-    """What one worker holds of one invocation: deliveries to acknowledge, and perhaps a claim."""
+class Hold(custody.Hold, eq=False):
+    """What one worker holds of one invocation, and what brings it to another if this process dies."""
 
-    id: str
-    handler: str
-    deliveries: list[Delivery] = field(default_factory=list[Delivery])
-    claimed: bool = False
     since: float = 0.0  # loop time of the claim
     kept: Token | None = None  # unacknowledged while claimed, so that it comes to another if this process dies
     leased: str = ""  # the schedule of the wake at the end of the lease, if there is one
@@ -55,41 +50,7 @@ class Hold(Struct, eq=False):
         return any(isinstance(each.token, Token) and not each.token.done for each in self.deliveries)
 
 
-class Member:
-    """One worker's subscription."""
-
-    def __init__(
-        self,
-        hands: Hands,
-        handlers: frozenset[str],
-        deliver: Callable[[Delivery], None],
-        partitions: Collection[int] | None,
-        lost: Callable[[str], None] | None,
-    ) -> None:
-        self.handlers = handlers
-        self.partitions = partitions
-        self.deliver = deliver
-        self.lost = lost
-        self.credit = 0
-        self.open = True
-        self.held: dict[str, Hold] = {}
-        self._hands = hands
-
-    def takes(self, shard: int) -> bool:
-        return self.partitions is None or shard in self.partitions
-
-    def request(self, starts: int, /) -> None:
-        self.credit += starts
-        self._hands.pump()
-
-    def acknowledge(self, delivery: Delivery, /) -> None:
-        self._hands.finish(delivery)
-
-    def hand_back(self, delivery: Delivery, /) -> None:
-        self._hands.hand_back(self, delivery)
-
-    def close(self) -> None:
-        self._hands.leave(self)
+Member = custody.Member[Hold]
 
 
 class Post(Struct):
@@ -105,18 +66,15 @@ class Post(Struct):
     left: Callable[[Member], None]
 
 
-class Hands:
+class Hands(custody.Custody[Hold]):
     """Hands deliveries to members."""
 
     def __init__(self, shard_of: Callable[[str], int], post: Post) -> None:
+        super().__init__()
         self._shard_of = shard_of
         self._post = post
-        self.members: list[Member] = []
-        self._owners: dict[str, Member] = {}
         self._queues: dict[tuple[str, int], deque[Delivery]] = {}  # by handler and shard
-        self._parked: dict[str, list[Delivery]] = {}  # messages for invocations that have not begun
         self.taken: deque[tuple[Member, Delivery]] = deque()  # starts given to a member, to be looked at first
-        self._shaken: set[str] = set()  # invocations whose holder here ended without releasing them
 
     # --- members ------------------------------------------------------------------------------------------------------
     def join(
@@ -126,25 +84,17 @@ class Hands:
         partitions: Collection[int] | None,
         lost: Callable[[str], None] | None,
     ) -> Member:
-        member = Member(self, frozenset(handlers), deliver, partitions, lost)
+        member = Member(self, handlers, deliver, partitions, lost)
         self.members.append(member)
         return member
 
     def leave(self, member: Member) -> None:
-        """End a worker's claims, and deliver what it held to others at once."""
-        if not member.open:
-            return
-        member.open = False
-        self.members.remove(member)
-        held, member.held = member.held, {}
-        for id in held:
-            del self._owners[id]
+        held = self._dispossess(member)
         for hold in held.values():
             for delivery in hold.deliveries:
                 if isinstance(delivery.item, Start) and not self.serves(delivery.handler):
                     self._give_up(delivery)  # in order
         for id, hold in reversed(held.items()):  # so that starts, put back in front one by one, keep their order
-            self._shaken.add(id)
             begun = not any(isinstance(delivery.item, Start) for delivery in hold.deliveries)
             for delivery in reversed(hold.deliveries) if not begun else hold.deliveries:
                 again = replace(delivery, attempt=delivery.attempt + 1, fresh=False)
@@ -187,16 +137,10 @@ class Hands:
         else:
             self._give_up(delivery)
 
-    def serves(self, handler: str) -> bool:
-        return any(handler in member.handlers for member in self.members)
-
     def close(self) -> list[Hold]:
         """Forget everything; return the holds."""
         holds = [hold for member in self.members for hold in member.held.values()]
-        for member in self.members:
-            member.open = False
-        self.members.clear()
-        self._owners.clear()
+        self._disband()
         return holds
 
     def holds(self) -> Iterator[tuple[Member, Hold]]:
@@ -254,9 +198,7 @@ class Hands:
             member.credit += member.open
             self.hand(owner, delivery)
         elif member.open:
-            if delivery.id in self._shaken and delivery.attempt == 1:
-                delivery = replace(delivery, attempt=2)
-            self.hand(member, delivery)
+            self.hand(member, self._as_seen(delivery))
         else:
             self._put_back(delivery)
             self.pump()
@@ -269,25 +211,9 @@ class Hands:
 
     # --- messages and wakes -------------------------------------------------------------------------------------------
     def offer(self, delivery: Delivery, *, begun: bool = True) -> bool:
-        """Deliver a message or wake to the owner, or to one who serves the handler; false if there is nobody.
-
-        A message for an invocation that has not `begun` waits here for its start.
-        """
-        member = self._owners.get(delivery.id)
-        if member is None:
-            if not begun:
-                if not self.serves(delivery.handler):
-                    return False
-                self._parked.setdefault(delivery.id, []).append(delivery)
-                return True
-            serving = [member for member in self.members if delivery.handler in member.handlers]
-            if not serving:
-                return False
-            member = min(serving, key=lambda each: len(each.held))
-            if delivery.id in self._shaken and delivery.attempt == 1:
-                delivery = replace(delivery, attempt=2)
-        self.hand(member, delivery)
-        return True
+        """Deliver a message or wake; what nobody here serves is for others, begun or not."""
+        is_ours = begun or self.serves(delivery.handler) or delivery.id in self._owners
+        return is_ours and super().offer(delivery, begun=begun)
 
     def wake(self, delivery: Delivery) -> bool:
         """Deliver a wake; to who has the invocation in hand, once he lets go without a new release."""
@@ -306,17 +232,6 @@ class Hands:
     def unpark(self, id: str) -> list[Delivery]:
         """Take out what waits for an invocation to begin."""
         return self._parked.pop(id, [])
-
-    def owner(self, id: str) -> Member | None:
-        """Return who has an invocation in hand, if anybody has."""
-        return self._owners.get(id)
-
-    def has(self, id: str) -> bool:
-        return id in self._owners or id in self._parked
-
-    def hold_of(self, id: str) -> Hold | None:
-        member = self._owners.get(id)
-        return None if member is None else member.held[id]
 
     # --- what became of deliveries ------------------------------------------------------------------------------------
     def committed(
@@ -366,25 +281,20 @@ class Hands:
             self._post.acknowledge(token)
 
     def finish(self, delivery: Delivery) -> None:
-        """Acknowledge outside of a commit."""
         member = self._owners.get(delivery.id)
         if member is None:
             self._acknowledge(delivery)
             return
         hold = member.held[delivery.id]
         self._keep_or_acknowledge(hold, delivery, not hold.claimed)
-        self._let_go(delivery)
+        self.let_go(delivery)
 
-    def hand_back(self, member: Member, delivery: Delivery) -> None:
-        """Take a delivery back, for somebody else or for later."""
-        self._let_go(delivery)
+    def take_back(self, member: Member, delivery: Delivery) -> None:
         if isinstance(delivery.item, Start):
             self._put_back(delivery)
             self.pump()
-            return
-        others = [each for each in self.members if each is not member and delivery.handler in each.handlers]
-        if others:
-            self.hand(others[0], delivery)
+        elif (other := self._other_than(member, delivery.handler)) is not None:
+            self.hand(other, delivery)
         else:
             self._give_up(delivery)
 
@@ -402,31 +312,12 @@ class Hands:
         return found
 
     # --- inside -------------------------------------------------------------------------------------------------------
-    def hand(self, member: Member, delivery: Delivery) -> None:
-        hold = member.held.get(delivery.id)
-        if hold is None:
-            hold = member.held[delivery.id] = Hold(delivery.id, delivery.handler)
-            self._owners[delivery.id] = member
-        hold.deliveries.append(delivery)
-        member.deliver(delivery)
-        if self._parked and isinstance(delivery.item, Start):
-            for message in self._parked.pop(delivery.id, ()):
-                self.hand(member, message)
+    def _new_hold(self, delivery: Delivery) -> Hold:
+        return Hold(delivery.id, delivery.handler)
 
-    def _let_go(self, delivery: Delivery) -> None:
-        member = self._owners.get(delivery.id)
-        if member is not None:
-            hold = member.held[delivery.id]
-            if delivery in hold.deliveries:
-                hold.deliveries.remove(delivery)
-            self._drop_if_done(member, hold)
-
-    def _drop_if_done(self, member: Member, hold: Hold) -> None:
-        if not hold.deliveries and not hold.claimed:
-            del member.held[hold.id]
-            del self._owners[hold.id]
-            if hold.woken is not None:
-                self._offer_or_give_up(hold.woken, begun=True)
+    def _let_gone(self, hold: Hold) -> None:
+        if hold.woken is not None:
+            self._offer_or_give_up(hold.woken, begun=True)
 
     def _next_queue(self, member: Member) -> deque[Delivery] | None:
         """Return the served queue whose head came first."""

@@ -42,6 +42,8 @@ from perdure.stores.jetstream.packs import (
 from perdure.stores.jetstream.wire import Stored, Wire
 from perdure.stores.store import Transition
 
+BEHIND_SECONDS = 0.01
+"""How soon a replica that was behind is asked again."""
 TAILS_LIMIT = 20_000
 """Ends of journals that are kept, so that the next frame needs no read."""
 
@@ -141,7 +143,7 @@ class Journals:
             tail = tail_of(stored[-1] if stored else None)
             if last is None or tail.sequence >= last.sequence:
                 break
-            await asyncio.sleep(0.01)  # the replica that answered is behind
+            await asyncio.sleep(BEHIND_SECONDS)  # the replica that answered is behind
         frames = [decode_frame(data) for data in await self._checked(id, stored)]
         self.note(id, tail)
         return frames, tail
@@ -267,10 +269,10 @@ class Journals:
             if type(first) is Accepted:
                 facts = facts_of_start(first.start, "running", at)
             facts = replace(facts, kind="frame", number=0, sum=0, epoch=0, blob="", identity="", status="running")
-        epoch = facts.epoch
+        epoch, python = facts.epoch, facts.python
         for entry in entries:
             if type(entry) is Claimed:
-                epoch = entry.epoch
+                epoch, python = entry.epoch, entry.python
         ended = transition.released or transition.outcome is not None
         changed: Status | None = transition.status
         if changed is None and not tail.has_frames:
@@ -294,6 +296,7 @@ class Journals:
             wake=facts.wake if wake is None else wake,
             has_blobs=facts.has_blobs or bool(facts.blob) or self._blobs.is_large(data),
             packed=facts.packed,
+            python=python,
         )
 
 

@@ -27,6 +27,9 @@ from perdure.stores.jetstream.layout import Facts, Layout, facts_of, facts_of_st
 from perdure.stores.jetstream.wire import Stored, Wire, WrongSequence
 from perdure.stores.store import Key
 
+ASK_AGAIN_SECONDS = 1.0
+"""How long after a reconnect a note to look at a key is put once more."""
+
 GRANTED = "=granted"
 LIMIT = "=limit"
 
@@ -110,7 +113,7 @@ class Keys:
         await self._wire.store(self._layout.nudge(name, "look"), name.encode(), headers=headers)
         while self._wire.reconnects != reconnects:
             reconnects = self._wire.reconnects
-            await asyncio.sleep(1.0)
+            await asyncio.sleep(ASK_AGAIN_SECONDS)
             await self._wire.store(self._layout.nudge(name, "look"), name.encode(), headers=headers)
 
     async def leave(self, name: str, id: str, generation: int) -> None:

@@ -62,7 +62,7 @@ class Facts(Struct, frozen=True, omit_defaults=True):
     the claim, `epoch` that of the claim. `blob` names pieces that hold the payload, as `<blob>:<count>`, and
     `has_blobs` says that some payload of the invocation is in pieces. `identity` tells starts of one id apart. `quiet`
     says that nothing changed that an index shows. `wake` is the last time at which it asked to be woken. `packed`
-    counts the frames that are in segments (`packs`).
+    counts the frames that are in segments (`packs`), `python` is the minor version of the last claim.
     """
 
     id: str = ""
@@ -84,6 +84,7 @@ class Facts(Struct, frozen=True, omit_defaults=True):
     wake: float = 0.0
     has_blobs: bool = False
     packed: int = 0
+    python: str = ""
 
     @property
     def is_pack(self) -> bool:
@@ -213,6 +214,10 @@ class Layout:
 
     def offers(self, store: str) -> str:
         return f"{self.namespace}.offer.{store}"
+
+    def offers_of(self, python: str, handler: str) -> str:
+        """Name where offers go for whoever serves a handler with this minor version of Python."""
+        return f"{self.namespace}.minor.{token(python)}.{token(handler)}"
 
     # --- settings -----------------------------------------------------------------------------------------------------
     def streams(self, replicas: int) -> list[dict[str, Any]]:

@@ -11,6 +11,7 @@ import asyncio
 import logging
 import os
 import secrets
+import sys
 from collections.abc import Awaitable, Callable, Collection, Coroutine, Sequence
 from functools import partial
 from pathlib import Path
@@ -79,10 +80,15 @@ _decode_outcome: Callable[[bytes], Outcome] = msgspec.msgpack.Decoder(Outcome).d
 
 PURGE_SPARE = 1_000
 """Invocations that a purge looks at beyond those that it may remove: some of them are still wanted."""
+PYTHON = f"{sys.version_info.major}.{sys.version_info.minor}"
+"""As the workers of this process name it in their claims."""
 POLL_SECONDS = 1.0
 """How often an outcome or answer that somebody waits for is looked for, in case its push was lost."""
+POLLED_LIMIT = 1_000
+"""Outcomes that are looked for at a time."""
 CLOSING_SECONDS = 5.0
 """How long a message waits to learn whether its invocation is purged."""
+CLOSING_POLL_SECONDS = 0.05
 
 log = logging.getLogger("perdure.jetstream")
 
@@ -103,6 +109,7 @@ class JetStreamStore:
         index: str | os.PathLike[str] | None = None,
         payload_limit: int = PAYLOAD_LIMIT_BYTES,
         line_limit: int = LINE_LIMIT,
+        python: str = PYTHON,
     ) -> None:
         self.clock = SystemClock()
         self.secret = b""
@@ -131,6 +138,7 @@ class JetStreamStore:
             self.clock,
             self._find_start,
             self._say_unknown,
+            python,
         )
         self._answers = Answers(wire, layout, self._notices)
         self._purge = Purge(wire, layout, self._journals, self._blobs, self._deliveries, self.clock)
@@ -423,7 +431,7 @@ class JetStreamStore:
             return
         subject = self.layout.message(message.to, message.id)
         sequence = await self._put_message(message)
-        for _ in range(int(CLOSING_SECONDS / 0.05)):  # it may be purged at this very moment
+        for _ in range(int(CLOSING_SECONDS / CLOSING_POLL_SECONDS)):  # it may be purged at this very moment
             if tail.facts.status not in ("completed", "failed", "cancelled"):
                 return
             tail = await self._journals.tail(message.to)
@@ -433,7 +441,7 @@ class JetStreamStore:
                 raise unknown(message.to)
             if tail.facts.kind != "closing":
                 return
-            await asyncio.sleep(0.05)
+            await asyncio.sleep(CLOSING_POLL_SECONDS)
         raise StoreUnavailable(f"invocation {message.to!r} is being purged, and it is not known whether it is gone")
 
     async def _put_message(self, message: Message) -> int:
@@ -735,7 +743,7 @@ class JetStreamStore:
             self._deliveries.spawn(self._answers.poll())
 
     async def _poll_outcomes(self) -> None:
-        ids = [*self._watched][:1_000]
+        ids = [*self._watched][:POLLED_LIMIT]
         if not ids:
             return
         for id in ids:  # others come first the next time

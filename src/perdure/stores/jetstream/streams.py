@@ -16,6 +16,9 @@ from perdure.stores.jetstream.wire import NO_STREAM, Wire, WrongSequence, withou
 from perdure.stores.store import Clock
 
 SECRET_BYTES = 32
+APPEAR_SECONDS = 2.0
+"""How long another worker may take to make the streams."""
+APPEAR_POLL_SECONDS = 0.1
 
 log = logging.getLogger("perdure.jetstream")
 
@@ -147,8 +150,8 @@ def _check_answer(answer: dict[str, Any], name: str, where: str) -> None:
 
 async def _appear(wire: Wire, names: list[str]) -> bool:
     """Wait for streams that another worker may be making just now."""
-    for _ in range(20):
-        await asyncio.sleep(0.1)
+    for _ in range(int(APPEAR_SECONDS / APPEAR_POLL_SECONDS)):
+        await asyncio.sleep(APPEAR_POLL_SECONDS)
         answers = await asyncio.gather(*(wire.api(f"STREAM.INFO.{name}") for name in names))
         if not any(map(_is_missing, answers)):
             return True

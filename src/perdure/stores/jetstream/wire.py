@@ -45,6 +45,8 @@ RETRY_SECONDS = 0.1
 """How long after a server could not take a put, as in an election, it is tried again."""
 PATIENCE_SECONDS = 3.0
 """How long a stream may take nothing, and answer nothing, before it is asked whether it is there at all."""
+API_ATTEMPTS = 3
+"""How often the JetStream API is asked before it is said to be unavailable."""
 CONNECT_TIMEOUT_SECONDS = 5
 RECONNECT_WAIT_SECONDS = 0.25
 CLOSE_TIMEOUT_SECONDS = 1.0
@@ -60,6 +62,8 @@ WRONG_SEQUENCE = 10071
 ANOTHER_IN_FLIGHT = 10164
 NO_MESSAGE = 10037
 NO_STREAM = 10059
+NOT_DELETED = frozenset({NO_MESSAGE, 10057, 10043})
+"""There was nothing to delete: no such message, or none at that sequence any more."""
 FULL = frozenset({10077, 10023, 10047})
 
 HEADER_LINE = b"NATS/1.0\r\n"
@@ -237,7 +241,7 @@ class Wire:
         self._disconnected = disconnected
         self.stream_of: Callable[[str], str]  # names the stream that takes a subject; set by the store
         self._handlers: dict[int, Arrived] = {}
-        self._subjects: dict[int, str] = {}
+        self._subjects: dict[int, bytes] = {}  # what is listened to, by subscription: a subject, and perhaps a group
         self._connection = _Connection(self._handlers)
         self._sid = 1_000_000  # above those of nats-py itself
         self._inbox = f"_INBOX.{secrets.token_hex(8)}"
@@ -388,7 +392,7 @@ class Wire:
         self._deaf = None
         self.reconnects += 1
         for sid, subject in self._subjects.items():
-            self._connection.send(b"SUB %s %d\r\n" % (subject.encode(), sid))
+            self._connection.send(b"SUB %s %d\r\n" % (subject, sid))
         log.warning("connected to the NATS server again")
         parked, self._parked = self._parked, []
         for put in parked:
@@ -396,13 +400,13 @@ class Wire:
         self._connected()
 
     # --- subjects -----------------------------------------------------------------------------------------------------
-    def subscribe(self, subject: str, arrived: Arrived) -> int:
-        """Receive what is published on a subject, over reconnects too."""
+    def subscribe(self, subject: str, arrived: Arrived, *, group: str = "") -> int:
+        """Receive what is published on a subject, over reconnects too; one of those in a group receives it."""
         self._sid += 1
         self._handlers[self._sid] = arrived
-        self._subjects[self._sid] = subject
+        listened = self._subjects[self._sid] = f"{subject} {group}".rstrip().encode()
         if self._up:
-            self._connection.send(b"SUB %s %d\r\n" % (subject.encode(), self._sid))
+            self._connection.send(b"SUB %s %d\r\n" % (listened, self._sid))
         return self._sid
 
     def unsubscribe(self, sid: int) -> None:
@@ -471,7 +475,7 @@ class Wire:
     async def api(self, what: str, body: object = None) -> dict[str, Any]:
         """Call the JetStream API, again if need be; what it answers may hold an `error`."""
         payload = b"" if body is None else _encode(body)
-        for _ in range(3):
+        for _ in range(API_ATTEMPTS):
             answer = await self.request(f"$JS.API.{what}", payload)
             if answer is not None and status_of(answer[1]) != 503:
                 return msgspec.json.decode(answer[0])
@@ -767,7 +771,7 @@ class Wire:
     async def delete(self, stream: str, sequence: int) -> None:
         """Remove one message; it may be gone already."""
         answer = await self.api(f"STREAM.MSG.DELETE.{stream}", {"seq": sequence, "no_erase": True})
-        if answer.get("error", {}).get("err_code") not in (None, NO_MESSAGE, 10057, 10043):
+        if answer.get("error", {}).get("err_code", NO_MESSAGE) not in NOT_DELETED:
             _raise_error(answer, stream)
 
     # --- deliveries ---------------------------------------------------------------------------------------------------

@@ -1,0 +1,195 @@
+"""Which worker of this process has which invocation in hand: what the stores that hand out deliveries have in common.
+
+An invocation has one owner among the workers, whatever comes for it. He keeps it while he has a delivery that he has
+not acknowledged, or a claim. Nothing here is durable, and nothing knows where deliveries come from: see `dispatch` for
+the stores of one process, `jetstream.hands` for one that several processes share.
+
+It runs on one event loop and is not thread-safe.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Collection
+from typing import Generic, TypeVar
+
+from msgspec import Struct, field
+from msgspec.structs import replace
+
+from perdure.core.journal import Start
+from perdure.stores.store import Delivery
+
+
+class Hold(Struct, eq=False):
+    """What one worker holds of one invocation: deliveries to acknowledge, and perhaps a claim."""
+
+    id: str
+    handler: str
+    deliveries: list[Delivery] = field(default_factory=list[Delivery])
+    claimed: bool = False
+
+
+H = TypeVar("H", bound=Hold)
+
+
+class Member(Generic[H]):
+    """One worker's subscription."""
+
+    def __init__(
+        self,
+        custody: Custody[H],
+        handlers: Collection[str],
+        deliver: Callable[[Delivery], None],
+        partitions: Collection[int] | None = None,
+        lost: Callable[[str], None] | None = None,
+    ) -> None:
+        self.handlers = frozenset(handlers)
+        self.partitions = partitions
+        self.deliver = deliver
+        self.lost = lost
+        self.credit = 0
+        self.open = True
+        self.held: dict[str, H] = {}
+        self._custody = custody
+
+    def takes(self, partition: int) -> bool:
+        return self.partitions is None or partition in self.partitions
+
+    def request(self, starts: int, /) -> None:
+        self.credit += starts
+        self._custody.pump()
+
+    def acknowledge(self, delivery: Delivery, /) -> None:
+        self._custody.finish(delivery)
+
+    def hand_back(self, delivery: Delivery, /) -> None:
+        self._custody.let_go(delivery)
+        self._custody.take_back(self, delivery)
+
+    def close(self) -> None:
+        if self.open:
+            self.open = False
+            self._custody.leave(self)
+
+
+class Custody(ABC, Generic[H]):
+    """Hands deliveries to members, and knows who has what."""
+
+    def __init__(self) -> None:
+        self.members: list[Member[H]] = []
+        self._owners: dict[str, Member[H]] = {}
+        self._parked: dict[str, list[Delivery]] = {}  # messages for invocations that have not begun
+        self._shaken: set[str] = set()  # invocations whose holder here ended without releasing them
+
+    # --- what a store adds --------------------------------------------------------------------------------------------
+    @abstractmethod
+    def pump(self) -> None:
+        """Hand out starts that wait while there is room."""
+
+    @abstractmethod
+    def finish(self, delivery: Delivery) -> None:
+        """Acknowledge outside of a commit."""
+
+    @abstractmethod
+    def take_back(self, member: Member[H], delivery: Delivery) -> None:
+        """Keep what a member has given back, for somebody else or for later."""
+
+    @abstractmethod
+    def leave(self, member: Member[H]) -> None:
+        """End a worker's claims, and deliver what it held to others at once."""
+
+    @abstractmethod
+    def _new_hold(self, delivery: Delivery) -> H: ...
+
+    @abstractmethod
+    def _let_gone(self, hold: H) -> None:
+        """Note that an invocation is in nobody's hands any more."""
+
+    # --- who has what -------------------------------------------------------------------------------------------------
+    def serves(self, handler: str) -> bool:
+        return any(handler in member.handlers for member in self.members)
+
+    def owner(self, id: str) -> Member[H] | None:
+        """Return who has an invocation in hand, if anybody has."""
+        return self._owners.get(id)
+
+    def hold_of(self, id: str) -> H | None:
+        member = self._owners.get(id)
+        return None if member is None else member.held[id]
+
+    def has(self, id: str) -> bool:
+        """Tell whether anything for an invocation is in somebody's hands, or waits here for it to begin."""
+        return id in self._owners or id in self._parked
+
+    # --- handing over -------------------------------------------------------------------------------------------------
+    def offer(self, delivery: Delivery, *, begun: bool = True) -> bool:
+        """Deliver a message or wake to the owner, or to one who serves the handler; false if there is nobody.
+
+        A message for an invocation that has not `begun` waits here for its start.
+        """
+        member = self._owners.get(delivery.id)
+        if member is None:
+            if not begun:
+                self._parked.setdefault(delivery.id, []).append(delivery)
+                return True
+            serving = [member for member in self.members if delivery.handler in member.handlers]
+            if not serving:
+                return False
+            member = min(serving, key=lambda each: len(each.held))
+            delivery = self._as_seen(delivery)
+        self.hand(member, delivery)
+        return True
+
+    def hand(self, member: Member[H], delivery: Delivery) -> None:
+        """Deliver to a member, who owns the invocation from now on; what was parked for its start comes behind it."""
+        hold = member.held.get(delivery.id)
+        if hold is None:
+            hold = member.held[delivery.id] = self._new_hold(delivery)
+            self._owners[delivery.id] = member
+        hold.deliveries.append(delivery)
+        member.deliver(delivery)
+        if self._parked and isinstance(delivery.item, Start):
+            for message in self._parked.pop(delivery.id, ()):
+                self.hand(member, message)
+
+    def _as_seen(self, delivery: Delivery) -> Delivery:
+        """Return a delivery as one of which somebody may have begun, if a worker ended here with its invocation."""
+        if delivery.attempt == 1 and delivery.id in self._shaken:
+            return replace(delivery, attempt=2)
+        return delivery
+
+    # --- letting go ---------------------------------------------------------------------------------------------------
+    def let_go(self, delivery: Delivery) -> None:
+        """Forget that a delivery is in somebody's hands."""
+        member = self._owners.get(delivery.id)
+        if member is not None:
+            hold = member.held[delivery.id]
+            if delivery in hold.deliveries:
+                hold.deliveries.remove(delivery)
+            self._drop_if_done(member, hold)
+
+    def _drop_if_done(self, member: Member[H], hold: H) -> None:
+        if not hold.deliveries and not hold.claimed:
+            del member.held[hold.id]
+            del self._owners[hold.id]
+            self._let_gone(hold)
+
+    def _dispossess(self, member: Member[H]) -> dict[str, H]:
+        """Take everything out of the hands of a member that leaves, and return it."""
+        self.members.remove(member)
+        held, member.held = member.held, {}
+        for id in held:
+            del self._owners[id]
+        self._shaken.update(held)
+        return held
+
+    def _disband(self) -> None:
+        """Let all members end."""
+        for member in self.members:
+            member.open = False
+        self.members.clear()
+        self._owners.clear()
+
+    def _other_than(self, member: Member[H], handler: str) -> Member[H] | None:
+        """Return another member that serves a handler."""
+        return next((each for each in self.members if each is not member and handler in each.handlers), None)
