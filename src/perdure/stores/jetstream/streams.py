@@ -166,7 +166,7 @@ async def _refuse_others(wire: Wire, layout: Layout, where: str) -> None:
 
 
 async def ensure_consumer(wire: Wire, stream: str, name: str, settings: dict[str, object]) -> bool:
-    """Make a durable consumer, or bring its settings up to date; tell whether it is as if new: nothing was delivered."""
+    """Make a durable consumer, or bring its settings up to date; tell whether it has delivered nothing yet."""
     body = {"stream_name": stream, "config": settings}
     answer = await wire.api(f"CONSUMER.DURABLE.CREATE.{stream}.{name}", body)
     if (error := answer.get("error")) is not None:

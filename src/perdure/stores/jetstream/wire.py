@@ -483,8 +483,8 @@ class Wire:
             await asyncio.sleep(RETRY_SECONDS)
         where = without_credentials(self.servers[0])
         raise StoreUnavailable(
-            f"{where}: JetStream does not answer ({what}): enable it in the server's configuration, `jetstream {{}}`; of "
-            "a cluster, more than half of the nodes must be up"
+            f"{where}: JetStream does not answer ({what}): enable it in the server's configuration, `jetstream {{}}`; "
+            "of a cluster, more than half of the nodes must be up"
         )
 
     def _check(self) -> None:
