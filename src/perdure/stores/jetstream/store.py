@@ -161,7 +161,7 @@ class JetStreamStore:
                 adopt=self._shards is None,
                 make=self.makes_streams,
             )
-            self._journals.replicated = replicas > 1
+            self._journals.replicated = replicas > 1 or self.wire.is_clustered  # they may become more
             self.secret = await read_secret(self.wire, self.layout)
         except BaseException:
             await self.wire.close()
@@ -191,6 +191,7 @@ class JetStreamStore:
             raise self._closed()
 
     def _reconnected(self) -> None:
+        self._journals.replicated |= self.wire.is_clustered
         self._deliveries.reconnected()
         self._index.missed()
 

@@ -197,6 +197,10 @@ class _Connection(NatsClient):
         await self._process_op_err(error)
 
     @property
+    def cluster(self) -> str:
+        return str(self._server_info.get("cluster", ""))
+
+    @property
     def version(self) -> str:
         return str(self._server_info.get("version", ""))
 
@@ -342,6 +346,11 @@ class Wire:
     def payload_limit(self) -> int:
         """The most bytes of one message."""
         return self._connection.max_payload - PAYLOAD_ROOM_BYTES
+
+    @property
+    def is_clustered(self) -> bool:
+        """Whether the server is one of several, so that streams may have replicas at any time."""
+        return self._connection.cluster != ""
 
     @property
     def server_version(self) -> str:
