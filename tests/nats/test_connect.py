@@ -28,6 +28,7 @@ from perdure.errors import (
     StoreUnfit,
 )
 from perdure.stores.clock import SystemClock
+from perdure.stores.jetstream import store as store_module
 from tests.nats.credentials import certificates
 
 HERE = "nats://127.0.0.1:1"
@@ -260,6 +261,22 @@ async def test_clock_that_is_minutes_off_is_refused(minutes: int, ahead: str, mo
         error = await error_of(node.url)
     assert isinstance(error, StoreUnfit)
     assert re.search(rf"the clock of this machine is 1(79|80) s {ahead} that of the NATS server", str(error))
+
+
+@pytest.mark.slow
+async def test_clock_that_is_set_while_a_worker_runs_is_said_and_work_goes_on(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(store_module, "CLOCK_SECONDS", 0.2)
+    now = SystemClock.now
+    with server() as node:
+        async with connect(node.url) as client, client.worker(hello):
+            assert await client.run(hello, "A") == "Hello, A!"
+            monkeypatch.setattr(SystemClock, "now", lambda self: now(self) + 180)  # type: ignore[no-any-return]
+            async with asyncio.timeout(10):
+                while "the clock of this machine is 180 s ahead of that of the NATS server" not in caplog.text:
+                    await asyncio.sleep(0.05)
+            assert await client.run(hello, "B") == "Hello, B!"
 
 
 @pytest.mark.slow

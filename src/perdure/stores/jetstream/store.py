@@ -36,10 +36,11 @@ from perdure.core.journal import (
     encode_start,
 )
 from perdure.core.lifecycle import SETTLED
-from perdure.errors import Conflict, PerdureError, StoreClosed, StoreError, StoreUnavailable
+from perdure.errors import Conflict, PerdureError, StoreClosed, StoreError, StoreUnavailable, StoreUnfit
 from perdure.stores.clock import SystemClock
 from perdure.stores.jetstream.answers import Answers
 from perdure.stores.jetstream.blobs import Blobs
+from perdure.stores.jetstream.checks import check_clock
 from perdure.stores.jetstream.deliveries import FAILED_SECONDS, Deliveries
 from perdure.stores.jetstream.hands import Member
 from perdure.stores.jetstream.index import Rows
@@ -52,7 +53,7 @@ from perdure.stores.jetstream.overdue import LOOK_SECONDS, Overdue
 from perdure.stores.jetstream.projection import Projection
 from perdure.stores.jetstream.purge import Purge
 from perdure.stores.jetstream.streams import prepare, read_secret
-from perdure.stores.jetstream.wire import Wire, WrongSequence
+from perdure.stores.jetstream.wire import Wire, WrongSequence, without_credentials
 from perdure.stores.notices import Feed, Notices
 from perdure.stores.store import (
     LEASE_SECONDS,
@@ -86,6 +87,8 @@ POLL_SECONDS = 1.0
 """How often an outcome or answer that somebody waits for is looked for, in case its push was lost."""
 POLLED_LIMIT = 1_000
 """Outcomes that are looked for at a time."""
+CLOCK_SECONDS = 60.0
+"""How often the clock of a process with workers is compared with the server's."""
 CLOSING_SECONDS = 5.0
 """How long a message waits to learn whether its invocation is purged."""
 CLOSING_POLL_SECONDS = 0.05
@@ -476,7 +479,19 @@ class JetStreamStore:
         if partitions is not None and not {*partitions} <= {*range(self.layout.shards)}:
             raise no_partitions(partitions, self.layout.shards)
         self._deliveries.every("overdue", LOOK_SECONDS, lambda: self._deliveries.spawn(self._overdue.look()))
+        self._deliveries.every("clock", CLOCK_SECONDS, lambda: self._deliveries.spawn(self._look_at_clock()))
         return self._deliveries.join(handlers, deliver, partitions, lost, lease)
+
+    async def _look_at_clock(self) -> None:
+        """Say so when this machine's clock was set, or runs away, while workers run."""
+        if not self.wire.is_up:
+            return
+        before = self.clock.now()
+        answer = await self.wire.api(f"STREAM.INFO.{self.layout.stream('J', 0)}")
+        try:
+            check_clock(str(answer.get("ts", "")), before, self.clock.now(), without_credentials(self.wire.servers[0]))
+        except StoreUnfit as error:
+            self.wire.complaints.say("clock", "%s", error)
 
     async def ready(self) -> None:
         """Wait until all that the workers here serve comes: the first worker of a handler makes its queue."""
