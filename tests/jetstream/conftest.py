@@ -12,7 +12,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from examples.services.nats_server import Server, server
+from examples.services.nats_server import Cluster, Server, cluster, server
 from tests.scenarios.conftest import MakeLab
 from tests.scenarios.engine import Options
 from tests.scenarios.lab import JetStreamLab, Lab
@@ -33,6 +33,13 @@ def own_nats(tmp_path: Path) -> Iterator[Server]:
     folder.mkdir()
     with server(folder) as node:
         yield node
+
+
+@pytest.fixture(scope="module")
+def nodes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    """Three nodes. Who kills some starts them again."""
+    with cluster(tmp_path_factory.mktemp("cluster")) as running:
+        yield running
 
 
 @pytest.fixture
@@ -85,8 +92,7 @@ async def join() -> AsyncIterator[Callable[..., Awaitable[JetStreamLab]]]:
 
     async def one_more(lab: Lab, **options: Any) -> JetStreamLab:
         assert isinstance(lab, JetStreamLab)
-        changed = msgspec.structs.replace(lab.options, **options)
-        other = JetStreamLab(lab.folder, changed, *lab.place.rsplit("/", 1))
+        other = lab.beside(**options)
         labs.append(other)
         await other.up()
         return other

@@ -13,10 +13,10 @@ import pytest
 from examples.services.nats_server import Server
 from perdure.core.history import History
 from perdure.core.journal import Accepted, Claimed, Released, Returned
-from perdure.stores.jetstream import JetStreamStore
 from tests.scenarios import bodies, keyed
 from tests.scenarios.conftest import MakeLab
 from tests.scenarios.engine import Options
+from tests.scenarios.host import jetstream_at
 from tests.scenarios.lab import JetStreamLab, Lab
 
 Join = Callable[..., Awaitable[JetStreamLab]]
@@ -30,8 +30,7 @@ SLACK_SECONDS = 3.0
 async def check_histories(lab: Lab, ids: list[str]) -> None:
     """Read the journals themselves: accepted once, settled once and last, every answer once, epochs rising."""
     assert isinstance(lab, JetStreamLab)
-    url, namespace = lab.place.rsplit("/", 1)
-    store = JetStreamStore([url], namespace=namespace, shards=2)
+    store = jetstream_at(lab.place)
     await store.open()
     try:
         for id in ids:
@@ -167,6 +166,58 @@ async def test_zombie_that_wakes_after_its_lease_writes_nothing(make_lab: MakeLa
     assert "taken over" in lab.report() or "is read again" in lab.report()
     assert [lab.count(f"ran {tag}-c") for tag in "zy"] == [1, 1]
     assert await lab.results(ids) == [[f"{tag}-{each}" for each in "ABC"] for tag in "ZY"]
+
+
+@pytest.mark.parametrize("early", [False, True])
+async def test_zombie_stopped_between_its_step_and_its_append_loses_its_key_and_what_it_would_write(
+    make_lab: MakeLab, join: Join, early: bool
+) -> None:
+    lab = await make_lab()
+    assert isinstance(lab, JetStreamLab)
+    for tag in ("z", "y"):
+        lab.close_gate(f"frost {tag}")
+    first = await lab.start(keyed.counts_in_frost, "z", early, key="k")
+    behind = await lab.start_many(keyed.bump, NOTHING * 5, key="k")
+    await lab.noted("ran z")  # it stands still now, with its key, and what it did is nowhere but here
+    lab.open_gate("frost z")
+    other = await join(lab)
+    assert await other.result(first) == 1
+    assert await other.results(behind) == [2, 3, 4, 5, 6]
+    second = await other.start(keyed.counts_in_frost, "y", early, key="k")
+    await lab.noted("ran y")  # the key is in other hands
+    lab.signal(signal.SIGCONT)
+    assert await lab.result(first) == 1
+    last = await lab.start(keyed.bump, key="k")
+    lab.open_gate("frost y")
+    other.signal(signal.SIGCONT)
+    assert (await lab.result(second), await lab.result(last)) == (7, 8)
+    assert await lab.state("k") == await other.state("k") == {"count": 8}
+    assert lab.count("ran z") == 2
+    await check_histories(lab, [first, *behind, second, last])
+
+
+async def test_zombie_that_holds_a_key_past_its_lease_gives_it_to_nobody(make_lab: MakeLab, join: Join) -> None:
+    lab = await make_lab()
+    assert isinstance(lab, JetStreamLab)
+    lab.close_gate("before a")
+    lab.close_gate("after b")
+    ids = [await lab.start(keyed.staged, tag, key="k") for tag in "abcd"]
+    await lab.noted("at before a")
+    await asyncio.sleep(LEASE_SECONDS)  # so that its claim is kept by a wake, no longer by its start
+    lab.signal(signal.SIGSTOP)
+    other = await join(lab)
+    await lab.noted("at before a", 2, wait=LEASE_SECONDS + SLACK_SECONDS)
+    lab.open_gate("before a")
+    await lab.noted("at after b")
+    lab.signal(signal.SIGCONT)  # it ends its step and would release, while the next one holds the key
+    await asyncio.sleep(0.5)
+    assert lab.count("at before c") == 0
+    lab.open_gate("after b")
+    assert await other.results(ids) == [["a"], ["a", "b"], ["a", "b", "c"], ["a", "b", "c", "d"]]
+    assert await lab.results(ids) == await other.results(ids)
+    assert await lab.state("k") == {"tags": ["a", "b", "c", "d"]}
+    assert [lab.count(f"at before {tag}") for tag in "bcd"] == [1, 1, 1]
+    await check_histories(other, ids)
 
 
 async def test_increments_of_one_key_over_three_processes_of_which_two_die_are_exactly_as_many(

@@ -452,6 +452,14 @@ async def asks(ctx: Context, tag: str) -> str:
 
 
 @workflow
+async def asks_then_sleeps(ctx: Context, tag: str, seconds: float) -> str:
+    answer = await ctx.awakeable(str)
+    await remember(f"answered {tag}")
+    await asyncio.sleep(seconds)
+    return answer
+
+
+@workflow
 async def asks_only(ctx: Context) -> int:
     return await ctx.awakeable(int)
 
@@ -470,6 +478,12 @@ async def asks_often(ctx: Context, tag: str, times: int, steps: int) -> list[int
 @workflow
 async def parent(tag: str) -> list[str]:
     return ["parent", *await three(f"{tag}-child")]
+
+
+@workflow
+async def calls_often(tag: str, times: int) -> list[str]:
+    """Wait for one child after the other."""
+    return [await noting(f"{tag} {n}") for n in range(times)]
 
 
 @workflow

@@ -39,6 +39,8 @@ class Options(msgspec.Struct, frozen=True):
     lease: float = 15.0
     python: str = PYTHON
     """What the workers say their minor version of Python is."""
+    serves: tuple[str, ...] = ()
+    """Handlers, where all of them would cost too much: on JetStream each has its consumers."""
 
 
 class Problem(msgspec.Struct, frozen=True):
@@ -134,7 +136,7 @@ class Engine:
         options = self._options
         worker = CountedWorker(
             self._client.opened,
-            [*self._workflows.values()],
+            [each for each in self._workflows.values() if not options.serves or each.name in options.serves],
             max_concurrent=options.max_concurrent,
             cache=options.cache,
             always_replay=options.always_replay,

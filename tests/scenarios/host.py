@@ -1,6 +1,6 @@
 """A process that hosts a client and workers: `python -m tests.scenarios.host PLACE FOLDER OPTIONS`.
 
-The place is a SQLite file, or a server and a namespace on it: `nats://HOST:PORT/NAMESPACE`.
+The place is a SQLite file, or servers and a namespace on them: `nats://HOST:PORT[,HOST:PORT…]/NAMESPACE?replicas=N`.
 
 Operations come on stdin and answers go to stdout, one JSON object a line; it ends when stdin does, or is killed.
 """
@@ -13,10 +13,12 @@ import sys
 import threading
 from pathlib import Path
 from typing import Any, BinaryIO
+from urllib.parse import urlsplit
 
 import msgspec
 
 from perdure.stores.jetstream import JetStreamStore
+from perdure.stores.jetstream.store import PYTHON
 from perdure.stores.sqlite import SqliteStore
 from perdure.stores.store import Store
 from tests.scenarios.engine import Engine, Options, Problem, log_into, problem_of
@@ -47,8 +49,14 @@ def tell(told: Told) -> None:
 def store_at(place: str, python: str) -> Store:
     if not place.startswith("nats:"):
         return SqliteStore(place)
-    url, _, namespace = place.rpartition("/")
-    return JetStreamStore([url], namespace=namespace, shards=2, python=python)
+    return jetstream_at(place, python)
+
+
+def jetstream_at(place: str, python: str = PYTHON) -> JetStreamStore:
+    parts = urlsplit(place)
+    servers = [f"nats://{each}" for each in parts.netloc.split(",")]
+    replicas = int(parts.query.removeprefix("replicas="))
+    return JetStreamStore(servers, namespace=parts.path[1:], shards=2, replicas=replicas, python=python)
 
 
 async def serve(path: str, folder: Path, options: Options) -> None:

@@ -6,7 +6,7 @@ import asyncio
 
 from perdure import Context, KeyDeadlock, Retry, step, workflow
 from tests.scenarios.bodies import remember, stage
-from tests.scenarios.notes import closed, note
+from tests.scenarios.notes import closed, freeze, note
 
 
 @step(retry=Retry(max_attempts=1))
@@ -28,6 +28,25 @@ async def increment(ctx: Context, tag: str) -> int:
 @workflow
 async def bump(ctx: Context) -> int:
     count = ctx.get("count", int, default=0) + 1
+    ctx.set("count", count)
+    return count
+
+
+@step
+async def frosty(tag: str) -> None:
+    """Note that it ran, and stop the process as long as its gate is closed: what it did is not journaled yet."""
+    note(f"ran {tag}")
+    if closed(f"frost {tag}"):
+        freeze()
+
+
+@workflow
+async def counts_in_frost(ctx: Context, tag: str, early: bool) -> int:
+    """Count in the key around a step that may stop the process; the first one, or one that a frame is before."""
+    if not early:
+        await remember(f"counts {tag}")
+    count = ctx.get("count", int, default=0) + 1
+    await frosty(tag)
     ctx.set("count", count)
     return count
 

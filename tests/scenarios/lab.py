@@ -369,13 +369,21 @@ class SqliteLab(ProcessLab):
 
 
 class JetStreamLab(ProcessLab):
-    """On a NATS server, in a namespace of its own."""
+    """On a NATS server, or on three with as many replicas; in a namespace of its own."""
 
     store = "jetstream"
 
-    def __init__(self, folder: Path, options: Options, url: str, namespace: str) -> None:
+    def __init__(self, folder: Path, options: Options, url: str, namespace: str, *, replicas: int = 1) -> None:
         super().__init__(folder, options)
-        self.place = f"{url}/{namespace}"
+        self.namespace = namespace
+        self.replicas = replicas
+        self.place = f"{url}/{namespace}?replicas={replicas}"
+
+    def beside(self, url: str | None = None, **changes: Any) -> JetStreamLab:
+        """Return a lab for one more process on the same store, with the same notes; perhaps by another way there."""
+        options = msgspec.structs.replace(self.options, **changes)
+        here = self.place.rpartition("/")[0]
+        return JetStreamLab(self.folder, options, url or here, self.namespace, replicas=self.replicas)
 
     async def up(self, *, hash_seed: int | None = None, **changes: Any) -> None:
         await super().up(hash_seed=hash_seed, **changes)

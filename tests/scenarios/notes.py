@@ -52,6 +52,11 @@ async def gate(point: str) -> None:
         await asyncio.sleep(GATE_POLL_SECONDS)
 
 
+def freeze() -> None:
+    """Stop this process (SIGSTOP), until it is sent SIGCONT."""
+    os.kill(os.getpid(), signal.SIGSTOP)
+
+
 def _kill_process() -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 

@@ -69,3 +69,32 @@ async def test_last_worker_that_stops_leaves_all_to_the_next_one(make_lab: MakeL
     after = lab.notes()
     assert after[: len(before)] == before
     assert [lab.count(f"ran {tag}-{each}") for tag in "abcde" for each in "abc"] == [1] * 15
+
+
+async def test_no_outcome_is_lost_on_a_parent_that_one_worker_has_kept_while_another_went_on(make_lab: MakeLab) -> None:
+    """A turn that was kept since then knows nothing of the child: it must not drop what it was told of it."""
+    lab = await make_lab(workers=2)
+    ids = await lab.start_many(bodies.calls_often, [[f"a{at}", 8] for at in range(20)])
+    assert await lab.results(ids) == [[f"a{at} {n}" for n in range(8)] for at in range(20)]
+
+
+async def test_wake_for_what_another_worker_has_written_is_not_lost_on_one_that_kept_an_older_turn(
+    make_lab: MakeLab,
+) -> None:
+    lab = await make_lab(workers=2, max_concurrent=1)
+    id = await lab.start(bodies.asks_then_sleeps, "s", 1.3)
+    await lab.has_status(id, "suspended")
+    awakeable = await lab.awakeable(id)
+    lab.close_gate("before one-a")
+    lab.close_gate("before two-a")
+    blockers = [await lab.start(bodies.three, "one")]  # the first worker is busy: the other one takes the answer
+    await lab.noted("at before one-a")
+    await lab.ask("resolve", awakeable=awakeable, value="go")
+    await lab.noted("answered s")
+    await lab.has_status(id, "suspended")
+    blockers.append(await lab.start(bodies.three, "two"))  # both are as busy: the wake comes to the first one
+    await lab.noted("at before two-a")
+    assert await lab.result(id, 5) == "go"
+    for name in ("one", "two"):
+        lab.open_gate(f"before {name}-a")
+    await lab.results(blockers)

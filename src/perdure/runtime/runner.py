@@ -150,6 +150,7 @@ class Runner:
         "_status",
         "_stopping",
         "_stuck",
+        "_sure",
         "_taken",
         "_to_begin",
         "_unwritten",
@@ -187,6 +188,7 @@ class Runner:
         self._redo = NO_EFFECTS  # those of the last frame, if another wrote it: they come first
         self._all_done = False  # it is known that there are none to do again
         self._has_written = False
+        self._sure = False  # the journal was read or written after all that is in hand had come
         self._begun_early: set[int] = set()  # steps in it: they have begun, and may have ended since
         self._force_frame = False
         self._running: dict[int, Attempt] = {}
@@ -201,6 +203,7 @@ class Runner:
     def take(self, delivery: Delivery) -> None:
         """Take a delivery for this invocation."""
         self._inbox.append(delivery)
+        self._sure = False
         if delivery.attempt > 1 and not self._owned:
             self._must_claim_first = True
         self._home.schedule(self)
@@ -220,7 +223,7 @@ class Runner:
 
     # --- reading the journal ------------------------------------------------------------------------------------------
     def _load(self) -> None:
-        self._busy = True
+        self._busy = self._sure = True
         task = asyncio.ensure_future(self._read_in_turn())
         task.add_done_callback(self._loaded)
 
@@ -248,7 +251,7 @@ class Runner:
             return
         error = task.exception()
         if error is not None:
-            self._read_failed(error)
+            self._read_failed(error, self._load)
             return
         journal, start, self._key = task.result()
         self.revision, self._all_done = journal.revision, journal.done
@@ -272,21 +275,47 @@ class Runner:
             self._open(start, journal.frames)
             self._round()
 
-    def _read_failed(self, error: BaseException) -> None:
+    def _read_failed(self, error: BaseException, read: Callable[[], None]) -> None:
         if isinstance(error, StoreClosed):
             self.close()
         elif isinstance(error, StoreError) and not isinstance(error, StoreDamaged):
             log.error("the journal of invocation %s cannot be read, trying again: %s", self.id, error)
             self._busy = self._outage = True
             clock = self._home.clock
-            clock.call_at(clock.now() + STORE_RETRY_SECONDS, self._load_again)
+            clock.call_at(clock.now() + STORE_RETRY_SECONDS, partial(self._try_again, read))
         else:
             self._give_up(f"its journal cannot be read: {error}")
 
-    def _load_again(self) -> None:
+    def _try_again(self, work: Callable[[], None]) -> None:
         self._outage = False
         if not self.closed:
-            self._load()
+            work()
+
+    def _confirm(self, answers: list[Answer]) -> None:
+        """See whether the journal is as it is known here, before what came is dropped as meaningless.
+
+        Another worker may have gone on since a turn was kept, or since a claim ran out: a frame would meet his and
+        fail, but nothing is written here.
+        """
+        self._busy = self._sure = True
+        task = asyncio.ensure_future(self._read_revision())
+        task.add_done_callback(partial(self._confirmed, answers))
+
+    async def _read_revision(self) -> int:
+        async with self._home.reads:
+            return await self._home.store.revision(self.id)
+
+    def _confirmed(self, answers: list[Answer], task: asyncio.Task[int]) -> None:
+        self._busy = False
+        if self.closed or task.cancelled():
+            return
+        error = task.exception()
+        if error is not None:
+            self._read_failed(error, partial(self._confirm, answers))
+        elif task.result() == self.revision:
+            self._drop(answers)
+        else:
+            self._begin_anew(f"another worker has written since revision {self.revision}", self._taken)
 
     def _redo_settled(self, start: Start, frames: Sequence[Frame]) -> None:
         """Finish what a settled invocation's last owner may have left undone, and refuse what came too late.
@@ -767,7 +796,14 @@ class Runner:
         self._home.ended(self)
 
     def _after_nothing(self, answers: list[Answer]) -> None:
-        """Nothing to record: answer and acknowledge. Who was woken too early sets the wake again first."""
+        """Nothing to record, as far as is known here."""
+        if self._sure:
+            self._drop(answers)
+        else:
+            self._confirm(answers)
+
+    def _drop(self, answers: list[Answer]) -> None:
+        """Answer and acknowledge what needs no frame. Who was woken too early sets the wake again first."""
         taken, self._taken = self._taken, []
         due = None if self._owned else self._next_due()
         if answers or due is not None or self._redo is not NO_EFFECTS:
@@ -792,6 +828,7 @@ class Runner:
 
     def _commit(self, transition: Transition, then: Callable[[], None]) -> None:
         self._busy = True
+        self._sure = self._sure or transition.frame is not None
         self._home.store.commit(transition, partial(self._committed, transition, then))
 
     def _committed(
@@ -812,24 +849,25 @@ class Runner:
             self.close()
         elif isinstance(error, Conflict):
             # Somebody else has written, perhaps an owner whose end we were told of. What we hold is still to be done.
-            log.warning("invocation %s is read again: %s", self.id, error)
-            held = [*transition.acknowledge, *self._inbox]
-            self.close()
-            self._home.ended(self)
-            for delivery in held:
-                delivery.attempt += 1
-                self._home.deliver_again(delivery)
+            self._begin_anew(str(error), transition.acknowledge)
         else:
             # Nothing of it happened. The same transition is still right, so it is tried until the store works again.
             self._home.commit_failed(self.id, error)
             self._outage = True
             clock = self._home.clock
-            clock.call_at(clock.now() + STORE_RETRY_SECONDS, partial(self._commit_again, transition, then))
+            clock.call_at(
+                clock.now() + STORE_RETRY_SECONDS, partial(self._try_again, partial(self._commit, transition, then))
+            )
 
-    def _commit_again(self, transition: Transition, then: Callable[[], None]) -> None:
-        self._outage = False
-        if not self.closed:
-            self._commit(transition, then)
+    def _begin_anew(self, why: str, taken: Sequence[Delivery]) -> None:
+        """Let a new runner read the journal, and give it what is in hand."""
+        log.warning("invocation %s is read again: %s", self.id, why)
+        held = [*taken, *self._inbox]
+        self.close()
+        self._home.ended(self)
+        for delivery in held:
+            delivery.attempt += 1
+            self._home.deliver_again(delivery)
 
     # --- after a commit -----------------------------------------------------------------------------------------------
     def _durable(self, ready: Ready, released: bool) -> None:

@@ -396,6 +396,10 @@ class MemoryStore:
         frames = tuple(decode_frame(data) for data in self._frames.get(id, ()))
         return Journal(frames, len(frames), done=id not in self._undone)
 
+    async def revision(self, id: str, /) -> int:
+        self._check()
+        return len(self._frames.get(id, ()))
+
     async def outcome(self, id: str, /) -> Outcome | None:
         self._check()
         frames = self._frames.get(id)

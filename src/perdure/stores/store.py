@@ -320,6 +320,10 @@ class Store(Protocol):
         """Read a journal; an unknown id has none."""
         ...
 
+    async def revision(self, id: str, /) -> int:
+        """Read the revision of a journal; 0 if there is none."""
+        ...
+
     async def outcome(self, id: str, /) -> Outcome | None:
         """Read how an invocation ended, if it has."""
         ...

@@ -1465,6 +1465,16 @@ class StoreContract:
             assert await store.mail(start.id) == [resume, cancel]
             assert await store.mail("nobody") == []
 
+    async def test_revision_is_that_of_the_journal_and_zero_without_one(self) -> None:
+        async with self.opened() as store:
+            assert await store.revision("nobody") == 0
+            inbox = self.inbox()
+            start, revision = await self.suspended(inbox)
+            inbox.subscription.close()
+            await store.submit([self.start("queued")])
+            assert await store.revision("queued") == 0
+            assert await store.revision(start.id) == revision == (await store.journal(start.id)).revision
+
     async def test_messages_posted_while_nobody_serves_come_in_the_order_sent(self) -> None:
         async with self.opened() as store:
             inbox = self.inbox()

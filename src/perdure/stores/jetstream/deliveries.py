@@ -235,6 +235,7 @@ class Deliveries:
                     partial(wanted, shard),
                     arrived,
                     partial(self._missed, stream, name, found),
+                    self.keeper.lease,
                 )
                 for shard, (stream, found) in enumerate(zip(streams, each, strict=True))
             ]

@@ -42,8 +42,6 @@ from perdure.stores.jetstream.packs import (
 from perdure.stores.jetstream.wire import Stored, Wire
 from perdure.stores.store import Transition
 
-BEHIND_SECONDS = 0.01
-"""How soon a replica that was behind is asked again."""
 TAILS_LIMIT = 20_000
 """Ends of journals that are kept, so that the next frame needs no read."""
 
@@ -83,8 +81,13 @@ class Journals:
         self._layout = layout
         self._blobs = blobs
         self._name = name
-        self.replicated = False
+        self.copies = 1  # of each stream, when the store was opened
         self._tails: OrderedDict[str, Tail] = OrderedDict()
+
+    @property
+    def _replicated(self) -> bool:
+        """Tell whether a replica that is behind may answer a direct read. Replicas may be added while workers run."""
+        return self.copies > 1 or self._wire.is_clustered
 
     # --- tails --------------------------------------------------------------------------------------------------------
     def known(self, id: str) -> Tail | None:
@@ -117,7 +120,7 @@ class Journals:
 
         async def read(shard: int, mine: list[str]) -> None:
             stream = layout.stream("J", shard)
-            if self.replicated:  # a replica that answers a direct read may be behind
+            if self._replicated:
                 lasts = await asyncio.gather(*(self._wire.last(stream, layout.journal(id)) for id in mine))
                 found.update({id: tail_of(last) for id, last in zip(mine, lasts, strict=True)})
                 return
@@ -135,15 +138,9 @@ class Journals:
     # --- reading ------------------------------------------------------------------------------------------------------
     async def read(self, id: str) -> tuple[list[Frame], Tail]:
         """Read all frames of a journal, or raise `StoreDamaged`."""
-        layout, subject = self._layout, self._layout.journal(id)
-        stream = layout.stream_of(subject)
-        last = tail_of(await self._wire.last(stream, subject)) if self.replicated else None
-        while True:
-            stored = await self._wire.all(stream, subject)
-            tail = tail_of(stored[-1] if stored else None)
-            if last is None or tail.sequence >= last.sequence:
-                break
-            await asyncio.sleep(BEHIND_SECONDS)  # the replica that answered is behind
+        subject = self._layout.journal(id)
+        stored = await self._wire.all(self._layout.stream_of(subject), subject)
+        tail = tail_of(stored[-1] if stored else None)
         frames = [decode_frame(data) for data in await self._checked(id, stored)]
         self.note(id, tail)
         return frames, tail
@@ -153,6 +150,8 @@ class Journals:
         sum = 0
         for each in stored:
             facts = facts_of(each.headers)
+            if facts.kind == "gone":  # purged after a part of it was read, or by a replica that is behind
+                frames, sum = [], 0
             if facts.kind != "frame":
                 continue
             data = await self._blobs.load(id, facts, each.data)
@@ -189,10 +188,14 @@ class Journals:
         return decode_frame((await self._segment(id, pack.segments[0]))[0])
 
     async def start(self, id: str) -> Start | None:
-        """Return the start that a journal holds, in its reservation or its first frame."""
+        """Return the start that a journal holds, in its reservation or its first frame.
+
+        From the leader: who finds none tells somebody that there is no such invocation.
+        """
         subject = self._layout.journal(id)
-        for each in await self._wire.batch(self._layout.stream_of(subject), subject, 1, 2):
-            facts = facts_of(each.headers)
+        stream, sequence = self._layout.stream_of(subject), 0
+        while (each := await self._wire.first(stream, subject, sequence + 1)) is not None:
+            facts, sequence = facts_of(each.headers), each.sequence
             if facts.kind == "reserved":
                 return decode_start(await self._blobs.load(id, facts, each.data))
             if facts.kind == "frame":

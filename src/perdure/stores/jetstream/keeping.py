@@ -163,18 +163,21 @@ class Keeper:
 
     async def renew(self, others: Iterable[Token]) -> None:
         """Keep what is in hand, and learn what has been taken over. `others` are in nobody's hands yet."""
-        if self._renewing or not self._wire.is_up:
+        if not self._wire.is_up:
+            return
+        now = self._wire.now()
+        for token in [*others, *(nap.delivery.token for nap in self._naps.values())]:
+            self._renew_token(token, now)
+        claimed = [hold for _, hold in self.hands.holds() if self._renew_deliveries(hold, now)]
+        if self._renewing:  # no journal can be read, perhaps for a whole election: then nobody can take over either
+            for hold in claimed:
+                self._renew_token(hold.kept, now)
             return
         self._renewing = True
         try:
-            now = self._wire.now()
-            for token in [*others, *(nap.delivery.token for nap in self._naps.values())]:
-                self._renew_token(token, now)
-            claimed = [hold for _, hold in self.hands.holds() if self._renew_deliveries(hold, now)]
-            if claimed:
-                tails = await self._journals.tails([hold.id for hold in claimed])
-                for hold in claimed:
-                    self._renew_claim(hold, tails[hold.id], now)
+            tails = await self._journals.tails([hold.id for hold in claimed]) if claimed else {}
+            for hold in claimed:
+                self._renew_claim(hold, tails[hold.id], now)
         finally:
             self._renewing = False
 

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 from collections.abc import Sequence
 
 import msgspec
@@ -27,9 +28,7 @@ from perdure.stores.jetstream.layout import Facts, Layout, facts_of, facts_of_st
 from perdure.stores.jetstream.wire import Stored, Wire, WrongSequence
 from perdure.stores.store import Key
 
-ASK_AGAIN_SECONDS = 1.0
-"""How long after a reconnect a note to look at a key is put once more."""
-
+LOOK = Facts(kind="look")
 GRANTED = "=granted"
 LIMIT = "=limit"
 
@@ -78,7 +77,7 @@ class Keys:
 
     # --- the line -----------------------------------------------------------------------------------------------------
     async def waiting(self, name: str) -> int:
-        """Return how many wait in a key's line."""
+        """Return how many wait in a key's line, about: a replica may answer that is behind. It is for the limit."""
         return await self._wire.count(self._layout.stream("Q", self._layout.shard(name)), self._layout.whole_line(name))
 
     async def join(self, name: str, starts: Sequence[Start], at: float) -> None:
@@ -88,7 +87,7 @@ class Keys:
             facts = facts_of_start(start, "pending", at)
             facts, data = await self._blobs.save(start.id, facts, encode_start(start))
             places.append((self._layout.line(name, start.id, 0), data, lines_of(facts)))
-        await asyncio.gather(*(self._put(*place) for place in places), self._ask_to_look(name))
+        await self._take(name, places)
 
     async def enlist(self, id: str, enlist: Enlist) -> None:
         """Give an invocation that runs again a place, unless it has the key."""
@@ -96,25 +95,26 @@ class Keys:
         if record.holder == id and record.generation == enlist.generation:
             await self._hand_over(record)
             return
-        await self._join(enlist.key, id, enlist.generation, id.encode(), Facts(id, kind="again"))
+        subject = self._layout.line(enlist.key, id, enlist.generation)
+        await self._take(enlist.key, [(subject, id.encode(), lines_of(Facts(id, kind="again")))])
 
-    async def _join(self, name: str, id: str, generation: int, data: bytes, facts: Facts) -> None:
-        subject = self._layout.line(name, id, generation)
-        await asyncio.gather(self._put(subject, data, lines_of(facts)), self._ask_to_look(name))
+    async def _take(self, name: str, places: Sequence[tuple[str, bytes, bytes]]) -> None:
+        """Put places into the line, and a note behind them: all on one stream, so their sequences tell the order.
 
-    async def _put(self, subject: str, data: bytes, headers: bytes) -> None:
-        with contextlib.suppress(WrongSequence):  # it has its place; the note is for who put it there and died
-            await self._wire.store(subject, data, expected=0, headers=headers)
+        After a broken connection or an election the note may have come to be before a place, and was looked at in vain.
+        """
+        *placed, note = await asyncio.gather(*(self._put(*place) for place in places), self._ask_to_look(name))
+        if note < max(placed):
+            await self._ask_to_look(name)
 
-    async def _ask_to_look(self, name: str) -> None:
-        """Put the note. It goes behind the place, on one stream, unless the connection breaks: so it is put again."""
-        reconnects = self._wire.reconnects
-        headers = lines_of(Facts(kind="look"))
-        await self._wire.store(self._layout.nudge(name, "look"), name.encode(), headers=headers)
-        while self._wire.reconnects != reconnects:
-            reconnects = self._wire.reconnects
-            await asyncio.sleep(ASK_AGAIN_SECONDS)
-            await self._wire.store(self._layout.nudge(name, "look"), name.encode(), headers=headers)
+    async def _put(self, subject: str, data: bytes, headers: bytes) -> float:
+        try:
+            return await self._wire.store(subject, data, expected=0, headers=headers)
+        except WrongSequence:  # it has its place already; who put it there may have died before his note
+            return math.inf
+
+    async def _ask_to_look(self, name: str) -> int:
+        return await self._wire.store(self._layout.nudge(name, "look"), name.encode(), headers=lines_of(LOOK))
 
     async def leave(self, name: str, id: str, generation: int) -> None:
         """Give up a place in the line."""
@@ -138,10 +138,12 @@ class Keys:
                 return
 
     async def _first(self, name: str) -> Stored | None:
-        found = await self._wire.batch(
-            self._layout.stream("Q", self._layout.shard(name)), self._layout.whole_line(name), 1, 1
-        )
-        return found[0] if found else None
+        """Return the first in the line, as the leader knows it.
+
+        A replica that is behind may not have the place whose note has just come, and nobody looks again; or it may
+        still have that of one who has long been here, and is gone: the key would be his for ever.
+        """
+        return await self._wire.first(self._layout.stream("Q", self._layout.shard(name)), self._layout.whole_line(name))
 
     async def _place(self, stored: Stored) -> tuple[str, int]:
         """Return who waits there: id and generation."""

@@ -9,8 +9,13 @@ from msgspec import Struct
 
 from perdure.stores.jetstream.layout import Facts, facts_of
 from perdure.stores.jetstream.wire import Wire, header, status_of
+from perdure.stores.store import LEASE_SECONDS
 
 EXPIRES_SECONDS = 30.0
+"""How long a pull waits at the server at most, before it is made again."""
+EXPIRES_LEAST_SECONDS = 2.0
+EXPIRES_SHARE = 2
+"""A pull waits for this part of a lease: who hangs has none any more when what he had goes to others."""
 HEARTBEAT_SECONDS = 3.0
 SILENCE_SECONDS = 8.0
 """Without a sign of life for so long, a pull is taken for lost: the server was restarted, or a route broke."""
@@ -44,6 +49,7 @@ class Puller:
         wanted: Callable[[], int],
         arrived: Callable[[Arrival], None],
         missed: Callable[[], None],
+        lease: float = LEASE_SECONDS,
     ) -> None:
         self._wire = wire
         self._stream = stream
@@ -56,6 +62,7 @@ class Puller:
         self._heard = 0.0
         self._not_before = 0.0
         self._open = True
+        self._expires = min(EXPIRES_SECONDS, max(EXPIRES_LEAST_SECONDS, lease / EXPIRES_SHARE))
         self._inbox = wire.new_inbox()
         self._sid = wire.subscribe(self._inbox, self._came)
 
@@ -79,8 +86,8 @@ class Puller:
             self._consumer,
             self._inbox,
             batch=batch,
-            expires=EXPIRES_SECONDS,
-            heartbeat=HEARTBEAT_SECONDS,
+            expires=self._expires,
+            heartbeat=min(HEARTBEAT_SECONDS, self._expires / 3),
         )
 
     def reset(self) -> None:

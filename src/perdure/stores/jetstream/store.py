@@ -164,7 +164,7 @@ class JetStreamStore:
                 adopt=self._shards is None,
                 make=self.makes_streams,
             )
-            self._journals.replicated = replicas > 1 or self.wire.is_clustered  # they may become more
+            self._journals.copies = replicas
             self.secret = await read_secret(self.wire, self.layout)
         except BaseException:
             await self.wire.close()
@@ -194,7 +194,6 @@ class JetStreamStore:
             raise self._closed()
 
     def _reconnected(self) -> None:
-        self._journals.replicated |= self.wire.is_clustered
         self._deliveries.reconnected()
         self._index.missed()
 
@@ -780,6 +779,10 @@ class JetStreamStore:
         self._check()
         frames, tail = await self._journals.read(id)
         return Journal(tuple(frames), tail.revision)
+
+    async def revision(self, id: str, /) -> int:
+        self._check()
+        return (await self._journals.tail(id)).revision
 
     async def outcome(self, id: str, /) -> Outcome | None:
         self._check()

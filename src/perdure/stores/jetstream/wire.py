@@ -47,6 +47,8 @@ PATIENCE_SECONDS = 3.0
 """How long a stream may take nothing, and answer nothing, before it is asked whether it is there at all."""
 API_ATTEMPTS = 3
 """How often the JetStream API is asked before it is said to be unavailable."""
+ELECTION_SECONDS = 15.0
+"""How long there may be no leader for what the API is asked, before that fails: elections take up to 9 s."""
 CONNECT_TIMEOUT_SECONDS = 5
 RECONNECT_WAIT_SECONDS = 0.25
 CLOSE_TIMEOUT_SECONDS = 1.0
@@ -60,6 +62,11 @@ BATCH_BYTES = 8 * 1024 * 1024
 
 WRONG_SEQUENCE = 10071
 ANOTHER_IN_FLIGHT = 10164
+ELECTING = frozenset({10006, 10008, 10009})
+"""Errors of the API while the servers have no leader for what is asked."""
+NOT_NOW = ELECTING | {ANOTHER_IN_FLIGHT}
+TOO_MANY, UNAVAILABLE = 429, 503
+"""Codes of errors that go away: it was not stored, and is to be put again."""
 NO_MESSAGE = 10037
 NO_STREAM = 10059
 NOT_DELETED = frozenset({NO_MESSAGE, 10057, 10043})
@@ -152,7 +159,7 @@ class _Put(Struct, eq=False):
     subject: str
     headers: bytes
     payload: bytes
-    guarded: bool
+    expected: int | None
     told: PutTold
     at: float
     sent: int = 0
@@ -197,12 +204,12 @@ class _Connection(NatsClient):
         await self._process_op_err(error)
 
     @property
-    def cluster(self) -> str:
-        return str(self._server_info.get("cluster", ""))
-
-    @property
     def version(self) -> str:
         return str(self._server_info.get("version", ""))
+
+    @property
+    def is_clustered(self) -> bool:
+        return bool(self._server_info.get("cluster"))
 
     async def _close(self, status: int, do_cbs: bool = True) -> None:
         with contextlib.suppress(TimeoutError):  # after a TLS handshake that failed, the transport never ends
@@ -349,8 +356,8 @@ class Wire:
 
     @property
     def is_clustered(self) -> bool:
-        """Whether the server is one of several, so that streams may have replicas at any time."""
-        return self._connection.cluster != ""
+        """Tell whether the server is one of several, so that others may answer for it."""
+        return self._connection.is_clustered
 
     @property
     def server_version(self) -> str:
@@ -484,10 +491,18 @@ class Wire:
     async def api(self, what: str, body: object = None) -> dict[str, Any]:
         """Call the JetStream API, again if need be; what it answers may hold an `error`."""
         payload = b"" if body is None else _encode(body)
-        for _ in range(API_ATTEMPTS):
+        unanswered, patience = 0, self.now() + ELECTION_SECONDS
+        while unanswered < API_ATTEMPTS:
             answer = await self.request(f"$JS.API.{what}", payload)
-            if answer is not None and status_of(answer[1]) != 503:
-                return msgspec.json.decode(answer[0])
+            if answer is None or status_of(answer[1]) == UNAVAILABLE:
+                unanswered += 1
+            else:
+                found: dict[str, Any] = msgspec.json.decode(answer[0])
+                if found.get("error", {}).get("err_code") not in ELECTING:
+                    return found
+                if self.now() > patience:
+                    text = "the servers agree on no leader: more than half of the cluster must be up"
+                    raise StoreUnavailable(f"jetstream: {what} is not possible now: {text}")
             self._check()
             await asyncio.sleep(RETRY_SECONDS)
         where = without_credentials(self.servers[0])
@@ -531,7 +546,7 @@ class Wire:
         name = b"%s.%d" % (self._inbox[7:].encode(), self._number)
         guard = b"" if expected is None else b"Nats-Expected-Last-Subject-Sequence: %d\r\n" % expected
         lines = b"%s%s%s\r\n%s%s\r\n" % (HEADER_LINE, PUT_NAME, name, guard, headers)
-        put = _Put(name, subject, lines, payload, expected is not None, told, self._loop.time())
+        put = _Put(name, subject, lines, payload, expected, told, self._loop.time())
         self._puts[put] = None
         self._send_put(put)
 
@@ -595,7 +610,7 @@ class Wire:
             self._tell(put, ack.seq, None)
         elif error.err_code in FULL:
             self._tell(put, 0, no_room(put.subject, error.description))
-        elif error.err_code == ANOTHER_IN_FLIGHT or error.code == 503:
+        elif error.err_code in NOT_NOW or error.code in (TOO_MANY, UNAVAILABLE):
             self._loop.call_later(RETRY_SECONDS / 10, self._send_put, put)
         elif error.err_code == WRONG_SEQUENCE:
             if put.sent > 1:
@@ -629,7 +644,7 @@ class Wire:
             answer = await self.request(f"$JS.API.STREAM.INFO.{stream}")
         except StoreError as refused:
             return refused
-        if answer is not None and status_of(answer[1]) != 503:
+        if answer is not None and status_of(answer[1]) != UNAVAILABLE:
             error: dict[str, Any] = msgspec.json.decode(answer[0]).get("error") or {}
             if error.get("err_code") == NO_STREAM:
                 return stream_gone(stream)
@@ -644,16 +659,18 @@ class Wire:
         return None
 
     async def _look_for(self, put: _Put) -> None:
-        """Tell whether a put that was sent twice, and was refused the second time, had arrived the first time."""
+        """Tell whether a put that was sent twice, and was refused the second time, had arrived the first time.
+
+        The leader is asked: a replica that is behind may not have what it has just refused for.
+        """
         stream = self.stream_of(put.subject)
+        sequence = put.expected or 0
         try:
-            sequence = 1
-            while found := await self.batch(stream, put.subject, sequence):
-                for each in found:
-                    if each.header(PUT_NAME) == put.name:
-                        self._tell(put, each.sequence, None)
-                        return
-                sequence = found[-1].sequence + 1
+            while (found := await self.first(stream, put.subject, sequence + 1)) is not None:
+                if found.header(PUT_NAME) == put.name:
+                    self._tell(put, found.sequence, None)
+                    return
+                sequence = found.sequence
         except StoreError as error:
             if put in self._puts:
                 log.warning("looking for %s again: %s", put.subject, error)
@@ -719,31 +736,42 @@ class Wire:
                     raise error
                 self.complaints.say(f"read {stream}", "%s; trying again", last)
 
+    async def _page(self, stream: str, subject: str, sequence: int, limit: int) -> tuple[list[Stored], int]:
+        """Return the first messages from a sequence on whose subject matches, and how many more there are at least.
+
+        Any replica of the stream answers. One that is behind shows what there was, without gaps: so the leader is asked
+        whether there is more than it knows. Nothing is missing then, and some may be gone already.
+        """
+        body = {"seq": sequence, "next_by_subj": subject, "batch": limit, "max_bytes": BATCH_BYTES}
+        found, more = await self._read(stream, lambda: self._direct(stream, body))
+        if not more and self.is_clustered:
+            behind = found[-1].sequence + 1 if found else sequence
+            if (next := await self.first(stream, subject, behind)) is not None:
+                return [*found, next], 1
+        return found, more
+
     async def all(self, stream: str, subject: str) -> list[Stored]:
-        """Return all messages whose subject matches, in order."""
+        """Return all messages whose subject matches, in order; perhaps some too that have just been removed."""
         found: list[Stored] = []
         more = 1
         while more:
-            sequence = found[-1].sequence + 1 if found else 1
-            body = {"seq": sequence, "next_by_subj": subject, "batch": BATCH_LIMIT, "max_bytes": BATCH_BYTES}
-            some, more = await self._read(stream, lambda body=body: self._direct(stream, body))
+            some, more = await self._page(stream, subject, found[-1].sequence + 1 if found else 1, BATCH_LIMIT)
             found += some
             more = more if some else 0
         return found
 
     async def batch(self, stream: str, subject: str, sequence: int = 1, limit: int = BATCH_LIMIT) -> list[Stored]:
-        """Return the first messages from a sequence on whose subject matches, in order."""
-        body = {"seq": sequence, "next_by_subj": subject, "batch": limit, "max_bytes": BATCH_BYTES}
-        return (await self._read(stream, lambda: self._direct(stream, body)))[0]
+        """Return the first messages from a sequence on whose subject matches, in order; none only if there are none."""
+        return (await self._page(stream, subject, sequence, limit))[0]
 
     async def count(self, stream: str, subject: str) -> int:
-        """Return how many messages there are whose subject matches."""
+        """Return how many messages there are whose subject matches, as any replica knows it."""
         body = {"seq": 1, "next_by_subj": subject, "batch": 1}
         found, more = await self._read(stream, lambda: self._direct(stream, body))
         return len(found) + more
 
     async def last_of(self, stream: str, subjects: Sequence[str]) -> dict[str, Stored]:
-        """Return the last message of each of these literal subjects that has one."""
+        """Return the last message of each of these literal subjects that has one, as any replica knows it."""
         found: dict[str, Stored] = {}
         for begin in range(0, len(subjects), BATCH_LIMIT):
             body = {"multi_last": [*subjects[begin : begin + BATCH_LIMIT]], "batch": BATCH_LIMIT}
@@ -753,9 +781,15 @@ class Wire:
 
     async def last(self, stream: str, subject: str) -> Stored | None:
         """Return the last message whose subject matches, as the stream's leader knows it."""
+        return await self._of_leader(stream, {"last_by_subj": subject})
 
+    async def first(self, stream: str, subject: str, sequence: int = 1) -> Stored | None:
+        """Return the first message from a sequence on whose subject matches, as the stream's leader knows it."""
+        return await self._of_leader(stream, {"seq": sequence, "next_by_subj": subject})
+
+    async def _of_leader(self, stream: str, which: object) -> Stored | None:
         async def once() -> Stored | None:
-            answer = await self.request(f"$JS.API.STREAM.MSG.GET.{stream}", _encode({"last_by_subj": subject}))
+            answer = await self.request(f"$JS.API.STREAM.MSG.GET.{stream}", _encode(which))
             if answer is None or status_of(answer[1]) == 503:
                 raise StoreUnavailable(f"jetstream: {stream} cannot be read: no connection, or no answer")
             last = _decode_last(answer[0])

@@ -452,6 +452,11 @@ class SqliteStore:
                 raise StoreDamaged(about(self.path, f"frame {number} of the journal of {id!r} is missing or changed"))
         return Journal(tuple(decode_frame(data) for _, data, _ in rows), len(rows), done=True)  # one transaction
 
+    async def revision(self, id: str, /) -> int:
+        query = "SELECT revision FROM invocation WHERE id = ?"
+        found = await self._read(lambda db: db.execute(query, (id,)).fetchone())
+        return 0 if found is None else found[0]
+
     async def outcome(self, id: str, /) -> Outcome | None:
         def read(db: sqlite3.Connection) -> Outcome | None:
             row = db.execute("SELECT status FROM invocation WHERE id = ?", (id,)).fetchone()

@@ -1,0 +1,69 @@
+"""A way to a server that can break: bytes pass, or stop while the connection stays, or it is cut and refused."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+
+from examples.services.nats_server import HOST, free_ports
+
+CHUNK_BYTES = 64 * 1024
+
+
+class Proxy:
+    """Between one client and one server, in the loop of the test."""
+
+    def __init__(self, target: int) -> None:
+        self._target = target
+        (self.port,) = free_ports(1)
+        self._server: asyncio.Server | None = None
+        self._flows = asyncio.Event()
+        self._flows.set()
+        self._passing: set[asyncio.Task[None]] = set()
+        self._open: set[asyncio.StreamWriter] = set()
+
+    @property
+    def url(self) -> str:
+        return f"nats://{HOST}:{self.port}"
+
+    async def mend(self) -> None:
+        """Take connections, as at the beginning or after a cut."""
+        self._server = await asyncio.start_server(self._connected, HOST, self.port)
+
+    async def cut(self) -> None:
+        """Close what there is, and refuse what comes."""
+        server, self._server = self._server, None
+        if server is not None:
+            server.close()
+        for task in [*self._passing]:
+            task.cancel()
+        for writer in [*self._open]:
+            writer.transport.abort()
+        if self._passing:
+            await asyncio.wait(self._passing)
+        if server is not None:
+            await server.wait_closed()
+
+    def stall(self) -> None:
+        """Let nothing pass, either way; nobody is told."""
+        self._flows.clear()
+
+    def flow(self) -> None:
+        self._flows.set()
+
+    async def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        there, back = await asyncio.open_connection(HOST, self._target)
+        self._open |= {writer, back}
+        for source, sink in ((reader, back), (there, writer)):
+            task = asyncio.create_task(self._pass(source, sink))
+            self._passing.add(task)
+            task.add_done_callback(self._passing.discard)
+
+    async def _pass(self, source: asyncio.StreamReader, sink: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(OSError):
+            while data := await source.read(CHUNK_BYTES):
+                await self._flows.wait()
+                sink.write(data)
+                await sink.drain()
+        sink.close()
+        self._open.discard(sink)
