@@ -1,9 +1,11 @@
-"""Show that the embedded engine carries what it must: many suspended invocations, many timers, a sweep of old ones.
+"""Show that the engine carries what it must: many suspended invocations, many timers, a sweep of old ones.
 
-    python -m benchmarks.scale [--only suspended reopened timers line sweep] [--stores sqlite memory] [--count 100000]
+    python -m benchmarks.scale [--only suspended reopened timers line sweep] [--stores sqlite memory jetstream]
+                               [--count 100000]
 
 Each part runs in a process of its own, through the public client with default settings (SQLite with synchronous=FULL,
-in a temporary folder), and prints what it measured beside its bar. The exit status is 1 if a bar is missed.
+in a temporary folder; a nats-server of its own), and prints what it measured beside its bar. The exit status is 1 if a
+bar is missed. Without `--stores`, the embedded ones are measured.
 
 * suspended: invocations that each wait for an awakeable, in one serving process, with nobody there who waits for them.
   Resident memory may have grown by 100 MB ten seconds after the last suspension, on SQLite (the memory store keeps the
@@ -35,6 +37,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from benchmarks.embedded import run
+from examples.services.nats_server import server
 from perdure import Client, Context, connect, step, workflow
 from perdure.core.journal import Status
 
@@ -118,10 +121,10 @@ SERVED = (approval, wakes_at, sleeps, holds, count_in_key, one_step)
 
 
 # --- what parts share -------------------------------------------------------------------------------------------------
-def resident_mb() -> float:
-    """Return the resident memory of this process; where the system does not say, the most that it ever was."""
+def resident_mb(process: int | str = "self") -> float:
+    """Return the resident memory of a process; where the system does not say, the most that this one ever had."""
     try:
-        pages = int(Path("/proc/self/statm").read_text().split()[1])
+        pages = int(Path(f"/proc/{process}/statm").read_text().split()[1])
     except FileNotFoundError:
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     return pages * resource.getpagesize() / 1e6
@@ -307,10 +310,14 @@ PARTS: dict[str, Part] = {
     "line": line,
     "sweep": sweep,
 }
-BARS: dict[tuple[str, str], Callable[[dict[str, float]], list[tuple[str, bool]]]] = {
+Bars = Callable[[dict[str, float]], list[tuple[str, bool]]]
+BARS: dict[tuple[str, str], Bars] = {
     ("suspended", "sqlite"): lambda of: [
         (f"grown by less than {GROWTH_LIMIT_MB:.0f} MB", of["grown by MB"] < GROWTH_LIMIT_MB),
         (f"resolved in less than {RESOLVE_LIMIT_SECONDS:.0f} s", of["resolved in s"] < RESOLVE_LIMIT_SECONDS),
+    ],
+    ("suspended", "jetstream"): lambda of: [
+        (f"grown by less than {GROWTH_LIMIT_MB:.0f} MB", of["grown by MB"] < GROWTH_LIMIT_MB),
     ],
     ("suspended", "memory"): lambda of: [
         (f"resolved in less than {RESOLVE_LIMIT_SECONDS:.0f} s", of["resolved in s"] < RESOLVE_LIMIT_SECONDS),
@@ -321,10 +328,9 @@ BARS: dict[tuple[str, str], Callable[[dict[str, float]], list[tuple[str, bool]]]
     ],
     ("timers", "sqlite"): lambda of: timer_bars(of),
     ("timers", "memory"): lambda of: timer_bars(of),
-    ("line", "sqlite"): lambda of: [
-        (f"grown by less than {GROWTH_LIMIT_MB:.0f} MB", of["grown by MB"] < GROWTH_LIMIT_MB),
-        ("each ran once, the last one last", of["counted"] == of["place of the last"] > 1),
-    ],
+    ("timers", "jetstream"): lambda of: timer_bars(of),
+    ("line", "sqlite"): lambda of: line_bars(of),
+    ("line", "jetstream"): lambda of: line_bars(of),
     ("sweep", "sqlite"): lambda of: [
         (
             f"p99 during a sweep less than {SWEEP_LATENCY_LIMIT_MS:.0f} ms",
@@ -333,6 +339,13 @@ BARS: dict[tuple[str, str], Callable[[dict[str, float]], list[tuple[str, bool]]]
         ("space is used again", of["file filled again, MB"] <= of["file then, MB"] * FILE_GROWTH_LIMIT),
     ],
 }
+
+
+def line_bars(of: dict[str, float]) -> list[tuple[str, bool]]:
+    return [
+        (f"grown by less than {GROWTH_LIMIT_MB:.0f} MB", of["grown by MB"] < GROWTH_LIMIT_MB),
+        ("each ran once, the last one last", of["counted"] == of["place of the last"] > 1),
+    ]
 
 
 def timer_bars(of: dict[str, float]) -> list[tuple[str, bool]]:
@@ -344,18 +357,28 @@ def timer_bars(of: dict[str, float]) -> list[tuple[str, bool]]:
     ]
 
 
-def in_own_process(part: str, store: str, folder: str, count: int) -> dict[str, float]:
-    url = "memory:" if store == "memory" else f"sqlite:{folder}/db"
+def in_own_process(part: str, url: str, folder: str, count: int) -> dict[str, float]:
     command = [sys.executable, "-m", "benchmarks.scale", "--measure", part, url, folder, "--count", str(count)]
     return json.loads(subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout)
+
+
+def on_server(part: str, folder: str, count: int) -> dict[str, float]:
+    """Measure a part on a nats-server of its own, and the server's memory in the end."""
+    with server() as node:
+        measured = in_own_process(part, node.url, folder, count)
+        return measured | {"server in the end, MB": resident_mb(node.pid)}
 
 
 def report(part: str, store: str, count: int) -> bool:
     """Measure a part, print it, and tell whether its bars are met."""
     with tempfile.TemporaryDirectory() as folder:
-        if part == "reopened":
-            in_own_process("left_suspended", store, folder, count)
-        measured = in_own_process(part, store, folder, count)
+        if store == "jetstream":
+            measured = on_server(part, folder, count)
+        else:
+            url = "memory:" if store == "memory" else f"sqlite:{folder}/db"
+            if part == "reopened":
+                in_own_process("left_suspended", url, folder, count)
+            measured = in_own_process(part, url, folder, count)
     print(f"{part}, {store}, {count} invocations:" if part != "timers" else f"{part}, {store}:")
     for name, value in measured.items():
         print(f"  {name:<42} {value:10.3f}")
@@ -370,7 +393,7 @@ def main() -> None:
     """Parse the options, run the parts, and exit with 1 if a bar is missed."""
     options = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     options.add_argument("--only", nargs="*", default=["suspended", "reopened", "timers", "line", "sweep"])
-    options.add_argument("--stores", nargs="*", default=["sqlite", "memory"])
+    options.add_argument("--stores", nargs="*", default=["sqlite", "memory"], help="sqlite, memory, jetstream")
     options.add_argument("--count", type=int, default=COUNT)
     options.add_argument("--measure", nargs=3, help=argparse.SUPPRESS)
     chosen = options.parse_args()
@@ -382,7 +405,7 @@ def main() -> None:
         report(part, store, chosen.count)
         for part in chosen.only
         for store in chosen.stores
-        if (part, store) in BARS  # a memory store has nothing to open again, and no file
+        if (part, store) in BARS  # a memory store has nothing to open again and no file, and a server is always open
     ]
     sys.exit(0 if all(met) else 1)
 

@@ -15,6 +15,7 @@ import pytest
 from examples.services.nats_server import Cluster, Server, cluster, server
 from tests.scenarios.conftest import MakeLab
 from tests.scenarios.engine import Options
+from tests.scenarios.fleet import ManyProcesses
 from tests.scenarios.lab import JetStreamLab, Lab
 
 _numbers = itertools.count()
@@ -100,6 +101,23 @@ async def join() -> AsyncIterator[Callable[..., Awaitable[JetStreamLab]]]:
     yield one_more
     for each in labs:
         await each.close()
+
+
+@pytest.fixture
+def make_fleet(
+    make_lab: MakeLab, join: Callable[..., Awaitable[JetStreamLab]]
+) -> Callable[..., Awaitable[ManyProcesses]]:
+    """Make a client without workers, and processes with one worker each, which can be killed."""
+
+    async def make(processes: int = 3, **options: Any) -> ManyProcesses:
+        client = await make_lab(workers=0, max_concurrent=10, **options)
+
+        async def one_more() -> JetStreamLab:
+            return await join(client, workers=1)
+
+        return ManyProcesses(client, [await one_more() for _ in range(processes)], one_more)
+
+    return make
 
 
 @pytest.fixture

@@ -11,12 +11,9 @@ from pathlib import Path
 import pytest
 
 from examples.services.nats_server import Server
-from perdure.core.history import History
-from perdure.core.journal import Accepted, Claimed, Released, Returned
 from tests.scenarios import bodies, keyed
 from tests.scenarios.conftest import MakeLab
 from tests.scenarios.engine import Options
-from tests.scenarios.host import jetstream_at
 from tests.scenarios.lab import JetStreamLab, Lab
 
 Join = Callable[..., Awaitable[JetStreamLab]]
@@ -28,30 +25,7 @@ SLACK_SECONDS = 3.0
 
 
 async def check_histories(lab: Lab, ids: list[str]) -> None:
-    """Read the journals themselves: accepted once, settled once and last, every answer once, epochs rising."""
-    assert isinstance(lab, JetStreamLab)
-    store = jetstream_at(lab.place)
-    await store.open()
-    try:
-        for id in ids:
-            frames = (await store.journal(id)).frames
-            entries = [entry for frame in frames for entry in frame.entries]
-            assert sum(isinstance(entry, Accepted) for entry in entries) == 1
-            epochs = [entry.epoch for entry in entries if isinstance(entry, Claimed)]
-            assert epochs == sorted(set(epochs)), epochs
-            answered = [entry.n for entry in entries if isinstance(entry, Returned)]
-            assert len(answered) == len(set(answered)), answered
-            outcomes = [place for place, frame in enumerate(frames) if frame.outcome is not None]
-            assert outcomes == [len(frames) - 1]
-            assert History.of(frames).outcome is not None
-            owner = ""
-            for frame in frames:  # after a claim, only the claimant writes, until he lets go
-                claimed = any(isinstance(entry, Claimed) for entry in frame.entries)
-                assert claimed or owner in ("", frame.writer), f"{frame.writer} wrote into what {owner} had claimed"
-                released = bool(frame.entries) and isinstance(frame.entries[-1], Released)
-                owner = "" if released else frame.writer
-    finally:
-        await store.aclose()
+    assert await lab.ask("flaws", ids=ids) == []
 
 
 async def test_worker_that_joins_gets_work_and_one_that_stops_hands_over_at_once(make_lab: MakeLab, join: Join) -> None:
@@ -140,6 +114,23 @@ async def test_message_goes_to_the_process_that_owns_the_invocation(make_lab: Ma
     await asyncio.gather(*map(answer, ids))
     assert await others[1].results(ids) == [[*range(10)]] * 3
     await check_histories(lab, ids)
+
+
+async def test_message_for_what_had_not_begun_follows_it_to_the_process_that_begins_it(
+    make_lab: MakeLab, join: Join
+) -> None:
+    lab = await make_lab(max_concurrent=1)
+    lab.close_gate("before busy-a")
+    await lab.start(bodies.three, "busy")
+    await lab.noted("at before busy-a")
+    queued = await lab.start(bodies.waits_on, "queued", "sleep")
+    cancelling = asyncio.ensure_future(lab.ask("cancel", id=queued))  # who is busy gets the message, and no start
+    await asyncio.sleep(LEASE_SECONDS)
+    assert await lab.status(queued) == "pending"
+    other = await join(lab)
+    await asyncio.wait_for(cancelling, SLACK_SECONDS)
+    lab.open_gate("before busy-a")
+    await other.has_status(queued, "cancelled")
 
 
 async def test_zombie_that_wakes_after_its_lease_writes_nothing(make_lab: MakeLab, join: Join) -> None:

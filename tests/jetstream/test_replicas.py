@@ -12,7 +12,7 @@ import pytest
 
 from examples.services.nats_server import Server
 from perdure.stores.jetstream import JetStreamStore
-from perdure.stores.jetstream.wire import Stored, Wire
+from perdure.stores.jetstream.wire import BATCH_LIMIT, Stored, Wire
 from perdure.stores.store import Store
 from perdure.testing.contract import StoreContract
 from tests.jetstream.test_contract import ORDERED
@@ -25,6 +25,8 @@ class WireToReplicas(Wire):
     """A wire to a cluster, of which every other direct read meets a replica that has nothing."""
 
     reads = 0
+    asked_now = 0
+    asked_most = 0
 
     @property
     def is_clustered(self) -> bool:
@@ -33,6 +35,14 @@ class WireToReplicas(Wire):
     async def _direct(self, stream: str, body: object) -> tuple[list[Stored], int]:
         self.reads += 1
         return ([], 0) if self.reads % 2 else await super()._direct(stream, body)
+
+    async def last(self, stream: str, subject: str) -> Stored | None:
+        self.asked_now += 1
+        self.asked_most = max(self.asked_most, self.asked_now)
+        try:
+            return await super().last(stream, subject)
+        finally:
+            self.asked_now -= 1
 
 
 class TestJetStreamStoreOfReplicasThatAreBehind(StoreContract):
@@ -54,3 +64,12 @@ class TestJetStreamStoreOfReplicasThatAreBehind(StoreContract):
 
     def reopen(self, store: Store, /) -> Store:
         return self.make()
+
+    async def test_leader_is_asked_for_many_journals_some_at_a_time(self) -> None:
+        """The servers' API has a queue, of which they drop what is too much."""
+        async with self.opened() as store:
+            wire = cast("JetStreamStore", store).wire
+            assert isinstance(wire, WireToReplicas)
+            ids = [f"many{n}" for n in range(2_500 * self.shards)]
+            assert all(await store.submit([self.start(id) for id in ids]))
+            assert wire.asked_most <= BATCH_LIMIT * self.shards

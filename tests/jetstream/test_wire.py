@@ -72,6 +72,19 @@ async def test_batched_reads_are_in_order_and_bounded(nats: Server) -> None:
         assert {subject: each.data for subject, each in lasts.items()} == {"READ.0.x": b"6", "READ.1.x": b"5"}
 
 
+async def test_first_message_is_that_of_many_subjects_from_a_sequence_on(nats: Server) -> None:
+    async with wired(nats.url, "FIRST") as wire:
+        assert await wire.first("FIRST", "FIRST.a.>") is None
+        for n in range(4):
+            await wire.store(f"FIRST.{'ba'[n % 2]}.{n}", b"%d" % n)
+        for sequence, data in ((1, b"1"), (2, b"1"), (3, b"3")):
+            found = await wire.first("FIRST", "FIRST.a.>", sequence)
+            assert found is not None
+            assert (found.data, found.sequence) == (data, int(data) + 1)
+        assert await wire.first("FIRST", "FIRST.a.>", 5) is None
+        assert await wire.first("FIRST", "FIRST.c.>") is None
+
+
 async def test_no_server_and_a_closed_wire_are_clear_errors(nats: Server) -> None:
     url = f"nats://127.0.0.1:{free_ports(1)[0]}"
     with pytest.raises(StoreUnavailable, match=url.rpartition("/")[2]):

@@ -12,6 +12,7 @@ import msgspec
 import pytest
 
 from tests.scenarios.engine import Options
+from tests.scenarios.fleet import Fleet, OneProcess
 from tests.scenarios.lab import Lab, MemoryLab, SqliteLab
 
 kept_turns_only = pytest.mark.parametrize("store", ["memory", "sqlite"], indirect=True)
@@ -47,6 +48,16 @@ async def make_lab(store: str, tmp_path: Path) -> AsyncIterator[MakeLab]:
 @pytest.fixture
 async def lab(make_lab: MakeLab) -> Lab:
     return await make_lab()
+
+
+@pytest.fixture
+def make_fleet(make_lab: MakeLab) -> Callable[..., Awaitable[Fleet]]:
+    """Make a lab whose workers can be killed one by one."""
+
+    async def make(**options: Any) -> Fleet:
+        return OneProcess(await make_lab(workers=2, max_concurrent=10, **options))
+
+    return make
 
 
 @pytest.fixture

@@ -22,7 +22,8 @@ from perdure.stores.jetstream import JetStreamStore
 from perdure.stores.jetstream.store import PYTHON
 from perdure.stores.store import Delivery, Store
 from perdure.workflow import StepInfo, Work, Workflow
-from tests.scenarios import bodies, keyed
+from tests.scenarios import bodies, interpreter, keyed
+from tests.scenarios.histories import flaws
 
 
 class Options(msgspec.Struct, frozen=True):
@@ -120,7 +121,8 @@ class Engine:
         self._client = Client(make_store, channels_for, translators_in_use)
         self._workflows = {
             each.name: each
-            for each in cast("list[Workflow[..., Any]]", [*vars(bodies).values(), *vars(keyed).values()])
+            for module in (bodies, keyed, interpreter)
+            for each in cast("list[Workflow[..., Any]]", vars(module).values())
             if isinstance(each, Workflow)  # pyright: ignore[reportUnnecessaryIsInstance]
         }
         self._workers: list[CountedWorker] = []
@@ -180,6 +182,11 @@ class Engine:
         handles = await asyncio.gather(*(self._client.start(workflow, *args) for args in many))
         return [handle.id for handle in handles]
 
+    async def start_each(self, handler: str, many: Sequence[tuple[Sequence[Any], dict[str, Any]]]) -> None:
+        """Start several with options of their own, all at once; they are accepted in this order."""
+        workflow = self._workflows[handler]
+        await asyncio.gather(*(self._client.start(workflow.using(**options), *args) for args, options in many))
+
     async def result(self, id: str, timeout: float) -> Any:
         return await self._client.handle(id).result(timeout=timeout)
 
@@ -225,6 +232,11 @@ class Engine:
     # --- looking inside -----------------------------------------------------------------------------------------------
     async def frames(self, id: str) -> int:
         return len((await (await self._client.opened()).journal(id)).frames)
+
+    async def flaws(self, ids: Sequence[str]) -> list[str]:
+        """Read the journals themselves, and say what is wrong with those of invocations that have ended."""
+        store = await self._client.opened()
+        return [f"{id}: {flaw}" for id in ids for flaw in flaws((await store.journal(id)).frames)]
 
     async def work(self) -> list[Effort]:
         return [CountedTurn.delivered, *(worker.counts for worker in self._workers)]

@@ -61,6 +61,15 @@ async def staged(ctx: Context, tag: str) -> list[str]:
 
 
 @workflow
+async def append(ctx: Context, tag: str) -> list[str]:
+    """Add a tag to the key's list, with a step in the middle."""
+    seen = ctx.get("tags", list[str], default=[])
+    await remember(f"appends {tag}")
+    ctx.set("tags", [*seen, tag])
+    return [*seen, tag]
+
+
+@workflow
 async def holds(ctx: Context, tag: str) -> str:
     """Hold the key until somebody answers."""
     ctx.set("held by", tag)

@@ -330,6 +330,10 @@ class ProcessLab(Lab):
             await process.stdin.wait_closed()
         self._process = None
 
+    @property
+    def runs(self) -> bool:
+        return self._process is not None and self._process.returncode is None
+
     def signal(self, number: int) -> None:
         """Send a signal to the process."""
         assert self._process is not None
@@ -346,7 +350,7 @@ class ProcessLab(Lab):
         await self.kill()
 
     async def ask(self, operation: str, **arguments: Any) -> Any:
-        if self._process is None or self._process.stdin is None:
+        if self._process is None or self._process.stdin is None or self._reader is None or self._reader.done():
             raise GoneError
         self._number += 1
         number = self._number

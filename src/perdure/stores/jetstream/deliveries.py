@@ -593,19 +593,14 @@ class Deliveries:
 
     def _look_at_parked(self) -> None:
         """Route those again whose invocation may have begun elsewhere."""
-        for delivery in self.hands.parked():
-            now = self._loop.time()
-            if now - delivery.token.at > PARKED_SECONDS:
-                delivery.token.at = now
-                self.spawn(self._look_at(delivery))
+        if ids := [*dict.fromkeys(delivery.id for delivery in self.hands.parked())]:
+            self.spawn(self._look_at(ids))
 
-    async def _look_at(self, delivery: Delivery) -> None:
-        tail = await self._journals.tail(delivery.id)
-        if tail.has_frames or tail.facts.kind == "gone":
-            item = delivery.item
-            name = escape(item.id) if isinstance(item, Message) else DUE
-            for each in self.hands.unpark(delivery.id):
-                self._route(each, name, tail)
+    async def _look_at(self, ids: list[str]) -> None:
+        for id, tail in (await self._journals.tails(ids)).items():
+            if tail.has_frames or tail.facts.kind == "gone":
+                for each in self.hands.unpark(id):
+                    self._route(each, escape(each.item.id) if isinstance(each.item, Message) else DUE, tail)
 
     # --- offers -------------------------------------------------------------------------------------------------------
     async def _offer(self, delivery: Delivery, name: str, tail: Tail, subject: str, otherwise: Otherwise) -> None:

@@ -39,7 +39,7 @@ from perdure.stores.jetstream.packs import (
     encode_pack,
     encode_segment,
 )
-from perdure.stores.jetstream.wire import Stored, Wire
+from perdure.stores.jetstream.wire import BATCH_LIMIT, Stored, Wire
 from perdure.stores.store import Transition
 
 TAILS_LIMIT = 20_000
@@ -121,8 +121,10 @@ class Journals:
         async def read(shard: int, mine: list[str]) -> None:
             stream = layout.stream("J", shard)
             if self._replicated:
-                lasts = await asyncio.gather(*(self._wire.last(stream, layout.journal(id)) for id in mine))
-                found.update({id: tail_of(last) for id, last in zip(mine, lasts, strict=True)})
+                for begin in range(0, len(mine), BATCH_LIMIT):  # the API has a queue, and drops what is too much
+                    some = mine[begin : begin + BATCH_LIMIT]
+                    lasts = await asyncio.gather(*(self._wire.last(stream, layout.journal(id)) for id in some))
+                    found.update({id: tail_of(last) for id, last in zip(some, lasts, strict=True)})
                 return
             subjects = {layout.journal(id): id for id in mine}
             last = await self._wire.last_of(stream, [*subjects])

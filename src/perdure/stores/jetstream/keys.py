@@ -7,6 +7,10 @@ To take a place: put it into the line, then put a note that somebody look at the
 the key, grants it: the record names the first in line (guarded), then its start goes into the start queue or a wake to
 it, then its place goes. Each part is repeated by whoever looks at the key next, until it is done.
 
+Nothing comes before a place that was the first, so the next one is looked for from there on. That takes the server no
+time, however long the line is, unless the stream itself begins there: then it goes through all who wait. So before the
+first place of all lies a message that stays.
+
 A releaser who finds the line empty writes that the key is free, and looks again: a place taken meanwhile was taken by
 somebody whose note found the key held.
 """
@@ -16,6 +20,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import math
+from collections import OrderedDict
 from collections.abc import Sequence
 
 import msgspec
@@ -31,6 +36,8 @@ from perdure.stores.store import Key
 LOOK = Facts(kind="look")
 GRANTED = "=granted"
 LIMIT = "=limit"
+HEADS_LIMIT = 10_000
+"""Lines of which it is remembered where they begin."""
 
 
 class Record(Struct, frozen=True, array_like=True):
@@ -53,6 +60,8 @@ class Keys:
         self._wire = wire
         self._layout = layout
         self._blobs = blobs
+        self._heads: OrderedDict[str, int] = OrderedDict()  # sequences before which lines have nothing any more
+        self._streams: set[str] = set()  # those in which something lies before all lines
 
     async def read(self, name: str) -> Key:
         record, _ = await self._record(name)
@@ -82,6 +91,10 @@ class Keys:
 
     async def join(self, name: str, starts: Sequence[Start], at: float) -> None:
         """Give starts their places in the line, in this order; some may have theirs."""
+        stream = self._layout.stream("Q", self._layout.shard(name))
+        if stream not in self._streams:
+            await self._put(self._layout.before_lines(name), b"", lines_of(Facts(kind="first")))
+            self._streams.add(stream)
         places: list[tuple[str, bytes, bytes]] = []
         for start in starts:
             facts = facts_of_start(start, "pending", at)
@@ -143,7 +156,16 @@ class Keys:
         A replica that is behind may not have the place whose note has just come, and nobody looks again; or it may
         still have that of one who has long been here, and is gone: the key would be his for ever.
         """
-        return await self._wire.first(self._layout.stream("Q", self._layout.shard(name)), self._layout.whole_line(name))
+        stream = self._layout.stream("Q", self._layout.shard(name))
+        found = await self._wire.first(stream, self._layout.whole_line(name), self._heads.get(name, 1))
+        if found is None:
+            self._heads.pop(name, None)
+            return None
+        self._heads[name] = found.sequence
+        self._heads.move_to_end(name)
+        if len(self._heads) > HEADS_LIMIT:
+            self._heads.popitem(last=False)
+        return found
 
     async def _place(self, stored: Stored) -> tuple[str, int]:
         """Return who waits there: id and generation."""

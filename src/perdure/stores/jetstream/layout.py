@@ -7,6 +7,7 @@
                                perdure.q.<s>.key.<key>.<n>           "look at this key" and delayed starts with a key
                                perdure.t.<s>.<id>.<...>              schedules; no consumer covers them
                                perdure.l.<s>.<key>.<id>.<n>          the lines of keys; no consumer covers them
+                               perdure.l.<s>.=first                  lies before them, and stays
     PERDURE_K_<s>  limits      perdure.k.<s>.key.<key>, .answer.<message>, .secret     one message for each subject
     PERDURE_B_<s>  limits      perdure.b.<s>.<id>.<blob>.<n>         payloads too large for a message, in pieces
 
@@ -185,6 +186,10 @@ class Layout:
 
     def whole_line(self, key: str) -> str:
         return f"{self.namespace}.l.{self.shard(key)}.{token(key)}.>"
+
+    def before_lines(self, key: str) -> str:
+        """Name what lies before all lines of a stream; it has a character that no escaped key has."""
+        return f"{self.namespace}.l.{self.shard(key)}.=first"
 
     def nudge(self, key: str, name: str) -> str:
         return f"{self.namespace}.q.{self.shard(key)}.key.{token(key)}.{name}"

@@ -784,7 +784,10 @@ class Wire:
         return await self._of_leader(stream, {"last_by_subj": subject})
 
     async def first(self, stream: str, subject: str, sequence: int = 1) -> Stored | None:
-        """Return the first message from a sequence on whose subject matches, as the stream's leader knows it."""
+        """Return the first message from a sequence on whose subject matches, as the stream's leader knows it.
+
+        It is no batch of one: with a batch the server counts all that match, however many they are.
+        """
         return await self._of_leader(stream, {"seq": sequence, "next_by_subj": subject})
 
     async def _of_leader(self, stream: str, which: object) -> Stored | None:
