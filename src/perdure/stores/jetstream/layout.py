@@ -191,6 +191,9 @@ class Layout:
         """Match the wakes at the ends of leases."""
         return f"{self.namespace}.t.{self.shard(id)}.{token(id)}.lease.*"
 
+    def all_schedules(self, shard: int) -> str:
+        return f"{self.namespace}.t.{shard}.>"
+
     def line(self, key: str, id: str, generation: int) -> str:
         return f"{self.namespace}.l.{self.shard(key)}.{token(key)}.{token(id)}.{generation}"
 

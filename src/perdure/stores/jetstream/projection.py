@@ -84,6 +84,7 @@ class Projection:
         self._asked = 0
         self._answered = 0
         self._closed = False
+        self._compared_at = -1  # the number of reconnects when it was last seen that the table is not ahead
         self._shards: list[_Shard] = []
         self.lag = Lag()
 
@@ -166,6 +167,10 @@ class Projection:
         try:
             table = self._table or await self._open()
             positions = await self._in_thread(table.positions)
+            if await self._is_ahead(positions):
+                log.warning("the streams end before what the index has read: an older copy? All is read again")
+                await self._in_thread(table.clear)
+                positions = {}
             following = (self._follow(each, table, positions.get(each.number, Position())) for each in self._shards)
             for error in await asyncio.gather(*following, return_exceptions=True):  # all of them have ended then
                 if error is not None:
@@ -187,6 +192,17 @@ class Projection:
         self._shards = shards
         table = self._table = await self._in_thread(lambda: Table(self._path, identity))
         return table
+
+    async def _is_ahead(self, positions: dict[int, Position]) -> bool:
+        """Tell whether more was read than there is: a server may have lost its last writes, or be an older copy."""
+        if self._compared_at == self._wire.reconnects:  # since then it cannot have been set back
+            return False
+        for shard in self._shards:
+            position = positions.get(shard.number, Position())
+            if position.journal and await self._last_sequence(shard.journals) < position.journal:
+                return True
+        self._compared_at = self._wire.reconnects
+        return False
 
     async def _follow(self, shard: _Shard, table: Table, position: Position) -> None:
         if position.journal != shard.read_to:  # another process brought it forward, or it was cleared
