@@ -1,7 +1,7 @@
 """The table of the index: rows of invocations, and how far they follow the streams. SQLite only; knows no server.
 
-It is a cache, in a temporary file or in one that outlives the process and that several may share: everything in it can be read
-from the streams again. An older frame never replaces a newer one, so that two processes may write the same.
+It is a cache, in a temporary file or in one that outlives the process and that several may share: everything in it can
+be read from the streams again. An older frame never replaces a newer one, so that two processes may write the same.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ _WAITED_FOR = "SELECT DISTINCT key FROM invocation WHERE key > ? AND status = 'p
 
 
 TEMPORARY = ""
-"""SQLite's name for a file that nobody sees and that goes with the connection: a worker's memory does not grow with it."""
+"""SQLite's name for a file that nobody sees, and that goes with the connection. It takes no memory of a worker."""
 
 
 class Told(Struct):
