@@ -195,14 +195,17 @@ class Handle(Generic[R_co]):
         """Remove a settled invocation for ever, without waiting for the end of its retention.
 
         Its journal and messages go; its id is unknown then, and may be used anew. `IllegalTransition` while it has not
-        ended, or while something for it is still in hand: try that again.
+        ended, or while something for it is still in hand: try that again. On JetStream what a workflow sent last stays
+        while the workflow waits for no time, or is there after its end.
         """
         store = await self._client.opened()
         row = await store.row(self.id)
         if row is None:
             raise unknown(self.id)
         if not await store.purge(store.clock.now(), limit=1, id=self.id):
-            why = "something for it is still in hand: try again" if row.status in SETTLED else "cancel it first"
+            why = "cancel it first"
+            if row.status in SETTLED:
+                why = "something for it is still in hand, or who sent it may send it again: try later"
             text = f"cannot purge invocation {self.id!r}: it is {row.status}; {why}"
             raise IllegalTransition(text, invocation_id=self.id, status=row.status)
 

@@ -12,6 +12,7 @@ from perdure.stores.store import Store
 from perdure.testing.contract import StoreContract
 
 ORDERED = {
+    "test_slow_reader_gets_the_newest_of_each_the_latest_change_last",
     "test_start_handed_back_goes_to_who_has_room",
     "test_starts_are_delivered_within_what_was_requested",
     "test_starts_of_a_handler_come_in_the_order_accepted",

@@ -247,16 +247,16 @@ async def group_that_fails(ctx: Context, naps: list[float]) -> str:
 
 
 @workflow
-async def timed(ctx: Context, naps: list[float]) -> str:
+async def timed(ctx: Context, naps: list[float], limit: float = 0.05) -> str:
     trace: list[str] = []
     for at, wait in enumerate(naps):
         try:
-            async with asyncio.timeout(0.05):
+            async with asyncio.timeout(limit):
                 trace.append(await take(str(at), wait))
         except TimeoutError:
             trace.append("late")
         try:
-            trace.append(await asyncio.wait_for(asyncio.sleep(wait, "slept"), 0.05))
+            trace.append(await asyncio.wait_for(asyncio.sleep(wait, "slept"), limit))
         except TimeoutError:
             trace.append("overslept")
     await confirm(ctx, " ".join(trace))
@@ -424,6 +424,15 @@ async def sender(ctx: Context, tag: str, delay: float) -> str:
 async def noting(text: str) -> str:
     await remember(text)
     return text
+
+
+@workflow
+async def sends_at_last(ctx: Context, tag: str, waits: bool) -> None:
+    """Send something in the frame that settles it, or in one behind which it waits for somebody."""
+    await stage(f"{tag}-before")
+    ctx.send(noting, f"sent by {tag}")
+    if waits:
+        await ctx.awakeable(int)
 
 
 @workflow

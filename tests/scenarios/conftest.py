@@ -11,6 +11,8 @@ from typing import Any
 import msgspec
 import pytest
 
+from perdure import connect
+from perdure.client import Client
 from tests.scenarios.engine import Options
 from tests.scenarios.fleet import Fleet, OneProcess
 from tests.scenarios.lab import Lab, MemoryLab, SqliteLab
@@ -48,6 +50,13 @@ async def make_lab(store: str, tmp_path: Path) -> AsyncIterator[MakeLab]:
 @pytest.fixture
 async def lab(make_lab: MakeLab) -> Lab:
     return await make_lab()
+
+
+@pytest.fixture
+async def client(tmp_path: Path) -> AsyncIterator[Client]:
+    """A client in this process, for what needs workflows of a test's own."""
+    async with connect(f"sqlite:{tmp_path}/db") as connected:
+        yield connected
 
 
 @pytest.fixture

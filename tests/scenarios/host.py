@@ -18,11 +18,12 @@ from urllib.parse import urlsplit
 import msgspec
 
 from perdure.stores.jetstream import JetStreamStore
-from perdure.stores.jetstream.store import PYTHON
 from perdure.stores.sqlite import SqliteStore
-from perdure.stores.store import Store
+from perdure.stores.store import Store, Transition
 from tests.scenarios.engine import Engine, Options, Problem, log_into, problem_of
-from tests.scenarios.notes import open_notes
+from tests.scenarios.notes import closed, gate, open_notes
+
+DEFAULTS = Options()
 
 
 class Ask(msgspec.Struct):
@@ -46,21 +47,40 @@ def tell(told: Told) -> None:
     sys.stdout.buffer.flush()
 
 
-def store_at(place: str, python: str) -> Store:
+class GatedStore(JetStreamStore):
+    """A store that a test can hold, and kill, between a frame that is durable and what follows from it."""
+
+    async def _try_effects(self, transition: Transition) -> None:
+        point = f"effects of {transition.id}"
+        if closed(point):
+            await gate(point)
+        await super()._try_effects(transition)
+
+
+def store_at(place: str, options: Options) -> Store:
     if not place.startswith("nats:"):
         return SqliteStore(place)
-    return jetstream_at(place, python)
+    return jetstream_at(place, options, GatedStore)
 
 
-def jetstream_at(place: str, python: str = PYTHON) -> JetStreamStore:
+def jetstream_at(
+    place: str, options: Options = DEFAULTS, kind: type[JetStreamStore] = JetStreamStore
+) -> JetStreamStore:
     parts = urlsplit(place)
     servers = [f"nats://{each}" for each in parts.netloc.split(",")]
     replicas = int(parts.query.removeprefix("replicas="))
-    return JetStreamStore(servers, namespace=parts.path[1:], shards=2, replicas=replicas, python=python)
+    return kind(
+        servers,
+        namespace=parts.path[1:],
+        shards=2,
+        replicas=replicas,
+        python=options.python,
+        janitor_seconds=options.janitor,
+    )
 
 
 async def serve(path: str, folder: Path, options: Options) -> None:
-    engine = Engine(lambda: store_at(path, options.python), options)
+    engine = Engine(lambda: store_at(path, options), options)
     await engine.open()
     loop = asyncio.get_running_loop()
     over = loop.create_future()

@@ -116,3 +116,22 @@ async def calls(ctx: Context, key: str, depth: int) -> str:
 @workflow
 async def sends_to_own_key(ctx: Context) -> str:
     return ctx.send(staged.using(key=ctx.key), "sent")
+
+
+@workflow
+async def fails_then_holds(ctx: Context, tag: str) -> int:
+    """Count in the key, fail in a step as long as its gate is closed, and then hold the key behind another."""
+    count = ctx.get("count", int, default=0) + 1
+    ctx.set("count", count)
+    await brittle(tag)
+    await stage(f"{tag}-held")
+    return count
+
+
+@workflow
+async def group_with_a_brittle_one(tag: str) -> list[str]:
+    """Run a step beside one that fails, and cancels it, as long as its gate is closed."""
+    async with asyncio.TaskGroup() as group:
+        beside = group.create_task(stage(f"{tag}-beside"))
+        failing = group.create_task(brittle(tag))
+    return [beside.result(), str(failing.result())]

@@ -391,4 +391,5 @@ class JetStreamLab(ProcessLab):
 
     async def up(self, *, hash_seed: int | None = None, **changes: Any) -> None:
         await super().up(hash_seed=hash_seed, **changes)
-        await self.ask("ready")
+        with contextlib.suppress(GoneError):  # what it finds may kill it at once: `died` tells
+            await self.ask("ready")

@@ -66,7 +66,7 @@ async def test_winner_and_order_are_the_same_after_kills_and_replays(make_lab: M
 async def test_timeouts_and_waits_end_alike_in_every_mode(make_lab: MakeLab) -> None:
     for options in MODES.values():
         lab = await make_lab(**options)
-        id = await lab.start(bodies.timed, [0.001, 0.2, 0.001])
+        id = await lab.start(bodies.timed, [0.001, 2.0, 0.001], 0.3)
         assert await finish(lab, [id]) == ["0 slept late overslept 2 slept"], options
 
 

@@ -5,11 +5,10 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import Awaitable, Callable
-from pathlib import Path
 
 import pytest
 
-from perdure import Workflow, connect, step, workflow
+from perdure import Workflow, step, workflow
 from perdure.client import Client
 from perdure.core.journal import Status
 from perdure.errors import MessageRefused
@@ -82,29 +81,27 @@ async def until(client: Client, id: str, *wanted: Status) -> Status:
 
 @pytest.mark.parametrize("changed", CHANGED, ids=lambda body: body.__name__)
 async def test_changed_code_is_stopped_with_both_sides_shown_and_goes_on_when_it_fits_again(
-    changed: Callable[[str], Awaitable[str]], tmp_path: Path
+    changed: Callable[[str], Awaitable[str]], client: Client
 ) -> None:
     ran.clear()
-    url = f"sqlite:{tmp_path}/orders.db"
     original, other = ordered("original", as_it_was), ordered("changed", changed)
-    async with connect(url) as client:
-        async with client.worker(original):
-            await client.start(original.using(id="o-1"), "book")
-            await until(client, "o-1", "suspended")
-        async with client.worker(other):
-            await until(client, "o-1", "paused")
-            shown = (await client.handle("o-1").describe()).paused_because or ""
-            assert "the journal has" in shown
-            assert "the code now asks for" in shown
-            assert "pack" in shown
-            with pytest.raises(MessageRefused, match="diverges"):
-                await client.handle("o-1").resume()
-        assert ran == ["pack book"]
-        async with client.worker(original):
-            handle = client.handle("o-1", original)
-            await handle.resume()
-            assert await handle.result(timeout=10) == "packed book, shipped book"
-        assert ran == ["pack book", "ship book"]
+    async with client.worker(original):
+        await client.start(original.using(id="o-1"), "book")
+        await until(client, "o-1", "suspended")
+    async with client.worker(other):
+        await until(client, "o-1", "paused")
+        shown = (await client.handle("o-1").describe()).paused_because or ""
+        assert "the journal has" in shown
+        assert "the code now asks for" in shown
+        assert "pack" in shown
+        with pytest.raises(MessageRefused, match="diverges"):
+            await client.handle("o-1").resume()
+    assert ran == ["pack book"]
+    async with client.worker(original):
+        handle = client.handle("o-1", original)
+        await handle.resume()
+        assert await handle.result(timeout=10) == "packed book, shipped book"
+    assert ran == ["pack book", "ship book"]
 
 
 # --- children and sends -----------------------------------------------------------------------------------------------
@@ -127,21 +124,19 @@ async def wraps_in_another_order(item: str) -> str:
 
 @pytest.mark.parametrize("changed", [wraps_other, wraps_in_another_order], ids=lambda body: body.__name__)
 async def test_child_with_other_input_is_a_divergence_and_not_the_old_result(
-    changed: Callable[[str], Awaitable[str]], tmp_path: Path
+    changed: Callable[[str], Awaitable[str]], client: Client
 ) -> None:
-    url = f"sqlite:{tmp_path}/orders.db"
     original, other = ordered("original", has_wrapped), ordered("changed", changed)
-    async with connect(url) as client:
-        async with client.worker(original):  # nobody serves the child
-            await client.start(original.using(id="o-1"), "book")
-            await until(client, "o-1", "suspended")
-        async with client.worker(other, wrap):
-            assert await until(client, "o-1", "paused", "completed") == "paused"
-            shown = (await client.handle("o-1").describe()).paused_because or ""
-            assert shown.count("#0 child 'wrap' (id ") == 2
-            recorded, issued = re.findall(r"arguments ([0-9a-f]{16})", shown)
-            assert recorded != issued
-        async with client.worker(original, wrap):
-            handle = client.handle("o-1", original)
-            await handle.resume()
-            assert await handle.result(timeout=10) == "packed book"
+    async with client.worker(original):  # nobody serves the child
+        await client.start(original.using(id="o-1"), "book")
+        await until(client, "o-1", "suspended")
+    async with client.worker(other, wrap):
+        assert await until(client, "o-1", "paused", "completed") == "paused"
+        shown = (await client.handle("o-1").describe()).paused_because or ""
+        assert shown.count("#0 child 'wrap' (id ") == 2
+        recorded, issued = re.findall(r"arguments ([0-9a-f]{16})", shown)
+        assert recorded != issued
+    async with client.worker(original, wrap):
+        handle = client.handle("o-1", original)
+        await handle.resume()
+        assert await handle.result(timeout=10) == "packed book"

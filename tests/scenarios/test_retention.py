@@ -62,12 +62,20 @@ async def test_loop_of_send_and_sleep_does_not_repeat_old_sends(make_lab: MakeLa
 async def test_message_for_a_settled_sender_does_not_repeat_what_it_sent(lab: Lab) -> None:
     sent = await lab.run(bodies.sender, "s", 0.0, id="sender")
     await lab.result(sent)
-    await lab.ask("purge", id=sent)
+    left = ["sender"]
+    if lab.store == "jetstream":  # that its sender's last effects are done is not known for ever
+        left = [sent, "sender"]
+        with pytest.raises(Refusal, match="may send it again"):
+            await lab.ask("purge", id=sent)
+    else:
+        await lab.ask("purge", id=sent)
     for _ in range(2):
         with pytest.raises(Refusal, match="refused"):
             await lab.ask("cancel", id="sender")
         await lab.restart()
-    await only_left(lab, "sender")
+    assert sorted(await lab.ask("list")) == sorted(left)
+    await lab.restart(retention=0.1)
+    await only_left(lab)
     assert lab.count("ran s-a") == 1
 
 

@@ -50,6 +50,7 @@ class Start(Struct, frozen=True, array_like=True, gc=False):
     chosen: bool = False
     held: tuple[str, ...] = ()  # keys held by the ancestors
     digest: bytes = b""
+    sender: str | None = None  # the invocation that sent it, and does not wait for it
 
 
 # --- commands: what the body asked for, numbered in the order issued --------------------------------------------------

@@ -446,7 +446,8 @@ class Turn:
     def send(self, start: Callable[[str], Start]) -> str:
         """Issue a one-way start, and return its id."""
         n = self._next()
-        command = SendStart(n, start(derived_id(self.start.id, self._generation_of(n), n)))
+        sent = start(derived_id(self.start.id, self._generation_of(n), n))
+        command = SendStart(n, replace(sent, sender=self.start.id))
         self._check_size(f"the input of what is sent to {command.start.handler!r}", command.start.input)
         self._issue(command)
         return command.start.id

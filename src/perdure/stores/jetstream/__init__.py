@@ -8,6 +8,7 @@ journals   frames on a stream, guarded, with a running checksum
 packs      the frames of long journals, in segments
 keys       lines and holders
 answers    what became of messages
+janitor    what should not happen: found, reported, and made to go on
 purge      retention
 blobs      payloads above the server's limit
 lanes      what goes to one key together

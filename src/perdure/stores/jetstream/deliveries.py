@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Collection, Coroutine
+from collections.abc import Callable, Collection, Coroutine, Sequence
 from functools import partial
 from typing import Any
 
@@ -41,6 +41,8 @@ PULL_LEAST = 16
 OFFER_TIMEOUT_SECONDS = 0.5
 PARKED_SECONDS = 0.5
 """How often a message for an invocation that has not begun is looked at again."""
+WAITED_SECONDS = 0.25
+"""A start that has waited for longer goes out with the messages that came for it, whoever holds those."""
 FAILED_SECONDS = 1.0
 """How long after a failure to look at what came it is looked at again."""
 
@@ -59,6 +61,7 @@ class Offer(Struct, frozen=True, array_like=True):
     reply: str
     sequence: int
     urgent: bool
+    number: int = 0
 
 
 _encode_offer = msgspec.msgpack.Encoder().encode
@@ -353,6 +356,7 @@ class Deliveries:
             name = arrival.subject.rpartition(".")[2]
             token = self._token(arrival)
             token.urgent = name in (GRANTED, LIMIT)
+            token.number = arrival.facts.number
             self._route_soon(Delivery(arrival.facts.id, "", Wake(), arrival.attempt, token=token), name)
         else:
             self._route_message(arrival, decode_message(arrival.data))
@@ -418,6 +422,8 @@ class Deliveries:
             while self.hands.taken and self._open:
                 batch = [*self.hands.taken]
                 tails = await self._journals.tails([*dict.fromkeys(delivery.id for _, delivery in batch)])
+                if waited := [delivery for _, delivery in batch if self._has_waited(delivery)]:
+                    await self._park_mail(waited)
                 for _ in batch:
                     member, delivery = self.hands.taken.popleft()
                     self._start_examined(member, delivery, tails[delivery.id])
@@ -425,6 +431,50 @@ class Deliveries:
             self._examining = False
             if self.hands.taken and self._open:  # it failed
                 self._loop.call_later(FAILED_SECONDS, self._examine_soon)
+
+    def _has_waited(self, delivery: Delivery) -> bool:
+        """Tell whether somebody may have sent messages to a start, and wait for what becomes of them."""
+        start = delivery.item
+        assert isinstance(start, Start)
+        return delivery.attempt > 1 or start.due > start.at or start.at + WAITED_SECONDS < self._clock.now()
+
+    async def _park_mail(self, starts: Sequence[Delivery]) -> None:
+        """Have the messages for starts go out with them: another process may hold those, and may be dead."""
+        shard_of = self._layout.shard
+        shards = sorted({shard_of(start.id) for start in starts})
+        have_some = dict(zip(shards, await asyncio.gather(*map(self._has_mail, shards)), strict=True))
+        await asyncio.gather(*(self._park_mail_of(start) for start in starts if have_some[shard_of(start.id)]))
+
+    async def _has_mail(self, shard: int) -> bool:
+        """Tell whether there are messages for anybody."""
+        stream = self._layout.stream("Q", shard)
+        for subject in self._layout.all_messages(shard):
+            if await self._wire.batch(stream, subject, 1, 1):
+                return True
+        return False
+
+    async def _park_mail_of(self, delivery: Delivery) -> None:
+        mail = await self.mail(delivery.id)
+        if not mail:
+            return
+        parked = self.hands.unpark(delivery.id)
+        here = {each.item.id for each in parked if isinstance(each.item, Message)}
+        parked += [Delivery(delivery.id, delivery.handler, each) for each in mail if each.id not in here]
+        for each in sorted(parked, key=_sent_at):
+            self.hands.offer(each, begun=False)
+
+    async def mail(self, id: str) -> list[Message]:
+        """Read the messages for an invocation that nobody has acknowledged, oldest first."""
+        stream = self._layout.stream("Q", self._layout.shard(id))
+        subjects = (self._layout.messages(id), self._layout.all_passed_on(id))
+        stored = await asyncio.gather(*(self._wire.all(stream, subject) for subject in subjects))
+        found: dict[str, Message] = {}
+        for each in (*stored[0], *stored[1]):
+            facts = facts_of(each.headers)
+            if facts.kind == "message":
+                message = decode_message(await self._blobs.load(id, facts, each.data))
+                found[message.id] = message
+        return sorted(found.values(), key=lambda each: each.at)
 
     def _start_examined(self, member: Member, delivery: Delivery, tail: Tail) -> None:
         if tail.has_frames:
@@ -558,7 +608,7 @@ class Deliveries:
                     item.to, Facts(item.to, kind="message"), msgspec.msgpack.encode(item)
                 )
             else:
-                facts, data = Facts(delivery.id, kind="wake"), b""
+                facts, data = Facts(delivery.id, kind="wake", number=delivery.token.number), b""
             await self._wire.store(subject, data, expected=0, headers=lines_of(facts))
         except WrongSequence:
             log.debug("%s was passed on already", subject)
@@ -573,7 +623,8 @@ class Deliveries:
         for id, tail in (await self._journals.tails(ids)).items():
             if tail.has_frames or tail.facts.kind == "gone":
                 for each in self.hands.unpark(id):
-                    self._route(each, escape(each.item.id) if isinstance(each.item, Message) else DUE, tail)
+                    if each.token is not None:  # otherwise it is in the hands of somebody else
+                        self._route(each, escape(each.item.id) if isinstance(each.item, Message) else DUE, tail)
 
     # --- offers -------------------------------------------------------------------------------------------------------
     async def _offer(self, delivery: Delivery, name: str, tail: Tail, subject: str, otherwise: Otherwise) -> None:
@@ -598,7 +649,7 @@ class Deliveries:
         message = msgspec.msgpack.encode(item) if isinstance(item, Message) else None
         if message is not None and self._blobs.is_large(message):
             message = b""
-        offer = Offer(delivery.id, message, delivery.attempt, token.reply, token.sequence, token.urgent)
+        offer = Offer(delivery.id, message, delivery.attempt, token.reply, token.sequence, token.urgent, token.number)
         try:
             async with asyncio.timeout(OFFER_TIMEOUT_SECONDS):
                 answer = await self._wire.request(subject, _encode_offer(offer))
@@ -621,7 +672,7 @@ class Deliveries:
             self.spawn(self._fetch_offered(offer))
             return
         item: Message | Wake = Wake() if offer.message is None else decode_message(offer.message)
-        token = Token(offer.reply, offer.sequence, self._loop.time(), urgent=offer.urgent)
+        token = Token(offer.reply, offer.sequence, self._loop.time(), urgent=offer.urgent, number=offer.number)
         name = escape(item.id) if isinstance(item, Message) else DUE
         self._route_soon(Delivery(offer.id, "", item, offer.attempt, token=token), name)
 
@@ -639,6 +690,10 @@ class Deliveries:
 
 def _messages_wanted(_shard: int) -> int:
     return MESSAGES_LIMIT
+
+
+def _sent_at(delivery: Delivery) -> float:
+    return delivery.item.at if isinstance(delivery.item, Message) else 0.0
 
 
 def _is_same(one: Delivery, other: Delivery) -> bool:

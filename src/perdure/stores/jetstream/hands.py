@@ -28,6 +28,7 @@ class Token(Struct, eq=False):
     came: float = 0.0
     urgent: bool = False  # a wake for who is in hand, to be handed over at once
     done: bool = False
+    number: int = 0  # of the frame that asked for this wake
 
     @property
     def is_start(self) -> bool:

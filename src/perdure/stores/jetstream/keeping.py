@@ -94,10 +94,14 @@ class Keeper:
             target.encode(),
         )
 
-    async def set_wake(self, id: str, what: str, at: float, name: str) -> None:
-        """Have the server wake an invocation at a time; `what` names the schedule, `name` the wake."""
+    async def set_wake(self, id: str, what: str, at: float, name: str, number: int = 0) -> None:
+        """Have the server wake an invocation at a time; `what` names the schedule, `name` the wake.
+
+        `number` is that of the frame that asks for it, once all else that follows from the frame is done.
+        """
         headers = self.schedule_headers(at, self._layout.wake(id, name))
-        await self._wire.store(self._layout.schedule(id, what), b"", headers=headers + lines_of(Facts(id, kind="wake")))
+        headers += lines_of(Facts(id, kind="wake", number=number))
+        await self._wire.store(self._layout.schedule(id, what), b"", headers=headers)
 
     # --- short waits --------------------------------------------------------------------------------------------------
     def may_nap(self, id: str, acknowledged: Sequence[Delivery], due: float) -> bool:

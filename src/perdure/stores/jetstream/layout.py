@@ -8,7 +8,7 @@
                                perdure.t.<s>.<id>.<...>              schedules; no consumer covers them
                                perdure.l.<s>.<key>.<id>.<n>          the lines of keys; no consumer covers them
                                perdure.l.<s>.=first                  lies before them, and stays
-    PERDURE_K_<s>  limits      perdure.k.<s>.key.<key>, .answer.<message>, .secret     one message for each subject
+    PERDURE_K_<s>  limits      perdure.k.<s>.key.<key>, .answer.<message>, .secret, .janitor   one for each subject
     PERDURE_B_<s>  limits      perdure.b.<s>.<id>.<blob>.<n>         payloads too large for a message, in pieces
 
 A shard is that of the id, of the key for what is about a key, of the message for its answer. `perdure` is the
@@ -59,7 +59,8 @@ class Facts(Struct, frozen=True, omit_defaults=True):
 
     Times are seconds since the epoch. `kind` is "frame", "reserved" (an id taken, a start to come), "closing" or
     "gone" (purged).
-    `number` counts frames from 1, `sum` is the running checksum of the journal, `owner` the store whose worker holds
+    `parent` is who started it, and may wait for it or not. `number` counts frames from 1 (in a wake, it is that of the
+    frame that asked for it), `sum` is the running checksum of the journal, `owner` the store whose worker holds
     the claim, `epoch` that of the claim. `blob` names pieces that hold the payload, as `<blob>:<count>`, and
     `has_blobs` says that some payload of the invocation is in pieces. `identity` tells starts of one id apart. `quiet`
     says that nothing changed that an index shows. `wake` is the last time at which it asked to be woken. `packed`
@@ -116,7 +117,7 @@ def facts_of(headers: bytes) -> Facts:
 
 def facts_of_start(start: Start, status: Status, at: float, *, kind: str = "reserved", identity: str = "") -> Facts:
     """Return what is to be said of a start."""
-    parent = None if start.parent is None else start.parent.id
+    parent = start.sender if start.parent is None else start.parent.id
     return Facts(start.id, start.handler, status, start.key, parent, start.at, start.due, at, kind, identity=identity)
 
 
@@ -161,9 +162,17 @@ class Layout:
     def messages(self, id: str) -> str:
         return f"{self.namespace}.q.{self.shard(id)}.msg.{token(id)}.*"
 
+    def all_messages(self, shard: int) -> tuple[str, str]:
+        """Match the messages and wakes for anybody, and what is passed on."""
+        return f"{self.namespace}.q.{shard}.msg.>", f"{self.namespace}.q.{shard}.to.>"
+
     def passed_on(self, handler: str, id: str, last: str) -> str:
         """Name what is passed on; `last` is the last token of the subject under which it came."""
         return f"{self.namespace}.q.{self.shard(id)}.to.{token(handler)}.{token(id)}.{last}"
+
+    def passed_on_to_any(self, id: str, last: str) -> str:
+        """Match what is passed on under a name, whoever serves it."""
+        return f"{self.namespace}.q.{self.shard(id)}.to.*.{token(id)}.{last}"
 
     def all_passed_on(self, id: str) -> str:
         return f"{self.namespace}.q.{self.shard(id)}.to.*.{token(id)}.*"
@@ -178,8 +187,16 @@ class Layout:
     def schedules(self, id: str) -> str:
         return f"{self.namespace}.t.{self.shard(id)}.{token(id)}.>"
 
+    def leases(self, id: str) -> str:
+        """Match the wakes at the ends of leases."""
+        return f"{self.namespace}.t.{self.shard(id)}.{token(id)}.lease.*"
+
     def line(self, key: str, id: str, generation: int) -> str:
         return f"{self.namespace}.l.{self.shard(key)}.{token(key)}.{token(id)}.{generation}"
+
+    def places(self, key: str, id: str) -> str:
+        """Match the places of an id in the line of a key, whatever its generation."""
+        return f"{self.namespace}.l.{self.shard(key)}.{token(key)}.{token(id)}.*"
 
     def whole_line(self, key: str) -> str:
         return f"{self.namespace}.l.{self.shard(key)}.{token(key)}.>"
@@ -199,6 +216,10 @@ class Layout:
 
     def secret(self) -> str:
         return f"{self.namespace}.k.0.secret"
+
+    def janitor(self) -> str:
+        """Name the record of whose turn it is to look for what should not happen."""
+        return f"{self.namespace}.k.0.janitor"
 
     def blob(self, id: str, blob: str, piece: int | str) -> str:
         return f"{self.namespace}.b.{self.shard(id)}.{token(id)}.{blob}.{piece}"

@@ -117,6 +117,14 @@ class Projection:
         """Return ids of what has settled and not changed since `before`, the oldest first."""
         return await self._ask(lambda table: table.settled(before, limit))
 
+    async def unsettled(self, shard: int, before: float, limit: int, after: str) -> list[str]:
+        """Return ids of a shard, in order, of what has not settled nor changed since a time."""
+        return await self._ask(lambda table: table.unsettled(shard, before, limit, after))
+
+    async def waited_for(self, limit: int, after: str) -> list[str]:
+        """Return keys, in order, for which somebody waits."""
+        return await self._ask(lambda table: table.waited_for(limit, after))
+
     async def rebuild(self) -> None:
         """Forget the table, and read everything again."""
         async with self._lock:
@@ -311,14 +319,15 @@ class Projection:
             (shard.queue, f"{namespace}.t.{number}.>", 3),
             (shard.journals, f"{namespace}.j.{number}.>", 3),
         ):
-            async for subject in self._subjects(stream, subjects):
+            async for subject in self.subjects(stream, subjects):
                 there.add(subject.split(".")[place])
         read_to = shard.read_to
         removed = await self._in_thread(lambda: table.keep(number, there, read_to, began - COMPARE_SECONDS))
         if removed:
             log.info("the index forgot %d invocations that were purged", removed)
 
-    async def _subjects(self, stream: str, filter: str) -> AsyncGenerator[str, None]:
+    async def subjects(self, stream: str, filter: str) -> AsyncGenerator[str, None]:
+        """Iterate over the subjects that match and have messages, many at a time."""
         offset = 0
         while True:
             answer = await self._wire.api(f"STREAM.INFO.{stream}", {"subjects_filter": filter, "offset": offset})

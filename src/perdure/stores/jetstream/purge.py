@@ -11,10 +11,12 @@ from collections.abc import Sequence
 
 from msgspec.structs import replace
 
-from perdure.core.journal import CallChild, SendStart
+from perdure.core.history import History
+from perdure.core.journal import Claimed
 from perdure.core.lifecycle import SETTLED
 from perdure.stores.jetstream.blobs import Blobs
 from perdure.stores.jetstream.deliveries import Deliveries
+from perdure.stores.jetstream.done import is_done, starts_in
 from perdure.stores.jetstream.journals import Journals, Tail
 from perdure.stores.jetstream.layout import ROLLUP, Facts, Layout, lines_of
 from perdure.stores.jetstream.packs import PACK_FRAMES
@@ -62,9 +64,13 @@ class Purge:
         return await self._finish(id, tail, closing)
 
     async def _is_wanted(self, id: str) -> bool:
-        """Tell whether a message or start is on its way to an invocation."""
-        stream = self._layout.stream("Q", self._layout.shard(id))
-        for subject in (self._layout.messages(id), self._layout.all_passed_on(id), self._layout.any_start(id)):
+        """Tell whether a message or start is on its way to an invocation, or a lease that has not been dropped.
+
+        A lease is what brings an invocation again whose owner died before the effects of its last frame were done.
+        """
+        layout = self._layout
+        stream = layout.stream("Q", layout.shard(id))
+        for subject in (layout.messages(id), layout.all_passed_on(id), layout.any_start(id), layout.leases(id)):
             if await self._wire.last(stream, subject) is not None:
                 await asyncio.sleep(IN_FLIGHT_SECONDS)
                 if await self._wire.last(stream, subject) is not None:
@@ -72,14 +78,16 @@ class Purge:
         return False
 
     async def _may_be_started_again(self, id: str, tail: Tail) -> bool:
-        """Tell whether its parent's last frame, whose effects may be done again, starts it."""
+        """Tell whether the last frame of its parent or sender, whose effects may be done again, starts it."""
         parent = tail.facts.parent
         if parent is None:
             return False
         frame = await self._journals.last_frame(parent)
-        if frame is None or frame.outcome is not None:
+        if frame is not None and any(isinstance(each, Claimed) for each in frame.entries):
+            frame = History.of((await self._journals.read(parent))[0]).last  # a claim does the frame before it again
+        if id not in starts_in(frame):
             return False
-        return any(isinstance(each, CallChild | SendStart) and each.start.id == id for each in frame.commands)
+        return not await is_done(self._wire, self._layout, parent, await self._journals.tail(parent))
 
     async def _close(self, id: str, tail: Tail) -> int | None:
         if tail.facts.kind == "closing":

@@ -30,7 +30,6 @@ from perdure.core.journal import (
     Outcome,
     Start,
     Status,
-    decode_message,
     decode_start,
     encode_message,
     encode_start,
@@ -41,8 +40,10 @@ from perdure.stores.clock import SystemClock
 from perdure.stores.jetstream.answers import Answers
 from perdure.stores.jetstream.blobs import Blobs
 from perdure.stores.jetstream.deliveries import FAILED_SECONDS, Deliveries
+from perdure.stores.jetstream.done import is_done, starts_in
 from perdure.stores.jetstream.hands import Member
 from perdure.stores.jetstream.index import Rows
+from perdure.stores.jetstream.janitor import PERIOD_SECONDS, Janitor
 from perdure.stores.jetstream.journals import NOTHING, Journals, Tail
 from perdure.stores.jetstream.keeping import DUE
 from perdure.stores.jetstream.keys import LIMIT, Keys
@@ -109,6 +110,7 @@ class JetStreamStore:
         payload_limit: int = PAYLOAD_LIMIT_BYTES,
         line_limit: int = LINE_LIMIT,
         python: str = PYTHON,
+        janitor_seconds: float = PERIOD_SECONDS,
     ) -> None:
         self.clock = SystemClock()
         self.secret = b""
@@ -142,6 +144,18 @@ class JetStreamStore:
         self._answers = Answers(wire, layout, self._notices)
         self._purge = Purge(wire, layout, self._journals, self._blobs, self._deliveries, self.clock)
         self._lanes = Lanes(self._place)
+        self.janitor = Janitor(
+            wire,
+            layout,
+            self._journals,
+            self._keys,
+            self._deliveries.keeper,
+            self._projection,
+            self.clock,
+            self._queue,
+            janitor_seconds,
+        )
+        self._has_janitor = False
         self._watched: dict[str, int] = {}  # ids whose end is listened for, with the subscription
         self._writing = 0
         self._written: asyncio.Future[None] | None = None
@@ -472,7 +486,11 @@ class JetStreamStore:
         self._check()
         if partitions is not None and not {*partitions} <= {*range(self.layout.shards)}:
             raise no_partitions(partitions, self.layout.shards)
-        return self._deliveries.join(handlers, deliver, partitions, lost, lease)
+        member = self._deliveries.join(handlers, deliver, partitions, lost, lease)
+        if not self._has_janitor:
+            self._has_janitor = True
+            self._deliveries.spawn(self.janitor.run())
+        return member
 
     async def ready(self) -> None:
         """Wait until all that the workers here serve comes: the first worker of a handler makes its queue."""
@@ -643,9 +661,8 @@ class JetStreamStore:
             elif effects.wake <= self.clock.now():
                 await self._deliveries.keeper.wake_now(id)
             else:
-                tail = self._journals.known(id)
-                epoch = 0 if tail is None else tail.facts.epoch
-                await self._deliveries.keeper.set_wake(id, f"due.{epoch}", effects.wake, DUE)
+                facts = (self._journals.known(id) or NOTHING).facts
+                await self._deliveries.keeper.set_wake(id, f"due.{facts.epoch}", effects.wake, DUE, facts.number)
         if self._may_leave_start(transition):
             await self.wire.purge(self.layout.stream("Q", self.layout.shard(id)), self.layout.schedules(id))
             tail = self._journals.known(id)
@@ -754,7 +771,8 @@ class JetStreamStore:
     async def journal(self, id: str, /) -> Journal:
         self._check()
         frames, tail = await self._journals.read(id)
-        return Journal(tuple(frames), tail.revision)
+        done = bool(frames and starts_in(frames[-1])) and await is_done(self.wire, self.layout, id, tail)
+        return Journal(tuple(frames), tail.revision, done)
 
     async def revision(self, id: str, /) -> int:
         self._check()
@@ -788,18 +806,11 @@ class JetStreamStore:
 
     async def mail(self, id: str, /) -> list[Message]:
         self._check()
-        stream = self.layout.stream("Q", self.layout.shard(id))
-        found: dict[str, Message] = {}
-        for subject in (self.layout.messages(id), self.layout.all_passed_on(id)):
-            for each in await self.wire.all(stream, subject):
-                facts = facts_of(each.headers)
-                if facts.kind == "message":
-                    message = decode_message(await self._blobs.load(id, facts, each.data))
-                    found[message.id] = message
-        if found:
+        mail = await self._deliveries.mail(id)
+        if mail:
             known = History.of((await self._journals.read(id))[0]).messages
-            found = {each: message for each, message in found.items() if each not in known}
-        return sorted(found.values(), key=lambda each: each.at)
+            mail = [message for message in mail if message.id not in known]
+        return mail
 
     async def row(self, id: str, /) -> Row | None:
         self._check()
