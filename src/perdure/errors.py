@@ -44,7 +44,7 @@
     │       ├── StoreReadOnly             the file or folder cannot be written
     │       ├── StoreFull                 no space left
     │       ├── StoreUnavailable          no server answers, or it lets nobody in
-    │       ├── StoreUnfit                the server is too old, or its streams are not as they must be
+    │       ├── StoreUnfit                the server is too old, or its streams are not as they must be, or not for us
     │       └── StoreTooNew               written by a later release
     │
     └── internal: outside Perdure, seeing one is our bug ─────────────────────────────────────────
@@ -325,7 +325,7 @@ class StoreUnavailable(StoreError):
 
 
 class StoreUnfit(StoreError):
-    """The server is too old, or its streams are missing or have other settings than they must."""
+    """The server is too old, its streams are missing or not as they must be, or this client may not use them."""
 
 
 class StoreTooNew(StoreError):

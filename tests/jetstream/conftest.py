@@ -16,6 +16,7 @@ from examples.services.nats_server import Cluster, Server, cluster, server
 from perdure.client import Client
 from perdure.connect import channels_for, translators_in_use
 from perdure.stores.jetstream import JetStreamStore
+from tests.jetstream.liveness import check_liveness, store_of
 from tests.scenarios.conftest import MakeLab
 from tests.scenarios.engine import Options
 from tests.scenarios.fleet import ManyProcesses
@@ -74,8 +75,11 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 @pytest.fixture
 async def make_lab(store: str, nats: Server, namespace: str, tmp_path: Path) -> AsyncIterator[MakeLab]:
-    """Make a lab with options, up and running, with a lease of one second."""
-    labs: list[Lab] = []
+    """Make a lab with options, up and running, with a lease of one second.
+
+    In the end its processes are killed, and what they leave must all have something that brings it.
+    """
+    labs: list[JetStreamLab] = []
 
     async def make(**options: Any) -> Lab:
         folder = tmp_path / f"lab{len(labs)}"
@@ -89,6 +93,9 @@ async def make_lab(store: str, nats: Server, namespace: str, tmp_path: Path) -> 
     yield make
     for lab in labs:
         await lab.close()
+    for lab in labs:
+        async with store_of(lab.place) as left:
+            await check_liveness(left)
 
 
 @pytest.fixture

@@ -29,7 +29,7 @@ async def test_more_is_asked_for_before_all_that_was_asked_for_has_come(nats: Se
             if len(came) == len(numbers):
                 all_came.set()
 
-        puller = Puller(wire, "PULLED", "all", lambda: WANTED, arrived)
+        puller = Puller(wire, "PULLED", "all", lambda: WANTED, arrived, lambda: None)
         puller.ask(wire.now())  # once: the rest is asked for as they come
         await asyncio.wait_for(all_came.wait(), 20)
         assert came == numbers

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from examples.services.nats_server import Server, server
+from examples.services.nats_server import Options, Server, server
 from perdure.cli import main
 from tests.cli.command import APP, perdure, started
 
@@ -115,3 +115,39 @@ def test_token_in_the_url_is_not_shown(tmp_path: Path) -> None:
     assert run.returncode == 1
     assert "s3cret" not in run.stdout + run.stderr
     assert "no NATS server at nats://127.0.0.1:1" in run.stderr
+
+
+COMMANDS = (
+    ("worker", "app.py"),
+    ("run", "app.py:hello", "World", "--no-worker"),
+    ("list",),
+    ("nats", "init"),
+)
+
+
+@pytest.mark.parametrize(
+    ("options", "environment", "why"),
+    [
+        (None, {}, "no NATS server at {url}: "),
+        (
+            Options(users={"bob": "s3cret"}),
+            {"NATS_USER": "bob", "NATS_PASSWORD": "wr0ng"},
+            "does not let this client in",
+        ),
+        (Options(jetstream=False), {}, "{url}: JetStream does not answer"),
+        (Options(max_payload=8_000), {}, "max_payload is 8,000 bytes, and must be 65,536 at least"),
+    ],
+)
+def test_server_that_cannot_be_used_is_one_line_for_every_command(
+    options: Options | None, environment: dict[str, str], why: str, tmp_path: Path
+) -> None:
+    (tmp_path / "app.py").write_text(APP)
+    with server(tmp_path / "nats", options=options) as node:
+        if options is None:
+            node.stop()
+        for command in COMMANDS:
+            run = perdure(*command, "--url", node.url, cwd=tmp_path, **environment)
+            assert (run.returncode, run.stdout) == (1, ""), command
+            assert why.format(url=node.url) in run.stderr, command
+            assert run.stderr.count("\n") == 1, command
+            assert "wr0ng" not in run.stderr

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import asyncio
+import http.client
 import json
 import re
 import socket
@@ -12,8 +13,9 @@ from typing import Any
 
 import nats
 import pytest
+import trustme
 
-from examples.services.nats_server import Options, free_ports, server
+from examples.services.nats_server import Options, Tls, free_ports, server
 from perdure import connect, workflow
 from perdure.errors import (
     BadUrl,
@@ -26,6 +28,7 @@ from perdure.errors import (
     StoreUnfit,
 )
 from perdure.stores.clock import SystemClock
+from perdure.stores.jetstream import store as store_module
 from tests.nats.credentials import certificates
 
 HERE = "nats://127.0.0.1:1"
@@ -86,6 +89,13 @@ async def error_of(url: str, **options: Any) -> PerdureError:
     return raised.value
 
 
+async def test_host_that_does_not_exist_is_said() -> None:
+    error = await error_of("nats://n1.invalid")
+    assert isinstance(error, StoreUnavailable)
+    assert "no NATS server at nats://n1.invalid:4222: " in str(error)
+    assert "name another address" in str(error)
+
+
 async def test_no_server_is_said_with_its_address() -> None:
     (port,) = free_ports(1)
     error = await error_of(f"nats://127.0.0.1:{port}")
@@ -120,12 +130,62 @@ async def test_certificate_that_nobody_vouches_for_is_said(tmp_path: Path) -> No
 
 
 @pytest.mark.slow
+async def test_server_by_another_name_than_its_certificate_is_said(tmp_path: Path) -> None:
+    authority = trustme.CA()
+    issued = authority.issue_cert("n1.example")
+    cert, key, ca = tmp_path / "cert.pem", tmp_path / "key.pem", tmp_path / "ca.pem"
+    issued.cert_chain_pems[0].write_to_path(cert)
+    issued.private_key_pem.write_to_path(key)
+    authority.cert_pem.write_to_path(ca)
+    with server(options=Options(tls=Tls(cert, key))) as node:
+        error = await error_of(node.url, tls_ca=ca)
+    assert isinstance(error, StoreUnavailable)
+    assert "not valid for '127.0.0.1'" in str(error)
+    assert "connect by a name that is in its certificate" in str(error)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("scheme", ["tls", "nats"])
+async def test_nothing_secret_is_sent_to_a_server_without_tls_if_it_was_asked_for(scheme: str, tmp_path: Path) -> None:
+    heard = bytearray()
+
+    class Plain(OldServer):
+        def data_received(self, data: bytes) -> None:
+            heard.extend(data)
+            super().data_received(data)
+
+    with socket.socket() as listening:
+        listening.bind(("127.0.0.1", 0))
+        plain = await asyncio.get_running_loop().create_server(Plain, sock=listening)
+        url = f"{scheme}://127.0.0.1:{listening.getsockname()[1]}"
+        error = await error_of(url, user="bob", password="s3cret", tls_ca=certificates(tmp_path).ca)
+        plain.close()
+    assert isinstance(error, StoreUnavailable)
+    assert "the server offers no TLS" in str(error)
+    assert heard == b""
+
+
+@pytest.mark.slow
+async def test_server_that_leaves_tls_to_its_clients_is_talked_to_in_secret(tmp_path: Path) -> None:
+    made = certificates(tmp_path)
+    found = made.tls(verify=False)
+    with server(options=Options(tls=found, more={"allow_non_tls": True})) as node:
+        async with connect(node.url, tls_ca=made.ca) as client:
+            assert (await client.stats()).total == 0
+            asked = http.client.HTTPConnection("127.0.0.1", node.http_port)
+            asked.request("GET", "/connz")
+            (connection,) = json.loads(asked.getresponse().read())["connections"]
+            asked.close()
+    assert connection["tls_version"] == "1.3"
+
+
+@pytest.mark.slow
 async def test_server_without_jetstream_is_said() -> None:
     with server(options=Options(jetstream=False)) as node:
         error = await error_of(node.url)
     assert isinstance(error, StoreUnavailable)
-    assert "JetStream" in str(error)
-    assert "enable" in str(error)
+    assert f"{node.url}: JetStream does not answer" in str(error)
+    assert "enable it in the server's configuration" in str(error)
 
 
 class OldServer(asyncio.Protocol):
@@ -204,6 +264,22 @@ async def test_clock_that_is_minutes_off_is_refused(minutes: int, ahead: str, mo
 
 
 @pytest.mark.slow
+async def test_clock_that_is_set_while_a_worker_runs_is_said_and_work_goes_on(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(store_module, "CLOCK_SECONDS", 0.2)
+    now = SystemClock.now
+    with server() as node:
+        async with connect(node.url) as client, client.worker(hello):
+            assert await client.run(hello, "A") == "Hello, A!"
+            monkeypatch.setattr(SystemClock, "now", lambda self: now(self) + 180)  # type: ignore[no-any-return]
+            async with asyncio.timeout(10):
+                while "the clock of this machine is 180 s ahead of that of the NATS server" not in caplog.text:
+                    await asyncio.sleep(0.05)
+            assert await client.run(hello, "B") == "Hello, B!"
+
+
+@pytest.mark.slow
 async def test_missing_stream_is_refused_and_not_made_anew() -> None:
     with server() as node:
         async with connect(node.url) as client, client.worker(hello):
@@ -240,7 +316,7 @@ async def test_full_stream_is_an_error_and_what_was_acknowledged_stays() -> None
                     handle = await client.start(hello.using(id=f"big-{n}"), "x" * 100_000)
                     started.append(handle.id)
 
-            with pytest.raises(StoreFull, match="make room"):
+            with pytest.raises(StoreFull, match="make room on its disk"):
                 await asyncio.wait_for(fill(), 30)
             assert started
         async with connect(node.url) as client:

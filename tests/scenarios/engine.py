@@ -19,6 +19,7 @@ from perdure.runtime.runner import Runner
 from perdure.runtime.steps import Attempt
 from perdure.runtime.worker import Worker
 from perdure.stores.jetstream import JetStreamStore
+from perdure.stores.jetstream.janitor import PERIOD_SECONDS
 from perdure.stores.jetstream.store import PYTHON
 from perdure.stores.store import Delivery, Store
 from perdure.workflow import StepInfo, Work, Workflow
@@ -40,6 +41,8 @@ class Options(msgspec.Struct, frozen=True):
     lease: float = 15.0
     python: str = PYTHON
     """What the workers say their minor version of Python is."""
+    janitor: float = PERIOD_SECONDS
+    """How often there is a look for what should not happen, where there is one."""
     serves: tuple[str, ...] = ()
     """Handlers, where all of them would cost too much: on JetStream each has its consumers."""
 

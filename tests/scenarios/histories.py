@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
+from perdure.core.history import History
 from perdure.core.journal import Accepted, Claimed, Frame, Released, Retried, Returned
 
 
@@ -22,6 +23,8 @@ def flaws(frames: Sequence[Frame]) -> Iterator[str]:
     outcomes = [place for place, frame in enumerate(frames) if frame.outcome is not None]
     if outcomes != [len(frames) - 1] and not retried:
         yield f"settled by the frames {outcomes} of {len(frames)}"
+    if History.of(frames).outcome is None:
+        yield "it has not ended"
     owner = ""
     for frame in frames:  # after a claim, only the claimant writes, until he lets go
         claimed = any(isinstance(entry, Claimed) for entry in frame.entries)

@@ -18,11 +18,12 @@ from urllib.parse import urlsplit
 import msgspec
 
 from perdure.stores.jetstream import JetStreamStore
-from perdure.stores.jetstream.store import PYTHON
 from perdure.stores.sqlite import SqliteStore
 from perdure.stores.store import Store, Transition
 from tests.scenarios.engine import Engine, Options, Problem, log_into, problem_of
 from tests.scenarios.notes import closed, gate, open_notes
+
+DEFAULTS = Options()
 
 
 class Ask(msgspec.Struct):
@@ -56,21 +57,30 @@ class GatedStore(JetStreamStore):
         await super()._try_effects(transition)
 
 
-def store_at(place: str, python: str) -> Store:
+def store_at(place: str, options: Options) -> Store:
     if not place.startswith("nats:"):
         return SqliteStore(place)
-    return jetstream_at(place, python, GatedStore)
+    return jetstream_at(place, options, GatedStore)
 
 
-def jetstream_at(place: str, python: str = PYTHON, kind: type[JetStreamStore] = JetStreamStore) -> JetStreamStore:
+def jetstream_at(
+    place: str, options: Options = DEFAULTS, kind: type[JetStreamStore] = JetStreamStore
+) -> JetStreamStore:
     parts = urlsplit(place)
     servers = [f"nats://{each}" for each in parts.netloc.split(",")]
     replicas = int(parts.query.removeprefix("replicas="))
-    return kind(servers, namespace=parts.path[1:], shards=2, replicas=replicas, python=python)
+    return kind(
+        servers,
+        namespace=parts.path[1:],
+        shards=2,
+        replicas=replicas,
+        python=options.python,
+        janitor_seconds=options.janitor,
+    )
 
 
 async def serve(path: str, folder: Path, options: Options) -> None:
-    engine = Engine(lambda: store_at(path, options.python), options)
+    engine = Engine(lambda: store_at(path, options), options)
     await engine.open()
     loop = asyncio.get_running_loop()
     over = loop.create_future()

@@ -37,6 +37,9 @@ CACHE_LIMIT = 1_000
 READS_LIMIT = 100
 """Journals that are read at a time. When thousands of timers are due at once, what else comes is not kept waiting."""
 
+COMPLAINT_SECONDS = 60.0
+"""How long the log is spared one more commit that failed in the same way."""
+
 FIRST_FRAME_SECONDS = 0.1
 """How long the first frame of an invocation may be held back while its first steps run."""
 
@@ -115,6 +118,7 @@ class Worker:
         self._waiting_starts: deque[Delivery] = deque()
         self._waiting_mail: dict[str, list[Delivery]] = {}  # messages for them, by id
         self._pledged = 0  # starts asked of the store that have not come
+        self._complain_at: dict[type[BaseException], float] = {}
         self._pool: concurrent.futures.ThreadPoolExecutor | None = None
         self.reads = asyncio.Semaphore(READS_LIMIT)
         self._running = False
@@ -304,6 +308,15 @@ class Worker:
     def deliver_again(self, delivery: Delivery, /) -> None:
         """Give what came while an invocation settled to a new runner, which answers from the journal."""
         self._deliver(delivery)
+
+    def commit_failed(self, id: str, error: BaseException, /) -> None:
+        """Say that the store does not take commits: once a while, since each is tried again every second."""
+        now, why = self.loop.time(), type(error)
+        if now >= self._complain_at.get(why, 0.0):
+            self._complain_at[why] = now + COMPLAINT_SECONDS
+            log.error(
+                "commit for invocation %s failed: %s; it is tried again until it works, and so are others", id, error
+            )
 
     def make_turn(self, start: Start, /) -> Turn:
         """Make the turn of an invocation."""

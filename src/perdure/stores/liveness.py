@@ -1,7 +1,7 @@
 """The liveness invariant: whatever is not settled has something that brings it to a worker, or waits for the outside.
 
-Checked by the memory store, in tests, before every write. It reads journals, not the index, so that an index that says
-too little is found as well.
+Checked by the memory store, in tests, before every write; and read by the janitor of the JetStream store. It reads
+journals, not the index, so that an index that says too little is found as well.
 """
 
 from __future__ import annotations
@@ -117,7 +117,7 @@ def _breaches_of(id: str, row: Row, contents: Contents, now: float) -> Iterator[
     if history.outcome is not None:
         yield from _parent_breaches(history.start, contents)
     elif history.paused is None:
-        yield from _waiting_breaches(id, history, Waits.of(frames), contents)
+        yield from owed(history, Waits.of(frames), contents.wakes.get(id))
 
 
 def _is_brought(id: str, row: Row, contents: Contents, now: float) -> bool:
@@ -137,9 +137,11 @@ def _parent_breaches(start: Start, contents: Contents) -> Iterator[str]:
         yield f"its parent {parent.id} waits for its outcome, and is not told"
 
 
-def _waiting_breaches(id: str, history: History, waits: Waits, contents: Contents) -> Iterator[str]:
+def owed(history: History, waits: Waits, wake: float | None) -> Iterator[str]:
+    """Say what a released invocation that nothing brings is owed by its journal; `wake` is when it will be woken."""
     assert history.start is not None
-    if (due := waits.due(history.start, history.retried_at)) is not None and not contents.wakes.get(id, due + 1) <= due:
+    due = waits.due(history.start, history.retried_at)
+    if due is not None and (wake is None or wake > due):
         yield f"something is due at {due}, and no wake is set for then"
     for n, command in waits.commands.items():
         if isinstance(command, CallStep) and n not in waits.retries:

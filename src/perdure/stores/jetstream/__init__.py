@@ -5,9 +5,11 @@ deliveries from the queue to the workers here: looked at, handed over, offered t
 hands      what workers here hold, and what is renewed
 pulls      one consumer, pulled
 journals   frames on a stream, guarded, with a running checksum
+overdue    schedules that a server missed
 packs      the frames of long journals, in segments
 keys       lines and holders
 answers    what became of messages
+janitor    what should not happen: found, reported, and made to go on
 purge      retention
 blobs      payloads above the server's limit
 lanes      what goes to one key together
@@ -16,6 +18,7 @@ projection lists and counts, from a `table` in SQLite that follows the streams
 view       a store that is only looked at
 access     servers and credentials
 checks     what can be wrong with a server
+complaints what is wrong for a long time is said once a while
 streams    made once, and checked
 layout     subjects, settings, and what headers say
 wire       the narrow interface to the server

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Iterable
 from datetime import datetime
 
-from perdure.errors import StoreUnavailable, StoreUnfit
+from perdure.errors import StoreFull, StoreUnavailable, StoreUnfit
 
 CLOCK_LIMIT_SECONDS = 30.0
 """How far the clock of a worker may be from the server's: delays and time limits go by the one or the other."""
 CLOCK_WARNING_SECONDS = 2.0
+PAYLOAD_LEAST_BYTES = 64 * 1024
+"""The least `max_payload` of a server: headers take some of it, and large values go in pieces of what is left."""
 SYNCED = "perdure-synced"
 """In the metadata of a stream: whoever made it said that the server forces every write to the disk."""
+
+_DENIED = re.compile(r"permissions violation for (publish|subscription) to \"?([^\s\"]+)", re.IGNORECASE)
 
 log = logging.getLogger("perdure.jetstream")
 
@@ -24,10 +29,59 @@ def not_connected(where: str, problems: Iterable[str]) -> StoreUnavailable:
     if "authorization" in lower or "authentication" in lower or "permissions" in lower:
         text = f"the NATS server at {where} does not let this client in: {why}; see the options of connect"
     elif "certificate" in lower or "ssl" in lower or "tls" in lower:
-        text = f"no TLS connection to the NATS server at {where}: {why}; connect(tls_ca=…) names the authority"
+        text = f"no TLS connection to the NATS server at {where}: {why}; {_tls_hint(lower)}"
     else:
         text = f"no NATS server at {where}: {why}; start one there, or name another address"
     return StoreUnavailable(text)
+
+
+def _tls_hint(why: str) -> str:
+    if "mismatch" in why or "not valid for" in why:
+        return "connect by a name that is in its certificate"
+    if "offers no tls" in why:
+        return "configure it with a certificate, or connect by nats:// and without tls options"
+    return "connect(tls_ca=…) names the authority that signed its certificate"
+
+
+def no_room(subject: str, why: str) -> StoreFull:
+    """Return the error for a server, or a stream, that is full."""
+    return StoreFull(
+        f"the NATS server has no room left for {subject} ({why}): make room on its disk, or raise max_file_store; what "
+        "was acknowledged stays, and goes on then"
+    )
+
+
+def stream_gone(stream: str) -> StoreUnfit:
+    """Return the error for a stream that was there, and is not."""
+    text = (
+        f"jetstream: stream {stream} is not there any more: stop the workers and restore a backup, it is not made anew"
+    )
+    return StoreUnfit(text)
+
+
+def denied_of(text: str) -> tuple[str, str] | None:
+    """Read a server's refusal of one subject: "publish" or "subscription", and the subject. None if it is no such.
+
+    In lower case, as nats-py reads errors.
+    """
+    found = _DENIED.search(text)
+    return None if found is None else (found[1].lower(), found[2].lower())
+
+
+def not_allowed(verb: str, subject: str, where: str) -> StoreUnfit:
+    """Return the error for a subject that this client may not use."""
+    kind = "publish" if verb == "publish" else "subscribe"
+    text = f"the NATS server at {where} does not let this client {kind} to {subject}"
+    needed = "perdure.>, $JS.API.>, $JS.ACK.> and _INBOX.>"
+    return StoreUnfit(f"{text}: the permissions of its user must let it publish and subscribe on {needed}")
+
+
+def check_payload(max_payload: int, where: str) -> None:
+    """Refuse a server whose messages are too small to work with."""
+    if max_payload < PAYLOAD_LEAST_BYTES:
+        raise StoreUnfit(
+            f"{where}: the server's max_payload is {max_payload:,} bytes, and must be {PAYLOAD_LEAST_BYTES:,} at least"
+        )
 
 
 def check_clock(server_says: str, before: float, after: float, where: str) -> None:

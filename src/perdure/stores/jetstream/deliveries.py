@@ -115,6 +115,7 @@ class Deliveries:
         )
         self._pullers: dict[str, list[Puller]] = {}
         self._stopped: list[Puller] = []
+        self._remaking: set[tuple[str, str]] = set()  # consumers, by stream and name
         self._joining: asyncio.Task[None] | None = None
         self._tasks: set[asyncio.Task[Any]] = set()
         self._came: list[tuple[Delivery, str]] = []  # messages and wakes to be routed, with the subjects' last tokens
@@ -139,8 +140,10 @@ class Deliveries:
     def _ended(self, task: asyncio.Task[Any]) -> None:
         self._tasks.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None and self._open:
-            if not isinstance(error, StoreClosed):
-                log.error("%s", error, exc_info=error if not isinstance(error, StoreError) else None)
+            if not isinstance(error, StoreError):
+                log.error("%s", error, exc_info=error)
+            elif not isinstance(error, StoreClosed):
+                self._wire.complaints.say(type(error).__name__, "%s", error)
 
     def every(self, name: str, seconds: float, work: Callable[[], Any]) -> None:
         """Call again and again."""
@@ -208,7 +211,7 @@ class Deliveries:
             except StoreClosed:
                 return
             except StoreError as error:
-                log.error("the consumers cannot be made, trying again: %s", error)
+                self._wire.complaints.say("consumers", "the consumers cannot be made, trying again: %s", error)
                 await asyncio.sleep(FAILED_SECONDS)
             else:
                 break
@@ -228,10 +231,34 @@ class Deliveries:
         )
         if self._open:
             self._pullers[name] = [
-                Puller(self._wire, stream, name, partial(wanted, shard), arrived, self.keeper.lease)
-                for shard, stream in enumerate(streams)
+                Puller(
+                    self._wire,
+                    stream,
+                    name,
+                    partial(wanted, shard),
+                    arrived,
+                    partial(self._missed, stream, name, found),
+                    self.keeper.lease,
+                )
+                for shard, (stream, found) in enumerate(zip(streams, each, strict=True))
             ]
             self._want()
+
+    def _missed(self, stream: str, name: str, settings: dict[str, Any]) -> None:
+        """Make a consumer again that somebody has deleted. What it had delivered then comes once more."""
+        if (stream, name) not in self._remaking and self._open:
+            self._remaking.add((stream, name))
+            self.spawn(self._make_again(stream, name, settings))
+
+    async def _make_again(self, stream: str, name: str, settings: dict[str, Any]) -> None:
+        try:
+            if await ensure_consumer(self._wire, stream, name, settings):
+                log.warning(
+                    "consumer %s of %s was gone, and is made again: all that was in hand comes again", name, stream
+                )
+            await asyncio.sleep(FAILED_SECONDS)
+        finally:
+            self._remaking.discard((stream, name))
 
     def _left(self, _: Member) -> None:
         """Stop pulling for handlers that nobody serves any more."""
@@ -401,7 +428,7 @@ class Deliveries:
             except StoreClosed:
                 return
             except StoreError as error:
-                log.error("key %r cannot be granted, trying again: %s", name, error)
+                self._wire.complaints.say("keys", "key %r cannot be granted, trying again: %s", name, error)
                 await asyncio.sleep(FAILED_SECONDS)
                 continue
             count = len(looks)

@@ -89,6 +89,12 @@ class Journals:
         """Tell whether a replica that is behind may answer a direct read. Replicas may be added while workers run."""
         return self.copies > 1 or self._wire.is_clustered
 
+    def apart(self) -> Journals:
+        """Return one that reads the same, and whose reads change nothing of what is known here."""
+        other = Journals(self._wire, self._layout, self._blobs, self._name)
+        other.copies = self.copies
+        return other
+
     # --- tails --------------------------------------------------------------------------------------------------------
     def known(self, id: str) -> Tail | None:
         """Return the end of a journal as it was last seen here."""

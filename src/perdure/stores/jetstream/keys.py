@@ -116,9 +116,9 @@ class Keys:
 
         After a broken connection or an election the note may have come to be before a place, and was looked at in vain.
         """
-        *placed, note = await asyncio.gather(*(self._put(*place) for place in places), self._ask_to_look(name))
+        *placed, note = await asyncio.gather(*(self._put(*place) for place in places), self.ask_to_look(name))
         if note < max(placed):
-            await self._ask_to_look(name)
+            await self.ask_to_look(name)
 
     async def _put(self, subject: str, data: bytes, headers: bytes) -> float:
         try:
@@ -126,7 +126,7 @@ class Keys:
         except WrongSequence:  # it has its place already; who put it there may have died before his note
             return math.inf
 
-    async def _ask_to_look(self, name: str) -> int:
+    async def ask_to_look(self, name: str) -> int:
         return await self._wire.store(self._layout.nudge(name, "look"), name.encode(), headers=lines_of(LOOK))
 
     async def leave(self, name: str, id: str, generation: int) -> None:

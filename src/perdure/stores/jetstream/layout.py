@@ -8,7 +8,7 @@
                                perdure.t.<s>.<id>.<...>              schedules; no consumer covers them
                                perdure.l.<s>.<key>.<id>.<n>          the lines of keys; no consumer covers them
                                perdure.l.<s>.=first                  lies before them, and stays
-    PERDURE_K_<s>  limits      perdure.k.<s>.key.<key>, .answer.<message>, .secret     one message for each subject
+    PERDURE_K_<s>  limits      perdure.k.<s>.key.<key>, .answer.<message>, .secret, .janitor   one for each subject
     PERDURE_B_<s>  limits      perdure.b.<s>.<id>.<blob>.<n>         payloads too large for a message, in pieces
 
 A shard is that of the id, of the key for what is about a key, of the message for its answer. `perdure` is the
@@ -191,8 +191,15 @@ class Layout:
         """Match the wakes at the ends of leases."""
         return f"{self.namespace}.t.{self.shard(id)}.{token(id)}.lease.*"
 
+    def all_schedules(self, shard: int) -> str:
+        return f"{self.namespace}.t.{shard}.>"
+
     def line(self, key: str, id: str, generation: int) -> str:
         return f"{self.namespace}.l.{self.shard(key)}.{token(key)}.{token(id)}.{generation}"
+
+    def places(self, key: str, id: str) -> str:
+        """Match the places of an id in the line of a key, whatever its generation."""
+        return f"{self.namespace}.l.{self.shard(key)}.{token(key)}.{token(id)}.*"
 
     def whole_line(self, key: str) -> str:
         return f"{self.namespace}.l.{self.shard(key)}.{token(key)}.>"
@@ -212,6 +219,10 @@ class Layout:
 
     def secret(self) -> str:
         return f"{self.namespace}.k.0.secret"
+
+    def janitor(self) -> str:
+        """Name the record of whose turn it is to look for what should not happen."""
+        return f"{self.namespace}.k.0.janitor"
 
     def blob(self, id: str, blob: str, piece: int | str) -> str:
         return f"{self.namespace}.b.{self.shard(id)}.{token(id)}.{blob}.{piece}"

@@ -84,6 +84,7 @@ class Projection:
         self._asked = 0
         self._answered = 0
         self._closed = False
+        self._compared_at = -1  # the number of reconnects when it was last seen that the table is not ahead
         self._shards: list[_Shard] = []
         self.lag = Lag()
 
@@ -116,6 +117,14 @@ class Projection:
     async def settled(self, before: float, limit: int) -> list[str]:
         """Return ids of what has settled and not changed since `before`, the oldest first."""
         return await self._ask(lambda table: table.settled(before, limit))
+
+    async def unsettled(self, shard: int, before: float, limit: int, after: str) -> list[str]:
+        """Return ids of a shard, in order, of what has not settled nor changed since a time."""
+        return await self._ask(lambda table: table.unsettled(shard, before, limit, after))
+
+    async def waited_for(self, limit: int, after: str) -> list[str]:
+        """Return keys, in order, for which somebody waits."""
+        return await self._ask(lambda table: table.waited_for(limit, after))
 
     async def rebuild(self) -> None:
         """Forget the table, and read everything again."""
@@ -158,6 +167,10 @@ class Projection:
         try:
             table = self._table or await self._open()
             positions = await self._in_thread(table.positions)
+            if await self._is_ahead(positions):
+                log.warning("the streams end before what the index has read: an older copy? All is read again")
+                await self._in_thread(table.clear)
+                positions = {}
             following = (self._follow(each, table, positions.get(each.number, Position())) for each in self._shards)
             for error in await asyncio.gather(*following, return_exceptions=True):  # all of them have ended then
                 if error is not None:
@@ -179,6 +192,17 @@ class Projection:
         self._shards = shards
         table = self._table = await self._in_thread(lambda: Table(self._path, identity))
         return table
+
+    async def _is_ahead(self, positions: dict[int, Position]) -> bool:
+        """Tell whether more was read than there is: a server may have lost its last writes, or be an older copy."""
+        if self._compared_at == self._wire.reconnects:  # since then it cannot have been set back
+            return False
+        for shard in self._shards:
+            position = positions.get(shard.number, Position())
+            if position.journal and await self._last_sequence(shard.journals) < position.journal:
+                return True
+        self._compared_at = self._wire.reconnects
+        return False
 
     async def _follow(self, shard: _Shard, table: Table, position: Position) -> None:
         if position.journal != shard.read_to:  # another process brought it forward, or it was cleared
@@ -311,14 +335,15 @@ class Projection:
             (shard.queue, f"{namespace}.t.{number}.>", 3),
             (shard.journals, f"{namespace}.j.{number}.>", 3),
         ):
-            async for subject in self._subjects(stream, subjects):
+            async for subject in self.subjects(stream, subjects):
                 there.add(subject.split(".")[place])
         read_to = shard.read_to
         removed = await self._in_thread(lambda: table.keep(number, there, read_to, began - COMPARE_SECONDS))
         if removed:
             log.info("the index forgot %d invocations that were purged", removed)
 
-    async def _subjects(self, stream: str, filter: str) -> AsyncGenerator[str, None]:
+    async def subjects(self, stream: str, filter: str) -> AsyncGenerator[str, None]:
+        """Iterate over the subjects that match and have messages, many at a time."""
         offset = 0
         while True:
             answer = await self._wire.api(f"STREAM.INFO.{stream}", {"subjects_filter": filter, "offset": offset})

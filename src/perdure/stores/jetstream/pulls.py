@@ -20,6 +20,7 @@ HEARTBEAT_SECONDS = 3.0
 SILENCE_SECONDS = 8.0
 """Without a sign of life for so long, a pull is taken for lost: the server was restarted, or a route broke."""
 STATUS_HEARTBEAT = 100
+STATUS_NOBODY = 503
 AGAIN_SECONDS = 0.25
 """How long after a pull was refused it is made again."""
 
@@ -47,6 +48,7 @@ class Puller:
         consumer: str,
         wanted: Callable[[], int],
         arrived: Callable[[Arrival], None],
+        missed: Callable[[], None],
         lease: float = LEASE_SECONDS,
     ) -> None:
         self._wire = wire
@@ -54,6 +56,7 @@ class Puller:
         self._consumer = consumer
         self._wanted = wanted
         self._arrived = arrived
+        self._missed = missed  # nobody answers for the consumer: it may be gone
         self._outstanding = 0
         self._low = 0  # with so few still to come, more are asked for
         self._heard = 0.0
@@ -108,6 +111,8 @@ class Puller:
                 self._outstanding = max(0, self._outstanding - int(left)) if left is not None else 0
                 if status != 408:
                     self._not_before = now + AGAIN_SECONDS
+                if self._open and (status == STATUS_NOBODY or b"Consumer Deleted" in headers):
+                    self._missed()
                 self.ask(now)
             return
         self._outstanding = max(0, self._outstanding - 1)

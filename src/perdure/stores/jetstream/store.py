@@ -35,23 +35,26 @@ from perdure.core.journal import (
     encode_start,
 )
 from perdure.core.lifecycle import SETTLED
-from perdure.errors import Conflict, PerdureError, StoreClosed, StoreError, StoreUnavailable
+from perdure.errors import Conflict, PerdureError, StoreClosed, StoreError, StoreUnavailable, StoreUnfit
 from perdure.stores.clock import SystemClock
 from perdure.stores.jetstream.answers import Answers
 from perdure.stores.jetstream.blobs import Blobs
+from perdure.stores.jetstream.checks import check_clock
 from perdure.stores.jetstream.deliveries import FAILED_SECONDS, Deliveries
 from perdure.stores.jetstream.done import is_done, starts_in
 from perdure.stores.jetstream.hands import Member
 from perdure.stores.jetstream.index import Rows
+from perdure.stores.jetstream.janitor import PERIOD_SECONDS, Janitor
 from perdure.stores.jetstream.journals import NOTHING, Journals, Tail
 from perdure.stores.jetstream.keeping import DUE
 from perdure.stores.jetstream.keys import LIMIT, Keys
 from perdure.stores.jetstream.lanes import Lanes
 from perdure.stores.jetstream.layout import ROLLUP, SHARDS, Facts, Layout, facts_of, facts_of_start, lines_of
+from perdure.stores.jetstream.overdue import LOOK_SECONDS, Overdue
 from perdure.stores.jetstream.projection import Projection
 from perdure.stores.jetstream.purge import Purge
 from perdure.stores.jetstream.streams import prepare, read_secret
-from perdure.stores.jetstream.wire import Wire, WrongSequence
+from perdure.stores.jetstream.wire import Wire, WrongSequence, without_credentials
 from perdure.stores.notices import Feed, Notices
 from perdure.stores.store import (
     LEASE_SECONDS,
@@ -85,6 +88,8 @@ POLL_SECONDS = 1.0
 """How often an outcome or answer that somebody waits for is looked for, in case its push was lost."""
 POLLED_LIMIT = 1_000
 """Outcomes that are looked for at a time."""
+CLOCK_SECONDS = 60.0
+"""How often the clock of a process with workers is compared with the server's."""
 CLOSING_SECONDS = 5.0
 """How long a message waits to learn whether its invocation is purged."""
 CLOSING_POLL_SECONDS = 0.05
@@ -109,6 +114,7 @@ class JetStreamStore:
         payload_limit: int = PAYLOAD_LIMIT_BYTES,
         line_limit: int = LINE_LIMIT,
         python: str = PYTHON,
+        janitor_seconds: float = PERIOD_SECONDS,
     ) -> None:
         self.clock = SystemClock()
         self.secret = b""
@@ -141,7 +147,20 @@ class JetStreamStore:
         )
         self._answers = Answers(wire, layout, self._notices)
         self._purge = Purge(wire, layout, self._journals, self._blobs, self._deliveries, self.clock)
+        self._overdue = Overdue(wire, layout, self.clock)
         self._lanes = Lanes(self._place)
+        self.janitor = Janitor(
+            wire,
+            layout,
+            self._journals,
+            self._keys,
+            self._deliveries.keeper,
+            self._projection,
+            self.clock,
+            self._queue,
+            janitor_seconds,
+        )
+        self._has_janitor = False
         self._watched: dict[str, int] = {}  # ids whose end is listened for, with the subscription
         self._writing = 0
         self._written: asyncio.Future[None] | None = None
@@ -472,7 +491,24 @@ class JetStreamStore:
         self._check()
         if partitions is not None and not {*partitions} <= {*range(self.layout.shards)}:
             raise no_partitions(partitions, self.layout.shards)
-        return self._deliveries.join(handlers, deliver, partitions, lost, lease)
+        self._deliveries.every("overdue", LOOK_SECONDS, lambda: self._deliveries.spawn(self._overdue.look()))
+        self._deliveries.every("clock", CLOCK_SECONDS, lambda: self._deliveries.spawn(self._look_at_clock()))
+        member = self._deliveries.join(handlers, deliver, partitions, lost, lease)
+        if not self._has_janitor:
+            self._has_janitor = True
+            self._deliveries.spawn(self.janitor.run())
+        return member
+
+    async def _look_at_clock(self) -> None:
+        """Say so when this machine's clock was set, or runs away, while workers run."""
+        if not self.wire.is_up:
+            return
+        before = self.clock.now()
+        answer = await self.wire.api(f"STREAM.INFO.{self.layout.stream('J', 0)}")
+        try:
+            check_clock(str(answer.get("ts", "")), before, self.clock.now(), without_credentials(self.wire.servers[0]))
+        except StoreUnfit as error:
+            self.wire.complaints.say("clock", "%s", error)
 
     async def ready(self) -> None:
         """Wait until all that the workers here serve comes: the first worker of a handler makes its queue."""
@@ -621,7 +657,13 @@ class JetStreamStore:
                 self._tell(told, 0, error)
                 return
             except StoreError as error:
-                log.error("what follows from invocation %s cannot be done, trying again: %s", transition.id, error)
+                self.wire.complaints.say(
+                    f"follow {type(error).__name__}",
+                    "what follows from invocation %s cannot be done: %s; it is tried again until it works, and so is "
+                    "that of others",
+                    transition.id,
+                    error,
+                )
                 await asyncio.sleep(FAILED_SECONDS)
         self._followed(transition, told, revision)
 

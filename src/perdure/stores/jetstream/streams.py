@@ -165,12 +165,13 @@ async def _refuse_others(wire: Wire, layout: Layout, where: str) -> None:
         raise StoreUnfit(f"{where}: the subjects {layout.namespace}.> belong to other streams already: {names}")
 
 
-async def ensure_consumer(wire: Wire, stream: str, name: str, settings: dict[str, object]) -> None:
-    """Make a durable consumer, or bring its settings up to date."""
+async def ensure_consumer(wire: Wire, stream: str, name: str, settings: dict[str, object]) -> bool:
+    """Make a durable consumer, or bring its settings up to date; tell whether it has delivered nothing yet."""
     body = {"stream_name": stream, "config": settings}
     answer = await wire.api(f"CONSUMER.DURABLE.CREATE.{stream}.{name}", body)
     if (error := answer.get("error")) is not None:
         raise StoreError(f"jetstream: consumer {name} of {stream}: {error.get('description')}")
+    return answer.get("delivered", {}).get("consumer_seq") == 0
 
 
 async def read_secret(wire: Wire, layout: Layout) -> bytes:

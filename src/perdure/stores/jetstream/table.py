@@ -61,6 +61,10 @@ _DUE = (
     f"SELECT id FROM invocation INDEXED BY invocation_settled WHERE {SETTLED} AND updated_at <= ? "
     "ORDER BY updated_at LIMIT ?"
 )
+_UNSETTLED = (
+    f"SELECT id FROM invocation WHERE id > ? AND shard = ? AND NOT {SETTLED} AND updated_at <= ? ORDER BY id LIMIT ?"
+)
+_WAITED_FOR = "SELECT DISTINCT key FROM invocation WHERE key > ? AND status = 'pending' ORDER BY key LIMIT ?"
 
 
 class Told(Struct):
@@ -110,6 +114,14 @@ class Table:
     def settled(self, before: float, limit: int) -> list[str]:
         """Return ids of what has settled and not changed since `before`, the oldest first."""
         return [id for (id,) in self._read(_DUE, (before, limit))]
+
+    def unsettled(self, shard: int, before: float, limit: int, after: str) -> list[str]:
+        """Return ids of a shard, in order, of what has not settled nor changed since a time."""
+        return [id for (id,) in self._read(_UNSETTLED, (after, shard, before, limit))]
+
+    def waited_for(self, limit: int, after: str) -> list[str]:
+        """Return the keys, in order, for which somebody waits."""
+        return [key for (key,) in self._read(_WAITED_FOR, (after, limit))]
 
     def _read(self, query: str, values: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
         try:

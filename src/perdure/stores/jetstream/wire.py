@@ -26,8 +26,16 @@ from msgspec import Struct
 from nats.aio.client import Client as NatsClient
 from nats.errors import Error as NatsError
 
-from perdure.errors import StoreClosed, StoreError, StoreFull, StoreUnavailable
-from perdure.stores.jetstream.checks import not_connected
+from perdure.errors import StoreClosed, StoreError, StoreUnavailable, StoreUnfit
+from perdure.stores.jetstream.checks import (
+    check_payload,
+    denied_of,
+    no_room,
+    not_allowed,
+    not_connected,
+    stream_gone,
+)
+from perdure.stores.jetstream.complaints import Complaints
 
 REQUEST_TIMEOUT_SECONDS = 3.0
 """How long a server may take to answer, before a put is repeated and a read fails."""
@@ -35,6 +43,8 @@ SWEEP_SECONDS = 1.0
 """How often requests are looked through for those that took too long."""
 RETRY_SECONDS = 0.1
 """How long after a server could not take a put, as in an election, it is tried again."""
+PATIENCE_SECONDS = 3.0
+"""How long a stream may take nothing, and answer nothing, before it is asked whether it is there at all."""
 API_ATTEMPTS = 3
 """How often the JetStream API is asked before it is said to be unavailable."""
 ELECTION_SECONDS = 15.0
@@ -137,8 +147,10 @@ PutTold = Callable[[int, StoreError | None], None]
 
 
 class _Request(Struct, eq=False):
+    subject: str
     answered: Callable[[bytes, bytes], bool]  # payload and headers; True if no more is expected
     lost: Callable[[], None]
+    failed: Callable[[StoreError], None]  # there will be no answer, and asking again is of no use
     at: float
 
 
@@ -149,6 +161,7 @@ class _Put(Struct, eq=False):
     payload: bytes
     expected: int | None
     told: PutTold
+    at: float
     sent: int = 0
 
 
@@ -167,6 +180,28 @@ class _Connection(NatsClient):
                 handler(subject.decode(), reply.decode() if reply else "", data, headers or b"")
             except Exception:
                 log.exception("a message on %s could not be handled", subject.decode())
+
+    async def _connect_to_server(self, s: Any) -> None:
+        if self._transport is not None:  # of an attempt that failed: nothing else closes it
+            self._transport.close()
+        await super()._connect_to_server(s)
+
+    async def _process_info(self, info: dict[str, Any], initial_connection: bool = False) -> None:
+        """Take what the server says of itself; without TLS, if it was asked for, nothing secret is sent to it."""
+        if initial_connection and self.options.get("tls") is not None:
+            if not (info.get("tls_required") or info.get("tls_available")):
+                raise NatsError("the server offers no TLS")
+            info["tls_required"] = True
+        await super()._process_info(info, initial_connection)
+
+    async def _process_err(self, err_msg: str) -> None:
+        """Take what the server says is wrong. Unless it is one subject, the server disconnects: not for ever."""
+        if denied_of(err_msg) is not None or self.is_connecting:
+            await super()._process_err(err_msg)
+            return
+        error = NatsError(f"nats: {err_msg.strip(chr(39))}")
+        await self._error_cb(error)
+        await self._process_op_err(error)
 
     @property
     def version(self) -> str:
@@ -230,16 +265,19 @@ class Wire:
         self._sweeper: asyncio.TimerHandle | None = None
         self._none_left: asyncio.Future[None] | None = None
         self._tasks: set[asyncio.Task[None]] = set()
+        self._deaf: StoreError | None = None  # why no answer can be heard
+        self._problems: list[str] | None = []  # what went wrong on the way to the first connection
+        self.complaints = Complaints(log)
+        self._absent: dict[str, float] = {}  # streams that answer nothing, and when they were asked about
         self.reconnects = 0
 
     # --- life ---------------------------------------------------------------------------------------------------------
     async def open(self) -> None:
         """Connect, or raise `StoreUnavailable`."""
         self._loop = asyncio.get_running_loop()
-        problems: list[str] = []
 
         async def failed(error: Exception) -> None:
-            problems.append(str(error) or type(error).__name__)
+            self._went_wrong(str(error) or type(error).__name__)
 
         async def down() -> None:
             self._went_down()
@@ -266,7 +304,13 @@ class Wire:
         except (OSError, NatsError, TimeoutError) as error:
             await connection.close()
             where = ", ".join(map(without_credentials, self.servers))
-            raise not_connected(where, problems or [str(error) or type(error).__name__]) from error
+            raise not_connected(where, self._problems or [str(error) or type(error).__name__]) from error
+        self._problems = None
+        try:
+            check_payload(connection.max_payload, without_credentials(self.servers[0]))
+        except StoreUnfit:
+            await connection.close()
+            raise
         connection.options["max_reconnect_attempts"] = -1
         self._up = True
         self.subscribe(f"{self._inbox}.*", self._answered)
@@ -319,6 +363,33 @@ class Wire:
     def server_version(self) -> str:
         return self._connection.version
 
+    def _went_wrong(self, what: str) -> None:
+        """Take what the client says is wrong."""
+        if self._problems is not None:
+            self._problems.append(what)
+        elif (denied := denied_of(what)) is not None:
+            self._denied(*denied)
+        elif not self._closed:
+            self.complaints.say(what, "the NATS server: %s", what)
+
+    def _denied(self, verb: str, subject: str) -> None:
+        """End what waits for an answer that will not come, as this client may not ask or hear it."""
+        where = without_credentials(self.servers[0])
+        found = [(name, each) for name, each in self._requests.items() if each.subject.lower() == subject]
+        if verb == "subscription":
+            found = []
+            if subject.startswith(self._inbox.lower()):
+                subject = "_INBOX.>"
+                found = [*self._requests.items()]
+                self._deaf = not_allowed(verb, subject, where)
+        elif found:
+            subject = found[0][1].subject
+        error = not_allowed(verb, subject, where)
+        self.complaints.say(" ".join([verb, *subject.split(".")[:3]]), "%s", error)
+        for name, request in found:
+            if self._requests.pop(name, None) is not None:
+                request.failed(error)
+
     def _went_down(self) -> None:
         if not self._up or self._closed:
             return
@@ -334,6 +405,7 @@ class Wire:
         if self._closed:
             return
         self._up = True
+        self._deaf = None
         self.reconnects += 1
         for sid, subject in self._subjects.items():
             self._connection.send(b"SUB %s %d\r\n" % (subject, sid))
@@ -383,13 +455,21 @@ class Wire:
             self._requests.pop(subject, None)
 
     def _request(
-        self, subject: str, payload: bytes, answered: Callable[[bytes, bytes], bool], lost: Callable[[], None]
+        self,
+        subject: str,
+        payload: bytes,
+        answered: Callable[[bytes, bytes], bool],
+        lost: Callable[[], None],
+        failed: Callable[[StoreError], None],
     ) -> None:
+        if self._deaf is not None:
+            failed(self._deaf)
+            return
         if not self._up:
             lost()
             return
         name = self._name()
-        self._requests[name] = _Request(answered, lost, self._loop.time())
+        self._requests[name] = _Request(subject, answered, lost, failed, self._loop.time())
         self.publish(subject, payload, name)
 
     async def request(self, subject: str, payload: bytes = b"") -> tuple[bytes, bytes] | None:
@@ -401,7 +481,11 @@ class Wire:
                 future.set_result((data, headers))
             return True
 
-        self._request(subject, payload, answered, lambda: None if future.done() else future.set_result(None))
+        def lost() -> None:
+            if not future.done():
+                future.set_result(None)
+
+        self._request(subject, payload, answered, lost, partial(_fail, future))
         return await future
 
     async def api(self, what: str, body: object = None) -> dict[str, Any]:
@@ -421,7 +505,11 @@ class Wire:
                     raise StoreUnavailable(f"jetstream: {what} is not possible now: {text}")
             self._check()
             await asyncio.sleep(RETRY_SECONDS)
-        raise StoreUnavailable(f"jetstream: no answer to {what}: is JetStream enabled for this account?")
+        where = without_credentials(self.servers[0])
+        raise StoreUnavailable(
+            f"{where}: JetStream does not answer ({what}): enable it in the server's configuration, `jetstream {{}}`; "
+            "of a cluster, more than half of the nodes must be up"
+        )
 
     def _check(self) -> None:
         if self._closed:
@@ -458,7 +546,7 @@ class Wire:
         name = b"%s.%d" % (self._inbox[7:].encode(), self._number)
         guard = b"" if expected is None else b"Nats-Expected-Last-Subject-Sequence: %d\r\n" % expected
         lines = b"%s%s%s\r\n%s%s\r\n" % (HEADER_LINE, PUT_NAME, name, guard, headers)
-        put = _Put(name, subject, lines, payload, expected, told)
+        put = _Put(name, subject, lines, payload, expected, told, self._loop.time())
         self._puts[put] = None
         self._send_put(put)
 
@@ -483,12 +571,23 @@ class Wire:
         if not self._up:
             self._parked.append(put)
             return
+        lines, payload = put.headers, put.payload
+        if (size := len(lines) + len(payload)) > self._connection.max_payload:  # the server would disconnect
+            text = f"jetstream: {put.subject}: {size:,} bytes, where the server's max_payload is"
+            self._tell(put, 0, StoreError(f"{text} {self._connection.max_payload:,}"))
+            return
+        if self._deaf is not None:
+            self._tell(put, 0, self._deaf)
+            return
         put.sent += 1
         reply = self._name()
         self._requests[reply] = _Request(
-            partial(self._put_answered, put), partial(self._put_lost, put), self._loop.time()
+            put.subject,
+            partial(self._put_answered, put),
+            partial(self._put_lost, put),
+            partial(self._tell, put, 0),
+            self._loop.time(),
         )
-        lines, payload = put.headers, put.payload
         self._connection.send(
             b"HPUB %s %s %d %d\r\n%s%s\r\n"
             % (put.subject.encode(), reply.encode(), len(lines), len(lines) + len(payload), lines, payload)
@@ -502,13 +601,15 @@ class Wire:
         if headers and status_of(headers) == 503:
             # Nobody takes it now: an election, or no such stream. It was not stored.
             self._loop.call_later(RETRY_SECONDS, self._send_put, put)
+            if self._loop.time() - put.at > PATIENCE_SECONDS:
+                self._ask_about(self.stream_of(put.subject))
             return True
         ack = _decode_ack(data)
         error = ack.error
         if error is None:
             self._tell(put, ack.seq, None)
         elif error.err_code in FULL:
-            self._tell(put, 0, StoreFull(f"jetstream: {put.subject}: {error.description}: make room in the stream"))
+            self._tell(put, 0, no_room(put.subject, error.description))
         elif error.err_code in NOT_NOW or error.code in (TOO_MANY, UNAVAILABLE):
             self._loop.call_later(RETRY_SECONDS / 10, self._send_put, put)
         elif error.err_code == WRONG_SEQUENCE:
@@ -521,6 +622,41 @@ class Wire:
         else:
             self._tell(put, 0, StoreError(f"jetstream: {put.subject}: {error.description} ({error.err_code})"))
         return True
+
+    def _ask_about(self, stream: str) -> None:
+        """See why a stream takes nothing. If it is gone, what was to be put there is told so."""
+        now = self._loop.time()
+        if now < self._absent.get(stream, 0.0) + PATIENCE_SECONDS:
+            return
+        self._absent[stream] = now
+        task = asyncio.ensure_future(self._end_puts_of(stream))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _end_puts_of(self, stream: str) -> None:
+        if (error := await self._why_silent(stream)) is not None:
+            for put in [each for each in self._puts if self.stream_of(each.subject) == stream]:
+                self._tell(put, 0, error)
+
+    async def _why_silent(self, stream: str) -> StoreError | None:
+        """Return an error if a stream is not there; say in the log if nobody knows."""
+        try:
+            answer = await self.request(f"$JS.API.STREAM.INFO.{stream}")
+        except StoreError as refused:
+            return refused
+        if answer is not None and status_of(answer[1]) != UNAVAILABLE:
+            error: dict[str, Any] = msgspec.json.decode(answer[0]).get("error") or {}
+            if error.get("err_code") == NO_STREAM:
+                return stream_gone(stream)
+        if self._up:
+            where = without_credentials(self.servers[0])
+            self.complaints.say(
+                "silent",
+                "the NATS server at %s is connected, and its JetStream does not answer: is it enabled, and are enough "
+                "nodes of the cluster up? Trying again, for as long as it takes",
+                where,
+            )
+        return None
 
     async def _look_for(self, put: _Put) -> None:
         """Tell whether a put that was sent twice, and was refused the second time, had arrived the first time.
@@ -570,8 +706,8 @@ class Wire:
             elif status == 404:
                 future.set_result(0)
             else:
-                said = headers[13:].split(b"\r\n", 1)[0].decode()
-                future.set_exception(StoreUnavailable(f"jetstream: {stream} cannot be read: {status} {said}"))
+                said = headers.split(b"\r\n", 1)[0][9:].decode()
+                future.set_exception(StoreUnavailable(f"jetstream: {stream} cannot be read: {said}"))
             return True
 
         def lost() -> None:
@@ -580,18 +716,25 @@ class Wire:
                     StoreUnavailable(f"jetstream: {stream} cannot be read: no connection, or no answer")
                 )
 
-        self._request(f"$JS.API.DIRECT.GET.{stream}", _encode(body), answered, lost)
+        self._request(f"$JS.API.DIRECT.GET.{stream}", _encode(body), answered, lost, partial(_fail, future))
         return found, await future
 
-    async def _read(self, once: Callable[[], Awaitable[Any]]) -> Any:
-        """Read, again until there is an answer."""
+    async def _read(self, stream: str, once: Callable[[], Awaitable[Any]]) -> Any:
+        """Read, again until there is an answer, or until it is known that there is no such stream."""
+        begun = self._loop.time()
         while True:
             try:
                 return await once()
-            except StoreUnavailable:
+            except StoreUnavailable as error:
+                last = error
                 self._check()
                 await asyncio.sleep(RETRY_SECONDS)
                 self._check()
+            if self._up and self._loop.time() - begun > PATIENCE_SECONDS:
+                begun = self._loop.time()
+                if (error := await self._why_silent(stream)) is not None:
+                    raise error
+                self.complaints.say(f"read {stream}", "%s; trying again", last)
 
     async def _page(self, stream: str, subject: str, sequence: int, limit: int) -> tuple[list[Stored], int]:
         """Return the first messages from a sequence on whose subject matches, and how many more there are at least.
@@ -600,7 +743,7 @@ class Wire:
         whether there is more than it knows. Nothing is missing then, and some may be gone already.
         """
         body = {"seq": sequence, "next_by_subj": subject, "batch": limit, "max_bytes": BATCH_BYTES}
-        found, more = await self._read(lambda: self._direct(stream, body))
+        found, more = await self._read(stream, lambda: self._direct(stream, body))
         if not more and self.is_clustered:
             behind = found[-1].sequence + 1 if found else sequence
             if (next := await self.first(stream, subject, behind)) is not None:
@@ -624,7 +767,7 @@ class Wire:
     async def count(self, stream: str, subject: str) -> int:
         """Return how many messages there are whose subject matches, as any replica knows it."""
         body = {"seq": 1, "next_by_subj": subject, "batch": 1}
-        found, more = await self._read(lambda: self._direct(stream, body))
+        found, more = await self._read(stream, lambda: self._direct(stream, body))
         return len(found) + more
 
     async def last_of(self, stream: str, subjects: Sequence[str]) -> dict[str, Stored]:
@@ -632,7 +775,7 @@ class Wire:
         found: dict[str, Stored] = {}
         for begin in range(0, len(subjects), BATCH_LIMIT):
             body = {"multi_last": [*subjects[begin : begin + BATCH_LIMIT]], "batch": BATCH_LIMIT}
-            messages, _ = await self._read(lambda body=body: self._direct(stream, body))
+            messages, _ = await self._read(stream, lambda body=body: self._direct(stream, body))
             found.update({each.subject: each for each in messages})
         return found
 
@@ -658,12 +801,12 @@ class Wire:
                     return None
                 if last.error.code == 503:
                     raise StoreUnavailable(f"jetstream: {stream}: {last.error.description}")
-                raise StoreError(f"jetstream: {stream}: {last.error.description}")
+                _raise_error(msgspec.json.decode(answer[0]), stream)
             found = last.message
             assert found is not None
             return Stored(found.subject, found.seq, found.data, found.hdrs)
 
-        return await self._read(once)
+        return await self._read(stream, once)
 
     async def purge(self, stream: str, subject: str) -> int:
         """Remove all messages whose subject matches, and return how many."""
@@ -703,8 +846,16 @@ class Wire:
         return f"_INBOX.{self._inbox[7:]}p.{self._number}"
 
 
+def _fail(future: asyncio.Future[Any], error: StoreError) -> None:
+    if not future.done():
+        future.set_exception(error)
+
+
 def _raise_error(answer: dict[str, Any], stream: str) -> None:
-    if (error := answer.get("error")) is not None:
+    error: dict[str, Any] | None = answer.get("error")
+    if error is not None:
+        if error.get("err_code") == NO_STREAM:
+            raise stream_gone(stream)
         raise StoreError(f"jetstream: {stream}: {error.get('description')} ({error.get('err_code')})")
 
 

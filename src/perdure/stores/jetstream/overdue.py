@@ -1,0 +1,75 @@
+"""Schedules that the server has missed are set again.
+
+A server that is full when a schedule is due cannot store what it says, and does not try again before it is restarted:
+it stays there, and whoever it was to wake would sleep for ever. So a store with workers looks through the schedules, a
+page at a time, and puts those again that should have fired long ago; the guard makes it one that is still there.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from datetime import datetime
+
+from perdure.errors import StoreFull
+from perdure.stores.jetstream.checks import CLOCK_LIMIT_SECONDS
+from perdure.stores.jetstream.layout import FACTS, Layout
+from perdure.stores.jetstream.wire import BATCH_LIMIT, Stored, Wire, WrongSequence
+from perdure.stores.store import Clock
+
+OVERDUE_SECONDS = CLOCK_LIMIT_SECONDS
+"""How late a schedule must be: later than a clock may be wrong."""
+LOOK_SECONDS = 10.0
+"""How often a page of each shard's schedules is read."""
+
+_KEPT = (b"Nats-Schedule: ", b"Nats-Schedule-Target: ", FACTS)
+
+log = logging.getLogger("perdure.jetstream")
+
+
+class Overdue:
+    """Looks for schedules that are overdue."""
+
+    def __init__(self, wire: Wire, layout: Layout, clock: Clock) -> None:
+        self._wire = wire
+        self._layout = layout
+        self._clock = clock
+        self._looking = False
+        self._next: dict[int, int] = {}  # by shard, the sequence from which the next page is read
+
+    async def look(self) -> None:
+        """Read one page of each shard, and set again what is overdue in it."""
+        if self._looking or not self._wire.is_up:
+            return
+        self._looking = True
+        try:
+            for shard in range(self._layout.shards):
+                await self._look_at(shard)
+        finally:
+            self._looking = False
+
+    async def _look_at(self, shard: int) -> None:
+        stream = self._layout.stream("Q", shard)
+        found = await self._wire.batch(stream, self._layout.all_schedules(shard), self._next.get(shard, 1))
+        self._next[shard] = found[-1].sequence + 1 if len(found) == BATCH_LIMIT else 1
+        late = self._clock.now() - OVERDUE_SECONDS
+        missed = [each for each in found if _due(each) < late]
+        again = 0
+        for each in missed:
+            with contextlib.suppress(WrongSequence):  # it has fired just now, or is another
+                try:
+                    await self._set_again(each)
+                except StoreFull:
+                    return
+                again += 1
+        if again:
+            log.warning("%s: %d schedules were overdue, and are set again: was the server full?", stream, again)
+
+    async def _set_again(self, stored: Stored) -> None:
+        headers = b"".join(b"%s%s\r\n" % (name, value) for name in _KEPT if (value := stored.header(name)) is not None)
+        await self._wire.store(stored.subject, stored.data, expected=stored.sequence, headers=headers)
+
+
+def _due(stored: Stored) -> float:
+    at = stored.header(_KEPT[0])
+    return float("inf") if at is None else datetime.fromisoformat(at.removeprefix(b"@at ").decode()).timestamp()

@@ -1,0 +1,321 @@
+"""What should not happen is broken on purpose, on a real server: it is found, reported, and goes on.
+
+Each test breaks one thing by the server's own means, or by a SIGKILL between two writes, sees that the liveness
+checker finds it, and that a round of the janitor repairs it. The janitor that looks is that of a store without workers.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from examples.services.nats_server import Server
+from perdure import Client, Context, workflow
+from perdure.connect import channels_for, translators_in_use
+from perdure.stores.jetstream import JetStreamStore
+from perdure.stores.jetstream.keys import Record
+from perdure.stores.store import Filter
+from tests.jetstream.liveness import breaches_of, check_liveness, phantoms_of, store_of
+from tests.scenarios import bodies, keyed
+from tests.scenarios.conftest import MakeLab
+from tests.scenarios.lab import JetStreamLab, Lab, until
+
+Join = Callable[..., Awaitable[JetStreamLab]]
+
+PATIENCE_SECONDS = 0.3
+ROOT = Path(__file__).parents[2]
+
+
+@workflow
+async def child(ctx: Context) -> int:
+    return await ctx.awakeable(int)
+
+
+@workflow
+async def parent() -> int:
+    return 1 + await child()
+
+
+@workflow
+async def uses(name: str) -> str:
+    return name
+
+
+@pytest.fixture
+async def store(nats: Server, namespace: str) -> AsyncIterator[JetStreamStore]:
+    async with store_of(f"{nats.url}/{namespace}?replicas=1") as opened:
+        yield opened
+
+
+def client_on(store: JetStreamStore) -> Client:
+    def another() -> JetStreamStore:
+        return JetStreamStore(store.wire.servers, namespace=store.layout.namespace, shards=2)
+
+    return Client(another, channels_for, translators_in_use)
+
+
+async def remove(store: JetStreamStore, *subjects: str) -> None:
+    """Delete what is on these subjects of the queue, as an operator may."""
+    for subject in subjects:
+        assert await store.wire.purge(store.layout.stream_of(subject), subject) > 0, subject
+
+
+async def look(store: JetStreamStore) -> list[str]:
+    """Make a round, of which what is looked for is old enough."""
+    await asyncio.sleep(PATIENCE_SECONDS)
+    return await store.janitor.round(PATIENCE_SECONDS)
+
+
+async def is_broken(store: JetStreamStore, why: str) -> None:
+    """See that the checker of the liveness invariant finds it."""
+    [breach] = await breaches_of(store)
+    assert why in breach, breach
+
+
+def place_of(lab: Lab) -> str:
+    assert isinstance(lab, JetStreamLab)
+    return lab.place
+
+
+# --- invocations ------------------------------------------------------------------------------------------------------
+async def test_timer_whose_schedule_was_deleted_fires(make_lab: MakeLab) -> None:
+    lab = await make_lab()
+    id = await lab.start(bodies.sleeps, "a", 1.2)
+    await lab.has_status(id, "suspended")
+    async with store_of(place_of(lab)) as store:
+        await remove(store, store.layout.schedules(id))
+        await asyncio.sleep(1.5)
+        assert await lab.status(id) == "suspended"
+        await is_broken(store, "no wake is set")
+        [said] = await look(store)
+        assert said.startswith(f"invocation {id} would never go on: something is due at ")
+        await lab.result(id)
+        await check_liveness(store)
+
+
+async def test_parent_whose_message_of_its_childs_end_was_deleted_is_told_again(store: JetStreamStore) -> None:
+    async with client_on(store) as client:
+        async with client.worker(parent, child) as both:
+            handle = await client.start(parent)
+            [row] = await until(lambda: store.search(Filter(handler="child", status="suspended")))
+            await both.stop()
+        async with client.worker(child):
+            [awakeable] = (await client.handle(row.id).describe()).awakeables
+            await client.resolve(awakeable.id, 6)
+            assert await client.handle(row.id, child).result() == 6
+            subject = store.layout.all_passed_on(handle.id)
+            await until(lambda: store.wire.last(store.layout.stream_of(subject), subject))
+            await asyncio.sleep(0.1)  # it goes as one message to those who serve parents: there are none
+            await remove(store, subject)
+            await is_broken(store, f"its parent {handle.id} waits for its outcome, and is not told")
+            async with client.worker(parent):
+                [said] = await look(store)
+                assert f"its child {row.id} has ended, and it is not told; {row.id} is woken" in said
+                assert await handle.result() == 7
+        await check_liveness(store)
+
+
+async def test_claim_of_a_dead_process_whose_delivery_was_deleted_is_taken_over(make_lab: MakeLab) -> None:
+    lab = await make_lab()
+    lab.close_gate("before a-b")
+    id = await lab.start(bodies.three, "a")
+    await lab.noted("at before a-b")
+    async with store_of(place_of(lab)) as store:
+        await until(
+            lambda: store.wire.last(store.layout.stream_of(store.layout.schedules(id)), store.layout.schedules(id))
+        )
+        await lab.kill()
+        await store.wire.purge(store.layout.stream_of(store.layout.any_start(id)), store.layout.any_start(id))
+        await remove(store, store.layout.schedules(id))
+        await is_broken(store, "nothing would bring it to another worker")
+        await lab.up()
+        lab.open_gate("before a-b")
+        [said] = await look(store)
+        assert "nothing would bring it to another worker if its own died" in said
+        assert await lab.result(id) == ["A-A", "A-B", "A-C"]
+        await check_liveness(store)
+
+
+# --- keys -------------------------------------------------------------------------------------------------------------
+async def test_place_in_line_that_was_deleted_is_taken_again(make_lab: MakeLab) -> None:
+    lab = await make_lab()
+    lab.close_gate("before one")
+    first = await lab.start(keyed.staged, "one", key="k")
+    await lab.noted("at before one")
+    second = await lab.start(keyed.staged, "two", key="k")
+    async with store_of(place_of(lab)) as store:
+        await remove(store, store.layout.places("k", second))
+        assert await phantoms_of(store) == [second]
+        [said] = await look(store)
+        assert said.startswith(f"invocation {second} would never begin: its id is taken")
+        lab.open_gate("before one")
+        await lab.results([first, second])
+        await check_liveness(store)
+
+
+async def test_key_whose_note_was_deleted_is_granted(store: JetStreamStore) -> None:
+    async with client_on(store) as client:
+        handle = await client.start(uses.using(key="k"), "k")
+        await remove(store, store.layout.nudge("k", "look"))
+        await is_broken(store, "has no holder, and nobody will look at it")
+        async with client.worker(uses):
+            [said] = await look(store)
+            assert "key 'k' would never be granted: nobody holds it, and others wait for it" in said
+            assert await handle.result() == "k"
+        await check_liveness(store)
+
+
+async def hold(store: JetStreamStore, name: str, holder: str) -> None:
+    """Write that somebody holds a key, as if it had never been released."""
+    await store.wire.store(store.layout.key(name), msgspec.msgpack.encode(Record(name, holder)))
+
+
+async def test_key_that_was_not_released_by_who_ended_is_released(store: JetStreamStore) -> None:
+    async with client_on(store) as client:
+        async with client.worker(uses):
+            first = await client.start(uses.using(key="k"), "k")
+            await first.result()
+        await hold(store, "k", first.id)
+        second = await client.start(uses.using(key="k"), "k")
+        await remove(store, store.layout.nudge("k", "look"))
+        await is_broken(store, f"key k is held by {first.id}, which is completed and will not release it")
+        async with client.worker(uses):
+            [said] = await look(store)
+            assert f"{first.id} has ended and has not released it; {first.id} is woken" in said
+            assert await second.result() == "k"
+        await check_liveness(store)
+
+
+async def test_key_that_is_held_by_nobody_that_exists_is_granted(store: JetStreamStore) -> None:
+    async with client_on(store) as client:
+        await hold(store, "k", "never")
+        handle = await client.start(uses.using(key="k"), "k")
+        await remove(store, store.layout.nudge("k", "look"))
+        await is_broken(store, "key k is held by never, which does not exist")
+        async with client.worker(uses):
+            [said] = await look(store)
+            assert "never, who holds it, does not exist; it is granted to the next" in said
+            assert await handle.result() == "k"
+        await check_liveness(store)
+
+
+async def test_key_whose_grant_was_left_in_the_middle_is_handed_over(store: JetStreamStore) -> None:
+    async with client_on(store) as client:
+        handle = await client.start(uses.using(key="k"), "k")
+        await remove(store, store.layout.nudge("k", "look"))
+        await hold(store, "k", handle.id)
+        await is_broken(store, f"was granted to {handle.id}, whom nobody will tell")
+        async with client.worker(uses):
+            [said] = await look(store)
+            assert f"it was granted to {handle.id}, who has not been told" in said
+            assert await handle.result() == "k"
+        await check_liveness(store)
+
+
+# --- ids that are taken by starts that are queued nowhere -------------------------------------------------------------
+DIES = """
+import asyncio, os, signal, sys
+from perdure import Client
+from perdure.connect import channels_for, translators_in_use
+from perdure.stores.jetstream import JetStreamStore
+from tests.jetstream.test_janitor import submitted
+
+class Dies(JetStreamStore):
+    async def _queue(self, start):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    async def _queue_in_line(self, key, starts, results):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+async def main():
+    url, namespace, how = sys.argv[1:]
+    client = Client(lambda: Dies([url], namespace=namespace, shards=2), channels_for, translators_in_use)
+    await client.start(submitted[how], "k")
+
+asyncio.run(main())
+"""
+
+
+@workflow
+async def says(name: str) -> str:
+    return name
+
+
+submitted: dict[str, Any] = {
+    "chosen": says.using(id="mine"),
+    "keyed": uses.using(key="k", id="mine"),
+    "delayed": says.using(id="mine", delay=1.0),
+    "delayed and keyed": uses.using(key="k", id="mine", delay=1.0),
+}
+"""What a client submits when it is killed between the two writes."""
+
+
+@pytest.mark.parametrize("how", [*submitted])
+async def test_start_whose_client_died_before_it_was_queued_begins(
+    store: JetStreamStore, nats: Server, how: str
+) -> None:
+    command = [sys.executable, "-c", DIES, nats.url, store.layout.namespace, how]
+    died = await asyncio.to_thread(subprocess.run, command, cwd=ROOT, capture_output=True, check=False)
+    assert died.returncode == -9, died.stderr.decode()
+    async with client_on(store) as client, client.worker(says, uses):
+        handle: Any = client.handle("mine", says)
+        await asyncio.sleep(0.3)
+        assert (await handle.describe()).status in ("pending", "scheduled")
+        assert await phantoms_of(store) == ["mine"]
+        [said] = await look(store)
+        assert "invocation mine would never begin: its id is taken and its start is queued nowhere" in said
+        assert await handle.result(timeout=10) == "k"
+        assert await phantoms_of(store) == []
+        again = await client.start(submitted[how], "k")
+        assert await again.result() == "k", "who asks again gets the same"
+    await check_liveness(store)
+
+
+# --- rounds -----------------------------------------------------------------------------------------------------------
+async def test_healthy_work_is_left_alone(make_lab: MakeLab) -> None:
+    lab = await make_lab()
+    lab.close_gate("before holding")
+    lab.close_gate("before parent-child-b")
+    ids = await lab.start_many(bodies.sleeps, [[f"s{n}", 60.0] for n in range(20)])
+    ids += await lab.start_many(bodies.asks, [[f"a{n}"] for n in range(20)])
+    for id in ids:
+        await lab.has_status(id, "suspended")
+    await lab.ask("pause", id=ids[0])
+    await lab.start(keyed.staged, "holding", key="k")
+    await lab.noted("at before holding")
+    for n in range(5):
+        await lab.start(keyed.staged, f"in line {n}", key="k")
+    await lab.start(bodies.three.using(id="later"), "later", delay=60.0)
+    await lab.start(keyed.staged, "late", key="k", delay=60.0)
+    await lab.start(bodies.parent, "parent")
+    await lab.noted("at before parent-child-b")
+    async with store_of(place_of(lab)) as store:
+        await asyncio.sleep(1.5)  # older than a lease
+        before = await journals_end(store)
+        assert await look(store) == []
+        assert await journals_end(store) == before
+        await check_liveness(store)
+
+
+async def journals_end(store: JetStreamStore) -> list[int]:
+    names = [store.layout.stream(kind, shard) for kind in "JK" for shard in range(store.layout.shards)]
+    return [(await store.wire.api(f"STREAM.INFO.{name}"))["state"]["last_seq"] for name in names]
+
+
+async def test_one_process_at_a_time_makes_rounds_and_says_what_it_did(make_lab: MakeLab, join: Join) -> None:
+    lab = await make_lab(lease=0.5, janitor=1.0)
+    other = await join(lab, lease=0.5, janitor=1.0)
+    id = await lab.start(bodies.sleeps, "a", 1.2)
+    await lab.has_status(id, "suspended")
+    async with store_of(place_of(lab)) as store:
+        await remove(store, store.layout.schedules(id))
+    await lab.result(id)
+    assert lab.report().count(f"invocation {id} would never go on") == 1
+    assert other.folder == lab.folder, "they write into one report"
