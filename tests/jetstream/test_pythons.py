@@ -5,10 +5,10 @@ from __future__ import annotations
 import asyncio
 
 from perdure.core.journal import Claimed
-from perdure.stores.jetstream import JetStreamStore
 from tests.jetstream.test_processes import Join, check_histories
 from tests.scenarios import bodies
 from tests.scenarios.conftest import MakeLab
+from tests.scenarios.host import jetstream_at
 from tests.scenarios.lab import JetStreamLab, Lab
 
 COUNT = 20
@@ -17,8 +17,7 @@ COUNT = 20
 async def pythons(lab: Lab, ids: list[str]) -> list[list[str]]:
     """Return which versions have claimed each invocation."""
     assert isinstance(lab, JetStreamLab)
-    url, namespace = lab.place.rsplit("/", 1)
-    store = JetStreamStore([url], namespace=namespace, shards=2)
+    store = jetstream_at(lab.place)
     await store.open()
     try:
         journals = [(await store.journal(id)).frames for id in ids]
