@@ -476,7 +476,7 @@ class Deliveries:
         """Tell whether there are messages for anybody."""
         stream = self._layout.stream("Q", shard)
         for subject in self._layout.all_messages(shard):
-            if await self._wire.batch(stream, subject, 1, 1):
+            if await self._wire.first(stream, subject) is not None:
                 return True
         return False
 
