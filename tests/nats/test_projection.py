@@ -253,7 +253,7 @@ async def test_table_that_cannot_be_kept_is_in_memory(
     await streams.frame("job", "completed")
     async with streams.index(tmp_path / "file" / "index.db") as index:
         assert await statuses(index) == {"job": "completed"}
-    assert "is kept in memory" in caplog.text
+    assert "is kept in a temporary file" in caplog.text
 
 
 async def test_table_can_be_built_anew(streams: Streams, tmp_path: Path) -> None:

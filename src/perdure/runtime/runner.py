@@ -315,7 +315,8 @@ class Runner:
         elif task.result() == self.revision:
             self._drop(answers)
         else:
-            self._begin_anew(f"another worker has written since revision {self.revision}", self._taken)
+            log.info("invocation %s is read again: another worker has written since", self.id)
+            self._begin_anew(self._taken)
 
     def _redo_settled(self, start: Start, frames: Sequence[Frame]) -> None:
         """Finish what a settled invocation's last owner may have left undone, and refuse what came too late.
@@ -849,7 +850,8 @@ class Runner:
             self.close()
         elif isinstance(error, Conflict):
             # Somebody else has written, perhaps an owner whose end we were told of. What we hold is still to be done.
-            self._begin_anew(str(error), transition.acknowledge)
+            log.warning("invocation %s is read again: %s", self.id, error)
+            self._begin_anew(transition.acknowledge)
         else:
             # Nothing of it happened. The same transition is still right, so it is tried until the store works again.
             self._home.commit_failed(self.id, error)
@@ -859,9 +861,8 @@ class Runner:
                 clock.now() + STORE_RETRY_SECONDS, partial(self._try_again, partial(self._commit, transition, then))
             )
 
-    def _begin_anew(self, why: str, taken: Sequence[Delivery]) -> None:
+    def _begin_anew(self, taken: Sequence[Delivery]) -> None:
         """Let a new runner read the journal, and give it what is in hand."""
-        log.warning("invocation %s is read again: %s", self.id, why)
         held = [*taken, *self._inbox]
         self.close()
         self._home.ended(self)

@@ -707,10 +707,10 @@ class Deliveries:
         """Read a large message that was offered; if it fails, the message is not renewed, and comes again."""
         stream = offer.reply.split(".")[-7]
         shard = self._layout.shard(offer.id)
-        found = await self._wire.batch(stream, f"{self._layout.namespace}.q.{shard}.>", offer.sequence, 1)
-        if found and found[0].sequence == offer.sequence:
-            facts = facts_of(found[0].headers)
-            message = decode_message(await self._blobs.load(offer.id, facts, found[0].data))
+        found = await self._wire.first(stream, f"{self._layout.namespace}.q.{shard}.>", offer.sequence)
+        if found is not None and found.sequence == offer.sequence:
+            facts = facts_of(found.headers)
+            message = decode_message(await self._blobs.load(offer.id, facts, found.data))
             token = Token(offer.reply, offer.sequence, self._loop.time())
             self._route_soon(Delivery(offer.id, "", message, offer.attempt, token=token), escape(message.id))
 

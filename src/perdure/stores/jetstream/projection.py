@@ -71,7 +71,7 @@ class _Shard(Struct):
 
 
 class Projection:
-    """Lists and counts invocations. `path` is where the table is kept; None: in memory."""
+    """Lists and counts invocations. `path` is where the table is kept; None: in a temporary file."""
 
     def __init__(self, wire: Wire, layout: Layout, clock: Clock, path: Path | None = None) -> None:
         self._wire = wire

@@ -807,6 +807,8 @@ class JetStreamStore:
         tail = await self._journals.tail(id)
         if tail.facts.status not in ("completed", "failed", "cancelled") or not tail.has_frames:
             return None
+        if tail.facts.key is not None and (await self._keys.read(tail.facts.key)).holder == id:
+            return None  # not before its key is released: who is told may read the key's state next
         frame = await self._journals.last_frame(id)
         if frame is None or frame.outcome is not None:
             return None if frame is None else frame.outcome

@@ -1,7 +1,7 @@
 """The table of the index: rows of invocations, and how far they follow the streams. SQLite only; knows no server.
 
-It is a cache, in memory or in a file that outlives the process and that several may share: everything in it can be read
-from the streams again. An older frame never replaces a newer one, so that two processes may write the same.
+It is a cache, in a temporary file or in one that outlives the process and that several may share: everything in it can
+be read from the streams again. An older frame never replaces a newer one, so that two processes may write the same.
 """
 
 from __future__ import annotations
@@ -65,6 +65,10 @@ _UNSETTLED = (
     f"SELECT id FROM invocation WHERE id > ? AND shard = ? AND NOT {SETTLED} AND updated_at <= ? ORDER BY id LIMIT ?"
 )
 _WAITED_FOR = "SELECT DISTINCT key FROM invocation WHERE key > ? AND status = 'pending' ORDER BY key LIMIT ?"
+
+
+TEMPORARY = ""
+"""SQLite's name for a file that nobody sees, and that goes with the connection. It takes no memory of a worker."""
 
 
 class Told(Struct):
@@ -204,7 +208,7 @@ def _row(facts: Facts, sequence: int, shard: int, now: float) -> tuple[Any, ...]
 # --- files ------------------------------------------------------------------------------------------------------------
 def _open(path: Path | None, identity: str) -> sqlite3.Connection:
     if path is None:
-        return _connect(":memory:", identity)
+        return _connect(TEMPORARY, identity)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
@@ -218,8 +222,8 @@ def _open(path: Path | None, identity: str) -> sqlite3.Connection:
                     path.with_name(path.name + suffix).unlink()
             return _connect(str(path), identity)
     except (sqlite3.Error, OSError) as error:
-        log.warning("the index cannot be kept in %s, and is kept in memory: %s", path, error)
-        return _connect(":memory:", identity)
+        log.warning("the index cannot be kept in %s, and is kept in a temporary file: %s", path, error)
+        return _connect(TEMPORARY, identity)
 
 
 def _connect(path: str, identity: str) -> sqlite3.Connection:

@@ -1,0 +1,50 @@
+"""Who learns how an invocation with a key ended finds the state that it left, also if he looks just then."""
+
+from __future__ import annotations
+
+import asyncio
+
+from examples.services.nats_server import Server
+from perdure import Client, Context, workflow
+from perdure.connect import channels_for, translators_in_use
+from perdure.stores.jetstream import JetStreamStore
+from perdure.stores.store import Transition
+
+
+class Slow(JetStreamStore):
+    """Takes its time between the last frame of an invocation and what follows from it."""
+
+    let_go: asyncio.Event
+    has_ended: asyncio.Event
+
+    async def _try_effects(self, transition: Transition) -> None:
+        if transition.outcome is not None:
+            self.has_ended.set()
+            await self.let_go.wait()
+        await super()._try_effects(transition)
+
+
+@workflow
+async def counts(ctx: Context) -> int:
+    count = ctx.get("count", int, default=0) + 1
+    ctx.set("count", count)
+    return count
+
+
+async def test_result_of_an_invocation_with_a_key_is_not_seen_before_the_state_that_it_leaves(
+    nats: Server, namespace: str
+) -> None:
+    Slow.let_go, Slow.has_ended = asyncio.Event(), asyncio.Event()
+
+    def client_on(kind: type[JetStreamStore]) -> Client:
+        return Client(lambda: kind([nats.url], namespace=namespace, shards=1), channels_for, translators_in_use)
+
+    async with client_on(Slow) as client, client.worker(counts), client_on(JetStreamStore) as elsewhere:
+        handle = await client.start(counts.using(id="one", key="k"))
+        await asyncio.wait_for(Slow.has_ended.wait(), 10)
+        looking = asyncio.ensure_future(elsewhere.handle("one", counts).result())
+        await asyncio.sleep(1.5)  # longer than a poll takes that looks for a push that was lost
+        assert not looking.done()
+        Slow.let_go.set()
+        assert await asyncio.wait_for(looking, 10) == await handle.result() == 1
+        assert await elsewhere.state("k") == {"count": 1}
