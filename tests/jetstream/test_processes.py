@@ -167,14 +167,17 @@ async def test_zombie_stopped_between_its_step_and_its_append_loses_its_key_and_
     assert isinstance(lab, JetStreamLab)
     for tag in ("z", "y"):
         lab.close_gate(f"frost {tag}")
+        lab.close_gate(f"before {tag}")
     first = await lab.start(keyed.counts_in_frost, "z", early, key="k")
     behind = await lab.start_many(keyed.bump, NOTHING * 5, key="k")
+    lab.open_gate("before z")
     await lab.noted("ran z")  # it stands still now, with its key, and what it did is nowhere but here
     lab.open_gate("frost z")
     other = await join(lab)
     assert await other.result(first) == 1
     assert await other.results(behind) == [2, 3, 4, 5, 6]
     second = await other.start(keyed.counts_in_frost, "y", early, key="k")
+    lab.open_gate("before y")
     await lab.noted("ran y")  # the key is in other hands
     lab.signal(signal.SIGCONT)
     assert await lab.result(first) == 1

@@ -6,7 +6,7 @@ import asyncio
 
 from perdure import Context, KeyDeadlock, Retry, step, workflow
 from tests.scenarios.bodies import remember, stage
-from tests.scenarios.notes import closed, freeze, note
+from tests.scenarios.notes import closed, freeze, gate, note
 
 
 @step(retry=Retry(max_attempts=1))
@@ -35,6 +35,7 @@ async def bump(ctx: Context) -> int:
 @step
 async def frosty(tag: str) -> None:
     """Note that it ran, and stop the process as long as its gate is closed: what it did is not journaled yet."""
+    await gate(f"before {tag}")
     note(f"ran {tag}")
     if closed(f"frost {tag}"):
         freeze()
