@@ -127,3 +127,28 @@ async def test_server_killed_takes_nothing_from_processes_that_go_on(
         await check_histories(lab, ids)
     finally:
         await lab.close()
+
+
+async def test_worker_that_reconnects_keeps_what_it_has_in_hand(
+    nats: Server, namespace: str, way: Proxy, join: Join, tmp_path: Path
+) -> None:
+    options = Options(lease=15.0, serves=("asks_often",))
+    lab = JetStreamLab(tmp_path / "lab", options, way.url, namespace)
+    await lab.up()
+    try:
+        lab.close_gate("before held-0")
+        id = await lab.start(bodies.asks_often, "held", 1, 1)
+        await lab.noted("at before held-0")
+        other = await join(lab, url=nats.url)
+        awakeable = await other.awakeable(id)
+        await way.cut()
+        resolving = asyncio.ensure_future(other.ask("resolve", awakeable=awakeable, value=1))
+        await asyncio.sleep(0.1)
+        await way.mend()
+        await resolving
+        lab.open_gate("before held-0")
+        assert await other.result(id) == [1]
+        assert lab.count("at before held-0") == 1, "it ran elsewhere too"
+        await check_histories(other, [id])
+    finally:
+        await lab.close()

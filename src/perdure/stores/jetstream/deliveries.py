@@ -28,7 +28,7 @@ from perdure.stores.jetstream.layout import Facts, Layout, facts_of, lines_of
 from perdure.stores.jetstream.layout import token as escape
 from perdure.stores.jetstream.pulls import Arrival, Puller
 from perdure.stores.jetstream.streams import ensure_consumer
-from perdure.stores.jetstream.wire import Wire, WrongSequence
+from perdure.stores.jetstream.wire import UNAVAILABLE, Wire, WrongSequence, status_of
 from perdure.stores.store import Clock, Delivery, Wake
 
 MESSAGES_LIMIT = 500
@@ -663,7 +663,7 @@ class Deliveries:
         if (again.facts.owner, again.facts.epoch) != (tail.facts.owner, tail.facts.epoch):
             self._route(delivery, name, again)
         elif taken is None and delivery.attempt == 1:
-            # He is silent, and may be busy: he is asked once more, and then he has had his time.
+            # He is silent, and may be busy or reconnecting: he is asked once more, and then he has had his time.
             await asyncio.sleep(min(OFFER_TIMEOUT_SECONDS, self.keeper.lease / 4))
             delivery.attempt = 2
             self._route_soon(delivery, name)
@@ -682,7 +682,7 @@ class Deliveries:
                 answer = await self._wire.request(subject, _encode_offer(offer))
         except TimeoutError:
             return None
-        if answer is None:
+        if answer is None or status_of(answer[1]) == UNAVAILABLE:  # nobody listens: he is gone, or reconnects just now
             return None
         taken = answer[0] == TAKEN
         token.done = token.done or taken
