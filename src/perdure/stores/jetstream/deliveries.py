@@ -448,9 +448,10 @@ class Deliveries:
         try:
             while self.hands.taken and self._open:
                 batch = [*self.hands.taken]
-                tails = await self._journals.tails([*dict.fromkeys(delivery.id for _, delivery in batch)])
                 if waited := [delivery for _, delivery in batch if self._has_waited(delivery)]:
                     await self._park_mail(waited)
+                # Last, and nothing is awaited after it: a step may begin on its word.
+                tails = await self._journals.tails([*dict.fromkeys(delivery.id for _, delivery in batch)])
                 for _ in batch:
                     member, delivery = self.hands.taken.popleft()
                     self._start_examined(member, delivery, tails[delivery.id])

@@ -228,7 +228,8 @@ class Keeper:
 
     def _renew_token(self, token: object, now: float) -> None:
         if isinstance(token, Token) and not token.done:
-            token.at = now
+            if now - token.at <= self.lease:  # otherwise others may have it by now, and a start is not begun here
+                token.at = now
             self._wire.renew(token.reply)
 
     def lose(self, id: str) -> None:
