@@ -51,8 +51,9 @@ demo-nats: $(READY) ## The same on a temporary NATS server, by two workers
 		$(BIN)/perdure run examples/concurrent.py:concurrent 'user-{i}' --url {url} --no-worker \
 			--count 1000 --concurrency 500 $(ARGS)
 
-test: $(READY) ## Run all tests (ARGS="-k name")
-	@$(BIN)/python -m pytest $(ARGS)
+# Two at a time: most of them wait for leases and servers. A file's tests stay together, with what they share.
+test: $(READY) ## Run all tests (ARGS="-k name", ARGS="-n 0" for one at a time)
+	@$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
 
 check: format-check lint types coverage-core test ## Run everything that must hold before a commit
 
