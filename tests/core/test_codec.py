@@ -258,7 +258,7 @@ SURVIVORS: list[tuple[object, Any]] = [
 ]
 
 
-@pytest.mark.parametrize(("value", "annotation"), SURVIVORS, ids=str)
+@pytest.mark.parametrize(("value", "annotation"), SURVIVORS)
 def test_a_value_comes_back_as_its_annotation_says(value: object, annotation: Any):
     back = decoder(annotation)(encode_as(value, annotation, "the result"))
     assert back == value
@@ -554,7 +554,7 @@ def test_digests_ignore_the_order_of_mappings_and_keep_that_of_lists():
     assert encode_for_digest([True]) != encode_for_digest([1])
 
 
-@pytest.mark.parametrize(("value", "annotation"), SURVIVORS, ids=str)
+@pytest.mark.parametrize(("value", "annotation"), SURVIVORS)
 def test_whatever_can_be_recorded_has_a_digest(value: object, annotation: Any):
     assert encode_for_digest(value) == encode_for_digest(decoder(annotation)(encode(value)))
 

@@ -257,7 +257,6 @@ def test_a_caller_who_knows_no_names_asks_for_the_same():
         (keyword, (1, 2), {}, "too many positional arguments"),
         (positional, (), {"a": 1}, "'a'"),
     ],
-    ids=str,
 )
 def test_arguments_that_do_not_match_are_refused_as_python_does(
     fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], reason: str
@@ -281,7 +280,6 @@ def test_arguments_that_do_not_match_are_refused_as_python_does(
         (variadic, (1,), {"x": 2}, "more", "at `$[...]`"),
         (constrained, (0,), {}, "n", "Expected `int` >= 1"),
     ],
-    ids=str,
 )
 def test_an_argument_of_the_wrong_type_is_refused_and_named(
     fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], parameter: str, reason: str
@@ -328,7 +326,6 @@ def test_an_argument_that_cannot_be_encoded_is_named_with_the_function():
         (variadic, {"a": 1, "new": 3}, "Expected `str`, got `int`"),
         (variadic, {"a": 1, 2: 3}, "Expected `str`"),
     ],
-    ids=str,
 )
 def test_recorded_arguments_that_no_longer_fit_say_which(fn: Callable[..., Any], recorded: object, reason: str):
     with pytest.raises(Undecodable) as caught:
