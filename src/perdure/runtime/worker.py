@@ -34,7 +34,7 @@ from perdure.workflow import StepInfo, Work, Workflow
 CACHE_LIMIT = 1_000
 """Suspended invocations whose turn is kept, so that the next event needs no replay."""
 
-READS_LIMIT = 100
+READS_LIMIT = 50
 """Journals that are read at a time. When thousands of timers are due at once, what else comes is not kept waiting."""
 
 COMPLAINT_SECONDS = 60.0
