@@ -449,7 +449,7 @@ class JetStreamStore:
         subject = self.layout.message(message.to, message.id)
         sequence = await self._put_message(message)
         for _ in range(int(CLOSING_SECONDS / CLOSING_POLL_SECONDS)):  # it may be purged at this very moment
-            if tail.facts.status not in ("completed", "failed", "cancelled"):
+            if tail.facts.status not in SETTLED:
                 return
             tail = await self._journals.tail(message.to)
             if tail.facts.kind == "gone":
@@ -782,7 +782,7 @@ class JetStreamStore:
             if (sid := self._watched.pop(id, None)) is not None:
                 self._watched[id] = sid
         for id, tail in (await self._journals.tails(ids)).items():
-            if tail.facts.status in ("completed", "failed", "cancelled"):
+            if tail.facts.status in SETTLED:
                 await self._read_outcome(id)
 
     def events(self, filter: Filter, /) -> Feed:
@@ -805,7 +805,7 @@ class JetStreamStore:
     async def outcome(self, id: str, /) -> Outcome | None:
         self._check()
         tail = await self._journals.tail(id)
-        if tail.facts.status not in ("completed", "failed", "cancelled") or not tail.has_frames:
+        if tail.facts.status not in SETTLED or not tail.has_frames:
             return None
         if tail.facts.key is not None and (await self._keys.read(tail.facts.key)).holder == id:
             return None  # not before its key is released: who is told may read the key's state next
