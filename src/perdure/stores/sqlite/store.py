@@ -22,7 +22,6 @@ from perdure.core.journal import (
     encode_frame,
     encode_start,
 )
-from perdure.core.lifecycle import SETTLED
 from perdure.errors import (
     StoreClosed,
     StoreDamaged,
@@ -461,7 +460,7 @@ class SqliteStore:
     async def outcome(self, id: str, /) -> Outcome | None:
         def read(db: sqlite3.Connection) -> Outcome | None:
             row = db.execute("SELECT status FROM invocation WHERE id = ?", (id,)).fetchone()
-            if row is None or row[0] not in SETTLED:
+            if row is None or row[0] not in ("completed", "failed", "cancelled"):
                 return None
             last = db.execute(
                 "SELECT revision, data, checksum FROM frame WHERE id = ? ORDER BY revision DESC LIMIT 1", (id,)
