@@ -8,6 +8,7 @@ from examples.services.nats_server import Server
 from perdure import Client, Context, workflow
 from perdure.connect import channels_for, translators_in_use
 from perdure.stores.jetstream import JetStreamStore
+from perdure.stores.jetstream.keys import Keys
 from perdure.stores.store import Transition
 
 
@@ -48,3 +49,20 @@ async def test_result_of_an_invocation_with_a_key_is_not_seen_before_the_state_t
         Slow.let_go.set()
         assert await asyncio.wait_for(looking, 10) == await handle.result() == 1
         assert await elsewhere.state("k") == {"count": 1}
+
+
+async def test_start_that_takes_a_place_again_after_it_has_had_the_key_takes_no_state_back(
+    nats: Server, namespace: str
+) -> None:
+    store = JetStreamStore([nats.url], namespace=namespace, shards=1)
+    client = Client(lambda: store, channels_for, translators_in_use)
+    async with client, client.worker(counts):
+        assert [await client.run(counts.using(id=id, key="k")) for id in ("one", "two")] == [1, 2]
+        start = await store.start("one")
+        assert start is not None
+        keys: Keys = vars(store)["_keys"]
+        # As who sends it again does, if the grant came before this, and the first frame after he had looked for it.
+        await keys.join("k", [start], store.clock.now())
+        assert await client.run(counts.using(id="three", key="k")) == 3
+        assert await client.state("k") == {"count": 3}
+        assert not await keys.waiting("k")

@@ -27,8 +27,10 @@ import msgspec
 from msgspec import Struct
 
 from perdure.core.effects import Enlist, Release
+from perdure.core.history import History
 from perdure.core.journal import Start, decode_start, encode_start
 from perdure.stores.jetstream.blobs import Blobs
+from perdure.stores.jetstream.journals import Journals
 from perdure.stores.jetstream.layout import Facts, Layout, facts_of, facts_of_start, lines_of
 from perdure.stores.jetstream.wire import Stored, Wire, WrongSequence
 from perdure.stores.store import Key
@@ -56,10 +58,11 @@ _decode = msgspec.msgpack.Decoder(Record).decode
 class Keys:
     """Grants keys and takes them back."""
 
-    def __init__(self, wire: Wire, layout: Layout, blobs: Blobs) -> None:
+    def __init__(self, wire: Wire, layout: Layout, blobs: Blobs, journals: Journals) -> None:
         self._wire = wire
         self._layout = layout
         self._blobs = blobs
+        self._journals = journals.apart()
         self._heads: OrderedDict[str, int] = OrderedDict()  # sequences before which lines have nothing any more
         self._streams: set[str] = set()  # those in which something lies before all lines
 
@@ -146,9 +149,28 @@ class Keys:
             if record.holder is not None:
                 await self._hand_over(record)
                 return
-            first = await self._first(name)
+            first = await self._next(name)
             if first is None or await self._grant(record, sequence, first):
                 return
+
+    async def _next(self, name: str) -> Stored | None:
+        """Return the place of whom the key is for next. Read the record before.
+
+        A start that is sent again, by a client or by who does effects again, may take a place although it has had the
+        key: between the grant and the first frame nothing tells that it has. It is not granted twice, as its release
+        would bring the state of then back. Who has had the key, by the record, has ended by now, and his journal says.
+        """
+        while (first := await self._first(name)) is not None and await self._has_had_it(first):
+            await self._wire.delete(self._layout.stream_of(first.subject), first.sequence)
+        return first
+
+    async def _has_had_it(self, place: Stored) -> bool:
+        """Tell whether a place is for a run that has begun, or has ended without beginning."""
+        id, generation = await self._place(place)
+        if not generation:
+            tail = await self._journals.tail(id)
+            return tail.has_frames or tail.facts.kind == "gone"
+        return History.of((await self._journals.read(id))[0]).generation >= generation
 
     async def _first(self, name: str) -> Stored | None:
         """Return the first in the line, as the leader knows it.
@@ -223,7 +245,7 @@ class Keys:
                 return
             await self.leave(name, id, release.generation)
             state = record.state if release.state is None else release.state
-            first = await self._first(name)
+            first = await self._next(name)
             if first is not None:
                 if await self._grant(Record(name, state=state), sequence, first):
                     return

@@ -129,7 +129,7 @@ class JetStreamStore:
         self._open = False
         self._blobs = Blobs(wire, layout)
         self._journals = Journals(wire, layout, self._blobs, self.name)
-        self._keys = Keys(wire, layout, self._blobs)
+        self._keys = Keys(wire, layout, self._blobs, self._journals)
         self._notices = Notices()
         self._index = Rows(wire, layout, self._notices)
         self._projection = Projection(wire, layout, self.clock, None if index is None else Path(index).expanduser())
