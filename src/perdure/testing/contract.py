@@ -1036,10 +1036,11 @@ class StoreContract:
     async def test_wake_that_falls_due_while_a_message_is_in_hand_is_not_lost(self) -> None:
         async with self.opened() as store:
             inbox = self.inbox()
-            start, _ = await self.suspended(inbox, wake=store.clock.now() + 0.05)
+            due = store.clock.now() + 0.4  # a slow machine has the message in hand before
+            start, _ = await self.suspended(inbox, wake=due)
             await store.post(self.message(start.id))
             delivery, _ = await inbox.next_message()
-            await asyncio.sleep(0.1)
+            await asyncio.sleep(max(0.0, due - store.clock.now()) + 0.05)
             inbox.subscription.acknowledge(delivery)
             woken = await inbox.next()
             assert (woken.id, type(woken.item)) == (start.id, Wake)
@@ -1048,13 +1049,13 @@ class StoreContract:
         async with self.opened() as store:
             inbox = self.inbox()
             now = store.clock.now()
-            start, revision = await self.suspended(inbox, wake=now + 0.1)
-            other, other_revision = await self.suspended(inbox, wake=now + 0.1)
-            frame = self.frame(self.claim(2), Returned(1, 1.0, b"\xc0"), Released(now, now + 0.2))
+            start, revision = await self.suspended(inbox, wake=now + 0.4)
+            other, other_revision = await self.suspended(inbox, wake=now + 0.4)
+            frame = self.frame(self.claim(2), Returned(1, 1.0, b"\xc0"), Released(now, now + 0.5))
             await self.commit(start, revision, frame, "suspended")
             frame = self.frame(self.claim(2), Returned(1, 1.0, b"\xc0"), Released(now, None))
             await self.commit(other, other_revision, frame, "suspended")
-            due = now + 0.2
+            due = now + 0.5
             while True:
                 delivery = await inbox.next()
                 # A wake is a hint: one that was replaced may still come. The one that counts must.

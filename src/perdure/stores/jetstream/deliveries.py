@@ -47,7 +47,8 @@ FAILED_SECONDS = 1.0
 """How long after a failure to look at what came it is looked at again."""
 
 
-TAKEN, NOT_MINE = b"taken", b"not mine"
+TAKEN, NOT_MINE, NOBODY = b"taken", b"not mine", b"nobody"
+"""What becomes of an offer; the last, that nobody listens, is what the server says."""
 
 log = logging.getLogger("perdure.jetstream")
 
@@ -657,22 +658,25 @@ class Deliveries:
     # --- offers -------------------------------------------------------------------------------------------------------
     async def _offer(self, delivery: Delivery, name: str, tail: Tail, subject: str, otherwise: Otherwise) -> None:
         """Offer a delivery to who listens on a subject; if nobody takes it, and it is still as it was, do otherwise."""
-        taken = await self._ask(subject, delivery)
-        if taken:
+        answer = await self._ask(subject, delivery)
+        if answer == TAKEN:
             return
         again = await self._journals.tail(delivery.id)
         if (again.facts.owner, again.facts.epoch) != (tail.facts.owner, tail.facts.epoch):
             self._route(delivery, name, again)
-        elif taken is None and delivery.attempt == 1:
-            # He is silent, and may be busy or reconnecting: he is asked once more, and then he has had his time.
+        elif delivery.attempt == 1 and (answer is None or (answer == NOBODY and tail.facts.owner)):
+            # Who is silent may be busy, and an owner may be reconnecting: he is asked once more, and has had his time.
             await asyncio.sleep(min(OFFER_TIMEOUT_SECONDS, self.keeper.lease / 4))
             delivery.attempt = 2
             self._route_soon(delivery, name)
         else:
             otherwise(delivery, name, again)
 
-    async def _ask(self, subject: str, delivery: Delivery) -> bool | None:
-        """Offer a delivery; tell whether it was taken, so that it is acknowledged there. None: no answer in time."""
+    async def _ask(self, subject: str, delivery: Delivery) -> bytes | None:
+        """Offer a delivery, and return the answer: TAKEN, so that it is acknowledged there, NOT_MINE or NOBODY.
+
+        None: there was no answer in time.
+        """
         item, token = delivery.item, delivery.token
         message = msgspec.msgpack.encode(item) if isinstance(item, Message) else None
         if message is not None and self._blobs.is_large(message):
@@ -683,11 +687,13 @@ class Deliveries:
                 answer = await self._wire.request(subject, _encode_offer(offer))
         except TimeoutError:
             return None
-        if answer is None or status_of(answer[1]) == UNAVAILABLE:  # nobody listens: he is gone, or reconnects just now
+        if answer is None:
             return None
-        taken = answer[0] == TAKEN
-        token.done = token.done or taken
-        return taken
+        if status_of(answer[1]) == UNAVAILABLE:
+            return NOBODY
+        if answer[0] == TAKEN:
+            token.done = True
+        return answer[0]
 
     def _offered(self, is_for_all: bool, _subject: str, reply: str, data: bytes, _headers: bytes) -> None:
         """Take what is offered to this process, if it owns the invocation; or what is for all who serve a handler."""
