@@ -38,6 +38,8 @@ PREFETCH_SHARE = 8
 PREFETCH_LIMIT = 64
 PULL_LEAST = 16
 """Starts that are asked of each shard at least, if there is room for as many in all."""
+QUEUED_SECONDS = 2.0
+"""How long a start that was fetched and finds no room here is kept, before it is given back: others may have some."""
 OFFER_TIMEOUT_SECONDS = 0.5
 PARKED_SECONDS = 0.5
 """How often a message for an invocation that has not begun is looked at again."""
@@ -179,6 +181,7 @@ class Deliveries:
         self.every("renew", lease / RENEWALS_IN_A_LEASE, self._renew)
         self.every("parked", PARKED_SECONDS, self._look_at_parked)
         self.every("pull", 1.0, self._want)
+        self.every("queued", QUEUED_SECONDS / 4, self._give_up_queued)
         self.hands.pump()
         return member
 
@@ -330,8 +333,10 @@ class Deliveries:
         if self.hands.members:
             self._renew()
 
+    def _give_up_queued(self) -> None:
+        self.hands.give_up_queued(self._loop.time() - min(QUEUED_SECONDS, self.keeper.lease))
+
     def _renew(self) -> None:
-        self.hands.give_up_queued(self._loop.time() - self.keeper.lease)
         self.spawn(self.keeper.renew(self._tokens_waiting()))
 
     # --- pulling ------------------------------------------------------------------------------------------------------
