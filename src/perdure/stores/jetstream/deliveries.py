@@ -117,7 +117,6 @@ class Deliveries:
             ),
         )
         self._pullers: dict[str, list[Puller]] = {}
-        self._stopped: list[Puller] = []
         self._remaking: set[tuple[str, str]] = set()  # consumers, by stream and name
         self._joining: asyncio.Task[None] | None = None
         self._tasks: set[asyncio.Task[Any]] = set()
@@ -279,7 +278,6 @@ class Deliveries:
         for name in [name for name in self._pullers if name not in names]:
             for puller in self._pullers.pop(name):
                 puller.stop()
-                self._stopped.append(puller)
                 self._loop.call_later(FAILED_SECONDS, puller.forget)
 
     async def close(self) -> None:
