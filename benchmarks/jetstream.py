@@ -28,7 +28,7 @@ from benchmarks.embedded import IN_FLIGHT, in_flight, one_step, three_steps
 from examples.services.nats_server import Options, Server, server
 from examples.services.workers import workers
 from perdure import Client, Context, connect, step, workflow
-from perdure.stores.store import Delivery, Wake
+from perdure.stores.port import Delivery, Wake
 
 SHARDS = 4
 PUBLISHES = 4

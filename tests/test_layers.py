@@ -23,10 +23,11 @@ SOURCE = Path(__file__).resolve().parents[1] / "src"
 
 LAYERS = (
     {"cli", "http", "integrations", "testing"},
-    {"client", "connect", "blocking", "describe", "listing"},
+    {"client", "connect", "blocking"},
+    {"operations"},
     {"runtime"},
     {"stores"},
-    {"workflow", "context", "group", "flow"},
+    {"authoring"},
     {"core"},
     {"errors"},
 )
@@ -36,7 +37,7 @@ FACE = {"perdure", "perdure.__main__"}
 """Above all layers: they import what they like, and nothing imports them."""
 
 STORES = ("perdure.stores",)
-STORE_PORT = {"perdure.stores", "perdure.stores.store"}
+STORE_PORT = {"perdure.stores", "perdure.stores.port"}
 CONCRETE_STORES = ("perdure.stores.memory", "perdure.stores.sqlite", "perdure.stores.jetstream")
 COMPOSERS = {"perdure.connect", "perdure.testing.environment"}
 """Who put a client together: they may know concrete stores, and the integrations that extras bring."""
@@ -180,7 +181,7 @@ def stores_are_known_by_their_port(modules: Iterable[Module]) -> Iterator[str]:
             if concrete not in (None, own):
                 yield f"{each.name} imports the store {name}: only {', '.join(sorted(COMPOSERS))} may"
             elif is_within(name, STORES) and name not in STORE_PORT and not is_within(each.name, {*STORES, *COMPOSERS}):
-                yield f"{each.name} imports {name}, which is the stores' own: others know perdure.stores.store"
+                yield f"{each.name} imports {name}, which is the stores' own: others know perdure.stores.port"
 
 
 def core_is_pure(modules: Iterable[Module]) -> Iterator[str]:
@@ -244,13 +245,13 @@ RULES = (
     [
         ("perdure.core.turn", "from perdure.client import Client"),
         ("perdure.errors", "import perdure.core.journal"),
-        ("perdure.context", "from perdure.stores.store import Store"),
-        ("perdure.context", "from perdure import runtime"),
+        ("perdure.authoring.context", "from perdure.stores.port import Store"),
+        ("perdure.authoring.context", "from perdure import runtime"),
         ("perdure.runtime.worker", "def late():\n    import perdure.http.app"),
         ("perdure.stores.sqlite", "from perdure.runtime import worker"),
         ("perdure.stores.sqlite", "if TYPE_CHECKING:\n    from perdure.runtime.worker import Worker"),
         ("perdure.client", "importlib.import_module('perdure.cli')"),
-        ("perdure.core.codec", "from ..group import Group"),
+        ("perdure.core.codec", "from ..authoring import Group"),
         ("perdure.client", "from perdure import step"),
         ("perdure.cli.run", "import perdure"),
     ],
@@ -267,7 +268,7 @@ def test_import_that_points_up_is_found(name: str, source: str) -> None:
         ("perdure.client", "import perdure.stores.jetstream.store"),
         ("perdure.stores.sqlite", "from perdure.stores.memory import Memory"),
         ("perdure.stores.jetstream.store", "from perdure.stores import memory"),
-        ("perdure.stores.store", "from perdure.stores.memory import Memory"),
+        ("perdure.stores.port", "from perdure.stores.memory import Memory"),
         ("perdure.stores", "from .memory import Memory"),
         ("perdure.runtime.worker", "from perdure.stores.clock import SystemClock"),
     ],
@@ -289,7 +290,7 @@ def test_import_past_the_port_of_the_stores_is_found(name: str, source: str) -> 
         "import asyncio",
         "from asyncio import sleep",
         "import pydantic",
-        "from perdure.workflow import Step",
+        "from perdure.authoring.workflow import Step",
         "from perdure import step",
         "now = datetime.now()",
         "now = datetime.datetime.now(UTC)",
@@ -317,9 +318,7 @@ def test_what_is_allowed_is_not_reported() -> None:
         module(
             "perdure.core.codec", "import msgspec, pydantic\nfrom perdure.errors import PerdureError\nopened.open()"
         ),
-        module(
-            "perdure.stores.jetstream.store", "from perdure.stores.jetstream import wire\nfrom ..store import Store"
-        ),
+        module("perdure.stores.jetstream.store", "from perdure.stores.jetstream import wire\nfrom ..port import Store"),
         module("perdure.stores.memory", "from perdure.stores.clock import SystemClock"),
         module("perdure.stores.jetstream.wire", "from perdure.core.journal import Frame"),
         module("perdure.connect", "from perdure.stores.memory import Memory"),

@@ -13,9 +13,9 @@ import pytest
 from msgspec.structs import replace
 
 from perdure import Client, Context, Invocation, Retry, WaitTimeout, connect, step, workflow
-from perdure.describe import from_journal
 from perdure.errors import BadId, InvalidOption, StoreClosed, Unencodable, UnknownInvocation
-from perdure.listing import PAGE_LIMIT
+from perdure.operations.describe import from_journal
+from perdure.operations.listing import PAGE_LIMIT
 from perdure.stores import notices
 from perdure.testing import Environment
 

@@ -1,11 +1,22 @@
 """Perdure: plain asyncio, made durable. Start with `connect`, `@step` and `@workflow`."""
 
+from perdure.authoring.context import Awakeable, Context
+from perdure.authoring.flow import Continue, Flow, Skip, Stop
+from perdure.authoring.group import (
+    Cancelled,
+    Completed,
+    Failed,
+    Group,
+    WaitDuration,
+    WaitForever,
+    WaitForQuota,
+    WaitQuotaOrDuration,
+)
+from perdure.authoring.workflow import Call, Step, StepCall, StepInfo, Workflow, step, step_info, workflow
 from perdure.client import Client, Handle, Stats
 from perdure.connect import connect
-from perdure.context import Awakeable, Context
 from perdure.core.journal import Status
 from perdure.core.retry import Retry
-from perdure.describe import Invocation
 from perdure.errors import (
     ChildCancelled,
     InvocationCancelled,
@@ -16,20 +27,9 @@ from perdure.errors import (
     RemoteError,
     WaitTimeout,
 )
-from perdure.flow import Continue, Flow, Skip, Stop
-from perdure.group import (
-    Cancelled,
-    Completed,
-    Failed,
-    Group,
-    WaitDuration,
-    WaitForever,
-    WaitForQuota,
-    WaitQuotaOrDuration,
-)
-from perdure.listing import Page
+from perdure.operations.describe import Invocation
+from perdure.operations.listing import Page
 from perdure.runtime.worker import Worker
-from perdure.workflow import Call, Step, StepCall, StepInfo, Workflow, step, step_info, workflow
 
 __version__ = "0.1.0"
 

@@ -13,6 +13,8 @@ from typing import Any, Generic, ParamSpec, Self, TypeVar, Unpack, assert_never,
 from msgspec import Struct
 from msgspec.structs import replace
 
+from perdure.authoring.group import Group, Wait, WaitForever, run_group
+from perdure.authoring.workflow import Call, Workflow
 from perdure.blocking import Blocking, blocking
 from perdure.core.codec import decoder, encode, rebuild
 from perdure.core.exported import export
@@ -36,7 +38,6 @@ from perdure.core.journal import (
 from perdure.core.lifecycle import SETTLED, refusing_status
 from perdure.core.retry import Duration, seconds
 from perdure.core.turn import StubMaker
-from perdure.describe import Invocation, from_journal, from_row
 from perdure.errors import (
     IllegalTransition,
     InvalidOption,
@@ -46,11 +47,10 @@ from perdure.errors import (
     WaitTimeout,
     too_large,
 )
-from perdure.group import Group, Wait, WaitForever, run_group
-from perdure.listing import PAGE_LIMIT, Filters, Page, check_limit, cursor_of, filter_of, place_of
+from perdure.operations.describe import Invocation, from_journal, from_row
+from perdure.operations.listing import PAGE_LIMIT, Filters, Page, check_limit, cursor_of, filter_of, place_of
 from perdure.runtime.worker import CACHE_LIMIT, Channels, Translators, Worker
-from perdure.stores.store import Filter, Row, Store, no_partitions, unknown
-from perdure.workflow import Call, Workflow
+from perdure.stores.port import Filter, Row, Store, no_partitions, unknown
 
 P = ParamSpec("P")
 R = TypeVar("R")

@@ -13,7 +13,7 @@ from perdure.client import Client
 from perdure.core.retry import Duration, seconds
 from perdure.errors import BadUrl, InvalidOption
 from perdure.runtime.retention import RETENTION_SECONDS
-from perdure.stores.store import PAYLOAD_LIMIT_BYTES
+from perdure.stores.port import PAYLOAD_LIMIT_BYTES
 
 if TYPE_CHECKING:
     from os import PathLike
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from perdure.core.turn import Turn
     from perdure.runtime.worker import Channels
     from perdure.stores.jetstream.access import Place
-    from perdure.stores.store import Store
+    from perdure.stores.port import Store
 
 DEFAULT_URL = "sqlite:perdure.db"
 REPLICAS = (1, 3, 5)

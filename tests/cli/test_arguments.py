@@ -6,9 +6,9 @@ from typing import Any
 import click
 import pytest
 
+from perdure.authoring.context import Context
+from perdure.authoring.workflow import Workflow, workflow
 from perdure.cli.arguments import Arguments, numbered
-from perdure.context import Context
-from perdure.workflow import Workflow, workflow
 
 
 @dataclass

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from perdure.cli.tables import FIELD_LIMIT, VALUE_LIMIT, age_text, plain, shown
-from perdure.describe import AwakeableInfo
+from perdure.operations.describe import AwakeableInfo
 from tests.cli.command import perdure, started
 from tests.cli.conftest import Run
 from tests.cli.operated import LONG

@@ -8,7 +8,7 @@ import pytest
 
 from perdure.cli.target import load
 
-ALONE = "from perdure import workflow\n\n@workflow\nasync def only() -> None: ...\n"
+ALONE = "from perdure.authoring import workflow\n\n@workflow\nasync def only() -> None: ...\n"
 
 
 def names(target: str) -> list[str]:
@@ -55,7 +55,7 @@ def test_file_in_a_package_is_imported_by_its_full_name(inside: Path) -> None:
 
 def test_workflow_is_found_by_its_variable_its_handler_and_its_aliases(inside: Path) -> None:
     (inside / "named.py").write_text(
-        "from perdure import workflow\n\n"
+        "from perdure.authoring import workflow\n\n"
         "@workflow(name='billing.charge', aliases=['charge_v1'])\nasync def charge() -> None: ...\n\n" + ALONE
     )
     for name in ("charge", "billing.charge", "charge_v1"):

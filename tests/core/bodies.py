@@ -16,7 +16,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
-from perdure.context import Context
+from perdure.authoring.context import Context
 from perdure.core.journal import Frame, encode_frame
 from tests.core.driver import Choose, Driver, first, in_order, last, step, timers_first
 

@@ -14,7 +14,7 @@ from typing import Any, cast
 
 import msgspec
 
-from perdure.context import Context
+from perdure.authoring.context import Context
 from perdure.core.codec import decoder, digest, encode, failure_of
 from perdure.core.journal import (
     Accepted,

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from perdure.context import Context
+from perdure.authoring.context import Context
 from perdure.core.codec import decoder, encode, failure_of
 from perdure.core.generations import current, replayable
 from perdure.core.journal import (

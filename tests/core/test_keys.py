@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from msgspec.structs import replace
 
-from perdure.context import Context
+from perdure.authoring.context import Context
 from perdure.core.codec import encode
 from perdure.core.journal import (
     Accepted,

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from msgspec.structs import replace
 
-from perdure.context import Context
+from perdure.authoring.context import Context
 from perdure.core.codec import Failure, encode
 from perdure.core.history import History
 from perdure.core.journal import (

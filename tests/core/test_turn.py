@@ -18,7 +18,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from perdure.context import Context
+from perdure.authoring.context import Context
 from perdure.core import turn as turn_module
 from perdure.core.codec import encode, failure_of
 from perdure.core.ids import awakeable_id, derived_id

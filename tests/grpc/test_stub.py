@@ -21,6 +21,7 @@ from examples.services.process import service
 from examples.services.ticket_pb2 import ReserveRequest
 from examples.services.ticket_pb2_grpc import TicketServiceStub
 from perdure import Context, Retry, connect, step, workflow
+from perdure.authoring.workflow import Workflow
 from perdure.client import Client
 from perdure.errors import (
     CalledOutsideWorkflow,
@@ -32,7 +33,6 @@ from perdure.errors import (
     Unencodable,
 )
 from perdure.integrations.grpc import RETRIED, Channels, StatusRetry
-from perdure.workflow import Workflow
 from tests.grpc.shop_pb2 import (
     CHANNEL_COUNTER,
     AuditReport,

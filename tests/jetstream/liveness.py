@@ -22,7 +22,7 @@ from perdure.stores.jetstream.journals import Journals, Tail, tail_of
 from perdure.stores.jetstream.layout import facts_of, token
 from perdure.stores.jetstream.wire import Stored, header
 from perdure.stores.liveness import Contents, breaches
-from perdure.stores.store import Key, Row
+from perdure.stores.port import Key, Row
 from tests.scenarios.host import jetstream_at
 
 SETTLE_SECONDS = 2.0

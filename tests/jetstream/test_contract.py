@@ -8,7 +8,7 @@ import pytest
 
 from examples.services.nats_server import Server
 from perdure.stores.jetstream import JetStreamStore
-from perdure.stores.store import Store
+from perdure.stores.port import Store
 from perdure.testing.contract import StoreContract
 
 ORDERED = {

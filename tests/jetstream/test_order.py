@@ -11,7 +11,7 @@ from examples.services.nats_server import Server
 from perdure.core.journal import Accepted, Claimed, Frame, Message, Pause, Released, Start
 from perdure.stores.jetstream import JetStreamStore
 from perdure.stores.jetstream.journals import Journals, Tails
-from perdure.stores.store import Delivery, Transition, committed
+from perdure.stores.port import Delivery, Transition, committed
 
 
 async def test_message_that_comes_while_earlier_ones_are_looked_at_stays_behind_them(

@@ -9,7 +9,7 @@ from perdure import Client, Context, workflow
 from perdure.connect import channels_for, translators_in_use
 from perdure.stores.jetstream import JetStreamStore
 from perdure.stores.jetstream.keys import Keys
-from perdure.stores.store import Transition
+from perdure.stores.port import Transition
 
 
 class Slow(JetStreamStore):

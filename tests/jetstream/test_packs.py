@@ -16,7 +16,7 @@ from perdure.errors import Conflict, StoreDamaged
 from perdure.stores.jetstream import JetStreamStore
 from perdure.stores.jetstream.blobs import PIECE_BYTES
 from perdure.stores.jetstream.packs import PACK_FRAMES
-from perdure.stores.store import Filter, Transition, committed
+from perdure.stores.port import Filter, Transition, committed
 from tests.scenarios import bodies
 from tests.scenarios.conftest import MakeLab
 

@@ -13,7 +13,7 @@ import pytest
 from examples.services.nats_server import Server
 from perdure.stores.jetstream import JetStreamStore
 from perdure.stores.jetstream.wire import BATCH_LIMIT, Stored, Wire
-from perdure.stores.store import Store
+from perdure.stores.port import Store
 from perdure.testing.contract import StoreContract
 
 COUNTED = {"test_line_that_is_full_refuses_a_client_and_takes_what_workflows_send"}

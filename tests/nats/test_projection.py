@@ -21,7 +21,7 @@ from perdure.stores.jetstream.projection import Projection
 from perdure.stores.jetstream.streams import prepare
 from perdure.stores.jetstream.table import Table, Told
 from perdure.stores.jetstream.wire import Wire
-from perdure.stores.store import Filter, Row, matches
+from perdure.stores.port import Filter, Row, matches
 
 pytestmark = pytest.mark.slow
 

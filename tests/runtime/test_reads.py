@@ -13,7 +13,7 @@ from perdure.errors import StoreUnavailable
 from perdure.runtime.worker import READS_LIMIT
 from perdure.stores.clock import VirtualClock
 from perdure.stores.memory import MemoryStore
-from perdure.stores.store import Journal
+from perdure.stores.port import Journal
 
 COUNT = 5 * READS_LIMIT
 

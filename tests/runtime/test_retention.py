@@ -19,8 +19,8 @@ from perdure.runtime.retention import PURGE_LIMIT, SWEEP_PERIOD_SECONDS
 from perdure.runtime.worker import Worker
 from perdure.stores.clock import VirtualClock
 from perdure.stores.memory import Crashed, MemoryStore
+from perdure.stores.port import Delivery, Filter, Store
 from perdure.stores.sqlite import SqliteStore
-from perdure.stores.store import Delivery, Filter, Store
 
 A_DAY = 86_400.0
 ran: list[str] = []

@@ -11,18 +11,18 @@ from typing import Any, ClassVar, cast
 
 import msgspec
 
+from perdure.authoring.workflow import StepInfo, Work, Workflow
 from perdure.client import Client
 from perdure.connect import channels_for, translators_in_use
 from perdure.core.journal import Entry, Start
 from perdure.core.turn import Turn
+from perdure.runtime.attempt import Attempt
 from perdure.runtime.runner import Runner
-from perdure.runtime.steps import Attempt
 from perdure.runtime.worker import Worker
 from perdure.stores.jetstream import JetStreamStore
 from perdure.stores.jetstream.janitor import PERIOD_SECONDS
 from perdure.stores.jetstream.store import PYTHON
-from perdure.stores.store import Delivery, Store
-from perdure.workflow import StepInfo, Work, Workflow
+from perdure.stores.port import Delivery, Store
 from tests.scenarios import bodies, interpreter, keyed
 from tests.scenarios.histories import flaws
 

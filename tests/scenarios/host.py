@@ -18,8 +18,8 @@ from urllib.parse import urlsplit
 import msgspec
 
 from perdure.stores.jetstream import JetStreamStore
+from perdure.stores.port import Store, Transition
 from perdure.stores.sqlite import SqliteStore
-from perdure.stores.store import Store, Transition
 from tests.scenarios.engine import Engine, Options, Problem, log_into, problem_of
 from tests.scenarios.notes import closed, gate, open_notes
 

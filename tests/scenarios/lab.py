@@ -19,10 +19,10 @@ from typing import Any
 
 import msgspec
 
+from perdure.authoring.workflow import Workflow
 from perdure.errors import StoreClosed
 from perdure.stores.clock import VirtualClock
 from perdure.stores.memory import Crashed, MemoryStore
-from perdure.workflow import Workflow
 from tests.scenarios.engine import Effort, Engine, Options, Problem, log_into, problem_of
 from tests.scenarios.notes import close_notes, die_by, gate_of, open_notes
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 
 from perdure.core.journal import Start
-from perdure.stores.dispatch import Dispatcher
-from perdure.stores.store import Delivery, Wake
+from perdure.stores.local.dispatch import Dispatcher
+from perdure.stores.port import Delivery, Wake
 
 
 def start(number: int) -> Delivery:

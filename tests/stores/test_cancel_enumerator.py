@@ -15,13 +15,13 @@ from typing import Any, Literal
 
 import pytest
 
-from perdure.context import Context
+from perdure.authoring.context import Context
+from perdure.authoring.workflow import Workflow, step, workflow
 from perdure.core.history import History
 from perdure.core.journal import CallStep, CancelRequested
 from perdure.errors import IllegalTransition, InvocationCancelled, StoreClosed, UnknownInvocation
 from perdure.stores.memory import Crashed
-from perdure.stores.store import Filter
-from perdure.workflow import Workflow, step, workflow
+from perdure.stores.port import Filter
 from tests.stores.test_crash_enumerator import ID, Lab, check_statuses, report_all_but_crashes
 
 ran: Counter[str] = Counter()

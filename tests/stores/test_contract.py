@@ -9,8 +9,8 @@ from collections.abc import Iterator
 import pytest
 
 from perdure.stores.memory import MemoryStore
+from perdure.stores.port import Store
 from perdure.stores.sqlite import SqliteStore
-from perdure.stores.store import Store
 from perdure.testing.contract import StoreContract
 
 

@@ -17,9 +17,10 @@ from typing import Any, Literal
 
 import pytest
 
+from perdure.authoring.context import Context
+from perdure.authoring.workflow import Workflow, step, workflow
 from perdure.client import Client
 from perdure.connect import channels_for, translators_in_use
-from perdure.context import Context
 from perdure.core.codec import encode
 from perdure.core.generations import current
 from perdure.core.history import History
@@ -48,8 +49,7 @@ from perdure.errors import InvocationCancelled, MessageRefused, PerdureError, St
 from perdure.runtime.worker import Worker
 from perdure.stores.clock import VirtualClock
 from perdure.stores.memory import Crashed, MemoryStore
-from perdure.stores.store import Committed, Delivery, Filter, Transition
-from perdure.workflow import Workflow, step, workflow
+from perdure.stores.port import Committed, Delivery, Filter, Transition
 
 ID = "it"
 KEY = "k"

@@ -14,17 +14,17 @@ from typing import Any
 
 import pytest
 
+from perdure.authoring.context import Context
+from perdure.authoring.workflow import Workflow, step, workflow
 from perdure.client import Client
 from perdure.connect import channels_for, translators_in_use
-from perdure.context import Context
 from perdure.core.history import History
 from perdure.core.ids import derived_id
 from perdure.core.journal import CallStep, Frame, Returned, decode_frame
 from perdure.errors import InvocationCancelled, StoreClosed
 from perdure.runtime.worker import Worker
 from perdure.stores.memory import Crashed
-from perdure.stores.store import Filter
-from perdure.workflow import Workflow, step, workflow
+from perdure.stores.port import Filter
 from tests.stores import test_crash_enumerator as crashes
 from tests.stores.test_crash_enumerator import ID, MODES, Lab, Mode, Program, WatchedStore, always_replay, cancel, runs
 

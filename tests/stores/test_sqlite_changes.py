@@ -13,8 +13,8 @@ from perdure.core.codec import encode
 from perdure.core.journal import Accepted, Claimed, Frame, Released, Start
 from perdure.stores import notices
 from perdure.stores.notices import Notices
+from perdure.stores.port import Filter, Row, Transition, committed
 from perdure.stores.sqlite import SqliteStore
-from perdure.stores.store import Filter, Row, Transition, committed
 
 STALL_SECONDS = 0.02
 """Long enough for the writer to report what it has committed, while the loop stands still."""

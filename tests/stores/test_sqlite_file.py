@@ -48,9 +48,9 @@ from perdure.errors import (
     StoreReadOnly,
     StoreTooNew,
 )
+from perdure.stores.port import Filter, Transition, committed
 from perdure.stores.sqlite import SqliteStore, SqliteView
 from perdure.stores.sqlite.schema import meta_checksum
-from perdure.stores.store import Filter, Transition, committed
 
 ROOT = Path(__file__).resolve().parents[2]
 FLIPS = 200

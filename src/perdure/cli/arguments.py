@@ -18,10 +18,10 @@ from typing import Any, get_args, get_origin
 
 import click
 
+from perdure.authoring.workflow import Workflow
 from perdure.cli.values import is_json, reader, sample
 from perdure.core.codec import type_name
 from perdure.errors import InputRefused
-from perdure.workflow import Workflow
 
 NUMBER = "{i}"
 SHOWN_LIMIT = 80

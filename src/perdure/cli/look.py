@@ -22,8 +22,8 @@ from perdure.cli.tables import (
     print_steps,
 )
 from perdure.connect import connect
-from perdure.describe import Invocation
-from perdure.listing import STATUSES, Filters
+from perdure.operations.describe import Invocation
+from perdure.operations.listing import STATUSES, Filters
 
 LIST_LIMIT = 50
 """Invocations in the table of `list`, unless told otherwise."""

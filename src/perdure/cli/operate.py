@@ -22,8 +22,8 @@ from perdure.client import Client
 from perdure.connect import connect
 from perdure.core.ids import parse_awakeable_id
 from perdure.core.lifecycle import SETTLED, TABLE, Event, Verb, refusal
-from perdure.describe import Invocation
 from perdure.errors import IllegalTransition, MessageRefused, PerdureError, StoreError, StoreLocked, WaitTimeout
+from perdure.operations.describe import Invocation
 
 Tell = Callable[[Client], Awaitable[None]]
 """Tells one invocation something, and ends when it is applied."""

@@ -11,6 +11,7 @@ from typing import Any
 
 import click
 
+from perdure.authoring.workflow import Workflow
 from perdure.cli.arguments import NUMBER, Arguments, numbered
 from perdure.cli.batch import run_batch
 from perdure.cli.options import services_option, shown_url, url_option
@@ -23,7 +24,6 @@ from perdure.cli.values import as_builtin, to_text
 from perdure.client import Client
 from perdure.connect import connect, url_in_use
 from perdure.errors import InvocationCancelled, StoreError
-from perdure.workflow import Workflow
 
 TIMEOUT_SECONDS = 300.0
 CONCURRENCY = 100

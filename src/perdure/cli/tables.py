@@ -15,7 +15,7 @@ from rich.text import Text
 from perdure.cli.summary import duration_text
 from perdure.cli.terminal import print_rich
 from perdure.cli.values import as_builtin, to_text
-from perdure.describe import Invocation, JournalStep
+from perdure.operations.describe import Invocation, JournalStep
 
 VALUE_LIMIT = 80
 """Characters of a value in a row of a table."""

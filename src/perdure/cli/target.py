@@ -21,8 +21,8 @@ from typing import Any
 
 import click
 
+from perdure.authoring.workflow import Step, Workflow
 from perdure.client import workflows_of
-from perdure.workflow import Step, Workflow
 
 SHOWN_LIMIT = 12
 """Names of files or workflows that a message lists."""

@@ -18,7 +18,7 @@ from perdure.client import Client
 from perdure.connect import SHARDS_LIMIT, connect
 from perdure.runtime.retention import RETENTION_SECONDS
 from perdure.runtime.worker import STOP_GRACE_SECONDS, Worker
-from perdure.stores.store import LEASE_SECONDS
+from perdure.stores.port import LEASE_SECONDS
 
 log = logging.getLogger("perdure.cli")
 

@@ -40,8 +40,8 @@ except ModuleNotFoundError as error:
     raise ModuleNotFoundError("gRPC is not installed: pip install 'perdure[grpc]'", name=error.name) from error
 
 if TYPE_CHECKING:
+    from perdure.authoring.workflow import StepHost, StepInfo
     from perdure.core.codec import Failure, FailureTranslator
-    from perdure.workflow import StepHost, StepInfo
 
 S = TypeVar("S")
 

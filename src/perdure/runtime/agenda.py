@@ -5,7 +5,7 @@ from __future__ import annotations
 import heapq
 from collections.abc import Callable, Container
 
-from perdure.stores.store import Clock, Timer
+from perdure.stores.port import Clock, Timer
 
 DEADLINE = -1
 """Stands for the invocation's own time limit among the numbers of commands."""

@@ -9,7 +9,7 @@ import asyncio
 import logging
 
 from perdure.errors import StoreClosed, StoreError
-from perdure.stores.store import Store
+from perdure.stores.port import Store
 
 RETENTION_SECONDS = 7 * 86_400.0
 """How long a settled invocation is kept, unless `connect` is told otherwise."""

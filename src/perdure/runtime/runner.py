@@ -22,6 +22,7 @@ from typing import Protocol
 
 from msgspec.structs import replace
 
+from perdure.authoring.workflow import StepInfo, Work
 from perdure.core.codec import Failure
 from perdure.core.effects import NO_EFFECTS, Effects, Enlist, Release, effects_of
 from perdure.core.history import DEATHS_LIMIT, History
@@ -61,8 +62,8 @@ from perdure.errors import (
     StoreError,
 )
 from perdure.runtime.agenda import DEADLINE, Agenda
-from perdure.runtime.steps import Attempt
-from perdure.stores.store import (
+from perdure.runtime.attempt import Attempt
+from perdure.stores.port import (
     Clock,
     Delivery,
     Journal,
@@ -73,7 +74,6 @@ from perdure.stores.store import (
     Wake,
     committed,
 )
-from perdure.workflow import StepInfo, Work
 
 CANCEL_GRACE_SECONDS = 10.0
 """How long a cancelled step may take to end before its end is journaled without it."""

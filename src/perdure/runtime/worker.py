@@ -21,15 +21,15 @@ from collections import OrderedDict, deque
 from collections.abc import Awaitable, Callable, Collection, Sequence
 from typing import Any, Protocol, Self
 
+from perdure.authoring.workflow import StepInfo, Work, Workflow
 from perdure.core.codec import Failure, FailureTranslator, failure_of
 from perdure.core.journal import Start
 from perdure.core.turn import StubMaker, Turn
 from perdure.errors import InvalidOption, NameTaken, ServiceUnknown, too_large
+from perdure.runtime.attempt import THREADS_LIMIT, Attempt
 from perdure.runtime.retention import Sweep
 from perdure.runtime.runner import Runner
-from perdure.runtime.steps import THREADS_LIMIT, Attempt
-from perdure.stores.store import LEASE_SECONDS, Clock, Delivery, Store, Subscription
-from perdure.workflow import StepInfo, Work, Workflow
+from perdure.stores.port import LEASE_SECONDS, Clock, Delivery, Store, Subscription
 
 CACHE_LIMIT = 1_000
 """Suspended invocations whose turn is kept, so that the next event needs no replay."""

@@ -8,7 +8,7 @@ import itertools
 import time
 from collections.abc import Callable
 
-from perdure.stores.store import Timer
+from perdure.stores.port import Timer
 
 LONGEST_WAIT_SECONDS = 3600.0
 """The system clock is read again at least this often: it may be set, and a laptop may sleep."""

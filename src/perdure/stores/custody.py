@@ -17,7 +17,7 @@ from msgspec import Struct, field
 from msgspec.structs import replace
 
 from perdure.core.journal import Start
-from perdure.stores.store import Delivery
+from perdure.stores.port import Delivery
 
 
 class Hold(Struct, eq=False):

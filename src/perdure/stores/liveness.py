@@ -27,7 +27,7 @@ from perdure.core.journal import (
     Start,
 )
 from perdure.core.lifecycle import SETTLED
-from perdure.stores.store import Key, Row
+from perdure.stores.port import Key, Row
 
 
 @dataclass(frozen=True, slots=True)

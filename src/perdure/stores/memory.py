@@ -29,10 +29,10 @@ from perdure.core.journal import (
 from perdure.core.lifecycle import SETTLED
 from perdure.errors import Conflict, StoreClosed
 from perdure.stores.clock import Alarm, SystemClock, VirtualClock
-from perdure.stores.dispatch import Dispatcher, Member
 from perdure.stores.liveness import Contents, breaches
+from perdure.stores.local.dispatch import Dispatcher, Member
 from perdure.stores.notices import Feed, Notices
-from perdure.stores.store import (
+from perdure.stores.port import (
     LEASE_SECONDS,
     LINE_LIMIT,
     PAYLOAD_LIMIT_BYTES,

@@ -6,7 +6,7 @@ import asyncio
 from typing import TypeVar
 
 from perdure.core.journal import Answer, Outcome
-from perdure.stores.store import Filter, Row, matches
+from perdure.stores.port import Filter, Row, matches
 
 CHANGES_LIMIT = 10_000
 """Invocations whose change is kept for one reader that has not come for it. Of each only the last one is kept."""

@@ -60,7 +60,7 @@ from perdure.core.journal import (
     TryAgain,
 )
 from perdure.errors import Conflict, IdConflict, LimitExceeded, PerdureError, StoreClosed, UnknownInvocation
-from perdure.stores.store import Delivery, Events, Filter, Key, Row, Store, Subscription, Transition, Wake, committed
+from perdure.stores.port import Delivery, Events, Filter, Key, Row, Store, Subscription, Transition, Wake, committed
 
 T = TypeVar("T")
 

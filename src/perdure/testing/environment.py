@@ -17,6 +17,7 @@ from collections.abc import Awaitable, Callable, Iterator
 from contextlib import AsyncExitStack
 from typing import Any, ParamSpec, Protocol, Self, TypeVar, cast, overload, runtime_checkable
 
+from perdure.authoring.workflow import Step, StepHost, StepInfo, StepWork, Work, Workflow
 from perdure.client import Client, Handle
 from perdure.connect import channels_for, make_stub, translators_in_use
 from perdure.core.retry import Duration, seconds
@@ -24,7 +25,6 @@ from perdure.errors import InvalidOption, PerdureError, StoreClosed, StoreFull
 from perdure.runtime.worker import Worker
 from perdure.stores.clock import VirtualClock
 from perdure.stores.memory import MemoryStore
-from perdure.workflow import Step, StepHost, StepInfo, StepWork, Work, Workflow
 
 P = ParamSpec("P")
 R = TypeVar("R")

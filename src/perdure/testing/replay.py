@@ -6,13 +6,13 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+from perdure.authoring.workflow import Workflow
 from perdure.connect import make_stub, translators_in_use
 from perdure.core.exported import Loaded, load
 from perdure.core.history import History
 from perdure.core.journal import Cancelled
 from perdure.core.turn import Turn
 from perdure.errors import Diverged, InvalidOption, PerdureError
-from perdure.workflow import Workflow
 
 
 def replay(workflow: Workflow[..., Any], history: bytes | str, /) -> None:

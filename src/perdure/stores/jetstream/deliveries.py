@@ -29,7 +29,7 @@ from perdure.stores.jetstream.layout import token as escape
 from perdure.stores.jetstream.pulls import Arrival, Puller
 from perdure.stores.jetstream.streams import ensure_consumer
 from perdure.stores.jetstream.wire import UNAVAILABLE, Wire, WrongSequence, status_of
-from perdure.stores.store import Clock, Delivery, Wake
+from perdure.stores.port import Clock, Delivery, Wake
 
 MESSAGES_LIMIT = 500
 """Messages and wakes that are on their way to a worker, of each shard."""

@@ -16,7 +16,7 @@ from msgspec.structs import replace
 
 from perdure.core.journal import Message, Start
 from perdure.stores import custody
-from perdure.stores.store import Delivery, Wake
+from perdure.stores.port import Delivery, Wake
 
 
 class Token(Struct, eq=False):

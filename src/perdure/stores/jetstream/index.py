@@ -16,7 +16,7 @@ from perdure.stores.jetstream.journals import Tail
 from perdure.stores.jetstream.layout import EVENTS, Facts, Layout, facts_of, lines_of
 from perdure.stores.jetstream.wire import Wire
 from perdure.stores.notices import Notices
-from perdure.stores.store import Row
+from perdure.stores.port import Row
 
 FindStart = Callable[[str, Tail], Coroutine[Any, Any, tuple[Start, bool] | None]]
 

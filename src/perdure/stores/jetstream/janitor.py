@@ -34,7 +34,7 @@ from perdure.stores.jetstream.layout import Layout, token
 from perdure.stores.jetstream.projection import Projection
 from perdure.stores.jetstream.wire import Wire, WrongSequence
 from perdure.stores.liveness import Waits, owed
-from perdure.stores.store import Clock, Key
+from perdure.stores.port import Clock, Key
 
 PERIOD_SECONDS = 600.0
 """How long after a round has begun another one may, whichever process makes it."""

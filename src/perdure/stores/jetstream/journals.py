@@ -40,7 +40,7 @@ from perdure.stores.jetstream.packs import (
     encode_segment,
 )
 from perdure.stores.jetstream.wire import BATCH_LIMIT, Stored, Wire
-from perdure.stores.store import Transition
+from perdure.stores.port import Transition
 
 TAILS_LIMIT = 20_000
 """Ends of journals that are kept, so that the next frame needs no read."""

@@ -22,7 +22,7 @@ from perdure.stores.jetstream.hands import Hands, Hold, Token
 from perdure.stores.jetstream.journals import Journals, Tail
 from perdure.stores.jetstream.layout import Facts, Layout, lines_of
 from perdure.stores.jetstream.wire import Wire, WrongSequence
-from perdure.stores.store import LEASE_SECONDS, Clock, Delivery, Timer, Wake
+from perdure.stores.port import LEASE_SECONDS, Clock, Delivery, Timer, Wake
 
 RENEWALS_IN_A_LEASE = 3
 NAP_SECONDS = 1.0

@@ -33,7 +33,7 @@ from perdure.stores.jetstream.blobs import Blobs
 from perdure.stores.jetstream.journals import Journals
 from perdure.stores.jetstream.layout import Facts, Layout, facts_of, facts_of_start, lines_of
 from perdure.stores.jetstream.wire import Stored, Wire, WrongSequence
-from perdure.stores.store import Key
+from perdure.stores.port import Key
 
 LOOK = Facts(kind="look")
 GRANTED = "=granted"

@@ -15,7 +15,7 @@ from perdure.errors import StoreFull
 from perdure.stores.jetstream.checks import CLOCK_LIMIT_SECONDS
 from perdure.stores.jetstream.layout import FACTS, Layout
 from perdure.stores.jetstream.wire import BATCH_LIMIT, Stored, Wire, WrongSequence
-from perdure.stores.store import Clock
+from perdure.stores.port import Clock
 
 OVERDUE_SECONDS = CLOCK_LIMIT_SECONDS
 """How late a schedule must be: later than a clock may be wrong."""

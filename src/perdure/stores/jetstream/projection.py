@@ -27,7 +27,7 @@ from perdure.errors import StoreClosed, StoreError, StoreUnavailable
 from perdure.stores.jetstream.layout import Layout, facts_of
 from perdure.stores.jetstream.table import Position, Table, Told
 from perdure.stores.jetstream.wire import BATCH_LIMIT, Wire, status_of
-from perdure.stores.store import Clock, Counts, Filter, Row
+from perdure.stores.port import Clock, Counts, Filter, Row
 
 PULL_BATCH = 2_000
 """Headers that one pull asks for; they are written together."""

@@ -9,7 +9,7 @@ from msgspec import Struct
 
 from perdure.stores.jetstream.layout import Facts, facts_of
 from perdure.stores.jetstream.wire import Wire, header, status_of
-from perdure.stores.store import LEASE_SECONDS
+from perdure.stores.port import LEASE_SECONDS
 
 EXPIRES_SECONDS = 30.0
 """How long a pull waits at the server at most, before it is made again."""

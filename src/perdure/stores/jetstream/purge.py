@@ -21,7 +21,7 @@ from perdure.stores.jetstream.journals import Journals, Tail
 from perdure.stores.jetstream.layout import ROLLUP, Facts, Layout, lines_of
 from perdure.stores.jetstream.packs import PACK_FRAMES
 from perdure.stores.jetstream.wire import Wire, WrongSequence
-from perdure.stores.store import Clock
+from perdure.stores.port import Clock
 
 GONE_LEASES = 10
 """For so many leases it is remembered that an invocation was purged."""

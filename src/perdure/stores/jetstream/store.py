@@ -56,7 +56,7 @@ from perdure.stores.jetstream.purge import Purge
 from perdure.stores.jetstream.streams import prepare, read_secret
 from perdure.stores.jetstream.wire import Wire, WrongSequence, without_credentials
 from perdure.stores.notices import Feed, Notices
-from perdure.stores.store import (
+from perdure.stores.port import (
     LEASE_SECONDS,
     LINE_LIMIT,
     PAYLOAD_LIMIT_BYTES,

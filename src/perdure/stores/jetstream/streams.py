@@ -13,7 +13,7 @@ from perdure.stores.clock import SystemClock
 from perdure.stores.jetstream.checks import SYNCED, check_clock, warn_of_lost_writes
 from perdure.stores.jetstream.layout import SHARDS, Layout, check_settings, check_version
 from perdure.stores.jetstream.wire import NO_STREAM, Wire, WrongSequence, without_credentials
-from perdure.stores.store import Clock
+from perdure.stores.port import Clock
 
 SECRET_BYTES = 32
 APPEAR_SECONDS = 2.0

@@ -17,8 +17,8 @@ from msgspec import Struct
 
 from perdure.errors import StoreDamaged
 from perdure.stores.jetstream.layout import Facts, token
-from perdure.stores.rows import COUNTS, INDEXES, SETTLED, counts_of, query_of
-from perdure.stores.store import Counts, Filter, Row
+from perdure.stores.port import Counts, Filter, Row
+from perdure.stores.sql.index import COUNTS, INDEXES, SETTLED, counts_of, query_of
 
 VERSION = 1
 """A file of another version is made anew."""

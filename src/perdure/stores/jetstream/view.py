@@ -6,7 +6,7 @@ from typing import Never
 
 from perdure.errors import StoreReadOnly
 from perdure.stores.jetstream.store import JetStreamStore
-from perdure.stores.looking import OnlyLooking
+from perdure.stores.read_only import OnlyLooking
 
 
 class JetStreamView(OnlyLooking, JetStreamStore):

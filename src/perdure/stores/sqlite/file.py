@@ -20,6 +20,7 @@ from perdure.errors import (
     StoreError,
     StoreTooNew,
 )
+from perdure.stores.port import identity_of
 from perdure.stores.sqlite.faults import about, explained
 from perdure.stores.sqlite.keys import verify_keys
 from perdure.stores.sqlite.schema import (
@@ -31,7 +32,6 @@ from perdure.stores.sqlite.schema import (
     meta_checksum,
     state_checksum,
 )
-from perdure.stores.store import identity_of
 
 VERIFY_LIMIT_BYTES = 64 * 1024 * 1024
 """Files up to this size are checked whole when they are opened; of larger ones, what is not settled."""

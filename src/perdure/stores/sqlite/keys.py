@@ -15,9 +15,9 @@ import msgspec
 from perdure.core.effects import Enlist, Release
 from perdure.core.journal import Start
 from perdure.errors import StoreDamaged
+from perdure.stores.port import Key, line_full
 from perdure.stores.sqlite.faults import Mismatch
 from perdure.stores.sqlite.schema import key_checksum, line_checksum, state_checksum
-from perdure.stores.store import Key, line_full
 
 if TYPE_CHECKING:
     from perdure.stores.sqlite.writer import Unit

@@ -5,7 +5,7 @@ from __future__ import annotations
 import struct
 import zlib
 
-from perdure.stores.rows import INDEXES
+from perdure.stores.sql.index import INDEXES
 
 SCHEMA_VERSION = 2
 NO_TIME = -1.0

@@ -28,16 +28,9 @@ from perdure.errors import (
     StoreError,
 )
 from perdure.stores.clock import Alarm, SystemClock
-from perdure.stores.dispatch import Dispatcher, Member
+from perdure.stores.local.dispatch import Dispatcher, Member
 from perdure.stores.notices import CHANGES_LIMIT, Feed, Notices
-from perdure.stores.rows import COLUMNS, COUNTS, SETTLED, counts_of, query_of
-from perdure.stores.sqlite.faults import Mismatch, about, explained
-from perdure.stores.sqlite.file import connect, open_file
-from perdure.stores.sqlite.keys import deadline_in_line, read_key
-from perdure.stores.sqlite.lock import Lock
-from perdure.stores.sqlite.schema import NOTHING_OPEN, frame_checksum, state_checksum
-from perdure.stores.sqlite.writer import Accept, Unit, Writer, may_be_routed
-from perdure.stores.store import (
+from perdure.stores.port import (
     LEASE_SECONDS,
     LINE_LIMIT,
     PAYLOAD_LIMIT_BYTES,
@@ -51,6 +44,13 @@ from perdure.stores.store import (
     Transition,
     Wake,
 )
+from perdure.stores.sql.index import COLUMNS, COUNTS, SETTLED, counts_of, query_of
+from perdure.stores.sqlite.faults import Mismatch, about, explained
+from perdure.stores.sqlite.file import connect, open_file
+from perdure.stores.sqlite.keys import deadline_in_line, read_key
+from perdure.stores.sqlite.lock import Lock
+from perdure.stores.sqlite.schema import NOTHING_OPEN, frame_checksum, state_checksum
+from perdure.stores.sqlite.writer import Accept, Unit, Writer, may_be_routed
 
 T = TypeVar("T")
 

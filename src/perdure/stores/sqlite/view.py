@@ -7,12 +7,12 @@ from typing import Never
 
 from perdure.core.journal import Outcome
 from perdure.errors import StoreReadOnly
-from perdure.stores.looking import OnlyLooking
 from perdure.stores.notices import Feed
+from perdure.stores.port import Filter
+from perdure.stores.read_only import OnlyLooking
 from perdure.stores.sqlite.faults import about
 from perdure.stores.sqlite.file import look
 from perdure.stores.sqlite.store import SqliteStore
-from perdure.stores.store import Filter
 
 
 class SqliteView(OnlyLooking, SqliteStore):

@@ -31,12 +31,12 @@ from perdure.errors import (
     Conflict,
     PerdureError,
 )
-from perdure.stores.rows import SETTLED
+from perdure.stores.port import Committed, Transition, id_conflict, identity_of, unknown
+from perdure.stores.sql.index import SETTLED
 from perdure.stores.sqlite.faults import Mismatch, about, explain, quietly
 from perdure.stores.sqlite.file import Opened, connect, side_file
 from perdure.stores.sqlite.keys import Keys, deadline_in_line
 from perdure.stores.sqlite.schema import NO_TIME, NOTHING_OPEN, answer_checksum, frame_checksum, state_checksum
-from perdure.stores.store import Committed, Transition, id_conflict, identity_of, unknown
 
 BATCH_LIMIT = 2_000
 """Transitions, submits and posts that share one transaction at most."""

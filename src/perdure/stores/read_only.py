@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection, Sequence
 from typing import Any, Never
 
 from perdure.core.journal import Message, Start
-from perdure.stores.store import LEASE_SECONDS, Committed, Delivery, Transition
+from perdure.stores.port import LEASE_SECONDS, Committed, Delivery, Transition
 
 
 class OnlyLooking:

@@ -12,9 +12,9 @@ from msgspec import Struct
 
 from perdure.core.ids import check_name
 from perdure.core.journal import Status
-from perdure.describe import Invocation
 from perdure.errors import InvalidOption
-from perdure.stores.store import Filter, Row
+from perdure.operations.describe import Invocation
+from perdure.stores.port import Filter, Row
 
 PAGE_LIMIT = 1_000
 """The most invocations on one page."""

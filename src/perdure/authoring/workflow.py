@@ -38,7 +38,7 @@ from perdure.errors import (
 if TYPE_CHECKING:
     from typing_extensions import TypeForm  # in every type checker's own stubs: nothing to install
 
-    from perdure.context import Context
+    from perdure.authoring.context import Context
 
 P = ParamSpec("P")
 Q = ParamSpec("Q")
@@ -380,7 +380,7 @@ class Workflow(Generic[P, R_co]):
     def signature(self) -> Signature:
         """Return the parameters and types, which are resolved once."""
         if self._signature is None:
-            from perdure.context import Context  # noqa: PLC0415  the two modules name each other
+            from perdure.authoring.context import Context  # noqa: PLC0415  the two modules name each other
 
             self._signature = Signature.of(self._fn, skip_context=Context)
         return self._signature
@@ -435,7 +435,7 @@ class Workflow(Generic[P, R_co]):
         fn = self._fn
         if not signature.takes_context:
             return lambda _: fn(*args, **kwargs)
-        from perdure.context import Context  # noqa: PLC0415  the two modules name each other
+        from perdure.authoring.context import Context  # noqa: PLC0415  the two modules name each other
 
         return lambda turn: fn(Context(turn), *args, **kwargs)
 

@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     import grpc.aio
     from typing_extensions import TypeForm
 
-    from perdure.group import Group, Wait
-    from perdure.workflow import Call, Workflow
+    from perdure.authoring.group import Group, Wait
+    from perdure.authoring.workflow import Call, Workflow
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -128,7 +128,7 @@ class Context:
         self, calls: Iterable[Call[R]], /, *, wait: Wait | None = None, concurrency: int | None = None
     ) -> Group[R]:
         """Run several workflows as children, at most `concurrency` at a time, and gather their outcomes in order."""
-        from perdure.group import run_children  # noqa: PLC0415  groups are seldom needed
+        from perdure.authoring.group import run_children  # noqa: PLC0415  groups are seldom needed
 
         return await run_children(self, calls, wait=wait, concurrency=concurrency)
 

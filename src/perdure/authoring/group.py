@@ -13,8 +13,8 @@ from perdure.core.retry import Duration, seconds
 from perdure.errors import InvalidOption, InvocationCancelled
 
 if TYPE_CHECKING:
-    from perdure.context import Context
-    from perdure.workflow import Call, Workflow
+    from perdure.authoring.context import Context
+    from perdure.authoring.workflow import Call, Workflow
 
 R = TypeVar("R")
 R_co = TypeVar("R_co", covariant=True)

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from typing import Any, get_args
 
 from perdure.core.journal import Status
-from perdure.stores.store import Counts, Filter
+from perdure.stores.port import Counts, Filter
 
 COLUMNS = "id, handler, status, key, created_at, updated_at, due"
 """Those of a `Row`, in its order."""

@@ -16,7 +16,7 @@ from msgspec.structs import replace
 
 from perdure.core.journal import Message, Start
 from perdure.stores import custody
-from perdure.stores.store import Delivery, Wake
+from perdure.stores.port import Delivery, Wake
 
 WINDOW_LIMIT = 10_000
 """Queued starts of one handler that are kept in memory; the rest waits in the store's table."""

@@ -48,7 +48,7 @@ from perdure.core.journal import (
 )
 from perdure.core.lifecycle import SETTLED
 from perdure.errors import Undecodable
-from perdure.stores.store import Row
+from perdure.stores.port import Row
 
 WAITS_LIMIT = 5
 """Commands that `waiting_for` names; the others are counted."""

@@ -14,6 +14,7 @@ import random
 from collections.abc import Callable
 from typing import Any, Protocol
 
+from perdure.authoring.workflow import StepInfo, Work, current_step
 from perdure.core.codec import Failure
 from perdure.core.journal import Answering, Attempted, Interrupted, Raised, Returned
 from perdure.errors import (
@@ -25,7 +26,6 @@ from perdure.errors import (
     Unencodable,
     too_large,
 )
-from perdure.workflow import StepInfo, Work, current_step
 
 THREADS_LIMIT = 64
 """Sync steps that one worker runs at the same time; the others wait for a thread."""

@@ -17,11 +17,11 @@ from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar, cast
 
 from msgspec import Struct
 
+from perdure.authoring.workflow import Step, StepCall, Workflow
 from perdure.core.codec import decoder, encode, type_name
 from perdure.core.ids import check_name
 from perdure.core.retry import Retry
 from perdure.errors import InputRefused, InvalidOption, NameTaken
-from perdure.workflow import Step, StepCall, Workflow
 
 if TYPE_CHECKING:
     from typing_extensions import TypeForm

@@ -1,0 +1,1 @@
+"""What the stores of one process share."""

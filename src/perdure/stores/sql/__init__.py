@@ -1,0 +1,1 @@
+"""What the stores that keep an index in SQL share."""
