@@ -10,8 +10,6 @@ All times are seconds since the Unix epoch, as floats.
 
 from __future__ import annotations
 
-from typing import Literal
-
 from perdure.core.journal.commands import (
     CallChild,
     CallStep,
@@ -48,9 +46,9 @@ from perdure.core.journal.entries import (
 )
 from perdure.core.journal.frames import (
     Frame,
-    decode_frame,
     encode_frame,
 )
+from perdure.core.journal.reading import decode_frame, decode_message, decode_start
 from perdure.core.journal.requests import (
     Answer,
     Cancel,
@@ -63,20 +61,18 @@ from perdure.core.journal.requests import (
     Resume,
     Settled,
     TryAgain,
-    decode_message,
     encode_message,
     settles_before_begin,
 )
 from perdure.core.journal.starts import (
     Parent,
     Start,
-    decode_start,
     encode_start,
 )
-
-Status = Literal["scheduled", "pending", "running", "suspended", "paused", "completed", "failed", "cancelled"]
+from perdure.core.journal.status import STATUSES, Status, known_status
 
 __all__ = [
+    "STATUSES",
     "Accepted",
     "Answer",
     "Answering",
@@ -127,6 +123,7 @@ __all__ = [
     "encode_frame",
     "encode_message",
     "encode_start",
+    "known_status",
     "repeats",
     "settles_before_begin",
 ]

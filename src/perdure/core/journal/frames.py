@@ -32,4 +32,3 @@ class Frame(Struct, frozen=True, array_like=True, gc=False):
 
 
 encode_frame = msgspec.msgpack.Encoder().encode
-decode_frame = msgspec.msgpack.Decoder(Frame).decode

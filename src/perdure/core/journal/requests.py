@@ -83,4 +83,3 @@ class Answer(Struct, frozen=True, array_like=True, gc=False):
 
 
 encode_message = msgspec.msgpack.Encoder().encode
-decode_message = msgspec.msgpack.Decoder(Message).decode

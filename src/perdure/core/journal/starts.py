@@ -39,4 +39,3 @@ class Start(Struct, frozen=True, array_like=True, gc=False):
 
 
 encode_start = msgspec.msgpack.Encoder().encode
-decode_start = msgspec.msgpack.Decoder(Start).decode
