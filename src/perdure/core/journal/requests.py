@@ -54,11 +54,11 @@ class Join(Struct, frozen=True, array_like=True, gc=False, tag="join"):
     start: Start
 
 
-class TryAgain(Struct, frozen=True, array_like=True, gc=False, tag="retry"):
+class RetryInvocation(Struct, frozen=True, array_like=True, gc=False, tag="retry"):
     """Run a failed invocation again, from what made it fail."""
 
 
-Request = Resolve | Reject | Settled | Cancel | Pause | Resume | TryAgain | Join
+Request = Resolve | Reject | Settled | Cancel | Pause | Resume | RetryInvocation | Join
 
 
 class Message(Struct, frozen=True, array_like=True, gc=False):
