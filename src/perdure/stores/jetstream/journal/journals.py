@@ -28,9 +28,8 @@ from perdure.core.journal import (
     encode_frame,
 )
 from perdure.errors import StoreDamaged
-from perdure.stores.jetstream.blobs import Blobs
-from perdure.stores.jetstream.layout import Facts, Layout, facts_of, facts_of_start
-from perdure.stores.jetstream.packs import (
+from perdure.stores.jetstream.journal.blobs import Blobs
+from perdure.stores.jetstream.journal.packs import (
     PACK_FRAMES,
     Pack,
     Segment,
@@ -39,7 +38,8 @@ from perdure.stores.jetstream.packs import (
     encode_pack,
     encode_segment,
 )
-from perdure.stores.jetstream.wire import BATCH_LIMIT, Stored, Wire
+from perdure.stores.jetstream.layout.layout import Facts, Layout, facts_of, facts_of_start
+from perdure.stores.jetstream.wire.wire import BATCH_LIMIT, Stored, Wire
 from perdure.stores.port import Transition
 
 TAILS_LIMIT = 20_000
