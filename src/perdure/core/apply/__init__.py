@@ -53,5 +53,5 @@ def apply(message: Message, history: History, turn: Turn | None, at: float, /) -
             return join(request, message, history, turn, at)
         case RetryInvocation():
             return retry(message, history, at)
-        case request:
-            assert_never(request)
+        case _:
+            assert_never(message.request)
