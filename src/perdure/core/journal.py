@@ -15,7 +15,7 @@ from typing import Literal, assert_never
 import msgspec
 from msgspec import Struct
 
-from perdure.core.codec import Failure
+from perdure.core.failures import Failure
 
 Status = Literal["scheduled", "pending", "running", "suspended", "paused", "completed", "failed", "cancelled"]
 
