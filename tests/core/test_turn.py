@@ -532,7 +532,11 @@ def test_fresh_processes_with_other_heaps_and_hash_seeds_ask_for_the_same(tmp_pa
 
     def run(mode: str, seed: str) -> subprocess.Popen[str]:
         command = [sys.executable, "-m", "tests.core.bodies", mode, str(file)]
-        environment = {**os.environ, "PYTHONHASHSEED": seed, "PYTHONPATH": os.pathsep.join((str(root / "src"), str(root)))}
+        environment = {
+            **os.environ,
+            "PYTHONHASHSEED": seed,
+            "PYTHONPATH": os.pathsep.join((str(root / "src"), str(root))),
+        }
         return subprocess.Popen(command, cwd=root, env=environment, text=True, stdout=-1, stderr=subprocess.STDOUT)
 
     for mode, seeds in (("record", ("1",)), ("replay", ("2", "3", "random"))):
