@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from perdure.core.codec import failure_of
+from perdure.core.failures import failure_of
 from perdure.core.history import History
 from perdure.core.journal import Entry, Message, OpenAwakeable, Raised, Refused, Reject, Resolve, Returned
 from perdure.core.lifecycle import SETTLED

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from perdure.core.codec import failure_of
 from perdure.core.effects import outcome_for
+from perdure.core.failures import failure_of
 from perdure.core.history import History
 from perdure.core.journal import Entry, Failed, Join, Joined, Message, Start
 from perdure.core.lifecycle import SETTLED
