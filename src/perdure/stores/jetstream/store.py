@@ -53,8 +53,10 @@ from perdure.stores.jetstream.layout.streams import prepare, read_secret
 from perdure.stores.jetstream.ownership.hands import Member
 from perdure.stores.jetstream.ownership.keeping import DUE
 from perdure.stores.jetstream.queue.deliveries import FAILED_SECONDS, Deliveries
+from perdure.stores.jetstream.wire.access import without_credentials
 from perdure.stores.jetstream.wire.checks import check_clock
-from perdure.stores.jetstream.wire.wire import Wire, WrongSequence, without_credentials
+from perdure.stores.jetstream.wire.protocol import WrongSequence
+from perdure.stores.jetstream.wire.wire import Wire
 from perdure.stores.notices import Feed, Notices
 from perdure.stores.port import (
     LEASE_SECONDS,

@@ -32,7 +32,8 @@ from perdure.stores.jetstream.journal.journals import Journals, Tail
 from perdure.stores.jetstream.keys.keys import Keys
 from perdure.stores.jetstream.layout.layout import Layout, token
 from perdure.stores.jetstream.ownership.keeping import Keeper
-from perdure.stores.jetstream.wire.wire import Wire, WrongSequence
+from perdure.stores.jetstream.wire.protocol import WrongSequence
+from perdure.stores.jetstream.wire.wire import Wire
 from perdure.stores.liveness import Waits, owed
 from perdure.stores.port import Clock, Key
 

@@ -14,7 +14,9 @@ from datetime import datetime
 from perdure.errors import StoreFull
 from perdure.stores.jetstream.layout.layout import FACTS, Layout
 from perdure.stores.jetstream.wire.checks import CLOCK_LIMIT_SECONDS
-from perdure.stores.jetstream.wire.wire import BATCH_LIMIT, Stored, Wire, WrongSequence
+from perdure.stores.jetstream.wire.protocol import Stored, WrongSequence
+from perdure.stores.jetstream.wire.reads import BATCH_LIMIT
+from perdure.stores.jetstream.wire.wire import Wire
 from perdure.stores.port import Clock
 
 OVERDUE_SECONDS = CLOCK_LIMIT_SECONDS

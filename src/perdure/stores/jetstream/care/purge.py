@@ -20,7 +20,8 @@ from perdure.stores.jetstream.journal.journals import Journals, Tail
 from perdure.stores.jetstream.journal.packs import PACK_FRAMES
 from perdure.stores.jetstream.layout.layout import ROLLUP, Facts, Layout, lines_of
 from perdure.stores.jetstream.queue.deliveries import Deliveries
-from perdure.stores.jetstream.wire.wire import Wire, WrongSequence
+from perdure.stores.jetstream.wire.protocol import WrongSequence
+from perdure.stores.jetstream.wire.wire import Wire
 from perdure.stores.port import Clock
 
 GONE_LEASES = 10

@@ -26,7 +26,9 @@ from msgspec.structs import replace
 from perdure.errors import StoreClosed, StoreError, StoreUnavailable
 from perdure.stores.jetstream.index.table import Position, Table, Told
 from perdure.stores.jetstream.layout.layout import Layout, facts_of
-from perdure.stores.jetstream.wire.wire import BATCH_LIMIT, Wire, status_of
+from perdure.stores.jetstream.wire.protocol import status_of
+from perdure.stores.jetstream.wire.reads import BATCH_LIMIT
+from perdure.stores.jetstream.wire.wire import Wire
 from perdure.stores.port import Clock, Counts, Filter, Row
 
 PULL_BATCH = 2_000

@@ -39,7 +39,9 @@ from perdure.stores.jetstream.journal.packs import (
     encode_segment,
 )
 from perdure.stores.jetstream.layout.layout import Facts, Layout, facts_of, facts_of_start
-from perdure.stores.jetstream.wire.wire import BATCH_LIMIT, Stored, Wire
+from perdure.stores.jetstream.wire.protocol import Stored
+from perdure.stores.jetstream.wire.reads import BATCH_LIMIT
+from perdure.stores.jetstream.wire.wire import Wire
 from perdure.stores.port import Transition
 
 TAILS_LIMIT = 20_000

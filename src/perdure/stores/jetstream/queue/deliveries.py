@@ -28,7 +28,8 @@ from perdure.stores.jetstream.layout.streams import ensure_consumer
 from perdure.stores.jetstream.ownership.hands import Hands, Hold, Member, Post, Token
 from perdure.stores.jetstream.ownership.keeping import DUE, RENEWALS_IN_A_LEASE, Keeper
 from perdure.stores.jetstream.queue.pulls import Arrival, Puller
-from perdure.stores.jetstream.wire.wire import UNAVAILABLE, Wire, WrongSequence, status_of
+from perdure.stores.jetstream.wire.protocol import UNAVAILABLE, WrongSequence, status_of
+from perdure.stores.jetstream.wire.wire import Wire
 from perdure.stores.port import Clock, Delivery, Wake
 
 MESSAGES_LIMIT = 500
