@@ -19,7 +19,8 @@ from perdure.stores.jetstream import JetStreamStore
 from perdure.stores.jetstream.index.rows import row_of
 from perdure.stores.jetstream.journal.blobs import Blobs
 from perdure.stores.jetstream.journal.journals import Journals, Tail, tail_of
-from perdure.stores.jetstream.layout.layout import facts_of, token
+from perdure.stores.jetstream.layout.facts import facts_of
+from perdure.stores.jetstream.layout.subjects import token
 from perdure.stores.jetstream.wire.protocol import Stored, header
 from perdure.stores.liveness import Contents, breaches
 from perdure.stores.port import Key, Row

@@ -18,8 +18,10 @@ from perdure.stores.clock import SystemClock
 from perdure.stores.jetstream.index import projection as module
 from perdure.stores.jetstream.index.projection import Projection
 from perdure.stores.jetstream.index.table import Table, Told
-from perdure.stores.jetstream.layout.layout import Facts, Layout, lines_of
+from perdure.stores.jetstream.layout.facts import Facts, lines_of
+from perdure.stores.jetstream.layout.settings import stream_settings
 from perdure.stores.jetstream.layout.streams import prepare
+from perdure.stores.jetstream.layout.subjects import Layout
 from perdure.stores.jetstream.wire.wire import Wire
 from perdure.stores.port import Filter, Row, matches
 
@@ -89,7 +91,7 @@ async def streams(node: Server, request: pytest.FixtureRequest) -> AsyncIterator
         yield Streams(node, layout, wire)
     finally:
         if node.running:
-            for stream in layout.streams(1):
+            for stream in stream_settings(layout, 1):
                 await wire.api(f"STREAM.DELETE.{stream['name']}")
         await wire.close()
 
@@ -237,7 +239,7 @@ async def test_file_that_is_no_table_of_this_store_is_made_anew(
     else:
         async with streams.index(path) as index:
             await index.counts()
-        for stream in streams.layout.streams(1):
+        for stream in stream_settings(streams.layout, 1):
             await streams.wire.api(f"STREAM.DELETE.{stream['name']}")
         await prepare(streams.wire, streams.layout, 1, SystemClock())
         await streams.frame("other", "running")

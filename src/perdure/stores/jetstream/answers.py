@@ -8,9 +8,12 @@ from functools import partial
 import msgspec
 
 from perdure.core.journal import Answer
-from perdure.stores.jetstream.layout.layout import ANSWER_KEPT_SECONDS, Layout
+from perdure.stores.jetstream.layout.subjects import Layout
 from perdure.stores.jetstream.wire.wire import Wire
 from perdure.stores.notices import Notices
+
+ANSWER_KEPT_SECONDS = 7 * 86_400
+"""How long the answer to a client's message can be read."""
 
 TOLD_BY_WORKFLOWS = ("settled:", "cancel:")
 """How the ids of messages begin that follow from frames: nobody asks what became of those."""

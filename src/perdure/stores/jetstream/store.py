@@ -48,8 +48,9 @@ from perdure.stores.jetstream.journal.done import is_done, starts_in
 from perdure.stores.jetstream.journal.journals import NOTHING, Journals, Tail
 from perdure.stores.jetstream.keys.keys import LIMIT, Keys
 from perdure.stores.jetstream.keys.lanes import Lanes
-from perdure.stores.jetstream.layout.layout import ROLLUP, SHARDS, Facts, Layout, facts_of, facts_of_start, lines_of
+from perdure.stores.jetstream.layout.facts import ROLLUP, Facts, facts_of, facts_of_start, lines_of
 from perdure.stores.jetstream.layout.streams import prepare, read_secret
+from perdure.stores.jetstream.layout.subjects import SHARDS, Layout
 from perdure.stores.jetstream.ownership.hands import Member
 from perdure.stores.jetstream.ownership.keeping import DUE
 from perdure.stores.jetstream.queue.deliveries import FAILED_SECONDS, Deliveries

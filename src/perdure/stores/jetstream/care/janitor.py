@@ -30,7 +30,7 @@ from perdure.errors import StoreClosed, StoreDamaged, StoreError
 from perdure.stores.jetstream.index.projection import Projection
 from perdure.stores.jetstream.journal.journals import Journals, Tail
 from perdure.stores.jetstream.keys.keys import Keys
-from perdure.stores.jetstream.layout.layout import Layout, token
+from perdure.stores.jetstream.layout.subjects import Layout, token
 from perdure.stores.jetstream.ownership.keeping import Keeper
 from perdure.stores.jetstream.wire.protocol import WrongSequence
 from perdure.stores.jetstream.wire.wire import Wire

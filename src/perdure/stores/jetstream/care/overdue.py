@@ -12,7 +12,8 @@ import logging
 from datetime import datetime
 
 from perdure.errors import StoreFull
-from perdure.stores.jetstream.layout.layout import FACTS, Layout
+from perdure.stores.jetstream.layout.facts import FACTS
+from perdure.stores.jetstream.layout.subjects import Layout
 from perdure.stores.jetstream.wire.checks import CLOCK_LIMIT_SECONDS
 from perdure.stores.jetstream.wire.protocol import Stored, WrongSequence
 from perdure.stores.jetstream.wire.reads import BATCH_LIMIT

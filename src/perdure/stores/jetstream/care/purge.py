@@ -18,7 +18,8 @@ from perdure.stores.jetstream.journal.blobs import Blobs
 from perdure.stores.jetstream.journal.done import is_done, starts_in
 from perdure.stores.jetstream.journal.journals import Journals, Tail
 from perdure.stores.jetstream.journal.packs import PACK_FRAMES
-from perdure.stores.jetstream.layout.layout import ROLLUP, Facts, Layout, lines_of
+from perdure.stores.jetstream.layout.facts import ROLLUP, Facts, lines_of
+from perdure.stores.jetstream.layout.subjects import Layout
 from perdure.stores.jetstream.queue.deliveries import Deliveries
 from perdure.stores.jetstream.wire.protocol import WrongSequence
 from perdure.stores.jetstream.wire.wire import Wire

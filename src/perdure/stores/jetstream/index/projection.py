@@ -25,7 +25,8 @@ from msgspec.structs import replace
 
 from perdure.errors import StoreClosed, StoreError, StoreUnavailable
 from perdure.stores.jetstream.index.table import Position, Table, Told
-from perdure.stores.jetstream.layout.layout import Layout, facts_of
+from perdure.stores.jetstream.layout.facts import facts_of
+from perdure.stores.jetstream.layout.subjects import Layout
 from perdure.stores.jetstream.wire.protocol import status_of
 from perdure.stores.jetstream.wire.reads import BATCH_LIMIT
 from perdure.stores.jetstream.wire.wire import Wire

@@ -12,7 +12,8 @@ import secrets
 from msgspec.structs import replace
 
 from perdure.errors import StoreDamaged
-from perdure.stores.jetstream.layout.layout import Facts, Layout
+from perdure.stores.jetstream.layout.facts import Facts
+from perdure.stores.jetstream.layout.subjects import Layout
 from perdure.stores.jetstream.wire.wire import Wire
 
 PIECE_BYTES = 512 * 1024

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from perdure.core.journal import CallChild, Frame, SendStart
 from perdure.stores.jetstream.journal.journals import Tail
-from perdure.stores.jetstream.layout.layout import Layout, facts_of
+from perdure.stores.jetstream.layout.facts import facts_of
+from perdure.stores.jetstream.layout.subjects import Layout
 from perdure.stores.jetstream.ownership.keeping import DUE
 from perdure.stores.jetstream.wire.wire import Wire
 

@@ -38,7 +38,8 @@ from perdure.stores.jetstream.journal.packs import (
     encode_pack,
     encode_segment,
 )
-from perdure.stores.jetstream.layout.layout import Facts, Layout, facts_of, facts_of_start
+from perdure.stores.jetstream.layout.facts import Facts, facts_of, facts_of_start
+from perdure.stores.jetstream.layout.subjects import Layout
 from perdure.stores.jetstream.wire.protocol import Stored
 from perdure.stores.jetstream.wire.reads import BATCH_LIMIT
 from perdure.stores.jetstream.wire.wire import Wire

@@ -31,7 +31,8 @@ from perdure.core.history import History
 from perdure.core.journal import Start, decode_start, encode_start
 from perdure.stores.jetstream.journal.blobs import Blobs
 from perdure.stores.jetstream.journal.journals import Journals
-from perdure.stores.jetstream.layout.layout import Facts, Layout, facts_of, facts_of_start, lines_of
+from perdure.stores.jetstream.layout.facts import Facts, facts_of, facts_of_start, lines_of
+from perdure.stores.jetstream.layout.subjects import Layout
 from perdure.stores.jetstream.wire.protocol import Stored, WrongSequence
 from perdure.stores.jetstream.wire.wire import Wire
 from perdure.stores.port import Key

@@ -10,7 +10,8 @@ from typing import Any
 
 from perdure.errors import StoreError, StoreUnavailable, StoreUnfit
 from perdure.stores.clock import SystemClock
-from perdure.stores.jetstream.layout.layout import SHARDS, Layout, check_settings, check_version
+from perdure.stores.jetstream.layout.settings import check_settings, check_version, stream_settings
+from perdure.stores.jetstream.layout.subjects import SHARDS, Layout
 from perdure.stores.jetstream.wire.access import without_credentials
 from perdure.stores.jetstream.wire.checks import SYNCED, check_clock, warn_of_lost_writes
 from perdure.stores.jetstream.wire.protocol import NO_STREAM, WrongSequence
@@ -50,7 +51,7 @@ async def prepare(
         )
     if adopt:
         await adopt_shards(wire, layout)
-    wanted = layout.streams(replicas or 1)
+    wanted = stream_settings(layout, replicas or 1)
     found = await _infos(wire, wanted)
     missing = [each for each, answer in zip(wanted, found, strict=True) if _is_missing(answer)]
     if len(missing) == len(wanted):
@@ -123,7 +124,7 @@ async def make(
 
 
 async def _note_synced(wire: Wire, layout: Layout, replicas: int) -> None:
-    for each in layout.streams(replicas):
+    for each in stream_settings(layout, replicas):
         answer = await wire.api(f"STREAM.INFO.{each['name']}")
         config: dict[str, Any] = answer["config"]
         config["metadata"] = {**(config.get("metadata") or {}), SYNCED: "always"}

@@ -19,7 +19,8 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from perdure.stores.jetstream.journal.journals import Journals, Tail
-from perdure.stores.jetstream.layout.layout import Facts, Layout, lines_of
+from perdure.stores.jetstream.layout.facts import Facts, lines_of
+from perdure.stores.jetstream.layout.subjects import Layout
 from perdure.stores.jetstream.ownership.hands import Hands, Hold, Token
 from perdure.stores.jetstream.wire.protocol import WrongSequence
 from perdure.stores.jetstream.wire.wire import Wire

@@ -22,9 +22,16 @@ from perdure.errors import StoreClosed, StoreError
 from perdure.stores.jetstream.journal.blobs import Blobs
 from perdure.stores.jetstream.journal.journals import Journals, Tail
 from perdure.stores.jetstream.keys.keys import GRANTED, LIMIT, Keys
-from perdure.stores.jetstream.layout.layout import Facts, Layout, facts_of, lines_of
-from perdure.stores.jetstream.layout.layout import token as escape
+from perdure.stores.jetstream.layout.facts import Facts, facts_of, lines_of
+from perdure.stores.jetstream.layout.settings import (
+    consumer_of_keys,
+    consumer_of_messages,
+    consumer_of_passed_on,
+    consumer_of_starts,
+)
 from perdure.stores.jetstream.layout.streams import ensure_consumer
+from perdure.stores.jetstream.layout.subjects import Layout
+from perdure.stores.jetstream.layout.subjects import token as escape
 from perdure.stores.jetstream.ownership.hands import Hands, Hold, Member, Post, Token
 from perdure.stores.jetstream.ownership.keeping import DUE, RENEWALS_IN_A_LEASE, Keeper
 from perdure.stores.jetstream.queue.pulls import Arrival, Puller
@@ -201,14 +208,14 @@ class Deliveries:
                 lease = self.keeper.lease
                 pulls = [
                     self._pull(
-                        *layout.consumer_of_starts(each, lease), partial(self._starts_wanted, each), self._start_came
+                        *consumer_of_starts(layout, each, lease), partial(self._starts_wanted, each), self._start_came
                     )
                     for each in served
                 ]
-                pulls.append(self._pull(*layout.consumer_of_messages(lease), _messages_wanted, self._message_came))
-                pulls.append(self._pull(*layout.consumer_of_keys(lease), _messages_wanted, self._key_came))
+                pulls.append(self._pull(*consumer_of_messages(layout, lease), _messages_wanted, self._message_came))
+                pulls.append(self._pull(*consumer_of_keys(layout, lease), _messages_wanted, self._key_came))
                 pulls += [
-                    self._pull(*layout.consumer_of_passed_on(each, lease), _messages_wanted, self._message_came)
+                    self._pull(*consumer_of_passed_on(layout, each, lease), _messages_wanted, self._message_came)
                     for each in served
                 ]
                 await asyncio.gather(*pulls)
@@ -270,10 +277,10 @@ class Deliveries:
         for each in self._offers.keys() - served:
             self._wire.unsubscribe(sid := self._offers.pop(each))
             self._wire.forget(sid)
-        names = {self._layout.consumer_of_starts(handler, 0)[0] for handler in served}
-        names |= {self._layout.consumer_of_passed_on(handler, 0)[0] for handler in served}
+        names = {consumer_of_starts(self._layout, handler, 0)[0] for handler in served}
+        names |= {consumer_of_passed_on(self._layout, handler, 0)[0] for handler in served}
         if served:
-            names |= {self._layout.consumer_of_messages(0)[0], self._layout.consumer_of_keys(0)[0]}
+            names |= {consumer_of_messages(self._layout, 0)[0], consumer_of_keys(self._layout, 0)[0]}
         for handing in self.keeper.hand_naps_over(served):
             self.spawn(handing)
         for name in [name for name in self._pullers if name not in names]:
