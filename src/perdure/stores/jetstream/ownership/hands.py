@@ -59,7 +59,7 @@ class Post(Struct):
 
     acknowledge: Callable[[Token], None]
     give_up: Callable[[Token], None]  # to the server, for whoever comes
-    wake_now: Callable[[str, Token | None], None]  # by the server, in place of a start that has begun
+    wake_now: Callable[[str, Token | None], object]  # by the server, in place of a start that has begun
     drop_lease: Callable[[Hold], None]
     protect: Callable[[Hold], None]  # a claim that nothing would bring to others
     examine: Callable[[], None]  # starts were taken from the queue: see `taken`
