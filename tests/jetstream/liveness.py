@@ -81,7 +81,7 @@ class _Journals:
 async def _read_queue(store: JetStreamStore) -> _Queue:
     found = _Queue()
     blobs: Blobs = vars(store)["_blobs"]
-    for shard in range(store.layout.shards):
+    for shard in range(store.layout.partitions):
         for each in await store.wire.all(store.layout.stream("Q", shard), ">"):
             await _take(found, each, blobs)
     return found
@@ -117,7 +117,7 @@ async def _take(found: _Queue, stored: Stored, blobs: Blobs) -> None:
 async def _read_journals(store: JetStreamStore) -> _Journals:
     found = _Journals()
     reader: Journals = vars(store)["_journals"].apart()
-    for shard in range(store.layout.shards):
+    for shard in range(store.layout.partitions):
         for each in await store.wire.all(store.layout.stream("J", shard), ">"):
             found.tails[facts_of(each.headers).id] = tail_of(each)
     begun = [id for id, tail in found.tails.items() if tail.has_frames]

@@ -68,7 +68,7 @@ class Streams:
         await self.wire.store(self.layout.schedule(id, "start"), b"input", headers=lines_of(said))
 
     async def unqueue(self, id: str) -> None:
-        await self.wire.purge(self.layout.stream("Q", self.layout.shard(id)), self.layout.any_start(id))
+        await self.wire.purge(self.layout.stream("Q", self.layout.partition(id)), self.layout.any_start(id))
 
     @contextlib.asynccontextmanager
     async def index(self, path: Path | None = None) -> AsyncGenerator[Projection]:
@@ -337,7 +337,7 @@ async def test_last_messages_that_were_removed_are_not_waited_for(streams: Strea
     await streams.frame("job", "completed")
     async with streams.index() as index:
         await index.counts()
-        stream = streams.layout.stream("J", streams.layout.shard("job"))
+        stream = streams.layout.stream("J", streams.layout.partition("job"))
         sequence = await streams.wire.store(streams.layout.journal("job"), b"", headers=lines_of(Facts("job")))
         await streams.wire.delete(stream, sequence)
         assert await asyncio.wait_for(statuses(index), 2) == {"job": "completed"}

@@ -230,12 +230,12 @@ class Commits:
                 facts = (self._journals.known(id) or NOTHING).facts
                 await self._keeper.set_wake(id, f"due.{facts.epoch}", effects.wake, DUE, facts.number)
         if self._may_leave_start(transition):
-            await self._wire.purge(self._layout.stream("Q", self._layout.shard(id)), self._layout.schedules(id))
+            await self._wire.purge(self._layout.stream("Q", self._layout.partition(id)), self._layout.schedules(id))
             tail = self._journals.known(id)
             if tail is not None and tail.facts.key is not None:
                 subject = self._layout.delayed(id, tail.facts.key)
                 await self._wire.purge(self._layout.stream_of(subject), subject)
-            await self._wire.purge(self._layout.stream("Q", self._layout.shard(id)), self._layout.any_start(id))
+            await self._wire.purge(self._layout.stream("Q", self._layout.partition(id)), self._layout.any_start(id))
 
     async def _change_key(self, id: str, effects: Effects) -> None:
         if effects.release is not None:

@@ -153,7 +153,7 @@ class JetStreamStore:
             self.name,
             self.clock,
         )
-        self._purge = Purge(wire, layout, journals, blobs, self._deliveries, self.clock)
+        self._purge = Purge(wire, layout, journals, self._deliveries, self.clock)
         self._overdue = Overdue(wire, layout, self.clock)
         self.janitor = Janitor(
             wire, layout, journals, keys, keeper, self._projection, self.clock, self._accepting.queue, janitor_seconds
@@ -231,8 +231,8 @@ class JetStreamStore:
         lease: float = LEASE_SECONDS,
     ) -> Member:
         self._check()
-        if partitions is not None and not {*partitions} <= {*range(self.layout.shards)}:
-            raise no_partitions(partitions, self.layout.shards)
+        if partitions is not None and not {*partitions} <= {*range(self.layout.partitions)}:
+            raise no_partitions(partitions, self.layout.partitions)
         self._deliveries.every("overdue", LOOK_SECONDS, lambda: self._tasks.spawn(self._overdue.look()))
         self._deliveries.every("clock", CLOCK_SECONDS, lambda: self._tasks.spawn(self._look_at_clock()))
         member = self._deliveries.join(handlers, deliver, partitions, lost, lease)

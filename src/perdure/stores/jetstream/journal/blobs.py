@@ -60,7 +60,7 @@ class Blobs:
         """Read what was kept under a name."""
         name, _, number = blob.partition(":")
         count = int(number)
-        stream = self._layout.stream("B", self._layout.shard(id))
+        stream = self._layout.stream("B", self._layout.partition(id))
         pieces: dict[int, bytes] = {}
         sequence = 1
         while len(pieces) < count and (

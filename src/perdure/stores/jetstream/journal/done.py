@@ -27,7 +27,7 @@ async def is_done(wire: Wire, layout: Layout, id: str, tail: Tail) -> bool:
     facts = tail.facts
     if facts.owner or not facts.wake or facts.kind != "frame":
         return False
-    stream = layout.stream("Q", layout.shard(id))
+    stream = layout.stream("Q", layout.partition(id))
     # In the order in which it moves on: from the schedule to the queue, and there perhaps to those who serve it.
     for subject in (
         layout.schedule(id, f"due.{facts.epoch}"),

@@ -92,11 +92,13 @@ class Keys:
     # --- the line -----------------------------------------------------------------------------------------------------
     async def waiting(self, name: str) -> int:
         """Return how many wait in a key's line, about: a replica may answer that is behind. It is for the limit."""
-        return await self._wire.count(self._layout.stream("Q", self._layout.shard(name)), self._layout.whole_line(name))
+        return await self._wire.count(
+            self._layout.stream("Q", self._layout.partition(name)), self._layout.whole_line(name)
+        )
 
     async def join(self, name: str, starts: Sequence[Start], at: float) -> None:
         """Give starts their places in the line, in this order; some may have theirs."""
-        stream = self._layout.stream("Q", self._layout.shard(name))
+        stream = self._layout.stream("Q", self._layout.partition(name))
         if stream not in self._streams:
             await self._put(self._layout.before_lines(name), b"", lines_of(Facts(kind="first")))
             self._streams.add(stream)
@@ -180,7 +182,7 @@ class Keys:
         A replica that is behind may not have the place whose note has just come, and nobody looks again; or it may
         still have that of one who has long been here, and is gone: the key would be his for ever.
         """
-        stream = self._layout.stream("Q", self._layout.shard(name))
+        stream = self._layout.stream("Q", self._layout.partition(name))
         found = await self._wire.first(stream, self._layout.whole_line(name), self._heads.get(name, 1))
         if found is None:
             self._heads.pop(name, None)

@@ -18,22 +18,22 @@ SERVER_AT_LEAST = (2, 15, 1)
 def stream_settings(layout: Layout, replicas: int) -> list[dict[str, Any]]:
     """Return the configuration of every stream."""
     found: list[dict[str, Any]] = []
-    for shard in range(layout.shards):
+    for partition in range(layout.partitions):
         found += (
-            _settings(layout, "J", shard, replicas, ["j"], republish="j.{}.>"),
-            _settings(layout, "Q", shard, replicas, ["q", "t", "l"], republish="q.{}.start.>"),
-            _settings(layout, "K", shard, replicas, ["k"], republish="k.{}.answer.>"),
-            _settings(layout, "B", shard, replicas, ["b"]),
+            _settings(layout, "J", partition, replicas, ["j"], republish="j.{}.>"),
+            _settings(layout, "Q", partition, replicas, ["q", "t", "l"], republish="q.{}.start.>"),
+            _settings(layout, "K", partition, replicas, ["k"], republish="k.{}.answer.>"),
+            _settings(layout, "B", partition, replicas, ["b"]),
         )
     return found
 
 
 def _settings(
-    layout: Layout, kind: str, shard: int, replicas: int, subjects: list[str], republish: str | None = None
+    layout: Layout, kind: str, partition: int, replicas: int, subjects: list[str], republish: str | None = None
 ) -> dict[str, Any]:
     settings: dict[str, Any] = {
-        "name": layout.stream(kind, shard),
-        "subjects": [f"{layout.namespace}.{each}.{shard}.>" for each in subjects],
+        "name": layout.stream(kind, partition),
+        "subjects": [f"{layout.namespace}.{each}.{partition}.>" for each in subjects],
         "retention": "workqueue" if kind == "Q" else "limits",
         "storage": "file",
         "discard": "new" if kind in "JB" else "old",  # with schedules, the server takes no "new"; there is no limit
@@ -44,13 +44,13 @@ def _settings(
         "allow_rollup_hdrs": kind in "JQ",  # schedules turn it on
         "allow_msg_ttl": kind in "JK",
         "allow_msg_schedules": kind == "Q",
-        "metadata": {"perdure-layout": str(VERSION), "perdure-shards": str(layout.shards)},
+        "metadata": {"perdure-layout": str(VERSION), "perdure-shards": str(layout.partitions)},
     }
     if republish is not None:
-        source = f"{layout.namespace}.{republish.format(shard)}"
+        source = f"{layout.namespace}.{republish.format(partition)}"
         settings["republish"] = {
             "src": source,
-            "dest": f"{layout.namespace}.{EVENTS}.{republish.format(shard)}",
+            "dest": f"{layout.namespace}.{EVENTS}.{republish.format(partition)}",
             "headers_only": kind != "K",
         }
     return settings
@@ -104,12 +104,14 @@ def check_settings(found: dict[str, Any], wanted: dict[str, Any], where: str) ->
     """Refuse a stream whose settings, as the server tells them, are not those that it must have."""
     name = wanted["name"]
     metadata: dict[str, str] = found.get("metadata") or {}
-    layout, shards = metadata.get("perdure-layout"), metadata.get("perdure-shards")
+    layout, partitions = metadata.get("perdure-layout"), metadata.get("perdure-shards")
     if layout is not None and layout != str(VERSION):
         raise StoreUnfit(f"{where}: stream {name} has layout {layout}, this release knows {VERSION}: use that release")
-    if shards is not None and shards != wanted["metadata"]["perdure-shards"]:
+    if partitions is not None and partitions != wanted["metadata"]["perdure-shards"]:
         mine = wanted["metadata"]["perdure-shards"]
-        raise StoreUnfit(f"{where}: stream {name} is one of {shards} shards, not {mine}: the number cannot be changed")
+        raise StoreUnfit(
+            f"{where}: stream {name} is one of {partitions} partitions, not {mine}: the number cannot be changed"
+        )
     for field, value in wanted.items():
         if field in ("num_replicas", "metadata", "name"):
             continue

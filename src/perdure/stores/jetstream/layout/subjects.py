@@ -11,7 +11,7 @@
     PERDURE_K_<s>  limits      perdure.k.<s>.key.<key>, .answer.<message>, .secret, .janitor   one for each subject
     PERDURE_B_<s>  limits      perdure.b.<s>.<id>.<blob>.<n>         payloads too large for a message, in pieces
 
-A shard is that of the id, of the key for what is about a key, of the message for its answer. `perdure` is the
+A partition is that of the id, of the key for what is about a key, of the message for its answer. `perdure` is the
 namespace.
 """
 
@@ -43,97 +43,97 @@ def token(name: str) -> str:
 class Layout:
     """The names of one store on a server."""
 
-    def __init__(self, namespace: str = "perdure", shards: int = SHARDS) -> None:
+    def __init__(self, namespace: str = "perdure", partitions: int = SHARDS) -> None:
         self.namespace = namespace
-        self.shards = shards
+        self.partitions = partitions
         self._kinds = {"j": "J", "q": "Q", "t": "Q", "l": "Q", "k": "K", "b": "B"}
 
-    def shard(self, name: str) -> int:
-        return zlib.crc32(name.encode()) % self.shards
+    def partition(self, name: str) -> int:
+        return zlib.crc32(name.encode()) % self.partitions
 
-    def stream(self, kind: str, shard: int) -> str:
+    def stream(self, kind: str, partition: int) -> str:
         """Return a stream's name; `kind` is J, Q, K or B."""
-        return f"{self.namespace.upper()}_{kind}_{shard}"
+        return f"{self.namespace.upper()}_{kind}_{partition}"
 
     def stream_of(self, subject: str) -> str:
         """Return the stream that takes a subject."""
-        _, kind, shard, _ = subject.split(".", 3)
-        return f"{self.namespace.upper()}_{self._kinds[kind]}_{shard}"
+        _, kind, partition, _ = subject.split(".", 3)
+        return f"{self.namespace.upper()}_{self._kinds[kind]}_{partition}"
 
     def journal(self, id: str) -> str:
-        return f"{self.namespace}.j.{self.shard(id)}.{token(id)}"
+        return f"{self.namespace}.j.{self.partition(id)}.{token(id)}"
 
     def start(self, handler: str, id: str) -> str:
-        return f"{self.namespace}.q.{self.shard(id)}.start.{token(handler)}.{token(id)}"
+        return f"{self.namespace}.q.{self.partition(id)}.start.{token(handler)}.{token(id)}"
 
     def any_start(self, id: str) -> str:
         """Match the queued start of an id, whatever its handler."""
-        return f"{self.namespace}.q.{self.shard(id)}.start.*.{token(id)}"
+        return f"{self.namespace}.q.{self.partition(id)}.start.*.{token(id)}"
 
     def message(self, id: str, message: str) -> str:
-        return f"{self.namespace}.q.{self.shard(id)}.msg.{token(id)}.{token(message)}"
+        return f"{self.namespace}.q.{self.partition(id)}.msg.{token(id)}.{token(message)}"
 
     def wake(self, id: str, name: str) -> str:
         """Name a wake among the messages; `name` has a character that no escaped id has."""
-        return f"{self.namespace}.q.{self.shard(id)}.msg.{token(id)}.{name}"
+        return f"{self.namespace}.q.{self.partition(id)}.msg.{token(id)}.{name}"
 
     def messages(self, id: str) -> str:
-        return f"{self.namespace}.q.{self.shard(id)}.msg.{token(id)}.*"
+        return f"{self.namespace}.q.{self.partition(id)}.msg.{token(id)}.*"
 
-    def all_messages(self, shard: int) -> tuple[str, str]:
+    def all_messages(self, partition: int) -> tuple[str, str]:
         """Match the messages and wakes for anybody, and what is passed on."""
-        return f"{self.namespace}.q.{shard}.msg.>", f"{self.namespace}.q.{shard}.to.>"
+        return f"{self.namespace}.q.{partition}.msg.>", f"{self.namespace}.q.{partition}.to.>"
 
     def passed_on(self, handler: str, id: str, last: str) -> str:
         """Name what is passed on; `last` is the last token of the subject under which it came."""
-        return f"{self.namespace}.q.{self.shard(id)}.to.{token(handler)}.{token(id)}.{last}"
+        return f"{self.namespace}.q.{self.partition(id)}.to.{token(handler)}.{token(id)}.{last}"
 
     def passed_on_to_any(self, id: str, last: str) -> str:
         """Match what is passed on under a name, whoever serves it."""
-        return f"{self.namespace}.q.{self.shard(id)}.to.*.{token(id)}.{last}"
+        return f"{self.namespace}.q.{self.partition(id)}.to.*.{token(id)}.{last}"
 
     def all_passed_on(self, id: str) -> str:
-        return f"{self.namespace}.q.{self.shard(id)}.to.*.{token(id)}.*"
+        return f"{self.namespace}.q.{self.partition(id)}.to.*.{token(id)}.*"
 
     def schedule(self, id: str, what: str) -> str:
-        return f"{self.namespace}.t.{self.shard(id)}.{token(id)}.{what}"
+        return f"{self.namespace}.t.{self.partition(id)}.{token(id)}.{what}"
 
     def delayed(self, id: str, key: str | None) -> str:
-        """Name the schedule of a start: a schedule and its target are in one stream, so it is the key's shard."""
-        return f"{self.namespace}.t.{self.shard(id if key is None else key)}.{token(id)}.start"
+        """Name the schedule of a start: a schedule and its target are in one stream, so it is the key's partition."""
+        return f"{self.namespace}.t.{self.partition(id if key is None else key)}.{token(id)}.start"
 
     def schedules(self, id: str) -> str:
-        return f"{self.namespace}.t.{self.shard(id)}.{token(id)}.>"
+        return f"{self.namespace}.t.{self.partition(id)}.{token(id)}.>"
 
     def leases(self, id: str) -> str:
         """Match the wakes at the ends of leases."""
-        return f"{self.namespace}.t.{self.shard(id)}.{token(id)}.lease.*"
+        return f"{self.namespace}.t.{self.partition(id)}.{token(id)}.lease.*"
 
-    def all_schedules(self, shard: int) -> str:
-        return f"{self.namespace}.t.{shard}.>"
+    def all_schedules(self, partition: int) -> str:
+        return f"{self.namespace}.t.{partition}.>"
 
     def line(self, key: str, id: str, generation: int) -> str:
-        return f"{self.namespace}.l.{self.shard(key)}.{token(key)}.{token(id)}.{generation}"
+        return f"{self.namespace}.l.{self.partition(key)}.{token(key)}.{token(id)}.{generation}"
 
     def places(self, key: str, id: str) -> str:
         """Match the places of an id in the line of a key, whatever its generation."""
-        return f"{self.namespace}.l.{self.shard(key)}.{token(key)}.{token(id)}.*"
+        return f"{self.namespace}.l.{self.partition(key)}.{token(key)}.{token(id)}.*"
 
     def whole_line(self, key: str) -> str:
-        return f"{self.namespace}.l.{self.shard(key)}.{token(key)}.>"
+        return f"{self.namespace}.l.{self.partition(key)}.{token(key)}.>"
 
     def before_lines(self, key: str) -> str:
         """Name what lies before all lines of a stream; it has a character that no escaped key has."""
-        return f"{self.namespace}.l.{self.shard(key)}.=first"
+        return f"{self.namespace}.l.{self.partition(key)}.=first"
 
     def nudge(self, key: str, name: str) -> str:
-        return f"{self.namespace}.q.{self.shard(key)}.key.{token(key)}.{name}"
+        return f"{self.namespace}.q.{self.partition(key)}.key.{token(key)}.{name}"
 
     def key(self, key: str) -> str:
-        return f"{self.namespace}.k.{self.shard(key)}.key.{token(key)}"
+        return f"{self.namespace}.k.{self.partition(key)}.key.{token(key)}"
 
     def answer(self, message: str) -> str:
-        return f"{self.namespace}.k.{self.shard(message)}.answer.{token(message)}"
+        return f"{self.namespace}.k.{self.partition(message)}.answer.{token(message)}"
 
     def secret(self) -> str:
         return f"{self.namespace}.k.0.secret"
@@ -143,10 +143,10 @@ class Layout:
         return f"{self.namespace}.k.0.janitor"
 
     def blob(self, id: str, blob: str, piece: int | str) -> str:
-        return f"{self.namespace}.b.{self.shard(id)}.{token(id)}.{blob}.{piece}"
+        return f"{self.namespace}.b.{self.partition(id)}.{token(id)}.{blob}.{piece}"
 
     def blobs(self, id: str) -> str:
-        return f"{self.namespace}.b.{self.shard(id)}.{token(id)}.>"
+        return f"{self.namespace}.b.{self.partition(id)}.{token(id)}.>"
 
     def settled(self, id: str) -> str:
         """Say that an invocation has settled, to who listens."""

@@ -37,12 +37,12 @@ from perdure.stores.port import Clock, Delivery, Wake
 from perdure.stores.tasks import Tasks
 
 MESSAGES_LIMIT = 500
-"""Messages and wakes that are on their way to a worker, of each shard."""
+"""Messages and wakes that are on their way to a worker, of each partition."""
 PREFETCH_SHARE = 8
 """Of so many starts that a process may have in hand, one more is fetched before there is room."""
 PREFETCH_LIMIT = 64
 PULL_LEAST = 16
-"""Starts that are asked of each shard at least, if there is room for as many in all."""
+"""Starts that are asked of each partition at least, if there is room for as many in all."""
 QUEUED_SECONDS = 2.0
 """How long a start that was fetched and finds no room here is kept, before it is given back: others may have some."""
 PARKED_SECONDS = 0.5
@@ -79,7 +79,7 @@ class Deliveries:
         self._offers: dict[str, int] = {}  # handlers whose invocations may be offered to this process
         self.keeper = keeper = Keeper(wire, layout, journals, name, clock, tasks)
         self.hands = keeper.hands = Hands(
-            layout.shard,
+            layout.partition,
             Post(
                 keeper.acknowledge,
                 keeper.give_up,
@@ -182,9 +182,10 @@ class Deliveries:
     ) -> None:
         if name in self._pullers:
             return
-        streams = [self._layout.stream("Q", shard) for shard in range(self._layout.shards)]
+        streams = [self._layout.stream("Q", partition) for partition in range(self._layout.partitions)]
         each = [
-            {**settings, "filter_subject": settings["filter_subject"].format(shard)} for shard in range(len(streams))
+            {**settings, "filter_subject": settings["filter_subject"].format(partition)}
+            for partition in range(len(streams))
         ]
         await asyncio.gather(
             *(ensure_consumer(self._wire, stream, name, found) for stream, found in zip(streams, each, strict=True))
@@ -195,12 +196,12 @@ class Deliveries:
                     self._wire,
                     stream,
                     name,
-                    partial(wanted, shard),
+                    partial(wanted, partition),
                     arrived,
                     partial(self._missed, stream, name, found),
                     self.keeper.lease,
                 )
-                for shard, (stream, found) in enumerate(zip(streams, each, strict=True))
+                for partition, (stream, found) in enumerate(zip(streams, each, strict=True))
             ]
             self._want()
 
@@ -304,15 +305,15 @@ class Deliveries:
             for puller in pullers:
                 puller.ask(now)
 
-    def _starts_wanted(self, handler: str, shard: int) -> int:
-        """Return how many starts of a handler are wanted of a shard."""
-        room = self.hands.room(handler, shard)
+    def _starts_wanted(self, handler: str, partition: int) -> int:
+        """Return how many starts of a handler are wanted of a partition."""
+        room = self.hands.room(handler, partition)
         if room <= 0:
             return 0
         in_hand = sum(len(member.held) + member.credit for member in self.hands.members)
-        shards = self._layout.shards
+        partitions = self._layout.partitions
         ahead = min(PREFETCH_LIMIT, in_hand // PREFETCH_SHARE)
-        return max(-(-(room + ahead) // shards), min(room, PULL_LEAST))
+        return max(-(-(room + ahead) // partitions), min(room, PULL_LEAST))
 
     # --- arrivals -----------------------------------------------------------------------------------------------------
     def _token(self, arrival: Arrival) -> Token:
@@ -396,5 +397,5 @@ class Deliveries:
         del self._looks[name]
 
 
-def _messages_wanted(_shard: int) -> int:
+def _messages_wanted(_partition: int) -> int:
     return MESSAGES_LIMIT

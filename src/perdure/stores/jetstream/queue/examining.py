@@ -78,15 +78,15 @@ class Examining:
 
     async def _park_mail(self, starts: Sequence[Delivery]) -> None:
         """Have the messages for starts go out with them: another process may hold those, and may be dead."""
-        shard_of = self._layout.shard
-        shards = sorted({shard_of(start.id) for start in starts})
-        have_some = dict(zip(shards, await asyncio.gather(*map(self._has_mail, shards)), strict=True))
-        await asyncio.gather(*(self._park_mail_of(start) for start in starts if have_some[shard_of(start.id)]))
+        partition_of = self._layout.partition
+        partitions = sorted({partition_of(start.id) for start in starts})
+        have_some = dict(zip(partitions, await asyncio.gather(*map(self._has_mail, partitions)), strict=True))
+        await asyncio.gather(*(self._park_mail_of(start) for start in starts if have_some[partition_of(start.id)]))
 
-    async def _has_mail(self, shard: int) -> bool:
+    async def _has_mail(self, partition: int) -> bool:
         """Tell whether there are messages for anybody."""
-        stream = self._layout.stream("Q", shard)
-        for subject in self._layout.all_messages(shard):
+        stream = self._layout.stream("Q", partition)
+        for subject in self._layout.all_messages(partition):
             if await self._wire.first(stream, subject) is not None:
                 return True
         return False

@@ -34,7 +34,7 @@ class Finder:
                 return start, True
             return start, start.key is not None and await self._keys.is_waiting(start.key, id)
         for subject in (self._layout.delayed(id, None), self._layout.any_start(id), self._layout.any_start(id)):
-            stored = await self._wire.last(self._layout.stream("Q", self._layout.shard(id)), subject)
+            stored = await self._wire.last(self._layout.stream("Q", self._layout.partition(id)), subject)
             if stored is not None:
                 data = await self._blobs.load(id, facts_of(stored.headers), stored.data)
                 return decode_start(data), subject.endswith(".start")
@@ -42,7 +42,7 @@ class Finder:
 
     async def mail(self, id: str) -> list[Message]:
         """Read the messages for an invocation that nobody has acknowledged, oldest first."""
-        stream = self._layout.stream("Q", self._layout.shard(id))
+        stream = self._layout.stream("Q", self._layout.partition(id))
         subjects = (self._layout.messages(id), self._layout.all_passed_on(id))
         stored = await asyncio.gather(*(self._wire.all(stream, subject) for subject in subjects))
         found: dict[str, Message] = {}

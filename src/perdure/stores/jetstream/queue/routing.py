@@ -251,8 +251,8 @@ class Routing:
     async def _fetch_offered(self, offer: Offer) -> None:
         """Read a large message that was offered; if it fails, the message is not renewed, and comes again."""
         stream = offer.reply.split(".")[-7]
-        shard = self._layout.shard(offer.id)
-        found = await self._wire.first(stream, f"{self._layout.namespace}.q.{shard}.>", offer.sequence)
+        partition = self._layout.partition(offer.id)
+        found = await self._wire.first(stream, f"{self._layout.namespace}.q.{partition}.>", offer.sequence)
         if found is not None and found.sequence == offer.sequence:
             facts = facts_of(found.headers)
             message = decode_message(await self._blobs.load(offer.id, facts, found.data))
