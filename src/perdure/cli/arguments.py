@@ -21,7 +21,7 @@ import click
 
 from perdure.authoring.workflow import Workflow
 from perdure.cli.values import is_json, reader, sample
-from perdure.core.codec import type_name
+from perdure.core.values import type_name
 from perdure.errors import InputRefused
 
 NUMBER = "{i}"

@@ -22,9 +22,9 @@ from typing import Protocol
 
 from msgspec.structs import replace
 
-from perdure.authoring.workflow import StepInfo, Work
-from perdure.core.codec import Failure
+from perdure.authoring.step import StepInfo, Work
 from perdure.core.effects import NO_EFFECTS, Effects, Enlist, Release, effects_of
+from perdure.core.failures import Failure
 from perdure.core.history import DEATHS_LIMIT, History
 from perdure.core.journal import (
     Accepted,

@@ -21,8 +21,9 @@ from collections import OrderedDict, deque
 from collections.abc import Awaitable, Callable, Collection, Sequence
 from typing import Any, Protocol, Self
 
-from perdure.authoring.workflow import StepInfo, Work, Workflow
-from perdure.core.codec import Failure, FailureTranslator, failure_of
+from perdure.authoring.step import StepInfo, Work
+from perdure.authoring.workflow import Workflow
+from perdure.core.failures import Failure, FailureTranslator, failure_of
 from perdure.core.journal import Start
 from perdure.core.turn import StubMaker, Turn
 from perdure.errors import InvalidOption, NameTaken, ServiceUnknown, too_large
