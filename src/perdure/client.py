@@ -16,8 +16,8 @@ from msgspec.structs import replace
 from perdure.authoring.group import Group, Wait, WaitForever, run_group
 from perdure.authoring.workflow import Call, Workflow
 from perdure.blocking import Blocking, blocking
-from perdure.core.codec import decoder, encode, rebuild
 from perdure.core.exported import export
+from perdure.core.failures import rebuild
 from perdure.core.ids import check_name, new_id, parse_awakeable_id
 from perdure.core.journal import (
     Cancel,
@@ -31,13 +31,15 @@ from perdure.core.journal import (
     Request,
     Resolve,
     Resume,
+    RetryInvocation,
     Start,
     Status,
-    TryAgain,
 )
 from perdure.core.lifecycle import SETTLED, refusing_status
 from perdure.core.retry import Duration, seconds
 from perdure.core.turn import StubMaker
+from perdure.core.types import decoder
+from perdure.core.values import encode
 from perdure.errors import (
     IllegalTransition,
     InvalidOption,
@@ -189,7 +191,7 @@ class Handle(Generic[R_co]):
         A body that raised by itself is run again as a whole over the results it has: retry it once it is repaired.
         Anything but a failed invocation refuses: `MessageRefused`.
         """
-        await self._client.send(self.id, TryAgain(), timeout=timeout)
+        await self._client.send(self.id, RetryInvocation(), timeout=timeout)
 
     async def purge(self) -> None:
         """Remove a settled invocation for ever, without waiting for the end of its retention.

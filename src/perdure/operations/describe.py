@@ -12,7 +12,7 @@ from typing import Any, assert_never, cast
 from msgspec import Struct
 from msgspec.structs import replace
 
-from perdure.core.codec import Failure, decoder
+from perdure.core.failures import Failure
 from perdure.core.generations import current, retry_in
 from perdure.core.ids import awakeable_id
 from perdure.core.journal import (
@@ -39,14 +39,15 @@ from perdure.core.journal import (
     Reject,
     Resolve,
     Resumed,
+    RetryInvocation,
     Returned,
     SendStart,
     SetTimer,
     Start,
     Status,
-    TryAgain,
 )
 from perdure.core.lifecycle import SETTLED
+from perdure.core.types import decoder
 from perdure.errors import Undecodable
 from perdure.stores.port import Row
 
@@ -199,7 +200,7 @@ def _first_claim(frames: Sequence[Frame]) -> datetime | None:
 
 def _verb(message: Message) -> str:
     match message.request:
-        case TryAgain():
+        case RetryInvocation():
             return "retry"
         case Resolve(n=n) | Reject(n=n):
             return f"{type(message.request).__name__.lower()} #{n}"

@@ -152,7 +152,7 @@ class Journals:
         subject = self._layout.journal(id)
         stored = await self._wire.all(self._layout.stream_of(subject), subject)
         tail = tail_of(stored[-1] if stored else None)
-        frames = [decode_frame(data) for data in await self._checked(id, stored)]
+        frames = [decode_frame(data, id) for data in await self._checked(id, stored)]
         self.note(id, tail)
         return frames, tail
 
@@ -189,14 +189,14 @@ class Journals:
     async def _frame(self, id: str, facts: Facts, data: bytes) -> Frame:
         """Return the frame of a message."""
         data = await self._blobs.load(id, facts, data)
-        return decode_frame(decode_pack(data).frame if facts.is_pack else data)
+        return decode_frame(decode_pack(data).frame if facts.is_pack else data, id)
 
     async def _first_frame(self, id: str, facts: Facts, data: bytes) -> Frame:
         """Return the first of the frames that a message stands for."""
         if not facts.is_pack:
             return await self._frame(id, facts, data)
         pack = decode_pack(await self._blobs.load(id, facts, data))
-        return decode_frame((await self._segment(id, pack.segments[0]))[0])
+        return decode_frame((await self._segment(id, pack.segments[0]))[0], id)
 
     async def start(self, id: str) -> Start | None:
         """Return the start that a journal holds, in its reservation or its first frame.
