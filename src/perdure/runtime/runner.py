@@ -1025,6 +1025,11 @@ class Runner:
         return not self._outage and bool(self._busy or self._running or self._arrivals or self._inbox)
 
     @property
+    def steps_in_progress(self) -> list[str]:
+        """The names of the steps that run now."""
+        return [attempt.work.name for attempt in self._running.values()]
+
+    @property
     def first_frame_held(self) -> bool:
         """Tell whether steps run whose commands are not durable yet."""
         return self._unwritten is not None and not self._busy and not self.closed

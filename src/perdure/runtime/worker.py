@@ -193,6 +193,11 @@ class Worker:
         """Tell whether no runner has anything in progress."""
         return not self._scheduled and not any(runner.in_progress for runner in self._runners.values())
 
+    @property
+    def steps_in_progress(self) -> list[str]:
+        """The names of the steps that run now, one for each attempt."""
+        return [name for runner in self._runners.values() for name in runner.steps_in_progress]
+
     # --- deliveries ---------------------------------------------------------------------------------------------------
     def _deliver(self, delivery: Delivery) -> None:
         if isinstance(delivery.item, Start):
