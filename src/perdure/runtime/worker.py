@@ -21,6 +21,7 @@ from collections import OrderedDict, deque
 from collections.abc import Awaitable, Callable, Collection, Sequence
 from typing import Any, Protocol, Self
 
+from perdure.authoring.context import Context
 from perdure.authoring.step import StepInfo, Work
 from perdure.authoring.workflow import Workflow
 from perdure.core.failures import Failure, FailureTranslator, failure_of
@@ -342,6 +343,7 @@ class Worker:
             secret=self.store.secret,
             translators=self._translators,
             stubs=self._stubs,
+            context=Context,
             payload_limit=self.store.payload_limit,
         )
 

@@ -6,6 +6,7 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+from perdure.authoring.context import Context
 from perdure.authoring.workflow import Workflow
 from perdure.connect import make_stub, translators_in_use
 from perdure.core.exported import Loaded, load
@@ -47,7 +48,13 @@ def _replay(workflow: Workflow[..., Any], loaded: Loaded) -> None:
     if frames and isinstance(outcome := frames[-1].outcome, Cancelled) and outcome.forced:
         frames = frames[:-1]  # it was written without the body
     turn = _ExportedTurn(
-        start, body, workflow.encode_result, secret=b"", translators=translators_in_use, stubs=make_stub
+        start,
+        body,
+        workflow.encode_result,
+        secret=b"",
+        translators=translators_in_use,
+        stubs=make_stub,
+        context=Context,
     )
     turn.awakeables = loaded.awakeables
     try:
