@@ -450,7 +450,7 @@ class SqliteStore:
         for number, (revision, data, checksum) in enumerate(rows, 1):
             if revision != number or checksum != frame_checksum(id, revision, data):
                 raise StoreDamaged(about(self.path, f"frame {number} of the journal of {id!r} is missing or changed"))
-        return Journal(tuple(decode_frame(data) for _, data, _ in rows), len(rows), done=True)  # one transaction
+        return Journal(tuple(decode_frame(data, id) for _, data, _ in rows), len(rows), done=True)  # one transaction
 
     async def revision(self, id: str, /) -> int:
         query = "SELECT revision FROM invocation WHERE id = ?"
@@ -469,7 +469,7 @@ class SqliteStore:
                 return None
             if last is None or last[2] != frame_checksum(id, last[0], last[1]):
                 raise StoreDamaged(about(self.path, f"the last frame of {id!r} is missing or changed"))
-            outcome = decode_frame(last[1]).outcome
+            outcome = decode_frame(last[1], id).outcome
             if outcome is None:
                 raise StoreDamaged(about(self.path, f"{id!r} is {row[0]}, and its journal does not say how it ended"))
             return outcome
