@@ -13,8 +13,9 @@ import os
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import msgspec
 
@@ -22,7 +23,7 @@ from examples.services.nats_server import server
 from perdure import Client, connect, workflow
 from perdure.errors import MessageRefused
 from tests.nats.backup import Copy, back_up, restore
-from tests.old import programs, scenes
+from tests.old import scenes
 from tests.old.programs import SERVED, changes, changes_then, grows_then, ran
 
 SHARDS = 2
@@ -110,16 +111,17 @@ def _short(value: Any) -> Any:
         case bytes():
             return repr(value)
         case dict():
-            return {str(name): _short(each) for name, each in value.items()}  # pyright: ignore
+            return {str(name): _short(each) for name, each in cast("dict[Any, Any]", value).items()}
         case list() | tuple() | set() | frozenset():
-            return [_short(each) for each in value]  # pyright: ignore
+            return [_short(each) for each in cast("Iterable[Any]", value)]
         case _:
             return value
 
 
 # --- the making -------------------------------------------------------------------------------------------------------
 def connected(url: str) -> Client:
-    return connect(url, retention=None, **({"shards": SHARDS} if url.startswith("nats:") else {}))
+    shards = SHARDS if url.startswith("nats:") else None
+    return connect(url, retention=None, shards=shards)
 
 
 async def play(url: str, steps: Path) -> None:

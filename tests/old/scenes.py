@@ -267,8 +267,9 @@ def _ended() -> list[Scene]:
 def _failed_and_retried() -> list[Scene]:
     p = programs
     once = ["before", "fragile", "sturdy", "second"]
-    done, waits, again = (then(settled, mended(f"{label} fragile"), settled, mended(f"{label} second"))
-                          for label in ("m1", "m2", "m3"))
+    done, waits, again = (
+        then(settled, mended(f"{label} fragile"), settled, mended(f"{label} second")) for label in ("m1", "m2", "m3")
+    )
     again = then(settled, mended("m3 fragile"), settled)
     return [
         Scene(
@@ -343,8 +344,7 @@ def _deployed() -> list[Scene]:
     p = programs
     return [
         Scene("grew", p.grows.bind("d1"), asked, "suspended", resolved("given"), "completed", "given"),
-        Scene("changed", p.changes.bind("d2"), asked, "paused", then(resumed, resolved("given")), "completed",
-              "given"),
+        Scene("changed", p.changes.bind("d2"), asked, "paused", then(resumed, resolved("given")), "completed", "given"),
     ]
 
 
@@ -411,9 +411,7 @@ DEPLOYED = _deployed()
 MAILED = _mail()
 CUT_SHORT = _cut_short()
 UNSERVED = _unserved()
-ALL = {
-    each.id: each for part in (ENDED, RETRIED, WAITING, DEPLOYED, MAILED, CUT_SHORT, UNSERVED) for each in part
-}
+ALL = {each.id: each for part in (ENDED, RETRIED, WAITING, DEPLOYED, MAILED, CUT_SHORT, UNSERVED) for each in part}
 SLOTS = 3
 """As many as hang in the end."""
 
@@ -422,6 +420,8 @@ BROKEN_THEN = (
     "m5", "m6 1", "m6 2", "m7 7", "e7 fragile", "x2 late", "users tue", "tue",
 )  # fmt: skip
 """Steps that fail while the store is made."""
+SUPERSEDED = {"c4 tidied"}
+"""The step whose result a retry of the rest supersedes: its invocation ran out of time before it."""
 HANGING_THEN = ("x5 hung", "x6 hung")
 
 
