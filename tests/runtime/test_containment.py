@@ -6,7 +6,6 @@ import asyncio
 import functools
 import gc
 import logging
-import sys
 import threading
 from collections.abc import Callable
 from datetime import timedelta
@@ -14,7 +13,7 @@ from typing import Any, cast
 
 import pytest
 
-from perdure import Client, Context, RemoteError, Retry, Workflow, connect, step, workflow
+from perdure import Client, Context, Retry, Workflow, connect, step, workflow
 from perdure.connect import channels_for, make_stub, translators_in_use
 from perdure.core.journal import Raised
 from perdure.errors import CalledOutsideWorkflow, InvalidOption, StoreUnavailable
@@ -279,21 +278,6 @@ async def test_next_over_nothing_in_a_thread_is_a_failure_and_gives_the_slot_bac
         assert await asyncio.wait_for(client.run(good, "on"), SOON) == "ON"
 
 
-async def test_step_that_exits_is_told_to_the_caller_with_its_name() -> None:
-    @step
-    async def leaves() -> None:
-        sys.exit(3)
-
-    @workflow
-    async def calls() -> None:
-        await leaves()
-
-    async with connect("memory:") as client, client.worker(good, calls):
-        with pytest.raises(RemoteError, match="SystemExit"):
-            await asyncio.wait_for(client.run(calls), SOON)
-        assert await asyncio.wait_for(client.run(good, "on"), SOON) == "ON"
-
-
 # --- policies ---------------------------------------------------------------------------------------------------------
 class Custom(Retry):
     answer: Any = None
@@ -319,7 +303,6 @@ ANSWERS: dict[str, Any] = {
     "a list": [1],
     "a coroutine": coroutine,
     "raises": ZeroDivisionError("policy"),
-    "exits": SystemExit(1),
     "complex": 1j,
 }
 

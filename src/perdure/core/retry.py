@@ -137,7 +137,7 @@ _WRONG_CALL = re.compile(
     r"|\) takes no (keyword )?arguments"
     r"|\) got (an unexpected keyword argument|multiple values for|some positional-only arguments)"
     r"| expected( at least| at most| exactly)? \d+ arguments?, got"
-    r"|^function missing required argument"
+    r"|^function missing required argument| is an invalid keyword argument for "
 )
 """How CPython words the `TypeError` of a call whose arguments do not fit. Other `TypeError`s may come from data."""
 

@@ -15,9 +15,9 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Any, Protocol
 
-from perdure.authoring.workflow import StepInfo, Work, current_step
-from perdure.core.codec import Failure
-from perdure.core.codec import failure_of as plain_failure_of
+from perdure.authoring.step import StepInfo, Work, current_step
+from perdure.core.failures import Failure
+from perdure.core.failures import failure_of as plain_failure_of
 from perdure.core.journal import Answering, Attempted, Interrupted, Raised, Returned
 from perdure.core.retry import next_wait
 from perdure.errors import too_large

@@ -22,9 +22,10 @@ from collections.abc import Awaitable, Callable, Collection, Sequence
 from contextlib import AsyncExitStack
 from typing import Any, Protocol, Self
 
-from perdure.authoring.workflow import StepInfo, Work, Workflow
+from perdure.authoring.step import StepInfo, Work
+from perdure.authoring.workflow import Workflow
 from perdure.background import RateLimitedLog
-from perdure.core.codec import Failure, FailureTranslator, failure_of
+from perdure.core.failures import Failure, FailureTranslator, failure_of
 from perdure.core.journal import Start
 from perdure.core.turn import StubMaker, Turn
 from perdure.errors import InvalidOption, NameTaken, ServiceUnknown, StoreError, too_large
@@ -125,7 +126,7 @@ class Worker:
         if self._running:
             raise InvalidOption("this worker is running already: make another with client.worker(...)")
         self._running = True
-        parts = AsyncExitStack()  # what `_dismantle` undoes, in reverse; also when entering fails half way
+        parts = AsyncExitStack()  # what `stop` undoes, in reverse; so does an entering that fails half way
         try:
             await self._enter(parts)
         except BaseException:
@@ -209,6 +210,11 @@ class Worker:
     def quiet(self) -> bool:
         """Tell whether no runner has anything in progress."""
         return not self._scheduled and not any(runner.in_progress for runner in self._runners.values())
+
+    @property
+    def steps_in_progress(self) -> list[str]:
+        """The names of the steps that run now, one for each attempt."""
+        return [name for runner in self._runners.values() for name in runner.steps_in_progress]
 
     # --- deliveries ---------------------------------------------------------------------------------------------------
     def _deliver(self, delivery: Delivery) -> None:
