@@ -20,6 +20,6 @@ WAL; a database whose commit number is behind that file has lost something that 
 """
 
 from perdure.stores.sqlite.store import SqliteStore
-from perdure.stores.sqlite.view import SqliteView
+from perdure.stores.sqlite.reader import SqliteView
 
 __all__ = ["SqliteStore", "SqliteView"]

@@ -20,7 +20,7 @@ from perdure.stores.sqlite.faults import Mismatch
 from perdure.stores.sqlite.schema import key_checksum, line_checksum, state_checksum
 
 if TYPE_CHECKING:
-    from perdure.stores.sqlite.writer import Unit
+    from perdure.stores.sqlite.unit import Unit
 
 _encode_state = msgspec.msgpack.Encoder().encode
 _decode_state = msgspec.msgpack.Decoder(dict[str, bytes]).decode
@@ -128,7 +128,7 @@ class Keys:
             return
         checksum = state_checksum(id, status, sequence, at, wake, revision)
         db.execute("UPDATE invocation SET sequence = ?, state_checksum = ? WHERE id = ?", (sequence, checksum, id))
-        unit.granted.append((sequence, data, start_checksum))
+        unit.granted.append((sequence, id, data, start_checksum))
 
     def _count_less(self, key: str, left: int) -> None:
         if (waiting := self._waiting.get(key)) is not None:

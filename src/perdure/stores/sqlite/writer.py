@@ -44,57 +44,6 @@ BATCH_LIMIT = 2_000
 log = logging.getLogger("perdure.sqlite")
 
 
-# --- what waits to be written -----------------------------------------------------------------------------------------
-class Accept(Struct):
-    """A start with the status and place that it will have."""
-
-    start: Start
-    data: bytes
-    status: Status
-    sequence: int
-    new: bool = True
-
-
-def _tell_nobody(revision: int, error: Exception | None) -> None:
-    pass
-
-
-class Unit(Struct, eq=False):
-    """What is written whole or not at all: a submit, a post, a commit, or the store's own housekeeping.
-
-    `strict` makes an id that exists with another input an error; `must_exist`, a message to nobody. `place` is for who
-    enlists for a key. A commit is told, the others end their future. `ended` says that the transition ends the claim.
-    The writer fills in `routes` (message, handler, whether it can go to a worker before the start has), `granted`
-    (sequence, start and its checksum: starts that now have their key) and `woken` (id and handler of others that have
-    it).
-    """
-
-    accepts: Sequence[Accept] = ()
-    strict: bool = False
-    transition: Transition | None = None
-    ended: bool = False
-    told: Committed = _tell_nobody
-    frame: bytes | None = None
-    messages: Sequence[Message] = ()
-    must_exist: bool = False
-    done_messages: Sequence[str] = ()
-    promoted: Sequence[tuple[int, Start]] = ()
-    purge: Sequence[tuple[str, float]] = ()  # ids, and the time after which they must not have changed
-    purged: int = 0
-    place: int = 0
-    future: asyncio.Future[Any] | None = None
-    routes: list[tuple[Message, str, bool]] = []
-    granted: list[tuple[int, bytes, int]] = []
-    woken: list[tuple[str, str]] = []
-    error: Exception | None = None
-
-    def forget_reports(self) -> None:
-        """Forget what a try that was rolled back had found."""
-        self.routes.clear()
-        self.granted.clear()
-        self.woken.clear()
-
-
 # --- the writer -------------------------------------------------------------------------------------------------------
 class Writer:
     """Commits what waits, one transaction at a time, in a thread of its own."""
@@ -169,7 +118,7 @@ class Writer:
                 transition = unit.transition
                 unit.error = explain(self._path, error)
                 if transition is not None:
-                    unit.error = _conflict(transition.id, transition.expected)
+                    unit.error = conflict(transition.id, transition.expected)
             except Exception as error:  # noqa: BLE001  whatever it is, it ends this unit and not the writer
                 self._recover([unit], error)
 
@@ -367,12 +316,8 @@ def _insert_frames(db: sqlite3.Connection, frames: Sequence[_FrameRow], tails: M
                 "SELECT 1 FROM frame WHERE id = ? AND revision = ?", (frame[0], frame[1] - 1)
             ).fetchone()
             if before is None:
-                raise Mismatch(_conflict(frame[0], frame[1] - 1))
+                raise Mismatch(conflict(frame[0], frame[1] - 1))
             db.execute("INSERT INTO frame VALUES (?, ?, ?, ?)", frame)
-
-
-def _conflict(id: str, expected: int) -> Conflict:
-    return Conflict(f"the journal of {id!r} is not at revision {expected}", invocation_id=id)
 
 
 def _is_new(db: sqlite3.Connection, seen: dict[str, bytes], unit: Unit, start: Start) -> bool:
@@ -405,9 +350,3 @@ def _insert_messages(db: sqlite3.Connection, unit: Unit) -> None:
         )
         if inserted.rowcount:
             unit.routes.append((message, row[0], may_be_routed(message, row[1], row[2])))
-
-
-def may_be_routed(message: Message, status: Status, sequence: int | None) -> bool:
-    """Tell whether a message can go to a worker before its invocation's start has: who is put off can be cancelled."""
-    is_put_off = status == "scheduled" or (status == "pending" and sequence is None)
-    return status not in ("pending", "scheduled") or (is_put_off and settles_before_begin(message))

@@ -1,0 +1,77 @@
+"""What was read from the file, held against its checksum. Damage raises `StoreDamaged`, which names what is damaged."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Sequence
+from typing import Any
+
+from perdure.core.journal import Message, Start, decode_message, decode_start
+from perdure.errors import StoreDamaged
+from perdure.stores.port import Row, identity_of
+from perdure.stores.sql.index import COLUMNS
+from perdure.stores.sqlite.faults import about
+from perdure.stores.sqlite.schema import answer_checksum, frame_checksum, state_checksum
+
+ROW = f"{COLUMNS}, sequence, wake, revision, state_checksum"
+"""The columns of a `Row` with those that its checksum covers."""
+_REMEDY = "restore it from a backup to go on with it"
+
+
+def damaged(path: str, what: str) -> StoreDamaged:
+    """Return the error for damage to one invocation."""
+    return StoreDamaged(about(path, f"{what}: {_REMEDY}"))
+
+
+def start_of(path: str, id: str, data: bytes, checksum: int) -> Start:
+    if zlib.crc32(data) != checksum or (start := decode_start(data)).id != id:
+        raise damaged(path, f"the start of invocation {id!r} was changed")
+    return start
+
+
+def message_of(path: str, to: str, data: bytes, checksum: int) -> Message:
+    if zlib.crc32(data) != checksum or (message := decode_message(data)).to != to:
+        raise damaged(path, f"a message to invocation {to!r} was changed")
+    return message
+
+
+def row_of(path: str, found: Sequence[Any]) -> Row:
+    """Return the row of what was selected as `ROW`."""
+    *described, sequence, wake, revision, checksum = found
+    row = Row(*described)
+    check_state(path, row.id, row.status, sequence, row.updated_at, wake, revision, checksum)
+    return row
+
+
+def check_state(
+    path: str,
+    id: str,
+    status: str,
+    sequence: int | None,
+    updated_at: float,
+    wake: float | None,
+    revision: int,
+    checksum: int,
+) -> None:
+    if state_checksum(id, status, sequence, updated_at, wake, revision) != checksum:
+        raise damaged(path, f"the row of invocation {id!r} was changed")
+
+
+def check_described(path: str, start: Start, described: Sequence[Any]) -> None:
+    """See that the columns that repeat what a start says (handler, key, created_at, due, identity) agree with it."""
+    if [*described] != [start.handler, start.key, start.at, start.due, identity_of(start)]:
+        raise damaged(path, f"the row of invocation {start.id!r} was changed")
+
+
+def check_frames(path: str, id: str, revision: int, frames: Sequence[tuple[int, bytes, int]]) -> None:
+    """See that a journal has all its frames, in order and unchanged."""
+    if len(frames) < revision:
+        raise damaged(path, f"the journal of invocation {id!r} ends at frame {len(frames)} of {revision}")
+    for number, (at, data, checksum) in enumerate(frames, 1):
+        if at != number or checksum != frame_checksum(id, at, data):
+            raise damaged(path, f"frame {number} of the journal of invocation {id!r} is missing or was changed")
+
+
+def check_answer(path: str, to: str, id: str, answer: str | None, answered: int, checksum: int) -> None:
+    if checksum != (answer_checksum(id, answer) if answered else 0):
+        raise damaged(path, f"the answer to message {id!r} to invocation {to!r} was changed")

@@ -1,0 +1,260 @@
+"""Reading a file: what the store that serves it and a view of it have in common.
+
+All reads go through one connection, in a thread of its own. Whatever is read is held against its checksum.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+import os
+import sqlite3
+from collections.abc import Callable, Sequence
+from typing import Any, Never, TypeVar
+
+from perdure.core.journal import Answer, Message, Outcome, Start, decode_frame, known_status
+from perdure.core.lifecycle import SETTLED as SETTLED_STATUSES
+from perdure.errors import StoreClosed, StoreDamaged, StoreError, StoreReadOnly
+from perdure.stores.clock import SystemClock
+from perdure.stores.notices import Feed
+from perdure.stores.port import LINE_LIMIT, PAYLOAD_LIMIT_BYTES, Counts, Filter, Journal, Key, Row
+from perdure.stores.read_only import OnlyLooking
+from perdure.stores.sql.index import COUNTS, counts_of, query_of
+from perdure.stores.sqlite.aside import Aside
+from perdure.stores.sqlite.checked import ROW, check_frames, damaged, message_of, row_of, start_of
+from perdure.stores.sqlite.faults import Mismatch, about, explained
+from perdure.stores.sqlite.file import look
+from perdure.stores.sqlite.keys import read_key
+from perdure.stores.sqlite.schema import frame_checksum
+
+T = TypeVar("T")
+
+READ_BATCH_LIMIT = 100
+"""Reads that go to the reading thread together."""
+_Read = tuple[Callable[[sqlite3.Connection], Any], asyncio.Future[Any]]
+
+
+class ReadThread:
+    """One connection, used by one thread."""
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+        self._pool = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="perdure-sqlite-read")
+        self._db: sqlite3.Connection | None = None
+        self._reads: list[_Read] = []
+        self._busy = False
+
+    def use(self, db: sqlite3.Connection) -> None:
+        """Read through `db` from now on."""
+        self._db = db
+
+    async def run(self, work: Callable[..., T], *arguments: Any) -> T:
+        """Run something else in the thread."""
+        return await asyncio.get_running_loop().run_in_executor(self._pool, work, *arguments)
+
+    async def close(self) -> None:
+        """Finish the reads in progress, refuse those that wait, and close the connection."""
+        db, self._db = self._db, None
+        if db is not None:
+            await self.run(db.close)
+        self._pool.shutdown(wait=False)
+
+    async def read(self, read: Callable[[sqlite3.Connection], T]) -> T:
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[T] = loop.create_future()
+        self._reads.append((read, future))
+        if not self._busy:
+            # All that is asked for in this round of the loop goes to the thread together, and what is asked for while
+            # it reads goes next: with one hop for each, two threads that want the interpreter wait for it every time.
+            self._busy = True
+            loop.call_soon(self._send)
+        return await future
+
+    def _send(self) -> None:
+        db = self._db
+        limit = READ_BATCH_LIMIT if db is not None else len(self._reads)
+        reads, self._reads = self._reads[:limit], self._reads[limit:]
+        self._busy = bool(reads) and db is not None
+        if db is None:
+            for _, future in reads:
+                if not future.done():
+                    future.set_exception(StoreClosed(about(self._path, "the store is closed")))
+        elif reads:
+            loop = asyncio.get_running_loop()
+            loop.run_in_executor(self._pool, self._execute, loop, db, reads)
+
+    def _execute(self, loop: asyncio.AbstractEventLoop, db: sqlite3.Connection, reads: Sequence[_Read]) -> None:
+        """Read, in the thread; what a read raises is for its caller."""
+        found: list[tuple[asyncio.Future[Any], Any, BaseException | None]] = []
+        for read, future in reads:
+            try:
+                with explained(self._path):
+                    found.append((future, read(db), None))
+            except BaseException as error:  # noqa: BLE001
+                found.append((future, None, error))
+        loop.call_soon_threadsafe(self._ended, found)
+
+    def _ended(self, found: Sequence[tuple[asyncio.Future[Any], Any, BaseException | None]]) -> None:
+        for future, value, error in found:
+            if future.done():
+                continue  # its caller has given up
+            if error is None:
+                future.set_result(value)
+            else:
+                future.set_exception(error)
+        self._send()
+
+
+class SqliteReader:
+    """What a file says of its invocations. Changes nothing."""
+
+    def __init__(self, path: str, *, payload_limit: int = PAYLOAD_LIMIT_BYTES, line_limit: int = LINE_LIMIT) -> None:
+        self.path = os.path.abspath(os.path.expanduser(path))
+        self.clock = SystemClock()
+        self.payload_limit = payload_limit
+        self.line_limit = line_limit
+        self.secret = b""
+        self._pid = os.getpid()
+        self._open = False
+        self._reading = ReadThread(self.path)
+        self._aside = Aside()
+
+    def _check(self) -> None:
+        if os.getpid() != self._pid:
+            raise StoreError(
+                about(self.path, f"it was opened by process {self._pid}; a forked child must open one of its own")
+            )
+        if not self._open:
+            raise StoreClosed(about(self.path, "the store is closed"))
+
+    async def _read(self, read: Callable[[sqlite3.Connection], T]) -> T:
+        self._check()
+        return await self._reading.read(read)
+
+    def _listed(self, found: Sequence[Any]) -> Row | None:
+        """Return a row to list; None for one that is damaged, which is set aside."""
+        try:
+            return row_of(self.path, found)
+        except StoreDamaged as error:
+            self._aside.add(found[0], error)
+            return None
+
+    @property
+    def set_aside(self) -> list[str]:
+        """The ids of invocations that are not served from here: damaged, or readable by a newer release only."""
+        return [*self._aside]
+
+    # --- one invocation -----------------------------------------------------------------------------------------------
+    async def journal(self, id: str, /) -> Journal:
+        self._aside.check(id)
+        return await self._read(lambda db: self._journal(db, id))
+
+    def _journal(self, db: sqlite3.Connection, id: str) -> Journal:
+        # In this order: a commit between the two reads adds frames, and must not look like frames that are missing.
+        known = db.execute("SELECT revision, status FROM invocation WHERE id = ?", (id,)).fetchone()
+        rows = db.execute("SELECT revision, data, checksum FROM frame WHERE id = ? ORDER BY revision", (id,)).fetchall()
+        if known is not None:
+            if len(rows) < known[0] and _is_gone(db, id):
+                return Journal()
+            known_status(known[1], id)
+        check_frames(self.path, id, 0 if known is None else known[0], rows)
+        return Journal(tuple(decode_frame(data, id) for _, data, _ in rows), len(rows), done=True)  # one transaction
+
+    async def revision(self, id: str, /) -> int:
+        query = "SELECT revision FROM invocation WHERE id = ?"
+        found = await self._read(lambda db: db.execute(query, (id,)).fetchone())
+        return 0 if found is None else found[0]
+
+    async def outcome(self, id: str, /) -> Outcome | None:
+        def read(db: sqlite3.Connection) -> Outcome | None:
+            row = db.execute("SELECT status FROM invocation WHERE id = ?", (id,)).fetchone()
+            if row is None or row[0] not in SETTLED_STATUSES:
+                return None
+            last = db.execute(
+                "SELECT revision, data, checksum FROM frame WHERE id = ? ORDER BY revision DESC LIMIT 1", (id,)
+            ).fetchone()
+            if last is None and _is_gone(db, id):
+                return None
+            if last is None or last[2] != frame_checksum(id, last[0], last[1]):
+                raise damaged(self.path, f"the last frame of the journal of invocation {id!r} is missing or changed")
+            outcome = decode_frame(last[1], id).outcome
+            if outcome is None:
+                raise damaged(self.path, f"invocation {id!r} is {row[0]}, and its journal does not say how it ended")
+            return outcome
+
+        self._aside.check(id)
+        return await self._read(read)
+
+    async def mail(self, id: str, /) -> list[Message]:
+        query = "SELECT data, checksum FROM message WHERE invocation = ? AND answered = 0"
+        rows = await self._read(lambda db: db.execute(query, (id,)).fetchall())
+        return sorted((message_of(self.path, id, *row) for row in rows), key=lambda each: each.at)
+
+    async def start(self, id: str, /) -> Start | None:
+        query = "SELECT start, checksum FROM invocation WHERE id = ?"
+        row = await self._read(lambda db: db.execute(query, (id,)).fetchone())
+        return None if row is None else start_of(self.path, id, *row)
+
+    async def row(self, id: str, /) -> Row | None:
+        self._aside.check(id)
+        found = await self._read(lambda db: db.execute(f"SELECT {ROW} FROM invocation WHERE id = ?", (id,)).fetchone())
+        return None if found is None else row_of(self.path, found)
+
+    # --- all of them --------------------------------------------------------------------------------------------------
+    async def key(self, name: str, /) -> Key:
+        def read(db: sqlite3.Connection) -> Key:
+            try:
+                return read_key(db, name)
+            except Mismatch as error:
+                raise StoreDamaged(about(self.path, str(error))) from error
+
+        return await self._read(read)
+
+    async def search(self, filter: Filter, /) -> list[Row]:
+        """List invocations, newest first; those that are set aside because their row is damaged are left out."""
+        query, values = query_of(filter, ROW)
+        found = await self._read(lambda db: db.execute(query, values).fetchall())
+        return [row for each in found if (row := self._listed(each)) is not None]
+
+    async def counts(self) -> Counts:
+        return counts_of(await self._read(lambda db: db.execute(COUNTS).fetchall()))
+
+
+class SqliteView(OnlyLooking, SqliteReader):
+    """A file that is only looked at, also while another process serves it. It takes no lock and has no writer."""
+
+    async def open(self) -> None:
+        try:
+            db, opened = await self._reading.run(look, self.path)
+        except BaseException:
+            await self._reading.close()
+            raise
+        self._reading.use(db)
+        self.secret = opened.secret
+        self._open = True
+
+    async def aclose(self) -> None:
+        if self._open:
+            self._open = False
+            await self._reading.close()
+
+    def watch(self, id: str, /) -> asyncio.Future[Outcome]:
+        self._refuse_change("nothing is told when an invocation ends: describe it")
+
+    def events(self, filter: Filter, /) -> Feed:
+        self._refuse_change("nothing is told of changes: list what there is")
+
+    async def answer(self, message_id: str, /) -> Answer:
+        self._refuse_change("nothing is told of answers: describe the invocation")
+
+    def serves(self, handler: str, /) -> bool | None:
+        return None  # another process may
+
+    def _refuse_change(self, what: str) -> Never:
+        self._check()
+        raise StoreReadOnly(about(self.path, f"it was opened to be read only, so {what}"))
+
+
+def _is_gone(db: sqlite3.Connection, id: str) -> bool:
+    """Tell whether an invocation was purged between two reads."""
+    return db.execute("SELECT 1 FROM invocation WHERE id = ?", (id,)).fetchone() is None
