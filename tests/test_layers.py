@@ -320,7 +320,7 @@ def test_what_is_allowed_is_not_reported() -> None:
         ),
         module("perdure.stores.jetstream.store", "from perdure.stores.jetstream import wire\nfrom ..port import Store"),
         module("perdure.stores.memory", "from perdure.stores.clock import SystemClock"),
-        module("perdure.stores.jetstream.wire", "from perdure.core.journal import Frame"),
+        module("perdure.stores.jetstream.wire.wire", "from perdure.core.journal import Frame"),
         module("perdure.connect", "from perdure.stores.memory import Memory"),
         module("perdure.cli", "from perdure.http.app import app\nimport time"),
     ]

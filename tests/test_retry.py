@@ -13,7 +13,7 @@ import pytest
 
 from perdure import Client, Context, Handle, Retry, Workflow, connect, step, step_info, workflow
 from perdure.connect import channels_for, translators_in_use
-from perdure.core.journal import Message, TryAgain
+from perdure.core.journal import Message, RetryInvocation
 from perdure.errors import AwakeableRejected, IllegalTransition, InvocationTimedOut, MessageRefused, StoreClosed
 from perdure.runtime.worker import Worker
 from perdure.stores.memory import Crashed, MemoryStore
@@ -343,7 +343,7 @@ async def test_a_retry_that_is_delivered_again_is_answered_from_the_journal(open
     async with opened() as client:
         handle = await failed(client, four_steps)
         store = await client.opened()
-        message = Message("again", handle.id, store.clock.now(), TryAgain())
+        message = Message("again", handle.id, store.clock.now(), RetryInvocation())
         await store.post(message)
         assert (await store.answer("again")).refused is None
         with pytest.raises(ValueError, match="three"):

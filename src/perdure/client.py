@@ -31,9 +31,9 @@ from perdure.core.journal import (
     Request,
     Resolve,
     Resume,
+    RetryInvocation,
     Start,
     Status,
-    TryAgain,
 )
 from perdure.core.lifecycle import SETTLED, refusing_status
 from perdure.core.retry import Duration, seconds
@@ -189,7 +189,7 @@ class Handle(Generic[R_co]):
         A body that raised by itself is run again as a whole over the results it has: retry it once it is repaired.
         Anything but a failed invocation refuses: `MessageRefused`.
         """
-        await self._client.send(self.id, TryAgain(), timeout=timeout)
+        await self._client.send(self.id, RetryInvocation(), timeout=timeout)
 
     async def purge(self) -> None:
         """Remove a settled invocation for ever, without waiting for the end of its retention.

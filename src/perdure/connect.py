@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from perdure.core.codec import FailureTranslator
     from perdure.core.turn import Turn
     from perdure.runtime.worker import Channels
-    from perdure.stores.jetstream.access import Place
+    from perdure.stores.jetstream.wire.access import Place
     from perdure.stores.port import Store
 
 DEFAULT_URL = "sqlite:perdure.db"
@@ -93,7 +93,7 @@ async def make_streams(
         raise BadUrl(f"{without_secrets(used)!r}: only a nats:// store has streams")
     place = _place_of(used, {})
     _check_numbers({"replicas": replicas} | ({} if shards is None else {"shards": shards}))
-    from perdure.stores.jetstream.streams import make  # noqa: PLC0415  nats-py is an extra
+    from perdure.stores.jetstream.layout.streams import make  # noqa: PLC0415  nats-py is an extra
 
     return await make(place.servers, place.options(), replicas=replicas, shards=shards, synced=synced)
 
@@ -165,7 +165,7 @@ def _jetstream_of(
 
 def _place_of(url: str, access: dict[str, Any]) -> Place:
     try:
-        from perdure.stores.jetstream.access import access_of, place_of  # noqa: PLC0415  nats-py is an extra
+        from perdure.stores.jetstream.wire.access import access_of, place_of  # noqa: PLC0415  nats-py is an extra
     except ImportError as error:
         raise InvalidOption(f"nats:// URLs need nats-py: pip install 'perdure[nats]' ({error})") from error
     return place_of(url, access_of(access), os.environ)

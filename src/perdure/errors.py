@@ -45,7 +45,8 @@
     │       ├── StoreFull                 no space left
     │       ├── StoreUnavailable          no server answers, or it lets nobody in
     │       ├── StoreUnfit                the server is too old, or its streams are not as they must be, or not for us
-    │       └── StoreTooNew               written by a later release
+    │       ├── StoreTooNew               written by a later release
+    │       └── NewerJournal              one journal or message that only a later release can read
     │
     └── internal: outside Perdure, seeing one is our bug ─────────────────────────────────────────
         └── Conflict                      the revision moved under a commit: another owner writes
@@ -334,6 +335,27 @@ class StoreTooNew(StoreError):
     def __init__(self, text: str = "", *, schema: int = 0) -> None:
         super().__init__(text)
         self.schema = schema
+
+
+class NewerJournal(StoreError):
+    """A newer release wrote this journal or message; nothing is damaged, and a worker of that release can read it.
+
+    `tag` names what this release does not know, `kind` what that is: an entry, command, request, outcome or status.
+    Only this one invocation is affected: others are served as ever.
+    """
+
+    def __init__(self, text: str = "", *, invocation_id: str = "", kind: str = "", tag: str = "") -> None:
+        super().__init__(text)
+        self.invocation_id = invocation_id
+        self.kind = kind
+        self.tag = tag
+
+    @classmethod
+    def of(cls, kind: str, tag: str, invocation_id: str, /) -> NewerJournal:
+        """Return the error for something of a newer release."""
+        of = f"invocation {invocation_id!r}" if invocation_id else "an invocation"
+        text = f"{of}: this release does not know the {kind} {tag!r}; a newer release wrote this: upgrade this worker"
+        return cls(text, invocation_id=invocation_id, kind=kind, tag=tag)
 
 
 # --- internal ---------------------------------------------------------------------------------------------------------

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+
 import msgspec
 import pytest
 
@@ -15,6 +17,7 @@ from perdure.core.journal import (
     OpenAwakeable,
     Retried,
     Returned,
+    encode_frame,
     encode_start,
 )
 from perdure.errors import Undecodable
@@ -51,3 +54,12 @@ def test_later_versions_and_other_texts_are_refused():
     for text in (b"", b"[]", b'{"format": "x", "version": 1}', msgspec.json.encode(Exported("perdure history", 1))):
         with pytest.raises(Undecodable, match="damaged, or something else"):
             load(text)
+
+
+def test_a_history_of_a_newer_release_says_so():
+    text = export(FRAMES, START, b"")
+    frame = msgspec.msgpack.decode(encode_frame(FRAMES[0]))
+    frame[2].append(["escalated", 1.5])
+    later = base64.b64encode(encode_frame(FRAMES[0])), base64.b64encode(msgspec.msgpack.encode(frame))
+    with pytest.raises(Undecodable, match=r"'one': this release does not know the entry 'escalated'.*upgrade"):
+        load(text.replace(*later))

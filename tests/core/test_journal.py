@@ -11,6 +11,7 @@ import pytest
 from perdure.core import journal
 from perdure.core.codec import Failure
 from perdure.core.journal import (
+    STATUSES,
     Accepted,
     Answer,
     Attempted,
@@ -45,12 +46,12 @@ from perdure.core.journal import (
     Resume,
     Resumed,
     Retried,
+    RetryInvocation,
     Returned,
     SendStart,
     SetTimer,
     Settled,
     Start,
-    TryAgain,
     decode_frame,
     decode_message,
     decode_start,
@@ -58,9 +59,11 @@ from perdure.core.journal import (
     encode_frame,
     encode_message,
     encode_start,
+    known_status,
     repeats,
     settles_before_begin,
 )
+from perdure.errors import NewerJournal, StoreDamaged
 
 encode = msgspec.msgpack.encode
 
@@ -161,7 +164,7 @@ GOLDEN_REQUESTS: list[tuple[Request, str]] = [
     (Cancel(True), "92a663616e63656cc3"),
     (Pause(), "91a57061757365"),
     (Resume(), "91a6726573756d65"),
-    (TryAgain(), "91a57265747279"),
+    (RetryInvocation(), "91a57265747279"),
     (
         Join(Start("id", "handler", b"\x80", 1.5, 2.5, 7)),
         ("92a46a6f696e9ca26964a768616e646c6572c40180cb3ff8000000000000cb400400000000000007c0c0c0c290c400"),
@@ -246,6 +249,84 @@ def test_unknown_fields_of_a_later_release_are_passed_over():
     ]
     for one, read in readers:
         assert read(longer(one)) == one
+
+
+# --- what a newer release wrote, and what is damaged ------------------------------------------------------------------
+LATER: list[tuple[str, str, Any]] = [
+    ("entry", "escalated", ["escalated", 1.5, {"to": "somebody"}]),
+    ("entry", "parked", ["parked"]),
+    ("entry", "step", ["step", 0, "a", b""]),  # a command of ours is no entry of ours
+]
+LATER_COMMANDS: list[tuple[str, str, Any]] = [
+    ("command", "lock", ["lock", 3, "a"]),
+    ("command", "returned", ["returned", 3, 1.5, b""]),
+]
+
+
+@pytest.mark.parametrize(("kind", "tag", "later"), [*LATER, *LATER_COMMANDS])
+def test_a_frame_of_a_newer_release_says_whose_it_is_what_is_not_known_and_what_to_do(kind: str, tag: str, later: Any):
+    frame, _ = GOLDEN_FRAME
+    writer, at, entries, commands, *rest = msgspec.msgpack.decode(encode(frame))
+    (entries if kind == "entry" else commands).append(later)
+    with pytest.raises(NewerJournal) as refused:
+        decode_frame(encode([writer, at, entries, commands, *rest, "new field"]), "order-7")
+    error = refused.value
+    assert (error.invocation_id, error.kind, error.tag) == ("order-7", kind, tag)
+    assert str(error) == (
+        f"invocation 'order-7': this release does not know the {kind} {tag!r}; "
+        "a newer release wrote this: upgrade this worker"
+    )
+    with pytest.raises(NewerJournal, match=r"^an invocation: "):
+        decode_frame(encode([writer, at, entries, commands, *rest]))
+
+
+@pytest.mark.parametrize(
+    ("request_", "kind", "tag"),
+    [
+        (["escalate", 1], "request", "escalate"),
+        (["released"], "request", "released"),
+        (["settled", 0, 1, "child", ["expired", 1.5]], "outcome", "expired"),
+    ],
+)
+def test_a_message_of_a_newer_release_names_the_invocation_that_it_is_for(request_: Any, kind: str, tag: str):
+    with pytest.raises(NewerJournal) as refused:
+        decode_message(encode(["m", "order-7", 1.5, request_, "new field"]))
+    assert (refused.value.invocation_id, refused.value.kind, refused.value.tag) == ("order-7", kind, tag)
+
+
+def test_a_status_of_a_newer_release_is_told_from_ours():
+    assert [known_status(each, "id") for each in sorted(STATUSES)] == sorted(STATUSES)
+    assert set(get_args(journal.Status)) == STATUSES
+    with pytest.raises(NewerJournal, match="'order-7': this release does not know the status 'quarantined'"):
+        known_status("quarantined", "order-7")
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"",
+        b"\xc1",
+        encode_frame(GOLDEN_FRAME[0])[:-3],
+        encode(["writer"]),
+        encode({"writer": 1}),
+        encode(["writer", 1.5, "no list"]),
+        encode(["writer", 1.5, [["fired", "no number", 1.5]]]),
+        encode(["writer", 1.5, [["fired"]]]),
+        encode(["writer", 1.5, [[]]]),
+        encode(["writer", 1.5, [[7, 1.5]]]),
+        encode(["writer", 1.5, [["", 1.5]]]),
+        encode(["writer", 1.5, [["a\x00b", 1.5]]]),
+        encode(["writer", 1.5, [["long" * 20, 1.5]]]),
+        encode(["writer", "no time", [["fired", 1, 1.5]]]),
+    ],
+)
+def test_bytes_that_are_no_frame_are_damage_and_not_of_a_newer_release(data: bytes):
+    with pytest.raises(StoreDamaged, match=r"a frame of the journal of invocation 'order-7' does not decode .*restore"):
+        decode_frame(data, "order-7")
+    with pytest.raises(StoreDamaged, match=r"a message to invocation '.*' does not decode"):
+        decode_message(data)
+    with pytest.raises(StoreDamaged, match="the start of an invocation does not decode"):
+        decode_start(data)
 
 
 def test_fields_that_an_earlier_release_did_not_write_have_their_defaults():

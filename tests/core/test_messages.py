@@ -38,10 +38,10 @@ from perdure.core.journal import (
     Resume,
     Resumed,
     Retried,
+    RetryInvocation,
     Returned,
     Settled,
     Start,
-    TryAgain,
 )
 from perdure.core.messages import apply, may_retry, reply_to
 from perdure.core.turn import Turn
@@ -220,16 +220,16 @@ def test_a_settled_invocation_refuses_everything_and_passes_over_its_children(ou
 
 
 def test_only_a_failed_invocation_may_be_retried_and_once_by_a_message():
-    message = Message("m", "one", 1.0, TryAgain())
+    message = Message("m", "one", 1.0, RetryInvocation())
     failed = History(start=START, outcome=Failed(2.0, FAILURE))
     assert may_retry(message, failed)
-    assert sent(TryAgain(), None, failed) is None
+    assert sent(RetryInvocation(), None, failed) is None
     assert not may_retry(Message("m", "one", 1.0, Resume()), failed)
     assert not may_retry(message, History(start=START, outcome=Failed(2.0, FAILURE), messages={"m": None}))
     again = History(start=START, outcome=Failed(2.0, FAILURE), messages={"m": None})
-    assert sent(TryAgain(), None, again) is None
+    assert sent(RetryInvocation(), None, again) is None
     for history in (History(outcome=Completed(2.0, b"")), History(outcome=Cancelled(2.0)), History(claimed=True)):
-        assert refusal(sent(TryAgain(), None, history)) == (
+        assert refusal(sent(RetryInvocation(), None, history)) == (
             f"it is {history.status}, and only a failed invocation can be retried"
         )
 

@@ -16,11 +16,11 @@ from perdure.core.history import History
 from perdure.core.journal import Frame, decode_message, decode_start
 from perdure.core.lifecycle import SETTLED
 from perdure.stores.jetstream import JetStreamStore
-from perdure.stores.jetstream.blobs import Blobs
-from perdure.stores.jetstream.index import row_of
-from perdure.stores.jetstream.journals import Journals, Tail, tail_of
-from perdure.stores.jetstream.layout import facts_of, token
-from perdure.stores.jetstream.wire import Stored, header
+from perdure.stores.jetstream.index.rows import row_of
+from perdure.stores.jetstream.journal.blobs import Blobs
+from perdure.stores.jetstream.journal.journals import Journals, Tail, tail_of
+from perdure.stores.jetstream.layout.layout import facts_of, token
+from perdure.stores.jetstream.wire.wire import Stored, header
 from perdure.stores.liveness import Contents, breaches
 from perdure.stores.port import Key, Row
 from tests.scenarios.host import jetstream_at

@@ -7,7 +7,7 @@ import re
 import pytest
 
 from examples.services.nats_server import Options, Server, server
-from perdure.stores.jetstream.streams import make
+from perdure.stores.jetstream.layout.streams import make
 from tests.examples.test_examples import OUTPUT, PATTERNS, output
 
 pytestmark = pytest.mark.slow

@@ -20,7 +20,7 @@ from examples.services.nats_server import Server
 from perdure import Client, Context, workflow
 from perdure.connect import channels_for, translators_in_use
 from perdure.stores.jetstream import JetStreamStore
-from perdure.stores.jetstream.keys import Record
+from perdure.stores.jetstream.keys.keys import Record
 from perdure.stores.port import Filter
 from tests.jetstream.liveness import breaches_of, check_liveness, phantoms_of, store_of
 from tests.scenarios import bodies, keyed

@@ -10,7 +10,7 @@ import pytest
 from examples.services.nats_server import Server
 from perdure.core.journal import Accepted, Claimed, Frame, Message, Pause, Released, Start
 from perdure.stores.jetstream import JetStreamStore
-from perdure.stores.jetstream.journals import Journals, Tails
+from perdure.stores.jetstream.journal.journals import Journals, Tails
 from perdure.stores.port import Delivery, Transition, committed
 
 

@@ -8,7 +8,7 @@ from examples.services.nats_server import Server
 from perdure import Client, Context, workflow
 from perdure.connect import channels_for, translators_in_use
 from perdure.stores.jetstream import JetStreamStore
-from perdure.stores.jetstream.keys import Keys
+from perdure.stores.jetstream.keys.keys import Keys
 from perdure.stores.port import Transition
 
 

@@ -14,8 +14,8 @@ from perdure.core.history import History
 from perdure.core.journal import Accepted, Claimed, Fired, Frame, Start
 from perdure.errors import Conflict, StoreDamaged
 from perdure.stores.jetstream import JetStreamStore
-from perdure.stores.jetstream.blobs import PIECE_BYTES
-from perdure.stores.jetstream.packs import PACK_FRAMES
+from perdure.stores.jetstream.journal.blobs import PIECE_BYTES
+from perdure.stores.jetstream.journal.packs import PACK_FRAMES
 from perdure.stores.port import Filter, Transition, committed
 from tests.scenarios import bodies
 from tests.scenarios.conftest import MakeLab

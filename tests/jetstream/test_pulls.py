@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 
 from examples.services.nats_server import Server
-from perdure.stores.jetstream.pulls import Arrival, Puller
-from perdure.stores.jetstream.streams import ensure_consumer
-from perdure.stores.jetstream.wire import Wire
+from perdure.stores.jetstream.layout.streams import ensure_consumer
+from perdure.stores.jetstream.queue.pulls import Arrival, Puller
+from perdure.stores.jetstream.wire.wire import Wire
 
 WANTED = 100
 

@@ -12,7 +12,7 @@ import pytest
 
 from examples.services.nats_server import Server
 from perdure.stores.jetstream import JetStreamStore
-from perdure.stores.jetstream.wire import BATCH_LIMIT, Stored, Wire
+from perdure.stores.jetstream.wire.wire import BATCH_LIMIT, Stored, Wire
 from perdure.stores.port import Store
 from perdure.testing.contract import StoreContract
 

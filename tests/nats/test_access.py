@@ -17,7 +17,7 @@ from nats.aio.client import Client as NATS
 
 from examples.services.nats_server import Options, server
 from perdure.errors import BadUrl, InvalidOption
-from perdure.stores.jetstream.access import Access, place_of
+from perdure.stores.jetstream.wire.access import Access, place_of
 from tests.nats.credentials import certificates, operator_settings, public_key, seed_of
 
 # --- what is said -----------------------------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ import click
 
 from examples.services.nats_server import program
 from perdure.cli import commands
-from perdure.stores.jetstream.access import ENVIRONMENT
+from perdure.stores.jetstream.wire.access import ENVIRONMENT
 
 PAGE = (Path(__file__).resolve().parents[2] / "docs" / "how-to" / "run-on-jetstream.md").read_text()
 

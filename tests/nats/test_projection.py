@@ -15,12 +15,12 @@ from examples.services.nats_server import Server, server
 from perdure.core.journal import Status
 from perdure.errors import StoreUnavailable
 from perdure.stores.clock import SystemClock
-from perdure.stores.jetstream import projection as module
-from perdure.stores.jetstream.layout import Facts, Layout, lines_of
-from perdure.stores.jetstream.projection import Projection
-from perdure.stores.jetstream.streams import prepare
-from perdure.stores.jetstream.table import Table, Told
-from perdure.stores.jetstream.wire import Wire
+from perdure.stores.jetstream.index import projection as module
+from perdure.stores.jetstream.index.projection import Projection
+from perdure.stores.jetstream.index.table import Table, Told
+from perdure.stores.jetstream.layout.layout import Facts, Layout, lines_of
+from perdure.stores.jetstream.layout.streams import prepare
+from perdure.stores.jetstream.wire.wire import Wire
 from perdure.stores.port import Filter, Row, matches
 
 pytestmark = pytest.mark.slow

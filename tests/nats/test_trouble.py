@@ -20,10 +20,10 @@ from nats.js.errors import ServiceUnavailableError
 from examples.services.nats_server import Options, Server, server
 from perdure import Client, Context, connect, step, workflow
 from perdure.errors import StoreError, StoreFull, StoreUnfit
-from perdure.stores.jetstream import overdue
 from perdure.stores.jetstream import store as jetstream_store
-from perdure.stores.jetstream.complaints import COMPLAINT_SECONDS, Complaints
-from perdure.stores.jetstream.wire import Wire
+from perdure.stores.jetstream.care import overdue
+from perdure.stores.jetstream.wire.complaints import COMPLAINT_SECONDS, Complaints
+from perdure.stores.jetstream.wire.wire import Wire
 
 pytestmark = pytest.mark.slow
 

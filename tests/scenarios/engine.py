@@ -20,7 +20,7 @@ from perdure.runtime.attempt import Attempt
 from perdure.runtime.runner import Runner
 from perdure.runtime.worker import Worker
 from perdure.stores.jetstream import JetStreamStore
-from perdure.stores.jetstream.janitor import PERIOD_SECONDS
+from perdure.stores.jetstream.care.janitor import PERIOD_SECONDS
 from perdure.stores.jetstream.store import PYTHON
 from perdure.stores.port import Delivery, Store
 from tests.scenarios import bodies, interpreter, keyed

@@ -23,7 +23,7 @@ from perdure.core.journal import (
     encode_frame,
     encode_start,
 )
-from perdure.errors import Undecodable
+from perdure.errors import NewerJournal, StoreDamaged, Undecodable
 
 VERSION = 1
 """Of the format. Fields may be added without a new one; a reader passes over those that it does not know."""
@@ -86,10 +86,12 @@ def load(text: bytes | str, /) -> Loaded:
             raise _unreadable(f"it has version {exported.version}, and this release reads up to {VERSION}: upgrade")
         return Loaded(
             decode_start(exported.start),
-            tuple(map(decode_frame, exported.frames)),
+            tuple(decode_frame(frame, exported.id) for frame in exported.frames),
             {(each.generation, each.n): each.id for each in exported.awakeables},
         )
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except NewerJournal as error:
+        raise _unreadable(str(error)) from error
+    except (msgspec.DecodeError, StoreDamaged, UnicodeDecodeError) as error:
         raise _unreadable(f"it is damaged, or something else ({error})") from error
 
 

@@ -32,10 +32,10 @@ from perdure.core.journal import (
     Resolve,
     Resume,
     Resumed,
+    RetryInvocation,
     Returned,
     Settled,
     Start,
-    TryAgain,
 )
 from perdure.core.lifecycle import SETTLED, Verb, refusal
 from perdure.core.turn import Turn
@@ -70,7 +70,7 @@ def apply(message: Message, history: History, turn: Turn | None, at: float, /) -
             return Resumed(at, message.id)
         case Join():
             return None if status in SETTLED else _joined(message, request, turn, history, at)
-        case TryAgain():  # the one that was applied before
+        case RetryInvocation():  # the one that was applied before
             return None
         case _:
             assert_never(request)
@@ -104,12 +104,12 @@ def _same(one: Start, other: Start) -> bool:
     return one.handler == other.handler and same_input
 
 
-_VERBS: dict[type[Request], Verb] = {Pause: "pause", Resume: "resume", Cancel: "cancel", TryAgain: "retry"}
+_VERBS: dict[type[Request], Verb] = {Pause: "pause", Resume: "resume", Cancel: "cancel", RetryInvocation: "retry"}
 
 
 def may_retry(message: Message, history: History, /) -> bool:
     """Tell whether a message asks for the retry of an invocation that has failed, and was not applied before."""
-    asked = isinstance(message.request, TryAgain) and message.id not in history.messages
+    asked = isinstance(message.request, RetryInvocation) and message.id not in history.messages
     return asked and refusal(history.status, "retry") is None
 
 

@@ -39,12 +39,12 @@ from perdure.core.journal import (
     Reject,
     Resolve,
     Resumed,
+    RetryInvocation,
     Returned,
     SendStart,
     SetTimer,
     Start,
     Status,
-    TryAgain,
 )
 from perdure.core.lifecycle import SETTLED
 from perdure.errors import Undecodable
@@ -199,7 +199,7 @@ def _first_claim(frames: Sequence[Frame]) -> datetime | None:
 
 def _verb(message: Message) -> str:
     match message.request:
-        case TryAgain():
+        case RetryInvocation():
             return "retry"
         case Resolve(n=n) | Reject(n=n):
             return f"{type(message.request).__name__.lower()} #{n}"

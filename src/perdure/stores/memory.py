@@ -393,7 +393,7 @@ class MemoryStore:
     # --- reading ------------------------------------------------------------------------------------------------------
     async def journal(self, id: str, /) -> Journal:
         self._check()
-        frames = tuple(decode_frame(data) for data in self._frames.get(id, ()))
+        frames = tuple(decode_frame(data, id) for data in self._frames.get(id, ()))
         return Journal(frames, len(frames), done=id not in self._undone)
 
     async def revision(self, id: str, /) -> int:
@@ -403,7 +403,7 @@ class MemoryStore:
     async def outcome(self, id: str, /) -> Outcome | None:
         self._check()
         frames = self._frames.get(id)
-        return decode_frame(frames[-1]).outcome if frames else None
+        return decode_frame(frames[-1], id).outcome if frames else None
 
     def watch(self, id: str, /) -> asyncio.Future[Outcome]:
         self._check()
@@ -480,7 +480,7 @@ class MemoryStore:
         messages: dict[str, set[str]] = {}
         for message in self._messages.values():
             messages.setdefault(message.to, set()).add(message.id)
-        journals = {id: [decode_frame(data) for data in frames] for id, frames in self._frames.items()}
+        journals = {id: [decode_frame(data, id) for data in frames] for id, frames in self._frames.items()}
         contents = Contents(
             self._rows, journals, self._queued, self._scheduled, messages, self._wakes, self._keys, purged
         )

@@ -51,13 +51,13 @@ from perdure.core.journal import (
     Resume,
     Resumed,
     Retried,
+    RetryInvocation,
     Returned,
     SendStart,
     SetTimer,
     Settled,
     Start,
     Status,
-    TryAgain,
 )
 from perdure.errors import Conflict, IdConflict, LimitExceeded, PerdureError, StoreClosed, UnknownInvocation
 from perdure.stores.port import Delivery, Events, Filter, Key, Row, Store, Subscription, Transition, Wake, committed
@@ -1724,7 +1724,7 @@ def requests() -> list[Request]:
     """Return one request of each type."""
     failed = Failed(1.0, failure_of(ValueError("v")))
     found: list[Request] = [Resolve(1, b"\xc0"), Reject(1, "r"), Settled(0, 1, "c", failed), Cancel(force=True)]
-    found += [Pause(), Resume(), TryAgain(), Join(Start("c", "handler", b"\x80", 1.0, 1.0, 7))]
+    found += [Pause(), Resume(), RetryInvocation(), Join(Start("c", "handler", b"\x80", 1.0, 1.0, 7))]
     assert {type(each) for each in found} == set(get_args(Request))
     return found
 

@@ -8,8 +8,8 @@ from functools import partial
 import msgspec
 
 from perdure.core.journal import Answer
-from perdure.stores.jetstream.layout import ANSWER_KEPT_SECONDS, Layout
-from perdure.stores.jetstream.wire import Wire
+from perdure.stores.jetstream.layout.layout import ANSWER_KEPT_SECONDS, Layout
+from perdure.stores.jetstream.wire.wire import Wire
 from perdure.stores.notices import Notices
 
 TOLD_BY_WORKFLOWS = ("settled:", "cancel:")

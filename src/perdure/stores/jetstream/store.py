@@ -38,23 +38,23 @@ from perdure.core.lifecycle import SETTLED
 from perdure.errors import Conflict, PerdureError, StoreClosed, StoreError, StoreUnavailable, StoreUnfit
 from perdure.stores.clock import SystemClock
 from perdure.stores.jetstream.answers import Answers
-from perdure.stores.jetstream.blobs import Blobs
-from perdure.stores.jetstream.checks import check_clock
-from perdure.stores.jetstream.deliveries import FAILED_SECONDS, Deliveries
-from perdure.stores.jetstream.done import is_done, starts_in
-from perdure.stores.jetstream.hands import Member
-from perdure.stores.jetstream.index import Rows
-from perdure.stores.jetstream.janitor import PERIOD_SECONDS, Janitor
-from perdure.stores.jetstream.journals import NOTHING, Journals, Tail
-from perdure.stores.jetstream.keeping import DUE
-from perdure.stores.jetstream.keys import LIMIT, Keys
-from perdure.stores.jetstream.lanes import Lanes
-from perdure.stores.jetstream.layout import ROLLUP, SHARDS, Facts, Layout, facts_of, facts_of_start, lines_of
-from perdure.stores.jetstream.overdue import LOOK_SECONDS, Overdue
-from perdure.stores.jetstream.projection import Projection
-from perdure.stores.jetstream.purge import Purge
-from perdure.stores.jetstream.streams import prepare, read_secret
-from perdure.stores.jetstream.wire import Wire, WrongSequence, without_credentials
+from perdure.stores.jetstream.care.janitor import PERIOD_SECONDS, Janitor
+from perdure.stores.jetstream.care.overdue import LOOK_SECONDS, Overdue
+from perdure.stores.jetstream.care.purge import Purge
+from perdure.stores.jetstream.index.projection import Projection
+from perdure.stores.jetstream.index.rows import Rows
+from perdure.stores.jetstream.journal.blobs import Blobs
+from perdure.stores.jetstream.journal.done import is_done, starts_in
+from perdure.stores.jetstream.journal.journals import NOTHING, Journals, Tail
+from perdure.stores.jetstream.keys.keys import LIMIT, Keys
+from perdure.stores.jetstream.keys.lanes import Lanes
+from perdure.stores.jetstream.layout.layout import ROLLUP, SHARDS, Facts, Layout, facts_of, facts_of_start, lines_of
+from perdure.stores.jetstream.layout.streams import prepare, read_secret
+from perdure.stores.jetstream.ownership.hands import Member
+from perdure.stores.jetstream.ownership.keeping import DUE
+from perdure.stores.jetstream.queue.deliveries import FAILED_SECONDS, Deliveries
+from perdure.stores.jetstream.wire.checks import check_clock
+from perdure.stores.jetstream.wire.wire import Wire, WrongSequence, without_credentials
 from perdure.stores.notices import Feed, Notices
 from perdure.stores.port import (
     LEASE_SECONDS,

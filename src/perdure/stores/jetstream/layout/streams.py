@@ -10,9 +10,9 @@ from typing import Any
 
 from perdure.errors import StoreError, StoreUnavailable, StoreUnfit
 from perdure.stores.clock import SystemClock
-from perdure.stores.jetstream.checks import SYNCED, check_clock, warn_of_lost_writes
-from perdure.stores.jetstream.layout import SHARDS, Layout, check_settings, check_version
-from perdure.stores.jetstream.wire import NO_STREAM, Wire, WrongSequence, without_credentials
+from perdure.stores.jetstream.layout.layout import SHARDS, Layout, check_settings, check_version
+from perdure.stores.jetstream.wire.checks import SYNCED, check_clock, warn_of_lost_writes
+from perdure.stores.jetstream.wire.wire import NO_STREAM, Wire, WrongSequence, without_credentials
 from perdure.stores.port import Clock
 
 SECRET_BYTES = 32

@@ -14,13 +14,13 @@ from msgspec.structs import replace
 from perdure.core.history import History
 from perdure.core.journal import Claimed
 from perdure.core.lifecycle import SETTLED
-from perdure.stores.jetstream.blobs import Blobs
-from perdure.stores.jetstream.deliveries import Deliveries
-from perdure.stores.jetstream.done import is_done, starts_in
-from perdure.stores.jetstream.journals import Journals, Tail
-from perdure.stores.jetstream.layout import ROLLUP, Facts, Layout, lines_of
-from perdure.stores.jetstream.packs import PACK_FRAMES
-from perdure.stores.jetstream.wire import Wire, WrongSequence
+from perdure.stores.jetstream.journal.blobs import Blobs
+from perdure.stores.jetstream.journal.done import is_done, starts_in
+from perdure.stores.jetstream.journal.journals import Journals, Tail
+from perdure.stores.jetstream.journal.packs import PACK_FRAMES
+from perdure.stores.jetstream.layout.layout import ROLLUP, Facts, Layout, lines_of
+from perdure.stores.jetstream.queue.deliveries import Deliveries
+from perdure.stores.jetstream.wire.wire import Wire, WrongSequence
 from perdure.stores.port import Clock
 
 GONE_LEASES = 10

@@ -19,16 +19,16 @@ from msgspec import Struct
 
 from perdure.core.journal import Message, Start, decode_message, decode_start, settles_before_begin
 from perdure.errors import StoreClosed, StoreError
-from perdure.stores.jetstream.blobs import Blobs
-from perdure.stores.jetstream.hands import Hands, Hold, Member, Post, Token
-from perdure.stores.jetstream.journals import Journals, Tail
-from perdure.stores.jetstream.keeping import DUE, RENEWALS_IN_A_LEASE, Keeper
-from perdure.stores.jetstream.keys import GRANTED, LIMIT, Keys
-from perdure.stores.jetstream.layout import Facts, Layout, facts_of, lines_of
-from perdure.stores.jetstream.layout import token as escape
-from perdure.stores.jetstream.pulls import Arrival, Puller
-from perdure.stores.jetstream.streams import ensure_consumer
-from perdure.stores.jetstream.wire import UNAVAILABLE, Wire, WrongSequence, status_of
+from perdure.stores.jetstream.journal.blobs import Blobs
+from perdure.stores.jetstream.journal.journals import Journals, Tail
+from perdure.stores.jetstream.keys.keys import GRANTED, LIMIT, Keys
+from perdure.stores.jetstream.layout.layout import Facts, Layout, facts_of, lines_of
+from perdure.stores.jetstream.layout.layout import token as escape
+from perdure.stores.jetstream.layout.streams import ensure_consumer
+from perdure.stores.jetstream.ownership.hands import Hands, Hold, Member, Post, Token
+from perdure.stores.jetstream.ownership.keeping import DUE, RENEWALS_IN_A_LEASE, Keeper
+from perdure.stores.jetstream.queue.pulls import Arrival, Puller
+from perdure.stores.jetstream.wire.wire import UNAVAILABLE, Wire, WrongSequence, status_of
 from perdure.stores.port import Clock, Delivery, Wake
 
 MESSAGES_LIMIT = 500

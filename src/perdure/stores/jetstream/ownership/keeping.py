@@ -18,10 +18,10 @@ from typing import Any
 from msgspec import Struct
 from msgspec.structs import replace
 
-from perdure.stores.jetstream.hands import Hands, Hold, Token
-from perdure.stores.jetstream.journals import Journals, Tail
-from perdure.stores.jetstream.layout import Facts, Layout, lines_of
-from perdure.stores.jetstream.wire import Wire, WrongSequence
+from perdure.stores.jetstream.journal.journals import Journals, Tail
+from perdure.stores.jetstream.layout.layout import Facts, Layout, lines_of
+from perdure.stores.jetstream.ownership.hands import Hands, Hold, Token
+from perdure.stores.jetstream.wire.wire import Wire, WrongSequence
 from perdure.stores.port import LEASE_SECONDS, Clock, Delivery, Timer, Wake
 
 RENEWALS_IN_A_LEASE = 3

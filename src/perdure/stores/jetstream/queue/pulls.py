@@ -7,8 +7,8 @@ from collections.abc import Callable
 
 from msgspec import Struct
 
-from perdure.stores.jetstream.layout import Facts, facts_of
-from perdure.stores.jetstream.wire import Wire, header, status_of
+from perdure.stores.jetstream.layout.layout import Facts, facts_of
+from perdure.stores.jetstream.wire.wire import Wire, header, status_of
 from perdure.stores.port import LEASE_SECONDS
 
 EXPIRES_SECONDS = 30.0

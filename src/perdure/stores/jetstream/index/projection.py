@@ -24,9 +24,9 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from perdure.errors import StoreClosed, StoreError, StoreUnavailable
-from perdure.stores.jetstream.layout import Layout, facts_of
-from perdure.stores.jetstream.table import Position, Table, Told
-from perdure.stores.jetstream.wire import BATCH_LIMIT, Wire, status_of
+from perdure.stores.jetstream.index.table import Position, Table, Told
+from perdure.stores.jetstream.layout.layout import Layout, facts_of
+from perdure.stores.jetstream.wire.wire import BATCH_LIMIT, Wire, status_of
 from perdure.stores.port import Clock, Counts, Filter, Row
 
 PULL_BATCH = 2_000

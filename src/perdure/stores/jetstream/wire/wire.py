@@ -27,7 +27,7 @@ from nats.aio.client import Client as NatsClient
 from nats.errors import Error as NatsError
 
 from perdure.errors import StoreClosed, StoreError, StoreUnavailable, StoreUnfit
-from perdure.stores.jetstream.checks import (
+from perdure.stores.jetstream.wire.checks import (
     check_payload,
     denied_of,
     no_room,
@@ -35,7 +35,7 @@ from perdure.stores.jetstream.checks import (
     not_connected,
     stream_gone,
 )
-from perdure.stores.jetstream.complaints import Complaints
+from perdure.stores.jetstream.wire.complaints import Complaints
 
 REQUEST_TIMEOUT_SECONDS = 3.0
 """How long a server may take to answer, before a put is repeated and a read fails."""

@@ -12,8 +12,8 @@ import secrets
 from msgspec.structs import replace
 
 from perdure.errors import StoreDamaged
-from perdure.stores.jetstream.layout import Facts, Layout
-from perdure.stores.jetstream.wire import Wire
+from perdure.stores.jetstream.layout.layout import Facts, Layout
+from perdure.stores.jetstream.wire.wire import Wire
 
 PIECE_BYTES = 512 * 1024
 PIECES_AT_A_TIME = 8

@@ -12,9 +12,9 @@ import logging
 from datetime import datetime
 
 from perdure.errors import StoreFull
-from perdure.stores.jetstream.checks import CLOCK_LIMIT_SECONDS
-from perdure.stores.jetstream.layout import FACTS, Layout
-from perdure.stores.jetstream.wire import BATCH_LIMIT, Stored, Wire, WrongSequence
+from perdure.stores.jetstream.layout.layout import FACTS, Layout
+from perdure.stores.jetstream.wire.checks import CLOCK_LIMIT_SECONDS
+from perdure.stores.jetstream.wire.wire import BATCH_LIMIT, Stored, Wire, WrongSequence
 from perdure.stores.port import Clock
 
 OVERDUE_SECONDS = CLOCK_LIMIT_SECONDS

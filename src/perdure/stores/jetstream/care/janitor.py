@@ -27,12 +27,12 @@ from perdure.core.history import History
 from perdure.core.journal import CallChild, Start
 from perdure.core.lifecycle import SETTLED
 from perdure.errors import StoreClosed, StoreDamaged, StoreError
-from perdure.stores.jetstream.journals import Journals, Tail
-from perdure.stores.jetstream.keeping import Keeper
-from perdure.stores.jetstream.keys import Keys
-from perdure.stores.jetstream.layout import Layout, token
-from perdure.stores.jetstream.projection import Projection
-from perdure.stores.jetstream.wire import Wire, WrongSequence
+from perdure.stores.jetstream.index.projection import Projection
+from perdure.stores.jetstream.journal.journals import Journals, Tail
+from perdure.stores.jetstream.keys.keys import Keys
+from perdure.stores.jetstream.layout.layout import Layout, token
+from perdure.stores.jetstream.ownership.keeping import Keeper
+from perdure.stores.jetstream.wire.wire import Wire, WrongSequence
 from perdure.stores.liveness import Waits, owed
 from perdure.stores.port import Clock, Key
 

@@ -29,10 +29,10 @@ from msgspec import Struct
 from perdure.core.effects import Enlist, Release
 from perdure.core.history import History
 from perdure.core.journal import Start, decode_start, encode_start
-from perdure.stores.jetstream.blobs import Blobs
-from perdure.stores.jetstream.journals import Journals
-from perdure.stores.jetstream.layout import Facts, Layout, facts_of, facts_of_start, lines_of
-from perdure.stores.jetstream.wire import Stored, Wire, WrongSequence
+from perdure.stores.jetstream.journal.blobs import Blobs
+from perdure.stores.jetstream.journal.journals import Journals
+from perdure.stores.jetstream.layout.layout import Facts, Layout, facts_of, facts_of_start, lines_of
+from perdure.stores.jetstream.wire.wire import Stored, Wire, WrongSequence
 from perdure.stores.port import Key
 
 LOOK = Facts(kind="look")

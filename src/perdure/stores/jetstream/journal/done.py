@@ -8,10 +8,10 @@ there is none, nothing is known, and what the frame starts is kept (`purge`).
 from __future__ import annotations
 
 from perdure.core.journal import CallChild, Frame, SendStart
-from perdure.stores.jetstream.journals import Tail
-from perdure.stores.jetstream.keeping import DUE
-from perdure.stores.jetstream.layout import Layout, facts_of
-from perdure.stores.jetstream.wire import Wire
+from perdure.stores.jetstream.journal.journals import Tail
+from perdure.stores.jetstream.layout.layout import Layout, facts_of
+from perdure.stores.jetstream.ownership.keeping import DUE
+from perdure.stores.jetstream.wire.wire import Wire
 
 
 def starts_in(frame: Frame | None) -> set[str]:

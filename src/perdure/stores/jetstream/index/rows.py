@@ -12,9 +12,9 @@ from typing import Any
 from msgspec.structs import replace
 
 from perdure.core.journal import Start, Status
-from perdure.stores.jetstream.journals import Tail
-from perdure.stores.jetstream.layout import EVENTS, Facts, Layout, facts_of, lines_of
-from perdure.stores.jetstream.wire import Wire
+from perdure.stores.jetstream.journal.journals import Tail
+from perdure.stores.jetstream.layout.layout import EVENTS, Facts, Layout, facts_of, lines_of
+from perdure.stores.jetstream.wire.wire import Wire
 from perdure.stores.notices import Notices
 from perdure.stores.port import Row
 

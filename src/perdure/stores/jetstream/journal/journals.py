@@ -28,9 +28,8 @@ from perdure.core.journal import (
     encode_frame,
 )
 from perdure.errors import StoreDamaged
-from perdure.stores.jetstream.blobs import Blobs
-from perdure.stores.jetstream.layout import Facts, Layout, facts_of, facts_of_start
-from perdure.stores.jetstream.packs import (
+from perdure.stores.jetstream.journal.blobs import Blobs
+from perdure.stores.jetstream.journal.packs import (
     PACK_FRAMES,
     Pack,
     Segment,
@@ -39,7 +38,8 @@ from perdure.stores.jetstream.packs import (
     encode_pack,
     encode_segment,
 )
-from perdure.stores.jetstream.wire import BATCH_LIMIT, Stored, Wire
+from perdure.stores.jetstream.layout.layout import Facts, Layout, facts_of, facts_of_start
+from perdure.stores.jetstream.wire.wire import BATCH_LIMIT, Stored, Wire
 from perdure.stores.port import Transition
 
 TAILS_LIMIT = 20_000
@@ -149,7 +149,7 @@ class Journals:
         subject = self._layout.journal(id)
         stored = await self._wire.all(self._layout.stream_of(subject), subject)
         tail = tail_of(stored[-1] if stored else None)
-        frames = [decode_frame(data) for data in await self._checked(id, stored)]
+        frames = [decode_frame(data, id) for data in await self._checked(id, stored)]
         self.note(id, tail)
         return frames, tail
 
@@ -186,14 +186,14 @@ class Journals:
     async def _frame(self, id: str, facts: Facts, data: bytes) -> Frame:
         """Return the frame of a message."""
         data = await self._blobs.load(id, facts, data)
-        return decode_frame(decode_pack(data).frame if facts.is_pack else data)
+        return decode_frame(decode_pack(data).frame if facts.is_pack else data, id)
 
     async def _first_frame(self, id: str, facts: Facts, data: bytes) -> Frame:
         """Return the first of the frames that a message stands for."""
         if not facts.is_pack:
             return await self._frame(id, facts, data)
         pack = decode_pack(await self._blobs.load(id, facts, data))
-        return decode_frame((await self._segment(id, pack.segments[0]))[0])
+        return decode_frame((await self._segment(id, pack.segments[0]))[0], id)
 
     async def start(self, id: str) -> Start | None:
         """Return the start that a journal holds, in its reservation or its first frame.

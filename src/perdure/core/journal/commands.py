@@ -1,0 +1,101 @@
+"""Commands: what a body asked for, numbered in the order issued."""
+
+from __future__ import annotations
+
+from typing import assert_never
+
+from msgspec import Struct
+
+from perdure.core.journal.starts import Start
+
+
+class CallStep(Struct, frozen=True, array_like=True, gc=False, tag="step"):
+    """Run a function and journal its outcome. `digest` covers the arguments by name."""
+
+    n: int
+    name: str
+    digest: bytes
+
+
+class SetTimer(Struct, frozen=True, array_like=True, gc=False, tag="timer"):
+    """Wake the body at `due`."""
+
+    n: int
+    due: float
+
+
+class CallChild(Struct, frozen=True, array_like=True, gc=False, tag="child"):
+    """Start another workflow and wait for its outcome."""
+
+    n: int
+    start: Start
+
+
+class SendStart(Struct, frozen=True, array_like=True, gc=False, tag="send"):
+    """Start another workflow and do not wait."""
+
+    n: int
+    start: Start
+
+
+class OpenAwakeable(Struct, frozen=True, array_like=True, gc=False, tag="awakeable"):
+    """Promise that somebody outside will answer. The id is derived, so the journal does not hold it."""
+
+    n: int
+
+
+class MarkPatch(Struct, frozen=True, array_like=True, gc=False, tag="patch"):
+    """The body passed a `ctx.patched(name)` that the code already had."""
+
+    n: int
+    name: str
+
+
+Command = CallStep | SetTimer | CallChild | SendStart | OpenAwakeable | MarkPatch
+
+
+def repeats(issued: Command, recorded: Command, /) -> bool:
+    """Tell whether a command that the body issues on replay is the one it issued then."""
+    if isinstance(issued, (CallChild, SendStart)) and isinstance(recorded, (CallChild, SendStart)):
+        now, then = issued.start, recorded.start
+        # By digest: the input itself may be in another order where it has a set, as under another hash seed.
+        if now.digest and then.digest and now.digest != then.digest:
+            return False
+        return (type(issued), issued.n, *_identity(now)) == (type(recorded), recorded.n, *_identity(then))
+    return issued == recorded
+
+
+def _identity(start: Start) -> tuple[object, ...]:
+    return start.handler, start.id, start.key, start.due
+
+
+def describe(command: Command | None, /) -> str:
+    """Name a command in one line, for people."""
+    match command:
+        case None:
+            return "nothing"
+        case CallStep(n=n, name=name, digest=of):
+            return f"#{n} step {name!r} (arguments {of.hex()})"
+        case SetTimer(n=n, due=due):
+            return f"#{n} timer due at {due:.3f}"
+        case CallChild(n=n, start=start):
+            return f"#{n} child {_describe_start(start)}"
+        case SendStart(n=n, start=start):
+            return f"#{n} send {_describe_start(start)}"
+        case OpenAwakeable(n=n):
+            return f"#{n} awakeable"
+        case MarkPatch(n=n, name=name):
+            return f"#{n} patch {name!r}"
+        case _:
+            assert_never(command)
+
+
+def _describe_start(start: Start) -> str:
+    told = [f"id {start.id}"]
+    if start.digest:
+        told.append(f"arguments {start.digest.hex()}")
+    if start.key is not None:
+        told.append(f"key {start.key!r}")
+    if start.due != start.at:
+        told.append(f"due at {start.due:.3f}")
+    return f"{start.handler!r} ({', '.join(told)})"

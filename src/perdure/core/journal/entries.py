@@ -1,0 +1,202 @@
+"""Entries: the facts of a journal."""
+
+from __future__ import annotations
+
+from msgspec import Struct
+
+from perdure.core.codec import Failure
+from perdure.core.journal.starts import Parent, Start
+
+
+class Accepted(Struct, frozen=True, array_like=True, gc=False, tag="accepted"):
+    """The invocation exists. Always the first entry."""
+
+    start: Start
+    sequence: int = 0
+
+
+class Claimed(Struct, frozen=True, array_like=True, gc=False, tag="claimed"):
+    """A worker took the invocation. `python` is the minor version that runs the body."""
+
+    at: float
+    epoch: int
+    worker: str
+    python: str
+    hash_seed: str
+
+
+class Granted(Struct, frozen=True, array_like=True, gc=False, tag="granted"):
+    """The invocation holds its key, and its body may run. `state` is that of the key: replay sees it, not the present.
+
+    The key is released when the invocation settles; a retry, in `generation` 1 and up, has to be granted it again.
+    """
+
+    at: float
+    generation: int
+    state: dict[str, bytes] = {}
+
+
+class Released(Struct, frozen=True, array_like=True, gc=False, tag="released"):
+    """The owner let go: nothing is in progress, whoever receives the next message may claim.
+
+    `wake` is the earliest time at which something is due of itself: a timer, the next attempt, the time limit.
+    """
+
+    at: float
+    wake: float | None = None
+
+
+class Returned(Struct, frozen=True, array_like=True, gc=False, tag="returned"):
+    """Command `n` gave a value: a step or child returned, an awakeable was resolved."""
+
+    n: int
+    at: float
+    value: bytes
+    message: str | None = None
+
+
+class Raised(Struct, frozen=True, array_like=True, gc=False, tag="raised"):
+    """Command `n` failed for good: a step or child raised, an awakeable was rejected."""
+
+    n: int
+    at: float
+    failure: Failure
+    message: str | None = None
+
+
+class Attempted(Struct, frozen=True, array_like=True, gc=False, tag="attempted"):
+    """Attempt `attempt` (from 1) of step `n` failed; the next is due at `due`."""
+
+    n: int
+    at: float
+    attempt: int
+    failure: Failure
+    due: float
+
+
+class Fired(Struct, frozen=True, array_like=True, gc=False, tag="fired"):
+    """Timer `n` was due."""
+
+    n: int
+    at: float
+
+
+class Interrupted(Struct, frozen=True, array_like=True, gc=False, tag="interrupted"):
+    """Command `n` ended because the body asked for its cancellation."""
+
+    n: int
+    at: float
+
+
+class CancelRequested(Struct, frozen=True, array_like=True, gc=False, tag="cancel"):
+    """Somebody asked for the invocation's cancellation, or its time limit passed."""
+
+    at: float
+    timed_out: bool = False
+    message: str | None = None
+
+
+class Paused(Struct, frozen=True, array_like=True, gc=False, tag="paused"):
+    """Nothing new is started or delivered to the body until `Resumed`."""
+
+    at: float
+    reason: str
+    message: str | None = None
+
+
+class Resumed(Struct, frozen=True, array_like=True, gc=False, tag="resumed"):
+    """The pause is over."""
+
+    at: float
+    message: str | None = None
+
+
+class Refused(Struct, frozen=True, array_like=True, gc=False, tag="refused"):
+    """A message was refused; kept so that its redelivery is refused too."""
+
+    at: float
+    message: str
+    reason: str
+
+
+class Joined(Struct, frozen=True, array_like=True, gc=False, tag="joined"):
+    """Another invocation awaits this one, as a child whose id existed: it is told the outcome too."""
+
+    at: float
+    parent: Parent
+    message: str
+
+
+class Retried(Struct, frozen=True, array_like=True, gc=False, tag="retried"):
+    """A failed invocation runs again, as generation `generation`: part of its journal is superseded.
+
+    Kept are `frames` whole frames of those that were current until now, and `entries` entries of the next one, without
+    the failure of command `cause` if it is among them (it arrived during a pause). Kept are also the commands numbered
+    below `issued`, with their ids. Outcomes of such commands that came later and stay are repeated after this entry, so
+    that nothing else of the superseded part is needed. Commands of this frame numbered below `issued` are those of
+    `again`: they are issued once more, in this generation, as are all commands from `issued` on. `rested` is the time
+    since the failure, in seconds: it does not count for timers.
+    """
+
+    at: float
+    generation: int
+    cause: int | None
+    issued: int
+    message: str
+    frames: int
+    entries: int
+    again: list[int] = []
+    rested: float = 0.0
+
+
+class Completed(Struct, frozen=True, array_like=True, gc=False, tag="completed"):
+    """The body returned. The last entry."""
+
+    at: float
+    value: bytes
+
+
+class Failed(Struct, frozen=True, array_like=True, gc=False, tag="failed"):
+    """The body raised. `cause` is the command whose failure it raised, if it was one. The last entry until a retry.
+
+    `causes` are all such commands, when it raised a group with failures of several.
+    """
+
+    at: float
+    failure: Failure
+    cause: int | None = None
+    causes: list[int] = []
+
+
+class Cancelled(Struct, frozen=True, array_like=True, gc=False, tag="cancelled"):
+    """The invocation was cancelled. The last entry."""
+
+    at: float
+    forced: bool = False
+    message: str | None = None
+
+
+Outcome = Completed | Failed | Cancelled
+Answering = Returned | Raised | Attempted | Fired | Interrupted
+"""Entries that answer a command."""
+
+Entry = (
+    Accepted
+    | Claimed
+    | Granted
+    | Released
+    | Returned
+    | Raised
+    | Attempted
+    | Fired
+    | Interrupted
+    | CancelRequested
+    | Paused
+    | Resumed
+    | Refused
+    | Joined
+    | Retried
+    | Completed
+    | Failed
+    | Cancelled
+)

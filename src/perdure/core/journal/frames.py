@@ -1,0 +1,34 @@
+"""Frames: what one commit adds to a journal."""
+
+from __future__ import annotations
+
+import msgspec
+from msgspec import Struct
+
+from perdure.core.journal.commands import Command
+from perdure.core.journal.entries import Cancelled, Completed, Entry, Failed, Outcome
+
+
+class Frame(Struct, frozen=True, array_like=True, gc=False):
+    """What one commit added to a journal: entries, the commands issued in answer, and changes of state.
+
+    `writer` names the worker that wrote it: after an ambiguous failure it tells our frame from a rival's.
+    A state change maps a name to its encoded value, or to None when it was deleted. `cancels` are the commands whose
+    end the body asked for. `at` is when it was written.
+    """
+
+    writer: str
+    at: float
+    entries: list[Entry]
+    commands: list[Command] = []
+    state: dict[str, bytes | None] = {}
+    cancels: list[int] = []
+
+    @property
+    def outcome(self) -> Outcome | None:
+        """The outcome, if this frame settles its invocation."""
+        last = self.entries[-1] if self.entries else None
+        return last if type(last) is Completed or type(last) is Failed or type(last) is Cancelled else None
+
+
+encode_frame = msgspec.msgpack.Encoder().encode

@@ -1,0 +1,85 @@
+"""Messages: what comes from outside for an invocation, and what became of it."""
+
+from __future__ import annotations
+
+import msgspec
+from msgspec import Struct
+
+from perdure.core.journal.entries import Outcome
+from perdure.core.journal.starts import Start
+
+
+class Resolve(Struct, frozen=True, array_like=True, gc=False, tag="resolve"):
+    """Give awakeable `n` of generation `generation` its value."""
+
+    n: int
+    value: bytes
+    generation: int = 0
+
+
+class Reject(Struct, frozen=True, array_like=True, gc=False, tag="reject"):
+    """Fail awakeable `n` of generation `generation`."""
+
+    n: int
+    reason: str
+    generation: int = 0
+
+
+class Settled(Struct, frozen=True, array_like=True, gc=False, tag="settled"):
+    """Child `child`, which is command `n` of generation `generation`, has an outcome."""
+
+    generation: int
+    n: int
+    child: str
+    outcome: Outcome
+
+
+class Cancel(Struct, frozen=True, array_like=True, gc=False, tag="cancel"):
+    """Cancel, with cleanup unless forced."""
+
+    force: bool = False
+
+
+class Pause(Struct, frozen=True, array_like=True, gc=False, tag="pause"):
+    """Start nothing new until resumed."""
+
+
+class Resume(Struct, frozen=True, array_like=True, gc=False, tag="resume"):
+    """End a pause."""
+
+
+class Join(Struct, frozen=True, array_like=True, gc=False, tag="join"):
+    """Tell `start.parent` the outcome too: it asked for this child by an id that was chosen, and may have existed."""
+
+    start: Start
+
+
+class RetryInvocation(Struct, frozen=True, array_like=True, gc=False, tag="retry"):
+    """Run a failed invocation again, from what made it fail."""
+
+
+Request = Resolve | Reject | Settled | Cancel | Pause | Resume | RetryInvocation | Join
+
+
+class Message(Struct, frozen=True, array_like=True, gc=False):
+    """Something from outside addressed to an invocation. The store drops a second one of the same id."""
+
+    id: str
+    to: str
+    at: float
+    request: Request
+
+
+def settles_before_begin(message: Message, /) -> bool:
+    """Tell whether a message ends an invocation that is not due yet, so that it need not wait until it is."""
+    return isinstance(message.request, Cancel)
+
+
+class Answer(Struct, frozen=True, array_like=True, gc=False):
+    """What became of a message: applied, or refused with a reason."""
+
+    message: str
+    refused: str | None = None
+
+
+encode_message = msgspec.msgpack.Encoder().encode

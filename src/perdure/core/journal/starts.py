@@ -1,0 +1,41 @@
+"""The start: the request that an invocation exist."""
+
+from __future__ import annotations
+
+import msgspec
+from msgspec import Struct
+
+
+class Parent(Struct, frozen=True, array_like=True, gc=False):
+    """Who waits for an invocation: command `n` of generation `generation` of invocation `id`."""
+
+    id: str
+    generation: int
+    n: int
+
+
+class Start(Struct, frozen=True, array_like=True, gc=False):
+    """The request that an invocation exist.
+
+    `input` is the msgpack map of the arguments by parameter name. `seed` makes randomness and derived ids a function
+    of the start, so that a rerun before the first frame sees the same. `due` is the earliest time to begin.
+    `chosen` is true when the caller chose the id, so that it may exist already. `digest` tells inputs apart: it is the
+    same for equal arguments, whatever the order of their sets and mappings; empty if whoever made the start had none.
+    """
+
+    id: str
+    handler: str
+    input: bytes
+    at: float
+    due: float
+    seed: int
+    key: str | None = None
+    timeout: float | None = None
+    parent: Parent | None = None
+    chosen: bool = False
+    held: tuple[str, ...] = ()  # keys held by the ancestors
+    digest: bytes = b""
+    sender: str | None = None  # the invocation that sent it, and does not wait for it
+
+
+encode_start = msgspec.msgpack.Encoder().encode

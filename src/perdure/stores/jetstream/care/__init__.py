@@ -1,0 +1,1 @@
+"""What keeps a store healthy: the janitor, overdue schedules, retention."""

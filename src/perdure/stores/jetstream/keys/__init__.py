@@ -1,0 +1,1 @@
+"""Keys: their queues, their holders and their state."""

@@ -1,0 +1,1 @@
+"""Streams, subjects and headers: their names, their settings, and how they are made."""

@@ -1,0 +1,1 @@
+"""From the work queue to the workers of this process."""
