@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 from perdure.core.journal import Message, Start
 from perdure.errors import StoreClosed, StoreError
 from perdure.stores.clock import Alarm, SystemClock
-from perdure.stores.local.dispatch import Dispatcher, Member
+from perdure.stores.local.dispatch import Dispatcher, Member, Page
 from perdure.stores.port import Delivery, Transition, Wake
 from perdure.stores.sqlite.aside import Aside
 from perdure.stores.sqlite.checked import message_of, start_of
@@ -187,7 +187,7 @@ class Deliveries:
             return None
 
     # --- what the dispatcher asks for ---------------------------------------------------------------------------------
-    async def _fetch(self, handler: str, after: int, limit: int) -> list[Delivery]:
+    async def _fetch(self, handler: str, after: int, limit: int) -> Page:
         rows = await self._read(
             lambda db: db.execute(
                 "SELECT sequence, id, start, checksum FROM invocation WHERE status = 'pending' AND handler = ? "
@@ -200,7 +200,7 @@ class Deliveries:
             if (start := self._start(id, data, checksum)) is not None:
                 attempt = 2 if sequence <= self._opened_at else 1
                 found.append(Delivery(id, handler, start, attempt, fresh=attempt == 1, token=sequence))
-        return found
+        return Page(found, rows[-1][0] if rows else after, len(rows) < limit)
 
     def _forget(self, delivery: Delivery) -> None:
         if isinstance(delivery.item, Message):

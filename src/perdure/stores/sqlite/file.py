@@ -5,32 +5,33 @@ from __future__ import annotations
 import os
 import secrets
 import sqlite3
-import zlib
 from pathlib import Path
 from typing import Any, cast
 
 from msgspec import Struct
 
-from perdure.core.journal import (
-    decode_message,
-    decode_start,
-)
 from perdure.errors import (
     StoreDamaged,
     StoreError,
     StoreTooNew,
 )
-from perdure.stores.port import identity_of
+from perdure.stores.sqlite.aside import Aside
+from perdure.stores.sqlite.checked import (
+    check_answer,
+    check_described,
+    check_frames,
+    check_state,
+    damaged,
+    message_of,
+    start_of,
+)
 from perdure.stores.sqlite.faults import about, explained
 from perdure.stores.sqlite.keys import verify_keys
 from perdure.stores.sqlite.schema import (
     MIGRATIONS,
     SCHEMA,
     SCHEMA_VERSION,
-    answer_checksum,
-    frame_checksum,
     meta_checksum,
-    state_checksum,
 )
 
 VERIFY_LIMIT_BYTES = 64 * 1024 * 1024
@@ -60,13 +61,19 @@ def connect(path: str) -> sqlite3.Connection:
         try:
             db.execute("PRAGMA synchronous = FULL")
             db.execute("PRAGMA busy_timeout = 5000")
+            db.text_factory = _decode
         except sqlite3.Error:
             db.close()
             raise
         return db
 
 
-def open_file(path: str) -> Opened:
+def _decode(text: bytes) -> str:
+    """Decode text of any bytes: a damaged cell must not keep the rows beside it from being read."""
+    return text.decode("utf-8", "surrogateescape")
+
+
+def open_file(path: str, aside: Aside) -> Opened:
     """Open or create the database, see that it is whole, and return what a store needs to know of it."""
     existed = os.path.exists(path) and os.path.getsize(path) > 0
     remembered = _remembered_commit(path)
@@ -87,7 +94,7 @@ def open_file(path: str) -> Opened:
             opened = _read_meta(db, path)
             _check_commit(path, opened, remembered)
             _migrate(db, opened)
-            _verify(db, path)
+            _verify(db, path, aside)
             given = "SELECT max(sequence) FROM (SELECT sequence FROM invocation UNION ALL SELECT sequence FROM line)"
             opened.sequence = db.execute(given).fetchone()[0] or 0
             return opened
@@ -95,7 +102,7 @@ def open_file(path: str) -> Opened:
             db.close()
 
 
-def look(path: str) -> tuple[sqlite3.Connection, Opened]:
+def look(path: str, aside: Aside) -> tuple[sqlite3.Connection, Opened]:
     """Open a database that exists to read it, whoever serves it meanwhile; nothing of it is written or made.
 
     A small one is checked whole, as `open_file` does; of any other, what is read is checked as it is read.
@@ -111,6 +118,7 @@ def look(path: str) -> tuple[sqlite3.Connection, Opened]:
         try:
             db.execute("PRAGMA query_only = ON")
             db.execute("PRAGMA busy_timeout = 5000")
+            db.text_factory = _decode
             db.execute("BEGIN")  # one state of it, whatever is written meanwhile
             opened = _read_meta(db, path)
             if opened.schema != SCHEMA_VERSION:
@@ -118,7 +126,7 @@ def look(path: str) -> tuple[sqlite3.Connection, Opened]:
                 raise StoreError(about(path, f"{text}: serve it once with this release, which brings it forward"))
             _check_commit(path, opened, remembered)
             if os.path.getsize(path) <= LOOK_LIMIT_BYTES:
-                _verify(db, path)
+                _verify(db, path, aside)
             db.execute("COMMIT")
         except BaseException:
             db.close()
@@ -204,45 +212,46 @@ def _remembered_commit(path: str) -> int:
     return int(text) if text.isdigit() else 0
 
 
-def _verify(db: sqlite3.Connection, path: str) -> None:
-    """Check every page and every row of a small file; of a large one, the keys and the rows of what is not settled."""
+def _verify(db: sqlite3.Connection, path: str, aside: Aside) -> None:
+    """Check every page and every row of a small file; of a large one, the keys and the rows of what is not settled.
+
+    Damage to pages refuses the file. A row that does not fit its checksum sets its invocation aside, and no other.
+    """
     if (fault := verify_keys(db)) is not None:
         raise StoreDamaged(about(path, fault))
     if os.path.getsize(path) > VERIFY_LIMIT_BYTES:
-        _verify_rows(db, path, "WHERE status NOT IN ('completed', 'failed', 'cancelled')")
+        _verify_rows(db, path, "WHERE status NOT IN ('completed', 'failed', 'cancelled')", aside)
         return
     (verdict,) = db.execute("PRAGMA integrity_check(1)").fetchone()
     if verdict != "ok":
         raise StoreDamaged(about(path, f"SQLite finds it damaged: {verdict}"))
-    _verify_rows(db, path, "")
-    strays = db.execute("SELECT id FROM frame WHERE id NOT IN (SELECT id FROM invocation) LIMIT 1").fetchone()
-    if strays is not None:
-        raise StoreDamaged(about(path, f"it has frames of {strays[0]!r}, which it does not know"))
-    query = "SELECT id, invocation, data, checksum, answer, answered, answer_checksum FROM message"
-    for id, to, data, checksum, answer, answered, recorded in db.execute(query):
-        whole = zlib.crc32(data) == checksum and recorded == (answer_checksum(id, answer) if answered else 0)
-        if not whole or (message := decode_message(data)).id != id or message.to != to:
-            raise StoreDamaged(about(path, f"message {id!r} was changed"))
+    _verify_rows(db, path, "", aside)
+    for (stray,) in db.execute("SELECT DISTINCT id FROM frame WHERE id NOT IN (SELECT id FROM invocation)"):
+        aside.add(stray, damaged(path, f"the row of invocation {stray!r} is missing, and its journal is there"))
+    query = "SELECT invocation, id, data, checksum, answer, answered, answer_checksum FROM message"
+    for to, id, data, checksum, answer, answered, recorded in db.execute(query):
+        try:
+            if message_of(path, to, data, checksum).id != id:
+                raise damaged(path, f"a message to invocation {to!r} was changed")
+            check_answer(path, to, id, answer, answered, recorded)
+        except StoreError as error:
+            aside.add(to, error)
 
 
-def _verify_rows(db: sqlite3.Connection, path: str, where: str) -> None:
+def _verify_rows(db: sqlite3.Connection, path: str, where: str, aside: Aside) -> None:
     query = (
         "SELECT id, handler, key, created_at, due, identity, start, checksum, status, sequence, updated_at, wake, "
         f"revision, state_checksum FROM invocation {where}"
     )
     for id, *described, data, checksum, status, sequence, at, wake, revision, recorded in db.execute(query):
-        if zlib.crc32(data) != checksum:
-            raise StoreDamaged(about(path, f"the start of {id!r} was changed"))
-        start = decode_start(data)
-        if [id, *described] != [start.id, start.handler, start.key, start.at, start.due, identity_of(start)]:
-            raise StoreDamaged(about(path, f"the row of {id!r} was changed"))
-        if state_checksum(id, status, sequence, at, wake, revision) != recorded:
-            raise StoreDamaged(about(path, f"the row of {id!r} was changed"))
-        frames = db.execute(
-            "SELECT revision, data, checksum FROM frame WHERE id = ? ORDER BY revision", (id,)
-        ).fetchall()
-        if len(frames) < revision:
-            raise StoreDamaged(about(path, f"the journal of {id!r} ends at {len(frames)}, and had {revision} frames"))
-        for number, (at, data, frame_sum) in enumerate(frames, 1):
-            if at != number or frame_sum != frame_checksum(id, at, data):
-                raise StoreDamaged(about(path, f"frame {number} of the journal of {id!r} is missing or changed"))
+        try:
+            check_described(path, start_of(path, id, data, checksum), described)
+            check_state(path, id, status, sequence, at, wake, revision, recorded)
+            frames = db.execute(
+                "SELECT revision, data, checksum FROM frame WHERE id = ? ORDER BY revision", (id,)
+            ).fetchall()
+            check_frames(path, id, revision, frames)
+        except StoreError as error:
+            aside.add(id, error)
+        except (TypeError, ValueError) as error:
+            aside.add(id, damaged(path, f"the row of invocation {id!r} was changed ({error})"))

@@ -21,11 +21,10 @@ from perdure.stores.port import LINE_LIMIT, PAYLOAD_LIMIT_BYTES, Counts, Filter,
 from perdure.stores.read_only import OnlyLooking
 from perdure.stores.sql.index import COUNTS, counts_of, query_of
 from perdure.stores.sqlite.aside import Aside
-from perdure.stores.sqlite.checked import ROW, check_frames, damaged, message_of, row_of, start_of
+from perdure.stores.sqlite.checked import ROW, check_frames, damaged, last_frame_of, message_of, row_of, start_of
 from perdure.stores.sqlite.faults import Mismatch, about, explained
 from perdure.stores.sqlite.file import look
 from perdure.stores.sqlite.keys import read_key
-from perdure.stores.sqlite.schema import frame_checksum
 
 T = TypeVar("T")
 
@@ -175,9 +174,7 @@ class SqliteReader:
             ).fetchone()
             if last is None and _is_gone(db, id):
                 return None
-            if last is None or last[2] != frame_checksum(id, last[0], last[1]):
-                raise damaged(self.path, f"the last frame of the journal of invocation {id!r} is missing or changed")
-            outcome = decode_frame(last[1], id).outcome
+            outcome = last_frame_of(self.path, id, last).outcome
             if outcome is None:
                 raise damaged(self.path, f"invocation {id!r} is {row[0]}, and its journal does not say how it ended")
             return outcome
@@ -225,7 +222,7 @@ class SqliteView(OnlyLooking, SqliteReader):
 
     async def open(self) -> None:
         try:
-            db, opened = await self._reading.run(look, self.path)
+            db, opened = await self._reading.run(look, self.path, self._aside)
         except BaseException:
             await self._reading.close()
             raise

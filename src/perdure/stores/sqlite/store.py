@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import concurrent.futures
-import contextlib
 import logging
 import os
 import sqlite3
@@ -65,7 +63,7 @@ class SqliteStore(SqliteReader):
             await self._reading.close()
             raise
         try:
-            opened = await self._reading.run(open_file, self.path)
+            opened = await self._reading.run(open_file, self.path, self._aside)
             self._reading.use(await self._reading.run(connect, self.path))
             with explained(self.path):
                 self._writer = Writer(self.path, opened, self._loop, self._written, self.line_limit)
@@ -149,8 +147,9 @@ class SqliteStore(SqliteReader):
         for unit in units:
             try:
                 self._act_on(unit)
-            except Exception:
-                log.exception("%s", about(self.path, f"what follows the write of {unit.about()} failed"))
+            except Exception as error:  # noqa: BLE001  the callback's own failure: the others are told all the same
+                text = about(self.path, f"what follows the write of {unit.about()} failed")
+                self._loop.call_exception_handler({"message": text, "exception": error})
         if self._notices.watched and self._open:
             self._note_changes(units)
         self._deliveries.dispatcher.pump()

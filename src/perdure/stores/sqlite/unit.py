@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from msgspec import Struct
@@ -30,11 +30,11 @@ def _tell_nobody(revision: int, error: Exception | None) -> None:
 class Unit(Struct, eq=False):
     """What is written whole or not at all: a submit, a post, a commit, or the store's own housekeeping.
 
-    `strict` makes an id that exists with another input an error; `must_exist`, a message to nobody. `place` is for who
-    enlists for a key. A commit is told, the others end their future. `ended` says that the transition ends the claim.
-    The writer fills in `routes` (message, handler, whether it can go to a worker before the start has), `granted`
-    (sequence, id, start and its checksum: starts that now have their key) and `woken` (id and handler of others that have
-    it).
+    `strict` makes an id that exists with another input an error; `must_exist`, a message to an unknown id. `place` is
+    the position of an invocation that enlists for a key. A commit is told, the others end their future. `ended` says
+    that the transition ends the claim. The writer fills in `routes` (message, handler, whether it can go to a worker
+    before the start has), `granted` (sequence, id, start and its checksum: starts that now have their key) and `woken`
+    (id and handler of others that have it).
     """
 
     accepts: Sequence[Accept] = ()

@@ -17,26 +17,22 @@ import zlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, cast
 
-from msgspec import Struct
-
 from perdure.core.journal import (
     Answer,
-    Message,
     Start,
     Status,
     encode_message,
-    settles_before_begin,
 )
 from perdure.errors import (
-    Conflict,
     PerdureError,
 )
-from perdure.stores.port import Committed, Transition, id_conflict, identity_of, unknown
+from perdure.stores.port import Transition, id_conflict, identity_of, unknown
 from perdure.stores.sql.index import SETTLED
 from perdure.stores.sqlite.faults import Mismatch, about, explain, quietly
 from perdure.stores.sqlite.file import Opened, connect, side_file
 from perdure.stores.sqlite.keys import Keys, deadline_in_line
 from perdure.stores.sqlite.schema import NO_TIME, NOTHING_OPEN, answer_checksum, frame_checksum, state_checksum
+from perdure.stores.sqlite.unit import Accept, Unit, conflict, may_be_routed
 
 BATCH_LIMIT = 2_000
 """Transitions, submits and posts that share one transaction at most."""
