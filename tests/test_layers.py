@@ -27,6 +27,7 @@ LAYERS = (
     {"operations"},
     {"runtime"},
     {"stores"},
+    {"background"},
     {"authoring"},
     {"core"},
     {"errors"},
