@@ -16,8 +16,8 @@ from msgspec.structs import replace
 from perdure.authoring.group import Group, Wait, WaitForever, run_group
 from perdure.authoring.workflow import Call, Workflow
 from perdure.blocking import Blocking, blocking
-from perdure.core.codec import decoder, encode, rebuild
 from perdure.core.exported import export
+from perdure.core.failures import rebuild
 from perdure.core.ids import check_name, new_id, parse_awakeable_id
 from perdure.core.journal import (
     Cancel,
@@ -38,6 +38,8 @@ from perdure.core.journal import (
 from perdure.core.lifecycle import SETTLED, refusing_status
 from perdure.core.retry import Duration, seconds
 from perdure.core.turn import StubMaker
+from perdure.core.types import decoder
+from perdure.core.values import encode
 from perdure.errors import (
     IllegalTransition,
     InvalidOption,

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from os import PathLike
     from ssl import SSLContext
 
-    from perdure.core.codec import FailureTranslator
+    from perdure.core.failures import FailureTranslator
     from perdure.core.turn import Turn
     from perdure.runtime.worker import Channels
     from perdure.stores.jetstream.wire.access import Place

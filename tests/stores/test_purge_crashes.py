@@ -15,7 +15,8 @@ from typing import Any
 import pytest
 
 from perdure.authoring.context import Context
-from perdure.authoring.workflow import Workflow, step, workflow
+from perdure.authoring.step import step
+from perdure.authoring.workflow import Workflow, workflow
 from perdure.client import Client
 from perdure.connect import channels_for, translators_in_use
 from perdure.core.history import History

@@ -22,9 +22,9 @@ from typing import Protocol
 
 from msgspec.structs import replace
 
-from perdure.authoring.workflow import StepInfo, Work
-from perdure.core.codec import Failure
+from perdure.authoring.step import StepInfo, Work
 from perdure.core.effects import NO_EFFECTS, Effects, Enlist, Release, effects_of
+from perdure.core.failures import Failure
 from perdure.core.history import DEATHS_LIMIT, History
 from perdure.core.journal import (
     Accepted,
@@ -1023,6 +1023,11 @@ class Runner:
     def in_progress(self) -> bool:
         """Tell whether a step, a read or a commit is in progress, and not only time is missing."""
         return not self._outage and bool(self._busy or self._running or self._arrivals or self._inbox)
+
+    @property
+    def steps_in_progress(self) -> list[str]:
+        """The names of the steps that run now."""
+        return [attempt.work.name for attempt in self._running.values()]
 
     @property
     def first_frame_held(self) -> bool:

@@ -20,9 +20,9 @@ from typing import Any, Protocol
 
 from msgspec import Struct
 
-from perdure.core.codec import digest
 from perdure.core.effects import NO_EFFECTS, Effects
 from perdure.core.journal import Answer, Frame, Message, Outcome, Start, Status
+from perdure.core.values import digest
 from perdure.errors import IdConflict, InvalidOption, LimitExceeded, UnknownInvocation
 
 PAYLOAD_LIMIT_BYTES = 64 * 1024 * 1024
