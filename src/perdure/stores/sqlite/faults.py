@@ -13,7 +13,6 @@ from perdure.errors import (
     StoreDamaged,
     StoreError,
     StoreFull,
-    StoreLocked,
     StoreReadOnly,
 )
 

@@ -136,7 +136,7 @@ class Keys:
         query = "SELECT sequence, id, generation, checksum FROM line WHERE key = ? ORDER BY sequence"
         for sequence, id, generation, checksum in db.execute(query, (name,)):
             if line_checksum(name, sequence, id, generation) != checksum:
-                self._aside.add(id, damaged(self._path, f"the position of {id!r} in the queue of key {name!r} was changed"))
+                self._aside.add(id, _position_damaged(self._path, name, id))
             elif id not in self._aside:
                 return sequence, id, generation
         return None
@@ -168,12 +168,16 @@ def verify_keys(db: sqlite3.Connection, path: str, aside: Aside) -> None:
             _log_damaged(path, f"the row of key {name!r} was changed: what needs this key waits; {RESTORE}")
     for key, sequence, id, generation, checksum in db.execute("SELECT * FROM line"):
         if line_checksum(key, sequence, id, generation) != checksum:
-            aside.add(id, damaged(path, f"the position of {id!r} in the queue of key {key!r} was changed"))
+            aside.add(id, _position_damaged(path, key, id))
     for (id,) in db.execute("SELECT id FROM line WHERE id NOT IN (SELECT id FROM invocation)"):
         aside.add(id, damaged(path, f"invocation {id!r} waits for a key, and its row is missing"))
     held = "SELECT name, holder FROM key WHERE holder IS NOT NULL AND holder NOT IN (SELECT id FROM invocation)"
     for name, holder in db.execute(held):
         _log_damaged(path, f"key {name!r} is held by {holder!r}, whose row is missing: what needs it waits; {RESTORE}")
+
+
+def _position_damaged(path: str, key: str, id: str) -> StoreDamaged:
+    return damaged(path, f"the position of invocation {id!r} in the queue of key {key!r} was changed")
 
 
 def _log_damaged(path: str, what: str) -> None:

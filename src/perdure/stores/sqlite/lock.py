@@ -76,13 +76,13 @@ class Lock:
 
     @classmethod
     def take(cls, path: str) -> Lock:
-        """Take the lock on a file, which is made if there is none, or raise `StoreLocked` with its owner's process id."""
+        """Take the lock on a file, which is made if there is none, or raise `StoreLocked` with the owner's pid."""
         check_place(path)
         check_writable(path)
         with explained(path), _mutex:
             lock = cls(path, _lock_file(path))
         try:
-            lock._beside = _lock_beside(path)  # noqa: SLF001  its own
+            lock._beside = _lock_beside(path)
         except BaseException:
             lock.release()
             raise

@@ -48,9 +48,9 @@ class Look:
 
     def open(self) -> Opened:
         """Connect, and return what the file says of itself. Up to `LOOK_LIMIT_BYTES` it is checked whole."""
-        check_place(self.path)
         if not os.path.exists(self.path):
             raise StoreError(about(self.path, "there is no such file: name the one that the workers use"))
+        check_place(self.path)
         try:
             return self._connect()
         except BaseException:

@@ -119,10 +119,11 @@ class ReadThread:
 
     def _execute(self, loop: asyncio.AbstractEventLoop, source: Source, reads: Sequence[_Read]) -> None:
         """Read, in the thread; what a read raises is for its caller."""
+        found = [self._found(source, read) for read, _ in reads]
         for _ in range(READ_AGAIN_LIMIT):
-            found = [self._found(source, read) for read, _ in reads]
             if source.is_current:
                 break
+            found = [self._found(source, read) for read, _ in reads]
         loop.call_soon_threadsafe(self._ended, reads, found)
 
     def _found(self, source: Source, read: Callable[[sqlite3.Connection], Any]) -> _Found:

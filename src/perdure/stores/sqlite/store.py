@@ -308,7 +308,7 @@ class SqliteStore(SqliteReader):
         return await self._enqueue(Unit(purge=chosen)) if chosen else 0
 
     async def backup(self, target: str, /) -> None:
-        """Copy the file to `target`, which must not exist, while it is served: one state of it, readable by its owner."""
+        """Copy one state of the file to `target`, which must not exist, while it is served."""
         self._check()
         stop = threading.Event()
         # In a thread of its own: reads would wait for it in the reading thread.
