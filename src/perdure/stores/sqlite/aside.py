@@ -18,7 +18,8 @@ log = logging.getLogger("perdure.sqlite")
 class Aside:
     """The ids that are set aside, each with the error that says why."""
 
-    def __init__(self) -> None:
+    def __init__(self, path: str) -> None:
+        self._path = path
         self._reasons: dict[str, StoreError] = {}
 
     def __contains__(self, id: str) -> bool:
@@ -31,7 +32,7 @@ class Aside:
         return len(self._reasons)
 
     def add(self, id: str, why: StoreError) -> None:
-        """Set an invocation aside, and say so once."""
+        """Set an invocation aside, and log why, once."""
         if id not in self._reasons:
             self._reasons[id] = why
             level = logging.WARNING if isinstance(why, NewerJournal) else logging.ERROR

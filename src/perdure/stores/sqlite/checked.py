@@ -19,12 +19,12 @@ ROW = f"{COLUMNS}, sequence, wake, revision, state_checksum"
 """The columns of a `Row` with those that its checksum covers."""
 _OF_ANOTHER_TYPE = (TypeError, ValueError, OverflowError, struct.error)
 """What computing a checksum raises when a column holds a value of another type: SQLite keeps any in any column."""
-_REMEDY = "restore it from a backup to go on with it"
+RESTORE = "restore it from a backup to go on with it"
 
 
 def damaged(path: str, what: str) -> StoreDamaged:
     """Return the error for damage to one invocation."""
-    return StoreDamaged(about(path, f"{what}: {_REMEDY}"))
+    return StoreDamaged(about(path, f"{what}: {RESTORE}"))
 
 
 def start_of(path: str, id: str, data: bytes, checksum: int) -> Start:

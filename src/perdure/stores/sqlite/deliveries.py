@@ -12,6 +12,7 @@ import sqlite3
 from collections.abc import Awaitable, Callable, Collection, Sequence
 from typing import Any, TypeVar
 
+from perdure.background import Tasks
 from perdure.core.journal import Message, Start
 from perdure.errors import StoreClosed, StoreError
 from perdure.stores.clock import Alarm, SystemClock
@@ -55,7 +56,7 @@ class Deliveries:
         self._rung_to = 0.0
         self._ringing = False
         self._ring_again = False
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks = Tasks(log)
 
     def open(self, last: int) -> None:
         """Begin: starts up to place `last` were queued by a process that may have begun them."""
@@ -120,7 +121,7 @@ class Deliveries:
     # --- a worker joins -----------------------------------------------------------------------------------------------
     def join(self, handlers: Collection[str], deliver: Callable[[Delivery], None]) -> Member:
         member = self.dispatcher.join(handlers, deliver)
-        self._spawn(self._catch_up(member))
+        self._tasks.spawn(self._catch_up(member))
         return member
 
     async def _catch_up(self, member: Member) -> None:
@@ -213,7 +214,7 @@ class Deliveries:
             self._ring_again = True
             return
         self._ringing = True
-        self._spawn(self._answer_ring())
+        self._tasks.spawn(self._answer_ring())
 
     async def _answer_ring(self) -> None:
         try:
@@ -270,11 +271,6 @@ class Deliveries:
         if due:
             first, self.last = self.last + 1, self.last + len(due)
             await self._enqueue(Unit(promoted=[*enumerate(due, first)]))
-
-    def _spawn(self, work: Any) -> None:
-        task = asyncio.ensure_future(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
 
 
 def _log_retry(what: str, error: Exception) -> None:

@@ -10,7 +10,7 @@ import concurrent.futures
 import os
 import sqlite3
 from collections.abc import Callable, Sequence
-from typing import Any, Never, TypeVar
+from typing import Any, Never, Protocol, TypeVar
 
 from perdure.core.journal import Answer, Message, Outcome, Start, decode_frame, known_status
 from perdure.core.lifecycle import SETTLED as SETTLED_STATUSES
@@ -23,39 +23,74 @@ from perdure.stores.sql.index import COUNTS, counts_of, query_of
 from perdure.stores.sqlite.aside import Aside
 from perdure.stores.sqlite.checked import ROW, check_frames, damaged, last_frame_of, message_of, row_of, start_of
 from perdure.stores.sqlite.faults import Mismatch, about, explained
-from perdure.stores.sqlite.file import look
+from perdure.stores.sqlite.file import connect
 from perdure.stores.sqlite.keys import read_key
+from perdure.stores.sqlite.look import Look
 
 T = TypeVar("T")
 
 READ_BATCH_LIMIT = 100
 """Reads that go to the reading thread together."""
+READ_AGAIN_LIMIT = 3
+"""How often reads are repeated because their source changed meanwhile."""
+
 _Read = tuple[Callable[[sqlite3.Connection], Any], asyncio.Future[Any]]
+_Found = tuple[Any, Exception | None]
+
+
+class Source(Protocol):
+    """Where reads go."""
+
+    def current(self) -> sqlite3.Connection:
+        """Return the connection to read through."""
+        ...
+
+    @property
+    def is_current(self) -> bool:
+        """Tell whether what was read since can be trusted; if not, it is read again."""
+        ...
+
+    def close(self) -> None: ...
+
+
+class Served:
+    """The connection of the process that serves the file: nothing but this process changes it."""
+
+    is_current = True
+
+    def __init__(self, path: str) -> None:
+        self._db = connect(path)
+
+    def current(self) -> sqlite3.Connection:
+        return self._db
+
+    def close(self) -> None:
+        self._db.close()
 
 
 class ReadThread:
-    """One connection, used by one thread."""
+    """Reads a source in a thread of its own."""
 
     def __init__(self, path: str) -> None:
         self._path = path
         self._pool = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="perdure-sqlite-read")
-        self._db: sqlite3.Connection | None = None
+        self._source: Source | None = None
         self._reads: list[_Read] = []
         self._busy = False
 
-    def use(self, db: sqlite3.Connection) -> None:
-        """Read through `db` from now on."""
-        self._db = db
+    def use(self, source: Source) -> None:
+        """Read from `source` from now on."""
+        self._source = source
 
-    async def run(self, work: Callable[..., T], *arguments: Any) -> T:
+    def run(self, work: Callable[..., T], *arguments: Any) -> asyncio.Future[T]:
         """Run something else in the thread."""
-        return await asyncio.get_running_loop().run_in_executor(self._pool, work, *arguments)
+        return asyncio.get_running_loop().run_in_executor(self._pool, work, *arguments)
 
     async def close(self) -> None:
-        """Finish the reads in progress, refuse those that wait, and close the connection."""
-        db, self._db = self._db, None
-        if db is not None:
-            await self.run(db.close)
+        """Finish the reads in progress, refuse those that wait, and close the source."""
+        source, self._source = self._source, None
+        if source is not None:
+            await self.run(source.close)
         self._pool.shutdown(wait=False)
 
     async def read(self, read: Callable[[sqlite3.Connection], T]) -> T:
@@ -70,31 +105,36 @@ class ReadThread:
         return await future
 
     def _send(self) -> None:
-        db = self._db
-        limit = READ_BATCH_LIMIT if db is not None else len(self._reads)
+        source = self._source
+        limit = READ_BATCH_LIMIT if source is not None else len(self._reads)
         reads, self._reads = self._reads[:limit], self._reads[limit:]
-        self._busy = bool(reads) and db is not None
-        if db is None:
+        self._busy = bool(reads) and source is not None
+        if source is None:
             for _, future in reads:
                 if not future.done():
                     future.set_exception(StoreClosed(about(self._path, "the store is closed")))
         elif reads:
             loop = asyncio.get_running_loop()
-            loop.run_in_executor(self._pool, self._execute, loop, db, reads)
+            loop.run_in_executor(self._pool, self._execute, loop, source, reads)
 
-    def _execute(self, loop: asyncio.AbstractEventLoop, db: sqlite3.Connection, reads: Sequence[_Read]) -> None:
+    def _execute(self, loop: asyncio.AbstractEventLoop, source: Source, reads: Sequence[_Read]) -> None:
         """Read, in the thread; what a read raises is for its caller."""
-        found: list[tuple[asyncio.Future[Any], Any, BaseException | None]] = []
-        for read, future in reads:
-            try:
-                with explained(self._path):
-                    found.append((future, read(db), None))
-            except BaseException as error:  # noqa: BLE001
-                found.append((future, None, error))
-        loop.call_soon_threadsafe(self._ended, found)
+        found = [self._found(source, read) for read, _ in reads]
+        for _ in range(READ_AGAIN_LIMIT):
+            if source.is_current:
+                break
+            found = [self._found(source, read) for read, _ in reads]
+        loop.call_soon_threadsafe(self._ended, reads, found)
 
-    def _ended(self, found: Sequence[tuple[asyncio.Future[Any], Any, BaseException | None]]) -> None:
-        for future, value, error in found:
+    def _found(self, source: Source, read: Callable[[sqlite3.Connection], Any]) -> _Found:
+        try:
+            with explained(self._path):
+                return read(source.current()), None
+        except Exception as error:  # noqa: BLE001  whatever it is, it is told to the caller, and the others are read
+            return None, error
+
+    def _ended(self, reads: Sequence[_Read], found: Sequence[_Found]) -> None:
+        for (_, future), (value, error) in zip(reads, found, strict=True):
             if future.done():
                 continue  # its caller has given up
             if error is None:
@@ -108,15 +148,16 @@ class SqliteReader:
     """What a file says of its invocations. Changes nothing."""
 
     def __init__(self, path: str, *, payload_limit: int = PAYLOAD_LIMIT_BYTES, line_limit: int = LINE_LIMIT) -> None:
-        self.path = os.path.abspath(os.path.expanduser(path))
+        self.path = os.path.realpath(os.path.expanduser(path))  # the name beside which SQLite keeps its log
         self.clock = SystemClock()
         self.payload_limit = payload_limit
         self.line_limit = line_limit
         self.secret = b""
         self._pid = os.getpid()
         self._open = False
+        self._lost: StoreError | None = None  # says why nothing can be read or written any more
         self._reading = ReadThread(self.path)
-        self._aside = Aside()
+        self._aside = Aside(self.path)
 
     def _check(self) -> None:
         if os.getpid() != self._pid:
@@ -125,6 +166,8 @@ class SqliteReader:
             )
         if not self._open:
             raise StoreClosed(about(self.path, "the store is closed"))
+        if self._lost is not None:
+            raise type(self._lost)(str(self._lost))
 
     async def _read(self, read: Callable[[sqlite3.Connection], T]) -> T:
         self._check()
@@ -202,8 +245,8 @@ class SqliteReader:
         def read(db: sqlite3.Connection) -> Key:
             try:
                 return read_key(db, name)
-            except Mismatch as error:
-                raise StoreDamaged(about(self.path, str(error))) from error
+            except Mismatch as mismatch:
+                raise StoreDamaged(about(self.path, str(mismatch))) from mismatch
 
         return await self._read(read)
 
@@ -221,12 +264,13 @@ class SqliteView(OnlyLooking, SqliteReader):
     """A file that is only looked at, also while another process serves it. It takes no lock and has no writer."""
 
     async def open(self) -> None:
+        look = Look(self.path, self._aside)
         try:
-            db, opened = await self._reading.run(look, self.path, self._aside)
+            opened = await self._reading.run(look.open)
         except BaseException:
             await self._reading.close()
             raise
-        self._reading.use(db)
+        self._reading.use(look)
         self.secret = opened.secret
         self._open = True
 

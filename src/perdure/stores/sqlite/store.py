@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures
 import logging
 import os
-import sqlite3
-from collections.abc import Callable, Collection, Coroutine, Sequence
+import threading
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
+from perdure.background import Tasks
 from perdure.core.journal import Answer, Message, Outcome, Start, encode_frame, encode_start
-from perdure.errors import StoreClosed, StoreError
+from perdure.errors import StoreClosed, StoreDamaged, StoreError
 from perdure.stores.local.dispatch import Member
 from perdure.stores.notices import CHANGES_LIMIT, Feed, Notices
 from perdure.stores.port import (
@@ -23,12 +25,14 @@ from perdure.stores.port import (
     Transition,
 )
 from perdure.stores.sql.index import SETTLED
+from perdure.stores.sqlite.backup import back_up
 from perdure.stores.sqlite.checked import ROW
 from perdure.stores.sqlite.deliveries import Deliveries
 from perdure.stores.sqlite.faults import about, explained
-from perdure.stores.sqlite.file import connect, open_file
-from perdure.stores.sqlite.lock import Lock
-from perdure.stores.sqlite.reader import SqliteReader
+from perdure.stores.sqlite.file import Opened, open_file, refuse_lost
+from perdure.stores.sqlite.keys import Keys
+from perdure.stores.sqlite.lock import Lock, check_place
+from perdure.stores.sqlite.reader import Served, SqliteReader
 from perdure.stores.sqlite.schema import NOTHING_OPEN
 from perdure.stores.sqlite.unit import Accept, Unit
 from perdure.stores.sqlite.writer import Writer
@@ -52,28 +56,54 @@ class SqliteStore(SqliteReader):
         self._telling = False
         self._units: list[Unit] = []
         self._flush_scheduled = False
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks = Tasks(log)
+        self._backups: dict[asyncio.Future[None], threading.Event] = {}
 
     # --- life ---------------------------------------------------------------------------------------------------------
     async def open(self) -> None:
         self._loop = asyncio.get_running_loop()
+        opening = self._reading.run(self._open_files)
         try:
-            self._lock = await self._reading.run(Lock.take, self.path)
-        except BaseException:
-            await self._reading.close()
+            opened = await asyncio.shield(opening)
+        except asyncio.CancelledError:
+            opening.add_done_callback(self._close_files)  # the thread goes on: what it opens is closed when it ends
             raise
-        try:
-            opened = await self._reading.run(open_file, self.path, self._aside)
-            self._reading.use(await self._reading.run(connect, self.path))
-            with explained(self.path):
-                self._writer = Writer(self.path, opened, self._loop, self._written, self.line_limit)
         except BaseException:
             await self._reading.close()
-            self._lock.release()
             raise
         self.secret = opened.secret
         self._deliveries.open(opened.sequence)
         self._open = True
+
+    def _open_files(self) -> Opened:
+        """Take the lock, and open the file: in a thread, all of it or nothing."""
+        check_place(self.path)
+        refuse_lost(self.path)
+        lock = Lock.take(self.path)
+        source: Served | None = None
+        try:
+            opened = open_file(self.path, self._aside)
+            source = Served(self.path)
+            keys = Keys(self.path, self.line_limit, self._aside)
+            with explained(self.path):
+                self._writer = Writer(self.path, opened, self._loop, self._written, self._lose, keys)
+        except BaseException:
+            if source is not None:
+                source.close()
+            lock.release()
+            raise
+        self._lock = lock
+        self._reading.use(source)
+        return opened
+
+    def _close_files(self, opening: asyncio.Future[Opened]) -> None:
+        if not opening.cancelled() and opening.exception() is None:
+            self._writer.close()
+            self._tasks.spawn(self._release_files())
+
+    async def _release_files(self) -> None:
+        await self._reading.close()
+        self._lock.release()
 
     async def aclose(self) -> None:
         if not self._open:
@@ -84,10 +114,16 @@ class SqliteStore(SqliteReader):
         self._flush()
         self._open = False
         self._deliveries.close()
+        await self._end_backups()
         await self._loop.run_in_executor(None, self._writer.close)
         self._notices.fail(StoreClosed(about(self.path, "the store is closed")))
-        await self._reading.close()
-        self._lock.release()
+        await self._release_files()
+
+    def _lose(self, why: StoreError) -> None:
+        """Refuse everything: the file is not there any more."""
+        self._lost = why
+        self._notices.fail(StoreDamaged(str(why)))
+        self._deliveries.close()
 
     # --- writing ------------------------------------------------------------------------------------------------------
     def submit(self, starts: Sequence[Start], /) -> asyncio.Future[list[bool]]:
@@ -198,7 +234,7 @@ class SqliteStore(SqliteReader):
             self._notices.missed()
         if self._changed and not self._telling:
             self._telling = True
-            self._spawn(self._tell_changes())
+            self._tasks.spawn(self._tell_changes())
 
     async def _tell_changes(self) -> None:
         try:
@@ -272,28 +308,30 @@ class SqliteStore(SqliteReader):
         return await self._enqueue(Unit(purge=chosen)) if chosen else 0
 
     async def backup(self, target: str, /) -> None:
-        """Copy the database to `target` while it is served."""
+        """Copy one state of the file to `target`, which must not exist, while it is served."""
         self._check()
-        path = os.path.abspath(os.path.expanduser(target))
-        if os.path.exists(path):
-            raise StoreError(about(path, "it exists: a backup does not overwrite"))
+        stop = threading.Event()
+        # In a thread of its own: reads would wait for it in the reading thread.
+        pool = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="perdure-sqlite-backup")
+        work = self._loop.run_in_executor(pool, back_up, self.path, os.path.abspath(os.path.expanduser(target)), stop)
+        self._backups[work] = stop
+        try:
+            await asyncio.shield(work)
+        finally:
+            stop.set()
+            pool.shutdown(wait=False)
+            work.add_done_callback(self._backup_ended)
 
-        def copy(db: sqlite3.Connection) -> None:
-            with explained(path), sqlite3.connect(path) as to:
-                db.backup(to)
-            to.close()
+    def _backup_ended(self, work: asyncio.Future[None]) -> None:
+        del self._backups[work]
+        if not work.cancelled():
+            work.exception()  # its caller was told, or has given up
 
-        await self._read(copy)
-
-    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
-        task = asyncio.ensure_future(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._spawned_ended)
-
-    def _spawned_ended(self, task: asyncio.Task[None]) -> None:
-        self._tasks.discard(task)
-        if not task.cancelled() and (error := task.exception()) is not None and self._open:
-            log.error("reading what to deliver failed: %s", error, exc_info=error)
+    async def _end_backups(self) -> None:
+        for stop in self._backups.values():
+            stop.set()
+        if self._backups:
+            await asyncio.wait([*self._backups])
 
 
 # Named, since SQLite would rather sort all that has ever settled, for each piece of a sweep.
