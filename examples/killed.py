@@ -24,27 +24,31 @@ NOTES = "NOTES"
 """The variable that names the file."""
 
 
-async def note(line: str) -> None:
-    await asyncio.sleep(0.02)  # as a service would take
+async def service(call: str) -> None:
+    await asyncio.sleep(0.02)
+    note(call)
+
+
+def note(line: str) -> None:
     with open(os.environ[NOTES], "a") as file:
         file.write(f"{line}\n")
 
 
 @step
 async def charge(order: str) -> str:
-    await note(f"charge {order}")
+    await service(f"charge {order}")
     return f"receipt of {order}"
 
 
 @step
 async def pack(order: str) -> str:
-    await note(f"pack {order}")
+    await service(f"pack {order}")
     return f"parcel of {order}"
 
 
 @step
 async def ship(parcel: str) -> str:
-    await note(f"ship {parcel}")
+    await service(f"ship {parcel}")
     return f"{parcel} is on its way"
 
 
