@@ -17,21 +17,19 @@ import asyncio
 import contextvars
 from asyncio import events
 from collections import deque
-from collections.abc import Callable, Coroutine, Iterable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from random import Random
-from sys import maxsize
 from typing import Any, cast
 
-from msgspec import Struct
 from msgspec.structs import replace
 
+from perdure.core.causes import Causes
 from perdure.core.context import BodyContext
 from perdure.core.failures import FailureTranslator, failure_of, rebuild
-from perdure.core.generations import current, cut_of, joined, keep, replayable
-from perdure.core.ids import awakeable_id, derived_id, seed_of
+from perdure.core.generations import replayable
+from perdure.core.ids import awakeable_id, derived_id
 from perdure.core.journal import (
     Accepted,
-    Answering,
     Attempted,
     CallChild,
     CallStep,
@@ -61,6 +59,9 @@ from perdure.core.journal import (
     repeats,
 )
 from perdure.core.loop import Future, Loop
+from perdure.core.pending import Pending, Ready
+from perdure.core.recorded import Divergence, difference, left_over
+from perdure.core.retrying import boundaries_in, issued_again, plan, sort
 from perdure.errors import (
     CalledOutsideWorkflow,
     InvocationTimedOut,
@@ -73,43 +74,6 @@ from perdure.errors import (
 
 COMMANDS_PER_DRAIN_LIMIT = 100_000
 """Commands that a body may issue between two waits; beyond it the body is most likely in an endless loop."""
-
-
-class Divergence(Struct, frozen=True):
-    """Where the code and its journal part ways: both sides, in words."""
-
-    recorded: str
-    issued: str
-
-    def __str__(self) -> str:
-        return f"the journal has {self.recorded}, the code now asks for {self.issued}"
-
-
-class Pending(Struct, eq=False):
-    """A command that waits for its answer. `attempts` counts the failed ones that are journaled."""
-
-    command: Command
-    future: Future[Any] | None
-    decode: Callable[[bytes], Any]
-    work: object = None
-    timer: asyncio.TimerHandle | None = None
-    generation: int = 0
-    cancel_requested: bool = False
-    attempts: int = 0
-    retry_due: float = 0.0
-
-
-class Ready(Struct, eq=False):
-    """What the body asked for since the last `ready()`.
-
-    `commands` and `state` belong into the frame; `cancels` are commands whose end the body now wants; `outcome` is set
-    when the body has ended.
-    """
-
-    commands: list[Command] = []
-    state: dict[str, bytes | None] = {}
-    cancels: list[int] = []
-    outcome: Outcome | None = None
 
 
 class CommandFuture(Future[Any]):
@@ -146,9 +110,9 @@ class Turn:
         "_body",
         "_boundaries",
         "_cancel_requested",
+        "_causes",
         "_context",
         "_encode_result",
-        "_failures",
         "_held",
         "_issued",
         "_issued_in_drain",
@@ -221,7 +185,7 @@ class Turn:
         self._random: Random | None = None
         self._cancel_requested: CancelRequested | None = None
         self._left_over: set[int] = set()  # tasks that outlived the body and were cancelled
-        self._failures: dict[int, tuple[BaseException, int]] = {}  # what was raised into the body, and by which command
+        self._causes = Causes()
 
     @property
     def context(self) -> BodyContext:
@@ -284,27 +248,22 @@ class Turn:
 
         Return what to deliver and to record next, `Retried` first, or why the invocation cannot be retried.
         """
-        held = current(frames)
-        failed = held[-1].outcome
-        assert isinstance(failed, Failed)
-        cut = cut_of(held, failed)
-        cause = cut.causes[0] if cut.causes else None
-        *before, last = joined(keep(held, Retried(at, generation, cause, maxsize, message, cut.frames, cut.entries)))
-        recorded = 1 + max((command.n for frame in (*before, last) for command in frame.commands), default=-1)
-        self._replay(before)
-        self._boundaries = [*_boundaries_in((*before, last)), (recorded, generation)]
-        self._replay_cut(last, open_ended=not cut.causes, to_its_end=cut.is_end)
+        planned = plan(frames, generation, at, message)
+        cut = planned.cut
+        self._replay(planned.before)
+        self._boundaries = [*boundaries_in((*planned.before, planned.last)), (planned.recorded, generation)]
+        self._replay_cut(planned.last, open_ended=not cut.causes, to_its_end=cut.is_end)
         if self.divergence is not None:
             return f"its code diverges from what is kept of its journal: {self.divergence}"
-        issued = min(self._issued, recorded)
+        issued = min(self._issued, planned.recorded)
         self._boundaries[-1] = (issued, generation)
-        later = [each for each in cut.later if isinstance(each, Answering) and each.n < issued]
-        kept, again = self._sort(later, {n for frame in held for n in frame.cancels}, {*cut.causes})
+        kept, again = sort(planned, issued, self.pending)
         for n in again:
             command = self.pending[n].command
             if isinstance(command, CallChild) and command.start.chosen:
                 return f"its child {command.start.id!r} failed, and another cannot have the id that was chosen for it"
         rested = max(0.0, at - cut.at)
+        cause = planned.cause
         return [Retried(at, generation, cause, issued, message, cut.frames, cut.entries, again, rested), *kept]
 
     def _replay_cut(self, frame: Frame, *, open_ended: bool, to_its_end: bool) -> None:
@@ -321,35 +280,10 @@ class Turn:
             if self.divergence is None:
                 self.deliver(entry)
         if self.divergence is None and self._recorded and to_its_end:
-            self._diverge(describe(self._recorded[0]), "nothing there")
+            self._diverge(left_over(self._recorded[0]))
         self._recorded = None
         self._open_ended = False
         self.replaying = False
-
-    def _sort(self, later: Sequence[Answering], cancelled: set[int], causes: set[int]) -> tuple[list[Entry], list[int]]:
-        """Tell apart, of what came after the cut, the outcomes to keep and the commands to issue again.
-
-        A result is kept. A failure is not if it made the invocation fail too, or came of a cancellation after the cut.
-        Interrupted steps just run on. The time at rest does not count for timers.
-        """
-        kept: list[Answering] = []
-        again = {n for n in causes if n in self.pending}
-        for entry in later:
-            n, pending = entry.n, self.pending.get(entry.n)
-            if pending is None or n in again:
-                continue
-            ended_by_failure = n in cancelled and not pending.cancel_requested
-            if isinstance(entry, Interrupted) and ended_by_failure:
-                if isinstance(pending.command, CallChild):
-                    again.add(n)
-            elif isinstance(entry, Raised) and ended_by_failure:
-                again.add(n)
-            else:
-                kept.append(entry)
-        kept = [entry for entry in kept if entry.n not in again]
-        answered = {entry.n for entry in kept if not isinstance(entry, Attempted)}
-        again |= {n for n, each in self.pending.items() if isinstance(each.command, SetTimer) and n not in answered}
-        return [*kept], sorted(again)
 
     def _retried(self, entry: Retried) -> None:
         """Begin a generation: what it issues again is pending anew, and what follows has ids of its own."""
@@ -361,28 +295,19 @@ class Turn:
         for n in entry.again:
             pending = self.pending.get(n)
             if pending is None:
-                self._diverge(f"command #{n}, issued again by a retry", "nothing that waits by that number")
+                text = f"command #{n}, issued again by a retry"
+                self._diverge(Divergence(text, "nothing that waits by that number"))
                 return
-            command = pending.command
-            if isinstance(command, SetTimer):
-                command = SetTimer(n, command.due + entry.rested)
-            elif isinstance(command, CallChild):
-                command = CallChild(n, self._start_again(command.start, n, entry))
+            command = issued_again(pending.command, entry, self.start)
             if not isinstance(command, OpenAwakeable):  # the outside has its id
                 pending.generation = entry.generation
             pending.command = command
             pending.attempts, pending.retry_due = 0, 0.0
             self._issue(command)
 
-    def _start_again(self, start: Start, n: int, retried: Retried) -> Start:
-        id = derived_id(self.start.id, retried.generation, n)
-        parent = Parent(self.start.id, retried.generation, n)
-        due = retried.at + max(0.0, start.due - start.at)
-        return replace(start, id=id, at=retried.at, due=due, seed=seed_of(id), parent=parent)
-
     def _replay(self, frames: Sequence[Frame]) -> None:
         self.replaying = True
-        self._boundaries = _boundaries_in(frames)
+        self._boundaries = boundaries_in(frames)
         for frame in frames:
             self._recorded = deque(frame.commands)
             ran = frame.commands or frame.state or frame.cancels or frame.outcome is not None
@@ -392,15 +317,10 @@ class Turn:
                 if self.divergence is not None:
                     break
                 self.deliver(entry)
-            if self.divergence is None and self._recorded:
-                self._diverge(describe(self._recorded[0]), "nothing there")
-            if self.divergence is None and self._ready.state != frame.state:
-                changed = sorted(self._ready.state)
-                self._diverge(f"changes of state {sorted(frame.state)}", f"{changed}, or other values")
-            if self.divergence is None and self._ready.cancels != frame.cancels and not _is_forced(frame.outcome):
-                self._diverge(f"an end asked for commands {frame.cancels}", f"that of {self._ready.cancels}")
-            if self.divergence is None:
-                self._check_outcome(frame.outcome)
+            if self._recorded:
+                self._diverge(left_over(self._recorded[0]))
+            elif (differs := difference(self._ready, frame)) is not None:
+                self._diverge(differs)
             if self.divergence is not None:
                 break
             self._ready = Ready()
@@ -422,7 +342,7 @@ class Turn:
         """Drop the body. It does nothing more: not a step, not a command, not a task on the host's loop."""
         self.loop.close()
         self.pending.clear()
-        self._failures.clear()
+        self._causes.clear()
         self._main = None
         self.begun = False
 
@@ -587,7 +507,7 @@ class Turn:
             return
         recorded = self._recorded.popleft() if self._recorded else None
         if recorded is None or not repeats(command, recorded):
-            self._diverge(describe(recorded), describe(command))
+            self._diverge(Divergence(describe(recorded), describe(command)))
             raise TurnClosed(self.start.id)
 
     def _await_answer(
@@ -642,13 +562,14 @@ class Turn:
             if isinstance(error, StopIteration):  # a future refuses it, as a coroutine that raises it would
                 stopped, error = error, RuntimeError("a step or child raised StopIteration")
                 error.__cause__ = stopped
-            self._failures[id(error)] = (error, entry.n)
+            self._causes.add(error, entry.n)
             future.set_exception(error)
         elif type(entry) is Returned and not pending.cancel_requested:
             try:
                 value = pending.decode(entry.value)
             except Undecodable as error:
-                self._diverge(f"a value for {describe(pending.command)}", f"another type: {error}")
+                asked = describe(pending.command)
+                self._diverge(Divergence(f"a value for {asked}", f"another type: {error}"))
                 return
             future.set_result(value)
         else:
@@ -707,44 +628,21 @@ class Turn:
                 return Completed(at, self._encode_result(main.result()))
             except PerdureError as error:
                 error_raised = error
-        causes = self._causes(error_raised, set())
+        causes = self._causes.of(error_raised)
         cause = causes[0] if causes else None
         failure = failure_of(error_raised, translators=self._translators())
         return Failed(at, failure, cause, causes if len(causes) > 1 else [])
 
-    def _causes(self, error: BaseException, seen: set[int]) -> list[int]:
-        """Find the command whose failure `error` is, or comes from; the commands, if it is a group of several."""
-        todo: list[BaseException | None] = [error]
-        while todo:
-            one = todo.pop(0)
-            if one is None or id(one) in seen:
-                continue
-            seen.add(id(one))
-            if id(one) in self._failures:
-                return [self._failures[id(one)][1]]
-            if isinstance(one, BaseExceptionGroup):
-                members = cast("BaseExceptionGroup[BaseException]", one).exceptions
-                if causes := [n for member in members for n in self._causes(member, seen)]:
-                    return causes
-            todo += [one.__cause__, one.__context__]
-        return []
-
-    def _check_outcome(self, recorded: Outcome | None) -> None:
-        """Check that the body ended where it did. A forced cancellation ends an invocation without its body."""
-        ended = self._ready.outcome
-        if type(ended) is not type(recorded) and not _is_forced(recorded):
-            self._diverge(_describe_outcome(recorded), _describe_outcome(ended))
-
-    def _diverge(self, recorded: str, issued: str) -> None:
+    def _diverge(self, divergence: Divergence) -> None:
         if self.divergence is None:
-            self.divergence = Divergence(recorded, issued)
+            self.divergence = divergence
             self.loop.stopped = True
 
     def _diverge_on(self, entry: Returned | Raised | Attempted | Fired | Interrupted) -> None:
         if entry.n >= self._issued:
             asked = next((each for each in self._recorded or () if each.n == entry.n), None)
             answered = f"command #{entry.n}" if asked is None else describe(asked)
-            self._diverge(f"an answer to {answered}", f"{self._issued} commands and no more")
+            self._diverge(Divergence(f"an answer to {answered}", f"{self._issued} commands and no more"))
 
 
 _FOR_THE_BODY = frozenset({Returned, Raised, Fired, Interrupted, CancelRequested})
@@ -755,16 +653,3 @@ def timed_out(start: Start, at: float, /) -> Failed:
     text = f"invocation {start.id!r} did not end within its timeout of {start.timeout} s"
     late = InvocationTimedOut(text, invocation_id=start.id, timeout=start.timeout or 0.0)
     return Failed(at, failure_of(late))
-
-
-def _boundaries_in(frames: Iterable[Frame]) -> list[tuple[int, int]]:
-    retries = (entry for frame in frames for entry in frame.entries if type(entry) is Retried)
-    return [(retried.issued, retried.generation) for retried in retries]
-
-
-def _is_forced(outcome: Outcome | None) -> bool:
-    return isinstance(outcome, Cancelled) and outcome.forced
-
-
-def _describe_outcome(outcome: Outcome | None) -> str:
-    return "no end of the body here" if outcome is None else f"the body's end here, {type(outcome).__name__.lower()}"
