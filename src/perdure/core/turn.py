@@ -17,12 +17,14 @@ import asyncio
 import contextvars
 from asyncio import events
 from collections import deque
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from math import inf
 from random import Random
 from typing import Any, cast
 
 from msgspec.structs import replace
 
+from perdure.core import resting
 from perdure.core.causes import Causes
 from perdure.core.context import BodyContext
 from perdure.core.failures import FailureTranslator, failure_of, rebuild
@@ -61,12 +63,16 @@ from perdure.core.journal import (
 from perdure.core.loop import Future, Loop
 from perdure.core.pending import Pending, Ready
 from perdure.core.recorded import Divergence, difference, left_over
+from perdure.core.retry import DURATION_LIMIT_SECONDS
 from perdure.core.retrying import boundaries_in, issued_again, plan, sort
+from perdure.core.where import line_of
 from perdure.errors import (
     CalledOutsideWorkflow,
+    InvalidOption,
     InvocationTimedOut,
+    IoInWorkflow,
     LimitExceeded,
-    PerdureError,
+    RemoteError,
     TurnClosed,
     Undecodable,
     too_large,
@@ -81,12 +87,18 @@ class CommandFuture(Future[Any]):
 
     __slots__ = ("n",)
     n: int
+    message: Any = None  # of the first cancellation: libraries know their own by it
 
     def cancel(self, msg: Any | None = None) -> bool:
         if self.done():
             return False
-        cast("Turn", cast("Loop", self.get_loop()).host).cancel_command(self.n)
+        if cast("Turn", cast("Loop", self.get_loop()).host).cancel_command(self.n):
+            self.message = msg
         return True
+
+    def end(self) -> None:
+        """End as cancelled, with the message of what asked for it."""
+        super().cancel(self.message)
 
 
 def current_turn() -> Turn | None:
@@ -113,6 +125,7 @@ class Turn:
         "_causes",
         "_context",
         "_encode_result",
+        "_fatal",
         "_held",
         "_issued",
         "_issued_in_drain",
@@ -124,6 +137,8 @@ class Turn:
         "_random",
         "_ready",
         "_recorded",
+        "_resting",
+        "_rests",
         "_secret",
         "_stubs",
         "_timers",
@@ -186,6 +201,9 @@ class Turn:
         self._cancel_requested: CancelRequested | None = None
         self._left_over: set[int] = set()  # tasks that outlived the body and were cancelled
         self._causes = Causes()
+        self._resting: int | None = None  # the timer that the body rests by
+        self._rests = 0  # in a row
+        self._fatal: BaseException | None = None  # what ends the body whatever its main task does
 
     @property
     def context(self) -> BodyContext:
@@ -199,10 +217,25 @@ class Turn:
         return self._ready.outcome is not None
 
     # --- driving ------------------------------------------------------------------------------------------------------
+    @property
+    def stuck_at(self) -> str | None:
+        """Where the body waits (`app.py:12, in body`), if nothing that is outstanding could let it go on.
+
+        None if something is pending, and while it is paused or has not begun. A body that only polls counts too.
+        """
+        main = self._main
+        if main is None or self.paused or self.loop.closed or self.loop.stopped:
+            return None
+        for n in self.pending:
+            if n != self._resting:
+                return None
+        waits = main if not main.done() else next(iter(self.loop.live_tasks()), None)
+        return None if waits is None else line_of(waits)
+
     def begin(self) -> None:
         """Start the body and run it until it waits."""
         context = contextvars.Context()
-        coro = context.run(self._body, self)
+        coro = _made(context, self._body, self)
         self._main = self.loop.create_task(coro, name="workflow", context=context)
         self.begun = True
         self._drain()
@@ -434,17 +467,24 @@ class Turn:
             self._random = Random(self.start.seed)  # noqa: S311  repeatable on purpose
         return self._random
 
-    def cancel_command(self, n: int) -> None:
-        """Note that the body wants command `n` to end."""
+    def cancel_command(self, n: int) -> bool:
+        """Note that the body wants command `n` to end; return false if it was known."""
         pending = self.pending.get(n)
-        if pending is not None and not pending.cancel_requested and not self.loop.closed:
-            pending.cancel_requested = True
-            self._ready.cancels.append(n)
+        if pending is None or pending.cancel_requested or self.loop.closed:
+            return False
+        pending.cancel_requested = True
+        self._ready.cancels.append(n)
+        return True
 
     # --- what the loop tells ------------------------------------------------------------------------------------------
     def timer_set(self, timer: asyncio.TimerHandle, /) -> None:
+        due = float(timer.when())
+        if not -DURATION_LIMIT_SECONDS <= due - self.loop.now <= DURATION_LIMIT_SECONDS:
+            if (bounded := self._bounded(due)) is None:
+                return
+            due = bounded
         n = self._next()
-        command = SetTimer(n, timer.when())
+        command = SetTimer(n, due)
         self._issue(command)
         self._timers[id(timer)] = n
         self.pending[n] = Pending(command, None, bytes, timer=timer)
@@ -487,6 +527,21 @@ class Turn:
             if n >= issued:
                 return generation
         return self.generation
+
+    def _bounded(self, due: float) -> float | None:
+        """Return when a timer is due that is not within the limit; None if never, as when nothing is to time out."""
+        recorded = self._recorded[0] if self._recorded else None
+        if isinstance(recorded, SetTimer) and recorded.due == due:
+            return due  # of a release that took what it got
+        if due == inf:
+            return None
+        if due < self.loop.now:
+            return self.loop.now
+        seconds = due - self.loop.now
+        raise InvalidOption(
+            f"a wait of {seconds} seconds in the body of invocation {self.start.id!r}: give at most "
+            f"{DURATION_LIMIT_SECONDS:.0f}, or math.inf where asyncio takes it for no limit"
+        )
 
     def _check_size(self, what: str, data: bytes) -> None:
         # On replay too: what the body was refused then, it must be refused again.
@@ -559,6 +614,8 @@ class Turn:
             return
         if type(entry) is Raised:
             error = rebuild(entry.failure, translators=self._translators())
+            if not isinstance(error, Exception):  # it would end more than the await that it is raised at
+                error = RemoteError(entry.failure.type, entry.failure.message, entry.failure.traceback)
             if isinstance(error, StopIteration):  # a future refuses it, as a coroutine that raises it would
                 stopped, error = error, RuntimeError("a step or child raised StopIteration")
                 error.__cause__ = stopped
@@ -586,9 +643,69 @@ class Turn:
 
     def _drain(self) -> None:
         self._issued_in_drain = 0
-        self.loop.drain()
-        if self._main is not None and self._main.done() and self.divergence is None:
+        if self._resting is not None:
+            self._wake()
+        if not self._run() or self._main is None or self.divergence is not None:
+            return
+        if self._main.done() or self._fatal is not None:
             self._finish()
+
+    def _run(self) -> bool:
+        """Run what is ready; return false if some of it is left, since the body rests or has failed."""
+        loop = self.loop
+        issued, unrested = self._issued, 0
+        while not loop.drain(resting.CALLBACKS_PER_DRAIN_LIMIT):
+            if self._issued == issued:
+                unrested += resting.CALLBACKS_PER_DRAIN_LIMIT
+                if self._rest(unrested):
+                    return False
+            issued = self._issued
+        self._rests = 0
+        if loop.escaped and self._fatal is None and self._main is not None and not self._main.done():
+            self._fatal = loop.unhandled()
+        return True
+
+    def _rest(self, unrested: int) -> bool:
+        """Let the body rest, unless it did not when this was recorded; return whether it does, or has failed."""
+        recorded = self._recorded
+        n, now = self._issued, self.loop.now
+        if not self.pending and self._rests >= resting.RESTS_LIMIT:
+            self._give_up()
+            return True
+        rest = SetTimer(n, now + resting.seconds_of(self._rests), rest=True)
+        if recorded is not None and not (self._open_ended and not recorded):
+            if not recorded or not (isinstance(recorded[0], SetTimer) and recorded[0].rest):
+                if unrested < resting.UNRESTED_CALLBACKS_LIMIT:
+                    return False
+                self._diverge(Divergence("no rest here", f"{unrested:,} callbacks and more without waiting"))
+                return True
+            rest = recorded.popleft()  # shorter or longer, in another release
+        else:
+            self._ready.commands.append(rest)
+        self._issued = n + 1
+        self._rests += 1
+        self._resting = n
+        self.pending[n] = Pending(rest, None, bytes)
+        return True
+
+    def _wake(self) -> None:
+        """End a rest: its time has come, or another fact."""
+        n, self._resting = self._resting, None
+        if n is not None and self.pending.pop(n, None) is not None:
+            self._ready.cancels.append(n)
+            self._rests = 0
+
+    def _give_up(self) -> None:
+        """Fail a body that runs on and on. It is not cancelled: it would not wait for its cleanup either."""
+        assert self._main is not None
+        callbacks = resting.RESTS_LIMIT * resting.CALLBACKS_PER_DRAIN_LIMIT
+        text = (
+            f"the body of invocation {self.start.id!r} ran {callbacks:,} callbacks without waiting for anything, last "
+            f"at {line_of(self._main)}: await a step, a child, a timer or an awakeable there"
+        )
+        failure = failure_of(LimitExceeded(text, size=callbacks, limit=callbacks), translators=self._translators())
+        self._ready.outcome = Failed(self.loop.now, failure)
+        self.loop.stopped = True
 
     def _finish(self) -> None:
         """End as `asyncio.run` does: cancel what is left, let it end, then say what became of the body."""
@@ -604,7 +721,8 @@ class Turn:
             asked |= {task.serial for task in live}
             for task in live:
                 task.cancel()
-            self.loop.drain()
+            if not self._run():
+                return
         if self.loop.live_tasks():
             return  # some wait for the journaled end of a step
         if self.loop.finish_generators():
@@ -615,19 +733,19 @@ class Turn:
     def _outcome(self, main: asyncio.Task[Any]) -> Outcome:
         at = self.loop.now
         request = self._cancel_requested
-        if main.cancelled():
-            if request is None:
-                error = asyncio.CancelledError("the body raised CancelledError without having been cancelled")
-                return Failed(at, failure_of(error, translators=self._translators()))
-            if not request.timed_out:
-                return Cancelled(at)
-            return timed_out(self.start, at)
-        error_raised = main.exception()
+        error_raised = self._fatal
+        if error_raised is None and main.cancelled():
+            if request is not None:
+                return timed_out(self.start, at) if request.timed_out else Cancelled(at)
+            error_raised = _cancelled_itself(main)
+        elif error_raised is None:
+            error_raised = main.exception()
         if error_raised is None:
             try:
                 return Completed(at, self._encode_result(main.result()))
-            except PerdureError as error:
+            except Exception as error:  # noqa: BLE001  whatever an encoder raises is the failure of this invocation
                 error_raised = error
+        error_raised = _refusal_in(error_raised)
         causes = self._causes.of(error_raised)
         cause = causes[0] if causes else None
         failure = failure_of(error_raised, translators=self._translators())
@@ -653,3 +771,46 @@ def timed_out(start: Start, at: float, /) -> Failed:
     text = f"invocation {start.id!r} did not end within its timeout of {start.timeout} s"
     late = InvocationTimedOut(text, invocation_id=start.id, timeout=start.timeout or 0.0)
     return Failed(at, failure_of(late))
+
+
+def _made(context: contextvars.Context, body: Callable[[Turn], Any], turn: Turn) -> Coroutine[Any, Any, Any]:
+    """Make the coroutine of a body. What is raised in making it, or made instead of it, is raised by it."""
+    try:
+        coro = context.run(body, turn)
+    except Exception as error:  # noqa: BLE001  raised again, inside
+        return _raising(error)
+    if asyncio.iscoroutine(coro):
+        return coro
+    if isinstance(coro, Awaitable):
+        return _awaiting(cast("Awaitable[Any]", coro))
+    made = type(cast("object", coro)).__name__
+    return _raising(TypeError(f"workflow {turn.start.handler!r} gave a {made} when called, and nothing to await"))
+
+
+async def _awaiting(made: Awaitable[Any]) -> Any:
+    return await made
+
+
+async def _raising(error: Exception) -> None:
+    raise error
+
+
+def _refusal_in(error: BaseException) -> BaseException:
+    """Return what a group holds if that is only a refusal of I/O: libraries connect in task groups of their own."""
+    inner = error
+    while isinstance(inner, BaseExceptionGroup):
+        members = cast("BaseExceptionGroup[BaseException]", inner).exceptions
+        if len(members) > 1:
+            return error
+        (inner,) = members
+    return inner if isinstance(inner, IoInWorkflow) else error
+
+
+def _cancelled_itself(main: asyncio.Task[Any]) -> BaseException:
+    """Return what a body raised that let a CancelledError of its own escape."""
+    error = asyncio.CancelledError("the body raised CancelledError without having been cancelled")
+    try:
+        main.result()
+    except asyncio.CancelledError as raised:
+        error.__traceback__ = raised.__traceback__
+    return error
