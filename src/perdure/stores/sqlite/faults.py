@@ -92,7 +92,7 @@ EXTENDED_CODES: dict[int, _Known] = {
     sqlite3.SQLITE_IOERR_SHMMAP: (StoreError, "its -shm file cannot be mapped into memory", _LOCAL),
     sqlite3.SQLITE_IOERR_SHMOPEN: (StoreReadOnly, "its -shm file cannot be opened", _MODE),
     sqlite3.SQLITE_IOERR_SHMSIZE: (StoreFull, "its -shm file cannot grow", _ROOM),
-    sqlite3.SQLITE_IOERR_GETTEMPPATH: (StoreReadOnly, "there is no folder for temporary files", "set TMPDIR"),
+    sqlite3.SQLITE_IOERR_GETTEMPPATH: (StoreReadOnly, "there is no folder for temporary files", "set TMPDIR to one"),
     sqlite3.SQLITE_CANTOPEN_ISDIR: (StoreError, "it is a folder", "name a file"),
     sqlite3.SQLITE_CANTOPEN_SYMLINK: (StoreError, "it is a symbolic link that may not be followed", "name the file"),
     sqlite3.SQLITE_CANTOPEN_DIRTYWAL: (StoreDamaged, "its log was not written to its end", _RESTORE),
