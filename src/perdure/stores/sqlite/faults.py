@@ -147,6 +147,8 @@ def _known(error: Exception) -> _Known:
     if isinstance(error, OSError):
         default = (StoreError, "the system reported an error", "see the system's words")
         return SYSTEM_ERRORS.get(error.errno or 0, default)
+    if isinstance(error, UnicodeDecodeError):  # SQLite's own words, in which it quotes what is damaged
+        return SQLITE_CODES[sqlite3.SQLITE_CORRUPT]
     code: int | None = getattr(error, "sqlite_errorcode", None)
     if code is None:  # the driver's own: it is used after it was closed, or by the wrong thread
         return StoreError, "the store failed", _BUG
@@ -169,7 +171,7 @@ def explained(path: str) -> Generator[None]:
     """Turn errors of SQLite and the system into the store's."""
     try:
         yield
-    except (sqlite3.Error, OSError) as error:
+    except (sqlite3.Error, OSError, UnicodeDecodeError) as error:
         raise explain(path, error) from error
 
 
