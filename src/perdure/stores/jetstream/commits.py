@@ -11,6 +11,7 @@ from collections.abc import Awaitable, Coroutine
 from functools import partial
 from typing import Any
 
+from perdure.background import Tasks
 from perdure.core.effects import Effects
 from perdure.core.journal import Cancelled, Failed, Start
 from perdure.errors import Conflict, StoreClosed, StoreError
@@ -28,7 +29,6 @@ from perdure.stores.jetstream.wire.protocol import WrongSequence
 from perdure.stores.jetstream.wire.wire import Wire
 from perdure.stores.jetstream.writing import Writing
 from perdure.stores.port import Clock, Committed, Transition
-from perdure.stores.tasks import Tasks
 
 
 class Commits:
@@ -199,7 +199,7 @@ class Commits:
                 self._tell(told, 0, error)
                 return
             except StoreError as error:
-                self._wire.complaints.say(
+                self._wire.limited_log(
                     f"follow {type(error).__name__}",
                     "what follows from invocation %s cannot be done: %s; it is tried again until it works, and so is "
                     "that of others",

@@ -12,6 +12,7 @@ from functools import partial
 import msgspec
 from msgspec.structs import replace
 
+from perdure.background import Tasks
 from perdure.core.history import History
 from perdure.core.journal import Answer, Outcome, Status
 from perdure.core.lifecycle import SETTLED
@@ -24,7 +25,6 @@ from perdure.stores.jetstream.layout.subjects import EVENTS, Layout
 from perdure.stores.jetstream.wire.wire import Wire
 from perdure.stores.notices import Feed, Notices
 from perdure.stores.port import Filter
-from perdure.stores.tasks import Tasks
 
 POLL_SECONDS = 1.0
 """How often an outcome or answer that somebody waits for is looked for, in case its push was lost."""

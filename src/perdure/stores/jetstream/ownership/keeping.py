@@ -18,6 +18,7 @@ from typing import Any
 from msgspec import Struct
 from msgspec.structs import replace
 
+from perdure.background import Tasks
 from perdure.stores.jetstream.journal.journals import Journals, Tail
 from perdure.stores.jetstream.layout.facts import Facts, lines_of
 from perdure.stores.jetstream.layout.subjects import Layout
@@ -25,7 +26,6 @@ from perdure.stores.jetstream.ownership.hands import Hands, Hold, Token
 from perdure.stores.jetstream.wire.protocol import WrongSequence
 from perdure.stores.jetstream.wire.wire import Wire
 from perdure.stores.port import LEASE_SECONDS, Clock, Delivery, Timer, Wake
-from perdure.stores.tasks import Tasks
 
 RENEWALS_IN_A_LEASE = 3
 NAP_SECONDS = 1.0

@@ -12,6 +12,7 @@ from collections.abc import Callable, Collection, Coroutine
 from functools import partial
 from typing import Any
 
+from perdure.background import Tasks
 from perdure.core.journal import Message, Start, decode_message, decode_start
 from perdure.errors import StoreClosed, StoreError
 from perdure.stores.jetstream.journal.blobs import Blobs
@@ -34,7 +35,6 @@ from perdure.stores.jetstream.queue.routing import FAILED_SECONDS, Routing
 from perdure.stores.jetstream.watching import Watching
 from perdure.stores.jetstream.wire.wire import Wire
 from perdure.stores.port import Clock, Delivery, Wake
-from perdure.stores.tasks import Tasks
 
 MESSAGES_LIMIT = 500
 """Messages and wakes that are on their way to a worker, of each partition."""
@@ -171,7 +171,7 @@ class Deliveries:
             except StoreClosed:
                 return
             except StoreError as error:
-                self._wire.complaints.say("consumers", "the consumers cannot be made, trying again: %s", error)
+                self._wire.limited_log("consumers", "the consumers cannot be made, trying again: %s", error)
                 await asyncio.sleep(FAILED_SECONDS)
             else:
                 break
@@ -247,7 +247,7 @@ class Deliveries:
             for puller in pullers:
                 puller.stop()
         await self._wire.flush()  # nothing comes after this
-        await self._tasks.close()
+        await self._tasks.cancel()
         for each in self._tokens_waiting():
             self.keeper.give_up(each)
         last = [giving for hold in self.hands.close() for giving in self._give_back(hold)]
@@ -387,7 +387,7 @@ class Deliveries:
             except StoreClosed:
                 return
             except StoreError as error:
-                self._wire.complaints.say("keys", "key %r cannot be granted, trying again: %s", name, error)
+                self._wire.limited_log("keys", "key %r cannot be granted, trying again: %s", name, error)
                 await asyncio.sleep(FAILED_SECONDS)
                 continue
             count = len(looks)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 
+from perdure.background import Tasks
 from perdure.core.journal import Message, Start
 from perdure.stores.jetstream.journal.journals import Journals, Tail
 from perdure.stores.jetstream.layout.subjects import Layout
@@ -14,7 +15,6 @@ from perdure.stores.jetstream.queue.finding import Finder
 from perdure.stores.jetstream.queue.routing import FAILED_SECONDS, Routing
 from perdure.stores.jetstream.wire.wire import Wire
 from perdure.stores.port import Clock, Delivery, Wake
-from perdure.stores.tasks import Tasks
 
 WAITED_SECONDS = 0.25
 """A start that has waited for longer goes out with the messages that came for it, whoever holds those."""

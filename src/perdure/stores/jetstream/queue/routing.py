@@ -13,6 +13,7 @@ from collections.abc import Callable
 
 import msgspec
 
+from perdure.background import Tasks
 from perdure.core.journal import Answer, Message, decode_message, settles_before_begin
 from perdure.stores.jetstream.journal.blobs import Blobs
 from perdure.stores.jetstream.journal.journals import Journals, Tail
@@ -37,7 +38,6 @@ from perdure.stores.jetstream.watching import Watching
 from perdure.stores.jetstream.wire.protocol import WrongSequence
 from perdure.stores.jetstream.wire.wire import Wire
 from perdure.stores.port import Delivery, Wake, unknown
-from perdure.stores.tasks import Tasks
 
 FAILED_SECONDS = 1.0
 """How long after a failure to look at what came it is looked at again."""
