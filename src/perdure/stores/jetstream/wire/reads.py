@@ -205,5 +205,6 @@ class Reads(Link):
         """Say that a delivery is still being worked on."""
         self.publish(reply, b"+WPI")
 
-    def hand_back(self, reply: str) -> None:
-        self.publish(reply, b"-NAK")
+    def hand_back(self, reply: str, delay: float = 0.0) -> None:
+        """Give a delivery back; it comes again, after a delay in seconds."""
+        self.publish(reply, b'-NAK {"delay": %d}' % int(delay * 1e9) if delay else b"-NAK")
