@@ -146,7 +146,6 @@ async def test_file_is_served_by_this_release_and_the_next_and_this_and_the_next
     assert await new.ask("flaws", ids=ids) == []
 
 
-@not_yet
 async def test_file_with_a_verb_of_the_next_release_in_its_mail_is_served_by_this_one(on_sqlite: _Releases) -> None:
     new = await on_sqlite.next()
     ids = await asking(new, "a", 3)
@@ -165,7 +164,6 @@ async def test_file_with_a_verb_of_the_next_release_in_its_mail_is_served_by_thi
     await answer(new, ["a1"])
 
 
-@not_yet
 async def test_answer_that_this_release_cannot_apply_is_applied_by_the_next(on_sqlite: _Releases) -> None:
     """An answer for an invocation that it cannot read is accepted, kept, and applied later."""
     new = await on_sqlite.next()
