@@ -15,12 +15,12 @@ from perdure import Workflow
 from perdure.testing import Environment
 
 KINDS = {
-    "dataclass": ("import dataclasses", "@dataclasses.dataclass", "object", "= {}"),
-    "frozen slots": ("import dataclasses", "@dataclasses.dataclass(frozen=True, slots=True)", "object", "= {}"),
-    "pydantic": ("import pydantic", "", "pydantic.BaseModel", "= {}"),
-    "struct": ("import msgspec", "", "msgspec.Struct", "= {}"),
-    "attrs": ("import attrs", "@attrs.define", "object", "= {}"),
-    "named tuple": ("import typing", "", "typing.NamedTuple", "= {}"),
+    "dataclass": ("import dataclasses", "@dataclasses.dataclass", "object"),
+    "frozen slots": ("import dataclasses", "@dataclasses.dataclass(frozen=True, slots=True)", "object"),
+    "pydantic": ("import pydantic", "", "pydantic.BaseModel"),
+    "struct": ("import msgspec", "", "msgspec.Struct"),
+    "attrs": ("import attrs", "@attrs.define", "object"),
+    "named tuple": ("import typing", "", "typing.NamedTuple"),
 }
 
 PROGRAM = """
@@ -50,22 +50,22 @@ async def program(ctx: Context, id: int) -> int:
     ctx.set("order", order)
     paid = await pay(order, [order, Order(2, amount=7) if {keyword} else Order(2, 7)], dict(a=order))
     ctx.send(sent, order)
-    return paid + await child({argument})
+    return paid + await child(order)
 """
 
 
-def program(kind: str, added: str = "", argument: str = "order", name: str = "new_fields_program") -> Workflow[[int], int]:
+def program(
+    kind: str, added: str = "", argument: str = "order", name: str = "new_fields_program"
+) -> Workflow[[int], int]:
     """Make the program for a kind of class, with another field if one is given."""
-    imports, decorator, base, assigned = KINDS[kind]
+    imports, decorator, base = KINDS[kind]
     positional = base == "pydantic.BaseModel"
-    field = f"note: {added.format(assigned)}" if added else ""
-    source = PROGRAM.format(
-        imports=imports, decorator=decorator, base=base, added=field, argument=argument, keyword=positional
-    )
+    field = f"note: {added}" if added else ""
+    source = PROGRAM.format(imports=imports, decorator=decorator, base=base, added=field, keyword=positional)
     if positional:
         source = source.replace("Order(id)", "Order(id=id)").replace("Order(2, amount", "Order(id=2, amount")
     module = sys.modules[name] = ModuleType(name)
-    exec(source, vars(module))  # noqa: S102  two versions of one module
+    exec(source, vars(module))
     return module.program
 
 
