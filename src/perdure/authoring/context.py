@@ -10,6 +10,8 @@ from random import Random
 from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar, cast, overload
 from uuid import UUID
 
+from perdure.authoring.group import Group, Wait, run_children
+from perdure.core.context import BodyContext
 from perdure.core.ids import check_name, seed_of
 from perdure.core.journal import Start
 from perdure.core.retry import Duration, Retry
@@ -21,7 +23,6 @@ if TYPE_CHECKING:
     import grpc.aio
     from typing_extensions import TypeForm
 
-    from perdure.authoring.group import Group, Wait
     from perdure.authoring.workflow import Call, Workflow
 
 P = ParamSpec("P")
@@ -43,7 +44,7 @@ class Awakeable(Generic[T_co]):
         return asyncio.shield(self._future).__await__()
 
 
-class Context:
+class Context(BodyContext):
     """What one invocation knows and can do. A first parameter annotated `Context` receives it."""
 
     def __init__(self, turn: Turn) -> None:
@@ -129,9 +130,7 @@ class Context:
         self, calls: Iterable[Call[R]], /, *, wait: Wait | None = None, concurrency: int | None = None
     ) -> Group[R]:
         """Run several workflows as children, at most `concurrency` at a time, and gather their outcomes in order."""
-        from perdure.authoring.group import run_children  # noqa: PLC0415  groups are seldom needed
-
-        return await run_children(self, calls, wait=wait, concurrency=concurrency)
+        return await run_children(self.invocation_id, calls, wait=wait, concurrency=concurrency)
 
 
 class _WorkflowLogger(logging.LoggerAdapter[logging.Logger]):

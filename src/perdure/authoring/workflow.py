@@ -17,6 +17,7 @@ from msgspec.structs import replace
 
 from perdure.authoring.by_name import Loose, elsewhere, named
 from perdure.authoring.functions import copy_of, name_of, where_of
+from perdure.core.context import BodyContext
 from perdure.core.ids import check_name, seed_of
 from perdure.core.journal import Parent, Start
 from perdure.core.retry import DURATION_LIMIT_SECONDS, Duration, seconds
@@ -28,8 +29,8 @@ from perdure.errors import CalledOutsideWorkflow, InvalidOption, KeyDeadlock, No
 if TYPE_CHECKING:
     from typing_extensions import TypeForm  # in every type checker's own stubs: nothing to install
 
-    from perdure.authoring.context import Context
 
+C = TypeVar("C", bound=BodyContext)
 P = ParamSpec("P")
 R = TypeVar("R")
 S = TypeVar("S")
@@ -144,9 +145,7 @@ class Workflow(Generic[P, R_co]):
     def signature(self) -> Signature:
         """Return the parameters and types, which are resolved once."""
         if self._signature is None:
-            from perdure.authoring.context import Context  # noqa: PLC0415  the two modules name each other
-
-            self._signature = Signature.of(self._fn, skip_context=Context)
+            self._signature = Signature.of(self._fn, skip_context=BodyContext)
         return self._signature
 
     def start_of(
@@ -199,9 +198,7 @@ class Workflow(Generic[P, R_co]):
         fn = self._fn
         if not signature.takes_context:
             return lambda _: fn(*args, **kwargs)
-        from perdure.authoring.context import Context  # noqa: PLC0415  the two modules name each other
-
-        return lambda turn: fn(Context(turn), *args, **kwargs)
+        return lambda turn: fn(turn.context, *args, **kwargs)
 
     def encode_result(self, value: Any, /) -> bytes:
         """Encode what the body returned, or raise `Unencodable`."""
@@ -243,7 +240,7 @@ class _WorkflowDecorator(Protocol):
         self, fn: Callable[Concatenate[_Anything, P], Awaitable[R]], /
     ) -> Workflow[Concatenate[Any, P], R]: ...
     @overload
-    def __call__(self, fn: Callable[Concatenate[Context, P], Awaitable[R]], /) -> Workflow[P, R]: ...
+    def __call__(self, fn: Callable[Concatenate[C, P], Awaitable[R]], /) -> Workflow[P, R]: ...
     @overload
     def __call__(self, fn: Callable[P, Awaitable[R]], /) -> Workflow[P, R]: ...
 
@@ -256,7 +253,7 @@ class _WorkflowFactory:
         self, fn: Callable[Concatenate[_Anything, P], Awaitable[R]], /
     ) -> Workflow[Concatenate[Any, P], R]: ...
     @overload
-    def __call__(self, fn: Callable[Concatenate[Context, P], Awaitable[R]], /) -> Workflow[P, R]: ...
+    def __call__(self, fn: Callable[Concatenate[C, P], Awaitable[R]], /) -> Workflow[P, R]: ...
     @overload
     def __call__(self, fn: Callable[P, Awaitable[R]], /) -> Workflow[P, R]: ...
     @overload

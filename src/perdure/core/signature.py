@@ -17,6 +17,7 @@ from typing import Any, Unpack, cast, get_args, get_origin
 
 import msgspec
 
+from perdure.core.context import BodyContext
 from perdure.core.types import decoder, encode_as, from_wire, names_in, resolved, wire_type
 from perdure.core.values import SCALARS, digest, encode, encode_for_digest, encode_scalar, map_header, type_name
 from perdure.errors import AnnotationUnresolved, InputRefused, NotAWorkflow, Undecodable, Unencodable
@@ -54,7 +55,9 @@ class Signature:
             self._most = -1
 
     @classmethod
-    def of(cls, fn: Callable[..., Any], /, *, skip_context: type | None = None, skip_self: bool = False) -> Signature:
+    def of(
+        cls, fn: Callable[..., Any], /, *, skip_context: type[BodyContext] | None = None, skip_self: bool = False
+    ) -> Signature:
         """Compile a function, method, partial, static method or callable object.
 
         A first parameter annotated `skip_context` is left out. Its name is enough where the annotation is a string
@@ -300,7 +303,7 @@ def _inspect(fn: Callable[..., Any]) -> inspect.Signature:
     return inspect.signature(fn)
 
 
-def _is_context(annotation: Any, fn: Callable[..., Any], context: type | None) -> bool:
+def _is_context(annotation: Any, fn: Callable[..., Any], context: type[BodyContext] | None) -> bool:
     if context is None:
         return False
     written = getattr(annotation, "__forward_arg__", annotation)
@@ -308,7 +311,7 @@ def _is_context(annotation: Any, fn: Callable[..., Any], context: type | None) -
         try:
             annotation = resolved(written, *_scope(fn))
         except Exception:  # noqa: BLE001  it may be resolved later, or never; its name tells
-            return written.strip("'\" ").rpartition(".")[2] == context.__name__
+            return written.strip("'\" ").rpartition(".")[2] == context.written_as
     return isinstance(annotation, type) and issubclass(annotation, context)
 
 

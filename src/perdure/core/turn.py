@@ -25,6 +25,7 @@ from typing import Any, cast
 from msgspec import Struct
 from msgspec.structs import replace
 
+from perdure.core.context import BodyContext
 from perdure.core.failures import FailureTranslator, failure_of, rebuild
 from perdure.core.generations import current, cut_of, joined, keep, replayable
 from perdure.core.ids import awakeable_id, derived_id, seed_of
@@ -138,13 +139,14 @@ class Turn:
     """One pass of a workflow body over its journal.
 
     `body` makes the coroutine to run; it is called inside the turn. `encode_result` turns what the body returned into
-    bytes, or raises. `secret` signs the ids of awakeables.
+    bytes, or raises. `secret` signs the ids of awakeables. `context` makes what the body is given of its turn.
     """
 
     __slots__ = (
         "_body",
         "_boundaries",
         "_cancel_requested",
+        "_context",
         "_encode_result",
         "_failures",
         "_held",
@@ -185,6 +187,7 @@ class Turn:
         generation: int = 0,
         translators: Callable[[], Sequence[FailureTranslator]] = tuple,
         stubs: StubMaker | None = None,
+        context: Callable[[Turn], BodyContext] | None = None,
         payload_limit: int | None = None,
     ) -> None:
         self.start = start
@@ -203,6 +206,7 @@ class Turn:
         self._secret = secret
         self._translators = translators
         self._stubs = stubs
+        self._context = context
         self._payload_limit = payload_limit
         self._main: asyncio.Task[Any] | None = None
         self._boundaries: list[tuple[int, int]] = []  # from which command on a later generation issues
@@ -218,6 +222,12 @@ class Turn:
         self._cancel_requested: CancelRequested | None = None
         self._left_over: set[int] = set()  # tasks that outlived the body and were cancelled
         self._failures: dict[int, tuple[BaseException, int]] = {}  # what was raised into the body, and by which command
+
+    @property
+    def context(self) -> BodyContext:
+        """What the body is given, made by what the runtime gave for that."""
+        assert self._context is not None, "this turn was made without contexts"
+        return self._context(self)
 
     @property
     def ended(self) -> bool:
