@@ -13,7 +13,6 @@ from perdure.core.retry import Duration, seconds
 from perdure.errors import InvalidOption, InvocationCancelled
 
 if TYPE_CHECKING:
-    from perdure.authoring.context import Context
     from perdure.authoring.workflow import Call, Workflow
 
 R = TypeVar("R")
@@ -137,13 +136,13 @@ async def run_group(client: Starter, calls: Iterable[Call[R]], *, wait: Wait, co
 
 
 async def run_children(
-    ctx: Context, calls: Iterable[Call[R]], *, wait: Wait | None, concurrency: int | None
+    invocation_id: str, calls: Iterable[Call[R]], *, wait: Wait | None, concurrency: int | None
 ) -> Group[R]:
     """Run calls as children of a workflow. The clock is the body's, so that durations repeat on replay."""
     ids: dict[int, str] = {}
 
     async def run(number: int, call: Call[R]) -> R:
-        ids[number] = f"{ctx.invocation_id}[{number}]"
+        ids[number] = f"{invocation_id}[{number}]"
         return await call.workflow(*call.args, **call.kwargs)
 
     loop = asyncio.get_running_loop()

@@ -22,6 +22,7 @@ from collections.abc import Awaitable, Callable, Collection, Sequence
 from contextlib import AsyncExitStack
 from typing import Any, Protocol, Self
 
+from perdure.authoring.context import Context
 from perdure.authoring.step import StepInfo, Work
 from perdure.authoring.workflow import Workflow
 from perdure.background import RateLimitedLog
@@ -375,6 +376,7 @@ class Worker:
             secret=self.store.secret,
             translators=self._translators,
             stubs=self._stubs,
+            context=Context,
             payload_limit=self.store.payload_limit,
         )
 
