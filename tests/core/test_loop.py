@@ -328,7 +328,7 @@ def test_a_loop_makes_its_tasks_itself(loop: Loop):
     assert loop.get_task_factory() is None
     loop.set_task_factory(None)
     with pytest.raises(NotRepeatable, match="set_task_factory"):
-        loop.set_task_factory(lambda loop, coro: asyncio.Task(coro, loop=loop))
+        loop.set_task_factory(asyncio.Task)
 
 
 def test_debugging_is_left_to_other_loops(loop: Loop):
@@ -338,11 +338,10 @@ def test_debugging_is_left_to_other_loops(loop: Loop):
 
 
 async def leaves_a_failure() -> None:
-    async def fails() -> None:
+    def fails() -> None:
         raise ValueError("nobody looks")
 
-    asyncio.get_running_loop().create_task(fails())
-    await asyncio.sleep(0)
+    asyncio.get_running_loop().call_soon(fails)
     await asyncio.sleep(0)
 
 

@@ -441,7 +441,10 @@ def test_ctrl_c_by_the_handler_of_asyncio_is_for_the_process_too():
 
 # --- bodies that are none ---------------------------------------------------------------------------------------------
 def gives(value: object) -> Any:
-    return lambda _: value  # pyright: ignore[reportUnknownLambdaType]
+    def made(_: Turn) -> object:
+        return value
+
+    return made
 
 
 def fails(_: Turn) -> Any:

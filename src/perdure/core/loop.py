@@ -14,6 +14,7 @@ from __future__ import annotations
 import asyncio
 import collections
 import gc
+import inspect
 import opcode
 import sys
 import weakref
@@ -437,7 +438,7 @@ def _refusing_async(name: str) -> Callable[..., Coroutine[Any, Any, NoReturn]]:
 
 for _name, _method in vars(asyncio.AbstractEventLoop).items():  # those of a later Python too
     if not _name.startswith("_") and callable(_method) and _name not in vars(Loop):
-        setattr(Loop, _name, _refusing_async(_name) if asyncio.iscoroutinefunction(_method) else _refusing(_name))
+        setattr(Loop, _name, _refusing_async(_name) if inspect.iscoroutinefunction(_method) else _refusing(_name))
 
 
 def _close(coro: Coroutine[Any, Any, Any]) -> None:
