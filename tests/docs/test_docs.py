@@ -44,7 +44,9 @@ COMMAND_SECONDS = 60
 COMMENT = "<!-- fragment -->"
 BLOCK = re.compile(r"^(?P<mark>[^\n]*)\n```(?P<language>\w+)\n(?P<text>.*?)^```$", re.MULTILINE | re.DOTALL)
 CELL = re.compile(r"# In \[\d+\]\n")
-ATTEMPT = re.compile(r"^(?:\S+ \S+ WARNING perdure\.worker: )?invocation \S+ \(.*\): attempt \d+.* failed: .*\n", re.MULTILINE)
+ATTEMPT = re.compile(
+    r"^(?:\S+ \S+ WARNING perdure\.worker: )?invocation \S+ \(.*\): attempt \d+.* failed: .*\n", re.MULTILINE
+)
 FILE = re.compile(r"# ([\w./-]+\.\w+)\n")
 
 

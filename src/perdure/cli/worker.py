@@ -55,7 +55,7 @@ def _partitions(_: click.Context, parameter: click.Parameter, text: str | None) 
     "--partitions",
     callback=_partitions,
     metavar="N[,N|-M]...",
-    help="Take new work only from these partitions, as in 0,2-3; messages are taken of all.  [default: all]",
+    help="On NATS: take new work only from these partitions, as in 0,2-3.  [default: all]",
 )
 @click.option(
     "--lease",
@@ -63,7 +63,7 @@ def _partitions(_: click.Context, parameter: click.Parameter, text: str | None) 
     default=LEASE_SECONDS,
     show_default=True,
     metavar="SECONDS",
-    help="How long this worker may be silent before others of a shared store take over.",
+    help="On NATS: how long this worker may be silent before others take over.",
 )
 @click.option(
     "--drain-timeout",
@@ -71,7 +71,7 @@ def _partitions(_: click.Context, parameter: click.Parameter, text: str | None) 
     default=STOP_GRACE_SECONDS,
     show_default=True,
     metavar="SECONDS",
-    help="How long steps in progress may take to end, once a signal says to stop.",
+    help="How long steps in progress may take to end after a signal.",
 )
 @click.option(
     "--retention",
@@ -94,9 +94,9 @@ def worker(
 ) -> int:
     """Serve workflows until SIGINT or SIGTERM.
 
-    TARGET is app.py or pkg.app, for all workflows of the module, or app.py:workflow for one. After the signal nothing
-    new is begun, and steps in progress may end; a second signal ends the process at once. Either way nothing is lost:
-    the next worker goes on from the journal.
+    TARGET is app.py or pkg.app, for all workflows of the module, or app.py:workflow for one. After the signal the
+    worker begins nothing new and lets steps in progress end; a second signal ends the process at once. Either way
+    nothing is lost: the next worker goes on from the journal.
     """
     grace = seconds("--drain-timeout", drain_timeout)
     fix_hash_seed()
