@@ -77,7 +77,8 @@ class _Signals:
     """The SIGINT and SIGTERM that a command gets.
 
     Handlers are set by `signal.signal`, not by the loop: Python calls them between two instructions of whatever the
-    main thread does, so also while a body blocks the loop.
+    main thread does, so also while a body blocks the loop. A signal that the process was started to ignore, as a shell
+    does with SIGINT for a job in the background, stays ignored.
     """
 
     def __init__(self) -> None:
@@ -90,7 +91,8 @@ class _Signals:
         if threading.current_thread() is not threading.main_thread():  # only that one may set handlers
             yield
             return
-        before = {each: signal.signal(each, self._handle) for each in STOPPING_SIGNALS}
+        heard = [each for each in STOPPING_SIGNALS if signal.getsignal(each) is not signal.SIG_IGN]
+        before = {each: signal.signal(each, self._handle) for each in heard}
         try:
             yield
         finally:
