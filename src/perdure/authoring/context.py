@@ -17,7 +17,7 @@ from perdure.core.journal import Start
 from perdure.core.retry import Duration, Retry
 from perdure.core.turn import Turn
 from perdure.core.types import decoder
-from perdure.core.values import encode
+from perdure.core.values import agrees, encode
 
 if TYPE_CHECKING:
     import grpc.aio
@@ -99,7 +99,8 @@ class Context(BodyContext):
 
     def set(self, name: str, value: object, /) -> None:
         """Keep a value under `name`; it is recorded with the next frame."""
-        self._turn.set_state(check_name("a state's name", name), encode(value, f"the state {name!r}"))
+        data = encode(value, f"the state {name!r}")
+        self._turn.set_state(check_name("a state's name", name), data, lambda then: agrees(value, decoder(Any)(then)))
 
     def delete(self, name: str, /) -> None:
         """Forget the value under `name`."""
@@ -113,7 +114,7 @@ class Context(BodyContext):
         def start(id: str) -> Start:
             return workflow.start_of(args, kwargs, id=id, at=turn.loop.now, seed=seed_of(id))
 
-        return turn.send(start)
+        return turn.send(start, workflow.given(args, kwargs))
 
     def awakeable(self, type: TypeForm[T], /) -> Awakeable[T]:
         """Promise that somebody outside will answer with a value of `type`."""

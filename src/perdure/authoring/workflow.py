@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING, Any, Concatenate, Generic, ParamSpec, Protocol
 from msgspec import Struct
 from msgspec.structs import replace
 
-from perdure.authoring.by_name import Loose, elsewhere, named
+from perdure.authoring.by_name import GivenLoosely, Loose, elsewhere, named
 from perdure.authoring.functions import copy_of, name_of, where_of
 from perdure.core.context import BodyContext
 from perdure.core.ids import check_name, seed_of
-from perdure.core.journal import Parent, Start
+from perdure.core.journal import Arguments, Parent, Start
 from perdure.core.retry import DURATION_LIMIT_SECONDS, Duration, seconds
 from perdure.core.signature import Signature, identity_of_arguments
 from perdure.core.turn import Turn, current_turn
@@ -191,6 +191,10 @@ class Workflow(Generic[P, R_co]):
             identity,
         )
 
+    def given(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Arguments:
+        """Return the arguments of a start, to be compared with recorded ones."""
+        return self.signature().given(args, kwargs) if self._loose is None else GivenLoosely(args, kwargs)
+
     def body(self, start: Start, /) -> Callable[[Turn], Coroutine[Any, Any, Any]]:
         """Return what makes the coroutine of an invocation; `Undecodable` when its input does not fit any more."""
         signature = self.signature()
@@ -218,7 +222,7 @@ class Workflow(Generic[P, R_co]):
             held = turn.keys_held
             return self.start_of(args, kwargs, id=id, at=turn.loop.now, seed=seed_of(id), parent=parent, held=held)
 
-        return await turn.call_child(start, self.decode_result)
+        return await turn.call_child(start, self.decode_result, self.given(args, kwargs))
 
 
 class Call(Struct, Generic[R_co], frozen=True):
