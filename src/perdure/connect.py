@@ -138,6 +138,7 @@ def _store_of(
             path = rest.removeprefix("//")
             if not path or path == ":memory:":
                 raise BadUrl(f"{url!r}: name a file, as in sqlite:perdure.db; for a store in memory, use memory:")
+            path = os.path.abspath(os.path.expanduser(path))  # the store opens later, perhaps in another folder
             from perdure.stores.sqlite import SqliteStore, SqliteView  # noqa: PLC0415  only the store in use is imported
 
             if read_only:
