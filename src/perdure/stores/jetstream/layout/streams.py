@@ -12,7 +12,7 @@ from perdure.errors import StoreError, StoreUnavailable, StoreUnfit
 from perdure.stores.clock import SystemClock
 from perdure.stores.jetstream.layout.settings import check_settings, check_version, stream_settings
 from perdure.stores.jetstream.layout.subjects import SHARDS, Layout
-from perdure.stores.jetstream.wire.access import without_credentials
+from perdure.stores.jetstream.wire.access import shown
 from perdure.stores.jetstream.wire.checks import SYNCED, check_clock, warn_of_lost_writes
 from perdure.stores.jetstream.wire.protocol import NO_STREAM, WrongSequence
 from perdure.stores.jetstream.wire.wire import Wire
@@ -41,7 +41,7 @@ async def prepare(
     Streams are made together. If some are there and others are not, something was lost: that is refused. With `adopt`
     the number of partitions is that of the store, if it exists. `synced` is noted when streams are made.
     """
-    where = without_credentials(wire.servers[0])
+    where = shown(wire.servers[0])
     check_version(wire.server_version, where)
     info = await wire.api("INFO")
     if (error := info.get("error")) is not None:
@@ -111,7 +111,7 @@ async def make(
         new = _is_missing(there)
         copies = await prepare(wire, layout, replicas, SystemClock(), adopt=shards is None, synced=synced)
         if copies != replicas:
-            where = without_credentials(wire.servers[0])
+            where = shown(wire.servers[0])
             raise StoreUnfit(
                 f"{where}: the streams exist, with {copies} replicas each: `nats stream edit --replicas {replicas}` "
                 "changes that for each of them, while workers run"
