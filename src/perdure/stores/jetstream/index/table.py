@@ -24,7 +24,7 @@ from perdure.stores.jetstream.layout.subjects import token
 from perdure.stores.port import Counts, Filter, Row
 from perdure.stores.sql.index import COUNTS, INDEXES, SETTLED, counts_of, query_of
 
-VERSION = 1
+VERSION = 2
 """A file of another version is made anew."""
 BUSY_SECONDS = 10.0
 """How long another process may hold the file."""
