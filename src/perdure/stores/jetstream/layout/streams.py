@@ -109,9 +109,10 @@ async def _complete(
     else:
         log.info("%s: making the streams of a new store, %d partitions", where, layout.partitions)
     first: Settings = there[0][1]["config"] if there else {}
+    metadata: dict[str, str] = first.get("metadata") or {}
     for each in missing:  # one after the other, in one order: two that begin together make the same
         each["num_replicas"] = first.get("num_replicas", each["num_replicas"])
-        if synced or (first.get("metadata") or {}).get(SYNCED) == "always":
+        if synced or metadata.get(SYNCED) == "always":
             each["metadata"][SYNCED] = "always"
         answer = await wire.api(f"STREAM.CREATE.{each['name']}", each)
         if (error := answer.get("error")) is not None:
