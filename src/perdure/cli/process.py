@@ -29,7 +29,7 @@ _SHOW_CURSOR = b"\x1b[?25h"
 def open_standard_streams() -> None:
     """Point standard streams that the process was started without, as by `perdure stats >&-`, at the null device.
 
-    The next file that is opened, a database say, would take their number, and what is printed would end up in it.
+    The next file to be opened, a database say, would take their number, and output would be written into it.
     """
     for number, name, mode in ((0, "stdin", "r"), (1, "stdout", "w"), (2, "stderr", "w")):
         try:
@@ -155,7 +155,7 @@ def ended(code: int) -> int:
         if thread is not threading.main_thread() and not thread.daemon:
             thread.join(max(0.0, end - time.monotonic()))
             if thread.is_alive():
-                with contextlib.suppress(OSError, ValueError):  # closed, or nobody reads
+                with contextlib.suppress(OSError, ValueError):  # closed, or its reader is gone
                     sys.stdout.flush()
                     sys.stderr.flush()
                 os._exit(code)
