@@ -7,13 +7,14 @@ from perdure.authoring.group import (
     Completed,
     Failed,
     Group,
+    Unsettled,
     WaitDuration,
     WaitForever,
     WaitForQuota,
     WaitQuotaOrDuration,
 )
 from perdure.authoring.workflow import Call, Step, StepCall, StepInfo, Workflow, step, step_info, workflow
-from perdure.client import Client, Handle, Stats
+from perdure.client import Client
 from perdure.connect import connect
 from perdure.core.journal import Status
 from perdure.core.retry import Retry
@@ -27,8 +28,10 @@ from perdure.errors import (
     RemoteError,
     WaitTimeout,
 )
+from perdure.handle import Handle
 from perdure.operations.describe import Invocation
 from perdure.operations.listing import Page
+from perdure.operations.port import Stats
 from perdure.runtime.worker import Worker
 
 __version__ = "0.1.0"
@@ -62,6 +65,7 @@ __all__ = [
     "StepCall",
     "StepInfo",
     "Stop",
+    "Unsettled",
     "WaitDuration",
     "WaitForQuota",
     "WaitForever",

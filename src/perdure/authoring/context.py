@@ -125,12 +125,22 @@ class Context:
         return cast("S", self._turn.make_stub(stub, retry, timeout))
 
     async def run_all(
-        self, calls: Iterable[Call[R]], /, *, wait: Wait | None = None, concurrency: int | None = None
+        self,
+        calls: Iterable[Call[R]],
+        /,
+        *,
+        wait: Wait | None = None,
+        concurrency: int | None = None,
+        settle: Duration = 30.0,
     ) -> Group[R]:
-        """Run several workflows as children, at most `concurrency` at a time, and gather their outcomes in order."""
-        from perdure.authoring.group import run_children  # noqa: PLC0415  groups are seldom needed
+        """Run several workflows as children, at most `concurrency` at a time, and gather their outcomes in order.
 
-        return await run_children(self, calls, wait=wait, concurrency=concurrency)
+        What `wait` leaves over is cancelled. The report waits for those children for at most `settle` seconds; what has
+        not ended then is `Unsettled`.
+        """
+        from perdure.authoring.children import run_children  # noqa: PLC0415  groups are seldom needed
+
+        return await run_children(self._turn, calls, wait=wait, concurrency=concurrency, settle=settle)
 
 
 class _WorkflowLogger(logging.LoggerAdapter[logging.Logger]):

@@ -17,8 +17,7 @@ from perdure.cli.terminal import show_logs
 from perdure.client import Client
 from perdure.connect import SHARDS_LIMIT, connect
 from perdure.runtime.retention import RETENTION_SECONDS
-from perdure.runtime.worker import STOP_GRACE_SECONDS, Worker
-from perdure.stores.port import LEASE_SECONDS
+from perdure.runtime.worker import LEASE_SECONDS, STOP_GRACE_SECONDS, Worker
 
 log = logging.getLogger("perdure.cli")
 

@@ -16,7 +16,7 @@ from typing import Any, Protocol
 
 from perdure.authoring.workflow import StepInfo, Work, current_step
 from perdure.core.codec import Failure
-from perdure.core.journal import Answering, Attempted, Interrupted, Raised, Returned
+from perdure.core.journal import Answering, Attempted, Interrupted, Raised, Returned, Status
 from perdure.errors import (
     AnnotationUnresolved,
     IoInWorkflow,
@@ -26,6 +26,7 @@ from perdure.errors import (
     Unencodable,
     too_large,
 )
+from perdure.stores.port import Store, unknown
 
 THREADS_LIMIT = 64
 """Sync steps that one worker runs at the same time; the others wait for a thread."""
@@ -38,6 +39,7 @@ class Place(Protocol):
     """Where attempts run: the worker."""
 
     loop: asyncio.AbstractEventLoop
+    store: Store
 
     def threads(self) -> concurrent.futures.ThreadPoolExecutor: ...
     def channel(self, service: str, /) -> Any: ...
@@ -95,6 +97,13 @@ class Attempt:
     def channel(self, service: str, /) -> Any:
         """Return the gRPC channel to a service."""
         return self._place.channel(service)
+
+    async def status_of(self, id: str, /) -> Status:
+        """Return what the index knows of another invocation."""
+        row = await self._place.store.row(id)
+        if row is None:
+            raise unknown(id)
+        return row.status
 
     async def in_thread(self, fn: Callable[[], Any], /) -> Any:
         """Run `fn` in a thread. A cancelled wait leaves the thread running: it counts as busy until it ends."""

@@ -517,6 +517,9 @@ class JetStreamStore:
     def serves(self, handler: str, /) -> bool | None:
         return self._deliveries.hands.serves(handler)
 
+    def served(self) -> set[str]:
+        return self._deliveries.hands.served()
+
     # --- transitions --------------------------------------------------------------------------------------------------
     def commit(self, transition: Transition, told: Committed, /) -> None:
         if not self._open:

@@ -530,6 +530,9 @@ class SqliteStore:
     def serves(self, handler: str, /) -> bool | None:
         return self._dispatcher.serves(handler)
 
+    def served(self) -> set[str]:
+        return self._dispatcher.served()
+
     async def row(self, id: str, /) -> Row | None:
         found = await self._read(lambda db: db.execute(f"SELECT {_ROW} FROM invocation WHERE id = ?", (id,)).fetchone())
         return None if found is None else self._row_from(found)
