@@ -13,8 +13,9 @@ from typing import Any, cast
 import pytest
 
 from perdure import Client, Context, Retry, Workflow, connect, step, step_info, workflow
-from perdure.core.codec import decoder, encode
 from perdure.core.ids import ID_LENGTH_LIMIT
+from perdure.core.types import decoder
+from perdure.core.values import encode
 from perdure.errors import (
     BadId,
     BadUrl,

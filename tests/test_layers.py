@@ -27,6 +27,7 @@ LAYERS = (
     {"operations"},
     {"runtime"},
     {"stores"},
+    {"background"},
     {"authoring"},
     {"core"},
     {"errors"},
@@ -50,7 +51,8 @@ COMPOSERS = {"perdure.connect", "perdure.testing.environment"}
 """Who put a client together: they may know concrete stores, and the integrations that extras bring."""
 
 CORE_OUTSIDERS = {"msgspec", "typing_extensions"}
-CODEC_OUTSIDERS = CORE_OUTSIDERS | {"pydantic", "google"}
+VALUES_OUTSIDERS = CORE_OUTSIDERS | {"pydantic", "google"}
+VALUES = {"perdure.core.values", "perdure.core.types"}
 NEWER_STDLIB = {"annotationlib"}
 """Modules of the standard library that the oldest supported Python does not have."""
 PURE_PARTS = {"pathlib": {"PurePath", "PurePosixPath", "PureWindowsPath"}, "random": {"Random"}}
@@ -218,7 +220,7 @@ def core_breaches(core: Module) -> Iterator[str]:
 
 def why_impure(importer: str, found: Import) -> str | None:
     head = found.module.split(".")[0]
-    outsiders = CODEC_OUTSIDERS if importer == "perdure.core.codec" else CORE_OUTSIDERS
+    outsiders = VALUES_OUTSIDERS if importer in VALUES else CORE_OUTSIDERS
     if head == "perdure":
         is_known = is_within(found.module, ["perdure.core", "perdure.errors"])
         return None if is_known else "core knows core and errors only"
@@ -269,7 +271,7 @@ RULES = (
         ("perdure.stores.sqlite", "from perdure.runtime import worker"),
         ("perdure.stores.sqlite", "if TYPE_CHECKING:\n    from perdure.runtime.worker import Worker"),
         ("perdure.client", "importlib.import_module('perdure.cli')"),
-        ("perdure.core.codec", "from ..authoring import Group"),
+        ("perdure.core.values", "from ..authoring import Group"),
         ("perdure.client", "from perdure import step"),
         ("perdure.cli.run", "import perdure"),
     ],
@@ -351,7 +353,7 @@ def test_what_is_allowed_is_not_reported() -> None:
             "import asyncio\nfrom pathlib import PurePath\nfrom random import Random\nchoice = Random(seed)",
         ),
         module(
-            "perdure.core.codec", "import msgspec, pydantic\nfrom perdure.errors import PerdureError\nopened.open()"
+            "perdure.core.values", "import msgspec, pydantic\nfrom perdure.errors import PerdureError\nopened.open()"
         ),
         module("perdure.stores.jetstream.store", "from perdure.stores.jetstream import wire\nfrom ..port import Store"),
         module("perdure.stores.memory", "from perdure.stores.clock import SystemClock"),

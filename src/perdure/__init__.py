@@ -13,7 +13,8 @@ from perdure.authoring.group import (
     WaitForQuota,
     WaitQuotaOrDuration,
 )
-from perdure.authoring.workflow import Call, Step, StepCall, StepInfo, Workflow, step, step_info, workflow
+from perdure.authoring.step import Step, StepCall, StepInfo, step, step_info
+from perdure.authoring.workflow import Call, Workflow, workflow
 from perdure.client import Client
 from perdure.connect import connect
 from perdure.core.journal import Status

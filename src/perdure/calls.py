@@ -7,9 +7,10 @@ import time
 from typing import Any
 
 from perdure.authoring.workflow import Workflow
-from perdure.core.codec import Failure, decoder, rebuild
+from perdure.core.failures import Failure, rebuild
 from perdure.core.ids import new_id
 from perdure.core.turn import current_turn
+from perdure.core.types import decoder
 from perdure.errors import InvocationCancelled, IoInWorkflow, NotAWorkflow, RemoteError
 from perdure.operations.port import Outcome, Submission, Value
 from perdure.runtime.worker import Translators

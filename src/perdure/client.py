@@ -12,10 +12,11 @@ from perdure.authoring.group import Group, Wait
 from perdure.authoring.workflow import Call, Workflow
 from perdure.blocking import Blocking
 from perdure.calls import refuse_in_body, submission_of, value_of
-from perdure.core.codec import decoder, encode
 from perdure.core.ids import check_name
 from perdure.core.retry import Duration, seconds
 from perdure.core.turn import current_turn
+from perdure.core.types import decoder
+from perdure.core.values import encode
 from perdure.errors import InvalidOption, NotAWorkflow
 from perdure.handle import Handle
 from perdure.operations.describe import Invocation

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from ssl import SSLContext
 
     from perdure.authoring.workflow import Workflow
-    from perdure.core.codec import FailureTranslator
+    from perdure.core.failures import FailureTranslator
     from perdure.core.turn import Turn
     from perdure.runtime.worker import Channels
     from perdure.stores.jetstream.wire.access import Place

@@ -56,7 +56,7 @@
 
 The first argument of each is its text, which says what happened, to what, and what to do; what a program may want to
 read is an attribute, given by keyword. So an exception is whole again after `cls(*args)` with `__dict__` restored
-(pickle, copy) and after `cls.__new__` with both restored (how the journal rebuilds one, see core.codec).
+(pickle, copy) and after `cls.__new__` with both restored (how the journal rebuilds one, see core.failures).
 """
 
 from __future__ import annotations

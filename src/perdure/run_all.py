@@ -31,7 +31,7 @@ from perdure.authoring.group import (
 )
 from perdure.authoring.workflow import Call
 from perdure.calls import error_of, submission_of
-from perdure.core.codec import Failure
+from perdure.core.failures import Failure
 from perdure.core.lifecycle import SETTLED
 from perdure.core.retry import Duration
 from perdure.errors import (

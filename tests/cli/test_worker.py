@@ -130,9 +130,7 @@ def test_second_signal_ends_it_at_once(folder: Path) -> None:
     ],
 )
 def test_wrong_use_is_explained_with_exit_code_two(folder: Path, arguments: list[str], message: str) -> None:
-    (folder / "other.py").write_text(
-        "from perdure.authoring import workflow\n\n@workflow\nasync def hello() -> None: ...\n"
-    )
+    (folder / "other.py").write_text("from perdure import workflow\n\n@workflow\nasync def hello() -> None: ...\n")
     run = perdure("worker", *arguments, cwd=folder)
     assert (run.returncode, run.stdout) == (2, "")
     assert run.stderr.startswith("error: ")

@@ -15,7 +15,7 @@ from typing import Any, cast
 import msgspec
 
 from perdure.authoring.context import Context
-from perdure.core.codec import decoder, digest, encode, failure_of
+from perdure.core.failures import failure_of
 from perdure.core.journal import (
     Accepted,
     CallChild,
@@ -43,6 +43,8 @@ from perdure.core.journal import (
     encode_frame,
 )
 from perdure.core.turn import Pending, Turn, current_turn
+from perdure.core.types import decoder
+from perdure.core.values import digest, encode
 
 Body = Callable[[Context], Coroutine[Any, Any, Any]]
 Choose = Callable[[Turn], int]

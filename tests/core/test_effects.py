@@ -5,8 +5,8 @@ import itertools
 import msgspec
 import pytest
 
-from perdure.core.codec import Failure
 from perdure.core.effects import NO_EFFECTS, Effects, Release, effects_of
+from perdure.core.failures import Failure
 from perdure.core.history import History
 from perdure.core.journal import (
     Accepted,

@@ -28,8 +28,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from perdure import errors
-from perdure.core import codec
-from perdure.core.codec import Failure, FailureTranslator, decoder, encode, failure_of, rebuild
+from perdure.core import failures
+from perdure.core.failures import Failure, FailureTranslator, failure_of, rebuild
+from perdure.core.types import decoder
+from perdure.core.values import encode
 from perdure.errors import PerdureError, RemoteError
 
 NOTE = "Remote traceback:\n"
@@ -264,7 +266,7 @@ def test_groups_keep_their_members_and_their_classes():
 
 def test_what_cannot_be_encoded_in_an_exception_is_kept_as_text():
     lock = object()
-    error = ValueError(lock, Unprintable(), "\ud800", 2**70, Detail(1), "x" * (codec.VALUE_LIMIT + 1))
+    error = ValueError(lock, Unprintable(), "\ud800", 2**70, Detail(1), "x" * (failures.VALUE_LIMIT + 1))
     error.lock = lock  # pyright: ignore[reportAttributeAccessIssue]
     failure = wire(failure_of(error))
     assert failure.args[:5] == [
@@ -274,7 +276,7 @@ def test_what_cannot_be_encoded_in_an_exception_is_kept_as_text():
         str(2**70),
         {"cents": 1},
     ]
-    assert failure.args[5].endswith(f"… ({codec.VALUE_LIMIT + 3:,} characters)")
+    assert failure.args[5].endswith(f"… ({failures.VALUE_LIMIT + 3:,} characters)")
     assert failure.fields == {"lock": repr(lock)}
     assert rebuild(failure).args == tuple(failure.args)
 
@@ -298,7 +300,7 @@ def test_an_exception_whose_traceback_cannot_be_formatted_is_recorded_even_so(mo
     def refuse(*args: object, **kwargs: object) -> None:
         raise RuntimeError
 
-    monkeypatch.setattr(codec.tracebacks.TracebackException, "from_exception", refuse)
+    monkeypatch.setattr(failures.tracebacks.TracebackException, "from_exception", refuse)
     assert failure_of(ValueError("x")).traceback == "ValueError: x\n"
 
 
@@ -460,13 +462,13 @@ def test_notes_that_are_no_text_are_shown():
 def test_a_traceback_keeps_its_end():
     def descend(depth: int) -> None:
         if depth == 0:
-            raise ValueError("x" * codec.TRACEBACK_LIMIT + "end")
+            raise ValueError("x" * failures.TRACEBACK_LIMIT + "end")
         descend(depth - 1)
 
     with pytest.raises(ValueError, match="end") as caught:
         descend(20)
     text = failure_of(caught.value).traceback
-    assert len(text) == codec.TRACEBACK_LIMIT
+    assert len(text) == failures.TRACEBACK_LIMIT
     assert text.startswith("…")
     assert text.endswith("end\n")
 
@@ -497,30 +499,30 @@ def test_causes_are_kept_to_a_depth():
     depth = 0
     while failure is not None:
         failure, depth = failure.cause, depth + 1
-    assert depth == codec.DEPTH_LIMIT
+    assert depth == failures.DEPTH_LIMIT
 
 
 def test_groups_deeper_than_the_limit_are_remote_errors():
     error: Any = ValueError("deepest")
-    for number in range(codec.DEPTH_LIMIT + 2):
+    for number in range(failures.DEPTH_LIMIT + 2):
         error = ExceptionGroup(f"level {number}", [error])
     back: BaseException = rebuild(wire(failure_of(error)))
     levels = 0
     while not isinstance(back, RemoteError):
         back, levels = members_of(back)[0], levels + 1
-    assert levels == codec.DEPTH_LIMIT - 1
+    assert levels == failures.DEPTH_LIMIT - 1
     assert back.message.startswith("level 2 ")
 
 
 def test_failures_beyond_the_limit_are_kept_flat():
     members = [
-        cast("Exception", raised(ValueError(number), KeyError(number))) for number in range(codec.FAILURES_LIMIT)
+        cast("Exception", raised(ValueError(number), KeyError(number))) for number in range(failures.FAILURES_LIMIT)
     ]
     failure = failure_of(ExceptionGroup("g", members))
-    assert len(failure.group) == codec.FAILURES_LIMIT
+    assert len(failure.group) == failures.FAILURES_LIMIT
     assert failure.group[0].cause is not None
     assert failure.group[-1].cause is None
-    assert failure.group[-1].args == [codec.FAILURES_LIMIT - 1]
+    assert failure.group[-1].args == [failures.FAILURES_LIMIT - 1]
 
 
 # --- translators ------------------------------------------------------------------------------------------------------

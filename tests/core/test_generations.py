@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from perdure.authoring.context import Context
-from perdure.core.codec import decoder, encode, failure_of
+from perdure.core.failures import failure_of
 from perdure.core.generations import current, replayable
 from perdure.core.journal import (
     Accepted,
@@ -33,6 +33,8 @@ from perdure.core.journal import (
     Start,
 )
 from perdure.core.turn import current_turn
+from perdure.core.types import decoder
+from perdure.core.values import encode
 from perdure.errors import AwakeableRejected, ChildCancelled
 from tests.core.driver import START, Body, Driver, by_ranks, child, comparable, last, step
 

@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from perdure.core.codec import Failure
+from perdure.core.failures import Failure
 from perdure.core.history import History
 from perdure.core.journal import (
     Accepted,

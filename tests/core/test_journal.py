@@ -9,7 +9,7 @@ import msgspec
 import pytest
 
 from perdure.core import journal
-from perdure.core.codec import Failure
+from perdure.core.failures import Failure
 from perdure.core.journal import (
     STATUSES,
     Accepted,

@@ -6,7 +6,6 @@ import pytest
 from msgspec.structs import replace
 
 from perdure.authoring.context import Context
-from perdure.core.codec import encode
 from perdure.core.journal import (
     Accepted,
     CancelRequested,
@@ -20,6 +19,7 @@ from perdure.core.journal import (
     Returned,
 )
 from perdure.core.turn import Turn, timed_out
+from perdure.core.values import encode
 from perdure.errors import InvocationTimedOut
 from tests.core.driver import START, Driver, close_all, make_turn, step
 

@@ -18,8 +18,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from perdure.core import signature as module
-from perdure.core.codec import decoder, encode
 from perdure.core.signature import Signature, identity_of_arguments
+from perdure.core.types import decoder
+from perdure.core.values import encode
 from perdure.errors import AnnotationUnresolved, InputRefused, NotAWorkflow, Undecodable, Unencodable
 
 if TYPE_CHECKING:

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 
 from perdure.authoring.context import Context
 from perdure.core import turn as turn_module
-from perdure.core.codec import encode, failure_of
+from perdure.core.failures import failure_of
 from perdure.core.ids import awakeable_id, derived_id
 from perdure.core.journal import (
     Accepted,
@@ -47,6 +47,7 @@ from perdure.core.journal import (
     describe,
 )
 from perdure.core.turn import Divergence, Turn, current_turn
+from perdure.core.values import encode
 from perdure.errors import CalledOutsideWorkflow, LimitExceeded, PayloadTooLarge, TurnClosed, Undecodable, Unencodable
 from tests.core import bodies
 from tests.core.bodies import BODIES, REFUSAL, WAYS, Refusal
@@ -531,7 +532,11 @@ def test_fresh_processes_with_other_heaps_and_hash_seeds_ask_for_the_same(tmp_pa
 
     def run(mode: str, seed: str) -> subprocess.Popen[str]:
         command = [sys.executable, "-m", "tests.core.bodies", mode, str(file)]
-        environment = {**os.environ, "PYTHONHASHSEED": seed, "PYTHONPATH": str(root)}
+        environment = {
+            **os.environ,
+            "PYTHONHASHSEED": seed,
+            "PYTHONPATH": os.pathsep.join((str(root / "src"), str(root))),
+        }
         return subprocess.Popen(command, cwd=root, env=environment, text=True, stdout=-1, stderr=subprocess.STDOUT)
 
     for mode, seeds in (("record", ("1",)), ("replay", ("2", "3", "random"))):

@@ -11,7 +11,8 @@ from typing import Any, ClassVar, cast
 
 import msgspec
 
-from perdure.authoring.workflow import StepInfo, Work, Workflow
+from perdure.authoring.step import StepInfo, Work
+from perdure.authoring.workflow import Workflow
 from perdure.connect import client_from, translators_in_use
 from perdure.core.journal import Entry, Start
 from perdure.core.turn import Turn

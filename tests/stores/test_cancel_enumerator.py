@@ -16,7 +16,8 @@ from typing import Any, Literal
 import pytest
 
 from perdure.authoring.context import Context
-from perdure.authoring.workflow import Workflow, step, workflow
+from perdure.authoring.step import step
+from perdure.authoring.workflow import Workflow, workflow
 from perdure.core.history import History
 from perdure.core.journal import CallStep, CancelRequested
 from perdure.errors import IllegalTransition, InvocationCancelled, StoreClosed, UnknownInvocation

@@ -18,10 +18,10 @@ from typing import Any, Literal
 import pytest
 
 from perdure.authoring.context import Context
-from perdure.authoring.workflow import Workflow, step, workflow
+from perdure.authoring.step import step
+from perdure.authoring.workflow import Workflow, workflow
 from perdure.client import Client
 from perdure.connect import client_from
-from perdure.core.codec import encode
 from perdure.core.generations import current
 from perdure.core.history import History
 from perdure.core.ids import derived_id
@@ -45,6 +45,7 @@ from perdure.core.journal import (
 )
 from perdure.core.lifecycle import TABLE, Event
 from perdure.core.retry import Retry
+from perdure.core.values import encode
 from perdure.errors import InvocationCancelled, MessageRefused, PerdureError, StoreClosed
 from perdure.operations.local import store_behind
 from perdure.runtime.worker import Worker

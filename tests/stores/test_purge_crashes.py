@@ -15,7 +15,8 @@ from typing import Any
 import pytest
 
 from perdure.authoring.context import Context
-from perdure.authoring.workflow import Workflow, step, workflow
+from perdure.authoring.step import step
+from perdure.authoring.workflow import Workflow, workflow
 from perdure.connect import client_from
 from perdure.core.history import History
 from perdure.core.ids import derived_id

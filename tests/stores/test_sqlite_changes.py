@@ -9,8 +9,8 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any, cast
 
-from perdure.core.codec import encode
 from perdure.core.journal import Accepted, Claimed, Frame, Released, Start
+from perdure.core.values import encode
 from perdure.stores import notices
 from perdure.stores.notices import Notices
 from perdure.stores.port import Filter, Row, Transition, committed

@@ -23,7 +23,6 @@ from typing import Any
 
 import pytest
 
-from perdure.core.codec import encode
 from perdure.core.effects import Effects, Release
 from perdure.core.journal import (
     Accepted,
@@ -39,6 +38,7 @@ from perdure.core.journal import (
     Returned,
     Start,
 )
+from perdure.core.values import encode
 from perdure.errors import (
     StoreClosed,
     StoreDamaged,

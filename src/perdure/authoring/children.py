@@ -30,12 +30,13 @@ from perdure.authoring.group import (
     name_member,
     rule_of,
 )
-from perdure.core.codec import decoder, encode
 from perdure.core.ids import seed_of
 from perdure.core.journal import Parent, Returned, Start
 from perdure.core.lifecycle import SETTLED
 from perdure.core.retry import DEFAULT_RETRY, Duration, Retry
 from perdure.core.turn import CommandFuture, Turn
+from perdure.core.types import decoder
+from perdure.core.values import encode
 from perdure.errors import ChildCancelled, PerdureError
 
 if TYPE_CHECKING:

@@ -10,11 +10,12 @@ from random import Random
 from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar, cast, overload
 from uuid import UUID
 
-from perdure.core.codec import decoder, encode
 from perdure.core.ids import check_name, seed_of
 from perdure.core.journal import Start
 from perdure.core.retry import Duration, Retry
 from perdure.core.turn import Turn
+from perdure.core.types import decoder
+from perdure.core.values import encode
 
 if TYPE_CHECKING:
     import grpc.aio

@@ -17,10 +17,12 @@ from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar, cast
 
 from msgspec import Struct
 
-from perdure.authoring.workflow import Step, StepCall, Workflow
-from perdure.core.codec import decoder, encode, type_name
+from perdure.authoring.step import Step, StepCall
+from perdure.authoring.workflow import Workflow
 from perdure.core.ids import check_name
 from perdure.core.retry import Retry
+from perdure.core.types import decoder
+from perdure.core.values import encode, type_name
 from perdure.errors import InputRefused, InvalidOption, NameTaken
 
 if TYPE_CHECKING:

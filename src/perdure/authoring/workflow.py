@@ -1,39 +1,29 @@
-"""What authors write: `@step` and `@workflow`, and what a call of either means where it is made.
+"""What authors write: `@workflow`, and what a call of it means where it is made.
 
-Inside a workflow a call becomes a command of the turn that runs the body; anywhere else a step is the plain function
-and a workflow is an error that names `client.run`. Nothing is registered: a decorated function is a value, and a
-worker serves what it is given.
+Inside a workflow a call becomes a command of the turn that runs the body; anywhere else it is an error that names
+`client.run`. Nothing is registered: a decorated function is a value, and a worker serves what it is given.
 """
 
 from __future__ import annotations
 
-import asyncio
 import functools
 import inspect
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
-from contextvars import ContextVar
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, Concatenate, Generic, ParamSpec, Protocol, Self, TypeVar, cast, final, overload
 
 from msgspec import Struct
 from msgspec.structs import replace
 
-from perdure.core.codec import decoder, encode, encode_as
-from perdure.core.ids import check_name, idempotency_key, seed_of
+from perdure.authoring.by_name import Loose, elsewhere, named
+from perdure.authoring.functions import copy_of, name_of, where_of
+from perdure.core.ids import check_name, seed_of
 from perdure.core.journal import Parent, Start
-from perdure.core.retry import DEFAULT_RETRY, DURATION_LIMIT_SECONDS, Duration, Retry, seconds
+from perdure.core.retry import DURATION_LIMIT_SECONDS, Duration, seconds
 from perdure.core.signature import Signature, identity_of_arguments
 from perdure.core.turn import Turn, current_turn
-from perdure.errors import (
-    CalledOutsideWorkflow,
-    InputRefused,
-    InvalidOption,
-    KeyDeadlock,
-    NotAsync,
-    NotAWorkflow,
-    Undecodable,
-    Unencodable,
-)
+from perdure.core.types import decoder, encode_as
+from perdure.errors import CalledOutsideWorkflow, InvalidOption, KeyDeadlock, NotAsync, NotAWorkflow
 
 if TYPE_CHECKING:
     from typing_extensions import TypeForm  # in every type checker's own stubs: nothing to install
@@ -41,7 +31,6 @@ if TYPE_CHECKING:
     from perdure.authoring.context import Context
 
 P = ParamSpec("P")
-Q = ParamSpec("Q")
 R = TypeVar("R")
 S = TypeVar("S")
 T = TypeVar("T")
@@ -51,231 +40,6 @@ Delay = float | timedelta | datetime
 """How long to wait, or until when (an aware datetime)."""
 
 
-# --- inside a step ----------------------------------------------------------------------------------------------------
-class StepInfo:
-    """What a running step may know of itself. `attempt` counts from 1."""
-
-    __slots__ = ("_place", "attempt", "invocation_id")
-
-    def __init__(self, invocation_id: str, generation: int, n: int, name: str, attempt: int) -> None:
-        self.invocation_id = invocation_id
-        self.attempt = attempt
-        self._place = (generation, n, name)
-
-    @property
-    def idempotency_key(self) -> str:
-        """The same on every attempt and after every crash: send it along with what must happen once."""
-        return idempotency_key(self.invocation_id, *self._place)
-
-    def __repr__(self) -> str:
-        return f"StepInfo({self.invocation_id!r}, step={self._place[2]!r}, attempt={self.attempt})"
-
-
-current_step: ContextVar[StepInfo] = ContextVar("perdure_step")
-
-
-def step_info() -> StepInfo:
-    """Return what the running step may know of itself; `CalledOutsideWorkflow` when no workflow called this step."""
-    try:
-        return current_step.get()
-    except LookupError:
-        raise CalledOutsideWorkflow("step_info() is for the inside of a step that a workflow called") from None
-
-
-class Work(Protocol):
-    """What a step's command needs to run."""
-
-    @property
-    def name(self) -> str: ...
-    @property
-    def retry(self) -> Retry: ...
-    @property
-    def timeout(self) -> float | None: ...
-
-    def run(self, host: StepHost, info: StepInfo, /) -> Coroutine[Any, Any, bytes]:
-        """Run one attempt; return the encoded result."""
-        ...
-
-
-class StepHost(Protocol):
-    """What a running step may use of its worker."""
-
-    async def in_thread(self, fn: Callable[[], Any], /) -> Any: ...
-    def channel(self, service: str, /) -> Any: ...
-
-
-# --- steps ------------------------------------------------------------------------------------------------------------
-class Step(Generic[P, R_co]):
-    """A function whose outcome is journaled when a workflow calls it. Awaited wherever it is called.
-
-    `fn` is the plain function. `name` is what journals call it.
-    """
-
-    def __init__(
-        self, fn: Callable[..., Any], *, retry: Retry | None, timeout: Duration | None, name: str | None
-    ) -> None:
-        self._static = isinstance(fn, staticmethod)
-        self._class = isinstance(fn, classmethod)
-        if isinstance(fn, (staticmethod, classmethod)):
-            fn = cast("Callable[..., Any]", fn.__func__)  # pyright: ignore[reportUnknownMemberType]
-        if not callable(fn):
-            raise NotAWorkflow(f"@step goes on a function, not on {fn!r}")
-        self._fn = fn
-        self._rename(name or _name_of(fn))
-        self.retry = retry or DEFAULT_RETRY
-        self.timeout = None if timeout is None else seconds(f"timeout of step {self.name!r}", timeout, positive=True)
-        self.is_async = _is_async(fn)
-        self._signature: Signature | None = None
-        self._bound: dict[str, Signature] = {}
-        functools.update_wrapper(self, fn, updated=())
-
-    @property
-    def fn(self) -> Callable[P, Any]:
-        """The plain function."""
-        return self._fn
-
-    def __call__(self, /, *args: P.args, **kwargs: P.kwargs) -> Coroutine[object, None, R_co]:
-        turn = current_turn()
-        return self._plain(args, kwargs) if turn is None else self._durable(turn, args, kwargs)
-
-    def using(self, *, retry: Retry | None = None, timeout: Duration | None = None, name: str | None = None) -> Self:
-        """Return this step with other options: `timeout` bounds one attempt, in seconds or as a timedelta."""
-        other = _copy(self)
-        if retry is not None:
-            other.retry = retry
-        if timeout is not None:
-            other.timeout = seconds(f"timeout of step {self.name!r}", timeout, positive=True)
-        if name is not None:
-            other._rename(name)  # noqa: SLF001
-        return other
-
-    def _rename(self, name: str) -> None:
-        self.name = check_name("a step's name", name)
-        self._result = f"the result of step {self.name!r}"  # for texts
-
-    def bind(self, /, *args: P.args, **kwargs: P.kwargs) -> StepCall[R_co]:
-        """Return this step with its arguments, not yet called."""
-        return StepCall(self, args, kwargs)
-
-    @overload
-    def __get__(self, obj: None, owner: type, /) -> Self: ...
-    @overload
-    def __get__(self: Step[Concatenate[T, Q], S], obj: T, owner: type | None = None, /) -> Step[Q, S]: ...
-    def __get__(self, obj: Any, owner: Any = None, /) -> Any:
-        target = owner if self._class else obj
-        if self._static or target is None:
-            return self
-        bound = _copy(self)
-        bound._fn = self._fn.__get__(target)  # noqa: SLF001
-        signature = self._bound.get("signature")
-        if signature is None:
-            signature = self._bound["signature"] = Signature.of(self._fn, skip_self=True)
-        bound._signature = signature  # noqa: SLF001
-        bound._static = True  # noqa: SLF001
-        return bound
-
-    def signature(self) -> Signature:
-        """Return the parameters and types, which are resolved once."""
-        if self._signature is None:
-            self._signature = Signature.of(self._fn)
-        return self._signature
-
-    async def _plain(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        if self.is_async:
-            return await self._fn(*args, **kwargs)
-        result = await asyncio.to_thread(self._fn, *args, **kwargs)
-        return await result if inspect.isawaitable(result) else result
-
-    async def _durable(self, turn: Turn, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        digest = (self._signature or self.signature()).digest(args, kwargs)
-        work = StepWork(self, args, kwargs, self.name, self.retry, self.timeout)
-        return await turn.call_step(self.name, digest, self.decode_result, work)
-
-    @functools.cached_property
-    def decode_result(self) -> Callable[[bytes], Any]:
-        """Decodes a result by the annotation."""
-        return decoder(self._returns)
-
-    def encode_result(self, value: Any, /) -> bytes:
-        """Encode a result, or raise `Unencodable` when it cannot be, or is not what the annotation says."""
-        return encode_as(value, self._returns, self._result)
-
-    @functools.cached_property
-    def _returns(self) -> Any:
-        return self.signature().returns
-
-
-class StepWork(Struct, eq=False):
-    """A step's call, as the runtime runs it."""
-
-    step: Step[..., Any]
-    args: tuple[Any, ...]
-    kwargs: dict[str, Any]
-    name: str
-    retry: Retry
-    timeout: float | None
-
-    async def run(self, host: StepHost, info: StepInfo, /) -> bytes:
-        """Run one attempt; return the encoded result."""
-        step = self.step
-        if step.is_async:
-            value = await step.fn(*self.args, **self.kwargs)
-        else:
-            value = await host.in_thread(functools.partial(step.fn, *self.args, **self.kwargs))
-            if inspect.isawaitable(value):
-                value = await value
-        return step.encode_result(value)
-
-
-class StepCall(Struct, Generic[R_co], frozen=True):
-    """A step with its arguments, not yet called: what `Flow.add` takes."""
-
-    step: Step[..., R_co]
-    args: tuple[Any, ...]
-    kwargs: dict[str, Any]
-
-
-class _StepDecorator(Protocol):
-    @overload
-    def __call__(self, fn: Callable[P, Awaitable[R]], /) -> Step[P, R]: ...
-    @overload
-    def __call__(self, fn: Callable[P, R], /) -> Step[P, R]: ...
-
-
-@overload
-def step(
-    fn: Callable[P, Awaitable[R]],
-    /,
-    *,
-    retry: Retry | None = None,
-    timeout: Duration | None = None,
-    name: str | None = None,
-) -> Step[P, R]: ...
-@overload
-def step(
-    fn: Callable[P, R], /, *, retry: Retry | None = None, timeout: Duration | None = None, name: str | None = None
-) -> Step[P, R]: ...
-@overload
-def step(*, retry: Retry | None = None, timeout: Duration | None = None, name: str | None = None) -> _StepDecorator: ...
-def step(
-    fn: Callable[..., Any] | None = None,
-    /,
-    *,
-    retry: Retry | None = None,
-    timeout: Duration | None = None,
-    name: str | None = None,
-) -> Any:
-    """Make a function a step: its outcome is journaled when a workflow calls it, and it never runs again after that.
-
-    `retry` says when a failure is tried again (ten attempts over about 50 seconds); `timeout` bounds one attempt, in
-    seconds or as a timedelta; `name` is what journals call it (the function's name). Plain functions run in a thread.
-    """
-    if fn is None:
-        return cast("Any", functools.partial(step, retry=retry, timeout=timeout, name=name))
-    return cast("Any", Step(fn, retry=retry, timeout=timeout, name=name))
-
-
-# --- workflows --------------------------------------------------------------------------------------------------------
 class StartOptions(Struct, frozen=True):
     """How one invocation is to be started."""
 
@@ -298,15 +62,15 @@ class Workflow(Generic[P, R_co]):
         name: str | None = None,
         aliases: Sequence[str] = (),
         timeout: Duration | None = None,
-        loose: _Loose | None = None,
+        loose: Loose | None = None,
         reference: bool = False,
     ) -> None:
         if not inspect.iscoroutinefunction(fn):
             if not callable(fn):
                 raise NotAWorkflow(f"@workflow goes on an async function, not on {fn!r}")
-            raise NotAsync(f"workflow {_where(fn)} is not async: write `async def`; plain functions can be steps")
+            raise NotAsync(f"workflow {where_of(fn)} is not async: write `async def`; plain functions can be steps")
         self._fn = fn
-        self.name = check_name("a workflow's name", name or _name_of(fn))
+        self.name = check_name("a workflow's name", name or name_of(fn))
         if isinstance(aliases, str):
             raise InvalidOption(f"workflow {self.name!r}: aliases must be a list of names, not one str")
         self.aliases = tuple(check_name("a workflow's alias", alias) for alias in aliases)
@@ -330,7 +94,7 @@ class Workflow(Generic[P, R_co]):
     @property
     def where(self) -> str:
         """Where the function is defined, for messages."""
-        return _where(self._fn)
+        return where_of(self._fn)
 
     @property
     def options(self) -> StartOptions:
@@ -363,7 +127,7 @@ class Workflow(Generic[P, R_co]):
         `id` makes the start idempotent. Invocations of one `key` run one at a time, in order, and share state. `delay`
         (seconds, timedelta, or an aware datetime) puts the start off; `timeout` bounds the run from when it is due.
         """
-        other = _copy(self)
+        other = copy_of(self)
         changes: dict[str, Any] = {}
         if id is not None:
             changes["id"] = check_name("an invocation's id", id)
@@ -434,7 +198,7 @@ class Workflow(Generic[P, R_co]):
     def body(self, start: Start, /) -> Callable[[Turn], Coroutine[Any, Any, Any]]:
         """Return what makes the coroutine of an invocation; `Undecodable` when its input does not fit any more."""
         signature = self.signature()
-        args, kwargs = signature.decode(_named(start.input, signature))
+        args, kwargs = signature.decode(named(start.input, signature))
         fn = self._fn
         if not signature.takes_context:
             return lambda _: fn(*args, **kwargs)
@@ -522,78 +286,11 @@ class _WorkflowFactory:
         make = cast("Any", functools.partial(cast("Any", Workflow), reference=True))
         if not isinstance(fn, str):
             return make(fn)
-        loose = _Loose((types["takes"],), types["returns"]) if types else _Loose(None, Any)
-        return make(_elsewhere, name=fn, loose=loose)
+        loose = Loose((types["takes"],), types["returns"]) if types else Loose(None, Any)
+        return make(elsewhere, name=fn, loose=loose)
 
 
 workflow = _WorkflowFactory()
-
-
-async def _elsewhere(*_: Any, **__: Any) -> Any:
-    raise CalledOutsideWorkflow("a workflow known only by its name has no code here: it lives in another program")
-
-
-class _Loose(Struct, frozen=True):
-    """The types of a workflow whose parameter names are not known here. Its positional arguments are recorded as such.
-
-    `takes` are the types of the positional arguments, or None to take anything.
-    """
-
-    takes: tuple[Any, ...] | None
-    returns: Any
-
-    def encode(self, args: tuple[Any, ...], kwargs: dict[str, Any], name: str) -> bytes:
-        if self.takes is not None and (len(args) != len(self.takes) or kwargs):
-            raise InputRefused(f"workflow {name!r} takes {len(self.takes)} positional argument, not {len(args)}")
-        for value, type in zip(args, self.takes or (), strict=False):
-            try:
-                encode_as(value, type, f"the argument of workflow {name!r}")
-            except Unencodable as error:
-                raise InputRefused(f"workflow {name!r}: {error}") from error
-        return encode({_POSITIONAL: list(args), **kwargs}, f"the arguments of workflow {name!r}")
-
-
-_POSITIONAL = "*"
-_POSITIONAL_FIRST = encode(_POSITIONAL)
-
-
-def _named(data: bytes, signature: Signature) -> bytes:
-    """Give positional arguments, recorded by a caller who did not know their names, the names they have here."""
-    if data[1:3] != _POSITIONAL_FIRST:
-        return data
-    recorded: dict[str, Any] = decoder(dict[str, Any])(data)
-    args: list[Any] = recorded.pop(_POSITIONAL)
-    names = [one.name for one in signature.parameters if one.kind in (one.POSITIONAL_ONLY, one.POSITIONAL_OR_KEYWORD)]
-    rest = next((one.name for one in signature.parameters if one.kind is one.VAR_POSITIONAL), None)
-    named = dict(zip(names, args, strict=False))
-    if len(args) > len(names):
-        if rest is None:
-            raise Undecodable(f"the input of {signature.name} has {len(args)} arguments, and it takes {len(names)}")
-        named[rest] = args[len(names) :]
-    return encode({**named, **recorded})
-
-
-# --- inside -----------------------------------------------------------------------------------------------------------
-def _copy(original: T) -> T:
-    other = object.__new__(type(original))
-    other.__dict__.update(original.__dict__)
-    return other
-
-
-def _name_of(fn: Any) -> str:
-    while isinstance(fn, functools.partial):
-        fn = cast("functools.partial[Any]", fn).func
-    return getattr(fn, "__name__", None) or type(fn).__name__
-
-
-def _where(fn: Any) -> str:
-    return f"{getattr(fn, '__module__', '?')}.{getattr(fn, '__qualname__', _name_of(fn))}"
-
-
-def _is_async(fn: Any) -> bool:
-    while isinstance(fn, functools.partial):
-        fn = cast("functools.partial[Any]", fn).func
-    return inspect.iscoroutinefunction(fn) or inspect.iscoroutinefunction(getattr(fn, "__call__", None))  # noqa: B004
 
 
 def _checked_delay(delay: Delay) -> Delay:

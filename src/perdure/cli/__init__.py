@@ -14,8 +14,8 @@ import click
 
 from perdure.cli import look, operate
 from perdure.cli.nats import nats
-from perdure.cli.process import ended
-from perdure.cli.reporting import report
+from perdure.cli.process import ended, open_standard_streams
+from perdure.cli.reporting import UNWRITABLE, report, report_unwritable
 from perdure.cli.run import run
 from perdure.cli.worker import worker
 
@@ -40,10 +40,15 @@ for verb in (*look.COMMANDS, *operate.COMMANDS):
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line, that of this process unless `arguments` are given, and return its exit code."""
+    open_standard_streams()
     try:
         code = commands.main(arguments, prog_name="perdure", standalone_mode=False)
     except click.ClickException as error:
         code = report(error)
     except click.Abort:
         code = 128 + signal.SIGINT
+    except OSError as error:
+        if error.errno not in UNWRITABLE or error.filename is not None:
+            raise
+        code = report_unwritable(error)
     return ended(code if isinstance(code, int) else 0)

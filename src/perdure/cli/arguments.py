@@ -11,6 +11,7 @@ JSON, which has no leading zeros: `[{i}]` is `[1]`.
 from __future__ import annotations
 
 import inspect
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from inspect import Parameter
@@ -20,7 +21,7 @@ import click
 
 from perdure.authoring.workflow import Workflow
 from perdure.cli.values import is_json, reader, sample
-from perdure.core.codec import type_name
+from perdure.core.values import type_name
 from perdure.errors import InputRefused
 
 NUMBER = "{i}"
@@ -58,6 +59,7 @@ class Arguments:
         self._named: dict[str, Argument] = {}
         self._constant: tuple[tuple[Any, ...], dict[str, Any]] | None = None
         parameters = _Parameters(workflow)
+        texts = [_as_utf8(text) for text in texts]
         for text in texts:
             name, equals, rest = text.partition("=")
             if equals and parameters.has(name):
@@ -136,6 +138,14 @@ class _Parameters:
         wanted, example = type_name(annotation), sample(annotation)
         message = f"argument {name!r} of {self._workflow} takes {wanted} as JSON, not {shown!r}: {reason}."
         return message if example is None else f"{message} For example: {_quoted(example)}"
+
+
+def _as_utf8(text: str) -> str:
+    """Return an argument read as UTF-8 where the locale (`LANG=C`) could not read it; unchanged if it is not UTF-8."""
+    try:
+        return os.fsencode(text).decode()
+    except UnicodeError:
+        return text
 
 
 def _item(annotation: Any, container: type, place: int) -> Any:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import functools
+import os
 import traceback
 from collections.abc import Callable
 from typing import ParamSpec
@@ -21,6 +24,9 @@ from perdure.errors import (
 )
 
 P = ParamSpec("P")
+
+UNWRITABLE = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO})
+"""Why an output may take nothing more. Click itself ends a command that writes to a pipe which nobody reads."""
 
 FAILURE = 1
 WRONG_USE = 2
@@ -54,3 +60,12 @@ def report(error: PerdureError | click.ClickException) -> int:
     if isinstance(error, click.UsageError) and error.ctx is not None:
         click.echo(f"Try `{error.ctx.command_path} --help`.", err=True)
     return error.exit_code
+
+
+def report_unwritable(error: OSError) -> int:
+    """Print that an output takes nothing more, drop what is left of it, and return the exit code."""
+    null = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, 1)
+    with contextlib.suppress(OSError):
+        click.echo(f"error: cannot write the output: {error.strerror}", err=True)
+    return FAILURE

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 import logging
+import signal
 import time
+from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,14 +22,17 @@ from perdure.cli.process import fix_hash_seed, in_loop
 from perdure.cli.reporting import FAILURE, reporting
 from perdure.cli.summary import message_of
 from perdure.cli.target import load
-from perdure.cli.terminal import show_logs
+from perdure.cli.terminal import say, show_logs
 from perdure.cli.values import as_builtin, to_text
 from perdure.client import Client
 from perdure.connect import connect, url_in_use
 from perdure.errors import InvocationCancelled, StoreError
+from perdure.runtime.worker import STOP_GRACE_SECONDS, Worker
 
 TIMEOUT_SECONDS = 300.0
 CONCURRENCY = 100
+STEPS_SHOWN = 5
+"""Names of steps in progress that the message of an interruption lists."""
 WORKER_SLOTS = 100
 """Invocations with a step in progress, at least: a run may start children."""
 
@@ -104,21 +110,27 @@ def run(target: str, arguments: tuple[str, ...], **options: Any) -> int:
     workflow = found.workflow
     passed = Arguments(workflow, arguments)
     show_logs(logging.WARNING)
-    return in_loop(_run(workflow, found.workflows, passed, chosen))
+    interruption = Interruption(target, chosen)
+    return in_loop(_run(workflow, found.workflows, passed, chosen, interruption), interruption.begin)
 
 
 async def _run(
-    workflow: Workflow[..., Any], served: list[Workflow[..., Any]], passed: Arguments, options: Options
+    workflow: Workflow[..., Any],
+    served: list[Workflow[..., Any]],
+    passed: Arguments,
+    options: Options,
+    interruption: Interruption,
 ) -> int:
     limited = workflow if options.timeout == 0 else _limited(workflow, options.timeout)
-    client = connect(options.url, retention=None)  # what is due is for those that serve the store all the time
+    client = connect(options.url, retention=None)  # purging is left to processes that serve the store all the time
     async with contextlib.AsyncExitStack() as stack:
         await stack.enter_async_context(client)
         if not options.no_worker:
             worker = client.worker(*served, max_concurrent=options.slots, services=options.services or None)
-            await stack.enter_async_context(worker)
+            interruption.worker = await stack.enter_async_context(worker)
+        interruption.began = True
         if options.count == 1:
-            return await _once(client, limited, passed, options)
+            return await _once(client, limited, passed, options, interruption)
 
         async def one(number: int) -> Any:
             args, kwargs = passed.of_run(number)
@@ -132,6 +144,46 @@ async def _run(
             as_json=options.as_json,
         )
     return 0 if tally.completed == tally.total else FAILURE
+
+
+class Interruption:
+    """What the first SIGINT or SIGTERM does: it says what is waited for and what becomes of the runs, and cancels."""
+
+    def __init__(self, target: str, options: Options) -> None:
+        self._target = target
+        self._options = options
+        self.worker: Worker | None = None
+        self.began = False
+        """Whether runs may have been started."""
+        self.id: str | None = None
+        """Of a single run, once the store has accepted it."""
+
+    def begin(self, number: signal.Signals, command: asyncio.Task[Any]) -> None:
+        if self.began:
+            say(f"{number.name}: {self._waited_for()}. {self._what_stays()}")
+        command.cancel()
+
+    def _waited_for(self) -> str:
+        steps = Counter(self.worker.steps_in_progress if self.worker is not None else ())
+        if not steps:
+            return "stopping"
+        names = [name if count == 1 else f"{name} ({count})" for name, count in steps.most_common(STEPS_SHOWN)]
+        more = ", ..." if len(steps) > STEPS_SHOWN else ""
+        limit = f"{STOP_GRACE_SECONDS:g} s"
+        return f"waiting up to {limit} for steps in progress: {', '.join(names)}{more}; a second signal ends at once"
+
+    def _what_stays(self) -> str:
+        options = self._options
+        url = shown_url(options.url)
+        if url.startswith("memory:"):
+            return "The store is in memory: what has not ended is lost."
+        what = "What has not ended" if self.id is None else f"Run {self.id}"
+        if options.no_worker:
+            return f"{what} stays in {url} and goes on with its workers."
+        module = self._target.rpartition(":")[0] or self._target
+        text = f"{what} stays in {url} and goes on with the next worker: perdure worker {module}"
+        text += f" --url {url}" if options.url is not None else ""
+        return f"{text}, or this command again." if options.id is not None else f"{text}."
 
 
 def _check_others_serve(options: Options) -> None:
@@ -156,10 +208,13 @@ def _of_run(workflow: Workflow[..., Any], options: Options, number: int) -> Work
     return workflow.using(id=id, key=None if options.key is None else numbered(options.key, number))
 
 
-async def _once(client: Client, workflow: Workflow[..., Any], passed: Arguments, options: Options) -> int:
+async def _once(
+    client: Client, workflow: Workflow[..., Any], passed: Arguments, options: Options, interruption: Interruption
+) -> int:
     began = time.perf_counter()
     args, kwargs = passed.of_run(1)
     handle = await client.start(_of_run(workflow, options, 1), *args, **kwargs)
+    interruption.id = handle.id
     outcome: dict[str, Any] = {"id": handle.id}
     try:
         value = await handle.result()

@@ -21,7 +21,8 @@ from typing import Any
 
 import click
 
-from perdure.authoring.workflow import Step, Workflow
+from perdure.authoring.step import Step
+from perdure.authoring.workflow import Workflow
 from perdure.client import workflows_of
 
 SHOWN_LIMIT = 12

@@ -12,6 +12,14 @@ stderr = Console(stderr=True)
 """One for logs and progress, so that a line of the log does not tear the bar."""
 
 
+def say(text: str) -> None:
+    """Write a line to stderr: above the bar, where there is one."""
+    if stderr.is_terminal:
+        stderr.print(text, markup=False, highlight=False, emoji=False, soft_wrap=True)
+    else:
+        click.echo(text, err=True)
+
+
 PIPE_WIDTH = 10_000
 """Columns of a table that goes to a file or another program: there, nothing is wrapped to fit."""
 

@@ -9,7 +9,8 @@ from typing import Any, cast
 import msgspec
 from msgspec import inspect
 
-from perdure.core.codec import decoder, encode, from_wire, wire_type
+from perdure.core.types import decoder, from_wire, wire_type
+from perdure.core.values import encode
 from perdure.errors import PerdureError
 
 SAMPLE_DEPTH_LIMIT = 8

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import signal
-import sys
+from typing import Any
 
 import click
 
@@ -103,33 +103,32 @@ def worker(
     )
     names = ", ".join(sorted(each.name for each in served))
     serving = f"Serving {names} on {shown_url(url)}, at most {max_concurrent} at a time. Ctrl-C stops."
-    return in_loop(_serve(client, running, serving, drain_timeout))
+    stopping = Stopping()
+    return in_loop(_serve(client, running, stopping, serving, drain_timeout), stopping.begin)
 
 
-async def _serve(client: Client, worker: Worker, serving: str, drain_timeout: float) -> int:
+async def _serve(client: Client, worker: Worker, stopping: Stopping, serving: str, drain_timeout: float) -> int:
     async with client, worker as running:
-        stopping = _first_signal()
+        came = stopping.expected()
         click.echo(serving)
-        log.info("%s: stopping; steps in progress have %g s to end", await stopping, drain_timeout)
+        log.info("%s: stopping; steps in progress have %g s to end", (await came).name, drain_timeout)
         await running.stop(drain_timeout)
     log.info("stopped")
     return 0
 
 
-def _first_signal() -> asyncio.Future[str]:
-    """Return what ends with the name of the first SIGINT or SIGTERM. A second one ends the process."""
-    loop = asyncio.get_running_loop()
-    came: asyncio.Future[str] = loop.create_future()
-    both = (signal.SIGINT, signal.SIGTERM)
+class Stopping:
+    """The first SIGINT or SIGTERM. It cancels the command while the store is opened; later it ends the serving."""
 
-    def first(number: signal.Signals) -> None:
-        for each in both:
-            loop.remove_signal_handler(each)
-            signal.signal(each, signal.SIG_DFL)
-        if not came.done():  # two can come in one round of the loop
-            came.set_result(number.name)
+    def __init__(self) -> None:
+        self._came: asyncio.Future[signal.Signals] | None = None
 
-    if sys.platform != "win32":  # there, SIGINT cancels the whole command
-        for each in both:
-            loop.add_signal_handler(each, first, each)
-    return came
+    def expected(self) -> asyncio.Future[signal.Signals]:
+        self._came = asyncio.get_running_loop().create_future()
+        return self._came
+
+    def begin(self, number: signal.Signals, command: asyncio.Task[Any]) -> None:
+        if self._came is None:
+            command.cancel()
+        elif not self._came.done():
+            self._came.set_result(number)

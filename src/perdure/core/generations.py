@@ -12,7 +12,6 @@ from collections.abc import Sequence
 from msgspec import Struct
 from msgspec.structs import replace
 
-from perdure.core.codec import type_name
 from perdure.core.journal import (
     Attempted,
     CancelRequested,
@@ -27,6 +26,7 @@ from perdure.core.journal import (
     Retried,
     Returned,
 )
+from perdure.core.values import type_name
 from perdure.errors import InvocationTimedOut
 
 _FOR_THE_BODY = (Returned, Raised, Attempted, Fired, Interrupted, CancelRequested)

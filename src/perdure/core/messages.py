@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from typing import assert_never
 
-from perdure.core.codec import failure_of
 from perdure.core.effects import outcome_for
+from perdure.core.failures import failure_of
 from perdure.core.history import History
 from perdure.core.journal import (
     CallChild,

@@ -2,7 +2,7 @@
 
 Recorded by name, so that a new parameter with a default leaves old journals readable; only what was passed is recorded,
 in the order of the parameters. Compiled once for a function; annotations are resolved when they are first needed, as
-they may name what is defined further down. Knows functions and the codec, nothing of steps or workflows.
+they may name what is defined further down. Knows functions and types, nothing of steps or workflows.
 """
 
 from __future__ import annotations
@@ -17,21 +17,8 @@ from typing import Any, Unpack, cast, get_args, get_origin
 
 import msgspec
 
-from perdure.core.codec import (
-    SCALARS,
-    decoder,
-    digest,
-    encode,
-    encode_as,
-    encode_for_digest,
-    encode_scalar,
-    from_wire,
-    map_header,
-    names_in,
-    resolved,
-    type_name,
-    wire_type,
-)
+from perdure.core.types import decoder, encode_as, from_wire, names_in, resolved, wire_type
+from perdure.core.values import SCALARS, digest, encode, encode_for_digest, encode_scalar, map_header, type_name
 from perdure.errors import AnnotationUnresolved, InputRefused, NotAWorkflow, Undecodable, Unencodable
 
 _POSITIONAL = (Parameter.POSITIONAL_ONLY, Parameter.POSITIONAL_OR_KEYWORD)

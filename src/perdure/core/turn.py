@@ -25,7 +25,7 @@ from typing import Any, cast
 from msgspec import Struct
 from msgspec.structs import replace
 
-from perdure.core.codec import FailureTranslator, failure_of, rebuild
+from perdure.core.failures import FailureTranslator, failure_of, rebuild
 from perdure.core.generations import current, cut_of, joined, keep, replayable
 from perdure.core.ids import awakeable_id, derived_id, seed_of
 from perdure.core.journal import (

@@ -12,7 +12,7 @@ from typing import Any, assert_never, cast
 from msgspec import Struct
 from msgspec.structs import replace
 
-from perdure.core.codec import Failure, decoder
+from perdure.core.failures import Failure
 from perdure.core.generations import current, retry_in
 from perdure.core.ids import awakeable_id
 from perdure.core.journal import (
@@ -47,6 +47,7 @@ from perdure.core.journal import (
     Status,
 )
 from perdure.core.lifecycle import SETTLED
+from perdure.core.types import decoder
 from perdure.errors import Undecodable
 from perdure.stores.port import Row
 

@@ -16,7 +16,7 @@ from typing import Protocol
 
 from msgspec import Struct
 
-from perdure.core.codec import Failure
+from perdure.core.failures import Failure
 from perdure.core.journal import Status
 from perdure.core.retry import Duration
 from perdure.operations.describe import Invocation

@@ -14,8 +14,8 @@ import random
 from collections.abc import Callable
 from typing import Any, Protocol
 
-from perdure.authoring.workflow import StepInfo, Work, current_step
-from perdure.core.codec import Failure
+from perdure.authoring.step import StepInfo, Work, current_step
+from perdure.core.failures import Failure
 from perdure.core.journal import Answering, Attempted, Interrupted, Raised, Returned, Status
 from perdure.errors import (
     AnnotationUnresolved,

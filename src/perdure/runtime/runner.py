@@ -22,9 +22,9 @@ from typing import Protocol
 
 from msgspec.structs import replace
 
-from perdure.authoring.workflow import StepInfo, Work
-from perdure.core.codec import Failure
+from perdure.authoring.step import StepInfo, Work
 from perdure.core.effects import NO_EFFECTS, Effects, Enlist, Release, effects_of
+from perdure.core.failures import Failure
 from perdure.core.history import DEATHS_LIMIT, History
 from perdure.core.journal import (
     Accepted,
@@ -56,6 +56,7 @@ from perdure.core.messages import apply, may_retry, reply_to
 from perdure.core.turn import Pending, Ready, Turn, timed_out
 from perdure.errors import (
     Conflict,
+    NewerJournal,
     PerdureError,
     StoreClosed,
     StoreDamaged,
@@ -278,13 +279,22 @@ class Runner:
     def _read_failed(self, error: BaseException, read: Callable[[], None]) -> None:
         if isinstance(error, StoreClosed):
             self.close()
-        elif isinstance(error, StoreError) and not isinstance(error, StoreDamaged):
+        elif isinstance(error, (NewerJournal, StoreDamaged)):
+            self._decline(f"its journal cannot be read: {error}")
+        elif isinstance(error, StoreError):
             log.error("the journal of invocation %s cannot be read, trying again: %s", self.id, error)
             self._busy = self._outage = True
             clock = self._home.clock
             clock.call_at(clock.now() + STORE_RETRY_SECONDS, partial(self._try_again, read))
         else:
             self._give_up(f"its journal cannot be read: {error}")
+
+    def _decline(self, reason: str) -> None:
+        """Hand back all deliveries of an invocation that cannot run here: another worker may be able to."""
+        given_back = (*self._taken, *self._inbox, Delivery(self.id, self.handler, Wake()))[0]
+        self.close()
+        self._home.ended(self)
+        self._home.subscription.decline(given_back, reason)
 
     def _try_again(self, work: Callable[[], None]) -> None:
         self._outage = False
@@ -1013,6 +1023,11 @@ class Runner:
     def in_progress(self) -> bool:
         """Tell whether a step, a read or a commit is in progress, and not only time is missing."""
         return not self._outage and bool(self._busy or self._running or self._arrivals or self._inbox)
+
+    @property
+    def steps_in_progress(self) -> list[str]:
+        """The names of the steps that run now."""
+        return [attempt.work.name for attempt in self._running.values()]
 
     @property
     def first_frame_held(self) -> bool:

@@ -21,8 +21,9 @@ from collections import OrderedDict, deque
 from collections.abc import Awaitable, Callable, Collection, Sequence
 from typing import Any, Protocol, Self
 
-from perdure.authoring.workflow import StepInfo, Work, Workflow
-from perdure.core.codec import Failure, FailureTranslator, failure_of
+from perdure.authoring.step import StepInfo, Work
+from perdure.authoring.workflow import Workflow
+from perdure.core.failures import Failure, FailureTranslator, failure_of
 from perdure.core.journal import Start
 from perdure.core.turn import StubMaker, Turn
 from perdure.errors import InvalidOption, NameTaken, ServiceUnknown, too_large
@@ -191,6 +192,11 @@ class Worker:
     def quiet(self) -> bool:
         """Tell whether no runner has anything in progress."""
         return not self._scheduled and not any(runner.in_progress for runner in self._runners.values())
+
+    @property
+    def steps_in_progress(self) -> list[str]:
+        """The names of the steps that run now, one for each attempt."""
+        return [name for runner in self._runners.values() for name in runner.steps_in_progress]
 
     # --- deliveries ---------------------------------------------------------------------------------------------------
     def _deliver(self, delivery: Delivery) -> None:

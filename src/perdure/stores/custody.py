@@ -9,6 +9,7 @@ It runs on one event loop and is not thread-safe.
 
 from __future__ import annotations
 
+import logging
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection
 from typing import Generic, TypeVar
@@ -16,8 +17,14 @@ from typing import Generic, TypeVar
 from msgspec import Struct, field
 from msgspec.structs import replace
 
+from perdure.background import RateLimitedLog
 from perdure.core.journal import Start
 from perdure.stores.port import Delivery
+
+DECLINED_LIMIT = 10_000
+"""Invocations that one worker declined and is not offered again; beyond it, it may be asked once more."""
+
+log = logging.getLogger("perdure.store")
 
 
 class Hold(Struct, eq=False):
@@ -50,6 +57,7 @@ class Member(Generic[H]):
         self.credit = 0
         self.open = True
         self.held: dict[str, H] = {}
+        self.declined: dict[str, None] = {}  # invocations that it cannot run, oldest first
         self._custody = custody
 
     def takes(self, partition: int) -> bool:
@@ -66,6 +74,16 @@ class Member(Generic[H]):
         self._custody.let_go(delivery)
         self._custody.take_back(self, delivery)
 
+    def decline(self, delivery: Delivery, reason: str, /) -> None:
+        self.declined[delivery.id] = None
+        if len(self.declined) > DECLINED_LIMIT:
+            del self.declined[next(iter(self.declined))]
+        self._custody.decline(self, delivery, reason)
+
+    def may_take(self, delivery: Delivery) -> bool:
+        """Tell whether it serves the handler and has not declined the invocation."""
+        return delivery.handler in self.handlers and delivery.id not in self.declined
+
     def close(self) -> None:
         if self.open:
             self.open = False
@@ -80,6 +98,8 @@ class Custody(ABC, Generic[H]):
         self._owners: dict[str, Member[H]] = {}
         self._parked: dict[str, list[Delivery]] = {}  # messages for invocations that have not begun
         self._shaken: set[str] = set()  # invocations whose holder here ended without releasing them
+        self._declined: dict[str, list[Delivery]] = {}  # that every worker here which serves them declined
+        self._log = RateLimitedLog(log)
 
     # --- what a store adds --------------------------------------------------------------------------------------------
     @abstractmethod
@@ -123,7 +143,7 @@ class Custody(ABC, Generic[H]):
 
     def has(self, id: str) -> bool:
         """Tell whether anything for an invocation is in somebody's hands, or waits here for it to begin."""
-        return id in self._owners or id in self._parked
+        return id in self._owners or id in self._parked or id in self._declined
 
     # --- handing over -------------------------------------------------------------------------------------------------
     def offer(self, delivery: Delivery, *, begun: bool = True) -> bool:
@@ -136,9 +156,12 @@ class Custody(ABC, Generic[H]):
             if not begun:
                 self._parked.setdefault(delivery.id, []).append(delivery)
                 return True
-            serving = [member for member in self.members if delivery.handler in member.handlers]
+            serving = [member for member in self.members if member.may_take(delivery)]
             if not serving:
-                return False
+                if not self.serves(delivery.handler):
+                    return False
+                self._keep(delivery)  # all that serve it declined it
+                return True
             member = min(serving, key=lambda each: len(each.held))
             delivery = self._as_seen(delivery)
         self.hand(member, delivery)
@@ -161,6 +184,47 @@ class Custody(ABC, Generic[H]):
         if delivery.attempt == 1 and delivery.id in self._shaken:
             return replace(delivery, attempt=2)
         return delivery
+
+    # --- what workers cannot run --------------------------------------------------------------------------------------
+    def decline(self, member: Member[H], delivery: Delivery, reason: str) -> None:
+        """Take back all that a member holds of an invocation that it cannot run: another member gets it, or it waits.
+
+        What was in hand comes again as something that a worker may have begun.
+        """
+        hold = member.held.pop(delivery.id, None)
+        if hold is not None:
+            del self._owners[delivery.id]
+        given_back = [delivery] if hold is None or not hold.deliveries else hold.deliveries
+        self._shaken.add(delivery.id)
+        self._log(
+            ("declined", delivery.handler),
+            "invocation %s (%s) is handed back, for a worker that can run it: %s",
+            *(delivery.id, delivery.handler, reason),
+            level=logging.WARNING,
+        )
+        for each in given_back:
+            self._offer_or_keep(replace(each, attempt=each.attempt + 1, fresh=False))
+        if hold is not None:
+            self._let_gone(hold)
+
+    def _offer_or_keep(self, delivery: Delivery) -> None:
+        """Hand a delivery to its owner or to another member that may take it, or keep it until one joins."""
+        owner = self._owners.get(delivery.id) or next((each for each in self.members if each.may_take(delivery)), None)
+        if owner is not None:
+            self.hand(owner, delivery)
+        else:
+            self._keep(delivery)
+
+    def _keep(self, delivery: Delivery) -> None:
+        """Keep a delivery that every worker here declined."""
+        self._declined.setdefault(delivery.id, []).append(delivery)
+
+    def _offer_declined(self, member: Member[H]) -> None:
+        """Hand what all others declined to a member that has joined."""
+        for id, waiting in [*self._declined.items()]:
+            if member.open and member.may_take(waiting[0]):
+                for delivery in self._declined.pop(id):
+                    self.hand(self._owners.get(id) or member, delivery)
 
     # --- letting go ---------------------------------------------------------------------------------------------------
     def let_go(self, delivery: Delivery) -> None:
@@ -193,7 +257,8 @@ class Custody(ABC, Generic[H]):
             member.open = False
         self.members.clear()
         self._owners.clear()
+        self._declined.clear()
 
-    def _other_than(self, member: Member[H], handler: str) -> Member[H] | None:
-        """Return another member that serves a handler."""
-        return next((each for each in self.members if each is not member and handler in each.handlers), None)
+    def _other_than(self, member: Member[H], delivery: Delivery) -> Member[H] | None:
+        """Return another member that may take a delivery."""
+        return next((each for each in self.members if each is not member and each.may_take(delivery)), None)

@@ -20,9 +20,9 @@ from typing import Any, Protocol
 
 from msgspec import Struct
 
-from perdure.core.codec import digest
 from perdure.core.effects import NO_EFFECTS, Effects
 from perdure.core.journal import Answer, Frame, Message, Outcome, Start, Status
+from perdure.core.values import digest
 from perdure.errors import IdConflict, InvalidOption, LimitExceeded, UnknownInvocation
 
 PAYLOAD_LIMIT_BYTES = 64 * 1024 * 1024
@@ -86,7 +86,16 @@ class Subscription(Protocol):
         ...
 
     def hand_back(self, delivery: Delivery, /) -> None:
-        """Give a delivery back untouched, for somebody else."""
+        """Give a delivery back untouched, for another worker."""
+        ...
+
+    def decline(self, delivery: Delivery, reason: str, /) -> None:
+        """Give a delivery back, with all else that this worker holds of its invocation, which it cannot run.
+
+        Say because a newer release wrote its journal. The invocation is delivered to another worker that serves it,
+        and not to this one while another may take it. While no worker can, its deliveries wait, and the store logs
+        that with the `reason`, rate-limited.
+        """
         ...
 
     def close(self) -> None:

@@ -18,7 +18,8 @@ from collections.abc import Awaitable, Callable, Iterator
 from contextlib import AsyncExitStack
 from typing import Any, ParamSpec, Protocol, Self, TypeVar, cast, overload, runtime_checkable
 
-from perdure.authoring.workflow import Step, StepHost, StepInfo, StepWork, Work, Workflow
+from perdure.authoring.step import Step, StepHost, StepInfo, StepWork, Work
+from perdure.authoring.workflow import Workflow
 from perdure.client import Client
 from perdure.connect import make_stub, translators_in_use, worker_of
 from perdure.core.retry import Duration, seconds

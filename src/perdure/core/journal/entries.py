@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from msgspec import Struct
 
-from perdure.core.codec import Failure
+from perdure.core.failures import Failure
 from perdure.core.journal.starts import Parent, Start
 
 

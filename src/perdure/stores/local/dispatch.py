@@ -59,6 +59,8 @@ class Dispatcher(custody.Custody[Hold]):
         """Add a worker. It is for the store to offer what was waiting for these handlers."""
         member = Member(self, handlers, deliver)
         self.members.append(member)
+        if self._declined:
+            asyncio.get_running_loop().call_soon(self._offer_declined, member)  # not before it has its subscription
         return member
 
     def leave(self, member: Member) -> None:
@@ -112,6 +114,9 @@ class Dispatcher(custody.Custody[Hold]):
             while member.open and member.credit > 0 and (line := self._next_line(member)) is not None:
                 delivery = self._as_seen(line.window.popleft())
                 owner = self._owners.get(delivery.id)
+                if owner is None and not member.may_take(delivery):
+                    self._offer_or_keep(delivery)
+                    continue
                 if owner is None:
                     member.credit -= 1
                 self.hand(owner or member, delivery)  # an invocation has one owner, whatever comes for it
@@ -134,6 +139,7 @@ class Dispatcher(custody.Custody[Hold]):
         """Tell whether a message is in somebody's hands, or waits for its invocation to begin."""
         member = self._owners.get(message.to)
         held = member.held[message.to].deliveries if member is not None else self._parked.get(message.to, [])
+        held = [*held, *self._declined.get(message.to, ())]
         return any(isinstance(each.item, Message) and each.item.id == message.id for each in held)
 
     def repeat(self) -> None:
@@ -171,7 +177,7 @@ class Dispatcher(custody.Custody[Hold]):
         if isinstance(delivery.item, Start):
             self._line(delivery.handler).window.appendleft(delivery)
             self.pump()
-        elif (other := self._other_than(member, delivery.handler)) is not None:
+        elif (other := self._other_than(member, delivery)) is not None:
             self.hand(other, delivery)
 
     # --- inside -------------------------------------------------------------------------------------------------------

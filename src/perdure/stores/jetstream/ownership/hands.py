@@ -210,6 +210,15 @@ class Hands(custody.Custody[Hold]):
             member.credit += 1
             self.pump()
 
+    def decline(self, member: Member, delivery: Delivery, reason: str) -> None:
+        hold = member.held.get(delivery.id)
+        super().decline(member, delivery, reason)
+        if hold is not None:
+            self._pass_claim_on(delivery.id, hold)
+
+    def _keep(self, delivery: Delivery) -> None:
+        self._give_up(delivery)  # to the server: a worker of another process may be able to
+
     # --- messages and wakes -------------------------------------------------------------------------------------------
     def offer(self, delivery: Delivery, *, begun: bool = True) -> bool:
         """Deliver a message or wake; what nobody here serves is for others, begun or not."""
@@ -294,7 +303,7 @@ class Hands(custody.Custody[Hold]):
         if isinstance(delivery.item, Start):
             self._put_back(delivery)
             self.pump()
-        elif (other := self._other_than(member, delivery.handler)) is not None:
+        elif (other := self._other_than(member, delivery)) is not None:
             self.hand(other, delivery)
         else:
             self._give_up(delivery)
@@ -319,6 +328,7 @@ class Hands(custody.Custody[Hold]):
     def _let_gone(self, hold: Hold) -> None:
         if hold.woken is not None:
             self._offer_or_give_up(hold.woken, begun=True)
+            hold.woken = None
 
     def _next_queue(self, member: Member) -> deque[Delivery] | None:
         """Return the served queue whose head came first."""

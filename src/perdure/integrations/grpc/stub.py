@@ -1,8 +1,4 @@
-"""gRPC in workflows: a generated stub whose every call is journaled, and the connections on which they are made.
-
-In a body, `journaled` hands the stub a channel that opens nothing: a call becomes a step of the turn, numbered when it
-is made. In the worker, `GrpcWork` makes the real call on one of `Channels`, bytes in and bytes out. `TRANSLATORS` tell
-the journal how to keep what gRPC raises. Knows no store and no worker.
+"""A generated stub whose every call is journaled: what a body calls, and the work that it becomes in a worker.
 
 A journaled value is the reply as msgpack binary, or `_Reply` when the service sent metadata along.
 """
@@ -12,36 +8,33 @@ from __future__ import annotations
 import asyncio
 import inspect
 import re
-from collections.abc import Callable, Generator, Mapping, Set
+from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar, cast
 from urllib.parse import quote
 
+import grpc
+import grpc.aio
 import msgspec
 
-from perdure.core.codec import digest, type_name
 from perdure.core.retry import Duration, Retry, seconds
 from perdure.core.turn import Turn, current_turn
+from perdure.core.values import digest, type_name
 from perdure.errors import (
     CalledOutsideWorkflow,
     InvalidOption,
     IoInWorkflow,
     NotRepeatable,
-    ServiceUnknown,
     Undecodable,
     Unencodable,
 )
-
-try:
-    import grpc
-    import grpc.aio
-except ModuleNotFoundError as error:
-    raise ModuleNotFoundError("gRPC is not installed: pip install 'perdure[grpc]'", name=error.name) from error
+from perdure.integrations.grpc.failures import Pairs, pairs_of
+from perdure.integrations.grpc.policy import DEFAULT_RETRY, with_codes
 
 if TYPE_CHECKING:
-    from perdure.authoring.workflow import StepHost, StepInfo
-    from perdure.core.codec import Failure, FailureTranslator
+    from perdure.authoring.step import StepHost, StepInfo
+    from perdure.integrations.grpc.channels import Connection
 
 S = TypeVar("S")
 
@@ -54,78 +47,8 @@ IDEMPOTENCY_KEY = "perdure-idempotency-key"
 ATTEMPT = "perdure-attempt"
 """Metadata: which attempt this is, from 1."""
 
-RETRIED = frozenset(
-    {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.RESOURCE_EXHAUSTED, grpc.StatusCode.DEADLINE_EXCEEDED}
-)
-"""Status codes after which a call is tried again, unless told otherwise; see `StatusRetry`."""
-
-RECEIVE_LIMIT_BYTES = 64 * 1024 * 1024
-"""The largest reply that is received (gRPC's own default is 4 MiB). What a store takes may be less."""
-
 METHODS_LIMIT = 4_096
 """Methods whose names are kept ready."""
-
-CHANNEL_OPTIONS: tuple[tuple[str, int], ...] = (
-    # A dead peer is noticed while calls wait for it. Servers take pings that are less than five minutes apart for
-    # abuse and hang up, unless told otherwise: https://github.com/grpc/grpc/blob/master/doc/keepalive.md
-    ("grpc.keepalive_time_ms", 6 * 60 * 1000),
-    ("grpc.keepalive_timeout_ms", 20 * 1000),
-    # By default gRPC waits up to two minutes before it connects again, and fails every call meanwhile: a policy of ten
-    # attempts in 50 seconds could end before a service that is back was even looked for.
-    ("grpc.initial_reconnect_backoff_ms", 100),
-    ("grpc.max_reconnect_backoff_ms", 2_000),
-    ("grpc.max_receive_message_length", RECEIVE_LIMIT_BYTES),
-)
-
-Pairs = tuple[tuple[str, str | bytes], ...]
-
-
-# --- when a call is tried again ---------------------------------------------------------------------------------------
-@dataclass(frozen=True, kw_only=True)
-class StatusRetry(Retry):
-    """A retry policy that looks at status codes: only failures with one of `codes` are tried again.
-
-    The default follows the meaning that the gRPC guide gives the codes (https://grpc.io/docs/guides/status-codes):
-
-    * `UNAVAILABLE`: "most likely a transient condition, which can be corrected by retrying with a backoff".
-    * `RESOURCE_EXHAUSTED`: a quota or a queue is full; the service did nothing, and waiting is what it asks for.
-    * `DEADLINE_EXCEEDED`: one attempt took too long. The service may have done its work all the same, as after any
-      crash: it is told by the idempotency key, which is the same on every attempt.
-
-    Not `ABORTED`, by which a service asks to repeat more than the one call (read again, then write): the body's
-    affair. Not `INTERNAL`, `UNKNOWN` and the others, which say that the call or the service is wrong; neither is what
-    gRPC raises without a status. Name the codes to decide otherwise: `StatusRetry(codes={...}, max_attempts=3)`.
-    """
-
-    codes: Set[grpc.StatusCode] = RETRIED
-    on: tuple[type[BaseException], ...] = (grpc.RpcError,)
-
-    def delay(self, error: BaseException, attempt: int, chance: float) -> float | None:
-        """Return the seconds to wait after `attempt` failed with `error`, or None to give up."""
-        if isinstance(error, grpc.aio.AioRpcError) and error.code() not in self.codes:
-            return None
-        return super().delay(error, attempt, chance)
-
-
-DEFAULT_RETRY = StatusRetry()
-_ANY_ERROR = Retry().on
-
-
-def _with_codes(retry: Retry) -> Retry:
-    """Add the filter by status code to a policy that says only how often and how far apart.
-
-    A policy that names `on` is taken as it is, as is a class of the user's own: `on=(grpc.RpcError,)` means every code.
-    """
-    if type(retry) is not Retry or retry.on != _ANY_ERROR:
-        return retry
-    return StatusRetry(
-        max_attempts=retry.max_attempts,
-        initial=retry.initial,
-        factor=retry.factor,
-        maximum=retry.maximum,
-        jitter=retry.jitter,
-        never=retry.never,
-    )
 
 
 # --- in the body: a stub that records its calls -----------------------------------------------------------------------
@@ -142,7 +65,7 @@ def journaled(
     `retry` decides attempts and waits; which status codes are tried again is `StatusRetry`'s default unless it names
     `on` or is a `StatusRetry`. `timeout` (seconds or a timedelta) is the deadline of each attempt of each call.
     """
-    policy = DEFAULT_RETRY if retry is None else _with_codes(retry)
+    policy = DEFAULT_RETRY if retry is None else with_codes(retry)
     limit = None if timeout is None else seconds("timeout of a stub", timeout, positive=True)
     return stub_class(_RecordingChannel(turn, policy, limit))
 
@@ -490,7 +413,7 @@ class GrpcWork:
             self._prove(self._deserialize, message)
         initial, trailing = await call.initial_metadata(), await call.trailing_metadata()
         if initial or trailing:
-            return _encode_reply(_Reply(message, _pairs(initial), _pairs(trailing)))
+            return _encode_reply(_Reply(message, pairs_of(initial), pairs_of(trailing)))
         return _encode_reply(message)
 
     async def answer_with(self, function: Callable[[Any], Any], /) -> bytes:
@@ -532,167 +455,3 @@ class GrpcWork:
             raise grpc.aio.AioRpcError(
                 grpc.StatusCode.INTERNAL, grpc.aio.Metadata(), grpc.aio.Metadata(), details=details
             ) from error
-
-
-class Connection:
-    """A channel to one address, with what was made for its methods."""
-
-    __slots__ = ("_methods", "channel")
-
-    def __init__(self, channel: grpc.aio.Channel) -> None:
-        self.channel = channel
-        self._methods: dict[str, Any] = {}
-
-    def method(self, path: str, /) -> Any:
-        """Return the multicallable of a method that takes and gives bytes."""
-        try:
-            return self._methods[path]
-        except KeyError:
-            channel: Any = self.channel  # its stubs want serializers, which bytes do without
-            return self._methods.setdefault(path, channel.unary_unary(path))
-
-
-class Channels:
-    """Connections to services by name, one per address, opened when first used (a `runtime.worker.Channels`).
-
-    `services` maps the name of a service, short or full (`TicketService`, `ticket.TicketService`; the full one goes
-    first), to `host:port`, or to `tls://host:port` for a server that a public authority vouches for. Raises
-    `InvalidOption` for what is neither.
-    """
-
-    def __init__(self, services: Mapping[str, str]) -> None:
-        self._services = {_service(name): _address(name, address) for name, address in services.items()}
-        self._open: dict[str, Connection] = {}  # by address
-        self._by_name: dict[str, Connection] = {}  # by full name of a service
-
-    def channel(self, service: str, /) -> Connection:
-        """Return the connection to a service by its full name; `ServiceUnknown` when it was given no address."""
-        connection = self._by_name.get(service)
-        return connection if connection is not None else self._find(service)
-
-    async def aclose(self) -> None:
-        """Close all connections. Those needed later are opened anew."""
-        connections = [*self._open.values()]
-        self._open.clear()
-        self._by_name.clear()
-        for connection in connections:
-            await connection.channel.close()
-
-    def _find(self, service: str) -> Connection:
-        address = self._services.get(service) or self._services.get(service.rpartition(".")[2])
-        if address is None:
-            raise ServiceUnknown(unknown(service, self._services), service=service)
-        connection = self._open.get(address)
-        if connection is None:
-            connection = self._open[address] = Connection(_channel(address))
-        self._by_name[service] = connection
-        return connection
-
-
-def unknown(service: str, services: Mapping[str, str]) -> str:
-    """Say that a service has no address, what has one, and what to do."""
-    short = service.rpartition(".")[2]
-    known = f"this worker knows {', '.join(sorted(services))}" if services else "this worker was given none"
-    return f"no address for the gRPC service {service}: {known}; pass services={{{short!r}: 'host:port'}} to the worker"
-
-
-def _service(name: object) -> str:
-    if not isinstance(name, str) or not name or name != name.strip() or "/" in name:
-        raise InvalidOption(f"services: {name!r} names no gRPC service; write TicketService or ticket.TicketService")
-    return name
-
-
-def _address(name: str, address: object) -> str:
-    """Return a checked address. `host:port` is asked for as DNS names or IP addresses only, IPv6 in brackets."""
-    example = "give host:port, or tls://host:port"
-    if not isinstance(address, str):
-        raise InvalidOption(f"services[{name!r}] is {address!r}: {example}")
-    match = _ADDRESS.fullmatch(address)
-    if match is None:
-        raise InvalidOption(f"services[{name!r}] is {address!r}: {example}")
-    if not 0 < int(match["port"]) < 65_536:
-        raise InvalidOption(f"services[{name!r}] is {address!r}: a port is between 1 and 65535")
-    return address
-
-
-_ADDRESS = re.compile(r"(tls://)?(?:[^\s:/\[\]@]+|\[[0-9A-Fa-f:.%\w]+\]):(?P<port>[0-9]{1,5})")
-
-
-def _channel(address: str) -> grpc.aio.Channel:
-    if address.startswith("tls://"):
-        credentials = grpc.ssl_channel_credentials()
-        return grpc.aio.secure_channel(address.removeprefix("tls://"), credentials, options=CHANNEL_OPTIONS)
-    return grpc.aio.insecure_channel(address, options=CHANNEL_OPTIONS)
-
-
-# --- in the journal: what gRPC raises ---------------------------------------------------------------------------------
-class _RpcErrors:
-    """Keeps the status of an RPC: code, details, metadata and the debug string.
-
-    `AioRpcError` comes back as itself. Any other `RpcError` that can tell its code (that of a blocking stub in a step)
-    holds locks and a live call, so it comes back as a subclass of its class that answers from what was recorded.
-    """
-
-    def fields_of(self, error: BaseException, /) -> Mapping[str, object] | None:
-        if not isinstance(error, grpc.RpcError):
-            return None
-        told: Any = error
-        code = _told(told, "code")
-        if not isinstance(code, grpc.StatusCode):
-            return None
-        return {
-            "code": code.name,
-            "details": _told(told, "details"),
-            "initial_metadata": _pairs(_told(told, "initial_metadata")),
-            "trailing_metadata": _pairs(_told(told, "trailing_metadata")),
-            "debug_error_string": _told(told, "debug_error_string"),
-        }
-
-    def restore(self, cls: type[BaseException], failure: Failure, /) -> BaseException | None:
-        fields = failure.fields
-        if not issubclass(cls, grpc.RpcError) or fields.get("code") not in grpc.StatusCode.__members__:
-            return None
-        status = grpc.aio.AioRpcError(
-            grpc.StatusCode[fields["code"]],
-            _metadata(fields["initial_metadata"]),
-            _metadata(fields["trailing_metadata"]),
-            fields["details"],
-            fields["debug_error_string"],
-        )
-        if cls is grpc.aio.AioRpcError:
-            return status
-        error = _recorded(cls).__new__(_recorded(cls), *failure.args)
-        error.__dict__["recorded"] = status
-        return error
-
-
-def _told(error: Any, what: str) -> Any:
-    method = getattr(error, what, None)
-    return method() if callable(method) else None
-
-
-def _pairs(metadata: Any) -> Pairs:
-    return tuple((key, value) for key, value in metadata or ())
-
-
-def _metadata(pairs: Any) -> grpc.aio.Metadata:
-    if not isinstance(pairs, list):
-        return grpc.aio.Metadata()  # it exceeded the limit of a field, and was kept as text
-    return grpc.aio.Metadata(*((key, value) for key, value in cast("list[tuple[str, str | bytes]]", pairs)))
-
-
-@lru_cache(maxsize=64)
-def _recorded(cls: type[BaseException]) -> type[BaseException]:
-    """Return a class like `cls` whose status is that of `recorded`. It has the same name, so it records as the same."""
-    body: dict[str, Any] = {name: _answer(name) for name in _STATUS}
-    return type(cls.__name__, (cls,), body | {"__module__": cls.__module__, "__qualname__": cls.__qualname__})
-
-
-def _answer(name: str) -> Callable[[Any], Any]:
-    return lambda self: getattr(self.recorded, name)()
-
-
-_STATUS = ("code", "details", "initial_metadata", "trailing_metadata", "debug_error_string", "__str__", "__repr__")
-
-TRANSLATORS: tuple[FailureTranslator, ...] = (_RpcErrors(),)
-"""What the journal needs to keep the exceptions of gRPC."""

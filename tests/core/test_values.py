@@ -25,8 +25,9 @@ from google.protobuf.wrappers_pb2 import StringValue
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from perdure.core import codec
-from perdure.core.codec import decoder, digest, encode, encode_as, encode_for_digest, map_header, type_name
+from perdure.core import types as module
+from perdure.core.types import decoder, encode_as
+from perdure.core.values import PATH_LIMIT, digest, encode, encode_for_digest, map_header, type_name
 from perdure.errors import AnnotationUnresolved, Undecodable, Unencodable
 
 T = TypeVar("T")
@@ -354,7 +355,7 @@ REFUSED: list[tuple[object, str, str]] = [
     ([Count(2**70)], "[0]", "Count"),
     ({"a": "\ud800"}, "['a']", "str"),
     (cyclic(), "[1]['again']", "list"),
-    (deep(100_000), "[0]" * codec.PATH_LIMIT, "list"),
+    (deep(100_000), "[0]" * PATH_LIMIT, "list"),
     (Plain, "", "type"),
     (lambda: 1, "", "function"),
     (range(3), "", "range"),
@@ -453,8 +454,8 @@ def test_a_member_of_a_union_with_a_new_field_is_still_found():
 @pytest.mark.parametrize(
     ("annotation", "reason"),
     [
-        (Plain, "nothing decodes tests.core.test_codec.Plain"),
-        (list[Plain], "nothing decodes tests.core.test_codec.Plain"),
+        (Plain, "nothing decodes tests.core.test_values.Plain"),
+        (list[Plain], "nothing decodes tests.core.test_values.Plain"),
         (complex, "nothing decodes complex"),
         (type, "nothing decodes type"),
         (Callable[[int], str], "nothing decodes collections.abc.Callable"),
@@ -481,7 +482,7 @@ def test_a_named_alias_is_what_it_names(monkeypatch: pytest.MonkeyPatch):
     class Alias:  # what `type X = ...` makes from Python 3.12 on
         __value__ = list[object]
 
-    monkeypatch.setattr(codec, "_NAMED_ALIAS", Alias)
+    monkeypatch.setattr(module, "_NAMED_ALIAS", Alias)
     assert decoder(Alias())(encode([1])) == [1]
 
 
@@ -494,7 +495,7 @@ def test_types_are_named_as_one_writes_them():
         "None",
         "None",
         "int",
-        "tests.core.test_codec.Card",
+        "tests.core.test_values.Card",
         "list[int]",
         "int | None",
         "Any",
@@ -503,7 +504,8 @@ def test_types_are_named_as_one_writes_them():
 
 def test_nothing_of_pydantic_or_protobuf_is_imported():
     program = (
-        "import sys; from perdure.core.codec import decoder, encode; from perdure.errors import PerdureError\n"
+        "import sys; from perdure.core.types import decoder; from perdure.core.values import encode\n"
+        "from perdure.errors import PerdureError\n"
         "try: encode(object())\n"
         "except PerdureError: pass\n"
         "try: decoder(range)\n"
@@ -530,7 +532,7 @@ UNORDERED = (
 
 def test_digests_are_the_same_under_any_hash_seed():
     program = (
-        "import dataclasses, pydantic; from perdure.core.codec import encode_for_digest\n"
+        "import dataclasses, pydantic; from perdure.core.values import encode_for_digest\n"
         "@dataclasses.dataclass\nclass Order: tags: set\n"
         "class Model(pydantic.BaseModel): tags: set\n"
         f"print(encode_for_digest({UNORDERED}).hex())"

@@ -1,0 +1,57 @@
+"""Workflows known only by name: their arguments are recorded by position, and named where the code lives."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from msgspec import Struct
+
+from perdure.core.signature import Signature
+from perdure.core.types import decoder, encode_as
+from perdure.core.values import encode
+from perdure.errors import CalledOutsideWorkflow, InputRefused, Undecodable, Unencodable
+
+
+async def elsewhere(*_: Any, **__: Any) -> Any:
+    """Stand for the function of a workflow whose code is not here."""
+    raise CalledOutsideWorkflow("a workflow known only by its name has no code here: it lives in another program")
+
+
+class Loose(Struct, frozen=True):
+    """The types of a workflow whose parameter names are not known here. Its positional arguments are recorded as such.
+
+    `takes` are the types of the positional arguments, or None to take anything.
+    """
+
+    takes: tuple[Any, ...] | None
+    returns: Any
+
+    def encode(self, args: tuple[Any, ...], kwargs: dict[str, Any], name: str) -> bytes:
+        if self.takes is not None and (len(args) != len(self.takes) or kwargs):
+            raise InputRefused(f"workflow {name!r} takes {len(self.takes)} positional argument, not {len(args)}")
+        for value, type in zip(args, self.takes or (), strict=False):
+            try:
+                encode_as(value, type, f"the argument of workflow {name!r}")
+            except Unencodable as error:
+                raise InputRefused(f"workflow {name!r}: {error}") from error
+        return encode({_POSITIONAL: list(args), **kwargs}, f"the arguments of workflow {name!r}")
+
+
+_POSITIONAL = "*"
+_POSITIONAL_FIRST = encode(_POSITIONAL)
+
+
+def named(data: bytes, signature: Signature) -> bytes:
+    """Give positional arguments, recorded by a caller who did not know their names, the names they have here."""
+    if data[1:3] != _POSITIONAL_FIRST:
+        return data
+    recorded: dict[str, Any] = decoder(dict[str, Any])(data)
+    args: list[Any] = recorded.pop(_POSITIONAL)
+    names = [one.name for one in signature.parameters if one.kind in (one.POSITIONAL_ONLY, one.POSITIONAL_OR_KEYWORD)]
+    rest = next((one.name for one in signature.parameters if one.kind is one.VAR_POSITIONAL), None)
+    named = dict(zip(names, args, strict=False))
+    if len(args) > len(names):
+        if rest is None:
+            raise Undecodable(f"the input of {signature.name} has {len(args)} arguments, and it takes {len(names)}")
+        named[rest] = args[len(names) :]
+    return encode({**named, **recorded})

@@ -1,0 +1,254 @@
+"""What authors write: `@step`, and what a call of it means where it is made.
+
+Inside a workflow a call becomes a command of the turn that runs the body; anywhere else a step is the plain function.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import inspect
+from collections.abc import Awaitable, Callable, Coroutine
+from contextvars import ContextVar
+from typing import Any, Concatenate, Generic, ParamSpec, Protocol, Self, TypeVar, cast, overload
+
+from msgspec import Struct
+
+from perdure.authoring.functions import copy_of, is_async, name_of
+from perdure.core.ids import check_name, idempotency_key
+from perdure.core.retry import DEFAULT_RETRY, Duration, Retry, seconds
+from perdure.core.signature import Signature
+from perdure.core.turn import Turn, current_turn
+from perdure.core.types import decoder, encode_as
+from perdure.errors import CalledOutsideWorkflow, NotAWorkflow
+
+P = ParamSpec("P")
+Q = ParamSpec("Q")
+R = TypeVar("R")
+S = TypeVar("S")
+T = TypeVar("T")
+R_co = TypeVar("R_co", covariant=True)
+
+
+# --- inside a step ----------------------------------------------------------------------------------------------------
+class StepInfo:
+    """What a running step may know of itself. `attempt` counts from 1."""
+
+    __slots__ = ("_place", "attempt", "invocation_id")
+
+    def __init__(self, invocation_id: str, generation: int, n: int, name: str, attempt: int) -> None:
+        self.invocation_id = invocation_id
+        self.attempt = attempt
+        self._place = (generation, n, name)
+
+    @property
+    def idempotency_key(self) -> str:
+        """The same on every attempt and after every crash: send it along with what must happen once."""
+        return idempotency_key(self.invocation_id, *self._place)
+
+    def __repr__(self) -> str:
+        return f"StepInfo({self.invocation_id!r}, step={self._place[2]!r}, attempt={self.attempt})"
+
+
+current_step: ContextVar[StepInfo] = ContextVar("perdure_step")
+
+
+def step_info() -> StepInfo:
+    """Return what the running step may know of itself; `CalledOutsideWorkflow` when no workflow called this step."""
+    try:
+        return current_step.get()
+    except LookupError:
+        raise CalledOutsideWorkflow("step_info() is for the inside of a step that a workflow called") from None
+
+
+class Work(Protocol):
+    """What a step's command needs to run."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def retry(self) -> Retry: ...
+    @property
+    def timeout(self) -> float | None: ...
+
+    def run(self, host: StepHost, info: StepInfo, /) -> Coroutine[Any, Any, bytes]:
+        """Run one attempt; return the encoded result."""
+        ...
+
+
+class StepHost(Protocol):
+    """What a running step may use of its worker."""
+
+    async def in_thread(self, fn: Callable[[], Any], /) -> Any: ...
+    def channel(self, service: str, /) -> Any: ...
+
+
+# --- steps ------------------------------------------------------------------------------------------------------------
+class Step(Generic[P, R_co]):
+    """A function whose outcome is journaled when a workflow calls it. Awaited wherever it is called.
+
+    `fn` is the plain function. `name` is what journals call it.
+    """
+
+    def __init__(
+        self, fn: Callable[..., Any], *, retry: Retry | None, timeout: Duration | None, name: str | None
+    ) -> None:
+        self._static = isinstance(fn, staticmethod)
+        self._class = isinstance(fn, classmethod)
+        if isinstance(fn, (staticmethod, classmethod)):
+            fn = cast("Callable[..., Any]", fn.__func__)  # pyright: ignore[reportUnknownMemberType]
+        if not callable(fn):
+            raise NotAWorkflow(f"@step goes on a function, not on {fn!r}")
+        self._fn = fn
+        self._rename(name or name_of(fn))
+        self.retry = retry or DEFAULT_RETRY
+        self.timeout = None if timeout is None else seconds(f"timeout of step {self.name!r}", timeout, positive=True)
+        self.is_async = is_async(fn)
+        self._signature: Signature | None = None
+        self._bound: dict[str, Signature] = {}
+        functools.update_wrapper(self, fn, updated=())
+
+    @property
+    def fn(self) -> Callable[P, Any]:
+        """The plain function."""
+        return self._fn
+
+    def __call__(self, /, *args: P.args, **kwargs: P.kwargs) -> Coroutine[object, None, R_co]:
+        turn = current_turn()
+        return self._plain(args, kwargs) if turn is None else self._durable(turn, args, kwargs)
+
+    def using(self, *, retry: Retry | None = None, timeout: Duration | None = None, name: str | None = None) -> Self:
+        """Return this step with other options: `timeout` bounds one attempt, in seconds or as a timedelta."""
+        other = copy_of(self)
+        if retry is not None:
+            other.retry = retry
+        if timeout is not None:
+            other.timeout = seconds(f"timeout of step {self.name!r}", timeout, positive=True)
+        if name is not None:
+            other._rename(name)  # noqa: SLF001
+        return other
+
+    def _rename(self, name: str) -> None:
+        self.name = check_name("a step's name", name)
+        self._result = f"the result of step {self.name!r}"  # for texts
+
+    def bind(self, /, *args: P.args, **kwargs: P.kwargs) -> StepCall[R_co]:
+        """Return this step with its arguments, not yet called."""
+        return StepCall(self, args, kwargs)
+
+    @overload
+    def __get__(self, obj: None, owner: type, /) -> Self: ...
+    @overload
+    def __get__(self: Step[Concatenate[T, Q], S], obj: T, owner: type | None = None, /) -> Step[Q, S]: ...
+    def __get__(self, obj: Any, owner: Any = None, /) -> Any:
+        target = owner if self._class else obj
+        if self._static or target is None:
+            return self
+        bound = copy_of(self)
+        bound._fn = self._fn.__get__(target)  # noqa: SLF001
+        signature = self._bound.get("signature")
+        if signature is None:
+            signature = self._bound["signature"] = Signature.of(self._fn, skip_self=True)
+        bound._signature = signature  # noqa: SLF001
+        bound._static = True  # noqa: SLF001
+        return bound
+
+    def signature(self) -> Signature:
+        """Return the parameters and types, which are resolved once."""
+        if self._signature is None:
+            self._signature = Signature.of(self._fn)
+        return self._signature
+
+    async def _plain(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if self.is_async:
+            return await self._fn(*args, **kwargs)
+        result = await asyncio.to_thread(self._fn, *args, **kwargs)
+        return await result if inspect.isawaitable(result) else result
+
+    async def _durable(self, turn: Turn, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        digest = (self._signature or self.signature()).digest(args, kwargs)
+        work = StepWork(self, args, kwargs, self.name, self.retry, self.timeout)
+        return await turn.call_step(self.name, digest, self.decode_result, work)
+
+    @functools.cached_property
+    def decode_result(self) -> Callable[[bytes], Any]:
+        """Decodes a result by the annotation."""
+        return decoder(self._returns)
+
+    def encode_result(self, value: Any, /) -> bytes:
+        """Encode a result, or raise `Unencodable` when it cannot be, or is not what the annotation says."""
+        return encode_as(value, self._returns, self._result)
+
+    @functools.cached_property
+    def _returns(self) -> Any:
+        return self.signature().returns
+
+
+class StepWork(Struct, eq=False):
+    """A step's call, as the runtime runs it."""
+
+    step: Step[..., Any]
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    name: str
+    retry: Retry
+    timeout: float | None
+
+    async def run(self, host: StepHost, info: StepInfo, /) -> bytes:
+        """Run one attempt; return the encoded result."""
+        step = self.step
+        if step.is_async:
+            value = await step.fn(*self.args, **self.kwargs)
+        else:
+            value = await host.in_thread(functools.partial(step.fn, *self.args, **self.kwargs))
+            if inspect.isawaitable(value):
+                value = await value
+        return step.encode_result(value)
+
+
+class StepCall(Struct, Generic[R_co], frozen=True):
+    """A step with its arguments, not yet called: what `Flow.add` takes."""
+
+    step: Step[..., R_co]
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+
+
+class _StepDecorator(Protocol):
+    @overload
+    def __call__(self, fn: Callable[P, Awaitable[R]], /) -> Step[P, R]: ...
+    @overload
+    def __call__(self, fn: Callable[P, R], /) -> Step[P, R]: ...
+
+
+@overload
+def step(
+    fn: Callable[P, Awaitable[R]],
+    /,
+    *,
+    retry: Retry | None = None,
+    timeout: Duration | None = None,
+    name: str | None = None,
+) -> Step[P, R]: ...
+@overload
+def step(
+    fn: Callable[P, R], /, *, retry: Retry | None = None, timeout: Duration | None = None, name: str | None = None
+) -> Step[P, R]: ...
+@overload
+def step(*, retry: Retry | None = None, timeout: Duration | None = None, name: str | None = None) -> _StepDecorator: ...
+def step(
+    fn: Callable[..., Any] | None = None,
+    /,
+    *,
+    retry: Retry | None = None,
+    timeout: Duration | None = None,
+    name: str | None = None,
+) -> Any:
+    """Make a function a step: its outcome is journaled when a workflow calls it, and it never runs again after that.
+
+    `retry` says when a failure is tried again (ten attempts over about 50 seconds); `timeout` bounds one attempt, in
+    seconds or as a timedelta; `name` is what journals call it (the function's name). Plain functions run in a thread.
+    """
+    if fn is None:
+        return cast("Any", functools.partial(step, retry=retry, timeout=timeout, name=name))
+    return cast("Any", Step(fn, retry=retry, timeout=timeout, name=name))

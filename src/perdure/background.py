@@ -1,0 +1,84 @@
+"""Work that no caller awaits: tasks that log how they fail, and log messages that do not repeat every second.
+
+For the runtime and the stores. Knows neither.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Coroutine, Iterator
+from typing import Any
+
+LOG_AGAIN_SECONDS = 60.0
+"""How long a message that was logged is not logged again."""
+
+MESSAGES_LIMIT = 100
+"""Different messages that a rate-limited log remembers; it forgets the oldest first."""
+
+
+class Tasks:
+    """A set of tasks that no caller awaits. One that fails is logged with its traceback; the others go on."""
+
+    def __init__(self, log: logging.Logger) -> None:
+        self._log = log
+        self._tasks: set[asyncio.Task[Any]] = set()
+
+    def __len__(self) -> int:
+        return len(self._tasks)
+
+    def __iter__(self) -> Iterator[asyncio.Task[Any]]:
+        return iter([*self._tasks])
+
+    def spawn(self, coroutine: Coroutine[Any, Any, Any], /, *, name: str | None = None) -> asyncio.Task[Any]:
+        """Run a coroutine in the background, and keep its task until it ends."""
+        task = asyncio.get_running_loop().create_task(coroutine, name=name)
+        self._tasks.add(task)
+        task.add_done_callback(self._ended)
+        return task
+
+    async def cancel(self) -> None:
+        """Cancel all tasks, and wait until they have ended."""
+        tasks = [*self._tasks]
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            await asyncio.wait(tasks)
+
+    def _ended(self, task: asyncio.Task[Any]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            self._log.error("background task %s failed", task.get_name(), exc_info=error)
+
+
+class RateLimitedLog:
+    """Logs each kind of message once, and then not again for a while."""
+
+    def __init__(self, log: logging.Logger, clock: Callable[[], float] = time.monotonic) -> None:
+        self._log = log
+        self._clock = clock
+        self._logged: OrderedDict[object, tuple[float, int]] = OrderedDict()  # when, and how often held back since
+
+    def __call__(
+        self,
+        kind: object,
+        text: str,
+        *values: object,
+        level: int = logging.ERROR,
+        exc_info: BaseException | None = None,
+    ) -> None:
+        """Log a message, unless one of this kind was logged a while ago. The next one tells how many were held back."""
+        now = self._clock()
+        at, held_back = self._logged.get(kind, (0.0, 0))
+        if kind in self._logged and now < at + LOG_AGAIN_SECONDS:
+            self._logged[kind] = at, held_back + 1
+            return
+        if held_back:
+            text, values = text + " (and %d times since this was last logged)", (*values, held_back)
+        self._log.log(level, text, *values, exc_info=exc_info)
+        self._logged[kind] = now, 0
+        self._logged.move_to_end(kind)
+        if len(self._logged) > MESSAGES_LIMIT:
+            self._logged.popitem(last=False)

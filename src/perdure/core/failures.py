@@ -1,0 +1,340 @@
+"""Exceptions as a journal keeps them, and back.
+
+An exception becomes a `Failure` and is rebuilt from it without importing, unpickling or calling anybody's `__init__`.
+Knows nothing of journals, workflows or stores. Reads `sys.modules` (to find classes that are loaded) and, while it
+formats a traceback, the source lines that Python shows in it.
+"""
+
+from __future__ import annotations
+
+import sys
+import traceback as tracebacks
+import types
+from collections.abc import Mapping, Sequence
+from pathlib import PurePath
+from typing import Any, Protocol, cast
+
+import msgspec
+
+from perdure.core.types import decoder, names_in, resolved
+from perdure.core.values import decode_any, encode_any, type_name
+from perdure.errors import PerdureError, RemoteError
+
+TRACEBACK_LIMIT = 16_384
+"""Characters of a traceback that a failure keeps: the last ones, nearest to what was raised."""
+
+VALUE_LIMIT = 65_536
+"""Bytes of one argument or field of an exception, and characters of its text. What is larger is kept as its start."""
+
+DEPTH_LIMIT = 8
+"""Causes of causes, and groups in groups, that a failure keeps."""
+
+FAILURES_LIMIT = 1_000
+"""Exceptions in one failure whose causes and members are kept; any further ones are kept flat."""
+
+
+class Failure(msgspec.Struct, frozen=True, array_like=True):
+    """An exception as it is recorded: builtin values only.
+
+    `args` and `fields` (its `__dict__`, slots, and what its builtin class holds, such as `errno`) keep what can be
+    encoded, as it comes back without an annotation (a tuple as a list); anything else is its `repr`. `traceback` is
+    where it was first raised. `script` is the name by which others import the module that is `__main__` where it was
+    raised, if `module` is that.
+    """
+
+    module: str
+    qualname: str
+    message: str
+    args: list[Any] = []
+    fields: dict[str, Any] = {}
+    notes: list[str] = []
+    traceback: str = ""
+    group: list[Failure] = []
+    cause: Failure | None = None
+    script: str = ""
+
+    @property
+    def type(self) -> str:
+        """The full name of its class."""
+        return self.qualname if self.module == "builtins" else f"{self.module}.{self.qualname}"
+
+
+class FailureTranslator(Protocol):
+    """Takes apart and rebuilds exceptions of a library whose attributes are not builtin values, such as gRPC's.
+
+    Pass those in use to both `failure_of` and `rebuild`; the first that answers decides. An example for a class whose
+    `code` is an enum::
+
+        class Translator:
+            def fields_of(self, error):
+                return {"code": error.code.name} if isinstance(error, ApiError) else None
+
+            def restore(self, cls, failure):
+                return cls(Code[failure.fields["code"]]) if issubclass(cls, ApiError) else None
+    """
+
+    def fields_of(self, error: BaseException, /) -> Mapping[str, object] | None:
+        """Return the fields to record, encodable each, or None if the exception is not this translator's."""
+        ...
+
+    def restore(self, cls: type[BaseException], failure: Failure, /) -> BaseException | None:
+        """Return the exception again from what `fields_of` gave, or None if the class is not this translator's."""
+        ...
+
+
+_REMOTE = "Remote traceback:\n"
+
+
+def failure_of(error: BaseException, /, *, translators: Sequence[FailureTranslator] = ()) -> Failure:
+    """Return an exception as it is recorded. Never raises, whatever the exception's own methods do.
+
+    `failure_of(rebuild(failure))` is `failure` again, traceback included: it stays that of the first place.
+    """
+    return _Recorder(translators).record(error, ())
+
+
+class _Recorder:
+    def __init__(self, translators: Sequence[FailureTranslator]) -> None:
+        self._translators = translators
+        self._left = FAILURES_LIMIT
+
+    def record(self, error: BaseException, within: tuple[BaseException, ...]) -> Failure:
+        self._left -= 1
+        cls = type(error)
+        members: Sequence[BaseException] = ()
+        args = error.args
+        group: Any = error
+        if BaseExceptionGroup in cls.__mro__:
+            args, members = (group.message,), group.exceptions
+        cause = error.__cause__
+        path = (*within, error)
+        if self._left < 0 or len(path) >= DEPTH_LIMIT:
+            cause, members = None, ()
+        notes, remote = _notes(error)
+        return Failure(
+            module=str(cls.__module__),
+            qualname=cls.__qualname__,
+            message=_text(error),
+            args=[_builtin(value) for value in args],
+            fields={_clean(name): _builtin(value) for name, value in self._fields(error).items()},
+            notes=notes,
+            # the text of the outermost one shows its members and causes too
+            traceback=remote if remote is not None else ("" if within else _traceback(error)),
+            group=[self.record(member, path) for member in members],
+            cause=None if cause is None or any(cause is one for one in path) else self.record(cause, path),
+            script=_script_name() if cls.__module__ == "__main__" else "",
+        )
+
+    def _fields(self, error: BaseException) -> Mapping[str, object]:
+        for translator in self._translators:
+            try:
+                fields = translator.fields_of(error)
+            except Exception:  # noqa: BLE001  a failure is recorded even so, with what it holds itself
+                continue
+            if fields is not None:
+                return fields
+        held: dict[str, object] = {}
+        for name, slot in _slots(type(error)).items():
+            try:
+                value = slot.__get__(error)
+            except AttributeError:  # a slot that was not set
+                continue
+            # None is what a builtin's reads like when it was not set; setting it would show in the text of an OSError
+            if value is not None or slot.__objclass__.__flags__ & _DEFINED_IN_PYTHON:
+                held[name] = value
+        held.update(error.__dict__)
+        return {name: value for name, value in held.items() if name != "__notes__"}
+
+
+def rebuild(failure: Failure, /, *, translators: Sequence[FailureTranslator] = ()) -> BaseException:
+    """Return the exception that a failure records, its remote traceback as a note.
+
+    The class is looked for by name among loaded modules. If it is not there, or cannot be rebuilt: `RemoteError`.
+    An exception class made inside a function is found as long as it lives, the newest if there are several.
+    """
+    error = _restored(failure, translators)
+    if error is None:
+        error = RemoteError(failure.type, failure.message, failure.traceback)
+    notes = [*failure.notes, _REMOTE + failure.traceback] if failure.traceback else failure.notes
+    if notes:
+        error.__notes__ = list(notes)
+    if failure.cause is not None:
+        error.__cause__ = rebuild(failure.cause, translators=translators)
+    return error
+
+
+def _restored(failure: Failure, translators: Sequence[FailureTranslator]) -> BaseException | None:
+    cls = _class_of(failure)
+    if cls is None:
+        return None
+    try:
+        for translator in translators:
+            error = translator.restore(cls, failure)
+            if error is not None:
+                return error
+        error = _instance(cls, failure, translators)
+        str(error)  # an exception that cannot be shown is worse than a RemoteError
+    except Exception:  # noqa: BLE001  a broken __str__ or __repr__ may break it; the failure is recorded even so
+        return None
+    return error
+
+
+def _instance(cls: type[BaseException], failure: Failure, translators: Sequence[FailureTranslator]) -> BaseException:
+    # `__new__` of the builtin class beneath: that of a Python class may take other arguments, or do anything
+    native: Any = cls
+    while native.__flags__ & _DEFINED_IN_PYTHON:
+        native = native.__base__
+    error: BaseException
+    if BaseExceptionGroup in cls.__mro__:
+        members = [rebuild(member, translators=translators) for member in failure.group]
+        error = native.__new__(cls, failure.args[0], members)
+    else:
+        error = native.__new__(cls, *failure.args)
+        error.args = tuple(failure.args)
+    slots = _slots(cls)
+    for name, value in failure.fields.items():
+        value = _as_annotated(cls, name, value)
+        if name in slots:
+            slots[name].__set__(error, value)
+        else:
+            error.__dict__[name] = value
+    return error
+
+
+_DEFINED_IN_PYTHON = 1 << 9  # Py_TPFLAGS_HEAPTYPE
+_UNSETTABLE = (object, BaseException, BaseExceptionGroup)
+
+
+def _slots(cls: type[BaseException]) -> dict[str, Any]:
+    """Return what instances hold beside `__dict__`: `errno` of an OSError, `start` of a UnicodeError, user's slots.
+
+    Without `AttributeError.obj`: it serves "did you mean", and may be anything.
+    """
+    return {
+        name: slot
+        for base in reversed(cls.__mro__)
+        if base not in _UNSETTABLE
+        for name, slot in vars(base).items()
+        if isinstance(slot, types.MemberDescriptorType) and not (base is AttributeError and name == "obj")
+    }
+
+
+def _as_annotated(cls: type[BaseException], name: str, value: object) -> object:
+    """Convert a field by the class's annotation, or by that of the parameter of `__init__` of its name."""
+    for base in cls.__mro__:
+        for holder in (base, vars(base).get("__init__")):
+            annotations = vars(holder).get("__annotations__", {}) if holder is base else _annotations(holder)
+            if name in annotations:
+                try:
+                    return decoder(resolved(annotations[name], names_in(base.__module__), {}))(encode_any(value))
+                except (PerdureError, NameError, TypeError, SyntaxError, AttributeError):
+                    return value
+    return value
+
+
+def _annotations(function: object) -> Mapping[str, object]:
+    return getattr(function, "__annotations__", {})
+
+
+def _class_of(failure: Failure) -> type[BaseException] | None:
+    if "<locals>" in failure.qualname:
+        return _local_class(failure.module, failure.qualname)
+    found: Any = _module_of(failure)
+    for name in failure.qualname.split("."):
+        found = getattr(found, "__dict__", {}).get(name)  # not getattr: modules may import on demand
+    return cast("type[BaseException]", found) if _is_exception(found) else None
+
+
+def _is_exception(found: object) -> bool:
+    return isinstance(found, type) and issubclass(found, BaseException)
+
+
+def _module_of(failure: Failure) -> object:
+    """Return the module that defines the class, if loaded. One program's `app` is `__main__` where it is the script."""
+    mine = _script_name()
+    if failure.module == "__main__":
+        return sys.modules.get("__main__" if failure.script == mine else failure.script)
+    return sys.modules.get(failure.module) or (sys.modules.get("__main__") if failure.module == mine else None)
+
+
+def _script_name() -> str:
+    """Return the name by which others import the module that is `__main__` here, "" if they cannot."""
+    main = sys.modules.get("__main__")
+    spec = getattr(main, "__spec__", None)
+    if spec is not None:
+        return str(spec.name)
+    return PurePath(getattr(main, "__file__", None) or "").stem
+
+
+def _local_class(module: str, qualname: str) -> type[BaseException] | None:
+    found: type[BaseException] | None = None
+    waiting: list[type[BaseException]] = [BaseException]
+    while waiting:
+        for cls in type.__subclasses__(waiting.pop()):  # in the order they were made
+            waiting.append(cls)
+            if cls.__qualname__ == qualname and cls.__module__ == module:
+                found = cls
+    return found
+
+
+def _builtin(value: object) -> Any:
+    try:
+        payload = encode_any(value)
+        return decode_any(payload) if len(payload) <= VALUE_LIMIT else _clean(repr(value))
+    except Exception:  # noqa: BLE001  a broken __str__ or __repr__ may break it; the failure is recorded even so
+        return _shown(value)
+
+
+def _shown(value: object) -> str:
+    try:
+        return _clean(repr(value))
+    except Exception:  # noqa: BLE001  a broken __str__ or __repr__ may break it; the failure is recorded even so
+        return f"<{type_name(type(value))} without a repr>"
+
+
+def _text(error: BaseException) -> str:
+    try:
+        return _clean(str(error))
+    except Exception as broken:  # noqa: BLE001  the same, for __str__
+        return f"<str() of it raised {type_name(type(broken))}>"
+
+
+def _clean(text: str) -> str:
+    """Cut text at its limit, and escape what UTF-8 cannot hold."""
+    cut = text if len(text) <= VALUE_LIMIT else f"{text[:VALUE_LIMIT]}… ({len(text):,} characters)"
+    return cut.encode("utf-8", "backslashreplace").decode()
+
+
+def _notes(error: BaseException) -> tuple[list[str], str | None]:
+    """Return its notes, and apart from them the traceback that `rebuild` attached."""
+    notes: list[str] = []
+    remote: str | None = None
+    for note in getattr(error, "__notes__", ()):
+        if isinstance(note, str) and note.startswith(_REMOTE):
+            remote = note.removeprefix(_REMOTE) if remote is None else remote
+        else:
+            notes.append(_clean(note) if isinstance(note, str) else _shown(note))
+    return notes, remote
+
+
+def _traceback(error: BaseException) -> str:
+    try:
+        shown = tracebacks.TracebackException.from_exception(error, compact=True)
+        _drop_remote_notes(shown, set())
+        text = "".join(shown.format())
+    except Exception:  # noqa: BLE001  a broken __str__ or __repr__ may break it; the failure is recorded even so
+        text = f"{type_name(type(error))}: {_text(error)}\n"
+    cut = text if len(text) <= TRACEBACK_LIMIT else f"…{text[-TRACEBACK_LIMIT + 1 :]}"
+    return cut.encode("utf-8", "backslashreplace").decode()
+
+
+def _drop_remote_notes(shown: Any, seen: set[int]) -> None:
+    """Leave out the tracebacks that members and causes bring along: they keep them themselves."""
+    if shown is None or id(shown) in seen:
+        return
+    seen.add(id(shown))
+    notes: Any = shown.__notes__
+    if isinstance(notes, list):
+        shown.__notes__ = [note for note in cast("list[object]", notes) if not str(note).startswith(_REMOTE)]
+    for other in (shown.__cause__, shown.__context__, *(shown.exceptions or ())):
+        _drop_remote_notes(other, seen)

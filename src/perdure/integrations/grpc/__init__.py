@@ -1,0 +1,45 @@
+"""gRPC in workflows: a generated stub whose every call is journaled, and the connections on which calls are made.
+
+In a body, `journaled` hands the stub a channel that opens nothing: a call becomes a step of the turn (`stub`). In the
+worker, `GrpcWork` makes the real call on one of `Channels` (`channels`), bytes in and bytes out. `policy` says which
+failures are retried, and `TRANSLATORS` how a journal keeps them (`failures`). Knows no store and no worker.
+"""
+
+from __future__ import annotations
+
+try:
+    import grpc  # noqa: F401  # pyright: ignore[reportUnusedImport]  only to say what is missing
+except ModuleNotFoundError as error:
+    raise ModuleNotFoundError("gRPC is not installed: pip install 'perdure[grpc]'", name=error.name) from error
+
+from perdure.integrations.grpc.channels import CHANNEL_OPTIONS, RECEIVE_LIMIT_BYTES, Channels, Connection, unknown
+from perdure.integrations.grpc.failures import TRANSLATORS
+from perdure.integrations.grpc.policy import DEFAULT_RETRY, RETRIED, StatusRetry
+from perdure.integrations.grpc.stub import (
+    ATTEMPT,
+    IDEMPOTENCY_KEY,
+    INVOCATION_ID,
+    METHODS_LIMIT,
+    GrpcWork,
+    JournaledCall,
+    journaled,
+)
+
+__all__ = [
+    "ATTEMPT",
+    "CHANNEL_OPTIONS",
+    "DEFAULT_RETRY",
+    "IDEMPOTENCY_KEY",
+    "INVOCATION_ID",
+    "METHODS_LIMIT",
+    "RECEIVE_LIMIT_BYTES",
+    "RETRIED",
+    "TRANSLATORS",
+    "Channels",
+    "Connection",
+    "GrpcWork",
+    "JournaledCall",
+    "StatusRetry",
+    "journaled",
+    "unknown",
+]

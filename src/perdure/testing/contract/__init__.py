@@ -1,0 +1,29 @@
+"""What every store must do, as one suite of tests: subclass `StoreContract`, give it `make` and `reopen`, run pytest.
+
+Each section is a class of its own, in a module of its own; a subclass of one section runs that section alone. The suite
+sees the Store protocol and nothing else, and asks for no more than the weakest store can promise: revisions grow, and
+not by one; the attempt number is a hint above 1; an effect is idempotent, not free.
+"""
+
+from __future__ import annotations
+
+from perdure.testing.contract.changes import Changes
+from perdure.testing.contract.commits import Commits
+from perdure.testing.contract.deliveries import Deliveries
+from perdure.testing.contract.index import Index
+from perdure.testing.contract.keys import Keys
+from perdure.testing.contract.lifetime import Lifetime
+from perdure.testing.contract.messages import Messages
+from perdure.testing.contract.payloads import Payloads
+from perdure.testing.contract.retention import Retention
+from perdure.testing.contract.submit import Submit
+from perdure.testing.contract.wakes import Wakes
+from perdure.testing.contract.watching import Watching
+
+SECTIONS = (Submit, Deliveries, Commits, Messages, Watching, Wakes, Keys, Index, Changes, Retention, Payloads, Lifetime)
+
+
+class StoreContract(
+    Submit, Deliveries, Commits, Messages, Watching, Wakes, Keys, Index, Changes, Retention, Payloads, Lifetime
+):
+    """The whole suite. A subclass defines `make` and `reopen`; each test makes a store of its own."""

@@ -1,0 +1,81 @@
+"""Invocations can be searched and counted."""
+
+from perdure.stores.port import Filter, Row
+from perdure.testing.contract.shared import HANDLER, StoreCase
+
+
+class Index(StoreCase):
+    """Invocations can be searched and counted."""
+
+    async def test_search_lists_newest_first_whatever_the_status(self) -> None:
+        async with self.opened() as store:
+            inbox = self.inbox()
+            now = store.clock.now()
+            settled = await self.completed(inbox, self.start("done", at=now - 5))
+            waiting, _ = await self.suspended(inbox, self.start("waits", at=now - 4))
+            running, _ = await self.begun(inbox, self.start("runs", at=now - 3))
+            queued, scheduled = self.start("queued", at=now - 2), self.start("scheduled", at=now - 1, due=now + 900)
+            await store.submit([queued, scheduled])
+            expected = [scheduled, queued, running, waiting, settled]
+            for _ in range(2):
+                rows = await store.search(Filter())
+                assert [row.id for row in rows] == [start.id for start in expected]
+                assert [row.status for row in rows] == ["scheduled", "pending", "running", "suspended", "completed"]
+                for row, start in zip(rows, expected, strict=True):
+                    assert (row.handler, row.key, row.created_at, row.due) == (HANDLER, None, start.at, start.due)
+                    assert await store.row(row.id) == row
+                store = await self.reopened()
+
+    async def test_search_filters_and_all_filters_together(self) -> None:
+        async with self.opened() as store:
+            now = store.clock.now()
+            await store.submit(
+                [
+                    self.start("a1", key="k", at=now),
+                    self.start("a2", key="other", at=now + 1),
+                    self.start("b1", handler="two", key="k", at=now + 2),
+                    self.start("b2", handler="two", at=now + 3, due=now + 900),
+                ]
+            )
+            cases = {
+                Filter(handler="two"): ["b2", "b1"],
+                Filter(key="k"): ["b1", "a1"],
+                Filter(status="scheduled"): ["b2"],
+                Filter(status="completed"): [],
+                Filter(id_prefix="a"): ["a2", "a1"],
+                Filter(id_prefix="a2"): ["a2"],
+                Filter(id_prefix="%"): [],
+                Filter(handler="two", key="k", status="pending", id_prefix="b"): ["b1"],
+                Filter(handler="two", key="k", status="scheduled"): [],
+                Filter(limit=3): ["b2", "b1", "a2"],
+                Filter(id="a2"): ["a2"],
+                Filter(id="a"): [],
+                Filter(created_after=now + 1): ["b2", "b1", "a2"],
+                Filter(created_before=now + 1): ["a1"],
+                Filter(created_after=now + 1, created_before=now + 3, handler="two"): ["b1"],
+            }
+            for filter, expected in cases.items():
+                assert [row.id for row in await store.search(filter)] == expected, filter
+
+    async def test_search_goes_on_page_by_page_without_gaps_or_repeats(self) -> None:
+        async with self.opened() as store:
+            now = store.clock.now()
+            await store.submit([self.start(f"p{n:02d}", at=now + n // 4) for n in range(25)])
+            seen: list[Row] = []
+            before = None
+            while page := await store.search(Filter(before=before, limit=7)):
+                seen += page
+                before = (page[-1].created_at, page[-1].id)
+            assert [row.id for row in seen] == [f"p{n:02d}" for n in reversed(range(25))]
+
+    async def test_pages_neither_repeat_nor_lose_anything_while_new_ones_arrive(self) -> None:
+        async with self.opened() as store:
+            now = store.clock.now()
+            await store.submit([self.start(f"p{n:02d}", at=now + n) for n in range(20)])
+            seen: list[str] = []
+            before = None
+            while page := await store.search(Filter(before=before, limit=6)):
+                seen += [row.id for row in page]
+                before = (page[-1].created_at, page[-1].id)
+                await store.submit([self.start(f"new{len(seen)}", at=now + 100 + len(seen))])
+            assert seen == [f"p{n:02d}" for n in reversed(range(20))]
