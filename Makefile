@@ -19,7 +19,7 @@ WITH_demo := grpc demo
 WITH_test := grpc demo test
 WITH_dev := grpc demo test dev
 
-EXAMPLES := simple async typed local multi-service concurrent retry pause ticket-cart delayed \
+EXAMPLES := simple async typed local multi-service concurrent killed retry pause ticket-cart delayed \
 	approval restate saga
 
 .DEFAULT_GOAL := help

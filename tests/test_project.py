@@ -66,11 +66,6 @@ def test_help_lists_every_target_in_one_column() -> None:
     assert max(map(len, shown.splitlines())) <= 110
 
 
-def test_every_example_has_a_target() -> None:
-    files = {path.stem.replace("_", "-") for path in (ROOT / "examples").glob("[!_]*.py")} - {"stage"}
-    assert words_of("EXAMPLES :=") == files
-
-
 @pytest.mark.slow
 def test_machine_is_busy_while_a_command_runs_and_idle_afterwards() -> None:
     script = (

@@ -3,6 +3,8 @@
 How a page says what is to be done with a block:
 
 * ```` ```python ```` is a program: it runs, and prints what a ```` ```text ```` block right after it shows, if any.
+* Programs whose first line is `# In [N]` are the cells of one notebook: they share a namespace and an event loop, may
+  await at the top level, and show the value of a last expression.
 * A block whose first line is `# NAME.EXT` is a file of that name, for the blocks that follow.
 * ```` ```console ```` holds commands (`$ ...`) with their output, in which `...` stands for anything.
 * `<!-- fragment -->` on the line above keeps a block from running: it must compile, and import only what exists.
@@ -15,6 +17,7 @@ from __future__ import annotations
 
 import ast
 import importlib
+import json
 import os
 import re
 import shlex
@@ -39,6 +42,7 @@ PAGES = sorted([*DOCS.rglob("*.md"), ROOT / "README.md"])
 COMMAND_SECONDS = 60
 COMMENT = "<!-- fragment -->"
 BLOCK = re.compile(r"^(?P<mark>[^\n]*)\n```(?P<language>\w+)\n(?P<text>.*?)^```$", re.MULTILINE | re.DOTALL)
+CELL = re.compile(r"# In \[\d+\]\n")
 FILE = re.compile(r"# ([\w./-]+\.\w+)\n")
 
 
@@ -49,6 +53,10 @@ class Block:
     is_fragment: bool
     follows: bool
     """Whether nothing but an empty line is between the block before and this one."""
+
+    @property
+    def is_cell(self) -> bool:
+        return CELL.match(self.text) is not None
 
     @property
     def file(self) -> str | None:
@@ -133,7 +141,7 @@ def test_programs_of_a_page_run_and_print_what_it_shows(page: Path, tmp_path: Pa
             stem = Path(block.file).stem
             used = block.language != "python" or any(re.search(rf"\b{stem}\b", each.text) for each in following)
             assert used, f"{where}: nothing runs {block.file}"
-        elif block.language == "python":
+        elif block.language == "python" and not block.is_cell:
             program = tmp_path / f"block_{number + 1}.py"
             program.write_text(block.text)
             code, printed = run([sys.executable, program.name], tmp_path)
@@ -142,6 +150,48 @@ def test_programs_of_a_page_run_and_print_what_it_shows(page: Path, tmp_path: Pa
                 assert matches(following[0].text, printed), f"{where}:\n{printed}"
             else:
                 assert not printed, f"{where} prints something that the page does not show:\n{printed}"
+
+
+NOTEBOOK = """
+import ast, asyncio, inspect, json, sys
+
+
+async def cell(source, names):
+    tree = ast.parse(source)
+    last = tree.body.pop() if tree.body and isinstance(tree.body[-1], ast.Expr) else None
+    for part, mode in ((tree, "exec"), (ast.Expression(last.value) if last else None, "eval")):
+        if part is not None:
+            value = eval(compile(part, "cell", mode, ast.PyCF_ALLOW_TOP_LEVEL_AWAIT), names)
+            value = await value if inspect.iscoroutine(value) else value
+            if mode == "eval" and value is not None:
+                print(repr(value))
+
+
+async def main():
+    names = {"__name__": "__main__"}
+    for source in json.loads(sys.argv[1]):
+        await cell(source, names)
+        print("--- end of cell ---")
+
+
+asyncio.run(main())
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("page", [page for page in PAGES if any(each.is_cell for each in blocks(page))], ids=name)
+def test_cells_of_a_page_run_and_print_what_it_shows(page: Path, tmp_path: Path) -> None:
+    everything = [*blocks(page)]
+    cells = [at for at, block in enumerate(everything) if block.is_cell]
+    sources = json.dumps([everything[at].text for at in cells])
+    code, printed = run([sys.executable, "-c", NOTEBOOK, sources], tmp_path)
+    assert code == 0, printed
+    *parts, rest = printed.split("--- end of cell ---\n")
+    assert (len(parts), rest) == (len(cells), "")
+    for at, part in zip(cells, parts, strict=True):
+        shown = everything[at + 1] if at + 1 < len(everything) else None
+        expected = shown.text if shown and shown.language == "text" and shown.follows else "\n"
+        assert matches(expected, part), f"{name(page)}, block {at + 1}:\n{part}"
 
 
 # --- links ------------------------------------------------------------------------------------------------------------
@@ -186,7 +236,7 @@ ATTRIBUTES = {("env", "client"), ("env", "clock"), ("env", "worker"), ("env", "s
 def test_page_names_only_what_there_is(page: Path) -> None:
     """`client.run` in the prose is a method of a client, and so on; so are names in programs."""
     ours = prose(page)
-    if page == DOCS / "names.md":  # the first column holds the names of others
+    if page == DOCS / "coming-from.md":  # the first column holds the names of others
         ours = re.sub(r"^\|[^|]*\|", "|", ours, flags=re.MULTILINE)
     code = [block.text for block in blocks(page) if block.language == "python"]
     for text in (*re.findall(r"`([^`\n]+)`", ours), *code):

@@ -150,10 +150,22 @@ async def test_example_uses_the_store_that_the_environment_names(
 
 def test_every_example_is_tested_and_has_a_target_of_make() -> None:
     found = {path.stem for path in (ROOT / "examples").glob("*.py")} - {"__init__", "stage"}
-    assert found == {*OUTPUT, *PATTERNS, "concurrent"}
+    assert found == {*OUTPUT, *PATTERNS, "concurrent", "killed"}
     listed = re.search(r"^EXAMPLES := ((?:.*\\\n)*.*)$", (ROOT / "Makefile").read_text(), re.MULTILINE)
     assert listed is not None
     assert {name.replace("-", "_") for name in listed[1].replace("\\\n", " ").split()} == found
+
+
+async def test_killed_batch_is_finished_and_only_steps_without_a_result_ran_twice() -> None:
+    out = await output("examples.killed", "--count", "300")
+    died = re.search(r"^\$ kill -9 \d+   # ([\d,]+) steps have run, ([\d,]+) results are recorded$", out, re.MULTILINE)
+    assert died is not None, out
+    ran, recorded = (int(each.replace(",", "")) for each in died.groups())
+    assert 0 < recorded <= ran < 900
+    assert "✅ Success: 300\n❌ Failed: 0\n" in out
+    assert out.endswith(
+        f"900 steps, each recorded once. {ran - recorded} ran twice: they had no result when the process died.\n"
+    )
 
 
 async def test_example_uses_a_service_that_runs_already() -> None:

@@ -19,8 +19,9 @@ from perdure.stores.jetstream import JetStreamStore
 from perdure.stores.jetstream.index.rows import row_of
 from perdure.stores.jetstream.journal.blobs import Blobs
 from perdure.stores.jetstream.journal.journals import Journals, Tail, tail_of
-from perdure.stores.jetstream.layout.layout import facts_of, token
-from perdure.stores.jetstream.wire.wire import Stored, header
+from perdure.stores.jetstream.layout.facts import facts_of
+from perdure.stores.jetstream.layout.subjects import token
+from perdure.stores.jetstream.wire.protocol import Stored, header
 from perdure.stores.liveness import Contents, breaches
 from perdure.stores.port import Key, Row
 from tests.scenarios.host import jetstream_at
@@ -80,7 +81,7 @@ class _Journals:
 async def _read_queue(store: JetStreamStore) -> _Queue:
     found = _Queue()
     blobs: Blobs = vars(store)["_blobs"]
-    for shard in range(store.layout.shards):
+    for shard in range(store.layout.partitions):
         for each in await store.wire.all(store.layout.stream("Q", shard), ">"):
             await _take(found, each, blobs)
     return found
@@ -116,7 +117,7 @@ async def _take(found: _Queue, stored: Stored, blobs: Blobs) -> None:
 async def _read_journals(store: JetStreamStore) -> _Journals:
     found = _Journals()
     reader: Journals = vars(store)["_journals"].apart()
-    for shard in range(store.layout.shards):
+    for shard in range(store.layout.partitions):
         for each in await store.wire.all(store.layout.stream("J", shard), ">"):
             found.tails[facts_of(each.headers).id] = tail_of(each)
     begun = [id for id, tail in found.tails.items() if tail.has_frames]

@@ -225,18 +225,17 @@ import asyncio, os, signal, sys
 from perdure import Client
 from perdure.connect import client_from
 from perdure.stores.jetstream import JetStreamStore
+from perdure.stores.jetstream.accepting import Accepting
 from tests.jetstream.test_janitor import submitted
 
-class Dies(JetStreamStore):
-    async def _queue(self, start):
-        os.kill(os.getpid(), signal.SIGKILL)
+async def dies(*_):
+    os.kill(os.getpid(), signal.SIGKILL)
 
-    async def _queue_in_line(self, key, starts, results):
-        os.kill(os.getpid(), signal.SIGKILL)
+Accepting.queue = Accepting._queue_in_line = dies
 
 async def main():
     url, namespace, how = sys.argv[1:]
-    client = client_from(lambda: Dies([url], namespace=namespace, shards=2))
+    client = client_from(lambda: JetStreamStore([url], namespace=namespace, shards=2))
     await client.start(submitted[how], "k")
 
 asyncio.run(main())
@@ -305,7 +304,7 @@ async def test_healthy_work_is_left_alone(make_lab: MakeLab) -> None:
 
 
 async def journals_end(store: JetStreamStore) -> list[int]:
-    names = [store.layout.stream(kind, shard) for kind in "JK" for shard in range(store.layout.shards)]
+    names = [store.layout.stream(kind, shard) for kind in "JK" for shard in range(store.layout.partitions)]
     return [(await store.wire.api(f"STREAM.INFO.{name}"))["state"]["last_seq"] for name in names]
 
 

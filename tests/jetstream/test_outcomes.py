@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
+from typing import Any
 
 from examples.services.nats_server import Server
 from perdure import Client, Context, workflow
@@ -18,11 +20,17 @@ class Slow(JetStreamStore):
     let_go: asyncio.Event
     has_ended: asyncio.Event
 
-    async def _try_effects(self, transition: Transition) -> None:
-        if transition.outcome is not None:
-            self.has_ended.set()
-            await self.let_go.wait()
-        await super()._try_effects(transition)
+    def __init__(self, servers: Sequence[str], **options: Any) -> None:
+        super().__init__(servers, **options)
+        try_effects = self.commits.try_effects
+
+        async def slowly(transition: Transition) -> None:
+            if transition.outcome is not None:
+                self.has_ended.set()
+                await self.let_go.wait()
+            await try_effects(transition)
+
+        self.commits.try_effects = slowly
 
 
 @workflow

@@ -12,7 +12,9 @@ import pytest
 
 from examples.services.nats_server import Server
 from perdure.stores.jetstream import JetStreamStore
-from perdure.stores.jetstream.wire.wire import BATCH_LIMIT, Stored, Wire
+from perdure.stores.jetstream.wire.protocol import Stored
+from perdure.stores.jetstream.wire.reads import BATCH_LIMIT
+from perdure.stores.jetstream.wire.wire import Wire
 from perdure.stores.port import Store
 from perdure.testing.contract import StoreContract
 

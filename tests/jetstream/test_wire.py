@@ -10,7 +10,8 @@ import pytest
 
 from examples.services.nats_server import Server, free_ports
 from perdure.errors import StoreClosed, StoreUnavailable
-from perdure.stores.jetstream.wire.wire import Wire, WrongSequence
+from perdure.stores.jetstream.wire.protocol import WrongSequence
+from perdure.stores.jetstream.wire.wire import Wire
 
 
 @asynccontextmanager

@@ -54,7 +54,8 @@ async def _snapshot(client: NATS, name: str, consumers: bool) -> Copy:
             ended.set()
             return
         data.extend(message.data)
-        await message.respond(b"")
+        if message.reply:  # only some of the pieces ask for an answer
+            await message.respond(b"")
 
     subscription = await client.subscribe(inbox, cb=arrived)
     body = {"deliver_subject": inbox, "no_consumers": not consumers, "chunk_size": CHUNK_BYTES}

@@ -28,10 +28,10 @@ def test_streams_are_made_once_and_differences_are_refused(node: Server, tmp_pat
         run = perdure("nats", "init", "--url", node.url, *options, cwd=tmp_path)
         return run.returncode, (run.stdout or run.stderr).strip()
 
-    assert init("--shards", "2") == (0, f"Made the streams of a new store on {node.url}: 2 shards, 1 replica each.")
-    assert init() == (0, f"There is a store on {node.url}: 2 shards, 1 replica each.")
+    assert init("--shards", "2") == (0, f"Made the streams of a new store on {node.url}: 2 partitions, 1 replica each.")
+    assert init() == (0, f"There is a store on {node.url}: 2 partitions, 1 replica each.")
     code, text = init("--shards", "8")
-    assert (code, "is one of 2 shards, not 8: the number cannot be changed" in text) == (1, True)
+    assert (code, "is one of 2 partitions, not 8: the number cannot be changed" in text) == (1, True)
     code, text = init("--replicas", "3")
     assert (code, "the streams exist, with 1 replicas each: `nats stream edit --replicas 3`" in text) == (1, True)
 

@@ -230,7 +230,7 @@ async def test_number_of_shards_is_that_of_the_store_or_refused() -> None:
             assert (await client.stats()).by_status == {"completed": 2}
         error = await error_of(node.url, shards=4)
         assert isinstance(error, StoreUnfit)
-        assert "is one of 2 shards, not 4: the number cannot be changed" in str(error)
+        assert "is one of 2 partitions, not 4: the number cannot be changed" in str(error)
 
 
 @pytest.mark.slow

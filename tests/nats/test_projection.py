@@ -18,8 +18,10 @@ from perdure.stores.clock import SystemClock
 from perdure.stores.jetstream.index import projection as module
 from perdure.stores.jetstream.index.projection import Projection
 from perdure.stores.jetstream.index.table import Table, Told
-from perdure.stores.jetstream.layout.layout import Facts, Layout, lines_of
+from perdure.stores.jetstream.layout.facts import Facts, lines_of
+from perdure.stores.jetstream.layout.settings import stream_settings
 from perdure.stores.jetstream.layout.streams import prepare
+from perdure.stores.jetstream.layout.subjects import Layout
 from perdure.stores.jetstream.wire.wire import Wire
 from perdure.stores.port import Filter, Row, matches
 
@@ -66,7 +68,7 @@ class Streams:
         await self.wire.store(self.layout.schedule(id, "start"), b"input", headers=lines_of(said))
 
     async def unqueue(self, id: str) -> None:
-        await self.wire.purge(self.layout.stream("Q", self.layout.shard(id)), self.layout.any_start(id))
+        await self.wire.purge(self.layout.stream("Q", self.layout.partition(id)), self.layout.any_start(id))
 
     @contextlib.asynccontextmanager
     async def index(self, path: Path | None = None) -> AsyncGenerator[Projection]:
@@ -89,7 +91,7 @@ async def streams(node: Server, request: pytest.FixtureRequest) -> AsyncIterator
         yield Streams(node, layout, wire)
     finally:
         if node.running:
-            for stream in layout.streams(1):
+            for stream in stream_settings(layout, 1):
                 await wire.api(f"STREAM.DELETE.{stream['name']}")
         await wire.close()
 
@@ -237,7 +239,7 @@ async def test_file_that_is_no_table_of_this_store_is_made_anew(
     else:
         async with streams.index(path) as index:
             await index.counts()
-        for stream in streams.layout.streams(1):
+        for stream in stream_settings(streams.layout, 1):
             await streams.wire.api(f"STREAM.DELETE.{stream['name']}")
         await prepare(streams.wire, streams.layout, 1, SystemClock())
         await streams.frame("other", "running")
@@ -335,7 +337,7 @@ async def test_last_messages_that_were_removed_are_not_waited_for(streams: Strea
     await streams.frame("job", "completed")
     async with streams.index() as index:
         await index.counts()
-        stream = streams.layout.stream("J", streams.layout.shard("job"))
+        stream = streams.layout.stream("J", streams.layout.partition("job"))
         sequence = await streams.wire.store(streams.layout.journal("job"), b"", headers=lines_of(Facts("job")))
         await streams.wire.delete(stream, sequence)
         assert await asyncio.wait_for(statuses(index), 2) == {"job": "completed"}

@@ -11,6 +11,7 @@ import asyncio
 import os
 import sys
 import threading
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 from urllib.parse import urlsplit
@@ -50,11 +51,17 @@ def tell(told: Told) -> None:
 class GatedStore(JetStreamStore):
     """A store that a test can hold, and kill, between a frame that is durable and what follows from it."""
 
-    async def _try_effects(self, transition: Transition) -> None:
-        point = f"effects of {transition.id}"
-        if closed(point):
-            await gate(point)
-        await super()._try_effects(transition)
+    def __init__(self, servers: Sequence[str], **options: Any) -> None:
+        super().__init__(servers, **options)
+        try_effects = self.commits.try_effects
+
+        async def gated(transition: Transition) -> None:
+            point = f"effects of {transition.id}"
+            if closed(point):
+                await gate(point)
+            await try_effects(transition)
+
+        self.commits.try_effects = gated
 
 
 def store_at(place: str, options: Options) -> Store:

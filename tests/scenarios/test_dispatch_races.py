@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 
 from perdure.core.journal import Start
-from perdure.stores.local.dispatch import Dispatcher
+from perdure.stores.local.dispatch import Dispatcher, Page
 from perdure.stores.port import Delivery, Wake
 
 
@@ -15,8 +15,8 @@ def start(number: int) -> Delivery:
 
 
 async def test_start_that_was_read_before_it_was_announced_goes_out_once() -> None:
-    async def fetch(_handler: str, after: int, _limit: int) -> list[Delivery]:
-        return [start(1)] if after < 1 else []
+    async def fetch(_handler: str, after: int, _limit: int) -> Page:
+        return Page([start(1)] if after < 1 else [], 1, whole=True)
 
     got: list[Delivery] = []
     dispatcher = Dispatcher(fetch, lambda _: None)
@@ -35,8 +35,8 @@ async def test_start_that_was_read_before_it_was_announced_goes_out_once() -> No
 
 
 async def test_start_of_an_invocation_that_somebody_owns_goes_to_its_owner() -> None:
-    async def fetch(_handler: str, _after: int, _limit: int) -> list[Delivery]:
-        return []
+    async def fetch(_handler: str, _after: int, _limit: int) -> Page:
+        return Page([], 0, whole=True)
 
     first: list[Delivery] = []
     second: list[Delivery] = []

@@ -38,7 +38,7 @@ async def test_who_registers_and_then_reads_is_told_nothing_older(tmp_path: Path
     await committed(store, Transition("a", 0, claimed, status="running"))
     for _ in range(3):
         await asyncio.sleep(0)  # the row that says running is being read
-    cast("Any", store)._reader.submit(int).result()  # noqa: SLF001  the loop stands still: it is read, and not pushed
+    cast("Any", store)._reading._pool.submit(int).result()  # noqa: SLF001  the loop stands still: it is read, and not pushed
     events = store.events(Filter(id="a"))
     released = Frame("w", 2.0, [Released(2.0)])
     suspended = committed(store, Transition("a", 1, released, status="suspended", released=True))

@@ -173,3 +173,37 @@ async def test_only_what_exists_is_exported() -> None:
     async with Environment(histories.retried) as env:
         with pytest.raises(UnknownInvocation):
             await env.client.handle("nobody").export()
+
+
+# --- what never ran ---------------------------------------------------------------------------------------------------
+@workflow
+async def holds(ctx: Context) -> str:
+    return await ctx.awakeable(str)
+
+
+async def test_history_of_an_invocation_that_was_cancelled_before_its_time_replays() -> None:
+    async with Environment(histories.count) as env:
+        handle = await env.client.start(histories.count.using(delay=3_600), {"a"})
+        await handle.cancel()
+        replay(histories.count, await handle.export())
+
+
+async def test_histories_of_invocations_that_ended_while_they_waited_for_their_key_replay() -> None:
+    async with Environment(holds) as env:
+        holder = await env.client.start(holds.using(key="k"))
+        cancelled = await env.client.start(holds.using(key="k"))
+        late = await env.client.start(holds.using(key="k", timeout=60))
+        forced = await env.client.start(holds.using(key="k"))
+        await env.awakeable(holder)
+        await cancelled.cancel()
+        await forced.cancel(force=True)
+        await env.advance(61)
+        statuses = [(await each.describe()).status for each in (cancelled, late, forced)]
+        assert statuses == ["cancelled", "failed", "cancelled"]
+        for each in (holder, cancelled, late, forced):
+            replay(holds, await each.export())
+        await env.client.resolve(await env.awakeable(holder), "done")
+        await late.retry()
+        await env.client.resolve(await env.awakeable(late), "done")
+        assert await late.result() == "done"
+        replay(holds, await late.export())

@@ -27,7 +27,7 @@ def nats() -> None:
 @click.option(
     "--shards",
     type=click.IntRange(1, SHARDS_LIMIT),
-    help="In how many parts the streams are, for ever.  [default: 4, or what the store has]",
+    help="How many partitions the streams have, for ever.  [default: 4, or what the store has]",
 )
 @click.option("--synced", is_flag=True, help="Note that the server runs with `sync_interval: always`: ends a warning.")
 @reporting
@@ -42,6 +42,6 @@ def init(url: str | None, replicas: str, shards: int | None, synced: bool) -> in
 
 async def _init(url: str | None, replicas: int, shards: int | None, synced: bool) -> int:
     found, new = await make_streams(url, replicas=replicas, shards=shards, synced=synced)
-    where = f"{shown_url(url)}: {found} shards, {replicas} {'replica' if replicas == 1 else 'replicas'} each"
+    where = f"{shown_url(url)}: {found} partitions, {replicas} {'replica' if replicas == 1 else 'replicas'} each"
     click.echo(f"Made the streams of a new store on {where}." if new else f"There is a store on {where}.")
     return 0

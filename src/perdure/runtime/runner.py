@@ -23,6 +23,7 @@ from typing import Protocol
 from msgspec.structs import replace
 
 from perdure.authoring.step import StepInfo, Work
+from perdure.core.apply import apply, may_retry, reply_to
 from perdure.core.effects import NO_EFFECTS, Effects, Enlist, Release, effects_of
 from perdure.core.failures import Failure
 from perdure.core.history import DEATHS_LIMIT, History
@@ -52,7 +53,6 @@ from perdure.core.journal import (
     Start,
     Status,
 )
-from perdure.core.messages import apply, may_retry, reply_to
 from perdure.core.turn import Pending, Ready, Turn, timed_out
 from perdure.errors import (
     Conflict,

@@ -30,7 +30,7 @@ from perdure.core.lifecycle import SETTLED
 from perdure.errors import Conflict, StoreClosed
 from perdure.stores.clock import Alarm, SystemClock, VirtualClock
 from perdure.stores.liveness import Contents, breaches
-from perdure.stores.local.dispatch import Dispatcher, Member
+from perdure.stores.local.dispatch import Dispatcher, Member, Page
 from perdure.stores.notices import Feed, Notices
 from perdure.stores.port import (
     LEASE_SECONDS,
@@ -294,13 +294,14 @@ class MemoryStore:
         self._arm()
         return member
 
-    async def _fetch(self, handler: str, after: int, limit: int) -> list[Delivery]:
+    async def _fetch(self, handler: str, after: int, limit: int) -> Page:
         found = [
             Delivery(id, handler, start, 2 if sequence <= self._opened_at else 1, id not in self._frames, sequence)
             for id, (sequence, start) in self._queued.items()
             if start.handler == handler and sequence > after and not self._waits_in_line(id)
         ]
-        return found[:limit]
+        starts = found[:limit]
+        return Page(starts, starts[-1].token if starts else after, len(found) < limit)
 
     def _forget(self, delivery: Delivery) -> None:
         match delivery.item:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -10,7 +11,7 @@ from perdure.authoring.workflow import Workflow
 from perdure.connect import make_stub, translators_in_use
 from perdure.core.exported import Loaded, load
 from perdure.core.history import History
-from perdure.core.journal import Cancelled
+from perdure.core.journal import Cancelled, Failed, Frame
 from perdure.core.turn import Turn
 from perdure.errors import Diverged, InvalidOption, PerdureError
 
@@ -44,8 +45,8 @@ def _replay(workflow: Workflow[..., Any], loaded: Loaded) -> None:
         body = workflow.body(start)
     except PerdureError as error:
         raise _diverged(loaded, "its input", f"another: {error}") from error
-    if frames and isinstance(outcome := frames[-1].outcome, Cancelled) and outcome.forced:
-        frames = frames[:-1]  # it was written without the body
+    if frames and _ended_without_its_body(frames):
+        frames = frames[:-1]
     turn = _ExportedTurn(
         start, body, workflow.encode_result, secret=b"", translators=translators_in_use, stubs=make_stub
     )
@@ -57,6 +58,17 @@ def _replay(workflow: Workflow[..., Any], loaded: Loaded) -> None:
         turn.close()
     if divergence is not None:
         raise _diverged(loaded, divergence.recorded, divergence.issued)
+
+
+def _ended_without_its_body(frames: Sequence[Frame]) -> bool:
+    """Tell whether the outcome is not one of the body: cancelled by force or before it began, or late for its key."""
+    match frames[-1].outcome:
+        case Cancelled(forced=forced, message=message):
+            return forced or message is not None  # a cancellation that the body took part in names no message
+        case Failed():
+            return History.of(frames).waits_for_key
+        case _:
+            return False
 
 
 class _ExportedTurn(Turn):

@@ -8,6 +8,7 @@ tables say what to deliver again; when one worker of several ends, `leave` does.
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections import deque
 from collections.abc import Awaitable, Callable, Collection, Iterable
 
@@ -15,14 +16,33 @@ from msgspec import Struct, field
 from msgspec.structs import replace
 
 from perdure.core.journal import Message, Start
+from perdure.errors import StoreClosed
 from perdure.stores import custody
 from perdure.stores.port import Delivery, Wake
 
 WINDOW_LIMIT = 10_000
 """Queued starts of one handler that are kept in memory; the rest waits in the store's table."""
 
-Fetch = Callable[[str, int, int], Awaitable[list[Delivery]]]
-"""Reads at most so many queued starts of a handler above a sequence; `token` of each is its sequence."""
+REFILL_RETRY_SECONDS = 1.0
+"""How long after a failure to read queued starts they are read again."""
+
+log = logging.getLogger("perdure.store")
+
+
+class Page(Struct):
+    """Queued starts that were read, in order; `token` of each is its sequence.
+
+    `last` is the highest sequence that was looked at, and `whole` says that none is queued above it. A start
+    that cannot be delivered is left out.
+    """
+
+    starts: list[Delivery]
+    last: int
+    whole: bool
+
+
+Fetch = Callable[[str, int, int], Awaitable[Page]]
+"""Reads at most so many queued starts of a handler above a sequence."""
 
 
 class Hold(custody.Hold, eq=False):
@@ -203,24 +223,39 @@ class Dispatcher(custody.Custody[Hold]):
 
     async def _refill(self, handler: str, line: Line) -> None:
         try:
-            found = await self._fetch(handler, line.last, WINDOW_LIMIT)
-            for delivery in found:
-                line.last = delivery.token
-                if (owner := self._owners.get(delivery.id)) is not None:
-                    self.hand(owner, delivery)  # begun already, and its start was never acknowledged
-                else:
-                    line.window.append(delivery)
-            seen = {delivery.id for delivery in found} if line.granted else ()
+            page = await self._read_on(handler, line.last)
+            if page is not None:
+                self._take_page(line, page)
             for delivery in line.granted:
-                if delivery.id in seen:
-                    continue
                 if delivery.token <= line.last:
                     line.window.appendleft(delivery)
                 else:
                     line.missed = True
-            line.whole = len(found) < WINDOW_LIMIT and not line.missed
+            line.whole = page is not None and page.whole and not line.missed
         finally:
             line.refilling = None
             line.missed = False
             line.granted = []
         self.pump()
+
+    async def _read_on(self, handler: str, after: int) -> Page | None:
+        """Read queued starts; None after a failure and a pause, in which nothing else reads them."""
+        try:
+            return await self._fetch(handler, after, WINDOW_LIMIT)
+        except StoreClosed:
+            raise asyncio.CancelledError from None
+        except Exception:
+            log.exception("reading the queued starts of %s failed, trying again in %g s", handler, REFILL_RETRY_SECONDS)
+            await asyncio.sleep(REFILL_RETRY_SECONDS)
+            return None
+
+    def _take_page(self, line: Line, page: Page) -> None:
+        for delivery in page.starts:
+            if (owner := self._owners.get(delivery.id)) is not None:
+                self.hand(owner, delivery)  # begun already, and its start was never acknowledged
+            else:
+                line.window.append(delivery)
+        line.last = max(line.last, page.last)
+        if line.granted:
+            seen = {delivery.id for delivery in page.starts}
+            line.granted = [delivery for delivery in line.granted if delivery.id not in seen]

@@ -19,7 +19,7 @@ WAL; a database whose commit number is behind that file has lost something that 
 * `schema` is the layout and its checksums; `file` opens and checks; `lock` keeps others out; `faults` explains errors.
 """
 
+from perdure.stores.sqlite.reader import SqliteView
 from perdure.stores.sqlite.store import SqliteStore
-from perdure.stores.sqlite.view import SqliteView
 
 __all__ = ["SqliteStore", "SqliteView"]

@@ -5,32 +5,35 @@ from __future__ import annotations
 import os
 import secrets
 import sqlite3
-import zlib
+import struct
+from contextlib import closing
 from pathlib import Path
 from typing import Any, cast
 
 from msgspec import Struct
 
-from perdure.core.journal import (
-    decode_message,
-    decode_start,
-)
 from perdure.errors import (
     StoreDamaged,
     StoreError,
     StoreTooNew,
 )
-from perdure.stores.port import identity_of
+from perdure.stores.sqlite.aside import Aside
+from perdure.stores.sqlite.checked import (
+    check_answer,
+    check_described,
+    check_frames,
+    check_state,
+    damaged,
+    message_of,
+    start_of,
+)
 from perdure.stores.sqlite.faults import about, explained
 from perdure.stores.sqlite.keys import verify_keys
 from perdure.stores.sqlite.schema import (
     MIGRATIONS,
     SCHEMA,
     SCHEMA_VERSION,
-    answer_checksum,
-    frame_checksum,
     meta_checksum,
-    state_checksum,
 )
 
 VERIFY_LIMIT_BYTES = 64 * 1024 * 1024
@@ -39,6 +42,8 @@ LOOK_LIMIT_BYTES = 16 * 1024 * 1024
 """Files up to this size are checked whole when they are opened only to be read: a quarter of a second."""
 HEADER_BYTES = 100
 """A database has at least these."""
+WITH_KEYS = 2
+"""The first schema with keys."""
 
 
 class Opened(Struct):
@@ -60,93 +65,139 @@ def connect(path: str) -> sqlite3.Connection:
         try:
             db.execute("PRAGMA synchronous = FULL")
             db.execute("PRAGMA busy_timeout = 5000")
+            db.text_factory = decode
         except sqlite3.Error:
             db.close()
             raise
         return db
 
 
-def open_file(path: str) -> Opened:
-    """Open or create the database, see that it is whole, and return what a store needs to know of it."""
-    existed = os.path.exists(path) and os.path.getsize(path) > 0
-    remembered = _remembered_commit(path)
-    if not existed and remembered:
+def connect_to_read(path: str, options: str = "") -> sqlite3.Connection:
+    """Connect without ever writing the database; closing such a connection merges no log into it."""
+    uri = f"{Path(path).as_uri()}?mode=ro{options}"
+    db = sqlite3.connect(uri, uri=True, isolation_level=None, check_same_thread=False)
+    db.execute("PRAGMA query_only = ON")
+    db.execute("PRAGMA busy_timeout = 5000")
+    db.text_factory = decode
+    return db
+
+
+def decode(text: bytes) -> str:
+    """Decode text of any bytes: a damaged cell must not keep the rows beside it from being read."""
+    return text.decode("utf-8", "surrogateescape")
+
+
+def refuse_lost(path: str) -> None:
+    """Refuse a file that is missing or empty, and was not: what is beside it says so."""
+    if _size(path):
+        return
+    if remembered := remembered_commit(path):
         lost = f"it is missing or empty, and had {remembered} commits: restore it"
         raise StoreDamaged(about(path, f"{lost}, or remove {side_file(path)} to begin anew"))
+    if _size(path + "-wal"):
+        lost = f"it is missing or empty, and its log {path}-wal is there: restore it"
+        raise StoreDamaged(about(path, f"{lost}, or remove the log to begin anew"))
+
+
+def open_file(path: str, aside: Aside) -> Opened:
+    """Open or create the database, see that it is whole, and return what a store needs to know of it."""
+    refuse_lost(path)
+    remembered = remembered_commit(path)
     with explained(path):
-        if existed:
-            _check_kind(path)
-        db = connect(path)
-        try:
-            if existed:
-                _read_meta(db, path)  # before anything is written: it may be somebody else's
+        if os.path.exists(path + "-journal"):
+            connect(path).close()  # it died while it was created
+        is_new = not _size(path) or _is_blank(path)
+        if not is_new:
+            _examine(path, remembered, aside)
+        with closing(connect(path)) as db:
             if db.execute("PRAGMA journal_mode = WAL").fetchone()[0] != "wal":
                 raise StoreError(about(path, "its file system cannot hold a write-ahead log: use a local disk"))
-            if not existed:
+            if is_new:
                 _create(db)
-            opened = _read_meta(db, path)
-            _check_commit(path, opened, remembered)
+            opened = read_meta(db, path)
             _migrate(db, opened)
-            _verify(db, path)
             given = "SELECT max(sequence) FROM (SELECT sequence FROM invocation UNION ALL SELECT sequence FROM line)"
             opened.sequence = db.execute(given).fetchone()[0] or 0
             return opened
-        finally:
-            db.close()
 
 
-def look(path: str) -> tuple[sqlite3.Connection, Opened]:
-    """Open a database that exists to read it, whoever serves it meanwhile; nothing of it is written or made.
-
-    A small one is checked whole, as `open_file` does; of any other, what is read is checked as it is read.
-    """
-    if not os.path.exists(path):
-        raise StoreError(about(path, "there is no such file: name the one that the workers use"))
-    if os.path.isdir(path):
-        raise StoreError(about(path, "it is a folder: name a file"))
-    remembered = _remembered_commit(path)  # before the database is read: it may grow meanwhile
-    with explained(path):
-        _check_kind(path)
-        db = sqlite3.connect(_to_read(path), uri=True, isolation_level=None, check_same_thread=False)
-        try:
-            db.execute("PRAGMA query_only = ON")
-            db.execute("PRAGMA busy_timeout = 5000")
-            db.execute("BEGIN")  # one state of it, whatever is written meanwhile
-            opened = _read_meta(db, path)
-            if opened.schema != SCHEMA_VERSION:
-                text = f"its schema is an earlier one ({opened.schema}, now {SCHEMA_VERSION})"
-                raise StoreError(about(path, f"{text}: serve it once with this release, which brings it forward"))
-            _check_commit(path, opened, remembered)
-            if os.path.getsize(path) <= LOOK_LIMIT_BYTES:
-                _verify(db, path)
-            db.execute("COMMIT")
-        except BaseException:
-            db.close()
-            raise
-        return db, opened
+def _examine(path: str, remembered: int, aside: Aside) -> None:
+    """See that a file is one of ours and whole, before anything is written: closing would merge its log into it."""
+    with closing(connect_to_read(path)) as db:
+        opened = read_meta(db, path)
+        check_commit(path, opened, remembered)
+        _check_log(path, opened)
+        verify(db, path, aside, has_keys=opened.schema >= WITH_KEYS)
 
 
-def _to_read(path: str) -> str:
-    """Return the URI to read a database. Where no log can be made beside it, and there is none, nobody writes it."""
-    logs = os.path.exists(path + "-wal")
-    alone = not logs and not os.access(os.path.dirname(path), os.W_OK)
-    return f"{Path(path).as_uri()}?mode=ro" + ("&immutable=1" if alone else "")
-
-
-def _check_commit(path: str, opened: Opened, remembered: int) -> None:
+def check_commit(path: str, opened: Opened, remembered: int) -> None:
+    """See that a file has all the commits that were acknowledged."""
     if opened.commit_number < remembered:
         lost = f"it ends at commit {opened.commit_number}, and {remembered} were acknowledged"
-        cause = "its write-ahead log was lost or damaged"
+        cause = "its write-ahead log was lost or damaged, or an old copy was put in its place"
         remedy = f"restore a backup; to go on without what is lost, remove {side_file(path)}"
         raise StoreDamaged(about(path, f"{lost}: {cause}; {remedy}"))
 
 
-def _check_kind(path: str) -> None:
-    """See that a file begins as a database does. SQLite itself takes a few bytes of anything for an empty one."""
-    with open(path, "rb") as file:
-        head = file.read(HEADER_BYTES)
-    if len(head) < HEADER_BYTES or not head.startswith(b"SQLite format 3\0"):
+def _check_log(path: str, opened: Opened) -> None:
+    """See that a log continues the database that it lies beside, which may be an older copy.
+
+    Without its log a database ends at some commit; with each commit in the log it must come at least to the last.
+    """
+    if not (commits := _commits_in_log(path + "-wal")):
+        return
+    try:
+        with closing(connect_to_read(path, "&immutable=1")) as db:
+            (without,) = db.execute("SELECT value FROM meta WHERE name = 'commit'").fetchone()
+    except sqlite3.Error:
+        return  # the log holds its first commits, or a checkpoint was cut short: the log repairs it
+    if without + commits < opened.commit_number:
+        text = (
+            f"it is an older copy (commit {without}) than the log beside it, which has {commits} commits and ends at "
+            f"{opened.commit_number}: put the right file back; to go on with the old copy, remove {path}-wal, "
+            f"{path}-shm and {side_file(path)}"
+        )
+        raise StoreDamaged(about(path, text))
+
+
+_LOG_HEADER = struct.Struct(">8xI4x8s8x")  # page size, salts: https://www.sqlite.org/fileformat2.html#walformat
+_LOG_FRAME = struct.Struct(">4xI8s8x")  # size of the database after a commit, else 0; salts
+
+
+def _commits_in_log(log: str) -> int:
+    """Count the transactions in a write-ahead log."""
+    commits = 0
+    if not _size(log):
+        return 0
+    with open(log, "rb") as file:
+        header = file.read(_LOG_HEADER.size)
+        if len(header) < _LOG_HEADER.size:
+            return 0
+        page_size, salts = _LOG_HEADER.unpack(header)
+        while len(frame := file.read(_LOG_FRAME.size)) == _LOG_FRAME.size:
+            size_after, own_salts = _LOG_FRAME.unpack(frame)
+            if own_salts != salts:
+                break
+            commits += size_after > 0
+            file.seek(page_size, os.SEEK_CUR)
+    return commits
+
+
+def _size(path: str) -> int:
+    return os.path.getsize(path) if os.path.exists(path) else 0
+
+
+def check_size(path: str) -> None:
+    """See that a file is long enough. SQLite itself takes a few bytes of anything for an empty database."""
+    if _size(path) < HEADER_BYTES:
         raise StoreDamaged(about(path, "it is not a database, or cut short: restore it, or name another file"))
+
+
+def _is_blank(path: str) -> bool:
+    """Tell whether a database has no tables at all: its creation was cut short."""
+    check_size(path)
+    with closing(connect_to_read(path)) as db:
+        return db.execute("SELECT count(*) FROM sqlite_master").fetchone() == (0,)
 
 
 def _create(db: sqlite3.Connection) -> None:
@@ -165,7 +216,7 @@ def _run_script(db: sqlite3.Connection, script: str) -> None:
             db.execute(statement)
 
 
-def _read_meta(db: sqlite3.Connection, path: str) -> Opened:
+def read_meta(db: sqlite3.Connection, path: str) -> Opened:
     tables = {name for (name,) in db.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
     if not {"meta", "invocation", "frame", "message"} <= tables:
         raise StoreError(about(path, "it is a database of something else: name another file"))
@@ -195,7 +246,7 @@ def _migrate(db: sqlite3.Connection, opened: Opened) -> None:
     db.execute("COMMIT")
 
 
-def _remembered_commit(path: str) -> int:
+def remembered_commit(path: str) -> int:
     try:
         with open(side_file(path), "rb") as side:
             text = side.read(32).strip()
@@ -204,45 +255,46 @@ def _remembered_commit(path: str) -> int:
     return int(text) if text.isdigit() else 0
 
 
-def _verify(db: sqlite3.Connection, path: str) -> None:
-    """Check every page and every row of a small file; of a large one, the keys and the rows of what is not settled."""
-    if (fault := verify_keys(db)) is not None:
-        raise StoreDamaged(about(path, fault))
+def verify(db: sqlite3.Connection, path: str, aside: Aside, *, has_keys: bool = True) -> None:
+    """Check every page and every row of a small file; of a large one, the keys and the rows of what is not settled.
+
+    Damage to pages refuses the file. A row that does not fit its checksum sets its invocation aside, and no other.
+    """
+    if has_keys:
+        verify_keys(db, path, aside)
     if os.path.getsize(path) > VERIFY_LIMIT_BYTES:
-        _verify_rows(db, path, "WHERE status NOT IN ('completed', 'failed', 'cancelled')")
+        _verify_rows(db, path, "WHERE status NOT IN ('completed', 'failed', 'cancelled')", aside)
         return
     (verdict,) = db.execute("PRAGMA integrity_check(1)").fetchone()
     if verdict != "ok":
         raise StoreDamaged(about(path, f"SQLite finds it damaged: {verdict}"))
-    _verify_rows(db, path, "")
-    strays = db.execute("SELECT id FROM frame WHERE id NOT IN (SELECT id FROM invocation) LIMIT 1").fetchone()
-    if strays is not None:
-        raise StoreDamaged(about(path, f"it has frames of {strays[0]!r}, which it does not know"))
-    query = "SELECT id, invocation, data, checksum, answer, answered, answer_checksum FROM message"
-    for id, to, data, checksum, answer, answered, recorded in db.execute(query):
-        whole = zlib.crc32(data) == checksum and recorded == (answer_checksum(id, answer) if answered else 0)
-        if not whole or (message := decode_message(data)).id != id or message.to != to:
-            raise StoreDamaged(about(path, f"message {id!r} was changed"))
+    _verify_rows(db, path, "", aside)
+    for (stray,) in db.execute("SELECT DISTINCT id FROM frame WHERE id NOT IN (SELECT id FROM invocation)"):
+        aside.add(stray, damaged(path, f"the row of invocation {stray!r} is missing, and its journal is there"))
+    query = "SELECT invocation, id, data, checksum, answer, answered, answer_checksum FROM message"
+    for to, id, data, checksum, answer, answered, recorded in db.execute(query):
+        try:
+            if message_of(path, to, data, checksum).id != id:
+                raise damaged(path, f"a message to invocation {to!r} was changed")
+            check_answer(path, to, id, answer, answered, recorded)
+        except StoreError as error:
+            aside.add(to, error)
 
 
-def _verify_rows(db: sqlite3.Connection, path: str, where: str) -> None:
+def _verify_rows(db: sqlite3.Connection, path: str, where: str, aside: Aside) -> None:
     query = (
         "SELECT id, handler, key, created_at, due, identity, start, checksum, status, sequence, updated_at, wake, "
         f"revision, state_checksum FROM invocation {where}"
     )
     for id, *described, data, checksum, status, sequence, at, wake, revision, recorded in db.execute(query):
-        if zlib.crc32(data) != checksum:
-            raise StoreDamaged(about(path, f"the start of {id!r} was changed"))
-        start = decode_start(data)
-        if [id, *described] != [start.id, start.handler, start.key, start.at, start.due, identity_of(start)]:
-            raise StoreDamaged(about(path, f"the row of {id!r} was changed"))
-        if state_checksum(id, status, sequence, at, wake, revision) != recorded:
-            raise StoreDamaged(about(path, f"the row of {id!r} was changed"))
-        frames = db.execute(
-            "SELECT revision, data, checksum FROM frame WHERE id = ? ORDER BY revision", (id,)
-        ).fetchall()
-        if len(frames) < revision:
-            raise StoreDamaged(about(path, f"the journal of {id!r} ends at {len(frames)}, and had {revision} frames"))
-        for number, (at, data, frame_sum) in enumerate(frames, 1):
-            if at != number or frame_sum != frame_checksum(id, at, data):
-                raise StoreDamaged(about(path, f"frame {number} of the journal of {id!r} is missing or changed"))
+        try:
+            check_described(path, start_of(path, id, data, checksum), described)
+            check_state(path, id, status, sequence, at, wake, revision, recorded)
+            frames = db.execute(
+                "SELECT revision, data, checksum FROM frame WHERE id = ? ORDER BY revision", (id,)
+            ).fetchall()
+            check_frames(path, id, revision, frames)
+        except StoreError as error:
+            aside.add(id, error)
+        except (TypeError, ValueError) as error:
+            aside.add(id, damaged(path, f"the row of invocation {id!r} was changed ({error})"))

@@ -6,9 +6,10 @@ waits has a place there and none in the queue of its handler (`invocation.sequen
 
 from __future__ import annotations
 
+import logging
 import sqlite3
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, cast
+from typing import cast
 
 import msgspec
 
@@ -16,11 +17,13 @@ from perdure.core.effects import Enlist, Release
 from perdure.core.journal import Start
 from perdure.errors import StoreDamaged
 from perdure.stores.port import Key, line_full
-from perdure.stores.sqlite.faults import Mismatch
+from perdure.stores.sqlite.aside import Aside
+from perdure.stores.sqlite.checked import RESTORE, damaged
+from perdure.stores.sqlite.faults import Mismatch, about
 from perdure.stores.sqlite.schema import key_checksum, line_checksum, state_checksum
+from perdure.stores.sqlite.unit import Unit
 
-if TYPE_CHECKING:
-    from perdure.stores.sqlite.writer import Unit
+log = logging.getLogger("perdure.sqlite")
 
 _encode_state = msgspec.msgpack.Encoder().encode
 _decode_state = msgspec.msgpack.Decoder(dict[str, bytes]).decode
@@ -33,15 +36,17 @@ def read_key(db: sqlite3.Connection, name: str) -> Key:
         return Key()
     holder, generation, state, checksum = row
     if key_checksum(name, holder, generation, state) != checksum:
-        raise Mismatch(StoreDamaged(f"the row of key {name!r} was changed"))
+        raise Mismatch(StoreDamaged(f"the row of key {name!r} was changed; {RESTORE}"))
     return Key(holder, generation, _decode_state(state))
 
 
 class Keys:
     """The changes of keys in one transaction at a time. `waiting` counts who waits, for keys seen in this process."""
 
-    def __init__(self, line_limit: int) -> None:
+    def __init__(self, path: str, line_limit: int, aside: Aside) -> None:
+        self._path = path
         self._line_limit = line_limit
+        self._aside = aside
         self._waiting: dict[str, int] = {}
 
     def forget(self) -> None:
@@ -109,14 +114,10 @@ class Keys:
         key = read_key(db, name)
         if key.holder is not None:
             return
-        first = db.execute(
-            "SELECT sequence, id, generation, checksum FROM line WHERE key = ? ORDER BY sequence LIMIT 1", (name,)
-        ).fetchone()
+        first = self._first(db, name)
         if first is None:
             return
-        sequence, id, generation, checksum = first
-        if line_checksum(name, sequence, id, generation) != checksum:
-            raise Mismatch(StoreDamaged(f"a place in the line of key {name!r} was changed"))
+        sequence, id, generation = first
         db.execute("DELETE FROM line WHERE key = ? AND sequence = ?", (name, sequence))
         self._count_less(name, 1)
         _write_key(db, name, Key(id, generation, key.state))
@@ -128,7 +129,17 @@ class Keys:
             return
         checksum = state_checksum(id, status, sequence, at, wake, revision)
         db.execute("UPDATE invocation SET sequence = ?, state_checksum = ? WHERE id = ?", (sequence, checksum, id))
-        unit.granted.append((sequence, data, start_checksum))
+        unit.granted.append((sequence, id, data, start_checksum))
+
+    def _first(self, db: sqlite3.Connection, name: str) -> tuple[int, str, int] | None:
+        """Return the first in the queue of a key that is not set aside: its position, id and generation."""
+        query = "SELECT sequence, id, generation, checksum FROM line WHERE key = ? ORDER BY sequence"
+        for sequence, id, generation, checksum in db.execute(query, (name,)):
+            if line_checksum(name, sequence, id, generation) != checksum:
+                self._aside.add(id, _position_damaged(self._path, name, id))
+            elif id not in self._aside:
+                return sequence, id, generation
+        return None
 
     def _count_less(self, key: str, left: int) -> None:
         if (waiting := self._waiting.get(key)) is not None:
@@ -150,17 +161,24 @@ def deadline_in_line(start: Start) -> float | None:
     return None if start.key is None or start.timeout is None else start.due + start.timeout
 
 
-def verify_keys(db: sqlite3.Connection) -> str | None:
-    """Return what is wrong with the keys of a file, if anything is."""
+def verify_keys(db: sqlite3.Connection, path: str, aside: Aside) -> None:
+    """Set aside what waits for a key by a row that was changed, and log keys that cannot be used."""
     for name, holder, generation, state, checksum in db.execute("SELECT * FROM key"):
         if key_checksum(name, holder, generation, state) != checksum:
-            return f"the row of key {name!r} was changed"
+            _log_damaged(path, f"the row of key {name!r} was changed: what needs this key waits; {RESTORE}")
     for key, sequence, id, generation, checksum in db.execute("SELECT * FROM line"):
         if line_checksum(key, sequence, id, generation) != checksum:
-            return f"a place in the line of key {key!r} was changed"
-    query = (
-        "SELECT coalesce(holder, '') FROM key WHERE holder IS NOT NULL AND holder NOT IN (SELECT id FROM invocation) "
-        "UNION ALL SELECT id FROM line WHERE id NOT IN (SELECT id FROM invocation) LIMIT 1"
-    )
-    stray = db.execute(query).fetchone()
-    return None if stray is None else f"a key names {stray[0]!r}, which the file does not know"
+            aside.add(id, _position_damaged(path, key, id))
+    for (id,) in db.execute("SELECT id FROM line WHERE id NOT IN (SELECT id FROM invocation)"):
+        aside.add(id, damaged(path, f"invocation {id!r} waits for a key, and its row is missing"))
+    held = "SELECT name, holder FROM key WHERE holder IS NOT NULL AND holder NOT IN (SELECT id FROM invocation)"
+    for name, holder in db.execute(held):
+        _log_damaged(path, f"key {name!r} is held by {holder!r}, whose row is missing: what needs it waits; {RESTORE}")
+
+
+def _position_damaged(path: str, key: str, id: str) -> StoreDamaged:
+    return damaged(path, f"the position of invocation {id!r} in the queue of key {key!r} was changed")
+
+
+def _log_damaged(path: str, what: str) -> None:
+    log.error("%s", about(path, what))

@@ -1,55 +1,298 @@
-"""One process for a file: the write lock on a small database beside it."""
+"""One process serves a file, whatever name it has: a lock on the file itself, which names its owner.
+
+The lock is a range of bytes far behind the end of the file: `LOCK_AT - pid` to `LOCK_AT`. All such ranges overlap, so
+one process holds the lock, and where its range begins says which. It belongs to the open file (F_OFD_SETLK), so it ends
+with the process, and two stores of one process exclude each other too. Beside the file, in FILE-lock, the write lock on
+a small database keeps out releases that know only that one.
+
+Closing any descriptor of a file ends all POSIX locks that this process has on it, SQLite's among them. So a descriptor
+of the database is closed only when no store of this process uses the file; `_used` counts.
+"""
 
 from __future__ import annotations
 
+import fcntl
 import os
 import sqlite3
+import stat
+import struct
+import threading
+import time
+from contextlib import suppress
 
-from perdure.errors import (
-    StoreError,
-    StoreLocked,
-    StoreReadOnly,
-)
-from perdure.stores.sqlite.faults import about, explained, quietly
+from msgspec import Struct
+
+from perdure.errors import StoreDamaged, StoreError, StoreLocked, StoreReadOnly
+from perdure.stores.sqlite.faults import about, explained, is_busy, is_damage, quietly
+
+LOCK_AT = 1 << 62
+"""The byte that all lock ranges share. SQLite's own locks are at 2**30."""
+OWNER_WAIT_SECONDS = 1.0
+"""How long a process of an earlier release may take to write down that it is the owner."""
+NEW_FILE_MODE = 0o600
+"""The mode of a new database: it holds a secret and all inputs."""
+SUFFIXES = ("", "-wal", "-shm", "-commit", "-lock")
+"""What is written beside the database, by its name."""
+
+_RANGE = "hhqqi0q"  # struct flock: l_type, l_whence, l_start, l_len, l_pid
+_Id = tuple[int, int]
+
+
+class _Use(Struct):
+    """How this process uses one file: with how many views, and whether a store serves it."""
+
+    views: int = 0
+    served: bool = False
+    descriptor: int | None = None
+
+
+_used: dict[_Id, _Use] = {}  # by device and inode: locks are the process's, so this is too
+_mutex = threading.Lock()
+
+
+def _id_of(status: os.stat_result) -> _Id:
+    return status.st_dev, status.st_ino
+
+
+def _after_fork() -> None:
+    """Let go of what is the parent's. Closing in the child ends no lock of the parent."""
+    for use in _used.values():
+        if use.descriptor is not None:
+            os.close(use.descriptor)
+    _used.clear()
+
+
+os.register_at_fork(before=_mutex.acquire, after_in_parent=_mutex.release, after_in_child=_mutex.release)
+os.register_at_fork(after_in_child=_after_fork)
 
 
 class Lock:
-    """The write lock on a small database beside the served one. It names its owner to whoever comes second."""
+    """The right to serve a file."""
 
-    def __init__(self, db: sqlite3.Connection) -> None:
-        self._db = db
+    def __init__(self, path: str, id: _Id) -> None:
+        self.path = path
+        self.id = id
+        self._beside: sqlite3.Connection | None = None
 
     @classmethod
     def take(cls, path: str) -> Lock:
-        """Take the lock, or raise `StoreLocked` with the owner's process id."""
+        """Take the lock on a file, which is made if there is none, or raise `StoreLocked` with the owner's pid."""
+        check_place(path)
+        check_writable(path)
+        with explained(path), _mutex:
+            lock = cls(path, _lock_file(path))
+        try:
+            lock._beside = _lock_beside(path)
+        except BaseException:
+            lock.release()
+            raise
+        return lock
+
+    def release(self) -> None:
+        """Let go. No connection of this store may be open any more."""
+        if (db := self._beside) is not None:
+            with quietly():
+                db.execute("ROLLBACK")
+            with quietly():
+                db.close()
+            self._beside = None
+        with _mutex:
+            if (use := _used.get(self.id)) is not None:
+                use.served = False
+                _let_go(self.id, use)
+
+
+class Viewing:
+    """Notes that this process reads a file, from `begin` to `end`."""
+
+    def __init__(self) -> None:
+        self._id: _Id | None = None
+
+    def begin(self, path: str) -> None:
+        self.end()
+        with _mutex:
+            self._id = _id_of(os.stat(path))
+            _used.setdefault(self._id, _Use()).views += 1
+
+    def end(self) -> None:
+        with _mutex:
+            if self._id is not None and (use := _used.get(self._id)) is not None:
+                use.views -= 1
+                _let_go(self._id, use)
+            self._id = None
+
+
+def _let_go(id: _Id, use: _Use) -> None:
+    if use.descriptor is not None and not use.served:
+        if use.views:
+            _set_lock(use.descriptor, fcntl.F_UNLCK)
+        else:
+            os.close(use.descriptor)
+            use.descriptor = None
+    if not use.views and use.descriptor is None:
+        del _used[id]
+
+
+# --- the file itself --------------------------------------------------------------------------------------------------
+def _lock_file(path: str) -> _Id:
+    while True:
+        id = _id_of(_made(path))
+        use = _used.setdefault(id, _Use())
+        if use.served:
+            raise _locked(path, os.getpid())
+        if use.descriptor is None:
+            use.descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+        opened = _id_of(os.fstat(use.descriptor))
+        if opened != id:  # another file took the name meanwhile
+            os.close(use.descriptor)
+            use.descriptor = None
+            _let_go(id, use)
+            continue
+        if not _set_lock(use.descriptor, fcntl.F_WRLCK):
+            pid = _owner_of(use.descriptor) or _noted_owner(path)
+            _let_go(id, use)
+            raise _locked(path, pid)
+        use.served = True
+        return id
+
+
+def _made(path: str) -> os.stat_result:
+    """Return the status of a file; make an empty one if there is none."""
+    with suppress(FileExistsError):
+        if not os.path.exists(path):
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, NEW_FILE_MODE)
+            try:
+                os.fchmod(descriptor, NEW_FILE_MODE)  # whatever the umask
+            finally:
+                os.close(descriptor)
+    return os.stat(path)
+
+
+def _set_lock(descriptor: int, kind: int) -> bool:
+    """Lock or unlock; return false if another process holds the lock."""
+    try:
+        if not hasattr(fcntl, "F_OFD_SETLK"):  # other systems than Linux: the owner is read from FILE-lock
+            fcntl.flock(descriptor, (fcntl.LOCK_UN if kind == fcntl.F_UNLCK else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+        else:
+            pid = os.getpid()
+            fcntl.fcntl(descriptor, fcntl.F_OFD_SETLK, struct.pack(_RANGE, kind, 0, LOCK_AT - pid, pid + 1, 0))
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _owner_of(descriptor: int) -> int:
+    """Return the process that holds the lock, 0 if that cannot be told."""
+    if not hasattr(fcntl, "F_OFD_GETLK"):
+        return 0
+    wanted = struct.pack(_RANGE, fcntl.F_WRLCK, 0, LOCK_AT, 1, 0)
+    kind, _, begin, _, _ = struct.unpack(_RANGE, fcntl.fcntl(descriptor, fcntl.F_OFD_GETLK, wanted)[: len(wanted)])
+    return 0 if kind == fcntl.F_UNLCK else LOCK_AT - begin
+
+
+def _locked(path: str, pid: int) -> StoreLocked:
+    owner = f"process {pid}" if pid else "another process"
+    text = f"it is served already, by {owner}: stop that one, or open the file with read_only=True to look at it"
+    return StoreLocked(about(path, text), pid=pid)
+
+
+# --- beside the file --------------------------------------------------------------------------------------------------
+def _lock_beside(path: str) -> sqlite3.Connection:
+    beside = path + "-lock"
+    make_beside(path, "-lock")
+    with explained(beside):
+        db = sqlite3.connect(beside, isolation_level=None, check_same_thread=False, timeout=0)
+        try:
+            db.execute("CREATE TABLE IF NOT EXISTS owner (pid INTEGER)")
+            db.execute("DELETE FROM owner")
+            db.execute("INSERT INTO owner VALUES (?)", (os.getpid(),))
+            db.execute("BEGIN IMMEDIATE")
+        except sqlite3.Error as error:
+            db.close()
+            if is_busy(error):
+                raise _locked(path, _noted_owner(path)) from None
+            if is_damage(error):
+                text = f"{beside} is damaged, and holds nothing of value: remove it"
+                raise StoreDamaged(about(path, text)) from error
+            raise
+        return db
+
+
+def _noted_owner(path: str) -> int:
+    """Return the owner that FILE-lock names; wait for it a little, 0 if it names none."""
+    beside = path + "-lock"
+    deadline = time.monotonic() + OWNER_WAIT_SECONDS
+    while os.path.exists(beside):
+        with quietly():
+            db = sqlite3.connect(beside, isolation_level=None, timeout=0)
+            try:
+                row = db.execute("SELECT pid FROM owner").fetchone()
+            finally:
+                db.close()
+            if row is not None:
+                return int(row[0])
+        if time.monotonic() > deadline:
+            break
+        time.sleep(0.01)
+    return 0
+
+
+def make_beside(path: str, suffix: str) -> None:
+    """Make a file beside the database, with the mode and, as root, the owner of the database."""
+    with explained(path + suffix), suppress(FileExistsError):
+        like = os.stat(path)
+        descriptor = os.open(path + suffix, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, NEW_FILE_MODE)
+        try:
+            if os.geteuid() == 0:
+                os.fchown(descriptor, like.st_uid, like.st_gid)
+            os.fchmod(descriptor, stat.S_IMODE(like.st_mode))
+        finally:
+            os.close(descriptor)
+
+
+# --- what can be seen before anything is opened -----------------------------------------------------------------------
+def check_place(path: str) -> None:
+    """See that a path names a file, or a name in a folder where one can be made."""
+    with explained(path):
         folder = os.path.dirname(path)
         if not os.path.isdir(folder):
             raise StoreError(about(path, f"its folder {folder} does not exist: create it"))
-        if os.path.isdir(path):
+        try:
+            mode = os.stat(path).st_mode
+        except FileNotFoundError:
+            return
+        if stat.S_ISDIR(mode):
             raise StoreError(about(path, "it is a folder: name a file"))
-        if os.path.exists(path) and not os.access(path, os.R_OK | os.W_OK):
-            raise StoreReadOnly(about(path, "the file cannot be written: change its permissions"))
-        if not os.access(folder, os.W_OK | os.X_OK):
-            raise StoreReadOnly(about(path, f"its folder {folder} cannot be written: change its permissions"))
-        with explained(path):
-            db = sqlite3.connect(path + "-lock", isolation_level=None, check_same_thread=False, timeout=0)
-            try:
-                db.execute("CREATE TABLE IF NOT EXISTS owner (pid INTEGER)")
-                db.execute("DELETE FROM owner")
-                db.execute("INSERT INTO owner VALUES (?)", (os.getpid(),))
-                db.execute("BEGIN IMMEDIATE")
-            except sqlite3.OperationalError as error:
-                if "locked" not in str(error):
-                    db.close()
-                    raise
-                row = db.execute("SELECT pid FROM owner").fetchone()
-                db.close()
-                pid = row[0] if row else 0
-                raise StoreLocked(about(path, f"it is served already, by process {pid}"), pid=pid) from None
-            return cls(db)
+        if not stat.S_ISREG(mode):
+            raise StoreError(about(path, "it is a device, pipe or socket: name a file"))
 
-    def release(self) -> None:
-        with quietly():
-            self._db.execute("ROLLBACK")
-        with quietly():
-            self._db.close()
+
+def check_writable(path: str) -> None:
+    """See that the folder, the database and the files beside it can be written; name the one that cannot."""
+    folder = os.path.dirname(path)
+    if not os.access(folder, os.W_OK | os.X_OK, effective_ids=True):
+        raise _not_writable(path, f"its folder {folder}", folder)
+    for suffix in SUFFIXES:
+        each = path + suffix
+        if os.path.exists(each) and not os.access(each, os.R_OK | os.W_OK, effective_ids=True):
+            raise _not_writable(path, "it" if not suffix else f"the file {each} beside it", each)
+
+
+def _not_writable(path: str, what: str, each: str) -> StoreReadOnly:
+    with suppress(OSError):
+        if os.statvfs(each).f_flag & os.ST_RDONLY:
+            return StoreReadOnly(about(path, f"{what} is on a file system that is mounted read-only: remount it"))
+    owner = "somebody else"
+    with suppress(OSError):
+        status = os.stat(each)
+        owner = f"{_user(status.st_uid)}, with mode {stat.S_IMODE(status.st_mode):04o}"
+    text = f"{what} belongs to {owner}, and {_user(os.geteuid())} cannot read and write it: change its owner or mode"
+    return StoreReadOnly(about(path, text))
+
+
+def _user(uid: int) -> str:
+    with suppress(ImportError, KeyError):
+        import pwd  # noqa: PLC0415  not on every system, and only for an error
+
+        return f"user {pwd.getpwuid(uid).pw_name}"
+    return f"user {uid}"

@@ -17,87 +17,38 @@ import zlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, cast
 
-from msgspec import Struct
-
 from perdure.core.journal import (
     Answer,
-    Message,
     Start,
     Status,
     encode_message,
-    settles_before_begin,
 )
-from perdure.errors import (
-    Conflict,
-    PerdureError,
-)
-from perdure.stores.port import Committed, Transition, id_conflict, identity_of, unknown
+from perdure.errors import StoreDamaged, StoreError
+from perdure.stores.port import Transition, id_conflict, identity_of, unknown
 from perdure.stores.sql.index import SETTLED
 from perdure.stores.sqlite.faults import Mismatch, about, explain, quietly
 from perdure.stores.sqlite.file import Opened, connect, side_file
 from perdure.stores.sqlite.keys import Keys, deadline_in_line
+from perdure.stores.sqlite.lock import make_beside
+from perdure.stores.sqlite.place import Place
 from perdure.stores.sqlite.schema import NO_TIME, NOTHING_OPEN, answer_checksum, frame_checksum, state_checksum
+from perdure.stores.sqlite.unit import Accept, Unit, conflict, may_be_routed
 
 BATCH_LIMIT = 2_000
 """Transitions, submits and posts that share one transaction at most."""
+LOOK_SECONDS = 2.0
+"""How often a writer with nothing to write looks whether its file is still there. It looks with every transaction."""
 
 log = logging.getLogger("perdure.sqlite")
 
 
-# --- what waits to be written -----------------------------------------------------------------------------------------
-class Accept(Struct):
-    """A start with the status and place that it will have."""
-
-    start: Start
-    data: bytes
-    status: Status
-    sequence: int
-    new: bool = True
-
-
-def _tell_nobody(revision: int, error: Exception | None) -> None:
-    pass
-
-
-class Unit(Struct, eq=False):
-    """What is written whole or not at all: a submit, a post, a commit, or the store's own housekeeping.
-
-    `strict` makes an id that exists with another input an error; `must_exist`, a message to nobody. `place` is for who
-    enlists for a key. A commit is told, the others end their future. `ended` says that the transition ends the claim.
-    The writer fills in `routes` (message, handler, whether it can go to a worker before the start has), `granted`
-    (sequence, start and its checksum: starts that now have their key) and `woken` (id and handler of others that have
-    it).
-    """
-
-    accepts: Sequence[Accept] = ()
-    strict: bool = False
-    transition: Transition | None = None
-    ended: bool = False
-    told: Committed = _tell_nobody
-    frame: bytes | None = None
-    messages: Sequence[Message] = ()
-    must_exist: bool = False
-    done_messages: Sequence[str] = ()
-    promoted: Sequence[tuple[int, Start]] = ()
-    purge: Sequence[tuple[str, float]] = ()  # ids, and the time after which they must not have changed
-    purged: int = 0
-    place: int = 0
-    future: asyncio.Future[Any] | None = None
-    routes: list[tuple[Message, str, bool]] = []
-    granted: list[tuple[int, bytes, int]] = []
-    woken: list[tuple[str, str]] = []
-    error: Exception | None = None
-
-    def forget_reports(self) -> None:
-        """Forget what a try that was rolled back had found."""
-        self.routes.clear()
-        self.granted.clear()
-        self.woken.clear()
-
-
 # --- the writer -------------------------------------------------------------------------------------------------------
 class Writer:
-    """Commits what waits, one transaction at a time, in a thread of its own."""
+    """Commits what waits, one transaction at a time, in a thread of its own.
+
+    `lost` is called on the loop, once, when the file or its log is no longer where it was opened. From then on nothing
+    is written or acknowledged.
+    """
 
     def __init__(
         self,
@@ -105,21 +56,27 @@ class Writer:
         opened: Opened,
         loop: asyncio.AbstractEventLoop,
         written: Callable[[Sequence[Unit]], None],
-        line_limit: int,
+        lost: Callable[[StoreError], None],
+        keys: Keys,
     ) -> None:
         self._path = path
         self._number = opened.commit_number
         self._loop = loop
         self._report = written
+        self._report_lost = lost
+        self._lost: StoreError | None = None
         self._waiting: list[Unit] = []
         self._ready = threading.Condition()
         self._closing = False
-        self._keys = Keys(line_limit)
+        self._keys = keys
         self._tails: dict[str, int] = {}  # the revision of each journal that is being written
         self._db = connect(path)
-        self._side = os.open(side_file(path), os.O_RDWR | os.O_CREAT, 0o666)
+        make_beside(path, "-commit")
+        self._side = os.open(side_file(path), os.O_RDWR | os.O_CLOEXEC)
         os.truncate(self._side, os.pwrite(self._side, b"%020d\n" % self._number, 0))
-        self._thread = threading.Thread(target=self._run, name="perdure-sqlite-write")
+        self._place = Place(path)
+        # A process that ends without closing its store must end: what is not committed was not acknowledged.
+        self._thread = threading.Thread(target=self._run, name="perdure-sqlite-write", daemon=True)
         self._thread.start()
 
     def put(self, units: Sequence[Unit]) -> None:
@@ -134,25 +91,61 @@ class Writer:
         self._thread.join()
 
     def _run(self) -> None:
-        while True:
-            with self._ready:
-                while not self._waiting and not self._closing:
-                    self._ready.wait()
-                if not self._waiting:
-                    break
-                batch, self._waiting = self._waiting[:BATCH_LIMIT], self._waiting[BATCH_LIMIT:]
-            self._write(batch)
-            self._loop.call_soon_threadsafe(self._report, batch)
+        while (batch := self._next_batch()) is not None:
+            if batch:
+                self._write(batch)
+                self._tell(self._report, batch)
+            else:
+                self._look_for_file()
         with quietly():
             self._db.close()
         os.close(self._side)
 
+    def _next_batch(self) -> list[Unit] | None:
+        """Wait for units; return none of them when it is time to look for the file, None when the store closes."""
+        with self._ready:
+            if not self._waiting and not self._closing:
+                self._ready.wait(LOOK_SECONDS)
+            if not self._waiting and self._closing:
+                return None
+            batch, self._waiting = self._waiting[:BATCH_LIMIT], self._waiting[BATCH_LIMIT:]
+            return batch
+
+    def _tell(self, report: Callable[[Any], None], what: Any) -> None:
+        try:
+            self._loop.call_soon_threadsafe(report, what)
+        except RuntimeError:  # the loop was closed, and the store was not: its process is ending
+            log.warning("%s", about(self._path, "its event loop has ended, and it was not closed: close the client"))
+
+    def _look_for_file(self) -> None:
+        """See that the file and its log are where they were opened; if not, refuse everything from now on."""
+        if self._lost is None and (missing := self._place.missing()) is not None:
+            text = (
+                f"{missing} while it was served. Nothing is acknowledged any more; up to commit {self._number} it was. "
+                "Stop this process, put the file and its log back, or restore a backup, and start it again"
+            )
+            self._lost = StoreDamaged(about(self._path, text))
+            log.critical("%s", self._lost)
+            self._tell(self._report_lost, self._lost)
+
     def _write(self, batch: list[Unit]) -> None:
         try:
+            self._look_for_file()
+            if self._lost is None:
+                self._transact_or_recover(batch)
+                self._look_for_file()  # what went to a file that was moved meanwhile is not acknowledged
+        except Exception as error:
+            log.exception("%s", about(self._path, "writing failed in a way that was not foreseen"))
+            for unit in batch:
+                unit.error = unit.error or explain(self._path, error)
+        if self._lost is not None:
+            for unit in batch:
+                unit.error = StoreDamaged(str(self._lost))
+
+    def _transact_or_recover(self, batch: list[Unit]) -> None:
+        try:
             self._transact(batch)
-        except Mismatch:
-            self._one_by_one(batch)
-        except sqlite3.IntegrityError:
+        except (Mismatch, sqlite3.IntegrityError):
             self._one_by_one(batch)
         except Exception as error:  # noqa: BLE001  whatever it is, it ends these units and not the writer
             self._recover(batch, error)
@@ -169,7 +162,7 @@ class Writer:
                 transition = unit.transition
                 unit.error = explain(self._path, error)
                 if transition is not None:
-                    unit.error = _conflict(transition.id, transition.expected)
+                    unit.error = conflict(transition.id, transition.expected)
             except Exception as error:  # noqa: BLE001  whatever it is, it ends this unit and not the writer
                 self._recover([unit], error)
 
@@ -183,7 +176,7 @@ class Writer:
         try:
             self._db = connect(self._path)
             number = cast("int", self._db.execute("SELECT value FROM meta WHERE name = 'commit'").fetchone()[0])
-        except (sqlite3.Error, PerdureError) as worse:
+        except Exception as worse:  # noqa: BLE001  whatever it is, these units are not known to be written
             error, number = worse, expected - 1
         if number == expected:
             self._number = expected
@@ -367,12 +360,8 @@ def _insert_frames(db: sqlite3.Connection, frames: Sequence[_FrameRow], tails: M
                 "SELECT 1 FROM frame WHERE id = ? AND revision = ?", (frame[0], frame[1] - 1)
             ).fetchone()
             if before is None:
-                raise Mismatch(_conflict(frame[0], frame[1] - 1))
+                raise Mismatch(conflict(frame[0], frame[1] - 1))
             db.execute("INSERT INTO frame VALUES (?, ?, ?, ?)", frame)
-
-
-def _conflict(id: str, expected: int) -> Conflict:
-    return Conflict(f"the journal of {id!r} is not at revision {expected}", invocation_id=id)
 
 
 def _is_new(db: sqlite3.Connection, seen: dict[str, bytes], unit: Unit, start: Start) -> bool:
@@ -405,9 +394,3 @@ def _insert_messages(db: sqlite3.Connection, unit: Unit) -> None:
         )
         if inserted.rowcount:
             unit.routes.append((message, row[0], may_be_routed(message, row[1], row[2])))
-
-
-def may_be_routed(message: Message, status: Status, sequence: int | None) -> bool:
-    """Tell whether a message can go to a worker before its invocation's start has: who is put off can be cancelled."""
-    is_put_off = status == "scheduled" or (status == "pending" and sequence is None)
-    return status not in ("pending", "scheduled") or (is_put_off and settles_before_begin(message))

@@ -30,9 +30,10 @@ from perdure.errors import StoreClosed, StoreDamaged, StoreError
 from perdure.stores.jetstream.index.projection import Projection
 from perdure.stores.jetstream.journal.journals import Journals, Tail
 from perdure.stores.jetstream.keys.keys import Keys
-from perdure.stores.jetstream.layout.layout import Layout, token
+from perdure.stores.jetstream.layout.subjects import Layout, token
 from perdure.stores.jetstream.ownership.keeping import Keeper
-from perdure.stores.jetstream.wire.wire import Wire, WrongSequence
+from perdure.stores.jetstream.wire.protocol import WrongSequence
+from perdure.stores.jetstream.wire.wire import Wire
 from perdure.stores.liveness import Waits, owed
 from perdure.stores.port import Clock, Key
 
@@ -143,9 +144,9 @@ class Janitor:
     # --- looking ------------------------------------------------------------------------------------------------------
     async def _suspects(self, before: float) -> AsyncGenerator[Suspect, None]:
         """Iterate over what looks wrong, and has not changed in the index since a time."""
-        for shard in range(self._layout.shards):
-            brought = await self._brought(shard)
-            unsettled = partial(self._projection.unsettled, shard, before, PAGE_LIMIT)
+        for partition in range(self._layout.partitions):
+            brought = await self._brought(partition)
+            unsettled = partial(self._projection.unsettled, partition, before, PAGE_LIMIT)
             async for ids in self._pages(unsettled):
                 left = [id for id in ids if token(id) not in brought]
                 for suspect in await self._slowly(self._look_at, left):
@@ -161,14 +162,14 @@ class Janitor:
             yield page
             after = page[-1]
 
-    async def _brought(self, shard: int) -> set[str]:
-        """Return the ids, as tokens, for which there is something in the queue of a shard, schedules included."""
+    async def _brought(self, partition: int) -> set[str]:
+        """Return the ids, as tokens, for which there is something in the queue of a partition, schedules included."""
         found: set[str] = set()
-        stream = self._layout.stream("Q", shard)
+        stream = self._layout.stream("Q", partition)
         for kind, place in (("start.", 5), ("msg.", 4), ("to.", 5), ("key.", 5)):
-            async for subject in self._projection.subjects(stream, f"{self._layout.namespace}.q.{shard}.{kind}>"):
+            async for subject in self._projection.subjects(stream, f"{self._layout.namespace}.q.{partition}.{kind}>"):
                 found.add(subject.split(".")[place])
-        async for subject in self._projection.subjects(stream, f"{self._layout.namespace}.t.{shard}.>"):
+        async for subject in self._projection.subjects(stream, f"{self._layout.namespace}.t.{partition}.>"):
             found.add(subject.split(".")[3])
         return found
 
@@ -233,11 +234,11 @@ class Janitor:
     async def _is_brought(self, id: str, key: str | None) -> bool:
         """Ask the leaders whether there is anything that brings an invocation."""
         layout = self._layout
-        own = layout.stream("Q", layout.shard(id))
+        own = layout.stream("Q", layout.partition(id))
         places = [(own, each) for each in (layout.any_start(id), layout.messages(id), layout.all_passed_on(id))]
         places.append((own, layout.schedules(id)))
         if key is not None:
-            line = layout.stream("Q", layout.shard(key))
+            line = layout.stream("Q", layout.partition(key))
             subjects = (layout.places(key, id), layout.delayed(id, key), layout.nudge(key, token(id)))
             places += [(line, each) for each in subjects]
         for stream, subject in places:

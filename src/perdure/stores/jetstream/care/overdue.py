@@ -12,15 +12,18 @@ import logging
 from datetime import datetime
 
 from perdure.errors import StoreFull
-from perdure.stores.jetstream.layout.layout import FACTS, Layout
+from perdure.stores.jetstream.layout.facts import FACTS
+from perdure.stores.jetstream.layout.subjects import Layout
 from perdure.stores.jetstream.wire.checks import CLOCK_LIMIT_SECONDS
-from perdure.stores.jetstream.wire.wire import BATCH_LIMIT, Stored, Wire, WrongSequence
+from perdure.stores.jetstream.wire.protocol import Stored, WrongSequence
+from perdure.stores.jetstream.wire.reads import BATCH_LIMIT
+from perdure.stores.jetstream.wire.wire import Wire
 from perdure.stores.port import Clock
 
 OVERDUE_SECONDS = CLOCK_LIMIT_SECONDS
 """How late a schedule must be: later than a clock may be wrong."""
 LOOK_SECONDS = 10.0
-"""How often a page of each shard's schedules is read."""
+"""How often a page of each partition's schedules is read."""
 
 _KEPT = (b"Nats-Schedule: ", b"Nats-Schedule-Target: ", FACTS)
 
@@ -35,23 +38,23 @@ class Overdue:
         self._layout = layout
         self._clock = clock
         self._looking = False
-        self._next: dict[int, int] = {}  # by shard, the sequence from which the next page is read
+        self._next: dict[int, int] = {}  # by partition, the sequence from which the next page is read
 
     async def look(self) -> None:
-        """Read one page of each shard, and set again what is overdue in it."""
+        """Read one page of each partition, and set again what is overdue in it."""
         if self._looking or not self._wire.is_up:
             return
         self._looking = True
         try:
-            for shard in range(self._layout.shards):
-                await self._look_at(shard)
+            for partition in range(self._layout.partitions):
+                await self._look_at(partition)
         finally:
             self._looking = False
 
-    async def _look_at(self, shard: int) -> None:
-        stream = self._layout.stream("Q", shard)
-        found = await self._wire.batch(stream, self._layout.all_schedules(shard), self._next.get(shard, 1))
-        self._next[shard] = found[-1].sequence + 1 if len(found) == BATCH_LIMIT else 1
+    async def _look_at(self, partition: int) -> None:
+        stream = self._layout.stream("Q", partition)
+        found = await self._wire.batch(stream, self._layout.all_schedules(partition), self._next.get(partition, 1))
+        self._next[partition] = found[-1].sequence + 1 if len(found) == BATCH_LIMIT else 1
         late = self._clock.now() - OVERDUE_SECONDS
         missed = [each for each in found if _due(each) < late]
         again = 0

@@ -14,13 +14,14 @@ from msgspec.structs import replace
 from perdure.core.history import History
 from perdure.core.journal import Claimed
 from perdure.core.lifecycle import SETTLED
-from perdure.stores.jetstream.journal.blobs import Blobs
 from perdure.stores.jetstream.journal.done import is_done, starts_in
 from perdure.stores.jetstream.journal.journals import Journals, Tail
 from perdure.stores.jetstream.journal.packs import PACK_FRAMES
-from perdure.stores.jetstream.layout.layout import ROLLUP, Facts, Layout, lines_of
+from perdure.stores.jetstream.layout.facts import ROLLUP, Facts, lines_of
+from perdure.stores.jetstream.layout.subjects import Layout
 from perdure.stores.jetstream.queue.deliveries import Deliveries
-from perdure.stores.jetstream.wire.wire import Wire, WrongSequence
+from perdure.stores.jetstream.wire.protocol import WrongSequence
+from perdure.stores.jetstream.wire.wire import Wire
 from perdure.stores.port import Clock
 
 GONE_LEASES = 10
@@ -31,9 +32,7 @@ TOGETHER = 20
 
 
 class Purge:
-    def __init__(
-        self, wire: Wire, layout: Layout, journals: Journals, blobs: Blobs, deliveries: Deliveries, clock: Clock
-    ) -> None:
+    def __init__(self, wire: Wire, layout: Layout, journals: Journals, deliveries: Deliveries, clock: Clock) -> None:
         self._wire = wire
         self._layout = layout
         self._journals = journals
@@ -59,7 +58,7 @@ class Purge:
         if closing is None:
             return False
         if await self._is_wanted(id):
-            await self._wire.delete(self._layout.stream("J", self._layout.shard(id)), closing)
+            await self._wire.delete(self._layout.stream("J", self._layout.partition(id)), closing)
             return False
         return await self._finish(id, tail, closing)
 
@@ -69,7 +68,7 @@ class Purge:
         A lease is what brings an invocation again whose owner died before the effects of its last frame were done.
         """
         layout = self._layout
-        stream = layout.stream("Q", layout.shard(id))
+        stream = layout.stream("Q", layout.partition(id))
         for subject in (layout.messages(id), layout.all_passed_on(id), layout.any_start(id), layout.leases(id)):
             if await self._wire.last(stream, subject) is not None:
                 await asyncio.sleep(IN_FLIGHT_SECONDS)
@@ -109,7 +108,7 @@ class Purge:
         except WrongSequence:
             return False
         self._journals.forget(id)
-        await self._wire.purge(self._layout.stream("Q", self._layout.shard(id)), self._layout.schedules(id))
+        await self._wire.purge(self._layout.stream("Q", self._layout.partition(id)), self._layout.schedules(id))
         if tail.facts.has_blobs or tail.facts.number >= PACK_FRAMES:  # who packed it may have died before he said so
-            await self._wire.purge(self._layout.stream("B", self._layout.shard(id)), self._layout.blobs(id))
+            await self._wire.purge(self._layout.stream("B", self._layout.partition(id)), self._layout.blobs(id))
         return True

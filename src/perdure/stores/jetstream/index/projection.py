@@ -25,8 +25,11 @@ from msgspec.structs import replace
 
 from perdure.errors import StoreClosed, StoreError, StoreUnavailable
 from perdure.stores.jetstream.index.table import Position, Table, Told
-from perdure.stores.jetstream.layout.layout import Layout, facts_of
-from perdure.stores.jetstream.wire.wire import BATCH_LIMIT, Wire, status_of
+from perdure.stores.jetstream.layout.facts import facts_of
+from perdure.stores.jetstream.layout.subjects import Layout
+from perdure.stores.jetstream.wire.protocol import status_of
+from perdure.stores.jetstream.wire.reads import BATCH_LIMIT
+from perdure.stores.jetstream.wire.wire import Wire
 from perdure.stores.port import Clock, Counts, Filter, Row
 
 PULL_BATCH = 2_000
@@ -59,7 +62,7 @@ class Lag(Struct, frozen=True):
     complete: bool = True
 
 
-class _Shard(Struct):
+class _Partition(Struct):
     number: int
     journals: str
     queue: str
@@ -85,7 +88,7 @@ class Projection:
         self._answered = 0
         self._closed = False
         self._compared_at = -1  # the number of reconnects when it was last seen that the table is not ahead
-        self._shards: list[_Shard] = []
+        self._partitions: list[_Partition] = []
         self.lag = Lag()
 
     async def aclose(self) -> None:
@@ -94,8 +97,8 @@ class Projection:
             return
         self._closed = True
         async with self._lock:
-            for shard in self._shards:
-                self._drop_consumer(shard)
+            for partition in self._partitions:
+                self._drop_consumer(partition)
             if self._table is not None:
                 await self._in_thread(self._table.close)
             self._thread.shutdown(wait=False)
@@ -118,9 +121,9 @@ class Projection:
         """Return ids of what has settled and not changed since `before`, the oldest first."""
         return await self._ask(lambda table: table.settled(before, limit))
 
-    async def unsettled(self, shard: int, before: float, limit: int, after: str) -> list[str]:
-        """Return ids of a shard, in order, of what has not settled nor changed since a time."""
-        return await self._ask(lambda table: table.unsettled(shard, before, limit, after))
+    async def unsettled(self, partition: int, before: float, limit: int, after: str) -> list[str]:
+        """Return ids of a partition, in order, of what has not settled nor changed since a time."""
+        return await self._ask(lambda table: table.unsettled(partition, before, limit, after))
 
     async def waited_for(self, limit: int, after: str) -> list[str]:
         """Return keys, in order, for which somebody waits."""
@@ -171,7 +174,7 @@ class Projection:
                 log.warning("the streams end before what the index has read: an older copy? All is read again")
                 await self._in_thread(table.clear)
                 positions = {}
-            following = (self._follow(each, table, positions.get(each.number, Position())) for each in self._shards)
+            following = (self._follow(each, table, positions.get(each.number, Position())) for each in self._partitions)
             for error in await asyncio.gather(*following, return_exceptions=True):  # all of them have ended then
                 if error is not None:
                     raise error
@@ -179,17 +182,19 @@ class Projection:
         except StoreUnavailable as error:
             if self._table is None:
                 raise
-            behind = sum(max(0, shard.wanted - shard.read_to) for shard in self._shards)
+            behind = sum(max(0, partition.wanted - partition.read_to) for partition in self._partitions)
             self.lag = Lag(behind, complete=False)
             log.warning("the index may be behind, by %d messages at least: %s", behind, error)
 
     async def _open(self) -> Table:
         layout = self._layout
-        shards = [_Shard(each, layout.stream("J", each), layout.stream("Q", each)) for each in range(layout.shards)]
-        answer = await self._wire.api(f"STREAM.INFO.{shards[0].journals}")
-        _raise_error(answer, shards[0].journals)
-        identity = f"{layout.namespace} {layout.shards} {answer['created']}"
-        self._shards = shards
+        partitions = [
+            _Partition(each, layout.stream("J", each), layout.stream("Q", each)) for each in range(layout.partitions)
+        ]
+        answer = await self._wire.api(f"STREAM.INFO.{partitions[0].journals}")
+        _raise_error(answer, partitions[0].journals)
+        identity = f"{layout.namespace} {layout.partitions} {answer['created']}"
+        self._partitions = partitions
         table = self._table = await self._in_thread(lambda: Table(self._path, identity))
         return table
 
@@ -197,78 +202,78 @@ class Projection:
         """Tell whether more was read than there is: a server may have lost its last writes, or be an older copy."""
         if self._compared_at == self._wire.reconnects:  # since then it cannot have been set back
             return False
-        for shard in self._shards:
-            position = positions.get(shard.number, Position())
-            if position.journal and await self._last_sequence(shard.journals) < position.journal:
+        for partition in self._partitions:
+            position = positions.get(partition.number, Position())
+            if position.journal and await self._last_sequence(partition.journals) < position.journal:
                 return True
         self._compared_at = self._wire.reconnects
         return False
 
-    async def _follow(self, shard: _Shard, table: Table, position: Position) -> None:
-        if position.journal != shard.read_to:  # another process brought it forward, or it was cleared
-            self._drop_consumer(shard)
-        shard.read_to, shard.queue_read_to = position.journal, position.queue
+    async def _follow(self, partition: _Partition, table: Table, position: Position) -> None:
+        if position.journal != partition.read_to:  # another process brought it forward, or it was cleared
+            self._drop_consumer(partition)
+        partition.read_to, partition.queue_read_to = position.journal, position.queue
         began = self._clock.now()
         # The queue first: what leaves it meanwhile is in its journal, which is read afterwards.
-        last = await self._last_sequence(shard.queue)
-        if last > shard.queue_read_to:
-            await self._read_queue(shard, table)
-            shard.queue_read_to = last
-        shard.wanted = await self._last_sequence(shard.journals)
-        await self._read_journals(shard, table)
+        last = await self._last_sequence(partition.queue)
+        if last > partition.queue_read_to:
+            await self._read_queue(partition, table)
+            partition.queue_read_to = last
+        partition.wanted = await self._last_sequence(partition.journals)
+        await self._read_journals(partition, table)
         if position.looked_at and began > position.looked_at + COMPARE_SECONDS:
-            await self._compare(shard, table, began)
-        reached = Position(shard.read_to, shard.queue_read_to, began)
-        await self._in_thread(lambda: table.note(shard.number, reached))
+            await self._compare(partition, table, began)
+        reached = Position(partition.read_to, partition.queue_read_to, began)
+        await self._in_thread(lambda: table.note(partition.number, reached))
 
     async def _last_sequence(self, stream: str) -> int:
         answer = await self._wire.api(f"STREAM.INFO.{stream}")
         _raise_error(answer, stream)
         return int(answer["state"]["last_seq"])
 
-    async def _read_queue(self, shard: _Shard, table: Table) -> None:
-        namespace, number = self._layout.namespace, shard.number
+    async def _read_queue(self, partition: _Partition, table: Table) -> None:
+        namespace, number = self._layout.namespace, partition.number
         for subject in (f"{namespace}.q.{number}.start.>", f"{namespace}.t.{number}.*.start"):
-            sequence = shard.queue_read_to + 1
-            while found := await self._wire.batch(shard.queue, subject, sequence, BATCH_LIMIT):
+            sequence = partition.queue_read_to + 1
+            while found := await self._wire.batch(partition.queue, subject, sequence, BATCH_LIMIT):
                 facts = [facts_of(each.headers) for each in found]
-                queued = [(self._layout.shard(each.id), each) for each in facts]
+                queued = [(self._layout.partition(each.id), each) for each in facts]
                 now = self._clock.now()
                 await self._in_thread(lambda queued=queued, now=now: table.add_queued(queued, now))
                 sequence = found[-1].sequence + 1
 
-    async def _read_journals(self, shard: _Shard, table: Table) -> None:
+    async def _read_journals(self, partition: _Partition, table: Table) -> None:
         """Read headers up to the last message that there was when this was asked for."""
         progress = time.monotonic()
-        while shard.read_to < shard.wanted:
+        while partition.read_to < partition.wanted:
             self._check()
-            if shard.consumer is None:
-                await self._make_consumer(shard)
-            if found := await self._pull(shard):
+            if partition.consumer is None:
+                await self._make_consumer(partition)
+            if found := await self._pull(partition):
                 now = self._clock.now()
-                await self._in_thread(lambda found=found, now=now: table.add_told(shard.number, found, now))
-                shard.read_to = found[-1].sequence
+                await self._in_thread(lambda found=found, now=now: table.add_told(partition.number, found, now))
+                partition.read_to = found[-1].sequence
                 progress = time.monotonic()
-            elif await self._has_all(shard):
-                shard.read_to = shard.wanted
+            elif await self._has_all(partition):
+                partition.read_to = partition.wanted
             elif time.monotonic() > progress + PATIENCE_SECONDS:
-                raise StoreUnavailable(f"jetstream: nothing comes from {shard.journals}")
+                raise StoreUnavailable(f"jetstream: nothing comes from {partition.journals}")
             else:
                 await asyncio.sleep(BEHIND_SECONDS)
 
-    async def _has_all(self, shard: _Shard) -> bool:
+    async def _has_all(self, partition: _Partition) -> bool:
         """Tell whether the last messages that there were have been removed meanwhile."""
-        last = await self._wire.last(shard.journals, f"{self._layout.namespace}.j.{shard.number}.>")
-        return last is None or last.sequence <= shard.read_to
+        last = await self._wire.last(partition.journals, f"{self._layout.namespace}.j.{partition.number}.>")
+        return last is None or last.sequence <= partition.read_to
 
     # --- consumers ----------------------------------------------------------------------------------------------------
-    async def _make_consumer(self, shard: _Shard) -> None:
+    async def _make_consumer(self, partition: _Partition) -> None:
         name = f"index-{secrets.token_hex(8)}"
         config = {
             "name": name,
             "description": "perdure: index",
             "deliver_policy": "by_start_sequence",
-            "opt_start_seq": shard.read_to + 1,
+            "opt_start_seq": partition.read_to + 1,
             "ack_policy": "none",
             "replay_policy": "instant",
             "headers_only": True,
@@ -276,16 +281,16 @@ class Projection:
             "num_replicas": 1,
             "inactive_threshold": CONSUMER_SECONDS * 10**9,
         }
-        body = {"stream_name": shard.journals, "config": config}
-        _raise_error(await self._wire.api(f"CONSUMER.CREATE.{shard.journals}.{name}", body), shard.journals)
-        shard.consumer, shard.delivered = name, 0
+        body = {"stream_name": partition.journals, "config": config}
+        _raise_error(await self._wire.api(f"CONSUMER.CREATE.{partition.journals}.{name}", body), partition.journals)
+        partition.consumer, partition.delivered = name, 0
 
-    def _drop_consumer(self, shard: _Shard) -> None:
-        name, shard.consumer = shard.consumer, None
+    def _drop_consumer(self, partition: _Partition) -> None:
+        name, partition.consumer = partition.consumer, None
         if name is not None:
-            self._wire.publish(f"$JS.API.CONSUMER.DELETE.{shard.journals}.{name}")
+            self._wire.publish(f"$JS.API.CONSUMER.DELETE.{partition.journals}.{name}")
 
-    async def _pull(self, shard: _Shard) -> list[Told]:
+    async def _pull(self, partition: _Partition) -> list[Told]:
         """Return the next headers, in order and without a gap; none if there are none now, or the consumer is lost."""
         found: list[Told] = []
         ended: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
@@ -302,10 +307,10 @@ class Projection:
                     end(well=status in STATUS_NO_MORE)
                 return
             sequence, number = _place_of(reply)
-            if number != shard.delivered + 1:  # some were lost on their way
+            if number != partition.delivered + 1:  # some were lost on their way
                 end(well=False)
                 return
-            shard.delivered = number
+            partition.delivered = number
             found.append(Told(sequence, facts_of(headers)))
             if len(found) == PULL_BATCH:
                 end(well=True)
@@ -313,7 +318,7 @@ class Projection:
         inbox = self._wire.new_inbox()
         sid = self._wire.subscribe(inbox, arrived)
         body = msgspec.json.encode({"batch": PULL_BATCH, "no_wait": True, "expires": int(PULL_SECONDS * 1e9)})
-        self._wire.publish(f"$JS.API.CONSUMER.MSG.NEXT.{shard.journals}.{shard.consumer}", body, inbox)
+        self._wire.publish(f"$JS.API.CONSUMER.MSG.NEXT.{partition.journals}.{partition.consumer}", body, inbox)
         try:
             well = await asyncio.wait_for(ended, ANSWER_SECONDS)
         except TimeoutError:
@@ -322,22 +327,22 @@ class Projection:
             self._wire.unsubscribe(sid)
             self._wire.forget(sid)
         if not well:
-            self._drop_consumer(shard)
+            self._drop_consumer(partition)
         return found
 
     # --- what was purged unnoticed ------------------------------------------------------------------------------------
-    async def _compare(self, shard: _Shard, table: Table, began: float) -> None:
+    async def _compare(self, partition: _Partition, table: Table, began: float) -> None:
         """Remove the rows of invocations that are nowhere any more."""
-        namespace, number = self._layout.namespace, shard.number
+        namespace, number = self._layout.namespace, partition.number
         there: set[str] = set()
         for stream, subjects, place in (
-            (shard.queue, f"{namespace}.q.{number}.start.>", 5),
-            (shard.queue, f"{namespace}.t.{number}.>", 3),
-            (shard.journals, f"{namespace}.j.{number}.>", 3),
+            (partition.queue, f"{namespace}.q.{number}.start.>", 5),
+            (partition.queue, f"{namespace}.t.{number}.>", 3),
+            (partition.journals, f"{namespace}.j.{number}.>", 3),
         ):
             async for subject in self.subjects(stream, subjects):
                 there.add(subject.split(".")[place])
-        read_to = shard.read_to
+        read_to = partition.read_to
         removed = await self._in_thread(lambda: table.keep(number, there, read_to, began - COMPARE_SECONDS))
         if removed:
             log.info("the index forgot %d invocations that were purged", removed)

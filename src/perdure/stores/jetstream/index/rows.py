@@ -1,24 +1,17 @@
-"""Single rows, and changes of rows; lists and counts are the `projection`'s.
+"""Single rows; lists and counts are the `projection`'s.
 
-A row is what the headers of the last frame say, or the start while there is none. Changes come by the server's own
-republishing of what it stores.
+A row is what the headers of the last frame say, or the start while there is none.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Coroutine
-from typing import Any
-
-from msgspec.structs import replace
-
-from perdure.core.journal import Start, Status
+from perdure.core.journal import Status
 from perdure.stores.jetstream.journal.journals import Tail
-from perdure.stores.jetstream.layout.layout import EVENTS, Facts, Layout, facts_of, lines_of
+from perdure.stores.jetstream.layout.facts import Facts
+from perdure.stores.jetstream.layout.subjects import Layout
+from perdure.stores.jetstream.queue.finding import Finder
 from perdure.stores.jetstream.wire.wire import Wire
-from perdure.stores.notices import Notices
 from perdure.stores.port import Row
-
-FindStart = Callable[[str, Tail], Coroutine[Any, Any, tuple[Start, bool] | None]]
 
 
 def row_of(facts: Facts, status: Status | None = None) -> Row:
@@ -27,21 +20,20 @@ def row_of(facts: Facts, status: Status | None = None) -> Row:
 
 
 class Rows:
-    """Reads the row of one invocation, and tells the changes of all of them."""
+    """Reads the row of one invocation."""
 
-    def __init__(self, wire: Wire, layout: Layout, notices: Notices) -> None:
+    def __init__(self, wire: Wire, layout: Layout, finder: Finder) -> None:
         self._wire = wire
         self._layout = layout
-        self._notices = notices
-        self._listening = False
+        self._finder = finder
 
     # --- rows ---------------------------------------------------------------------------------------------------------
-    async def row(self, id: str, tail: Tail, find_start: FindStart) -> Row | None:
+    async def row(self, id: str, tail: Tail) -> Row | None:
         if tail.has_frames:
             return row_of(tail.facts)
         if tail.facts.kind == "gone":
             return None
-        found = await find_start(id, tail)
+        found = await self._finder.start(id, tail)
         if found is None:
             return None
         start, put_off = found
@@ -54,25 +46,3 @@ class Rows:
     async def _is_scheduled(self, id: str, key: str | None) -> bool:
         subject = self._layout.delayed(id, key)
         return await self._wire.last(self._layout.stream_of(subject), subject) is not None
-
-    # --- changes ------------------------------------------------------------------------------------------------------
-    def listen(self) -> None:
-        """Tell the changes from now on."""
-        if not self._listening:
-            self._listening = True
-            for kind in ("j", "q", "t"):
-                self._wire.subscribe(f"{self._layout.namespace}.{EVENTS}.{kind}.>", self._changed)
-
-    def _changed(self, _subject: str, _reply: str, _data: bytes, headers: bytes) -> None:
-        facts = facts_of(headers)
-        if facts.id and not facts.quiet and facts.kind in ("frame", "start", "reserved") and self._notices.watched:
-            self._notices.changed(row_of(facts), self._notices.feeds_made)
-
-    def announce(self, facts: Facts, status: Status) -> None:
-        """Tell of a change that the server does not tell of itself."""
-        subject = self._layout.told(self._layout.schedule(facts.id, "start"))
-        self._wire.publish_with(subject, lines_of(replace(facts, status=status)))
-
-    def missed(self) -> None:
-        """Have readers read: changes may have been missed while there was no connection."""
-        self._notices.missed()

@@ -16,7 +16,8 @@ from typing import Any
 from msgspec import Struct
 
 from perdure.errors import StoreDamaged
-from perdure.stores.jetstream.layout.layout import Facts, token
+from perdure.stores.jetstream.layout.facts import Facts
+from perdure.stores.jetstream.layout.subjects import token
 from perdure.stores.port import Counts, Filter, Row
 from perdure.stores.sql.index import COUNTS, INDEXES, SETTLED, counts_of, query_of
 

@@ -12,7 +12,8 @@ import secrets
 from msgspec.structs import replace
 
 from perdure.errors import StoreDamaged
-from perdure.stores.jetstream.layout.layout import Facts, Layout
+from perdure.stores.jetstream.layout.facts import Facts
+from perdure.stores.jetstream.layout.subjects import Layout
 from perdure.stores.jetstream.wire.wire import Wire
 
 PIECE_BYTES = 512 * 1024
@@ -59,7 +60,7 @@ class Blobs:
         """Read what was kept under a name."""
         name, _, number = blob.partition(":")
         count = int(number)
-        stream = self._layout.stream("B", self._layout.shard(id))
+        stream = self._layout.stream("B", self._layout.partition(id))
         pieces: dict[int, bytes] = {}
         sequence = 1
         while len(pieces) < count and (

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from perdure.core.journal import CallChild, Frame, SendStart
 from perdure.stores.jetstream.journal.journals import Tail
-from perdure.stores.jetstream.layout.layout import Layout, facts_of
+from perdure.stores.jetstream.layout.facts import facts_of
+from perdure.stores.jetstream.layout.subjects import Layout
 from perdure.stores.jetstream.ownership.keeping import DUE
 from perdure.stores.jetstream.wire.wire import Wire
 
@@ -26,7 +27,7 @@ async def is_done(wire: Wire, layout: Layout, id: str, tail: Tail) -> bool:
     facts = tail.facts
     if facts.owner or not facts.wake or facts.kind != "frame":
         return False
-    stream = layout.stream("Q", layout.shard(id))
+    stream = layout.stream("Q", layout.partition(id))
     # In the order in which it moves on: from the schedule to the queue, and there perhaps to those who serve it.
     for subject in (
         layout.schedule(id, f"due.{facts.epoch}"),

@@ -38,8 +38,11 @@ from perdure.stores.jetstream.journal.packs import (
     encode_pack,
     encode_segment,
 )
-from perdure.stores.jetstream.layout.layout import Facts, Layout, facts_of, facts_of_start
-from perdure.stores.jetstream.wire.wire import BATCH_LIMIT, Stored, Wire
+from perdure.stores.jetstream.layout.facts import Facts, facts_of, facts_of_start
+from perdure.stores.jetstream.layout.subjects import Layout
+from perdure.stores.jetstream.wire.protocol import Stored
+from perdure.stores.jetstream.wire.reads import BATCH_LIMIT
+from perdure.stores.jetstream.wire.wire import Wire
 from perdure.stores.port import Transition
 
 TAILS_LIMIT = 20_000
@@ -120,12 +123,12 @@ class Journals:
         """Read the ends of journals. One that does not exist is not there according to the leader."""
         layout = self._layout
         found: Tails = {}
-        by_shard: dict[int, list[str]] = {}
+        by_partition: dict[int, list[str]] = {}
         for id in ids:
-            by_shard.setdefault(layout.shard(id), []).append(id)
+            by_partition.setdefault(layout.partition(id), []).append(id)
 
-        async def read(shard: int, mine: list[str]) -> None:
-            stream = layout.stream("J", shard)
+        async def read(partition: int, mine: list[str]) -> None:
+            stream = layout.stream("J", partition)
             if self._replicated:
                 for begin in range(0, len(mine), BATCH_LIMIT):  # the API has a queue, and drops what is too much
                     some = mine[begin : begin + BATCH_LIMIT]
@@ -136,11 +139,11 @@ class Journals:
             last = await self._wire.last_of(stream, [*subjects])
             found.update({id: tail_of(last.get(subject)) for subject, id in subjects.items()})
 
-        if len(by_shard) == 1:
-            [(shard, mine)] = by_shard.items()
-            await read(shard, mine)
+        if len(by_partition) == 1:
+            [(partition, mine)] = by_partition.items()
+            await read(partition, mine)
         else:
-            await asyncio.gather(*(read(shard, mine) for shard, mine in by_shard.items()))
+            await asyncio.gather(*(read(partition, mine) for partition, mine in by_partition.items()))
         return found
 
     # --- reading ------------------------------------------------------------------------------------------------------

@@ -31,8 +31,10 @@ from perdure.core.history import History
 from perdure.core.journal import Start, decode_start, encode_start
 from perdure.stores.jetstream.journal.blobs import Blobs
 from perdure.stores.jetstream.journal.journals import Journals
-from perdure.stores.jetstream.layout.layout import Facts, Layout, facts_of, facts_of_start, lines_of
-from perdure.stores.jetstream.wire.wire import Stored, Wire, WrongSequence
+from perdure.stores.jetstream.layout.facts import Facts, facts_of, facts_of_start, lines_of
+from perdure.stores.jetstream.layout.subjects import Layout
+from perdure.stores.jetstream.wire.protocol import Stored, WrongSequence
+from perdure.stores.jetstream.wire.wire import Wire
 from perdure.stores.port import Key
 
 LOOK = Facts(kind="look")
@@ -90,11 +92,13 @@ class Keys:
     # --- the line -----------------------------------------------------------------------------------------------------
     async def waiting(self, name: str) -> int:
         """Return how many wait in a key's line, about: a replica may answer that is behind. It is for the limit."""
-        return await self._wire.count(self._layout.stream("Q", self._layout.shard(name)), self._layout.whole_line(name))
+        return await self._wire.count(
+            self._layout.stream("Q", self._layout.partition(name)), self._layout.whole_line(name)
+        )
 
     async def join(self, name: str, starts: Sequence[Start], at: float) -> None:
         """Give starts their places in the line, in this order; some may have theirs."""
-        stream = self._layout.stream("Q", self._layout.shard(name))
+        stream = self._layout.stream("Q", self._layout.partition(name))
         if stream not in self._streams:
             await self._put(self._layout.before_lines(name), b"", lines_of(Facts(kind="first")))
             self._streams.add(stream)
@@ -178,7 +182,7 @@ class Keys:
         A replica that is behind may not have the place whose note has just come, and nobody looks again; or it may
         still have that of one who has long been here, and is gone: the key would be his for ever.
         """
-        stream = self._layout.stream("Q", self._layout.shard(name))
+        stream = self._layout.stream("Q", self._layout.partition(name))
         found = await self._wire.first(stream, self._layout.whole_line(name), self._heads.get(name, 1))
         if found is None:
             self._heads.pop(name, None)

@@ -10,9 +10,12 @@ from typing import Any
 
 from perdure.errors import StoreError, StoreUnavailable, StoreUnfit
 from perdure.stores.clock import SystemClock
-from perdure.stores.jetstream.layout.layout import SHARDS, Layout, check_settings, check_version
+from perdure.stores.jetstream.layout.settings import check_settings, check_version, stream_settings
+from perdure.stores.jetstream.layout.subjects import SHARDS, Layout
+from perdure.stores.jetstream.wire.access import without_credentials
 from perdure.stores.jetstream.wire.checks import SYNCED, check_clock, warn_of_lost_writes
-from perdure.stores.jetstream.wire.wire import NO_STREAM, Wire, WrongSequence, without_credentials
+from perdure.stores.jetstream.wire.protocol import NO_STREAM, WrongSequence
+from perdure.stores.jetstream.wire.wire import Wire
 from perdure.stores.port import Clock
 
 SECRET_BYTES = 32
@@ -36,7 +39,7 @@ async def prepare(
     """Check server and streams, or make the streams of a new store; return how many replicas they have.
 
     Streams are made together. If some are there and others are not, something was lost: that is refused. With `adopt`
-    the number of shards is that of the store, if it exists. `synced` is noted when streams are made.
+    the number of partitions is that of the store, if it exists. `synced` is noted when streams are made.
     """
     where = without_credentials(wire.servers[0])
     check_version(wire.server_version, where)
@@ -47,22 +50,22 @@ async def prepare(
             "server's configuration, `jetstream {}`"
         )
     if adopt:
-        await adopt_shards(wire, layout)
-    wanted = layout.streams(replicas or 1)
+        await adopt_partitions(wire, layout)
+    wanted = stream_settings(layout, replicas or 1)
     found = await _infos(wire, wanted)
     missing = [each for each, answer in zip(wanted, found, strict=True) if _is_missing(answer)]
     if len(missing) == len(wanted):
         await _refuse_others(wire, layout, where)
         if not make:
             raise StoreUnfit(f"{where}: there is no store yet: `perdure nats init` or the first worker makes it")
-        log.info("%s: making the streams of a new store, %d shards", where, layout.shards)
+        log.info("%s: making the streams of a new store, %d partitions", where, layout.partitions)
         for each in wanted:  # one after the other: two workers that begin together make the same
             if synced:
                 each["metadata"][SYNCED] = "always"
             answer = await wire.api(f"STREAM.CREATE.{each['name']}", each)
             _check_answer(answer, each["name"], where)
     elif missing:
-        for each, answer in zip(wanted, found, strict=True):  # another number of shards is no loss
+        for each, answer in zip(wanted, found, strict=True):  # another number of partitions is no loss
             if not _is_missing(answer):
                 _check_answer(answer, each["name"], where)
                 check_settings(answer["config"], each, where)
@@ -96,7 +99,7 @@ async def make(
     synced: bool,
     namespace: str = "perdure",
 ) -> tuple[int, bool]:
-    """Make the streams of a store, unless they exist as they are wanted; return the shards, and whether they are new.
+    """Make the streams of a store, unless they exist as they are wanted; return their partitions, and if they are new.
 
     `StoreUnfit` when they exist and are different.
     """
@@ -117,25 +120,25 @@ async def make(
             await _note_synced(wire, layout, replicas)
     finally:
         await wire.close()
-    return layout.shards, new
+    return layout.partitions, new
 
 
 async def _note_synced(wire: Wire, layout: Layout, replicas: int) -> None:
-    for each in layout.streams(replicas):
+    for each in stream_settings(layout, replicas):
         answer = await wire.api(f"STREAM.INFO.{each['name']}")
         config: dict[str, Any] = answer["config"]
         config["metadata"] = {**(config.get("metadata") or {}), SYNCED: "always"}
         _check_answer(await wire.api(f"STREAM.UPDATE.{each['name']}", config), each["name"], wire.servers[0])
 
 
-async def adopt_shards(wire: Wire, layout: Layout) -> None:
-    """Take over the number of shards of a store that exists."""
+async def adopt_partitions(wire: Wire, layout: Layout) -> None:
+    """Take over the number of partitions of a store that exists."""
     answer = await wire.api(f"STREAM.INFO.{layout.stream('J', 0)}")
     config: dict[str, Any] = answer.get("config") or {}
     metadata: dict[str, str] = config.get("metadata") or {}
     stored = metadata.get("perdure-shards", "")
     if stored.isdecimal():
-        layout.shards = int(stored)
+        layout.partitions = int(stored)
 
 
 def _is_missing(answer: dict[str, Any]) -> bool:
@@ -159,7 +162,7 @@ async def _appear(wire: Wire, names: list[str]) -> bool:
 
 
 async def _refuse_others(wire: Wire, layout: Layout, where: str) -> None:
-    """Refuse to make streams beside those of the same store with another number of shards."""
+    """Refuse to make streams beside those of the same store with another number of partitions."""
     answer = await wire.api("STREAM.NAMES", {"subject": f"{layout.namespace}.>"})
     if names := answer.get("streams"):
         raise StoreUnfit(f"{where}: the subjects {layout.namespace}.> belong to other streams already: {names}")

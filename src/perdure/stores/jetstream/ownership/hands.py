@@ -7,14 +7,13 @@ end of its lease: that is what brings it to somebody else when this process dies
 
 from __future__ import annotations
 
-import asyncio
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator
 
 from msgspec import Struct
 from msgspec.structs import replace
 
-from perdure.core.journal import Message, Start
+from perdure.core.journal import Start
 from perdure.stores import custody
 from perdure.stores.port import Delivery, Wake
 
@@ -59,7 +58,7 @@ class Post(Struct):
 
     acknowledge: Callable[[Token], None]
     give_up: Callable[[Token], None]  # to the server, for whoever comes
-    wake_now: Callable[[str, Token | None], None]  # by the server, in place of a start that has begun
+    wake_now: Callable[[str, Token | None], object]  # by the server, in place of a start that has begun
     drop_lease: Callable[[Hold], None]
     protect: Callable[[Hold], None]  # a claim that nothing would bring to others
     examine: Callable[[], None]  # starts were taken from the queue: see `taken`
@@ -70,11 +69,11 @@ class Post(Struct):
 class Hands(custody.Custody[Hold]):
     """Hands deliveries to members."""
 
-    def __init__(self, shard_of: Callable[[str], int], post: Post) -> None:
+    def __init__(self, partition_of: Callable[[str], int], post: Post) -> None:
         super().__init__()
-        self._shard_of = shard_of
+        self._partition_of = partition_of
         self._post = post
-        self._queues: dict[tuple[str, int], deque[Delivery]] = {}  # by handler and shard
+        self._queues: dict[tuple[str, int], deque[Delivery]] = {}  # by handler and partition
         self.taken: deque[tuple[Member, Delivery]] = deque()  # starts given to a member, to be looked at first
 
     # --- members ------------------------------------------------------------------------------------------------------
@@ -164,7 +163,7 @@ class Hands(custody.Custody[Hold]):
         self._queue_of(delivery).append(delivery)
 
     def _queue_of(self, delivery: Delivery) -> deque[Delivery]:
-        return self._queues.setdefault((delivery.handler, self._shard_of(delivery.id)), deque())
+        return self._queues.setdefault((delivery.handler, self._partition_of(delivery.id)), deque())
 
     def give_up_queued(self, before: float) -> None:
         """Give starts back that came before a time and found no room here: others may have some."""
@@ -187,9 +186,9 @@ class Hands(custody.Custody[Hold]):
             self._post.examine()
         self._post.wants()
 
-    def room(self, handler: str, shard: int) -> int:
-        """Return how many more starts of a handler, from a shard, are wanted."""
-        credit = sum(member.credit for member in self.members if handler in member.handlers and member.takes(shard))
+    def room(self, handler: str, partition: int) -> int:
+        """Return how many more starts of a handler, from a partition, are wanted."""
+        credit = sum(member.credit for member in self.members if handler in member.handlers and member.takes(partition))
         queued = sum(len(queue) for (queued, _), queue in self._queues.items() if queued == handler)
         return max(0, credit - queued)
 
@@ -334,19 +333,9 @@ class Hands(custody.Custody[Hold]):
         """Return the served queue whose head came first."""
         queues = [
             queue
-            for (handler, shard), queue in self._queues.items()
-            if queue and handler in member.handlers and member.takes(shard)
+            for (handler, partition), queue in self._queues.items()
+            if queue and handler in member.handlers and member.takes(partition)
         ]
         if len(queues) < 2:
             return queues[0] if queues else None
         return min(queues, key=lambda queue: queue[0].token.at)
-
-
-def is_message(delivery: Delivery, id: str) -> bool:
-    """Tell whether a delivery brings the message of this id."""
-    return isinstance(delivery.item, Message) and delivery.item.id == id
-
-
-def later(callback: Callable[[], None]) -> None:
-    """Call in the next round of the loop."""
-    asyncio.get_running_loop().call_soon(callback)

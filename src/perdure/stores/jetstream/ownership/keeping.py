@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import math
-from collections.abc import Callable, Coroutine, Iterable, Sequence
+from collections.abc import Coroutine, Iterable, Sequence
 from datetime import UTC, datetime
 from functools import partial
 from typing import Any
@@ -19,10 +19,13 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from perdure.stores.jetstream.journal.journals import Journals, Tail
-from perdure.stores.jetstream.layout.layout import Facts, Layout, lines_of
+from perdure.stores.jetstream.layout.facts import Facts, lines_of
+from perdure.stores.jetstream.layout.subjects import Layout
 from perdure.stores.jetstream.ownership.hands import Hands, Hold, Token
-from perdure.stores.jetstream.wire.wire import Wire, WrongSequence
+from perdure.stores.jetstream.wire.protocol import WrongSequence
+from perdure.stores.jetstream.wire.wire import Wire
 from perdure.stores.port import LEASE_SECONDS, Clock, Delivery, Timer, Wake
+from perdure.stores.tasks import Tasks
 
 RENEWALS_IN_A_LEASE = 3
 NAP_SECONDS = 1.0
@@ -30,8 +33,6 @@ NAP_SECONDS = 1.0
 
 DUE = "=due"
 LEASE = "=lease"
-
-Spawn = Callable[[Coroutine[Any, Any, Any]], None]
 
 log = logging.getLogger("perdure.jetstream")
 
@@ -47,13 +48,13 @@ class Nap(Struct, eq=False):
 class Keeper:
     """Renews, and lets go."""
 
-    def __init__(self, wire: Wire, layout: Layout, journals: Journals, name: str, clock: Clock, spawn: Spawn) -> None:
+    def __init__(self, wire: Wire, layout: Layout, journals: Journals, name: str, clock: Clock, tasks: Tasks) -> None:
         self._wire = wire
         self._layout = layout
         self._journals = journals
         self._name = name
         self._clock = clock
-        self._spawn = spawn
+        self._tasks = tasks
         self.hands: Hands
         self.lease = LEASE_SECONDS
         self._naps: dict[str, Nap] = {}
@@ -163,7 +164,7 @@ class Keeper:
         """Forget the wake at the end of a lease; that of a later owner is another."""
         subject = self._layout.schedule(hold.id, hold.leased)
         hold.leased = ""
-        self._spawn(self._wire.purge(self._layout.stream_of(subject), subject))
+        self._tasks.spawn(self._wire.purge(self._layout.stream_of(subject), subject))
 
     async def renew(self, others: Iterable[Token]) -> None:
         """Keep what is in hand, and learn what has been taken over. `others` are in nobody's hands yet."""
@@ -201,7 +202,7 @@ class Keeper:
         if hold.kept is not None:
             self._renew_token(hold.kept, now)
         if hold.leased or now - hold.since > self.lease / 2:
-            self._spawn(self._renew_lease(hold))
+            self._tasks.spawn(self._renew_lease(hold))
 
     def _is_lost(self, hold: Hold, tail: Tail) -> bool:
         """Tell whether somebody else has written since. If it is in nobody's hands, a commit of ours may have come."""
@@ -213,7 +214,7 @@ class Keeper:
 
     def protect(self, hold: Hold) -> None:
         """Set a wake at the end of the lease now."""
-        self._spawn(self._renew_lease(hold))
+        self._tasks.spawn(self._renew_lease(hold))
 
     async def _renew_lease(self, hold: Hold) -> None:
         name = f"lease.{self._epoch(hold.id)}"

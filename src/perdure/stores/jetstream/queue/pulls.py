@@ -7,8 +7,9 @@ from collections.abc import Callable
 
 from msgspec import Struct
 
-from perdure.stores.jetstream.layout.layout import Facts, facts_of
-from perdure.stores.jetstream.wire.wire import Wire, header, status_of
+from perdure.stores.jetstream.layout.facts import Facts, facts_of
+from perdure.stores.jetstream.wire.protocol import header, status_of
+from perdure.stores.jetstream.wire.wire import Wire
 from perdure.stores.port import LEASE_SECONDS
 
 EXPIRES_SECONDS = 30.0

@@ -211,3 +211,9 @@ def _shown(url: str) -> str:
     """Return a URL without what may be secret in it."""
     scheme, separator, rest = url.partition("://")
     return scheme + separator + ",".join(part.rpartition("@")[2] for part in rest.split(","))
+
+
+def without_credentials(url: str) -> str:
+    """Return a URL as it may be shown."""
+    scheme, separator, rest = url.rpartition("://")
+    return f"{scheme}{separator}{rest.rpartition('@')[2]}"

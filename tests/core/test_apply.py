@@ -10,6 +10,7 @@ import pytest
 from msgspec.structs import replace
 
 from perdure.authoring.context import Context
+from perdure.core.apply import apply, may_retry, reply_to
 from perdure.core.failures import Failure
 from perdure.core.history import History
 from perdure.core.journal import (
@@ -43,7 +44,6 @@ from perdure.core.journal import (
     Settled,
     Start,
 )
-from perdure.core.messages import apply, may_retry, reply_to
 from perdure.core.turn import Turn
 from perdure.core.values import encode
 from tests.core.driver import START, Driver, child, make_turn, step

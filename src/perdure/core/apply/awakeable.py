@@ -1,0 +1,42 @@
+"""Resolve and reject: the answer to an awakeable."""
+
+from __future__ import annotations
+
+from perdure.core.failures import failure_of
+from perdure.core.history import History
+from perdure.core.journal import Entry, Message, OpenAwakeable, Raised, Refused, Reject, Resolve, Returned
+from perdure.core.lifecycle import SETTLED
+from perdure.core.turn import Pending, Turn
+from perdure.errors import AwakeableRejected, Undecodable
+
+
+def resolve(request: Resolve, message: Message, history: History, turn: Turn | None, at: float, /) -> Entry:
+    pending = _awaited(request, message, history, turn, at)
+    if isinstance(pending, Refused):
+        return pending
+    try:
+        pending.decode(request.value)
+    except Undecodable as error:
+        return Refused(at, message.id, f"the value has the wrong shape: {error}")
+    return Returned(request.n, at, request.value, message.id)
+
+
+def reject(request: Reject, message: Message, history: History, turn: Turn | None, at: float, /) -> Entry:
+    pending = _awaited(request, message, history, turn, at)
+    if isinstance(pending, Refused):
+        return pending
+    error = AwakeableRejected(f"rejected: {request.reason}", reason=request.reason)
+    return Raised(request.n, at, failure_of(error), message.id)
+
+
+def _awaited(
+    request: Resolve | Reject, message: Message, history: History, turn: Turn | None, at: float
+) -> Pending | Refused:
+    if history.status in SETTLED:
+        return Refused(at, message.id, f"nobody waits for this awakeable: its invocation is {history.status}")
+    if turn is None:
+        return Refused(at, message.id, "its code diverges from its journal: resume it first, then send this again")
+    pending = turn.waits_for(request.n)
+    if pending is None or not isinstance(pending.command, OpenAwakeable) or pending.generation != request.generation:
+        return Refused(at, message.id, "this awakeable is resolved or rejected already, or nobody waits for it now")
+    return pending

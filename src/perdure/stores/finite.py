@@ -1,0 +1,46 @@
+"""The last line of defence against numbers that are not finite: NaN has no place in an order of times.
+
+What comes before refuses them where they are made. Here nothing that is encoded with one reaches a store.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterator
+from typing import cast
+
+from msgspec import Struct
+
+from perdure.errors import InvalidOption
+
+_might_hold_one = re.compile(rb"\xcb[\x7f\xff][\xf0-\xff]", re.DOTALL).search
+"""Finds a float64 of msgpack whose exponent is all ones. Other bytes may look like one: then the fields are walked."""
+
+
+def check_finite(data: bytes, value: Struct) -> None:
+    """Refuse what was encoded as `data` if a field of it is NaN or infinite. Values of users are bytes, and pass."""
+    if _might_hold_one(data) is not None:
+        for field in _not_finite(value, type(value).__name__):
+            raise InvalidOption(f"{field} is not a finite number: nothing was recorded; pass a finite one")
+
+
+def check_wake(id: str, wake: float | None) -> None:
+    """Refuse a wake at no time."""
+    if wake is not None and not math.isfinite(wake):
+        raise InvalidOption(f"the wake of invocation {id!r} is {wake}, not a finite number: nothing was recorded")
+
+
+def _not_finite(value: object, name: str) -> Iterator[str]:
+    if isinstance(value, float):
+        if not math.isfinite(value):
+            yield f"{name} = {value}"
+    elif isinstance(value, Struct):
+        for field in value.__struct_fields__:
+            yield from _not_finite(getattr(value, field), f"{name}.{field}")
+    elif isinstance(value, (list, tuple)):
+        for n, each in enumerate(cast("list[object]", value)):
+            yield from _not_finite(each, f"{name}[{n}]")
+    elif isinstance(value, dict):
+        for key, each in cast("dict[object, object]", value).items():
+            yield from _not_finite(each, f"{name}[{key!r}]")

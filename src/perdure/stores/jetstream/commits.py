@@ -1,0 +1,270 @@
+"""Commits: the frame, guarded; then its effects, each idempotent; then the acknowledgements.
+
+A frame that is durable while its effects are not is never reported as failed: they are tried until they are done, or
+the store closes and leaves them to the worker that takes over.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Coroutine
+from functools import partial
+from typing import Any
+
+from perdure.core.effects import Effects
+from perdure.core.journal import Cancelled, Failed, Start
+from perdure.errors import Conflict, StoreClosed, StoreError
+from perdure.stores.jetstream.accepting import Accepting
+from perdure.stores.jetstream.journal.blobs import Blobs
+from perdure.stores.jetstream.journal.journals import NOTHING, Journals, Tail
+from perdure.stores.jetstream.keys.keys import Keys
+from perdure.stores.jetstream.layout.facts import ROLLUP, Facts, lines_of
+from perdure.stores.jetstream.layout.subjects import Layout
+from perdure.stores.jetstream.ownership.hands import Hands
+from perdure.stores.jetstream.ownership.keeping import DUE, Keeper
+from perdure.stores.jetstream.queue.deliveries import FAILED_SECONDS
+from perdure.stores.jetstream.watching import Watching
+from perdure.stores.jetstream.wire.protocol import WrongSequence
+from perdure.stores.jetstream.wire.wire import Wire
+from perdure.stores.jetstream.writing import Writing
+from perdure.stores.port import Clock, Committed, Transition
+from perdure.stores.tasks import Tasks
+
+
+class Commits:
+    """Writes transitions."""
+
+    def __init__(
+        self,
+        wire: Wire,
+        layout: Layout,
+        blobs: Blobs,
+        journals: Journals,
+        keys: Keys,
+        keeper: Keeper,
+        accepting: Accepting,
+        watching: Watching,
+        writing: Writing,
+        tasks: Tasks,
+        name: str,
+        clock: Clock,
+    ) -> None:
+        self._wire = wire
+        self._layout = layout
+        self._blobs = blobs
+        self._journals = journals
+        self._keys = keys
+        self._keeper = keeper
+        self._hands: Hands = keeper.hands
+        self._accepting = accepting
+        self._watching = watching
+        self._writing = writing
+        self._tasks = tasks
+        self._name = name
+        self._clock = clock
+
+    def commit(self, transition: Transition, told: Committed, /) -> None:
+        self._writing.begin()
+        if transition.frame is None:
+            self._follow(transition, told, transition.expected)
+            return
+        tail = self._journals.known(transition.id)
+        if tail is None and not transition.expected:
+            tail = NOTHING
+        if tail is None or tail.revision != transition.expected:
+            self._beside(told, self._read_and_append(transition, told))
+        else:
+            self._append(transition, told, tail)
+
+    async def _read_and_append(self, transition: Transition, told: Committed) -> None:
+        try:
+            tail = await self._journals.tail(transition.id)
+        except StoreError as error:
+            self._tell(told, 0, error)
+            return
+        self._journals.note(transition.id, tail)
+        if tail.revision != transition.expected or tail.facts.kind == "closing":
+            self._conflict(transition, told, tail)
+        else:
+            self._append(transition, told, tail)
+
+    def _append(self, transition: Transition, told: Committed, tail: Tail) -> None:
+        data, facts = self._journals.next_frame(transition, tail, self._clock.now())
+        if self._blobs.is_large(data) or self._journals.is_to_be_packed(tail):
+            self._beside(told, self._append_with_pieces(transition, told, tail, data, facts))
+            return
+        self._put_frame(transition, told, tail, data, facts)
+
+    async def _append_with_pieces(
+        self, transition: Transition, told: Committed, tail: Tail, data: bytes, facts: Facts
+    ) -> None:
+        """Append a frame that is too large for a message, or that takes those before it along."""
+        try:
+            if self._journals.is_to_be_packed(tail):
+                facts, data = await self._journals.pack(tail, facts, data)
+            facts, data = await self._blobs.save(transition.id, facts, data)
+        except StoreError as error:
+            self._tell(told, 0, error)
+            return
+        self._put_frame(transition, told, tail, data, facts)
+
+    def _put_frame(self, transition: Transition, told: Committed, tail: Tail, data: bytes, facts: Facts) -> None:
+        self._wire.put(
+            self._layout.journal(transition.id),
+            data,
+            partial(self._appended, transition, told, tail, facts),
+            expected=tail.sequence,
+            headers=ROLLUP + lines_of(facts) if facts.is_pack else lines_of(facts),
+        )
+
+    def _appended(
+        self,
+        transition: Transition,
+        told: Committed,
+        tail: Tail,
+        facts: Facts,
+        sequence: int,
+        error: StoreError | None,
+    ) -> None:
+        if error is None:
+            self._journals.note(transition.id, Tail(sequence, facts))
+            self._follow(transition, told, sequence)
+        elif isinstance(error, WrongSequence):
+            self._beside(told, self._look_again(transition, told, tail))
+        else:
+            self._tell(told, 0, error)
+
+    async def _look_again(self, transition: Transition, told: Committed, before: Tail) -> None:
+        """See what is there instead: a reservation that was not known of, or somebody else's frame."""
+        try:
+            tail = await self._journals.tail(transition.id)
+        except StoreError as error:
+            self._tell(told, 0, error)
+            return
+        self._journals.note(transition.id, tail)
+        if tail.revision == transition.expected and tail.sequence != before.sequence and tail.facts.kind == "reserved":
+            self._append(transition, told, tail)
+        else:
+            self._conflict(transition, told, tail)
+
+    def _conflict(self, transition: Transition, told: Committed, tail: Tail) -> None:
+        id = transition.id
+        text = f"invocation {id!r}: expected revision {transition.expected}, found {tail.revision}"
+        if tail.facts.owner not in ("", self._name):
+            self._keeper.lose(id)  # before it is told: nothing of it is to be tried again here
+        self._tell(told, 0, Conflict(text, invocation_id=id))
+
+    def _beside(self, told: Committed, work: Coroutine[Any, Any, None]) -> None:
+        """Go on with a commit that has to wait for something; whatever becomes of it is told."""
+
+        async def go_on() -> None:
+            try:
+                await work
+            except asyncio.CancelledError:
+                self._tell(told, 0, StoreClosed("jetstream: the store is closed"))
+                raise
+
+        self._tasks.spawn(go_on())
+
+    def _tell(self, told: Committed, revision: int, error: Exception | None) -> None:
+        self._writing.done()
+        asyncio.get_running_loop().call_soon(told, revision, error)
+
+    # --- what follows from a frame ------------------------------------------------------------------------------------
+    def _follow(self, transition: Transition, told: Committed, revision: int) -> None:
+        effects = transition.effects
+        ended = transition.released or transition.outcome is not None
+        nothing = not (effects.starts or effects.messages or effects.answers or effects.release or effects.enlist)
+        if nothing and (effects.wake is None or not ended) and not self._may_leave_start(transition):
+            self._followed(transition, told, revision)
+        else:
+            self._beside(told, self._do_effects(transition, told, revision))
+
+    def _may_leave_start(self, transition: Transition) -> bool:
+        """Tell whether an invocation ends without its start in hand: it was cancelled before it began, or too late."""
+        tail = self._journals.known(transition.id)
+        return (
+            isinstance(transition.outcome, Cancelled | Failed)
+            and tail is not None
+            and tail.facts.number == 1
+            and not any(isinstance(each.item, Start) for each in transition.acknowledge)
+        )
+
+    async def _do_effects(self, transition: Transition, told: Committed, revision: int) -> None:
+        while True:
+            try:
+                await self.try_effects(transition)
+                break
+            except StoreClosed as error:
+                self._tell(told, 0, error)
+                return
+            except StoreError as error:
+                self._wire.complaints.say(
+                    f"follow {type(error).__name__}",
+                    "what follows from invocation %s cannot be done: %s; it is tried again until it works, and so is "
+                    "that of others",
+                    transition.id,
+                    error,
+                )
+                await asyncio.sleep(FAILED_SECONDS)
+        self._followed(transition, told, revision)
+
+    async def try_effects(self, transition: Transition) -> None:
+        id, effects = transition.id, transition.effects
+        works: list[Awaitable[object]] = [self._accepting.send(start) for start in effects.starts]
+        works += [self._accepting.put_message(message) for message in effects.messages]
+        works += [self._watching.give(answer) for answer in effects.answers]
+        if len(works) == 1:
+            await works[0]
+        elif works:
+            await asyncio.gather(*works)
+        await self._change_key(id, effects)
+        ended = transition.released or transition.outcome is not None
+        if ended and effects.wake is not None:
+            # A wake is replaced after the effects, like an acknowledgement: it may be what redoes them.
+            if self._keeper.may_nap(id, transition.acknowledge, effects.wake):
+                pass
+            elif effects.wake <= self._clock.now():
+                await self._keeper.wake_now(id)
+            else:
+                facts = (self._journals.known(id) or NOTHING).facts
+                await self._keeper.set_wake(id, f"due.{facts.epoch}", effects.wake, DUE, facts.number)
+        if self._may_leave_start(transition):
+            await self._wire.purge(self._layout.stream("Q", self._layout.partition(id)), self._layout.schedules(id))
+            tail = self._journals.known(id)
+            if tail is not None and tail.facts.key is not None:
+                subject = self._layout.delayed(id, tail.facts.key)
+                await self._wire.purge(self._layout.stream_of(subject), subject)
+            await self._wire.purge(self._layout.stream("Q", self._layout.partition(id)), self._layout.any_start(id))
+
+    async def _change_key(self, id: str, effects: Effects) -> None:
+        if effects.release is not None:
+            await self._keys.release(id, effects.release)
+        if effects.enlist is not None:
+            await self._keys.enlist(id, effects.enlist)
+
+    def _followed(self, transition: Transition, told: Committed, revision: int) -> None:
+        ended = transition.released or transition.outcome is not None
+        if (outcome := transition.outcome) is not None:
+            # Only now: who is told may look at what follows from it, as the state of its key.
+            self._watching.settled(transition.id, outcome)
+            tail = self._journals.known(transition.id)
+            if tail is not None and tail.facts.wake > self._clock.now():
+                subject = self._layout.schedules(transition.id)
+                self._tasks.spawn(self._wire.purge(self._layout.stream_of(subject), subject))
+        if transition.released and (wake := transition.effects.wake) is not None:
+            self._keeper.nap(transition.id, transition.acknowledge, wake)
+        elif ended:
+            self._keeper.end_nap(transition.id)
+        if transition.frame is not None or ended:
+            self._hands.committed(
+                transition.id,
+                transition.acknowledge,
+                ended=ended,
+                wakes=transition.released and transition.effects.wake is not None,
+                now=self._wire.now(),
+            )
+        else:
+            for delivery in transition.acknowledge:
+                self._hands.finish(delivery)
+        self._tell(told, revision, None)

@@ -1,0 +1,76 @@
+"""What the header of every message says of its invocation."""
+
+from __future__ import annotations
+
+import msgspec
+from msgspec import Struct
+
+from perdure.core.journal import Start, Status
+
+
+# --- what a message says ----------------------------------------------------------------------------------------------
+class Facts(Struct, frozen=True, omit_defaults=True):
+    """What the header of a frame, reservation or queued start says, so that nobody needs to read its payload.
+
+    Times are seconds since the epoch. `kind` is "frame", "reserved" (an id taken, a start to come), "closing" or
+    "gone" (purged).
+    `parent` is who started it, and may wait for it or not. `number` counts frames from 1 (in a wake, it is that of the
+    frame that asked for it), `sum` is the running checksum of the journal, `owner` the store whose worker holds
+    the claim, `epoch` that of the claim. `blob` names pieces that hold the payload, as `<blob>:<count>`, and
+    `has_blobs` says that some payload of the invocation is in pieces. `identity` tells starts of one id apart. `quiet`
+    says that nothing changed that an index shows. `wake` is the last time at which it asked to be woken. `packed`
+    counts the frames that are in segments (`packs`), `python` is the minor version of the last claim.
+    """
+
+    id: str = ""
+    handler: str = ""
+    status: Status = "pending"
+    key: str | None = None
+    parent: str | None = None
+    created_at: float = 0.0
+    due: float = 0.0
+    at: float = 0.0
+    kind: str = "frame"
+    number: int = 0
+    sum: int = 0
+    epoch: int = 0
+    owner: str = ""
+    blob: str = ""
+    identity: str = ""
+    quiet: bool = False
+    wake: float = 0.0
+    has_blobs: bool = False
+    packed: int = 0
+    python: str = ""
+
+    @property
+    def is_pack(self) -> bool:
+        """Tell whether this frame took all before it along."""
+        return self.packed > 0 and self.number == self.packed + 1
+
+
+FACTS = b"Perdure: "
+ROLLUP = b"Nats-Rollup: sub\r\n"
+"""A message with it replaces all before it on its subject."""
+_encode_facts = msgspec.json.Encoder().encode
+_decode_facts = msgspec.json.Decoder(Facts).decode
+
+
+def lines_of(facts: Facts) -> bytes:
+    """Return the header line of facts."""
+    return b"%s%s\r\n" % (FACTS, _encode_facts(facts))
+
+
+def facts_of(headers: bytes) -> Facts:
+    """Read the facts in a raw block of headers."""
+    at = headers.find(b"\r\n" + FACTS)
+    if at < 0:
+        return Facts()
+    at += 2 + len(FACTS)
+    return _decode_facts(headers[at : headers.find(b"\r\n", at)])
+
+
+def facts_of_start(start: Start, status: Status, at: float, *, kind: str = "reserved", identity: str = "") -> Facts:
+    """Return what is to be said of a start."""
+    parent = start.sender if start.parent is None else start.parent.id
+    return Facts(start.id, start.handler, status, start.key, parent, start.at, start.due, at, kind, identity=identity)

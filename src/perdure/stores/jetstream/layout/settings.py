@@ -1,0 +1,125 @@
+"""The settings of streams and consumers, and checks of those that a server has."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from typing import Any
+
+from perdure.errors import StoreUnfit
+from perdure.stores.jetstream.layout.subjects import EVENTS, Layout, token
+
+VERSION = 1
+"""Of this layout; kept in the metadata of every stream."""
+SERVER_AT_LEAST = (2, 15, 1)
+"""Older servers ignore what they do not know, and answer success."""
+
+
+def stream_settings(layout: Layout, replicas: int) -> list[dict[str, Any]]:
+    """Return the configuration of every stream."""
+    found: list[dict[str, Any]] = []
+    for partition in range(layout.partitions):
+        found += (
+            _settings(layout, "J", partition, replicas, ["j"], republish="j.{}.>"),
+            _settings(layout, "Q", partition, replicas, ["q", "t", "l"], republish="q.{}.start.>"),
+            _settings(layout, "K", partition, replicas, ["k"], republish="k.{}.answer.>"),
+            _settings(layout, "B", partition, replicas, ["b"]),
+        )
+    return found
+
+
+def _settings(
+    layout: Layout, kind: str, partition: int, replicas: int, subjects: list[str], republish: str | None = None
+) -> dict[str, Any]:
+    settings: dict[str, Any] = {
+        "name": layout.stream(kind, partition),
+        "subjects": [f"{layout.namespace}.{each}.{partition}.>" for each in subjects],
+        "retention": "workqueue" if kind == "Q" else "limits",
+        "storage": "file",
+        "discard": "new" if kind in "JB" else "old",  # with schedules, the server takes no "new"; there is no limit
+        "num_replicas": replicas,
+        "max_msgs_per_subject": 1 if kind == "K" else -1,
+        "discard_new_per_subject": False,
+        "allow_direct": True,
+        "allow_rollup_hdrs": kind in "JQ",  # schedules turn it on
+        "allow_msg_ttl": kind in "JK",
+        "allow_msg_schedules": kind == "Q",
+        "metadata": {"perdure-layout": str(VERSION), "perdure-shards": str(layout.partitions)},
+    }
+    if republish is not None:
+        source = f"{layout.namespace}.{republish.format(partition)}"
+        settings["republish"] = {
+            "src": source,
+            "dest": f"{layout.namespace}.{EVENTS}.{republish.format(partition)}",
+            "headers_only": kind != "K",
+        }
+    return settings
+
+
+def consumer_of_starts(layout: Layout, handler: str, ack_wait: float) -> tuple[str, dict[str, Any]]:
+    return _consumer(layout, "start", "start." + token(handler) + ".>", handler, ack_wait)
+
+
+def consumer_of_passed_on(layout: Layout, handler: str, ack_wait: float) -> tuple[str, dict[str, Any]]:
+    return _consumer(layout, "to", "to." + token(handler) + ".>", handler, ack_wait)
+
+
+def consumer_of_messages(layout: Layout, ack_wait: float) -> tuple[str, dict[str, Any]]:
+    return _consumer(layout, "msg", "msg.>", "", ack_wait)
+
+
+def consumer_of_keys(layout: Layout, ack_wait: float) -> tuple[str, dict[str, Any]]:
+    return _consumer(layout, "key", "key.>", "", ack_wait)
+
+
+def _consumer(layout: Layout, kind: str, filter: str, handler: str, ack_wait: float) -> tuple[str, dict[str, Any]]:
+    name = f"{kind}-{hashlib.blake2b(handler.encode(), digest_size=8).hexdigest()}" if handler else kind
+    settings: dict[str, Any] = {
+        "durable_name": name,
+        "description": f"{kind} {handler}".strip(),
+        "filter_subject": layout.namespace + ".q.{}." + filter,
+        "ack_policy": "explicit",
+        "ack_wait": int(ack_wait * 1e9),
+        "max_ack_pending": -1,
+        "max_waiting": 10_000,
+        "max_deliver": -1,
+        "deliver_policy": "all",
+        "replay_policy": "instant",
+    }
+    return name, settings
+
+
+def check_version(version: str, where: str) -> None:
+    """Refuse a server that is too old to keep what it promises."""
+    numbers = tuple(int(each) for each in re.findall(r"\d+", version)[:3])
+    if numbers < SERVER_AT_LEAST:
+        wanted = ".".join(map(str, SERVER_AT_LEAST))
+        raise StoreUnfit(
+            f"{where}: nats-server {version or '(unknown version)'} is too old, and would silently ignore what it does "
+            f"not know: upgrade it to {wanted} or later"
+        )
+
+
+def check_settings(found: dict[str, Any], wanted: dict[str, Any], where: str) -> None:
+    """Refuse a stream whose settings, as the server tells them, are not those that it must have."""
+    name = wanted["name"]
+    metadata: dict[str, str] = found.get("metadata") or {}
+    layout, partitions = metadata.get("perdure-layout"), metadata.get("perdure-shards")
+    if layout is not None and layout != str(VERSION):
+        raise StoreUnfit(f"{where}: stream {name} has layout {layout}, this release knows {VERSION}: use that release")
+    if partitions is not None and partitions != wanted["metadata"]["perdure-shards"]:
+        mine = wanted["metadata"]["perdure-shards"]
+        raise StoreUnfit(
+            f"{where}: stream {name} is one of {partitions} partitions, not {mine}: the number cannot be changed"
+        )
+    for field, value in wanted.items():
+        if field in ("num_replicas", "metadata", "name"):
+            continue
+        has = found.get(field)
+        if field == "republish" and has is not None:
+            has = {each: has.get(each, False) for each in value}
+        if has != value and not (not has and not value):
+            raise StoreUnfit(
+                f"{where}: stream {name} has {field} = {has!r} where {value!r} is needed: put it right with "
+                "`nats stream edit`, or let Perdure make streams of another namespace"
+            )

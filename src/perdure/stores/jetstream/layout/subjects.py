@@ -1,0 +1,164 @@
+"""The names of streams and subjects.
+
+    PERDURE_J_<s>  limits      perdure.j.<s>.<id>                    journals: frames; before them perhaps a reservation
+    PERDURE_Q_<s>  work queue  perdure.q.<s>.start.<handler>.<id>    starts; one consumer for each handler
+                               perdure.q.<s>.msg.<id>.<message>      messages and wakes; one consumer, any worker
+                               perdure.q.<s>.to.<handler>.<id>.<message>   passed on to those who serve the handler
+                               perdure.q.<s>.key.<key>.<n>           "look at this key" and delayed starts with a key
+                               perdure.t.<s>.<id>.<...>              schedules; no consumer covers them
+                               perdure.l.<s>.<key>.<id>.<n>          the lines of keys; no consumer covers them
+                               perdure.l.<s>.=first                  lies before them, and stays
+    PERDURE_K_<s>  limits      perdure.k.<s>.key.<key>, .answer.<message>, .secret, .janitor   one for each subject
+    PERDURE_B_<s>  limits      perdure.b.<s>.<id>.<blob>.<n>         payloads too large for a message, in pieces
+
+A partition is that of the id, of the key for what is about a key, of the message for its answer. `perdure` is the
+namespace.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import zlib
+
+SHARDS = 4
+TOKEN_LIMIT_BYTES = 300
+"""An escaped name longer than this is replaced by a hash: the server's limit is on the whole subject."""
+EVENTS = "ev"
+
+_SAFE = re.compile(r"[A-Za-z0-9_-]+")
+
+
+def token(name: str) -> str:
+    """Return a name as one token of a subject. It need not be read back: payloads hold the names."""
+    if _SAFE.fullmatch(name):
+        escaped = name
+    else:
+        escaped = "".join(c if _SAFE.fullmatch(c) else "".join(f"%{b:02X}" for b in c.encode()) for c in name)
+    if len(escaped) <= TOKEN_LIMIT_BYTES:
+        return escaped
+    return "~" + hashlib.blake2b(name.encode(), digest_size=20).hexdigest()
+
+
+class Layout:
+    """The names of one store on a server."""
+
+    def __init__(self, namespace: str = "perdure", partitions: int = SHARDS) -> None:
+        self.namespace = namespace
+        self.partitions = partitions
+        self._kinds = {"j": "J", "q": "Q", "t": "Q", "l": "Q", "k": "K", "b": "B"}
+
+    def partition(self, name: str) -> int:
+        return zlib.crc32(name.encode()) % self.partitions
+
+    def stream(self, kind: str, partition: int) -> str:
+        """Return a stream's name; `kind` is J, Q, K or B."""
+        return f"{self.namespace.upper()}_{kind}_{partition}"
+
+    def stream_of(self, subject: str) -> str:
+        """Return the stream that takes a subject."""
+        _, kind, partition, _ = subject.split(".", 3)
+        return f"{self.namespace.upper()}_{self._kinds[kind]}_{partition}"
+
+    def journal(self, id: str) -> str:
+        return f"{self.namespace}.j.{self.partition(id)}.{token(id)}"
+
+    def start(self, handler: str, id: str) -> str:
+        return f"{self.namespace}.q.{self.partition(id)}.start.{token(handler)}.{token(id)}"
+
+    def any_start(self, id: str) -> str:
+        """Match the queued start of an id, whatever its handler."""
+        return f"{self.namespace}.q.{self.partition(id)}.start.*.{token(id)}"
+
+    def message(self, id: str, message: str) -> str:
+        return f"{self.namespace}.q.{self.partition(id)}.msg.{token(id)}.{token(message)}"
+
+    def wake(self, id: str, name: str) -> str:
+        """Name a wake among the messages; `name` has a character that no escaped id has."""
+        return f"{self.namespace}.q.{self.partition(id)}.msg.{token(id)}.{name}"
+
+    def messages(self, id: str) -> str:
+        return f"{self.namespace}.q.{self.partition(id)}.msg.{token(id)}.*"
+
+    def all_messages(self, partition: int) -> tuple[str, str]:
+        """Match the messages and wakes for anybody, and what is passed on."""
+        return f"{self.namespace}.q.{partition}.msg.>", f"{self.namespace}.q.{partition}.to.>"
+
+    def passed_on(self, handler: str, id: str, last: str) -> str:
+        """Name what is passed on; `last` is the last token of the subject under which it came."""
+        return f"{self.namespace}.q.{self.partition(id)}.to.{token(handler)}.{token(id)}.{last}"
+
+    def passed_on_to_any(self, id: str, last: str) -> str:
+        """Match what is passed on under a name, whoever serves it."""
+        return f"{self.namespace}.q.{self.partition(id)}.to.*.{token(id)}.{last}"
+
+    def all_passed_on(self, id: str) -> str:
+        return f"{self.namespace}.q.{self.partition(id)}.to.*.{token(id)}.*"
+
+    def schedule(self, id: str, what: str) -> str:
+        return f"{self.namespace}.t.{self.partition(id)}.{token(id)}.{what}"
+
+    def delayed(self, id: str, key: str | None) -> str:
+        """Name the schedule of a start: a schedule and its target are in one stream, so it is the key's partition."""
+        return f"{self.namespace}.t.{self.partition(id if key is None else key)}.{token(id)}.start"
+
+    def schedules(self, id: str) -> str:
+        return f"{self.namespace}.t.{self.partition(id)}.{token(id)}.>"
+
+    def leases(self, id: str) -> str:
+        """Match the wakes at the ends of leases."""
+        return f"{self.namespace}.t.{self.partition(id)}.{token(id)}.lease.*"
+
+    def all_schedules(self, partition: int) -> str:
+        return f"{self.namespace}.t.{partition}.>"
+
+    def line(self, key: str, id: str, generation: int) -> str:
+        return f"{self.namespace}.l.{self.partition(key)}.{token(key)}.{token(id)}.{generation}"
+
+    def places(self, key: str, id: str) -> str:
+        """Match the places of an id in the line of a key, whatever its generation."""
+        return f"{self.namespace}.l.{self.partition(key)}.{token(key)}.{token(id)}.*"
+
+    def whole_line(self, key: str) -> str:
+        return f"{self.namespace}.l.{self.partition(key)}.{token(key)}.>"
+
+    def before_lines(self, key: str) -> str:
+        """Name what lies before all lines of a stream; it has a character that no escaped key has."""
+        return f"{self.namespace}.l.{self.partition(key)}.=first"
+
+    def nudge(self, key: str, name: str) -> str:
+        return f"{self.namespace}.q.{self.partition(key)}.key.{token(key)}.{name}"
+
+    def key(self, key: str) -> str:
+        return f"{self.namespace}.k.{self.partition(key)}.key.{token(key)}"
+
+    def answer(self, message: str) -> str:
+        return f"{self.namespace}.k.{self.partition(message)}.answer.{token(message)}"
+
+    def secret(self) -> str:
+        return f"{self.namespace}.k.0.secret"
+
+    def janitor(self) -> str:
+        """Name the record of whose turn it is to look for what should not happen."""
+        return f"{self.namespace}.k.0.janitor"
+
+    def blob(self, id: str, blob: str, piece: int | str) -> str:
+        return f"{self.namespace}.b.{self.partition(id)}.{token(id)}.{blob}.{piece}"
+
+    def blobs(self, id: str) -> str:
+        return f"{self.namespace}.b.{self.partition(id)}.{token(id)}.>"
+
+    def settled(self, id: str) -> str:
+        """Say that an invocation has settled, to who listens."""
+        return f"{self.namespace}.{EVENTS}.settled.{token(id)}"
+
+    def told(self, subject: str) -> str:
+        """Return where the server tells of what it stores on a subject."""
+        return f"{self.namespace}.{EVENTS}.{subject.partition('.')[2]}"
+
+    def offers(self, store: str) -> str:
+        return f"{self.namespace}.offer.{store}"
+
+    def offers_of(self, python: str, handler: str) -> str:
+        """Name where offers go for whoever serves a handler with this minor version of Python."""
+        return f"{self.namespace}.minor.{token(python)}.{token(handler)}"

@@ -1,0 +1,124 @@
+"""The last look at a start before a worker has it: the leader of its journal says that there is no journal yet."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+
+from perdure.core.journal import Message, Start
+from perdure.stores.jetstream.journal.journals import Journals, Tail
+from perdure.stores.jetstream.layout.subjects import Layout
+from perdure.stores.jetstream.ownership.hands import Hands, Member
+from perdure.stores.jetstream.ownership.keeping import DUE, Keeper
+from perdure.stores.jetstream.queue.finding import Finder
+from perdure.stores.jetstream.queue.routing import FAILED_SECONDS, Routing
+from perdure.stores.jetstream.wire.wire import Wire
+from perdure.stores.port import Clock, Delivery, Wake
+from perdure.stores.tasks import Tasks
+
+WAITED_SECONDS = 0.25
+"""A start that has waited for longer goes out with the messages that came for it, whoever holds those."""
+
+
+class Examining:
+    """Looks at starts."""
+
+    def __init__(
+        self,
+        wire: Wire,
+        layout: Layout,
+        journals: Journals,
+        keeper: Keeper,
+        hands: Hands,
+        finder: Finder,
+        routing: Routing,
+        tasks: Tasks,
+        clock: Clock,
+    ) -> None:
+        self._wire = wire
+        self._layout = layout
+        self._journals = journals
+        self._keeper = keeper
+        self._hands = hands
+        self._finder = finder
+        self._routing = routing
+        self._tasks = tasks
+        self._clock = clock
+        self._examining = False
+        self.is_open = True
+
+    # --- starts -------------------------------------------------------------------------------------------------------
+    def examine_soon(self) -> None:
+        if not self._examining and self.is_open:
+            self._examining = True
+            self._tasks.spawn(self._examine())
+
+    async def _examine(self) -> None:
+        """Look at the journals of starts that are to go out, many at a time, and hand those over that are new."""
+        try:
+            while self._hands.taken and self.is_open:
+                batch = [*self._hands.taken]
+                if waited := [delivery for _, delivery in batch if self._has_waited(delivery)]:
+                    await self._park_mail(waited)
+                # Last, and nothing is awaited after it: a step may begin on its word.
+                tails = await self._journals.tails([*dict.fromkeys(delivery.id for _, delivery in batch)])
+                for _ in batch:
+                    member, delivery = self._hands.taken.popleft()
+                    self._start_examined(member, delivery, tails[delivery.id])
+        finally:
+            self._examining = False
+            if self._hands.taken and self.is_open:  # it failed
+                asyncio.get_running_loop().call_later(FAILED_SECONDS, self.examine_soon)
+
+    def _has_waited(self, delivery: Delivery) -> bool:
+        """Tell whether somebody may have sent messages to a start, and wait for what becomes of them."""
+        start = delivery.item
+        assert isinstance(start, Start)
+        return delivery.attempt > 1 or start.due > start.at or start.at + WAITED_SECONDS < self._clock.now()
+
+    async def _park_mail(self, starts: Sequence[Delivery]) -> None:
+        """Have the messages for starts go out with them: another process may hold those, and may be dead."""
+        partition_of = self._layout.partition
+        partitions = sorted({partition_of(start.id) for start in starts})
+        have_some = dict(zip(partitions, await asyncio.gather(*map(self._has_mail, partitions)), strict=True))
+        await asyncio.gather(*(self._park_mail_of(start) for start in starts if have_some[partition_of(start.id)]))
+
+    async def _has_mail(self, partition: int) -> bool:
+        """Tell whether there are messages for anybody."""
+        stream = self._layout.stream("Q", partition)
+        for subject in self._layout.all_messages(partition):
+            if await self._wire.first(stream, subject) is not None:
+                return True
+        return False
+
+    async def _park_mail_of(self, delivery: Delivery) -> None:
+        mail = await self._finder.mail(delivery.id)
+        if not mail:
+            return
+        parked = self._hands.unpark(delivery.id)
+        here = {each.item.id for each in parked if isinstance(each.item, Message)}
+        parked += [Delivery(delivery.id, delivery.handler, each) for each in mail if each.id not in here]
+        for each in sorted(parked, key=_sent_at):
+            self._hands.offer(each, begun=False)
+
+    def _start_examined(self, member: Member, delivery: Delivery, tail: Tail) -> None:
+        if tail.has_frames:
+            # It began already, and what was to be acknowledged was not, or is a second copy: like a wake.
+            self._hands.not_taken(member)
+            wake = Delivery(delivery.id, delivery.handler, Wake(), max(2, delivery.attempt), token=delivery.token)
+            self._routing.route_soon(wake, DUE)
+        elif tail.facts.kind == "gone":
+            self._hands.not_taken(member)
+            self._keeper.acknowledge(delivery.token)
+        elif asyncio.get_running_loop().time() - delivery.token.at > self._keeper.lease:
+            # This process stood still. Others may have it by now, and have begun since the journal was read.
+            self._hands.not_taken(member)
+        else:
+            delivery.fresh = True
+            if tail.sequence:
+                self._journals.note(delivery.id, tail)
+            self._hands.hand_taken(member, delivery)
+
+
+def _sent_at(delivery: Delivery) -> float:
+    return delivery.item.at if isinstance(delivery.item, Message) else 0.0

@@ -1,0 +1,73 @@
+"""Offers from one process to another: a delivery for the process that owns its invocation, or serves its handler."""
+
+from __future__ import annotations
+
+import asyncio
+
+import msgspec
+from msgspec import Struct
+
+from perdure.core.journal import Message
+from perdure.stores.jetstream.journal.blobs import Blobs
+from perdure.stores.jetstream.ownership.hands import Token
+from perdure.stores.jetstream.wire.protocol import UNAVAILABLE, status_of
+from perdure.stores.jetstream.wire.wire import Wire
+from perdure.stores.port import Delivery
+
+OFFER_TIMEOUT_SECONDS = 0.5
+
+
+TAKEN, NOT_MINE, NOBODY = b"taken", b"not mine", b"nobody"
+"""What becomes of an offer; the last, that nobody listens, is what the server says."""
+
+
+class Offer(Struct, frozen=True, array_like=True):
+    """A delivery as one process offers it to another, who may acknowledge it then."""
+
+    id: str
+    message: bytes | None
+    attempt: int
+    reply: str
+    sequence: int
+    urgent: bool
+    number: int = 0
+
+
+_encode_offer = msgspec.msgpack.Encoder().encode
+decode_offer = msgspec.msgpack.Decoder(Offer).decode
+
+
+class Offers:
+    """Makes offers."""
+
+    def __init__(self, wire: Wire, blobs: Blobs) -> None:
+        self._wire = wire
+        self._blobs = blobs
+
+    async def ask(self, subject: str, delivery: Delivery) -> bytes | None:
+        """Offer a delivery, and return the answer: TAKEN, so that it is acknowledged there, NOT_MINE or NOBODY.
+
+        None: there was no answer in time.
+        """
+        item, token = delivery.item, delivery.token
+        message = msgspec.msgpack.encode(item) if isinstance(item, Message) else None
+        if message is not None and self._blobs.is_large(message):
+            message = b""
+        offer = Offer(delivery.id, message, delivery.attempt, token.reply, token.sequence, token.urgent, token.number)
+        try:
+            async with asyncio.timeout(OFFER_TIMEOUT_SECONDS):
+                answer = await self._wire.request(subject, _encode_offer(offer))
+        except TimeoutError:
+            return None
+        if answer is None:
+            return None
+        if status_of(answer[1]) == UNAVAILABLE:
+            return NOBODY
+        if answer[0] == TAKEN:
+            token.done = True
+        return answer[0]
+
+
+def token_of(offer: Offer, now: float) -> Token:
+    """Return what acknowledges the delivery that was offered."""
+    return Token(offer.reply, offer.sequence, now, urgent=offer.urgent, number=offer.number)

@@ -1,0 +1,271 @@
+"""Where a message or wake goes: the journal says.
+
+A message for an invocation that another process owns is offered to that process. A process that serves no such handler
+passes it on to those that do. What another minor version of Python has run goes to workers of that version, as long as
+there are any: the order of commands may differ between versions.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+
+import msgspec
+
+from perdure.core.journal import Answer, Message, decode_message, settles_before_begin
+from perdure.stores.jetstream.journal.blobs import Blobs
+from perdure.stores.jetstream.journal.journals import Journals, Tail
+from perdure.stores.jetstream.keys.keys import LIMIT
+from perdure.stores.jetstream.layout.facts import Facts, facts_of, lines_of
+from perdure.stores.jetstream.layout.subjects import Layout
+from perdure.stores.jetstream.layout.subjects import token as escape
+from perdure.stores.jetstream.ownership.hands import Hands, Member, Token
+from perdure.stores.jetstream.ownership.keeping import DUE, Keeper
+from perdure.stores.jetstream.queue.finding import Finder
+from perdure.stores.jetstream.queue.offers import (
+    NOBODY,
+    NOT_MINE,
+    OFFER_TIMEOUT_SECONDS,
+    TAKEN,
+    Offer,
+    Offers,
+    decode_offer,
+    token_of,
+)
+from perdure.stores.jetstream.watching import Watching
+from perdure.stores.jetstream.wire.protocol import WrongSequence
+from perdure.stores.jetstream.wire.wire import Wire
+from perdure.stores.port import Delivery, Wake, unknown
+from perdure.stores.tasks import Tasks
+
+FAILED_SECONDS = 1.0
+"""How long after a failure to look at what came it is looked at again."""
+
+log = logging.getLogger("perdure.jetstream")
+
+
+Otherwise = Callable[[Delivery, str, Tail], None]
+"""What becomes of a delivery that nobody took: it, the last token of its subject, the end of its journal."""
+
+
+class Routing:
+    """Routes messages and wakes."""
+
+    def __init__(
+        self,
+        wire: Wire,
+        layout: Layout,
+        journals: Journals,
+        blobs: Blobs,
+        keeper: Keeper,
+        hands: Hands,
+        finder: Finder,
+        watching: Watching,
+        tasks: Tasks,
+        name: str,
+        python: str,
+    ) -> None:
+        self._wire = wire
+        self._layout = layout
+        self._journals = journals
+        self._blobs = blobs
+        self._keeper = keeper
+        self._hands = hands
+        self._finder = finder
+        self._watching = watching
+        self._tasks = tasks
+        self._name = name
+        self._python = python
+        self._offers = Offers(wire, blobs)
+        self.came: list[tuple[Delivery, str]] = []  # to be routed, with the subjects' last tokens
+        self._routing = False
+        self.is_open = True
+
+    # --- messages and wakes -------------------------------------------------------------------------------------------
+    def route_soon(self, delivery: Delivery, name: str) -> None:
+        if not self.came and (member := self._hands.owner(delivery.id)) is not None:
+            self._hand_to_owner(member, delivery)
+            return
+        self.came.append((delivery, name))  # behind those that are looked at, of which some may be for the same
+        self._route_those_that_came()
+
+    def _hand_to_owner(self, member: Member, delivery: Delivery) -> None:
+        hold = member.held[delivery.id]
+        if any(_is_same(delivery, each) for each in hold.deliveries):
+            for each in hold.deliveries:
+                if _is_same(delivery, each):
+                    each.token = delivery.token  # it came again: this is what acknowledges it now
+        elif isinstance(delivery.item, Wake) and not delivery.token.urgent:
+            self._hands.wake(delivery)
+        else:
+            delivery.handler = hold.handler
+            self._hands.hand(member, delivery)
+
+    async def _route_all(self) -> None:
+        try:
+            while self.came and self.is_open:
+                batch = [*self.came]
+                tails = await self._journals.tails([*dict.fromkeys(delivery.id for delivery, _ in batch)])
+                del self.came[: len(batch)]
+                for delivery, name in batch:
+                    self._route(delivery, name, tails[delivery.id])
+        finally:
+            self._routing = False
+            if self.came and self.is_open:  # it failed
+                asyncio.get_running_loop().call_later(FAILED_SECONDS, self._route_those_that_came)
+
+    def _route_those_that_came(self) -> None:
+        if not self._routing and self.is_open:
+            self._routing = True
+            self._tasks.spawn(self._route_all())
+
+    def _route(self, delivery: Delivery, name: str, tail: Tail) -> None:
+        if (member := self._hands.owner(delivery.id)) is not None:
+            self._hand_to_owner(member, delivery)
+        elif tail.facts.kind == "gone":
+            self._tasks.spawn(self._drop(delivery))
+        elif not tail.has_frames:
+            self._tasks.spawn(self._route_before_begin(delivery, name, tail))
+        elif tail.facts.owner not in ("", self._name):
+            self._tasks.spawn(
+                self._offer(delivery, name, tail, self._layout.offers(tail.facts.owner), self._deliver_here)
+            )
+        else:
+            self._deliver_here(delivery, name, tail)
+
+    async def _drop(self, delivery: Delivery) -> None:
+        """Refuse what is for an invocation that nobody has, or no longer."""
+        if isinstance(delivery.item, Message):
+            await self._watching.give(Answer(delivery.item.id, str(unknown(delivery.item.to))))
+        self._keeper.acknowledge(delivery.token)
+
+    def _deliver_here(self, delivery: Delivery, name: str, tail: Tail) -> None:
+        """Deliver to a worker of this process, unless one of the Python that has run the invocation takes it."""
+        delivery.handler, python = tail.facts.handler, tail.facts.python
+        if self._hands.serves(delivery.handler) and python not in ("", self._python):
+            subject = self._layout.offers_of(python, delivery.handler)
+            self._tasks.spawn(self._offer(delivery, name, tail, subject, self._deliver_to_other_python))
+        else:
+            self._deliver_to_worker(delivery, name, tail)
+
+    def _deliver_to_other_python(self, delivery: Delivery, name: str, tail: Tail) -> None:
+        text = "invocation %s (%s) was run by Python %s, of which no worker takes it: it goes on with %s"
+        log.warning(text, delivery.id, delivery.handler, tail.facts.python, self._python)
+        self._deliver_to_worker(delivery, name, tail)
+
+    def _deliver_to_worker(self, delivery: Delivery, name: str, tail: Tail) -> None:
+        if tail.facts.owner:  # he is gone
+            delivery.attempt = max(2, delivery.attempt)
+        if not self._hands.serves(delivery.handler):
+            self._tasks.spawn(self._pass_on(delivery, name))
+        elif isinstance(delivery.item, Wake) and not delivery.token.urgent:
+            self._hands.wake(delivery)
+        else:
+            self._hands.offer(delivery)
+
+    async def _route_before_begin(self, delivery: Delivery, name: str, tail: Tail) -> None:
+        """Find out about an invocation without a journal, and keep what is for it until its start goes out here."""
+        found = await self._finder.start(delivery.id, tail)
+        if (member := self._hands.owner(delivery.id)) is not None:
+            self._hand_to_owner(member, delivery)
+            return
+        if found is None:
+            again = await self._journals.tail(delivery.id)
+            if again.has_frames:
+                self._route(delivery, name, again)
+            else:
+                await self._drop(delivery)
+            return
+        start, put_off = found
+        delivery.handler = start.handler
+        if not self._hands.serves(start.handler):
+            await self._pass_on(delivery, name)
+        elif isinstance(delivery.item, Message):
+            self._hands.offer(delivery, begun=put_off and settles_before_begin(delivery.item))
+        elif name == LIMIT and put_off:
+            self._hands.offer(delivery)
+        else:
+            self._keeper.acknowledge(delivery.token)  # its start is what brings it
+
+    async def _pass_on(self, delivery: Delivery, name: str) -> None:
+        """Give a delivery to the queue of those who serve its handler."""
+        item = delivery.item
+        subject = self._layout.passed_on(delivery.handler, delivery.id, name)
+        try:
+            if isinstance(item, Message):
+                facts, data = await self._blobs.save(
+                    item.to, Facts(item.to, kind="message"), msgspec.msgpack.encode(item)
+                )
+            else:
+                facts, data = Facts(delivery.id, kind="wake", number=delivery.token.number), b""
+            await self._wire.store(subject, data, expected=0, headers=lines_of(facts))
+        except WrongSequence:
+            log.debug("%s was passed on already", subject)
+        self._keeper.acknowledge(delivery.token)
+
+    def look_at_parked(self) -> None:
+        """Route those again whose invocation may have begun elsewhere."""
+        if ids := [*dict.fromkeys(delivery.id for delivery in self._hands.parked())]:
+            self._tasks.spawn(self._look_at(ids))
+
+    async def _look_at(self, ids: list[str]) -> None:
+        for id, tail in (await self._journals.tails(ids)).items():
+            if tail.has_frames or tail.facts.kind == "gone":
+                for each in self._hands.unpark(id):
+                    if each.token is not None:  # otherwise it is in the hands of somebody else
+                        self._route(each, escape(each.item.id) if isinstance(each.item, Message) else DUE, tail)
+
+    # --- offers -------------------------------------------------------------------------------------------------------
+    async def _offer(self, delivery: Delivery, name: str, tail: Tail, subject: str, otherwise: Otherwise) -> None:
+        """Offer a delivery to who listens on a subject; if nobody takes it, and it is still as it was, do otherwise."""
+        answer = await self._offers.ask(subject, delivery)
+        if answer == TAKEN:
+            return
+        again = await self._journals.tail(delivery.id)
+        if (again.facts.owner, again.facts.epoch) != (tail.facts.owner, tail.facts.epoch):
+            self._route(delivery, name, again)
+        elif delivery.attempt == 1 and (answer is None or (answer == NOBODY and tail.facts.owner)):
+            # Who is silent may be busy, and an owner may be reconnecting: he is asked once more, and has had his time.
+            await asyncio.sleep(min(OFFER_TIMEOUT_SECONDS, self._keeper.lease / 4))
+            delivery.attempt = 2
+            self.route_soon(delivery, name)
+        else:
+            otherwise(delivery, name, again)
+
+    def offered(self, is_for_all: bool, _subject: str, reply: str, data: bytes, _headers: bytes) -> None:
+        """Take what is offered to this process, if it owns the invocation; or what is for all who serve a handler."""
+        offer = decode_offer(data)
+        if not self.is_open or not (is_for_all or self._hands.owner(offer.id) is not None):
+            self._wire.publish(reply, NOT_MINE)
+            return
+        self._wire.publish(reply, TAKEN)
+        if offer.message == b"":
+            self._tasks.spawn(self._fetch_offered(offer))
+            return
+        item: Message | Wake = Wake() if offer.message is None else decode_message(offer.message)
+        token = token_of(offer, self._wire.now())
+        name = escape(item.id) if isinstance(item, Message) else DUE
+        self.route_soon(Delivery(offer.id, "", item, offer.attempt, token=token), name)
+
+    async def _fetch_offered(self, offer: Offer) -> None:
+        """Read a large message that was offered; if it fails, the message is not renewed, and comes again."""
+        stream = offer.reply.split(".")[-7]
+        partition = self._layout.partition(offer.id)
+        found = await self._wire.first(stream, f"{self._layout.namespace}.q.{partition}.>", offer.sequence)
+        if found is not None and found.sequence == offer.sequence:
+            facts = facts_of(found.headers)
+            message = decode_message(await self._blobs.load(offer.id, facts, found.data))
+            token = token_of(offer, self._wire.now())
+            self.route_soon(Delivery(offer.id, "", message, offer.attempt, token=token), escape(message.id))
+
+
+def _is_same(one: Delivery, other: Delivery) -> bool:
+    """Tell whether two deliveries are of one message in the queue."""
+    return (
+        isinstance(one.token, Token)
+        and isinstance(other.token, Token)
+        and one.token.sequence == other.token.sequence
+        and type(one.item) is type(other.item)
+        and one.token.reply.split(".")[2:4] == other.token.reply.split(".")[2:4]
+    )

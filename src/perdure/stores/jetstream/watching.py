@@ -1,0 +1,207 @@
+"""Telling those that wait: outcomes of invocations, answers to messages, changes of rows.
+
+Each is pushed by the server, at most once; what is waited for is also read now and then, in case its push was lost.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from functools import partial
+
+import msgspec
+from msgspec.structs import replace
+
+from perdure.core.history import History
+from perdure.core.journal import Answer, Outcome, Status
+from perdure.core.lifecycle import SETTLED
+from perdure.stores.jetstream.index.rows import row_of
+from perdure.stores.jetstream.journal.blobs import Blobs
+from perdure.stores.jetstream.journal.journals import Journals
+from perdure.stores.jetstream.keys.keys import Keys
+from perdure.stores.jetstream.layout.facts import Facts, facts_of, lines_of
+from perdure.stores.jetstream.layout.subjects import EVENTS, Layout
+from perdure.stores.jetstream.wire.wire import Wire
+from perdure.stores.notices import Feed, Notices
+from perdure.stores.port import Filter
+from perdure.stores.tasks import Tasks
+
+POLL_SECONDS = 1.0
+"""How often an outcome or answer that somebody waits for is looked for, in case its push was lost."""
+POLLED_LIMIT = 1_000
+"""Outcomes that are looked for at a time."""
+
+ANSWER_KEPT_SECONDS = 7 * 86_400
+"""How long the answer to a client's message can be read."""
+
+TOLD_BY_WORKFLOWS = ("settled:", "cancel:")
+"""How the ids of messages begin that follow from frames: nobody asks what became of those."""
+
+POLLED_ANSWERS_LIMIT = 100
+"""Answers that are looked for at a time, in case their push was lost."""
+
+_encode_outcome = msgspec.msgpack.Encoder().encode
+_decode_outcome: Callable[[bytes], Outcome] = msgspec.msgpack.Decoder(Outcome).decode
+
+_encode_answer = msgspec.msgpack.Encoder().encode
+_decode_answer = msgspec.msgpack.Decoder(Answer).decode
+
+
+class Watching:
+    """Tells, and waits."""
+
+    def __init__(
+        self, wire: Wire, layout: Layout, notices: Notices, journals: Journals, keys: Keys, blobs: Blobs, tasks: Tasks
+    ) -> None:
+        self._wire = wire
+        self._layout = layout
+        self._notices = notices
+        self._journals = journals
+        self._keys = keys
+        self._blobs = blobs
+        self._tasks = tasks
+        self._watched: dict[str, int] = {}  # ids whose end is listened for, with the subscription
+        self._listened: dict[str, int] = {}  # messages whose answer is listened for
+        self._listening = False  # to changes of rows
+
+    def begin(self) -> None:
+        self._poll = asyncio.get_running_loop().call_later(POLL_SECONDS, self._look_for_lost_pushes)
+
+    def close(self) -> None:
+        self._poll.cancel()
+
+    # --- outcomes -----------------------------------------------------------------------------------------------------
+
+    async def outcome(self, id: str, /) -> Outcome | None:
+        tail = await self._journals.tail(id)
+        if tail.facts.status not in SETTLED or not tail.has_frames:
+            return None
+        if tail.facts.key is not None and (await self._keys.read(tail.facts.key)).holder == id:
+            return None  # not before its key is released: who is told may read the key's state next
+        frame = await self._journals.last_frame(id)
+        if frame is None or frame.outcome is not None:
+            return None if frame is None else frame.outcome
+        return History.of((await self._journals.read(id))[0]).outcome
+
+    def settled(self, id: str, outcome: Outcome) -> None:
+        asyncio.get_running_loop().call_soon(self._notices.settled, id, outcome)
+        data = _encode_outcome(outcome)
+        self._wire.publish(self._layout.settled(id), b"" if self._blobs.is_large(data) else data)
+
+    def watch(self, id: str, /) -> asyncio.Future[Outcome]:
+        if id not in self._watched:
+            self._watched[id] = self._wire.subscribe(self._layout.settled(id), partial(self._was_settled, id))
+        future = self._notices.watch(id)
+        future.add_done_callback(lambda _: self._watched_no_more(id))
+        return future
+
+    def _watched_no_more(self, id: str) -> None:
+        if not self._notices.is_watched(id) and (sid := self._watched.pop(id, None)) is not None:
+            self._wire.unsubscribe(sid)
+            self._wire.forget(sid)
+
+    def _was_settled(self, id: str, _subject: str, _reply: str, data: bytes, _headers: bytes) -> None:
+        outcome = _decode_outcome(data) if data else None
+        if outcome is not None:
+            self._notices.settled(id, outcome)
+        else:
+            self._tasks.spawn(self._read_outcome(id))
+
+    async def _read_outcome(self, id: str) -> None:
+        outcome = await self.outcome(id)
+        if outcome is not None:
+            self._notices.settled(id, outcome)
+
+    async def _poll_outcomes(self) -> None:
+        ids = [*self._watched][:POLLED_LIMIT]
+        if not ids:
+            return
+        for id in ids:  # others come first the next time
+            if (sid := self._watched.pop(id, None)) is not None:
+                self._watched[id] = sid
+        for id, tail in (await self._journals.tails(ids)).items():
+            if tail.facts.status in SETTLED:
+                await self._read_outcome(id)
+
+    def events(self, filter: Filter, /) -> Feed:
+        feed = self._notices.events(filter)
+        self._listen()
+        return feed
+
+    # --- answers ------------------------------------------------------------------------------------------------------
+
+    async def give(self, answer: Answer) -> None:
+        """Record an answer; the server tells who listens."""
+        if answer.message.startswith(TOLD_BY_WORKFLOWS):
+            return
+        await self._wire.store(
+            self._layout.answer(answer.message),
+            _encode_answer(answer),
+            headers=b"Nats-TTL: %ds\r\n" % ANSWER_KEPT_SECONDS,
+        )
+        self._answered(answer)
+
+    def _answered(self, answer: Answer) -> None:
+        asyncio.get_running_loop().call_soon(self._notices.answered, answer)
+
+    async def read_answer(self, message_id: str) -> Answer | None:
+        subject = self._layout.answer(message_id)
+        stored = await self._wire.last(self._layout.stream_of(subject), subject)
+        return None if stored is None else _decode_answer(stored.data)
+
+    async def answer(self, message_id: str) -> Answer:
+        """Wait for an answer: listen first, then read."""
+        if message_id not in self._listened:
+            subject = self._layout.told(self._layout.answer(message_id))
+            self._listened[message_id] = self._wire.subscribe(subject, partial(self._answer_came))
+        future = self._notices.await_answer(message_id)
+        try:
+            known = await self.read_answer(message_id)
+            return known if known is not None else await future
+        finally:
+            if not future.done():
+                future.cancel()
+            if not self._notices.is_awaited(message_id) and (sid := self._listened.pop(message_id, None)) is not None:
+                self._wire.unsubscribe(sid)
+                self._wire.forget(sid)
+
+    def _answer_came(self, _subject: str, _reply: str, data: bytes, _headers: bytes) -> None:
+        self._notices.answered(_decode_answer(data))
+
+    async def _poll_answers(self) -> None:
+        """Read the answers that are waited for, in case a push was lost."""
+        for message_id in [*self._listened][:POLLED_ANSWERS_LIMIT]:
+            if (sid := self._listened.pop(message_id, None)) is not None:  # others come first the next time
+                self._listened[message_id] = sid
+            if (answer := await self.read_answer(message_id)) is not None:
+                self._notices.answered(answer)
+
+    # --- changes ------------------------------------------------------------------------------------------------------
+    def _listen(self) -> None:
+        """Tell the changes from now on."""
+        if not self._listening:
+            self._listening = True
+            for kind in ("j", "q", "t"):
+                self._wire.subscribe(f"{self._layout.namespace}.{EVENTS}.{kind}.>", self._changed)
+
+    def _changed(self, _subject: str, _reply: str, _data: bytes, headers: bytes) -> None:
+        facts = facts_of(headers)
+        if facts.id and not facts.quiet and facts.kind in ("frame", "start", "reserved") and self._notices.watched:
+            self._notices.changed(row_of(facts), self._notices.feeds_made)
+
+    def announce(self, facts: Facts, status: Status) -> None:
+        """Tell of a change that the server does not tell of itself."""
+        subject = self._layout.told(self._layout.schedule(facts.id, "start"))
+        self._wire.publish_with(subject, lines_of(replace(facts, status=status)))
+
+    def missed(self) -> None:
+        """Have readers read: changes may have been missed while there was no connection."""
+        self._notices.missed()
+
+    # --- pushes that were lost ----------------------------------------------------------------------------------------
+    def _look_for_lost_pushes(self) -> None:
+        """Read what is waited for, some of it at a time."""
+        self._poll = asyncio.get_running_loop().call_later(POLL_SECONDS, self._look_for_lost_pushes)
+        if self._wire.is_up:
+            self._tasks.spawn(self._poll_outcomes())
+            self._tasks.spawn(self._poll_answers())

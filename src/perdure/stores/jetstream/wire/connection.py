@@ -1,0 +1,92 @@
+"""nats-py's connection, with what arrives handed on unparsed. The only module that uses what is private in nats-py.
+
+nats-py does the handshake, authentication, TLS and reconnects. The extra `nats` pins its version, and
+tests/jetstream/test_wire.py fails when what is used here changes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from typing import Any, cast
+
+from nats.aio.client import Client as NatsClient
+from nats.errors import Error as NatsError
+
+from perdure.stores.jetstream.wire.checks import denied_of
+from perdure.stores.jetstream.wire.protocol import Arrived
+
+CLOSE_TIMEOUT_SECONDS = 1.0
+
+log = logging.getLogger("perdure.jetstream")
+
+
+class Connection(NatsClient):
+    """nats-py's connection, with what arrives handed on unparsed."""
+
+    def __init__(self, arrived: dict[int, Arrived]) -> None:
+        super().__init__()
+        self.handlers = arrived
+        self._kicked = False
+
+    async def _process_msg(self, sid: int, subject: bytes, reply: bytes, data: bytes, headers: bytes) -> None:
+        handler = self.handlers.get(sid)
+        if handler is not None:
+            try:
+                handler(subject.decode(), reply.decode() if reply else "", data, headers or b"")
+            except Exception:
+                log.exception("a message on %s could not be handled", subject.decode())
+
+    async def _connect_to_server(self, s: Any) -> None:
+        if self._transport is not None:  # of an attempt that failed: nothing else closes it
+            self._transport.close()
+        await super()._connect_to_server(s)
+
+    async def _process_info(self, info: dict[str, Any], initial_connection: bool = False) -> None:
+        """Take what the server says of itself; without TLS, if it was asked for, nothing secret is sent to it."""
+        if initial_connection and self.options.get("tls") is not None:
+            if not (info.get("tls_required") or info.get("tls_available")):
+                raise NatsError("the server offers no TLS")
+            info["tls_required"] = True
+        await super()._process_info(info, initial_connection)
+
+    async def _process_err(self, err_msg: str) -> None:
+        """Take what the server says is wrong. Unless it is one subject, the server disconnects: not for ever."""
+        if denied_of(err_msg) is not None or self.is_connecting:
+            await super()._process_err(err_msg)
+            return
+        error = NatsError(f"nats: {err_msg.strip(chr(39))}")
+        await self._error_cb(error)
+        await self._process_op_err(error)
+
+    @property
+    def version(self) -> str:
+        return str(self._server_info.get("version", ""))
+
+    @property
+    def is_clustered(self) -> bool:
+        return bool(self._server_info.get("cluster"))
+
+    async def _close(self, status: int, do_cbs: bool = True) -> None:
+        with contextlib.suppress(TimeoutError):  # after a TLS handshake that failed, the transport never ends
+            await asyncio.wait_for(super()._close(status, do_cbs), CLOSE_TIMEOUT_SECONDS)
+
+    def send(self, command: bytes) -> None:
+        """Send in this round of the loop, together with all else that is sent in it."""
+        self._pending.append(command)
+        self._pending_data_size += len(command)
+        if not self._kicked:
+            self._kicked = True
+            asyncio.get_running_loop().call_soon(self._kick)
+
+    def _kick(self) -> None:
+        self._kicked = False
+        queue = cast("asyncio.Queue[Any] | None", self._flush_queue)
+        if queue is not None and not queue.full():
+            queue.put_nowait(asyncio.get_running_loop().create_future())
+
+    def drop_unsent(self) -> None:
+        """Forget what waits to be sent."""
+        self._pending = []
+        self._pending_data_size = 0

@@ -1,0 +1,355 @@
+"""One connection to a server or cluster, kept up for as long as it takes: subscriptions, hints, requests, the API.
+
+It does its own sending and receiving: nats-py's futures never end on some failures, it sends what its caller has given
+up, and it parses headers as electronic mail.
+
+A hint is dropped while there is no connection, and nothing that was buffered is sent later. A request is lost with the
+connection: its caller asks again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import secrets
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import msgspec
+from msgspec import Struct
+from nats.errors import Error as NatsError
+
+from perdure.errors import StoreClosed, StoreError, StoreUnavailable, StoreUnfit
+from perdure.stores.jetstream.wire.access import without_credentials
+from perdure.stores.jetstream.wire.checks import check_payload, denied_of, not_allowed, not_connected
+from perdure.stores.jetstream.wire.complaints import Complaints
+from perdure.stores.jetstream.wire.connection import Connection
+from perdure.stores.jetstream.wire.protocol import ELECTING, HEADER_LINE, UNAVAILABLE, Arrived, encode, status_of
+
+REQUEST_TIMEOUT_SECONDS = 3.0
+"""How long a server may take to answer, before a put is repeated and a read fails."""
+SWEEP_SECONDS = 1.0
+"""How often requests are looked through for those that took too long."""
+RETRY_SECONDS = 0.1
+"""How long after a server could not answer, as in an election, it is asked again."""
+API_ATTEMPTS = 3
+"""How often the JetStream API is asked before it is said to be unavailable."""
+ELECTION_SECONDS = 15.0
+"""How long there may be no leader for what the API is asked, before that fails: elections take up to 9 s."""
+CONNECT_TIMEOUT_SECONDS = 5
+RECONNECT_WAIT_SECONDS = 0.25
+PING_SECONDS = 5
+PAYLOAD_ROOM_BYTES = 16 * 1024
+"""What headers and subject may take of the server's payload limit."""
+
+log = logging.getLogger("perdure.jetstream")
+
+
+class Request(Struct, eq=False):
+    subject: str
+    answered: Callable[[bytes, bytes], bool]  # payload and headers; True if no more is expected
+    lost: Callable[[], None]
+    failed: Callable[[StoreError], None]  # there will be no answer, and asking again is of no use
+    at: float
+
+
+class Link:
+    """A connection that comes back by itself."""
+
+    def __init__(
+        self,
+        servers: Sequence[str],
+        options: dict[str, Any] | None = None,
+        *,
+        connected: Callable[[], None] = lambda: None,
+    ) -> None:
+        self.servers = [*servers]
+        self._options = options or {}
+        self._connected = connected
+        self.stream_of: Callable[[str], str]  # names the stream that takes a subject; set by the store
+        self._handlers: dict[int, Arrived] = {}
+        self._subjects: dict[int, bytes] = {}  # what is listened to, by subscription: a subject, and perhaps a group
+        self._connection = Connection(self._handlers)
+        self._sid = 1_000_000  # above those of nats-py itself
+        self._inbox = f"_INBOX.{secrets.token_hex(8)}"
+        self._number = 0
+        self._requests: dict[str, Request] = {}
+        self._up = False
+        self._closed = False
+        self._sweeper: asyncio.TimerHandle | None = None
+        self._deaf: StoreError | None = None  # why no answer can be heard
+        self._problems: list[str] | None = []  # what went wrong on the way to the first connection
+        self.complaints = Complaints(log)
+        self.reconnects = 0
+
+    # --- life ---------------------------------------------------------------------------------------------------------
+    async def open(self) -> None:
+        """Connect, or raise `StoreUnavailable`."""
+        self._loop = asyncio.get_running_loop()
+
+        async def failed(error: Exception) -> None:
+            self._went_wrong(str(error) or type(error).__name__)
+
+        async def down() -> None:
+            self._went_down()
+
+        async def up() -> None:
+            self._came_up()
+
+        settings: dict[str, Any] = {
+            "servers": self.servers,
+            "error_cb": failed,
+            "disconnected_cb": down,
+            "reconnected_cb": up,
+            "connect_timeout": CONNECT_TIMEOUT_SECONDS,
+            "reconnect_time_wait": RECONNECT_WAIT_SECONDS,
+            "max_reconnect_attempts": 1,
+            "ping_interval": PING_SECONDS,
+            "max_outstanding_pings": 2,
+            "pending_size": 0,
+            **self._options,
+        }
+        connection = self._connection
+        try:
+            await asyncio.wait_for(connection.connect(**settings), 4 * CONNECT_TIMEOUT_SECONDS)
+        except (OSError, NatsError, TimeoutError) as error:
+            await connection.close()
+            where = ", ".join(map(without_credentials, self.servers))
+            raise not_connected(where, self._problems or [str(error) or type(error).__name__]) from error
+        self._problems = None
+        try:
+            check_payload(connection.max_payload, without_credentials(self.servers[0]))
+        except StoreUnfit:
+            await connection.close()
+            raise
+        connection.options["max_reconnect_attempts"] = -1
+        self._up = True
+        self.subscribe(f"{self._inbox}.*", self._answered)
+        self._sweep()
+
+    async def close(self) -> None:
+        """Finish what was begun, then disconnect."""
+        if self._closed:
+            return
+        await self._finish()
+        await self.flush()
+        self._closed = True
+        if self._sweeper is not None:
+            self._sweeper.cancel()
+        self._up = False
+        self._handlers.clear()
+        await self._connection.close()
+        self._end()
+        requests, self._requests = self._requests, {}
+        for request in requests.values():
+            request.lost()
+
+    async def flush(self) -> None:
+        """Wait until the server has read all that was sent."""
+        if self._up:
+            try:
+                await self._connection.flush(timeout=int(REQUEST_TIMEOUT_SECONDS))
+            except (NatsError, OSError, TimeoutError) as error:
+                log.warning("the server has not read the last messages: %s", error)
+
+    @property
+    def is_up(self) -> bool:
+        return self._up
+
+    @property
+    def payload_limit(self) -> int:
+        """The most bytes of one message."""
+        return self._connection.max_payload - PAYLOAD_ROOM_BYTES
+
+    @property
+    def is_clustered(self) -> bool:
+        """Tell whether the server is one of several, so that others may answer for it."""
+        return self._connection.is_clustered
+
+    @property
+    def server_version(self) -> str:
+        return self._connection.version
+
+    def _went_wrong(self, what: str) -> None:
+        """Take what the client says is wrong."""
+        if self._problems is not None:
+            self._problems.append(what)
+        elif (denied := denied_of(what)) is not None:
+            self._denied(*denied)
+        elif not self._closed:
+            self.complaints.say(what, "the NATS server: %s", what)
+
+    def _denied(self, verb: str, subject: str) -> None:
+        """End what waits for an answer that will not come, as this client may not ask or hear it."""
+        where = without_credentials(self.servers[0])
+        found = [(name, each) for name, each in self._requests.items() if each.subject.lower() == subject]
+        if verb == "subscription":
+            found = []
+            if subject.startswith(self._inbox.lower()):
+                subject = "_INBOX.>"
+                found = [*self._requests.items()]
+                self._deaf = not_allowed(verb, subject, where)
+        elif found:
+            subject = found[0][1].subject
+        error = not_allowed(verb, subject, where)
+        self.complaints.say(" ".join([verb, *subject.split(".")[:3]]), "%s", error)
+        for name, request in found:
+            if self._requests.pop(name, None) is not None:
+                request.failed(error)
+
+    def _went_down(self) -> None:
+        if not self._up or self._closed:
+            return
+        self._up = False
+        self._connection.drop_unsent()
+        log.warning("the connection to the NATS server is lost: trying to reconnect, for as long as it takes")
+        requests, self._requests = self._requests, {}
+        for request in requests.values():
+            request.lost()
+
+    def _came_up(self) -> None:
+        if self._closed:
+            return
+        self._up = True
+        self._deaf = None
+        self.reconnects += 1
+        for sid, subject in self._subjects.items():
+            self._connection.send(b"SUB %s %d\r\n" % (subject, sid))
+        log.warning("connected to the NATS server again")
+        self._resume()
+        self._connected()
+
+    # --- what those that send more add --------------------------------------------------------------------------------
+    async def _finish(self) -> None:
+        """Wait for what is on its way, before the connection is closed."""
+
+    def _end(self) -> None:
+        """End what will never be answered: the connection is closed."""
+
+    def _resume(self) -> None:
+        """Send again what was not answered: there is a connection again."""
+
+    # --- subjects -----------------------------------------------------------------------------------------------------
+    def subscribe(self, subject: str, arrived: Arrived, *, group: str = "") -> int:
+        """Receive what is published on a subject, over reconnects too; one of those in a group receives it."""
+        self._sid += 1
+        self._handlers[self._sid] = arrived
+        listened = self._subjects[self._sid] = f"{subject} {group}".rstrip().encode()
+        if self._up:
+            self._connection.send(b"SUB %s %d\r\n" % (listened, self._sid))
+        return self._sid
+
+    def unsubscribe(self, sid: int) -> None:
+        """Ask for no more; what is on its way still arrives, until `forget`."""
+        if self._subjects.pop(sid, None) is not None and self._up:
+            self._connection.send(b"UNSUB %d\r\n" % sid)
+
+    def forget(self, sid: int) -> None:
+        self._handlers.pop(sid, None)
+
+    def publish(self, subject: str, payload: bytes = b"", reply: str = "") -> None:
+        """Send a hint: dropped while there is no connection."""
+        if self._up:
+            self._connection.send(b"PUB %s %s %d\r\n%s\r\n" % (subject.encode(), reply.encode(), len(payload), payload))
+
+    def publish_with(self, subject: str, headers: bytes) -> None:
+        """Send header lines alone, as a hint."""
+        if self._up:
+            lines = b"%s%s\r\n" % (HEADER_LINE, headers)
+            self._connection.send(b"HPUB %s %d %d\r\n%s\r\n" % (subject.encode(), len(lines), len(lines), lines))
+
+    # --- requests -----------------------------------------------------------------------------------------------------
+    def _name(self) -> str:
+        self._number += 1
+        return f"{self._inbox}.{self._number}"
+
+    def _answered(self, subject: str, _reply: str, data: bytes, headers: bytes) -> None:
+        request = self._requests.get(subject)
+        if request is not None and request.answered(data, headers):
+            self._requests.pop(subject, None)
+
+    def _request(
+        self,
+        subject: str,
+        payload: bytes,
+        answered: Callable[[bytes, bytes], bool],
+        lost: Callable[[], None],
+        failed: Callable[[StoreError], None],
+    ) -> None:
+        if self._deaf is not None:
+            failed(self._deaf)
+            return
+        if not self._up:
+            lost()
+            return
+        name = self._name()
+        self._requests[name] = Request(subject, answered, lost, failed, self._loop.time())
+        self.publish(subject, payload, name)
+
+    async def request(self, subject: str, payload: bytes = b"") -> tuple[bytes, bytes] | None:
+        """Ask and return payload and headers of the answer; None when the connection broke or it took too long."""
+        future: asyncio.Future[tuple[bytes, bytes] | None] = self._loop.create_future()
+
+        def answered(data: bytes, headers: bytes) -> bool:
+            if not future.done():
+                future.set_result((data, headers))
+            return True
+
+        def lost() -> None:
+            if not future.done():
+                future.set_result(None)
+
+        self._request(subject, payload, answered, lost, partial(fail, future))
+        return await future
+
+    async def api(self, what: str, body: object = None) -> dict[str, Any]:
+        """Call the JetStream API, again if need be; what it answers may hold an `error`."""
+        payload = b"" if body is None else encode(body)
+        unanswered, patience = 0, self.now() + ELECTION_SECONDS
+        while unanswered < API_ATTEMPTS:
+            answer = await self.request(f"$JS.API.{what}", payload)
+            if answer is None or status_of(answer[1]) == UNAVAILABLE:
+                unanswered += 1
+            else:
+                found: dict[str, Any] = msgspec.json.decode(answer[0])
+                if found.get("error", {}).get("err_code") not in ELECTING:
+                    return found
+                if self.now() > patience:
+                    text = "the servers agree on no leader: more than half of the cluster must be up"
+                    raise StoreUnavailable(f"jetstream: {what} is not possible now: {text}")
+            self._check()
+            await asyncio.sleep(RETRY_SECONDS)
+        where = without_credentials(self.servers[0])
+        raise StoreUnavailable(
+            f"{where}: JetStream does not answer ({what}): enable it in the server's configuration, `jetstream {{}}`; "
+            "of a cluster, more than half of the nodes must be up"
+        )
+
+    def _check(self) -> None:
+        if self._closed:
+            raise StoreClosed("jetstream: the store is closed")
+
+    def _sweep(self) -> None:
+        """Give up requests that took too long. They are in the order in which they were made."""
+        late = self._loop.time() - REQUEST_TIMEOUT_SECONDS
+        for name, request in [*self._requests.items()]:
+            if request.at > late:
+                break
+            del self._requests[name]
+            request.lost()
+        self._sweeper = self._loop.call_later(SWEEP_SECONDS, self._sweep)
+
+    def now(self) -> float:
+        """Return the loop's time."""
+        return self._loop.time()
+
+    def new_inbox(self) -> str:
+        """Return a subject that nobody else listens to."""
+        self._number += 1
+        return f"_INBOX.{self._inbox[7:]}p.{self._number}"
+
+
+def fail(future: asyncio.Future[Any], error: StoreError) -> None:
+    if not future.done():
+        future.set_exception(error)

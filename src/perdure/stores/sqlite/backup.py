@@ -1,0 +1,88 @@
+"""Copying a file while it is served: in pieces, on a connection of its own, from one state of it."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import stat
+import threading
+import time
+from contextlib import closing, suppress
+
+from perdure.errors import StoreClosed, StoreError
+from perdure.stores.sqlite.faults import about, explained
+from perdure.stores.sqlite.file import connect
+from perdure.stores.sqlite.lock import NEW_FILE_MODE, SUFFIXES
+
+PIECE_PAGES = 256
+"""Pages that are copied at a time: 1 MiB. Between two pieces the disk is left to those who commit."""
+PAUSE_SHARE = 0.5
+"""How long to pause after each piece, as a share of the time that the piece took."""
+
+
+def back_up(path: str, target: str, stop: threading.Event) -> None:
+    """Copy the database at `path` to a new file, which appears when it is whole. Runs in a thread of its own.
+
+    The copy is the state at the beginning: a read transaction keeps it, so that commits go on beside it and the log
+    grows meanwhile.
+    """
+    _check_target(path, target)
+    part = f"{target}.part-{os.getpid()}-{threading.get_ident()}"
+    try:
+        with explained(target):
+            descriptor = os.open(part, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, NEW_FILE_MODE)
+            try:
+                os.fchmod(descriptor, NEW_FILE_MODE)
+                _copy(path, part, descriptor, stop)
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
+            os.link(part, target)  # unlike a rename it overwrites nothing that came meanwhile
+            _sync_folder(os.path.dirname(target))
+    except FileExistsError:
+        raise _exists(target) from None
+    finally:
+        with suppress(OSError):
+            os.unlink(part)
+
+
+def _copy(path: str, part: str, descriptor: int, stop: threading.Event) -> None:
+    with closing(connect(path)) as source, closing(sqlite3.connect(part, isolation_level=None)) as copy:
+        source.execute("BEGIN")
+        source.execute("SELECT value FROM meta WHERE name = 'commit'").fetchone()  # from here on it is one state
+        copy.execute("PRAGMA synchronous = OFF")
+        began = time.monotonic()
+
+        def between(_status: int, _remaining: int, _total: int) -> None:
+            nonlocal began
+            if stop.is_set():
+                raise StoreClosed(about(path, "the store was closed while it was backed up"))
+            os.fdatasync(descriptor)  # a little at a time: one large sync would hold up every commit on the same disk
+            time.sleep((time.monotonic() - began) * PAUSE_SHARE)
+            began = time.monotonic()
+
+        source.backup(copy, pages=PIECE_PAGES, progress=between)
+
+
+def _check_target(path: str, target: str) -> None:
+    folder = os.path.dirname(target)
+    if not os.path.isdir(folder):
+        raise StoreError(about(target, f"its folder {folder} does not exist: create it"))
+    for suffix in (*SUFFIXES, "-journal"):
+        if os.path.lexists(target + suffix):
+            raise _exists(target + suffix)
+    if os.path.exists(path) and stat.S_ISREG(os.stat(path).st_mode):
+        return
+    raise StoreError(about(path, "it is not there any more, so it cannot be backed up"))
+
+
+def _exists(target: str) -> StoreError:
+    return StoreError(about(target, "it exists, and a backup does not overwrite: name another file"))
+
+
+def _sync_folder(folder: str) -> None:
+    descriptor = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

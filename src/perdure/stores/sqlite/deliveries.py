@@ -1,0 +1,277 @@
+"""What goes from the file to workers: queued starts, open messages, what is due, what a worker that ended had claimed.
+
+Runs on the loop. The file says what there is; `local.dispatch` keeps what workers have in hand. Whatever fails here is
+logged and tried again, for as long as the store is open.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import sqlite3
+from collections.abc import Awaitable, Callable, Collection, Sequence
+from typing import Any, TypeVar
+
+from perdure.background import Tasks
+from perdure.core.journal import Message, Start
+from perdure.errors import StoreClosed, StoreError
+from perdure.stores.clock import Alarm, SystemClock
+from perdure.stores.local.dispatch import Dispatcher, Member, Page
+from perdure.stores.port import Delivery, Transition, Wake
+from perdure.stores.sqlite.aside import Aside
+from perdure.stores.sqlite.checked import message_of, start_of
+from perdure.stores.sqlite.keys import deadline_in_line
+from perdure.stores.sqlite.unit import Accept, Unit, may_be_routed
+
+T = TypeVar("T")
+
+RETRY_SECONDS = 1.0
+"""How long after a failure to read what is to be delivered it is read again."""
+DUE_BATCH_LIMIT = 1_000
+
+log = logging.getLogger("perdure.sqlite")
+
+
+class Deliveries:
+    """Hands out what the file holds. `last` is the last place that was given in the queue of starts."""
+
+    def __init__(
+        self,
+        path: str,
+        clock: SystemClock,
+        read: Callable[[Callable[[sqlite3.Connection], Any]], Awaitable[Any]],
+        enqueue: Callable[[Unit], asyncio.Future[Any]],
+        aside: Aside,
+    ) -> None:
+        self.dispatcher = Dispatcher(self._fetch, self._forget)
+        self.last = 0
+        self.unanswered: set[str] = set()  # messages posted here, whose answer need not be looked for
+        self._path = path
+        self._clock = clock
+        self._read = read
+        self._enqueue = enqueue
+        self._aside = aside
+        self._alarm = Alarm(clock, self._ring)
+        self._opened_at = 0
+        self._rung_to = 0.0
+        self._ringing = False
+        self._ring_again = False
+        self._tasks = Tasks(log)
+
+    def open(self, last: int) -> None:
+        """Begin: starts up to place `last` were queued by a process that may have begun them."""
+        self.last = self._opened_at = last
+
+    def close(self) -> None:
+        self._alarm.cancel()
+        self.dispatcher.close()
+        for task in self._tasks:
+            task.cancel()
+
+    def next_place(self) -> int:
+        self.last += 1
+        return self.last
+
+    # --- after a write ------------------------------------------------------------------------------------------------
+    def written(self, unit: Unit) -> None:
+        """Hand out what a unit brought, now that it is durable."""
+        for accept in unit.accepts:
+            if accept.new:
+                self._queue(accept)
+        for sequence, start in unit.promoted:
+            if start.key is None:
+                self.dispatcher.queue(Delivery(start.id, start.handler, start, fresh=True, token=sequence))
+            else:
+                self._wake_in_line(start)
+        for message, handler, begun in unit.routes:
+            self._offer(Delivery(message.to, handler, message), begun=begun)
+        if unit.must_exist and not unit.routes:  # posted before, and answered perhaps
+            self.unanswered.difference_update(message.id for message in unit.messages)
+        if (transition := unit.transition) is not None:
+            self._committed(transition, unit.ended)
+        for sequence, id, data, checksum in unit.granted:
+            if (start := self._start(id, data, checksum)) is not None:
+                self.dispatcher.queue_granted(Delivery(id, start.handler, start, fresh=True, token=sequence))
+        for id, handler in unit.woken:
+            self._offer(Delivery(id, handler, Wake()))
+
+    def _queue(self, accept: Accept) -> None:
+        start = accept.start
+        if accept.status == "scheduled":
+            self._alarm.by(start.due)
+        elif start.key is not None:
+            self._wake_in_line(start)
+        else:
+            self.dispatcher.queue(Delivery(start.id, start.handler, start, fresh=True, token=accept.sequence))
+
+    def _wake_in_line(self, start: Start) -> None:
+        if (due := deadline_in_line(start)) is not None:
+            self._alarm.by(due)
+
+    def _committed(self, transition: Transition, ended: bool) -> None:
+        effects = transition.effects
+        self.dispatcher.committed(transition.id, transition.acknowledge, ended=ended)
+        if ended and effects.wake is not None:
+            if effects.wake <= self._rung_to:
+                self._rung_to = 0.0
+            self._alarm.by(effects.wake)
+        for answer in effects.answers:
+            self.unanswered.discard(answer.message)
+
+    # --- a worker joins -----------------------------------------------------------------------------------------------
+    def join(self, handlers: Collection[str], deliver: Callable[[Delivery], None]) -> Member:
+        member = self.dispatcher.join(handlers, deliver)
+        self._tasks.spawn(self._catch_up(member))
+        return member
+
+    async def _catch_up(self, member: Member) -> None:
+        """Offer what no worker has in hand: claims of a worker that ended, open messages, and what is due."""
+        while member.open:
+            try:
+                await self._offer_open(member)
+            except Exception as error:  # noqa: BLE001  it is tried again, whatever it is
+                if isinstance(error, StoreClosed):
+                    return
+                _log_retry("reading what waits for a worker", error)
+                await asyncio.sleep(RETRY_SECONDS)
+            else:
+                self._rung_to = 0.0
+                self._ring()
+                return
+
+    async def _offer_open(self, member: Member) -> None:
+        handlers = [*member.handlers]
+        marks = ",".join("?" * len(handlers))
+
+        def read(db: sqlite3.Connection) -> tuple[list[Any], list[Any]]:
+            claimed = db.execute(
+                f"SELECT id, handler FROM invocation WHERE status = 'running' AND handler IN ({marks})", handlers
+            ).fetchall()
+            open_messages = db.execute(
+                "SELECT message.invocation, message.data, message.checksum, handler, status, sequence FROM message "
+                f"JOIN invocation ON invocation.id = message.invocation WHERE answered = 0 AND handler IN ({marks})",
+                handlers,
+            ).fetchall()
+            return claimed, open_messages
+
+        claimed, open_messages = await self._read(read)
+        for id, handler in claimed:
+            if self.dispatcher.owner(id) is None:
+                self._offer(Delivery(id, handler, Wake(), attempt=2))
+        messages: list[tuple[Message, str, bool]] = []
+        for to, data, checksum, handler, status, sequence in open_messages:
+            if (message := self._message(to, data, checksum)) is not None:
+                messages.append((message, handler, may_be_routed(message, status, sequence)))
+        for message, handler, begun in sorted(messages, key=lambda each: each[0].at):  # in the order sent
+            if not self.dispatcher.holds(message):
+                self._offer(Delivery(message.to, handler, message, attempt=2), begun=begun)
+
+    # --- what is damaged, or of a newer release -----------------------------------------------------------------------
+    def _offer(self, delivery: Delivery, *, begun: bool = True) -> None:
+        if delivery.id not in self._aside:
+            self.dispatcher.offer(delivery, begun=begun)
+
+    def _start(self, id: str, data: bytes, checksum: int) -> Start | None:
+        """Return a start to deliver; None if its invocation is set aside."""
+        try:
+            start = start_of(self._path, id, data, checksum)
+        except StoreError as error:
+            self._aside.add(id, error)
+            return None
+        return None if id in self._aside else start
+
+    def _message(self, to: str, data: bytes, checksum: int) -> Message | None:
+        try:
+            return message_of(self._path, to, data, checksum)
+        except StoreError as error:
+            self._aside.add(to, error)
+            return None
+
+    # --- what the dispatcher asks for ---------------------------------------------------------------------------------
+    async def _fetch(self, handler: str, after: int, limit: int) -> Page:
+        rows = await self._read(
+            lambda db: db.execute(
+                "SELECT sequence, id, start, checksum FROM invocation WHERE status = 'pending' AND handler = ? "
+                "AND sequence > ? ORDER BY sequence LIMIT ?",
+                (handler, after, limit),
+            ).fetchall()
+        )
+        found: list[Delivery] = []
+        for sequence, id, data, checksum in rows:
+            if (start := self._start(id, data, checksum)) is not None:
+                attempt = 2 if sequence <= self._opened_at else 1
+                found.append(Delivery(id, handler, start, attempt, fresh=attempt == 1, token=sequence))
+        return Page(found, rows[-1][0] if rows else after, len(rows) < limit)
+
+    def _forget(self, delivery: Delivery) -> None:
+        if isinstance(delivery.item, Message):
+            self.unanswered.discard(delivery.item.id)
+            self._enqueue(Unit(done_messages=[delivery.item.id]))
+
+    # --- what is due --------------------------------------------------------------------------------------------------
+    def _ring(self) -> None:
+        if self._ringing:
+            self._ring_again = True
+            return
+        self._ringing = True
+        self._tasks.spawn(self._answer_ring())
+
+    async def _answer_ring(self) -> None:
+        try:
+            await self._deliver_due()
+        except StoreClosed:
+            return
+        except Exception as error:  # noqa: BLE001  it is tried again, whatever it is
+            _log_retry("reading what is due", error)
+            self._rung_to = 0.0
+            self._alarm.by(self._clock.now() + RETRY_SECONDS)
+        finally:
+            self._ringing = False
+        if self._ring_again:
+            self._ring_again = False
+            self._ring()
+
+    async def _deliver_due(self) -> None:
+        """Queue the delayed starts that are due, and offer the wakes.
+
+        A wake that is set below `_rung_to` while this reads sets it back and rings again: see `_committed`.
+        """
+        now = self._clock.now()
+        rung_to, self._rung_to = self._rung_to, max(self._rung_to, now)
+
+        def read(db: sqlite3.Connection) -> tuple[list[Any], list[Any], Any]:
+            starts = db.execute(
+                "SELECT id, start, checksum FROM invocation WHERE status = 'scheduled' AND due <= ? ORDER BY due "
+                "LIMIT ?",
+                (now, DUE_BATCH_LIMIT),
+            ).fetchall()
+            wakes = db.execute(
+                "SELECT id, handler, wake FROM invocation WHERE wake > ? AND wake <= ? ORDER BY wake",
+                (rung_to, now),
+            ).fetchall()
+            following = db.execute(
+                "SELECT min(at) FROM (SELECT min(due) AS at FROM invocation WHERE status = 'scheduled' AND due > ? "
+                "UNION ALL SELECT min(wake) FROM invocation WHERE wake > ?)",
+                (now, now),
+            ).fetchone()[0]
+            return starts, wakes, following
+
+        starts, wakes, following = await self._read(read)
+        for id, handler, _ in wakes:
+            if id not in self._aside:
+                self.dispatcher.wake(Delivery(id, handler, Wake()))
+        await self._queue_due(starts)
+        if len(starts) == DUE_BATCH_LIMIT:
+            self._ring()
+        elif following is not None:
+            self._alarm.by(following)
+
+    async def _queue_due(self, rows: Sequence[tuple[str, bytes, int]]) -> None:
+        due = [start for row in rows if (start := self._start(*row)) is not None]
+        if due:
+            first, self.last = self.last + 1, self.last + len(due)
+            await self._enqueue(Unit(promoted=[*enumerate(due, first)]))
+
+
+def _log_retry(what: str, error: Exception) -> None:
+    log.error("%s failed, trying again in %g s: %s", what, RETRY_SECONDS, error, exc_info=error)

@@ -1,0 +1,304 @@
+"""Reading a file: what the store that serves it and a view of it have in common.
+
+All reads go through one connection, in a thread of its own. Whatever is read is held against its checksum.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+import os
+import sqlite3
+from collections.abc import Callable, Sequence
+from typing import Any, Never, Protocol, TypeVar
+
+from perdure.core.journal import Answer, Message, Outcome, Start, decode_frame, known_status
+from perdure.core.lifecycle import SETTLED as SETTLED_STATUSES
+from perdure.errors import StoreClosed, StoreDamaged, StoreError, StoreReadOnly
+from perdure.stores.clock import SystemClock
+from perdure.stores.notices import Feed
+from perdure.stores.port import LINE_LIMIT, PAYLOAD_LIMIT_BYTES, Counts, Filter, Journal, Key, Row
+from perdure.stores.read_only import OnlyLooking
+from perdure.stores.sql.index import COUNTS, counts_of, query_of
+from perdure.stores.sqlite.aside import Aside
+from perdure.stores.sqlite.checked import ROW, check_frames, damaged, last_frame_of, message_of, row_of, start_of
+from perdure.stores.sqlite.faults import Mismatch, about, explained
+from perdure.stores.sqlite.file import connect
+from perdure.stores.sqlite.keys import read_key
+from perdure.stores.sqlite.look import Look
+
+T = TypeVar("T")
+
+READ_BATCH_LIMIT = 100
+"""Reads that go to the reading thread together."""
+READ_AGAIN_LIMIT = 3
+"""How often reads are repeated because their source changed meanwhile."""
+
+_Read = tuple[Callable[[sqlite3.Connection], Any], asyncio.Future[Any]]
+_Found = tuple[Any, Exception | None]
+
+
+class Source(Protocol):
+    """Where reads go."""
+
+    def current(self) -> sqlite3.Connection:
+        """Return the connection to read through."""
+        ...
+
+    @property
+    def is_current(self) -> bool:
+        """Tell whether what was read since can be trusted; if not, it is read again."""
+        ...
+
+    def close(self) -> None: ...
+
+
+class Served:
+    """The connection of the process that serves the file: nothing but this process changes it."""
+
+    is_current = True
+
+    def __init__(self, path: str) -> None:
+        self._db = connect(path)
+
+    def current(self) -> sqlite3.Connection:
+        return self._db
+
+    def close(self) -> None:
+        self._db.close()
+
+
+class ReadThread:
+    """Reads a source in a thread of its own."""
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+        self._pool = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="perdure-sqlite-read")
+        self._source: Source | None = None
+        self._reads: list[_Read] = []
+        self._busy = False
+
+    def use(self, source: Source) -> None:
+        """Read from `source` from now on."""
+        self._source = source
+
+    def run(self, work: Callable[..., T], *arguments: Any) -> asyncio.Future[T]:
+        """Run something else in the thread."""
+        return asyncio.get_running_loop().run_in_executor(self._pool, work, *arguments)
+
+    async def close(self) -> None:
+        """Finish the reads in progress, refuse those that wait, and close the source."""
+        source, self._source = self._source, None
+        if source is not None:
+            await self.run(source.close)
+        self._pool.shutdown(wait=False)
+
+    async def read(self, read: Callable[[sqlite3.Connection], T]) -> T:
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[T] = loop.create_future()
+        self._reads.append((read, future))
+        if not self._busy:
+            # All that is asked for in this round of the loop goes to the thread together, and what is asked for while
+            # it reads goes next: with one hop for each, two threads that want the interpreter wait for it every time.
+            self._busy = True
+            loop.call_soon(self._send)
+        return await future
+
+    def _send(self) -> None:
+        source = self._source
+        limit = READ_BATCH_LIMIT if source is not None else len(self._reads)
+        reads, self._reads = self._reads[:limit], self._reads[limit:]
+        self._busy = bool(reads) and source is not None
+        if source is None:
+            for _, future in reads:
+                if not future.done():
+                    future.set_exception(StoreClosed(about(self._path, "the store is closed")))
+        elif reads:
+            loop = asyncio.get_running_loop()
+            loop.run_in_executor(self._pool, self._execute, loop, source, reads)
+
+    def _execute(self, loop: asyncio.AbstractEventLoop, source: Source, reads: Sequence[_Read]) -> None:
+        """Read, in the thread; what a read raises is for its caller."""
+        found = [self._found(source, read) for read, _ in reads]
+        for _ in range(READ_AGAIN_LIMIT):
+            if source.is_current:
+                break
+            found = [self._found(source, read) for read, _ in reads]
+        loop.call_soon_threadsafe(self._ended, reads, found)
+
+    def _found(self, source: Source, read: Callable[[sqlite3.Connection], Any]) -> _Found:
+        try:
+            with explained(self._path):
+                return read(source.current()), None
+        except Exception as error:  # noqa: BLE001  whatever it is, it is told to the caller, and the others are read
+            return None, error
+
+    def _ended(self, reads: Sequence[_Read], found: Sequence[_Found]) -> None:
+        for (_, future), (value, error) in zip(reads, found, strict=True):
+            if future.done():
+                continue  # its caller has given up
+            if error is None:
+                future.set_result(value)
+            else:
+                future.set_exception(error)
+        self._send()
+
+
+class SqliteReader:
+    """What a file says of its invocations. Changes nothing."""
+
+    def __init__(self, path: str, *, payload_limit: int = PAYLOAD_LIMIT_BYTES, line_limit: int = LINE_LIMIT) -> None:
+        self.path = os.path.realpath(os.path.expanduser(path))  # the name beside which SQLite keeps its log
+        self.clock = SystemClock()
+        self.payload_limit = payload_limit
+        self.line_limit = line_limit
+        self.secret = b""
+        self._pid = os.getpid()
+        self._open = False
+        self._lost: StoreError | None = None  # says why nothing can be read or written any more
+        self._reading = ReadThread(self.path)
+        self._aside = Aside(self.path)
+
+    def _check(self) -> None:
+        if os.getpid() != self._pid:
+            raise StoreError(
+                about(self.path, f"it was opened by process {self._pid}; a forked child must open one of its own")
+            )
+        if not self._open:
+            raise StoreClosed(about(self.path, "the store is closed"))
+        if self._lost is not None:
+            raise type(self._lost)(str(self._lost))
+
+    async def _read(self, read: Callable[[sqlite3.Connection], T]) -> T:
+        self._check()
+        return await self._reading.read(read)
+
+    def _listed(self, found: Sequence[Any]) -> Row | None:
+        """Return a row to list; None for one that is damaged, which is set aside."""
+        try:
+            return row_of(self.path, found)
+        except StoreDamaged as error:
+            self._aside.add(found[0], error)
+            return None
+
+    @property
+    def set_aside(self) -> list[str]:
+        """The ids of invocations that are not served from here: damaged, or readable by a newer release only."""
+        return [*self._aside]
+
+    # --- one invocation -----------------------------------------------------------------------------------------------
+    async def journal(self, id: str, /) -> Journal:
+        self._aside.check(id)
+        return await self._read(lambda db: self._journal(db, id))
+
+    def _journal(self, db: sqlite3.Connection, id: str) -> Journal:
+        # In this order: a commit between the two reads adds frames, and must not look like frames that are missing.
+        known = db.execute("SELECT revision, status FROM invocation WHERE id = ?", (id,)).fetchone()
+        rows = db.execute("SELECT revision, data, checksum FROM frame WHERE id = ? ORDER BY revision", (id,)).fetchall()
+        if known is not None:
+            if len(rows) < known[0] and _is_gone(db, id):
+                return Journal()
+            known_status(known[1], id)
+        check_frames(self.path, id, 0 if known is None else known[0], rows)
+        return Journal(tuple(decode_frame(data, id) for _, data, _ in rows), len(rows), done=True)  # one transaction
+
+    async def revision(self, id: str, /) -> int:
+        query = "SELECT revision FROM invocation WHERE id = ?"
+        found = await self._read(lambda db: db.execute(query, (id,)).fetchone())
+        return 0 if found is None else found[0]
+
+    async def outcome(self, id: str, /) -> Outcome | None:
+        def read(db: sqlite3.Connection) -> Outcome | None:
+            row = db.execute("SELECT status FROM invocation WHERE id = ?", (id,)).fetchone()
+            if row is None or row[0] not in SETTLED_STATUSES:
+                return None
+            last = db.execute(
+                "SELECT revision, data, checksum FROM frame WHERE id = ? ORDER BY revision DESC LIMIT 1", (id,)
+            ).fetchone()
+            if last is None and _is_gone(db, id):
+                return None
+            outcome = last_frame_of(self.path, id, last).outcome
+            if outcome is None:
+                raise damaged(self.path, f"invocation {id!r} is {row[0]}, and its journal does not say how it ended")
+            return outcome
+
+        self._aside.check(id)
+        return await self._read(read)
+
+    async def mail(self, id: str, /) -> list[Message]:
+        query = "SELECT data, checksum FROM message WHERE invocation = ? AND answered = 0"
+        rows = await self._read(lambda db: db.execute(query, (id,)).fetchall())
+        return sorted((message_of(self.path, id, *row) for row in rows), key=lambda each: each.at)
+
+    async def start(self, id: str, /) -> Start | None:
+        query = "SELECT start, checksum FROM invocation WHERE id = ?"
+        row = await self._read(lambda db: db.execute(query, (id,)).fetchone())
+        return None if row is None else start_of(self.path, id, *row)
+
+    async def row(self, id: str, /) -> Row | None:
+        self._aside.check(id)
+        found = await self._read(lambda db: db.execute(f"SELECT {ROW} FROM invocation WHERE id = ?", (id,)).fetchone())
+        return None if found is None else row_of(self.path, found)
+
+    # --- all of them --------------------------------------------------------------------------------------------------
+    async def key(self, name: str, /) -> Key:
+        def read(db: sqlite3.Connection) -> Key:
+            try:
+                return read_key(db, name)
+            except Mismatch as mismatch:
+                raise StoreDamaged(about(self.path, str(mismatch))) from mismatch
+
+        return await self._read(read)
+
+    async def search(self, filter: Filter, /) -> list[Row]:
+        """List invocations, newest first; those that are set aside because their row is damaged are left out."""
+        query, values = query_of(filter, ROW)
+        found = await self._read(lambda db: db.execute(query, values).fetchall())
+        return [row for each in found if (row := self._listed(each)) is not None]
+
+    async def counts(self) -> Counts:
+        return counts_of(await self._read(lambda db: db.execute(COUNTS).fetchall()))
+
+
+class SqliteView(OnlyLooking, SqliteReader):
+    """A file that is only looked at, also while another process serves it. It takes no lock and has no writer."""
+
+    async def open(self) -> None:
+        look = Look(self.path, self._aside)
+        try:
+            opened = await self._reading.run(look.open)
+        except BaseException:
+            await self._reading.close()
+            raise
+        self._reading.use(look)
+        self.secret = opened.secret
+        self._open = True
+
+    async def aclose(self) -> None:
+        if self._open:
+            self._open = False
+            await self._reading.close()
+
+    def watch(self, id: str, /) -> asyncio.Future[Outcome]:
+        self._refuse_change("nothing is told when an invocation ends: describe it")
+
+    def events(self, filter: Filter, /) -> Feed:
+        self._refuse_change("nothing is told of changes: list what there is")
+
+    async def answer(self, message_id: str, /) -> Answer:
+        self._refuse_change("nothing is told of answers: describe the invocation")
+
+    def serves(self, handler: str, /) -> bool | None:
+        return None  # another process may
+
+    def served(self) -> set[str]:
+        return set()
+
+    def _refuse_change(self, what: str) -> Never:
+        self._check()
+        raise StoreReadOnly(about(self.path, f"it was opened to be read only, so {what}"))
+
+
+def _is_gone(db: sqlite3.Connection, id: str) -> bool:
+    """Tell whether an invocation was purged between two reads."""
+    return db.execute("SELECT 1 FROM invocation WHERE id = ?", (id,)).fetchone() is None

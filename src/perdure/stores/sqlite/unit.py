@@ -1,0 +1,81 @@
+"""What waits to be written: one unit is written whole or not at all."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from typing import Any
+
+from msgspec import Struct
+
+from perdure.core.journal import Message, Start, Status, settles_before_begin
+from perdure.errors import Conflict
+from perdure.stores.port import Committed, Transition
+
+
+class Accept(Struct):
+    """A start with the status and place that it will have."""
+
+    start: Start
+    data: bytes
+    status: Status
+    sequence: int
+    new: bool = True
+
+
+def _tell_nobody(revision: int, error: Exception | None) -> None:
+    pass
+
+
+class Unit(Struct, eq=False):
+    """What is written whole or not at all: a submit, a post, a commit, or the store's own housekeeping.
+
+    `strict` makes an id that exists with another input an error; `must_exist`, a message to an unknown id. `place` is
+    the position of an invocation that enlists for a key. A commit is told, the others end their future. `ended` says
+    that the transition ends the claim. The writer fills in `routes` (message, handler, whether it can go to a worker
+    before the start has), `granted` (sequence, id, start and its checksum: starts that now have their key) and `woken`
+    (id and handler of others that have it).
+    """
+
+    accepts: Sequence[Accept] = ()
+    strict: bool = False
+    transition: Transition | None = None
+    ended: bool = False
+    told: Committed = _tell_nobody
+    frame: bytes | None = None
+    messages: Sequence[Message] = ()
+    must_exist: bool = False
+    done_messages: Sequence[str] = ()
+    promoted: Sequence[tuple[int, Start]] = ()
+    purge: Sequence[tuple[str, float]] = ()  # ids, and the time after which they must not have changed
+    purged: int = 0
+    place: int = 0
+    future: asyncio.Future[Any] | None = None
+    routes: list[tuple[Message, str, bool]] = []
+    granted: list[tuple[int, str, bytes, int]] = []
+    woken: list[tuple[str, str]] = []
+    error: Exception | None = None
+
+    def about(self) -> str:
+        """Name what it is about, for the log."""
+        if self.transition is not None:
+            return f"a commit of invocation {self.transition.id!r}"
+        ids = [*(accept.start.id for accept in self.accepts), *(message.to for message in self.messages)]
+        ids += [start.id for _, start in self.promoted]
+        return f"what concerns {', '.join(map(repr, ids[:3]))}" if ids else "the store's own housekeeping"
+
+    def forget_reports(self) -> None:
+        """Forget what a try that was rolled back had found."""
+        self.routes.clear()
+        self.granted.clear()
+        self.woken.clear()
+
+
+def may_be_routed(message: Message, status: Status, sequence: int | None) -> bool:
+    """Tell whether a message can go to a worker before its invocation's start has: who is put off can be cancelled."""
+    is_put_off = status == "scheduled" or (status == "pending" and sequence is None)
+    return status not in ("pending", "scheduled") or (is_put_off and settles_before_begin(message))
+
+
+def conflict(id: str, expected: int) -> Conflict:
+    return Conflict(f"the journal of {id!r} is not at revision {expected}", invocation_id=id)
