@@ -19,6 +19,7 @@ import pytest
 from examples.services.nats_server import Server, server
 from perdure import Client, connect
 from perdure.connect import translators_in_use
+from perdure.operations.local import store_behind
 from perdure.runtime.worker import Worker
 from perdure.testing import replay
 from tests.old import make, programs, scenes
