@@ -11,6 +11,7 @@
     │   ├── WaitTimeout                   only the waiting ended             (also a TimeoutError)
     │   ├── AwakeableRejected             somebody outside rejected it, with a reason
     │   ├── RemoteError                   it raised a class that is not loaded here
+    │   ├── NotRecorded                   an attribute of an exception that no journal could keep
     │   └── NonRetryable                  for users to raise and derive from: no further attempt
     │
     ├── the user's fault: change the code or the call ────────────────────────────────────────────
@@ -122,6 +123,10 @@ class RemoteError(PerdureError):
 
     def __str__(self) -> str:
         return f"{self.type}: {self.message}" if self.message else self.type
+
+
+class NotRecorded(PerdureError, AttributeError):
+    """An attribute of an exception that was raised elsewhere could not be recorded. Raised where it is read."""
 
 
 class NonRetryable(PerdureError):

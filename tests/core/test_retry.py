@@ -1,13 +1,14 @@
 from __future__ import annotations
 
+from collections.abc import Callable
 from datetime import timedelta
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from perdure.core.retry import DEFAULT_RETRY, DURATION_LIMIT_SECONDS, Retry, seconds
+from perdure.core.retry import DEFAULT_RETRY, DURATION_LIMIT_SECONDS, Retry, is_mistake, seconds
 from perdure.errors import InvalidOption, NonRetryable
 
 chances = st.floats(0, 1, exclude_max=True)
@@ -130,3 +131,103 @@ def test_durations_are_seconds_or_timedeltas(duration: float | timedelta, positi
 def test_other_durations_are_refused(duration: Any, positive: bool):
     with pytest.raises(InvalidOption, match=r"timeout .*(must be a number|at least 0|more than 0)"):
         seconds("timeout", duration, positive=positive)
+
+
+@pytest.mark.parametrize("field", ["on", "never"])
+@pytest.mark.parametrize(
+    "classes",
+    [
+        [ConnectionError],
+        "ConnectionError",
+        (ConnectionError, "TimeoutError"),
+        int,
+        (int,),
+        ConnectionError(),
+        None,
+        {ConnectionError},
+        ((OSError,),),
+    ],
+)
+def test_classes_that_are_no_tuple_of_exceptions_are_refused_by_name(field: str, classes: Any):
+    with pytest.raises(InvalidOption, match=rf"Retry\({field}=.*give a tuple of exception classes"):
+        Retry(**{field: classes})
+
+
+@pytest.mark.parametrize("field", ["on", "never"])
+def test_one_class_stands_for_a_tuple_of_it(field: str):
+    assert getattr(Retry(**cast("Any", {field: ConnectionError})), field) == (ConnectionError,)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        *(("max_attempts", value) for value in ("3", 2.5, True, 0, -1, float("nan"), [3])),
+        *(("factor", value) for value in ("2", None, float("nan"), float("inf"), 0.5, True, timedelta(1))),
+        *(("jitter", value) for value in ("0.1", None, float("nan"), -0.1, 1.1, True)),
+        *(("initial", value) for value in ("1", None, float("nan"), float("inf"), -1, 1e300, True)),
+        *(("maximum", value) for value in ("1", None, float("nan"), float("inf"), -1, 1e300, True)),
+    ],
+)
+def test_option_of_the_wrong_kind_is_refused_by_name_when_the_policy_is_made(field: str, value: Any):
+    with pytest.raises(InvalidOption, match=rf"Retry\({field}="):
+        Retry(**{field: value})
+
+
+def needs_two(left: int, right: int, /, *, key: int = 0) -> int:
+    return left + right + key
+
+
+class NeedsOne:
+    def __init__(self, one: int) -> None:
+        self.one = one
+
+
+def loose(call: Any) -> Any:
+    """Hide from the type checkers what is wrong on purpose."""
+    return call
+
+
+WRONG_CALLS: list[Callable[[Any], Any]] = [
+    lambda f: f(1),
+    lambda f: f(),
+    lambda f: f(1, 2, 3),
+    lambda f: f(1, 2, other=3),
+    lambda f: f(1, right=2),
+    lambda f: f(1, 2, 3, key=4),
+    lambda _: loose(NeedsOne)(),
+    lambda _: loose(NeedsOne)(1, 2),
+    lambda _: loose(NeedsOne)(1, one=2),
+    lambda _: loose(len)(),
+    lambda _: loose(list[int]().append)(1, 2),
+    lambda _: loose(dict[str, int]().get)(),
+    lambda _: loose(object)(1),
+    lambda _: loose(int)(1, 2, 3),
+    lambda _: loose("a".split)(1, 2, 3),
+    lambda _: loose(isinstance)(1),
+    lambda _: loose("a".encode)(encod="x"),
+    lambda _: loose(timedelta)(day=1),
+]
+
+
+@pytest.mark.parametrize("call", WRONG_CALLS)
+def test_call_with_wrong_arguments_is_a_mistake_of_the_program(call: Callable[[Any], Any]):
+    with pytest.raises(TypeError) as raised:
+        call(needs_two)
+    assert is_mistake(raised.value), str(raised.value)
+
+
+BAD_DATA: list[Callable[[Any], Any]] = [
+    lambda nothing: nothing + 1,
+    lambda nothing: nothing["x"],
+    lambda nothing: len(nothing),
+    lambda nothing: loose(int)([nothing]),
+    lambda nothing: nothing(),
+    lambda nothing: sum([nothing]),
+]
+
+
+@pytest.mark.parametrize("act", BAD_DATA)
+def test_type_error_that_data_may_cause_is_no_mistake_of_the_program(act: Any):
+    with pytest.raises(TypeError) as raised:
+        act(None)
+    assert not is_mistake(raised.value), str(raised.value)

@@ -18,6 +18,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from perdure.core import signature as module
+from perdure.core.context import BodyContext
 from perdure.core.signature import Signature, identity_of_arguments
 from perdure.core.types import decoder
 from perdure.core.values import encode
@@ -31,7 +32,7 @@ T = TypeVar("T")
 WHERE = "the input of workflow 'f'"
 
 
-class Context:
+class Context(BodyContext):
     pass
 
 

@@ -6,7 +6,8 @@ from typing import Any
 
 from msgspec import Struct
 
-from perdure.core.signature import Signature
+from perdure.core.journal import CallStep, Start
+from perdure.core.signature import Signature, changed_inputs
 from perdure.core.types import decoder, encode_as
 from perdure.core.values import encode
 from perdure.errors import CalledOutsideWorkflow, InputRefused, Undecodable, Unencodable
@@ -35,6 +36,22 @@ class Loose(Struct, frozen=True):
             except Unencodable as error:
                 raise InputRefused(f"workflow {name!r}: {error}") from error
         return encode({_POSITIONAL: list(args), **kwargs}, f"the arguments of workflow {name!r}")
+
+
+class GivenLoosely(Struct, eq=False):
+    """The arguments of a start by name, to be compared with recorded ones (a `journal.Arguments`)."""
+
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+
+    def repeat(self, recorded: CallStep | Start, /) -> bool:
+        """Tell whether they are the recorded ones, although the digests differ."""
+        return not self.changed(recorded)
+
+    def changed(self, recorded: CallStep | Start, /) -> list[str]:
+        """Name those that differ from the recorded ones."""
+        assert isinstance(recorded, Start)
+        return changed_inputs({_POSITIONAL: list(self.args), **self.kwargs}, recorded.input)
 
 
 _POSITIONAL = "*"

@@ -161,7 +161,9 @@ class _Children(Generic[R]):
             return made
 
         try:
-            child.future = turn.call_child(start, call.workflow.decode_result)
+            child.future = turn.call_child(
+                start, call.workflow.decode_result, call.workflow.given(call.args, call.kwargs)
+            )
         except PerdureError as error:  # it is too large, say: this member's outcome
             child.ended = Failed("", error, 0.0)
             return

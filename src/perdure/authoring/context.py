@@ -10,18 +10,20 @@ from random import Random
 from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar, cast, overload
 from uuid import UUID
 
+from perdure.authoring.children import run_children
+from perdure.authoring.group import SETTLE_SECONDS, Group, Wait
+from perdure.core.context import BodyContext
 from perdure.core.ids import check_name, seed_of
 from perdure.core.journal import Start
 from perdure.core.retry import Duration, Retry
 from perdure.core.turn import Turn
 from perdure.core.types import decoder
-from perdure.core.values import encode
+from perdure.core.values import agrees, encode
 
 if TYPE_CHECKING:
     import grpc.aio
     from typing_extensions import TypeForm
 
-    from perdure.authoring.group import Group, Wait
     from perdure.authoring.workflow import Call, Workflow
 
 P = ParamSpec("P")
@@ -43,7 +45,7 @@ class Awakeable(Generic[T_co]):
         return asyncio.shield(self._future).__await__()
 
 
-class Context:
+class Context(BodyContext):
     """What one invocation knows and can do. A first parameter annotated `Context` receives it."""
 
     def __init__(self, turn: Turn) -> None:
@@ -98,7 +100,8 @@ class Context:
 
     def set(self, name: str, value: object, /) -> None:
         """Keep a value under `name`; it is recorded with the next frame."""
-        self._turn.set_state(check_name("a state's name", name), encode(value, f"the state {name!r}"))
+        data = encode(value, f"the state {name!r}")
+        self._turn.set_state(check_name("a state's name", name), data, lambda then: agrees(value, decoder(Any)(then)))
 
     def delete(self, name: str, /) -> None:
         """Forget the value under `name`."""
@@ -112,7 +115,7 @@ class Context:
         def start(id: str) -> Start:
             return workflow.start_of(args, kwargs, id=id, at=turn.loop.now, seed=seed_of(id))
 
-        return turn.send(start)
+        return turn.send(start, workflow.given(args, kwargs))
 
     def awakeable(self, type: TypeForm[T], /) -> Awakeable[T]:
         """Promise that somebody outside will answer with a value of `type`."""
@@ -132,15 +135,13 @@ class Context:
         *,
         wait: Wait | None = None,
         concurrency: int | None = None,
-        settle: Duration = 30.0,
+        settle: Duration = SETTLE_SECONDS,
     ) -> Group[R]:
         """Run several workflows as children, at most `concurrency` at a time, and gather their outcomes in order.
 
         What `wait` leaves over is cancelled. The report waits for those children for at most `settle` seconds; what has
         not ended then is `Unsettled`.
         """
-        from perdure.authoring.children import run_children  # noqa: PLC0415  groups are seldom needed
-
         return await run_children(self._turn, calls, wait=wait, concurrency=concurrency, settle=settle)
 
 

@@ -166,9 +166,11 @@ class Step(Generic[P, R_co]):
         return await result if inspect.isawaitable(result) else result
 
     async def _durable(self, turn: Turn, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        digest = (self._signature or self.signature()).digest(args, kwargs)
+        signature = self._signature or self.signature()
+        digest, checks = signature.digest_and_checks(args, kwargs)
         work = StepWork(self, args, kwargs, self.name, self.retry, self.timeout)
-        return await turn.call_step(self.name, digest, self.decode_result, work)
+        given = signature.given(args, kwargs) if turn.replaying else None
+        return await turn.call_step(self.name, digest, self.decode_result, work, checks, given)
 
     @functools.cached_property
     def decode_result(self) -> Callable[[bytes], Any]:

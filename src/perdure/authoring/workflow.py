@@ -15,10 +15,11 @@ from typing import TYPE_CHECKING, Any, Concatenate, Generic, ParamSpec, Protocol
 from msgspec import Struct
 from msgspec.structs import replace
 
-from perdure.authoring.by_name import Loose, elsewhere, named
+from perdure.authoring.by_name import GivenLoosely, Loose, elsewhere, named
 from perdure.authoring.functions import copy_of, name_of, where_of
+from perdure.core.context import BodyContext
 from perdure.core.ids import check_name, seed_of
-from perdure.core.journal import Parent, Start
+from perdure.core.journal import Arguments, Parent, Start
 from perdure.core.retry import DURATION_LIMIT_SECONDS, Duration, seconds
 from perdure.core.signature import Signature, identity_of_arguments
 from perdure.core.turn import Turn, current_turn
@@ -28,8 +29,8 @@ from perdure.errors import CalledOutsideWorkflow, InvalidOption, KeyDeadlock, No
 if TYPE_CHECKING:
     from typing_extensions import TypeForm  # in every type checker's own stubs: nothing to install
 
-    from perdure.authoring.context import Context
 
+C = TypeVar("C", bound=BodyContext)
 P = ParamSpec("P")
 R = TypeVar("R")
 S = TypeVar("S")
@@ -144,9 +145,7 @@ class Workflow(Generic[P, R_co]):
     def signature(self) -> Signature:
         """Return the parameters and types, which are resolved once."""
         if self._signature is None:
-            from perdure.authoring.context import Context  # noqa: PLC0415  the two modules name each other
-
-            self._signature = Signature.of(self._fn, skip_context=Context)
+            self._signature = Signature.of(self._fn, skip_context=BodyContext)
         return self._signature
 
     def start_of(
@@ -195,6 +194,10 @@ class Workflow(Generic[P, R_co]):
         data = signature.encode(args, kwargs, f"workflow {self.name!r}", check=True)
         return data, signature.identity(args, kwargs)
 
+    def given(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Arguments:
+        """Return the arguments of a start, to be compared with recorded ones."""
+        return self.signature().given(args, kwargs) if self._loose is None else GivenLoosely(args, kwargs)
+
     def body(self, start: Start, /) -> Callable[[Turn], Coroutine[Any, Any, Any]]:
         """Return what makes the coroutine of an invocation; `Undecodable` when its input does not fit any more."""
         signature = self.signature()
@@ -202,9 +205,7 @@ class Workflow(Generic[P, R_co]):
         fn = self._fn
         if not signature.takes_context:
             return lambda _: fn(*args, **kwargs)
-        from perdure.authoring.context import Context  # noqa: PLC0415  the two modules name each other
-
-        return lambda turn: fn(Context(turn), *args, **kwargs)
+        return lambda turn: fn(turn.context, *args, **kwargs)
 
     def encode_result(self, value: Any, /) -> bytes:
         """Encode what the body returned, or raise `Unencodable`."""
@@ -224,7 +225,7 @@ class Workflow(Generic[P, R_co]):
             held = turn.keys_held
             return self.start_of(args, kwargs, id=id, at=turn.loop.now, seed=seed_of(id), parent=parent, held=held)
 
-        return await turn.call_child(start, self.decode_result)
+        return await turn.call_child(start, self.decode_result, self.given(args, kwargs))
 
 
 class Call(Struct, Generic[R_co], frozen=True):
@@ -246,7 +247,7 @@ class _WorkflowDecorator(Protocol):
         self, fn: Callable[Concatenate[_Anything, P], Awaitable[R]], /
     ) -> Workflow[Concatenate[Any, P], R]: ...
     @overload
-    def __call__(self, fn: Callable[Concatenate[Context, P], Awaitable[R]], /) -> Workflow[P, R]: ...
+    def __call__(self, fn: Callable[Concatenate[C, P], Awaitable[R]], /) -> Workflow[P, R]: ...
     @overload
     def __call__(self, fn: Callable[P, Awaitable[R]], /) -> Workflow[P, R]: ...
 
@@ -259,7 +260,7 @@ class _WorkflowFactory:
         self, fn: Callable[Concatenate[_Anything, P], Awaitable[R]], /
     ) -> Workflow[Concatenate[Any, P], R]: ...
     @overload
-    def __call__(self, fn: Callable[Concatenate[Context, P], Awaitable[R]], /) -> Workflow[P, R]: ...
+    def __call__(self, fn: Callable[Concatenate[C, P], Awaitable[R]], /) -> Workflow[P, R]: ...
     @overload
     def __call__(self, fn: Callable[P, Awaitable[R]], /) -> Workflow[P, R]: ...
     @overload

@@ -17,8 +17,8 @@ from typing import Any, Protocol, cast
 import msgspec
 
 from perdure.core.types import decoder, names_in, resolved
-from perdure.core.values import decode_any, encode_any, type_name
-from perdure.errors import PerdureError, RemoteError
+from perdure.core.values import decode_any, encode_any, loaded, type_name
+from perdure.errors import NotRecorded, PerdureError, RemoteError
 
 TRACEBACK_LIMIT = 16_384
 """Characters of a traceback that a failure keeps: the last ones, nearest to what was raised."""
@@ -37,9 +37,9 @@ class Failure(msgspec.Struct, frozen=True, array_like=True):
     """An exception as it is recorded: builtin values only.
 
     `args` and `fields` (its `__dict__`, slots, and what its builtin class holds, such as `errno`) keep what can be
-    encoded, as it comes back without an annotation (a tuple as a list); anything else is its `repr`. `traceback` is
-    where it was first raised. `script` is the name by which others import the module that is `__main__` where it was
-    raised, if `module` is that.
+    encoded, as it comes back without an annotation (a tuple as a list); anything else is its `repr`, and `unrecorded`
+    names those fields. `traceback` is where it was first raised. `script` is the name by which others import the module
+    that is `__main__` where it was raised, if `module` is that.
     """
 
     module: str
@@ -52,6 +52,7 @@ class Failure(msgspec.Struct, frozen=True, array_like=True):
     group: list[Failure] = []
     cause: Failure | None = None
     script: str = ""
+    unrecorded: list[str] = []
 
     @property
     def type(self) -> str:
@@ -111,22 +112,25 @@ class _Recorder:
         if self._left < 0 or len(path) >= DEPTH_LIMIT:
             cause, members = None, ()
         notes, remote = _notes(error)
+        held = self._fields(error)
+        fields = {_clean(name): _builtin(value) for name, value in held.items()}
         return Failure(
             module=str(cls.__module__),
             qualname=cls.__qualname__,
             message=_text(error),
             args=[_builtin(value) for value in args],
-            fields={_clean(name): _builtin(value) for name, value in self._fields(error).items()},
+            fields=fields,
             notes=notes,
             # the text of the outermost one shows its members and causes too
             traceback=remote if remote is not None else ("" if within else _traceback(error)),
             group=[self.record(member, path) for member in members],
             cause=None if cause is None or any(cause is one for one in path) else self.record(cause, path),
             script=_script_name() if cls.__module__ == "__main__" else "",
+            unrecorded=[_clean(name) for name, value in held.items() if not _is_kept(value)],
         )
 
     def _fields(self, error: BaseException) -> Mapping[str, object]:
-        for translator in self._translators:
+        for translator in (*self._translators, *_TRANSLATORS):
             try:
                 fields = translator.fields_of(error)
             except Exception:  # noqa: BLE001  a failure is recorded even so, with what it holds itself
@@ -143,40 +147,91 @@ class _Recorder:
             if value is not None or slot.__objclass__.__flags__ & _DEFINED_IN_PYTHON:
                 held[name] = value
         held.update(error.__dict__)
-        return {name: value for name, value in held.items() if name != "__notes__"}
+        held.update(held.pop(_UNRECORDED, {}))  # pyright: ignore[reportCallIssue, reportArgumentType]  a mapping
+        return {name: value for name, value in held.items() if name not in _OURS}
 
 
-def rebuild(failure: Failure, /, *, translators: Sequence[FailureTranslator] = ()) -> BaseException:
+def rebuild(failure: Failure, /, *, translators: Sequence[FailureTranslator] = ()) -> Exception:
     """Return the exception that a failure records, its remote traceback as a note.
 
-    The class is looked for by name among loaded modules. If it is not there, or cannot be rebuilt: `RemoteError`.
-    An exception class made inside a function is found as long as it lives, the newest if there are several.
+    The class is looked for by name among loaded modules. If it is not there, or cannot be rebuilt: `RemoteError`. So it
+    is if the class is no `Exception`: nothing remote ends a process or cancels a task of the caller.
+    An exception class made inside a function is found as long as it lives, the newest if there are several. An
+    attribute that could not be recorded raises `NotRecorded` when it is read.
     """
     error = _restored(failure, translators)
     if error is None:
         error = RemoteError(failure.type, failure.message, failure.traceback)
     notes = [*failure.notes, _REMOTE + failure.traceback] if failure.traceback else failure.notes
     if notes:
-        error.__notes__ = list(notes)
+        _set(error, "__notes__", list(notes))
     if failure.cause is not None:
-        error.__cause__ = rebuild(failure.cause, translators=translators)
+        _set(error, "__cause__", rebuild(failure.cause, translators=translators))
     return error
 
 
-def _restored(failure: Failure, translators: Sequence[FailureTranslator]) -> BaseException | None:
+def _restored(failure: Failure, translators: Sequence[FailureTranslator]) -> Exception | None:
     cls = _class_of(failure)
     if cls is None:
         return None
     try:
-        for translator in translators:
-            error = translator.restore(cls, failure)
-            if error is not None:
-                return error
-        error = _instance(cls, failure, translators)
-        str(error)  # an exception that cannot be shown is worse than a RemoteError
+        error = _translated(cls, failure, translators)
+        if error is None:
+            error = _instance(cls, failure, translators)
+            str(error)  # an exception that cannot be shown is worse than a RemoteError
     except Exception:  # noqa: BLE001  a broken __str__ or __repr__ may break it; the failure is recorded even so
         return None
-    return error
+    return error if isinstance(error, Exception) else None
+
+
+def _translated(
+    cls: type[BaseException], failure: Failure, translators: Sequence[FailureTranslator]
+) -> BaseException | None:
+    for translator in (*translators, *_TRANSLATORS):
+        error = translator.restore(cls, failure)
+        if error is not None:
+            return error
+    return None
+
+
+def _set(error: BaseException, name: str, value: object) -> None:
+    """Set an attribute even where the class is frozen."""
+    BaseException.__setattr__(error, name, value)
+
+
+_UNRECORDED = "__perdure_unrecorded__"
+
+
+def _with_unrecorded(cls: type[BaseException]) -> type[BaseException]:
+    """Return a class like `cls` whose unrecorded attributes say so, or `cls` if its subclasses are its own affair.
+
+    The class has the same name, so it records as the same.
+    """
+    if type(cls) is not type or any("__init_subclass__" in vars(base) for base in cls.__mro__ if base is not object):
+        return cls
+
+    def refuse(self: BaseException, name: str) -> Any:
+        known: Mapping[str, str] = vars(self).get(_UNRECORDED, {})
+        told = type_name(cls)
+        if name in known:
+            raise NotRecorded(
+                f"attribute {name!r} of {told} could not be recorded where it was raised: it was {known[name]}; "
+                "keep builtin values in an exception that a workflow reads"
+            )
+        raise NotRecorded(f"{told} has no attribute {name!r}; not recorded were {', '.join(map(repr, known))}")
+
+    def show(self: BaseException) -> str:
+        try:
+            return cls.__str__(self)
+        except NotRecorded:
+            return cast("str", vars(self).get(_MESSAGE, ""))
+
+    body: dict[str, Any] = {"__getattr__": refuse, "__str__": show, "__module__": cls.__module__, _UNRECORDED: ()}
+    return type(cls.__name__, (cls,), {**body, "__qualname__": cls.__qualname__})
+
+
+_MESSAGE = "__perdure_message__"
+_OURS = ("__notes__", _MESSAGE)
 
 
 def _instance(cls: type[BaseException], failure: Failure, translators: Sequence[FailureTranslator]) -> BaseException:
@@ -185,14 +240,22 @@ def _instance(cls: type[BaseException], failure: Failure, translators: Sequence[
     while native.__flags__ & _DEFINED_IN_PYTHON:
         native = native.__base__
     error: BaseException
+    whole = cls
+    if failure.unrecorded:
+        cls = _with_unrecorded(whole)
     if BaseExceptionGroup in cls.__mro__:
         members = [rebuild(member, translators=translators) for member in failure.group]
         error = native.__new__(cls, failure.args[0], members)
     else:
         error = native.__new__(cls, *failure.args)
-        error.args = tuple(failure.args)
+        _set(error, "args", tuple(failure.args))
     slots = _slots(cls)
+    if cls is not whole:
+        error.__dict__[_UNRECORDED] = {name: _Text(failure.fields.get(name)) for name in failure.unrecorded}
+        error.__dict__[_MESSAGE] = failure.message
     for name, value in failure.fields.items():
+        if cls is not whole and name in failure.unrecorded:
+            continue
         value = _as_annotated(cls, name, value)
         if name in slots:
             slots[name].__set__(error, value)
@@ -272,7 +335,7 @@ def _local_class(module: str, qualname: str) -> type[BaseException] | None:
     while waiting:
         for cls in type.__subclasses__(waiting.pop()):  # in the order they were made
             waiting.append(cls)
-            if cls.__qualname__ == qualname and cls.__module__ == module:
+            if cls.__qualname__ == qualname and cls.__module__ == module and _UNRECORDED not in vars(cls):
                 found = cls
     return found
 
@@ -283,6 +346,22 @@ def _builtin(value: object) -> Any:
         return decode_any(payload) if len(payload) <= VALUE_LIMIT else _clean(repr(value))
     except Exception:  # noqa: BLE001  a broken __str__ or __repr__ may break it; the failure is recorded even so
         return _shown(value)
+
+
+def _is_kept(value: object) -> bool:
+    """Tell whether a field is recorded as a value, and not as the text that shows it."""
+    if isinstance(value, str):
+        return not isinstance(value, _Text)
+    try:
+        return len(encode_any(value)) <= VALUE_LIMIT
+    except Exception:  # noqa: BLE001  it cannot be encoded, which is what was asked
+        return False
+
+
+class _Text(str):
+    """The text that stands for an attribute that could not be recorded."""
+
+    __slots__ = ()
 
 
 def _shown(value: object) -> str:
@@ -338,3 +417,58 @@ def _drop_remote_notes(shown: Any, seen: set[int]) -> None:
         shown.__notes__ = [note for note in cast("list[object]", notes) if not str(note).startswith(_REMOTE)]
     for other in (shown.__cause__, shown.__context__, *(shown.exceptions or ())):
         _drop_remote_notes(other, seen)
+
+
+# --- pydantic's -------------------------------------------------------------------------------------------------------
+
+
+class _ValidationErrors:
+    """Keeps what a `pydantic.ValidationError` says: it holds no arguments or attributes, and is made by pydantic."""
+
+    def fields_of(self, error: BaseException, /) -> Mapping[str, object] | None:
+        if not isinstance(error, loaded("pydantic_core", "ValidationError")):
+            return None
+        found: Any = error
+        errors = [self._recorded(each) for each in found.errors(include_url=False)]
+        if len(encode_any(errors)) > VALUE_LIMIT:  # inputs, mostly: each error has its own
+            errors = [self._shortened(each) for each in errors[:_ERRORS_KEPT]]
+        return {"title": found.title, "errors": errors}
+
+    def _recorded(self, line: Mapping[str, Any]) -> dict[str, Any]:
+        context = {name: _builtin(value) for name, value in line.get("ctx", {}).items()}
+        if isinstance(error := line.get("ctx", {}).get("error"), Exception):
+            context["error"] = _text(error)
+        kept = {"type": line["type"], "loc": list(line["loc"]), "msg": line["msg"], "input": _builtin(line["input"])}
+        return kept | ({"ctx": context} if context else {})
+
+    def _shortened(self, kept: Mapping[str, Any]) -> dict[str, Any]:
+        message, shown = kept["msg"], repr(kept["input"])
+        return {"type": kept["type"], "loc": kept["loc"], "msg": message[:_TEXT_KEPT], "input": shown[:_TEXT_KEPT]}
+
+    def restore(self, cls: type[BaseException], failure: Failure, /) -> BaseException | None:
+        if not issubclass(cls, loaded("pydantic_core", "ValidationError")):
+            return None
+        made: Any = cls
+        lines = [self._line(each) for each in failure.fields["errors"]]
+        error = made.from_exception_data(failure.fields["title"], lines)
+        error.args = tuple(failure.args)
+        return error
+
+    def _line(self, kept: Mapping[str, Any]) -> dict[str, Any]:
+        kind, context = kept["type"], dict(kept.get("ctx", {}))
+        line = {"type": kind, "loc": tuple(kept["loc"]), "input": kept["input"]}
+        if isinstance(context.get("error"), str):
+            raised = ValueError if kind == "value_error" else AssertionError
+            context["error"] = raised(context["error"])
+        try:
+            known: Any = loaded("pydantic_core", "PydanticKnownError")(kind, context or None)
+            if known.message() == kept["msg"]:
+                return line | ({"ctx": context} if context else {})
+        except Exception:  # noqa: BLE001  a type that this pydantic does not know, or the user's own
+            pass
+        return line | {"type": loaded("pydantic_core", "PydanticCustomError")(kind, kept["msg"], context or None)}
+
+
+_ERRORS_KEPT = 100
+_TEXT_KEPT = 200
+_TRANSLATORS: tuple[FailureTranslator, ...] = (_ValidationErrors(),)

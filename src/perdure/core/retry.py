@@ -7,11 +7,30 @@ both must come from outside: the due time of the next attempt is journaled.
 
 from __future__ import annotations
 
+import inspect
+import re
 from dataclasses import dataclass
 from datetime import timedelta
 from math import inf
+from typing import Any, TypeGuard, cast
 
-from perdure.errors import InvalidOption, NonRetryable
+from perdure.errors import (
+    AnnotationUnresolved,
+    BadId,
+    BadUrl,
+    CalledOutsideWorkflow,
+    InputRefused,
+    InvalidOption,
+    IoInWorkflow,
+    LimitExceeded,
+    NameTaken,
+    NonRetryable,
+    NotAWorkflow,
+    NotRepeatable,
+    ServiceUnknown,
+    Undecodable,
+    Unencodable,
+)
 
 Duration = float | timedelta
 """Seconds, or a timedelta."""
@@ -29,6 +48,26 @@ def seconds(what: str, duration: Duration, /, *, positive: bool = False) -> floa
         least = "more than 0" if positive else "at least 0"
         raise InvalidOption(f"{what} is {value} seconds: give {least} and at most {DURATION_LIMIT_SECONDS:.0f}")
     return float(value)
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def _is_whole(value: object) -> TypeGuard[int]:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _classes(field: str, value: object) -> tuple[type[BaseException], ...]:
+    """Return a tuple of exception classes; one class stands for itself."""
+    classes = (value,) if isinstance(value, type) else value
+    if isinstance(classes, tuple):
+        found = cast("tuple[object, ...]", classes)
+        if all(isinstance(each, type) and issubclass(each, BaseException) for each in found):
+            return cast("tuple[type[BaseException], ...]", found)
+    raise InvalidOption(
+        f"Retry({field}={value!r}): give a tuple of exception classes, such as {field}=(ConnectionError, TimeoutError)"
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,14 +89,17 @@ class Retry:
     never: tuple[type[BaseException], ...] = (NonRetryable,)
 
     def __post_init__(self) -> None:
-        if self.max_attempts is not None and self.max_attempts < 1:
-            raise InvalidOption(f"Retry(max_attempts={self.max_attempts}): give at least 1, or None for no end")
-        if not 1 <= self.factor < inf:
-            raise InvalidOption(f"Retry(factor={self.factor}): give at least 1, and not infinity")
-        if not 0 <= self.jitter <= 1:
-            raise InvalidOption(f"Retry(jitter={self.jitter}): give a share between 0 and 1")
+        attempts: object = self.max_attempts
+        if attempts is not None and (not _is_whole(attempts) or attempts < 1):
+            raise InvalidOption(f"Retry(max_attempts={attempts!r}): give a whole number from 1, or None for no end")
+        if not _is_number(self.factor) or not 1 <= self.factor < inf:
+            raise InvalidOption(f"Retry(factor={self.factor!r}): give a number, at least 1, and not infinity")
+        if not _is_number(self.jitter) or not 0 <= self.jitter <= 1:
+            raise InvalidOption(f"Retry(jitter={self.jitter!r}): give a share between 0 and 1")
         seconds("Retry(initial=…)", self.initial)
         seconds("Retry(maximum=…)", self.maximum)
+        object.__setattr__(self, "on", _classes("on", self.on))
+        object.__setattr__(self, "never", _classes("never", self.never))
 
     def delay(self, error: BaseException, attempt: int, chance: float) -> float | None:
         """Return the seconds to wait after `attempt` (from 1) failed with `error`, or None to give up.
@@ -77,3 +119,49 @@ class Retry:
 
 
 DEFAULT_RETRY = Retry()
+
+
+# --- what another attempt cannot change -------------------------------------------------------------------------------
+_HOPELESS = (AnnotationUnresolved, IoInWorkflow, LimitExceeded, ServiceUnknown, Undecodable, Unencodable)
+"""Failures of a step that another attempt cannot change, whatever the policy says."""
+
+_MISTAKES = (
+    *(BadId, BadUrl, CalledOutsideWorkflow, InputRefused, InvalidOption, NameTaken, NotAWorkflow, NotRepeatable),
+    *(NameError, NotImplementedError, SyntaxError),
+)
+"""Mistakes of the program. They are not retried unless a policy names the class itself in `on`."""
+
+_WRONG_CALL = re.compile(
+    r"\) missing \d+ required (positional|keyword-only) argument"
+    r"|\) takes .*arguments?( but| \()"
+    r"|\) takes no (keyword )?arguments"
+    r"|\) got (an unexpected keyword argument|multiple values for|some positional-only arguments)"
+    r"| expected( at least| at most| exactly)? \d+ arguments?, got"
+    r"|^function missing required argument| is an invalid keyword argument for "
+)
+"""How CPython words the `TypeError` of a call whose arguments do not fit. Other `TypeError`s may come from data."""
+
+
+def is_mistake(error: BaseException) -> bool:
+    """Tell whether an exception says that the program is wrong, and not that the world is."""
+    return isinstance(error, _MISTAKES) or (isinstance(error, TypeError) and bool(_WRONG_CALL.search(str(error))))
+
+
+def next_wait(retry: Retry, error: BaseException, attempt: int, chance: float) -> float | None:
+    """Return the seconds to wait after `attempt` failed with `error`, or None to give up.
+
+    Raises whatever a policy raises, and `InvalidOption` if it returns anything but None or a number of seconds.
+    """
+    if isinstance(error, _HOPELESS):
+        return None
+    named = (each for each in retry.on if each not in (Exception, BaseException))
+    if is_mistake(error) and not isinstance(error, tuple(named)):
+        return None
+    wait: Any = retry.delay(error, attempt, chance)
+    if wait is None:
+        return None
+    if inspect.iscoroutine(wait):
+        cast("Any", wait).close()  # it was never awaited, and is not to be
+    if isinstance(wait, timedelta):
+        raise InvalidOption(f"{type(retry).__name__}.delay() returned {wait!r}: return its total_seconds()")
+    return seconds(f"the result of {type(retry).__name__}.delay()", cast("float", wait))

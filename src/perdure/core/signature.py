@@ -11,14 +11,29 @@ import functools
 import inspect
 import sys
 import types
+import zlib
 from collections.abc import Callable, Mapping, Sequence
 from inspect import Parameter
 from typing import Any, Unpack, cast, get_args, get_origin
 
 import msgspec
 
+from perdure.core.context import BodyContext
+from perdure.core.journal import CallStep, Start
 from perdure.core.types import decoder, encode_as, from_wire, names_in, resolved, wire_type
-from perdure.core.values import SCALARS, digest, encode, encode_for_digest, encode_scalar, map_header, type_name
+from perdure.core.values import (
+    SCALARS,
+    Omits,
+    agrees,
+    always,
+    digest,
+    encode,
+    encode_for_digest,
+    encode_scalar,
+    forms,
+    map_header,
+    type_name,
+)
 from perdure.errors import AnnotationUnresolved, InputRefused, NotAWorkflow, Undecodable, Unencodable
 
 _POSITIONAL = (Parameter.POSITIONAL_ONLY, Parameter.POSITIONAL_OR_KEYWORD)
@@ -54,7 +69,9 @@ class Signature:
             self._most = -1
 
     @classmethod
-    def of(cls, fn: Callable[..., Any], /, *, skip_context: type | None = None, skip_self: bool = False) -> Signature:
+    def of(
+        cls, fn: Callable[..., Any], /, *, skip_context: type[BodyContext] | None = None, skip_self: bool = False
+    ) -> Signature:
         """Compile a function, method, partial, static method or callable object.
 
         A first parameter annotated `skip_context` is left out. Its name is enough where the annotation is a string
@@ -139,8 +156,22 @@ class Signature:
     def digest(self, args: tuple[Any, ...], kwargs: Mapping[str, Any], /) -> bytes:
         """Return 8 bytes that tell calls apart by their arguments, the same in every process.
 
-        Raises `InputRefused` (a TypeError) if they do not match the parameters, `Unencodable` naming the parameter.
+        A field that equals its default does not count. Raises `InputRefused` (a TypeError) if the arguments do not
+        match the parameters, `Unencodable` naming the parameter.
         """
+        return digest(b"".join(self.pieces(args, kwargs)))
+
+    def digest_and_checks(self, args: tuple[Any, ...], kwargs: Mapping[str, Any], /) -> tuple[bytes, bytes]:
+        """Return the digest, and for several arguments four bytes for each, in the order of the parameters.
+
+        Raises as `digest` does.
+        """
+        pieces = self.pieces(args, kwargs)
+        checks = b"" if len(pieces) <= _ONE else b"".join(map(_check, pieces[1::2]))
+        return digest(b"".join(pieces)), checks
+
+    def pieces(self, args: tuple[Any, ...], kwargs: Mapping[str, Any], omits: Omits = always) -> list[bytes]:
+        """Return what is digested: names and values in turn, encoded."""
         pieces: list[bytes] = []
         if not kwargs and self._least <= len(args) <= self._most:
             try:
@@ -150,7 +181,7 @@ class Signature:
                     pieces.append(self._positional_keys[place])
                     pieces.append(encode_scalar(value))
                 else:
-                    return digest(b"".join(pieces))  # most calls; the same bytes as below
+                    return pieces  # most calls; the same bytes as below
             except (OverflowError, ValueError):
                 pass  # an int above 64 bits, text with surrogates: refused below, by name
             pieces.clear()
@@ -158,10 +189,14 @@ class Signature:
         try:
             for name, value in self._match(args, kwargs, where):
                 pieces.append(self._keys[name])
-                pieces.append(encode_for_digest(value, where))
+                pieces.append(encode_for_digest(value, where, omits=omits))
         except Unencodable as error:
             raise self._refusal(name, where, error) from error
-        return digest(b"".join(pieces))
+        return pieces
+
+    def given(self, args: tuple[Any, ...], kwargs: Mapping[str, Any], /) -> GivenArguments:
+        """Return the arguments of a call, to be compared with recorded ones."""
+        return GivenArguments(self, args, kwargs)
 
     def identity(self, args: tuple[Any, ...], kwargs: Mapping[str, Any], /) -> bytes:
         """Return 8 bytes that tell inputs apart, as `identity_of_arguments` does: what comes first, by position.
@@ -183,6 +218,10 @@ class Signature:
             else:
                 named[name] = value
         return identity_of_arguments(positional, named)
+
+    def match(self, args: tuple[Any, ...], kwargs: Mapping[str, Any], /) -> list[tuple[str, Any]]:
+        """Return what is passed by parameter name, in the order of the parameters; `InputRefused` if it is wrong."""
+        return self._match(args, kwargs, f"the call of {self.name}()")
 
     def _match(self, args: tuple[Any, ...], kwargs: Mapping[str, Any], where: str) -> list[tuple[str, Any]]:
         """Return what is passed by parameter name, in the order of the parameters."""
@@ -258,6 +297,51 @@ class Signature:
         return found
 
 
+class GivenArguments(msgspec.Struct, eq=False):
+    """The arguments of a call, to be compared with recorded ones (a `journal.Arguments`)."""
+
+    signature: Signature
+    args: tuple[Any, ...]
+    kwargs: Mapping[str, Any]
+
+    def repeat(self, recorded: CallStep | Start, /) -> bool:
+        """Tell whether they are the recorded ones, although the digests differ."""
+        if isinstance(recorded, Start):
+            return not self.changed(recorded)
+        written = forms(lambda omits: b"".join(self.signature.pieces(self.args, self.kwargs, omits)))
+        return any(digest(form) == recorded.digest for form in written)
+
+    def changed(self, recorded: CallStep | Start, /) -> list[str]:
+        """Name those that differ from the recorded ones, as far as that can be told."""
+        matched = self.signature.match(self.args, self.kwargs)
+        if isinstance(recorded, Start):
+            return changed_inputs(dict(matched), recorded.input)
+        names = [name for name, _ in matched]
+        checks = self.signature.digest_and_checks(self.args, self.kwargs)[1]
+        if len(names) == 1 and not recorded.checks:
+            return names
+        if len(checks) != len(recorded.checks):
+            return []
+        starts = range(0, len(checks), _CHECK_BYTES)
+        pairs = ((checks[at : at + _CHECK_BYTES], recorded.checks[at : at + _CHECK_BYTES]) for at in starts)
+        return [name for name, (now, then) in zip(names, pairs, strict=False) if now != then]
+
+
+def changed_inputs(given: Mapping[str, Any], recorded: bytes, /) -> list[str]:
+    """Name the arguments that differ from those of a recorded input, but for fields that equal their defaults."""
+    known: dict[str, Any] = msgspec.msgpack.decode(recorded)
+    names = [*given, *(name for name in known if name not in given)]
+    return [name for name in names if name not in given or name not in known or not agrees(given[name], known[name])]
+
+
+_CHECK_BYTES = 4
+_ONE = 2  # pieces of one argument: its name and its value
+
+
+def _check(piece: bytes) -> bytes:
+    return zlib.crc32(piece).to_bytes(_CHECK_BYTES, "big")
+
+
 def identity_of_arguments(positional: Sequence[Any], named: Mapping[str, Any], /) -> bytes:
     """Return 8 bytes that are the same for equal arguments in every process; `Unencodable` if they cannot be recorded.
 
@@ -300,7 +384,7 @@ def _inspect(fn: Callable[..., Any]) -> inspect.Signature:
     return inspect.signature(fn)
 
 
-def _is_context(annotation: Any, fn: Callable[..., Any], context: type | None) -> bool:
+def _is_context(annotation: Any, fn: Callable[..., Any], context: type[BodyContext] | None) -> bool:
     if context is None:
         return False
     written = getattr(annotation, "__forward_arg__", annotation)
@@ -308,7 +392,7 @@ def _is_context(annotation: Any, fn: Callable[..., Any], context: type | None) -
         try:
             annotation = resolved(written, *_scope(fn))
         except Exception:  # noqa: BLE001  it may be resolved later, or never; its name tells
-            return written.strip("'\" ").rpartition(".")[2] == context.__name__
+            return written.strip("'\" ").rpartition(".")[2] == context.written_as
     return isinstance(annotation, type) and issubclass(annotation, context)
 
 

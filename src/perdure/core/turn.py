@@ -25,12 +25,14 @@ from typing import Any, cast
 from msgspec import Struct
 from msgspec.structs import replace
 
+from perdure.core.context import BodyContext
 from perdure.core.failures import FailureTranslator, failure_of, rebuild
 from perdure.core.generations import current, cut_of, joined, keep, replayable
 from perdure.core.ids import awakeable_id, derived_id, seed_of
 from perdure.core.journal import (
     Accepted,
     Answering,
+    Arguments,
     Attempted,
     CallChild,
     CallStep,
@@ -56,6 +58,7 @@ from perdure.core.journal import (
     SendStart,
     SetTimer,
     Start,
+    changed_arguments,
     describe,
     repeats,
 )
@@ -142,13 +145,14 @@ class Turn:
     """One pass of a workflow body over its journal.
 
     `body` makes the coroutine to run; it is called inside the turn. `encode_result` turns what the body returned into
-    bytes, or raises. `secret` signs the ids of awakeables.
+    bytes, or raises. `secret` signs the ids of awakeables. `context` makes what the body is given of its turn.
     """
 
     __slots__ = (
         "_body",
         "_boundaries",
         "_cancel_requested",
+        "_context",
         "_encode_result",
         "_failures",
         "_held",
@@ -162,6 +166,7 @@ class Turn:
         "_random",
         "_ready",
         "_recorded",
+        "_recorded_state",
         "_secret",
         "_stubs",
         "_timers",
@@ -189,6 +194,7 @@ class Turn:
         generation: int = 0,
         translators: Callable[[], Sequence[FailureTranslator]] = tuple,
         stubs: StubMaker | None = None,
+        context: Callable[[Turn], BodyContext] | None = None,
         payload_limit: int | None = None,
     ) -> None:
         self.start = start
@@ -207,6 +213,7 @@ class Turn:
         self._secret = secret
         self._translators = translators
         self._stubs = stubs
+        self._context = context
         self._payload_limit = payload_limit
         self._main: asyncio.Task[Any] | None = None
         self._boundaries: list[tuple[int, int]] = []  # from which command on a later generation issues
@@ -215,6 +222,7 @@ class Turn:
         self._issued_in_drain = 0
         self._ready = Ready()
         self._recorded: deque[Command] | None = None
+        self._recorded_state: dict[str, bytes | None] = {}
         self._timers: dict[int, int] = {}  # id of a TimerHandle -> command
         self._held: list[Entry] = []  # what arrived for the body while paused
         self._patches: dict[str, bool] = {}
@@ -222,6 +230,12 @@ class Turn:
         self._cancel_requested: CancelRequested | None = None
         self._left_over: set[int] = set()  # tasks that outlived the body and were cancelled
         self._failures: dict[int, tuple[BaseException, int]] = {}  # what was raised into the body, and by which command
+
+    @property
+    def context(self) -> BodyContext:
+        """What the body is given, made by what the runtime gave for that."""
+        assert self._context is not None, "this turn was made without contexts"
+        return self._context(self)
 
     @property
     def ended(self) -> bool:
@@ -379,6 +393,7 @@ class Turn:
         self._boundaries = _boundaries_in(frames)
         for frame in frames:
             self._recorded = deque(frame.commands)
+            self._recorded_state = frame.state
             ran = frame.commands or frame.state or frame.cancels or frame.outcome is not None
             if self._main is None and ran and not self.waits_for_key:
                 self.begin()  # not at Accepted: frames before this one may be claims of workers that died at once
@@ -399,6 +414,7 @@ class Turn:
                 break
             self._ready = Ready()
         self._recorded = None
+        self._recorded_state = {}
         self.replaying = False
 
     def ready(self) -> Ready:
@@ -421,12 +437,20 @@ class Turn:
         self.begun = False
 
     # --- what the body asks for (called from inside the drain) --------------------------------------------------------
-    def call_step(self, name: str, digest: bytes, decode: Callable[[bytes], Any], work: object) -> asyncio.Future[Any]:
+    def call_step(
+        self,
+        name: str,
+        digest: bytes,
+        decode: Callable[[bytes], Any],
+        work: object,
+        checks: bytes = b"",
+        given: Arguments | None = None,
+    ) -> asyncio.Future[Any]:
         """Issue a step; its future ends as the journal says."""
         if self.loop.closed or self.loop.stopped:
             return self._nothing()
-        command = CallStep(self._next(), name, digest)
-        self._issue(command)
+        command = CallStep(self._next(), name, digest, checks)
+        self._issue(command, given)
         return self._await_answer(command, decode, work)
 
     @property
@@ -435,7 +459,9 @@ class Turn:
         start = self.start
         return start.held if start.key is None else (*start.held, start.key)
 
-    def call_child(self, start: Callable[[str, Parent], Start], decode: Callable[[bytes], Any]) -> asyncio.Future[Any]:
+    def call_child(
+        self, start: Callable[[str, Parent], Start], decode: Callable[[bytes], Any], given: Arguments | None = None
+    ) -> asyncio.Future[Any]:
         """Issue a child; `start` makes its start from the id derived for it, and from who waits for it."""
         if self.loop.closed or self.loop.stopped:
             return self._nothing()
@@ -444,16 +470,16 @@ class Turn:
         parent = Parent(self.start.id, generation, n)
         command = CallChild(n, start(derived_id(self.start.id, generation, n), parent))
         self._check_size(f"the input of child {command.start.handler!r}", command.start.input)
-        self._issue(command)
+        self._issue(command, given)
         return self._await_answer(command, decode, None)
 
-    def send(self, start: Callable[[str], Start]) -> str:
+    def send(self, start: Callable[[str], Start], given: Arguments | None = None) -> str:
         """Issue a one-way start, and return its id."""
         n = self._next()
         sent = start(derived_id(self.start.id, self._generation_of(n), n))
         command = SendStart(n, replace(sent, sender=self.start.id))
         self._check_size(f"the input of what is sent to {command.start.handler!r}", command.start.input)
-        self._issue(command)
+        self._issue(command, given)
         return command.start.id
 
     def open_awakeable(self, decode: Callable[[bytes], Any]) -> tuple[str, asyncio.Future[Any]]:
@@ -484,9 +510,15 @@ class Turn:
             self._patches[name] = known
         return known
 
-    def set_state(self, name: str, value: bytes | None) -> None:
-        """Change a value of the invocation's state, or delete it."""
+    def set_state(self, name: str, value: bytes | None, repeats: Callable[[bytes], bool] | None = None) -> None:
+        """Change a value of the invocation's state, or delete it.
+
+        `repeats` tells whether the value is a recorded one whose bytes differ.
+        """
         self._check_open()
+        recorded = self._recorded_state.get(name)
+        if recorded is not None and value != recorded and repeats is not None and repeats(recorded):
+            value = recorded
         if value is not None:
             self._check_size(f"the state {name!r}", value)
         self._ready.state[name] = value
@@ -567,7 +599,7 @@ class Turn:
         if self._payload_limit is not None and len(data) > self._payload_limit:
             raise too_large(what, len(data), self._payload_limit)
 
-    def _issue(self, command: Command) -> None:
+    def _issue(self, command: Command, given: Arguments | None = None) -> None:
         self._issued_in_drain += 1
         if self._issued_in_drain > COMMANDS_PER_DRAIN_LIMIT:
             text = (
@@ -580,8 +612,8 @@ class Turn:
             self._ready.commands.append(command)
             return
         recorded = self._recorded.popleft() if self._recorded else None
-        if recorded is None or not repeats(command, recorded):
-            self._diverge(describe(recorded), describe(command))
+        if recorded is None or not repeats(command, recorded, given):
+            self._diverge(describe(recorded), describe(command) + changed_arguments(command, recorded, given))
             raise TurnClosed(self.start.id)
 
     def _await_answer(

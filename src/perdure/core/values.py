@@ -13,9 +13,10 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import ipaddress
+import itertools
 import reprlib
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import lru_cache
 from pathlib import PurePath
 from typing import Any, cast, get_args
@@ -26,6 +27,9 @@ from perdure.errors import Unencodable
 
 DECODERS_LIMIT = 1_024
 """Annotations whose decoders are kept ready."""
+
+FORMS_LIMIT = 256
+"""Forms of the arguments of one call that are compared with a recorded digest before it counts as that of others."""
 
 PATH_LIMIT = 64
 """Levels into a value that the search for what cannot be encoded goes."""
@@ -55,13 +59,14 @@ def encode(value: object, /, where: str = "the value") -> bytes:
         raise unencodable(value, error, where) from error
 
 
-def encode_for_digest(value: object, /, where: str = "the value") -> bytes:
+def encode_for_digest(value: object, /, where: str = "the value", *, omits: Omits | None = None) -> bytes:
     """Return bytes that are the same for equal values in every process: sets and mappings are sorted by their bytes.
 
-    They need not be those of `encode`. Raises `Unencodable`.
+    They need not be those of `encode`. Fields that equal their defaults are left out where `omits` says so. Raises
+    `Unencodable`.
     """
     try:
-        return canonical(value)
+        return canonical(value, omits=omits or never)
     except Exception as error:
         raise unencodable(value, error, where) from error
 
@@ -125,43 +130,232 @@ encode_scalar = msgspec.msgpack.Encoder().encode
 decode_any = msgspec.msgpack.Decoder().decode
 
 
-def canonical(value: Any, unordered: bool = False) -> bytes:
+class Field(msgspec.Struct, frozen=True):
+    """A field of a class: its name, the name encoded, and its default as `canonical` writes it, if it has one."""
+
+    name: str
+    key: bytes
+    default: bytes | None = None
+
+
+Omits = Callable[[type, Field], bool]
+"""Tells whether a field that equals its default is left out of what `canonical` writes."""
+
+
+def never(_cls: type, _field: Field, /) -> bool:
+    """Leave out nothing."""
+    return False
+
+
+def always(_cls: type, _field: Field, /) -> bool:
+    """Leave out every field that equals its default."""
+    return True
+
+
+def canonical(value: Any, unordered: bool = False, omits: Omits = never) -> bytes:
     """Encode with sets and mappings sorted; with `unordered`, lists too (they may have been sets)."""
     if value.__class__ in SCALARS:
         return encode_scalar(value)
     if isinstance(value, dict):
         entries = cast("dict[Any, Any]", value).items()
-        pairs = sorted(canonical(key, unordered) + canonical(item, unordered) for key, item in entries)
-        return map_header(len(pairs)) + b"".join(pairs)
+        pieces = [canonical(key, unordered, omits) + canonical(item, unordered, omits) for key, item in entries]
+        return _map_of(sorted(pieces))
     if isinstance(value, list | tuple | set | frozenset):
         values = cast("Iterable[Any]", value)
-        items = [encode_scalar(item) if item.__class__ in SCALARS else canonical(item, unordered) for item in values]
+        items = [
+            encode_scalar(item) if item.__class__ in SCALARS else canonical(item, unordered, omits) for item in values
+        ]
         if unordered or isinstance(value, set | frozenset):
             items.sort()
+        elif isinstance(value, tuple):
+            _drop_defaults(cast("tuple[Any, ...]", value), items, omits)
         return _header(0x90, 0xDC, len(items)) + b"".join(items)
-    names = _field_names(value.__class__)
-    if names is not None:
-        held = [(key, getattr(value, name)) for key, name in names]
-        pairs = [key + canonical(item, unordered) for key, item in held if item is not msgspec.UNSET]
-        return map_header(len(pairs)) + b"".join(pairs)
+    fields = fields_of(value.__class__)
+    if fields is not None:
+        return _canonical_fields(value, fields, unordered, omits)
     try:
         return encode_scalar(value)
     except TypeError:
-        return canonical(_foreign(value), unordered)
+        return canonical(_foreign(value), unordered, omits)
+
+
+def _canonical_fields(value: Any, fields: Sequence[Field], unordered: bool, omits: Omits) -> bytes:
+    shown = _shown(value)
+    if shown is not None and not isinstance(shown, dict):
+        return canonical(shown, unordered, omits)  # a pydantic model that is written as something else
+    held = cast("dict[str, Any] | None", shown)
+    pieces: list[bytes] = []
+    for field in fields:
+        item = getattr(value, field.name) if held is None else held.get(field.name, msgspec.UNSET)
+        if item is msgspec.UNSET or (omits is not never and _omitted(value, field, omits)):
+            continue
+        pieces.append(field.key + canonical(item, unordered, omits))
+    if held is not None and len(held) > len(fields):
+        known = {field.name for field in fields}
+        others = ((name, item) for name, item in held.items() if name not in known)
+        pieces += [canonical(name, unordered, omits) + canonical(item, unordered, omits) for name, item in others]
+        pieces.sort()
+    return _map_of(pieces)
+
+
+def _omitted(value: Any, field: Field, omits: Omits) -> bool:
+    if field.default is None:
+        return False
+    return canonical(getattr(value, field.name, None)) == field.default and omits(value.__class__, field)
+
+
+def _map_of(pieces: Sequence[bytes]) -> bytes:
+    return map_header(len(pieces)) + b"".join(pieces)
+
+
+def _drop_defaults(value: tuple[Any, ...], items: list[bytes], omits: Omits) -> None:
+    """Drop what a named tuple ends in, as far as it equals its defaults."""
+    fields = _tuple_fields(value.__class__)
+    if len(fields) == len(items) and omits is not never:
+        while items and canonical(value[len(items) - 1]) == fields[len(items) - 1].default:
+            if not omits(value.__class__, fields[len(items) - 1]):
+                return
+            items.pop()
+
+
+def _shown(value: Any) -> object:
+    """Return what is recorded of a pydantic model, None for other classes."""
+    return _model_fields(value) if isinstance(value, loaded("pydantic.main", "BaseModel")) else None
 
 
 @lru_cache(maxsize=DECODERS_LIMIT)
-def _field_names(cls: Any) -> tuple[tuple[bytes, str], ...] | None:
-    """Return the fields of a Struct, dataclass or attrs class: their names encoded, in that order, and as they are."""
+def fields_of(cls: Any, /) -> tuple[Field, ...] | None:
+    """Return the fields of a Struct, dataclass, attrs class or pydantic model, sorted by their encoded names."""
+    defaults: Iterable[tuple[str, object]]
     if issubclass(cls, msgspec.Struct):
-        names: Iterable[str] = cls.__struct_fields__
+        defaults = _struct_defaults(cls)
+    elif issubclass(cls, loaded("pydantic.main", "BaseModel")):
+        if cls.__pydantic_root_model__:
+            return None
+        defaults = [(name, _pydantic_default(field)) for name, field in cls.model_fields.items()]
     elif dataclasses.is_dataclass(cls):
-        names = [field.name for field in dataclasses.fields(cls)]
+        defaults = [(field.name, _dataclass_default(field)) for field in dataclasses.fields(cls)]
     elif hasattr(cls, "__attrs_attrs__"):
-        names = [attribute.name for attribute in cls.__attrs_attrs__]
+        defaults = [(attribute.name, _attrs_default(attribute)) for attribute in cls.__attrs_attrs__]
     else:
         return None
-    return tuple(sorted((encode_any(name), name) for name in names))
+    return tuple(sorted((_field(*each) for each in defaults), key=lambda field: field.key))
+
+
+@lru_cache(maxsize=DECODERS_LIMIT)
+def _tuple_fields(cls: Any) -> tuple[Field, ...]:
+    known: dict[str, object] = getattr(cls, "_field_defaults", {})
+    return tuple(_field(name, known.get(name, _NOTHING)) for name in getattr(cls, "_fields", ()))
+
+
+def _field(name: str, default: object) -> Field:
+    try:
+        encoded = None if default is _NOTHING else canonical(default)
+    except Exception:  # noqa: BLE001  a default that cannot be recorded equals nothing that can
+        encoded = None
+    return Field(name, encode_any(name), encoded)
+
+
+class _Nothing:
+    """Stands for the default of a field without one."""
+
+
+_NOTHING = _Nothing()
+
+
+def _made(factory: Callable[[], object]) -> object:
+    """Return what a factory of defaults gives; nothing if it gives another value each time, as one of ids does."""
+    try:
+        one, other = factory(), factory()
+        return one if canonical(one) == canonical(other) else _NOTHING
+    except Exception:  # noqa: BLE001  it cannot be compared with
+        return _NOTHING
+
+
+def _struct_defaults(cls: type[msgspec.Struct]) -> Iterator[tuple[str, object]]:
+    defaults = cls.__struct_defaults__
+    first = len(cls.__struct_fields__) - len(defaults)
+    for place, name in enumerate(cls.__struct_fields__):
+        default: Any = defaults[place - first] if place >= first else msgspec.NODEFAULT
+        if default is msgspec.NODEFAULT:
+            yield name, _NOTHING
+        else:
+            factory = getattr(default, "factory", None) if type(default).__module__.startswith("msgspec") else None
+            yield name, default if factory is None else _made(factory)
+
+
+def _dataclass_default(field: dataclasses.Field[Any]) -> object:
+    if field.default is not dataclasses.MISSING:
+        return field.default
+    return _NOTHING if field.default_factory is dataclasses.MISSING else _made(field.default_factory)
+
+
+def _attrs_default(attribute: Any) -> object:
+    default = attribute.default
+    if type(default).__name__ == "Factory" and type(default).__module__ == "attr._make":
+        return _NOTHING if default.takes_self else _made(default.factory)
+    return _NOTHING if default is sys.modules["attr"].NOTHING else default
+
+
+def _pydantic_default(field: Any) -> object:
+    if field.default_factory is not None:
+        return _NOTHING if field.default_factory_takes_validated_data else _made(field.default_factory)
+    return _NOTHING if field.is_required() else field.default
+
+
+# --- what was recorded before -----------------------------------------------------------------------------------------
+
+
+def forms(write: Callable[[Omits], bytes], /) -> Iterator[bytes]:
+    """Yield what `write` gives when other fields that equal their defaults are left out.
+
+    Journals of older releases left out none. A field that is new is in none of what they wrote.
+    """
+    found: dict[tuple[type, Field], None] = {}
+
+    def note(cls: type, field: Field) -> bool:
+        found[cls, field] = None
+        return True
+
+    write(note)
+    fields = [*found]
+    subsets = itertools.chain.from_iterable(itertools.combinations(fields, size) for size in range(len(fields) + 1))
+    for subset in itertools.islice(subsets, FORMS_LIMIT):
+        left_out = frozenset(subset)
+        yield write(lambda cls, field, left_out=left_out: (cls, field) in left_out)
+
+
+def agrees(value: Any, recorded: Any, /) -> bool:
+    """Tell whether a value is the recorded one, given as builtin types, but for fields that equal their defaults."""
+    fields = fields_of(value.__class__)
+    if fields is not None and isinstance(recorded, dict):
+        shown = _shown(value)
+        held = {field.name: getattr(value, field.name) for field in fields} if shown is None else shown
+        if isinstance(held, dict):
+            return _fields_agree(value, cast("dict[str, Any]", held), fields, cast("dict[Any, Any]", recorded))
+    if isinstance(value, dict) and isinstance(recorded, dict):
+        given = {canonical(key): item for key, item in cast("dict[Any, Any]", value).items()}
+        known = {canonical(key): item for key, item in cast("dict[Any, Any]", recorded).items()}
+        return given.keys() == known.keys() and all(agrees(item, known[key]) for key, item in given.items())
+    if isinstance(value, list | tuple) and isinstance(recorded, list):
+        items, known = cast("Sequence[Any]", value), cast("list[Any]", recorded)
+        rest = zip(items[len(known) :], _tuple_fields(items.__class__)[len(known) :], strict=False)
+        defaults = sum(canonical(item) == field.default for item, field in rest)
+        return len(items) == len(known) + defaults and all(map(agrees, items, known))
+    plain = decode_any(encode_any(value))
+    unordered = isinstance(value, set | frozenset)
+    return canonical(plain, unordered) == canonical(recorded, unordered)
+
+
+def _fields_agree(value: Any, held: dict[str, Any], fields: Sequence[Field], recorded: dict[Any, Any]) -> bool:
+    defaults = {field.name: field.default for field in fields}
+    for name, item in held.items():
+        if name in recorded:
+            if not agrees(item, recorded[name]):
+                return False
+        elif item is not msgspec.UNSET and canonical(getattr(value, name, None)) != defaults.get(name):
+            return False
+    return recorded.keys() <= held.keys()
 
 
 # --- what cannot be encoded, and where it is --------------------------------------------------------------------------
@@ -212,7 +406,7 @@ def _parts(value: Any) -> Iterator[tuple[str, object]]:
     else:
         cls: Any = value.__class__
         model = issubclass(cls, loaded("pydantic.main", "BaseModel"))
-        names = cls.model_fields if model else [name for _, name in _field_names(cls) or ()]
+        names = cls.model_fields if model else [field.name for field in fields_of(cls) or ()]
         yield from ((f".{name}", getattr(value, name, None)) for name in names)
 
 

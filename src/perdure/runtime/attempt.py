@@ -12,27 +12,19 @@ import concurrent.futures
 import contextvars
 import random
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any, Protocol
 
 from perdure.authoring.step import StepInfo, Work, current_step
 from perdure.core.failures import Failure
+from perdure.core.failures import failure_of as plain_failure_of
 from perdure.core.journal import Answering, Attempted, Interrupted, Raised, Returned, Status
-from perdure.errors import (
-    AnnotationUnresolved,
-    IoInWorkflow,
-    LimitExceeded,
-    ServiceUnknown,
-    Undecodable,
-    Unencodable,
-    too_large,
-)
+from perdure.core.retry import next_wait
+from perdure.errors import too_large
 from perdure.stores.port import Store, unknown
 
 THREADS_LIMIT = 64
 """Sync steps that one worker runs at the same time; the others wait for a thread."""
-
-_HOPELESS = (AnnotationUnresolved, IoInWorkflow, LimitExceeded, ServiceUnknown, Undecodable, Unencodable)
-"""Failures of a step that another attempt cannot change."""
 
 
 class Place(Protocol):
@@ -48,22 +40,29 @@ class Place(Protocol):
 class Attempt:
     """One attempt of a step in progress: its task, and what the step may use of its worker."""
 
-    __slots__ = ("_owner", "_place", "busy_threads", "cancelled", "task", "work")
+    __slots__ = ("_escaped", "_owner", "_place", "busy_threads", "cancelled", "task", "work")
 
     def __init__(self, work: Work, info: StepInfo, place: Place, owner: Owner) -> None:
         self.work = work
         self.cancelled = False  # the body asked for its end
         self.busy_threads = 0
+        self._escaped: BaseException | None = None  # a failure that the task must not raise
         self._place = place
         self._owner = owner
         context = contextvars.copy_context()
         context.run(current_step.set, info)
-        run = work.run(self, info) if work.timeout is None else self._run_in_time(info, work.timeout)
-        self.task: asyncio.Task[bytes] = place.loop.create_task(run, name=work.name, context=context)
+        self.task: asyncio.Task[bytes] = place.loop.create_task(self._run(info), name=work.name, context=context)
 
-    async def _run_in_time(self, info: StepInfo, timeout: float) -> bytes:
-        async with asyncio.timeout(timeout):
-            return await self.work.run(self, info)
+    async def _run(self, info: StepInfo) -> bytes:
+        work = self.work
+        try:
+            if work.timeout is None:
+                return await work.run(self, info)
+            async with asyncio.timeout(work.timeout):
+                return await work.run(self, info)
+        except (KeyboardInterrupt, SystemExit) as error:
+            self._escaped = error  # a task would raise it out of the host's loop, and end the service
+            return b""
 
     def fact(
         self, n: int, number: int, at: float, limit: int, failure_of: Callable[[BaseException], Failure], /
@@ -71,7 +70,7 @@ class Attempt:
         """Return what to journal of this attempt's end, which is attempt `number` of command `n`.
 
         `limit` is the most bytes that a result may have. A failure that another attempt may change says when that is
-        due.
+        due. What a policy or translator raises is the failure of this step.
         """
         task, work = self.task, self.work
         if task.cancelled():
@@ -80,18 +79,24 @@ class Attempt:
             error: BaseException = RuntimeError(
                 f"step {work.name!r} raised CancelledError, though nobody had cancelled it"
             )
-        elif (raised := task.exception()) is None:
+        elif (raised := task.exception() if self._escaped is None else self._escaped) is None:
             value = task.result()
             if len(value) <= limit:
                 return Returned(n, at, value)
             error = too_large(f"the result of step {work.name!r}", len(value), limit)
         else:
             error = raised
-        failure = failure_of(error)
-        if not isinstance(error, _HOPELESS) and not self.cancelled:
-            wait = work.retry.delay(error, number, random.random())  # noqa: S311  jitter, not a secret
-            if wait is not None:
-                return Attempted(n, at, number, failure, at + wait)
+        try:
+            failure = failure_of(error)
+            if not self.cancelled:
+                wait = next_wait(work.retry, error, number, random.random())  # noqa: S311  jitter, not a secret
+                if wait is not None:
+                    return Attempted(n, at, number, failure, at + wait)
+        except BaseException as broken:  # noqa: BLE001  a policy or translator may raise anything
+            if broken is not error and broken.__cause__ is None:
+                with suppress(Exception):  # one that cannot be changed
+                    broken.__cause__ = error
+            failure = plain_failure_of(broken)
         return Raised(n, at, failure)
 
     def channel(self, service: str, /) -> Any:
@@ -110,18 +115,30 @@ class Attempt:
         loop = self._place.loop
 
         def ended(_: concurrent.futures.Future[Any]) -> None:
-            if not loop.is_closed():
+            with suppress(RuntimeError):  # the loop is closed: no slot is left to give back
                 loop.call_soon_threadsafe(freed)
 
         def freed() -> None:
             self.busy_threads -= 1
             self._owner.settle_down()
 
+        def call() -> tuple[Any, BaseException | None]:
+            try:
+                return fn(), None
+            except BaseException as error:  # noqa: BLE001  a future refuses StopIteration, and takes some for its own
+                return None, error
+
         context = contextvars.copy_context()
-        future = self._place.threads().submit(context.run, fn)
+        future = self._place.threads().submit(context.run, call)
         self.busy_threads += 1
         future.add_done_callback(ended)
-        return await asyncio.wrap_future(future)
+        value, error = await asyncio.wrap_future(future)
+        try:
+            if error is not None:
+                raise error
+        finally:
+            del error  # its traceback holds this frame
+        return value
 
 
 class Owner(Protocol):

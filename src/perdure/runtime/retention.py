@@ -51,6 +51,8 @@ class Sweep:
                 return
             except StoreError as error:
                 log.error("a sweep failed, the next is due in %g s: %s", self._period, error)
+            except Exception:
+                log.exception("a sweep failed, the next is due in %g s", self._period)
             passed = loop.create_future()
             timer = self._store.clock.call_at(
                 self._store.clock.now() + self._period, lambda passed=passed: passed.done() or passed.set_result(None)

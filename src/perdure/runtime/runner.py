@@ -16,9 +16,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import traceback
 from collections.abc import Callable, Sequence
-from functools import partial
-from typing import Protocol
+from datetime import UTC, datetime
+from functools import partial, wraps
+from typing import Concatenate, ParamSpec, Protocol
 
 from msgspec.structs import replace
 
@@ -45,10 +47,12 @@ from perdure.core.journal import (
     Message,
     Outcome,
     Paused,
+    Raised,
     Refused,
     Released,
     Resume,
     Resumed,
+    Returned,
     SetTimer,
     Start,
     Status,
@@ -88,7 +92,37 @@ STOP_POLL_SECONDS = 0.002
 COMMIT_PATIENCE_SECONDS = 10.0
 """How long a stopping worker waits for a last commit that its store does not take."""
 
+READS_LIMIT = 5
+"""How often a read that raises what no store should is tried again before the invocation is handed back."""
+
+COMMITS_LIMIT = 5
+"""How often a commit that raises what no store should is tried again before the invocation is paused."""
+
+REASON_LIMIT = 4_000
+"""Characters of the traceback that a pause gives as its reason."""
+
+P = ParamSpec("P")
+
 log = logging.getLogger("perdure.worker")
+
+
+def contained(method: Callable[Concatenate[Runner, P], None]) -> Callable[Concatenate[Runner, P], None]:
+    """Let an entry point of a runner keep what it raises with its own invocation: nothing reaches the host's loop.
+
+    An exit or interrupt passes through: a signal handler raised it here by chance. What it hit is redelivered later.
+    """
+
+    @wraps(method)
+    def guarded(self: Runner, *args: P.args, **kwargs: P.kwargs) -> None:
+        try:
+            method(self, *args, **kwargs)
+        except (KeyboardInterrupt, SystemExit):
+            self.close()
+            raise
+        except BaseException as error:  # noqa: BLE001  everything is contained here
+            self.contain(error)
+
+    return guarded
 
 
 class Watch(Protocol):
@@ -120,6 +154,7 @@ class Home(Protocol):
     def became_idle(self, runner: Runner, /) -> None: ...
     def ended(self, runner: Runner, /) -> None: ...
     def deliver_again(self, delivery: Delivery, /) -> None: ...
+    def set_aside(self, deliveries: Sequence[Delivery], reason: str, /) -> None: ...
     def commit_failed(self, id: str, error: BaseException, /) -> None: ...
     def make_turn(self, start: Start, /) -> Turn: ...
     def failure_of(self, error: BaseException, /) -> Failure: ...
@@ -135,6 +170,8 @@ class Runner:
         "_arrivals",
         "_begun_early",
         "_busy",
+        "_failures",
+        "_fault",
         "_force_frame",
         "_granted",
         "_has_written",
@@ -165,7 +202,7 @@ class Runner:
         "turn",
     )
 
-    def __init__(self, home: Home, delivery: Delivery) -> None:
+    def __init__(self, home: Home, delivery: Delivery, fault: str | None = None) -> None:
         self.id = delivery.id
         self.handler = delivery.handler
         self.has_slot = False
@@ -182,6 +219,8 @@ class Runner:
         self._owned = False  # our claim is in the journal and not released
         self._status: Status | None = None
         self._stuck: str | None = None  # why there is no turn: the code does not fit the journal
+        self._fault = fault  # an unexpected exception that ended the runner before this one: the invocation is paused
+        self._failures = 0  # reads or commits in a row that raised what no store should
         self._inbox: list[Delivery] = []
         self._taken: list[Delivery] = []  # to be acknowledged by the next commit
         self._arrivals: list[Answering] = []  # outcomes of steps that are not journaled yet
@@ -209,6 +248,7 @@ class Runner:
             self._must_claim_first = True
         self._home.schedule(self)
 
+    @contained
     def advance(self) -> None:
         """Do what can be done now: one round of the loop in this module's docstring."""
         if self._busy or self.closed:
@@ -246,6 +286,7 @@ class Runner:
         key = Key() if start is None or start.key is None else await store.key(start.key)
         return journal, start, key
 
+    @contained
     def _loaded(self, task: asyncio.Task[tuple[Journal, Start | None, Key]]) -> None:
         self._busy = False
         if self.closed or task.cancelled():
@@ -254,6 +295,7 @@ class Runner:
         if error is not None:
             self._read_failed(error, self._load)
             return
+        self._failures = 0
         journal, start, self._key = task.result()
         self.revision, self._all_done = journal.revision, journal.done
         self.history = history = History.of(journal.frames)
@@ -279,15 +321,22 @@ class Runner:
     def _read_failed(self, error: BaseException, read: Callable[[], None]) -> None:
         if isinstance(error, StoreClosed):
             self.close()
-        elif isinstance(error, (NewerJournal, StoreDamaged)):
-            self._decline(f"its journal cannot be read: {error}")
-        elif isinstance(error, StoreError):
-            log.error("the journal of invocation %s cannot be read, trying again: %s", self.id, error)
-            self._busy = self._outage = True
-            clock = self._home.clock
-            clock.call_at(clock.now() + STORE_RETRY_SECONDS, partial(self._try_again, read))
-        else:
-            self._give_up(f"its journal cannot be read: {error}")
+            return
+        is_foreseen = isinstance(error, StoreError)
+        self._failures = 0 if is_foreseen else self._failures + 1
+        if isinstance(error, (NewerJournal, StoreDamaged)) or self._failures > READS_LIMIT:
+            self._decline(f"its journal cannot be read: {_in_short(error)}")
+            return
+        told = None if is_foreseen else error
+        log.error("the journal of invocation %s cannot be read, trying again: %s", self.id, error, exc_info=told)
+        self._busy = True
+        self._later(read)
+
+    def _later(self, work: Callable[[], None]) -> None:
+        """Try again in a moment what the store did not do."""
+        self._outage = True
+        clock = self._home.clock
+        clock.call_at(clock.now() + STORE_RETRY_SECONDS, partial(self._try_again, work))
 
     def _decline(self, reason: str) -> None:
         """Hand back all deliveries of an invocation that cannot run here: another worker may be able to."""
@@ -296,6 +345,7 @@ class Runner:
         self._home.ended(self)
         self._home.subscription.decline(given_back, reason)
 
+    @contained
     def _try_again(self, work: Callable[[], None]) -> None:
         self._outage = False
         if not self.closed:
@@ -315,6 +365,7 @@ class Runner:
         async with self._home.reads:
             return await self._home.store.revision(self.id)
 
+    @contained
     def _confirmed(self, answers: list[Answer], task: asyncio.Task[int]) -> None:
         self._busy = False
         if self.closed or task.cancelled():
@@ -376,11 +427,12 @@ class Runner:
         """Run a failed invocation again: claim it, and record what is superseded and what stays."""
         at = self._home.clock.now()
         turn: Turn | None = None
+        entries: list[Entry] | str = self._fault or ""
         try:
-            turn = self._home.make_turn(start)
+            turn = self._home.make_turn(start) if self._fault is None else None
         except PerdureError as error:
-            entries: list[Entry] | str = str(error)
-        else:
+            entries = str(error)
+        if turn is not None:
             watch = self._home.watch
             watch.began(self)
             try:
@@ -451,7 +503,7 @@ class Runner:
             self._must_claim_first = False
             if set_aside:
                 self._forget_turn()
-                self._home.became_idle(self)
+                self._rest()
             self._home.schedule(self)
 
         transition = Transition(self.id, self.revision, frame, effects, status, set_aside, starts)
@@ -467,6 +519,9 @@ class Runner:
     def _open(self, start: Start, frames: Sequence[Frame]) -> None:
         """Make the turn and bring it to where its journal ends."""
         self._start = start
+        if self._fault is not None:
+            self._stuck = self._fault
+            return
         try:
             turn = self._home.make_turn(start)
         except PerdureError as error:
@@ -524,9 +579,12 @@ class Runner:
                 pass
 
     def _forget_turn(self) -> None:
-        if self.turn is not None:
-            self.turn.close()
-            self.turn = None
+        turn, self.turn = self.turn, None
+        if turn is not None:
+            try:
+                turn.close()
+            except Exception:
+                log.exception("invocation %s: its body did not end when it was dropped", self.id)
 
     # --- one round ----------------------------------------------------------------------------------------------------
     def _round(self) -> None:
@@ -835,13 +893,26 @@ class Runner:
         if self._arrivals or self._inbox:
             self._home.schedule(self)
         elif not self._owned:
+            self._rest()
+
+    def _rest(self) -> None:
+        """Stay in the cache for the next delivery; after a fault, let that find a new runner, which tries the code."""
+        if self._fault is None:
             self._home.became_idle(self)
+        else:
+            self.close()
+            self._home.ended(self)
 
     def _commit(self, transition: Transition, then: Callable[[], None]) -> None:
         self._busy = True
         self._sure = self._sure or transition.frame is not None
-        self._home.store.commit(transition, partial(self._committed, transition, then))
+        told = partial(self._committed, transition, then)
+        try:
+            self._home.store.commit(transition, told)
+        except Exception as error:  # noqa: BLE001  told like any other failure
+            self._home.loop.call_soon(told, 0, error)
 
+    @contained
     def _committed(
         self, transition: Transition, then: Callable[[], None], revision: int, error: Exception | None
     ) -> None:
@@ -850,35 +921,65 @@ class Runner:
             return
         self._busy = False
         self._has_written = True
+        self._failures = 0
         if transition.frame is not None:
             self.revision = revision
         if not self.closed:
             then()
 
-    def _commit_failed(self, transition: Transition, then: Callable[[], None], error: BaseException) -> None:
-        if self.closed or isinstance(error, StoreClosed):
+    def _commit_failed(self, transition: Transition, then: Callable[[], None], error: Exception) -> None:
+        if self.closed:
+            if self._fault is not None:  # the next runner goes on with what this commit would have acknowledged
+                self._deliver_again(transition.acknowledge)
+        elif isinstance(error, StoreClosed):
             self.close()
         elif isinstance(error, Conflict):
-            # Somebody else has written, perhaps an owner whose end we were told of. What we hold is still to be done.
-            log.warning("invocation %s is read again: %s", self.id, error)
+            # Another worker has written, perhaps an owner whose end we were told of. What we hold is still to be done.
+            log.warning("invocation %s: reloading: %s", self.id, error)
             self._begin_anew(transition.acknowledge)
         else:
-            # Nothing of it happened. The same transition is still right, so it is tried until the store works again.
-            self._home.commit_failed(self.id, error)
-            self._outage = True
-            clock = self._home.clock
-            clock.call_at(
-                clock.now() + STORE_RETRY_SECONDS, partial(self._try_again, partial(self._commit, transition, then))
-            )
+            self._commit_again(transition, then, error)
+
+    def _commit_again(self, transition: Transition, then: Callable[[], None], error: Exception) -> None:
+        """Try a commit again of which nothing happened: the same transition is still right."""
+        self._home.commit_failed(self.id, error)
+        self._failures = 0 if isinstance(error, StoreError) else self._failures + 1
+        if self._failures > COMMITS_LIMIT:
+            self._taken = [*transition.acknowledge]
+            raise error
+        self._later(partial(self._commit, transition, then))
 
     def _begin_anew(self, taken: Sequence[Delivery]) -> None:
         """Let a new runner read the journal, and give it what is in hand."""
         held = [*taken, *self._inbox]
         self.close()
         self._home.ended(self)
+        self._deliver_again(held)
+
+    def _deliver_again(self, held: Sequence[Delivery]) -> None:
         for delivery in held:
             delivery.attempt += 1
             self._home.deliver_again(delivery)
+
+    def contain(self, error: BaseException) -> None:
+        """Set the invocation aside after an unexpected exception: a new runner pauses it with the reason.
+
+        If that cannot be recorded either, the invocation is handed back, for another worker to try.
+        """
+        if self.closed:
+            log.error("invocation %s (%s): unexpected exception at its end", self.id, self.handler, exc_info=error)
+            return
+        log.error("invocation %s (%s): unexpected exception", self.id, self.handler, exc_info=error)
+        if self._fault is not None:
+            self._decline(f"it cannot even be paused: {_in_short(error)}")
+            return
+        self._fault = reason = _explain_fault(error)
+        held = [*self._taken, *self._inbox] or [Delivery(self.id, self.handler, Wake())]
+        self.close()
+        self._home.ended(self)
+        for delivery in held:
+            delivery.attempt += 1
+        self._home.set_aside(held, reason)
 
     # --- after a commit -----------------------------------------------------------------------------------------------
     def _durable(self, ready: Ready, released: bool) -> None:
@@ -900,7 +1001,7 @@ class Runner:
             self._disarm()
             self.settle_down()
             if not self._inbox:
-                self._home.became_idle(self)
+                self._rest()
         if self._arrivals or self._inbox:
             self._home.schedule(self)
 
@@ -935,6 +1036,7 @@ class Runner:
         self._running[n] = attempt
         attempt.task.add_done_callback(partial(self._step_ended, n, attempts + 1, attempt))
 
+    @contained
     def slot_granted(self) -> None:
         """Go on with the steps that waited for a slot."""
         self._begin_waiting()
@@ -948,6 +1050,7 @@ class Runner:
             attempt.task.cancel()
             self._home.loop.call_later(CANCEL_GRACE_SECONDS, self._leave_behind, n, attempt)
 
+    @contained
     def _leave_behind(self, n: int, attempt: Attempt) -> None:
         if self._running.get(n) is attempt and not self.closed:
             del self._running[n]
@@ -958,6 +1061,7 @@ class Runner:
             self._arrivals.append(Interrupted(n, self._home.clock.now()))
             self._home.schedule(self)
 
+    @contained
     def _step_ended(self, n: int, number: int, attempt: Attempt, task: asyncio.Task[bytes]) -> None:
         if self._running.get(n) is not attempt:
             self._left_behind.discard(attempt)
@@ -971,8 +1075,25 @@ class Runner:
         if self.closed or (self._stopping and task.cancelled()):
             return
         home = self._home
-        self._arrivals.append(attempt.fact(n, number, home.clock.now(), home.store.payload_limit, home.failure_of))
-        self._home.schedule(self)
+        fact = attempt.fact(n, number, home.clock.now(), home.store.payload_limit, home.failure_of)
+        if type(fact) is not Returned:
+            self._log_failure(attempt, number, fact)
+        self._arrivals.append(fact)
+        home.schedule(self)
+
+    def _log_failure(self, attempt: Attempt, number: int, fact: Answering) -> None:
+        if not isinstance(fact, (Attempted, Raised)):
+            return
+        work = attempt.work
+        of = "" if (most := getattr(work.retry, "max_attempts", None)) is None else f" of {most}"
+        after = f"next attempt at {_moment(fact.due)}" if isinstance(fact, Attempted) else "no further attempt"
+        error = f"{fact.failure.type}: {fact.failure.message}"
+        extra = {"invocation_id": self.id, "handler": self.handler, "step": work.name, "attempt": number}
+        log.warning(
+            "invocation %s (%s): attempt %d%s of step %s failed: %s; %s",
+            *(self.id, self.handler, number, of, work.name, error, after),
+            extra=extra,
+        )
 
     # --- time ---------------------------------------------------------------------------------------------------------
     def _note_time(self, at: float, n: int) -> None:
@@ -1007,6 +1128,7 @@ class Runner:
         self._home.schedule(self)
 
     # --- slots, idleness and the end ----------------------------------------------------------------------------------
+    @contained
     def settle_down(self) -> None:
         """Give the slot back once nothing is in progress, abandoned steps included."""
         if self._left_behind:
@@ -1100,14 +1222,24 @@ class Runner:
             await committed(self._home.store, transition)
         except PerdureError as error:
             log.warning("invocation %s could not be released, it is redelivered instead: %s", self.id, error)
-
-    def _give_up(self, why: str) -> None:
-        log.error("invocation %s (%s): %s", self.id, self.handler, why)
-        self.close()
-        self._home.ended(self)
+        except Exception:
+            log.exception("invocation %s could not be released, it is redelivered instead", self.id)
 
     def _acknowledge_all(self) -> None:
         for delivery in self._inbox:
             self._home.subscription.acknowledge(delivery)
         self.close()
         self._home.ended(self)
+
+
+def _in_short(error: BaseException) -> str:
+    return f"{type(error).__name__}: {error}"
+
+
+def _explain_fault(error: BaseException) -> str:
+    told = "".join(traceback.format_exception(error))
+    return f"unexpected exception {_in_short(error)}; mend the code, then resume\n{told[-REASON_LIMIT:]}"
+
+
+def _moment(at: float) -> str:
+    return datetime.fromtimestamp(at, UTC).isoformat(timespec="milliseconds")

@@ -19,27 +19,27 @@ import time
 import traceback
 from collections import OrderedDict, deque
 from collections.abc import Awaitable, Callable, Collection, Sequence
+from contextlib import AsyncExitStack
 from typing import Any, Protocol, Self
 
+from perdure.authoring.context import Context
 from perdure.authoring.step import StepInfo, Work
 from perdure.authoring.workflow import Workflow
+from perdure.background import RateLimitedLog
 from perdure.core.failures import Failure, FailureTranslator, failure_of
 from perdure.core.journal import Start
 from perdure.core.turn import StubMaker, Turn
-from perdure.errors import InvalidOption, NameTaken, ServiceUnknown, too_large
+from perdure.errors import InvalidOption, NameTaken, ServiceUnknown, StoreError, too_large
 from perdure.runtime.attempt import THREADS_LIMIT, Attempt
 from perdure.runtime.retention import Sweep
 from perdure.runtime.runner import Runner
-from perdure.stores.port import LEASE_SECONDS, Clock, Delivery, Store, Subscription
+from perdure.stores.port import LEASE_SECONDS, Delivery, Store
 
 CACHE_LIMIT = 1_000
 """Suspended invocations whose turn is kept, so that the next event needs no replay."""
 
 READS_LIMIT = 50
 """Journals that are read at a time. When thousands of timers are due at once, what else comes is not kept waiting."""
-
-COMPLAINT_SECONDS = 60.0
-"""How long the log is spared one more commit that failed in the same way."""
 
 FIRST_FRAME_SECONDS = 0.1
 """How long the first frame of an invocation may be held back while its first steps run."""
@@ -108,7 +108,6 @@ class Worker:
         self._retention = retention
         self._partitions = partitions
         self._lease = lease
-        self._sweep: Sweep | None = None
         self._runners: dict[str, Runner] = {}
         self._cached: OrderedDict[str, Runner] = OrderedDict()
         self._scheduled: list[Runner] = []
@@ -116,10 +115,9 @@ class Worker:
         self._aging: list[Runner] = []  # ... since before the last look
         self._slots_taken = 0
         self._wanting_slot: deque[Runner] = deque()
-        self._waiting_starts: deque[Delivery] = deque()
-        self._waiting_mail: dict[str, list[Delivery]] = {}  # messages for them, by id
+        self._waiting: OrderedDict[str, list[Delivery]] = OrderedDict()  # by id: a start without a slot, and its mail
         self._pledged = 0  # starts asked of the store that have not come
-        self._complain_at: dict[type[BaseException], float] = {}
+        self._log = RateLimitedLog(log)
         self._pool: concurrent.futures.ThreadPoolExecutor | None = None
         self.reads = asyncio.Semaphore(READS_LIMIT)
         self._running = False
@@ -128,22 +126,54 @@ class Worker:
     async def __aenter__(self) -> Self:
         if self._running:
             raise InvalidOption("this worker is running already: make another with client.worker(...)")
-        self.store = await self._open_store()
-        self.clock: Clock = self.store.clock
-        self.loop = asyncio.get_running_loop()
         self._running = True
+        parts = AsyncExitStack()  # what `stop` undoes, in reverse; so does an entering that fails half way
+        try:
+            await self._enter(parts)
+        except BaseException:
+            self._running = False
+            await parts.aclose()
+            raise
+        self._parts = parts
+        return self
+
+    async def _enter(self, parts: AsyncExitStack) -> None:
+        self.store = await self._open_store()
+        self.clock = self.store.clock
+        self.loop = asyncio.get_running_loop()
+        self._raise_threshold(parts)
         self.watch = DrainWatch()
-        found = gc.get_threshold()
-        self._collector = found if 0 < found[0] < COLLECTOR_THRESHOLD else None
-        if self._collector is not None:
-            gc.set_threshold(COLLECTOR_THRESHOLD, *found[1:])
-        self.subscription: Subscription = self.store.subscribe(
+        parts.callback(self.watch.stop)
+        if self._channels is not None:
+            parts.push_async_callback(self._channels.aclose)
+        parts.callback(self._end_pool)
+        self.subscription = self.store.subscribe(
             self.workflows, self._deliver, partitions=self._partitions, lost=self._lost, lease=self._lease
         )
+        parts.callback(self.subscription.close)
+        parts.callback(self._forget_all)
+        self._pledged = 0
         self._ask()
         if self._retention is not None:
-            self._sweep = Sweep(self.store, self._retention)
-        return self
+            parts.push_async_callback(Sweep(self.store, self._retention).stop)
+
+    def _raise_threshold(self, parts: AsyncExitStack) -> None:
+        found = gc.get_threshold()
+        if 0 < found[0] < COLLECTOR_THRESHOLD:  # another worker that finds it raised leaves it as it is
+            gc.set_threshold(COLLECTOR_THRESHOLD, *found[1:])
+            parts.callback(gc.set_threshold, *found)
+
+    def _end_pool(self) -> None:
+        pool, self._pool = self._pool, None
+        if pool is not None:
+            pool.shutdown(wait=False, cancel_futures=True)
+
+    def _forget_all(self) -> None:
+        self._runners.clear()
+        self._cached.clear()
+        self._scheduled.clear()
+        self._wanting_slot.clear()
+        self._waiting.clear()
 
     async def __aexit__(self, *_: object) -> None:
         await self.stop()
@@ -159,8 +189,12 @@ class Worker:
             return
         self._running = False
         runners = [*self._runners.values()]
-        await asyncio.gather(*(runner.stop(self._stop_grace if grace is None else grace) for runner in runners))
-        await self._dismantle()
+        grace = self._stop_grace if grace is None else grace
+        ends = await asyncio.gather(*(runner.stop(grace) for runner in runners), return_exceptions=True)
+        for runner, end in zip(runners, ends, strict=True):
+            if end is not None:
+                log.error("invocation %s could not be handed over: it is redelivered instead", runner.id, exc_info=end)
+        await self._parts.aclose()
 
     def halt(self) -> None:
         """Do nothing more, at once, as a killed process would: nothing is journaled or acknowledged. For tests."""
@@ -171,22 +205,7 @@ class Worker:
     async def crash(self) -> None:
         """Halt, and end the claims. For tests."""
         self.halt()
-        await self._dismantle()
-
-    async def _dismantle(self) -> None:
-        if self._sweep is not None:
-            await self._sweep.stop()
-        self._runners.clear()
-        self._cached.clear()
-        self._scheduled.clear()
-        self.subscription.close()
-        if self._pool is not None:
-            self._pool.shutdown(wait=False, cancel_futures=True)
-        if self._channels is not None:
-            await self._channels.aclose()
-        self.watch.stop()
-        if self._collector is not None:  # another worker that found it raised leaves it as it is
-            gc.set_threshold(*self._collector)
+        await self._parts.aclose()
 
     @property
     def quiet(self) -> bool:
@@ -208,16 +227,16 @@ class Worker:
         if runner is not None:
             self._cached.pop(delivery.id, None)
             runner.take(delivery)
+        elif (waiting := self._waiting.get(delivery.id)) is not None:
+            waiting.append(delivery)
         elif isinstance(delivery.item, Start) and self._slots_taken >= self.max_concurrent:
-            self._waiting_starts.append(delivery)
-            self._waiting_mail[delivery.id] = []
-        elif (mail := self._waiting_mail.get(delivery.id)) is not None:
-            mail.append(delivery)
+            self._waiting[delivery.id] = [delivery]
         else:
             self._admit(delivery)
 
     def _lost(self, id: str) -> None:
         """Close an invocation that another process has taken over: its steps are interrupted, unjournaled."""
+        self._waiting.pop(id, None)
         runner = self._runners.pop(id, None)
         if runner is not None:
             self._cached.pop(id, None)
@@ -232,7 +251,7 @@ class Worker:
 
     def _ask(self) -> None:
         """Ask the store for as many starts as there is room for."""
-        room = self.max_concurrent - self._slots_taken - self._pledged - len(self._waiting_starts)
+        room = self.max_concurrent - self._slots_taken - self._pledged - len(self._waiting)
         if room > 0 and self._running:
             self._pledged += room
             self.subscription.request(room)
@@ -248,9 +267,15 @@ class Worker:
 
     def _advance(self) -> None:
         scheduled, self._scheduled = self._scheduled, []
-        for runner in scheduled:
-            runner.scheduled = False
-            runner.advance()
+        batch = iter(scheduled)
+        try:
+            for runner in batch:
+                runner.scheduled = False
+                runner.advance()
+        finally:
+            for runner in batch:  # an interrupt struck one of them: the rest have their turn in the next round
+                runner.scheduled = False
+                self.schedule(runner)
 
     def hold_first_frame(self, runner: Runner, /) -> None:
         """See to it that a first frame is not held back for long. One timer serves all."""
@@ -286,12 +311,11 @@ class Worker:
                 self._slots_taken += 1
                 waiting.has_slot = True
                 waiting.slot_granted()
-        while self._waiting_starts and self._slots_taken < self.max_concurrent and self._running:
-            start = self._waiting_starts.popleft()
-            mail = self._waiting_mail.pop(start.id, ())
+        while self._waiting and self._slots_taken < self.max_concurrent and self._running:
+            start, *more = self._waiting.popitem(last=False)[1]
             self._admit(start)
-            for message in mail:
-                self._runners[start.id].take(message)
+            for delivery in more:
+                self._deliver(delivery)
         self._ask()
 
     def became_idle(self, runner: Runner, /) -> None:
@@ -315,14 +339,24 @@ class Worker:
         """Give what came while an invocation settled to a new runner, which answers from the journal."""
         self._deliver(delivery)
 
+    def set_aside(self, deliveries: Sequence[Delivery], reason: str, /) -> None:
+        """Give what an unexpected exception left in hand to a new runner that pauses the invocation."""
+        if not self._running:
+            return
+        first, *more = deliveries
+        runner = self._runners[first.id] = Runner(self, first, reason)
+        runner.take(first)
+        for delivery in more:
+            runner.take(delivery)
+
     def commit_failed(self, id: str, error: BaseException, /) -> None:
         """Say that the store does not take commits: once a while, since each is tried again every second."""
-        now, why = self.loop.time(), type(error)
-        if now >= self._complain_at.get(why, 0.0):
-            self._complain_at[why] = now + COMPLAINT_SECONDS
-            log.error(
-                "commit for invocation %s failed: %s; it is tried again until it works, and so are others", id, error
-            )
+        self._log(
+            type(error),
+            "commit for invocation %s failed: %s; it is tried again until it works, and so are others",
+            *(id, error),
+            exc_info=None if isinstance(error, StoreError) else error,
+        )
 
     def make_turn(self, start: Start, /) -> Turn:
         """Make the turn of an invocation."""
@@ -342,6 +376,7 @@ class Worker:
             secret=self.store.secret,
             translators=self._translators,
             stubs=self._stubs,
+            context=Context,
             payload_limit=self.store.payload_limit,
         )
 
@@ -419,7 +454,10 @@ class DrainWatch:
                 seen, since = count, time.monotonic()
             elif count != reported and time.monotonic() - since >= self._limit:
                 reported = count
-                self._report(runner)
+                try:
+                    self._report(runner)
+                except Exception:
+                    log.exception("a body that blocks could not be reported")
 
     def _report(self, runner: Runner) -> None:
         frame = sys._current_frames().get(self._loop_thread)  # pyright: ignore[reportPrivateUsage]  no other way to it

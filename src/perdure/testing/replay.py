@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+from perdure.authoring.context import Context
 from perdure.authoring.workflow import Workflow
 from perdure.connect import make_stub, translators_in_use
 from perdure.core.exported import Loaded, load
@@ -48,7 +49,13 @@ def _replay(workflow: Workflow[..., Any], loaded: Loaded) -> None:
     if frames and _ended_without_its_body(frames):
         frames = frames[:-1]
     turn = _ExportedTurn(
-        start, body, workflow.encode_result, secret=b"", translators=translators_in_use, stubs=make_stub
+        start,
+        body,
+        workflow.encode_result,
+        secret=b"",
+        translators=translators_in_use,
+        stubs=make_stub,
+        context=Context,
     )
     turn.awakeables = loaded.awakeables
     try:

@@ -11,6 +11,7 @@ All times are seconds since the Unix epoch, as floats.
 from __future__ import annotations
 
 from perdure.core.journal.commands import (
+    Arguments,
     CallChild,
     CallStep,
     Command,
@@ -18,6 +19,7 @@ from perdure.core.journal.commands import (
     OpenAwakeable,
     SendStart,
     SetTimer,
+    changed_arguments,
     describe,
     repeats,
 )
@@ -76,6 +78,7 @@ __all__ = [
     "Accepted",
     "Answer",
     "Answering",
+    "Arguments",
     "Attempted",
     "CallChild",
     "CallStep",
@@ -116,6 +119,7 @@ __all__ = [
     "Settled",
     "Start",
     "Status",
+    "changed_arguments",
     "decode_frame",
     "decode_message",
     "decode_start",
