@@ -11,7 +11,7 @@ from perdure.core.failures import Failure, rebuild
 from perdure.core.ids import new_id
 from perdure.core.turn import current_turn
 from perdure.core.types import decoder
-from perdure.errors import InvocationCancelled, IoInWorkflow, NotAWorkflow, RemoteError
+from perdure.errors import InvocationCancelled, IoInWorkflow, NotAWorkflow
 from perdure.operations.port import Outcome, Submission, Value
 from perdure.runtime.worker import Translators
 
@@ -42,19 +42,8 @@ def value_of(id: str, outcome: Outcome, workflow: Workflow[..., Any] | None, tra
     if type(outcome) is Value:
         return workflow.decode_result(outcome.data) if workflow is not None else decoder(Any)(outcome.data)
     if isinstance(outcome, Failure):
-        raise error_of(outcome, translators)
+        raise rebuild(outcome, translators=translators())
     raise InvocationCancelled(f"invocation {id!r} was cancelled", invocation_id=id)
-
-
-def error_of(failure: Failure, translators: Translators) -> Exception:
-    """Return what an invocation raised, to be raised in its caller.
-
-    What would end the caller itself, as CancelledError and SystemExit do, is a `RemoteError` that names it.
-    """
-    error = rebuild(failure, translators=translators())
-    if isinstance(error, Exception):
-        return error
-    return RemoteError(failure.type, failure.message, failure.traceback)
 
 
 def refuse_in_body(call: str, instead: str = "do it in a step") -> None:

@@ -30,8 +30,8 @@ from perdure.authoring.group import (
     rule_of,
 )
 from perdure.authoring.workflow import Call
-from perdure.calls import error_of, submission_of
-from perdure.core.failures import Failure
+from perdure.calls import submission_of
+from perdure.core.failures import Failure, rebuild
 from perdure.core.lifecycle import SETTLED
 from perdure.core.retry import Duration
 from perdure.errors import (
@@ -165,7 +165,7 @@ class _Run(Generic[R]):
             except PerdureError as error:
                 return Failed(member.id, error, duration)
         if isinstance(outcome, Failure):
-            return Failed(member.id, error_of(outcome, self._translators), duration)
+            return Failed(member.id, rebuild(outcome, translators=self._translators()), duration)
         return Cancelled(member.id, duration)
 
     def _note(self, member: _Member, ended: Ended[Any]) -> None:
