@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import os
-import re
 import sys
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from functools import partial
@@ -192,6 +191,7 @@ def _store_of(
             path = rest.removeprefix("//")
             if not path or path == ":memory:":
                 raise BadUrl(f"{url!r}: name a file, as in sqlite:perdure.db; for a store in memory, use memory:")
+            path = os.path.abspath(os.path.expanduser(path))  # the store opens later, perhaps in another folder
             from perdure.stores.sqlite import SqliteStore, SqliteView  # noqa: PLC0415  only the store in use is imported
 
             if read_only:
@@ -235,12 +235,15 @@ def _check_numbers(shared: dict[str, Any]) -> None:
 
 
 def without_secrets(url: str) -> str:
-    """Return a URL as it may be shown: without a password, or the token that stands alone before the @."""
-
-    def hide(found: re.Match[str]) -> str:
-        return f"{found[1]}{found[2]}:***@" if found[3] is not None else f"{found[1]}***@"
-
-    return re.sub(r"(://|,)([^/@:,]*)(:[^/@,]*)?@", hide, url)
+    """Return a URL as it may be shown: of all before the last @, only the user's name."""
+    scheme, separator, rest = url.partition(":")
+    slashes = "//" if rest.startswith("//") else ""
+    before, at, after = rest.removeprefix("//").rpartition("@")
+    if scheme in ("memory", "sqlite") or not at:
+        return url
+    user, colon, _ = before.partition(":")
+    is_name = colon and all(each.isalnum() or each in "._-" for each in user)
+    return f"{scheme}{separator}{slashes}{user + ':' if is_name else ''}***@{after}"
 
 
 def channels_for(services: Mapping[str, str]) -> Channels:

@@ -123,6 +123,7 @@ class SqliteStore(SqliteReader):
     def _lose(self, why: StoreError) -> None:
         """Refuse everything: the file is not there any more."""
         self._lost = why
+        self._lock.keep_log()  # what lies there now may be a backup, and our log is no part of it
         self._notices.fail(StoreDamaged(str(why)))
         self._deliveries.close()
 
