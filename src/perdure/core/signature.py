@@ -80,13 +80,13 @@ class Signature:
         """
         name = getattr(fn, "__qualname__", None) or getattr(_function(fn), "__qualname__", type_name(type(fn)))
         try:
-            signature = _inspect(fn)
+            signature = parameters_of(fn)
         except TypeError as error:
             raise NotAWorkflow(f"{name} cannot be called: give a function ({error})") from error
         except ValueError:
             signature = _ANYTHING
         parameters = list(signature.parameters.values())[skip_self:]
-        takes_context = bool(parameters) and _is_context(parameters[0].annotation, fn, skip_context)
+        takes_context = bool(parameters) and is_context(parameters[0].annotation, fn, skip_context)
         return cls(fn, name, signature.replace(parameters=parameters[takes_context:]), takes_context)
 
     @functools.cached_property
@@ -246,10 +246,14 @@ class Signature:
     @functools.cached_property
     def _read(self) -> Callable[[bytes], Any]:
         fields: list[tuple[str, Any] | tuple[str, Any, Any]] = []
-        for one in self.parameters:
-            wanted = wire_type(self.types[one.name])
-            fields.append((one.name, wanted) if _required(one) else (one.name, wanted, msgspec.UNSET))
-        shape = msgspec.defstruct("Arguments", fields, kw_only=True, forbid_unknown_fields=not self._takes_any_name)
+        names: dict[str, str] = {}  # by field: a parameter may have a name that no field can have
+        for place, one in enumerate(self.parameters):
+            wanted, field = wire_type(self.types[one.name]), f"p{place}"
+            fields.append((field, wanted) if _required(one) else (field, wanted, msgspec.UNSET))
+            names[field] = one.name
+        shape = msgspec.defstruct(
+            "Arguments", fields, kw_only=True, forbid_unknown_fields=not self._takes_any_name, rename=names
+        )
         return msgspec.msgpack.Decoder(shape, dec_hook=from_wire).decode
 
     @functools.cached_property
@@ -376,15 +380,17 @@ def _mapping_to(item: Any) -> Any:
     return dict[str, item]
 
 
-def _inspect(fn: Callable[..., Any]) -> inspect.Signature:
+def parameters_of(fn: Callable[..., Any], /, *, follow_wrapped: bool = True) -> inspect.Signature:
+    """Return the parameters of a function, annotations unresolved; its own if `follow_wrapped` is false."""
     if sys.version_info >= (3, 14):  # pragma: no cover  names defined further down are no error yet
         import annotationlib  # noqa: PLC0415  it exists from 3.14 on
 
-        return inspect.signature(fn, annotation_format=annotationlib.Format.FORWARDREF)
-    return inspect.signature(fn)
+        return inspect.signature(fn, follow_wrapped=follow_wrapped, annotation_format=annotationlib.Format.FORWARDREF)
+    return inspect.signature(fn, follow_wrapped=follow_wrapped)
 
 
-def _is_context(annotation: Any, fn: Callable[..., Any], context: type[BodyContext] | None) -> bool:
+def is_context(annotation: Any, fn: Callable[..., Any], context: type[BodyContext] | None, /) -> bool:
+    """Tell whether an annotation of a function's parameter means the context, by name if it cannot be resolved."""
     if context is None:
         return False
     written = getattr(annotation, "__forward_arg__", annotation)
