@@ -54,23 +54,23 @@ class CallsAGenerator:
         yield n
 
 
-@pytest.mark.parametrize(
-    ("fn", "text"),
-    [
-        (unannotated, "parameter 'ctx' has no annotation"),
-        (unannotated_context, "write `context: Context`"),
-        (second, "parameter 'ctx' is the context, which must be the first"),
-        (Holder.method, "is a method, and a worker has no 'self' to give it"),
-        (vars(Holder)["of_class"], "not on"),
-        (Holder, "is a class"),
-        (streams, "is a generator"),
-        (yields, "is a generator"),
-        ("another name", "write @workflow(name='another name')"),
-        (3, "not on 3"),
-        (step(lambda: None), "is a step already"),
-        (workflow.ref("there"), "is a workflow already"),
-    ],
-)
+WRONG: list[tuple[object, str]] = [
+    (cast("Any", unannotated), "parameter 'ctx' has no annotation"),
+    (cast("Any", unannotated_context), "write `context: Context`"),
+    (second, "parameter 'ctx' is the context, which must be the first"),
+    (Holder.method, "is a method, and a worker has no 'self' to give it"),
+    (vars(Holder)["of_class"], "not on"),
+    (Holder, "is a class"),
+    (streams, "is a generator"),
+    (yields, "is a generator"),
+    ("another name", "write @workflow(name='another name')"),
+    (3, "not on 3"),
+    (step(lambda: None), "is a step already"),
+    (workflow.ref("there"), "is a workflow already"),
+]
+
+
+@pytest.mark.parametrize(("fn", "text"), WRONG)
 def test_what_no_worker_could_run_is_refused_as_a_workflow(fn: object, text: str) -> None:
     refused(lambda: loosely(fn), text)
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Concatenate, Generic, ParamSpec, Protocol
 from msgspec import Struct
 from msgspec.structs import replace
 
-from perdure.authoring.by_name import GivenLoosely, Loose, elsewhere, named
+from perdure.authoring.by_name import GivenLoosely, Loose, elsewhere, is_loose, named
 from perdure.authoring.functions import check_workflow, copy_of, name_of, where_of
 from perdure.authoring.step import Step
 from perdure.core.context import BodyContext
@@ -67,7 +67,7 @@ class Workflow(Generic[P, R_co]):
         reference: bool = False,
     ) -> None:
         if isinstance(fn, staticmethod):
-            fn = cast("Callable[..., Any]", fn.__func__)  # pyright: ignore[reportUnknownMemberType]
+            fn = cast("Callable[..., Any]", fn.__func__)
         if isinstance(fn, Workflow | Step):
             kind = "workflow" if isinstance(fn, Workflow) else "step"
             raise NotAWorkflow(f"{cast('Any', fn).name!r} is a {kind} already: decorate the function once")
@@ -200,7 +200,7 @@ class Workflow(Generic[P, R_co]):
     def body(self, start: Start, /) -> Callable[[Turn], Coroutine[Any, Any, Any]]:
         """Return what makes the coroutine of an invocation; `Undecodable` when its input does not fit any more."""
         signature = self.signature()
-        args, kwargs = signature.decode(named(start.input, signature))
+        args, kwargs = signature.decode(named(start.input, signature), validated=not is_loose(start.input))
         fn = self._fn
         if not signature.takes_context:
             return lambda _: fn(*args, **kwargs)

@@ -20,7 +20,17 @@ import msgspec
 
 from perdure.core.context import BodyContext
 from perdure.core.journal import CallStep, Start
-from perdure.core.types import decoder, encode_as, from_wire, names_in, resolved, wire_type
+from perdure.core.types import (
+    Read,
+    decoder,
+    encode_as,
+    from_record,
+    from_wire,
+    names_in,
+    resolved,
+    validator,
+    wire_type,
+)
 from perdure.core.values import (
     SCALARS,
     Omits,
@@ -120,15 +130,16 @@ class Signature:
             raise self._refusal(name, where, error) from error
         return b"".join(pieces)
 
-    def decode(self, payload: bytes, /) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    def decode(self, payload: bytes, /, *, validated: bool = True) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Return the positional and keyword arguments for a call, by name and types.
 
-        Defaults fill what is missing. Raises `Undecodable` for a missing one without, an unknown name (with `**kwargs`
-        it goes there) and a wrong type, naming it; `AnnotationUnresolved`.
+        `validated` unless their recorder did not know the types. Defaults fill what is missing. Raises `Undecodable`,
+        naming it, for a missing one without, an unknown name (with `**kwargs` it goes there) and a wrong type;
+        `AnnotationUnresolved`.
         """
-        read = self._read
+        read = self._read if validated else self._validate
         try:
-            values = msgspec.structs.astuple(read(payload))
+            values = msgspec.structs.astuple(self._values(read, payload))
             unknown = self._unknown(payload) if self._takes_any_name else {}
         except Exception as error:
             raise self._undecodable(str(error)) from error
@@ -243,18 +254,30 @@ class Signature:
             return InputRefused(text, parameter=name)
         return Unencodable(f"{where}: {name!r}{str(error).removeprefix(where)}", path=error.path, type=error.type)
 
+    def _values(self, read: Callable[[bytes], Any], payload: bytes) -> Any:
+        try:
+            return read(payload)
+        except Exception:  # noqa: BLE001  a type that takes a validator to rebuild; if not, this raises the same
+            return self._validate(payload)
+
     @functools.cached_property
     def _read(self) -> Callable[[bytes], Any]:
+        return msgspec.msgpack.Decoder(self._shape(decoder), dec_hook=from_record).decode
+
+    @functools.cached_property
+    def _validate(self) -> Callable[[bytes], Any]:
+        return msgspec.msgpack.Decoder(self._shape(validator), dec_hook=from_wire).decode
+
+    def _shape(self, read: Read) -> Any:
         fields: list[tuple[str, Any] | tuple[str, Any, Any]] = []
         names: dict[str, str] = {}  # by field: a parameter may have a name that no field can have
         for place, one in enumerate(self.parameters):
-            wanted, field = wire_type(self.types[one.name]), f"p{place}"
+            wanted, field = wire_type(self.types[one.name], read=read), f"p{place}"
             fields.append((field, wanted) if _required(one) else (field, wanted, msgspec.UNSET))
             names[field] = one.name
-        shape = msgspec.defstruct(
+        return msgspec.defstruct(
             "Arguments", fields, kw_only=True, forbid_unknown_fields=not self._takes_any_name, rename=names
         )
-        return msgspec.msgpack.Decoder(shape, dec_hook=from_wire).decode
 
     @functools.cached_property
     def _takes_any_name(self) -> bool:
