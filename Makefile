@@ -45,7 +45,7 @@ $(VENV)/bin/python:
 		exit 1; }
 
 $(VENV)/.ready-%: pyproject.toml | $(VENV)/bin/python
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[$*]'
+	$(BIN)/python -m pip install --quiet --no-compile --disable-pip-version-check --editable '.[$*]'
 	@touch $(WITH_$*:%=$(VENV)/.ready-%)
 
 # However the run ends, the service is stopped and the folder removed.

@@ -56,7 +56,7 @@ def graph(**rules: Skip | Retry | Continue[list[int]]) -> Flow:
 
 async def run(flow: Flow, inputs: dict[str, object] | None = None) -> object:
     async with Environment(flow) as env:
-        return await asyncio.wait_for(env.client.run(flow, inputs or {"day": "mon"}), 5)
+        return await asyncio.wait_for(env.client.run(flow, inputs or {"day": "mon"}), 60)
 
 
 async def test_edges_are_arguments() -> None:

@@ -183,7 +183,7 @@ async def test_handle_is_watched_from_its_present_status_to_its_end(client: Clie
     handle = await client.start(approval.using(id="a"))
     seen: list[str] = []
     worker = client.worker(*SERVED)
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(60):
         async for state in handle.watch():
             seen.append(state.status)
             if seen == ["pending"]:
@@ -213,7 +213,7 @@ async def test_many_watch_one_and_none_sees_time_go_back(client: Client) -> None
     async def follow(id: str) -> list[str]:
         return [state.status async for state in client.handle(id).watch()]
 
-    async with client.worker(*SERVED), asyncio.timeout(20):
+    async with client.worker(*SERVED), asyncio.timeout(60):
         following: list[asyncio.Task[list[str]]] = []
         for n in range(30):
             await client.start(approval.using(id=f"a{n}"))
@@ -230,14 +230,16 @@ async def test_many_watch_one_and_none_sees_time_go_back(client: Client) -> None
 
 
 async def test_watch_tells_of_all_that_pass_the_filter(client: Client) -> None:
-    async with asyncio.timeout(5), client.worker(*SERVED), aclosing(client.watch(status="completed")) as watching:
+    async with asyncio.timeout(60), client.worker(*SERVED), aclosing(client.watch(status="completed")) as watching:
         first = asyncio.ensure_future(anext(watching))
         await asyncio.sleep(0)
         for name in ("a", "b", "c"):
             await client.run(hello.using(id=name), name)
         await client.start(approval)
-        seen = [(await first).id, (await anext(watching)).id, (await anext(watching)).id]
-        assert sorted(seen) == ["a", "b", "c"]
+        seen = {(await first).id}
+        while seen < {"a", "b", "c"}:  # one may be told twice
+            seen.add((await anext(watching)).id)
+        assert seen == {"a", "b", "c"}
 
 
 async def test_watcher_that_falls_too_far_behind_reads_the_index(
@@ -246,7 +248,7 @@ async def test_watcher_that_falls_too_far_behind_reads_the_index(
     monkeypatch.setattr(notices, "CHANGES_LIMIT", 5)
     monkeypatch.setattr("perdure.stores.sqlite.store.CHANGES_LIMIT", 5)
     await started(client, "old")
-    async with asyncio.timeout(5), aclosing(client.watch(handler="hello")) as watching:
+    async with asyncio.timeout(60), aclosing(client.watch(handler="hello")) as watching:
         first = asyncio.ensure_future(anext(watching))
         await asyncio.sleep(0.01)
         await asyncio.gather(*(started(client, f"i{n}") for n in range(50)))
@@ -265,7 +267,7 @@ async def test_watch_ends_with_the_store(client: Client) -> None:
     await client.aclose()
     for each in waiting:
         with pytest.raises(StoreClosed):
-            await asyncio.wait_for(each, 5)
+            await asyncio.wait_for(each, 60)
 
 
 async def test_feed_is_dropped_when_its_reader_leaves(client: Client) -> None:
@@ -278,7 +280,7 @@ async def test_feed_is_dropped_when_its_reader_leaves(client: Client) -> None:
 
 
 async def test_time_jumps_for_who_watches_one_invocation() -> None:
-    async with Environment(*SERVED) as env, asyncio.timeout(5):
+    async with Environment(*SERVED) as env, asyncio.timeout(60):
         handle = await env.client.start(sleeps_twice)
         seen = [state.status async for state in handle.watch()]
         assert seen[-1] == "completed"
@@ -357,7 +359,7 @@ async def test_message_that_nobody_applies_is_accepted_and_shown(client: Client)
     with pytest.raises(WaitTimeout):
         await handle.resume(timeout=timedelta(seconds=0.01))
     assert (await handle.describe()).mail == ("pause", "resume")
-    async with client.worker(*SERVED), asyncio.timeout(5):
+    async with client.worker(*SERVED), asyncio.timeout(60):
         async for state in handle.watch():
             if state.status == "suspended" and not (await handle.describe()).mail:
                 break
@@ -365,7 +367,7 @@ async def test_message_that_nobody_applies_is_accepted_and_shown(client: Client)
 
 async def test_messages_that_no_journal_can_hold_are_refused_before_they_are_sent(client: Client) -> None:
     handle = await client.start(approval.using(id="a"))
-    async with client.worker(*SERVED), asyncio.timeout(5):
+    async with client.worker(*SERVED), asyncio.timeout(60):
         while not (opened := (await handle.describe()).awakeables):
             await asyncio.sleep(0.01)
         with pytest.raises(InvalidOption, match="reason"):

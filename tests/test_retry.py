@@ -165,7 +165,7 @@ async def failed(client: Client, workflow: Workflow[..., Any]) -> Handle[Any]:
     """Start it, and see it fail."""
     handle = await client.start(workflow)
     with pytest.raises((ValueError, KeyError, ExceptionGroup)):
-        await handle.result(timeout=10)
+        await handle.result(timeout=60)
     return handle
 
 
@@ -185,7 +185,7 @@ async def test_retry_runs_the_failed_step_and_what_follows_and_nothing_before(op
         assert (await handle.describe()).status == "failed"
         broken.clear()
         await handle.retry()
-        assert await handle.result(timeout=10) == ["one", "two", "three", "four"]
+        assert await handle.result(timeout=60) == ["one", "two", "three", "four"]
         assert take_ran() == ["three", "four"]
         assert len({*keys}) == len(keys)
         seen = await handle.describe()
@@ -202,10 +202,10 @@ async def test_retry_twice_gives_a_new_key_each_time(opened: Open):
         handle = await failed(client, four_steps)
         await handle.retry()
         with pytest.raises(ValueError, match="three"):
-            await handle.result(timeout=10)
+            await handle.result(timeout=60)
         broken.clear()
         await handle.retry()
-        assert await handle.result(timeout=10) == ["one", "two", "three", "four"]
+        assert await handle.result(timeout=60) == ["one", "two", "three", "four"]
         assert take_ran() == ["one", "two", "three", "three", "three", "four"]
         assert len({*keys}) == len(keys)
 
@@ -217,7 +217,7 @@ async def test_attempts_begin_anew(opened: Open):
         assert len(take_ran()) == 3
         broken.clear()
         await handle.retry()
-        assert await handle.result(timeout=10) == 1
+        assert await handle.result(timeout=60) == 1
 
 
 async def test_siblings_that_a_failed_group_cancelled_run_again(opened: Open):
@@ -227,7 +227,7 @@ async def test_siblings_that_a_failed_group_cancelled_run_again(opened: Open):
         assert sorted(take_ran()) == ["first", "quick", "three", "waits"]
         broken.clear()
         await handle.retry()
-        assert await handle.result(timeout=10) == ["first", "waits", "three", "quick"]
+        assert await handle.result(timeout=60) == ["first", "waits", "three", "quick"]
         again = take_ran()
         assert "first" not in again
         assert {"three", "waits"} <= {*again}
@@ -240,7 +240,7 @@ async def test_a_failed_child_is_started_anew(opened: Open):
         take_ran()
         broken.clear()
         await handle.retry()
-        assert await handle.result(timeout=10) == ["before", "one", "two", "three", "four"]
+        assert await handle.result(timeout=60) == ["before", "one", "two", "three", "four"]
         assert take_ran() == ["one", "two", "three", "four"]
         assert (await client.stats()).by_status == {"completed": 2, "failed": 1}
 
@@ -249,12 +249,12 @@ async def test_a_parent_that_was_told_is_not_told_again(opened: Open):
     broken.add("three")
     async with opened() as client:
         handle = await client.start(told)
-        assert await handle.result(timeout=10) == "told after"
+        assert await handle.result(timeout=60) == "told after"
         (child,) = [each async for each in client.list(handler="four_steps")]
         broken.clear()
         await client.handle(child.id).retry()
-        assert await client.handle(child.id).result(timeout=10) == ["one", "two", "three", "four"]
-        assert await handle.result(timeout=10) == "told after"
+        assert await client.handle(child.id).result(timeout=60) == ["one", "two", "three", "four"]
+        assert await handle.result(timeout=60) == "told after"
         assert (await client.stats()).by_status == {"completed": 2}
 
 
@@ -272,10 +272,10 @@ async def test_repaired_code_goes_on_over_the_results_it_has(opened: Open):
         handle = await failed(client, buggy)
         await handle.retry()
         with pytest.raises(KeyError):
-            await handle.result(timeout=10)
+            await handle.result(timeout=60)
         broken.clear()
         await handle.retry()
-        assert await handle.result(timeout=10) == "onetwo"
+        assert await handle.result(timeout=60) == "onetwo"
         assert take_ran() == ["one", "two"]
 
 
@@ -286,13 +286,13 @@ async def test_a_rejected_awakeable_is_open_again(opened: Open):
             await asyncio.sleep(0.01)
         await client.reject(awakeables[0].id, "not now")
         with pytest.raises(AwakeableRejected):
-            await handle.result(timeout=10)
+            await handle.result(timeout=60)
         await handle.retry()
         seen = await handle.describe()
         assert (seen.status, seen.awakeables, seen.state) == ("suspended", awakeables, {"asked": True})
         assert seen.current_step is not None
         await client.resolve(awakeables[0].id, "now")
-        assert await handle.result(timeout=10) == "now"
+        assert await handle.result(timeout=60) == "now"
 
 
 async def test_a_failure_path_is_superseded_and_taken_again(opened: Open):
@@ -302,11 +302,11 @@ async def test_a_failure_path_is_superseded_and_taken_again(opened: Open):
         assert (await handle.describe()).state == {"state": "undone"}
         await handle.retry()
         with pytest.raises(ValueError, match="three"):
-            await handle.result(timeout=10)
+            await handle.result(timeout=60)
         assert take_ran() == ["three", "undo"] * 2
         broken.clear()
         await handle.retry()
-        assert await handle.result(timeout=10) == "done"
+        assert await handle.result(timeout=60) == "done"
         seen = await handle.describe()
         assert seen.state == {"state": "begun"}
         assert [each.step_type for each in seen.journal] == ["act"]
@@ -316,7 +316,7 @@ async def test_a_failure_path_is_superseded_and_taken_again(opened: Open):
 async def test_only_a_failed_invocation_is_retried(opened: Open):
     async with opened() as client:
         done = await client.start(four_steps)
-        await done.result(timeout=10)
+        await done.result(timeout=60)
         assert await refusal(done) == "it is completed, and only a failed invocation can be retried"
         waiting = await client.start(asks)
         while not (await waiting.describe()).awakeables:
@@ -334,7 +334,7 @@ async def test_two_retries_at_once_are_one(opened: Open):
         take_ran()
         outcomes = await asyncio.gather(handle.retry(), handle.retry(), return_exceptions=True)
         assert [type(each) for each in outcomes if each is not None] == [IllegalTransition]
-        assert await handle.result(timeout=10) == ["one", "two", "three", "four"]
+        assert await handle.result(timeout=60) == ["one", "two", "three", "four"]
         assert take_ran() == ["three", "four"]
 
 
@@ -347,7 +347,7 @@ async def test_a_retry_that_is_delivered_again_is_answered_from_the_journal(open
         await store.post(message)
         assert (await store.answer("again")).refused is None
         with pytest.raises(ValueError, match="three"):
-            await handle.result(timeout=10)
+            await handle.result(timeout=60)
         await store.post(message)
         assert (await store.answer("again")).refused is None
         assert take_ran() == ["one", "two", "three", "three"]
@@ -396,13 +396,13 @@ async def test_retry_by_another_process(tmp_path: Path):
         await asyncio.sleep(0.05)
         async with client.worker(*WORKFLOWS):
             await asyncio.gather(*retries)
-            results = [await client.handle(each.id).result(timeout=10) for each in handles]
+            results = [await client.handle(each.id).result(timeout=60) for each in handles]
     assert results[0] == ["one", "two", "three", "four"]
     assert results[1] == ["first", "waits", "three", "quick"]
     assert results[2] == ["before", "one", "two", "three", "four"]
     assert not {"first", "before"} & {*take_ran()}
     async with connect(url) as client, client.worker(*WORKFLOWS):
-        assert [await client.handle(each.id).result(timeout=10) for each in handles] == results
+        assert [await client.handle(each.id).result(timeout=60) for each in handles] == results
 
 
 @pytest.mark.parametrize("always_replay", [True, False])
@@ -460,7 +460,7 @@ async def retry_with_crash_at(point: int, body: Workflow[..., Any], *, always_re
         await worker.__aenter__()
         with suppress(MessageRefused):  # the first one was applied
             await client.handle(handle.id).retry()
-        await client.handle(handle.id).result(timeout=5)
+        await client.handle(handle.id).result(timeout=60)
         await asyncio.sleep(0.01)
         await worker.crash()
     assert not {*first} & {*take_ran()}
@@ -470,5 +470,5 @@ async def retry_with_crash_at(point: int, body: Workflow[..., Any], *, always_re
 
 async def retried_result(handle: Handle[Any]) -> None:
     await handle.retry()
-    await handle.result(timeout=5)
+    await handle.result(timeout=60)
     await asyncio.sleep(0.01)

@@ -189,7 +189,7 @@ def test_signal_ends_it_with_what_there_is(folder: Path, number: signal.Signals,
     with started("run", "app.py:twice", "--count", "100000", "--url", "memory:", cwd=folder) as run:
         wait_for_steps(folder, 100)
         run.send_signal(number)
-        out, err = run.communicate(timeout=30)
+        out, err = run.communicate(timeout=60)
     assert run.returncode == code
     assert err.startswith(f"{number.name}: ")
     assert err.endswith(" The store is in memory: what has not ended is lost.\n")
@@ -233,7 +233,7 @@ async def test_killed_batch_is_completed_by_the_same_command_and_no_recorded_ste
 
 def wait_for_steps(folder: Path, count: int) -> None:
     log = folder / "steps.log"
-    end = time.monotonic() + 30
+    end = time.monotonic() + 60
     while not log.exists() or log.read_text().count("\n") < count:
         assert time.monotonic() < end, "no steps"
         time.sleep(0.01)

@@ -30,7 +30,7 @@ def test_signal_ends_it_cleanly(folder: Path, url: str, number: signal.Signals) 
     with serving("app.py:hello", "app.py:twice", "--url", url, "--max-concurrent", "7", cwd=folder) as (worker, line):
         assert line == f"Serving hello, twice on {url}, at most 7 at a time. Ctrl-C stops.\n"
         worker.send_signal(number)
-        out, err = worker.communicate(timeout=30)
+        out, err = worker.communicate(timeout=60)
     assert (worker.returncode, out) == (0, "")
     assert f"INFO perdure.cli: {number.name}: stopping; steps in progress have 10 s to end\n" in err
     assert err.endswith("INFO perdure.cli: stopped\n")
@@ -46,10 +46,15 @@ def test_retention_removes_what_settled_before_and_none_keeps_it(folder: Path) -
     assert perdure("run", "app.py:hello", "World", *kept, cwd=folder).returncode == 0
     for retention, purged in (("0", False), ("604800", False), ("0.01", True)):
         with serving("app.py:hello", *kept, "--retention", retention, cwd=folder) as (worker, _):
-            time.sleep(0.3)
+            said = ""
+            if purged:
+                assert worker.stderr is not None
+                said = worker.stderr.readline()
+            else:
+                time.sleep(0.3)  # for what must not happen
             worker.send_signal(signal.SIGTERM)
-            _, err = worker.communicate(timeout=30)
-        assert ("invocations purged: 1, settled more than 0.01 s ago" in err) == purged, err
+            said += worker.communicate(timeout=60)[1]
+        assert ("invocations purged: 1, settled more than 0.01 s ago" in said) == purged, said
 
 
 SLOW = """
@@ -77,7 +82,7 @@ def in_the_middle_of_a_step(folder: Path, seconds: float) -> None:
 
 
 def wait_for(path: Path) -> None:
-    end = time.monotonic() + 30
+    end = time.monotonic() + 60
     while not path.exists():
         assert time.monotonic() < end, f"no {path}"
         time.sleep(0.01)
@@ -88,7 +93,7 @@ def test_step_in_progress_may_end_before_the_worker_does(folder: Path) -> None:
     with serving("slow.py", "--url", "sqlite:runs.db", cwd=folder) as (worker, _):
         wait_for(folder / "began")
         worker.terminate()
-        worker.communicate(timeout=30)
+        worker.communicate(timeout=60)
         assert worker.returncode == 0
     assert (folder / "ended").exists()
 
@@ -97,11 +102,9 @@ def test_step_that_takes_longer_than_the_drain_timeout_does_not_hold_the_worker(
     in_the_middle_of_a_step(folder, 60)
     with serving("slow.py", "--url", "sqlite:runs.db", "--drain-timeout", "0.2", cwd=folder) as (worker, _):
         wait_for(folder / "began")
-        began = time.monotonic()
         worker.terminate()
-        _, err = worker.communicate(timeout=30)
+        _, err = worker.communicate(timeout=50)  # less than the step would take
     assert worker.returncode == 0
-    assert time.monotonic() - began < 20
     assert "steps in progress have 0.2 s to end" in err
     assert not (folder / "ended").exists()
 
@@ -114,7 +117,7 @@ def test_second_signal_ends_it_at_once(folder: Path) -> None:
         assert worker.stderr is not None
         assert "stopping" in worker.stderr.readline()
         worker.terminate()
-        worker.communicate(timeout=5)
+        worker.communicate(timeout=60)
     assert worker.returncode == -signal.SIGTERM
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextvars import ContextVar
 from datetime import timedelta
 
@@ -676,3 +676,13 @@ async def whoami(ctx: Context) -> list[str | int]:
 
 
 Deadly = Workflow[[str], str]
+
+
+# --- releases ---------------------------------------------------------------------------------------------------------
+@workflow
+async def remarks(ctx: Context, tag: str) -> str:
+    """Issue a command that only the next release has, where this is one (see tests/upgrade)."""
+    remark: Callable[[str], None] | None = getattr(ctx, "remark", None)
+    if remark is not None:
+        remark(tag)
+    return await ctx.awakeable(str)

@@ -86,8 +86,8 @@ def jetstream_at(
     )
 
 
-async def serve(path: str, folder: Path, options: Options) -> None:
-    engine = Engine(lambda: store_at(path, options), options)
+async def serve(path: str, folder: Path, options: Options, kind: type[Engine] = Engine) -> None:
+    engine = kind(lambda: store_at(path, options), options)
     await engine.open()
     loop = asyncio.get_running_loop()
     over = loop.create_future()
@@ -118,11 +118,11 @@ async def serve(path: str, folder: Path, options: Options) -> None:
     await over
 
 
-def main() -> None:
+def main(kind: type[Engine] = Engine) -> None:
     path, folder, options = sys.argv[1:]
     open_notes(Path(folder))
     log_into(Path(folder) / "report")
-    asyncio.run(serve(path, Path(folder), msgspec.json.decode(options, type=Options)))
+    asyncio.run(serve(path, Path(folder), msgspec.json.decode(options, type=Options), kind))
     sys.stdout.flush()
     os._exit(0)  # the thread that reads stdin does not end by itself
 

@@ -268,6 +268,9 @@ class ProcessLab(Lab):
     """In a process of its own."""
 
     place: str
+    module = "tests.scenarios.host"
+    sources: Path | None = None
+    """Where the process finds another release of the package."""
 
     def __init__(self, folder: Path, options: Options) -> None:
         super().__init__(folder, options)
@@ -280,11 +283,13 @@ class ProcessLab(Lab):
         options = msgspec.structs.replace(self.options, **changes)
         environment = dict(os.environ)
         environment.pop("PYTHONHASHSEED", None)
+        if self.sources is not None:
+            environment["PYTHONPATH"] = str(self.sources)
         if hash_seed is not None:
             environment["PYTHONHASHSEED"] = str(hash_seed)
         self._process = await asyncio.create_subprocess_exec(
             sys.executable,
-            *("-m", "tests.scenarios.host", self.place, str(self.folder)),
+            *("-m", self.module, self.place, str(self.folder)),
             msgspec.json.encode(options).decode(),
             cwd=ROOT,
             env=environment,

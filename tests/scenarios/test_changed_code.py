@@ -73,7 +73,7 @@ CHANGED = [other_step, other_order, other_argument, fewer_steps, nothing_left]
 
 
 async def until(client: Client, id: str, *wanted: Status) -> Status:
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while (status := (await client.handle(id).describe()).status) not in wanted:
             await asyncio.sleep(0.01)
     return status
@@ -100,7 +100,7 @@ async def test_changed_code_is_stopped_with_both_sides_shown_and_goes_on_when_it
     async with client.worker(original):
         handle = client.handle("o-1", original)
         await handle.resume()
-        assert await handle.result(timeout=10) == "packed book, shipped book"
+        assert await handle.result(timeout=60) == "packed book, shipped book"
     assert ran == ["pack book", "ship book"]
 
 
@@ -139,4 +139,4 @@ async def test_child_with_other_input_is_a_divergence_and_not_the_old_result(
     async with client.worker(original, wrap):
         handle = client.handle("o-1", original)
         await handle.resume()
-        assert await handle.result(timeout=10) == "packed book"
+        assert await handle.result(timeout=60) == "packed book"

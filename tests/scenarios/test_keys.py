@@ -197,9 +197,9 @@ async def test_time_limit_passes_while_the_key_is_awaited_and_the_body_never_run
 async def test_delayed_keyed_start_takes_its_place_when_it_is_due(lab: Lab) -> None:
     lab.close_gate("before a")
     first = await lab.start(keyed.staged, "a", key="k")
-    late = await lab.start(keyed.staged, "late", key="k", delay=0.3)
+    late = await lab.start(keyed.staged, "late", key="k", delay=2)
     second = await lab.start(keyed.staged, "b", key="k")
-    await asyncio.sleep(0.4)
+    await lab.has_status(late, "pending")
     lab.open_gate("before a")
     assert await lab.result(late) == ["a", "b", "late"]
     assert (await lab.result(first), await lab.result(second)) == (["a"], ["a", "b"])

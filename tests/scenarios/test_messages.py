@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 
 import pytest
 
@@ -10,7 +11,7 @@ from perdure.stores.clock import VirtualClock
 from tests.scenarios import bodies
 from tests.scenarios.conftest import MakeLab, kept_turns_only
 from tests.scenarios.engine import Options
-from tests.scenarios.lab import Lab, MemoryLab, Refusal, until
+from tests.scenarios.lab import WAIT_SECONDS, Lab, MemoryLab, Refusal, until
 
 
 # --- awakeables -------------------------------------------------------------------------------------------------------
@@ -161,7 +162,7 @@ async def test_cancel_with_force_runs_no_cleanup(lab: Lab) -> None:
 
 async def test_cancel_of_a_scheduled_invocation_settles_it_without_running_it(lab: Lab) -> None:
     id = await lab.start(bodies.three, "later", delay=3600)
-    await asyncio.wait_for(lab.ask("cancel", id=id), 1)
+    await asyncio.wait_for(lab.ask("cancel", id=id), WAIT_SECONDS)  # and not when it is due
     assert await lab.status(id) == "cancelled"
     assert lab.notes() == []
 
@@ -180,7 +181,9 @@ async def test_messages_that_come_while_an_invocation_settles_are_answered(lab: 
 
     answers = await asyncio.gather(*(cancel(at) for at in range(40)))
     assert set(answers) <= {"cancelled", "IllegalTransition"}
-    async with asyncio.timeout(10):  # a cancellation is answered when it is recorded; the step ends a moment later
+    async with asyncio.timeout(
+        WAIT_SECONDS
+    ):  # a cancellation is answered when it is recorded; the step ends a moment later
         while not set((await lab.ask("stats"))["by_status"]) <= {"cancelled", "completed"}:
             await asyncio.sleep(0.01)
 
@@ -235,14 +238,16 @@ async def test_messages_that_come_while_paused_wait_for_resume(lab: Lab) -> None
 
 
 async def test_sleep_that_falls_due_while_paused_ends_at_resume(lab: Lab) -> None:
-    id = await lab.start(bodies.sleeps, "s", 0.3)
+    seconds = 2
+    id = await lab.start(bodies.sleeps, "s", seconds)
     await lab.noted("began s")
+    began = time.monotonic()
     await lab.has_status(id, "suspended")
     await lab.ask("pause", id=id)
-    await asyncio.sleep(0.4)
+    await asyncio.sleep(began + seconds + 0.1 - time.monotonic())
     assert lab.count("ended s") == 0
     await lab.ask("resume", id=id)
-    await lab.result(id, 3)
+    await lab.result(id)
 
 
 # --- no deadlock, no waste --------------------------------------------------------------------------------------------

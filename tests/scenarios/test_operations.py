@@ -10,7 +10,7 @@ import pytest
 
 from tests.scenarios import bodies
 from tests.scenarios.conftest import MakeLab
-from tests.scenarios.lab import GoneError, Lab, Refusal, until
+from tests.scenarios.lab import WAIT_SECONDS, GoneError, Lab, Refusal, until
 
 
 async def gone(lab: Lab, id: str) -> None:
@@ -23,9 +23,9 @@ async def gone(lab: Lab, id: str) -> None:
 @pytest.mark.parametrize("ending", ["completed", "cancelled", "forced"])
 async def test_delayed_send_is_delivered_once_though_its_sender_is_over(lab: Lab, ending: str) -> None:
     if ending == "completed":
-        sent = await lab.run(bodies.sender, "s-sent", 0.6)
+        sent = await lab.run(bodies.sender, "s-sent", 3)
     else:
-        id = await lab.start(bodies.sends_and_waits, "s", 0.6)
+        id = await lab.start(bodies.sends_and_waits, "s", 3)
         await lab.awakeable(id)
         await lab.ask("cancel", id=id, force=ending == "forced")
         await gone(lab, id)
@@ -41,7 +41,7 @@ async def test_delayed_send_is_delivered_once_though_its_sender_is_over(lab: Lab
 
 # --- messages for what has not begun ----------------------------------------------------------------------------------
 async def test_messages_for_a_scheduled_invocation_are_kept_until_it_begins(lab: Lab) -> None:
-    id = await lab.start(bodies.three, "x", delay=0.8)
+    id = await lab.start(bodies.three, "x", delay=3)
     pausing = asyncio.create_task(lab.ask("pause", id=id))
     await asyncio.sleep(0.1)
     assert not pausing.done()
@@ -98,7 +98,7 @@ async def test_messages_that_wait_for_a_scheduled_invocation_are_answered_when_i
     await asyncio.sleep(0.1)
     assert not any(each.done() for each in waiting)
     await lab.ask("cancel", id=id)
-    for refused in await asyncio.wait_for(asyncio.gather(*waiting, return_exceptions=True), 5):
+    for refused in await asyncio.wait_for(asyncio.gather(*waiting, return_exceptions=True), WAIT_SECONDS):
         assert isinstance(refused, Refusal)
         assert refused.type == "IllegalTransition"
         assert "it is cancelled" in refused.text

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import itertools
 import random
-import time
 
 import pytest
 
@@ -56,7 +55,7 @@ async def test_kill_during_the_wait_between_attempts_neither_skips_it_nor_forget
         while [each["attempts"] for each in (await lab.describe(id))["journal"]] != [1]:
             await asyncio.sleep(0.01)
 
-    await asyncio.wait_for(journaled(), 10)
+    await asyncio.wait_for(journaled(), 60)
     await lab.restart()
     assert await lab.result(id) == 3
     tries = [line.split() for line in lab.notes() if line.startswith("p ")]
@@ -157,9 +156,7 @@ async def test_step_interrupted_by_a_graceful_stop_runs_again_and_its_stop_is_no
     lab.close_gate("after x-b")
     id = await lab.start(bodies.three, "x")
     await lab.noted("at after x-b")
-    began = time.monotonic()
-    await lab.stop(grace=0.1)
-    assert time.monotonic() - began < 5
+    await lab.stop(grace=0.1)  # returns, although the step would never end
     lab.open_gate("after x-b")
     await lab.up()
     assert await lab.result(id) == ["X-A", "X-B", "X-C"]

@@ -121,10 +121,11 @@ class Keys(StoreCase):
     async def test_delayed_start_takes_its_place_in_the_line_when_it_is_due(self) -> None:
         async with self.opened() as store:
             inbox = self.inbox(room=100)
-            await store.submit([self.start("late", key="k", due=store.clock.now() + 0.1)])
+            due = store.clock.now() + 1  # a slow machine has accepted the others before
+            await store.submit([self.start("late", key="k", due=due)])
             await store.submit([self.start("a0", key="k"), self.start("a1", key="k")])
             start, revision = await self.granted(inbox, "a0")
-            await asyncio.sleep(0.15)
+            await asyncio.sleep(max(0.0, due - store.clock.now()) + 0.05)
             for following in ("a1", "late"):
                 await self.settled(start, revision)
                 start, revision = await self.granted(inbox, following)
