@@ -24,11 +24,11 @@ def refused(decorate: Callable[[], object], text: str, kind: type[NotAWorkflow] 
     assert text in str(raised.value)
 
 
-async def unannotated(ctx, n: int) -> int:  # type: ignore[no-untyped-def]
+async def unannotated(ctx, n: int) -> int:  # pyright: ignore[reportUnknownParameterType, reportMissingParameterType]
     return n
 
 
-async def unannotated_context(context) -> None: ...
+async def unannotated_context(context) -> None: ...  # pyright: ignore[reportUnknownParameterType, reportMissingParameterType]
 
 
 async def second(n: int, ctx: Context) -> None: ...
