@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import os
-import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -181,12 +180,15 @@ def _check_numbers(shared: dict[str, Any]) -> None:
 
 
 def without_secrets(url: str) -> str:
-    """Return a URL as it may be shown: without a password, or the token that stands alone before the @."""
-
-    def hide(found: re.Match[str]) -> str:
-        return f"{found[1]}{found[2]}:***@" if found[3] is not None else f"{found[1]}***@"
-
-    return re.sub(r"(://|,)([^/@:,]*)(:[^/@,]*)?@", hide, url)
+    """Return a URL as it may be shown: of all before the last @, only the user's name."""
+    scheme, separator, rest = url.partition(":")
+    slashes = "//" if rest.startswith("//") else ""
+    before, at, after = rest.removeprefix("//").rpartition("@")
+    if scheme in ("memory", "sqlite") or not at:
+        return url
+    user, colon, _ = before.partition(":")
+    is_name = colon and all(each.isalnum() or each in "._-" for each in user)
+    return f"{scheme}{separator}{slashes}{user + ':' if is_name else ''}***@{after}"
 
 
 def channels_for(services: Mapping[str, str]) -> Channels:
