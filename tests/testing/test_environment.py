@@ -260,7 +260,8 @@ async def gives_up(seconds: float) -> str:
         return "too slow"
 
 
-async def never(_: str) -> str:
+async def never(name: str) -> str:
+    assert name
     return await asyncio.get_running_loop().create_future()
 
 
