@@ -585,7 +585,9 @@ def test_a_body_that_can_never_go_on_says_at_which_line_it_waits(body: Body, whe
 
 
 @few
-def test_a_body_that_only_polls_says_so_too():
+def test_a_body_that_only_polls_says_so_too_after_a_while(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(resting, "STUCK_AFTER_RESTS", 2)
+
     async def body(ctx: Context) -> Any:
         while True:
             await asyncio.sleep(0)
@@ -593,6 +595,8 @@ def test_a_body_that_only_polls_says_so_too():
     turn = make_turn(body)
     assert turn.stuck_at is None  # it has not begun
     turn.begin()
+    assert turn.stuck_at is None
+    turn.deliver(Fired(0, 1001.0))
     assert turn.stuck_at is not None
     assert turn.stuck_at.startswith("test_strange_bodies.py:")
 

@@ -15,6 +15,9 @@ CALLBACKS_PER_DRAIN_LIMIT = 10_000
 RESTS_LIMIT = 100
 """Rests in a row of a body that waits for nothing else; it fails after that."""
 
+STUCK_AFTER_RESTS = 13
+"""Rests in a row, 8 seconds of them, after which a body that waits for nothing else counts as stuck."""
+
 UNRESTED_CALLBACKS_LIMIT = 1_000_000
 """Callbacks that a replay runs without a rest where its journal has none, as those of earlier releases."""
 

@@ -84,10 +84,14 @@ COMMANDS_PER_DRAIN_LIMIT = 100_000
 
 
 class CommandFuture(Future[Any]):
-    """The future of a step or child. Like a Task's, its `cancel` asks; the end comes when the journal says so."""
+    """The future of a step or child. Like a Task's, its `cancel` asks; the end comes when the journal says so.
 
-    __slots__ = ("n",)
+    `answer` is that end, if the future was asked to end: a child may have completed all the same.
+    """
+
+    __slots__ = ("answer", "n")
     n: int
+    answer: Answering | None
     message: Any = None  # of the first cancellation: libraries know their own by it
 
     def cancel(self, msg: Any | None = None) -> bool:
@@ -224,13 +228,13 @@ class Turn:
     def stuck_at(self) -> str | None:
         """Where the body waits (`app.py:12, in body`), if nothing that is outstanding could let it go on.
 
-        None if something is pending, and while it is paused or has not begun. A body that only polls counts too.
+        None if something is pending, and while it is paused or has not begun. A body that polls for long counts too.
         """
         main = self._main
         if main is None or self.paused or self.loop.closed or self.loop.stopped:
             return None
         for n in self.pending:
-            if n != self._resting:
+            if n != self._resting or self._rests < resting.STUCK_AFTER_RESTS:
                 return None
         waits = main if not main.done() else next(iter(self.loop.live_tasks()), None)
         return None if waits is None else line_of(waits)
@@ -592,6 +596,7 @@ class Turn:
     ) -> asyncio.Future[Any]:
         future = CommandFuture(loop=self.loop)
         future.n = command.n
+        future.answer = None
         generation = self._generation_of(command.n) if self._boundaries else self.generation
         self.pending[command.n] = Pending(command, future, decode, work, None, generation)
         return future
@@ -651,6 +656,8 @@ class Turn:
             future.set_result(value)
         else:
             # Ended as the body asked; or answered after it asked, when the cancellation must not be lost.
+            if isinstance(future, CommandFuture):
+                future.answer = entry
             future.end()
 
     def cancel(self, request: CancelRequested) -> None:
