@@ -24,6 +24,7 @@ from perdure.core.journal import (
     Cancelled,
     Completed,
     Failed,
+    Fired,
     Frame,
     Paused,
     Raised,

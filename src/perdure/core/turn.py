@@ -32,6 +32,7 @@ from perdure.core.generations import replayable
 from perdure.core.ids import awakeable_id, derived_id
 from perdure.core.journal import (
     Accepted,
+    Answering,
     Arguments,
     Attempted,
     CallChild,
