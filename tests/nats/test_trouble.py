@@ -22,7 +22,6 @@ from perdure import Client, Context, connect, step, workflow
 from perdure.errors import StoreError, StoreFull, StoreUnfit
 from perdure.stores.jetstream import store as jetstream_store
 from perdure.stores.jetstream.care import overdue
-from perdure.stores.jetstream.wire.complaints import COMPLAINT_SECONDS, Complaints
 from perdure.stores.jetstream.wire.wire import Wire
 
 pytestmark = pytest.mark.slow
@@ -331,18 +330,3 @@ async def test_outage_is_in_the_log_and_in_stats_and_ends_there_too(caplog: pyte
             after = await client.stats()
             assert (after.is_current, after.by_status) == (True, {"completed": 20})
     assert "connected to the NATS server again" in caplog.text
-
-
-def test_complaint_is_said_once_in_a_while_and_counted_in_between(caplog: pytest.LogCaptureFixture) -> None:
-    now = 100.0
-    complaints = Complaints(logging.getLogger("perdure.jetstream"), lambda: now)
-    for n in range(5):
-        complaints.say("full", "no room for %d", n)
-    complaints.say("other", "something else")
-    now += COMPLAINT_SECONDS
-    complaints.say("full", "no room for %d", 9)
-    assert [each.getMessage() for each in caplog.records] == [
-        "no room for 0",
-        "something else",
-        "no room for 9 (and 4 times since this was last said)",
-    ]

@@ -61,7 +61,9 @@ class JournalStep(Struct, frozen=True):
     """One command of an invocation and what became of it. Times are in UTC.
 
     `attempts` counts the failed ones so far, and `error` is the last of them, while the step is tried again. `due` is
-    when its next attempt begins, or a timer fires. `invocation_id` is what a child or send started.
+    when its next attempt begins, or a timer fires. `invocation_id` is what a child or send started. A step's
+    `started_at` is when its first attempt began, once one has ended; `took` is how long its last attempt ran, in
+    seconds.
     """
 
     number: int
@@ -74,6 +76,7 @@ class JournalStep(Struct, frozen=True):
     error: str | None = None
     due: datetime | None = None
     invocation_id: str | None = None
+    took: float | None = None
 
 
 class AwakeableInfo(Struct, frozen=True):
@@ -255,6 +258,9 @@ def _begun(command: Command, at: float, awakeable: AwakeableInfo | None) -> Jour
 
 def _ended(step: JournalStep, entry: Answering) -> JournalStep:
     at = _time(entry.at)
+    if not isinstance(entry, Fired) and entry.took is not None:
+        began = step.started_at if step.attempts else _time(entry.at - entry.took)
+        step = replace(step, started_at=began, took=entry.took)
     match entry:
         case Returned(value=value):
             return replace(step, status="completed", ended_at=at, result=_value(value), error=None, due=None)

@@ -21,6 +21,7 @@ from perdure.core.failures import failure_of as plain_failure_of
 from perdure.core.journal import Answering, Attempted, Interrupted, Raised, Returned
 from perdure.core.retry import next_wait
 from perdure.errors import too_large
+from perdure.stores.port import Clock
 
 THREADS_LIMIT = 64
 """Sync steps that one worker runs at the same time; the others wait for a thread."""
@@ -30,6 +31,7 @@ class Place(Protocol):
     """Where attempts run: the worker."""
 
     loop: asyncio.AbstractEventLoop
+    clock: Clock
 
     def threads(self) -> concurrent.futures.ThreadPoolExecutor: ...
     def channel(self, service: str, /) -> Any: ...
@@ -38,12 +40,13 @@ class Place(Protocol):
 class Attempt:
     """One attempt of a step in progress: its task, and what the step may use of its worker."""
 
-    __slots__ = ("_escaped", "_owner", "_place", "busy_threads", "cancelled", "task", "work")
+    __slots__ = ("_escaped", "_owner", "_place", "began", "busy_threads", "cancelled", "task", "work")
 
     def __init__(self, work: Work, info: StepInfo, place: Place, owner: Owner) -> None:
         self.work = work
         self.cancelled = False  # the body asked for its end
         self.busy_threads = 0
+        self.began = place.clock.now()
         self._escaped: BaseException | None = None  # a failure that the task must not raise
         self._place = place
         self._owner = owner
@@ -70,17 +73,17 @@ class Attempt:
         `limit` is the most bytes that a result may have. A failure that another attempt may change says when that is
         due. What a policy or translator raises is the failure of this step.
         """
-        task, work = self.task, self.work
+        task, work, took = self.task, self.work, at - self.began
         if task.cancelled():
             if self.cancelled:
-                return Interrupted(n, at)
+                return Interrupted(n, at, took)
             error: BaseException = RuntimeError(
                 f"step {work.name!r} raised CancelledError, though nobody had cancelled it"
             )
         elif (raised := task.exception() if self._escaped is None else self._escaped) is None:
             value = task.result()
             if len(value) <= limit:
-                return Returned(n, at, value)
+                return Returned(n, at, value, None, took)
             error = too_large(f"the result of step {work.name!r}", len(value), limit)
         else:
             error = raised
@@ -89,13 +92,13 @@ class Attempt:
             if not self.cancelled:
                 wait = next_wait(work.retry, error, number, random.random())  # noqa: S311  jitter, not a secret
                 if wait is not None:
-                    return Attempted(n, at, number, failure, at + wait)
+                    return Attempted(n, at, number, failure, at + wait, took)
         except BaseException as broken:  # noqa: BLE001  a policy or translator may raise anything
             if broken is not error and broken.__cause__ is None:
                 with suppress(Exception):  # one that cannot be changed
                     broken.__cause__ = error
             failure = plain_failure_of(broken)
-        return Raised(n, at, failure)
+        return Raised(n, at, failure, None, took)
 
     def channel(self, service: str, /) -> Any:
         """Return the gRPC channel to a service."""

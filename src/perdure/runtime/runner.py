@@ -1058,7 +1058,8 @@ class Runner:
             log.warning(
                 "step %s of invocation %s did not end within its grace; it is left behind", attempt.work.name, self.id
             )
-            self._arrivals.append(Interrupted(n, self._home.clock.now()))
+            at = self._home.clock.now()
+            self._arrivals.append(Interrupted(n, at, at - attempt.began))
             self._home.schedule(self)
 
     @contained

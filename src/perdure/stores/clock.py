@@ -1,37 +1,132 @@
-"""Clocks: the system's, and one that stands still until a test moves it."""
+"""Clocks: the system's, and one that stands still until a test moves it.
+
+The system's clock is read once from the machine's wall clock, and then follows a clock that counts the seconds that
+pass, also while the machine sleeps. So timers take as long as they were asked to, whatever becomes of the wall clock.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import heapq
 import itertools
+import logging
 import time
 from collections.abc import Callable
 
 from perdure.stores.port import Timer
 
 LONGEST_WAIT_SECONDS = 3600.0
-"""The system clock is read again at least this often: it may be set, and a laptop may sleep."""
+"""The longest single wait on the event loop."""
+
+LOOK_SECONDS = 1.0
+"""How often the machine's clock is compared while a timer is set: a jump, or a sleep of the machine, costs no more."""
+
+JUMP_SECONDS = 1.0
+"""A difference from the machine's clock that is logged."""
+
+ADOPT_SECONDS = 60.0
+"""How long the machine's clock must have been ahead before that is taken for the right time."""
+
+SLOWDOWN = 0.01
+"""By which share time goes slower while it is ahead of the machine's clock."""
+
+log = logging.getLogger("perdure.clock")
+
+_COUNTING: int = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
+"""The clock that counts the seconds that pass, on Linux also while the machine sleeps."""
+
+
+def _wall() -> float:
+    return time.time()
+
+
+def _elapsed() -> float:
+    return time.clock_gettime(_COUNTING)
 
 
 class SystemClock:
-    """The wall clock, never going back while the process lives."""
+    """Seconds since the epoch that pass evenly: never back, never still, and with no jump that a timer would feel.
 
-    def __init__(self) -> None:
+    If the machine's clock is set ahead and stays there, its time is adopted after a minute. If it is set back, time
+    goes on a hundredth slower until the two agree.
+    """
+
+    def __init__(self, wall: Callable[[], float] = _wall, elapsed: Callable[[], float] = _elapsed) -> None:
+        self._wall = wall
+        self._elapsed = elapsed
+        self._ahead: float = wall() - elapsed()  # of the counting clock
         self._last = 0.0
+        self._timers: set[_SystemTimer] = set()
+        self._looking: asyncio.TimerHandle | None = None
+        self._looked = 0.0  # the counting clock at the last look
+        self._loop_time = 0.0  # the loop's, which may stand still while the machine sleeps
+        self._difference: float = 0.0  # of the machine's clock, as last logged
+        self._ahead_since: float | None = None  # the machine's clock is ahead since then
 
     def now(self) -> float:
-        now = time.time()
+        now = self._ahead + self._elapsed()
         if now > self._last:
             self._last = now
         return self._last
 
     def call_at(self, when: float, callback: Callable[[], object], /) -> Timer:
-        return _SystemTimer(self, when, callback)
+        timer = _SystemTimer(self, when, callback)
+        self._timers.add(timer)
+        if self._looking is None or self._looking.cancelled():
+            loop = asyncio.get_running_loop()
+            self._looked, self._loop_time = self._elapsed(), loop.time()
+            self._looking = loop.call_later(LOOK_SECONDS, self._look)
+        return timer
+
+    def forget(self, timer: _SystemTimer) -> None:
+        self._timers.discard(timer)
+        if not self._timers and self._looking is not None:
+            self._looking.cancel()
+            self._looking = None
+
+    def _look(self) -> None:
+        """Compare the machine's clock, and set the timers anew if the loop's has missed some time."""
+        loop = asyncio.get_running_loop()
+        self._looking = loop.call_later(LOOK_SECONDS, self._look)
+        elapsed, loop_time = self._elapsed(), loop.time()
+        passed, missed = elapsed - self._looked, (elapsed - self._looked) - (loop_time - self._loop_time)
+        self._looked, self._loop_time = elapsed, loop_time
+        if self._agree(elapsed, passed) or missed > LOOK_SECONDS / 10:
+            for timer in [*self._timers]:
+                timer.wait_again()
+
+    def _agree(self, elapsed: float, passed: float) -> bool:
+        """Log a jump of the machine's clock, and come closer to it; true if time has jumped ahead with it."""
+        difference = self._wall() - (self._ahead + elapsed)
+        if abs(difference - self._difference) >= JUMP_SECONDS:
+            way = "ahead" if difference > self._difference else "back"
+            log.warning(
+                "the machine's clock was set %s by %.1f s: timers go by the time that passes, not by it",
+                way,
+                abs(difference - self._difference),
+            )
+            self._difference = difference
+        if difference < 0:
+            self._ahead_since = None
+            self._ahead -= min(-difference, SLOWDOWN * max(passed, 0.0))
+            self._difference = min(self._difference + SLOWDOWN * passed, 0.0)
+        elif difference >= JUMP_SECONDS:
+            if self._ahead_since is None:
+                self._ahead_since = elapsed
+            elif elapsed - self._ahead_since >= ADOPT_SECONDS:
+                log.warning("the machine's clock stays ahead by %.1f s: its time is adopted", difference)
+                self._ahead += difference
+                self._difference, self._ahead_since = 0.0, None
+                return True
+        else:
+            self._ahead_since = None
+        return False
 
 
 class _SystemTimer:
-    """Waits on the event loop's clock, and looks at the wall clock before it calls."""
+    """Waits on the event loop's clock, and looks at ours before it calls."""
+
+    __slots__ = ("_callback", "_clock", "_handle", "_when")
 
     def __init__(self, clock: SystemClock, when: float, callback: Callable[[], object]) -> None:
         self._clock = clock
@@ -43,14 +138,20 @@ class _SystemTimer:
         left = max(0.0, self._when - self._clock.now())
         self._handle = asyncio.get_running_loop().call_later(min(left, LONGEST_WAIT_SECONDS), self._look)
 
+    def wait_again(self) -> None:
+        self._handle.cancel()
+        self._wait()
+
     def _look(self) -> None:
         if self._clock.now() >= self._when:
+            self._clock.forget(self)
             self._callback()
         else:
             self._wait()
 
     def cancel(self) -> None:
         self._handle.cancel()
+        self._clock.forget(self)
 
 
 class VirtualClock:

@@ -32,15 +32,13 @@ def check_wake(id: str, wake: float | None) -> None:
 
 
 def _not_finite(value: object, name: str) -> Iterator[str]:
-    if isinstance(value, float):
-        if not math.isfinite(value):
-            yield f"{name} = {value}"
-    elif isinstance(value, Struct):
+    """Name the fields that hold such a number. Plain numbers in lists are users': arguments of errors."""
+    if isinstance(value, Struct):
         for field in value.__struct_fields__:
-            yield from _not_finite(getattr(value, field), f"{name}.{field}")
+            inner: object = getattr(value, field)
+            if isinstance(inner, float) and not math.isfinite(inner):
+                yield f"{name}.{field} = {inner}"
+            yield from _not_finite(inner, f"{name}.{field}")
     elif isinstance(value, (list, tuple)):
         for n, each in enumerate(cast("list[object]", value)):
             yield from _not_finite(each, f"{name}[{n}]")
-    elif isinstance(value, dict):
-        for key, each in cast("dict[object, object]", value).items():
-            yield from _not_finite(each, f"{name}[{key!r}]")

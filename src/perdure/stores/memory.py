@@ -24,11 +24,14 @@ from perdure.core.journal import (
     Status,
     decode_frame,
     encode_frame,
+    encode_message,
+    encode_start,
     settles_before_begin,
 )
 from perdure.core.lifecycle import SETTLED
 from perdure.errors import Conflict, StoreClosed
 from perdure.stores.clock import Alarm, SystemClock, VirtualClock
+from perdure.stores.finite import check_finite, check_wake
 from perdure.stores.liveness import Contents, breaches
 from perdure.stores.local.dispatch import Dispatcher, Member, Page
 from perdure.stores.notices import Feed, Notices
@@ -130,6 +133,7 @@ class MemoryStore:
             together: dict[str, bytes] = {}
             joining = Counter[str]()
             for start in starts:
+                check_finite(encode_start(start), start)
                 known = self._digests.get(start.id) or together.setdefault(start.id, identity_of(start))
                 if known != identity_of(start):
                     raise id_conflict(start.id)
@@ -241,6 +245,7 @@ class MemoryStore:
 
     def post(self, message: Message, /) -> asyncio.Future[None]:
         def write() -> None:
+            check_finite(encode_message(message), message)
             if message.to not in self._rows:
                 raise unknown(message.to)
             self._put(message)
@@ -327,6 +332,7 @@ class MemoryStore:
     def _commit(self, transition: Transition) -> int:
         id, effects = transition.id, transition.effects
         outcome = transition.outcome
+        _check_numbers(transition)
         if transition.frame is not None:
             frames = self._frames.get(id, [])
             if len(frames) != transition.expected:
@@ -536,3 +542,14 @@ class MemoryStore:
                 callback()
 
         asyncio.get_running_loop().call_soon(do)
+
+
+def _check_numbers(transition: Transition) -> None:
+    effects = transition.effects
+    check_wake(transition.id, effects.wake)
+    if transition.frame is not None:
+        check_finite(encode_frame(transition.frame), transition.frame)
+    for start in effects.starts:
+        check_finite(encode_start(start), start)
+    for message in effects.messages:
+        check_finite(encode_message(message), message)

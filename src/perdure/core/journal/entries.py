@@ -47,12 +47,16 @@ class Released(Struct, frozen=True, array_like=True, gc=False, tag="released"):
 
 
 class Returned(Struct, frozen=True, array_like=True, gc=False, tag="returned"):
-    """Command `n` gave a value: a step or child returned, an awakeable was resolved."""
+    """Command `n` gave a value: a step or child returned, an awakeable was resolved.
+
+    Here and below, `took` is how long the attempt of a step ran, in seconds; None in journals of older releases.
+    """
 
     n: int
     at: float
     value: bytes
     message: str | None = None
+    took: float | None = None
 
 
 class Raised(Struct, frozen=True, array_like=True, gc=False, tag="raised"):
@@ -62,6 +66,7 @@ class Raised(Struct, frozen=True, array_like=True, gc=False, tag="raised"):
     at: float
     failure: Failure
     message: str | None = None
+    took: float | None = None
 
 
 class Attempted(Struct, frozen=True, array_like=True, gc=False, tag="attempted"):
@@ -72,6 +77,7 @@ class Attempted(Struct, frozen=True, array_like=True, gc=False, tag="attempted")
     attempt: int
     failure: Failure
     due: float
+    took: float | None = None
 
 
 class Fired(Struct, frozen=True, array_like=True, gc=False, tag="fired"):
@@ -86,6 +92,7 @@ class Interrupted(Struct, frozen=True, array_like=True, gc=False, tag="interrupt
 
     n: int
     at: float
+    took: float | None = None
 
 
 class CancelRequested(Struct, frozen=True, array_like=True, gc=False, tag="cancel"):

@@ -18,7 +18,6 @@ projection lists and counts, from a `table` in SQLite that follows the streams
 view       a store that is only looked at
 access     servers and credentials
 checks     what can be wrong with a server
-complaints what is wrong for a long time is said once a while
 streams    made once, and checked
 layout     subjects, settings, and what headers say
 wire       the narrow interface to the server

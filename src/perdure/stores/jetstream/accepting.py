@@ -270,7 +270,7 @@ class Accepting:
         tail, answer = await asyncio.gather(self._journals.tail(message.to), self._watching.read_answer(message.id))
         if tail.facts.kind == "gone":
             raise unknown(message.to)
-        if not tail.has_frames and await self._finder.start(message.to, tail) is None:
+        if not (tail.has_frames or tail.problem) and await self._finder.start(message.to, tail) is None:
             if not (await self._journals.tail(message.to)).has_frames:
                 raise unknown(message.to)
         if answer is not None:

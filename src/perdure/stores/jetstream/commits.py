@@ -7,10 +7,12 @@ the store closes and leaves them to the worker that takes over.
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Awaitable, Coroutine
 from functools import partial
 from typing import Any
 
+from perdure.background import Tasks
 from perdure.core.effects import Effects
 from perdure.core.journal import Cancelled, Failed, Start
 from perdure.errors import Conflict, StoreClosed, StoreError
@@ -28,7 +30,11 @@ from perdure.stores.jetstream.wire.protocol import WrongSequence
 from perdure.stores.jetstream.wire.wire import Wire
 from perdure.stores.jetstream.writing import Writing
 from perdure.stores.port import Clock, Committed, Transition
-from perdure.stores.tasks import Tasks
+
+EFFECTS_LIMIT_SECONDS = 30.0
+"""The longest wait before effects that failed unexpectedly are tried again."""
+
+log = logging.getLogger("perdure.jetstream")
 
 
 class Commits:
@@ -89,7 +95,12 @@ class Commits:
             self._append(transition, told, tail)
 
     def _append(self, transition: Transition, told: Committed, tail: Tail) -> None:
-        data, facts = self._journals.next_frame(transition, tail, self._clock.now())
+        try:
+            data, facts = self._journals.next_frame(transition, tail, self._clock.now())
+        except Exception as error:
+            log.exception("a frame of invocation %s cannot be encoded", transition.id)
+            self._tell(told, 0, StoreError(f"a frame of invocation {transition.id!r} cannot be encoded: {error!r}"))
+            return
         if self._blobs.is_large(data) or self._journals.is_to_be_packed(tail):
             self._beside(told, self._append_with_pieces(transition, told, tail, data, facts))
             return
@@ -163,6 +174,9 @@ class Commits:
             except asyncio.CancelledError:
                 self._tell(told, 0, StoreClosed("jetstream: the store is closed"))
                 raise
+            except Exception as error:
+                log.exception("a commit failed unexpectedly")
+                self._tell(told, 0, StoreError(f"jetstream: a commit failed unexpectedly: {error!r}"))
 
         self._tasks.spawn(go_on())
 
@@ -191,6 +205,7 @@ class Commits:
         )
 
     async def _do_effects(self, transition: Transition, told: Committed, revision: int) -> None:
+        delay = FAILED_SECONDS
         while True:
             try:
                 await self.try_effects(transition)
@@ -199,7 +214,7 @@ class Commits:
                 self._tell(told, 0, error)
                 return
             except StoreError as error:
-                self._wire.complaints.say(
+                self._wire.limited_log(
                     f"follow {type(error).__name__}",
                     "what follows from invocation %s cannot be done: %s; it is tried again until it works, and so is "
                     "that of others",
@@ -207,6 +222,16 @@ class Commits:
                     error,
                 )
                 await asyncio.sleep(FAILED_SECONDS)
+            except Exception as error:  # noqa: BLE001  the frame is durable: what follows is tried until it is done
+                self._wire.limited_log(
+                    ("follow", transition.id),
+                    "what follows from invocation %s failed unexpectedly, trying again: %s",
+                    transition.id,
+                    error,
+                    exc_info=error,
+                )
+                await asyncio.sleep(delay)
+                delay = min(2 * delay, EFFECTS_LIMIT_SECONDS)
         self._followed(transition, told, revision)
 
     async def try_effects(self, transition: Transition) -> None:
@@ -244,6 +269,14 @@ class Commits:
             await self._keys.enlist(id, effects.enlist)
 
     def _followed(self, transition: Transition, told: Committed, revision: int) -> None:
+        """Tell those concerned of a commit whose effects are done."""
+        try:
+            self._spread(transition)
+        except Exception:
+            log.exception("invocation %s: its commit is durable, and telling of it failed", transition.id)
+        self._tell(told, revision, None)
+
+    def _spread(self, transition: Transition) -> None:
         ended = transition.released or transition.outcome is not None
         if (outcome := transition.outcome) is not None:
             # Only now: who is told may look at what follows from it, as the state of its key.
@@ -267,4 +300,3 @@ class Commits:
         else:
             for delivery in transition.acknowledge:
                 self._hands.finish(delivery)
-        self._tell(told, revision, None)

@@ -19,9 +19,10 @@ from perdure.core.journal import (
     Start,
 )
 from perdure.core.lifecycle import SETTLED
-from perdure.errors import StoreClosed, StoreError, StoreUnfit
+from perdure.errors import StoreClosed, StoreUnfit
 from perdure.stores.clock import SystemClock
 from perdure.stores.jetstream.accepting import Accepting
+from perdure.stores.jetstream.background import Background
 from perdure.stores.jetstream.care.janitor import PERIOD_SECONDS, Janitor
 from perdure.stores.jetstream.care.overdue import LOOK_SECONDS, Overdue
 from perdure.stores.jetstream.care.purge import Purge
@@ -57,7 +58,6 @@ from perdure.stores.port import (
     Transition,
     no_partitions,
 )
-from perdure.stores.tasks import Tasks
 
 PURGE_SPARE = 1_000
 """Invocations that a purge looks at beyond those that it may remove: some of them are still wanted."""
@@ -105,7 +105,7 @@ class JetStreamStore:
         self._blobs = blobs = Blobs(wire, layout)
         self._journals = journals = Journals(wire, layout, blobs, self.name)
         self._keys = keys = Keys(wire, layout, blobs, journals)
-        self._tasks = tasks = Tasks(self._failed)
+        self._tasks = tasks = Background(wire.limited_log)
         self._writing = Writing()
         self._notices = Notices()
         self._finder = Finder(wire, layout, journals, keys, blobs)
@@ -200,13 +200,6 @@ class JetStreamStore:
         if not self._open:
             raise self._closed()
 
-    def _failed(self, error: BaseException) -> None:
-        """Log how something failed that ran beside the rest."""
-        if not isinstance(error, StoreError):
-            log.error("%s", error, exc_info=error)
-        elif not isinstance(error, StoreClosed):
-            self.wire.complaints.say(type(error).__name__, "%s", error)
-
     def _reconnected(self) -> None:
         self._deliveries.reconnected()
         self._watching.missed()
@@ -250,7 +243,7 @@ class JetStreamStore:
         try:
             check_clock(str(answer.get("ts", "")), before, self.clock.now(), without_credentials(self.wire.servers[0]))
         except StoreUnfit as error:
-            self.wire.complaints.say("clock", "%s", error)
+            self.wire.limited_log("clock", "%s", error)
 
     async def ready(self) -> None:
         """Wait until all that the workers here serve comes: the first worker of a handler makes its queue."""

@@ -12,9 +12,11 @@ from functools import partial
 import msgspec
 from msgspec.structs import replace
 
+from perdure.background import Tasks
 from perdure.core.history import History
 from perdure.core.journal import Answer, Outcome, Status
 from perdure.core.lifecycle import SETTLED
+from perdure.errors import StoreDamaged
 from perdure.stores.jetstream.index.rows import row_of
 from perdure.stores.jetstream.journal.blobs import Blobs
 from perdure.stores.jetstream.journal.journals import Journals
@@ -24,7 +26,6 @@ from perdure.stores.jetstream.layout.subjects import EVENTS, Layout
 from perdure.stores.jetstream.wire.wire import Wire
 from perdure.stores.notices import Feed, Notices
 from perdure.stores.port import Filter
-from perdure.stores.tasks import Tasks
 
 POLL_SECONDS = 1.0
 """How often an outcome or answer that somebody waits for is looked for, in case its push was lost."""
@@ -121,7 +122,7 @@ class Watching:
                 self._watched[id] = sid
         for id, tail in (await self._journals.tails(ids)).items():
             if tail.facts.status in SETTLED:
-                await self._read_outcome(id)
+                self._tasks.spawn(self._read_outcome(id))  # apart: one that cannot be read stops no other
 
     def events(self, filter: Filter, /) -> Feed:
         feed = self._notices.events(filter)
@@ -147,7 +148,10 @@ class Watching:
     async def read_answer(self, message_id: str) -> Answer | None:
         subject = self._layout.answer(message_id)
         stored = await self._wire.last(self._layout.stream_of(subject), subject)
-        return None if stored is None else _decode_answer(stored.data)
+        try:
+            return None if stored is None else _decode_answer(stored.data)
+        except msgspec.DecodeError as error:
+            raise StoreDamaged(f"jetstream: the answer to message {message_id!r} does not decode: {error}") from error
 
     async def answer(self, message_id: str) -> Answer:
         """Wait for an answer: listen first, then read."""
@@ -173,8 +177,11 @@ class Watching:
         for message_id in [*self._listened][:POLLED_ANSWERS_LIMIT]:
             if (sid := self._listened.pop(message_id, None)) is not None:  # others come first the next time
                 self._listened[message_id] = sid
-            if (answer := await self.read_answer(message_id)) is not None:
-                self._notices.answered(answer)
+            self._tasks.spawn(self._poll_answer(message_id))
+
+    async def _poll_answer(self, message_id: str) -> None:
+        if (answer := await self.read_answer(message_id)) is not None:
+            self._notices.answered(answer)
 
     # --- changes ------------------------------------------------------------------------------------------------------
     def _listen(self) -> None:

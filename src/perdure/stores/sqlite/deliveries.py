@@ -18,6 +18,7 @@ from perdure.errors import StoreClosed, StoreError
 from perdure.stores.clock import Alarm, SystemClock
 from perdure.stores.local.dispatch import Dispatcher, Member, Page
 from perdure.stores.port import Delivery, Transition, Wake
+from perdure.stores.sql.index import LIVELY
 from perdure.stores.sqlite.aside import Aside
 from perdure.stores.sqlite.checked import message_of, start_of
 from perdure.stores.sqlite.keys import deadline_in_line
@@ -145,7 +146,8 @@ class Deliveries:
 
         def read(db: sqlite3.Connection) -> tuple[list[Any], list[Any]]:
             claimed = db.execute(
-                f"SELECT id, handler FROM invocation WHERE status = 'running' AND handler IN ({marks})", handlers
+                f"SELECT id, handler FROM invocation WHERE status = 'running' AND {LIVELY} AND handler IN ({marks})",
+                handlers,
             ).fetchall()
             open_messages = db.execute(
                 "SELECT message.invocation, message.data, message.checksum, handler, status, sequence FROM message "

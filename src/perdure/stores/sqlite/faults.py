@@ -92,7 +92,7 @@ EXTENDED_CODES: dict[int, _Known] = {
     sqlite3.SQLITE_IOERR_SHMMAP: (StoreError, "its -shm file cannot be mapped into memory", _LOCAL),
     sqlite3.SQLITE_IOERR_SHMOPEN: (StoreReadOnly, "its -shm file cannot be opened", _MODE),
     sqlite3.SQLITE_IOERR_SHMSIZE: (StoreFull, "its -shm file cannot grow", _ROOM),
-    sqlite3.SQLITE_IOERR_GETTEMPPATH: (StoreReadOnly, "there is no folder for temporary files", "set TMPDIR"),
+    sqlite3.SQLITE_IOERR_GETTEMPPATH: (StoreReadOnly, "there is no folder for temporary files", "set TMPDIR to one"),
     sqlite3.SQLITE_CANTOPEN_ISDIR: (StoreError, "it is a folder", "name a file"),
     sqlite3.SQLITE_CANTOPEN_SYMLINK: (StoreError, "it is a symbolic link that may not be followed", "name the file"),
     sqlite3.SQLITE_CANTOPEN_DIRTYWAL: (StoreDamaged, "its log was not written to its end", _RESTORE),
@@ -147,6 +147,8 @@ def _known(error: Exception) -> _Known:
     if isinstance(error, OSError):
         default = (StoreError, "the system reported an error", "see the system's words")
         return SYSTEM_ERRORS.get(error.errno or 0, default)
+    if isinstance(error, UnicodeDecodeError):  # SQLite's own words, in which it quotes what is damaged
+        return SQLITE_CODES[sqlite3.SQLITE_CORRUPT]
     code: int | None = getattr(error, "sqlite_errorcode", None)
     if code is None:  # the driver's own: it is used after it was closed, or by the wrong thread
         return StoreError, "the store failed", _BUG
@@ -169,7 +171,7 @@ def explained(path: str) -> Generator[None]:
     """Turn errors of SQLite and the system into the store's."""
     try:
         yield
-    except (sqlite3.Error, OSError) as error:
+    except (sqlite3.Error, OSError, UnicodeDecodeError) as error:
         raise explain(path, error) from error
 
 

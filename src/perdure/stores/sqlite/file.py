@@ -17,6 +17,7 @@ from perdure.errors import (
     StoreError,
     StoreTooNew,
 )
+from perdure.stores.sql.index import SETTLED
 from perdure.stores.sqlite.aside import Aside
 from perdure.stores.sqlite.checked import (
     check_answer,
@@ -263,7 +264,7 @@ def verify(db: sqlite3.Connection, path: str, aside: Aside, *, has_keys: bool = 
     if has_keys:
         verify_keys(db, path, aside)
     if os.path.getsize(path) > VERIFY_LIMIT_BYTES:
-        _verify_rows(db, path, "WHERE status NOT IN ('completed', 'failed', 'cancelled')", aside)
+        _verify_rows(db, path, f"WHERE NOT {SETTLED}", aside)
         return
     (verdict,) = db.execute("PRAGMA integrity_check(1)").fetchone()
     if verdict != "ok":

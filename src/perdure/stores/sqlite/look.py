@@ -27,7 +27,7 @@ from perdure.stores.sqlite.file import (
     verify,
 )
 from perdure.stores.sqlite.lock import Viewing, check_place
-from perdure.stores.sqlite.schema import SCHEMA_VERSION
+from perdure.stores.sqlite.schema import READABLE_VERSION, SCHEMA_VERSION
 
 COPY_LIMIT_BYTES = 1 << 30
 """Files up to this size are copied to be read, where they have a log and no -shm."""
@@ -95,7 +95,7 @@ class Look:
             db.text_factory = decode
             db.execute("BEGIN")  # one state of it, whatever is written meanwhile
             opened = read_meta(db, self.path)
-            if opened.schema != SCHEMA_VERSION:
+            if opened.schema < READABLE_VERSION:
                 text = f"its schema is an earlier one ({opened.schema}, now {SCHEMA_VERSION})"
                 raise StoreError(about(self.path, f"{text}: serve it once with this release, which brings it forward"))
             check_commit(self.path, opened, remembered)

@@ -7,7 +7,12 @@ import zlib
 
 from perdure.stores.sql.index import INDEXES
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
+"""The layout that this release writes. It rises when an earlier release could not serve the file any more: for a table,
+column or index that it does not keep up. It does not rise for a new entry, command, request or status: an earlier
+release sets aside the invocations that have one, and serves the others."""
+READABLE_VERSION = 2
+"""The first layout that can be looked at without being brought forward."""
 NO_TIME = -1.0
 """Stands for the wake that an invocation does not have, where None cannot."""
 _KEYS = """
@@ -45,7 +50,10 @@ CREATE INDEX message_open ON message (invocation) WHERE answered = 0;
 {_INDEXES}
 {_KEYS}
 """
-MIGRATIONS = {1: f"DROP INDEX invocation_by_time; DROP INDEX invocation_by_status; {_INDEXES} {_KEYS}"}
+MIGRATIONS = {
+    1: f"DROP INDEX invocation_by_time; DROP INDEX invocation_by_status; {_INDEXES} {_KEYS}",
+    2: f"DROP INDEX invocation_by_time; DROP INDEX invocation_by_status; DROP INDEX invocation_settled; {INDEXES}",
+}
 """By version: what brings a file of it to the next."""
 
 NOTHING_OPEN = (

@@ -13,6 +13,7 @@ from typing import Any
 from perdure.background import Tasks
 from perdure.core.journal import Answer, Message, Outcome, Start, encode_frame, encode_start
 from perdure.errors import StoreClosed, StoreDamaged, StoreError
+from perdure.stores.finite import check_finite, check_wake
 from perdure.stores.local.dispatch import Member
 from perdure.stores.notices import CHANGES_LIMIT, Feed, Notices
 from perdure.stores.port import (
@@ -132,6 +133,7 @@ class SqliteStore(SqliteReader):
 
     def post(self, message: Message, /) -> asyncio.Future[None]:
         self._check()
+        self._aside.check(message.to)
         self._deliveries.unanswered.add(message.id)
         return self._enqueue(Unit(messages=[message], must_exist=True))
 
@@ -139,26 +141,38 @@ class SqliteStore(SqliteReader):
         if not self._open:
             self._loop.call_soon(told, 0, StoreClosed(about(self.path, "the store is closed")))
             return
+        try:
+            self._put(self._unit_of(transition, told))
+        except Exception as error:  # noqa: BLE001  it is told instead
+            self._loop.call_soon(told, 0, error)
+
+    def _unit_of(self, transition: Transition, told: Committed) -> Unit:
         effects = transition.effects
         unit = Unit(
             transition=transition,
             ended=transition.released or transition.outcome is not None,
             told=told,
-            frame=None if transition.frame is None else encode_frame(transition.frame),
             accepts=[self._accept(start) for start in effects.starts] if effects.starts else (),
             messages=effects.messages,
         )
+        if (frame := transition.frame) is not None:
+            unit.frame = encode_frame(frame)
+            check_finite(unit.frame, frame)
+        if effects.wake is not None:
+            check_wake(transition.id, effects.wake)
         if effects.enlist is not None:
             unit.place = self._deliveries.next_place()
         for delivery in transition.acknowledge:
             if type(delivery.item) is Message:
                 unit.done_messages = (*unit.done_messages, delivery.item.id)
-        self._put(unit)
+        return unit
 
     def _accept(self, start: Start) -> Accept:
+        data = encode_start(start)
+        check_finite(data, start)
         if start.due > self.clock.now():
-            return Accept(start, encode_start(start), "scheduled", 0)
-        return Accept(start, encode_start(start), "pending", self._deliveries.next_place())
+            return Accept(start, data, "scheduled", 0)
+        return Accept(start, data, "pending", self._deliveries.next_place())
 
     def _enqueue(self, unit: Unit) -> asyncio.Future[Any]:
         unit.future = future = self._loop.create_future()

@@ -117,6 +117,8 @@ class Janitor:
                 return
             except StoreError as error:
                 log.error("the look for what should not happen failed, another is due in %g s: %s", self._period, error)
+            except Exception:
+                log.exception("the look for what should not happen failed, another is due in %g s", self._period)
 
     async def _is_our_turn(self) -> bool:
         """Take the turn if nobody has it: a record that the server removes when the next may begin."""

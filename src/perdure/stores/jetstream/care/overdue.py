@@ -11,7 +11,7 @@ import contextlib
 import logging
 from datetime import datetime
 
-from perdure.errors import StoreFull
+from perdure.errors import StoreError, StoreFull
 from perdure.stores.jetstream.layout.facts import FACTS
 from perdure.stores.jetstream.layout.subjects import Layout
 from perdure.stores.jetstream.wire.checks import CLOCK_LIMIT_SECONDS
@@ -64,6 +64,9 @@ class Overdue:
                     await self._set_again(each)
                 except StoreFull:
                     return
+                except StoreError as error:
+                    log.warning("the overdue schedule %s cannot be set again: %s", each.subject, error)
+                    continue
                 again += 1
         if again:
             log.warning("%s: %d schedules were overdue, and are set again: was the server full?", stream, again)
@@ -75,4 +78,7 @@ class Overdue:
 
 def _due(stored: Stored) -> float:
     at = stored.header(_KEPT[0])
-    return float("inf") if at is None else datetime.fromisoformat(at.removeprefix(b"@at ").decode()).timestamp()
+    try:
+        return float("inf") if at is None else datetime.fromisoformat(at.removeprefix(b"@at ").decode()).timestamp()
+    except ValueError:
+        return float("inf")  # no schedule of this store

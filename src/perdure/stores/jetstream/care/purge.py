@@ -14,6 +14,7 @@ from msgspec.structs import replace
 from perdure.core.history import History
 from perdure.core.journal import Claimed
 from perdure.core.lifecycle import SETTLED
+from perdure.errors import StoreClosed, StoreError, StoreUnavailable
 from perdure.stores.jetstream.journal.done import is_done, starts_in
 from perdure.stores.jetstream.journal.journals import Journals, Tail
 from perdure.stores.jetstream.journal.packs import PACK_FRAMES
@@ -45,8 +46,20 @@ class Purge:
         while removed < limit and at < len(ids):
             some = ids[at : at + min(TOGETHER, limit - removed)]
             at += len(some)
-            removed += sum(await asyncio.gather(*map(self._remove, some)))
+            removed += sum(await asyncio.gather(*map(self._remove_alone, some)))
         return removed
+
+    async def _remove_alone(self, id: str) -> bool:
+        """Remove one. What is wrong with it stops no other."""
+        try:
+            return await self._remove(id)
+        except (StoreClosed, StoreUnavailable):
+            raise
+        except StoreError as error:
+            self._wire.limited_log(("purge", id), "invocation %s is not purged: %s", id, error)
+        except Exception as error:  # noqa: BLE001  it stays, and the others go
+            self._wire.limited_log(("purge", id), "invocation %s is not purged: %s", id, error, exc_info=error)
+        return False
 
     async def _remove(self, id: str) -> bool:
         tail = await self._journals.tail(id)

@@ -27,7 +27,7 @@ from perdure.core.journal import (
     decode_start,
     encode_frame,
 )
-from perdure.errors import StoreDamaged
+from perdure.errors import NewerJournal, StoreDamaged
 from perdure.stores.jetstream.journal.blobs import Blobs
 from perdure.stores.jetstream.journal.packs import (
     PACK_FRAMES,
@@ -38,7 +38,7 @@ from perdure.stores.jetstream.journal.packs import (
     encode_pack,
     encode_segment,
 )
-from perdure.stores.jetstream.layout.facts import Facts, facts_of, facts_of_start
+from perdure.stores.jetstream.layout.facts import JOURNAL_KINDS, UNREADABLE, Facts, facts_of, facts_of_start, problem_of
 from perdure.stores.jetstream.layout.subjects import Layout
 from perdure.stores.jetstream.wire.protocol import Stored
 from perdure.stores.jetstream.wire.reads import BATCH_LIMIT
@@ -62,6 +62,11 @@ class Tail(Struct, frozen=True):
     @property
     def has_frames(self) -> bool:
         return self.facts.kind in ("frame", "closing")
+
+    @property
+    def problem(self) -> str:
+        """Why this release must not act on the invocation; empty if it may."""
+        return problem_of(self.facts) if self.sequence else ""
 
     @property
     def revision(self) -> int:
@@ -152,6 +157,12 @@ class Journals:
         subject = self._layout.journal(id)
         stored = await self._wire.all(self._layout.stream_of(subject), subject)
         tail = tail_of(stored[-1] if stored else None)
+        if tail.facts.kind == UNREADABLE.kind:
+            raise _damaged(id, tail.sequence, "the header of its last message does not decode")
+        if tail.problem:
+            raise NewerJournal(
+                f"invocation {id!r}: {tail.problem}", invocation_id=id, kind="status", tag=tail.facts.status
+            )
         frames = [decode_frame(data, id) for data in await self._checked(id, stored)]
         self.note(id, tail)
         return frames, tail
@@ -163,6 +174,8 @@ class Journals:
             facts = facts_of(each.headers)
             if facts.kind == "gone":  # purged after a part of it was read, or by a replica that is behind
                 frames, sum = [], 0
+            if facts.kind not in JOURNAL_KINDS:
+                raise _damaged(id, each.sequence, "it is no message of a journal")
             if facts.kind != "frame":
                 continue
             data = await self._blobs.load(id, facts, each.data)

@@ -29,6 +29,7 @@ from msgspec import Struct
 from perdure.core.effects import Enlist, Release
 from perdure.core.history import History
 from perdure.core.journal import Start, decode_start, encode_start
+from perdure.errors import StoreDamaged
 from perdure.stores.jetstream.journal.blobs import Blobs
 from perdure.stores.jetstream.journal.journals import Journals
 from perdure.stores.jetstream.layout.facts import Facts, facts_of, facts_of_start, lines_of
@@ -78,7 +79,13 @@ class Keys:
         if stored is None:
             return Record(name), 0
         facts = facts_of(stored.headers)
-        return _decode(await self._blobs.load(name, facts, stored.data)), stored.sequence
+        try:
+            return _decode(await self._blobs.load(name, facts, stored.data)), stored.sequence
+        except (msgspec.DecodeError, ValueError) as error:
+            text = (
+                f"jetstream: key {name!r} is damaged: message {stored.sequence} on {subject} does not decode ({error})"
+            )
+            raise StoreDamaged(f"{text}; restore a backup") from error
 
     async def _write(self, record: Record, expected: int) -> bool:
         """Write a record; false when somebody else has."""

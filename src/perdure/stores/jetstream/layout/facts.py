@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any, cast
+
 import msgspec
 from msgspec import Struct
+from msgspec.structs import replace
 
 from perdure.core.journal import Start, Status
+from perdure.core.journal.reading import TAG_LENGTH_LIMIT
+from perdure.core.journal.status import STATUSES
 
 
 # --- what a message says ----------------------------------------------------------------------------------------------
@@ -61,13 +66,51 @@ def lines_of(facts: Facts) -> bytes:
     return b"%s%s\r\n" % (FACTS, _encode_facts(facts))
 
 
+UNREADABLE = Facts(kind="unreadable")
+"""What is known of a message without facts, or with facts that do not decode."""
+
+
 def facts_of(headers: bytes) -> Facts:
-    """Read the facts in a raw block of headers."""
+    """Read the facts in a raw block of headers. It never raises: of what it cannot read, the kind is "unreadable".
+
+    A status that this release does not know stays as it is: see `problem_of`.
+    """
     at = headers.find(b"\r\n" + FACTS)
     if at < 0:
-        return Facts()
+        return UNREADABLE
     at += 2 + len(FACTS)
-    return _decode_facts(headers[at : headers.find(b"\r\n", at)])
+    data = headers[at : headers.find(b"\r\n", at)]
+    try:
+        return _decode_facts(data)
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return _facts_of_newer(data)
+
+
+def _facts_of_newer(data: bytes) -> Facts:
+    """Read facts whose status this release does not know."""
+    try:
+        raw = cast("dict[str, Any]", msgspec.json.decode(data))
+        status = raw.pop("status")
+        facts = msgspec.convert(raw, Facts)
+    except (msgspec.DecodeError, UnicodeDecodeError, AttributeError, KeyError, TypeError):
+        return UNREADABLE
+    is_word = isinstance(status, str) and status.isprintable() and 0 < len(status) <= TAG_LENGTH_LIMIT
+    return replace(facts, status=status) if is_word else UNREADABLE
+
+
+JOURNAL_KINDS = frozenset({"frame", "reserved", "closing", "gone"})
+"""What the messages of a journal can be."""
+
+
+def problem_of(facts: Facts) -> str:
+    """Say why this release must not act on an invocation whose journal ends with these facts; empty if it may."""
+    if facts.kind == UNREADABLE.kind:
+        return "the header of the last message of its journal does not decode: remove that message, or restore a backup"
+    if facts.kind not in JOURNAL_KINDS:
+        return f"its journal ends with a {facts.kind!r}: a newer release wrote this; upgrade this worker"
+    if facts.status not in STATUSES:
+        return f"its status is {facts.status!r}: a newer release wrote this; upgrade this worker"
+    return ""
 
 
 def facts_of_start(start: Start, status: Status, at: float, *, kind: str = "reserved", identity: str = "") -> Facts:

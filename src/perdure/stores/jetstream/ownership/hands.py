@@ -30,6 +30,11 @@ class Token(Struct, eq=False):
     number: int = 0  # of the frame that asked for this wake
 
     @property
+    def times(self) -> int:
+        """How often the server has delivered it."""
+        return int(self.reply.split(".")[-5])
+
+    @property
     def is_start(self) -> bool:
         """Tell whether it is a start that would come again: only to who has room for one."""
         return self.reply.split(".")[-6].startswith("start-")
@@ -57,7 +62,8 @@ class Post(Struct):
     """What hands ask of the store that they belong to."""
 
     acknowledge: Callable[[Token], None]
-    give_up: Callable[[Token], None]  # to the server, for whoever comes
+    give_up: Callable[[Token], None]  # to the server, for any worker
+    set_aside: Callable[[Token, str, str], None]  # to the server, for a worker that is able to act on it
     wake_now: Callable[[str, Token | None], object]  # by the server, in place of a start that has begun
     drop_lease: Callable[[Hold], None]
     protect: Callable[[Hold], None]  # a claim that nothing would bring to others
@@ -216,7 +222,9 @@ class Hands(custody.Custody[Hold]):
             self._pass_claim_on(delivery.id, hold)
 
     def _keep(self, delivery: Delivery) -> None:
-        self._give_up(delivery)  # to the server: a worker of another process may be able to
+        if isinstance(delivery.token, Token):
+            what = f"invocation {delivery.id} ({delivery.handler})"
+            self._post.set_aside(delivery.token, what, "every worker of this process declined it")
 
     # --- messages and wakes -------------------------------------------------------------------------------------------
     def offer(self, delivery: Delivery, *, begun: bool = True) -> bool:

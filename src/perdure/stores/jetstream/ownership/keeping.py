@@ -18,6 +18,7 @@ from typing import Any
 from msgspec import Struct
 from msgspec.structs import replace
 
+from perdure.background import Tasks
 from perdure.stores.jetstream.journal.journals import Journals, Tail
 from perdure.stores.jetstream.layout.facts import Facts, lines_of
 from perdure.stores.jetstream.layout.subjects import Layout
@@ -25,11 +26,15 @@ from perdure.stores.jetstream.ownership.hands import Hands, Hold, Token
 from perdure.stores.jetstream.wire.protocol import WrongSequence
 from perdure.stores.jetstream.wire.wire import Wire
 from perdure.stores.port import LEASE_SECONDS, Clock, Delivery, Timer, Wake
-from perdure.stores.tasks import Tasks
 
 RENEWALS_IN_A_LEASE = 3
 NAP_SECONDS = 1.0
 """Waits up to this long are timed here: the server's schedules fire up to a quarter of a second late."""
+
+ASIDE_SECONDS = 0.25
+"""How long after it was first set aside something comes again; each time it takes twice as long."""
+ASIDE_LIMIT_SECONDS = 10.0
+"""The longest that something set aside takes to come again."""
 
 DUE = "=due"
 LEASE = "=lease"
@@ -70,6 +75,25 @@ class Keeper:
         if not token.done:
             token.done = True
             self._wire.hand_back(token.reply)
+
+    def set_aside(self, token: Token, what: str, reason: str) -> None:
+        """Give something to the server for another worker: this release cannot act on it.
+
+        It comes again, here or elsewhere, after a delay that grows: a worker that is able to act on it takes it soon,
+        and one that is not does little else meanwhile. Nothing is ever dropped.
+        """
+        if token.done:
+            return
+        token.done = True
+        delay = min(ASIDE_SECONDS * 2 ** min(token.times - 1, 16), ASIDE_LIMIT_SECONDS)
+        self._wire.hand_back(token.reply, delay)
+        self._wire.limited_log(
+            ("set aside", what),
+            "%s is set aside for a worker that is able to act on it: %s",
+            what,
+            reason,
+            level=logging.WARNING,
+        )
 
     async def wake_instead(self, id: str, token: Token | None) -> None:
         """Have a wake bring an invocation, rather than the start with which it began."""

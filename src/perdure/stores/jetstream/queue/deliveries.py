@@ -12,8 +12,9 @@ from collections.abc import Callable, Collection, Coroutine
 from functools import partial
 from typing import Any
 
+from perdure.background import Tasks
 from perdure.core.journal import Message, Start, decode_message, decode_start
-from perdure.errors import StoreClosed, StoreError
+from perdure.errors import NewerJournal, StoreClosed, StoreDamaged, StoreError, StoreFull, StoreUnavailable
 from perdure.stores.jetstream.journal.blobs import Blobs
 from perdure.stores.jetstream.journal.journals import Journals
 from perdure.stores.jetstream.keys.keys import GRANTED, LIMIT, Keys
@@ -34,7 +35,6 @@ from perdure.stores.jetstream.queue.routing import FAILED_SECONDS, Routing
 from perdure.stores.jetstream.watching import Watching
 from perdure.stores.jetstream.wire.wire import Wire
 from perdure.stores.port import Clock, Delivery, Wake
-from perdure.stores.tasks import Tasks
 
 MESSAGES_LIMIT = 500
 """Messages and wakes that are on their way to a worker, of each partition."""
@@ -83,6 +83,7 @@ class Deliveries:
             Post(
                 keeper.acknowledge,
                 keeper.give_up,
+                keeper.set_aside,
                 lambda id, token: tasks.spawn(keeper.wake_instead(id, token)),
                 keeper.drop_lease,
                 keeper.protect,
@@ -157,21 +158,29 @@ class Deliveries:
                 lease = self.keeper.lease
                 pulls = [
                     self._pull(
-                        *consumer_of_starts(layout, each, lease), partial(self._starts_wanted, each), self._start_came
+                        *consumer_of_starts(layout, each, lease),
+                        partial(self._starts_wanted, each),
+                        self._took(self._start_came),
                     )
                     for each in served
                 ]
-                pulls.append(self._pull(*consumer_of_messages(layout, lease), _messages_wanted, self._message_came))
-                pulls.append(self._pull(*consumer_of_keys(layout, lease), _messages_wanted, self._key_came))
+                pulls.append(
+                    self._pull(*consumer_of_messages(layout, lease), _messages_wanted, self._took(self._message_came))
+                )
+                pulls.append(self._pull(*consumer_of_keys(layout, lease), _messages_wanted, self._took(self._key_came)))
                 pulls += [
-                    self._pull(*consumer_of_passed_on(layout, each, lease), _messages_wanted, self._message_came)
+                    self._pull(
+                        *consumer_of_passed_on(layout, each, lease), _messages_wanted, self._took(self._message_came)
+                    )
                     for each in served
                 ]
                 await asyncio.gather(*pulls)
             except StoreClosed:
                 return
-            except StoreError as error:
-                self._wire.complaints.say("consumers", "the consumers cannot be made, trying again: %s", error)
+            except Exception as error:  # noqa: BLE001  without consumers this worker gets nothing: it tries again
+                traced = None if isinstance(error, StoreError) else error
+                text = "the consumers cannot be made, trying again: %s"
+                self._wire.limited_log(("consumers", type(error)), text, error, exc_info=traced)
                 await asyncio.sleep(FAILED_SECONDS)
             else:
                 break
@@ -247,7 +256,7 @@ class Deliveries:
             for puller in pullers:
                 puller.stop()
         await self._wire.flush()  # nothing comes after this
-        await self._tasks.close()
+        await self._tasks.cancel()
         for each in self._tokens_waiting():
             self.keeper.give_up(each)
         last = [giving for hold in self.hands.close() for giving in self._give_back(hold)]
@@ -320,9 +329,40 @@ class Deliveries:
         now = self._loop.time()
         return Token(arrival.reply, arrival.sequence, now, now)
 
+    def _took(self, take: Callable[[Arrival], None]) -> Callable[[Arrival], None]:
+        """Return a callback that takes arrivals; one that cannot be taken is set aside, and the others go on."""
+
+        def came(arrival: Arrival) -> None:
+            try:
+                take(arrival)
+            except Exception as error:  # noqa: BLE001  a message may hold anything
+                self._set_aside(arrival, error)
+
+        return came
+
+    async def _take(self, arrival: Arrival, take: Coroutine[Any, Any, None]) -> None:
+        """Take an arrival that has to be read first; one that cannot be taken is set aside."""
+        try:
+            await take
+        except (StoreClosed, StoreUnavailable):
+            raise  # it is not renewed, and comes again
+        except Exception as error:  # noqa: BLE001  a message may hold anything
+            self._set_aside(arrival, error)
+
+    def _set_aside(self, arrival: Arrival, error: Exception) -> None:
+        """Leave what cannot be taken to other workers."""
+        if not isinstance(error, StoreError):
+            kind = ("arrival", type(error).__name__)
+            self._wire.limited_log(kind, "the message on %s cannot be taken", arrival.subject, exc_info=error)
+        if isinstance(error, NewerJournal) and arrival.facts.id:
+            self._tasks.spawn(self.routing.offer_unread(arrival, error))
+        else:
+            what = f"message {arrival.sequence} on {arrival.subject}"
+            self.keeper.set_aside(self._token(arrival), what, str(error) or type(error).__name__)
+
     def _start_came(self, arrival: Arrival) -> None:
         if arrival.facts.blob:
-            self._tasks.spawn(self._large_start_came(arrival))
+            self._tasks.spawn(self._take(arrival, self._large_start_came(arrival)))
             return
         self._queue_start(arrival, decode_start(arrival.data))
 
@@ -337,8 +377,8 @@ class Deliveries:
 
     def _message_came(self, arrival: Arrival) -> None:
         if arrival.facts.blob:
-            self._tasks.spawn(self._large_message_came(arrival))
-        elif arrival.facts.kind == "wake":
+            self._tasks.spawn(self._take(arrival, self._large_message_came(arrival)))
+        elif arrival.facts.kind == "wake" and arrival.facts.id:
             name = arrival.subject.rpartition(".")[2]
             token = self._token(arrival)
             token.urgent = name in (GRANTED, LIMIT)
@@ -359,13 +399,16 @@ class Deliveries:
         if arrival.facts.kind == "look":
             self.look_at_key(arrival.data.decode(), self._token(arrival))
         else:
-            self._tasks.spawn(self._enter(arrival))
+            self._tasks.spawn(self._take(arrival, self._enter(arrival)))
 
     async def _enter(self, arrival: Arrival) -> None:
         """Give a delayed start its place in the line of its key, now that it is due."""
         start = decode_start(await self._blobs.load(arrival.facts.id, arrival.facts, arrival.data))
         token = self._token(arrival)
-        assert start.key is not None
+        if start.key is None:
+            raise StoreDamaged(
+                f"jetstream: the start of invocation {start.id!r} lies among those with a key, and has none"
+            )
         await self._keys.join(start.key, [start], self._clock.now())
         if start.timeout is not None:
             await self.keeper.set_wake(start.id, "limit", start.due + start.timeout, LIMIT)
@@ -386,10 +429,16 @@ class Deliveries:
                 await self._keys.look(name)
             except StoreClosed:
                 return
-            except StoreError as error:
-                self._wire.complaints.say("keys", "key %r cannot be granted, trying again: %s", name, error)
+            except (StoreUnavailable, StoreFull) as error:
+                self._wire.limited_log("keys", "key %r cannot be granted, trying again: %s", name, error)
                 await asyncio.sleep(FAILED_SECONDS)
                 continue
+            except Exception as error:  # noqa: BLE001  only this key stands still
+                traced = None if isinstance(error, StoreError) else error
+                self._wire.limited_log(("key", name), "key %r cannot be granted: %s", name, error, exc_info=traced)
+                for token in self._looks.pop(name):
+                    self.keeper.set_aside(token, f"key {name!r}", str(error))
+                return
             count = len(looks)
             for token in looks[:count]:
                 self.keeper.acknowledge(token)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 
+from perdure.background import Tasks
 from perdure.core.journal import Message, Start
 from perdure.stores.jetstream.journal.journals import Journals, Tail
 from perdure.stores.jetstream.layout.subjects import Layout
@@ -14,7 +15,6 @@ from perdure.stores.jetstream.queue.finding import Finder
 from perdure.stores.jetstream.queue.routing import FAILED_SECONDS, Routing
 from perdure.stores.jetstream.wire.wire import Wire
 from perdure.stores.port import Clock, Delivery, Wake
-from perdure.stores.tasks import Tasks
 
 WAITED_SECONDS = 0.25
 """A start that has waited for longer goes out with the messages that came for it, whoever holds those."""
@@ -64,7 +64,11 @@ class Examining:
                 tails = await self._journals.tails([*dict.fromkeys(delivery.id for _, delivery in batch)])
                 for _ in batch:
                     member, delivery = self._hands.taken.popleft()
-                    self._start_examined(member, delivery, tails[delivery.id])
+                    try:
+                        self._start_examined(member, delivery, tails[delivery.id])
+                    except Exception as error:  # noqa: BLE001  the others go on
+                        self._hands.not_taken(member)
+                        self._routing.set_aside(delivery, error)
         finally:
             self._examining = False
             if self._hands.taken and self.is_open:  # it failed
@@ -102,7 +106,7 @@ class Examining:
             self._hands.offer(each, begun=False)
 
     def _start_examined(self, member: Member, delivery: Delivery, tail: Tail) -> None:
-        if tail.has_frames:
+        if tail.has_frames or tail.problem:
             # It began already, and what was to be acknowledged was not, or is a second copy: like a wake.
             self._hands.not_taken(member)
             wake = Delivery(delivery.id, delivery.handler, Wake(), max(2, delivery.attempt), token=delivery.token)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 
 from perdure.core.journal import Message, Start, decode_message, decode_start
+from perdure.errors import NewerJournal, StoreDamaged
 from perdure.stores.jetstream.journal.blobs import Blobs
 from perdure.stores.jetstream.journal.journals import Journals, Tail
 from perdure.stores.jetstream.keys.keys import Keys
@@ -49,6 +50,12 @@ class Finder:
         for each in (*stored[0], *stored[1]):
             facts = facts_of(each.headers)
             if facts.kind == "message":
-                message = decode_message(await self._blobs.load(id, facts, each.data))
+                try:
+                    message = decode_message(await self._blobs.load(id, facts, each.data))
+                except (NewerJournal, StoreDamaged) as error:
+                    self._wire.limited_log(
+                        ("mail", each.subject), "the message on %s is left out: %s", each.subject, error
+                    )
+                    continue
                 found[message.id] = message
         return sorted(found.values(), key=lambda each: each.at)

@@ -54,6 +54,13 @@ class Offers:
         if message is not None and self._blobs.is_large(message):
             message = b""
         offer = Offer(delivery.id, message, delivery.attempt, token.reply, token.sequence, token.urgent, token.number)
+        answer = await self.make(subject, offer)
+        if answer == TAKEN:
+            token.done = True
+        return answer
+
+    async def make(self, subject: str, offer: Offer) -> bytes | None:
+        """Make an offer, and return the answer, as `ask` does."""
         try:
             async with asyncio.timeout(OFFER_TIMEOUT_SECONDS):
                 answer = await self._wire.request(subject, _encode_offer(offer))
@@ -63,8 +70,6 @@ class Offers:
             return None
         if status_of(answer[1]) == UNAVAILABLE:
             return NOBODY
-        if answer[0] == TAKEN:
-            token.done = True
         return answer[0]
 
 

@@ -13,7 +13,9 @@ from collections.abc import Callable
 
 import msgspec
 
+from perdure.background import Tasks
 from perdure.core.journal import Answer, Message, decode_message, settles_before_begin
+from perdure.errors import StoreError
 from perdure.stores.jetstream.journal.blobs import Blobs
 from perdure.stores.jetstream.journal.journals import Journals, Tail
 from perdure.stores.jetstream.keys.keys import LIMIT
@@ -33,11 +35,11 @@ from perdure.stores.jetstream.queue.offers import (
     decode_offer,
     token_of,
 )
+from perdure.stores.jetstream.queue.pulls import Arrival
 from perdure.stores.jetstream.watching import Watching
 from perdure.stores.jetstream.wire.protocol import WrongSequence
 from perdure.stores.jetstream.wire.wire import Wire
 from perdure.stores.port import Delivery, Wake, unknown
-from perdure.stores.tasks import Tasks
 
 FAILED_SECONDS = 1.0
 """How long after a failure to look at what came it is looked at again."""
@@ -109,7 +111,10 @@ class Routing:
                 tails = await self._journals.tails([*dict.fromkeys(delivery.id for delivery, _ in batch)])
                 del self.came[: len(batch)]
                 for delivery, name in batch:
-                    self._route(delivery, name, tails[delivery.id])
+                    try:
+                        self._route(delivery, name, tails[delivery.id])
+                    except Exception as error:  # noqa: BLE001  the others go on
+                        self.set_aside(delivery, error)
         finally:
             self._routing = False
             if self.came and self.is_open:  # it failed
@@ -125,6 +130,8 @@ class Routing:
             self._hand_to_owner(member, delivery)
         elif tail.facts.kind == "gone":
             self._tasks.spawn(self._drop(delivery))
+        elif tail.problem and not tail.facts.owner:
+            self.set_aside(delivery, tail.problem)
         elif not tail.has_frames:
             self._tasks.spawn(self._route_before_begin(delivery, name, tail))
         elif tail.facts.owner not in ("", self._name):
@@ -133,6 +140,15 @@ class Routing:
             )
         else:
             self._deliver_here(delivery, name, tail)
+
+    def set_aside(self, delivery: Delivery, why: str | Exception) -> None:
+        """Leave a delivery to another worker: this release cannot act on it, or something unexpected happened here."""
+        if isinstance(why, Exception) and not isinstance(why, StoreError):
+            self._wire.limited_log(
+                ("routing", delivery.id), "a delivery for invocation %s failed", delivery.id, exc_info=why
+            )
+        if isinstance(delivery.token, Token):
+            self._keeper.set_aside(delivery.token, f"invocation {delivery.id}", str(why))
 
     async def _drop(self, delivery: Delivery) -> None:
         """Refuse what is for an invocation that nobody has, or no longer."""
@@ -143,7 +159,9 @@ class Routing:
     def _deliver_here(self, delivery: Delivery, name: str, tail: Tail) -> None:
         """Deliver to a worker of this process, unless one of the Python that has run the invocation takes it."""
         delivery.handler, python = tail.facts.handler, tail.facts.python
-        if self._hands.serves(delivery.handler) and python not in ("", self._python):
+        if tail.problem:
+            self.set_aside(delivery, tail.problem)
+        elif self._hands.serves(delivery.handler) and python not in ("", self._python):
             subject = self._layout.offers_of(python, delivery.handler)
             self._tasks.spawn(self._offer(delivery, name, tail, subject, self._deliver_to_other_python))
         else:
@@ -216,6 +234,17 @@ class Routing:
                     if each.token is not None:  # otherwise it is in the hands of somebody else
                         self._route(each, escape(each.item.id) if isinstance(each.item, Message) else DUE, tail)
 
+    async def offer_unread(self, arrival: Arrival, error: Exception) -> None:
+        """Offer a message that this release cannot read to the process that owns its invocation, or set it aside."""
+        id = arrival.facts.id
+        token = Token(arrival.reply, arrival.sequence, self._wire.now())
+        owner = (await self._journals.tail(id)).facts.owner if id else ""
+        if owner not in ("", self._name):
+            offer = Offer(id, arrival.data, arrival.attempt, token.reply, token.sequence, token.urgent)
+            if await self._offers.make(self._layout.offers(owner), offer) == TAKEN:
+                return
+        self._keeper.set_aside(token, f"a message on {arrival.subject}", str(error))
+
     # --- offers -------------------------------------------------------------------------------------------------------
     async def _offer(self, delivery: Delivery, name: str, tail: Tail, subject: str, otherwise: Otherwise) -> None:
         """Offer a delivery to who listens on a subject; if nobody takes it, and it is still as it was, do otherwise."""
@@ -239,11 +268,17 @@ class Routing:
         if not self.is_open or not (is_for_all or self._hands.owner(offer.id) is not None):
             self._wire.publish(reply, NOT_MINE)
             return
-        self._wire.publish(reply, TAKEN)
         if offer.message == b"":
+            self._wire.publish(reply, TAKEN)
             self._tasks.spawn(self._fetch_offered(offer))
             return
-        item: Message | Wake = Wake() if offer.message is None else decode_message(offer.message)
+        try:
+            item: Message | Wake = Wake() if offer.message is None else decode_message(offer.message)
+        except StoreError as error:
+            self._wire.limited_log(("offered", offer.id), "what was offered for invocation %s: %s", offer.id, error)
+            self._wire.publish(reply, NOT_MINE)
+            return
+        self._wire.publish(reply, TAKEN)
         token = token_of(offer, self._wire.now())
         name = escape(item.id) if isinstance(item, Message) else DUE
         self.route_soon(Delivery(offer.id, "", item, offer.attempt, token=token), name)

@@ -7,5 +7,4 @@ wire       guarded puts
 protocol   headers, codes, messages as they are stored
 access     servers and credentials
 checks     what can be wrong with a server
-complaints rate-limits repeated log messages
 """

@@ -20,10 +20,10 @@ import msgspec
 from msgspec import Struct
 from nats.errors import Error as NatsError
 
+from perdure.background import RateLimitedLog
 from perdure.errors import StoreClosed, StoreError, StoreUnavailable, StoreUnfit
 from perdure.stores.jetstream.wire.access import without_credentials
 from perdure.stores.jetstream.wire.checks import check_payload, denied_of, not_allowed, not_connected
-from perdure.stores.jetstream.wire.complaints import Complaints
 from perdure.stores.jetstream.wire.connection import Connection
 from perdure.stores.jetstream.wire.protocol import ELECTING, HEADER_LINE, UNAVAILABLE, Arrived, encode, status_of
 
@@ -80,7 +80,7 @@ class Link:
         self._sweeper: asyncio.TimerHandle | None = None
         self._deaf: StoreError | None = None  # why no answer can be heard
         self._problems: list[str] | None = []  # what went wrong on the way to the first connection
-        self.complaints = Complaints(log)
+        self.limited_log = RateLimitedLog(log)
         self.reconnects = 0
 
     # --- life ---------------------------------------------------------------------------------------------------------
@@ -178,7 +178,7 @@ class Link:
         elif (denied := denied_of(what)) is not None:
             self._denied(*denied)
         elif not self._closed:
-            self.complaints.say(what, "the NATS server: %s", what)
+            self.limited_log(what, "the NATS server: %s", what)
 
     def _denied(self, verb: str, subject: str) -> None:
         """End what waits for an answer that will not come, as this client may not ask or hear it."""
@@ -193,7 +193,7 @@ class Link:
         elif found:
             subject = found[0][1].subject
         error = not_allowed(verb, subject, where)
-        self.complaints.say(" ".join([verb, *subject.split(".")[:3]]), "%s", error)
+        self.limited_log(" ".join([verb, *subject.split(".")[:3]]), "%s", error)
         for name, request in found:
             if self._requests.pop(name, None) is not None:
                 request.failed(error)

@@ -49,7 +49,7 @@ class Reads(Link):
                 return stream_gone(stream)
         if self._up:
             where = without_credentials(self.servers[0])
-            self.complaints.say(
+            self.limited_log(
                 "silent",
                 "the NATS server at %s is connected, and its JetStream does not answer: is it enabled, and are enough "
                 "nodes of the cluster up? Trying again, for as long as it takes",
@@ -106,7 +106,7 @@ class Reads(Link):
                 begun = self._loop.time()
                 if (error := await self._why_silent(stream)) is not None:
                     raise error
-                self.complaints.say(f"read {stream}", "%s; trying again", last)
+                self.limited_log(f"read {stream}", "%s; trying again", last)
 
     async def _page(self, stream: str, subject: str, sequence: int, limit: int) -> tuple[list[Stored], int]:
         """Return the first messages from a sequence on whose subject matches, and how many more there are at least.
@@ -205,5 +205,6 @@ class Reads(Link):
         """Say that a delivery is still being worked on."""
         self.publish(reply, b"+WPI")
 
-    def hand_back(self, reply: str) -> None:
-        self.publish(reply, b"-NAK")
+    def hand_back(self, reply: str, delay: float = 0.0) -> None:
+        """Give a delivery back; it comes again, after a delay in seconds."""
+        self.publish(reply, b'-NAK {"delay": %d}' % int(delay * 1e9) if delay else b"-NAK")
