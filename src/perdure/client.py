@@ -9,6 +9,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, M
 from contextlib import AbstractAsyncContextManager, AbstractContextManager
 from types import ModuleType
 from typing import Any, Generic, ParamSpec, Self, TypeVar, Unpack, assert_never, cast, overload
+from weakref import WeakSet
 
 from msgspec import Struct
 from msgspec.structs import replace
@@ -251,6 +252,7 @@ class Client(AbstractAsyncContextManager["Client"]):
         self._shards = shards
         self.translators = translators
         self._retention = retention
+        self._workers: WeakSet[Worker] = WeakSet()
         self._stubs = stubs
         self._make_store = make_store
         self._make_channels = make_channels
@@ -323,6 +325,9 @@ class Client(AbstractAsyncContextManager["Client"]):
     ) -> Start:
         if not isinstance(workflow, Workflow):  # pyright: ignore[reportUnnecessaryIsInstance]
             raise NotAWorkflow(f"{workflow!r} is not a workflow: decorate the function with @workflow")
+        for worker in self._workers:
+            if (served := worker.serves(workflow)) is not None:
+                workflow.check_beside(served)
         at = store.clock.now()
         id, seed = _new_identity(at)
         start = workflow.start_of(args, kwargs, id=id, at=at, seed=seed)
@@ -521,7 +526,7 @@ class Client(AbstractAsyncContextManager["Client"]):
         if not found:
             raise InvalidOption("a worker needs at least one workflow, or a module that has some")
         channels = self._make_channels(services) if services else None
-        return Worker(
+        worker = Worker(
             self.opened,
             found,
             max_concurrent=max_concurrent,
@@ -532,7 +537,10 @@ class Client(AbstractAsyncContextManager["Client"]):
             retention=self._retention,
             partitions=partitions,
             lease=lease,
+            beside=self._workers,
         )
+        self._workers.add(worker)
+        return worker
 
     def blocking(self, *workers: Worker) -> AbstractContextManager[Blocking]:
         """Open this client, and run these workers, on a loop of their own in a thread, for callers without one."""
