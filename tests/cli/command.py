@@ -16,7 +16,7 @@ import os
 import sys
 from dataclasses import dataclass
 
-from perdure import Context, step, workflow
+from perdure import Context, Retry, step, step_info, workflow
 
 
 class Broken(Exception):
@@ -59,6 +59,18 @@ async def twice(ctx: Context) -> str:
     await note(f"{ctx.invocation_id} first")
     await note(f"{ctx.invocation_id} second")
     return ctx.invocation_id
+
+
+@step(retry=Retry(max_attempts=3, initial=0.01))
+async def flaky(n: int) -> int:
+    if step_info().attempt < 3:
+        raise Broken(f"out of order\\nfor {n}")
+    return n
+
+
+@workflow
+async def retried(n: int) -> int:
+    return await flaky(n)
 
 
 @workflow

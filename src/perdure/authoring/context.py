@@ -10,7 +10,8 @@ from random import Random
 from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar, cast, overload
 from uuid import UUID
 
-from perdure.authoring.group import Group, Wait, run_children
+from perdure.authoring.children import run_children
+from perdure.authoring.group import SETTLE_SECONDS, Group, Wait
 from perdure.core.context import BodyContext
 from perdure.core.ids import check_name, seed_of
 from perdure.core.journal import Start
@@ -139,10 +140,20 @@ class Context(BodyContext):
         return cast("S", self._turn.make_stub(stub, retry, timeout))
 
     async def run_all(
-        self, calls: Iterable[Call[R]], /, *, wait: Wait | None = None, concurrency: int | None = None
+        self,
+        calls: Iterable[Call[R]],
+        /,
+        *,
+        wait: Wait | None = None,
+        concurrency: int | None = None,
+        settle: Duration = SETTLE_SECONDS,
     ) -> Group[R]:
-        """Run several workflows as children, at most `concurrency` at a time, and gather their outcomes in order."""
-        return await run_children(self.invocation_id, calls, wait=wait, concurrency=concurrency)
+        """Run several workflows as children, at most `concurrency` at a time, and gather their outcomes in order.
+
+        What `wait` leaves over is cancelled. The report waits for those children for at most `settle` seconds; what has
+        not ended then is `Unsettled`.
+        """
+        return await run_children(self._turn, calls, wait=wait, concurrency=concurrency, settle=settle)
 
 
 class _WorkflowLogger(logging.LoggerAdapter[logging.Logger]):

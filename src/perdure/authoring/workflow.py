@@ -172,18 +172,13 @@ class Workflow(Generic[P, R_co]):
                 "waits: call it without the key, or send it instead",
                 key=options.key,
             )
-        if self._loose is not None:
-            data = self._loose.encode(args, kwargs, self.name)
-            identity = identity_of_arguments(args, kwargs)
-        else:
-            data = self.signature().encode(args, kwargs, f"workflow {self.name!r}", check=True)
-            identity = self.signature().identity(args, kwargs)
+        data, identity = self.encode_arguments(args, kwargs)
         return Start(
             options.id or id,
             self.name,
             data,
             at,
-            at if options.delay is None else _due(options.delay, at),
+            at if options.delay is None else due_at(options.delay, at),
             seed,
             options.key,
             options.timeout,
@@ -207,6 +202,14 @@ class Workflow(Generic[P, R_co]):
     def described(self) -> str:
         """Where the function is defined, with its line, for messages."""
         return f"{self.where}{line_of(self._fn)}"
+
+    def encode_arguments(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[bytes, bytes]:
+        """Return the encoded arguments and the digest that tells inputs apart, or raise `InputRefused`."""
+        if self._loose is not None:
+            return self._loose.encode(args, kwargs, self.name), identity_of_arguments(args, kwargs)
+        signature = self.signature()
+        data = signature.encode(args, kwargs, f"workflow {self.name!r}", check=True)
+        return data, signature.identity(args, kwargs)
 
     def given(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Arguments:
         """Return the arguments of a start, to be compared with recorded ones."""
@@ -316,7 +319,8 @@ def _checked_delay(delay: Delay) -> Delay:
     return seconds("delay", delay)
 
 
-def _due(delay: Delay, at: float) -> float:
+def due_at(delay: Delay, at: float) -> float:
+    """Return when a start that is put off at `at` is due."""
     if isinstance(delay, datetime):
         due = delay.timestamp()
         if due > at + DURATION_LIMIT_SECONDS:

@@ -87,7 +87,6 @@ class Worker:
         retention: float | None = None,
         partitions: Collection[int] | None = None,
         lease: float = LEASE_SECONDS,
-        beside: Collection[Worker] = (),
     ) -> None:
         if max_concurrent < 1:
             raise InvalidOption(f"worker(max_concurrent={max_concurrent}): give at least 1")
@@ -109,7 +108,7 @@ class Worker:
         self._retention = retention
         self._partitions = partitions
         self._lease = lease
-        self._beside = beside  # workers of the same client, which must not serve other code by the same names
+        self.beside: Collection[Worker] = ()  # those of its client, which must not serve other code by the same name
         self._runners: dict[str, Runner] = {}
         self._cached: OrderedDict[str, Runner] = OrderedDict()
         self._scheduled: list[Runner] = []
@@ -145,7 +144,7 @@ class Worker:
         return served if served is not None and served.name == workflow.name else None
 
     async def _enter(self, parts: AsyncExitStack) -> None:
-        for worker in self._beside:
+        for worker in self.beside:
             for workflow in self.workflows.values():
                 if worker is not self and (served := worker.serves(workflow)) is not None:
                     workflow.check_beside(served)

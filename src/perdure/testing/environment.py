@@ -11,6 +11,7 @@ take a commit; deliveries come twice.
 from __future__ import annotations
 
 import asyncio
+import functools
 import inspect
 import itertools
 from collections.abc import Awaitable, Callable, Iterator
@@ -19,10 +20,12 @@ from typing import Any, ParamSpec, Protocol, Self, TypeVar, cast, overload, runt
 
 from perdure.authoring.step import Step, StepHost, StepInfo, StepWork, Work
 from perdure.authoring.workflow import Workflow
-from perdure.client import Client, Handle
-from perdure.connect import channels_for, make_stub, translators_in_use
+from perdure.client import Client
+from perdure.connect import make_stub, translators_in_use, worker_of
 from perdure.core.retry import Duration, seconds
 from perdure.errors import InvalidOption, PerdureError, StoreClosed, StoreFull
+from perdure.handle import Handle
+from perdure.operations.local import Local
 from perdure.runtime.worker import Worker
 from perdure.stores.clock import VirtualClock
 from perdure.stores.memory import MemoryStore
@@ -61,7 +64,9 @@ class Environment:
         self.clock = VirtualClock()
         self.store = MemoryStore(self.clock)
         self.store.hook = self._before_write
-        self.client = Client(lambda: self.store, channels_for, translators_in_use, make_stub)
+        self._operations = Local(lambda: self.store, name="the test environment")
+        make_worker = functools.partial(worker_of, self._operations.opened)
+        self.client = Client(self._operations, make_worker, translators_in_use)
         self.commits = 0
         self.crashes = 0
         self._workflows = workflows
@@ -77,7 +82,7 @@ class Environment:
 
     def _make_worker(self) -> Worker:
         return Worker(
-            self.client.opened,
+            self._operations.opened,
             self._workflows,
             max_concurrent=self._max_concurrent,
             always_replay=self._replay,
