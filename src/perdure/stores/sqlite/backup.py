@@ -15,7 +15,7 @@ from perdure.stores.sqlite.file import connect
 from perdure.stores.sqlite.lock import NEW_FILE_MODE, SUFFIXES
 
 PIECE_PAGES = 256
-"""Pages that are copied at a time: 1 MiB. Between two pieces the disk is left to those who commit."""
+"""Pages that are copied at a time: 1 MiB. Between two pieces the disk is left to commits."""
 PAUSE_SHARE = 0.5
 """How long to pause after each piece, as a share of the time that the piece took."""
 

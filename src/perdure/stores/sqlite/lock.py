@@ -56,7 +56,7 @@ def _id_of(status: os.stat_result) -> _Id:
 
 
 def _after_fork() -> None:
-    """Let go of what is the parent's. Closing in the child ends no lock of the parent."""
+    """Let go of the parent's descriptors. Closing them in the child ends no lock of the parent."""
     for use in _used.values():
         if use.descriptor is not None:
             os.close(use.descriptor)
@@ -293,7 +293,7 @@ def _not_writable(path: str, what: str, each: str) -> StoreReadOnly:
     with suppress(OSError):
         if os.statvfs(each).f_flag & os.ST_RDONLY:
             return StoreReadOnly(about(path, f"{what} is on a file system that is mounted read-only: remount it"))
-    owner = "somebody else"
+    owner = "another user"
     with suppress(OSError):
         status = os.stat(each)
         owner = f"{_user(status.st_uid)}, with mode {stat.S_IMODE(status.st_mode):04o}"

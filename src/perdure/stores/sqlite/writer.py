@@ -169,7 +169,7 @@ class Writer:
                 self._recover([unit], error)
 
     def _recover(self, batch: list[Unit], error: Exception) -> None:
-        """After a failed write nothing that SQLite holds in memory is trusted: close, open again, see what is there."""
+        """After a failed write, trust nothing that SQLite holds in memory: reopen, and read the commit number."""
         expected = self._number + 1
         with quietly():
             self._db.rollback()
@@ -194,7 +194,7 @@ class Writer:
         try:
             _apply(db, batch, now, self._tails, self._keys, alone=alone)
             for unit in batch:
-                if unit.purge:  # after everything else: a message that comes in this transaction keeps whom it is for
+                if unit.purge:  # after everything else: a message of this transaction keeps its invocation
                     unit.purged = _purge(db, unit.purge)
             db.execute("UPDATE meta SET value = ? WHERE name = 'commit'", (self._number + 1,))
             db.execute("COMMIT")
@@ -227,7 +227,7 @@ def _apply(
 ) -> None:
     """Write the units of a batch: frames first, what follows from them, acknowledgements last.
 
-    Ids that nobody chose are taken to be new; when one is not, the unit is written again `alone`, and looks.
+    Generated ids are taken to be new; if one is not, the unit is written again `alone`, and looks.
     """
     frames: list[_FrameRow] = []
     changes: list[tuple[Any, ...]] = []
@@ -367,7 +367,7 @@ def _insert_frames(db: sqlite3.Connection, frames: Sequence[_FrameRow], tails: M
 
 
 def _is_new(db: sqlite3.Connection, seen: dict[str, bytes], unit: Unit, start: Start) -> bool:
-    """Tell whether an id that may exist is new; one that exists with another input is an error to who chose it."""
+    """Tell whether an id that may exist is new; one that exists with another input is an error."""
     identity = identity_of(start)
     known = seen.get(start.id)
     if known is None:
