@@ -31,7 +31,7 @@ from perdure.stores.sql.index import SETTLED
 from perdure.stores.sqlite.faults import Mismatch, about, explain, quietly
 from perdure.stores.sqlite.file import Opened, connect, side_file
 from perdure.stores.sqlite.keys import Keys, deadline_in_line
-from perdure.stores.sqlite.lock import make_beside
+from perdure.stores.sqlite.lock import make_beside, open_apart
 from perdure.stores.sqlite.place import Place
 from perdure.stores.sqlite.schema import NO_TIME, NOTHING_OPEN, answer_checksum, frame_checksum, state_checksum
 from perdure.stores.sqlite.unit import Accept, Unit, conflict, may_be_routed
@@ -74,7 +74,7 @@ class Writer:
         self._tails: dict[str, int] = {}  # the revision of each journal that is being written
         self._db = connect(path)
         make_beside(path, "-commit")
-        self._side = os.open(side_file(path), os.O_RDWR | os.O_CLOEXEC)
+        self._side = open_apart(side_file(path))
         os.truncate(self._side, os.pwrite(self._side, b"%020d\n" % self._number, 0))
         self._place = Place(path, opened.secret)
         # A process that ends without closing its store must end: what is not committed was not acknowledged.
