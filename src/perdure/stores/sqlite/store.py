@@ -287,6 +287,9 @@ class SqliteStore(SqliteReader):
     def serves(self, handler: str, /) -> bool | None:
         return self._deliveries.dispatcher.serves(handler)
 
+    def served(self) -> set[str]:
+        return self._deliveries.dispatcher.served()
+
     # --- waiting ------------------------------------------------------------------------------------------------------
     def watch(self, id: str, /) -> asyncio.Future[Outcome]:
         self._check()
