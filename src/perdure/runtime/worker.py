@@ -14,9 +14,6 @@ import logging
 import os
 import secrets
 import sys
-import threading
-import time
-import traceback
 from collections import OrderedDict, deque
 from collections.abc import Awaitable, Callable, Collection, Sequence
 from contextlib import AsyncExitStack
@@ -33,6 +30,7 @@ from perdure.errors import InvalidOption, NameTaken, ServiceUnknown, StoreError,
 from perdure.runtime.attempt import THREADS_LIMIT, Attempt
 from perdure.runtime.retention import Sweep
 from perdure.runtime.runner import Runner
+from perdure.runtime.watch import DrainWatch
 from perdure.stores.port import LEASE_SECONDS, Delivery, Store
 
 CACHE_LIMIT = 1_000
@@ -43,9 +41,6 @@ READS_LIMIT = 50
 
 FIRST_FRAME_SECONDS = 0.1
 """How long the first frame of an invocation may be held back while its first steps run."""
-
-DRAIN_LIMIT_SECONDS = 1.0
-"""How long a body may run without awaiting before the worker reports it as blocking."""
 
 COLLECTOR_THRESHOLD = 10_000
 """Allocations between two young garbage collections while a worker runs, unless the program has set more. CPython's own
@@ -418,54 +413,3 @@ def by_name(workflows: Sequence[Workflow[..., Any]]) -> dict[str, Workflow[..., 
                 raise NameTaken(text, name=name)
             named[name] = workflow
     return named
-
-
-class DrainWatch:
-    """Reports a body that blocks the loop, with its stack, from a thread of its own.
-
-    The loop only counts; the thread looks now and then, and sees the same count again if nothing has moved.
-    """
-
-    def __init__(self, limit: float = DRAIN_LIMIT_SECONDS) -> None:
-        self._limit = limit
-        self._loop_thread = threading.get_ident()
-        self._count = 0
-        self._current: Runner | None = None
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._look, name="perdure-watch", daemon=True)
-        self._thread.start()
-
-    def began(self, runner: Runner, /) -> None:
-        self._count += 1
-        self._current = runner
-
-    def ended(self) -> None:
-        self._current = None
-
-    def stop(self) -> None:
-        self._stop.set()
-        self._thread.join()
-
-    def _look(self) -> None:
-        seen, since, reported = 0, time.monotonic(), 0
-        while not self._stop.wait(self._limit / 4):
-            runner, count = self._current, self._count
-            if runner is None or count != seen:
-                seen, since = count, time.monotonic()
-            elif count != reported and time.monotonic() - since >= self._limit:
-                reported = count
-                try:
-                    self._report(runner)
-                except Exception:
-                    log.exception("a body that blocks could not be reported")
-
-    def _report(self, runner: Runner) -> None:
-        frame = sys._current_frames().get(self._loop_thread)  # pyright: ignore[reportPrivateUsage]  no other way to it
-        log.error(
-            "the body of invocation %s (%s) blocks the worker for more than %.1f s: make what it does a step, or "
-            "await it. It is here:\n%s",
-            runner.id,
-            runner.handler,
-            self._limit,
-            "".join(traceback.format_stack(frame)) if frame is not None else "(no stack)",
-        )
