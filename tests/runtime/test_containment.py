@@ -125,7 +125,7 @@ async def test_unexpected_exception_in_one_invocation_is_contained_there(
         except TimeoutError:
             assert (await stuck.describe()).status == "failed"
         async with asyncio.timeout(SOON):
-            while worker._slots_taken:  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]
+            while worker._slots.taken:  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]
                 await asyncio.sleep(0)
 
 
@@ -654,7 +654,7 @@ async def test_start_redelivered_while_it_waits_for_a_slot_has_one_runner_and_it
         gate.set()
         assert await asyncio.wait_for(asyncio.gather(first.result(), second.result()), SOON) == ["first", "second"]
         assert running == ["first", "second"]
-        while inside._slots_taken:  # noqa: SLF001
+        while inside._slots.taken:  # noqa: SLF001
             await asyncio.sleep(0)
 
 
