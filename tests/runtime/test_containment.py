@@ -17,7 +17,7 @@ from perdure import Client, Context, Retry, Workflow, connect, step, workflow
 from perdure.connect import channels_for, make_stub, translators_in_use
 from perdure.core.journal import Raised
 from perdure.errors import CalledOutsideWorkflow, InvalidOption, StoreUnavailable
-from perdure.runtime import retention, runner
+from perdure.runtime import exchange, retention, runner
 from perdure.runtime import worker as worker_module
 from perdure.runtime.retention import Sweep
 from perdure.runtime.worker import Worker
@@ -560,7 +560,7 @@ async def asks(ctx: Context) -> str:
 
 @pytest.fixture(autouse=True)
 def quickly(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(runner, "STORE_RETRY_SECONDS", 0.001)
+    monkeypatch.setattr(exchange, "STORE_RETRY_SECONDS", 0.001)
 
 
 @pytest.mark.parametrize("at_once", [False, True])

@@ -17,16 +17,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import traceback
-from collections.abc import Awaitable, Callable, Sequence
-from functools import partial, wraps
-from typing import Any, Concatenate, Literal, ParamSpec, Protocol, TypeVar
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import TypeVar
 
 from msgspec.structs import replace
 
-from perdure.authoring.step import StepInfo, Work
 from perdure.core.effects import NO_EFFECTS
-from perdure.core.failures import Failure
 from perdure.core.journal import (
     Accepted,
     CallStep,
@@ -40,9 +37,9 @@ from perdure.core.journal import (
     Start,
 )
 from perdure.core.turn import Pending, Ready, Turn
-from perdure.errors import Conflict, NewerJournal, PerdureError, StoreClosed, StoreDamaged, StoreError
+from perdure.errors import PerdureError
 from perdure.runtime.agenda import DEADLINE, Agenda
-from perdure.runtime.attempt import Attempt
+from perdure.runtime.exchange import Exchange, contained
 from perdure.runtime.frames import (
     Round,
     compose,
@@ -54,6 +51,7 @@ from perdure.runtime.frames import (
     outcome_of,
     release_now,
 )
+from perdure.runtime.home import Home
 from perdure.runtime.opening import (
     Begin,
     Done,
@@ -67,12 +65,8 @@ from perdure.runtime.opening import (
     retry_entries,
     take_over,
 )
-from perdure.runtime.record import Record, Writer
 from perdure.runtime.steps import Steps
-from perdure.stores.port import Clock, Delivery, Journal, Key, Store, Subscription, Transition, Wake, committed
-
-STORE_RETRY_SECONDS = 1.0
-"""How long after a commit or a read that failed it is tried again."""
+from perdure.stores.port import Delivery, Journal, Key, Transition, Wake, committed
 
 STOP_POLL_SECONDS = 0.002
 """How often a stopping worker looks whether a last commit has ended."""
@@ -80,135 +74,39 @@ STOP_POLL_SECONDS = 0.002
 COMMIT_PATIENCE_SECONDS = 10.0
 """How long a stopping worker waits for a last commit that its store does not take."""
 
-READS_LIMIT = 5
-"""How often a read that raises what no store should is tried again before the invocation is handed back."""
-
-COMMITS_LIMIT = 5
-"""How often a commit that raises what no store should is tried again before the invocation is paused."""
-
-REASON_LIMIT = 4_000
-"""Characters of the traceback that a pause gives as its reason."""
-
-P = ParamSpec("P")
 T = TypeVar("T")
 
 log = logging.getLogger("perdure.worker")
 
 
-def contained(method: Callable[Concatenate[Runner, P], None]) -> Callable[Concatenate[Runner, P], None]:
-    """Let an entry point of a runner keep what it raises with its own invocation: nothing reaches the host's loop.
-
-    An exit or interrupt passes through: a signal handler raised it here by chance. What it hit is redelivered later.
-    """
-
-    @wraps(method)
-    def guarded(self: Runner, *args: P.args, **kwargs: P.kwargs) -> None:
-        try:
-            method(self, *args, **kwargs)
-        except (KeyboardInterrupt, SystemExit):
-            self.close()
-            raise
-        except BaseException as error:  # noqa: BLE001  everything is contained here
-            self.contain(error)
-
-    return guarded
-
-
-class Watch(Protocol):
-    """Told when a body begins to run and when it waits again."""
-
-    def began(self, runner: Runner, /) -> None: ...
-    def ended(self) -> None: ...
-
-
-class Home(Protocol):
-    """What a runner needs of its worker."""
-
-    store: Store
-    clock: Clock
-    subscription: Subscription
-    loop: asyncio.AbstractEventLoop
-    reads: asyncio.Semaphore
-    always_replay: bool
-
-    @property
-    def writer(self) -> Writer: ...
-    @property
-    def watch(self) -> Watch: ...
-    def schedule(self, runner: Runner, /) -> None: ...
-    def hold_first_frame(self, runner: Runner, /) -> None: ...
-    def acquire_slot(self, runner: Runner, /) -> bool: ...
-    def release_slot(self, runner: Runner, /) -> None: ...
-    def became_idle(self, runner: Runner, /) -> None: ...
-    def ended(self, runner: Runner, /) -> None: ...
-    def deliver_again(self, delivery: Delivery, /) -> None: ...
-    def set_aside(self, deliveries: Sequence[Delivery], reason: str, /) -> None: ...
-    def commit_failed(self, id: str, error: BaseException, /) -> None: ...
-    def make_turn(self, start: Start, /) -> Turn: ...
-    def failure_of(self, error: BaseException, /) -> Failure: ...
-    def begin_attempt(self, work: Work, info: StepInfo, runner: Runner, /) -> Attempt: ...
-
-
-class Runner:
+class Runner(Exchange):
     """Runs one invocation. Made with its first delivery; `take` gives it the others."""
 
     __slots__ = (
         "_agenda",
-        "_failures",
-        "_fault",
         "_force_frame",
-        "_home",
-        "_inbox",
-        "_must_claim",
-        "_store",
         "_stuck",
-        "_sure",
-        "_taken",
         "_unwritten",
-        "closed",
-        "handler",
         "has_slot",
-        "id",
-        "record",
         "scheduled",
         "steps",
         "turn",
     )
 
     def __init__(self, home: Home, delivery: Delivery, fault: str | None = None) -> None:
-        self.id = delivery.id
-        self.handler = delivery.handler
+        super().__init__(home, delivery, fault)
         self.has_slot = False
         self.scheduled = False
-        self.closed = False
         self.turn: Turn | None = None
-        start = delivery.item if delivery.fresh and isinstance(delivery.item, Start) else None
-        self.record = Record(delivery.id, home.writer, start)
-        self.steps = Steps(home, self)
-        self._home = home
-        self._must_claim = delivery.attempt > 1  # a worker may have begun on it
+        self.steps = Steps()
         self._stuck: str | None = None  # why there is no turn: the code does not fit the journal
-        self._fault = fault  # an unexpected exception that ended the runner before this one: the invocation is paused
-        self._failures = 0  # reads or commits in a row that raised what no store should
-        self._inbox: list[Delivery] = []
-        self._taken: list[Delivery] = []  # to be acknowledged by the next commit
         self._unwritten: Ready | None = None  # what the body asked for, while the first frame is held back
         self._force_frame = False
-        self._sure = False  # the journal was read or written after all that is in hand had come
         self._agenda: Agenda | None = None  # made when something is due of itself
-        self._store: Literal["idle", "busy", "away"] = "idle"  # a read or commit is in flight; or is tried again soon
 
     # --- the inbox ----------------------------------------------------------------------------------------------------
-    def take(self, delivery: Delivery) -> None:
-        """Take a delivery for this invocation."""
-        self._inbox.append(delivery)
-        self._sure = False
-        if delivery.attempt > 1 and not self.record.owned:
-            self._must_claim = True
-        self._home.schedule(self)
-
     def arrived(self) -> None:
-        self._home.schedule(self)
+        self.home.schedule(self)
 
     @contained
     def advance(self) -> None:
@@ -226,55 +124,8 @@ class Runner:
         self._round()
 
     # --- reading ------------------------------------------------------------------------------------------------------
-    def _read(self, question: Callable[[], Awaitable[T]], told: Callable[[T], None]) -> None:
-        """Ask the store, and go on with what it says."""
-        self._store, self._sure = "busy", True
-        task = asyncio.ensure_future(self._in_turn(question))
-        task.add_done_callback(partial(self._answered, question, told))
-
-    async def _in_turn(self, question: Callable[[], Awaitable[T]]) -> T:
-        async with self._home.reads:
-            return await question()
-
-    @contained
-    def _answered(self, question: Callable[[], Awaitable[T]], told: Callable[[T], None], task: asyncio.Task[T]) -> None:
-        if self.closed or task.cancelled():
-            self._store = "idle"
-            return
-        error = task.exception()
-        if error is not None:
-            self._read_failed(error, partial(self._read, question, told))
-            return
-        self._store, self._failures = "idle", 0
-        told(task.result())
-
-    def _read_failed(self, error: BaseException, again: Callable[[], None]) -> None:
-        if isinstance(error, StoreClosed):
-            self.close()
-            return
-        is_foreseen = isinstance(error, StoreError)
-        self._failures = 0 if is_foreseen else self._failures + 1
-        if isinstance(error, (NewerJournal, StoreDamaged)) or self._failures > READS_LIMIT:
-            self._decline(f"its journal cannot be read: {_in_short(error)}")
-            return
-        told = None if is_foreseen else error
-        log.error("the journal of invocation %s cannot be read, trying again: %s", self.id, error, exc_info=told)
-        self._later(again)
-
-    def _later(self, work: Callable[[], None]) -> None:
-        """Try again in a moment what the store did not do."""
-        self._store = "away"
-        clock = self._home.clock
-        clock.call_at(clock.now() + STORE_RETRY_SECONDS, partial(self._try_again, work))
-
-    @contained
-    def _try_again(self, work: Callable[[], None]) -> None:
-        if not self.closed:
-            self._store = "busy"
-            work()
-
     async def _whole(self) -> tuple[Journal, Start | None, Key]:
-        store, start, journal = self._home.store, self.record.start, Journal()
+        store, start, journal = self.home.store, self.record.start, Journal()
         if start is None or self.record.revision or self._must_claim:
             journal = await store.journal(self.id)
             if not journal.frames:
@@ -301,7 +152,7 @@ class Runner:
                 self._let_go(self._inbox)
 
     def _take_over(self, start: Start) -> None:
-        claim = take_over(self.record, start, self._inbox, self._home.clock.now())
+        claim = take_over(self.record, start, self._inbox, self.home.clock.now())
         self._inbox = claim.inbox
         if claim.set_aside is not None:
             log.error("invocation %s (%s) is paused: %s", self.id, self.handler, claim.set_aside)
@@ -311,13 +162,13 @@ class Runner:
             if claim.set_aside is not None:
                 self._forget_turn()
                 self._rest()
-            self._home.schedule(self)
+            self.home.schedule(self)
 
         self._commit(claim.transition, claimed)
 
     # --- what has settled ---------------------------------------------------------------------------------------------
     def _finish_settled(self, start: Start, frames: Sequence[Frame]) -> None:
-        found = finish(self.record, start, [*self._taken, *self._inbox], self._home.clock.now())
+        found = finish(self.record, start, [*self._taken, *self._inbox], self.home.clock.now())
         self._taken, self._inbox = [], found.inbox
         then = self._look_for_key
         if isinstance(found.then, Retry):
@@ -329,21 +180,20 @@ class Runner:
     def _look_for_key(self) -> None:
         """Read the key again if we were woken meanwhile."""
         if any(isinstance(delivery.item, Wake) for delivery in self._inbox):
-            self._home.schedule(self)
+            self.home.schedule(self)
 
     def _retry(self, start: Start, frames: Sequence[Frame], delivery: Delivery, message: Message) -> None:
         """Run a failed invocation again: claim it, and record what is superseded and what stays."""
-        at = self._home.clock.now()
+        at = self.home.clock.now()
         self._taken.append(delivery)
         turn: Turn | None = None
         entries: list[Entry] | str = self._fault or ""
         try:
-            turn = self._home.make_turn(start) if self._fault is None else None
+            turn = self.home.make_turn(start) if self._fault is None else None
         except PerdureError as error:
             entries = str(error)
         if turn is not None:
-            with _Watched(self):
-                entries = retry_entries(self.record, turn, frames, at, message)
+            entries = self._watched(partial(retry_entries, self.record, turn, frames, at, message))
         if turn is None or isinstance(entries, str):
             if turn is not None:
                 turn.close()
@@ -373,14 +223,13 @@ class Runner:
             self._stuck = self._fault
             return
         try:
-            turn = self._home.make_turn(start)
+            turn = self.home.make_turn(start)
         except PerdureError as error:
             self._stuck = str(error)
             return
         self.turn = turn
         if frames:
-            with _Watched(self):
-                turn.replay(frames)
+            self._watched(partial(turn.replay, frames))
             if turn.divergence is not None:
                 self._stuck = self.record.explain(turn)
                 self._forget_turn()
@@ -403,13 +252,21 @@ class Runner:
         elif isinstance(command, CallStep):
             if n in self.steps.running:
                 if pending.cancel_requested:
-                    self.steps.interrupt(n)
+                    self.steps.interrupt(self, n)
             elif pending.cancel_requested:
-                self.steps.arrivals.append(Interrupted(n, self._home.clock.now()))
-            elif pending.retry_due > self._home.clock.now():
+                self.steps.arrivals.append(Interrupted(n, self.home.clock.now()))
+            elif pending.retry_due > self.home.clock.now():
                 self._note_time(pending.retry_due, n)
             else:
                 self.steps.queue(n, pending)
+
+    def _watched(self, run: Callable[[], T]) -> T:
+        """Run the body, while the watch looks whether it blocks."""
+        self.home.watch.began(self)
+        try:
+            return run()
+        finally:
+            self.home.watch.ended()
 
     def _forget_turn(self) -> None:
         turn, self.turn = self.turn, None
@@ -431,7 +288,7 @@ class Runner:
         record = self.record
         start = record.start
         assert start is not None
-        round, ready = self._gather(self._home.clock.now())
+        round, ready = self._gather(self.home.clock.now())
         self._inbox = round.inbox
         self._taken += round.taken
         round.taken = self._taken
@@ -454,7 +311,7 @@ class Runner:
             return gather_stuck(self.record, self._stuck, arrivals, inbox, at), Ready()
         turn = self.turn
         assert turn is not None
-        watch = self._home.watch
+        watch = self.home.watch
         watch.began(self)
         try:
             round = gather(self.record, turn, arrivals, inbox, at)
@@ -482,9 +339,9 @@ class Runner:
         turn, steps = self.turn, self.steps
         assert turn is not None
         self._unwritten = ready
-        self._home.hold_first_frame(self)
+        self.home.hold_first_frame(self)
         for step in steps.new(ready, turn.pending):
-            steps.begin(step)
+            steps.begin(self, step)
         steps.begun_early.update(command.n for command in ready.commands)
 
     def _write(self, start: Start, round: Round, ready: Ready, outcome: Outcome | None) -> None:
@@ -500,7 +357,7 @@ class Runner:
                 self._let_go(round.taken)  # it was woken too early, and the store keeps its position
                 return
         for n in ready.cancels:
-            steps.cancel_unbegun(n, pending.get(n), self._home.clock.now())
+            steps.cancel_unbegun(n, pending.get(n), self.home.clock.now())
         for command in ready.commands:
             if type(command) is SetTimer and command.n in pending:
                 self._note_time(command.due, command.n)
@@ -516,7 +373,7 @@ class Runner:
         nothing is written here.
         """
         if not self._sure:
-            self._read(partial(self._home.store.revision, self.id), partial(self._confirmed, round))
+            self._read(partial(self.home.store.revision, self.id), partial(self._confirmed, round))
             return
         record = self.record
         due = None if record.owned else self._next_due()  # after an early wake, it is set again first
@@ -528,7 +385,7 @@ class Runner:
             return
         self._taken = []
         for delivery in round.taken:
-            self._home.subscription.acknowledge(delivery)
+            self.home.subscription.acknowledge(delivery)
         self._after_quiet_commit()
 
     def _confirmed(self, round: Round, revision: int) -> None:
@@ -539,64 +396,23 @@ class Runner:
             log.info("invocation %s: reloading: another worker has written since", self.id)
             self._begin_anew(round.taken)
 
-    # --- committing ---------------------------------------------------------------------------------------------------
-    def _commit(self, transition: Transition, then: Callable[[], None]) -> None:
-        self._store, self._taken = "busy", []  # the transition has them
-        self._sure = self._sure or transition.frame is not None
-        told = partial(self._committed, transition, then)
-        try:
-            self._home.store.commit(transition, told)
-        except Exception as error:  # noqa: BLE001  told like any other failure
-            self._home.loop.call_soon(told, 0, error)
-
-    @contained
-    def _committed(
-        self, transition: Transition, then: Callable[[], None], revision: int, error: Exception | None
-    ) -> None:
-        if error is not None:
-            self._commit_failed(transition, then, error)
-            return
-        self._store, self._failures = "idle", 0
-        self.record.has_written = True
-        if transition.frame is not None:
-            self.record.revision = revision
-        if not self.closed:
-            then()
-
-    def _commit_failed(self, transition: Transition, then: Callable[[], None], error: Exception) -> None:
-        if self.closed:
-            if self._fault is not None:  # the next runner goes on with what this commit would have acknowledged
-                self._deliver_again(transition.acknowledge)
-        elif isinstance(error, StoreClosed):
-            self.close()
-        elif isinstance(error, Conflict):
-            # Another worker has written, perhaps an owner whose end we were told of. What we hold is still to be done.
-            log.warning("invocation %s: reloading: %s", self.id, error)
-            self._begin_anew(transition.acknowledge)
-        else:  # nothing of it happened, and the same transition is still right
-            self._home.commit_failed(self.id, error)
-            self._failures = 0 if isinstance(error, StoreError) else self._failures + 1
-            if self._failures > COMMITS_LIMIT:
-                self._taken = [*transition.acknowledge]
-                raise error
-            self._later(partial(self._commit, transition, then))
-
+    # --- after a commit -----------------------------------------------------------------------------------------------
     def _durable(self, ready: Ready, released: bool) -> None:
         """Act on a frame that is durable."""
         turn, steps = self.turn, self.steps
         may_begin = self.record.history.paused is None
         if turn is not None:
             for n in ready.cancels:
-                steps.interrupt(n)
+                steps.interrupt(self, n)
             if may_begin:
                 for step in steps.new(ready, turn.pending):
-                    steps.begin(step)
+                    steps.begin(self, step)
         steps.begun_early.clear()
         if may_begin:
-            steps.begin_waiting()
+            steps.begin_waiting(self)
         if not released:
             self._arm()  # while the turn is there to ask: a time limit must end a step that runs
-        if self._home.always_replay:
+        if self.home.always_replay:
             self._forget_turn()
         if released:
             if self._agenda is not None:
@@ -605,59 +421,23 @@ class Runner:
             if not self._inbox:
                 self._rest()
         if steps.arrivals or self._inbox:
-            self._home.schedule(self)
+            self.home.schedule(self)
 
     def _after_quiet_commit(self) -> None:
         if self.record.history.paused is None:
-            self.steps.begin_waiting()
+            self.steps.begin_waiting(self)
         if self.record.owned:
             self._arm()  # as after a takeover: its claim is a frame of its own, and the timers are older
         self.settle_down()
         if self.steps.arrivals or self._inbox:
-            self._home.schedule(self)
+            self.home.schedule(self)
         elif not self.record.owned:
             self._rest()
-
-    # --- faults -------------------------------------------------------------------------------------------------------
-    def _begin_anew(self, taken: Sequence[Delivery]) -> None:
-        """Let a new runner read the journal, and give it what is in hand."""
-        held = [*taken, *self._inbox]
-        self._leave()
-        self._deliver_again(held)
-
-    def _deliver_again(self, held: Sequence[Delivery]) -> None:
-        for delivery in held:
-            delivery.attempt += 1
-            self._home.deliver_again(delivery)
-
-    def _decline(self, reason: str) -> None:
-        """Hand back all deliveries of an invocation that cannot run here: another worker may be able to."""
-        given_back = (*self._taken, *self._inbox, Delivery(self.id, self.handler, Wake()))[0]
-        self._leave()
-        self._home.subscription.decline(given_back, reason)
-
-    def contain(self, error: BaseException, /) -> None:
-        """Set the invocation aside after an unexpected exception: a new runner pauses it with the reason.
-
-        If that cannot be recorded either, the invocation is handed back, for another worker to try.
-        """
-        log.error("invocation %s (%s): unexpected exception", self.id, self.handler, exc_info=error)
-        if self.closed:
-            return
-        if self._fault is not None:
-            self._decline(f"it cannot even be paused: {_in_short(error)}")
-            return
-        self._fault = _explain_fault(error)
-        held = [*self._taken, *self._inbox] or [Delivery(self.id, self.handler, Wake())]
-        self._leave()
-        for delivery in held:
-            delivery.attempt += 1
-        self._home.set_aside(held, self._fault)
 
     # --- time ---------------------------------------------------------------------------------------------------------
     def _note_time(self, at: float, n: int) -> None:
         if self._agenda is None:
-            self._agenda = Agenda(self._home.clock, self.arrived)
+            self._agenda = Agenda(self.home.clock, self.arrived)
         self._agenda.add(at, n)
 
     def _note_deadline(self, start: Start) -> None:
@@ -680,19 +460,14 @@ class Runner:
     def slot_granted(self) -> None:
         """Go on with the steps that waited for a slot."""
         if self.record.history.paused is None:
-            self.steps.begin_waiting()
+            self.steps.begin_waiting(self)
         self.settle_down()
 
     @contained
     def settle_down(self) -> None:
         """Give the slot back once nothing is in progress, abandoned steps included."""
         if self.has_slot and self._store == "idle" and not self.steps.needs_slot():
-            self._home.release_slot(self)
-
-    @property
-    def idle(self) -> bool:
-        """Tell whether nothing is in progress and nothing has arrived."""
-        return self._store == "idle" and not (self.steps.needs_claim or self._inbox or self.record.owned)
+            self.home.release_slot(self)
 
     @property
     def in_progress(self) -> bool:
@@ -713,20 +488,14 @@ class Runner:
     def write_first_frame(self) -> None:
         """Commit the first frame that was held back, now."""
         self._force_frame = True
-        self._home.schedule(self)
+        self.home.schedule(self)
 
     def _rest(self) -> None:
         """Stay in the cache for the next delivery; after a fault, let that find a new runner, which tries the code."""
         if self._fault is None:
-            self._home.became_idle(self)
+            self.home.became_idle(self)
         else:
             self._leave()
-
-    def _let_go(self, deliveries: Sequence[Delivery]) -> None:
-        """Leave the invocation, and acknowledge what came: nothing is to be done for it."""
-        for delivery in deliveries:
-            self._home.subscription.acknowledge(delivery)
-        self._leave()
 
     def _settled(self) -> None:
         """Let go of everything: the outcome is durable."""
@@ -734,11 +503,7 @@ class Runner:
         self._inbox = []
         self._leave()
         for delivery in late:
-            self._home.deliver_again(delivery)
-
-    def _leave(self) -> None:
-        self.close()
-        self._home.ended(self)
+            self.home.deliver_again(delivery)
 
     def close(self) -> None:
         """Stop without a trace: nothing is journaled or acknowledged any more."""
@@ -769,33 +534,11 @@ class Runner:
         self.close()
 
     async def _release(self) -> None:
-        at = self._home.clock.now()
+        at = self.home.clock.now()
         transition = release_now(self.record, self.steps.take_arrivals(), self._taken, at)
         try:
-            await committed(self._home.store, transition)
+            await committed(self.home.store, transition)
         except PerdureError as error:
             log.warning("invocation %s could not be released, it is redelivered instead: %s", self.id, error)
         except Exception:
             log.exception("invocation %s could not be released, it is redelivered instead", self.id)
-
-
-class _Watched:
-    """Has the watch look at a body while it runs."""
-
-    def __init__(self, runner: Runner) -> None:
-        self._runner = runner
-
-    def __enter__(self) -> None:
-        self._runner._home.watch.began(self._runner)  # noqa: SLF001
-
-    def __exit__(self, *_: Any) -> None:
-        self._runner._home.watch.ended()  # noqa: SLF001
-
-
-def _in_short(error: BaseException) -> str:
-    return f"{type(error).__name__}: {error}"
-
-
-def _explain_fault(error: BaseException) -> str:
-    told = "".join(traceback.format_exception(error))
-    return f"unexpected exception {_in_short(error)}; mend the code, then resume\n{told[-REASON_LIMIT:]}"

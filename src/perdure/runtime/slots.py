@@ -1,6 +1,7 @@
 """The slots of a worker: which runners have one, what waits for one, and how many starts there is room for.
 
-Decides, and acts on nothing. A slot is the right of an invocation to have steps in progress. Runners that wait for one come before new starts.
+Decides, and acts on nothing. A slot is the right of an invocation to have steps in progress. Runners that wait for
+one come before new starts.
 """
 
 from __future__ import annotations
