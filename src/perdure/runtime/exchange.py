@@ -14,11 +14,11 @@ from collections.abc import Awaitable, Callable, Sequence
 from functools import partial, wraps
 from typing import Concatenate, Literal, ParamSpec, TypeVar
 
-from perdure.core.journal import Start
+from perdure.core.journal import Accepted, Start
 from perdure.errors import Conflict, NewerJournal, StoreClosed, StoreDamaged, StoreError
 from perdure.runtime.home import Home
 from perdure.runtime.record import Record
-from perdure.stores.port import Delivery, Transition, Wake
+from perdure.stores.port import Delivery, Journal, Key, Transition, Wake
 
 STORE_RETRY_SECONDS = 1.0
 """How long after a commit or a read that failed it is tried again."""
@@ -150,6 +150,18 @@ class Exchange(ABC):
         if not self.closed:
             self._store = "busy"
             work()
+
+    async def _whole(self) -> tuple[Journal, Start | None, Key]:
+        store, start, journal = self.home.store, self.record.start, Journal()
+        if start is None or self.record.revision or self._must_claim:
+            journal = await store.journal(self.id)
+            if not journal.frames:
+                # A start in hand proves nothing: its invocation may have run, settled and been purged meanwhile.
+                start = await store.start(self.id)
+            elif isinstance(accepted := journal.frames[0].entries[0], Accepted):
+                start = accepted.start
+        key = Key() if start is None or start.key is None else await store.key(start.key)
+        return journal, start, key
 
     # --- commits ---------------------------------------------------------------------------------------------------
     def _commit(self, transition: Transition, then: Callable[[], None]) -> None:
