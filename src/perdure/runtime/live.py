@@ -1,4 +1,4 @@
-"""The live turn of one invocation: made, brought to where its journal ends, watched and dropped; its steps and times."""
+"""The live turn of one invocation: made, brought to where its journal ends, watched, dropped; its steps and times."""
 
 from __future__ import annotations
 
