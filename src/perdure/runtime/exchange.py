@@ -40,18 +40,12 @@ log = logging.getLogger("perdure.worker")
 
 
 def contained(method: Callable[Concatenate[E, P], None]) -> Callable[Concatenate[E, P], None]:
-    """Let an entry point of a runner keep what it raises with its own invocation: nothing reaches the host's loop.
-
-    An exit or interrupt passes through: a signal handler raised it here by chance. What it hit is redelivered later.
-    """
+    """Let an entry point of a runner keep what it raises with its own invocation: nothing reaches the host's loop."""
 
     @wraps(method)
     def guarded(self: E, *args: P.args, **kwargs: P.kwargs) -> None:
         try:
             method(self, *args, **kwargs)
-        except (KeyboardInterrupt, SystemExit):
-            self.close()
-            raise
         except BaseException as error:  # noqa: BLE001  everything is contained here
             self.contain(error)
 
@@ -173,19 +167,22 @@ class Exchange(ABC):
         except Exception as error:  # noqa: BLE001  told like any other failure
             self.home.loop.call_soon(told, 0, error)
 
-    @contained
     def _committed(
         self, transition: Transition, then: Callable[[], None], revision: int, error: Exception | None
     ) -> None:
-        if error is not None:
-            self._commit_failed(transition, then, error)
-            return
-        self._store, self._failures = "idle", 0
-        self.record.has_written = True
-        if transition.frame is not None:
-            self.record.revision = revision
-        if not self.closed:
-            then()
+        try:
+            if error is not None:
+                self._commit_failed(transition, then, error)
+                return
+            self._store, self._failures = "idle", 0
+            record = self.record
+            record.has_written = True
+            if transition.frame is not None:
+                record.revision = revision
+            if not self.closed:
+                then()
+        except BaseException as raised:  # noqa: BLE001  as `contained`, in less time
+            self.contain(raised)
 
     def _commit_failed(self, transition: Transition, then: Callable[[], None], error: Exception) -> None:
         if self.closed:
@@ -226,8 +223,12 @@ class Exchange(ABC):
     def contain(self, error: BaseException, /) -> None:
         """Set the invocation aside after an unexpected exception: a new runner pauses it with the reason.
 
-        If that cannot be recorded either, the invocation is handed back, for another worker to try.
+        If that cannot be recorded either, the invocation is handed back, for another worker to try. An exit or
+        interrupt passes through: a signal handler raised it here by chance. What it hit is redelivered later.
         """
+        if isinstance(error, (KeyboardInterrupt, SystemExit)):
+            self.close()
+            raise error
         log.error("invocation %s (%s): unexpected exception", self.id, self.handler, exc_info=error)
         if self.closed:
             return

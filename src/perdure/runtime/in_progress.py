@@ -5,7 +5,7 @@ It knows no loop, no worker and no store: attempts are whatever can say whether 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Generic, Protocol, TypeVar
 
 from msgspec import Struct
@@ -71,14 +71,16 @@ class InProgress(Generic[A]):
     # --- what begins --------------------------------------------------------------------------------------------------
     def begins(self, ready: Ready, pending: Mapping[int, Pending]) -> bool:
         """Tell whether steps will begin once a frame with these commands is durable."""
-        return bool(self.waiting) or next(self.new(ready, pending), None) is not None
+        return bool(self.waiting) or bool(ready.commands and self.new(ready, pending))
 
-    def new(self, ready: Ready, pending: Mapping[int, Pending]) -> Iterator[Waiting]:
-        """Iterate over the steps to begin among commands that were just issued."""
+    def new(self, ready: Ready, pending: Mapping[int, Pending]) -> list[Waiting]:
+        """Return the steps to begin among commands that were just issued."""
+        found: list[Waiting] = []
         for command in ready.commands:
             if type(command) is CallStep and (waiting := pending.get(command.n)) is not None:
                 if not waiting.cancel_requested and command.n not in self.begun_early:
-                    yield Waiting(command.n, waiting.work, 0, waiting.generation)
+                    found.append(Waiting(command.n, waiting.work, 0, waiting.generation))
+        return found
 
     def queue(self, n: int, pending: Pending) -> None:
         """Let a step that is durable begin after the next commit, or when there is a slot."""

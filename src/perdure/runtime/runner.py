@@ -34,7 +34,6 @@ from perdure.core.journal import (
 )
 from perdure.core.turn import Ready, Turn
 from perdure.errors import PerdureError
-from perdure.runtime.exchange import contained
 from perdure.runtime.frames import (
     Round,
     compose,
@@ -83,9 +82,14 @@ class Runner(Live):
         self._force_frame = False
 
     # --- the inbox ----------------------------------------------------------------------------------------------------
-    @contained
     def advance(self) -> None:
         """Do what can be done now: one round of the loop in this module's docstring."""
+        try:
+            self._advance()
+        except BaseException as error:  # noqa: BLE001  everything is contained here
+            self.contain(error)
+
+    def _advance(self) -> None:
         if self._store != "idle" or self.closed:
             return
         if self.turn is not None and self.turn.waits_for_key:
@@ -299,13 +303,13 @@ class Runner(Live):
         if turn is not None:
             for n in ready.cancels:
                 steps.interrupt(self, n)
-            if may_begin:
+            if may_begin and ready.commands:
                 for step in steps.new(ready, turn.pending):
                     steps.begin(self, step)
         steps.begun_early.clear()
-        if may_begin:
+        if may_begin and steps.waiting:
             steps.begin_waiting(self)
-        if not released:
+        if not released and self._agenda is not None:
             self._arm()  # while the turn is there to ask: a time limit must end a step that runs
         if self.home.always_replay:
             self._forget_turn()
