@@ -6,12 +6,13 @@ python -m examples.retry
 from __future__ import annotations
 
 import asyncio
+import logging
 
 from examples import stage
 from perdure import Client, Handle, Retry, connect, step, workflow
 
 broken = {"task-flaky-1", "task-flaky-2"}
-"""Tasks that the world outside refuses, until somebody repairs it."""
+"""Tasks that an outside service refuses until it is repaired."""
 
 
 @step
@@ -66,6 +67,7 @@ async def retry(client: Client) -> None:
 
 
 async def main() -> None:
+    logging.getLogger("perdure.worker").setLevel(logging.ERROR)  # the failures are shown below
     with stage.store() as url:
         async with connect(url) as client, client.worker(flaky_workflow):
             await retry(client)

@@ -35,6 +35,12 @@ def test_run_in_process(inside: Path, monkeypatch: pytest.MonkeyPatch, capsys: p
     [
         ("sqlite:a.db", "sqlite:a.db"),
         ("nats://user:secret@host:4222", "nats://user:***@host:4222"),
+        ("nats://me:pa/ss@host", "nats://me:***@host"),
+        ("nats://me:p,w@host", "nats://me:***@host"),
+        ("nats://me:p@:ss%@host,other", "nats://me:***@host,other"),
+        ("nats://to/k,e:n@host", "nats://***@host"),
+        ("nats:me:pass@host", "nats:me:***@host"),
+        ("sqlite:a@b:c@d.db", "sqlite:a@b:c@d.db"),
         ("nats://host:4222,other:4222", "nats://host:4222,other:4222"),
         (None, "sqlite:perdure.db"),
     ],

@@ -242,25 +242,77 @@ def wait_for_steps(folder: Path, count: int) -> None:
 # --- on a terminal ----------------------------------------------------------------------------------------------------
 
 
-def test_terminal_shows_a_bar(folder: Path) -> None:
+def on_a_terminal(folder: Path, *arguments: str, **environment: str) -> tuple[int, str, str]:
+    """Run `perdure ARGUMENTS` with stderr on a terminal: exit code, stdout, what the terminal got."""
     ours, theirs = pty.openpty()
     run = subprocess.Popen(
-        [sys.executable, "-m", "perdure", "run", "app.py:twice", "--count", "500", "--url", "memory:"],
+        [sys.executable, "-m", "perdure", *arguments],
         cwd=folder,
-        env=clean_environment() | {"TERM": "xterm", "COLUMNS": "100"},
+        env=clean_environment() | {"TERM": "xterm", "COLUMNS": "200"} | environment,
         stdout=subprocess.PIPE,
         stderr=theirs,
+        text=True,
     )
     os.close(theirs)
-    out, _ = run.communicate(timeout=60)
     shown = b""
     while chunk := read_some(ours):
         shown += chunk
     os.close(ours)
+    out, _ = run.communicate(timeout=60)
+    return run.returncode, out, shown.decode()
+
+
+def test_terminal_shows_a_bar(folder: Path) -> None:
+    code, out, shown = on_a_terminal(folder, "run", "app.py:twice", "--count", "500", "--url", "memory:")
+    assert code == 0
+    assert "Success: 500" in out
+    assert "━" in shown
+    assert "/500" in shown
+
+
+# --- failed attempts --------------------------------------------------------------------------------------------------
+FAILED = r"invocation \S+ \(retried\): attempt 1 of 3 of step flaky failed: \S*Broken: out of order"
+
+
+def test_single_run_tells_of_each_failed_attempt(folder: Path) -> None:
+    run = perdure("run", "app.py:retried", "7", "--url", "memory:", cwd=folder)
+    assert (run.returncode, run.stdout) == (0, "7\n")
+    assert (
+        len(re.findall(r"WARNING perdure\.worker: invocation .*attempt \d of 3 of step flaky failed", run.stderr)) == 2
+    )
+    assert re.search(rf"WARNING perdure\.worker: {FAILED}.*next attempt at", run.stderr, re.DOTALL)
+
+
+def test_batch_tells_of_failed_attempts_in_few_lines(folder: Path) -> None:
+    run = perdure("run", "app.py:retried", "{i}", "--count", "300", "--url", "memory:", cwd=folder)
     assert run.returncode == 0
-    assert b"Success: 500" in out
-    assert "━" in shown.decode()
-    assert "/500" in shown.decode()
+    assert "Success: 300" in run.stdout
+    lines = run.stderr.splitlines()
+    assert 1 <= len(lines) < 60
+    told = [
+        re.search(r"^([\d,]+) attempts failed, the last: invocation \S+ \(retried\): attempt", line) for line in lines
+    ]
+    assert sum(int(found[1].replace(",", "")) for found in told if found) in (
+        599,
+        600,
+    )  # one alone is a line of its own
+
+
+def test_terminal_shows_failed_attempts_below_the_bar(folder: Path) -> None:
+    code, _, shown = on_a_terminal(folder, "run", "app.py:retried", "{i}", "--count", "300", "--url", "memory:")
+    assert code == 0
+    below = re.search(r"/300\S*.*?\r\n(\S*)([\d,]+) attempts failed, the last: invocation", shown)
+    assert below is not None, shown
+    assert "WARNING" not in shown
+
+
+def test_narrow_terminal_without_colour_cuts_the_line_instead_of_wrapping_it(folder: Path) -> None:
+    narrow = {"COLUMNS": "20", "NO_COLOR": "1"}
+    command = ("run", "app.py:retried", "{i}", "--count", "300", "--url", "memory:")
+    code, _, shown = on_a_terminal(folder, *command, **narrow)
+    assert code == 0
+    plain = re.sub(r"\x1b\[[\d;?]*[A-Za-z]", "", shown)
+    assert max(len(line) for line in re.split(r"[\r\n]+", plain)) <= 20
 
 
 def read_some(descriptor: int) -> bytes:

@@ -38,7 +38,9 @@ def test_signal_ends_it_cleanly(folder: Path, url: str, number: signal.Signals) 
 
 def test_target_without_a_name_serves_all_workflows_of_its_module(folder: Path) -> None:
     with serving("app.py", "--url", "memory:", cwd=folder) as (_, line):
-        assert line.startswith("Serving checkout, forever, hello, keyed, odd, seed, twice on memory:, at most 100 ")
+        assert line.startswith(
+            "Serving checkout, forever, hello, keyed, odd, retried, seed, twice on memory:, at most 100 "
+        )
 
 
 def test_retention_removes_what_settled_before_and_none_keeps_it(folder: Path) -> None:
@@ -129,6 +131,11 @@ def test_second_signal_ends_it_at_once(folder: Path) -> None:
         (["app.py:note"], "note in app.py is a step"),
         (["app.py", "--max-concurrent", "0"], "Invalid value for '--max-concurrent'"),
         (["app.py", "--url", "memory:x"], "memory:x"),
+        (["app.py", "--url", "memory:", "--drain-timeout", "nan"], "--drain-timeout is nan seconds: give"),
+        (["app.py", "--url", "memory:", "--drain-timeout", "inf"], "--drain-timeout is inf seconds: give"),
+        (["app.py", "--partitions", "5-2"], "'5-2' names no partitions: give numbers from 0 to 63, as in 0,2-3"),
+        (["app.py", "--partitions", "0,64"], "'0,64' names no partitions"),
+        (["app.py", "--partitions", "1-"], "'1-' names no partitions"),
         (["app.py:hello", "other.py"], "hello"),
     ],
 )

@@ -6,9 +6,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ssl
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import nats
 import nats.errors
@@ -16,6 +18,7 @@ import pytest
 from nats.aio.client import Client as NATS
 
 from examples.services.nats_server import Options, server
+from perdure.connect import without_secrets
 from perdure.errors import BadUrl, InvalidOption
 from perdure.stores.jetstream.wire.access import Access, place_of
 from tests.nats.credentials import certificates, operator_settings, public_key, seed_of
@@ -61,6 +64,48 @@ def test_url_that_names_no_server_is_refused_without_showing_a_secret(url: str) 
     with pytest.raises(BadUrl) as raised:
         place_of(url.replace("://n", "://bob:hunter2@n"), Access(), {})
     assert "hunter2" not in str(raised.value)
+
+
+ODD = ("/", "@", ":", ",", "%", "?", "#", " ", "/@,:%", "@n2,", ",,", "://", "%zz", "ü", "[", "]")
+RAW = [f"h1n{each}t9r" for each in ODD]
+"""Passwords as they are, not as they are to be written in a URL."""
+FORMS = [
+    "nats://me:{}@n1",
+    "nats://me:{}@n1,n2:1",
+    "nats://n1,me:{}@n2",
+    "tls://{}@n1",
+    "nats:me:{}@n1",
+    "nats://me:{}/",
+]
+
+
+@pytest.mark.parametrize("password", RAW)
+@pytest.mark.parametrize("form", FORMS)
+def test_password_is_never_shown_whatever_is_in_it(password: str, form: str) -> None:
+    """It is taken as it is, or refused with a word on how to write it; it is never taken for something else."""
+    if "@" in password and "@" not in form:
+        pytest.skip("what follows the @ is a server")
+    url = form.format(password)
+    said: str
+    try:
+        place = place_of(url, Access(), {})
+        said = repr(place)
+        user, secret, lone = place.access.user, place.access.password, place.access.token
+        assert password in (secret, lone, f"{user}:{secret}")
+    except BadUrl as error:
+        said = "".join(traceback.format_exception(error)).rpartition("BadUrl: ")[2]
+        said += "" if error.__suppress_context__ or error.__context__ is None else password
+    shown = said + (without_secrets(url) if "@" in form else "")
+    shown = shown if ":" not in password or form != "tls://{}@n1" else shown.replace("h1n:***", "")  # that is a user
+    assert "h1n" not in shown
+    assert "t9r" not in shown
+
+
+@pytest.mark.parametrize("password", RAW)
+def test_password_that_is_percent_encoded_is_taken_as_it_is(password: str) -> None:
+    place = place_of(f"nats://me:{quote(password, safe='')}@n1,n2", Access(), {})
+    assert (place.access.user, place.access.password) == ("me", password)
+    assert place.servers == ("nats://n1:4222", "nats://n2:4222")
 
 
 @pytest.mark.parametrize(

@@ -1,8 +1,8 @@
 """The command line. Knows the client and connect, and click and rich, which nothing outside this package imports.
 
-`main` is the console script. Each verb is a click command: `run` and `worker` have a module of their own, `look` holds
-those that only read and `operate` those that tell an invocation something. `reporting` turns what they raise into a
-line and an exit code: 1 for a failure, 2 for wrong use, 128 plus the signal's number when a signal ended it.
+`main` is the console script. Each verb is a click command: `run` and `worker` have modules of their own, `look` holds
+the verbs that only read, `operate` those that change an invocation. `reporting` turns an error into a line and an exit
+code: 1 for a failure, 2 for wrong use, 128 plus the number of the signal that ended it.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from perdure.cli.worker import worker
 @click.version_option(package_name="perdure", message="perdure %(version)s")
 @click.pass_context
 def commands(context: click.Context) -> None:
-    """Durable plain asyncio: run workflows, serve them, look at them, tell them something."""
+    """Durable plain asyncio: run workflows, serve them, look at them, operate on them."""
     if context.invoked_subcommand is None:
         click.echo(context.get_help())
 

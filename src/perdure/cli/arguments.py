@@ -1,8 +1,8 @@
 """The arguments of a workflow, from texts by its signature.
 
-Each text is the next positional argument, or `NAME=VALUE` the argument called NAME, if a parameter has exactly this
-name (with `**kwargs`, if NAME could be one). Text that only looks so is passed to another parameter untouched; for the
-parameter itself, quote it as JSON: `'"name=World"'`.
+Each text is the next positional argument. `NAME=VALUE` is the argument NAME if there is a parameter of exactly this
+name (with `**kwargs`, if NAME could be one). Other text with a = in it is passed as it is; to pass such text to the
+parameter NAME itself, quote it as JSON: `'"name=World"'`.
 
 `{i}` stands for the number of the run: with three digits or more, as in `user-001`, except where it is a number in
 JSON, which has no leading zeros: `[{i}]` is `[1]`.
@@ -39,7 +39,7 @@ def numbered(text: str, number: int) -> str:
 
 @dataclass(frozen=True)
 class Argument:
-    """One argument: its text, and how it is read. `padded` tells how its number is written."""
+    """One argument: its text, and how to read it. `padded` tells how the number of the run is written in it."""
 
     text: str
     padded: bool
@@ -52,7 +52,7 @@ class Argument:
 
 
 class Arguments:
-    """What is passed to a workflow in each of its runs. Wrong ones are refused here."""
+    """The arguments of each run of a workflow. Wrong ones are refused here."""
 
     def __init__(self, workflow: Workflow[..., Any], texts: Sequence[str]) -> None:
         self._positional: list[Argument] = []
@@ -115,7 +115,7 @@ class _Parameters:
             return name, self._types[name]
         if self._rest is not None:
             return self._rest.name, _item(self._types[self._rest.name], list, 0)
-        return f"number {position + 1}", Any  # one too many, which the signature will say
+        return f"number {position + 1}", Any  # one too many: the signature refuses it
 
     def argument(self, parameter: tuple[str, Any], text: str) -> Argument:
         name, annotation = parameter

@@ -1,4 +1,4 @@
-"""The options that the verbs share, and what their texts mean."""
+"""The options that several verbs take, and how their texts are read."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ url_option = click.option(
 
 
 def json_option(help: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Return the option `--json`, which says what it prints."""
+    """Return the option `--json` with a help text."""
     return click.option("--json", "as_json", is_flag=True, help=help)
 
 
@@ -55,7 +55,7 @@ services_option = click.option(
 
 
 def index_file(url: str | None) -> Path | None:
-    """Return where this user keeps the index of a store that is far away; None for one that is here."""
+    """Return the file in which this user keeps the index of a NATS store; None for an embedded store."""
     used = url_in_use(url)
     if not used.startswith(("nats:", "tls:")):
         return None

@@ -1,7 +1,7 @@
-"""How far a batch is: a bar on a terminal, now and then a line elsewhere; and, beside it, the warnings of its worker.
+"""The progress of a batch: a bar on a terminal, a line every few seconds elsewhere; and the attempts that failed.
 
-The worker warns of each attempt of a step that fails. A batch may have thousands of these, so only the last is shown,
-with their number: below the bar, or as a line that is written at most once a second.
+The worker logs a warning for each attempt of a step that fails. A batch may have thousands of these, so only their
+number and the last are shown: below the bar, or as a line that is written at most once a second.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ BAR_SECONDS = 0.1
 """How often the bar moves."""
 LINE_SECONDS = 5.0
 """How often a line says how far it is, where stderr is no terminal."""
-WARNING_SECONDS = 1.0
-"""How often a warning is written, where stderr is no terminal."""
+ATTEMPTS_SECONDS = 1.0
+"""How often a line about failed attempts is written, where stderr is no terminal."""
 
 WORKER_LOG = "perdure.worker"
 
@@ -33,8 +33,8 @@ WORKER_LOG = "perdure.worker"
 @contextlib.asynccontextmanager
 async def progress(tally: Tally) -> AsyncGenerator[None]:
     """Show how far a batch is while the block runs."""
-    with Warnings().gathered() as warnings:
-        show = _move_bar(tally, warnings) if stderr.is_terminal else _write_lines(tally, warnings)
+    with FailedAttempts().gathered() as attempts:
+        show = _move_bar(tally, attempts) if stderr.is_terminal else _write_lines(tally, attempts)
         following = asyncio.create_task(show)
         try:
             yield
@@ -43,8 +43,8 @@ async def progress(tally: Tally) -> AsyncGenerator[None]:
             await asyncio.wait([following])
 
 
-class Warnings(logging.Handler):
-    """Takes the worker's warnings from the log: counts them, and keeps the last."""
+class FailedAttempts(logging.Handler):
+    """Takes the warnings about failed attempts from the log: counts them, and keeps the last."""
 
     def __init__(self) -> None:
         super().__init__(logging.WARNING)
@@ -57,12 +57,12 @@ class Warnings(logging.Handler):
             self.last = " ".join(record.getMessage().split())
 
     def takes(self, record: logging.LogRecord) -> bool:
-        """Tell whether a record is a plain warning. Errors and tracebacks are not: they are written out."""
-        return record.name == WORKER_LOG and record.levelno == logging.WARNING and not record.exc_info
+        """Tell whether a record is one of these. All others are written as they come."""
+        return record.name == WORKER_LOG and record.levelno == logging.WARNING and hasattr(record, "attempt")
 
     @contextlib.contextmanager
-    def gathered(self) -> Generator[Warnings]:
-        """Take the warnings, and keep them from the handlers of the root logger, while the block runs."""
+    def gathered(self) -> Generator[FailedAttempts]:
+        """Take them, and keep them from the handlers of the root logger, while the block runs."""
 
         def passes(record: logging.LogRecord) -> bool:
             return not self.takes(record)
@@ -79,7 +79,7 @@ class Warnings(logging.Handler):
                 each.removeFilter(passes)
 
 
-async def _move_bar(tally: Tally, warnings: Warnings) -> None:
+async def _move_bar(tally: Tally, attempts: FailedAttempts) -> None:
     bar = Progress(
         BarColumn(),
         MofNCompleteColumn(),
@@ -93,32 +93,32 @@ async def _move_bar(tally: Tally, warnings: Warnings) -> None:
         while True:
             await asyncio.sleep(BAR_SECONDS)
             bar.update(task, completed=tally.ended, failures=_failures(tally))
-            shown = [Text(_warned(warnings.count, warnings.last), style="yellow", no_wrap=True, overflow="ellipsis")]
-            live.update(Group(bar, *(shown if warnings.count else ())), refresh=True)
+            shown = [Text(_failed(attempts.count, attempts.last), style="yellow", no_wrap=True, overflow="ellipsis")]
+            live.update(Group(bar, *(shown if attempts.count else ())), refresh=True)
 
 
-async def _write_lines(tally: Tally, warnings: Warnings) -> None:
+async def _write_lines(tally: Tally, attempts: FailedAttempts) -> None:
     began = time.perf_counter()
-    next_line, next_warning, said = began + LINE_SECONDS, began, 0
+    next_line, next_look, said = began + LINE_SECONDS, began, 0
     try:
         while True:
             await asyncio.sleep(BAR_SECONDS)
             now = time.perf_counter()
-            if warnings.count > said and now >= next_warning:
-                say(_warned(warnings.count - said, warnings.last))
-                said, next_warning = warnings.count, now + WARNING_SECONDS
+            if attempts.count > said and now >= next_look:
+                say(_failed(attempts.count - said, attempts.last))
+                said, next_look = attempts.count, now + ATTEMPTS_SECONDS
             if now >= next_line:
                 rate, failures = tally.ended / (now - began), _failures(tally)
                 text = f"{tally.ended:,} of {tally.total:,} ended, {rate:,.0f} per second"
                 say(f"{text}, {failures}" if failures else text)
                 next_line = now + LINE_SECONDS
     finally:
-        if warnings.count > said:
-            say(_warned(warnings.count - said, warnings.last))
+        if attempts.count > said:
+            say(_failed(attempts.count - said, attempts.last))
 
 
-def _warned(count: int, last: str) -> str:
-    return f"warning: {last}" if count == 1 else f"{count:,} warnings, the last: {last}"
+def _failed(count: int, last: str) -> str:
+    return last if count == 1 else f"{count:,} attempts failed, the last: {last}"
 
 
 def _failures(tally: Tally) -> str:

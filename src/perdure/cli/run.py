@@ -39,7 +39,7 @@ WORKER_SLOTS = 100
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """How to run. `id` is a prefix if there are many runs; no `timeout`: that of the workflow, else the default."""
+    """How to run. With many runs, `id` is a prefix. Without `timeout`, the workflow's own holds, else the default."""
 
     count: int = 1
     concurrency: int = CONCURRENCY
@@ -81,7 +81,7 @@ class Options:
     type=click.IntRange(min=1),
     help=f"How many invocations have steps in progress at a time.  [default: --concurrency, at least {WORKER_SLOTS}]",
 )
-@click.option("--id", help="Id of the run, of many its beginning: the same command again takes up what is left.")
+@click.option("--id", help="Id of the run; with --count, its prefix. The same command again runs what has not ended.")
 @click.option("--key", help="Runs of one key go one at a time, in order, and share state.")
 @click.option("--no-worker", is_flag=True, help="Start and wait only: workers elsewhere serve the store.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
@@ -92,13 +92,13 @@ def run(target: str, arguments: tuple[str, ...], **options: Any) -> int:
     TARGET is app.py:workflow or pkg.app:workflow; a module with one workflow needs no name. A worker for all workflows
     of the module runs in the same process, unless --no-worker says that others serve the store.
 
-    Each ARG is JSON; where JSON is a string, the quotes may be left out. NAME=VALUE passes by name if there is a
-    parameter NAME; other text with a = is passed as it is. {i} in an ARG or in --key is the number of the run: 001,
+    Each ARG is JSON; a JSON string may leave its quotes out. NAME=VALUE passes by name if there is a parameter NAME;
+    other text with a = is passed as it is. {i} in an ARG or in --key is the number of the run: 001,
     002 and so on, without zeros where it is a number in JSON. Put -- before arguments that begin with a dash.
 
     With --count, --id=batch gives the runs the ids batch-000001, batch-000002 and so on. The same command again, on
-    the same store, then runs only what had not ended, and takes the other results from their journals. The time limit
-    of a run counts from its first start, however long nobody ran it in between: --timeout 0 if that may be long.
+    the same store, then runs only those that have not ended, and reads the other results from their journals. The time
+    limit of a run counts from its first start, also while no process runs it: give --timeout 0 if that may be long.
     """
     fix_hash_seed()
     chosen = Options(**options)
@@ -147,7 +147,7 @@ async def _run(
 
 
 class Interruption:
-    """What the first SIGINT or SIGTERM does: it says what is waited for and what becomes of the runs, and cancels."""
+    """The reaction to the first SIGINT or SIGTERM: tell what it waits for and what becomes of the runs, and cancel."""
 
     def __init__(self, target: str, options: Options) -> None:
         self._target = target

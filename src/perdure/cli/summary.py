@@ -1,4 +1,4 @@
-"""What became of many runs, in bounded memory, and its text."""
+"""The outcomes of many runs, counted in bounded memory, and the text of the summary."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ RULE = "=" * 40
 
 
 class Tally:
-    """Counts what became of runs. It keeps a few results and messages, and eight bytes for each that completed."""
+    """Counts the outcomes of runs. It keeps a few results and messages, and eight bytes for each completed run."""
 
     def __init__(self, total: int) -> None:
         self.total = total
@@ -70,14 +70,14 @@ def message_of(error: BaseException) -> str:
 
 # --- as text ----------------------------------------------------------------------------------------------------------
 def banner_text(total: int, timeout: float | None) -> str:
-    """Return what stands above a batch."""
+    """Return the text above a batch."""
     limit = "none" if timeout is None else f"{duration_text(timeout)} per workflow"
     title = f"Concurrent Workflow Invocations (N={total})"
     return f"{RULE}\n{title}\nTimeout: {limit}\n{RULE}\n\n🚀 Submitting {total} workflow invocations...\n"
 
 
 def summary_text(tally: Tally) -> str:
-    """Return what stands below a batch."""
+    """Return the text below a batch."""
     lines = ["", RULE, "Results Summary", RULE, ""]
     samples = [_shortened(to_text(value)) for value in tally.samples]
     if tally.completed > len(samples):

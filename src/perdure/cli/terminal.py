@@ -1,4 +1,4 @@
-"""What is written where: results to stdout, logs and how far a batch is to stderr."""
+"""Where output goes: results to stdout, logs and progress to stderr."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from rich.console import Console, RenderableType
 from rich.logging import RichHandler
 
 stderr = Console(stderr=True)
-"""One for logs and progress, so that a line of the log does not tear the bar."""
+"""One console for logs and progress, so that a log line does not tear the bar."""
 
 
 def say(text: str) -> None:
@@ -21,11 +21,11 @@ def say(text: str) -> None:
 
 
 PIPE_WIDTH = 10_000
-"""Columns of a table that goes to a file or another program: there, nothing is wrapped to fit."""
+"""Columns of a table that goes to a file or a pipe, where nothing is wrapped to fit."""
 
 
 def print_rich(what: RenderableType) -> None:
-    """Print a table or text to stdout; a str is not taken for markup. A file gets no padding at the ends of lines."""
+    """Print a table or text to stdout, without markup. A file or pipe gets no padding at the ends of lines."""
     console = Console(markup=False, highlight=False, emoji=False)
     if console.is_terminal:
         console.print(what)

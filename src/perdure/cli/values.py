@@ -20,9 +20,9 @@ SAMPLE_DEPTH_LIMIT = 8
 def reader(annotation: Any, /) -> Callable[[str], Any]:
     """Return the function that reads JSON as an annotation says; it raises ValueError with the reason.
 
-    What can be written as a JSON string (a str, a datetime, an enum of names ...) may leave its quotes out. JSON comes
-    first: `"5"` is the str 5 for a `str`, `5` is too, and for a `str | int` it is the int. Bytes need their quotes, as
-    base64 is easily mistaken for text; so does what begins like an object or a list where one could be meant.
+    A JSON string (a str, a datetime, an enum of names ...) may leave its quotes out. JSON is tried first:
+    for a `str`, both `"5"` and `5` are the str 5; for a `str | int`, `5` is the int. Bytes need their quotes, since
+    base64 is easily mistaken for text; so does text that begins like an object or a list where one could be meant.
     """
     if _is_protobuf(annotation):
         return lambda text: _read_protobuf(annotation, text)
@@ -64,7 +64,7 @@ def _is_protobuf(annotation: Any) -> bool:
 
 
 def _read_protobuf(cls: Any, text: str) -> Any:
-    from google.protobuf import json_format  # noqa: PLC0415  whoever has such a class has it
+    from google.protobuf import json_format  # noqa: PLC0415  where such a class is, it is too
 
     try:
         return json_format.Parse(text, cls())
@@ -76,7 +76,7 @@ def _read_protobuf(cls: Any, text: str) -> Any:
 def as_builtin(value: Any, /) -> Any:
     """Return a value as JSON can hold it; what cannot be, as its `repr`."""
     if _is_protobuf(type(value)):
-        from google.protobuf import json_format  # noqa: PLC0415  whoever has such a message has it
+        from google.protobuf import json_format  # noqa: PLC0415  where such a message is, it is too
 
         return json_format.MessageToDict(value, preserving_proto_field_name=True)
     try:

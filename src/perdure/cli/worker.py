@@ -16,9 +16,9 @@ from perdure.cli.target import load
 from perdure.cli.terminal import show_logs
 from perdure.client import Client
 from perdure.connect import SHARDS_LIMIT, connect
+from perdure.core.retry import seconds
 from perdure.runtime.retention import RETENTION_SECONDS
-from perdure.runtime.worker import STOP_GRACE_SECONDS, Worker
-from perdure.stores.port import LEASE_SECONDS
+from perdure.runtime.worker import LEASE_SECONDS, STOP_GRACE_SECONDS, Worker
 
 log = logging.getLogger("perdure.cli")
 
@@ -29,9 +29,13 @@ def _partitions(_: click.Context, parameter: click.Parameter, text: str | None) 
     found: set[int] = set()
     for part in text.split(","):
         first, dash, last = (each.strip() for each in part.partition("-"))
-        if not first.isdecimal() or (dash and not last.isdecimal()) or int(last or first) >= SHARDS_LIMIT:
-            raise click.BadParameter(f"{text!r} are no partitions: give numbers, as in 0,2-3", param=parameter)
-        found.update(range(int(first), int(last or first) + 1))
+        numbers = range(0)
+        if first.isdecimal() and (last.isdecimal() or not dash):
+            numbers = range(int(first), int(last or first) + 1)
+        if not numbers or numbers[-1] >= SHARDS_LIMIT:
+            expected = f"give numbers from 0 to {SHARDS_LIMIT - 1}, as in 0,2-3"
+            raise click.BadParameter(f"{text!r} names no partitions: {expected}", param=parameter)
+        found.update(numbers)
     return sorted(found)
 
 
@@ -50,7 +54,7 @@ def _partitions(_: click.Context, parameter: click.Parameter, text: str | None) 
     "--partitions",
     callback=_partitions,
     metavar="N[,N|-M]...",
-    help="Take new work only from these partitions, as in 0,2-3; messages are taken of all.  [default: all]",
+    help="On NATS: take new work only from these partitions, as in 0,2-3.  [default: all]",
 )
 @click.option(
     "--lease",
@@ -58,7 +62,7 @@ def _partitions(_: click.Context, parameter: click.Parameter, text: str | None) 
     default=LEASE_SECONDS,
     show_default=True,
     metavar="SECONDS",
-    help="How long this worker may be silent before others of a shared store take over.",
+    help="On NATS: how long this worker may be silent before others take over.",
 )
 @click.option(
     "--drain-timeout",
@@ -66,7 +70,7 @@ def _partitions(_: click.Context, parameter: click.Parameter, text: str | None) 
     default=STOP_GRACE_SECONDS,
     show_default=True,
     metavar="SECONDS",
-    help="How long steps in progress may take to end, once a signal says to stop.",
+    help="How long steps in progress may take to end after a signal.",
 )
 @click.option(
     "--retention",
@@ -89,10 +93,11 @@ def worker(
 ) -> int:
     """Serve workflows until SIGINT or SIGTERM.
 
-    TARGET is app.py or pkg.app, for all workflows of the module, or app.py:workflow for one. After the signal nothing
-    new is begun, and steps in progress may end; a second signal ends the process at once. Either way nothing is lost:
-    the next worker goes on from the journal.
+    TARGET is app.py or pkg.app, for all workflows of the module, or app.py:workflow for one. After the signal the
+    worker begins nothing new and lets steps in progress end; a second signal ends the process at once. Either way
+    nothing is lost: the next worker goes on from the journal.
     """
+    grace = seconds("--drain-timeout", drain_timeout)
     fix_hash_seed()
     found = [load(target) for target in targets]
     served = [each for target in found for each in ([target.workflow] if target.name else target.workflows)]
@@ -105,7 +110,7 @@ def worker(
     names = ", ".join(sorted(each.name for each in served))
     serving = f"Serving {names} on {shown_url(url)}, at most {max_concurrent} at a time. Ctrl-C stops."
     stopping = Stopping()
-    return in_loop(_serve(client, running, stopping, serving, drain_timeout), stopping.begin)
+    return in_loop(_serve(client, running, stopping, serving, grace), stopping.begin)
 
 
 async def _serve(client: Client, worker: Worker, stopping: Stopping, serving: str, drain_timeout: float) -> int:

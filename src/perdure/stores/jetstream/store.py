@@ -39,7 +39,7 @@ from perdure.stores.jetstream.ownership.hands import Member
 from perdure.stores.jetstream.queue.deliveries import Deliveries
 from perdure.stores.jetstream.queue.finding import Finder
 from perdure.stores.jetstream.watching import Watching
-from perdure.stores.jetstream.wire.access import without_credentials
+from perdure.stores.jetstream.wire.access import shown
 from perdure.stores.jetstream.wire.checks import check_clock
 from perdure.stores.jetstream.wire.wire import Wire
 from perdure.stores.jetstream.writing import Writing
@@ -241,7 +241,7 @@ class JetStreamStore:
         before = self.clock.now()
         answer = await self.wire.api(f"STREAM.INFO.{self.layout.stream('J', 0)}")
         try:
-            check_clock(str(answer.get("ts", "")), before, self.clock.now(), without_credentials(self.wire.servers[0]))
+            check_clock(str(answer.get("ts", "")), before, self.clock.now(), shown(self.wire.servers[0]))
         except StoreUnfit as error:
             self.wire.limited_log("clock", "%s", error)
 
@@ -251,6 +251,9 @@ class JetStreamStore:
 
     def serves(self, handler: str, /) -> bool | None:
         return self._deliveries.hands.serves(handler)
+
+    def served(self) -> set[str]:
+        return self._deliveries.hands.served()
 
     # --- commits ------------------------------------------------------------------------------------------------------
     def commit(self, transition: Transition, told: Committed, /) -> None:

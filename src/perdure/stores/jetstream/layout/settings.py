@@ -14,6 +14,10 @@ VERSION = 1
 SERVER_AT_LEAST = (2, 15, 1)
 """Older servers ignore what they do not know, and answer success."""
 
+STREAMS_OF_A_PARTITION = 4
+ROOM_BYTES = 1 << 20
+"""Of an account's limit on storage, what there must be for each stream that is made."""
+
 
 def stream_settings(layout: Layout, replicas: int) -> list[dict[str, Any]]:
     """Return the configuration of every stream."""
@@ -123,3 +127,30 @@ def check_settings(found: dict[str, Any], wanted: dict[str, Any], where: str) ->
                 f"{where}: stream {name} has {field} = {has!r} where {value!r} is needed: put it right with "
                 "`nats stream edit`, or let Perdure make streams of another namespace"
             )
+
+
+def needed(partitions: int) -> str:
+    """Say what a store takes of an account's limits."""
+    streams = STREAMS_OF_A_PARTITION * partitions
+    return (
+        f"a store of {partitions} partitions needs {streams} streams, {2 * partitions} consumers and {2 * partitions} "
+        f"more for each handler, {partitions} for each process that lists or counts, and {_room(streams) >> 20} MiB to "
+        "begin with"
+    )
+
+
+def check_limits(info: dict[str, Any], partitions: int, missing: int, where: str) -> None:
+    """Refuse an account that does not let the missing streams of a store be made, before any of them is."""
+    limits: dict[str, int] = info.get("limits") or {}
+    for has, used, wants, what in (
+        (limits.get("max_streams", -1), info.get("streams", 0), missing, "streams"),
+        (limits.get("max_consumers", -1), info.get("consumers", 0), 4 * partitions, "consumers"),
+        (limits.get("max_storage", -1), info.get("storage", 0), _room(missing), "bytes on disk"),
+    ):
+        if 0 <= has < used + wants:
+            text = f"{where}: the limits of this account are too low: {has:,} {what}, of which {used:,} are in use"
+            raise StoreUnfit(f"{text}, and {wants:,} more are needed; {needed(partitions)}")
+
+
+def _room(streams: int) -> int:
+    return streams * ROOM_BYTES

@@ -10,9 +10,15 @@ from typing import Any
 
 from perdure.errors import StoreError, StoreUnavailable, StoreUnfit
 from perdure.stores.clock import SystemClock
-from perdure.stores.jetstream.layout.settings import check_settings, check_version, stream_settings
+from perdure.stores.jetstream.layout.settings import (
+    check_limits,
+    check_settings,
+    check_version,
+    needed,
+    stream_settings,
+)
 from perdure.stores.jetstream.layout.subjects import SHARDS, Layout
-from perdure.stores.jetstream.wire.access import without_credentials
+from perdure.stores.jetstream.wire.access import shown
 from perdure.stores.jetstream.wire.checks import SYNCED, check_clock, warn_of_lost_writes
 from perdure.stores.jetstream.wire.protocol import NO_STREAM, WrongSequence
 from perdure.stores.jetstream.wire.wire import Wire
@@ -22,6 +28,9 @@ SECRET_BYTES = 32
 APPEAR_SECONDS = 2.0
 """How long another worker may take to make the streams."""
 APPEAR_POLL_SECONDS = 0.1
+
+Settings = dict[str, Any]
+Info = dict[str, Any]
 
 log = logging.getLogger("perdure.jetstream")
 
@@ -38,52 +47,91 @@ async def prepare(
 ) -> int:
     """Check server and streams, or make the streams of a new store; return how many replicas they have.
 
-    Streams are made together. If some are there and others are not, something was lost: that is refused. With `adopt`
-    the number of partitions is that of the store, if it exists. `synced` is noted when streams are made.
+    A creation that was interrupted is finished: until it is complete, no stream holds anything. If some streams are
+    there, with something in them, and others are not, something was lost: that is refused. With `adopt` the number of
+    partitions is that of the store, if it exists. `synced` is noted when streams are made.
     """
-    where = without_credentials(wire.servers[0])
+    where = shown(wire.servers[0])
     check_version(wire.server_version, where)
     info = await wire.api("INFO")
     if (error := info.get("error")) is not None:
         raise StoreUnavailable(
-            f"{where}: JetStream is not to be had for this account ({error.get('description')}): enable it in the "
+            f"{where}: JetStream is not enabled for this account ({error.get('description')}): enable it in the "
             "server's configuration, `jetstream {}`"
         )
     if adopt:
         await adopt_partitions(wire, layout)
     wanted = stream_settings(layout, replicas or 1)
     found = await _infos(wire, wanted)
-    missing = [each for each, answer in zip(wanted, found, strict=True) if _is_missing(answer)]
-    if len(missing) == len(wanted):
-        await _refuse_others(wire, layout, where)
-        if not make:
-            raise StoreUnfit(f"{where}: there is no store yet: `perdure nats init` or the first worker makes it")
-        log.info("%s: making the streams of a new store, %d partitions", where, layout.partitions)
-        for each in wanted:  # one after the other: two workers that begin together make the same
-            if synced:
-                each["metadata"][SYNCED] = "always"
-            answer = await wire.api(f"STREAM.CREATE.{each['name']}", each)
-            _check_answer(answer, each["name"], where)
-    elif missing:
-        for each, answer in zip(wanted, found, strict=True):  # another number of partitions is no loss
-            if not _is_missing(answer):
-                _check_answer(answer, each["name"], where)
-                check_settings(answer["config"], each, where)
-        if not await _appear(wire, [each["name"] for each in missing]):
-            names = ", ".join(each["name"] for each in missing)
-            raise StoreUnfit(
-                f"{where}: streams are missing: {names}; restore them from a backup, they are not made anew"
-            )
+    if any(map(_is_missing, found)):
+        found = await _complete(wire, layout, wanted, found, info, where, make=make, synced=synced)
     before = clock.now()
     found = await _infos(wire, wanted)
-    for each, answer in zip(wanted, found, strict=True):
-        _check_answer(answer, each["name"], where)
-        check_settings(answer["config"], each, where)
+    _check_all(wanted, found, where)
     check_clock(str(found[0].get("ts", "")), before, clock.now(), where)
     config: dict[str, Any] = found[0]["config"]
     copies = int(config.get("num_replicas", 1))
     warn_of_lost_writes(copies, config.get("metadata") or {}, where)
     return copies
+
+
+async def _complete(
+    wire: Wire,
+    layout: Layout,
+    wanted: Sequence[Settings],
+    found: list[Info],
+    info: Info,
+    where: str,
+    *,
+    make: bool,
+    synced: bool,
+) -> list[Info]:
+    """Make the streams that are missing, unless what they held is lost."""
+    there = [(each, answer) for each, answer in zip(wanted, found, strict=True) if not _is_missing(answer)]
+    missing = [each for each, answer in zip(wanted, found, strict=True) if _is_missing(answer)]
+    _check_all([each for each, _ in there], [answer for _, answer in there], where)  # other partitions are no loss
+    if not there:
+        await _refuse_others(wire, layout, where)
+    if any(_has_held_something(answer) for _, answer in there):
+        names = [each["name"] for each in missing]
+        if await _appear(wire, names):  # another worker has made them, and written, since they were looked for
+            return await _infos(wire, wanted)
+        raise StoreUnfit(
+            f"{where}: streams are missing: {', '.join(names)}; restore them from a backup, they are not made anew"
+        )
+    if not make:
+        raise StoreUnfit(f"{where}: there is no store yet: `perdure nats init` or the first worker makes it")
+    check_limits(info, layout.partitions, len(missing), where)
+    if there:
+        log.warning(
+            "%s: the creation of the store was interrupted: making the %d streams that are missing", where, len(missing)
+        )
+    else:
+        log.info("%s: making the streams of a new store, %d partitions", where, layout.partitions)
+    first: Settings = there[0][1]["config"] if there else {}
+    metadata: dict[str, str] = first.get("metadata") or {}
+    for each in missing:  # one after the other, in one order: two that begin together make the same
+        each["num_replicas"] = first.get("num_replicas", each["num_replicas"])
+        if synced or metadata.get(SYNCED) == "always":
+            each["metadata"][SYNCED] = "always"
+        answer = await wire.api(f"STREAM.CREATE.{each['name']}", each)
+        if (error := answer.get("error")) is not None:
+            needs = needed(layout.partitions)
+            text = f"{where}: stream {each['name']} cannot be made: {error.get('description')}"
+            raise StoreUnfit(f"{text}; {needs}. Once there is room for them, what was begun here is finished")
+    return found
+
+
+def _check_all(wanted: Sequence[Settings], found: Sequence[Info], where: str) -> None:
+    for each, answer in zip(wanted, found, strict=True):
+        _check_answer(answer, each["name"], where)
+        check_settings(answer["config"], each, where)
+
+
+def _has_held_something(answer: Info) -> bool:
+    """Tell whether a stream has ever held a message. The secret is written when all streams are there."""
+    state: dict[str, Any] = answer.get("state") or {}
+    return int(state.get("last_seq", 0)) > 0
 
 
 async def _infos(wire: Wire, wanted: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -111,7 +159,7 @@ async def make(
         new = _is_missing(there)
         copies = await prepare(wire, layout, replicas, SystemClock(), adopt=shards is None, synced=synced)
         if copies != replicas:
-            where = without_credentials(wire.servers[0])
+            where = shown(wire.servers[0])
             raise StoreUnfit(
                 f"{where}: the streams exist, with {copies} replicas each: `nats stream edit --replicas {replicas}` "
                 "changes that for each of them, while workers run"
@@ -132,13 +180,15 @@ async def _note_synced(wire: Wire, layout: Layout, replicas: int) -> None:
 
 
 async def adopt_partitions(wire: Wire, layout: Layout) -> None:
-    """Take over the number of partitions of a store that exists."""
-    answer = await wire.api(f"STREAM.INFO.{layout.stream('J', 0)}")
-    config: dict[str, Any] = answer.get("config") or {}
-    metadata: dict[str, str] = config.get("metadata") or {}
-    stored = metadata.get("perdure-shards", "")
-    if stored.isdecimal():
-        layout.partitions = int(stored)
+    """Take over the number of partitions of a store that exists, from any of its streams."""
+    names: list[str] = (await wire.api("STREAM.NAMES", {"subject": f"{layout.namespace}.>"})).get("streams") or []
+    for name in sorted(each for each in names if each.startswith(f"{layout.namespace.upper()}_")):
+        config: dict[str, Any] = (await wire.api(f"STREAM.INFO.{name}")).get("config") or {}
+        metadata: dict[str, str] = config.get("metadata") or {}
+        stored = metadata.get("perdure-shards", "")
+        if stored.isdecimal():
+            layout.partitions = int(stored)
+            return
 
 
 def _is_missing(answer: dict[str, Any]) -> bool:
@@ -164,7 +214,9 @@ async def _appear(wire: Wire, names: list[str]) -> bool:
 async def _refuse_others(wire: Wire, layout: Layout, where: str) -> None:
     """Refuse to make streams beside those of the same store with another number of partitions."""
     answer = await wire.api("STREAM.NAMES", {"subject": f"{layout.namespace}.>"})
-    if names := answer.get("streams"):
+    own = {each["name"] for each in stream_settings(layout, 1)}  # one that begins at this instant may have made some
+    streams: list[str] = answer.get("streams") or []
+    if names := sorted({*streams} - own):
         raise StoreUnfit(f"{where}: the subjects {layout.namespace}.> belong to other streams already: {names}")
 
 

@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import re
 import ssl
 from collections.abc import Mapping
 from pathlib import PurePath
 from typing import Any
-from urllib.parse import unquote, urlsplit
 
 from msgspec import Struct
 from msgspec.structs import asdict, replace
+from yarl import URL
 
 from perdure.errors import BadUrl, InvalidOption
 
@@ -33,6 +34,9 @@ ENVIRONMENT = {
 }
 """Where each option is looked for when neither `connect` nor the URL gives it."""
 
+_ESCAPES = "/ as %2F, @ as %40, : as %3A, a comma as %2C, ? as %3F, # as %23 and % as %25"
+_SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:(//)?")
+_ADDRESS = re.compile(r"(\[[^\]]*\]|[^:]*)(:[0-9]*)?")
 _WAYS = ("user", "token", "nkey", "credentials")
 _SEED = "SU"
 
@@ -128,43 +132,58 @@ def place_of(url: str, given: Access, environment: Mapping[str, str]) -> Place:
     scheme, _, rest = url.partition("://")
     if not rest or scheme not in ("nats", "tls"):
         raise BadUrl(
-            f"{_shown(url)!r} names no server: write nats://HOST:PORT, or several as nats://HOST:PORT,HOST:PORT"
+            f"{shown(url)!r} names no server: write nats://HOST:PORT, or several as nats://HOST:PORT,HOST:PORT"
         )
-    written, hosts = "", list[str]()
-    for part in rest.removesuffix("/").split(","):
-        before, _, host = part.rpartition("://")[2].rpartition("@")
-        if before and before != (written or before):
-            raise BadUrl(f"{_shown(url)!r}: the servers of a cluster take the same user and password: write them once")
+    written, at, after = rest.rpartition("@")[0], "@" in rest, rest
+    if at:
+        written, _, after = rest.partition("@")
+    if any(each in written for each in "/?#") or ("@" in after and "://" not in after and "," not in after):
+        raise BadUrl(f"{shown(url)!r}: in a user, password or token, write {_ESCAPES}")
+    hosts: list[str] = []
+    for part in after.removesuffix("/").split(","):
+        before, _, host = part.removeprefix(f"{scheme}://").rpartition("@")
+        if "@" in part and before != (written or before or None):
+            text = "the servers of a cluster take the same user and password: write them once, before the first server"
+            raise BadUrl(f"{shown(url)!r}: {text}, with {_ESCAPES}")
         written = before or written
         hosts.append(_host(host.strip(), url))
     if len(hosts) > SERVERS_LIMIT:
-        raise BadUrl(f"{_shown(url)!r} names {len(hosts)} servers: {SERVERS_LIMIT} are enough to find the others")
-    access = _merged(_written(written), given, environment, url)
+        raise BadUrl(f"{shown(url)!r} names {len(hosts)} servers: {SERVERS_LIMIT} are enough to find the others")
+    access = _merged(_written(written, url), given, environment, url)
     return Place(tuple(f"{scheme}://{host}" for host in dict.fromkeys(hosts)), access, scheme == "tls")
 
 
 def _host(text: str, url: str) -> str:
+    """Return a server's address as nats-py takes it."""
     try:
-        parts = urlsplit(f"//{text}")
-        host, port = parts.hostname, parts.port
-    except ValueError:
-        host, port, parts = None, None, urlsplit("")
-    if not host or port == 0 or any(each.isspace() for each in text) or parts.path or parts.query or parts.fragment:
-        raise BadUrl(f"{_shown(url)!r}: {text!r} is not HOST:PORT, as in nats://127.0.0.1:{DEFAULT_PORT}")
+        parts = URL(f"nats://{text}")
+        host, port = parts.raw_host, parts.explicit_port
+    except ValueError:  # its text may show what is secret
+        host, port, parts = None, None, URL()
+    has_more = parts.raw_path not in ("", "/") or parts.raw_query_string or parts.raw_fragment
+    if not host or port == 0 or has_more or any(each.isspace() for each in text):
+        where = shown(f"nats://{text}").removeprefix("nats://")
+        raise BadUrl(f"{shown(url)!r}: {where!r} is not HOST:PORT, as in nats://127.0.0.1:{DEFAULT_PORT}") from None
     return f"[{host}]:{port or DEFAULT_PORT}" if ":" in host else f"{host}:{port or DEFAULT_PORT}"
 
 
-def _written(text: str) -> Access:
+def _written(text: str, url: str) -> Access:
+    """Return what a URL says before the @: a user and a password, or a token."""
     if not text:
         return Access()
-    user, colon, password = text.partition(":")
-    return Access(user=unquote(user), password=unquote(password)) if colon else Access(token=unquote(user))
+    try:
+        parts = URL(f"nats://{text}@host")
+    except ValueError:  # its text may show what is secret
+        raise BadUrl(f"{shown(url)!r}: in a user, password or token, write {_ESCAPES}") from None
+    if parts.password is None:
+        return Access(token=parts.user)
+    return Access(user=parts.user or "", password=parts.password)
 
 
 def _merged(written: Access, given: Access, environment: Mapping[str, str], url: str) -> Access:
     if asdict(written) != asdict(Access()) and _ways(given):
         raise InvalidOption(
-            f"{_shown(url)!r} says who connects, and so do the options of connect: leave one of them out"
+            f"{shown(url)!r} says who connects, and so do the options of connect: leave one of them out"
         )
     found = replace(given, **{name: value for name, value in asdict(written).items() if value is not None})
     named = {name: value for name, variable in ENVIRONMENT.items() if (value := environment.get(variable))}
@@ -207,13 +226,24 @@ def _needs_nkeys(option: str) -> None:
         raise InvalidOption(f"connect({option}=…) needs the package nkeys: pip install 'perdure[nats]'")
 
 
-def _shown(url: str) -> str:
-    """Return a URL without what may be secret in it."""
-    scheme, separator, rest = url.partition("://")
-    return scheme + separator + ",".join(part.rpartition("@")[2] for part in rest.split(","))
+def shown(url: str) -> str:
+    """Return a URL of a server as it may be shown, whatever is wrong with it: without what may be secret.
 
-
-def without_credentials(url: str) -> str:
-    """Return a URL as it may be shown."""
-    scheme, separator, rest = url.rpartition("://")
-    return f"{scheme}{separator}{rest.rpartition('@')[2]}"
+    All before the last @ may be, except the user's name, and what follows a colon and is no port: it is the password of
+    a URL whose server was forgotten.
+    """
+    found = _SCHEME.match(url)
+    scheme = found[0] if found else ""
+    before, at, after = url[len(scheme) :].rpartition("@")
+    user, colon, _ = before.partition(":")
+    is_name = colon and all(each.isalnum() or each in "._-" for each in user)
+    hidden = f"{user}:***@" if is_name else "***@" if at else ""
+    servers: list[str] = []
+    for part in after.split(","):
+        server = re.split(r"[/?#]", part.removeprefix("nats://").removeprefix("tls://"), maxsplit=1)[0]
+        address = _ADDRESS.fullmatch(server)
+        if address is None:
+            servers.append(server.partition(":")[0] + ":***")
+            break
+        servers.append(server)
+    return scheme + hidden + ",".join(servers)

@@ -22,7 +22,7 @@ from nats.errors import Error as NatsError
 
 from perdure.background import RateLimitedLog
 from perdure.errors import StoreClosed, StoreError, StoreUnavailable, StoreUnfit
-from perdure.stores.jetstream.wire.access import without_credentials
+from perdure.stores.jetstream.wire.access import shown
 from perdure.stores.jetstream.wire.checks import check_payload, denied_of, not_allowed, not_connected
 from perdure.stores.jetstream.wire.connection import Connection
 from perdure.stores.jetstream.wire.protocol import ELECTING, HEADER_LINE, UNAVAILABLE, Arrived, encode, status_of
@@ -115,11 +115,11 @@ class Link:
             await asyncio.wait_for(connection.connect(**settings), 4 * CONNECT_TIMEOUT_SECONDS)
         except (OSError, NatsError, TimeoutError) as error:
             await connection.close()
-            where = ", ".join(map(without_credentials, self.servers))
+            where = ", ".join(map(shown, self.servers))
             raise not_connected(where, self._problems or [str(error) or type(error).__name__]) from error
         self._problems = None
         try:
-            check_payload(connection.max_payload, without_credentials(self.servers[0]))
+            check_payload(connection.max_payload, shown(self.servers[0]))
         except StoreUnfit:
             await connection.close()
             raise
@@ -182,7 +182,7 @@ class Link:
 
     def _denied(self, verb: str, subject: str) -> None:
         """End what waits for an answer that will not come, as this client may not ask or hear it."""
-        where = without_credentials(self.servers[0])
+        where = shown(self.servers[0])
         found = [(name, each) for name, each in self._requests.items() if each.subject.lower() == subject]
         if verb == "subscription":
             found = []
@@ -320,7 +320,7 @@ class Link:
                     raise StoreUnavailable(f"jetstream: {what} is not possible now: {text}")
             self._check()
             await asyncio.sleep(RETRY_SECONDS)
-        where = without_credentials(self.servers[0])
+        where = shown(self.servers[0])
         raise StoreUnavailable(
             f"{where}: JetStream does not answer ({what}): enable it in the server's configuration, `jetstream {{}}`; "
             "of a cluster, more than half of the nodes must be up"

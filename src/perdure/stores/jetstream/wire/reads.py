@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 
 from perdure.errors import StoreError, StoreUnavailable
-from perdure.stores.jetstream.wire.access import without_credentials
+from perdure.stores.jetstream.wire.access import shown
 from perdure.stores.jetstream.wire.checks import stream_gone
 from perdure.stores.jetstream.wire.link import RETRY_SECONDS, Link, fail
 from perdure.stores.jetstream.wire.protocol import (
@@ -48,7 +48,7 @@ class Reads(Link):
             if error.get("err_code") == NO_STREAM:
                 return stream_gone(stream)
         if self._up:
-            where = without_credentials(self.servers[0])
+            where = shown(self.servers[0])
             self.limited_log(
                 "silent",
                 "the NATS server at %s is connected, and its JetStream does not answer: is it enabled, and are enough "
