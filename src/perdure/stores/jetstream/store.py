@@ -102,6 +102,8 @@ class JetStreamStore:
         self._replicas = replicas
         self._shards = shards
         self._open = False
+        self._ended = False
+        self._opening: asyncio.Task[Any] | None = None
         self._blobs = blobs = Blobs(wire, layout)
         self._journals = journals = Journals(wire, layout, blobs, self.name)
         self._keys = keys = Keys(wire, layout, blobs, journals)
@@ -162,6 +164,19 @@ class JetStreamStore:
 
     # --- life ---------------------------------------------------------------------------------------------------------
     async def open(self) -> None:
+        if self._ended:
+            raise self._closed()
+        self._opening = asyncio.current_task()
+        try:
+            await self._connect()
+        finally:
+            self._opening = None
+        self._deliveries.begin()
+        self._open = True
+        self._watching.begin()
+
+    async def _connect(self) -> None:
+        """Connect, and check what is there. Nothing is left of it if that fails, or is cancelled."""
         await self.wire.open()
         try:
             replicas = await prepare(
@@ -177,11 +192,12 @@ class JetStreamStore:
         except BaseException:
             await self.wire.close()
             raise
-        self._deliveries.begin()
-        self._open = True
-        self._watching.begin()
 
     async def aclose(self) -> None:
+        self._ended = True
+        if self._opening is not None:
+            self._opening.cancel()
+            await asyncio.wait([self._opening])
         if not self._open:
             return
         self._open = False
