@@ -23,6 +23,7 @@ from perdure.errors import StoreClosed, StoreUnfit
 from perdure.stores.clock import SystemClock
 from perdure.stores.jetstream.accepting import Accepting
 from perdure.stores.jetstream.background import Background
+from perdure.stores.jetstream.cancelling import Cancelling
 from perdure.stores.jetstream.care.janitor import PERIOD_SECONDS, Janitor
 from perdure.stores.jetstream.care.overdue import LOOK_SECONDS, Overdue
 from perdure.stores.jetstream.care.purge import Purge
@@ -155,6 +156,10 @@ class JetStreamStore:
             self.name,
             self.clock,
         )
+        self._cancelling = Cancelling(
+            wire, layout, blobs, journals, keys, self._finder, self.commits, self.name, self.clock
+        )
+        self._accepting.cancel_unbegun = self._cancel_unbegun
         self._purge = Purge(wire, layout, journals, self._deliveries, self.clock)
         self._overdue = Overdue(wire, layout, self.clock)
         self.janitor = Janitor(
@@ -228,6 +233,10 @@ class JetStreamStore:
     def post(self, message: Message, /) -> asyncio.Future[None]:
         self._check()
         return self._accepting.post(message)
+
+    def _cancel_unbegun(self, message: Message) -> None:
+        if not self._deliveries.hands.has(message.to):
+            self._tasks.spawn(self._cancelling.settle(message))
 
     # --- deliveries ---------------------------------------------------------------------------------------------------
     def subscribe(

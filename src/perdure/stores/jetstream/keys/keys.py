@@ -224,6 +224,20 @@ class Keys:
         subject = self._layout.line(name, id, generation)
         await self._wire.purge(self._layout.stream_of(subject), subject)
 
+    async def withdraw(self, name: str, id: str) -> bool:
+        """Give up a place so that it cannot be granted any more; false if it has been.
+
+        A grant that is under way has read the place already. It names the record that it replaces: so the record is
+        written again, as it is.
+        """
+        while True:
+            record, sequence = await self._checked_record(name)
+            if record.holder == id and not record.generation:
+                return False
+            await self.leave(name, id, 0)
+            if await self._write(record, sequence):
+                return True
+
     async def is_waiting(self, name: str, id: str) -> bool:
         subject = self._layout.line(name, id, 0)
         return await self._wire.last(self._layout.stream_of(subject), subject) is not None
