@@ -28,6 +28,7 @@ from benchmarks.embedded import IN_FLIGHT, in_flight, one_step, three_steps
 from examples.services.nats_server import Options, Server, server
 from examples.services.workers import workers
 from perdure import Client, Context, connect, step, workflow
+from perdure.operations.local import store_behind
 from perdure.stores.port import Delivery, Wake
 
 SHARDS = 4
@@ -165,7 +166,7 @@ async def wakes(_rounds: int, _count: int) -> None:
 
 
 async def _note_wakes(client: Client, came: list[float]) -> None:
-    store = cast("Any", await client.opened())
+    store = cast("Any", await store_behind(client.operations))
     subscribe = store.subscribe
 
     def noting(handlers: Any, deliver: Callable[[Delivery], None], **more: Any) -> Any:
@@ -201,7 +202,7 @@ async def long(_rounds: int, _count: int) -> None:
         async with connect(node.url) as client:
             handle = await client.start(many_steps, LONG)
             times = await handle.result()
-            store = cast("Any", await client.opened())
+            store = cast("Any", await store_behind(client.operations))
             began = time.perf_counter()
             frames = len((await store.journal(handle.id)).frames)
             took = time.perf_counter() - began

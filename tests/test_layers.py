@@ -23,7 +23,7 @@ SOURCE = Path(__file__).resolve().parents[1] / "src"
 
 LAYERS = (
     {"cli", "http", "integrations", "testing"},
-    {"client", "connect", "blocking"},
+    {"client", "handle", "run_all", "calls", "connect", "blocking"},
     {"operations"},
     {"runtime"},
     {"stores"},
@@ -40,6 +40,13 @@ FACE = {"perdure", "perdure.__main__"}
 STORES = ("perdure.stores",)
 STORE_PORT = {"perdure.stores", "perdure.stores.port"}
 CONCRETE_STORES = ("perdure.stores.memory", "perdure.stores.sqlite", "perdure.stores.jetstream")
+FACE_OF_OPERATIONS = tuple(f"perdure.{name}" for name in ("client", "handle", "run_all", "calls", "blocking", "cli"))
+"""They know the port of the operations, and nothing of what it may be kept over."""
+BEHIND_OPERATIONS = (
+    *STORES,
+    *(f"perdure.core.{name}" for name in ("journal", "history", "effects", "generations", "messages", "apply")),
+    *("perdure.operations.local", "perdure.operations.unserved"),
+)
 COMPOSERS = {"perdure.connect", "perdure.testing.environment"}
 """Who put a client together: they may know concrete stores, and the integrations that extras bring."""
 
@@ -186,6 +193,16 @@ def stores_are_known_by_their_port(modules: Iterable[Module]) -> Iterator[str]:
                 yield f"{each.name} imports {name}, which is the stores' own: others know perdure.stores.port"
 
 
+def the_face_knows_the_operations_by_their_port(modules: Iterable[Module]) -> Iterator[str]:
+    modules = list(modules)
+    known = {each.name for each in modules}
+    for each in modules:
+        if is_within(each.name, FACE_OF_OPERATIONS):
+            for name in (target for found in each.imports() for target in targets(found, known)):
+                if is_within(name, BEHIND_OPERATIONS):
+                    yield f"{each.name} imports {name}: the face knows perdure.operations.port, and not what is behind"
+
+
 def core_is_pure(modules: Iterable[Module]) -> Iterator[str]:
     for each in modules:
         if is_within(each.name, ["perdure.core"]):
@@ -235,6 +252,7 @@ RULES = (
     every_module_has_a_layer,
     imports_point_down,
     stores_are_known_by_their_port,
+    the_face_knows_the_operations_by_their_port,
     core_is_pure,
 )
 
@@ -278,6 +296,23 @@ def test_import_that_points_up_is_found(name: str, source: str) -> None:
 def test_import_past_the_port_of_the_stores_is_found(name: str, source: str) -> None:
     importer = Module(name, ast.parse(source), is_package=name == "perdure.stores")
     assert len(list(stores_are_known_by_their_port([importer, module("perdure.stores.memory", "")]))) == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "source"),
+    [
+        ("perdure.client", "from perdure.stores.port import Store"),
+        ("perdure.client", "from perdure.operations import local"),
+        ("perdure.handle", "from perdure.core.journal import Message"),
+        ("perdure.handle", "if TYPE_CHECKING:\n    from perdure.core.journal.requests import Cancel"),
+        ("perdure.run_all", "from perdure.core.history import History"),
+        ("perdure.cli.operate", "def late():\n    from perdure.operations.local import store_behind"),
+        ("perdure.cli.look", "import perdure.stores.sqlite"),
+    ],
+)
+def test_import_past_the_port_of_the_operations_is_found(name: str, source: str) -> None:
+    modules = [module(name, source), module("perdure.operations.local", "")]
+    assert len(list(the_face_knows_the_operations_by_their_port(modules))) == 1
 
 
 @pytest.mark.parametrize(

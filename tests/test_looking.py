@@ -16,6 +16,7 @@ from perdure import Client, Context, Invocation, Retry, WaitTimeout, connect, st
 from perdure.errors import BadId, InvalidOption, StoreClosed, Unencodable, UnknownInvocation
 from perdure.operations.describe import from_journal
 from perdure.operations.listing import PAGE_LIMIT
+from perdure.operations.local import store_behind
 from perdure.stores import notices
 from perdure.testing import Environment
 
@@ -272,7 +273,7 @@ async def test_watch_ends_with_the_store(client: Client) -> None:
 
 async def test_feed_is_dropped_when_its_reader_leaves(client: Client) -> None:
     handle = await client.start(hello.using(id="a"), "x")
-    store = cast("Any", await client.opened())
+    store = cast("Any", await store_behind(client.operations))
     async with aclosing(handle.watch()) as watching:
         await anext(watching)
         assert store._notices.watched  # noqa: SLF001  what is kept for readers cannot be seen from outside
@@ -340,7 +341,7 @@ async def test_failed_one_shows_its_traceback() -> None:
 
 async def test_values_that_do_not_decode_do_not_keep_the_rest_from_being_shown(client: Client) -> None:
     handle = await client.start(hello.using(id="a"), "x")
-    store = await client.opened()
+    store = await store_behind(client.operations)
     described = await store.start("a")
     assert described is not None
     row = await store.row("a")

@@ -12,7 +12,7 @@ PUBLIC = {
     # callers
     *("Awakeable", "Call", "Client", "Handle", "Invocation", "Page", "Stats", "Status", "Worker", "connect"),
     # groups
-    *("Cancelled", "Completed", "Failed", "Group"),
+    *("Cancelled", "Completed", "Failed", "Group", "Unsettled"),
     *("WaitDuration", "WaitForQuota", "WaitForever", "WaitQuotaOrDuration"),
     # flows
     *("Continue", "Flow", "Skip", "Stop"),

@@ -12,9 +12,10 @@ from typing import Any
 import pytest
 
 from perdure import Client, Context, Handle, Retry, Workflow, connect, step, step_info, workflow
-from perdure.connect import channels_for, translators_in_use
+from perdure.connect import client_from
 from perdure.core.journal import Message, RetryInvocation
 from perdure.errors import AwakeableRejected, IllegalTransition, InvocationTimedOut, MessageRefused, StoreClosed
+from perdure.operations.local import store_behind
 from perdure.runtime.worker import Worker
 from perdure.stores.memory import Crashed, MemoryStore
 from perdure.testing import Environment
@@ -342,7 +343,7 @@ async def test_a_retry_that_is_delivered_again_is_answered_from_the_journal(open
     broken.add("three")
     async with opened() as client:
         handle = await failed(client, four_steps)
-        store = await client.opened()
+        store = await store_behind(client.operations)
         message = Message("again", handle.id, store.clock.now(), RetryInvocation())
         await store.post(message)
         assert (await store.answer("again")).refused is None
@@ -429,8 +430,8 @@ async def retry_with_crash_at(point: int, body: Workflow[..., Any], *, always_re
     Return whether there was such a write.
     """
     store = MemoryStore()
-    client = Client(lambda: store, channels_for, translators_in_use)
-    worker = Worker(client.opened, WORKFLOWS, always_replay=always_replay)
+    client = client_from(lambda: store)
+    worker = Worker(lambda: store_behind(client.operations), WORKFLOWS, always_replay=always_replay)
     writes = 0
     crashed = asyncio.Event()
 
@@ -455,8 +456,8 @@ async def retry_with_crash_at(point: int, body: Workflow[..., Any], *, always_re
     await worker.crash()
     if crashed.is_set():
         store.restart()
-        client = Client(lambda: store, channels_for, translators_in_use)
-        worker = Worker(client.opened, WORKFLOWS, always_replay=always_replay)
+        client = client_from(lambda: store)
+        worker = Worker(lambda: store_behind(client.operations), WORKFLOWS, always_replay=always_replay)
         await worker.__aenter__()
         with suppress(MessageRefused):  # the first one was applied
             await client.handle(handle.id).retry()

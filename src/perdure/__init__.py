@@ -7,6 +7,7 @@ from perdure.authoring.group import (
     Completed,
     Failed,
     Group,
+    Unsettled,
     WaitDuration,
     WaitForever,
     WaitForQuota,
@@ -14,7 +15,7 @@ from perdure.authoring.group import (
 )
 from perdure.authoring.step import Step, StepCall, StepInfo, step, step_info
 from perdure.authoring.workflow import Call, Workflow, workflow
-from perdure.client import Client, Handle, Stats
+from perdure.client import Client
 from perdure.connect import connect
 from perdure.core.journal import Status
 from perdure.core.retry import Retry
@@ -28,8 +29,10 @@ from perdure.errors import (
     RemoteError,
     WaitTimeout,
 )
+from perdure.handle import Handle
 from perdure.operations.describe import Invocation
 from perdure.operations.listing import Page
+from perdure.operations.port import Stats
 from perdure.runtime.worker import Worker
 
 __version__ = "0.1.0"
@@ -63,6 +66,7 @@ __all__ = [
     "StepCall",
     "StepInfo",
     "Stop",
+    "Unsettled",
     "WaitDuration",
     "WaitForQuota",
     "WaitForever",

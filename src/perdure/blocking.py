@@ -3,37 +3,56 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import functools
+import os
 import threading
-from collections.abc import AsyncIterator, Coroutine, Generator, Iterable, Iterator, Sequence
-from contextlib import AbstractAsyncContextManager, AsyncExitStack, contextmanager
-from typing import Any, TypeVar
+from collections.abc import AsyncIterator, Coroutine, Iterable, Iterator, Sequence
+from contextlib import AbstractAsyncContextManager, AsyncExitStack
+from typing import Any, Self, TypeVar
 
-from perdure.errors import InvalidOption
+from perdure.core.turn import current_turn
+from perdure.errors import InvalidOption, IoInWorkflow, StoreClosed
 
 T = TypeVar("T")
 
 
 class Blocking:
-    """Runs a client's coroutines on one background loop, and waits for them. Thread-safe."""
+    """Runs a client's coroutines on one background loop, and waits for them. Thread-safe.
 
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        self._loop = loop
+    Use it in a `with`, or keep it for the life of the process: it opens the client and runs its workers on the first
+    call, and closes them at exit. It belongs to the process that opened it: a forked child makes one of its own.
+    """
+
+    def __init__(
+        self, client: AbstractAsyncContextManager[Any], workers: Sequence[AbstractAsyncContextManager[Any]]
+    ) -> None:
+        self._inner = [client, *workers]
+        self._lock = threading.Lock()
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._thread: threading.Thread | None = None
+        self._stack = AsyncExitStack()
+        self._pid = os.getpid()
+        self._closed = False
+
+    def __enter__(self) -> Self:
+        self._check_process()
+        self._opened()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     def __call__(self, work: Coroutine[Any, Any, T], /) -> T:
         """Run `work` to its end, and return its value or raise what it raised. Ctrl-C cancels it."""
         try:
-            asyncio.get_running_loop()
-        except RuntimeError:
-            pass
-        else:
-            work.close()
-            raise InvalidOption("this thread runs an event loop: `await` the call instead of blocking the loop")
-        future = asyncio.run_coroutine_threadsafe(work, self._loop)
-        try:
-            return future.result()
+            self._check_caller()
+            self._check_process()
+            loop = self._opened()
         except BaseException:
-            future.cancel()
+            work.close()
             raise
+        return self._wait(work, loop)
 
     def each(self, items: AsyncIterator[T], /) -> Iterable[T]:
         """Iterate over what an async iterator gives."""
@@ -50,30 +69,95 @@ class Blocking:
 
         return iterate()
 
-
-@contextmanager
-def blocking(
-    client: AbstractAsyncContextManager[Any], workers: Sequence[AbstractAsyncContextManager[Any]]
-) -> Generator[Blocking]:
-    """Run a loop in a thread, with the client open and the workers running on it."""
-    loop = asyncio.new_event_loop()
-    thread = threading.Thread(target=loop.run_forever, name="perdure-blocking", daemon=True)
-    thread.start()
-    wait = Blocking(loop)
-    stack = AsyncExitStack()
-
-    async def enter() -> None:
-        await stack.enter_async_context(client)
-        for worker in workers:
-            await stack.enter_async_context(worker)
-
-    try:
+    def close(self) -> None:
+        """Stop the workers, close the client and end the loop. Nothing can be called after that."""
+        if os.getpid() != self._pid:
+            return  # the loop and its thread are the parent's
+        with self._lock:
+            loop, self._loop = self._loop, None
+            self._closed = True
+        if loop is None:
+            return
+        _open_doors.discard(self)
         try:
-            wait(enter())
-            yield wait
+            self._wait(self._stack.aclose(), loop)
         finally:
-            wait(stack.aclose())
-    finally:
+            self._end(loop)
+
+    def _wait(self, work: Coroutine[Any, Any, T], loop: asyncio.AbstractEventLoop) -> T:
+        future = asyncio.run_coroutine_threadsafe(work, loop)
+        try:
+            return future.result()
+        except BaseException:
+            future.cancel()
+            raise
+
+    def _check_caller(self) -> None:
+        if (turn := current_turn()) is not None:
+            where = f"client.blocking() was called in the body of workflow {turn.start.handler!r}"
+            raise IoInWorkflow(f"{where}: await a child there, or do it in a step")
+        try:
+            asyncio.get_running_loop()
+        except RuntimeError:
+            return
+        raise InvalidOption("this thread runs an event loop: `await` the call instead of blocking the loop")
+
+    def _check_process(self) -> None:
+        if os.getpid() != self._pid:
+            text = f"client.blocking() was made by process {self._pid}, and this is a fork of it, process {os.getpid()}"
+            raise StoreClosed(f"{text}: connect in the child, after the fork")
+
+    def _opened(self) -> asyncio.AbstractEventLoop:
+        with self._lock:
+            if self._closed:
+                raise StoreClosed("client.blocking() is closed, or the process is ending: connect again")
+            if self._loop is None:
+                self._loop = self._open()
+            return self._loop
+
+    def _open(self) -> asyncio.AbstractEventLoop:
+        try:
+            _close_at_exit()
+        except RuntimeError as error:
+            raise StoreClosed(f"client.blocking() cannot open: the process is ending ({error})") from error
+        loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=loop.run_forever, name="perdure-blocking", daemon=True)
+        self._thread.start()
+        try:
+            self._wait(self._enter(), loop)
+        except BaseException:
+            self._closed = True
+            with contextlib.suppress(Exception):
+                self._wait(self._stack.aclose(), loop)
+            self._end(loop)
+            raise
+        _open_doors.add(self)
+        return loop
+
+    async def _enter(self) -> None:
+        for each in self._inner:
+            await self._stack.enter_async_context(each)
+
+    def _end(self, loop: asyncio.AbstractEventLoop) -> None:
         loop.call_soon_threadsafe(loop.stop)
-        thread.join()
+        assert self._thread is not None
+        self._thread.join()
         loop.close()
+
+
+_open_doors: set[Blocking] = set()
+"""Those to close when the process ends."""
+
+
+@functools.cache
+def _close_at_exit() -> None:
+    """Have doors closed at exit before the executors of `concurrent.futures` are, which closing a store still needs.
+
+    `atexit` runs after them. `concurrent.futures` itself relies on this hook of `threading`.
+    """
+    threading._register_atexit(_close_all)  # type: ignore[attr-defined]  # noqa: SLF001
+
+
+def _close_all() -> None:
+    for door in [*_open_doors]:
+        door.close()

@@ -5,19 +5,23 @@ from __future__ import annotations
 import functools
 import os
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from perdure.client import Client
 from perdure.core.retry import Duration, seconds
 from perdure.errors import BadUrl, InvalidOption
+from perdure.operations.local import Local
 from perdure.runtime.retention import RETENTION_SECONDS
-from perdure.stores.port import PAYLOAD_LIMIT_BYTES
+from perdure.runtime.worker import Worker
+from perdure.stores.port import PAYLOAD_LIMIT_BYTES, no_partitions
 
 if TYPE_CHECKING:
     from os import PathLike
     from ssl import SSLContext
 
+    from perdure.authoring.workflow import Workflow
     from perdure.core.failures import FailureTranslator
     from perdure.core.turn import Turn
     from perdure.runtime.worker import Channels
@@ -27,6 +31,10 @@ if TYPE_CHECKING:
 DEFAULT_URL = "sqlite:perdure.db"
 REPLICAS = (1, 3, 5)
 SHARDS_LIMIT = 64
+_NO_BACKUP = "a store in memory is gone with its process; keep what matters in sqlite:PATH"
+_BACKUP_OF_STREAMS = (
+    "back up its streams with the server's own tool, `nats stream backup` (docs/how-to/run-on-jetstream.md)"
+)
 _EXPECTED = "use memory:, sqlite:PATH, nats://HOST:PORT or http(s)://HOST:PORT"
 
 
@@ -49,12 +57,16 @@ def connect(
     replicas: int | None = None,
     shards: int | None = None,
     index: str | PathLike[str] | None = None,
+    timeout: Duration | None = None,
 ) -> Client:
     """Return a client of the store that `url` names; it opens on first use, or on `async with`.
 
     `memory:`, `sqlite:PATH`, `nats://HOST:PORT[,HOST:PORT...]` or `http(s)://HOST:PORT`. Without a url, the
     environment's `PERDURE_URL`, else `sqlite:perdure.db`. `payload_limit` is the most bytes of one encoded value.
     `read_only` opens a store that exists, also a file that another process serves, to look and to change nothing.
+
+    `timeout` (seconds or a timedelta) is how long opening the store, a start or a message may wait for a store that is
+    away: `StoreUnavailable`. None leaves that to the store: it waits until a server that it knows is back.
 
     `retention` (seconds or a timedelta; 7 days; None: for ever) is how long the workers of this client keep completed,
     cancelled and failed invocations, counted from their last change. Then their journals go, failed ones can be retried
@@ -73,10 +85,52 @@ def connect(
     access = {"user": user, "password": password, "token": token, "nkey": nkey, "credentials": credentials, "tls": tls}
     access |= {"tls_ca": tls_ca, "tls_cert": tls_cert, "tls_key": tls_key}
     shared = {"replicas": replicas, "shards": shards, "index": index}
-    make_store = _store_of(url_in_use(url), payload_limit, read_only, _given(access), _given(shared))
+    used = url_in_use(url)
+    make_store = _store_of(used, payload_limit, read_only, _given(access), _given(shared))
     kept = None if retention is None else seconds("connect(retention=…)", retention, positive=True)
-    partitions = shards if url_in_use(url).startswith(("nats:", "tls:")) else 1
-    return Client(make_store, channels_for, translators_in_use, make_stub, kept, partitions)
+    limit = None if timeout is None else seconds("connect(timeout=…)", timeout, positive=True)
+    is_shared = used.startswith(("nats:", "tls:"))
+    return client_from(
+        make_store,
+        name=without_secrets(used),
+        timeout=limit,
+        instead_of_backup=_BACKUP_OF_STREAMS if is_shared else _NO_BACKUP,
+        retention=kept,
+        shards=shards if is_shared else 1,
+    )
+
+
+def client_from(
+    make_store: Callable[[], Store], *, retention: float | None = None, shards: int | None = 1, **options: Any
+) -> Client:
+    """Return a client of the store that `make_store` makes; `options` are those of `Local`."""
+    operations = Local(make_store, **options)
+    make_worker = partial(worker_of, operations.opened, retention=retention, shards=shards)
+    return Client(operations, make_worker, translators_in_use)
+
+
+def worker_of(
+    open_store: Callable[[], Awaitable[Store]],
+    workflows: Sequence[Workflow[..., Any]],
+    /,
+    *,
+    services: Mapping[str, str] | None = None,
+    partitions: Collection[int] | None = None,
+    shards: int | None = 1,
+    **options: Any,
+) -> Worker:
+    """Make a worker on a store of `shards` partitions (None: not known yet)."""
+    if partitions is not None and (not partitions or (shards is not None and not {*partitions} <= {*range(shards)})):
+        raise no_partitions(partitions, shards)
+    return Worker(
+        open_store,
+        workflows,
+        channels=channels_for(services) if services else None,
+        translators=translators_in_use,
+        stubs=make_stub,
+        partitions=partitions,
+        **options,
+    )
 
 
 async def make_streams(
@@ -137,6 +191,7 @@ def _store_of(
             path = rest.removeprefix("//")
             if not path or path == ":memory:":
                 raise BadUrl(f"{url!r}: name a file, as in sqlite:perdure.db; for a store in memory, use memory:")
+            path = os.path.abspath(os.path.expanduser(path))  # the store opens later, perhaps in another folder
             from perdure.stores.sqlite import SqliteStore, SqliteView  # noqa: PLC0415  only the store in use is imported
 
             if read_only:

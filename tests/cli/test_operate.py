@@ -75,7 +75,7 @@ def test_each_verb_is_accepted_and_the_next_worker_applies_it(run: Run, place: P
         code, out, err = run(*verb)
         assert (code, err) == (0, "")
         assert out.startswith(f"{verb[0]} of ")
-        assert "accepted, not yet applied: nobody serves workflow" in out
+        assert "accepted, not yet applied: no worker serves workflow" in out
         assert "perdure worker APP.py --url sqlite:app.db" in out
         (mail,) = described(run, id)["mail"]
         assert mail.split()[0] == verb[0]

@@ -14,7 +14,7 @@ import pytest
 
 from examples.services.nats_server import Cluster, Server, cluster, server
 from perdure.client import Client
-from perdure.connect import channels_for, translators_in_use
+from perdure.connect import client_from
 from perdure.stores.jetstream import JetStreamStore
 from tests.jetstream.liveness import check_liveness, store_of
 from tests.scenarios.conftest import MakeLab
@@ -144,7 +144,7 @@ async def client(nats: Server, namespace: str) -> AsyncIterator[Client]:
     def store() -> JetStreamStore:
         return JetStreamStore([nats.url], namespace=namespace, shards=2)
 
-    async with Client(store, channels_for, translators_in_use) as connected:
+    async with client_from(store) as connected:
         yield connected
 
 

@@ -18,7 +18,7 @@ import pytest
 
 from examples.services.nats_server import Server
 from perdure import Client, Context, workflow
-from perdure.connect import channels_for, translators_in_use
+from perdure.connect import client_from
 from perdure.stores.jetstream import JetStreamStore
 from perdure.stores.jetstream.keys.keys import Record
 from perdure.stores.port import Filter
@@ -58,7 +58,7 @@ def client_on(store: JetStreamStore) -> Client:
     def another() -> JetStreamStore:
         return JetStreamStore(store.wire.servers, namespace=store.layout.namespace, shards=2)
 
-    return Client(another, channels_for, translators_in_use)
+    return client_from(another)
 
 
 async def remove(store: JetStreamStore, *subjects: str) -> None:
@@ -223,7 +223,7 @@ async def test_key_whose_grant_was_left_in_the_middle_is_handed_over(store: JetS
 DIES = """
 import asyncio, os, signal, sys
 from perdure import Client
-from perdure.connect import channels_for, translators_in_use
+from perdure.connect import client_from
 from perdure.stores.jetstream import JetStreamStore
 from perdure.stores.jetstream.accepting import Accepting
 from tests.jetstream.test_janitor import submitted
@@ -235,7 +235,7 @@ Accepting.queue = Accepting._queue_in_line = dies
 
 async def main():
     url, namespace, how = sys.argv[1:]
-    client = Client(lambda: JetStreamStore([url], namespace=namespace, shards=2), channels_for, translators_in_use)
+    client = client_from(lambda: JetStreamStore([url], namespace=namespace, shards=2))
     await client.start(submitted[how], "k")
 
 asyncio.run(main())

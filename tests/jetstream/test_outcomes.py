@@ -8,7 +8,7 @@ from typing import Any
 
 from examples.services.nats_server import Server
 from perdure import Client, Context, workflow
-from perdure.connect import channels_for, translators_in_use
+from perdure.connect import client_from
 from perdure.stores.jetstream import JetStreamStore
 from perdure.stores.jetstream.keys.keys import Keys
 from perdure.stores.port import Transition
@@ -46,7 +46,7 @@ async def test_result_of_an_invocation_with_a_key_is_not_seen_before_the_state_t
     Slow.let_go, Slow.has_ended = asyncio.Event(), asyncio.Event()
 
     def client_on(kind: type[JetStreamStore]) -> Client:
-        return Client(lambda: kind([nats.url], namespace=namespace, shards=1), channels_for, translators_in_use)
+        return client_from(lambda: kind([nats.url], namespace=namespace, shards=1))
 
     async with client_on(Slow) as client, client.worker(counts), client_on(JetStreamStore) as elsewhere:
         handle = await client.start(counts.using(id="one", key="k"))
@@ -63,7 +63,7 @@ async def test_start_that_takes_a_place_again_after_it_has_had_the_key_takes_no_
     nats: Server, namespace: str
 ) -> None:
     store = JetStreamStore([nats.url], namespace=namespace, shards=1)
-    client = Client(lambda: store, channels_for, translators_in_use)
+    client = client_from(lambda: store)
     async with client, client.worker(counts):
         assert [await client.run(counts.using(id=id, key="k")) for id in ("one", "two")] == [1, 2]
         start = await store.start("one")

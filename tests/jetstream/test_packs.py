@@ -9,7 +9,7 @@ import pytest
 
 from examples.services.nats_server import Server
 from perdure import Client, Context, step, workflow
-from perdure.connect import channels_for, translators_in_use
+from perdure.connect import client_from
 from perdure.core.history import History
 from perdure.core.journal import Accepted, Claimed, Fired, Frame, Start
 from perdure.errors import Conflict, StoreDamaged
@@ -59,7 +59,7 @@ def client_of(store: JetStreamStore) -> Client:
     def another() -> JetStreamStore:
         return JetStreamStore(store.wire.servers, namespace=store.layout.namespace, shards=1)
 
-    return Client(another, channels_for, translators_in_use)
+    return client_from(another)
 
 
 async def messages_of(store: JetStreamStore, id: str) -> int:

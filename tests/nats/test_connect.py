@@ -84,7 +84,7 @@ async def error_of(url: str, **options: Any) -> PerdureError:
     client = connect(url, **options)
     with pytest.raises(PerdureError) as raised:
         async with asyncio.timeout(20):
-            await client.opened()
+            await client.operations.open()
     await client.aclose()
     return raised.value
 

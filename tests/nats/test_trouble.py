@@ -98,7 +98,7 @@ async def test_subject_that_a_client_may_not_use_is_an_error_with_its_name(kind:
         client = connect(node.url, user="bob", password="s3cret")
 
         async def begin() -> None:
-            await client.opened()
+            await client.operations.open()
             await client.start(echo.using(id="one"), "A")
 
         with pytest.raises(StoreUnfit, match=f"does not let this client {kind} to ") as raised:
@@ -271,7 +271,7 @@ async def test_server_whose_messages_are_too_small_is_refused() -> None:
     with server(options=Options(max_payload=8_000)) as node:
         client = connect(node.url)
         with pytest.raises(StoreUnfit, match="max_payload is 8,000 bytes, and must be 65,536 at least"):
-            await client.opened()
+            await client.operations.open()
 
 
 async def test_smallest_max_payload_takes_values_of_any_size_in_pieces() -> None:

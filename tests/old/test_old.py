@@ -19,6 +19,7 @@ import pytest
 from examples.services.nats_server import Server, server
 from perdure import Client, connect
 from perdure.connect import translators_in_use
+from perdure.operations.local import store_behind
 from perdure.runtime.worker import Worker
 from perdure.testing import replay
 from tests.old import make, programs, scenes
@@ -79,7 +80,7 @@ async def client(url: str) -> AsyncIterator[Client]:
 def worker(client: Client, *, always_replay: bool = False) -> Worker:
     """Make a worker of all workflows that keeps nothing live, if it is to replay."""
     return Worker(
-        client.opened,
+        lambda: store_behind(client.operations),
         programs.NOW,
         always_replay=always_replay,
         cache=0 if always_replay else 1_000,

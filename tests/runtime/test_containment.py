@@ -14,7 +14,7 @@ from typing import Any, cast
 import pytest
 
 from perdure import Client, Context, Retry, Workflow, connect, step, workflow
-from perdure.connect import channels_for, make_stub, translators_in_use
+from perdure.connect import client_from, make_stub, translators_in_use
 from perdure.core.journal import Raised
 from perdure.errors import CalledOutsideWorkflow, InvalidOption, StoreUnavailable
 from perdure.runtime import retention, runner
@@ -54,7 +54,7 @@ def in_worker(store: Any, *workflows: Workflow[..., Any], **options: Any) -> Wor
 
 
 def client_of(store: MemoryStore) -> Client:
-    return Client(lambda: store, channels_for, translators_in_use, make_stub)
+    return client_from(lambda: store)
 
 
 # --- invocations ------------------------------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ import pytest
 
 from perdure import Context, step, workflow
 from perdure.client import Client
-from perdure.connect import channels_for, make_stub, translators_in_use
+from perdure.connect import client_from, make_stub, translators_in_use
 from perdure.errors import NewerJournal, StoreDamaged, StoreError
 from perdure.runtime.worker import Worker
 from perdure.stores.memory import MemoryStore
@@ -65,7 +65,7 @@ async def test_journal_that_no_worker_can_read_waits_for_one_that_can(
 ) -> None:
     caplog.set_level(logging.WARNING)
     store = MemoryStore()
-    async with Client(lambda: store, channels_for, translators_in_use) as client:
+    async with client_from(lambda: store) as client:
         async with worker_on(store, asks):
             handles = [await client.start(asks) for _ in range(3)]
             awakeables = [await suspended(client, handle) for handle in handles]
@@ -86,7 +86,7 @@ async def test_journal_that_no_worker_can_read_waits_for_one_that_can(
 async def test_worker_that_declined_is_not_asked_again_while_another_can(caplog: pytest.LogCaptureFixture) -> None:
     store = MemoryStore()
     old = OldRelease(store)
-    async with Client(lambda: store, channels_for, translators_in_use) as client, worker_on(old, asks_often, cache=0):
+    async with client_from(lambda: store) as client, worker_on(old, asks_often, cache=0):
         async with worker_on(store, asks_often, cache=0):
             handle = await client.start(asks_often, 6)
             old.unreadable = {handle.id}
@@ -105,7 +105,7 @@ async def asks_often(ctx: Context, times: int) -> int:
 
 async def test_claim_of_a_worker_that_died_passes_over_one_that_cannot_read_it() -> None:
     store = MemoryStore()
-    async with Client(lambda: store, channels_for, translators_in_use) as client:
+    async with client_from(lambda: store) as client:
         new = worker_on(store, sleeps, max_concurrent=3)
         await new.__aenter__()
         handles = [await client.start(sleeps) for _ in range(3)]

@@ -7,8 +7,7 @@ import asyncio
 import pytest
 
 from perdure import Context, workflow
-from perdure.client import Client
-from perdure.connect import channels_for, translators_in_use
+from perdure.connect import client_from
 from perdure.errors import StoreUnavailable
 from perdure.runtime.worker import READS_LIMIT
 from perdure.stores.clock import VirtualClock
@@ -42,7 +41,7 @@ async def waits(ctx: Context) -> str:
 async def test_journals_of_all_that_wake_at_once_are_read_some_at_a_time() -> None:
     clock = VirtualClock()
     store = Slow(clock)
-    client = Client(lambda: store, channels_for, translators_in_use)
+    client = client_from(lambda: store)
     async with client, client.worker(waits, cache=0, max_concurrent=COUNT) as worker:
         handles = [await client.start(waits) for _ in range(COUNT)]
         while (await client.stats()).by_status.get("suspended", 0) < COUNT or not worker.quiet:
@@ -69,7 +68,7 @@ class Unsteady(MemoryStore):
 async def test_journal_that_cannot_be_read_for_some_time_is_read_later(caplog: pytest.LogCaptureFixture) -> None:
     clock = VirtualClock()
     store = Unsteady(clock)
-    client = Client(lambda: store, channels_for, translators_in_use)
+    client = client_from(lambda: store)
     async with client, client.worker(waits, cache=0) as worker:
         handle = await client.start(waits)
         while (await client.stats()).by_status.get("suspended", 0) < 1 or not worker.quiet:

@@ -12,8 +12,7 @@ from typing import Any
 import pytest
 
 from perdure import Context, connect, step, workflow
-from perdure.client import Client
-from perdure.connect import channels_for
+from perdure.connect import client_from
 from perdure.errors import InvalidOption, StoreError, UnknownInvocation
 from perdure.runtime.retention import PURGE_LIMIT, SWEEP_PERIOD_SECONDS
 from perdure.runtime.worker import Worker
@@ -101,7 +100,7 @@ async def swept(store: SpiedStore, clock: VirtualClock, by: float) -> None:
 async def test_sweep_purges_what_is_due_and_no_more_in_pieces_of_bounded_size() -> None:
     clock = VirtualClock()
     store = SpiedStore(clock)
-    async with Client(lambda: store, channels_for) as client, worker_of(store, A_DAY):
+    async with client_from(lambda: store) as client, worker_of(store, A_DAY):
         await until(lambda: store.pieces)
         waits = await client.start(waiting)
         for n in range(2 * PURGE_LIMIT + 1):
@@ -122,7 +121,7 @@ async def test_sweep_purges_what_is_due_and_no_more_in_pieces_of_bounded_size() 
 async def test_sweep_begins_when_its_worker_does_and_one_for_ever_never() -> None:
     clock = VirtualClock()
     store = SpiedStore(clock)
-    async with Client(lambda: store, channels_for) as client:
+    async with client_from(lambda: store) as client:
         async with worker_of(store, None):
             await client.run(noting, "old")
             clock.move_to(clock.now() + 1_000 * A_DAY)
@@ -137,7 +136,7 @@ async def test_sweep_that_fails_is_reported_and_the_next_comes(caplog: pytest.Lo
     clock = VirtualClock()
     store = SpiedStore(clock)
     store.fails = True
-    async with Client(lambda: store, channels_for) as client, worker_of(store, A_DAY):
+    async with client_from(lambda: store) as client, worker_of(store, A_DAY):
         await client.run(noting, "x")
         assert "the disk is tired" in caplog.text
         store.fails = False
@@ -170,7 +169,7 @@ async def test_retention_that_is_due_while_the_last_effects_are_to_be_done_lets_
 
     asyncio.get_running_loop().set_exception_handler(quiet)
     store.hook = crash_before_the_parent_is_told
-    client = Client(lambda: store, channels_for)
+    client = client_from(lambda: store)
     worker = await worker_of(store, 1.0).__aenter__()
     await client.start(asking.using(id="parent"), "child")
     await asyncio.wait_for(crashed.wait(), 5)
@@ -187,6 +186,7 @@ async def test_retention_that_is_due_while_the_last_effects_are_to_be_done_lets_
         async with asyncio.timeout(5):
             while await rows(store):
                 await asyncio.sleep(0)
+    await client.aclose()
 
 
 @pytest.mark.parametrize("kind", ["memory", "sqlite"])
@@ -201,7 +201,7 @@ async def test_start_that_is_delivered_once_more_after_its_purge_runs_nothing(
         return subscribe(handlers, to, **options)
 
     monkeypatch.setattr(store, "subscribe", spy)
-    async with Client(lambda: store, channels_for) as client, worker_of(store, None) as worker:
+    async with client_from(lambda: store) as client, worker_of(store, None) as worker:
         handle = await client.start(noting, "once")
         await handle.result()
         start = await store.start(handle.id)

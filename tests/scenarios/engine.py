@@ -13,10 +13,10 @@ import msgspec
 
 from perdure.authoring.step import StepInfo, Work
 from perdure.authoring.workflow import Workflow
-from perdure.client import Client
-from perdure.connect import channels_for, translators_in_use
+from perdure.connect import client_from, translators_in_use
 from perdure.core.journal import Entry, Start
 from perdure.core.turn import Turn
+from perdure.operations.local import store_behind
 from perdure.runtime.attempt import Attempt
 from perdure.runtime.runner import Runner
 from perdure.runtime.worker import Worker
@@ -122,7 +122,7 @@ class Engine:
 
     def __init__(self, make_store: Callable[[], Store], options: Options) -> None:
         self._options = options
-        self._client = Client(make_store, channels_for, translators_in_use)
+        self._client = client_from(make_store)
         self._workflows = {
             each.name: each
             for module in (bodies, keyed, interpreter)
@@ -134,14 +134,14 @@ class Engine:
 
     # --- life ---------------------------------------------------------------------------------------------------------
     async def open(self) -> None:
-        await self._client.opened()
+        await self._client.operations.open()
         for _ in range(self._options.workers):
             await self.start_worker()
 
     async def start_worker(self) -> int:
         options = self._options
         worker = CountedWorker(
-            self._client.opened,
+            lambda: store_behind(self._client.operations),
             [each for each in self._workflows.values() if not options.serves or each.name in options.serves],
             max_concurrent=options.max_concurrent,
             cache=options.cache,
@@ -173,7 +173,7 @@ class Engine:
 
     async def ready(self) -> None:
         """Wait until a worker's place at a server is made, where there is one."""
-        store = await self._client.opened()
+        store = await store_behind(self._client.operations)
         if isinstance(store, JetStreamStore):
             await store.ready()
 
@@ -235,11 +235,11 @@ class Engine:
 
     # --- looking inside -----------------------------------------------------------------------------------------------
     async def frames(self, id: str) -> int:
-        return len((await (await self._client.opened()).journal(id)).frames)
+        return len((await (await store_behind(self._client.operations)).journal(id)).frames)
 
     async def flaws(self, ids: Sequence[str]) -> list[str]:
         """Read the journals themselves, and say what is wrong with those of invocations that have ended."""
-        store = await self._client.opened()
+        store = await store_behind(self._client.operations)
         return [f"{id}: {flaw}" for id in ids for flaw in flaws((await store.journal(id)).frames)]
 
     async def work(self) -> list[Effort]:

@@ -21,7 +21,7 @@ from perdure.authoring.context import Context
 from perdure.authoring.step import step
 from perdure.authoring.workflow import Workflow, workflow
 from perdure.client import Client
-from perdure.connect import channels_for, translators_in_use
+from perdure.connect import client_from
 from perdure.core.generations import current
 from perdure.core.history import History
 from perdure.core.ids import derived_id
@@ -47,6 +47,7 @@ from perdure.core.lifecycle import TABLE, Event
 from perdure.core.retry import Retry
 from perdure.core.values import encode
 from perdure.errors import InvocationCancelled, MessageRefused, PerdureError, StoreClosed
+from perdure.operations.local import store_behind
 from perdure.runtime.worker import Worker
 from perdure.stores.clock import VirtualClock
 from perdure.stores.memory import Crashed, MemoryStore
@@ -411,9 +412,11 @@ class Lab:
         """Open what was written, with a client and a worker."""
         self.crashed.clear()
         self.deadline = asyncio.get_running_loop().time() + RESULT_WAIT_SECONDS
-        self.client = Client(lambda: self.store, channels_for, translators_in_use)
-        await self.client.opened()
-        self.worker = CountedWorker(self.client.opened, self.served, always_replay=self._always_replay)
+        self.client = client_from(lambda: self.store)
+        await self.client.operations.open()
+        self.worker = CountedWorker(
+            lambda: store_behind(self.client.operations), self.served, always_replay=self._always_replay
+        )
         try:
             await self.worker.__aenter__()
             yield

@@ -17,12 +17,12 @@ import pytest
 from perdure.authoring.context import Context
 from perdure.authoring.step import step
 from perdure.authoring.workflow import Workflow, workflow
-from perdure.client import Client
-from perdure.connect import channels_for, translators_in_use
+from perdure.connect import client_from
 from perdure.core.history import History
 from perdure.core.ids import derived_id
 from perdure.core.journal import CallStep, Frame, Returned, decode_frame
 from perdure.errors import InvocationCancelled, StoreClosed
+from perdure.operations.local import store_behind
 from perdure.runtime.worker import Worker
 from perdure.stores.memory import Crashed
 from perdure.stores.port import Filter
@@ -169,10 +169,12 @@ class ForgetfulLab(Lab):
     async def process(self) -> AsyncGenerator[None]:
         self.crashed.clear()
         self.deadline = asyncio.get_running_loop().time() + crashes.RESULT_WAIT_SECONDS
-        self.client = Client(lambda: self.store, channels_for, translators_in_use)
-        await self.client.opened()
+        self.client = client_from(lambda: self.store)
+        await self.client.operations.open()
         await self.purge()
-        self.worker = Worker(self.client.opened, self.served, always_replay=self._always_replay)
+        self.worker = Worker(
+            lambda: store_behind(self.client.operations), self.served, always_replay=self._always_replay
+        )
         try:
             await self.worker.__aenter__()
             yield

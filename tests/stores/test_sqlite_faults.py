@@ -360,15 +360,38 @@ def remove_log(path: Path) -> None:
     Path(f"{path}-wal").unlink()
 
 
-@pytest.mark.parametrize("gone", [remove, move, replace, move_folder, remove_all, remove_log])
+def copy_over(path: Path) -> None:
+    """Do what `cp backup.db s.db` does: the file stays the same, and what is in it does not."""
+    path.write_bytes((path.parent.parent / "before.db").read_bytes())
+
+
+def copy_another_over(path: Path) -> None:
+    path.write_bytes((path.parent.parent / "another.db").read_bytes())
+
+
+def cut(path: Path) -> None:
+    with path.open("r+b") as file:
+        file.truncate(0)
+
+
+GONE = [remove, move, replace, move_folder, remove_all, remove_log, copy_over, copy_another_over, cut]
+
+
+@pytest.mark.parametrize("gone", GONE)
 async def test_nothing_is_acknowledged_once_the_served_file_is_gone(gone: Gone, tmp_path: Path) -> None:
     folder = tmp_path / "data"
     folder.mkdir()
     store = await opened(folder / "s.db")
     await store.submit([start("a")])
+    await store.backup(str(tmp_path / "before.db"))
+    await store.submit([start("after")])
+    await store.aclose()
+    await (await opened(tmp_path / "another.db")).aclose()
+    store = await opened(folder / "s.db")
+    await store.submit([start("in the log")])
     waiting = store.watch("a")
     gone(folder / "s.db")
-    with pytest.raises(StoreDamaged, match=r"(moved|removed|put in its place).*start it again"):
+    with pytest.raises(StoreDamaged, match=r"(moved|removed|put in its place|copied over it).*start it again"):
         await store.submit([start("b")])
     transition = Transition("a", 0, Frame("w", 1.0, [Accepted(start("a"))]), status="running")
     with pytest.raises(StoreDamaged):
@@ -377,6 +400,27 @@ async def test_nothing_is_acknowledged_once_the_served_file_is_gone(gone: Gone, 
         await waiting
     with pytest.raises(StoreDamaged):
         await store.row("a")
+    lies_there = (folder / "s.db").read_bytes() if (folder / "s.db").exists() else b""
+    await store.aclose()
+    if lies_there:
+        assert (folder / "s.db").read_bytes() == lies_there, "the log was merged into what was put there"
+
+
+async def test_a_file_that_only_seems_to_change_is_served_on(tmp_path: Path) -> None:
+    path = tmp_path / "s.db"
+    store = await opened(path)
+    await store.submit([start("a")])
+    os.utime(path)
+    assert await store.submit([start("b")]) == [True]
+    path.chmod(0o640)
+    assert await store.submit([start("c")]) == [True]
+    with closing(sqlite3.connect(path)) as db:  # as another program may
+        assert db.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()[0] == 0
+    assert await store.submit([start("d")]) == [True]
+    for n in range(20):  # enough for checkpoints of our own
+        await store.submit([start(f"i{n}-{k}", size=20_000) for k in range(20)])
+    assert path.stat().st_size > 4_000_000
+    assert await store.submit([start("e")]) == [True]
     await store.aclose()
 
 

@@ -46,12 +46,10 @@ from perdure.errors import (
     StoreFull,
     StoreLocked,
     StoreReadOnly,
-    StoreTooNew,
 )
 from perdure.stores.port import Filter, Transition, committed
 from perdure.stores.sql.index import LIVELY, SETTLED, query_of
 from perdure.stores.sqlite import SqliteStore, SqliteView
-from perdure.stores.sqlite.schema import meta_checksum
 
 ROOT = Path(__file__).resolve().parents[2]
 FLIPS = 200
@@ -544,56 +542,6 @@ async def test_damage_that_comes_while_the_file_is_open_is_refused_at_the_next_r
 
 
 # --- files of another kind --------------------------------------------------------------------------------------------
-async def test_schema_of_a_later_release_is_refused(closed: Copy, tmp_path: Path) -> None:
-    path = closed.write(tmp_path / "c")
-    with sqlite3.connect(path) as db:
-        db.execute("UPDATE meta SET value = 99 WHERE name = 'schema'")
-    db.close()
-    error = await refusal_of(path)
-    assert isinstance(error, StoreTooNew)
-    assert error.schema == 99
-
-
-FIRST_SCHEMA = (
-    "DROP TABLE key",
-    "DROP TABLE line",
-    "DROP INDEX invocation_by_time",
-    "DROP INDEX invocation_by_status",
-    "DROP INDEX invocation_settled",
-    "DROP INDEX message_of",
-    "CREATE INDEX invocation_by_time ON invocation (created_at, id)",
-    "CREATE INDEX invocation_by_status ON invocation (status, handler)",
-)
-
-
-async def test_file_of_an_earlier_schema_is_brought_forward_and_loses_nothing(tmp_path: Path) -> None:
-    path = tmp_path / "store.db"
-    store = await opened(path)
-    await store.submit([Start("old", "work", encode({}), 1.0, 1.0, 3)])
-    secret = store.secret
-    await store.aclose()
-    latest = "SELECT name, sql FROM sqlite_master ORDER BY name"
-    with sqlite3.connect(path) as db:  # as the first schema was: without keys, with other indexes
-        expected = db.execute(latest).fetchall()
-        for change in FIRST_SCHEMA:
-            db.execute(change)
-        values = [(1, "schema"), (meta_checksum(1, secret), "checksum")]
-        db.executemany("UPDATE meta SET value = ? WHERE name = ?", values)
-    db.close()
-    with pytest.raises(StoreError, match="serve it once"):
-        await looked_at(path)
-    for _ in range(2):
-        store = await opened(path)
-        assert store.secret == secret
-        assert await store.start("old") is not None
-        await store.submit([start("i0")])
-        assert (await store.key("k")).holder == "i0"
-        await store.aclose()
-    with sqlite3.connect(path) as db:
-        assert db.execute(latest).fetchall() == expected
-    db.close()
-
-
 async def test_file_that_is_no_database_is_refused_and_left_alone(tmp_path: Path) -> None:
     path = tmp_path / "notes.txt"
     for text in (b"dear diary, " * 1_000, b"x", b"SQLite format 3\0" + b"\0" * 84, b"\0" * 4_096):

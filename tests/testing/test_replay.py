@@ -15,6 +15,7 @@ import pytest
 from perdure import Context, Workflow, connect, workflow
 from perdure.core.exported import VERSION
 from perdure.errors import Diverged, InvalidOption, Undecodable, UnknownInvocation
+from perdure.operations.local import store_behind
 from perdure.testing import Environment, replay
 from tests.testing import histories
 from tests.testing.histories import HISTORIES, act, export
@@ -68,7 +69,7 @@ async def test_awakeable_ids_replay_though_the_secret_of_their_store_stays_there
         while not (opened := (await handle.describe()).awakeables):
             await asyncio.sleep(0.01)
         history = await handle.export()
-        store = await client.opened()
+        store = await store_behind(client.operations)
         assert opened[0].id.encode() in history
         assert store.secret not in history
         assert store.secret.hex().encode() not in history

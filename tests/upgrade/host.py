@@ -7,6 +7,7 @@ from typing import Any
 
 from perdure.core import journal
 from perdure.core.journal import Message
+from perdure.operations.local import store_behind
 from tests.scenarios.engine import Engine
 from tests.scenarios.host import main
 
@@ -16,7 +17,7 @@ class NextEngine(Engine):
 
     async def annotate(self, id: str, text: str, wait: bool = True) -> str | None:
         """Send an annotation, and wait until it is applied; return why it is refused."""
-        store = await self._client.opened()
+        store = await store_behind(self._client.operations)
         annotate: Any = vars(journal)["Annotate"]
         message = Message(secrets.token_hex(8), id, store.clock.now(), annotate(text))
         await store.post(message)

@@ -10,14 +10,16 @@ from random import Random
 from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar, cast, overload
 from uuid import UUID
 
-from perdure.authoring.group import Group, Wait, run_children
+from perdure.authoring.children import run_children
+from perdure.authoring.group import SETTLE_SECONDS, Group, Wait
 from perdure.core.context import BodyContext
 from perdure.core.ids import check_name, seed_of
 from perdure.core.journal import Start
 from perdure.core.retry import Duration, Retry
 from perdure.core.turn import Turn
-from perdure.core.types import decoder
+from perdure.core.types import decoder, validator
 from perdure.core.values import agrees, encode
+from perdure.errors import Undecodable
 
 if TYPE_CHECKING:
     import grpc.aio
@@ -118,7 +120,17 @@ class Context(BodyContext):
 
     def awakeable(self, type: TypeForm[T], /) -> Awakeable[T]:
         """Promise that somebody outside will answer with a value of `type`."""
-        id, future = self._turn.open_awakeable(decoder(type))
+        turn, read, validate = self._turn, decoder(type), validator(type)
+
+        def decode(data: bytes) -> T:
+            try:
+                return validate(data)  # it comes from outside, as builtin types
+            except Undecodable:
+                if turn.replaying:
+                    return read(data)  # it was valid when it came
+                raise
+
+        id, future = turn.open_awakeable(decode)
         return Awakeable(id, future)
 
     def stub(
@@ -128,10 +140,20 @@ class Context(BodyContext):
         return cast("S", self._turn.make_stub(stub, retry, timeout))
 
     async def run_all(
-        self, calls: Iterable[Call[R]], /, *, wait: Wait | None = None, concurrency: int | None = None
+        self,
+        calls: Iterable[Call[R]],
+        /,
+        *,
+        wait: Wait | None = None,
+        concurrency: int | None = None,
+        settle: Duration = SETTLE_SECONDS,
     ) -> Group[R]:
-        """Run several workflows as children, at most `concurrency` at a time, and gather their outcomes in order."""
-        return await run_children(self.invocation_id, calls, wait=wait, concurrency=concurrency)
+        """Run several workflows as children, at most `concurrency` at a time, and gather their outcomes in order.
+
+        What `wait` leaves over is cancelled. The report waits for those children for at most `settle` seconds; what has
+        not ended then is `Unsettled`.
+        """
+        return await run_children(self._turn, calls, wait=wait, concurrency=concurrency, settle=settle)
 
 
 class _WorkflowLogger(logging.LoggerAdapter[logging.Logger]):

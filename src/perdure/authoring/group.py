@@ -1,22 +1,29 @@
-"""Groups: many invocations run together, with a rule for when to stop waiting for them."""
+"""Groups: many invocations run together, with a rule for when to stop waiting for them.
+
+The rules, the outcomes and the report. `perdure.run_all` runs a group through a client, `authoring.children` as the
+children of a workflow.
+"""
 
 from __future__ import annotations
 
-import asyncio
-import time
-from collections.abc import Awaitable, Callable, Iterable, Sequence
-from typing import TYPE_CHECKING, Any, Generic, Literal, Protocol, TypeVar, cast
+import inspect
+import operator
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar, cast
 
 from msgspec import Struct
 
 from perdure.core.retry import Duration, seconds
-from perdure.errors import InvalidOption, InvocationCancelled
+from perdure.errors import InvalidOption, NotAWorkflow, PerdureError
 
 if TYPE_CHECKING:
-    from perdure.authoring.workflow import Call, Workflow
+    from perdure.authoring.workflow import Call
 
 R = TypeVar("R")
 R_co = TypeVar("R_co", covariant=True)
+
+SETTLE_SECONDS = 30.0
+"""How long the report of a group waits for members that were cancelled, unless `settle` says otherwise."""
 
 
 # --- when to stop waiting ---------------------------------------------------------------------------------------------
@@ -30,7 +37,7 @@ class WaitForQuota(Struct, frozen=True):
     quota: int
 
     def __post_init__(self) -> None:
-        _check_quota(self.quota)
+        whole_number("WaitForQuota(quota=…)", self.quota)
 
 
 class WaitDuration(Struct, frozen=True):
@@ -49,16 +56,80 @@ class WaitQuotaOrDuration(Struct, frozen=True):
     duration: Duration
 
     def __post_init__(self) -> None:
-        _check_quota(self.quota)
+        whole_number("WaitQuotaOrDuration(quota=…)", self.quota)
         seconds("WaitQuotaOrDuration(duration=…)", self.duration)
 
 
 Wait = WaitForever | WaitForQuota | WaitDuration | WaitQuotaOrDuration
 
 
-def _check_quota(quota: int) -> None:
-    if quota < 1:
-        raise InvalidOption(f"quota={quota}: give at least 1")
+class Rule(Struct, frozen=True):
+    """How a group is run, checked: `quota` and `duration` (seconds) are None where nothing is waited for."""
+
+    quota: int | None
+    duration: float | None
+    concurrency: int
+    settle: float
+
+
+def rule_of(wait: Wait | None, concurrency: int | None, settle: Duration, size: int) -> Rule:
+    """Return the options of `run_all`, or raise `InvalidOption`."""
+    if wait is not None and not isinstance(wait, Wait):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise InvalidOption(f"run_all(wait={wait!r}): give a rule, as in WaitForQuota(3) or WaitDuration(60)")
+    quota = wait.quota if isinstance(wait, (WaitForQuota, WaitQuotaOrDuration)) else None
+    limit = wait.duration if isinstance(wait, (WaitDuration, WaitQuotaOrDuration)) else None
+    return Rule(
+        None if quota is None else whole_number("quota", quota),
+        None if limit is None else seconds("duration", limit),
+        max(1, size) if concurrency is None else whole_number("run_all(concurrency=…)", concurrency),
+        seconds("run_all(settle=…)", settle),
+    )
+
+
+def whole_number(what: str, number: int) -> int:
+    """Return a number of invocations, at least 1, or raise `InvalidOption`."""
+    try:
+        whole = operator.index(number)
+    except TypeError:
+        raise InvalidOption(f"{what}: {number!r} is not a whole number") from None
+    if isinstance(number, bool):
+        raise InvalidOption(f"{what}: {number!r} is not a whole number")
+    if whole < 1:
+        raise InvalidOption(f"{what}: {number!r} is too small, give at least 1")
+    return whole
+
+
+# --- what is run ------------------------------------------------------------------------------------------------------
+def listed(calls: Iterable[Call[R]]) -> list[Call[R]]:
+    """Return calls as a list, or raise `NotAWorkflow` for what holds none."""
+    try:
+        return [*calls]
+    except TypeError as error:
+        text = f"run_all({calls!r}): give the calls in a list, as in [checkout.bind(cart) for cart in carts]"
+        raise NotAWorkflow(text) from error
+
+
+def check_calls(members: Sequence[Call[Any]]) -> None:
+    """Raise an error that names the first member that cannot be one."""
+    from perdure.authoring.workflow import Call  # noqa: PLC0415  groups are seldom needed
+
+    ids: dict[str, int] = {}
+    for n, member in enumerate(members):
+        if not isinstance(member, Call):  # pyright: ignore[reportUnnecessaryIsInstance]
+            for each in cast("Sequence[Any]", members):
+                if inspect.iscoroutine(each):
+                    each.close()  # it will not be awaited
+            raise NotAWorkflow(f"calls[{n}] is {member!r}, not the call of a workflow: write checkout.bind(cart)")
+        id = member.workflow.options.id
+        if id is not None and ids.setdefault(id, n) != n:
+            text = f"calls[{n}] has the id of calls[{ids[id]}], {id!r}: each member needs an id of its own"
+            raise InvalidOption(text)
+
+
+def name_member(n: int, error: PerdureError) -> None:
+    """Say in the text of an error which member of the group it is about."""
+    text, *others = error.args or ("",)
+    error.args = (f"calls[{n}]: {text}", *others)
 
 
 # --- what became of each ----------------------------------------------------------------------------------------------
@@ -72,7 +143,7 @@ class Completed(Struct, Generic[R_co], frozen=True):
 
 
 class Failed(Struct, frozen=True):
-    """An invocation that raised `error`."""
+    """An invocation that raised `error`. One that was not accepted has no id."""
 
     id: str
     error: BaseException
@@ -81,131 +152,42 @@ class Failed(Struct, frozen=True):
 
 
 class Cancelled(Struct, frozen=True):
-    """An invocation that was cancelled, by the group or by somebody else; one that never started has no id."""
+    """An invocation that was cancelled, by the group or by somebody else; one that was never started has no id."""
 
     id: str
     duration: float
     status: Literal["cancelled"] = "cancelled"
 
 
+class Unsettled(Struct, frozen=True):
+    """An invocation that was cancelled and had not ended when the report was made: it ends later.
+
+    `status` is what it was then: `paused`, say, for one that ends when it is resumed.
+    """
+
+    id: str
+    status: Literal["scheduled", "pending", "running", "suspended", "paused"]
+    duration: float = 0.0
+
+
+Ended = Completed[R_co] | Failed | Cancelled | Unsettled
+
+
 class Group(Generic[R_co]):
     """The outcomes of a group, in the order of its calls. `total_duration` is in seconds."""
 
-    def __init__(self, results: Sequence[Completed[R_co] | Failed | Cancelled], total_duration: float) -> None:
+    def __init__(self, results: Sequence[Ended[R_co]], total_duration: float) -> None:
         self.results = results
         self.total_duration = total_duration
         self.completed = sum(isinstance(each, Completed) for each in results)
         self.failed = sum(isinstance(each, Failed) for each in results)
         self.cancelled = sum(isinstance(each, Cancelled) for each in results)
+        self.unsettled = sum(isinstance(each, Unsettled) for each in results)
+
+    def __repr__(self) -> str:
+        counts = f"completed={self.completed}, failed={self.failed}, cancelled={self.cancelled}"
+        return f"Group({counts}, unsettled={self.unsettled})"
 
     def values(self) -> list[R_co]:
         """Return the values of those that completed, in order."""
         return [each.value for each in self.results if isinstance(each, Completed)]
-
-
-# --- running ----------------------------------------------------------------------------------------------------------
-class Started(Protocol[R_co]):
-    """A handle, as far as a group needs it."""
-
-    id: str
-
-    async def result(self) -> R_co: ...
-    async def cancel(self) -> None: ...
-
-
-class Starter(Protocol):
-    """A client, as far as a group needs it."""
-
-    async def start(self, workflow: Workflow[..., R], /, *args: Any, **kwargs: Any) -> Started[R]: ...
-
-
-async def run_group(client: Starter, calls: Iterable[Call[R]], *, wait: Wait, concurrency: int | None) -> Group[R]:
-    """Run calls through a client. What the rule leaves over is cancelled, and waited for."""
-    handles: dict[int, str] = {}
-
-    async def run(number: int, call: Call[R]) -> R:
-        handle = await client.start(call.workflow, *call.args, **call.kwargs)
-        handles[number] = handle.id
-        try:
-            return await handle.result()
-        except asyncio.CancelledError:
-            await handle.cancel()
-            raise
-
-    return await _gather([*calls], run, handles, wait, concurrency, time.monotonic)
-
-
-async def run_children(
-    invocation_id: str, calls: Iterable[Call[R]], *, wait: Wait | None, concurrency: int | None
-) -> Group[R]:
-    """Run calls as children of a workflow. The clock is the body's, so that durations repeat on replay."""
-    ids: dict[int, str] = {}
-
-    async def run(number: int, call: Call[R]) -> R:
-        ids[number] = f"{invocation_id}[{number}]"
-        return await call.workflow(*call.args, **call.kwargs)
-
-    loop = asyncio.get_running_loop()
-    return await _gather([*calls], run, ids, wait or WaitForever(), concurrency, loop.time)
-
-
-async def _gather(
-    calls: Sequence[Call[R]],
-    run: Callable[[int, Call[R]], Awaitable[R]],
-    ids: dict[int, str],
-    wait: Wait,
-    concurrency: int | None,
-    now: Callable[[], float],
-) -> Group[R]:
-    if concurrency is not None and concurrency < 1:
-        raise InvalidOption(f"concurrency={concurrency}: give at least 1")
-    began = now()
-    results: list[Any] = [None] * len(calls)
-    room = asyncio.Semaphore(concurrency or max(1, len(calls)))
-    quota = wait.quota if isinstance(wait, (WaitForQuota, WaitQuotaOrDuration)) else len(calls) + 1
-    reached = asyncio.Event()
-    completed = 0
-
-    async def one(number: int, call: Call[R]) -> None:
-        nonlocal completed
-        started = now()
-        try:
-            async with room:
-                started = now()
-                value = await run(number, call)
-        except asyncio.CancelledError:
-            results[number] = Cancelled(ids.get(number, ""), now() - started)
-        except InvocationCancelled:
-            results[number] = Cancelled(ids[number], now() - started)
-        except Exception as error:  # noqa: BLE001  it is this call's outcome
-            results[number] = Failed(ids.get(number, ""), error, now() - started)
-        else:
-            results[number] = Completed(ids[number], value, now() - started)
-            completed += 1
-            if completed >= quota:
-                reached.set()
-
-    tasks = [asyncio.create_task(one(number, call)) for number, call in enumerate(calls)]
-    everything = asyncio.create_task(_all(tasks, reached))
-    limit = wait.duration if isinstance(wait, (WaitDuration, WaitQuotaOrDuration)) else None
-    try:
-        async with asyncio.timeout(None if limit is None else seconds("duration", limit)):
-            await asyncio.shield(everything)
-    except TimeoutError:
-        pass
-    finally:
-        everything.cancel()
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, everything, return_exceptions=True)
-    return Group(cast("Sequence[Completed[R] | Failed | Cancelled]", results), now() - began)
-
-
-async def _all(tasks: Sequence[asyncio.Task[None]], reached: asyncio.Event) -> None:
-    """Wait until every task has ended or the quota is reached."""
-    ended = asyncio.gather(*(asyncio.shield(task) for task in tasks), return_exceptions=True)
-    enough = asyncio.create_task(reached.wait())
-    try:
-        await asyncio.wait([asyncio.ensure_future(ended), enough], return_when=asyncio.FIRST_COMPLETED)
-    finally:
-        enough.cancel()

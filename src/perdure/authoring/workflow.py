@@ -7,7 +7,6 @@ Inside a workflow a call becomes a command of the turn that runs the body; anywh
 from __future__ import annotations
 
 import functools
-import inspect
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, Concatenate, Generic, ParamSpec, Protocol, Self, TypeVar, cast, final, overload
@@ -15,8 +14,9 @@ from typing import TYPE_CHECKING, Any, Concatenate, Generic, ParamSpec, Protocol
 from msgspec import Struct
 from msgspec.structs import replace
 
-from perdure.authoring.by_name import GivenLoosely, Loose, elsewhere, named
-from perdure.authoring.functions import copy_of, name_of, where_of
+from perdure.authoring.by_name import GivenLoosely, Loose, elsewhere, is_loose, named
+from perdure.authoring.functions import check_workflow, copy_of, name_of, where_of
+from perdure.authoring.step import Step
 from perdure.core.context import BodyContext
 from perdure.core.ids import check_name, seed_of
 from perdure.core.journal import Arguments, Parent, Start
@@ -24,7 +24,7 @@ from perdure.core.retry import DURATION_LIMIT_SECONDS, Duration, seconds
 from perdure.core.signature import Signature, identity_of_arguments
 from perdure.core.turn import Turn, current_turn
 from perdure.core.types import decoder, encode_as
-from perdure.errors import CalledOutsideWorkflow, InvalidOption, KeyDeadlock, NotAsync, NotAWorkflow
+from perdure.errors import CalledOutsideWorkflow, InvalidOption, KeyDeadlock, NotAWorkflow
 
 if TYPE_CHECKING:
     from typing_extensions import TypeForm  # in every type checker's own stubs: nothing to install
@@ -66,10 +66,12 @@ class Workflow(Generic[P, R_co]):
         loose: Loose | None = None,
         reference: bool = False,
     ) -> None:
-        if not inspect.iscoroutinefunction(fn):
-            if not callable(fn):
-                raise NotAWorkflow(f"@workflow goes on an async function, not on {fn!r}")
-            raise NotAsync(f"workflow {where_of(fn)} is not async: write `async def`; plain functions can be steps")
+        if isinstance(fn, staticmethod):
+            fn = cast("Callable[..., Any]", fn.__func__)
+        if isinstance(fn, Workflow | Step):
+            kind = "workflow" if isinstance(fn, Workflow) else "step"
+            raise NotAWorkflow(f"{cast('Any', fn).name!r} is a {kind} already: decorate the function once")
+        check_workflow(fn)
         self._fn = fn
         self.name = check_name("a workflow's name", name or name_of(fn))
         if isinstance(aliases, str):
@@ -170,18 +172,13 @@ class Workflow(Generic[P, R_co]):
                 "waits: call it without the key, or send it instead",
                 key=options.key,
             )
-        if self._loose is not None:
-            data = self._loose.encode(args, kwargs, self.name)
-            identity = identity_of_arguments(args, kwargs)
-        else:
-            data = self.signature().encode(args, kwargs, f"workflow {self.name!r}", check=True)
-            identity = self.signature().identity(args, kwargs)
+        data, identity = self.encode_arguments(args, kwargs)
         return Start(
             options.id or id,
             self.name,
             data,
             at,
-            at if options.delay is None else _due(options.delay, at),
+            at if options.delay is None else due_at(options.delay, at),
             seed,
             options.key,
             options.timeout,
@@ -191,6 +188,14 @@ class Workflow(Generic[P, R_co]):
             identity,
         )
 
+    def encode_arguments(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[bytes, bytes]:
+        """Return the encoded arguments and the digest that tells inputs apart, or raise `InputRefused`."""
+        if self._loose is not None:
+            return self._loose.encode(args, kwargs, self.name), identity_of_arguments(args, kwargs)
+        signature = self.signature()
+        data = signature.encode(args, kwargs, f"workflow {self.name!r}", check=True)
+        return data, signature.identity(args, kwargs)
+
     def given(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Arguments:
         """Return the arguments of a start, to be compared with recorded ones."""
         return self.signature().given(args, kwargs) if self._loose is None else GivenLoosely(args, kwargs)
@@ -198,7 +203,7 @@ class Workflow(Generic[P, R_co]):
     def body(self, start: Start, /) -> Callable[[Turn], Coroutine[Any, Any, Any]]:
         """Return what makes the coroutine of an invocation; `Undecodable` when its input does not fit any more."""
         signature = self.signature()
-        args, kwargs = signature.decode(named(start.input, signature))
+        args, kwargs = signature.decode(named(start.input, signature), validated=not is_loose(start.input))
         fn = self._fn
         if not signature.takes_context:
             return lambda _: fn(*args, **kwargs)
@@ -299,7 +304,8 @@ def _checked_delay(delay: Delay) -> Delay:
     return seconds("delay", delay)
 
 
-def _due(delay: Delay, at: float) -> float:
+def due_at(delay: Delay, at: float) -> float:
+    """Return when a start that is put off at `at` is due."""
     if isinstance(delay, datetime):
         due = delay.timestamp()
         if due > at + DURATION_LIMIT_SECONDS:

@@ -1,12 +1,15 @@
 """`perdure pause`, `resume`, `cancel`, `retry`, `resolve`, `reject`: what tells an invocation something.
 
-A file has one process that serves it. If another one does, nothing is changed from here, and it is named. If none does,
-what is told is made durable; the next worker that serves the workflow applies it, since that takes the workflow's code.
-What can be seen from the journal to be refused then is refused now.
+A file is served by one process. If another process serves it, nothing is changed from here, and the text names that
+process. If none does, the message is made durable, and the next worker that serves the workflow applies it, since that
+takes the workflow's code; what the journal already shows to be illegal is refused now.
+
+Where other processes may serve the store (NATS), the command waits for the answer of the worker.
 """
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, cast
@@ -19,17 +22,21 @@ from perdure.cli.reporting import FAILURE, reporting
 from perdure.cli.tables import print_json
 from perdure.cli.values import reader
 from perdure.client import Client
-from perdure.connect import connect
-from perdure.core.ids import parse_awakeable_id
+from perdure.connect import connect, url_in_use
 from perdure.core.lifecycle import SETTLED, TABLE, Event, Verb, refusal
 from perdure.errors import IllegalTransition, MessageRefused, PerdureError, StoreError, StoreLocked, WaitTimeout
 from perdure.operations.describe import Invocation
 
-Tell = Callable[[Client], Awaitable[None]]
-"""Tells one invocation something, and ends when it is applied."""
+WAIT_SECONDS = 10.0
+"""How long to wait for the answer of a worker, where one may run in another process."""
 
-ANSWER_SECONDS = 0.0
-"""How long to wait until it is applied. Here nobody is there to apply it: who opens a file for writing is alone."""
+STORE_WAIT_SECONDS = 1.0
+"""How long to wait where this process is alone, for a cancellation that takes no worker: the body has not begun."""
+
+Tell = Callable[[Client, float], Awaitable[None]]
+"""Tells one invocation something, and ends when it is applied, or after so many seconds."""
+
+TellOne = Callable[[Client, str, float], Awaitable[None]]
 
 ids_argument = click.argument("ids", metavar="ID...", nargs=-1, required=True)
 outcome_option = json_option("Print one JSON object on a line for each.")
@@ -42,7 +49,7 @@ outcome_option = json_option("Print one JSON object on a line for each.")
 @reporting
 def pause(ids: tuple[str, ...], as_json: bool, url: str | None) -> int:
     """Let invocations begin nothing new until they are resumed."""
-    return _tell_all("pause", ids, lambda client, id: client.handle(id).pause(timeout=ANSWER_SECONDS), as_json, url)
+    return _tell_all("pause", ids, lambda client, id, wait: client.handle(id).pause(timeout=wait), as_json, url)
 
 
 @click.command()
@@ -52,7 +59,7 @@ def pause(ids: tuple[str, ...], as_json: bool, url: str | None) -> int:
 @reporting
 def resume(ids: tuple[str, ...], as_json: bool, url: str | None) -> int:
     """End the pause of invocations."""
-    return _tell_all("resume", ids, lambda client, id: client.handle(id).resume(timeout=ANSWER_SECONDS), as_json, url)
+    return _tell_all("resume", ids, lambda client, id, wait: client.handle(id).resume(timeout=wait), as_json, url)
 
 
 @click.command()
@@ -64,11 +71,7 @@ def resume(ids: tuple[str, ...], as_json: bool, url: str | None) -> int:
 def cancel(ids: tuple[str, ...], force: bool, as_json: bool, url: str | None) -> int:
     """Cancel invocations, letting their cleanup code run."""
     return _tell_all(
-        "cancel",
-        ids,
-        lambda client, id: client.handle(id).cancel(force=force, timeout=ANSWER_SECONDS),
-        as_json,
-        url,
+        "cancel", ids, lambda client, id, wait: client.handle(id).cancel(force=force, timeout=wait), as_json, url
     )
 
 
@@ -82,7 +85,7 @@ def retry(ids: tuple[str, ...], as_json: bool, url: str | None) -> int:
 
     All that failed: perdure retry $(perdure list --status failed --quiet)
     """
-    return _tell_all("retry", ids, lambda client, id: client.handle(id).retry(timeout=ANSWER_SECONDS), as_json, url)
+    return _tell_all("retry", ids, lambda client, id, wait: client.handle(id).retry(timeout=wait), as_json, url)
 
 
 @click.command()
@@ -99,8 +102,8 @@ def resolve(awakeable_id: str, value: str | None, as_json: bool, url: str | None
     """
     given = None if value is None else _read(value)
 
-    async def tell(client: Client) -> None:
-        await client.resolve(awakeable_id, given, timeout=ANSWER_SECONDS)
+    async def tell(client: Client, wait: float) -> None:
+        await client.resolve(awakeable_id, given, timeout=wait)
 
     return in_loop(_answer_awakeable("resolve", awakeable_id, tell, as_json, url))
 
@@ -114,13 +117,32 @@ def resolve(awakeable_id: str, value: str | None, as_json: bool, url: str | None
 def reject(awakeable_id: str, reason: str, as_json: bool, url: str | None) -> int:
     """Fail an awakeable, for a REASON that the workflow gets."""
 
-    async def tell(client: Client) -> None:
-        await client.reject(awakeable_id, reason, timeout=ANSWER_SECONDS)
+    async def tell(client: Client, wait: float) -> None:
+        await client.reject(awakeable_id, reason, timeout=wait)
 
     return in_loop(_answer_awakeable("reject", awakeable_id, tell, as_json, url))
 
 
-COMMANDS = (pause, resume, cancel, retry, resolve, reject)
+@click.command()
+@click.argument("target", metavar="TARGET", type=click.Path())
+@url_option
+@reporting
+def backup(target: str, url: str | None) -> int:
+    """Copy a store to TARGET, a file that does not exist yet, also while a worker serves it.
+
+    The copy is a store like any other: perdure list --url sqlite:TARGET
+    """
+    return in_loop(_back_up(target, url))
+
+
+async def _back_up(target: str, url: str | None) -> int:
+    async with connect(url, read_only=True) as client:
+        await client.backup(target)
+    click.echo(f"{shown_url(url)} is copied to {target}.")
+    return 0
+
+
+COMMANDS = (pause, resume, cancel, retry, resolve, reject, backup)
 
 
 def _read(value: str) -> Any:
@@ -138,7 +160,7 @@ async def _opened_to_change(url: str | None) -> AsyncGenerator[Client]:
         pass  # it exists, and is one: opening it to change it would make it
     client = connect(url)
     try:
-        await client.opened()
+        await client.operations.open()
     except StoreLocked as error:
         text = f"{error}: only that process can change it; ask it, or stop it first"
         raise StoreLocked(text, pid=error.pid) from error
@@ -146,16 +168,16 @@ async def _opened_to_change(url: str | None) -> AsyncGenerator[Client]:
         yield client
 
 
-def _tell_all(
-    verb: Verb, ids: Sequence[str], tell: Callable[[Client, str], Awaitable[None]], as_json: bool, url: str | None
-) -> int:
+def _tell_all(verb: Verb, ids: Sequence[str], tell: TellOne, as_json: bool, url: str | None) -> int:
     async def told(client: Client, id: str) -> None:
-        _check_status(await client.handle(id).describe(), verb)
-        await tell(client, id)
+        described = await client.handle(id).describe()
+        _check_status(described, verb)
+        await tell(client, id, _wait_of(url, verb, described))
 
     async def all_of_them() -> int:
         async with _opened_to_change(url) as client:
-            codes = [await _report(verb, id, id, told(client, id), client, as_json, url) for id in dict.fromkeys(ids)]
+            telling = {id: asyncio.ensure_future(told(client, id)) for id in dict.fromkeys(ids)}
+            codes = [await _report(verb, id, id, done, client, as_json, url) for id, done in telling.items()]
         return max(codes)
 
     return in_loop(all_of_them())
@@ -163,13 +185,30 @@ def _tell_all(
 
 async def _answer_awakeable(verb: str, awakeable_id: str, tell: Tell, as_json: bool, url: str | None) -> int:
     async with _opened_to_change(url) as client:
-        id, _, n = parse_awakeable_id(awakeable_id, (await client.opened()).secret)
+        id, n = await client.operations.awakeable(awakeable_id)
 
         async def told() -> None:
-            _check_awakeable(await client.handle(id).describe(), awakeable_id, n)
-            await tell(client)
+            described = await client.handle(id).describe()
+            _check_awakeable(described, awakeable_id, n)
+            await tell(client, _wait_of(url, verb, described))
 
         return await _report(verb, awakeable_id, id, told(), client, as_json, url)
+
+
+def _is_alone(url: str | None) -> bool:
+    """Tell whether no other process can serve a store that this one has opened to change it."""
+    return url_in_use(url).startswith(("memory:", "sqlite:"))
+
+
+def _why_not(url: str | None) -> str:
+    return "no worker serves" if _is_alone(url) else f"within {WAIT_SECONDS:g} s no worker has answered that serves"
+
+
+def _wait_of(url: str | None, verb: str, described: Invocation) -> float:
+    """Return how long to wait until a message is applied: a file that was opened to change it has no worker."""
+    if not _is_alone(url):
+        return WAIT_SECONDS
+    return STORE_WAIT_SECONDS if verb == "cancel" and described.status in ("scheduled", "pending") else 0.0
 
 
 def _check_status(described: Invocation, verb: Verb) -> None:
@@ -209,8 +248,8 @@ async def _report(
         handler = (await client.handle(id).describe()).handler
         became = "accepted"
         text = (
-            f"{verb} of {what}: accepted, not yet applied: nobody serves workflow {handler!r} here. The next worker "
-            f"that does applies it: perdure worker APP.py --url {shown_url(url)}"
+            f"{verb} of {what}: accepted, not yet applied: {_why_not(url)} workflow {handler!r}. The next worker that "
+            f"serves it applies it: perdure worker APP.py --url {shown_url(url)}"
         )
     except StoreError:
         raise

@@ -18,8 +18,7 @@ from perdure.client import Client
 from perdure.connect import SHARDS_LIMIT, connect
 from perdure.core.retry import seconds
 from perdure.runtime.retention import RETENTION_SECONDS
-from perdure.runtime.worker import STOP_GRACE_SECONDS, Worker
-from perdure.stores.port import LEASE_SECONDS
+from perdure.runtime.worker import LEASE_SECONDS, STOP_GRACE_SECONDS, Worker
 
 log = logging.getLogger("perdure.cli")
 

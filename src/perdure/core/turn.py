@@ -115,10 +115,14 @@ class Ready(Struct, eq=False):
 
 
 class CommandFuture(Future[Any]):
-    """The future of a step or child. Like a Task's, its `cancel` asks; the end comes when the journal says so."""
+    """The future of a step or child. Like a Task's, its `cancel` asks; the end comes when the journal says so.
 
-    __slots__ = ("n",)
+    `answer` is that end, if the future was asked to end: a child may have completed all the same.
+    """
+
+    __slots__ = ("answer", "n")
     n: int
+    answer: Answering | None
 
     def cancel(self, msg: Any | None = None) -> bool:
         if self.done():
@@ -617,6 +621,7 @@ class Turn:
     ) -> asyncio.Future[Any]:
         future = CommandFuture(loop=self.loop)
         future.n = command.n
+        future.answer = None
         generation = self._generation_of(command.n) if self._boundaries else self.generation
         self.pending[command.n] = Pending(command, future, decode, work, None, generation)
         return future
@@ -675,6 +680,8 @@ class Turn:
             future.set_result(value)
         else:
             # Ended as the body asked; or answered after it asked, when the cancellation must not be lost.
+            if isinstance(future, CommandFuture):
+                future.answer = entry
             future.end()
 
     def cancel(self, request: CancelRequested) -> None:

@@ -59,6 +59,17 @@ def filter_of(
     return Filter(status, handler, key, id_prefix, created_after=after, created_before=before)
 
 
+def check_filters(filters: Filters) -> None:
+    """Raise `InvalidOption` or `BadId`, naming the filter that is wrong."""
+    filter_of(**filters)
+
+
+def check_cursor(cursor: str | None) -> None:
+    """Raise `InvalidOption` for what is not the `next` of a page."""
+    if cursor is not None:
+        position_of(cursor)
+
+
 def check_limit(limit: int, most: int | None = None) -> int:
     """Return a number of invocations, or raise `InvalidOption`."""
     if isinstance(limit, bool) or not isinstance(limit, int):  # pyright: ignore[reportUnnecessaryIsInstance]
@@ -69,12 +80,12 @@ def check_limit(limit: int, most: int | None = None) -> int:
 
 
 def cursor_of(row: Row) -> str:
-    """Return the cursor of the page that follows a row. It names a place in the order of creation, and no number."""
+    """Return the cursor of the page that follows a row. It names a position in the order of creation, not a number."""
     return base64.urlsafe_b64encode(msgspec.msgpack.encode((row.created_at, row.id))).rstrip(b"=").decode()
 
 
-def place_of(cursor: str) -> tuple[float, str]:
-    """Return the place that a cursor names, or raise `InvalidOption`."""
+def position_of(cursor: str) -> tuple[float, str]:
+    """Return the position that a cursor names, or raise `InvalidOption`."""
     try:
         data = base64.urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4))
         return msgspec.msgpack.decode(data, type=tuple[float, str])

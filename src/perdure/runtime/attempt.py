@@ -18,10 +18,10 @@ from typing import Any, Protocol
 from perdure.authoring.step import StepInfo, Work, current_step
 from perdure.core.failures import Failure
 from perdure.core.failures import failure_of as plain_failure_of
-from perdure.core.journal import Answering, Attempted, Interrupted, Raised, Returned
+from perdure.core.journal import Answering, Attempted, Interrupted, Raised, Returned, Status
 from perdure.core.retry import next_wait
 from perdure.errors import too_large
-from perdure.stores.port import Clock
+from perdure.stores.port import Clock, Store, unknown
 
 THREADS_LIMIT = 64
 """Sync steps that one worker runs at the same time; the others wait for a thread."""
@@ -31,6 +31,7 @@ class Place(Protocol):
     """Where attempts run: the worker."""
 
     loop: asyncio.AbstractEventLoop
+    store: Store
     clock: Clock
 
     def threads(self) -> concurrent.futures.ThreadPoolExecutor: ...
@@ -103,6 +104,13 @@ class Attempt:
     def channel(self, service: str, /) -> Any:
         """Return the gRPC channel to a service."""
         return self._place.channel(service)
+
+    async def status_of(self, id: str, /) -> Status:
+        """Return what the index knows of another invocation."""
+        row = await self._place.store.row(id)
+        if row is None:
+            raise unknown(id)
+        return row.status
 
     async def in_thread(self, fn: Callable[[], Any], /) -> Any:
         """Run `fn` in a thread. A cancelled wait leaves the thread running: it counts as busy until it ends."""

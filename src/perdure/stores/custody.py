@@ -129,6 +129,10 @@ class Custody(ABC, Generic[H]):
     def serves(self, handler: str) -> bool:
         return any(handler in member.handlers for member in self.members)
 
+    def served(self) -> set[str]:
+        """Return the handlers that workers here serve."""
+        return {handler for member in self.members for handler in member.handlers}
+
     def owner(self, id: str) -> Member[H] | None:
         """Return who has an invocation in hand, if anybody has."""
         return self._owners.get(id)

@@ -431,6 +431,9 @@ class MemoryStore:
     def serves(self, handler: str, /) -> bool:
         return self._dispatcher.serves(handler)
 
+    def served(self) -> set[str]:
+        return self._dispatcher.served()
+
     async def row(self, id: str, /) -> Row | None:
         self._check()
         return self._rows.get(id)

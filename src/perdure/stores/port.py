@@ -361,6 +361,10 @@ class Store(Protocol):
         """Tell whether a worker known to this store serves a handler; None where that cannot be known."""
         ...
 
+    def served(self) -> Collection[str]:
+        """Return the handlers that workers known to this store serve."""
+        ...
+
     async def row(self, id: str, /) -> Row | None:
         """Read what the index knows of an invocation."""
         ...

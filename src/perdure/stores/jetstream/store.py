@@ -277,6 +277,9 @@ class JetStreamStore:
     def serves(self, handler: str, /) -> bool | None:
         return self._deliveries.hands.serves(handler)
 
+    def served(self) -> set[str]:
+        return self._deliveries.hands.served()
+
     # --- commits ------------------------------------------------------------------------------------------------------
     def commit(self, transition: Transition, told: Committed, /) -> None:
         if self._open:

@@ -35,6 +35,7 @@ SUFFIXES = ("", "-wal", "-shm", "-commit", "-lock")
 """What is written beside the database, by its name."""
 
 _RANGE = "hhqqi0q"  # struct flock: l_type, l_whence, l_start, l_len, l_pid
+_SHARED_FIRST, _SHARED_SIZE = 0x40000002, 510  # where SQLite puts shared and exclusive locks
 _Id = tuple[int, int]
 
 
@@ -87,6 +88,16 @@ class Lock:
             lock.release()
             raise
         return lock
+
+    def keep_log(self) -> None:
+        """From now on, let closing the last connection leave the log as it is, and not merge it into the file.
+
+        That takes an exclusive lock of SQLite's, which conflicts with one of ours even in the same process.
+        """
+        use = _used.get(self.id)
+        if use is not None and use.descriptor is not None and hasattr(fcntl, "F_OFD_SETLK"):
+            shared = struct.pack(_RANGE, fcntl.F_RDLCK, 0, _SHARED_FIRST, _SHARED_SIZE, 0)
+            fcntl.fcntl(use.descriptor, fcntl.F_OFD_SETLK, shared)
 
     def release(self) -> None:
         """Let go. No connection of this store may be open any more."""

@@ -291,6 +291,9 @@ class SqliteView(OnlyLooking, SqliteReader):
     def serves(self, handler: str, /) -> bool | None:
         return None  # another process may
 
+    def served(self) -> set[str]:
+        return set()
+
     def _refuse_change(self, what: str) -> Never:
         self._check()
         raise StoreReadOnly(about(self.path, f"it was opened to be read only, so {what}"))

@@ -123,6 +123,7 @@ class SqliteStore(SqliteReader):
     def _lose(self, why: StoreError) -> None:
         """Refuse everything: the file is not there any more."""
         self._lost = why
+        self._lock.keep_log()  # what lies there now may be a backup, and our log is no part of it
         self._notices.fail(StoreDamaged(str(why)))
         self._deliveries.close()
 
@@ -285,6 +286,9 @@ class SqliteStore(SqliteReader):
 
     def serves(self, handler: str, /) -> bool | None:
         return self._deliveries.dispatcher.serves(handler)
+
+    def served(self) -> set[str]:
+        return self._deliveries.dispatcher.served()
 
     # --- waiting ------------------------------------------------------------------------------------------------------
     def watch(self, id: str, /) -> asyncio.Future[Outcome]:

@@ -76,7 +76,7 @@ class Writer:
         make_beside(path, "-commit")
         self._side = os.open(side_file(path), os.O_RDWR | os.O_CLOEXEC)
         os.truncate(self._side, os.pwrite(self._side, b"%020d\n" % self._number, 0))
-        self._place = Place(path)
+        self._place = Place(path, opened.secret)
         # A process that ends without closing its store must end: what is not committed was not acknowledged.
         self._thread = threading.Thread(target=self._run, name="perdure-sqlite-write", daemon=True)
         self._thread.start()

@@ -1,0 +1,445 @@
+"""The operations over a store that this process opens.
+
+Decides nothing about an invocation: it encodes what was asked into starts and messages, and reads journals and the
+index for what is told.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import secrets
+import warnings
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Collection, Mapping
+from typing import Any, Protocol, TypeVar, assert_never, cast, runtime_checkable
+
+from msgspec.structs import replace
+
+from perdure.authoring.workflow import due_at
+from perdure.core import journal
+from perdure.core.exported import export
+from perdure.core.ids import check_name, new_id, parse_awakeable_id
+from perdure.core.journal import (
+    Cancel,
+    Message,
+    Pause,
+    Reject,
+    Request,
+    Resolve,
+    Resume,
+    RetryInvocation,
+    Start,
+)
+from perdure.core.lifecycle import SETTLED, refusing_status
+from perdure.core.retry import Duration, seconds
+from perdure.errors import (
+    IllegalTransition,
+    InvalidOption,
+    MessageRefused,
+    StoreClosed,
+    StoreError,
+    StoreUnavailable,
+    WaitTimeout,
+    too_large,
+)
+from perdure.operations.describe import Invocation, from_journal, from_row
+from perdure.operations.listing import PAGE_LIMIT, Filters, Page, cursor_of, filter_of, position_of
+from perdure.operations.port import (
+    ANSWER_WAIT_SECONDS,
+    Operations,
+    Outcome,
+    Stats,
+    Submission,
+    Value,
+    WasCancelled,
+    nothing,
+)
+from perdure.operations.unserved import Unserved
+from perdure.stores.port import Filter, Row, Store, unknown
+
+T = TypeVar("T")
+
+
+@runtime_checkable
+class HasBackup(Protocol):
+    """A store that copies itself."""
+
+    async def backup(self, target: str, /) -> None: ...
+
+
+class Local(Operations):
+    """The operations of the store that `make_store` makes. It is opened on first use, and never after `aclose`.
+
+    `name` is what texts call the store. `timeout` bounds how long a start or message waits to be accepted, in seconds;
+    None leaves that to the store. `instead_of_backup` says what to use where the store does not copy itself.
+    """
+
+    def __init__(
+        self,
+        make_store: Callable[[], Store],
+        *,
+        name: str = "the store",
+        timeout: float | None = None,
+        instead_of_backup: str = "copy what it is made of",
+    ) -> None:
+        self._make_store = make_store
+        self._name = name
+        self._timeout = timeout
+        self._instead_of_backup = instead_of_backup
+        self._store: Store | None = None
+        self._closed = False
+        self._opening: asyncio.Task[Store] | None = None
+        self._sent = 0
+        self._unserved: Unserved | None = None
+        self._pid = 0
+
+    def __del__(self, _warn: Any = warnings.warn) -> None:
+        if self._store is not None and self._pid == os.getpid():
+            text = f"unclosed client of {self._name}: leave its `async with`, or await client.aclose()"
+            _warn(text, ResourceWarning, source=self)
+
+    # --- life ---------------------------------------------------------------------------------------------------------
+    async def open(self) -> None:
+        await self.opened()
+
+    async def aclose(self) -> None:
+        self._closed = True
+        store, self._store = self._store, None
+        opening, self._opening = self._opening, None
+        if self._unserved is not None:
+            self._unserved.close()
+        if opening is not None:
+            opening.cancel()
+            await asyncio.wait([opening])
+            if store is None and not opening.cancelled() and opening.exception() is None:
+                store = opening.result()
+        if store is not None:
+            await store.aclose()
+
+    async def opened(self) -> Store:
+        """Return the open store, opening it if need be."""
+        store = self._store
+        if store is not None:
+            return store
+        self._check_open()
+        opening = self._opening
+        if opening is None:
+            opening = self._opening = asyncio.ensure_future(self._open())
+        try:
+            async with asyncio.timeout(self._timeout):
+                store = await asyncio.shield(opening)
+        except TimeoutError:
+            if opening.done():
+                raise
+            opening.cancel()
+            text = f"{self._name} could not be opened within {self._timeout:g} s: see that it runs and can be reached"
+            raise StoreUnavailable(text) from None
+        finally:
+            if opening.done() and self._opening is opening:
+                self._opening = None
+        self._check_open()
+        self._store = store
+        return store
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise StoreClosed(f"this client of {self._name} is closed: connect again")
+
+    async def _open(self) -> Store:
+        store = self._make_store()
+        await store.open()
+        self._writer = secrets.token_hex(10)  # now rather than earlier: a forked child opens a store of its own
+        self._pid = os.getpid()
+        self._unserved = Unserved(store)
+        return store
+
+    async def _accepted(self, accepting: Awaitable[T], what: str, again: str) -> T:
+        """Wait until the store has accepted something, for as long as `timeout` allows."""
+        if self._timeout is None:
+            return await accepting
+        try:
+            async with asyncio.timeout(self._timeout):
+                return await accepting
+        except TimeoutError:
+            text = f"{self._name} has not accepted {what} within {self._timeout:g} s: it does not answer. {again}"
+            raise StoreUnavailable(text) from None
+
+    # --- running ------------------------------------------------------------------------------------------------------
+    async def run(self, submission: Submission, accepted: Callable[[], object] = nothing, /) -> Outcome:
+        store = self._store or await self.opened()
+        start = self._start_of(store, submission)
+        watch = store.watch(start.id)
+        try:
+            is_new = await self._submit(store, start)
+            accepted()
+            outcome = None if is_new else await store.outcome(start.id)
+            if outcome is None:
+                outcome = await watch
+        finally:
+            if not watch.done():
+                watch.cancel()
+        return _outcome_of(outcome)
+
+    async def start(self, submission: Submission, /) -> None:
+        store = self._store or await self.opened()
+        await self._submit(store, self._start_of(store, submission))
+
+    async def _submit(self, store: Store, start: Start) -> bool:
+        if self._timeout is None:
+            (is_new,) = await store.submit((start,))
+        else:
+            again = f"It may have got it all the same: start it again with using(id={start.id!r}), which runs it once"
+            (is_new,) = await self._accepted(store.submit((start,)), f"the start of invocation {start.id!r}", again)
+        assert self._unserved is not None
+        self._unserved.note(start)
+        return is_new
+
+    def _start_of(self, store: Store, asked: Submission) -> Start:
+        if len(asked.input) > store.payload_limit:
+            raise too_large(f"the input of workflow {asked.handler!r}", len(asked.input), store.payload_limit)
+        at = store.clock.now()
+        due = at if asked.delay is None else due_at(asked.delay, at)
+        return Start(
+            asked.id,
+            asked.handler,
+            asked.input,
+            at,
+            due,
+            _new_seed(),
+            asked.key,
+            asked.timeout,
+            None,
+            asked.is_chosen,
+            (),
+            asked.digest,
+        )
+
+    async def result(self, id: str, /, *, timeout: float | None = None) -> Outcome:
+        store = await self.opened()
+        watch = store.watch(id)
+        try:
+            outcome = await store.outcome(id)
+            if outcome is None:
+                if await store.row(id) is None:
+                    raise unknown(id)
+                try:
+                    outcome = await asyncio.wait_for(watch, timeout)
+                except TimeoutError:
+                    text = f"invocation {id!r} has not ended within {timeout} s; it goes on"
+                    raise WaitTimeout(text, invocation_id=id, timeout=timeout or 0.0) from None
+        finally:
+            watch.cancel()
+        return _outcome_of(outcome)
+
+    async def restart(
+        self, id: str, call: Submission | None, /, *, new_id: str | None, handlers: Collection[str] = ()
+    ) -> str:
+        store = await self.opened()
+        row, old = await store.row(id), await store.start(id)
+        if row is None or old is None:
+            raise unknown(id)
+        if row.status not in SETTLED:
+            reason = f"it is {row.status}, and only an invocation at rest can be restarted: cancel it, or wait for it"
+            text = f"cannot restart invocation {id!r}: {reason}"
+            raise IllegalTransition(text, invocation_id=id, reason=reason, status=row.status)
+        start = self._start_again(store, old, call, handlers)
+        if new_id is not None:
+            start = replace(start, id=check_name("an invocation's id", new_id), chosen=True)
+        if start.id == id:
+            raise InvalidOption(f"restart(id={id!r}): that is its own id; give another, or use retry()")
+        await self._submit(store, start)
+        return start.id
+
+    def _start_again(self, store: Store, old: Start, call: Submission | None, handlers: Collection[str]) -> Start:
+        if call is None:
+            at = store.clock.now()
+            id = new_id(at, os.urandom(10))
+            return replace(old, id=id, at=at, due=at, seed=_new_seed(), parent=None, chosen=False, held=())
+        if old.handler not in handlers:
+            both = f"invocation {old.id!r} is of workflow {old.handler!r}, not {call.handler!r}"
+            raise InvalidOption(f"{both}: to run another workflow, use client.start")
+        start = self._start_of(store, call)
+        timeout = old.timeout if start.timeout is None else start.timeout
+        return replace(start, key=start.key or old.key, timeout=timeout)
+
+    # --- talking ------------------------------------------------------------------------------------------------------
+    async def pause(self, id: str, /, *, timeout: Duration = ANSWER_WAIT_SECONDS) -> None:
+        await self._tell(id, Pause(), timeout)
+
+    async def resume(self, id: str, /, *, timeout: Duration = ANSWER_WAIT_SECONDS) -> None:
+        await self._tell(id, Resume(), timeout)
+
+    async def cancel(self, id: str, /, *, force: bool = False, timeout: Duration = ANSWER_WAIT_SECONDS) -> None:
+        await self._tell(id, Cancel(bool(force)), timeout)
+
+    async def retry(self, id: str, /, *, timeout: Duration = ANSWER_WAIT_SECONDS) -> None:
+        await self._tell(id, RetryInvocation(), timeout)
+
+    async def resolve(self, awakeable_id: str, value: bytes, /, *, timeout: Duration = ANSWER_WAIT_SECONDS) -> None:
+        store = self._store or await self.opened()
+        id, generation, n = parse_awakeable_id(awakeable_id, store.secret)
+        if len(value) > store.payload_limit:
+            raise too_large("the value of the awakeable", len(value), store.payload_limit)
+        await self._tell(id, Resolve(n, value, generation), timeout)
+
+    async def reject(self, awakeable_id: str, reason: str, /, *, timeout: Duration = ANSWER_WAIT_SECONDS) -> None:
+        store = self._store or await self.opened()
+        id, generation, n = parse_awakeable_id(awakeable_id, store.secret)
+        await self._tell(id, Reject(n, reason, generation), timeout)
+
+    async def awakeable(self, awakeable_id: str, /) -> tuple[str, int]:
+        id, _, n = parse_awakeable_id(awakeable_id, (await self.opened()).secret)
+        return id, n
+
+    async def _post(self, store: Store, id: str, request: Request) -> Message:
+        self._sent += 1
+        message = Message(f"{self._writer}-{self._sent}", id, store.clock.now(), request)
+        again = "It may have got it all the same: look at the invocation, then send it again"
+        await self._accepted(store.post(message), f"a message for invocation {id!r}", again)
+        return message
+
+    async def _tell(self, id: str, request: Request, timeout: Duration) -> None:
+        """Post a message, and wait until it is applied."""
+        limit = seconds("timeout", timeout)
+        store = self._store or await self.opened()
+        message = await self._post(store, id, request)
+        try:
+            async with asyncio.timeout(limit):
+                answer = await store.answer(message.id)
+        except TimeoutError:
+            text = f"invocation {id!r}: the message is accepted, and not yet applied after {limit:g} s"
+            raise WaitTimeout(text, invocation_id=id, timeout=limit) from None
+        if (reason := answer.refused) is not None:
+            text = f"invocation {id!r} refused the message: {reason}"
+            if (status := refusing_status(reason)) is not None:
+                raise IllegalTransition(text, invocation_id=id, reason=reason, status=status)
+            raise MessageRefused(text, invocation_id=id, reason=reason)
+
+    # --- looking ------------------------------------------------------------------------------------------------------
+    async def look(self, id: str, /) -> Invocation:
+        row = await (await self.opened()).row(id)
+        if row is None:
+            raise unknown(id)
+        return from_row(row)
+
+    async def describe(self, id: str, /) -> Invocation:
+        store = await self.opened()
+        row = await store.row(id)
+        start = await store.start(id)
+        if row is None or start is None:
+            raise unknown(id)
+        recorded, mail = await store.journal(id), await store.mail(id)
+        holder = None if row.key is None else (await store.key(row.key)).holder
+        served = store.serves(row.handler)
+        return from_journal(row, start, recorded.frames, mail, store.secret, served=served, key_holder=holder)
+
+    async def page(self, filters: Filters, /, *, limit: int, cursor: str | None = None) -> Page:
+        before = None if cursor is None else position_of(cursor)
+        filter = replace(filter_of(**filters), before=before, limit=limit + 1)
+        rows = await (await self.opened()).search(filter)
+        return Page(tuple(map(from_row, rows[:limit])), cursor_of(rows[limit - 1]) if len(rows) > limit else None)
+
+    async def watch(self, id: str, /) -> AsyncGenerator[Invocation, None]:
+        store = await self.opened()
+        events = store.events(Filter(id=id))
+        try:
+            row = await store.row(id)
+            if row is None:
+                raise unknown(id)
+            yield from_row(row)
+            while row.status not in SETTLED:
+                before, changes = row, await events.next()
+                row = changes[-1] if changes else await store.row(id)
+                if row is None:
+                    raise unknown(id)
+                if row.status != before.status:
+                    yield from_row(row)
+        finally:
+            events.close()
+
+    async def watch_all(self, filters: Filters, /) -> AsyncGenerator[Invocation, None]:
+        filter = filter_of(**filters)
+        store = await self.opened()
+        events = store.events(filter)
+        since = store.clock.now()
+        try:
+            while True:
+                rows = await events.next()
+                if rows is None:
+                    async for row in _changed_since(store, filter, since):
+                        since = max(since, row.updated_at)
+                        yield from_row(row)
+                    continue
+                for row in rows:
+                    since = max(since, row.updated_at)
+                    yield from_row(row)
+        finally:
+            events.close()
+
+    async def stats(self) -> Stats:
+        counts = await (await self.opened()).counts()
+        total = sum(counts.by_status.values())
+        return Stats(total, counts.by_status, counts.by_handler, counts.is_current, counts.behind)
+
+    async def state(self, key: str, /) -> Mapping[str, bytes]:
+        return (await (await self.opened()).key(key)).state
+
+    async def serves(self, handler: str, /) -> bool | None:
+        return (await self.opened()).serves(handler)
+
+    # --- keeping ------------------------------------------------------------------------------------------------------
+    async def export(self, id: str, /) -> bytes:
+        store = await self.opened()
+        start = await store.start(id)
+        if start is None:
+            raise unknown(id)
+        return export((await store.journal(id)).frames, start, store.secret)
+
+    async def purge(self, id: str, /) -> None:
+        store = await self.opened()
+        row = await store.row(id)
+        if row is None:
+            raise unknown(id)
+        if not await store.purge(store.clock.now(), limit=1, id=id):
+            why = "cancel it first"
+            if row.status in SETTLED:
+                why = "something for it is still in hand, or its sender may send it again: try later"
+            text = f"cannot purge invocation {id!r}: it is {row.status}; {why}"
+            raise IllegalTransition(text, invocation_id=id, status=row.status)
+
+    async def backup(self, target: str, /) -> None:
+        store = await self.opened()
+        if not isinstance(store, HasBackup):
+            raise StoreError(f"{self._name} makes no backup of itself: {self._instead_of_backup}")
+        await store.backup(target)
+
+
+async def store_behind(operations: Operations) -> Store:
+    """Return the open store behind local operations: for workers, and for tests that look behind the client."""
+    return await cast("Local", operations).opened()
+
+
+async def _changed_since(store: Store, filter: Filter, since: float) -> AsyncIterator[Row]:
+    """Read the whole index for what has changed: the way out for a watcher that was not told."""
+    filter = replace(filter, limit=PAGE_LIMIT)
+    while rows := await store.search(filter):
+        for row in rows:
+            if row.updated_at >= since:
+                yield row
+        filter = replace(filter, before=(rows[-1].created_at, rows[-1].id))
+
+
+def _new_seed() -> int:
+    return int.from_bytes(os.urandom(8), "big") >> 1
+
+
+def _outcome_of(outcome: journal.Outcome) -> Outcome:
+    match outcome:
+        case journal.Completed(value=value):
+            return Value(value)
+        case journal.Failed(failure=failure):
+            return failure
+        case journal.Cancelled():
+            return WasCancelled()
+        case _:
+            assert_never(outcome)

@@ -1,0 +1,173 @@
+"""What can be asked of a store and told to its invocations: the operations, in terms of invocations and values.
+
+The client, its handles and the command line know this protocol and nothing behind it: no store, no journal, no secret.
+`local` keeps it over a store that this process opens. A value is bytes, encoded as `perdure.core` encodes it; whoever
+made the call knows its type.
+
+Every operation opens the store if it is not open yet, raises `StoreClosed` after `aclose`, and `UnknownInvocation` for
+an id that the store does not know.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Callable, Collection, Mapping
+from datetime import datetime
+from typing import Protocol
+
+from msgspec import Struct
+
+from perdure.core.failures import Failure
+from perdure.core.journal import Status
+from perdure.core.retry import Duration
+from perdure.operations.describe import Invocation
+from perdure.operations.listing import Filters, Page
+
+ANSWER_WAIT_SECONDS = 30.0
+"""How long `pause`, `resume`, `cancel`, `retry`, `resolve` and `reject` wait to hear that they were applied.
+
+The message is durable before they wait."""
+
+
+# --- what is started, and how it ends ---------------------------------------------------------------------------------
+class Submission(Struct, frozen=True):
+    """One workflow to start: the encoded arguments and how to run them.
+
+    `is_chosen` says that the caller chose the id, so that it may exist already. `digest` tells inputs apart.
+    """
+
+    id: str
+    handler: str
+    input: bytes
+    digest: bytes
+    is_chosen: bool = False
+    key: str | None = None
+    delay: Duration | datetime | None = None
+    timeout: float | None = None
+
+
+class Value(Struct, frozen=True):
+    """The invocation completed with this value."""
+
+    data: bytes
+
+
+class WasCancelled(Struct, frozen=True):
+    """The invocation was cancelled."""
+
+
+Outcome = Value | Failure | WasCancelled
+"""How an invocation ended: with a value, with a failure, or cancelled."""
+
+
+class Stats(Struct, frozen=True, omit_defaults=True):
+    """How many invocations there are.
+
+    `is_current` is false while a store that is far away cannot be asked: these are the last known numbers then, and at
+    least `behind` changes are missing.
+    """
+
+    total: int
+    by_status: Mapping[Status, int]
+    by_handler: Mapping[str, int]
+    is_current: bool = True
+    behind: int = 0
+
+
+def nothing() -> None:
+    """Do nothing: for a caller that does not need to hear when its start is durable."""
+
+
+# --- the operations ---------------------------------------------------------------------------------------------------
+class Operations(Protocol):
+    """What the client, its handles and the command line can do with a store."""
+
+    # --- life ---------------------------------------------------------------------------------------------------------
+    async def open(self) -> None:
+        """Open the store, or raise a `StoreError` that says what is wrong."""
+        ...
+
+    async def aclose(self) -> None:
+        """Close the store for good."""
+        ...
+
+    # --- running ------------------------------------------------------------------------------------------------------
+    async def run(self, submission: Submission, accepted: Callable[[], object] = nothing, /) -> Outcome:
+        """Start an invocation and wait for its outcome; `accepted` is called once the start is durable."""
+        ...
+
+    async def start(self, submission: Submission, /) -> None:
+        """Start an invocation; return when the start is durable."""
+        ...
+
+    async def result(self, id: str, /, *, timeout: float | None = None) -> Outcome:
+        """Wait for the outcome of an invocation; `WaitTimeout` after `timeout` seconds."""
+        ...
+
+    async def restart(
+        self, id: str, call: Submission | None, /, *, new_id: str | None, handlers: Collection[str] = ()
+    ) -> str:
+        """Start an invocation at rest anew under another id, and return that; `call` brings other input.
+
+        `handlers` are the names of the workflow that is called: the invocation must be of one of them.
+        """
+        ...
+
+    # --- talking ------------------------------------------------------------------------------------------------------
+    # Each is durable at once and returns when it is applied. `MessageRefused` says why it was not; `WaitTimeout`, that
+    # it was not within `timeout` seconds.
+    async def pause(self, id: str, /, *, timeout: Duration = ANSWER_WAIT_SECONDS) -> None: ...
+    async def resume(self, id: str, /, *, timeout: Duration = ANSWER_WAIT_SECONDS) -> None: ...
+    async def cancel(self, id: str, /, *, force: bool = False, timeout: Duration = ANSWER_WAIT_SECONDS) -> None: ...
+    async def retry(self, id: str, /, *, timeout: Duration = ANSWER_WAIT_SECONDS) -> None: ...
+    async def resolve(self, awakeable_id: str, value: bytes, /, *, timeout: Duration = ANSWER_WAIT_SECONDS) -> None: ...
+    async def reject(self, awakeable_id: str, reason: str, /, *, timeout: Duration = ANSWER_WAIT_SECONDS) -> None: ...
+
+    async def awakeable(self, awakeable_id: str, /) -> tuple[str, int]:
+        """Return the invocation of an awakeable and the number of its command; `BadId` for one of another store."""
+        ...
+
+    # --- looking ------------------------------------------------------------------------------------------------------
+    async def look(self, id: str, /) -> Invocation:
+        """Return what the index knows of an invocation."""
+        ...
+
+    async def describe(self, id: str, /) -> Invocation:
+        """Return what the index and the journal know of an invocation."""
+        ...
+
+    async def page(self, filters: Filters, /, *, limit: int, cursor: str | None = None) -> Page:
+        """Return at most `limit` invocations, newest first, and the cursor of the page after them."""
+        ...
+
+    def watch(self, id: str, /) -> AsyncGenerator[Invocation, None]:
+        """Push the statuses of an invocation: the present one first, the settled one last."""
+        ...
+
+    def watch_all(self, filters: Filters, /) -> AsyncGenerator[Invocation, None]:
+        """Push every invocation that passes the filters after a change, without end."""
+        ...
+
+    async def stats(self) -> Stats:
+        """Count invocations."""
+        ...
+
+    async def state(self, key: str, /) -> Mapping[str, bytes]:
+        """Return the state of a key, as the last invocation to end left it."""
+        ...
+
+    async def serves(self, handler: str, /) -> bool | None:
+        """Tell whether a worker serves a handler; None where that cannot be known from here."""
+        ...
+
+    # --- keeping ------------------------------------------------------------------------------------------------------
+    async def export(self, id: str, /) -> bytes:
+        """Return the history of an invocation, for `perdure.testing.replay`."""
+        ...
+
+    async def purge(self, id: str, /) -> None:
+        """Remove a settled invocation for ever."""
+        ...
+
+    async def backup(self, target: str, /) -> None:
+        """Copy the store to a new file `target` while it is served."""
+        ...
