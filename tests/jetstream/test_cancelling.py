@@ -10,7 +10,8 @@ import pytest
 
 from examples.services.nats_server import Server
 from perdure import Client, Context, step, workflow
-from perdure.connect import channels_for, translators_in_use
+from perdure.connect import client_from
+from perdure.errors import InvocationCancelled
 from perdure.stores.jetstream import JetStreamStore
 from tests.jetstream.liveness import check_liveness
 
@@ -67,7 +68,7 @@ async def store(nats: Server, namespace: str) -> AsyncIterator[JetStreamStore]:
 
 @pytest.fixture
 async def client(store: JetStreamStore) -> AsyncIterator[Client]:
-    async with Client(lambda: store, channels_for, translators_in_use) as connected:
+    async with client_from(lambda: store) as connected:
         yield connected
 
 
@@ -87,7 +88,7 @@ async def test_start_that_no_worker_has_is_cancelled_at_once(client: Client, how
     handle: Any = await client.start(WAYS[how], "a")
     async with asyncio.timeout(20):
         await handle.cancel()
-        with pytest.raises(Cancelled):
+        with pytest.raises(InvocationCancelled):
             await handle.result()
         assert (await handle.describe()).status == "cancelled"
     async with client.worker(notes):
@@ -103,7 +104,7 @@ async def test_start_that_was_queued_before_its_handler_had_a_worker_and_after_i
     handles = [await client.start(notes, f"b{n}") for n in range(5)]
     await asyncio.gather(*(handle.cancel() for handle in handles))
     for handle in handles:
-        with pytest.raises(Cancelled):
+        with pytest.raises(InvocationCancelled):
             await handle.result(timeout=20)
     assert ran == ["a"]
 
@@ -115,7 +116,7 @@ async def test_place_behind_the_holder_of_a_key_is_given_up_and_the_others_keep_
             await asyncio.sleep(0.01)
         second, third = [await client.start(holds.using(key="k"), name) for name in ("second", "third")]
         await second.cancel()
-        with pytest.raises(Cancelled):
+        with pytest.raises(InvocationCancelled):
             await second.result(timeout=20)
         gates[-1].set()
         assert [await first.result(), await third.result()] == ["first", "third"]
@@ -129,7 +130,7 @@ async def test_invocation_that_a_worker_has_begun_runs_its_cleanup(client: Clien
         while not ran:
             await asyncio.sleep(0.01)
         await handle.cancel()
-        with pytest.raises(Cancelled):
+        with pytest.raises(InvocationCancelled):
             await handle.result(timeout=20)
     assert cleaned == ["a"]
 
@@ -140,14 +141,14 @@ async def test_cancel_and_begin_at_the_same_time_end_in_one_of_both_and_never_be
 ) -> None:
     """Whatever began was cleaned up, whatever did not begin has run nothing."""
     worker_of = JetStreamStore([nats.url], namespace=namespace, shards=2)
-    async with Client(lambda: worker_of, channels_for, translators_in_use) as elsewhere, elsewhere.worker(holds):
+    async with client_from(lambda: worker_of) as elsewhere, elsewhere.worker(holds):
         await worker_of.ready()
         for n in range(10):
             key = "k" if n % 2 else None
             handle = await client.start(holds.using(key=key) if key else holds, f"{n}")
             await asyncio.sleep(wait)
             await handle.cancel()
-            with pytest.raises(Cancelled):
+            with pytest.raises(InvocationCancelled):
                 await handle.result(timeout=30)
     assert {*cleaned} >= {*ran}
 

@@ -11,7 +11,7 @@ import pytest
 
 from examples.services.nats_server import Server
 from perdure import Client, workflow
-from perdure.connect import channels_for, translators_in_use
+from perdure.connect import client_from
 from perdure.core.journal import Start
 from perdure.errors import StoreClosed
 from perdure.stores.jetstream import JetStreamStore
@@ -107,7 +107,7 @@ def named(name: str) -> Any:
 
 def client_of(nats: Server, namespace: str) -> tuple[JetStreamStore, Client]:
     store = JetStreamStore([nats.url], namespace=namespace, shards=2)
-    return store, Client(lambda: store, channels_for, translators_in_use)
+    return store, client_from(lambda: store)
 
 
 async def test_handlers_of_any_name_are_served_and_listed(nats: Server, namespace: str) -> None:

@@ -11,7 +11,7 @@ import pytest
 
 from examples.services.nats_server import Server
 from perdure import Client, Context, connect, workflow
-from perdure.connect import channels_for, translators_in_use
+from perdure.connect import client_from
 from perdure.stores.jetstream import JetStreamStore
 from tests.jetstream.liveness import check_liveness
 
@@ -42,7 +42,7 @@ async def client_of(node: Server) -> AsyncGenerator[Client]:
     def store() -> JetStreamStore:
         return JetStreamStore([node.url], shards=1)
 
-    async with Client(store, channels_for, translators_in_use) as client:
+    async with client_from(store) as client:
         yield client
 
 
