@@ -67,7 +67,6 @@ _UNSETTLED = (
 )
 _WAITED_FOR = "SELECT DISTINCT key FROM invocation WHERE key > ? AND status = 'pending' ORDER BY key LIMIT ?"
 
-
 TEMPORARY = ""
 """SQLite's name for a file that nobody sees, and that goes with the connection. It takes no memory of a worker."""
 
