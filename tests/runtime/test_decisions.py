@@ -172,7 +172,7 @@ def test_first_round_begins_the_body_and_may_hold_its_frame() -> None:
     assert round.taken == [start]
     assert may_hold(ready, round)
     assert not is_empty(ready, round)
-    transition = compose(known, START, round, ready, None, release=False, wake=None)
+    transition = compose(known, START, round, ready, None, None)
     written = transition.frame
     assert written is not None
     assert [type(each) for each in written.entries] == [Accepted, Claimed]
@@ -185,7 +185,7 @@ def test_outcome_is_the_last_entry_and_ends_the_claim() -> None:
     turn = turn_of(returns)
     round = gather(known, turn, [], [started()], 1.0)
     ready, outcome = outcome_of(known, turn.ready(), round)
-    transition = compose(known, START, round, ready, outcome, release=False, wake=None)
+    transition = compose(known, START, round, ready, outcome, None)
     assert isinstance(transition.outcome, Completed)
     assert not known.owned
     assert transition.status == "completed"

@@ -202,20 +202,13 @@ def is_empty(ready: Ready, round: Round) -> bool:
 
 
 def compose(
-    record: Record,
-    start: Start,
-    round: Round,
-    ready: Ready,
-    outcome: Outcome | None,
-    *,
-    release: bool,
-    wake: float | None,
+    record: Record, start: Start, round: Round, ready: Ready, outcome: Outcome | None, released: Released | None
 ) -> Transition:
-    """Make the next frame and what follows from it. `release` ends the claim until `wake`, or until something comes."""
+    """Make the next frame and what follows from it. `released` ends the claim until its wake, or something comes."""
     at = round.at
     entries = [*record.preamble(start, at), *round.entries]
-    if release:
-        entries.append(Released(at, wake))
+    if released is not None:
+        entries.append(released)
     if outcome is not None and entries[-1] is not outcome:
         entries.remove(outcome)
         entries.append(outcome)
@@ -225,10 +218,10 @@ def compose(
     if round.answers or record.redo is not NO_EFFECTS:
         effects = record.with_redo(effects, round.answers)
     status = record.history.status
-    changed = status if status != record.status or release else None
+    changed = status if status != record.status or released is not None else None
     record.status = status
-    record.owned = not release and outcome is None
-    return Transition(record.id, record.revision, frame, effects, changed, release, round.taken)
+    record.owned = released is None and outcome is None
+    return Transition(record.id, record.revision, frame, effects, changed, released is not None, round.taken)
 
 
 def release_now(record: Record, arrivals: Sequence[Answering], taken: Sequence[Delivery], at: float) -> Transition:

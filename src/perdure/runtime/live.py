@@ -103,6 +103,17 @@ class Live(Exchange):
                 log.error("invocation %s: %s", self.id, context.get("message"), exc_info=context.get("exception"))
             turn.unseen.clear()
 
+    def _stuck_at(self) -> str | None:
+        """Return where the body waits for nothing that can come; log it when it begins to."""
+        stuck_at = None if self.turn is None else self.turn.stuck_at
+        if stuck_at is not None and stuck_at != self.record.history.stuck_at:
+            log.warning(
+                "invocation %s (%s) waits at %s for something that nothing can bring: no step, timer, child or "
+                "awakeable is pending. Only a cancellation or its time limit can end it",
+                *(self.id, self.handler, stuck_at),
+            )
+        return stuck_at
+
     # --- time ---------------------------------------------------------------------------------------------------------
     def _note_time(self, at: float, n: int) -> None:
         if self._agenda is None:

@@ -29,6 +29,7 @@ from perdure.core.journal import (
     Message,
     Outcome,
     Paused,
+    Released,
     SetTimer,
     Start,
 )
@@ -261,8 +262,8 @@ class Runner(Live):
             if type(command) is SetTimer and command.n in pending:
                 self._note_time(command.due, command.n)
         release = outcome is None and not begins and not steps.running and not steps.arrivals
-        due = self._next_due() if release else None
-        transition = compose(record, start, round, ready, outcome, release=release, wake=due)
+        released = Released(round.at, self._next_due(), self._stuck_at()) if release else None
+        transition = compose(record, start, round, ready, outcome, released)
         self._commit(transition, self._settled if outcome is not None else partial(self._durable, ready, release))
 
     def _without_frame(self, round: Round) -> None:
