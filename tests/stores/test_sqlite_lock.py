@@ -370,9 +370,9 @@ def test_a_store_can_be_opened_in_a_child_after_its_parent_has_closed_it(tmp_pat
 CLOSED_STREAMS = """
 import asyncio, os, sys
 from tests.stores.test_sqlite_file import opened, start
-for stream in map(int, sys.argv[2]):
-    os.close(stream)
 async def main():
+    for stream in map(int, sys.argv[2]):
+        os.close(stream)  # not before the loop has the descriptors that it needs
     store = await opened(sys.argv[1])
     await store.submit([start("a")])
     taken = [os.path.realpath(f"/proc/self/fd/{n}") for n in range(3) if os.path.exists(f"/proc/self/fd/{n}")]
