@@ -83,7 +83,8 @@ async def test_partial_of_a_function_is_other_code_than_another_partial() -> Non
     async def add(n: int, m: int) -> int:
         return n + m
 
-    one, two = (workflow(functools.partial(add, n), name="add") for n in (1, 2))  # pyright: ignore[reportCallIssue]
+    make: Any = workflow(name="add")
+    one, two = make(functools.partial(add, 1)), make(functools.partial(add, 2))
     async with connect("memory:") as client, client.worker(one):
         with pytest.raises(NameTaken):
             await client.run(two, 1)

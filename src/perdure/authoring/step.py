@@ -16,10 +16,11 @@ from msgspec import Struct
 
 from perdure.authoring.functions import check_step, copy_of, is_async, name_of
 from perdure.core.ids import check_name, idempotency_key
+from perdure.core.recording import encode_as
 from perdure.core.retry import DEFAULT_RETRY, Duration, Retry, seconds
 from perdure.core.signature import Signature
 from perdure.core.turn import Turn, current_turn
-from perdure.core.types import decoder, encode_as
+from perdure.core.types import decoder
 from perdure.errors import CalledOutsideWorkflow, NotAWorkflow
 
 P = ParamSpec("P")
