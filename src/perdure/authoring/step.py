@@ -200,14 +200,15 @@ class StepWork(Struct, eq=False):
 
     async def run(self, host: StepHost, info: StepInfo, /) -> bytes:
         """Run one attempt; return the encoded result."""
+        return self.step.encode_result(await self.call(host))
+
+    async def call(self, host: StepHost, /) -> Any:
+        """Run one attempt; return its result."""
         step = self.step
         if step.is_async:
-            value = await step.fn(*self.args, **self.kwargs)
-        else:
-            value = await host.in_thread(functools.partial(step.fn, *self.args, **self.kwargs))
-            if inspect.isawaitable(value):
-                value = await value
-        return step.encode_result(value)
+            return await step.fn(*self.args, **self.kwargs)
+        value = await host.in_thread(functools.partial(step.fn, *self.args, **self.kwargs))
+        return await value if inspect.isawaitable(value) else value
 
 
 class StepCall(Struct, Generic[R_co], frozen=True):
