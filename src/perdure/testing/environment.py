@@ -270,14 +270,15 @@ class Answerable(Work, Protocol):
 def encoded(step: Step[..., Any], value: Any, compared: set[tuple[str, type]], /) -> bytes:
     """Encode the result of a step, after proving once for each type that it comes back equal."""
     payload = step.encode_result(value)
-    known = (step.name, type(value))
+    kind = cast("object", value).__class__
+    known = (step.name, kind)
     if known not in compared:
         returned = step.decode_result(payload)
         if not is_alike(value, returned):
             raise Unencodable(
                 f"the result of step {step.name!r} would not come back as it is: it is {value!r}, and comes back as "
                 f"{returned!r}: look for a hook or a serializer that changes it",
-                type=type_name(type(value)),
+                type=type_name(kind),
             )
         compared.add(known)
     return payload
