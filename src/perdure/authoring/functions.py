@@ -44,6 +44,20 @@ def is_async(fn: Any) -> bool:
     return inspect.iscoroutinefunction(fn) or inspect.iscoroutinefunction(getattr(fn, "__call__", None))  # noqa: B004
 
 
+def line_of(fn: Any, /) -> str:
+    """Return the file and line of a function in brackets, for texts; nothing if it has none."""
+    code = getattr(inspect.unwrap(fn), "__code__", None)
+    return "" if code is None else f" ({code.co_filename}:{code.co_firstlineno})"
+
+
+def is_same_code(one: Any, other: Any, /) -> bool:
+    """Tell whether two functions of one name do the same, as one and its copy by a reload of unchanged source do."""
+    if one is other:
+        return True
+    codes = [getattr(inspect.unwrap(each), "__code__", None) for each in (one, other)]
+    return codes[0] is not None and codes[0] == codes[1]
+
+
 # --- what is refused --------------------------------------------------------------------------------------------------
 _POSITIONAL = (Parameter.POSITIONAL_ONLY, Parameter.POSITIONAL_OR_KEYWORD)
 _CONTEXT_NAMES = ("ctx", "context")

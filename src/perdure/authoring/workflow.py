@@ -15,7 +15,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from perdure.authoring.by_name import GivenLoosely, Loose, elsewhere, is_loose, named
-from perdure.authoring.functions import check_workflow, copy_of, name_of, where_of
+from perdure.authoring.functions import check_workflow, copy_of, is_same_code, line_of, name_of, where_of
 from perdure.authoring.step import Step
 from perdure.core.context import BodyContext
 from perdure.core.ids import check_name, seed_of
@@ -24,7 +24,7 @@ from perdure.core.retry import DURATION_LIMIT_SECONDS, Duration, seconds
 from perdure.core.signature import Signature, identity_of_arguments
 from perdure.core.turn import Turn, current_turn
 from perdure.core.types import decoder, encode_as
-from perdure.errors import CalledOutsideWorkflow, InvalidOption, KeyDeadlock, NotAWorkflow
+from perdure.errors import CalledOutsideWorkflow, InvalidOption, KeyDeadlock, NameTaken, NotAWorkflow
 
 if TYPE_CHECKING:
     from typing_extensions import TypeForm  # in every type checker's own stubs: nothing to install
@@ -187,6 +187,21 @@ class Workflow(Generic[P, R_co]):
             held,
             identity,
         )
+
+    def check_beside(self, served: Workflow[..., Any], /) -> None:
+        """Raise `NameTaken` if a worker here serves other code by this name: it would run that, and not this."""
+        if not (self.is_reference or served.is_reference or is_same_code(self.fn, served.fn)):
+            raise NameTaken(
+                f"a worker of this client serves workflow {self.name!r} with other code: {served.described}, and not "
+                f"{self.described}: stop that worker first (its invocations go on with the next one), or give one of "
+                "them another name",
+                name=self.name,
+            )
+
+    @property
+    def described(self) -> str:
+        """Where the function is defined, with its line, for messages."""
+        return f"{self.where}{line_of(self._fn)}"
 
     def encode_arguments(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[bytes, bytes]:
         """Return the encoded arguments and the digest that tells inputs apart, or raise `InputRefused`."""

@@ -108,6 +108,7 @@ class Worker:
         self._retention = retention
         self._partitions = partitions
         self._lease = lease
+        self.beside: Collection[Worker] = ()  # those of its client, which must not serve other code by the same name
         self._runners: dict[str, Runner] = {}
         self._cached: OrderedDict[str, Runner] = OrderedDict()
         self._scheduled: list[Runner] = []
@@ -137,7 +138,16 @@ class Worker:
         self._parts = parts
         return self
 
+    def serves(self, workflow: Workflow[..., Any]) -> Workflow[..., Any] | None:
+        """Return what this worker serves under the name of a workflow, if it runs."""
+        served = self.workflows.get(workflow.name) if self._running else None
+        return served if served is not None and served.name == workflow.name else None
+
     async def _enter(self, parts: AsyncExitStack) -> None:
+        for worker in self.beside:
+            for workflow in self.workflows.values():
+                if worker is not self and (served := worker.serves(workflow)) is not None:
+                    workflow.check_beside(served)
         self.store = await self._open_store()
         self.clock = self.store.clock
         self.loop = asyncio.get_running_loop()
