@@ -28,6 +28,7 @@ from perdure.authoring.workflow import Workflow
 from perdure.background import RateLimitedLog
 from perdure.core.failures import Failure, FailureTranslator, failure_of
 from perdure.core.journal import Start
+from perdure.core.retry import whole_number
 from perdure.core.turn import StubMaker, Turn
 from perdure.errors import InvalidOption, NameTaken, ServiceUnknown, StoreError, too_large
 from perdure.runtime.attempt import THREADS_LIMIT, Attempt
@@ -88,10 +89,8 @@ class Worker:
         partitions: Collection[int] | None = None,
         lease: float = LEASE_SECONDS,
     ) -> None:
-        if max_concurrent < 1:
-            raise InvalidOption(f"worker(max_concurrent={max_concurrent}): give at least 1")
-        if cache < 0:
-            raise InvalidOption(f"worker(cache={cache}): give at least 0")
+        whole_number("worker(max_concurrent=…)", max_concurrent)
+        whole_number("worker(cache=…)", cache, least=0)
         self.name = secrets.token_hex(6)
         self.python = f"{sys.version_info.major}.{sys.version_info.minor}"
         self.hash_seed = os.environ.get("PYTHONHASHSEED", "random")
