@@ -72,6 +72,7 @@ class Local(Operations):
 
     `name` is what texts call the store. `timeout` bounds how long a start or message waits to be accepted, in seconds;
     None leaves that to the store. `instead_of_backup` says what to use where the store does not copy itself.
+    `holds_resources` says that an open store has files, threads or connections: one that is never closed is warned of.
     """
 
     def __init__(
@@ -81,11 +82,13 @@ class Local(Operations):
         name: str = "the store",
         timeout: float | None = None,
         instead_of_backup: str = "copy what it is made of",
+        holds_resources: bool = False,
     ) -> None:
         self._make_store = make_store
         self._name = name
         self._timeout = timeout
         self._instead_of_backup = instead_of_backup
+        self._holds_resources = holds_resources
         self._store: Store | None = None
         self._closed = False
         self._opening: asyncio.Task[Store] | None = None
@@ -94,7 +97,7 @@ class Local(Operations):
         self._pid = 0
 
     def __del__(self, _warn: Any = warnings.warn) -> None:
-        if self._store is not None and self._pid == os.getpid():
+        if self._holds_resources and self._store is not None and self._pid == os.getpid():
             text = f"unclosed client of {self._name}: leave its `async with`, or await client.aclose()"
             _warn(text, ResourceWarning, source=self)
 
