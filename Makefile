@@ -8,7 +8,7 @@ ARGS ?=
 SHELL := /bin/sh
 BIN := $(VENV)/bin
 
-# What is installed: extras of pyproject.toml, each with those before it.
+# Which extras of pyproject.toml are installed; each includes those before it.
 GRPC := $(VENV)/.ready-grpc
 DEMO := $(VENV)/.ready-demo
 TEST := $(VENV)/.ready-test

@@ -1,4 +1,4 @@
-"""Waiting for a person: the workflow hands out the id of an awakeable, suspends, and goes on when somebody answers.
+"""Waiting for a person: the workflow hands out the id of an awakeable, suspends, and goes on when the answer comes.
 
 python -m examples.approval [--reject] [--service HelloService=HOST:PORT]
 """

@@ -12,7 +12,7 @@ from examples import stage
 from perdure import Client, Handle, Retry, connect, step, workflow
 
 broken = {"task-flaky-1", "task-flaky-2"}
-"""Tasks that the world outside refuses, until somebody repairs it."""
+"""Tasks that an outside service refuses until it is repaired."""
 
 
 @step

@@ -35,7 +35,7 @@ async def add_ticket_to_cart(ctx: Context, order: AddTicket) -> bool:
 @workflow
 async def expire_ticket(ctx: Context, order: AddTicket) -> None:
     cart = ctx.get("cart", list[str], default=[])
-    if order.ticket in cart:  # nobody else changes this cart meanwhile: runs of one key go one at a time
+    if order.ticket in cart:  # nothing else changes this cart meanwhile: invocations of a key run one at a time
         await ctx.stub(TicketServiceStub).Release(ReleaseRequest(ticket_id=order.ticket))
         ctx.set("cart", [each for each in cart if each != order.ticket])
 

@@ -36,7 +36,7 @@ def main(name: str, register: Register, *, port: int) -> int:
     parser.add_argument("--port", type=int, default=port, help="0 picks a free one (default: %(default)s)")
     parser.add_argument("--delay", type=float, default=0.0, metavar="SECONDS", help="answer every call this much later")
     parser.add_argument(
-        "--until-stdin-closes", action="store_true", help="stop as well when whoever started it is gone"
+        "--until-stdin-closes", action="store_true", help="stop as well when the process that started it is gone"
     )
     options = parser.parse_args()
     if not 0 <= options.port <= 65535:

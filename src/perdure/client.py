@@ -7,6 +7,7 @@ from contextlib import AbstractAsyncContextManager
 from os import PathLike, fspath
 from types import ModuleType
 from typing import Any, ParamSpec, Protocol, Self, TypeVar, Unpack, cast, overload
+from weakref import WeakSet
 
 from perdure.authoring.group import Group, Wait
 from perdure.authoring.workflow import Call, Workflow
@@ -21,7 +22,7 @@ from perdure.errors import InvalidOption, NotAWorkflow
 from perdure.handle import Handle
 from perdure.operations.describe import Invocation
 from perdure.operations.listing import PAGE_LIMIT, Filters, Page, Status, check_cursor, check_filters, check_limit
-from perdure.operations.port import ANSWER_WAIT_SECONDS, Operations, Stats
+from perdure.operations.port import ANSWER_WAIT_SECONDS, Operations, Stats, Submission
 from perdure.run_all import SETTLE_SECONDS, run_group
 from perdure.runtime.worker import CACHE_LIMIT, Translators, Worker
 
@@ -55,6 +56,7 @@ class Client(AbstractAsyncContextManager["Client"]):
         self.operations = operations
         self.translators = translators
         self._make_worker = make_worker
+        self._workers: WeakSet[Worker] = WeakSet()
 
     async def __aenter__(self) -> Self:
         refuse_in_body("connect(...)")
@@ -77,7 +79,7 @@ class Client(AbstractAsyncContextManager["Client"]):
         """
         if current_turn() is not None:
             refuse_in_body("client.run()", f"call the child, `await {_name_of(workflow)}(...)`")
-        submission = submission_of(workflow, args, kwargs)
+        submission = self._submission_of(workflow, args, kwargs)
         outcome = await self.operations.run(submission)
         return value_of(submission.id, outcome, workflow, self.translators)
 
@@ -86,9 +88,17 @@ class Client(AbstractAsyncContextManager["Client"]):
         if current_turn() is not None:
             name = _name_of(workflow)
             refuse_in_body("client.start()", f"use `ctx.send({name}, ...)`, or await the child `{name}(...)`")
-        submission = submission_of(workflow, args, kwargs)
+        submission = self._submission_of(workflow, args, kwargs)
         await self.operations.start(submission)
         return Handle(self.operations, submission.id, workflow, self.translators)
+
+    def _submission_of(self, workflow: Workflow[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Submission:
+        """Return what to submit; `NameTaken` if a worker of this client would run other code by that name."""
+        submission = submission_of(workflow, args, kwargs)
+        for worker in self._workers:
+            if (served := worker.serves(workflow)) is not None:
+                workflow.check_beside(served)
+        return submission
 
     async def run_all(
         self,
@@ -225,7 +235,7 @@ class Client(AbstractAsyncContextManager["Client"]):
         found = [each for given in workflows for each in workflows_of(given)]
         if not found:
             raise InvalidOption("a worker needs at least one workflow, or a module that has some")
-        return self._make_worker(
+        worker = self._make_worker(
             found,
             max_concurrent=max_concurrent,
             services=services,
@@ -233,6 +243,9 @@ class Client(AbstractAsyncContextManager["Client"]):
             lease=lease,
             cache=cache,
         )
+        worker.beside = self._workers
+        self._workers.add(worker)
+        return worker
 
     def blocking(self, *workers: Worker) -> Blocking:
         """Open this client, and run these workers, on a loop of their own in a thread, for callers without one.

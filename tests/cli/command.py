@@ -108,8 +108,8 @@ def perdure(*arguments: str, cwd: Path, **environment: str) -> subprocess.Comple
 
 
 @contextmanager
-def started(*arguments: str, cwd: Path) -> Generator[subprocess.Popen[str]]:
-    """Start `perdure ARGUMENTS`, and kill it at the end if it still runs."""
+def started(*arguments: str, cwd: Path, interrupts: bool = True) -> Generator[subprocess.Popen[str]]:
+    """Start `perdure ARGUMENTS`, and kill it at the end if it still runs. Without `interrupts` it ignores SIGINT."""
     process = subprocess.Popen(
         [sys.executable, "-m", "perdure", *arguments],
         cwd=cwd,
@@ -117,7 +117,7 @@ def started(*arguments: str, cwd: Path) -> Generator[subprocess.Popen[str]]:
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        preexec_fn=_hear_interrupts,  # nothing else runs in a thread here
+        preexec_fn=_hear_interrupts if interrupts else _ignore_interrupts,  # nothing else runs in a thread here
     )
     with process:
         try:
@@ -129,6 +129,10 @@ def started(*arguments: str, cwd: Path) -> Generator[subprocess.Popen[str]]:
 def _hear_interrupts() -> None:
     """Undo what a shell does to what it runs in the background: a child that ignores SIGINT."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
+def _ignore_interrupts() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def clean_environment() -> dict[str, str]:

@@ -204,6 +204,20 @@ def test_step_in_a_thread_that_does_not_end_is_named_and_a_second_signal_does_no
         assert run.wait(60) == -signal.SIGTERM
 
 
+@pytest.mark.parametrize("verb", [("run", "busy.py:sleeps"), ("worker", "busy.py")])
+def test_signal_that_a_shell_has_it_ignore_stays_ignored(tmp_path: Path, verb: tuple[str, ...]) -> None:
+    (tmp_path / "busy.py").write_text(APP)
+    with started(*verb, "--url", "sqlite:runs.db", cwd=tmp_path, interrupts=False) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        for _ in range(3):
+            process.send_signal(signal.SIGINT)
+            assert_goes_on(process)
+        process.send_signal(signal.SIGTERM)
+        process.communicate(timeout=60)
+    assert process.returncode == (0 if verb[0] == "worker" else 128 + signal.SIGTERM)
+
+
 def test_signal_before_the_store_is_open_ends_it(tmp_path: Path) -> None:
     (tmp_path / "busy.py").write_text(f"{APP}\ntell('imported')\n")
     for verb in (("run", "busy.py:sleeps"), ("worker", "busy.py")):

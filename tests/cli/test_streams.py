@@ -1,4 +1,4 @@
-"""Every verb with standard streams that are closed, full, or read by nobody, and with a terminal that can do little."""
+"""Every verb with standard streams that are closed, full or have no reader, and with a poor terminal."""
 
 from __future__ import annotations
 

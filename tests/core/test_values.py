@@ -26,7 +26,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from perdure.core import types as module
-from perdure.core.types import decoder, encode_as
+from perdure.core.types import decoder, encode_as, validator
 from perdure.core.values import PATH_LIMIT, digest, encode, encode_for_digest, map_header, type_name
 from perdure.errors import AnnotationUnresolved, Undecodable, Unencodable
 
@@ -427,7 +427,7 @@ def test_a_value_that_does_not_fit_its_annotation_is_refused_when_it_is_recorded
     assert reason.replace(r"\[", "[").replace(r"\]", "]").split(" | .*")[0] in cause.reason
     assert cause.annotation == type_name(annotation)
     with pytest.raises(Undecodable, match=r"^a recorded value does not decode as "):
-        decoder(annotation)(encode(value))
+        validator(annotation)(encode(value))
 
 
 @pytest.mark.parametrize("payload", [b"", b"\xc1", b"\x01\x02", b"\xa5ab"])

@@ -588,7 +588,8 @@ async def test_backup_taken_while_it_is_written_can_be_restored(tmp_path: Path) 
             written += 1
 
     writer = asyncio.create_task(write())
-    await asyncio.sleep(0.05)
+    while written < 5:
+        await asyncio.sleep(0)
     before = written
     await store.backup(str(target))
     writing = False

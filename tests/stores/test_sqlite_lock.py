@@ -365,3 +365,34 @@ def test_a_store_can_be_opened_in_a_child_after_its_parent_has_closed_it(tmp_pat
 
     assert asyncio.run(use()) == "opened"
     assert in_child(lambda: asyncio.run(use())) == "opened"
+
+
+CLOSED_STREAMS = """
+import asyncio, os, sys
+from tests.stores.test_sqlite_file import opened, start
+for stream in map(int, sys.argv[2]):
+    os.close(stream)
+async def main():
+    store = await opened(sys.argv[1])
+    await store.submit([start("a")])
+    taken = [os.path.realpath(f"/proc/self/fd/{n}") for n in range(3) if os.path.exists(f"/proc/self/fd/{n}")]
+    backup = asyncio.create_task(store.backup(sys.argv[1] + ".copy"))
+    await backup
+    await store.aclose()
+    return taken
+taken = asyncio.run(main())
+os._exit(any(sys.argv[1] in each for each in taken))
+"""
+
+
+@pytest.mark.parametrize("streams", ["0", "1", "2", "01", "12", "012"])
+def test_no_file_of_a_store_takes_the_place_of_a_closed_standard_stream(streams: str, tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", CLOSED_STREAMS, str(tmp_path / "s.db"), streams],
+        cwd=ROOT,
+        check=False,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    assert done.returncode == 0
+    assert (tmp_path / "s.db.copy").exists()

@@ -243,3 +243,81 @@ async def test_result_of_a_fake_must_fit_the_step() -> None:
         env.fake(act, cast("Any", lambda name: 7))  # pyright: ignore[reportUnknownLambdaType]
         with pytest.raises(Unencodable, match="step 'act'"):
             await env.client.run(three)
+
+
+# --- a fake that does not end -----------------------------------------------------------------------------------------
+@step(retry=Retry(max_attempts=2, initial=5, jitter=0), timeout=20)
+async def slow(name: str) -> str:
+    return name
+
+
+@workflow
+async def gives_up(seconds: float) -> str:
+    try:
+        async with asyncio.timeout(seconds):
+            return await slow("never")
+    except TimeoutError:
+        return "too slow"
+
+
+async def never(name: str) -> str:
+    assert name
+    return await asyncio.get_running_loop().create_future()
+
+
+async def test_time_moves_while_a_fake_does_not_end_so_that_a_timeout_around_it_can_be_tested() -> None:
+    async with Environment(gives_up) as env:
+        env.fake(slow, never)
+        handle = await env.client.start(gives_up, 10)
+        await env.advance(9)
+        assert (await handle.describe()).status == "running"
+        await env.advance(1)
+        assert await handle.result() == "too slow"
+
+
+async def test_time_limit_of_an_attempt_passes_while_a_fake_does_not_end() -> None:
+    calls = 0
+
+    async def slow_once(name: str) -> str:
+        nonlocal calls
+        calls += 1
+        return name if calls > 1 else await never(name)
+
+    async with Environment(gives_up) as env:
+        env.fake(slow, slow_once)
+        handle = await env.client.start(gives_up, 100)
+        await env.advance(30)
+        assert (await handle.result(), calls) == ("never", 2)
+
+
+async def test_fake_that_takes_real_time_ends_before_time_moves() -> None:
+    async def counts(name: str) -> str:
+        for _ in range(200):
+            await asyncio.sleep(0.001)
+        return name
+
+    async with Environment(gives_up) as env:
+        env.fake(slow, counts)
+        handle = await env.client.start(gives_up, 5)
+        await env.advance(10)
+        assert await handle.result() == "never"
+
+
+async def test_many_fakes_that_do_not_end_and_one_that_does_beside_them() -> None:
+    @workflow
+    async def many() -> list[str]:
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(gives_up_on(n)) for n in range(5)]
+        return [task.result() for task in tasks]
+
+    async def gives_up_on(n: int) -> str:
+        try:
+            return await asyncio.wait_for(slow(str(n)), 2 + n)
+        except TimeoutError:
+            return "too slow"
+
+    async with Environment(many) as env:
+        env.fake(slow, lambda name: name if name == "3" else never(name))
+        handle = await env.client.start(many)
+        await env.advance(7)
+        assert await handle.result() == ["too slow", "too slow", "too slow", "3", "too slow"]

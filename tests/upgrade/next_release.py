@@ -42,6 +42,11 @@ COMMAND = '''class Remark(Struct, frozen=True, array_like=True, gc=False, tag="r
 
 
 '''
+IMPORTED = """from perdure.core.journal.commands import Remark
+from perdure.core.journal.entries import Annotated
+from perdure.core.journal.requests import Annotate
+
+"""
 NOTED = """            case Annotated(text=text, message=message):
                 self.annotation = text
                 self._answered(message)
@@ -82,11 +87,7 @@ CHANGES: dict[str, Changes] = {
         ("Command = ", f"{COMMAND}Command = Remark | "),
         before("        case MarkPatch(", TOLD_IN_ONE_LINE),
     ],
-    "core/journal/__init__.py": [
-        after("import (\n    CallChild,", "\n    Remark,"),
-        after("import (\n    Accepted,", "\n    Annotated,"),
-        after("import (\n    Answer,", "\n    Annotate,"),
-    ],
+    "core/journal/__init__.py": [before("__all__ = [", IMPORTED)],
     "core/journal/status.py": [after('"suspended", ', '"annotated", ')],
     "core/history.py": [
         after("import (\n    Accepted,", "\n    Annotated,"),

@@ -58,9 +58,14 @@ _POSITIONAL = "*"
 _POSITIONAL_FIRST = encode(_POSITIONAL)
 
 
+def is_loose(data: bytes, /) -> bool:
+    """Tell whether an input was recorded by a caller that did not know the names and types of the parameters."""
+    return data[1:3] == _POSITIONAL_FIRST
+
+
 def named(data: bytes, signature: Signature) -> bytes:
     """Give positional arguments, recorded by a caller who did not know their names, the names they have here."""
-    if data[1:3] != _POSITIONAL_FIRST:
+    if not is_loose(data):
         return data
     recorded: dict[str, Any] = decoder(dict[str, Any])(data)
     args: list[Any] = recorded.pop(_POSITIONAL)

@@ -17,8 +17,9 @@ from perdure.core.ids import check_name, seed_of
 from perdure.core.journal import Start
 from perdure.core.retry import Duration, Retry
 from perdure.core.turn import Turn
-from perdure.core.types import decoder
+from perdure.core.types import decoder, validator
 from perdure.core.values import agrees, encode
+from perdure.errors import Undecodable
 
 if TYPE_CHECKING:
     import grpc.aio
@@ -119,7 +120,17 @@ class Context(BodyContext):
 
     def awakeable(self, type: TypeForm[T], /) -> Awakeable[T]:
         """Promise that somebody outside will answer with a value of `type`."""
-        id, future = self._turn.open_awakeable(decoder(type))
+        turn, read, validate = self._turn, decoder(type), validator(type)
+
+        def decode(data: bytes) -> T:
+            try:
+                return validate(data)  # it comes from outside, as builtin types
+            except Undecodable:
+                if turn.replaying:
+                    return read(data)  # it was valid when it came
+                raise
+
+        id, future = turn.open_awakeable(decode)
         return Awakeable(id, future)
 
     def stub(

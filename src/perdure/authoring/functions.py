@@ -1,10 +1,19 @@
-"""What can be told of a function: its name, where it is, whether it is async."""
+"""What can be told of a function when it is decorated: its name, where it is, and whether it can be called as it says.
+
+A mistake that can be seen here is refused here, and not when the first invocation meets it.
+"""
 
 from __future__ import annotations
 
 import functools
 import inspect
+from collections.abc import Callable
+from inspect import Parameter
 from typing import Any, TypeVar, cast
+
+from perdure.core.context import BodyContext
+from perdure.core.signature import is_context, parameters_of
+from perdure.errors import NotAsync, NotAWorkflow
 
 T = TypeVar("T")
 
@@ -33,3 +42,113 @@ def is_async(fn: Any) -> bool:
     while isinstance(fn, functools.partial):
         fn = cast("functools.partial[Any]", fn).func
     return inspect.iscoroutinefunction(fn) or inspect.iscoroutinefunction(getattr(fn, "__call__", None))  # noqa: B004
+
+
+def line_of(fn: Any, /) -> str:
+    """Return the file and line of a function in brackets, for texts; nothing if it has none."""
+    code = getattr(inspect.unwrap(fn), "__code__", None)
+    return "" if code is None else f" ({code.co_filename}:{code.co_firstlineno})"
+
+
+def is_same_code(one: Any, other: Any, /) -> bool:
+    """Tell whether two functions of one name do the same, as one and its copy by a reload of unchanged source do."""
+    if one is other:
+        return True
+    codes = [getattr(inspect.unwrap(each), "__code__", None) for each in (one, other)]
+    return codes[0] is not None and codes[0] == codes[1]
+
+
+# --- what is refused --------------------------------------------------------------------------------------------------
+_POSITIONAL = (Parameter.POSITIONAL_ONLY, Parameter.POSITIONAL_OR_KEYWORD)
+_CONTEXT_NAMES = ("ctx", "context")
+_SELF_NAMES = ("self", "cls")
+
+
+def check_workflow(fn: Any, /) -> None:
+    """Raise `NotAWorkflow` if a worker could not run `fn` as the body of a workflow."""
+    if not callable(fn):
+        hint = f"; for another name write @workflow(name={fn!r})" if isinstance(fn, str) else ""
+        raise NotAWorkflow(f"@workflow goes on an async function, not on {fn!r}{hint}")
+    where = f"workflow {where_of(fn)}"
+    if isinstance(fn, type):
+        raise NotAWorkflow(f"{where} is a class: @workflow goes on an async function")
+    if _is_generator(fn):
+        raise NotAsync(f"{where} is a generator: a workflow returns one value; return a list, or send what comes first")
+    if not inspect.iscoroutinefunction(fn):
+        raise NotAsync(f"{where} is not async: write `async def`; plain functions can be steps")
+    _check_wrapper(fn, where)
+    parameters = _parameters(fn)
+    if parameters and parameters[0].name in _SELF_NAMES and _is_method(fn):
+        raise NotAWorkflow(
+            f"{where} is a method, and a worker has no {parameters[0].name!r} to give it: put @workflow on a function, "
+            "or on a static method"
+        )
+    if parameters and parameters[0].name in _CONTEXT_NAMES and parameters[0].annotation is Parameter.empty:
+        name = parameters[0].name
+        raise NotAWorkflow(
+            f"{where}: parameter {name!r} has no annotation, so that it would be an input: write `{name}: Context` for "
+            "the context, or annotate it as the input that it is"
+        )
+    for one in parameters[1:]:
+        if is_context(one.annotation, fn, BodyContext):
+            raise NotAWorkflow(f"{where}: parameter {one.name!r} is the context, which must be the first parameter")
+
+
+def check_step(fn: Any, /) -> None:
+    """Raise `NotAWorkflow` if `fn` cannot be a step."""
+    if not callable(fn):
+        hint = f"; for another name write @step(name={fn!r})" if isinstance(fn, str) else ""
+        raise NotAWorkflow(f"@step goes on a function, not on {fn!r}{hint}")
+    where = f"step {where_of(fn)}"
+    if _is_generator(fn):
+        raise NotAWorkflow(f"{where} is a generator, whose values cannot be recorded: return a list")
+    if getattr(fn, "is_reference", None) is not None:
+        raise NotAWorkflow(f"{where} is a workflow: call it as a child, or decorate its function .fn")
+    _check_wrapper(fn, where)
+    for one in _parameters(fn):
+        if is_context(one.annotation, fn, BodyContext):
+            raise NotAWorkflow(
+                f"{where}: parameter {one.name!r} is a workflow's context, which no step is given: pass what the step "
+                "needs of it, and call step_info() for the idempotency key"
+            )
+
+
+def _check_wrapper(fn: Callable[..., Any], where: str) -> None:
+    """Refuse a decorated function that claims, by functools.wraps, parameters that its wrapper does not take."""
+    try:
+        claimed, own = parameters_of(fn), parameters_of(fn, follow_wrapped=False)
+    except (TypeError, ValueError):  # a builtin that does not say what it takes
+        return
+    parameters = claimed.parameters.values()
+    positional = [None for one in parameters if one.kind in _POSITIONAL]
+    named = {one.name: None for one in parameters if one.kind is Parameter.KEYWORD_ONLY}
+    try:
+        own.bind(*positional, **named)
+    except TypeError as error:
+        raise NotAWorkflow(
+            f"{where}: the decorator beneath takes {_shown(own)} and claims {_shown(claimed)}, so that calls would "
+            f"fail ({error}): let its wrapper take *args and **kwargs"
+        ) from error
+
+
+def _shown(signature: inspect.Signature) -> str:
+    return f"({', '.join(str(one.replace(annotation=Parameter.empty)) for one in signature.parameters.values())})"
+
+
+def _parameters(fn: Callable[..., Any]) -> list[Parameter]:
+    try:
+        return [*parameters_of(fn).parameters.values()]
+    except (TypeError, ValueError):  # a builtin that does not say what it takes
+        return []
+
+
+def _is_method(fn: Any) -> bool:
+    holder = getattr(fn, "__qualname__", "").rpartition(".")[0]
+    return bool(holder) and not holder.endswith("<locals>")
+
+
+def _is_generator(fn: Any) -> bool:
+    while isinstance(fn, functools.partial):
+        fn = cast("functools.partial[Any]", fn).func
+    call = fn if inspect.isroutine(fn) or isinstance(fn, type) else getattr(fn, "__call__", None)  # noqa: B004
+    return inspect.isasyncgenfunction(call) or inspect.isgeneratorfunction(call)

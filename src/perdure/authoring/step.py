@@ -14,7 +14,7 @@ from typing import Any, Concatenate, Generic, ParamSpec, Protocol, Self, TypeVar
 
 from msgspec import Struct
 
-from perdure.authoring.functions import copy_of, is_async, name_of
+from perdure.authoring.functions import check_step, copy_of, is_async, name_of
 from perdure.core.ids import check_name, idempotency_key
 from perdure.core.retry import DEFAULT_RETRY, Duration, Retry, seconds
 from perdure.core.signature import Signature
@@ -97,8 +97,9 @@ class Step(Generic[P, R_co]):
         self._class = isinstance(fn, classmethod)
         if isinstance(fn, (staticmethod, classmethod)):
             fn = cast("Callable[..., Any]", fn.__func__)  # pyright: ignore[reportUnknownMemberType]
-        if not callable(fn):
-            raise NotAWorkflow(f"@step goes on a function, not on {fn!r}")
+        if isinstance(fn, Step):
+            raise NotAWorkflow(f"step {cast('Step[..., Any]', fn).name!r} is a step already: decorate it once")
+        check_step(fn)
         self._fn = fn
         self._rename(name or name_of(fn))
         self.retry = retry or DEFAULT_RETRY

@@ -7,7 +7,6 @@ Inside a workflow a call becomes a command of the turn that runs the body; anywh
 from __future__ import annotations
 
 import functools
-import inspect
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, Concatenate, Generic, ParamSpec, Protocol, Self, TypeVar, cast, final, overload
@@ -15,8 +14,9 @@ from typing import TYPE_CHECKING, Any, Concatenate, Generic, ParamSpec, Protocol
 from msgspec import Struct
 from msgspec.structs import replace
 
-from perdure.authoring.by_name import GivenLoosely, Loose, elsewhere, named
-from perdure.authoring.functions import copy_of, name_of, where_of
+from perdure.authoring.by_name import GivenLoosely, Loose, elsewhere, is_loose, named
+from perdure.authoring.functions import check_workflow, copy_of, is_same_code, line_of, name_of, where_of
+from perdure.authoring.step import Step
 from perdure.core.context import BodyContext
 from perdure.core.ids import check_name, seed_of
 from perdure.core.journal import Arguments, Parent, Start
@@ -24,7 +24,7 @@ from perdure.core.retry import DURATION_LIMIT_SECONDS, Duration, seconds
 from perdure.core.signature import Signature, identity_of_arguments
 from perdure.core.turn import Turn, current_turn
 from perdure.core.types import decoder, encode_as
-from perdure.errors import CalledOutsideWorkflow, InvalidOption, KeyDeadlock, NotAsync, NotAWorkflow
+from perdure.errors import CalledOutsideWorkflow, InvalidOption, KeyDeadlock, NameTaken, NotAWorkflow
 
 if TYPE_CHECKING:
     from typing_extensions import TypeForm  # in every type checker's own stubs: nothing to install
@@ -66,10 +66,12 @@ class Workflow(Generic[P, R_co]):
         loose: Loose | None = None,
         reference: bool = False,
     ) -> None:
-        if not inspect.iscoroutinefunction(fn):
-            if not callable(fn):
-                raise NotAWorkflow(f"@workflow goes on an async function, not on {fn!r}")
-            raise NotAsync(f"workflow {where_of(fn)} is not async: write `async def`; plain functions can be steps")
+        if isinstance(fn, staticmethod):
+            fn = cast("Callable[..., Any]", fn.__func__)
+        if isinstance(fn, Workflow | Step):
+            kind = "workflow" if isinstance(fn, Workflow) else "step"
+            raise NotAWorkflow(f"{cast('Any', fn).name!r} is a {kind} already: decorate the function once")
+        check_workflow(fn)
         self._fn = fn
         self.name = check_name("a workflow's name", name or name_of(fn))
         if isinstance(aliases, str):
@@ -186,6 +188,21 @@ class Workflow(Generic[P, R_co]):
             identity,
         )
 
+    def check_beside(self, served: Workflow[..., Any], /) -> None:
+        """Raise `NameTaken` if a worker here serves other code by this name: it would run that, and not this."""
+        if not (self.is_reference or served.is_reference or is_same_code(self.fn, served.fn)):
+            raise NameTaken(
+                f"a worker of this client serves workflow {self.name!r} with other code: {served.described}, and not "
+                f"{self.described}: stop that worker first (its invocations go on with the next one), or give one of "
+                "them another name",
+                name=self.name,
+            )
+
+    @property
+    def described(self) -> str:
+        """Where the function is defined, with its line, for messages."""
+        return f"{self.where}{line_of(self._fn)}"
+
     def encode_arguments(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[bytes, bytes]:
         """Return the encoded arguments and the digest that tells inputs apart, or raise `InputRefused`."""
         if self._loose is not None:
@@ -201,7 +218,7 @@ class Workflow(Generic[P, R_co]):
     def body(self, start: Start, /) -> Callable[[Turn], Coroutine[Any, Any, Any]]:
         """Return what makes the coroutine of an invocation; `Undecodable` when its input does not fit any more."""
         signature = self.signature()
-        args, kwargs = signature.decode(named(start.input, signature))
+        args, kwargs = signature.decode(named(start.input, signature), validated=not is_loose(start.input))
         fn = self._fn
         if not signature.takes_context:
             return lambda _: fn(*args, **kwargs)

@@ -29,7 +29,7 @@ _SHOW_CURSOR = b"\x1b[?25h"
 def open_standard_streams() -> None:
     """Point standard streams that the process was started without, as by `perdure stats >&-`, at the null device.
 
-    The next file that is opened, a database say, would take their number, and what is printed would end up in it.
+    The next file to be opened, a database say, would take their number, and output would be written into it.
     """
     for number, name, mode in ((0, "stdin", "r"), (1, "stdout", "w"), (2, "stderr", "w")):
         try:
@@ -77,7 +77,8 @@ class _Signals:
     """The SIGINT and SIGTERM that a command gets.
 
     Handlers are set by `signal.signal`, not by the loop: Python calls them between two instructions of whatever the
-    main thread does, so also while a body blocks the loop.
+    main thread does, so also while a body blocks the loop. A signal that the process was started to ignore, as a shell
+    does with SIGINT for a job in the background, stays ignored.
     """
 
     def __init__(self) -> None:
@@ -90,7 +91,8 @@ class _Signals:
         if threading.current_thread() is not threading.main_thread():  # only that one may set handlers
             yield
             return
-        before = {each: signal.signal(each, self._handle) for each in STOPPING_SIGNALS}
+        heard = [each for each in STOPPING_SIGNALS if signal.getsignal(each) is not signal.SIG_IGN]
+        before = {each: signal.signal(each, self._handle) for each in heard}
         try:
             yield
         finally:
@@ -153,7 +155,7 @@ def ended(code: int) -> int:
         if thread is not threading.main_thread() and not thread.daemon:
             thread.join(max(0.0, end - time.monotonic()))
             if thread.is_alive():
-                with contextlib.suppress(OSError, ValueError):  # closed, or nobody reads
+                with contextlib.suppress(OSError, ValueError):  # closed, or its reader is gone
                     sys.stdout.flush()
                     sys.stderr.flush()
                 os._exit(code)

@@ -1,4 +1,4 @@
-"""How far a batch is: a bar on a terminal, now and then a line elsewhere; and, beside it, the attempts that failed.
+"""The progress of a batch: a bar on a terminal, a line every few seconds elsewhere; and the attempts that failed.
 
 The worker logs a warning for each attempt of a step that fails. A batch may have thousands of these, so only their
 number and the last are shown: below the bar, or as a line that is written at most once a second.

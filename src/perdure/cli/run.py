@@ -147,7 +147,7 @@ async def _run(
 
 
 class Interruption:
-    """What the first SIGINT or SIGTERM does: it says what is waited for and what becomes of the runs, and cancels."""
+    """The reaction to the first SIGINT or SIGTERM: tell what it waits for and what becomes of the runs, and cancel."""
 
     def __init__(self, target: str, options: Options) -> None:
         self._target = target

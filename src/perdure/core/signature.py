@@ -20,7 +20,17 @@ import msgspec
 
 from perdure.core.context import BodyContext
 from perdure.core.journal import CallStep, Start
-from perdure.core.types import decoder, encode_as, from_wire, names_in, resolved, wire_type
+from perdure.core.types import (
+    Read,
+    decoder,
+    encode_as,
+    from_record,
+    from_wire,
+    names_in,
+    resolved,
+    validator,
+    wire_type,
+)
 from perdure.core.values import (
     SCALARS,
     Omits,
@@ -80,13 +90,13 @@ class Signature:
         """
         name = getattr(fn, "__qualname__", None) or getattr(_function(fn), "__qualname__", type_name(type(fn)))
         try:
-            signature = _inspect(fn)
+            signature = parameters_of(fn)
         except TypeError as error:
             raise NotAWorkflow(f"{name} cannot be called: give a function ({error})") from error
         except ValueError:
             signature = _ANYTHING
         parameters = list(signature.parameters.values())[skip_self:]
-        takes_context = bool(parameters) and _is_context(parameters[0].annotation, fn, skip_context)
+        takes_context = bool(parameters) and is_context(parameters[0].annotation, fn, skip_context)
         return cls(fn, name, signature.replace(parameters=parameters[takes_context:]), takes_context)
 
     @functools.cached_property
@@ -120,15 +130,16 @@ class Signature:
             raise self._refusal(name, where, error) from error
         return b"".join(pieces)
 
-    def decode(self, payload: bytes, /) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    def decode(self, payload: bytes, /, *, validated: bool = True) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Return the positional and keyword arguments for a call, by name and types.
 
-        Defaults fill what is missing. Raises `Undecodable` for a missing one without, an unknown name (with `**kwargs`
-        it goes there) and a wrong type, naming it; `AnnotationUnresolved`.
+        `validated` unless their recorder did not know the types. Defaults fill what is missing. Raises `Undecodable`,
+        naming it, for a missing one without, an unknown name (with `**kwargs` it goes there) and a wrong type;
+        `AnnotationUnresolved`.
         """
-        read = self._read
+        read = self._read if validated else self._validate
         try:
-            values = msgspec.structs.astuple(read(payload))
+            values = msgspec.structs.astuple(self._values(read, payload))
             unknown = self._unknown(payload) if self._takes_any_name else {}
         except Exception as error:
             raise self._undecodable(str(error)) from error
@@ -243,14 +254,30 @@ class Signature:
             return InputRefused(text, parameter=name)
         return Unencodable(f"{where}: {name!r}{str(error).removeprefix(where)}", path=error.path, type=error.type)
 
+    def _values(self, read: Callable[[bytes], Any], payload: bytes) -> Any:
+        try:
+            return read(payload)
+        except Exception:  # noqa: BLE001  a type that takes a validator to rebuild; if not, this raises the same
+            return self._validate(payload)
+
     @functools.cached_property
     def _read(self) -> Callable[[bytes], Any]:
+        return msgspec.msgpack.Decoder(self._shape(decoder), dec_hook=from_record).decode
+
+    @functools.cached_property
+    def _validate(self) -> Callable[[bytes], Any]:
+        return msgspec.msgpack.Decoder(self._shape(validator), dec_hook=from_wire).decode
+
+    def _shape(self, read: Read) -> Any:
         fields: list[tuple[str, Any] | tuple[str, Any, Any]] = []
-        for one in self.parameters:
-            wanted = wire_type(self.types[one.name])
-            fields.append((one.name, wanted) if _required(one) else (one.name, wanted, msgspec.UNSET))
-        shape = msgspec.defstruct("Arguments", fields, kw_only=True, forbid_unknown_fields=not self._takes_any_name)
-        return msgspec.msgpack.Decoder(shape, dec_hook=from_wire).decode
+        names: dict[str, str] = {}  # by field: a parameter may have a name that no field can have
+        for place, one in enumerate(self.parameters):
+            wanted, field = wire_type(self.types[one.name], read=read), f"p{place}"
+            fields.append((field, wanted) if _required(one) else (field, wanted, msgspec.UNSET))
+            names[field] = one.name
+        return msgspec.defstruct(
+            "Arguments", fields, kw_only=True, forbid_unknown_fields=not self._takes_any_name, rename=names
+        )
 
     @functools.cached_property
     def _takes_any_name(self) -> bool:
@@ -376,15 +403,17 @@ def _mapping_to(item: Any) -> Any:
     return dict[str, item]
 
 
-def _inspect(fn: Callable[..., Any]) -> inspect.Signature:
+def parameters_of(fn: Callable[..., Any], /, *, follow_wrapped: bool = True) -> inspect.Signature:
+    """Return the parameters of a function, annotations unresolved; its own if `follow_wrapped` is false."""
     if sys.version_info >= (3, 14):  # pragma: no cover  names defined further down are no error yet
         import annotationlib  # noqa: PLC0415  it exists from 3.14 on
 
-        return inspect.signature(fn, annotation_format=annotationlib.Format.FORWARDREF)
-    return inspect.signature(fn)
+        return inspect.signature(fn, follow_wrapped=follow_wrapped, annotation_format=annotationlib.Format.FORWARDREF)
+    return inspect.signature(fn, follow_wrapped=follow_wrapped)
 
 
-def _is_context(annotation: Any, fn: Callable[..., Any], context: type[BodyContext] | None) -> bool:
+def is_context(annotation: Any, fn: Callable[..., Any], context: type[BodyContext] | None, /) -> bool:
+    """Tell whether an annotation of a function's parameter means the context, by name if it cannot be resolved."""
     if context is None:
         return False
     written = getattr(annotation, "__forward_arg__", annotation)

@@ -17,18 +17,19 @@ import asyncio
 import contextvars
 from asyncio import events
 from collections import deque
-from collections.abc import Callable, Coroutine, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from math import inf
 from random import Random
-from sys import maxsize
 from typing import Any, cast
 
-from msgspec import Struct
 from msgspec.structs import replace
 
+from perdure.core import resting
+from perdure.core.causes import Causes
 from perdure.core.context import BodyContext
 from perdure.core.failures import FailureTranslator, failure_of, rebuild
-from perdure.core.generations import current, cut_of, joined, keep, replayable
-from perdure.core.ids import awakeable_id, derived_id, seed_of
+from perdure.core.generations import replayable
+from perdure.core.ids import awakeable_id, derived_id
 from perdure.core.journal import (
     Accepted,
     Answering,
@@ -63,11 +64,17 @@ from perdure.core.journal import (
     repeats,
 )
 from perdure.core.loop import Future, Loop
+from perdure.core.pending import Pending, Ready
+from perdure.core.recorded import Divergence, difference, left_over
+from perdure.core.retry import DURATION_LIMIT_SECONDS
+from perdure.core.retrying import boundaries_in, issued_again, plan, sort
+from perdure.core.where import line_of
 from perdure.errors import (
     CalledOutsideWorkflow,
+    InvalidOption,
     InvocationTimedOut,
+    IoInWorkflow,
     LimitExceeded,
-    PerdureError,
     TurnClosed,
     Undecodable,
     too_large,
@@ -75,43 +82,6 @@ from perdure.errors import (
 
 COMMANDS_PER_DRAIN_LIMIT = 100_000
 """Commands that a body may issue between two waits; beyond it the body is most likely in an endless loop."""
-
-
-class Divergence(Struct, frozen=True):
-    """Where the code and its journal part ways: both sides, in words."""
-
-    recorded: str
-    issued: str
-
-    def __str__(self) -> str:
-        return f"the journal has {self.recorded}, the code now asks for {self.issued}"
-
-
-class Pending(Struct, eq=False):
-    """A command that waits for its answer. `attempts` counts the failed ones that are journaled."""
-
-    command: Command
-    future: Future[Any] | None
-    decode: Callable[[bytes], Any]
-    work: object = None
-    timer: asyncio.TimerHandle | None = None
-    generation: int = 0
-    cancel_requested: bool = False
-    attempts: int = 0
-    retry_due: float = 0.0
-
-
-class Ready(Struct, eq=False):
-    """What the body asked for since the last `ready()`.
-
-    `commands` and `state` belong into the frame; `cancels` are commands whose end the body now wants; `outcome` is set
-    when the body has ended.
-    """
-
-    commands: list[Command] = []
-    state: dict[str, bytes | None] = {}
-    cancels: list[int] = []
-    outcome: Outcome | None = None
 
 
 class CommandFuture(Future[Any]):
@@ -123,12 +93,18 @@ class CommandFuture(Future[Any]):
     __slots__ = ("answer", "n")
     n: int
     answer: Answering | None
+    message: Any = None  # of the first cancellation: libraries know their own by it
 
     def cancel(self, msg: Any | None = None) -> bool:
         if self.done():
             return False
-        cast("Turn", cast("Loop", self.get_loop()).host).cancel_command(self.n)
+        if cast("Turn", cast("Loop", self.get_loop()).host).cancel_command(self.n):
+            self.message = msg
         return True
+
+    def end(self) -> None:
+        """End as cancelled, with the message of what asked for it."""
+        super().cancel(self.message)
 
 
 def current_turn() -> Turn | None:
@@ -152,9 +128,10 @@ class Turn:
         "_body",
         "_boundaries",
         "_cancel_requested",
+        "_causes",
         "_context",
         "_encode_result",
-        "_failures",
+        "_fatal",
         "_held",
         "_issued",
         "_issued_in_drain",
@@ -167,6 +144,8 @@ class Turn:
         "_ready",
         "_recorded",
         "_recorded_state",
+        "_resting",
+        "_rests",
         "_secret",
         "_stubs",
         "_timers",
@@ -229,7 +208,10 @@ class Turn:
         self._random: Random | None = None
         self._cancel_requested: CancelRequested | None = None
         self._left_over: set[int] = set()  # tasks that outlived the body and were cancelled
-        self._failures: dict[int, tuple[BaseException, int]] = {}  # what was raised into the body, and by which command
+        self._causes = Causes()
+        self._resting: int | None = None  # the timer that the body rests by
+        self._rests = 0  # in a row
+        self._fatal: BaseException | None = None  # what ends the body whatever its main task does
 
     @property
     def context(self) -> BodyContext:
@@ -243,10 +225,25 @@ class Turn:
         return self._ready.outcome is not None
 
     # --- driving ------------------------------------------------------------------------------------------------------
+    @property
+    def stuck_at(self) -> str | None:
+        """Where the body waits (`app.py:12, in body`), if nothing that is outstanding could let it go on.
+
+        None if something is pending, and while it is paused or has not begun. A body that polls for long counts too.
+        """
+        main = self._main
+        if main is None or self.paused or self.loop.closed or self.loop.stopped:
+            return None
+        for n in self.pending:
+            if n != self._resting or self._rests < resting.STUCK_AFTER_RESTS:
+                return None
+        waits = main if not main.done() else next(iter(self.loop.live_tasks()), None)
+        return None if waits is None else line_of(waits)
+
     def begin(self) -> None:
         """Start the body and run it until it waits."""
         context = contextvars.Context()
-        coro = context.run(self._body, self)
+        coro = _made(context, self._body, self)
         self._main = self.loop.create_task(coro, name="workflow", context=context)
         self.begun = True
         self._drain()
@@ -292,27 +289,22 @@ class Turn:
 
         Return what to deliver and to record next, `Retried` first, or why the invocation cannot be retried.
         """
-        held = current(frames)
-        failed = held[-1].outcome
-        assert isinstance(failed, Failed)
-        cut = cut_of(held, failed)
-        cause = cut.causes[0] if cut.causes else None
-        *before, last = joined(keep(held, Retried(at, generation, cause, maxsize, message, cut.frames, cut.entries)))
-        recorded = 1 + max((command.n for frame in (*before, last) for command in frame.commands), default=-1)
-        self._replay(before)
-        self._boundaries = [*_boundaries_in((*before, last)), (recorded, generation)]
-        self._replay_cut(last, open_ended=not cut.causes, to_its_end=cut.is_end)
+        planned = plan(frames, generation, at, message)
+        cut = planned.cut
+        self._replay(planned.before)
+        self._boundaries = [*boundaries_in((*planned.before, planned.last)), (planned.recorded, generation)]
+        self._replay_cut(planned.last, open_ended=not cut.causes, to_its_end=cut.is_end)
         if self.divergence is not None:
             return f"its code diverges from what is kept of its journal: {self.divergence}"
-        issued = min(self._issued, recorded)
+        issued = min(self._issued, planned.recorded)
         self._boundaries[-1] = (issued, generation)
-        later = [each for each in cut.later if isinstance(each, Answering) and each.n < issued]
-        kept, again = self._sort(later, {n for frame in held for n in frame.cancels}, {*cut.causes})
+        kept, again = sort(planned, issued, self.pending)
         for n in again:
             command = self.pending[n].command
             if isinstance(command, CallChild) and command.start.chosen:
                 return f"its child {command.start.id!r} failed, and another cannot have the id that was chosen for it"
         rested = max(0.0, at - cut.at)
+        cause = planned.cause
         return [Retried(at, generation, cause, issued, message, cut.frames, cut.entries, again, rested), *kept]
 
     def _replay_cut(self, frame: Frame, *, open_ended: bool, to_its_end: bool) -> None:
@@ -329,35 +321,10 @@ class Turn:
             if self.divergence is None:
                 self.deliver(entry)
         if self.divergence is None and self._recorded and to_its_end:
-            self._diverge(describe(self._recorded[0]), "nothing there")
+            self._diverge(left_over(self._recorded[0]))
         self._recorded = None
         self._open_ended = False
         self.replaying = False
-
-    def _sort(self, later: Sequence[Answering], cancelled: set[int], causes: set[int]) -> tuple[list[Entry], list[int]]:
-        """Tell apart, of what came after the cut, the outcomes to keep and the commands to issue again.
-
-        A result is kept. A failure is not if it made the invocation fail too, or came of a cancellation after the cut.
-        Interrupted steps just run on. The time at rest does not count for timers.
-        """
-        kept: list[Answering] = []
-        again = {n for n in causes if n in self.pending}
-        for entry in later:
-            n, pending = entry.n, self.pending.get(entry.n)
-            if pending is None or n in again:
-                continue
-            ended_by_failure = n in cancelled and not pending.cancel_requested
-            if isinstance(entry, Interrupted) and ended_by_failure:
-                if isinstance(pending.command, CallChild):
-                    again.add(n)
-            elif isinstance(entry, Raised) and ended_by_failure:
-                again.add(n)
-            else:
-                kept.append(entry)
-        kept = [entry for entry in kept if entry.n not in again]
-        answered = {entry.n for entry in kept if not isinstance(entry, Attempted)}
-        again |= {n for n, each in self.pending.items() if isinstance(each.command, SetTimer) and n not in answered}
-        return [*kept], sorted(again)
 
     def _retried(self, entry: Retried) -> None:
         """Begin a generation: what it issues again is pending anew, and what follows has ids of its own."""
@@ -369,28 +336,19 @@ class Turn:
         for n in entry.again:
             pending = self.pending.get(n)
             if pending is None:
-                self._diverge(f"command #{n}, issued again by a retry", "nothing that waits by that number")
+                text = f"command #{n}, issued again by a retry"
+                self._diverge(Divergence(text, "nothing that waits by that number"))
                 return
-            command = pending.command
-            if isinstance(command, SetTimer):
-                command = SetTimer(n, command.due + entry.rested)
-            elif isinstance(command, CallChild):
-                command = CallChild(n, self._start_again(command.start, n, entry))
+            command = issued_again(pending.command, entry, self.start)
             if not isinstance(command, OpenAwakeable):  # the outside has its id
                 pending.generation = entry.generation
             pending.command = command
             pending.attempts, pending.retry_due = 0, 0.0
             self._issue(command)
 
-    def _start_again(self, start: Start, n: int, retried: Retried) -> Start:
-        id = derived_id(self.start.id, retried.generation, n)
-        parent = Parent(self.start.id, retried.generation, n)
-        due = retried.at + max(0.0, start.due - start.at)
-        return replace(start, id=id, at=retried.at, due=due, seed=seed_of(id), parent=parent)
-
     def _replay(self, frames: Sequence[Frame]) -> None:
         self.replaying = True
-        self._boundaries = _boundaries_in(frames)
+        self._boundaries = boundaries_in(frames)
         for frame in frames:
             self._recorded = deque(frame.commands)
             self._recorded_state = frame.state
@@ -401,15 +359,10 @@ class Turn:
                 if self.divergence is not None:
                     break
                 self.deliver(entry)
-            if self.divergence is None and self._recorded:
-                self._diverge(describe(self._recorded[0]), "nothing there")
-            if self.divergence is None and self._ready.state != frame.state:
-                changed = sorted(self._ready.state)
-                self._diverge(f"changes of state {sorted(frame.state)}", f"{changed}, or other values")
-            if self.divergence is None and self._ready.cancels != frame.cancels and not _is_forced(frame.outcome):
-                self._diverge(f"an end asked for commands {frame.cancels}", f"that of {self._ready.cancels}")
-            if self.divergence is None:
-                self._check_outcome(frame.outcome)
+            if self._recorded:
+                self._diverge(left_over(self._recorded[0]))
+            elif (differs := difference(self._ready, frame)) is not None:
+                self._diverge(differs)
             if self.divergence is not None:
                 break
             self._ready = Ready()
@@ -432,7 +385,7 @@ class Turn:
         """Drop the body. It does nothing more: not a step, not a command, not a task on the host's loop."""
         self.loop.close()
         self.pending.clear()
-        self._failures.clear()
+        self._causes.clear()
         self._main = None
         self.begun = False
 
@@ -540,17 +493,24 @@ class Turn:
             self._random = Random(self.start.seed)  # noqa: S311  repeatable on purpose
         return self._random
 
-    def cancel_command(self, n: int) -> None:
-        """Note that the body wants command `n` to end."""
+    def cancel_command(self, n: int) -> bool:
+        """Note that the body wants command `n` to end; return false if it was known."""
         pending = self.pending.get(n)
-        if pending is not None and not pending.cancel_requested and not self.loop.closed:
-            pending.cancel_requested = True
-            self._ready.cancels.append(n)
+        if pending is None or pending.cancel_requested or self.loop.closed:
+            return False
+        pending.cancel_requested = True
+        self._ready.cancels.append(n)
+        return True
 
     # --- what the loop tells ------------------------------------------------------------------------------------------
     def timer_set(self, timer: asyncio.TimerHandle, /) -> None:
+        due = float(timer.when())
+        if not -DURATION_LIMIT_SECONDS <= due - self.loop.now <= DURATION_LIMIT_SECONDS:
+            if (bounded := self._bounded(due)) is None:
+                return
+            due = bounded
         n = self._next()
-        command = SetTimer(n, timer.when())
+        command = SetTimer(n, due)
         self._issue(command)
         self._timers[id(timer)] = n
         self.pending[n] = Pending(command, None, bytes, timer=timer)
@@ -594,6 +554,21 @@ class Turn:
                 return generation
         return self.generation
 
+    def _bounded(self, due: float) -> float | None:
+        """Return when a timer is due that is not within the limit; None if never, as when nothing is to time out."""
+        recorded = self._recorded[0] if self._recorded else None
+        if isinstance(recorded, SetTimer) and recorded.due == due:
+            return due  # of a release that took what it got
+        if due == inf:
+            return None
+        if due < self.loop.now:
+            return self.loop.now
+        seconds = due - self.loop.now
+        raise InvalidOption(
+            f"a wait of {seconds} seconds in the body of invocation {self.start.id!r}: give at most "
+            f"{DURATION_LIMIT_SECONDS:.0f}, or math.inf where asyncio takes it for no limit"
+        )
+
     def _check_size(self, what: str, data: bytes) -> None:
         # On replay too: what the body was refused then, it must be refused again.
         if self._payload_limit is not None and len(data) > self._payload_limit:
@@ -613,7 +588,8 @@ class Turn:
             return
         recorded = self._recorded.popleft() if self._recorded else None
         if recorded is None or not repeats(command, recorded, given):
-            self._diverge(describe(recorded), describe(command) + changed_arguments(command, recorded, given))
+            asked = describe(command) + changed_arguments(command, recorded, given)
+            self._diverge(Divergence(describe(recorded), asked))
             raise TurnClosed(self.start.id)
 
     def _await_answer(
@@ -669,13 +645,14 @@ class Turn:
             if isinstance(error, StopIteration):  # a future refuses it, as a coroutine that raises it would
                 stopped, error = error, RuntimeError("a step or child raised StopIteration")
                 error.__cause__ = stopped
-            self._failures[id(error)] = (error, entry.n)
+            self._causes.add(error, entry.n)
             future.set_exception(error)
         elif type(entry) is Returned and not pending.cancel_requested:
             try:
                 value = pending.decode(entry.value)
             except Undecodable as error:
-                self._diverge(f"a value for {describe(pending.command)}", f"another type: {error}")
+                asked = describe(pending.command)
+                self._diverge(Divergence(f"a value for {asked}", f"another type: {error}"))
                 return
             future.set_result(value)
         else:
@@ -694,9 +671,69 @@ class Turn:
 
     def _drain(self) -> None:
         self._issued_in_drain = 0
-        self.loop.drain()
-        if self._main is not None and self._main.done() and self.divergence is None:
+        if self._resting is not None:
+            self._wake()
+        if not self._run() or self._main is None or self.divergence is not None:
+            return
+        if self._main.done() or self._fatal is not None:
             self._finish()
+
+    def _run(self) -> bool:
+        """Run what is ready; return false if some of it is left, since the body rests or has failed."""
+        loop = self.loop
+        issued, unrested = self._issued, 0
+        while not loop.drain(resting.CALLBACKS_PER_DRAIN_LIMIT):
+            if self._issued == issued:
+                unrested += resting.CALLBACKS_PER_DRAIN_LIMIT
+                if self._rest(unrested):
+                    return False
+            issued = self._issued
+        self._rests = 0
+        if loop.escaped and self._fatal is None and self._main is not None and not self._main.done():
+            self._fatal = loop.unhandled()
+        return True
+
+    def _rest(self, unrested: int) -> bool:
+        """Let the body rest, unless it did not when this was recorded; return whether it does, or has failed."""
+        recorded = self._recorded
+        n, now = self._issued, self.loop.now
+        if not self.pending and self._rests >= resting.RESTS_LIMIT:
+            self._give_up()
+            return True
+        rest = SetTimer(n, now + resting.seconds_of(self._rests), rest=True)
+        if recorded is not None and not (self._open_ended and not recorded):
+            if not recorded or not (isinstance(recorded[0], SetTimer) and recorded[0].rest):
+                if unrested < resting.UNRESTED_CALLBACKS_LIMIT:
+                    return False
+                self._diverge(Divergence("no rest here", f"{unrested:,} callbacks and more without waiting"))
+                return True
+            rest = recorded.popleft()  # shorter or longer, in another release
+        else:
+            self._ready.commands.append(rest)
+        self._issued = n + 1
+        self._rests += 1
+        self._resting = n
+        self.pending[n] = Pending(rest, None, bytes)
+        return True
+
+    def _wake(self) -> None:
+        """End a rest: its time has come, or another fact."""
+        n, self._resting = self._resting, None
+        if n is not None and self.pending.pop(n, None) is not None:
+            self._ready.cancels.append(n)
+            self._rests = 0
+
+    def _give_up(self) -> None:
+        """Fail a body that runs on and on. It is not cancelled: it would not wait for its cleanup either."""
+        assert self._main is not None
+        callbacks = resting.RESTS_LIMIT * resting.CALLBACKS_PER_DRAIN_LIMIT
+        text = (
+            f"the body of invocation {self.start.id!r} ran {callbacks:,} callbacks without waiting for anything, last "
+            f"at {line_of(self._main)}: await a step, a child, a timer or an awakeable there"
+        )
+        failure = failure_of(LimitExceeded(text, size=callbacks, limit=callbacks), translators=self._translators())
+        self._ready.outcome = Failed(self.loop.now, failure)
+        self.loop.stopped = True
 
     def _finish(self) -> None:
         """End as `asyncio.run` does: cancel what is left, let it end, then say what became of the body."""
@@ -712,7 +749,8 @@ class Turn:
             asked |= {task.serial for task in live}
             for task in live:
                 task.cancel()
-            self.loop.drain()
+            if not self._run():
+                return
         if self.loop.live_tasks():
             return  # some wait for the journaled end of a step
         if self.loop.finish_generators():
@@ -723,57 +761,34 @@ class Turn:
     def _outcome(self, main: asyncio.Task[Any]) -> Outcome:
         at = self.loop.now
         request = self._cancel_requested
-        if main.cancelled():
-            if request is None:
-                error = asyncio.CancelledError("the body raised CancelledError without having been cancelled")
-                return Failed(at, failure_of(error, translators=self._translators()))
-            if not request.timed_out:
-                return Cancelled(at)
-            return timed_out(self.start, at)
-        error_raised = main.exception()
+        error_raised = self._fatal
+        if error_raised is None and main.cancelled():
+            if request is not None:
+                return timed_out(self.start, at) if request.timed_out else Cancelled(at)
+            error_raised = _cancelled_itself(main)
+        elif error_raised is None:
+            error_raised = main.exception()
         if error_raised is None:
             try:
                 return Completed(at, self._encode_result(main.result()))
-            except PerdureError as error:
+            except Exception as error:  # noqa: BLE001  whatever an encoder raises is the failure of this invocation
                 error_raised = error
-        causes = self._causes(error_raised, set())
+        error_raised = _refusal_in(error_raised)
+        causes = self._causes.of(error_raised)
         cause = causes[0] if causes else None
         failure = failure_of(error_raised, translators=self._translators())
         return Failed(at, failure, cause, causes if len(causes) > 1 else [])
 
-    def _causes(self, error: BaseException, seen: set[int]) -> list[int]:
-        """Find the command whose failure `error` is, or comes from; the commands, if it is a group of several."""
-        todo: list[BaseException | None] = [error]
-        while todo:
-            one = todo.pop(0)
-            if one is None or id(one) in seen:
-                continue
-            seen.add(id(one))
-            if id(one) in self._failures:
-                return [self._failures[id(one)][1]]
-            if isinstance(one, BaseExceptionGroup):
-                members = cast("BaseExceptionGroup[BaseException]", one).exceptions
-                if causes := [n for member in members for n in self._causes(member, seen)]:
-                    return causes
-            todo += [one.__cause__, one.__context__]
-        return []
-
-    def _check_outcome(self, recorded: Outcome | None) -> None:
-        """Check that the body ended where it did. A forced cancellation ends an invocation without its body."""
-        ended = self._ready.outcome
-        if type(ended) is not type(recorded) and not _is_forced(recorded):
-            self._diverge(_describe_outcome(recorded), _describe_outcome(ended))
-
-    def _diverge(self, recorded: str, issued: str) -> None:
+    def _diverge(self, divergence: Divergence) -> None:
         if self.divergence is None:
-            self.divergence = Divergence(recorded, issued)
+            self.divergence = divergence
             self.loop.stopped = True
 
     def _diverge_on(self, entry: Returned | Raised | Attempted | Fired | Interrupted) -> None:
         if entry.n >= self._issued:
             asked = next((each for each in self._recorded or () if each.n == entry.n), None)
             answered = f"command #{entry.n}" if asked is None else describe(asked)
-            self._diverge(f"an answer to {answered}", f"{self._issued} commands and no more")
+            self._diverge(Divergence(f"an answer to {answered}", f"{self._issued} commands and no more"))
 
 
 _FOR_THE_BODY = frozenset({Returned, Raised, Fired, Interrupted, CancelRequested})
@@ -786,14 +801,44 @@ def timed_out(start: Start, at: float, /) -> Failed:
     return Failed(at, failure_of(late))
 
 
-def _boundaries_in(frames: Iterable[Frame]) -> list[tuple[int, int]]:
-    retries = (entry for frame in frames for entry in frame.entries if type(entry) is Retried)
-    return [(retried.issued, retried.generation) for retried in retries]
+def _made(context: contextvars.Context, body: Callable[[Turn], Any], turn: Turn) -> Coroutine[Any, Any, Any]:
+    """Make the coroutine of a body. What is raised in making it, or made instead of it, is raised by it."""
+    try:
+        coro = context.run(body, turn)
+    except Exception as error:  # noqa: BLE001  raised again, inside
+        return _raising(error)
+    if asyncio.iscoroutine(coro):
+        return coro
+    if isinstance(coro, Awaitable):
+        return _awaiting(cast("Awaitable[Any]", coro))
+    made = type(cast("object", coro)).__name__
+    return _raising(TypeError(f"workflow {turn.start.handler!r} gave a {made} when called, and nothing to await"))
 
 
-def _is_forced(outcome: Outcome | None) -> bool:
-    return isinstance(outcome, Cancelled) and outcome.forced
+async def _awaiting(made: Awaitable[Any]) -> Any:
+    return await made
 
 
-def _describe_outcome(outcome: Outcome | None) -> str:
-    return "no end of the body here" if outcome is None else f"the body's end here, {type(outcome).__name__.lower()}"
+async def _raising(error: Exception) -> None:
+    raise error
+
+
+def _refusal_in(error: BaseException) -> BaseException:
+    """Return what a group holds if that is only a refusal of I/O: libraries connect in task groups of their own."""
+    inner = error
+    while isinstance(inner, BaseExceptionGroup):
+        members = cast("BaseExceptionGroup[BaseException]", inner).exceptions
+        if len(members) > 1:
+            return error
+        inner = next(iter(members))
+    return inner if isinstance(inner, IoInWorkflow) else error
+
+
+def _cancelled_itself(main: asyncio.Task[Any]) -> BaseException:
+    """Return what a body raised that let a CancelledError of its own escape."""
+    error = asyncio.CancelledError("the body raised CancelledError without having been cancelled")
+    try:
+        main.result()
+    except asyncio.CancelledError as raised:
+        error.__traceback__ = raised.__traceback__
+    return error

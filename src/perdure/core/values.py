@@ -112,12 +112,17 @@ def loaded(module: str, name: str) -> type[Any]:
     return getattr(sys.modules.get(module), name, NeverLoaded)
 
 
+def writes_itself(cls: Any, /) -> bool:
+    """Tell whether a pydantic model declares serializers of its own."""
+    own = cls.__pydantic_decorators__
+    marks = (type(mark).__module__ for field in cls.model_fields.values() for mark in field.metadata)
+    return bool(own.field_serializers or own.model_serializers or "pydantic.functional_serializers" in marks)
+
+
 def _model_fields(model: Any) -> object:
     """Return a pydantic model by field name: as it is held, unless the class says how it wants to be written."""
     cls: Any = model.__class__
-    own = cls.__pydantic_decorators__
-    marks = (type(mark).__module__ for field in cls.model_fields.values() for mark in field.metadata)
-    if own.field_serializers or own.model_serializers or "pydantic.functional_serializers" in marks:
+    if writes_itself(cls):
         return model.model_dump(by_alias=False, round_trip=True, warnings="error")
     if cls.__pydantic_root_model__:
         return model.root

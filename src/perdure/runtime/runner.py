@@ -631,6 +631,19 @@ class Runner:
             return
         self._write(start, at, entries, ready, outcome, answers)
 
+    def _stuck_at(self, turn: Turn | None) -> str | None:
+        """Return where the body waits for nothing that can come; log it when it begins to."""
+        stuck_at = None if turn is None else turn.stuck_at
+        if stuck_at is not None and stuck_at != self.history.stuck_at:
+            log.warning(
+                "invocation %s (%s) waits at %s for something that nothing can bring: no step, timer, child or "
+                "awakeable is pending. Only a cancellation or its time limit can end it",
+                self.id,
+                self.handler,
+                stuck_at,
+            )
+        return stuck_at
+
     def _report_unseen(self, turn: Turn) -> None:
         """Log what tasks of the body raised and nobody awaited, as asyncio does."""
         for context in turn.unseen:
@@ -783,7 +796,7 @@ class Runner:
         release = outcome is None and not begins and not self._running and not self._arrivals
         frame_entries = [*self._preamble(start, at), *entries]
         if release:
-            frame_entries.append(Released(at, self._next_due()))
+            frame_entries.append(Released(at, self._next_due(), self._stuck_at(turn)))
         if outcome is not None and frame_entries[-1] is not outcome:
             frame_entries.remove(outcome)
             frame_entries.append(outcome)

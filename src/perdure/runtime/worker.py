@@ -28,6 +28,7 @@ from perdure.authoring.workflow import Workflow
 from perdure.background import RateLimitedLog
 from perdure.core.failures import Failure, FailureTranslator, failure_of
 from perdure.core.journal import Start
+from perdure.core.retry import whole_number
 from perdure.core.turn import StubMaker, Turn
 from perdure.errors import InvalidOption, NameTaken, ServiceUnknown, StoreError, too_large
 from perdure.runtime.attempt import THREADS_LIMIT, Attempt
@@ -88,10 +89,8 @@ class Worker:
         partitions: Collection[int] | None = None,
         lease: float = LEASE_SECONDS,
     ) -> None:
-        if max_concurrent < 1:
-            raise InvalidOption(f"worker(max_concurrent={max_concurrent}): give at least 1")
-        if cache < 0:
-            raise InvalidOption(f"worker(cache={cache}): give at least 0")
+        whole_number("worker(max_concurrent=…)", max_concurrent)
+        whole_number("worker(cache=…)", cache, least=0)
         self.name = secrets.token_hex(6)
         self.python = f"{sys.version_info.major}.{sys.version_info.minor}"
         self.hash_seed = os.environ.get("PYTHONHASHSEED", "random")
@@ -108,6 +107,7 @@ class Worker:
         self._retention = retention
         self._partitions = partitions
         self._lease = lease
+        self.beside: Collection[Worker] = ()  # those of its client, which must not serve other code by the same name
         self._runners: dict[str, Runner] = {}
         self._cached: OrderedDict[str, Runner] = OrderedDict()
         self._scheduled: list[Runner] = []
@@ -137,7 +137,16 @@ class Worker:
         self._parts = parts
         return self
 
+    def serves(self, workflow: Workflow[..., Any]) -> Workflow[..., Any] | None:
+        """Return what this worker serves under the name of a workflow, if it runs."""
+        served = self.workflows.get(workflow.name) if self._running else None
+        return served if served is not None and served.name == workflow.name else None
+
     async def _enter(self, parts: AsyncExitStack) -> None:
+        for worker in self.beside:
+            for workflow in self.workflows.values():
+                if worker is not self and (served := worker.serves(workflow)) is not None:
+                    workflow.check_beside(served)
         self.store = await self._open_store()
         self.clock = self.store.clock
         self.loop = asyncio.get_running_loop()

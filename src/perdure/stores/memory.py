@@ -92,11 +92,11 @@ class MemoryStore:
         self._answers: dict[str, Answer] = {}
         self._mail: dict[str, set[str]] = {}  # ids of all messages that an invocation got
         # Invocations whose index is behind their journal, with what their last frame starts. Like all effects of a
-        # frame, these are done when the index is written; until then somebody may do them again.
+        # frame, these are done when the index is written; until then a worker may do them again.
         self._undone: dict[str, frozenset[str]] = {}
         self._wakes: dict[str, float] = {}
         self._keys: dict[str, Key] = {}
-        self._lines: dict[str, dict[tuple[str, int], int]] = {}  # by key: who waits, in order, with the sequence
+        self._lines: dict[str, dict[tuple[str, int], int]] = {}  # by key: waiting ids with their positions
         self._sequence = 0
         self._begin()
 
@@ -187,7 +187,7 @@ class MemoryStore:
 
     # --- keys ---------------------------------------------------------------------------------------------------------
     def _grant(self, name: str) -> None:
-        """Give a key that nobody holds to the first in its line."""
+        """Grant a free key to the first in its queue."""
         key, line = self._keys.get(name, Key()), self._lines.get(name)
         if key.holder is not None or not line:
             return
@@ -494,7 +494,7 @@ class MemoryStore:
 
     @property
     def awaited(self) -> bool:
-        """Tell whether somebody waits for one invocation."""
+        """Tell whether a caller waits for one invocation."""
         return self._notices.awaited
 
     # --- for tests ----------------------------------------------------------------------------------------------------
@@ -522,7 +522,7 @@ class MemoryStore:
         self._dispatcher.repeat()
 
     def acknowledge_late(self, delivery: Delivery) -> None:
-        """Apply the acknowledgement of somebody who may not hold the delivery any more."""
+        """Apply the acknowledgement of a worker that may not hold the delivery any more."""
         self._forget(delivery)
 
     # --- inside -------------------------------------------------------------------------------------------------------

@@ -36,6 +36,9 @@ R = TypeVar("R")
 QUIET_ROUNDS = 10
 """Rounds of the loop without anything happening before the environment takes it that only time is missing."""
 
+STUCK_ROUNDS = 100
+"""Looks without any change, a poll apart, before a fake that has not ended is taken to wait for time."""
+
 POLL_SECONDS = 0.001
 """Real seconds between two looks at steps that run in threads or do real I/O."""
 
@@ -70,6 +73,7 @@ class Environment:
         self._max_concurrent = max_concurrent
         self._replay = replay
         self._fakes: dict[str, Callable[..., Any]] = {}
+        self._faked: set[_Fake] = set()  # attempts of fakes that run now
         self._faults: dict[int, Callable[[], None]] = {}  # by the number of the commit
         self._restart: asyncio.Task[None] | None = None
         self._stack = AsyncExitStack()
@@ -201,11 +205,24 @@ class Environment:
             self._advancing = False
 
     async def settle(self) -> None:
-        """Wait until nothing more can happen without time passing."""
+        """Wait until nothing more can happen without time passing.
+
+        A fake that does not end is not waited for: what can happen then is that its time limit passes, or a timeout
+        around it.
+        """
         calm = 0
-        while calm < QUIET_ROUNDS:
+        stuck, seen = 0, self._seen
+        while calm < QUIET_ROUNDS and stuck < STUCK_ROUNDS:
             calm = calm + 1 if self._quiet else 0
             await asyncio.sleep(0 if calm else POLL_SECONDS)
+            before, seen = seen, self._seen
+            only_fakes = self._restart is None and 0 < len(self._faked) == len(self.worker.steps_in_progress)
+            stuck = stuck + 1 if only_fakes and seen == before else 0
+
+    @property
+    def _seen(self) -> tuple[object, ...]:
+        """What changes when anything happens, as long as only fakes run."""
+        return self.commits, self.crashes, *((id(fake), id(fake.waits_for)) for fake in self._faked)
 
     async def awakeable(self, handle: Handle[Any] | str, /, *, number: int = 0) -> str:
         """Return the id of the `number`-th open awakeable of an invocation, once it is open."""
@@ -227,8 +244,8 @@ class Environment:
         if function is None:
             return work
         if isinstance(work, StepWork):
-            return _FakeStep(work, function)
-        return _FakeCall(work, function) if isinstance(work, Answerable) else work
+            return _FakeStep(work, function, self._faked)
+        return _FakeCall(work, function, self._faked) if isinstance(work, Answerable) else work
 
     async def _jump_when_stuck(self) -> None:
         while True:
@@ -249,21 +266,39 @@ class Answerable(Work, Protocol):
 
 
 class _Fake:
-    """A step's call that runs another function."""
+    """A step's call that runs another function. It is in `running` while it does."""
 
-    def __init__(self, work: Work, function: Callable[..., Any]) -> None:
+    def __init__(self, work: Work, function: Callable[..., Any], running: set[_Fake]) -> None:
         self._function = function
+        self._running = running
+        self._task: asyncio.Task[Any] | None = None
         self.name = work.name
         self.retry = work.retry
         self.timeout = work.timeout
 
-
-class _FakeStep(_Fake):
-    def __init__(self, work: StepWork, function: Callable[..., Any]) -> None:
-        super().__init__(work, function)
-        self._work = work
+    @property
+    def waits_for(self) -> object:
+        """What its task waits for: another object whenever it gets a step further."""
+        return getattr(self._task, "_fut_waiter", None)
 
     async def run(self, host: StepHost, info: StepInfo, /) -> bytes:
+        self._task = asyncio.current_task()
+        self._running.add(self)
+        try:
+            return await self._call()
+        finally:
+            self._running.discard(self)
+
+    async def _call(self) -> bytes:
+        raise NotImplementedError
+
+
+class _FakeStep(_Fake):
+    def __init__(self, work: StepWork, function: Callable[..., Any], running: set[_Fake]) -> None:
+        super().__init__(work, function, running)
+        self._work = work
+
+    async def _call(self) -> bytes:
         value = self._function(*self._work.args, **self._work.kwargs)
         if inspect.isawaitable(value):
             value = await value
@@ -271,11 +306,11 @@ class _FakeStep(_Fake):
 
 
 class _FakeCall(_Fake):
-    def __init__(self, work: Answerable, function: Callable[..., Any]) -> None:
-        super().__init__(work, function)
+    def __init__(self, work: Answerable, function: Callable[..., Any], running: set[_Fake]) -> None:
+        super().__init__(work, function, running)
         self._work = work
 
-    async def run(self, host: StepHost, info: StepInfo, /) -> bytes:
+    async def _call(self) -> bytes:
         return await self._work.answer_with(self._function)
 
 

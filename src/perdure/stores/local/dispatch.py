@@ -1,7 +1,7 @@
-"""Who gets what in the stores of one process: starts by capacity, messages and wakes to whoever serves the handler.
+"""Dispatch in the stores of one process: starts by capacity, messages and wakes to a worker that serves the handler.
 
 Nothing here is durable. The store keeps starts, messages, wakes and claims in its tables; the dispatcher keeps only
-what is in somebody's hands (`custody`), and a bounded window of the start queue. When the process ends, the store's
+what workers hold (`custody`), and a bounded window of the start queue. When the process ends, the store's
 tables say what to deliver again; when one worker of several ends, `leave` does.
 """
 
@@ -178,7 +178,7 @@ class Dispatcher(custody.Custody[Hold]):
 
     # --- messages and wakes -------------------------------------------------------------------------------------------
     def wake(self, delivery: Delivery) -> None:
-        """Deliver a wake that is due; for an invocation in somebody's hands, once he lets go without a new release."""
+        """Deliver a wake that is due; if a worker holds the invocation, once it lets go without a new release."""
         member = self._owners.get(delivery.id)
         if member is None:
             self.offer(delivery)
@@ -186,14 +186,14 @@ class Dispatcher(custody.Custody[Hold]):
             member.held[delivery.id].woken = True
 
     def holds(self, message: Message) -> bool:
-        """Tell whether a message is in somebody's hands, or waits for its invocation to begin."""
+        """Tell whether a worker holds a message, or it waits for its invocation to begin."""
         member = self._owners.get(message.to)
         held = member.held[message.to].deliveries if member is not None else self._parked.get(message.to, [])
         held = [*held, *self._declined.get(message.to, ())]
         return any(isinstance(each.item, Message) and each.item.id == message.id for each in held)
 
     def repeat(self) -> None:
-        """Deliver what is in hand once more to its holder."""
+        """Deliver once more all that workers hold."""
         for member in self.members:
             for hold in [*member.held.values()]:
                 for delivery in [*hold.deliveries]:

@@ -12,10 +12,10 @@ from contextlib import closing, suppress
 from perdure.errors import StoreClosed, StoreError
 from perdure.stores.sqlite.faults import about, explained
 from perdure.stores.sqlite.file import connect
-from perdure.stores.sqlite.lock import NEW_FILE_MODE, SUFFIXES
+from perdure.stores.sqlite.lock import NEW_FILE_MODE, SUFFIXES, open_apart
 
 PIECE_PAGES = 256
-"""Pages that are copied at a time: 1 MiB. Between two pieces the disk is left to those who commit."""
+"""Pages that are copied at a time: 1 MiB. Between two pieces the disk is left to commits."""
 PAUSE_SHARE = 0.5
 """How long to pause after each piece, as a share of the time that the piece took."""
 
@@ -30,7 +30,7 @@ def back_up(path: str, target: str, stop: threading.Event) -> None:
     part = f"{target}.part-{os.getpid()}-{threading.get_ident()}"
     try:
         with explained(target):
-            descriptor = os.open(part, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, NEW_FILE_MODE)
+            descriptor = open_apart(part, os.O_CREAT | os.O_EXCL)
             try:
                 os.fchmod(descriptor, NEW_FILE_MODE)
                 _copy(path, part, descriptor, stop)

@@ -1,6 +1,6 @@
-"""What goes from the file to workers: queued starts, open messages, what is due, what a worker that ended had claimed.
+"""Delivers from the file to workers: queued starts, open messages, due wakes, and the claims of workers that ended.
 
-Runs on the loop. The file says what there is; `local.dispatch` keeps what workers have in hand. Whatever fails here is
+Runs on the loop. The file says what there is; `local.dispatch` keeps what workers have in hand. What fails here is
 logged and tried again, for as long as the store is open.
 """
 
@@ -28,14 +28,14 @@ from perdure.stores.sqlite.unit import Accept, Unit, may_be_routed
 T = TypeVar("T")
 
 RETRY_SECONDS = 1.0
-"""How long after a failure to read what is to be delivered it is read again."""
+"""How long to wait before a failed read is repeated."""
 DUE_BATCH_LIMIT = 1_000
 
 log = logging.getLogger("perdure.sqlite")
 
 
 class Deliveries:
-    """Hands out what the file holds. `last` is the last place that was given in the queue of starts."""
+    """Hands out what the file holds. `last` is the last position given in the queue of starts."""
 
     def __init__(
         self,
@@ -63,7 +63,7 @@ class Deliveries:
         self._canceller = Canceller(self.dispatcher, clock, self._unbegun, commit)
 
     def open(self, last: int) -> None:
-        """Begin: starts up to place `last` were queued by a process that may have begun them."""
+        """Begin: starts up to position `last` were queued by a process that may have begun them."""
         self.last = self._opened_at = last
 
     def close(self) -> None:
@@ -73,7 +73,7 @@ class Deliveries:
         for task in self._tasks:
             task.cancel()
 
-    def next_place(self) -> int:
+    def next_position(self) -> int:
         self.last += 1
         return self.last
 
@@ -174,7 +174,7 @@ class Deliveries:
             if not self.dispatcher.holds(message):
                 self._offer(Delivery(message.to, handler, message, attempt=2), begun=begun)
 
-    # --- what is damaged, or of a newer release -----------------------------------------------------------------------
+    # --- damaged rows, and those of a newer release -------------------------------------------------------------------
     def _offer(self, delivery: Delivery, *, begun: bool = True) -> None:
         if delivery.id not in self._aside:
             self.dispatcher.offer(delivery, begun=begun)

@@ -38,7 +38,7 @@ from perdure.stores.sqlite.schema import (
 )
 
 VERIFY_LIMIT_BYTES = 64 * 1024 * 1024
-"""Files up to this size are checked whole when they are opened; of larger ones, what is not settled."""
+"""Files up to this size are checked whole when they are opened; of larger ones, only unsettled invocations."""
 LOOK_LIMIT_BYTES = 16 * 1024 * 1024
 """Files up to this size are checked whole when they are opened only to be read: a quarter of a second."""
 HEADER_BYTES = 100
@@ -89,7 +89,7 @@ def decode(text: bytes) -> str:
 
 
 def refuse_lost(path: str) -> None:
-    """Refuse a file that is missing or empty, and was not: what is beside it says so."""
+    """Refuse a missing or empty file if those beside it say that it had commits."""
     if _size(path):
         return
     if remembered := remembered_commit(path):
@@ -257,7 +257,7 @@ def remembered_commit(path: str) -> int:
 
 
 def verify(db: sqlite3.Connection, path: str, aside: Aside, *, has_keys: bool = True) -> None:
-    """Check every page and every row of a small file; of a large one, the keys and the rows of what is not settled.
+    """Check every page and every row of a small file; of a large one, the keys and unsettled invocations.
 
     Damage to pages refuses the file. A row that does not fit its checksum sets its invocation aside, and no other.
     """

@@ -162,7 +162,7 @@ class SqliteStore(SqliteReader):
         if effects.wake is not None:
             check_wake(transition.id, effects.wake)
         if effects.enlist is not None:
-            unit.place = self._deliveries.next_place()
+            unit.place = self._deliveries.next_position()
         for delivery in transition.acknowledge:
             if type(delivery.item) is Message:
                 unit.done_messages = (*unit.done_messages, delivery.item.id)
@@ -173,7 +173,7 @@ class SqliteStore(SqliteReader):
         check_finite(data, start)
         if start.due > self.clock.now():
             return Accept(start, data, "scheduled", 0)
-        return Accept(start, data, "pending", self._deliveries.next_place())
+        return Accept(start, data, "pending", self._deliveries.next_position())
 
     def _enqueue(self, unit: Unit) -> asyncio.Future[Any]:
         unit.future = future = self._loop.create_future()
@@ -233,7 +233,7 @@ class SqliteStore(SqliteReader):
 
     # --- changes ------------------------------------------------------------------------------------------------------
     def _note_changes(self, units: Sequence[Unit]) -> None:
-        """Have the rows that changed told to who watches them. They are read again: a unit holds only part of them."""
+        """Push the rows that changed to their feeds. They are read again: a unit holds only part of them."""
         for unit in units:
             if unit.error is None:
                 ids = [accept.start.id for accept in unit.accepts if accept.new]

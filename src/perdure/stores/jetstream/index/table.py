@@ -11,13 +11,10 @@ import logging
 import sqlite3
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from msgspec import Struct
-from msgspec.structs import replace
 
-from perdure.core.journal import Status
-from perdure.core.journal.status import STATUSES
 from perdure.errors import StoreDamaged
 from perdure.stores.jetstream.layout.facts import Facts
 from perdure.stores.jetstream.layout.subjects import token
@@ -69,11 +66,6 @@ _UNSETTLED = (
     f"SELECT id FROM invocation WHERE id > ? AND shard = ? AND NOT {SETTLED} AND updated_at <= ? ORDER BY id LIMIT ?"
 )
 _WAITED_FOR = "SELECT DISTINCT key FROM invocation WHERE key > ? AND status = 'pending' ORDER BY key LIMIT ?"
-_IS_NEWER = "status NOT IN ({})".format(", ".join(f"'{each}'" for each in sorted(STATUSES)))
-_INDEX_OF_NEWER = f"CREATE INDEX IF NOT EXISTS invocation_newer ON invocation (status) WHERE {_IS_NEWER}"
-_NEWER = f"SELECT status, count(*) FROM invocation WHERE {_IS_NEWER} GROUP BY status"
-"""Statuses that only a newer release knows."""
-
 
 TEMPORARY = ""
 """SQLite's name for a file that nobody sees, and that goes with the connection. It takes no memory of a worker."""
@@ -121,14 +113,7 @@ class Table:
         return [Row(*each) for each in self._read(query, values)]
 
     def counts(self) -> Counts:
-        counts = counts_of(self._read(COUNTS))
-        by_status: dict[str, int] = {**counts.by_status}
-        for status, count in self._read(_NEWER):  # `COUNTS` takes them for completed
-            by_status[status] = count
-            by_status["completed"] = by_status.get("completed", 0) - count
-            if not by_status["completed"]:
-                del by_status["completed"]
-        return replace(counts, by_status=cast("dict[Status, int]", by_status))
+        return counts_of(self._read(COUNTS))
 
     def settled(self, before: float, limit: int) -> list[str]:
         """Return ids of what has settled and not changed since `before`, the oldest first."""
@@ -253,7 +238,6 @@ def _connect(path: str, identity: str) -> sqlite3.Connection:
                 found = db.execute("SELECT value FROM meta WHERE name = 'identity'").fetchone()
             if found != (identity,):
                 _make(db, identity)
-            db.execute(_INDEX_OF_NEWER)
     except BaseException:
         db.close()
         raise
