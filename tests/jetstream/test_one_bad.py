@@ -148,10 +148,6 @@ def test_message_without_a_header_of_perdure_is_unreadable() -> None:
 NEWER = """
 import asyncio, sys
 from perdure.connect import client_from
-<<<<<<< HEAD
-from perdure import Client
-=======
->>>>>>> main
 from perdure.stores.jetstream import JetStreamStore
 from perdure.stores.jetstream.layout import facts
 from tests.jetstream.test_one_bad import asks
