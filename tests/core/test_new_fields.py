@@ -8,8 +8,8 @@ import pytest
 
 from perdure.errors import Diverged
 from perdure.testing import replay
-from tests.testing import new_fields
-from tests.testing.new_fields import KINDS, export, program
+from tests.core import new_fields
+from tests.core.new_fields import KINDS, export, program
 
 GOLDEN = Path(__file__).parent / "golden_fields"
 DEFAULTS = ('str = ""', "int | None = None", "tuple[int, ...] = ()")
@@ -51,7 +51,7 @@ async def test_divergence_names_the_argument_that_changed(
     edit: tuple[str, str], text: str, golden: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     history = (GOLDEN / "dataclass.json").read_bytes() if golden else await export("dataclass")
-    monkeypatch.setattr("tests.testing.new_fields.PROGRAM", edited(*edit))
+    monkeypatch.setattr("tests.core.new_fields.PROGRAM", edited(*edit))
     with pytest.raises(Diverged) as raised:
         replay(program("dataclass"), history)
     # a history of the earlier release has the digest of all arguments of a step, and the whole input of a child
@@ -66,6 +66,6 @@ def edited(old: str, new: str) -> str:
 @pytest.mark.parametrize("default", ["str", 'str = "x"'])
 async def test_value_other_than_the_default_counts(default: str, monkeypatch: pytest.MonkeyPatch) -> None:
     history = await export("dataclass", 'str = ""')
-    monkeypatch.setattr("tests.testing.new_fields.PROGRAM", edited("order = Order(id)", 'order = Order(id, 5, "y")'))
+    monkeypatch.setattr("tests.core.new_fields.PROGRAM", edited("order = Order(id)", 'order = Order(id, 5, "y")'))
     with pytest.raises(Diverged):
         replay(program("dataclass", 'str = ""'), history)
