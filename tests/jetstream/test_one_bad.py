@@ -18,7 +18,7 @@ from msgspec.structs import replace
 
 from examples.services.nats_server import Server
 from perdure import Client, Context, step, workflow
-from perdure.connect import channels_for, translators_in_use
+from perdure.connect import client_from
 from perdure.errors import NewerJournal
 from perdure.stores.jetstream import JetStreamStore
 from perdure.stores.jetstream.journal.journals import Journals
@@ -69,7 +69,7 @@ class Site:
             self.stores.append(made)
             return made
 
-        return Client(store, channels_for, translators_in_use)
+        return client_from(store)
 
     @property
     def store(self) -> JetStreamStore:
@@ -147,8 +147,7 @@ def test_message_without_a_header_of_perdure_is_unreadable() -> None:
 
 NEWER = """
 import asyncio, sys
-from perdure.connect import channels_for, translators_in_use
-from perdure import Client
+from perdure.connect import client_from
 from perdure.stores.jetstream import JetStreamStore
 from perdure.stores.jetstream.layout import facts
 from tests.jetstream.test_one_bad import asks
@@ -157,7 +156,7 @@ facts.STATUSES = facts.STATUSES | {"hibernating"}
 
 async def main():
     store = JetStreamStore([sys.argv[1]], namespace=sys.argv[2], shards=2)
-    async with Client(lambda: store, channels_for, translators_in_use) as client, client.worker(asks):
+    async with client_from(lambda: store) as client, client.worker(asks):
         await asyncio.sleep(60)
 
 asyncio.run(main())

@@ -72,7 +72,7 @@ async def test_creation_that_was_killed_is_finished_by_the_next(made: int, node:
     assert len(await streams_of(node.url)) == made
     looking = connect(node.url, read_only=True)
     with pytest.raises(StoreUnfit, match="there is no store yet"):
-        await looking.opened()
+        await looking.stats()
     await looking.aclose()
     async with connect(node.url) as client, client.worker(hello):
         assert await client.run(hello, "A") == "Hello, A!"
@@ -117,7 +117,7 @@ async def test_account_with_too_low_limits_is_refused_before_anything_is_made(
         url = node.url.replace("//", "//bob:x@")
         client = connect(url, shards=2)
         with pytest.raises(StoreUnfit) as raised:
-            await client.opened()
+            await client.stats()
         await client.aclose()
         assert said in str(raised.value)
         assert "a store of 2 partitions needs 8 streams, 4 consumers and 4 more for each handler" in str(raised.value)
@@ -130,7 +130,7 @@ async def test_creation_that_a_limit_stopped_half_way_is_finished_when_there_is_
         await raw.jetstream().add_stream(name="PERDURE_Q_1", subjects=["other.>"])
     client = connect(node.url, shards=2)
     with pytest.raises(StoreUnfit):
-        await client.opened()
+        await client.stats()
     await client.aclose()
     async with await nats.connect(node.url) as raw:
         await raw.jetstream().delete_stream("PERDURE_Q_1")
@@ -147,5 +147,5 @@ async def test_stream_that_held_something_is_never_made_anew(node: Server) -> No
             await raw.jetstream().delete_stream(name)
         client = connect(node.url)
         with pytest.raises(StoreUnfit, match=f"streams are missing: .*{name}"):
-            await client.opened()
+            await client.stats()
         await client.aclose()

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from msgspec.structs import replace
 
-from perdure.core.journal import Message, Start, Status, encode_message, encode_start
+from perdure.core.journal import Message, Start, Status, encode_message, encode_start, settles_before_begin
 from perdure.core.lifecycle import SETTLED
 from perdure.errors import PerdureError, StoreError, StoreUnavailable
 from perdure.stores.jetstream.journal.blobs import Blobs
@@ -58,6 +58,7 @@ class Accepting:
         self._clock = clock
         self._line_limit = line_limit
         self._lanes = Lanes(self._place)
+        self.cancel_unbegun: Callable[[Message], object]  # settles an invocation whose body has not begun
 
     # --- starts -------------------------------------------------------------------------------------------------------
 
@@ -277,6 +278,8 @@ class Accepting:
             return
         subject = self._layout.message(message.to, message.id)
         sequence = await self.put_message(message)
+        if settles_before_begin(message) and not (tail.has_frames or tail.problem):
+            self.cancel_unbegun(message)
         for _ in range(int(CLOSING_SECONDS / CLOSING_POLL_SECONDS)):  # it may be purged at this very moment
             if tail.facts.status not in SETTLED:
                 return

@@ -23,6 +23,7 @@ from perdure.errors import StoreClosed, StoreUnfit
 from perdure.stores.clock import SystemClock
 from perdure.stores.jetstream.accepting import Accepting
 from perdure.stores.jetstream.background import Background
+from perdure.stores.jetstream.cancelling import Cancelling
 from perdure.stores.jetstream.care.janitor import PERIOD_SECONDS, Janitor
 from perdure.stores.jetstream.care.overdue import LOOK_SECONDS, Overdue
 from perdure.stores.jetstream.care.purge import Purge
@@ -102,6 +103,8 @@ class JetStreamStore:
         self._replicas = replicas
         self._shards = shards
         self._open = False
+        self._ended = False
+        self._opening: asyncio.Task[Any] | None = None
         self._blobs = blobs = Blobs(wire, layout)
         self._journals = journals = Journals(wire, layout, blobs, self.name)
         self._keys = keys = Keys(wire, layout, blobs, journals)
@@ -153,6 +156,10 @@ class JetStreamStore:
             self.name,
             self.clock,
         )
+        self._cancelling = Cancelling(
+            wire, layout, blobs, journals, keys, self._finder, self.commits, self.name, self.clock
+        )
+        self._accepting.cancel_unbegun = self._cancel_unbegun
         self._purge = Purge(wire, layout, journals, self._deliveries, self.clock)
         self._overdue = Overdue(wire, layout, self.clock)
         self.janitor = Janitor(
@@ -162,6 +169,19 @@ class JetStreamStore:
 
     # --- life ---------------------------------------------------------------------------------------------------------
     async def open(self) -> None:
+        if self._ended:
+            raise self._closed()
+        self._opening = asyncio.current_task()
+        try:
+            await self._connect()
+        finally:
+            self._opening = None
+        self._deliveries.begin()
+        self._open = True
+        self._watching.begin()
+
+    async def _connect(self) -> None:
+        """Connect, and check what is there. Nothing is left of it if that fails, or is cancelled."""
         await self.wire.open()
         try:
             replicas = await prepare(
@@ -177,11 +197,12 @@ class JetStreamStore:
         except BaseException:
             await self.wire.close()
             raise
-        self._deliveries.begin()
-        self._open = True
-        self._watching.begin()
 
     async def aclose(self) -> None:
+        self._ended = True
+        if self._opening is not None:
+            self._opening.cancel()
+            await asyncio.wait([self._opening])
         if not self._open:
             return
         self._open = False
@@ -212,6 +233,10 @@ class JetStreamStore:
     def post(self, message: Message, /) -> asyncio.Future[None]:
         self._check()
         return self._accepting.post(message)
+
+    def _cancel_unbegun(self, message: Message) -> None:
+        if not self._deliveries.hands.has(message.to):
+            self._tasks.spawn(self._cancelling.settle(message))
 
     # --- deliveries ---------------------------------------------------------------------------------------------------
     def subscribe(

@@ -27,6 +27,7 @@ from perdure.core.history import History
 from perdure.core.journal import CallChild, Start
 from perdure.core.lifecycle import SETTLED
 from perdure.errors import StoreClosed, StoreDamaged, StoreError
+from perdure.stores.jetstream.care.consumers import Consumers
 from perdure.stores.jetstream.index.projection import Projection
 from perdure.stores.jetstream.journal.journals import Journals, Tail
 from perdure.stores.jetstream.keys.keys import Keys
@@ -105,6 +106,7 @@ class Janitor:
         self._queue = queue
         self._period = period
         self._shared = self._journals = journals
+        self._consumers = Consumers(wire, layout)
 
     async def run(self) -> None:
         """Make rounds, when it is this process's turn, until the store is closed."""
@@ -136,12 +138,18 @@ class Janitor:
         self._journals = self._shared.apart()  # what workers here know of their journals is not replaced
         done: list[str] = []
         suspects: list[Suspect] = []
+        idle, began = await self._consumers.idle(), self._wire.now()
         async for suspect in self._suspects(self._clock.now() - patience):
             suspects.append(suspect)
             if len(suspects) == SUSPECTS_LIMIT:
                 done += await self._see_to(suspects, patience)
                 suspects = []
-        return done + await self._see_to(suspects, patience)
+        done += await self._see_to(suspects, patience)
+        if idle:
+            await asyncio.sleep(max(0.0, began + patience - self._wire.now()))
+            again = await self._consumers.idle()
+            done += await self._consumers.remove(dict(idle.items() & again.items()))
+        return done
 
     # --- looking ------------------------------------------------------------------------------------------------------
     async def _suspects(self, before: float) -> AsyncGenerator[Suspect, None]:

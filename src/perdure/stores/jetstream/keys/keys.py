@@ -11,6 +11,9 @@ Nothing comes before a place that was the first, so the next one is looked for f
 time, however long the line is, unless the stream itself begins there: then it goes through all who wait. So before the
 first place of all lies a message that stays.
 
+A record is copied into the stream of journals after each change, with the sequence under which it was written. A record
+that is older than its copy was lost by the server: it is written again from the copy, and logged.
+
 A releaser who finds the line empty writes that the key is free, and looks again: a place taken meanwhile was taken by
 somebody whose note found the key held.
 """
@@ -19,20 +22,21 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import math
-from collections import OrderedDict
 from collections.abc import Sequence
 
 import msgspec
+from cachetools import LRUCache
 from msgspec import Struct
 
 from perdure.core.effects import Enlist, Release
 from perdure.core.history import History
 from perdure.core.journal import Start, decode_start, encode_start
-from perdure.errors import StoreDamaged
+from perdure.errors import StoreClosed, StoreDamaged
 from perdure.stores.jetstream.journal.blobs import Blobs
 from perdure.stores.jetstream.journal.journals import Journals
-from perdure.stores.jetstream.layout.facts import Facts, facts_of, facts_of_start, lines_of
+from perdure.stores.jetstream.layout.facts import ROLLUP, Facts, facts_of, facts_of_start, lines_of
 from perdure.stores.jetstream.layout.subjects import Layout
 from perdure.stores.jetstream.wire.protocol import Stored, WrongSequence
 from perdure.stores.jetstream.wire.wire import Wire
@@ -43,6 +47,8 @@ GRANTED = "=granted"
 LIMIT = "=limit"
 HEADS_LIMIT = 10_000
 """Lines of which it is remembered where they begin."""
+SEEN_LIMIT = 10_000
+"""Keys whose record was seen on the present connection; of others, the copy is read too."""
 
 
 class Record(Struct, frozen=True, array_like=True):
@@ -54,8 +60,19 @@ class Record(Struct, frozen=True, array_like=True):
     state: dict[str, bytes] = {}
 
 
+class Copy(Struct, frozen=True, array_like=True):
+    """A record, and the sequence under which it was written."""
+
+    of: int
+    record: Record
+
+
 _encode = msgspec.msgpack.Encoder().encode
 _decode = msgspec.msgpack.Decoder(Record).decode
+_encode_copy = msgspec.msgpack.Encoder().encode
+_decode_copy = msgspec.msgpack.Decoder(Copy).decode
+
+log = logging.getLogger("perdure.jetstream")
 
 
 class Keys:
@@ -66,11 +83,12 @@ class Keys:
         self._layout = layout
         self._blobs = blobs
         self._journals = journals.apart()
-        self._heads: OrderedDict[str, int] = OrderedDict()  # sequences before which lines have nothing any more
+        self._heads: LRUCache[str, int] = LRUCache(HEADS_LIMIT)  # sequences before which lines have nothing any more
         self._streams: set[str] = set()  # those in which something lies before all lines
+        self._seen: LRUCache[str, tuple[int, int]] = LRUCache(SEEN_LIMIT)  # reconnects then, sequence of the record
 
     async def read(self, name: str) -> Key:
-        record, _ = await self._record(name)
+        record, _ = await self._checked_record(name, repair=False)
         return Key(record.holder, record.generation, record.state)
 
     async def _record(self, name: str) -> tuple[Record, int]:
@@ -87,14 +105,72 @@ class Keys:
             )
             raise StoreDamaged(f"{text}; restore a backup") from error
 
+    async def _checked_record(self, name: str, *, repair: bool = True) -> tuple[Record, int]:
+        """Read a record, and hold it against its copy: the stream of records may have lost its end.
+
+        A server that finds a damaged block drops what follows it. That takes a restart: what was seen on the present
+        connection needs no second look.
+        """
+        reconnects, seen = self._seen.get(name, (-1, 0))
+        if reconnects == self._wire.reconnects:
+            record, sequence = await self._record(name)
+            if sequence >= seen:
+                self._saw(name, sequence)
+                return record, sequence
+        (record, sequence), copy = await asyncio.gather(self._record(name), self._copy(name))
+        if copy is not None and copy.of > sequence:
+            return await self._repair(copy, sequence) if repair else (copy.record, sequence)
+        self._saw(name, sequence)
+        return record, sequence
+
+    async def _repair(self, copy: Copy, sequence: int) -> tuple[Record, int]:
+        """Write a record again as its copy says."""
+        name = copy.record.name
+        log.error(
+            "key %r: its record went back, from message %d of %s to %d: the server lost what followed. Its state and "
+            "its holder are restored from the copy among the journals",
+            *(name, copy.of, self._layout.stream_of(self._layout.key(name)), sequence),
+        )
+        if not await self._write(copy.record, sequence):
+            return await self._checked_record(name)
+        return await self._record(name)
+
+    def _saw(self, name: str, sequence: int) -> None:
+        self._seen[name] = self._wire.reconnects, sequence
+
+    async def _copy(self, name: str) -> Copy | None:
+        """Read the copy of a record; None if there is none, or if it cannot be read."""
+        subject = self._layout.key_copy(name)
+        stored = await self._wire.last(self._layout.stream_of(subject), subject)
+        if stored is None:
+            return None
+        try:
+            return _decode_copy(await self._blobs.load(name, facts_of(stored.headers), stored.data))
+        except (msgspec.DecodeError, ValueError, StoreDamaged) as error:
+            self._wire.limited_log(("copy", name), "the copy of key %r does not decode: %s", name, error)
+            return None
+
     async def _write(self, record: Record, expected: int) -> bool:
         """Write a record; false when somebody else has."""
         facts, data = await self._blobs.save(record.name, Facts(kind="key"), _encode(record))
         try:
-            await self._wire.store(self._layout.key(record.name), data, expected=expected, headers=lines_of(facts))
+            sequence = await self._wire.store(
+                self._layout.key(record.name), data, expected=expected, headers=lines_of(facts)
+            )
         except WrongSequence:
             return False
+        self._saw(record.name, sequence)
+        await self._write_copy(Copy(sequence, record))
         return True
+
+    async def _write_copy(self, copy: Copy) -> None:
+        """Write the copy of a record that is durable. Nobody waits for it: it is for a server that loses the record."""
+        facts, data = await self._blobs.save(copy.record.name, Facts(kind="key", quiet=True), _encode_copy(copy))
+        self._wire.put(self._layout.key_copy(copy.record.name), data, self._copy_told, headers=ROLLUP + lines_of(facts))
+
+    def _copy_told(self, _sequence: int, error: Exception | None) -> None:
+        if error is not None and not isinstance(error, StoreClosed):
+            self._wire.limited_log("copies", "the copy of a key could not be written: %s", error)
 
     # --- the line -----------------------------------------------------------------------------------------------------
     async def waiting(self, name: str) -> int:
@@ -118,7 +194,7 @@ class Keys:
 
     async def enlist(self, id: str, enlist: Enlist) -> None:
         """Give an invocation that runs again a place, unless it has the key."""
-        record, _ = await self._record(enlist.key)
+        record, _ = await self._checked_record(enlist.key)
         if record.holder == id and record.generation == enlist.generation:
             await self._hand_over(record)
             return
@@ -148,6 +224,20 @@ class Keys:
         subject = self._layout.line(name, id, generation)
         await self._wire.purge(self._layout.stream_of(subject), subject)
 
+    async def withdraw(self, name: str, id: str) -> bool:
+        """Give up a place so that it cannot be granted any more; false if it has been.
+
+        A grant that is under way has read the place already. It names the record that it replaces: so the record is
+        written again, as it is.
+        """
+        while True:
+            record, sequence = await self._checked_record(name)
+            if record.holder == id and not record.generation:
+                return False
+            await self.leave(name, id, 0)
+            if await self._write(record, sequence):
+                return True
+
     async def is_waiting(self, name: str, id: str) -> bool:
         subject = self._layout.line(name, id, 0)
         return await self._wire.last(self._layout.stream_of(subject), subject) is not None
@@ -156,7 +246,7 @@ class Keys:
     async def look(self, name: str) -> None:
         """Grant a key that nobody holds to the first in its line, and finish what a granter may have left undone."""
         while True:
-            record, sequence = await self._record(name)
+            record, sequence = await self._checked_record(name)
             if record.holder is not None:
                 await self._hand_over(record)
                 return
@@ -195,9 +285,6 @@ class Keys:
             self._heads.pop(name, None)
             return None
         self._heads[name] = found.sequence
-        self._heads.move_to_end(name)
-        if len(self._heads) > HEADS_LIMIT:
-            self._heads.popitem(last=False)
         return found
 
     async def _place(self, stored: Stored) -> tuple[str, int]:
@@ -246,7 +333,7 @@ class Keys:
         """Take a key back from its holder and grant it to the next; of anybody else, only his place in the line."""
         name = release.key
         while True:
-            record, sequence = await self._record(name)
+            record, sequence = await self._checked_record(name)
             if record.holder != id or record.generation != release.generation:
                 await self.leave(name, id, release.generation)
                 if record.holder is not None:

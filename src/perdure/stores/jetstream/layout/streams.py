@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import secrets
 from collections.abc import Sequence
@@ -230,12 +231,17 @@ async def ensure_consumer(wire: Wire, stream: str, name: str, settings: dict[str
 
 
 async def read_secret(wire: Wire, layout: Layout) -> bytes:
-    """Return the secret of the store, made by whoever came first."""
-    subject = layout.secret()
-    stream = layout.stream_of(subject)
+    """Return the secret of the store, made by the first that looked for it. There is a copy, should it be lost."""
+    subject, copy_subject = layout.secret(), layout.secret_copy()
+    stream, copy_stream = layout.stream_of(subject), layout.stream_of(copy_subject)
+    copy = await wire.last(copy_stream, copy_subject)
     while (found := await wire.last(stream, subject)) is None:
-        try:
-            await wire.store(subject, secrets.token_bytes(SECRET_BYTES), expected=0)
-        except WrongSequence:
-            continue
+        if copy is not None:
+            log.error("%s lost the secret of the store: it is restored from its copy in %s", stream, copy_stream)
+        secret = secrets.token_bytes(SECRET_BYTES) if copy is None else copy.data
+        with contextlib.suppress(WrongSequence):
+            await wire.store(subject, secret, expected=0)
+    if copy is None:
+        with contextlib.suppress(WrongSequence):
+            await wire.store(copy_subject, found.data, expected=0)
     return found.data

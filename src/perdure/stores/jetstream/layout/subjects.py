@@ -1,6 +1,7 @@
 """The names of streams and subjects.
 
     PERDURE_J_<s>  limits      perdure.j.<s>.<id>                    journals: frames; before them perhaps a reservation
+                               perdure.j.<s>.=key.<key>, .=secret    copies of what is in PERDURE_K, see `keys`
     PERDURE_Q_<s>  work queue  perdure.q.<s>.start.<handler>.<id>    starts; one consumer for each handler
                                perdure.q.<s>.msg.<id>.<message>      messages and wakes; one consumer, any worker
                                perdure.q.<s>.to.<handler>.<id>.<message>   passed on to those who serve the handler
@@ -131,6 +132,13 @@ class Layout:
 
     def key(self, key: str) -> str:
         return f"{self.namespace}.k.{self.partition(key)}.key.{token(key)}"
+
+    def key_copy(self, key: str) -> str:
+        """Name the copy of a key's record among the journals; it has a character that no escaped id has."""
+        return f"{self.namespace}.j.{self.partition(key)}.=key.{token(key)}"
+
+    def secret_copy(self) -> str:
+        return f"{self.namespace}.j.0.=secret"
 
     def answer(self, message: str) -> str:
         return f"{self.namespace}.k.{self.partition(message)}.answer.{token(message)}"

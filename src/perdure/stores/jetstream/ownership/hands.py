@@ -7,6 +7,7 @@ end of its lease: that is what brings it to somebody else when this process dies
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator
 
@@ -79,7 +80,7 @@ class Hands(custody.Custody[Hold]):
         super().__init__()
         self._partition_of = partition_of
         self._post = post
-        self._queues: dict[tuple[str, int], deque[Delivery]] = {}  # by handler and partition
+        self._queues: dict[str, dict[int, deque[Delivery]]] = {}  # by handler and partition; none is empty
         self.taken: deque[tuple[Member, Delivery]] = deque()  # starts given to a member, to be looked at first
 
     # --- members ------------------------------------------------------------------------------------------------------
@@ -156,8 +157,9 @@ class Hands(custody.Custody[Hold]):
 
     def waiting(self) -> Iterator[Delivery]:
         """Iterate over what is in nobody's hands yet."""
-        for queue in self._queues.values():
-            yield from queue
+        for queues in self._queues.values():
+            for queue in queues.values():
+                yield from queue
         for parked in self._parked.values():
             yield from parked
         for _, delivery in self.taken:
@@ -169,20 +171,31 @@ class Hands(custody.Custody[Hold]):
         self._queue_of(delivery).append(delivery)
 
     def _queue_of(self, delivery: Delivery) -> deque[Delivery]:
-        return self._queues.setdefault((delivery.handler, self._partition_of(delivery.id)), deque())
+        queues = self._queues.setdefault(delivery.handler, {})
+        return queues.setdefault(self._partition_of(delivery.id), deque())
+
+    def _take_first(self, handler: str, partition: int) -> Delivery:
+        """Take the first start out of a queue."""
+        queues = self._queues[handler]
+        delivery = queues[partition].popleft()
+        if not queues[partition]:
+            del queues[partition]
+            if not queues:
+                del self._queues[handler]
+        return delivery
 
     def give_up_queued(self, before: float) -> None:
         """Give starts back that came before a time and found no room here: others may have some."""
-        for queue in self._queues.values():
-            while queue and isinstance(queue[0].token, Token) and queue[0].token.came < before:
-                self._give_up(queue.popleft())
+        for handler, partition in [(handler, each) for handler, queues in self._queues.items() for each in queues]:
+            while (queue := self._queues.get(handler, {}).get(partition)) and _came(queue[0]) < before:
+                self._give_up(self._take_first(handler, partition))
 
     def pump(self) -> None:
         """Take queued starts out while there is room, to be looked at and then handed over."""
         before = len(self.taken)
         for member in [*self.members]:
-            while member.credit > 0 and (queue := self._next_queue(member)) is not None:
-                delivery = queue.popleft()
+            while member.credit > 0 and (place := self._next_queue(member)) is not None:
+                delivery = self._take_first(*place)
                 if (owner := self._owners.get(delivery.id)) is not None:
                     self.hand(owner, delivery)  # an invocation has one owner, whatever comes for it
                     continue
@@ -195,7 +208,7 @@ class Hands(custody.Custody[Hold]):
     def room(self, handler: str, partition: int) -> int:
         """Return how many more starts of a handler, from a partition, are wanted."""
         credit = sum(member.credit for member in self.members if handler in member.handlers and member.takes(partition))
-        queued = sum(len(queue) for (queued, _), queue in self._queues.items() if queued == handler)
+        queued = sum(map(len, self._queues.get(handler, {}).values()))
         return max(0, credit - queued)
 
     def hand_taken(self, member: Member, delivery: Delivery) -> None:
@@ -337,13 +350,17 @@ class Hands(custody.Custody[Hold]):
             self._offer_or_give_up(hold.woken, begun=True)
             hold.woken = None
 
-    def _next_queue(self, member: Member) -> deque[Delivery] | None:
-        """Return the served queue whose head came first."""
-        queues = [
-            queue
-            for (handler, partition), queue in self._queues.items()
-            if queue and handler in member.handlers and member.takes(partition)
+    def _next_queue(self, member: Member) -> tuple[str, int] | None:
+        """Return handler and partition of the served queue whose head came first."""
+        places = [
+            (queue[0].token.at, handler, partition)
+            for handler, queues in self._queues.items()
+            if handler in member.handlers
+            for partition, queue in queues.items()
+            if member.takes(partition)
         ]
-        if len(queues) < 2:
-            return queues[0] if queues else None
-        return min(queues, key=lambda queue: queue[0].token.at)
+        return min(places)[1:] if places else None
+
+
+def _came(delivery: Delivery) -> float:
+    return delivery.token.came if isinstance(delivery.token, Token) else math.inf

@@ -98,6 +98,7 @@ class Deliveries:
         self._remaking: set[tuple[str, str]] = set()  # consumers, by stream and name
         self._joining: asyncio.Task[None] | None = None
         self._wanting = False
+        self._ahead = 0  # how many starts are fetched before there is room, as of the last look
         self._looks: dict[str, list[Token]] = {}
         self._open = True
         self._timers: dict[str, asyncio.TimerHandle] = {}
@@ -310,6 +311,8 @@ class Deliveries:
     def _want(self) -> None:
         self._wanting = False
         now = self._loop.time()
+        in_hand = sum(len(member.held) + member.credit for member in self.hands.members)
+        self._ahead = min(PREFETCH_LIMIT, in_hand // PREFETCH_SHARE)
         for pullers in self._pullers.values():
             for puller in pullers:
                 puller.ask(now)
@@ -319,10 +322,7 @@ class Deliveries:
         room = self.hands.room(handler, partition)
         if room <= 0:
             return 0
-        in_hand = sum(len(member.held) + member.credit for member in self.hands.members)
-        partitions = self._layout.partitions
-        ahead = min(PREFETCH_LIMIT, in_hand // PREFETCH_SHARE)
-        return max(-(-(room + ahead) // partitions), min(room, PULL_LEAST))
+        return max(-(-(room + self._ahead) // self._layout.partitions), min(room, PULL_LEAST))
 
     # --- arrivals -----------------------------------------------------------------------------------------------------
     def _token(self, arrival: Arrival) -> Token:

@@ -117,6 +117,9 @@ class Link:
             await connection.close()
             where = ", ".join(map(shown, self.servers))
             raise not_connected(where, self._problems or [str(error) or type(error).__name__]) from error
+        except BaseException:  # whoever opens it has given up
+            await connection.close()
+            raise
         self._problems = None
         try:
             check_payload(connection.max_payload, shown(self.servers[0]))

@@ -1,0 +1,186 @@
+"""Many handlers, handlers of any name, and handlers that nobody serves any more."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from examples.services.nats_server import Server
+from perdure import Client, workflow
+from perdure.connect import client_from
+from perdure.core.journal import Start
+from perdure.errors import StoreClosed
+from perdure.stores.jetstream import JetStreamStore
+from perdure.stores.jetstream.care import consumers
+from perdure.stores.jetstream.ownership.hands import Hands, Post, Token
+from perdure.stores.port import Delivery
+
+PARTITIONS = 4
+
+
+class Counted(dict[Any, Any]):
+    """A dict that counts how many of its items are looked at."""
+
+    looks = 0
+
+    def get(self, *arguments: Any) -> Any:
+        Counted.looks += 1
+        return super().get(*arguments)
+
+    def items(self) -> Any:
+        for each in super().items():
+            Counted.looks += 1
+            yield each
+
+
+def hands_with(handlers: int, started: int) -> tuple[Hands, list[Delivery]]:
+    """Return hands that serve so many handlers, with so many starts of each queued."""
+    numbers = itertools.count()
+
+    def nothing(*_: Any) -> None:
+        pass
+
+    hands = Hands(lambda id: int(id) % PARTITIONS, Post(*[nothing] * 9))
+    vars(hands)["_queues"] = Counted()
+    delivered: list[Delivery] = []
+    hands.join({f"h{n}" for n in range(handlers)}, delivered.append, None, None)
+    for n in range(handlers):
+        for _ in range(started):
+            number = next(numbers)
+            start = Start(str(number), f"h{n}", b"", at=0.0, due=0.0, seed=0)
+            token = Token(f"$JS.ACK.Q.start-x.1.1.1.{number}.0", number, float(number), float(number))
+            hands.queue(Delivery(start.id, start.handler, start, token=token))
+    return hands, delivered
+
+
+def looks_of(work: Callable[[], object]) -> int:
+    Counted.looks = 0
+    work()
+    return Counted.looks
+
+
+@pytest.mark.parametrize("started", [0, 1, 3])
+def test_look_at_what_is_wanted_takes_time_in_proportion_to_handlers(started: int) -> None:
+    def look(handlers: int) -> int:
+        hands, _ = hands_with(handlers, started)
+        return looks_of(lambda: [hands.room(f"h{n}", p) for n in range(handlers) for p in range(PARTITIONS)])
+
+    assert look(400) <= 2.5 * look(200)
+
+
+def test_starts_go_out_in_the_order_in_which_they_came_within_the_credit() -> None:
+    hands, _ = hands_with(5, 3)
+    [member] = hands.members
+    member.request(7)
+    assert [each.id for _, each in hands.taken] == [str(n) for n in range(7)]
+    hands.give_up_queued(10.0)
+    member.request(100)
+    assert [each.id for _, each in hands.taken] == [str(n) for n in [*range(7), *range(10, 15)]]
+
+
+# --- on a server ------------------------------------------------------------------------------------------------------
+NAMES = [
+    "a.b.c",
+    "with space",
+    "star*",
+    "more>",
+    "ünïcödé 漢字",
+    "%2E",
+    "~tilde",
+    "x" * 200,
+    "$JS.API",
+    "=due",
+]
+
+
+def named(name: str) -> Any:
+    @workflow(name=name)
+    async def says(text: str) -> str:
+        return f"{name} {text}"
+
+    return says
+
+
+def client_of(nats: Server, namespace: str) -> tuple[JetStreamStore, Client]:
+    store = JetStreamStore([nats.url], namespace=namespace, shards=2)
+    return store, client_from(lambda: store)
+
+
+async def test_handlers_of_any_name_are_served_and_listed(nats: Server, namespace: str) -> None:
+    _, client = client_of(nats, namespace)
+    workflows = [named(name) for name in NAMES]
+    async with client, client.worker(*workflows):
+        results = await asyncio.gather(*(client.run(each, "x") for each in workflows))
+        assert results == [f"{name} x" for name in NAMES]
+        assert (await client.stats()).by_handler == dict.fromkeys(NAMES, 1)
+
+
+async def test_worker_with_hundreds_of_handlers_serves_each(nats: Server, namespace: str) -> None:
+    _, client = client_of(nats, namespace)
+    workflows = [named(f"handler{n}") for n in range(200)]
+    async with client, client.worker(*workflows):
+        results = await asyncio.gather(*(client.run(each, "x") for each in workflows[::10]))
+        assert results == [f"handler{n} x" for n in range(0, 200, 10)]
+
+
+async def consumers_of(store: JetStreamStore) -> set[str]:
+    found: set[str] = set()
+    for partition in range(store.layout.partitions):
+        answer = await store.wire.api(f"CONSUMER.LIST.{store.layout.stream('Q', partition)}", {"offset": 0})
+        found |= {each["config"].get("description", "") for each in answer["consumers"]}
+    return found
+
+
+async def test_consumers_of_handlers_that_nobody_serves_any_more_are_removed(
+    nats: Server, namespace: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(consumers, "IDLE_SECONDS", 0.0)
+    store, client = client_of(nats, namespace)
+    kept, dropped, queued = named("kept"), named("dropped"), named("queued")
+    async with client:
+        async with client.worker(kept, dropped, queued):
+            assert await client.run(dropped, "x") == "dropped x"
+            await store.ready()
+        waiting = await client.start(queued, "x")
+        async with client.worker(kept):
+            await store.ready()
+            assert {"start dropped", "start kept", "start queued"} <= await consumers_of(store)
+            done = await store.janitor.round(0.1)
+            assert {"dropped" in each or "consumer" in each for each in done} == {True}
+            found = await consumers_of(store)
+            assert "start dropped" not in found
+            assert {"start kept", "start queued", "msg", "key"} <= found
+            assert await client.run(kept, "y") == "kept y"
+        async with client.worker(dropped, queued):
+            assert await client.run(dropped, "y") == "dropped y"
+            assert await waiting.result() == "queued x"
+
+
+# --- opening ----------------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("after", range(0, 40, 4))
+async def test_store_that_is_closed_while_it_opens_is_closed(nats: Server, namespace: str, after: int) -> None:
+    store, _ = client_of(nats, namespace)
+    opening = asyncio.ensure_future(store.open())
+    for _ in range(after):
+        await asyncio.sleep(0.001)
+    await store.aclose()
+    result = (await asyncio.gather(opening, return_exceptions=True))[0]
+    assert result is None or isinstance(result, asyncio.CancelledError | StoreClosed)
+    assert not store.wire.is_up
+    with pytest.raises(StoreClosed):
+        store.submit([])
+
+
+async def test_store_whose_opening_is_cancelled_leaves_no_connection(own_nats: Server) -> None:
+    store = JetStreamStore([own_nats.url], shards=1)
+    opening = asyncio.ensure_future(store.open())
+    while not store.wire.is_up:
+        await asyncio.sleep(0)
+    opening.cancel()
+    await asyncio.wait([opening])
+    assert opening.cancelled()
+    assert not store.wire.is_up
