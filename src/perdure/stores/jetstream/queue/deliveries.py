@@ -216,7 +216,7 @@ class Deliveries:
             self._want()
 
     def _missed(self, stream: str, name: str, settings: dict[str, Any]) -> None:
-        """Make a consumer again that somebody has deleted. What it had delivered then comes once more."""
+        """Make a consumer again that was deleted. What it had delivered then comes once more."""
         if (stream, name) not in self._remaking and self._open:
             self._remaking.add((stream, name))
             self._tasks.spawn(self._make_again(stream, name, settings))
@@ -225,14 +225,16 @@ class Deliveries:
         try:
             if await ensure_consumer(self._wire, stream, name, settings):
                 log.warning(
-                    "consumer %s of %s was gone, and is made again: all that was in hand comes again", name, stream
+                    "consumer %s of %s was deleted; it is made again, and all unacknowledged deliveries come again",
+                    name,
+                    stream,
                 )
             await asyncio.sleep(FAILED_SECONDS)
         finally:
             self._remaking.discard((stream, name))
 
     def _left(self, _: Member) -> None:
-        """Stop pulling for handlers that nobody serves any more."""
+        """Stop pulling for handlers that no worker here serves any more."""
         served = {handler for member in self.hands.members for handler in member.handlers}
         for each in self._offers.keys() - served:
             self._wire.unsubscribe(sid := self._offers.pop(each))
@@ -269,7 +271,7 @@ class Deliveries:
                 each.close()
 
     def _tokens_waiting(self) -> list[Token]:
-        """Return what acknowledges that which is in nobody's hands yet."""
+        """Return the tokens of deliveries that no worker has yet."""
         waiting = [*self.hands.waiting(), *(delivery for delivery, _ in self.routing.came)]
         tokens = [delivery.token for delivery in waiting if isinstance(delivery.token, Token)]
         return tokens + [each for looks in self._looks.values() for each in looks]
@@ -415,7 +417,7 @@ class Deliveries:
         self.keeper.acknowledge(token)
 
     def look_at_key(self, name: str, token: Token) -> None:
-        """Look at a key, once for all who asked meanwhile."""
+        """Look at a key, once for all that asked meanwhile."""
         looks = self._looks.get(name)
         if looks is not None:
             looks.append(token)
