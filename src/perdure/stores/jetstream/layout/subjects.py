@@ -18,6 +18,7 @@ namespace.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import re
 import zlib
@@ -25,11 +26,14 @@ import zlib
 SHARDS = 4
 TOKEN_LIMIT_BYTES = 300
 """An escaped name longer than this is replaced by a hash: the server's limit is on the whole subject."""
+TOKENS_LIMIT = 20_000
+"""Escaped names that are remembered."""
 EVENTS = "ev"
 
 _SAFE = re.compile(r"[A-Za-z0-9_-]+")
 
 
+@functools.lru_cache(maxsize=TOKENS_LIMIT)
 def token(name: str) -> str:
     """Return a name as one token of a subject. It need not be read back: payloads hold the names."""
     if _SAFE.fullmatch(name):

@@ -97,6 +97,7 @@ class Deliveries:
         self._pullers: dict[str, list[Puller]] = {}
         self._remaking: set[tuple[str, str]] = set()  # consumers, by stream and name
         self._joining: asyncio.Task[None] | None = None
+        self._start_pullers: list[Puller] = []
         self._wanting = False
         self._ahead = 0  # how many starts are fetched before there is room, as of the last look
         self._looks: dict[str, list[Token]] = {}
@@ -213,7 +214,12 @@ class Deliveries:
                 )
                 for partition, (stream, found) in enumerate(zip(streams, each, strict=True))
             ]
+            self._note_start_pullers()
             self._want()
+
+    def _note_start_pullers(self) -> None:
+        starts = [pullers for name, pullers in self._pullers.items() if name.startswith("start-")]
+        self._start_pullers = [puller for pullers in starts for puller in pullers]
 
     def _missed(self, stream: str, name: str, settings: dict[str, Any]) -> None:
         """Make a consumer again that was deleted. What it had delivered then comes once more."""
@@ -249,6 +255,7 @@ class Deliveries:
             for puller in self._pullers.pop(name):
                 puller.stop()
                 self._loop.call_later(FAILED_SECONDS, puller.forget)
+        self._note_start_pullers()
 
     async def close(self) -> None:
         """Give everything back to the server, for others, at once."""
@@ -306,18 +313,28 @@ class Deliveries:
 
     # --- pulling ------------------------------------------------------------------------------------------------------
     def _want_soon(self) -> None:
+        """Ask for starts in the next round of the loop: how many are wanted may have changed."""
         if not self._wanting and self._open:
             self._wanting = True
-            self._loop.call_soon(self._want)
+            self._loop.call_soon(self._want_starts)
 
-    def _want(self) -> None:
+    def _want_starts(self) -> None:
         self._wanting = False
-        now = self._loop.time()
         in_hand = sum(len(member.held) + member.credit for member in self.hands.members)
         self._ahead = min(PREFETCH_LIMIT, in_hand // PREFETCH_SHARE)
-        for pullers in self._pullers.values():
-            for puller in pullers:
+        if self._wire.is_up:
+            now = self._loop.time()
+            for puller in self._start_pullers:
                 puller.ask(now)
+
+    def _want(self) -> None:
+        """Ask for all that is wanted. Pulls of messages ask again by themselves, unless they were lost."""
+        self._want_starts()
+        if self._wire.is_up:
+            now = self._loop.time()
+            for pullers in self._pullers.values():
+                for puller in pullers:
+                    puller.ask(now)
 
     def _starts_wanted(self, handler: str, partition: int) -> int:
         """Return how many starts of a handler are wanted of a partition."""

@@ -69,7 +69,7 @@ class Puller:
 
     def ask(self, now: float) -> None:
         """Pull if much fewer are on their way than are wanted."""
-        if not self._open or not self._wire.is_up or now < self._not_before:
+        if not self._open or now < self._not_before:
             return
         if self._outstanding and now > self._heard + SILENCE_SECONDS:
             log.warning("a pull of %s in %s has fallen silent: it is made again", self._consumer, self._stream)
