@@ -117,7 +117,8 @@ class Keys:
             if sequence >= seen:
                 self._saw(name, sequence)
                 return record, sequence
-        (record, sequence), copy = await asyncio.gather(self._record(name), self._copy(name))
+        copy = await self._copy(name)  # before the record: what is written in between is in that
+        record, sequence = await self._record(name)
         if copy is not None and copy.of > sequence:
             return await self._repair(copy, sequence) if repair else (copy.record, sequence)
         self._saw(name, sequence)

@@ -444,6 +444,7 @@ class Deliveries:
 
     async def _look(self, name: str) -> None:
         while (looks := self._looks[name]) and self._open:
+            count = len(looks)  # a note that comes while this look is under way needs another
             try:
                 await self._keys.look(name)
             except StoreClosed:
@@ -458,7 +459,6 @@ class Deliveries:
                 for token in self._looks.pop(name):
                     self.keeper.set_aside(token, f"key {name!r}", str(error))
                 return
-            count = len(looks)
             for token in looks[:count]:
                 self.keeper.acknowledge(token)
             del looks[:count]
