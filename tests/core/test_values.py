@@ -26,7 +26,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from perdure.core import types as module
-from perdure.core.types import decoder, encode_as, validator
+from perdure.core.recording import encode_as
+from perdure.core.types import decoder, validator
 from perdure.core.values import PATH_LIMIT, digest, encode, encode_for_digest, map_header, type_name
 from perdure.errors import AnnotationUnresolved, Undecodable, Unencodable
 

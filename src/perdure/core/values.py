@@ -330,6 +330,17 @@ def forms(write: Callable[[Omits], bytes], /) -> Iterator[bytes]:
         yield write(lambda cls, field, left_out=left_out: (cls, field) in left_out)
 
 
+def is_alike(value: Any, other: Any, /) -> bool:
+    """Tell whether two values are equal, or recorded alike where nothing says how they are written."""
+    if value == other:
+        return True
+    if isinstance(value, loaded("pydantic.main", "BaseModel")) and writes_itself(value.__class__):
+        return value.__class__ is other.__class__ and all(
+            is_alike(getattr(value, name), getattr(other, name)) for name in value.__class__.model_fields
+        )
+    return canonical(value, unordered=True) == canonical(other, unordered=True)
+
+
 def agrees(value: Any, recorded: Any, /) -> bool:
     """Tell whether a value is the recorded one, given as builtin types, but for fields that equal their defaults."""
     fields = fields_of(value.__class__)

@@ -117,6 +117,7 @@ def open_file(path: str, aside: Aside) -> Opened:
                 _create(db)
             opened = read_meta(db, path)
             _migrate(db, opened)
+            _note_name(db, path)
             given = "SELECT max(sequence) FROM (SELECT sequence FROM invocation UNION ALL SELECT sequence FROM line)"
             opened.sequence = db.execute(given).fetchone()[0] or 0
             return opened
@@ -126,9 +127,28 @@ def _examine(path: str, remembered: int, aside: Aside) -> None:
     """See that a file is one of ours and whole, before anything is written: closing would merge its log into it."""
     with closing(connect_to_read(path)) as db:
         opened = read_meta(db, path)
+        _check_name(db, path)
         check_commit(path, opened, remembered)
         _check_log(path, opened)
         verify(db, path, aside, has_keys=opened.schema >= WITH_KEYS)
+
+
+def _check_name(db: sqlite3.Connection, path: str) -> None:
+    """Refuse a hard link to a file whose log was not merged: the log lies beside the name that was served."""
+    row = db.execute("SELECT value FROM meta WHERE name = 'name'").fetchone()
+    if row is None or not isinstance(row[0], bytes) or (name := os.fsdecode(row[0])) == path:
+        return
+    if _size(name + "-wal") and os.path.exists(name) and os.path.samefile(name, path):
+        text = f"it was last served as {name}, and its log {name}-wal is not merged: serve it once by that name"
+        raise StoreDamaged(about(path, text))
+
+
+def _note_name(db: sqlite3.Connection, path: str) -> None:
+    """Note the name by which a file is served, in the database itself: its log is seen by this name alone."""
+    name = os.fsencode(path)
+    if db.execute("SELECT value FROM meta WHERE name = 'name'").fetchone() != (name,):
+        db.execute("INSERT OR REPLACE INTO meta VALUES ('name', ?)", (name,))
+        db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
 
 
 def check_commit(path: str, opened: Opened, remembered: int) -> None:
