@@ -87,8 +87,9 @@ async def test_note_that_comes_while_a_key_is_looked_at_has_it_looked_at_again(n
         await look(name)
         if not looked.is_set():
             looked.set()
-            notes: list[Any] = vars(inside["_deliveries"])["_looks"][name]
-            while len(notes) < 2:
+            deliveries: Any = inside["_deliveries"]
+            notes: dict[str, list[Any]] = vars(deliveries)["_looks"]
+            while len(notes[name]) < 2:
                 await asyncio.sleep(0.01)
 
     keys.look = slowly
