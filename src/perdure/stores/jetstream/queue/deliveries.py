@@ -442,6 +442,10 @@ class Deliveries:
         self._looks[name] = [token]
         self._tasks.spawn(self._look(name))
 
+    def notes_of(self, name: str) -> int:
+        """Return how many notes for a key are not acknowledged yet."""
+        return len(self._looks.get(name, ()))
+
     async def _look(self, name: str) -> None:
         while (looks := self._looks[name]) and self._open:
             count = len(looks)  # a note that comes while this look is under way needs another
