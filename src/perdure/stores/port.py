@@ -8,7 +8,7 @@ The rules that matter most:
   A store that crashes in between leaves a state from which `redo` (a commit without a frame) finishes the work.
 * A delivery goes to one subscriber at a time and comes again until it is acknowledged.
 * Starts of one key wait in its queue, in the order in which they came. One is delivered when the key names it the
-  holder; the key goes to the next with the holder's `Release`. An invocation that joined by `Enlist` gets a wake instead.
+  holder; the key goes to the next with the holder's `Release`. What joined by `Enlist` gets a wake instead.
 * `purge` removes nothing that could then run again.
 """
 
