@@ -11,6 +11,8 @@ import os
 import shutil
 import sqlite3
 import tempfile
+from collections.abc import Generator
+from contextlib import contextmanager
 from pathlib import Path
 
 from perdure.errors import StoreError
@@ -134,3 +136,16 @@ class Look:
         for suffix in ("", "-wal"):
             shutil.copyfile(self.path + suffix, copy + suffix)
         return copy
+
+
+@contextmanager
+def looked_at(path: str) -> Generator[sqlite3.Connection]:
+    """Connect to a file to copy it. Raises if a service opened, closed or replaced it meanwhile."""
+    look = Look(path, Aside(path))
+    try:
+        look.open()
+        yield look.current()
+        if not look.is_current:
+            raise StoreError(about(path, "a worker opened or closed it while it was copied: try again"))
+    finally:
+        look.close()
