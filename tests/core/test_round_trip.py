@@ -14,6 +14,7 @@ import msgspec
 import pydantic
 import pytest
 
+from perdure.core import types
 from perdure.core.recording import encode_as
 from perdure.core.signature import Signature
 from perdure.core.types import decoder, validator
@@ -543,3 +544,60 @@ def test_hook_of_what_is_given_as_builtin_types_runs_once(monkeypatch: pytest.Mo
     monkeypatch.setattr(f"{__name__}.closed", [True])
     with pytest.raises(Unencodable, match="closed"):
         encode_as({"n": 1}, Counts, WHERE)
+
+
+class Forbids(pydantic.BaseModel):
+    model_config = pydantic.ConfigDict(extra="forbid")
+    n: int
+
+
+def test_model_that_forbids_other_fields_refuses_those_that_were_recorded():
+    with pytest.raises(Undecodable, match="Extra inputs are not permitted"):
+        decoder(Forbids)(encode({"n": 1, "gone": 2}))
+
+
+def test_builtin_types_given_under_an_annotation_that_cannot_be_hashed_are_taken():
+    assert back({"x": 1}, Annotated[Model, []]) == Model(x=1)
+    assert back(Model(x=1), Annotated[Model, []]) == Model(x=1)
+
+
+def test_recorded_object_without_a_required_field_is_refused():
+    for plain in ({}, {"n": "text"}, [1]):
+        with pytest.raises(Undecodable):
+            decoder(Counts)(encode(plain))
+
+
+def test_hooked_members_of_unions_come_back_as_what_they_were():
+    holder = HoldsEither(Counts(1), [Counts(2), 3, None])
+    assert back(holder, HoldsEither) == holder
+    assert back({Frozen(1), 2}, set[Frozen | int]) == {Frozen(1), 2}
+    assert decoder(HoldsEither)(encode({"one": {"n": 1, "gone": 1}, "many": []})).one.n == 1
+
+
+@dataclasses.dataclass
+class HoldsEither:
+    one: int | Counts
+    many: list[Counts | int | None]
+    frozen: frozenset[FrozenHooked] = frozenset()
+
+
+@dataclasses.dataclass(frozen=True)
+class FrozenHooked:
+    n: int
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "n", self.n + 1)
+
+
+def test_hooked_items_of_sets_come_back_as_what_they_were():
+    holder = HoldsEither(1, [], frozenset({FrozenHooked(3), FrozenHooked(5)}))
+    assert back(holder, HoldsEither) == holder
+
+
+def test_hooked_class_under_a_named_alias_comes_back(monkeypatch: pytest.MonkeyPatch):
+    class Alias:
+        def __init__(self, value: object) -> None:
+            self.__value__ = value
+
+    monkeypatch.setattr(types, "_NAMED_ALIAS", Alias)
+    assert back(Counts(1), Alias(Counts)) == Counts(1)

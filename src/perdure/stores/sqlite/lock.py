@@ -204,7 +204,7 @@ def _owner_of(descriptor: int) -> int:
 
 def _locked(path: str, pid: int) -> StoreLocked:
     owner = f"process {pid}" if pid else "another process"
-    text = f"it is served already, by {owner}: stop that one, or open the file with read_only=True to look at it"
+    text = f"stop the process that serves it, or look at it with read_only=True; it is served already, by {owner}"
     return StoreLocked(about(path, text), pid=pid)
 
 
