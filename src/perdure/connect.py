@@ -95,6 +95,7 @@ def connect(
         name=without_secrets(used),
         timeout=limit,
         instead_of_backup=_BACKUP_OF_STREAMS if is_shared else _NO_BACKUP,
+        holds_resources=not used.startswith("memory:"),
         retention=kept,
         shards=shards if is_shared else 1,
     )

@@ -530,6 +530,23 @@ def test_a_body_that_lets_a_cancellation_of_its_own_escape_has_failed_and_was_no
     assert body.__name__ in driver.outcome.failure.traceback
 
 
+async def leaves_tasks_that_make_others_for_ever(ctx: Context) -> Any:
+    async def undying() -> None:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            asyncio.create_task(undying())  # noqa: RUF006
+            await asyncio.sleep(0)
+
+    task = asyncio.create_task(undying())
+    await step("a")
+    return task.get_name()
+
+
+def test_tasks_that_make_others_as_they_are_cancelled_do_not_keep_a_body_from_ending():
+    assert play(leaves_tasks_that_make_others_for_ever).value == "task-2"
+
+
 # --- waiting for nothing ----------------------------------------------------------------------------------------------
 async def waits_for_an_event(ctx: Context) -> Any:
     await step("a")

@@ -17,94 +17,53 @@ import asyncio
 import contextvars
 from asyncio import events
 from collections import deque
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
-from math import inf
+from collections.abc import Callable, Coroutine, Sequence
 from random import Random
-from typing import Any, cast
-
-from msgspec.structs import replace
+from typing import Any
 
 from perdure.core import resting
 from perdure.core.causes import Causes
 from perdure.core.context import BodyContext
+from perdure.core.ending import coroutine_of, outcome_of, timed_out
 from perdure.core.failures import FailureTranslator, failure_of, rebuild
 from perdure.core.generations import replayable
-from perdure.core.ids import awakeable_id, derived_id
+from perdure.core.issuer import CommandFuture, Issuer, StubMaker
 from perdure.core.journal import (
     Accepted,
-    Answering,
-    Arguments,
     Attempted,
     CallChild,
-    CallStep,
-    Cancelled,
     CancelRequested,
-    Command,
-    Completed,
     Entry,
     Failed,
     Fired,
     Frame,
     Granted,
     Interrupted,
-    MarkPatch,
     OpenAwakeable,
     Outcome,
-    Parent,
     Paused,
     Raised,
     Resumed,
     Retried,
     Returned,
-    SendStart,
     SetTimer,
     Start,
-    changed_arguments,
     describe,
-    repeats,
 )
-from perdure.core.loop import Future, Loop
+from perdure.core.loop import Loop
 from perdure.core.pending import Pending, Ready
 from perdure.core.recorded import Divergence, difference, left_over
-from perdure.core.retry import DURATION_LIMIT_SECONDS
 from perdure.core.retrying import boundaries_in, issued_again, plan, sort
 from perdure.core.where import line_of
 from perdure.errors import (
-    CalledOutsideWorkflow,
-    InvalidOption,
-    InvocationTimedOut,
-    IoInWorkflow,
     LimitExceeded,
-    TurnClosed,
     Undecodable,
-    too_large,
 )
 
-COMMANDS_PER_DRAIN_LIMIT = 100_000
-"""Commands that a body may issue between two waits; beyond it the body is most likely in an endless loop."""
+__all__ = ["Divergence", "Pending", "Ready", "Turn", "current_turn", "timed_out"]
 
-
-class CommandFuture(Future[Any]):
-    """The future of a step or child. Like a Task's, its `cancel` asks; the end comes when the journal says so.
-
-    `answer` is that end, if the future was asked to end: a child may have completed all the same.
-    """
-
-    __slots__ = ("answer", "n")
-    n: int
-    answer: Answering | None
-    message: Any = None  # of the first cancellation: libraries know their own by it
-
-    def cancel(self, msg: Any | None = None) -> bool:
-        if self.done():
-            return False
-        if cast("Turn", cast("Loop", self.get_loop()).host).cancel_command(self.n):
-            self.message = msg
-        return True
-
-    def end(self) -> None:
-        """End as cancelled, with the message of what asked for it."""
-        super().cancel(self.message)
+CLEANUP_ROUNDS_LIMIT = 100
+"""How often the tasks that a body leaves behind are cancelled at its end, those included that they make meanwhile."""
 
 
 def current_turn() -> Turn | None:
@@ -113,11 +72,7 @@ def current_turn() -> Turn | None:
     return loop.host if isinstance(loop, Loop) else None  # pyright: ignore[reportReturnType]  its host is a turn
 
 
-StubMaker = Callable[[Any, "Turn", Any, Any], Any]
-"""Makes a stub of a class, for a turn, with a retry policy and a timeout."""
-
-
-class Turn:
+class Turn(Issuer):
     """One pass of a workflow body over its journal.
 
     `body` makes the coroutine to run; it is called inside the turn. `encode_result` turns what the body returned into
@@ -126,40 +81,20 @@ class Turn:
 
     __slots__ = (
         "_body",
-        "_boundaries",
         "_cancel_requested",
         "_causes",
-        "_context",
         "_encode_result",
+        "_endings",
         "_fatal",
         "_held",
-        "_issued",
-        "_issued_in_drain",
         "_left_over",
         "_main",
-        "_open_ended",
-        "_patches",
-        "_payload_limit",
-        "_random",
-        "_ready",
-        "_recorded",
-        "_recorded_state",
         "_resting",
         "_rests",
-        "_secret",
-        "_stubs",
-        "_timers",
         "_translators",
         "begun",
-        "divergence",
-        "generation",
-        "loop",
         "paused",
-        "pending",
         "replaying",
-        "start",
-        "state",
-        "unseen",
         "waits_for_key",
     )
 
@@ -176,48 +111,25 @@ class Turn:
         context: Callable[[Turn], BodyContext] | None = None,
         payload_limit: int | None = None,
     ) -> None:
-        self.start = start
-        self.generation = generation
-        self.loop = Loop(self, start.due, salt=start.seed & 0xFFFF_FFFF)
-        self.pending: dict[int, Pending] = {}
-        self.state: dict[str, bytes] = {}
-        self.divergence: Divergence | None = None
+        super().__init__(
+            start, secret=secret, generation=generation, stubs=stubs, context=context, payload_limit=payload_limit
+        )
         self.begun = False
         self.replaying = False
         self.paused = False
         self.waits_for_key = start.key is not None
-        self.unseen: list[dict[str, Any]] = []
         self._body = body
         self._encode_result = encode_result
-        self._secret = secret
         self._translators = translators
-        self._stubs = stubs
-        self._context = context
-        self._payload_limit = payload_limit
         self._main: asyncio.Task[Any] | None = None
-        self._boundaries: list[tuple[int, int]] = []  # from which command on a later generation issues
-        self._open_ended = False  # the replay ends where its recorded commands end, and the body may go on
-        self._issued = 0
-        self._issued_in_drain = 0
-        self._ready = Ready()
-        self._recorded: deque[Command] | None = None
-        self._recorded_state: dict[str, bytes | None] = {}
-        self._timers: dict[int, int] = {}  # id of a TimerHandle -> command
         self._held: list[Entry] = []  # what arrived for the body while paused
-        self._patches: dict[str, bool] = {}
-        self._random: Random | None = None
         self._cancel_requested: CancelRequested | None = None
         self._left_over: set[int] = set()  # tasks that outlived the body and were cancelled
+        self._endings = 0  # how often tasks that outlived it were cancelled
         self._causes = Causes()
         self._resting: int | None = None  # the timer that the body rests by
         self._rests = 0  # in a row
         self._fatal: BaseException | None = None  # what ends the body whatever its main task does
-
-    @property
-    def context(self) -> BodyContext:
-        """What the body is given, made by what the runtime gave for that."""
-        assert self._context is not None, "this turn was made without contexts"
-        return self._context(self)
 
     @property
     def ended(self) -> bool:
@@ -243,7 +155,7 @@ class Turn:
     def begin(self) -> None:
         """Start the body and run it until it waits."""
         context = contextvars.Context()
-        coro = _made(context, self._body, self)
+        coro = coroutine_of(context, self._body, self, self.start.handler)
         self._main = self.loop.create_task(coro, name="workflow", context=context)
         self.begun = True
         self._drain()
@@ -388,219 +300,6 @@ class Turn:
         self._causes.clear()
         self._main = None
         self.begun = False
-
-    # --- what the body asks for (called from inside the drain) --------------------------------------------------------
-    def call_step(
-        self,
-        name: str,
-        digest: bytes,
-        decode: Callable[[bytes], Any],
-        work: object,
-        checks: bytes = b"",
-        given: Arguments | None = None,
-    ) -> asyncio.Future[Any]:
-        """Issue a step; its future ends as the journal says."""
-        if self.loop.closed or self.loop.stopped:
-            return self._nothing()
-        command = CallStep(self._next(), name, digest, checks)
-        self._issue(command, given)
-        return self._await_answer(command, decode, work)
-
-    @property
-    def keys_held(self) -> tuple[str, ...]:
-        """The keys that this invocation and its ancestors hold: a child that needs one would wait for ever."""
-        start = self.start
-        return start.held if start.key is None else (*start.held, start.key)
-
-    def call_child(
-        self, start: Callable[[str, Parent], Start], decode: Callable[[bytes], Any], given: Arguments | None = None
-    ) -> asyncio.Future[Any]:
-        """Issue a child; `start` makes its start from the id derived for it, and from who waits for it."""
-        if self.loop.closed or self.loop.stopped:
-            return self._nothing()
-        n = self._next()
-        generation = self._generation_of(n)
-        parent = Parent(self.start.id, generation, n)
-        command = CallChild(n, start(derived_id(self.start.id, generation, n), parent))
-        self._check_size(f"the input of child {command.start.handler!r}", command.start.input)
-        self._issue(command, given)
-        return self._await_answer(command, decode, None)
-
-    def send(self, start: Callable[[str], Start], given: Arguments | None = None) -> str:
-        """Issue a one-way start, and return its id."""
-        n = self._next()
-        sent = start(derived_id(self.start.id, self._generation_of(n), n))
-        command = SendStart(n, replace(sent, sender=self.start.id))
-        self._check_size(f"the input of what is sent to {command.start.handler!r}", command.start.input)
-        self._issue(command, given)
-        return command.start.id
-
-    def open_awakeable(self, decode: Callable[[bytes], Any]) -> tuple[str, asyncio.Future[Any]]:
-        """Issue an awakeable, and return its id and its future."""
-        n = self._next()
-        command = OpenAwakeable(n)
-        self._issue(command)
-        future = Future[Any](loop=self.loop)
-        generation = self._generation_of(n)
-        self.pending[n] = Pending(command, future, decode, generation=generation)
-        return self.name_awakeable(generation, n), future
-
-    def name_awakeable(self, generation: int, n: int) -> str:
-        """Return the id of an awakeable: a replay elsewhere, without the store's secret, brings the ids along."""
-        return awakeable_id(self.start.id, generation, n, self._secret)
-
-    def patched(self, name: str) -> bool:
-        """Tell whether this invocation had the change `name` when it first passed this point."""
-        known = self._patches.get(name)
-        if known is None:
-            recorded = self._recorded
-            if recorded is None or (self._open_ended and not recorded):
-                known = True
-            else:
-                known = bool(recorded) and recorded[0] == MarkPatch(self._issued, name)
-            if known:
-                self._issue(MarkPatch(self._next(), name))
-            self._patches[name] = known
-        return known
-
-    def set_state(self, name: str, value: bytes | None, repeats: Callable[[bytes], bool] | None = None) -> None:
-        """Change a value of the invocation's state, or delete it.
-
-        `repeats` tells whether the value is a recorded one whose bytes differ.
-        """
-        self._check_open()
-        recorded = self._recorded_state.get(name)
-        if recorded is not None and value != recorded and repeats is not None and repeats(recorded):
-            value = recorded
-        if value is not None:
-            self._check_size(f"the state {name!r}", value)
-        self._ready.state[name] = value
-        if value is None:
-            self.state.pop(name, None)
-        else:
-            self.state[name] = value
-
-    def make_stub(self, stub: Any, retry: Any, timeout: Any) -> Any:
-        """Return a stub whose calls are steps of this turn, made by what the runtime was given for that."""
-        if self._stubs is None:
-            raise CalledOutsideWorkflow("ctx.stub() needs a worker made by client.worker(...)")
-        return self._stubs(stub, self, retry, timeout)
-
-    @property
-    def random(self) -> Random:
-        """A generator seeded by the start."""
-        if self._random is None:
-            self._random = Random(self.start.seed)  # noqa: S311  repeatable on purpose
-        return self._random
-
-    def cancel_command(self, n: int) -> bool:
-        """Note that the body wants command `n` to end; return false if it was known."""
-        pending = self.pending.get(n)
-        if pending is None or pending.cancel_requested or self.loop.closed:
-            return False
-        pending.cancel_requested = True
-        self._ready.cancels.append(n)
-        return True
-
-    # --- what the loop tells ------------------------------------------------------------------------------------------
-    def timer_set(self, timer: asyncio.TimerHandle, /) -> None:
-        due = float(timer.when())
-        if not -DURATION_LIMIT_SECONDS <= due - self.loop.now <= DURATION_LIMIT_SECONDS:
-            if (bounded := self._bounded(due)) is None:
-                return
-            due = bounded
-        n = self._next()
-        command = SetTimer(n, due)
-        self._issue(command)
-        self._timers[id(timer)] = n
-        self.pending[n] = Pending(command, None, bytes, timer=timer)
-
-    def timer_cancelled(self, timer: asyncio.TimerHandle, /) -> None:
-        n = self._timers.pop(id(timer), None)
-        if n is not None and self.pending.pop(n, None) is not None:
-            self._ready.cancels.append(n)
-
-    def task_failed_unseen(self, context: dict[str, Any], /) -> None:
-        if not self.loop.closed:
-            self.unseen.append(context)
-
-    # --- inside -------------------------------------------------------------------------------------------------------
-    def _nothing(self) -> asyncio.Future[Any]:
-        """Refuse, or return what never ends: to be awaited by a dropped body that swallows every refusal."""
-        self.loop.refuse()
-        return Future[Any](loop=self.loop)
-
-    def _next(self) -> int:
-        loop = self.loop
-        if loop.closed or loop.stopped or events._get_running_loop() is not loop:  # noqa: SLF001
-            self._check_open()
-        n = self._issued
-        self._issued = n + 1
-        return n
-
-    def _check_open(self) -> None:
-        loop = self.loop
-        if loop.closed or loop.stopped:
-            raise TurnClosed(self.start.id)
-        if events._get_running_loop() is not loop:  # noqa: SLF001
-            raise CalledOutsideWorkflow(
-                f"the context of invocation {self.start.id!r} is for its body, not for other code"
-            )
-
-    def _generation_of(self, n: int) -> int:
-        """Return the generation that issues command `n` first."""
-        for issued, generation in reversed(self._boundaries):
-            if n >= issued:
-                return generation
-        return self.generation
-
-    def _bounded(self, due: float) -> float | None:
-        """Return when a timer is due that is not within the limit; None if never, as when nothing is to time out."""
-        recorded = self._recorded[0] if self._recorded else None
-        if isinstance(recorded, SetTimer) and recorded.due == due:
-            return due  # of a release that took what it got
-        if due == inf:
-            return None
-        if due < self.loop.now:
-            return self.loop.now
-        seconds = due - self.loop.now
-        raise InvalidOption(
-            f"a wait of {seconds} seconds in the body of invocation {self.start.id!r}: give at most "
-            f"{DURATION_LIMIT_SECONDS:.0f}, or math.inf where asyncio takes it for no limit"
-        )
-
-    def _check_size(self, what: str, data: bytes) -> None:
-        # On replay too: what the body was refused then, it must be refused again.
-        if self._payload_limit is not None and len(data) > self._payload_limit:
-            raise too_large(what, len(data), self._payload_limit)
-
-    def _issue(self, command: Command, given: Arguments | None = None) -> None:
-        self._issued_in_drain += 1
-        if self._issued_in_drain > COMMANDS_PER_DRAIN_LIMIT:
-            text = (
-                f"invocation {self.start.id!r} issued more than {COMMANDS_PER_DRAIN_LIMIT:,} commands without waiting"
-            )
-            raise LimitExceeded(
-                f"{text}: await some of them first", size=self._issued_in_drain, limit=COMMANDS_PER_DRAIN_LIMIT
-            )
-        if self._recorded is None or (self._open_ended and not self._recorded):
-            self._ready.commands.append(command)
-            return
-        recorded = self._recorded.popleft() if self._recorded else None
-        if recorded is None or not repeats(command, recorded, given):
-            asked = describe(command) + changed_arguments(command, recorded, given)
-            self._diverge(Divergence(describe(recorded), asked))
-            raise TurnClosed(self.start.id)
-
-    def _await_answer(
-        self, command: CallStep | CallChild, decode: Callable[[bytes], Any], work: object
-    ) -> asyncio.Future[Any]:
-        future = CommandFuture(loop=self.loop)
-        future.n = command.n
-        future.answer = None
-        generation = self._generation_of(command.n) if self._boundaries else self.generation
-        self.pending[command.n] = Pending(command, future, decode, work, None, generation)
-        return future
 
     def _granted(self, entry: Granted) -> None:
         """Let the body see the key's state; it begins, unless it is paused or a retry has begun it."""
@@ -747,6 +446,10 @@ class Turn:
         asked = self._left_over
         while live := [task for task in self.loop.live_tasks() if task.serial not in asked and not task.is_cleanup]:
             asked |= {task.serial for task in live}
+            self._endings += 1
+            if self._endings > CLEANUP_ROUNDS_LIMIT:  # they make others for ever, which are dropped with the turn
+                self._ready.outcome = self._outcome(main)
+                return
             for task in live:
                 task.cancel()
             if not self._run():
@@ -759,30 +462,9 @@ class Turn:
         self._ready.outcome = self._outcome(main)
 
     def _outcome(self, main: asyncio.Task[Any]) -> Outcome:
-        at = self.loop.now
-        request = self._cancel_requested
-        error_raised = self._fatal
-        if error_raised is None and main.cancelled():
-            if request is not None:
-                return timed_out(self.start, at) if request.timed_out else Cancelled(at)
-            error_raised = _cancelled_itself(main)
-        elif error_raised is None:
-            error_raised = main.exception()
-        if error_raised is None:
-            try:
-                return Completed(at, self._encode_result(main.result()))
-            except Exception as error:  # noqa: BLE001  whatever an encoder raises is the failure of this invocation
-                error_raised = error
-        error_raised = _refusal_in(error_raised)
-        causes = self._causes.of(error_raised)
-        cause = causes[0] if causes else None
-        failure = failure_of(error_raised, translators=self._translators())
-        return Failed(at, failure, cause, causes if len(causes) > 1 else [])
-
-    def _diverge(self, divergence: Divergence) -> None:
-        if self.divergence is None:
-            self.divergence = divergence
-            self.loop.stopped = True
+        at, translators = self.loop.now, self._translators()
+        request, encode_result = self._cancel_requested, self._encode_result
+        return outcome_of(main, self._fatal, request, encode_result, self._causes, translators, self.start, at)
 
     def _diverge_on(self, entry: Returned | Raised | Attempted | Fired | Interrupted) -> None:
         if entry.n >= self._issued:
@@ -792,53 +474,3 @@ class Turn:
 
 
 _FOR_THE_BODY = frozenset({Returned, Raised, Fired, Interrupted, CancelRequested})
-
-
-def timed_out(start: Start, at: float, /) -> Failed:
-    """Return how an invocation ends that did not end within its time limit."""
-    text = f"invocation {start.id!r} did not end within its timeout of {start.timeout} s"
-    late = InvocationTimedOut(text, invocation_id=start.id, timeout=start.timeout or 0.0)
-    return Failed(at, failure_of(late))
-
-
-def _made(context: contextvars.Context, body: Callable[[Turn], Any], turn: Turn) -> Coroutine[Any, Any, Any]:
-    """Make the coroutine of a body. What is raised in making it, or made instead of it, is raised by it."""
-    try:
-        coro = context.run(body, turn)
-    except Exception as error:  # noqa: BLE001  raised again, inside
-        return _raising(error)
-    if asyncio.iscoroutine(coro):
-        return coro
-    if isinstance(coro, Awaitable):
-        return _awaiting(cast("Awaitable[Any]", coro))
-    made = type(cast("object", coro)).__name__
-    return _raising(TypeError(f"workflow {turn.start.handler!r} gave a {made} when called, and nothing to await"))
-
-
-async def _awaiting(made: Awaitable[Any]) -> Any:
-    return await made
-
-
-async def _raising(error: Exception) -> None:
-    raise error
-
-
-def _refusal_in(error: BaseException) -> BaseException:
-    """Return what a group holds if that is only a refusal of I/O: libraries connect in task groups of their own."""
-    inner = error
-    while isinstance(inner, BaseExceptionGroup):
-        members = cast("BaseExceptionGroup[BaseException]", inner).exceptions
-        if len(members) > 1:
-            return error
-        inner = next(iter(members))
-    return inner if isinstance(inner, IoInWorkflow) else error
-
-
-def _cancelled_itself(main: asyncio.Task[Any]) -> BaseException:
-    """Return what a body raised that let a CancelledError of its own escape."""
-    error = asyncio.CancelledError("the body raised CancelledError without having been cancelled")
-    try:
-        main.result()
-    except asyncio.CancelledError as raised:
-        error.__traceback__ = raised.__traceback__
-    return error

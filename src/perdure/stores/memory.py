@@ -33,6 +33,7 @@ from perdure.errors import Conflict, StoreClosed
 from perdure.stores.clock import Alarm, SystemClock, VirtualClock
 from perdure.stores.finite import check_finite, check_wake
 from perdure.stores.liveness import Contents, breaches
+from perdure.stores.local.canceller import Canceller
 from perdure.stores.local.dispatch import Dispatcher, Member, Page
 from perdure.stores.notices import Feed, Notices
 from perdure.stores.port import (
@@ -108,6 +109,7 @@ class MemoryStore:
         heapq.heapify(self._due)
         self._notices = Notices()
         self._dispatcher = Dispatcher(self._fetch, self._forget)
+        self._canceller = Canceller(self._dispatcher, self.clock, self._unbegun, self.commit)
         self._alarm = Alarm(self.clock, self._ring)
 
     def restart(self) -> None:
@@ -118,6 +120,7 @@ class MemoryStore:
     def _end(self, why: str) -> None:
         self._down = True
         self._alarm.cancel()
+        self._canceller.close()
         self._dispatcher.close()
         self._notices.fail(StoreClosed(f"memory: {why}"))
 
@@ -266,7 +269,19 @@ class MemoryStore:
         is_put_off = message.to in self._scheduled or self._waits_in_line(message.to)
         has_start_to_come = row.status in ("pending", "scheduled") and (is_put_off or message.to in self._queued)
         begun = not has_start_to_come or (is_put_off and settles_before_begin(message))
-        self._dispatcher.offer(Delivery(message.to, row.handler, message, attempt), begun=begun)
+        delivery = Delivery(message.to, row.handler, message, attempt)
+        if has_start_to_come and settles_before_begin(message) and self._canceller.take(delivery, begun=begun):
+            return
+        self._dispatcher.offer(delivery, begun=begun)
+
+    async def _unbegun(self, id: str) -> Start | None:
+        """Return the start of an invocation whose body cannot have begun: none before this process opened the store."""
+        if id in self._frames or id not in self._rows:
+            return None
+        if id in self._scheduled or self._waits_in_line(id):
+            return self._starts[id]
+        sequence, start = self._queued.get(id, (0, None))
+        return start if sequence > self._opened_at else None
 
     async def answer(self, message_id: str, /) -> Answer:
         self._check()
@@ -366,6 +381,7 @@ class MemoryStore:
             del self._wakes[id]
         if outcome is not None:
             self._scheduled.pop(id, None)  # cancelled before it was due
+            self._queued.pop(id, None)  # ... or before a worker had it
         for delivery in transition.acknowledge:
             self._forget(delivery)
         if outcome is not None:

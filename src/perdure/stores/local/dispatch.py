@@ -63,6 +63,8 @@ class Line(Struct):
     refilling: asyncio.Task[None] | None = None
     missed: bool = False  # a start was queued while a refill was reading
     granted: list[Delivery] = []  # those that were granted their key meanwhile: it may have passed them
+    doubtful: int = 0  # starts up to this sequence may have been settled by the store: their journals are read first
+    reads_doubtful: bool = False  # ... as may those of the refill that reads
 
 
 class Dispatcher(custody.Custody[Hold]):
@@ -133,6 +135,8 @@ class Dispatcher(custody.Custody[Hold]):
         for member in [*self.members]:
             while member.open and member.credit > 0 and (line := self._next_line(member)) is not None:
                 delivery = self._as_seen(line.window.popleft())
+                if delivery.fresh and delivery.token <= line.doubtful:
+                    delivery = replace(delivery, fresh=False)
                 owner = self._owners.get(delivery.id)
                 if owner is None and not member.may_take(delivery):
                     self._offer_or_keep(delivery)
@@ -145,6 +149,32 @@ class Dispatcher(custody.Custody[Hold]):
                     line = self._line(handler)
                     if not line.whole and line.refilling is None:
                         line.refilling = asyncio.ensure_future(self._refill(handler, line))
+
+    # --- the store's own hands ----------------------------------------------------------------------------------------
+    def reserve(self, hands: Member, delivery: Delivery) -> bool:
+        """Give an invocation that has not begun into the hands of the store; false if a worker has, or may have, it."""
+        id = delivery.id
+        if id in self._owners or id in self._shaken or delivery.attempt > 1:
+            return False
+        line = self._line(delivery.handler)
+        line.doubtful = max(line.doubtful, line.last)
+        line.reads_doubtful = line.refilling is not None
+        self.hand(hands, delivery)
+        return True
+
+    def release(self, hands: Member, id: str, *, settled: bool) -> None:
+        """Take back what came for an invocation in the hands of the store, and all of it if that has not settled it."""
+        hold = hands.held.pop(id, None)
+        if hold is None:
+            return
+        self._owners.pop(id, None)
+        for delivery in hold.deliveries:
+            again = replace(delivery, attempt=delivery.attempt + 1, fresh=False)
+            if isinstance(delivery.item, Start):
+                self._line(delivery.handler).window.appendleft(again)
+            else:
+                self.offer(again, begun=settled)
+        self.pump()
 
     # --- messages and wakes -------------------------------------------------------------------------------------------
     def wake(self, delivery: Delivery) -> None:
@@ -234,6 +264,7 @@ class Dispatcher(custody.Custody[Hold]):
             line.whole = page is not None and page.whole and not line.missed
         finally:
             line.refilling = None
+            line.reads_doubtful = False
             line.missed = False
             line.granted = []
         self.pump()
@@ -256,6 +287,8 @@ class Dispatcher(custody.Custody[Hold]):
             else:
                 line.window.append(delivery)
         line.last = max(line.last, page.last)
+        if line.reads_doubtful:
+            line.doubtful = line.last
         if line.granted:
             seen = {delivery.id for delivery in page.starts}
             line.granted = [delivery for delivery in line.granted if delivery.id not in seen]

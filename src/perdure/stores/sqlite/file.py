@@ -43,6 +43,7 @@ LOOK_LIMIT_BYTES = 16 * 1024 * 1024
 """Files up to this size are checked whole when they are opened only to be read: a quarter of a second."""
 HEADER_BYTES = 100
 """A database has at least these."""
+_TABLES = {"meta", "invocation", "frame", "message"}
 WITH_KEYS = 2
 """The first schema with keys."""
 
@@ -98,6 +99,22 @@ def refuse_lost(path: str) -> None:
     if _size(path + "-wal"):
         lost = f"it is missing or empty, and its log {path}-wal is there: restore it"
         raise StoreDamaged(about(path, f"{lost}, or remove the log to begin anew"))
+
+
+def refuse_foreign(path: str) -> None:
+    """Refuse a file that is no database, or one of something else."""
+    if not _size(path):
+        return
+    check_size(path)
+    with explained(path), closing(connect_to_read(path, "&immutable=1")) as db:
+        try:
+            tables = {name for (name,) in db.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
+        except sqlite3.DatabaseError as error:
+            if getattr(error, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_NOTADB:
+                raise
+            return  # it may be written at this moment, or damaged: that is seen later
+        if tables and not tables >= _TABLES:
+            raise StoreError(about(path, "it is a database of something else: name another file"))
 
 
 def open_file(path: str, aside: Aside) -> Opened:
@@ -239,7 +256,7 @@ def _run_script(db: sqlite3.Connection, script: str) -> None:
 
 def read_meta(db: sqlite3.Connection, path: str) -> Opened:
     tables = {name for (name,) in db.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
-    if not {"meta", "invocation", "frame", "message"} <= tables:
+    if not tables >= _TABLES:
         raise StoreError(about(path, "it is a database of something else: name another file"))
     meta = dict(cast("list[tuple[str, Any]]", db.execute("SELECT name, value FROM meta").fetchall()))
     if not isinstance(meta.get("schema"), int):

@@ -24,6 +24,7 @@ from msgspec import Struct
 
 from perdure.errors import StoreDamaged, StoreError, StoreLocked, StoreReadOnly
 from perdure.stores.sqlite.faults import about, explained, is_busy, is_damage, quietly
+from perdure.stores.sqlite.file import refuse_foreign
 
 LOCK_AT = 1 << 62
 """The byte that all lock ranges share. SQLite's own locks are at 2**30."""
@@ -84,6 +85,7 @@ class Lock:
         with explained(path), _mutex:
             lock = cls(path, _lock_file(path))
         try:
+            refuse_foreign(path)  # before anything is made beside it
             lock._beside = _lock_beside(path)
         except BaseException:
             lock.release()

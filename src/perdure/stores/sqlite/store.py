@@ -50,7 +50,7 @@ class SqliteStore(SqliteReader):
     def __init__(self, path: str, *, payload_limit: int = PAYLOAD_LIMIT_BYTES, line_limit: int = LINE_LIMIT) -> None:
         super().__init__(path, payload_limit=payload_limit, line_limit=line_limit)
         self._notices = Notices()
-        self._deliveries = Deliveries(self.path, self.clock, self._read, self._enqueue, self._aside)
+        self._deliveries = Deliveries(self.path, self.clock, self._read, self._enqueue, self._aside, self.commit)
         self._changed: dict[str, None] = {}  # ids of rows whose change a reader waits for, in order
         self._telling = False
         self._units: list[Unit] = []
