@@ -11,6 +11,7 @@ from perdure import Client, Context, workflow
 from perdure.connect import client_from
 from perdure.stores.jetstream import JetStreamStore
 from perdure.stores.jetstream.keys.keys import Keys
+from perdure.stores.jetstream.queue.deliveries import Deliveries
 from perdure.stores.port import Transition
 
 
@@ -74,3 +75,25 @@ async def test_start_that_takes_a_place_again_after_it_has_had_the_key_takes_no_
         assert await client.run(counts.using(id="three", key="k")) == 3
         assert await client.state("k") == {"count": 3}
         assert not await keys.waiting("k")
+
+
+async def test_note_that_comes_while_a_key_is_looked_at_has_it_looked_at_again(nats: Server, namespace: str) -> None:
+    store = JetStreamStore([nats.url], namespace=namespace, shards=1)
+    looked = asyncio.Event()
+    keys: Keys = vars(store)["_keys"]
+    deliveries: Deliveries = vars(store)["_deliveries"]
+    look = keys.look
+
+    async def slowly(name: str) -> None:
+        await look(name)
+        if not looked.is_set():
+            looked.set()
+            while deliveries.notes_of(name) < 2:
+                await asyncio.sleep(0.01)
+
+    keys.look = slowly
+    client = client_from(lambda: store)
+    async with client, client.worker(counts):
+        await keys.ask_to_look("k")
+        await looked.wait()
+        assert await asyncio.wait_for(client.run(counts.using(key="k")), 30) == 1

@@ -135,7 +135,7 @@ def test_who_connects_is_said_once(
 @pytest.mark.parametrize(
     ("url", "given", "why"),
     [
-        ("nats://bob:x@n1", Access(token="t"), "says who connects, and so do the options"),
+        ("nats://bob:x@n1", Access(token="t"), "has credentials, and so have the options"),
         ("nats://n1", Access(user="bob", token="t"), "more than one way to be let in, user and token"),
         ("nats://n1", Access(password="x"), "needs user"),
         ("nats://n1", Access(tls_key="k.pem"), "needs tls_cert"),

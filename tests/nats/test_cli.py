@@ -97,9 +97,9 @@ def test_partition_that_the_store_does_not_have_is_explained(node: Server, tmp_p
 @pytest.mark.parametrize(
     ("options", "why"),
     [
-        (("--partitions", "x"), "'x' are no partitions: give numbers, as in 0,2-3"),
-        (("--partitions", "1-"), "'1-' are no partitions"),
-        (("--partitions", "900"), "'900' are no partitions"),
+        (("--partitions", "x"), "'x' names no partitions: give numbers"),
+        (("--partitions", "1-"), "'1-' names no partitions"),
+        (("--partitions", "900"), "'900' names no partitions"),
         (("--lease", "0.5"), "--lease"),
     ],
 )

@@ -59,7 +59,7 @@ def test_url_without_a_server_is_refused(url: str) -> None:
         (HERE, {"user": 5}, "int given where a str is expected"),
         (HERE, {"tls": "ca.pem"}, "str given where an ssl.SSLContext is expected"),
         (HERE, {"credentials": Path("missing.creds")}, "there is no file .*missing.creds"),
-        ("nats://bob:s3cret@n1", {"token": "t"}, "says who connects, and so do the options"),
+        ("nats://bob:s3cret@n1", {"token": "t"}, "has credentials, and so have the options"),
         ("memory:", {"token": "t"}, r"connect\(token=…\) is for a nats:// URL, not for 'memory:'"),
         ("sqlite:x.db", {"shards": 2}, r"connect\(shards=…\) is for a nats:// URL, not for 'sqlite:x.db'"),
     ],

@@ -65,7 +65,7 @@ def is_loose(data: bytes, /) -> bool:
 
 
 def named(data: bytes, signature: Signature) -> bytes:
-    """Give positional arguments, recorded by a caller who did not know their names, the names they have here."""
+    """Give positional arguments, recorded by a caller that did not know their names, the names they have here."""
     if not is_loose(data):
         return data
     recorded: dict[str, Any] = decoder(dict[str, Any])(data)

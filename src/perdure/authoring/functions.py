@@ -58,7 +58,7 @@ def is_same_code(one: Any, other: Any, /) -> bool:
     return codes[0] is not None and codes[0] == codes[1]
 
 
-# --- what is refused --------------------------------------------------------------------------------------------------
+# --- checks -----------------------------------------------------------------------------------------------------------
 _POSITIONAL = (Parameter.POSITIONAL_ONLY, Parameter.POSITIONAL_OR_KEYWORD)
 _CONTEXT_NAMES = ("ctx", "context")
 _SELF_NAMES = ("self", "cls")

@@ -75,6 +75,9 @@ class Effects(Struct, frozen=True):
     enlist: Enlist | None = None
 
 
+SENT_BY_WORKFLOWS = ("settled:", "cancel:", "force:", "join:")
+"""How the ids of the messages begin that follow from frames. No caller waits for an answer to one of them."""
+
 NO_EFFECTS = Effects()
 _QUIET = frozenset({Accepted, Claimed, Granted, Completed})
 

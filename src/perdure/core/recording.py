@@ -1,4 +1,4 @@
-"""What is recorded comes back as what it is: a value is refused if it would not, before it is recorded.
+"""Encodes values for a journal, and refuses those that would come back as something else.
 
 Knows nothing of journals, workflows or stores.
 """
@@ -23,7 +23,7 @@ def encode_as(value: object, annotation: Any, where: str, /) -> bytes:
     """Return the bytes of a value after proving that they decode as its annotation says, to what it is.
 
     Raises `Unencodable` if they do not, `AnnotationUnresolved` if nothing decodes the annotation; both name `where`.
-    What is given as builtin types in place of a pydantic model is validated, and recorded as the model holds it.
+    Builtin types in place of a pydantic model are validated, and recorded as the model holds them.
     """
     try:
         payload = encode_any(value)
@@ -147,7 +147,7 @@ def _holds_classes(annotation: Any) -> bool:
 
 
 def _is_built(annotation: Any) -> bool:
-    """Tell whether code of the author's makes what is recorded: validators of a model, or hooks."""
+    """Tell whether the author's code changes builtin types on the way in: validators of a model, or hooks."""
     if has_hooks(annotation):
         return True
     try:

@@ -183,7 +183,7 @@ class Signature:
         return digest(b"".join(pieces)), checks
 
     def pieces(self, args: tuple[Any, ...], kwargs: Mapping[str, Any], omits: Omits = always) -> list[bytes]:
-        """Return what is digested: names and values in turn, encoded."""
+        """Return the encoded names and values in turn, as a digest covers them."""
         pieces: list[bytes] = []
         if not kwargs and self._least <= len(args) <= self._most:
             try:
@@ -232,11 +232,11 @@ class Signature:
         return identity_of_arguments(positional, named)
 
     def match(self, args: tuple[Any, ...], kwargs: Mapping[str, Any], /) -> list[tuple[str, Any]]:
-        """Return what is passed by parameter name, in the order of the parameters; `InputRefused` if it is wrong."""
+        """Return the arguments by parameter name, in their order; `InputRefused` if they do not match."""
         return self._match(args, kwargs, f"the call of {self.name}()")
 
     def _match(self, args: tuple[Any, ...], kwargs: Mapping[str, Any], where: str) -> list[tuple[str, Any]]:
-        """Return what is passed by parameter name, in the order of the parameters."""
+        """Return the arguments by parameter name, in the order of the parameters."""
         if not kwargs and self._least <= len(args) <= self._most:
             return list(zip(self._names, args, strict=False))
         try:
@@ -292,7 +292,7 @@ class Signature:
         return any(one.kind is Parameter.VAR_KEYWORD for one in self.parameters)
 
     def _unknown(self, payload: bytes) -> dict[str, Any]:
-        """Return what is recorded under names that are no parameters, as `**kwargs` takes them."""
+        """Return the recorded arguments that match no parameter, as `**kwargs` takes them."""
         raw = msgspec.msgpack.decode(payload, type=dict[str, msgspec.Raw])
         others = [(name, value) for name, value in raw.items() if name not in self._keys]
         if not others:
@@ -380,8 +380,8 @@ def _check(piece: bytes) -> bytes:
 def identity_of_arguments(positional: Sequence[Any], named: Mapping[str, Any], /) -> bytes:
     """Return 8 bytes that are the same for equal arguments in every process; `Unencodable` if they cannot be recorded.
 
-    Positions count and names do not, where an argument has a position: so a caller who knows only the workflow's name
-    asks for the same as one who knows its parameters.
+    Positions count and names do not, where an argument has a position: so a caller that knows only the workflow's name
+    asks for the same as one that knows its parameters.
     """
     pieces = [
         encode_scalar(value) if value.__class__ in SCALARS else encode_for_digest(value, "an argument")

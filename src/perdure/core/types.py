@@ -55,7 +55,7 @@ def decoder(annotation: object, /) -> Callable[[bytes], Any]:
 
 
 def validator(annotation: object, /) -> Callable[[bytes], Any]:
-    """Return the function that decodes payloads which nobody has validated yet. It raises what `decoder` does."""
+    """Return the function that decodes and validates payloads from outside. It raises as `decoder` does."""
     try:
         return _cached_validator(annotation)
     except TypeError:
@@ -381,7 +381,7 @@ _OF_CLASS: Any = vars(object)["__class__"]
 
 @lru_cache(maxsize=DECODERS_LIMIT)
 def _without_hook(cls: type[msgspec.Struct]) -> type[Any]:
-    """Return a class that makes what is then made one of `cls`: a Struct cannot be made without its hook."""
+    """Return a subclass without the hook, whose instances then become instances of `cls`."""
     frozen = cls.__struct_config__.frozen
     return msgspec.defstruct(cls.__name__, [], bases=(cls,), namespace={"__post_init__": _nothing}, frozen=frozen)
 

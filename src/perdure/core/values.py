@@ -52,7 +52,7 @@ AS_TEXT = (
 
 
 def encode(value: object, /, where: str = "the value") -> bytes:
-    """Return the msgpack bytes of a value, or raise `Unencodable` naming `where` it is from and what is in the way."""
+    """Return the msgpack bytes of a value, or raise `Unencodable` naming the part that has no encoding."""
     try:
         return encode_any(value)
     except Exception as error:
@@ -224,7 +224,7 @@ def _drop_defaults(value: tuple[Any, ...], items: list[bytes], omits: Omits) -> 
 
 
 def _shown(value: Any) -> object:
-    """Return what is recorded of a pydantic model, None for other classes."""
+    """Return the recorded form of a pydantic model, None for other classes."""
     return _model_fields(value) if isinstance(value, loaded("pydantic.main", "BaseModel")) else None
 
 

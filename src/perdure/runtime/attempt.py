@@ -149,6 +149,6 @@ class Attempt:
 
 
 class Owner(Protocol):
-    """Who began an attempt, and wants to know when its last thread ends."""
+    """The runner that began an attempt, and hears when its last thread ends."""
 
     def settle_down(self) -> None: ...

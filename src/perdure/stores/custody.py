@@ -1,8 +1,8 @@
-"""Which worker of this process has which invocation in hand: what the stores that hand out deliveries have in common.
+"""Which worker of this process holds which invocation: what the stores that hand out deliveries have in common.
 
-An invocation has one owner among the workers, whatever comes for it. He keeps it while he has a delivery that he has
-not acknowledged, or a claim. Nothing here is durable, and nothing knows where deliveries come from: see `dispatch` for
-the stores of one process, `jetstream.hands` for one that several processes share.
+An invocation has one owner among the workers, whatever comes for it. A worker keeps it while it holds a delivery that
+it has not acknowledged, or a claim. Nothing here is durable, and nothing knows where deliveries come from: see
+`local.dispatch` for the stores of one process, `jetstream.ownership.hands` for one that several processes share.
 
 It runs on one event loop and is not thread-safe.
 """
@@ -91,7 +91,7 @@ class Member(Generic[H]):
 
 
 class Custody(ABC, Generic[H]):
-    """Hands deliveries to members, and knows who has what."""
+    """Hands deliveries to members, and knows which member holds what."""
 
     def __init__(self) -> None:
         self.members: list[Member[H]] = []
@@ -112,7 +112,7 @@ class Custody(ABC, Generic[H]):
 
     @abstractmethod
     def take_back(self, member: Member[H], delivery: Delivery) -> None:
-        """Keep what a member has given back, for somebody else or for later."""
+        """Keep what a member has given back, for another member or for later."""
 
     @abstractmethod
     def leave(self, member: Member[H]) -> None:
@@ -123,9 +123,9 @@ class Custody(ABC, Generic[H]):
 
     @abstractmethod
     def _let_gone(self, hold: H) -> None:
-        """Note that an invocation is in nobody's hands any more."""
+        """Note that an invocation is no longer held."""
 
-    # --- who has what -------------------------------------------------------------------------------------------------
+    # --- what is held -------------------------------------------------------------------------------------------------
     def serves(self, handler: str) -> bool:
         return any(handler in member.handlers for member in self.members)
 
@@ -134,7 +134,7 @@ class Custody(ABC, Generic[H]):
         return {handler for member in self.members for handler in member.handlers}
 
     def owner(self, id: str) -> Member[H] | None:
-        """Return who has an invocation in hand, if anybody has."""
+        """Return the member that holds an invocation, if one does."""
         return self._owners.get(id)
 
     def hold_of(self, id: str) -> H | None:
@@ -142,12 +142,12 @@ class Custody(ABC, Generic[H]):
         return None if member is None else member.held[id]
 
     def has(self, id: str) -> bool:
-        """Tell whether anything for an invocation is in somebody's hands, or waits here for it to begin."""
+        """Tell whether a member holds anything for an invocation, or something waits here for it."""
         return id in self._owners or id in self._parked or id in self._declined
 
     # --- handing over -------------------------------------------------------------------------------------------------
     def offer(self, delivery: Delivery, *, begun: bool = True) -> bool:
-        """Deliver a message or wake to the owner, or to one who serves the handler; false if there is nobody.
+        """Deliver a message or wake to the owner, or to a member that serves the handler; false if none does.
 
         A message for an invocation that has not `begun` waits here for its start.
         """
@@ -180,7 +180,7 @@ class Custody(ABC, Generic[H]):
                 self.hand(member, message)
 
     def _as_seen(self, delivery: Delivery) -> Delivery:
-        """Return a delivery as one of which somebody may have begun, if a worker ended here with its invocation."""
+        """Return a delivery as one that a worker may have begun, if a worker ended here with its invocation."""
         if delivery.attempt == 1 and delivery.id in self._shaken:
             return replace(delivery, attempt=2)
         return delivery
@@ -228,7 +228,7 @@ class Custody(ABC, Generic[H]):
 
     # --- letting go ---------------------------------------------------------------------------------------------------
     def let_go(self, delivery: Delivery) -> None:
-        """Forget that a delivery is in somebody's hands."""
+        """Forget that a delivery is held."""
         member = self._owners.get(delivery.id)
         if member is not None:
             hold = member.held[delivery.id]
@@ -243,7 +243,7 @@ class Custody(ABC, Generic[H]):
             self._let_gone(hold)
 
     def _dispossess(self, member: Member[H]) -> dict[str, H]:
-        """Take everything out of the hands of a member that leaves, and return it."""
+        """Take back all that a member holds that leaves, and return it."""
         self.members.remove(member)
         held, member.held = member.held, {}
         for id in held:

@@ -7,8 +7,8 @@ The rules that matter most:
 * `commit` writes the frame first, guarded by the revision, then the effects, each idempotent, acknowledgements last.
   A store that crashes in between leaves a state from which `redo` (a commit without a frame) finishes the work.
 * A delivery goes to one subscriber at a time and comes again until it is acknowledged.
-* Starts of one key wait in its line, in the order in which they were queued. One is delivered when the key names it the
-  holder; the key goes to the next with the holder's `Release`. Whoever took a place by `Enlist` gets a wake instead.
+* Starts of one key wait in its queue, in the order in which they came. One is delivered when the key names it the
+  holder; the key goes to the next with the holder's `Release`. What joined by `Enlist` gets a wake instead.
 * `purge` removes nothing that could then run again.
 """
 
@@ -29,7 +29,7 @@ PAYLOAD_LIMIT_BYTES = 64 * 1024 * 1024
 """The most bytes that one encoded value may take, unless `connect` is told otherwise."""
 
 LEASE_SECONDS = 15.0
-"""How long a process that shares its store with others may be silent before they take over what it holds."""
+"""How long a process that shares its store with others may be silent before others take over what it holds."""
 
 LINE_LIMIT = 1_000_000
 """Invocations that may wait for one key before a client's start is refused. What workflows send is always taken."""
@@ -62,7 +62,7 @@ class Wake(Struct, frozen=True):
 class Delivery(Struct, eq=False):
     """A start, message or wake handed to one subscriber until it acknowledges.
 
-    `attempt` counts from 1; above 1 somebody may have begun on it. `fresh` means that there is no journal yet, which
+    `attempt` counts from 1; above 1 a worker may have begun on it. `fresh` means that there is no journal yet, which
     saves the read. `token` is the store's own.
     """
 
@@ -75,7 +75,7 @@ class Delivery(Struct, eq=False):
 
 
 class Subscription(Protocol):
-    """A worker's place at the store."""
+    """What a worker asks of the store."""
 
     def request(self, starts: int, /) -> None:
         """Allow `starts` more starts to be delivered."""
@@ -132,7 +132,7 @@ Committed = Callable[[int, Exception | None], object]
 class Journal(Struct, frozen=True):
     """All frames of an invocation, in order, and the revision of the last (0: none).
 
-    `done` says that the effects of the last frame are known to be done, so that nobody needs to do them again.
+    `done` says that the effects of the last frame are known to be done, and need not be done again.
     """
 
     frames: tuple[Frame, ...] = ()
@@ -153,7 +153,7 @@ class Row(Struct, frozen=True):
 
 
 class Key(Struct, frozen=True):
-    """A key: who holds it, in which generation, and its state as the last holder left it."""
+    """A key: the invocation that holds it, in which generation, and its state as the last holder left it."""
 
     holder: str | None = None
     generation: int = 0
@@ -291,7 +291,7 @@ class Store(Protocol):
     def post(self, message: Message, /) -> asyncio.Future[None]:
         """Accept a message durably; a second one of the same id changes nothing.
 
-        `UnknownInvocation` when nobody has the id that it is addressed to.
+        `UnknownInvocation` when no invocation has the id that it is addressed to.
         """
         ...
 
@@ -346,7 +346,7 @@ class Store(Protocol):
         ...
 
     async def key(self, name: str, /) -> Key:
-        """Read a key; one that nobody has used has no holder and no state."""
+        """Read a key; one that was never used has no holder and no state."""
         ...
 
     def events(self, filter: Filter, /) -> Events:
@@ -388,7 +388,7 @@ class Store(Protocol):
 
 
 def committed(store: Store, transition: Transition) -> asyncio.Future[int]:
-    """Commit, and return a future of the journal's new revision, for who awaits it."""
+    """Commit, and return a future of the journal's new revision, for callers that await it."""
     future: asyncio.Future[int] = asyncio.get_running_loop().create_future()
 
     def told(revision: int, error: Exception | None) -> None:

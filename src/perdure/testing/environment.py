@@ -193,7 +193,7 @@ class Environment:
 
     # --- time ---------------------------------------------------------------------------------------------------------
     async def advance(self, by: Duration, /) -> None:
-        """Move time on, letting what is due on the way happen in order."""
+        """Move time forward; timers, retries and limits that become due take effect in order."""
         target = self.clock.now() + seconds("advance", by)
         self._advancing = True
         try:

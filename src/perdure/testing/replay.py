@@ -21,7 +21,7 @@ def replay(workflow: Workflow[..., Any], history: bytes | str, /) -> None:
     """Run a workflow's body over a history from `Handle.export`, and raise `Diverged` if it no longer fits.
 
     Its `journal` and `code` are the two sides. An input or result that no longer decodes is a divergence too: it would
-    pause the invocation. Raises `Undecodable` for what is no exported history, `InvalidOption` for one of another
+    pause the invocation. Raises `Undecodable` if it is no exported history, `InvalidOption` for one of another
     workflow. Call it from sync or async tests::
 
         @pytest.mark.parametrize("path", Path("tests/histories").glob("checkout-*.json"), ids=str)

@@ -50,7 +50,7 @@ class Channels:
 
     `services` maps the name of a service, short or full (`TicketService`, `ticket.TicketService`; the full one goes
     first), to `host:port`, or to `tls://host:port` for a server that a public authority vouches for. Raises
-    `InvalidOption` for what is neither.
+    `InvalidOption` for anything else.
     """
 
     def __init__(self, services: Mapping[str, str]) -> None:

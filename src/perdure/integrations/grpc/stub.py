@@ -42,7 +42,7 @@ INVOCATION_ID = "perdure-invocation-id"
 """Metadata: the id of the calling invocation, percent-encoded if it is not ASCII."""
 
 IDEMPOTENCY_KEY = "perdure-idempotency-key"
-"""Metadata: the same on every attempt and after every crash, so that a service can do once what is asked twice."""
+"""Metadata: the same on every attempt and after every crash, so that a service can drop a repeated request."""
 
 ATTEMPT = "perdure-attempt"
 """Metadata: which attempt this is, from 1."""
@@ -348,7 +348,7 @@ class JournaledCall(grpc.aio.UnaryUnaryCall[Any, Any]):
         """Wait for the end; return its status if it failed. A failure without one (no such address) is raised."""
         future = self.future
         if not future.done():
-            await asyncio.wait([future])  # which does not cancel the call when who waits is cancelled
+            await asyncio.wait([future])  # a cancelled waiter does not cancel the call
         error = None if future.cancelled() else future.exception()
         if error is None or isinstance(error, grpc.aio.AioRpcError):
             return error

@@ -1,26 +1,19 @@
 """The store on NATS JetStream: many worker processes, on one server or a cluster.
 
-store      what the Store protocol asks for: submit, post, commit and its effects, reads
-deliveries from the queue to the workers here: looked at, handed over, offered to an owner elsewhere, passed on
-hands      what workers here hold, and what is renewed
-pulls      one consumer, pulled
-journals   frames on a stream, guarded, with a running checksum
-overdue    schedules that a server missed
-packs      the frames of long journals, in segments
-keys       lines and holders
-answers    what became of messages
-janitor    what should not happen: found, reported, and made to go on
-purge      retention
-blobs      payloads above the server's limit
-lanes      what goes to one key together
-index      rows and changes
-projection lists and counts, from a `table` in SQLite that follows the streams
+store      what the Store protocol asks for, given to the part that does it
+accepting  starts and messages, made durable
+commits    a frame, guarded; then its effects; then the acknowledgements
+cancelling what cannot have begun, cancelled without a worker
+watching   outcomes, answers and changes, pushed to callers that wait
 view       a store that is only looked at
-access     servers and credentials
-checks     what can be wrong with a server
-streams    made once, and checked
-layout     subjects, settings, and what headers say
-wire       the narrow interface to the server
+wire/      the server: connection, reads, guarded puts; URLs and credentials; what can be wrong
+layout/    subjects, headers, settings of streams, and their creation
+queue/     from the work queue to the workers here: pulls, routing, offers to other processes
+ownership/ what the workers here hold, and the leases that keep it
+journal/   frames, large payloads in pieces, long journals in segments
+keys/      the queue, holder and state of each key
+index/     rows, lists and counts, in a table in SQLite that follows the streams
+care/      the janitor, overdue schedules, idle consumers, retention
 """
 
 from perdure.stores.jetstream.store import JetStreamStore

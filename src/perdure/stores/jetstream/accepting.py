@@ -127,7 +127,7 @@ class Accepting:
         return results
 
     async def _queue_in_line(self, key: str, starts: Sequence[Start], results: Sequence[bool | Exception]) -> None:
-        """Put those into the line whose ids are taken for them, and who have not begun."""
+        """Put those into the queue of the key whose ids are reserved, and that have not begun."""
         now = self._clock.now()
         placed: list[Start] = []
         for start, result in zip(starts, results, strict=True):
@@ -200,7 +200,7 @@ class Accepting:
         return await self.queue(start) and new
 
     async def _reserve(self, start: Start, tail: Tail, sent: bool) -> bool:
-        """Put a start into the subject of its journal, before the first frame: whoever comes later finds it there."""
+        """Put a start into the subject of its journal, before the first frame: a later submit finds it there."""
         if tail.facts.kind == "reserved":
             return False
         now = self._clock.now()

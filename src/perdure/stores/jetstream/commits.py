@@ -146,7 +146,7 @@ class Commits:
             self._tell(told, 0, error)
 
     async def _look_again(self, transition: Transition, told: Committed, before: Tail) -> None:
-        """See what is there instead: a reservation that was not known of, or somebody else's frame."""
+        """See what is there instead: a reservation that was not known of, or another process's frame."""
         try:
             tail = await self._journals.tail(transition.id)
         except StoreError as error:
@@ -216,8 +216,7 @@ class Commits:
             except StoreError as error:
                 self._wire.limited_log(
                     f"follow {type(error).__name__}",
-                    "what follows from invocation %s cannot be done: %s; it is tried again until it works, and so is "
-                    "that of others",
+                    "the effects of a commit of invocation %s cannot be written, trying again until they are: %s",
                     transition.id,
                     error,
                 )
@@ -279,7 +278,7 @@ class Commits:
     def _spread(self, transition: Transition) -> None:
         ended = transition.released or transition.outcome is not None
         if (outcome := transition.outcome) is not None:
-            # Only now: who is told may look at what follows from it, as the state of its key.
+            # Only now: a caller that is told may read what follows from it, as the state of its key.
             self._watching.settled(transition.id, outcome)
             tail = self._journals.known(transition.id)
             if tail is not None and tail.facts.wake > self._clock.now():

@@ -13,6 +13,7 @@ import msgspec
 from msgspec.structs import replace
 
 from perdure.background import Tasks
+from perdure.core.effects import SENT_BY_WORKFLOWS
 from perdure.core.history import History
 from perdure.core.journal import Answer, Outcome, Status
 from perdure.core.lifecycle import SETTLED
@@ -28,15 +29,12 @@ from perdure.stores.notices import Feed, Notices
 from perdure.stores.port import Filter
 
 POLL_SECONDS = 1.0
-"""How often an outcome or answer that somebody waits for is looked for, in case its push was lost."""
+"""How often an outcome or answer that a caller waits for is looked for, in case its push was lost."""
 POLLED_LIMIT = 1_000
 """Outcomes that are looked for at a time."""
 
 ANSWER_KEPT_SECONDS = 7 * 86_400
 """How long the answer to a client's message can be read."""
-
-TOLD_BY_WORKFLOWS = ("settled:", "cancel:")
-"""How the ids of messages begin that follow from frames: nobody asks what became of those."""
 
 POLLED_ANSWERS_LIMIT = 100
 """Answers that are looked for at a time, in case their push was lost."""
@@ -78,7 +76,7 @@ class Watching:
         if tail.facts.status not in SETTLED or not tail.has_frames:
             return None
         if tail.facts.key is not None and (await self._keys.read(tail.facts.key)).holder == id:
-            return None  # not before its key is released: who is told may read the key's state next
+            return None  # not before its key is released: the caller may read the key's state next
         frame = await self._journals.last_frame(id)
         if frame is None or frame.outcome is not None:
             return None if frame is None else frame.outcome
@@ -132,8 +130,8 @@ class Watching:
     # --- answers ------------------------------------------------------------------------------------------------------
 
     async def give(self, answer: Answer) -> None:
-        """Record an answer; the server tells who listens."""
-        if answer.message.startswith(TOLD_BY_WORKFLOWS):
+        """Record an answer; the server pushes it to those that listen."""
+        if answer.message.startswith(SENT_BY_WORKFLOWS):
             return
         await self._wire.store(
             self._layout.answer(answer.message),

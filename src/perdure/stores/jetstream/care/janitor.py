@@ -1,15 +1,15 @@
-"""Looks now and then for what should not happen, says so, and has it go on.
+"""Periodically finds stuck invocations and keys, reports and repairs them.
 
 By the rules of this store whatever has not settled has a delivery, a wake or a place in a line, or waits for a message
 from outside (`stores.liveness`). Operators delete messages, backups are restored in parts, and programs have bugs: so a
-worker's process, one of them at a time, looks for invocations that nothing would ever bring, and for keys that nobody
-would ever grant. Clients that die while they submit leave the third kind: an id that is taken, with a start that is
+worker's process, one of them at a time, looks for invocations that nothing would ever bring, and for keys that would
+never be granted. Clients that die while they submit leave the third kind: an id that is taken, with a start that is
 queued nowhere.
 
 Most is seen by what is not there: the subjects of the queue name the invocations that something brings. Only of the
 others journals are read, slowly. What looks wrong is looked at again some leases later; if nothing has changed, it is
 reported, and gets a wake, a note to look at its key, or the start that was to be queued. All of these are hints, which
-whoever gets them checks against the journal: nothing here writes to one, and two that do the same do no harm.
+a worker that gets them checks the journal: nothing here writes to one, and two that do the same do no harm.
 """
 
 from __future__ import annotations
@@ -64,19 +64,19 @@ class Invocation(Struct, frozen=True):
     id: str
     sequence: int
     says: str
-    wakes: str = ""  # whom to wake
+    wakes: str = ""  # the invocation to wake
     start: Start | None = None  # or what to queue
 
 
 class HeldUp(Struct, frozen=True):
-    """A key that nobody grants: who holds it, what is wrong, and whom to wake, if anybody."""
+    """A key that is not granted: its holder, what is wrong, and the invocation to wake, if any."""
 
     name: str
     holder: str | None
     generation: int
     says: str
     wakes: str = ""
-    released: bool = False  # nobody is left who could release it
+    released: bool = False  # no holder is left that could release it
 
 
 Suspect = Invocation | HeldUp
@@ -118,12 +118,12 @@ class Janitor:
             except StoreClosed:
                 return
             except StoreError as error:
-                log.error("the look for what should not happen failed, another is due in %g s: %s", self._period, error)
+                log.error("the check for stuck invocations failed; the next is due in %g s: %s", self._period, error)
             except Exception:
-                log.exception("the look for what should not happen failed, another is due in %g s", self._period)
+                log.exception("the check for stuck invocations failed; the next is due in %g s", self._period)
 
     async def _is_our_turn(self) -> bool:
-        """Take the turn if nobody has it: a record that the server removes when the next may begin."""
+        """Take the turn if no process has it: a record that the server removes when the next may begin."""
         headers = b"Nats-TTL: %ds\r\n" % max(1, int(self._period))
         try:
             await self._wire.store(self._layout.janitor(), b"", expected=0, headers=headers)
@@ -258,7 +258,7 @@ class Janitor:
 
     # --- keys ---------------------------------------------------------------------------------------------------------
     async def _look_at_key(self, name: str) -> HeldUp | None:
-        """Tell what is wrong with a key for which somebody waits, if anything is."""
+        """Tell what is wrong with a key for which an invocation waits, if anything is."""
         if not await self._keys.waiting(name):
             return None
         key = await self._keys.read(name)
@@ -267,9 +267,9 @@ class Janitor:
             return None
         holder, generation = key.holder, key.generation
         if holder is None:
-            return HeldUp(name, None, generation, "nobody holds it, and others wait for it")
+            return HeldUp(name, None, generation, "it has no holder, and others wait for it")
         if await self._has_place(name, key):
-            return HeldUp(name, holder, generation, f"it was granted to {holder}, who has not been told")
+            return HeldUp(name, holder, generation, f"it was granted to {holder}, which has not been told")
         tail = await self._journals.tail(holder)
         has_settled = tail.has_frames and tail.facts.status in SETTLED
         if not has_settled and tail.facts.kind not in ("none", "gone"):
@@ -278,7 +278,7 @@ class Janitor:
             return None
         if has_settled:
             return HeldUp(name, holder, generation, f"{holder} has ended and has not released it", holder)
-        return HeldUp(name, holder, generation, f"{holder}, who holds it, does not exist", released=True)
+        return HeldUp(name, holder, generation, f"its holder {holder} does not exist", released=True)
 
     async def _has_place(self, name: str, key: Key) -> bool:
         assert key.holder is not None

@@ -1,7 +1,7 @@
 """Schedules that the server has missed are set again.
 
 A server that is full when a schedule is due cannot store what it says, and does not try again before it is restarted:
-it stays there, and whoever it was to wake would sleep for ever. So a store with workers looks through the schedules, a
+it stays there, and what it was to wake would sleep for ever. So a store with workers looks through the schedules, a
 page at a time, and puts those again that should have fired long ago; the guard makes it one that is still there.
 """
 
@@ -69,7 +69,7 @@ class Overdue:
                     continue
                 again += 1
         if again:
-            log.warning("%s: %d schedules were overdue, and are set again: was the server full?", stream, again)
+            log.warning("%s: %d overdue schedules are set again; was the server full?", stream, again)
 
     async def _set_again(self, stored: Stored) -> None:
         headers = b"".join(b"%s%s\r\n" % (name, value) for name in _KEPT if (value := stored.header(name)) is not None)

@@ -122,6 +122,8 @@ class Purge:
             return False
         self._journals.forget(id)
         await self._wire.purge(self._layout.stream("Q", self._layout.partition(id)), self._layout.schedules(id))
-        if tail.facts.has_blobs or tail.facts.number >= PACK_FRAMES:  # who packed it may have died before he said so
+        if (
+            tail.facts.has_blobs or tail.facts.number >= PACK_FRAMES
+        ):  # the process that packed it may have died before it said so
             await self._wire.purge(self._layout.stream("B", self._layout.partition(id)), self._layout.blobs(id))
         return True

@@ -1,10 +1,10 @@
-"""The index: a table that is brought up to where the streams are whenever somebody asks.
+"""The index: a table that is brought up to date with the streams whenever it is asked.
 
 What an index shows of an invocation is in the headers of its frames. So each journal stream is read once, headers only,
-by a consumer that begins where the table ends; starts that nobody has begun on are read from the queue, from where that
-was left. Nothing is read while nobody asks, and who asks sees all that was written before.
+by a consumer that begins where the table ends; starts that have not begun are read from the queue, from where that
+was left. Nothing is read while it is not asked, and a caller sees all that was written before.
 
-What was purged is told by a last message that the server keeps for some minutes only. A table that nobody looked at for
+What was purged is told by a last message that the server keeps for some minutes only. A table that was not asked for
 longer is compared with the subjects that there are.
 """
 
@@ -45,7 +45,7 @@ BEHIND_SECONDS = 0.005
 COMPARE_SECONDS = 60.0
 """After so long without a look, invocations may have been purged unnoticed: less than ten of the shortest leases."""
 CONSUMER_SECONDS = 300
-"""How long the server keeps a consumer that nobody asks."""
+"""How long the server keeps a consumer that is not pulled."""
 
 STATUS_HEARTBEAT = 100
 STATUS_NO_MORE = (404, 408)
@@ -126,7 +126,7 @@ class Projection:
         return await self._ask(lambda table: table.unsettled(partition, before, limit, after))
 
     async def waited_for(self, limit: int, after: str) -> list[str]:
-        """Return keys, in order, for which somebody waits."""
+        """Return keys, in order, for which an invocation waits."""
         return await self._ask(lambda table: table.waited_for(limit, after))
 
     async def rebuild(self) -> None:
@@ -153,7 +153,7 @@ class Projection:
 
     # --- catching up --------------------------------------------------------------------------------------------------
     async def refresh(self) -> None:
-        """Bring the table to where the streams are now. Those who ask while that is under way share the next time.
+        """Bring the table to where the streams are now. Callers that ask while that is under way share the next time.
 
         Without a server it stays where it is, and `lag` says so; `StoreUnavailable` if there is none yet.
         """
@@ -171,7 +171,9 @@ class Projection:
             table = self._table or await self._open()
             positions = await self._in_thread(table.positions)
             if await self._is_ahead(positions):
-                log.warning("the streams end before what the index has read: an older copy? All is read again")
+                log.warning(
+                    "the streams end before what the index has read, as in an older copy: reading everything again"
+                )
                 await self._in_thread(table.clear)
                 positions = {}
             following = (self._follow(each, table, positions.get(each.number, Position())) for each in self._partitions)
@@ -184,7 +186,7 @@ class Projection:
                 raise
             behind = sum(max(0, partition.wanted - partition.read_to) for partition in self._partitions)
             self.lag = Lag(behind, complete=False)
-            log.warning("the index may be behind, by %d messages at least: %s", behind, error)
+            log.warning("the index may be behind by %d messages or more: %s", behind, error)
 
     async def _open(self) -> Table:
         layout = self._layout

@@ -68,7 +68,7 @@ _UNSETTLED = (
 _WAITED_FOR = "SELECT DISTINCT key FROM invocation WHERE key > ? AND status = 'pending' ORDER BY key LIMIT ?"
 
 TEMPORARY = ""
-"""SQLite's name for a file that nobody sees, and that goes with the connection. It takes no memory of a worker."""
+"""SQLite's name for a temporary file that goes with the connection. It takes no memory of a worker."""
 
 
 class Told(Struct):
@@ -124,7 +124,7 @@ class Table:
         return [id for (id,) in self._read(_UNSETTLED, (after, shard, before, limit))]
 
     def waited_for(self, limit: int, after: str) -> list[str]:
-        """Return the keys, in order, for which somebody waits."""
+        """Return the keys, in order, for which an invocation waits."""
         return [key for (key,) in self._read(_WAITED_FOR, (after, limit))]
 
     def _read(self, query: str, values: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
@@ -199,7 +199,7 @@ class Table:
 
 def _row(facts: Facts, sequence: int, shard: int, now: float) -> tuple[Any, ...]:
     status = facts.status
-    if facts.kind != "frame":  # nobody has begun on it
+    if facts.kind != "frame":  # it has not begun
         status = "scheduled" if facts.due > now else "pending"
     times = (facts.created_at, facts.at, facts.due)
     return (facts.id, facts.handler, status, facts.key, *times, shard, sequence)

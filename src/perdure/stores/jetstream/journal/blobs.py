@@ -1,7 +1,7 @@
 """Payloads above the server's limit, in pieces on a stream of their own, under the invocation that they belong to.
 
-The pieces are written before the message that names them, so that whoever reads it finds them; those of a message that
-was never written are removed with the invocation. A start keeps a copy for the invocation that it starts.
+The pieces are written before the message that names them, so that a reader of the message finds them; those of a
+message that was never written are removed with the invocation. A start keeps a copy for the invocation that it starts.
 """
 
 from __future__ import annotations

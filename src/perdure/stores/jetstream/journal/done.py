@@ -1,4 +1,4 @@
-"""Whether what follows from the last frame of a journal is known to be done, so that nobody does it again.
+"""Whether what follows from the last frame of a journal is known to be done, so that it is not done again.
 
 A wake that an invocation asks for when it waits is set after all else that follows from its frame, and names the frame
 by its number: in a schedule first, in the queue when it is due, until the next frame. Whoever finds it knows. Where
@@ -28,7 +28,7 @@ async def is_done(wire: Wire, layout: Layout, id: str, tail: Tail) -> bool:
     if facts.owner or not facts.wake or facts.kind != "frame":
         return False
     stream = layout.stream("Q", layout.partition(id))
-    # In the order in which it moves on: from the schedule to the queue, and there perhaps to those who serve it.
+    # In the order in which it moves on: from the schedule to the queue, and there perhaps to the workers that serve it.
     for subject in (
         layout.schedule(id, f"due.{facts.epoch}"),
         layout.wake(id, DUE),

@@ -1,7 +1,7 @@
 """Journals on a stream: one message for each frame, guarded by the sequence of the one before.
 
 A journal's revision is the sequence of its last frame: it grows, with gaps. Before the first frame a subject may hold a
-reservation (the start, for an id that somebody chose or that waits for a key); after the last one a note that it is
+reservation (the start, for an id that a client chose or that waits for a key); after the last one a note that it is
 being purged, and then that it is gone. Each frame carries the running checksum of all before it. Frames of long
 journals are in segments (`packs`).
 """
@@ -214,7 +214,7 @@ class Journals:
     async def start(self, id: str) -> Start | None:
         """Return the start that a journal holds, in its reservation or its first frame.
 
-        From the leader: who finds none tells somebody that there is no such invocation.
+        From the leader: a caller that finds none reports that there is no such invocation.
         """
         subject = self._layout.journal(id)
         stream, sequence = self._layout.stream_of(subject), 0

@@ -1,21 +1,21 @@
-"""Keys on streams: a record for each, and a line that is a part of the queue no consumer covers.
+"""Keys on streams: a record for each, and a queue of waiting invocations that no consumer covers.
 
-    perdure.l.<s>.<key>.<id>.<generation>    who waits, in the order of the stream; a start, or a retry's place
-    perdure.k.<s>.key.<key>                  who holds it, and the state as the last holder left it
+    perdure.l.<s>.<key>.<id>.<generation>    a waiting start, or a retry's position, in the order of the stream
+    perdure.k.<s>.key.<key>                  the holder, and the state as the last holder left it
 
-To take a place: put it into the line, then put a note that somebody look at the key. Whoever gets the note, or releases
+To take a position: put it into the queue, then put a note "look at this key". A worker that gets the note, or releases
 the key, grants it: the record names the first in line (guarded), then its start goes into the start queue or a wake to
-it, then its place goes. Each part is repeated by whoever looks at the key next, until it is done.
+it, then its place goes. Each part is repeated by the next look at the key, until it is done.
 
 Nothing comes before a place that was the first, so the next one is looked for from there on. That takes the server no
-time, however long the line is, unless the stream itself begins there: then it goes through all who wait. So before the
+time, however long the line is, unless the stream itself begins there: then it goes through all that wait. So before the
 first place of all lies a message that stays.
 
 A record is copied into the stream of journals after each change, with the sequence under which it was written. A record
 that is older than its copy was lost by the server: it is written again from the copy, and logged.
 
-A releaser who finds the line empty writes that the key is free, and looks again: a place taken meanwhile was taken by
-somebody whose note found the key held.
+A releaser that finds the queue empty writes that the key is free, and looks again: the note of a position taken
+meanwhile found the key held.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ LOOK = Facts(kind="look")
 GRANTED = "=granted"
 LIMIT = "=limit"
 HEADS_LIMIT = 10_000
-"""Lines of which it is remembered where they begin."""
+"""Queues of keys of which it is remembered where they begin."""
 SEEN_LIMIT = 10_000
 """Keys whose record was seen on the present connection; of others, the copy is read too."""
 
@@ -117,7 +117,8 @@ class Keys:
             if sequence >= seen:
                 self._saw(name, sequence)
                 return record, sequence
-        (record, sequence), copy = await asyncio.gather(self._record(name), self._copy(name))
+        copy = await self._copy(name)  # before the record: what is written in between is in that
+        record, sequence = await self._record(name)
         if copy is not None and copy.of > sequence:
             return await self._repair(copy, sequence) if repair else (copy.record, sequence)
         self._saw(name, sequence)
@@ -151,7 +152,7 @@ class Keys:
             return None
 
     async def _write(self, record: Record, expected: int) -> bool:
-        """Write a record; false when somebody else has."""
+        """Write a record; false when another process has."""
         facts, data = await self._blobs.save(record.name, Facts(kind="key"), _encode(record))
         try:
             sequence = await self._wire.store(
@@ -174,7 +175,7 @@ class Keys:
 
     # --- the line -----------------------------------------------------------------------------------------------------
     async def waiting(self, name: str) -> int:
-        """Return how many wait in a key's line, about: a replica may answer that is behind. It is for the limit."""
+        """Return about how many wait for a key: a replica that is behind may answer. It is for the limit."""
         return await self._wire.count(
             self._layout.stream("Q", self._layout.partition(name)), self._layout.whole_line(name)
         )
@@ -213,7 +214,7 @@ class Keys:
     async def _put(self, subject: str, data: bytes, headers: bytes) -> float:
         try:
             return await self._wire.store(subject, data, expected=0, headers=headers)
-        except WrongSequence:  # it has its place already; who put it there may have died before his note
+        except WrongSequence:  # it is there already; its process may have died before the note
             return math.inf
 
     async def ask_to_look(self, name: str) -> int:
@@ -244,7 +245,7 @@ class Keys:
 
     # --- granting -----------------------------------------------------------------------------------------------------
     async def look(self, name: str) -> None:
-        """Grant a key that nobody holds to the first in its line, and finish what a granter may have left undone."""
+        """Grant a free key to the first in its queue, and finish what a granter may have left undone."""
         while True:
             record, sequence = await self._checked_record(name)
             if record.holder is not None:
@@ -255,11 +256,12 @@ class Keys:
                 return
 
     async def _next(self, name: str) -> Stored | None:
-        """Return the place of whom the key is for next. Read the record before.
+        """Return the position that the key is for next. Read the record before.
 
-        A start that is sent again, by a client or by who does effects again, may take a place although it has had the
-        key: between the grant and the first frame nothing tells that it has. It is not granted twice, as its release
-        would bring the state of then back. Who has had the key, by the record, has ended by now, and his journal says.
+        A start that is sent again, by a client or by effects that are done again, may take a position although it has
+        had the key: between the grant and the first frame nothing tells that it has. It is not granted twice, as its
+        release would bring the state of then back. What has had the key, by the record, has ended by now, and its
+        journal says so.
         """
         while (first := await self._first(name)) is not None and await self._has_had_it(first):
             await self._wire.delete(self._layout.stream_of(first.subject), first.sequence)
@@ -276,8 +278,8 @@ class Keys:
     async def _first(self, name: str) -> Stored | None:
         """Return the first in the line, as the leader knows it.
 
-        A replica that is behind may not have the place whose note has just come, and nobody looks again; or it may
-        still have that of one who has long been here, and is gone: the key would be his for ever.
+        A replica that is behind may not have the position whose note has just come, and there is no other note; or it
+        may still have one that is long gone: the key would be held for ever.
         """
         stream = self._layout.stream("Q", self._layout.partition(name))
         found = await self._wire.first(stream, self._layout.whole_line(name), self._heads.get(name, 1))
@@ -288,7 +290,7 @@ class Keys:
         return found
 
     async def _place(self, stored: Stored) -> tuple[str, int]:
-        """Return who waits there: id and generation."""
+        """Return id and generation of what waits there."""
         generation = int(stored.subject.rpartition(".")[2])
         if generation:
             return stored.data.decode(), generation
@@ -307,7 +309,7 @@ class Keys:
         return True
 
     async def _hand_over(self, record: Record, place: Stored | None = None) -> None:
-        """Bring the key to its holder: as long as he has a place in the line, that has not been done."""
+        """Bring the key to its holder: as long as that has a position in the queue, it has not been done."""
         id = record.holder
         assert id is not None
         layout = self._layout
@@ -320,7 +322,7 @@ class Keys:
             await self._wire.store(layout.wake(id, GRANTED), b"", headers=lines_of(Facts(id, kind="wake")))
         else:
             start = await self._start_of(place)
-            with contextlib.suppress(WrongSequence):  # who looked before has put it there
+            with contextlib.suppress(WrongSequence):  # an earlier look has put it there
                 await self._wire.store(
                     layout.start(start.handler, id),
                     place.data,
@@ -330,7 +332,7 @@ class Keys:
         await self._wire.delete(layout.stream_of(place.subject), place.sequence)
 
     async def release(self, id: str, release: Release) -> None:
-        """Take a key back from its holder and grant it to the next; of anybody else, only his place in the line."""
+        """Take a key back from its holder and grant it to the next; of any other, only its position in the queue."""
         name = release.key
         while True:
             record, sequence = await self._checked_record(name)

@@ -1,4 +1,4 @@
-"""Starts with a key, on their way into its line: those of one key go in the order in which they were asked for.
+"""Starts with a key, on their way into its queue: those of one key go in the order in which they were submitted.
 
 What is asked for while others of the same key are on their way waits, and then goes together: two round trips for all.
 """

@@ -18,13 +18,13 @@ class Facts(Struct, frozen=True, omit_defaults=True):
     """What the header of a frame, reservation or queued start says, so that nobody needs to read its payload.
 
     Times are seconds since the epoch. `kind` is "frame", "reserved" (an id taken, a start to come), "closing" or
-    "gone" (purged).
-    `parent` is who started it, and may wait for it or not. `number` counts frames from 1 (in a wake, it is that of the
-    frame that asked for it), `sum` is the running checksum of the journal, `owner` the store whose worker holds
-    the claim, `epoch` that of the claim. `blob` names pieces that hold the payload, as `<blob>:<count>`, and
-    `has_blobs` says that some payload of the invocation is in pieces. `identity` tells starts of one id apart. `quiet`
-    says that nothing changed that an index shows. `wake` is the last time at which it asked to be woken. `packed`
-    counts the frames that are in segments (`packs`), `python` is the minor version of the last claim.
+    "gone" (purged). `parent` is the invocation that started it, and may wait for it or not. `number` counts frames
+    from 1 (in a wake, it is that of the frame that asked for it), `sum` is the running checksum of the journal,
+    `owner` the store whose worker holds the claim, `epoch` that of the claim. `blob` names pieces that hold the
+    payload, as `<blob>:<count>`, and `has_blobs` says that some payload of the invocation is in pieces. `identity`
+    tells starts of one id apart. `quiet` says that nothing changed that an index shows. `wake` is the last time at
+    which it asked to be woken. `packed` counts the frames that are in segments (`packs`), `python` is the minor
+    version of the last claim.
     """
 
     id: str = ""

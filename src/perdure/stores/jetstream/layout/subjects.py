@@ -4,7 +4,7 @@
                                perdure.j.<s>.=key.<key>, .=secret    copies of what is in PERDURE_K, see `keys`
     PERDURE_Q_<s>  work queue  perdure.q.<s>.start.<handler>.<id>    starts; one consumer for each handler
                                perdure.q.<s>.msg.<id>.<message>      messages and wakes; one consumer, any worker
-                               perdure.q.<s>.to.<handler>.<id>.<message>   passed on to those who serve the handler
+                               perdure.q.<s>.to.<handler>.<id>.<message>   passed on to workers that serve the handler
                                perdure.q.<s>.key.<key>.<n>           "look at this key" and delayed starts with a key
                                perdure.t.<s>.<id>.<...>              schedules; no consumer covers them
                                perdure.l.<s>.<key>.<id>.<n>          the lines of keys; no consumer covers them
@@ -18,6 +18,7 @@ namespace.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import re
 import zlib
@@ -25,11 +26,14 @@ import zlib
 SHARDS = 4
 TOKEN_LIMIT_BYTES = 300
 """An escaped name longer than this is replaced by a hash: the server's limit is on the whole subject."""
+TOKENS_LIMIT = 20_000
+"""Escaped names that are remembered."""
 EVENTS = "ev"
 
 _SAFE = re.compile(r"[A-Za-z0-9_-]+")
 
 
+@functools.lru_cache(maxsize=TOKENS_LIMIT)
 def token(name: str) -> str:
     """Return a name as one token of a subject. It need not be read back: payloads hold the names."""
     if _SAFE.fullmatch(name):
@@ -82,7 +86,7 @@ class Layout:
         return f"{self.namespace}.q.{self.partition(id)}.msg.{token(id)}.*"
 
     def all_messages(self, partition: int) -> tuple[str, str]:
-        """Match the messages and wakes for anybody, and what is passed on."""
+        """Match all messages and wakes, and what is passed on."""
         return f"{self.namespace}.q.{partition}.msg.>", f"{self.namespace}.q.{partition}.to.>"
 
     def passed_on(self, handler: str, id: str, last: str) -> str:
@@ -90,7 +94,7 @@ class Layout:
         return f"{self.namespace}.q.{self.partition(id)}.to.{token(handler)}.{token(id)}.{last}"
 
     def passed_on_to_any(self, id: str, last: str) -> str:
-        """Match what is passed on under a name, whoever serves it."""
+        """Match what is passed on under a name, for any handler."""
         return f"{self.namespace}.q.{self.partition(id)}.to.*.{token(id)}.{last}"
 
     def all_passed_on(self, id: str) -> str:
@@ -157,7 +161,7 @@ class Layout:
         return f"{self.namespace}.b.{self.partition(id)}.{token(id)}.>"
 
     def settled(self, id: str) -> str:
-        """Say that an invocation has settled, to who listens."""
+        """Name where it is told that an invocation has settled."""
         return f"{self.namespace}.{EVENTS}.settled.{token(id)}"
 
     def told(self, subject: str) -> str:
@@ -168,5 +172,5 @@ class Layout:
         return f"{self.namespace}.offer.{store}"
 
     def offers_of(self, python: str, handler: str) -> str:
-        """Name where offers go for whoever serves a handler with this minor version of Python."""
+        """Name where offers go for any process that serves a handler with this minor version of Python."""
         return f"{self.namespace}.minor.{token(python)}.{token(handler)}"

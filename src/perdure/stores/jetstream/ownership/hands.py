@@ -1,8 +1,8 @@
-"""What the workers of this process have in hand, and who of them gets what.
+"""What the workers of this process hold, and which of them gets what.
 
 Unlike the dispatcher of the embedded stores, it has no table to fall back on: what is given up goes back to the server,
 by its token. An invocation that is claimed here keeps one delivery unacknowledged (`Hold.kept`), or has a wake at the
-end of its lease: that is what brings it to somebody else when this process dies.
+end of its lease: that is what brings it to another process when this one dies.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class Token(Struct, eq=False):
     sequence: int
     at: float  # when it came or was renewed, in loop time
     came: float = 0.0
-    urgent: bool = False  # a wake for who is in hand, to be handed over at once
+    urgent: bool = False  # a wake to be handed to the owner at once
     done: bool = False
     number: int = 0  # of the frame that asked for this wake
 
@@ -37,7 +37,7 @@ class Token(Struct, eq=False):
 
     @property
     def is_start(self) -> bool:
-        """Tell whether it is a start that would come again: only to who has room for one."""
+        """Tell whether it is a start that would come again: only to a worker that has room for one."""
         return self.reply.split(".")[-6].startswith("start-")
 
 
@@ -48,11 +48,11 @@ class Hold(custody.Hold, eq=False):
     kept: Token | None = None  # unacknowledged while claimed, so that it comes to another if this process dies
     leased: str = ""  # the schedule of the wake at the end of the lease, if there is one
     woken: Delivery | None = None  # a wake fell due meanwhile
-    suspected: int = 0  # the sequence at which the journal was seen in nobody's hands
+    suspected: int = 0  # the sequence at which the journal was seen without an owner
 
     @property
     def is_brought(self) -> bool:
-        """Tell whether a delivery that is not acknowledged would bring it to somebody else."""
+        """Tell whether a delivery that is not acknowledged would bring it to another process."""
         return any(isinstance(each.token, Token) and not each.token.done for each in self.deliveries)
 
 
@@ -156,7 +156,7 @@ class Hands(custody.Custody[Hold]):
                 yield member, hold
 
     def waiting(self) -> Iterator[Delivery]:
-        """Iterate over what is in nobody's hands yet."""
+        """Iterate over what no worker has yet."""
         for queues in self._queues.values():
             for queue in queues.values():
                 yield from queue
@@ -241,12 +241,12 @@ class Hands(custody.Custody[Hold]):
 
     # --- messages and wakes -------------------------------------------------------------------------------------------
     def offer(self, delivery: Delivery, *, begun: bool = True) -> bool:
-        """Deliver a message or wake; what nobody here serves is for others, begun or not."""
+        """Deliver a message or wake; what no worker here serves is for others, begun or not."""
         is_ours = begun or self.serves(delivery.handler) or delivery.id in self._owners
         return is_ours and super().offer(delivery, begun=begun)
 
     def wake(self, delivery: Delivery) -> bool:
-        """Deliver a wake; to who has the invocation in hand, once he lets go without a new release."""
+        """Deliver a wake; to the owner of the invocation, once it lets go without a new release."""
         member = self._owners.get(delivery.id)
         if member is None:
             return self.offer(delivery)

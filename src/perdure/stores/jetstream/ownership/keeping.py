@@ -1,4 +1,4 @@
-"""Keeps what workers here have in hand from coming to others: renewals, leases, short waits; and gives it back.
+"""Keeps what workers here hold from going to others: renewals, leases, short waits; and gives it back.
 
 A delivery that is in hand is renewed three times in a lease. A claim older than half a lease gets a wake at the end of
 its lease, in a schedule that names the claim's epoch, and its delivery is acknowledged; the schedule is set anew while
@@ -167,13 +167,13 @@ class Keeper:
             self.acknowledge(nap.delivery.token)
 
     async def _hand_nap_over(self, nap: Nap) -> None:
-        """Have the server time a wait: nobody here serves it any more."""
+        """Have the server time a wait: no worker here serves it any more."""
         nap.timer.cancel()
         await self.set_wake(nap.delivery.id, f"due.{self._epoch(nap.delivery.id)}", nap.due, DUE)
         self.acknowledge(nap.delivery.token)
 
     def hand_naps_over(self, served: Iterable[str]) -> list[Coroutine[Any, Any, None]]:
-        """Have the server time the waits of all whom nobody here serves."""
+        """Have the server time the waits of all that no worker here serves."""
         left = [each for each in self._naps.values() if each.delivery.handler not in served]
         for each in left:
             del self._naps[each.delivery.id]
@@ -191,14 +191,14 @@ class Keeper:
         self._tasks.spawn(self._wire.purge(self._layout.stream_of(subject), subject))
 
     async def renew(self, others: Iterable[Token]) -> None:
-        """Keep what is in hand, and learn what has been taken over. `others` are in nobody's hands yet."""
+        """Renew what is held, and find out what was taken over. No worker has `others` yet."""
         if not self._wire.is_up:
             return
         now = self._wire.now()
         for token in [*others, *(nap.delivery.token for nap in self._naps.values())]:
             self._renew_token(token, now)
         claimed = [hold for _, hold in self.hands.holds() if self._renew_deliveries(hold, now)]
-        if self._renewing:  # no journal can be read, perhaps for a whole election: then nobody can take over either
+        if self._renewing:  # no journal can be read, perhaps for a whole election: then no worker can take over either
             for hold in claimed:
                 self._renew_token(hold.kept, now)
             return
@@ -229,7 +229,7 @@ class Keeper:
             self._tasks.spawn(self._renew_lease(hold))
 
     def _is_lost(self, hold: Hold, tail: Tail) -> bool:
-        """Tell whether somebody else has written since. If it is in nobody's hands, a commit of ours may have come."""
+        """Tell whether another process has written since. If it has no owner, that may be a commit of ours."""
         known = self._journals.known(hold.id)
         if tail.facts.owner == self._name or known is None or tail.sequence <= known.sequence:
             return False
@@ -259,7 +259,7 @@ class Keeper:
 
     def lose(self, id: str) -> None:
         """Let go of an invocation that is another's now: nothing of it is acknowledged."""
-        log.warning("invocation %s was taken over by another worker: it is closed here", id)
+        log.warning("invocation %s: another worker has taken it over; it is closed here", id)
         self._journals.forget(id)
         self.hands.lose(id)
         if (nap := self._naps.pop(id, None)) is not None:

@@ -97,6 +97,7 @@ class Deliveries:
         self._pullers: dict[str, list[Puller]] = {}
         self._remaking: set[tuple[str, str]] = set()  # consumers, by stream and name
         self._joining: asyncio.Task[None] | None = None
+        self._start_pullers: list[Puller] = []
         self._wanting = False
         self._ahead = 0  # how many starts are fetched before there is room, as of the last look
         self._looks: dict[str, list[Token]] = {}
@@ -213,10 +214,15 @@ class Deliveries:
                 )
                 for partition, (stream, found) in enumerate(zip(streams, each, strict=True))
             ]
+            self._note_start_pullers()
             self._want()
 
+    def _note_start_pullers(self) -> None:
+        starts = [pullers for name, pullers in self._pullers.items() if name.startswith("start-")]
+        self._start_pullers = [puller for pullers in starts for puller in pullers]
+
     def _missed(self, stream: str, name: str, settings: dict[str, Any]) -> None:
-        """Make a consumer again that somebody has deleted. What it had delivered then comes once more."""
+        """Make a consumer again that was deleted. What it had delivered then comes once more."""
         if (stream, name) not in self._remaking and self._open:
             self._remaking.add((stream, name))
             self._tasks.spawn(self._make_again(stream, name, settings))
@@ -225,14 +231,16 @@ class Deliveries:
         try:
             if await ensure_consumer(self._wire, stream, name, settings):
                 log.warning(
-                    "consumer %s of %s was gone, and is made again: all that was in hand comes again", name, stream
+                    "consumer %s of %s was deleted; it is made again, and all unacknowledged deliveries come again",
+                    name,
+                    stream,
                 )
             await asyncio.sleep(FAILED_SECONDS)
         finally:
             self._remaking.discard((stream, name))
 
     def _left(self, _: Member) -> None:
-        """Stop pulling for handlers that nobody serves any more."""
+        """Stop pulling for handlers that no worker here serves any more."""
         served = {handler for member in self.hands.members for handler in member.handlers}
         for each in self._offers.keys() - served:
             self._wire.unsubscribe(sid := self._offers.pop(each))
@@ -247,6 +255,7 @@ class Deliveries:
             for puller in self._pullers.pop(name):
                 puller.stop()
                 self._loop.call_later(FAILED_SECONDS, puller.forget)
+        self._note_start_pullers()
 
     async def close(self) -> None:
         """Give everything back to the server, for others, at once."""
@@ -269,7 +278,7 @@ class Deliveries:
                 each.close()
 
     def _tokens_waiting(self) -> list[Token]:
-        """Return what acknowledges that which is in nobody's hands yet."""
+        """Return the tokens of deliveries that no worker has yet."""
         waiting = [*self.hands.waiting(), *(delivery for delivery, _ in self.routing.came)]
         tokens = [delivery.token for delivery in waiting if isinstance(delivery.token, Token)]
         return tokens + [each for looks in self._looks.values() for each in looks]
@@ -304,18 +313,28 @@ class Deliveries:
 
     # --- pulling ------------------------------------------------------------------------------------------------------
     def _want_soon(self) -> None:
+        """Ask for starts in the next round of the loop: how many are wanted may have changed."""
         if not self._wanting and self._open:
             self._wanting = True
-            self._loop.call_soon(self._want)
+            self._loop.call_soon(self._want_starts)
 
-    def _want(self) -> None:
+    def _want_starts(self) -> None:
         self._wanting = False
-        now = self._loop.time()
         in_hand = sum(len(member.held) + member.credit for member in self.hands.members)
         self._ahead = min(PREFETCH_LIMIT, in_hand // PREFETCH_SHARE)
-        for pullers in self._pullers.values():
-            for puller in pullers:
+        if self._wire.is_up:
+            now = self._loop.time()
+            for puller in self._start_pullers:
                 puller.ask(now)
+
+    def _want(self) -> None:
+        """Ask for all that is wanted. Pulls of messages ask again by themselves, unless they were lost."""
+        self._want_starts()
+        if self._wire.is_up:
+            now = self._loop.time()
+            for pullers in self._pullers.values():
+                for puller in pullers:
+                    puller.ask(now)
 
     def _starts_wanted(self, handler: str, partition: int) -> int:
         """Return how many starts of a handler are wanted of a partition."""
@@ -415,7 +434,7 @@ class Deliveries:
         self.keeper.acknowledge(token)
 
     def look_at_key(self, name: str, token: Token) -> None:
-        """Look at a key, once for all who asked meanwhile."""
+        """Look at a key, once for all that asked meanwhile."""
         looks = self._looks.get(name)
         if looks is not None:
             looks.append(token)
@@ -423,8 +442,13 @@ class Deliveries:
         self._looks[name] = [token]
         self._tasks.spawn(self._look(name))
 
+    def notes_of(self, name: str) -> int:
+        """Return how many notes for a key are not acknowledged yet."""
+        return len(self._looks.get(name, ()))
+
     async def _look(self, name: str) -> None:
         while (looks := self._looks[name]) and self._open:
+            count = len(looks)  # a note that comes while this look is under way needs another
             try:
                 await self._keys.look(name)
             except StoreClosed:
@@ -439,7 +463,6 @@ class Deliveries:
                 for token in self._looks.pop(name):
                     self.keeper.set_aside(token, f"key {name!r}", str(error))
                 return
-            count = len(looks)
             for token in looks[:count]:
                 self.keeper.acknowledge(token)
             del looks[:count]

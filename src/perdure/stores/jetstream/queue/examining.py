@@ -17,7 +17,7 @@ from perdure.stores.jetstream.wire.wire import Wire
 from perdure.stores.port import Clock, Delivery, Wake
 
 WAITED_SECONDS = 0.25
-"""A start that has waited for longer goes out with the messages that came for it, whoever holds those."""
+"""A start that has waited for longer goes out with the messages that came for it, whichever process holds those."""
 
 
 class Examining:
@@ -75,7 +75,7 @@ class Examining:
                 asyncio.get_running_loop().call_later(FAILED_SECONDS, self.examine_soon)
 
     def _has_waited(self, delivery: Delivery) -> bool:
-        """Tell whether somebody may have sent messages to a start, and wait for what becomes of them."""
+        """Tell whether a start may have messages already."""
         start = delivery.item
         assert isinstance(start, Start)
         return delivery.attempt > 1 or start.due > start.at or start.at + WAITED_SECONDS < self._clock.now()
@@ -88,7 +88,7 @@ class Examining:
         await asyncio.gather(*(self._park_mail_of(start) for start in starts if have_some[partition_of(start.id)]))
 
     async def _has_mail(self, partition: int) -> bool:
-        """Tell whether there are messages for anybody."""
+        """Tell whether there are messages for any invocation."""
         stream = self._layout.stream("Q", partition)
         for subject in self._layout.all_messages(partition):
             if await self._wire.first(stream, subject) is not None:

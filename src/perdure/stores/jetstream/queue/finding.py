@@ -42,7 +42,7 @@ class Finder:
         return None
 
     async def mail(self, id: str) -> list[Message]:
-        """Read the messages for an invocation that nobody has acknowledged, oldest first."""
+        """Read the unacknowledged messages for an invocation, oldest first."""
         stream = self._layout.stream("Q", self._layout.partition(id))
         subjects = (self._layout.messages(id), self._layout.all_passed_on(id))
         stored = await asyncio.gather(*(self._wire.all(stream, subject) for subject in subjects))

@@ -18,11 +18,11 @@ OFFER_TIMEOUT_SECONDS = 0.5
 
 
 TAKEN, NOT_MINE, NOBODY = b"taken", b"not mine", b"nobody"
-"""What becomes of an offer; the last, that nobody listens, is what the server says."""
+"""What becomes of an offer; the last, that no process listens, is said by the server."""
 
 
 class Offer(Struct, frozen=True, array_like=True):
-    """A delivery as one process offers it to another, who may acknowledge it then."""
+    """A delivery as one process offers it to another, which may acknowledge it then."""
 
     id: str
     message: bytes | None

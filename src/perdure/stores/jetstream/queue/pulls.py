@@ -16,7 +16,7 @@ EXPIRES_SECONDS = 30.0
 """How long a pull waits at the server at most, before it is made again."""
 EXPIRES_LEAST_SECONDS = 2.0
 EXPIRES_SHARE = 2
-"""A pull waits for this part of a lease: who hangs has none any more when what he had goes to others."""
+"""A pull waits for this part of a lease: a process that hangs has none left when its deliveries go to others."""
 HEARTBEAT_SECONDS = 3.0
 SILENCE_SECONDS = 8.0
 """Without a sign of life for so long, a pull is taken for lost: the server was restarted, or a route broke."""
@@ -57,7 +57,7 @@ class Puller:
         self._consumer = consumer
         self._wanted = wanted
         self._arrived = arrived
-        self._missed = missed  # nobody answers for the consumer: it may be gone
+        self._missed = missed  # there is no answer from the consumer: it may be gone
         self._outstanding = 0
         self._low = 0  # with so few still to come, more are asked for
         self._heard = 0.0
@@ -69,7 +69,7 @@ class Puller:
 
     def ask(self, now: float) -> None:
         """Pull if much fewer are on their way than are wanted."""
-        if not self._open or not self._wire.is_up or now < self._not_before:
+        if not self._open or now < self._not_before:
             return
         if self._outstanding and now > self._heard + SILENCE_SECONDS:
             log.warning("a pull of %s in %s has fallen silent: it is made again", self._consumer, self._stream)
@@ -120,5 +120,5 @@ class Puller:
         tokens = reply.split(".")
         self._arrived(Arrival(subject, reply, facts_of(headers), data, int(tokens[-5]), int(tokens[-4])))
         if self._outstanding <= self._low:
-            self._low = -1  # asked once: who has no room now asks when there is some
+            self._low = -1  # asked once: a worker without room asks again when it has some
             self.ask(now)

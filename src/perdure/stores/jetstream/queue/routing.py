@@ -48,7 +48,7 @@ log = logging.getLogger("perdure.jetstream")
 
 
 Otherwise = Callable[[Delivery, str, Tail], None]
-"""What becomes of a delivery that nobody took: it, the last token of its subject, the end of its journal."""
+"""What becomes of a delivery that no process took: it, the last token of its subject, the end of its journal."""
 
 
 class Routing:
@@ -151,7 +151,7 @@ class Routing:
             self._keeper.set_aside(delivery.token, f"invocation {delivery.id}", str(why))
 
     async def _drop(self, delivery: Delivery) -> None:
-        """Refuse what is for an invocation that nobody has, or no longer."""
+        """Refuse what is for an invocation that does not exist, or no longer."""
         if isinstance(delivery.item, Message):
             await self._watching.give(Answer(delivery.item.id, str(unknown(delivery.item.to))))
         self._keeper.acknowledge(delivery.token)
@@ -168,12 +168,12 @@ class Routing:
             self._deliver_to_worker(delivery, name, tail)
 
     def _deliver_to_other_python(self, delivery: Delivery, name: str, tail: Tail) -> None:
-        text = "invocation %s (%s) was run by Python %s, of which no worker takes it: it goes on with %s"
+        text = "invocation %s (%s) was run by Python %s, of which no worker takes it: continuing with %s"
         log.warning(text, delivery.id, delivery.handler, tail.facts.python, self._python)
         self._deliver_to_worker(delivery, name, tail)
 
     def _deliver_to_worker(self, delivery: Delivery, name: str, tail: Tail) -> None:
-        if tail.facts.owner:  # he is gone
+        if tail.facts.owner:  # that process is gone
             delivery.attempt = max(2, delivery.attempt)
         if not self._hands.serves(delivery.handler):
             self._tasks.spawn(self._pass_on(delivery, name))
@@ -207,7 +207,7 @@ class Routing:
             self._keeper.acknowledge(delivery.token)  # its start is what brings it
 
     async def _pass_on(self, delivery: Delivery, name: str) -> None:
-        """Give a delivery to the queue of those who serve its handler."""
+        """Give a delivery to the queue of the workers that serve its handler."""
         item = delivery.item
         subject = self._layout.passed_on(delivery.handler, delivery.id, name)
         try:
@@ -231,7 +231,7 @@ class Routing:
         for id, tail in (await self._journals.tails(ids)).items():
             if tail.has_frames or tail.facts.kind == "gone":
                 for each in self._hands.unpark(id):
-                    if each.token is not None:  # otherwise it is in the hands of somebody else
+                    if each.token is not None:  # otherwise another process holds it
                         self._route(each, escape(each.item.id) if isinstance(each.item, Message) else DUE, tail)
 
     async def offer_unread(self, arrival: Arrival, error: Exception) -> None:
@@ -247,7 +247,7 @@ class Routing:
 
     # --- offers -------------------------------------------------------------------------------------------------------
     async def _offer(self, delivery: Delivery, name: str, tail: Tail, subject: str, otherwise: Otherwise) -> None:
-        """Offer a delivery to who listens on a subject; if nobody takes it, and it is still as it was, do otherwise."""
+        """Offer a delivery on a subject; if no process takes it, and nothing has changed, do otherwise."""
         answer = await self._offers.ask(subject, delivery)
         if answer == TAKEN:
             return
@@ -255,7 +255,7 @@ class Routing:
         if (again.facts.owner, again.facts.epoch) != (tail.facts.owner, tail.facts.epoch):
             self._route(delivery, name, again)
         elif delivery.attempt == 1 and (answer is None or (answer == NOBODY and tail.facts.owner)):
-            # Who is silent may be busy, and an owner may be reconnecting: he is asked once more, and has had his time.
+            # A silent process may be busy, and an owner may be reconnecting: it is asked once more.
             await asyncio.sleep(min(OFFER_TIMEOUT_SECONDS, self._keeper.lease / 4))
             delivery.attempt = 2
             self.route_soon(delivery, name)
@@ -263,7 +263,7 @@ class Routing:
             otherwise(delivery, name, again)
 
     def offered(self, is_for_all: bool, _subject: str, reply: str, data: bytes, _headers: bytes) -> None:
-        """Take what is offered to this process, if it owns the invocation; or what is for all who serve a handler."""
+        """Take what is offered to this process, if it owns the invocation; or what is for all that serve a handler."""
         offer = decode_offer(data)
         if not self.is_open or not (is_for_all or self._hands.owner(offer.id) is not None):
             self._wire.publish(reply, NOT_MINE)

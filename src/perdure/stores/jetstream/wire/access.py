@@ -183,7 +183,7 @@ def _written(text: str, url: str) -> Access:
 def _merged(written: Access, given: Access, environment: Mapping[str, str], url: str) -> Access:
     if asdict(written) != asdict(Access()) and _ways(given):
         raise InvalidOption(
-            f"{shown(url)!r} says who connects, and so do the options of connect: leave one of them out"
+            f"{shown(url)!r} has credentials, and so have the options of connect: leave one of them out"
         )
     found = replace(given, **{name: value for name, value in asdict(written).items() if value is not None})
     named = {name: value for name, variable in ENVIRONMENT.items() if (value := environment.get(variable))}

@@ -15,7 +15,7 @@ CLOCK_WARNING_SECONDS = 2.0
 PAYLOAD_LEAST_BYTES = 64 * 1024
 """The least `max_payload` of a server: headers take some of it, and large values go in pieces of what is left."""
 SYNCED = "perdure-synced"
-"""In the metadata of a stream: whoever made it said that the server forces every write to the disk."""
+"""In the metadata of a stream: its maker said that the server forces every write to the disk."""
 
 _DENIED = re.compile(r"permissions violation for (publish|subscription) to \"?([^\s\"]+)", re.IGNORECASE)
 
@@ -101,11 +101,11 @@ def check_clock(server_says: str, before: float, after: float, where: str) -> No
 
 
 def warn_of_lost_writes(replicas: int, metadata: dict[str, str], where: str) -> None:
-    """Warn when a failure of power could take what was acknowledged. The server does not tell how it writes."""
+    """Warn when a power failure could lose acknowledged writes. The server does not tell how it writes."""
     if replicas == 1 and metadata.get(SYNCED) != "always":
         log.warning(
-            "%s keeps one copy of everything. Unless it runs with `sync_interval: always`, a failure of power can take "
-            "the last two minutes, although they were acknowledged. `perdure nats init --synced` notes that it does: "
-            "then this warning ends",
+            "%s keeps one copy of everything. Unless it runs with `sync_interval: always`, a power failure can lose up "
+            "to two minutes of acknowledged writes. If it does, `perdure nats init --synced` notes that and ends this "
+            "warning",
             where,
         )

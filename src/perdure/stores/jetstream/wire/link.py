@@ -117,7 +117,7 @@ class Link:
             await connection.close()
             where = ", ".join(map(shown, self.servers))
             raise not_connected(where, self._problems or [str(error) or type(error).__name__]) from error
-        except BaseException:  # whoever opens it has given up
+        except BaseException:  # the opening was cancelled
             await connection.close()
             raise
         self._problems = None
@@ -348,7 +348,7 @@ class Link:
         return self._loop.time()
 
     def new_inbox(self) -> str:
-        """Return a subject that nobody else listens to."""
+        """Return a subject of this connection alone."""
         self._number += 1
         return f"_INBOX.{self._inbox[7:]}p.{self._number}"
 

@@ -32,7 +32,7 @@ Arrived = Callable[[str, str, bytes, bytes], None]
 
 
 class WrongSequence(StoreError):
-    """The guard of a put did not hold: somebody else has written to its subject."""
+    """The guard of a put did not hold: another message is on its subject."""
 
 
 class Stored(Struct, frozen=True):

@@ -38,7 +38,7 @@ class Reads(Link):
     """A link that reads streams."""
 
     async def _why_silent(self, stream: str) -> StoreError | None:
-        """Return an error if a stream is not there; say in the log if nobody knows."""
+        """Return an error if a stream is not there; log it if no server answers."""
         try:
             answer = await self.request(f"$JS.API.STREAM.INFO.{stream}")
         except StoreError as refused:
