@@ -374,7 +374,13 @@ async def test_bad_timeouts_are_refused(client: Client, timeout: Any) -> None:
     [
         {"max_concurrent": 0},
         {"max_concurrent": -1},
+        {"max_concurrent": 1.5},
+        {"max_concurrent": float("inf")},
+        {"max_concurrent": "3"},
+        {"max_concurrent": True},
         {"cache": -1},
+        {"cache": 1.5},
+        {"cache": None},
         {"lease": 0},
         {"lease": -5},
         {"lease": float("nan")},
@@ -405,10 +411,18 @@ def test_retries_out_of_range_are_refused(options: dict[str, Any]) -> None:
         Retry(**options)
 
 
-@pytest.mark.parametrize("limit", [0, -1])
-def test_payload_limit_out_of_range_is_refused(limit: int) -> None:
+@pytest.mark.parametrize("limit", [0, -1, 1.5, "3", True])
+def test_payload_limit_out_of_range_is_refused(limit: Any) -> None:
     with pytest.raises(InvalidOption, match="payload_limit"):
         connect("memory:", payload_limit=limit)
+
+
+@pytest.mark.parametrize("id", [5, None, b"x~0~0~0"])
+async def test_id_of_an_awakeable_that_is_no_text_is_refused(client: Client, id: Any) -> None:
+    with pytest.raises(BadId, match="awakeable's id must be a str"):
+        await client.resolve(id, 1)
+    with pytest.raises(BadId, match="awakeable's id must be a str"):
+        await client.reject(id, "no")
 
 
 async def test_worker_entered_twice_is_refused(client: Client) -> None:

@@ -57,7 +57,7 @@ NEWER_STDLIB = {"annotationlib"}
 """Modules of the standard library that the oldest supported Python does not have."""
 PURE_PARTS = {"pathlib": {"PurePath", "PurePosixPath", "PureWindowsPath"}, "random": {"Random"}}
 """Of these modules the core may take these names, and nothing else."""
-ASYNCIO_IN_CORE = {"perdure.core.loop", "perdure.core.turn"}
+ASYNCIO_IN_CORE = {f"perdure.core.{name}" for name in ("ending", "issuer", "loop", "pending", "turn", "where")}
 IMPURE = {
     *("_thread", "concurrent", "fcntl", "ftplib", "getpass", "glob", "http", "io", "logging", "mmap"),
     *("multiprocessing", "os", "platform", "queue", "sched", "secrets", "select", "selectors", "shutil", "signal"),

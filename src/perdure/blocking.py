@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
+import importlib
 import os
 import threading
 from collections.abc import AsyncIterator, Coroutine, Iterable, Iterator, Sequence
@@ -155,6 +156,7 @@ def _close_at_exit() -> None:
 
     `atexit` runs after them. `concurrent.futures` itself relies on this hook of `threading`.
     """
+    importlib.import_module("concurrent.futures.thread")  # it registers its own hook first: the last one runs first
     threading._register_atexit(_close_all)  # type: ignore[attr-defined]  # noqa: SLF001
 
 

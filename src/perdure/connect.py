@@ -10,7 +10,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from perdure.client import Client
-from perdure.core.retry import Duration, seconds
+from perdure.core.retry import Duration, seconds, whole_number
 from perdure.errors import BadUrl, InvalidOption
 from perdure.operations.local import Local
 from perdure.runtime.retention import RETENTION_SECONDS
@@ -95,6 +95,7 @@ def connect(
         name=without_secrets(used),
         timeout=limit,
         instead_of_backup=_BACKUP_OF_STREAMS if is_shared else _NO_BACKUP,
+        holds_resources=not used.startswith("memory:"),
         retention=kept,
         shards=shards if is_shared else 1,
     )
@@ -161,10 +162,7 @@ def _given(options: dict[str, Any]) -> dict[str, Any]:
 
 
 def _checked(payload_limit: int | None) -> int:
-    limit = PAYLOAD_LIMIT_BYTES if payload_limit is None else payload_limit
-    if limit < 1:
-        raise InvalidOption(f"connect(payload_limit={limit}): give at least 1 byte")
-    return limit
+    return PAYLOAD_LIMIT_BYTES if payload_limit is None else whole_number("connect(payload_limit=…)", payload_limit)
 
 
 def _store_of(

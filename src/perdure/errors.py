@@ -307,7 +307,7 @@ class StoreClosed(StoreError):
 
 
 class StoreDamaged(StoreError):
-    """Bytes are missing or flipped. Nothing is served from it: restore it from a backup."""
+    """Bytes are missing or flipped: of the store, which is then not served, or of the one invocation that it names."""
 
 
 class StoreLocked(StoreError):

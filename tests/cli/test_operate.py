@@ -211,3 +211,14 @@ def test_wrong_use_is_explained_with_exit_code_two(run: Run, place: Path, argume
     assert (code, out) == (2, "")
     assert message in err
     assert described(run, "ask-1")["mail"] == []
+
+
+def test_backup_copies_a_store_that_nobody_serves_and_the_copy_is_one(run: Run, place: Path) -> None:
+    code, out, err = run("backup", "copy.db")
+    assert (code, out, err) == (0, "sqlite:app.db is copied to copy.db.\n", "")
+    _, listed, _ = run("list", "--json")
+    code, copied, _ = run("list", "--json", "--url", "sqlite:copy.db")
+    assert (code, copied) == (0, listed)
+    code, _, err = run("backup", "copy.db")
+    assert code == 1
+    assert "it exists, and a backup does not overwrite" in err

@@ -152,3 +152,10 @@ def test_percentile_is_the_nearest_rank() -> None:
     assert percentiles(array("d", [3.0, 1.0, 2.0, 4.0]), 50, 99) == [2.0, 4.0]
     assert percentiles(array("d", [1.0]), 50, 99) == [1.0, 1.0]
     assert percentiles(array("d", map(float, range(1, 201))), 50, 99) == [100.0, 198.0]
+
+
+def test_message_of_any_origin_is_one_short_line_without_control_characters() -> None:
+    message = message_of(ValueError("\x1b[31mred\n\ttab \x07" + "x" * 1_000_000))
+    assert message.startswith("ValueError: \\x1b[31mred tab \\x07xxx")
+    assert len(message) < 1_100
+    assert message_of(ValueError(" \n ")) == "ValueError"

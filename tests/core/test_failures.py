@@ -890,3 +890,10 @@ def test_class_that_watches_its_subclasses_sees_none_and_keeps_text_for_what_is_
     assert cast("object", back).__class__ is Registered
     assert back.conn.startswith("<unlocked")
     assert Registered.made == []
+
+
+def test_validation_error_whose_text_this_pydantic_words_otherwise_keeps_the_recorded_one():
+    failure = failure_of(refused(Checked, count=1, kind="a", due="2999-01-01T00:00:00Z", size=1))
+    line = {**failure.fields["errors"][0], "msg": "Input was too small"}
+    back: Any = rebuild(msgspec.structs.replace(failure, fields={**failure.fields, "errors": [line]}))
+    assert [(each["type"], each["msg"]) for each in back.errors()] == [("greater_than", "Input was too small")]

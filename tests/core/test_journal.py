@@ -86,6 +86,7 @@ FAILURE = Failure(
 GOLDEN_COMMANDS: list[tuple[Command, str]] = [
     (CallStep(0, "name", b"12345678"), "94a47374657000a46e616d65c4083132333435363738"),
     (SetTimer(1, 2.5), "93a574696d657201cb4004000000000000"),
+    (SetTimer(1, 2.5, True), "94a574696d657201cb4004000000000000c3"),
     (
         CallChild(2, START),
         (
@@ -117,6 +118,10 @@ GOLDEN_ENTRIES: list[tuple[Entry, str]] = [
         "94a76772616e746564cb3ff80000000000000281a463617274c40101",
     ),
     (Released(1.5, 9.0), "93a872656c6561736564cb3ff8000000000000cb4022000000000000"),
+    (
+        Released(1.5, None, "a.py:1, in b"),
+        "94a872656c6561736564cb3ff8000000000000c0ac612e70793a312c20696e2062",
+    ),
     (Returned(1, 1.5, b"\x01", None, 0.25), "96a872657475726e656401cb3ff8000000000000c40101c0cb3fd0000000000000"),
     (Returned(1, 1.5, b"\x01", "message"), "95a872657475726e656401cb3ff8000000000000c40101a76d657373616765"),
     (
@@ -395,6 +400,7 @@ def test_the_input_of_a_child_is_compared_by_its_digest_if_both_have_one():
         (None, "nothing"),
         (CallStep(0, "pay", b"\x01\x02"), "#0 step 'pay' (arguments 0102)"),
         (SetTimer(1, 2.5), "#1 timer due at 2.500"),
+        (SetTimer(1, 2.5, rest=True), "#1 rest until 2.500"),
         (CallChild(2, Start("id", "handler", b"", 1.5, 1.5, 7)), "#2 child 'handler' (id id)"),
         (CallChild(2, DIGESTED), "#2 child 'handler' (id id, arguments 01, key 'key', due at 2.500)"),
         (SendStart(3, Start("id", "handler", b"", 1.5, 1.5, 7)), "#3 send 'handler' (id id)"),

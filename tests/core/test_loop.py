@@ -15,7 +15,7 @@ import pytest
 
 from perdure.core import loop as loop_module
 from perdure.core.loop import CLOSE_ATTEMPTS, Future, Loop, Task
-from perdure.errors import IoInWorkflow, TurnClosed
+from perdure.errors import IoInWorkflow, NotRepeatable, TurnClosed
 from tests.core.driver import nothing_happens
 
 
@@ -286,6 +286,100 @@ async def stops_the_loop() -> None:
 def test_io_in_a_body_names_the_call(loop: Loop, body: Callable[[], Coroutine[Any, Any, None]], call: str):
     with pytest.raises(IoInWorkflow, match=rf"loop\.{call}\(\)"):
         run(loop, body())
+
+
+async def call(loop: asyncio.AbstractEventLoop, name: str) -> object:
+    method = getattr(loop, name)
+    needed = [
+        parameter
+        for parameter in inspect.signature(getattr(asyncio.AbstractEventLoop, name)).parameters.values()
+        if parameter.default is parameter.empty and parameter.kind is not parameter.VAR_POSITIONAL
+    ]
+    arguments = [print for parameter in needed[1:] if parameter.kind is parameter.POSITIONAL_OR_KEYWORD]
+    result = method(*arguments)
+    return await result if inspect.iscoroutine(result) else result
+
+
+SUPPORTED = {
+    *("call_at", "call_exception_handler", "call_later", "call_soon", "create_future", "create_task", "get_debug"),
+    *("default_exception_handler", "get_exception_handler", "get_task_factory", "is_closed", "is_running", "set_debug"),
+    *("set_exception_handler", "set_task_factory", "time"),
+}
+
+
+@pytest.mark.parametrize("name", [name for name in dir(asyncio.AbstractEventLoop) if not name.startswith("_")])
+def test_every_method_of_a_loop_is_supported_or_refused_in_words(loop: Loop, name: str):
+    if name in SUPPORTED:
+        assert getattr(Loop, name) is not getattr(asyncio.AbstractEventLoop, name)
+        return
+
+    async def body() -> None:
+        await call(asyncio.get_running_loop(), name)
+
+    if name == "close":
+        with pytest.raises(RuntimeError, match="Cannot close a running event loop"):
+            run(loop, body())
+        return
+    with pytest.raises(IoInWorkflow, match=rf"loop\.{name}\(\) .*, which the body of a workflow cannot do: put it in"):
+        run(loop, body())
+
+
+def test_a_loop_makes_its_tasks_itself(loop: Loop):
+    assert loop.get_task_factory() is None
+    loop.set_task_factory(None)
+    with pytest.raises(NotRepeatable, match="set_task_factory"):
+        loop.set_task_factory(asyncio.Task)
+
+
+def test_debugging_is_left_to_other_loops(loop: Loop):
+    loop.set_debug(True)
+    assert loop.get_debug() is False
+    assert loop.slow_callback_duration > 0
+
+
+async def leaves_a_failure() -> None:
+    def fails() -> None:
+        raise ValueError("nobody looks")
+
+    asyncio.get_running_loop().call_soon(fails)
+    await asyncio.sleep(0)
+
+
+def test_a_body_may_handle_what_nobody_looked_at(loop: Loop, notes: Notes):
+    seen: list[Any] = []
+
+    async def body() -> None:
+        own = asyncio.get_running_loop()
+        own.set_exception_handler(lambda loop, context: seen.append((loop, context["exception"])))
+        assert own.get_exception_handler() is not None
+        await leaves_a_failure()
+
+    run(loop, body())
+    [(told, error)] = seen
+    assert told is loop
+    assert str(error) == "nobody looks"
+    assert notes.unseen == []
+
+
+def test_a_handler_that_fails_is_reported(loop: Loop, notes: Notes):
+    def handler(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        raise KeyError("handler")
+
+    async def body() -> None:
+        asyncio.get_running_loop().set_exception_handler(handler)
+        await leaves_a_failure()
+
+    run(loop, body())
+    assert [context["message"] for context in notes.unseen] == ["Unhandled error in exception handler"]
+
+
+def test_a_handler_is_not_run_when_no_body_runs(loop: Loop, notes: Notes):
+    loop.set_exception_handler(lambda loop, context: pytest.fail("run outside a drain"))
+    loop.call_exception_handler({"message": "collected"})
+    assert [context["message"] for context in notes.unseen] == ["collected"]
+    loop.set_exception_handler(None)
+    with pytest.raises(TypeError):
+        loop.set_exception_handler(cast("Any", 7))
 
 
 # --- async generators -------------------------------------------------------------------------------------------------

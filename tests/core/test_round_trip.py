@@ -14,8 +14,10 @@ import msgspec
 import pydantic
 import pytest
 
+from perdure.core import types
+from perdure.core.recording import encode_as
 from perdure.core.signature import Signature
-from perdure.core.types import decoder, encode_as, validator
+from perdure.core.types import decoder, validator
 from perdure.core.values import encode
 from perdure.errors import Undecodable, Unencodable
 
@@ -437,3 +439,165 @@ def test_builtin_types_given_for_a_model_are_validated_once_and_recorded_as_the_
     assert decoder(Any)(payload) == {"to": "a@b", "count": 3}
     with pytest.raises(Unencodable, match="greater than 0"):
         encode_as([{"to": "A@B", "count": 0}], list[Mail], WHERE)
+
+
+# --- hooks of other classes -------------------------------------------------------------------------------------------
+closed: list[bool] = []
+"""Not empty when hooks accept nothing any more."""
+
+
+@dataclasses.dataclass
+class Counts:
+    n: int
+    doubled: int = dataclasses.field(init=False, default=0)
+
+    def __post_init__(self) -> None:
+        self.n += 1
+        self.doubled = self.n * 2
+        self.seen = "by its hook"
+        if closed:
+            raise ValueError("closed")
+
+
+class CountsInStruct(msgspec.Struct, frozen=True, tag="counted"):
+    n: int
+
+    def __post_init__(self) -> None:
+        msgspec.structs.force_setattr(self, "n", self.n + 1)
+        if closed:
+            raise ValueError("closed")
+
+
+class CountsInArray(msgspec.Struct, kw_only=True, rename="camel"):
+    one_name: int
+    other_name: Counts | None = None
+
+    def __post_init__(self) -> None:
+        self.one_name += 1
+        if closed:
+            raise KeyError("closed")
+
+
+def _open(*_: object) -> None:
+    if closed:
+        raise ValueError("closed")
+
+
+@attrs.define
+class CountsInAttrs:
+    n: int = attrs.field(validator=_open)
+    more: list[Counts] = attrs.field(factory=list[Counts])
+
+    def __attrs_post_init__(self) -> None:
+        self.n += 1
+
+
+@attrs.frozen(kw_only=True)
+class Validated:
+    n: int = attrs.field(validator=_open, converter=lambda n: n + 1)
+
+
+@dataclasses.dataclass
+class HoldsHooked:
+    one: Counts
+    by_name: dict[str, tuple[CountsInStruct, ...]]
+    either: Counts | None = None
+
+
+HOOKED: list[tuple[Any, Any]] = [
+    (Counts(1), Counts),
+    ([Counts(1)], list[Counts]),
+    (CountsInStruct(1), CountsInStruct),
+    (CountsInArray(one_name=1, other_name=Counts(4)), CountsInArray | None),
+    (CountsInAttrs(1, [Counts(3)]), CountsInAttrs),
+    (Validated(n=1), Validated),
+    (HoldsHooked(Counts(1), {"a": (CountsInStruct(2),)}), HoldsHooked),
+    (HoldsHooked(Counts(1), {}, Counts(7)), Annotated[HoldsHooked, "note"]),
+    ({"a": (1, Counts(2))}, dict[str, tuple[int, Counts]]),
+]
+
+
+@pytest.mark.parametrize(("value", "annotation"), HOOKED)
+@pytest.mark.parametrize("is_closed", [False, True])
+def test_hooks_of_classes_neither_change_nor_refuse_what_was_recorded(
+    value: Any, annotation: Any, is_closed: bool, monkeypatch: pytest.MonkeyPatch
+):
+    async def takes(one: Any, *, other: int = 0) -> None: ...
+
+    takes.__annotations__["one"] = annotation
+
+    signature = Signature.of(takes)
+    recorded, call = encode_as(value, annotation, WHERE), signature.encode((value,), {}, "workflow 'w'")
+    monkeypatch.setattr(f"{__name__}.closed", [True] if is_closed else [])
+    assert decoder(annotation)(recorded) == value
+    assert signature.decode(call) == ((value,), {})
+    assert encode_as(value, annotation, WHERE) == recorded
+
+
+def test_hook_still_makes_what_is_no_field():
+    assert back(Counts(1), Counts).seen == "by its hook"
+
+
+def test_hook_of_what_is_given_as_builtin_types_runs_once(monkeypatch: pytest.MonkeyPatch):
+    payload = encode_as({"n": 1}, Counts, WHERE)
+    assert decoder(Counts)(payload).n == 2
+    monkeypatch.setattr(f"{__name__}.closed", [True])
+    with pytest.raises(Unencodable, match="closed"):
+        encode_as({"n": 1}, Counts, WHERE)
+
+
+class Forbids(pydantic.BaseModel):
+    model_config = pydantic.ConfigDict(extra="forbid")
+    n: int
+
+
+def test_model_that_forbids_other_fields_refuses_those_that_were_recorded():
+    with pytest.raises(Undecodable, match="Extra inputs are not permitted"):
+        decoder(Forbids)(encode({"n": 1, "gone": 2}))
+
+
+def test_builtin_types_given_under_an_annotation_that_cannot_be_hashed_are_taken():
+    assert back({"x": 1}, Annotated[Model, []]) == Model(x=1)
+    assert back(Model(x=1), Annotated[Model, []]) == Model(x=1)
+
+
+def test_recorded_object_without_a_required_field_is_refused():
+    for plain in ({}, {"n": "text"}, [1]):
+        with pytest.raises(Undecodable):
+            decoder(Counts)(encode(plain))
+
+
+def test_hooked_members_of_unions_come_back_as_what_they_were():
+    holder = HoldsEither(Counts(1), [Counts(2), 3, None])
+    assert back(holder, HoldsEither) == holder
+    assert back({Frozen(1), 2}, set[Frozen | int]) == {Frozen(1), 2}
+    assert decoder(HoldsEither)(encode({"one": {"n": 1, "gone": 1}, "many": []})).one.n == 1
+
+
+@dataclasses.dataclass
+class HoldsEither:
+    one: int | Counts
+    many: list[Counts | int | None]
+    frozen: frozenset[FrozenHooked] = frozenset()
+
+
+@dataclasses.dataclass(frozen=True)
+class FrozenHooked:
+    n: int
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "n", self.n + 1)
+
+
+def test_hooked_items_of_sets_come_back_as_what_they_were():
+    holder = HoldsEither(1, [], frozenset({FrozenHooked(3), FrozenHooked(5)}))
+    assert back(holder, HoldsEither) == holder
+
+
+def test_hooked_class_under_a_named_alias_comes_back(monkeypatch: pytest.MonkeyPatch):
+    class Alias:
+        def __init__(self, value: object) -> None:
+            self.__value__ = value
+
+    monkeypatch.setattr(types, "_NAMED_ALIAS", Alias)
+    assert back(Counts(1), Alias(Counts)) == Counts(1)

@@ -19,7 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from perdure.authoring.context import Context
-from perdure.core import turn as turn_module
+from perdure.core import issuer
 from perdure.core.failures import failure_of
 from perdure.core.ids import awakeable_id, derived_id
 from perdure.core.journal import (
@@ -1268,7 +1268,7 @@ def test_the_names_of_tasks_are_the_same_whatever_the_seed():
 
 # --- limits and borders -----------------------------------------------------------------------------------------------
 def test_a_body_that_issues_without_end_is_stopped_and_its_replay_is_the_same(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(turn_module, "COMMANDS_PER_DRAIN_LIMIT", 5)
+    monkeypatch.setattr(issuer, "COMMANDS_PER_DRAIN_LIMIT", 5)
 
     async def body(ctx: Context) -> Any:
         try:
@@ -1285,7 +1285,7 @@ def test_a_body_that_issues_without_end_is_stopped_and_its_replay_is_the_same(mo
 
 
 def test_the_limit_counts_anew_after_every_wait(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(turn_module, "COMMANDS_PER_DRAIN_LIMIT", 2)
+    monkeypatch.setattr(issuer, "COMMANDS_PER_DRAIN_LIMIT", 2)
     assert play(bodies.locks).value == ["a", "b", "c", "d"]
 
 

@@ -26,8 +26,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from perdure.core import types as module
-from perdure.core.types import decoder, encode_as, validator
-from perdure.core.values import PATH_LIMIT, digest, encode, encode_for_digest, map_header, type_name
+from perdure.core.recording import encode_as
+from perdure.core.types import decoder, validator
+from perdure.core.values import PATH_LIMIT, agrees, digest, encode, encode_for_digest, map_header, type_name
 from perdure.errors import AnnotationUnresolved, Undecodable, Unencodable
 
 T = TypeVar("T")
@@ -633,3 +634,69 @@ def test_text_survives_or_is_refused(text: str):
             text.encode()
     else:
         assert decoder(str)(payload) == text
+
+
+# --- what was recorded by classes that had fewer fields --------------------------------------------------------------
+class Tagged(msgspec.Struct, tag="tagged"):
+    a: int
+    note: str = "none"
+
+
+class Listed(msgspec.Struct, array_like=True):
+    a: int
+    note: str = "none"
+
+
+class TaggedList(msgspec.Struct, array_like=True, tag=7):
+    a: int
+    note: str = "none"
+
+
+class Renamed(msgspec.Struct, rename="camel"):
+    an_int: int
+    a_note: str = "none"
+
+
+class Bare(msgspec.Struct, tag=True):
+    pass
+
+
+@pytest.mark.parametrize(
+    ("value", "recorded"),
+    [
+        (Tagged(1), {"type": "tagged", "a": 1}),
+        (Tagged(1, "x"), {"type": "tagged", "a": 1, "note": "x"}),
+        (Listed(1), [1]),
+        (TaggedList(1), [7, 1]),
+        (TaggedList(1, "x"), [7, 1, "x"]),
+        (Renamed(1), {"anInt": 1}),
+        (Bare(), {"type": "Bare"}),
+        ([Tagged(1), Listed(2)], [{"type": "tagged", "a": 1}, [2]]),
+        ({"k": Renamed(1)}, {"k": {"anInt": 1}}),
+    ],
+    ids=str,
+)
+def test_a_struct_agrees_with_what_was_recorded_before_a_field_with_a_default_was_added(value: Any, recorded: Any):
+    assert agrees(value, recorded)
+
+
+@pytest.mark.parametrize(
+    ("value", "recorded"),
+    [
+        (Tagged(1, "x"), {"type": "tagged", "a": 1}),
+        (Tagged(1), {"type": "other", "a": 1}),
+        (Tagged(1), {"a": 1}),
+        (Tagged(1), {"type": "tagged"}),
+        (Tagged(1), {"type": "tagged", "a": 1, "gone": 2}),
+        (Tagged(1), ["tagged", 2]),
+        (Listed(1, "x"), [1]),
+        (Listed(1), [1, "none", "more"]),
+        (TaggedList(1), [8, 1]),
+        (TaggedList(1), []),
+        (Renamed(1), {"an_int": 1}),
+        (Renamed(1), 1),
+    ],
+    ids=str,
+)
+def test_a_struct_with_another_value_tag_or_field_does_not_agree_with_what_was_recorded(value: Any, recorded: Any):
+    assert not agrees(value, recorded)

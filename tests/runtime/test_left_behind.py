@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from perdure import InvocationCancelled, connect, step, workflow
-from perdure.runtime import runner
+from perdure.runtime import steps
 
 GRACE_SECONDS = 0.1
 
@@ -22,7 +22,7 @@ class Stubborn:
 
 @pytest.fixture(autouse=True)
 def short_grace(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setattr(runner, "CANCEL_GRACE_SECONDS", GRACE_SECONDS)
+    monkeypatch.setattr(steps, "CANCEL_GRACE_SECONDS", GRACE_SECONDS)
     Stubborn.asked, Stubborn.ended, Stubborn.let_go = 0, False, asyncio.Event()
     yield
     Stubborn.let_go.set()

@@ -110,7 +110,7 @@ class CountedWorker(Worker):
 
     @property
     def slots_taken(self) -> int:
-        return self._slots_taken
+        return self._slots.taken
 
     @property
     def runners(self) -> int:
@@ -152,7 +152,7 @@ class Engine:
             lease=options.lease,
         )
         worker.delay = options.delay
-        worker.python = options.python
+        worker.writer = msgspec.structs.replace(worker.writer, python=options.python)
         await worker.__aenter__()
         self._workers.append(worker)
         return len(self._workers) - 1

@@ -369,7 +369,7 @@ class CountedWorker(Worker):
 
     @property
     def slots_taken(self) -> int:
-        return self._slots_taken
+        return self._slots.taken
 
     @property
     def runners(self) -> int:

@@ -13,7 +13,7 @@ import pytest
 
 from perdure.errors import StoreClosed, StoreError
 from perdure.stores.port import Filter
-from perdure.stores.sqlite import SqliteStore, backup
+from perdure.stores.sqlite import SqliteStore, SqliteView, backup
 from tests.stores.test_sqlite_file import facts, fill, opened, start
 
 
@@ -117,3 +117,47 @@ async def test_a_backup_is_served_as_a_file_of_its_own(tmp_path: Path) -> None:
     await store.aclose()
     with closing(sqlite3.connect(tmp_path / "copy.db")) as db:
         assert db.execute("PRAGMA integrity_check").fetchone() == ("ok",)
+
+
+async def test_a_file_that_is_only_looked_at_is_backed_up_while_it_is_served_and_after(tmp_path: Path) -> None:
+    """`perdure backup` opens the file in this way, since another process may serve it."""
+    store = await opened(tmp_path / "s.db")
+    await fill(store)
+    view = SqliteView(str(tmp_path / "s.db"))
+    await view.open()
+    await view.backup(str(tmp_path / "served.db"))
+    await view.aclose()
+    await store.aclose()
+    left = {*os.listdir(tmp_path)}
+    view = SqliteView(str(tmp_path / "s.db"))
+    await view.open()
+    await view.backup(str(tmp_path / "stopped.db"))
+    with pytest.raises(StoreError, match="it exists, and a backup does not overwrite"):
+        await view.backup(str(tmp_path / "stopped.db"))
+    await view.aclose()
+    assert {*os.listdir(tmp_path)} - left == {"stopped.db"}, "looking leaves nothing behind"
+    expected = await facts(tmp_path / "s.db")
+    for copy in ("served.db", "stopped.db"):
+        assert (await facts(tmp_path / copy))["rows"] == expected["rows"]
+
+
+async def test_a_backup_of_a_file_that_a_service_opens_meanwhile_is_none(
+    tmp_path: Path, in_steps: threading.Semaphore
+) -> None:
+    store = await opened(tmp_path / "s.db")
+    await fill(store)
+    await store.aclose()
+    view = SqliteView(str(tmp_path / "s.db"))
+    await view.open()
+    backing_up = asyncio.create_task(view.backup(str(tmp_path / "copy.db")))
+    in_steps.release()
+    while not [each for each in os.listdir(tmp_path) if ".part-" in each]:
+        await asyncio.sleep(0.001)
+    store = await opened(tmp_path / "s.db")
+    await store.submit([start("later")])
+    in_steps.release(10_000)
+    with pytest.raises(StoreError, match="try again"):
+        await asyncio.wait_for(backing_up, 30)
+    await view.aclose()
+    await store.aclose()
+    assert not (tmp_path / "copy.db").exists()

@@ -548,6 +548,7 @@ async def test_file_that_is_no_database_is_refused_and_left_alone(tmp_path: Path
         path.write_bytes(text)
         await refusal_of(path)
         assert path.read_bytes() == text
+        assert [*tmp_path.iterdir()] == [path], "something was left beside it"
 
 
 async def test_database_of_something_else_is_refused_and_left_alone(tmp_path: Path) -> None:
@@ -560,6 +561,7 @@ async def test_database_of_something_else_is_refused_and_left_alone(tmp_path: Pa
     error = await refusal_of(path)
     assert "something else" in str(error)
     assert path.read_bytes() == before
+    assert [*tmp_path.iterdir()] == [path], "something was left beside it"
 
 
 async def test_missing_folder_is_refused(tmp_path: Path) -> None:
@@ -588,7 +590,8 @@ async def test_backup_taken_while_it_is_written_can_be_restored(tmp_path: Path) 
             written += 1
 
     writer = asyncio.create_task(write())
-    await asyncio.sleep(0.05)
+    while written < 5:
+        await asyncio.sleep(0)
     before = written
     await store.backup(str(target))
     writing = False

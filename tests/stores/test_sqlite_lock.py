@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from perdure.errors import StoreError, StoreLocked
+from perdure.errors import StoreDamaged, StoreError, StoreLocked
 from perdure.stores.sqlite import SqliteStore, SqliteView
 from perdure.stores.sqlite import lock as locks
 from tests.stores.test_sqlite_file import OPEN, ROOT, in_child, opened, python, start
@@ -84,6 +84,31 @@ async def test_a_link_to_nothing_makes_the_file_that_it_names(tmp_path: Path) ->
     store = await opened(tmp_path / "real.db")
     assert await store.start("a") == start("a")
     await store.aclose()
+
+
+async def test_another_name_of_a_file_whose_log_was_not_merged_is_refused(tmp_path: Path) -> None:
+    """SQLite keeps the log beside the name that was used: by another one, what is in it would be lost unseen."""
+    path, link = tmp_path / "s.db", tmp_path / "link.db"
+    done = python(KILLED, str(path))
+    assert done.returncode == -signal.SIGKILL
+    os.link(path, link)
+    with pytest.raises(StoreDamaged, match=f"{path}-wal is not merged"):
+        await opened(link)
+    for name in (path, link, path):
+        store = await opened(name)
+        assert await store.start("a") == start("a")
+        await store.aclose()
+
+
+KILLED = """
+import asyncio, os, signal, sys
+from tests.stores.test_sqlite_file import opened, start
+async def main():
+    store = await opened(sys.argv[1])
+    await store.submit([start("a")])
+    os.kill(os.getpid(), signal.SIGKILL)
+asyncio.run(main())
+"""
 
 
 def process(program: str, path: Path) -> subprocess.Popen[str]:
@@ -365,3 +390,34 @@ def test_a_store_can_be_opened_in_a_child_after_its_parent_has_closed_it(tmp_pat
 
     assert asyncio.run(use()) == "opened"
     assert in_child(lambda: asyncio.run(use())) == "opened"
+
+
+CLOSED_STREAMS = """
+import asyncio, os, sys
+from tests.stores.test_sqlite_file import opened, start
+async def main():
+    for stream in map(int, sys.argv[2]):
+        os.close(stream)  # not before the loop has the descriptors that it needs
+    store = await opened(sys.argv[1])
+    await store.submit([start("a")])
+    taken = [os.path.realpath(f"/proc/self/fd/{n}") for n in range(3) if os.path.exists(f"/proc/self/fd/{n}")]
+    backup = asyncio.create_task(store.backup(sys.argv[1] + ".copy"))
+    await backup
+    await store.aclose()
+    return taken
+taken = asyncio.run(main())
+os._exit(any(sys.argv[1] in each for each in taken))
+"""
+
+
+@pytest.mark.parametrize("streams", ["0", "1", "2", "01", "12", "012"])
+def test_no_file_of_a_store_takes_the_place_of_a_closed_standard_stream(streams: str, tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", CLOSED_STREAMS, str(tmp_path / "s.db"), streams],
+        cwd=ROOT,
+        check=False,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    assert done.returncode == 0
+    assert (tmp_path / "s.db.copy").exists()

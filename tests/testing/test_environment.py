@@ -10,6 +10,7 @@ from typing import Any, cast
 
 import grpc
 import grpc.aio
+import pydantic
 import pytest
 
 from examples.services.ticket_pb2 import ReserveRequest, ReserveResponse
@@ -321,3 +322,62 @@ async def test_many_fakes_that_do_not_end_and_one_that_does_beside_them() -> Non
         handle = await env.client.start(many)
         await env.advance(7)
         assert await handle.result() == ["too slow", "too slow", "too slow", "3", "too slow"]
+
+
+# --- what does not come back ------------------------------------------------------------------------------------------
+class Lossy(pydantic.BaseModel):
+    n: int
+
+    @pydantic.field_serializer("n")
+    def _forget(self, _: int) -> int:
+        return 0
+
+
+@step
+async def lossy() -> Lossy:
+    return Lossy(n=3)
+
+
+@workflow
+async def asks_for_lossy() -> int:
+    return (await lossy()).n
+
+
+@pytest.mark.parametrize("is_faked", [False, True])
+async def test_result_that_does_not_come_back_equal_fails_the_step_in_the_test_environment(is_faked: bool) -> None:
+    async with Environment(asks_for_lossy) as env:
+        if is_faked:
+            env.fake(lossy, lambda: Lossy(n=4))
+        with pytest.raises(Unencodable, match=r"the result of step 'lossy' would not come back .* Lossy\(n=0\)"):
+            await env.client.run(asks_for_lossy)
+
+
+@step
+async def loosely_typed(kind: str) -> Any:
+    return {"set": {3, 1}, "model": Model(n=1), "nan": float("nan"), "tuple": (1, (2,)), "private": Private(n=1)}[kind]
+
+
+class Model(pydantic.BaseModel):
+    n: int
+
+
+class Private(pydantic.BaseModel):
+    n: int
+    _at: object = pydantic.PrivateAttr(default_factory=object)
+
+
+@step
+async def typed() -> Private:
+    return Private(n=1)
+
+
+@workflow
+async def asks_loosely() -> int:
+    for kind in ("set", "model", "nan", "tuple", "private"):
+        await loosely_typed(kind)
+    return (await typed()).n
+
+
+async def test_what_comes_back_as_documented_is_no_difference() -> None:
+    async with Environment(asks_loosely) as env:
+        assert await env.client.run(asks_loosely) == 1

@@ -7,8 +7,9 @@ from typing import Any
 from msgspec import Struct
 
 from perdure.core.journal import CallStep, Start
+from perdure.core.recording import encode_as
 from perdure.core.signature import Signature, changed_inputs
-from perdure.core.types import decoder, encode_as
+from perdure.core.types import decoder
 from perdure.core.values import encode
 from perdure.errors import CalledOutsideWorkflow, InputRefused, Undecodable, Unencodable
 

@@ -7,13 +7,12 @@ children of a workflow.
 from __future__ import annotations
 
 import inspect
-import operator
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar, cast
 
 from msgspec import Struct
 
-from perdure.core.retry import Duration, seconds
+from perdure.core.retry import Duration, seconds, whole_number
 from perdure.errors import InvalidOption, NotAWorkflow, PerdureError
 
 if TYPE_CHECKING:
@@ -84,19 +83,6 @@ def rule_of(wait: Wait | None, concurrency: int | None, settle: Duration, size: 
         max(1, size) if concurrency is None else whole_number("run_all(concurrency=…)", concurrency),
         seconds("run_all(settle=…)", settle),
     )
-
-
-def whole_number(what: str, number: int) -> int:
-    """Return a number of invocations, at least 1, or raise `InvalidOption`."""
-    try:
-        whole = operator.index(number)
-    except TypeError:
-        raise InvalidOption(f"{what}: {number!r} is not a whole number") from None
-    if isinstance(number, bool):
-        raise InvalidOption(f"{what}: {number!r} is not a whole number")
-    if whole < 1:
-        raise InvalidOption(f"{what}: {number!r} is too small, give at least 1")
-    return whole
 
 
 # --- what is run ------------------------------------------------------------------------------------------------------

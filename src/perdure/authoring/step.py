@@ -16,10 +16,11 @@ from msgspec import Struct
 
 from perdure.authoring.functions import check_step, copy_of, is_async, name_of
 from perdure.core.ids import check_name, idempotency_key
+from perdure.core.recording import encode_as
 from perdure.core.retry import DEFAULT_RETRY, Duration, Retry, seconds
 from perdure.core.signature import Signature
 from perdure.core.turn import Turn, current_turn
-from perdure.core.types import decoder, encode_as
+from perdure.core.types import decoder
 from perdure.errors import CalledOutsideWorkflow, NotAWorkflow
 
 P = ParamSpec("P")
@@ -199,14 +200,15 @@ class StepWork(Struct, eq=False):
 
     async def run(self, host: StepHost, info: StepInfo, /) -> bytes:
         """Run one attempt; return the encoded result."""
+        return self.step.encode_result(await self.call(host))
+
+    async def call(self, host: StepHost, /) -> Any:
+        """Run one attempt; return its result."""
         step = self.step
         if step.is_async:
-            value = await step.fn(*self.args, **self.kwargs)
-        else:
-            value = await host.in_thread(functools.partial(step.fn, *self.args, **self.kwargs))
-            if inspect.isawaitable(value):
-                value = await value
-        return step.encode_result(value)
+            return await step.fn(*self.args, **self.kwargs)
+        value = await host.in_thread(functools.partial(step.fn, *self.args, **self.kwargs))
+        return await value if inspect.isawaitable(value) else value
 
 
 class StepCall(Struct, Generic[R_co], frozen=True):

@@ -20,10 +20,11 @@ from perdure.authoring.step import Step
 from perdure.core.context import BodyContext
 from perdure.core.ids import check_name, seed_of
 from perdure.core.journal import Arguments, Parent, Start
+from perdure.core.recording import encode_as
 from perdure.core.retry import DURATION_LIMIT_SECONDS, Duration, seconds
 from perdure.core.signature import Signature, identity_of_arguments
 from perdure.core.turn import Turn, current_turn
-from perdure.core.types import decoder, encode_as
+from perdure.core.types import decoder
 from perdure.errors import CalledOutsideWorkflow, InvalidOption, KeyDeadlock, NameTaken, NotAWorkflow
 
 if TYPE_CHECKING:

@@ -17,7 +17,7 @@ from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.text import Text
 
-from perdure.cli.summary import Tally
+from perdure.cli.summary import Tally, one_line
 from perdure.cli.terminal import say, stderr
 
 BAR_SECONDS = 0.1
@@ -54,7 +54,7 @@ class FailedAttempts(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         if self.takes(record):
             self.count += 1
-            self.last = " ".join(record.getMessage().split())
+            self.last = one_line(record.getMessage())
 
     def takes(self, record: logging.LogRecord) -> bool:
         """Tell whether a record is one of these. All others are written as they come."""

@@ -64,8 +64,14 @@ class Tally:
 
 def message_of(error: BaseException) -> str:
     """Return the class and the text of an exception, in one line."""
-    text = " ".join(str(error).split())
-    return _shortened(f"{type(error).__name__}: {text}" if text else type(error).__name__)
+    text = str(error)
+    return one_line(f"{type(error).__name__}: {text}" if text.strip() else type(error).__name__)
+
+
+def one_line(text: str) -> str:
+    """Return a text of any origin in one line that a terminal can show: short, and without control characters."""
+    cut = _shortened(" ".join(text[: 2 * TEXT_LIMIT].split()))
+    return "".join(each if each.isprintable() else repr(each)[1:-1] for each in cut)
 
 
 # --- as text ----------------------------------------------------------------------------------------------------------

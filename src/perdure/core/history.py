@@ -63,6 +63,7 @@ class History(Struct):
     granted: int | None = None  # the last generation that was granted the key
     key_state: dict[str, bytes] = {}  # of the key, as this invocation leaves it
     key_state_changed: bool = False
+    stuck_at: str | None = None  # where the body waited for nothing that could come, when it was released last
 
     @classmethod
     def of(cls, frames: Iterable[Frame]) -> History:
@@ -105,8 +106,9 @@ class History(Struct):
         match entry:
             case Completed() | Failed() | Cancelled():
                 self._ended(entry)
-            case Released():
+            case Released(stuck_at=stuck_at):
                 self.claimed = False
+                self.stuck_at = stuck_at
             case Accepted(start=start):
                 self.start = start
             case Claimed():

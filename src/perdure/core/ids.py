@@ -46,6 +46,8 @@ def awakeable_id(invocation_id: str, generation: int, n: int, secret: bytes) -> 
 
 def parse_awakeable_id(text: str, secret: bytes) -> tuple[str, int, int]:
     """Return the invocation id, generation and command number that an awakeable's id carries, or raise `BadId`."""
+    if not isinstance(text, str):  # pyright: ignore[reportUnnecessaryIsInstance]  a checker may not be watching
+        raise BadId(f"an awakeable's id must be a str, not {type(text).__name__}")
     match text.rsplit("~", 3):
         case [invocation_id, generation, n, mac] if text.isprintable() and _is_number(generation) and _is_number(n):
             expected = _mac(invocation_id, int(generation), int(n), secret)

@@ -14,16 +14,22 @@ from __future__ import annotations
 import asyncio
 import collections
 import gc
+import inspect
+import opcode
 import sys
 import weakref
-from asyncio import events
+from asyncio import events, runners
 from collections.abc import AsyncGenerator, Callable, Coroutine, Generator, Iterable
 from contextvars import Context, copy_context
+from sys import maxsize
 from typing import Any, NoReturn, Protocol, TypeVar, cast
 
 from perdure.errors import IoInWorkflow, NotRepeatable, TurnClosed
 
 T = TypeVar("T")
+
+Handler = Callable[[asyncio.AbstractEventLoop, dict[str, Any]], object]
+"""What a body may set to be told of exceptions that nobody handled."""
 
 TASKS_SWEPT_AT = 64
 """Tasks that a loop keeps track of before it looks which of them have ended."""
@@ -115,6 +121,7 @@ class Loop(asyncio.AbstractEventLoop):
 
     __slots__ = (
         "_generators",
+        "_handler",
         "_hooks",
         "_ready",
         "_refusals",
@@ -122,6 +129,7 @@ class Loop(asyncio.AbstractEventLoop):
         "_sweep_at",
         "_tasks",
         "closed",
+        "escaped",
         "host",
         "now",
         "salt",
@@ -134,6 +142,8 @@ class Loop(asyncio.AbstractEventLoop):
         self.salt = salt  # the serial before the first: asyncio keeps the tasks of all loops in one set
         self.closed = False
         self.stopped = False
+        self.escaped: list[tuple[BaseException, Task[Any] | None]] = []
+        self._handler: Handler | None = None
         self._tasks: dict[int, Task[Any]] = {}  # all that live, and some that have ended
         self._sweep_at = TASKS_SWEPT_AT
         self._refusals = 0
@@ -149,10 +159,10 @@ class Loop(asyncio.AbstractEventLoop):
         self._serial += 1
         return self._serial
 
-    def drain(self) -> None:
-        """Run what is ready, and what that makes ready, until nothing is or `stopped` is set.
+    def drain(self, limit: int = maxsize) -> bool:
+        """Run what is ready, and what that makes ready, until nothing is or `stopped` is set; false after `limit`.
 
-        A body cannot end the worker: the task that raised `SystemExit` has it as its exception.
+        A body cannot end the worker: what a task or callback raised to end the process is kept in `escaped`.
         """
         ready = self._ready
         previous = _running_loop()
@@ -163,19 +173,41 @@ class Loop(asyncio.AbstractEventLoop):
         _set_running_loop(self)
         try:
             while ready and not self.stopped:
+                if not limit:
+                    return False
+                limit -= 1
                 handle = ready.popleft()
                 if not handle._cancelled:  # noqa: SLF001
                     try:
                         handle._run()  # noqa: SLF001
-                    except SystemExit:
-                        continue
+                    except (SystemExit, KeyboardInterrupt) as error:
+                        self._note_escaped(error, handle)
                     finally:
                         del handle  # from 3.12 on what a task raised keeps this frame, which would keep the task
+            return True
         finally:
             _set_running_loop(previous)
             sys.set_asyncgen_hooks(*hooks)
             if collecting:
                 gc.enable()
+
+    def _note_escaped(self, error: BaseException, handle: asyncio.Handle) -> None:
+        if _is_for_the_process(error):
+            self.stopped = True  # the body has seen it, and must not be given anything more
+            raise error
+        owner = getattr(handle._callback, "__self__", None)  # noqa: SLF001
+        self.escaped.append((error, owner if isinstance(owner, Task) else None))
+
+    def unhandled(self) -> BaseException | None:
+        """Return what a callback raised to end the process, or a task whose exception nobody has looked at."""
+        escaped, self.escaped = self.escaped, []
+        for error, task in escaped:
+            if task is None:
+                return error
+            if task._log_traceback:  # noqa: SLF001
+                task.exception()
+                return error
+        return None
 
     def fire(self, timer: asyncio.TimerHandle, /) -> None:
         """Make a timer's callback ready."""
@@ -192,9 +224,13 @@ class Loop(asyncio.AbstractEventLoop):
     def close(self) -> None:
         """Drop every task without letting its body do anything more: whatever it asks for raises `TurnClosed`.
 
+        The body itself cannot close it: as any loop, it is not closed while it runs.
+
         A dropped coroutine runs its `finally` blocks all the same. They run here, inside this loop and in their own
         context, where steps and commands refuse, and not later on the host's loop, where a step would be a plain call.
         """
+        if _running_loop() is self:
+            raise RuntimeError("Cannot close a running event loop")
         self.closed = True
         self._ready.clear()
         if not self.is_spent() and ((live := self.live_tasks()) or self._generators):
@@ -213,6 +249,8 @@ class Loop(asyncio.AbstractEventLoop):
         self._tasks.clear()
         self._generators.clear()
         self._ready.clear()
+        self.escaped = []
+        self._handler = None
         # Host and loop know each other: parted, both go at once, and a busy worker gives the collector nothing to do.
         self.host = _NOBODY
         self._hooks = (None, None)
@@ -248,6 +286,8 @@ class Loop(asyncio.AbstractEventLoop):
     def call_at(
         self, when: float, callback: Callable[..., object], *args: Any, context: Context | None = None
     ) -> asyncio.TimerHandle:
+        if when != when:
+            raise ValueError("a time that is not a number (NaN)")
         timer = events.TimerHandle(when, callback, args, self, context)
         if self.closed or self.stopped:
             self.refuse()
@@ -296,6 +336,7 @@ class Loop(asyncio.AbstractEventLoop):
 
     # False, without running Python code: asyncio asks for every callback, future and task.
     get_debug = bool  # pyright: ignore[reportAssignmentType]
+    slow_callback_duration = 0.1  # looked at in debug mode only
 
     def is_running(self) -> bool:
         return True
@@ -303,8 +344,46 @@ class Loop(asyncio.AbstractEventLoop):
     def is_closed(self) -> bool:
         return self.closed
 
+    def set_debug(self, enabled: bool) -> None:
+        """Change nothing: what debugging adds to a loop would cost every callback, and the host's loop has it."""
+
+    # --- what nobody handled ------------------------------------------------------------------------------------------
     def call_exception_handler(self, context: dict[str, Any]) -> None:
+        """Give the context to the body's handler, if it has set one, during a drain; else to the host.
+
+        Outside a drain it comes of a collection, at a moment that no journal knows: no code of the body may run then.
+        """
+        if self._handler is None or self.closed or _running_loop() is not self:
+            self.default_exception_handler(context)
+            return
+        try:
+            self._handler(self, context)
+        except Exception as error:  # noqa: BLE001  reported, as asyncio does
+            text = "Unhandled error in exception handler"
+            self.default_exception_handler({"message": text, "exception": error, "context": context})
+
+    def default_exception_handler(self, context: dict[str, Any]) -> None:
         self.host.task_failed_unseen(context)
+
+    def set_exception_handler(self, handler: Handler | None) -> None:
+        if handler is not None and not callable(handler):
+            raise TypeError(f"A callable object or None is expected, got {handler!r}")
+        self._handler = handler
+
+    def get_exception_handler(self) -> Handler | None:
+        return self._handler
+
+    # --- what makes tasks ---------------------------------------------------------------------------------------------
+    def get_task_factory(self) -> None:
+        """Return None: the loop makes its tasks itself."""
+        return
+
+    def set_task_factory(self, factory: Any) -> None:
+        if factory is not None:
+            raise NotRepeatable(
+                "loop.set_task_factory(): the tasks of a workflow's body are its loop's own, so that they run in the "
+                "same order on replay; leave the factory as it is"
+            )
 
     # --- async generators ---------------------------------------------------------------------------------------------
     def _open_generators(self) -> list[AsyncGenerator[Any, Any]]:
@@ -330,9 +409,20 @@ class Loop(asyncio.AbstractEventLoop):
 
 
 # --- what a body cannot do --------------------------------------------------------------------------------------------
+_OUTSIDE = {
+    "call_soon_threadsafe": "is for other threads, whose order no replay could repeat",
+    "run_forever": "runs a loop, and this one runs already",
+    "run_until_complete": "runs a loop, and this one runs already",
+    "stop": "stops a loop, and this one runs as long as its workflow",
+}
+"""Why a body may not call it, where that is not because it is I/O."""
+
+
 def _refusing(name: str) -> Callable[..., NoReturn]:
+    why = _OUTSIDE.get(name, "is I/O")
+
     def refuse(self: Loop, *_: Any, **__: Any) -> NoReturn:
-        raise IoInWorkflow(f"loop.{name}() is I/O, which the body of a workflow cannot do: put it in a step (@step)")
+        raise IoInWorkflow(f"loop.{name}() {why}, which the body of a workflow cannot do: put it in a step (@step)")
 
     return refuse
 
@@ -346,20 +436,9 @@ def _refusing_async(name: str) -> Callable[..., Coroutine[Any, Any, NoReturn]]:
     return refuse_awaited
 
 
-for _name in (
-    *("add_reader", "add_writer", "add_signal_handler", "call_soon_threadsafe", "remove_reader", "remove_writer"),
-    *("remove_signal_handler", "run_forever", "run_in_executor", "run_until_complete", "set_default_executor"),
-    "stop",
-):
-    setattr(Loop, _name, _refusing(_name))
-for _name in (
-    *("connect_accepted_socket", "connect_read_pipe", "connect_write_pipe", "create_connection", "create_server"),
-    *("create_datagram_endpoint", "create_unix_connection", "create_unix_server", "getaddrinfo", "getnameinfo"),
-    *("sendfile", "shutdown_asyncgens", "shutdown_default_executor", "sock_accept", "sock_connect", "sock_recv"),
-    *("sock_recv_into", "sock_recvfrom", "sock_recvfrom_into", "sock_sendall", "sock_sendfile", "sock_sendto"),
-    *("start_tls", "subprocess_exec", "subprocess_shell"),
-):
-    setattr(Loop, _name, _refusing_async(_name))
+for _name, _method in vars(asyncio.AbstractEventLoop).items():  # those of a later Python too
+    if not _name.startswith("_") and callable(_method) and _name not in vars(Loop):
+        setattr(Loop, _name, _refusing_async(_name) if inspect.iscoroutinefunction(_method) else _refusing(_name))
 
 
 def _close(coro: Coroutine[Any, Any, Any]) -> None:
@@ -385,6 +464,25 @@ def _close_generator(generator: AsyncGenerator[Any, Any]) -> None:
     except BaseException:  # noqa: BLE001  closed, or its cleanup failed, as it must
         return
     _close(closing)
+
+
+def _is_for_the_process(error: BaseException) -> bool:
+    """Tell Ctrl-C, which meets whatever runs in the main thread, from what a body raises itself.
+
+    A signal's handler raises it in asyncio.Runner, or Python itself anywhere, but at no `raise` of the body.
+    """
+    traceback = error.__traceback__
+    if not isinstance(error, KeyboardInterrupt) or traceback is None:
+        return False
+    while traceback.tb_next is not None:
+        traceback = traceback.tb_next
+    frame = traceback.tb_frame
+    if frame.f_globals is runners.__dict__:
+        return True
+    return frame.f_code.co_code[traceback.tb_lasti] not in _RAISING
+
+
+_RAISING = {opcode.opmap["RAISE_VARARGS"], opcode.opmap["RERAISE"]}
 
 
 # --- as_completed -----------------------------------------------------------------------------------------------------

@@ -50,6 +50,15 @@ def seconds(what: str, duration: Duration, /, *, positive: bool = False) -> floa
     return float(value)
 
 
+def whole_number(what: str, number: int, /, *, least: int = 1) -> int:
+    """Return a whole number, or raise `InvalidOption` naming `what`: too small, or no whole number."""
+    if not _is_whole(number):
+        raise InvalidOption(f"{what}: {number!r} is not a whole number")
+    if number < least:
+        raise InvalidOption(f"{what}: {number!r} is too small, give at least {least}")
+    return number
+
+
 def _is_number(value: object) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool)
 

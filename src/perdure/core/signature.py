@@ -12,7 +12,7 @@ import inspect
 import sys
 import types
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from inspect import Parameter
 from typing import Any, Unpack, cast, get_args, get_origin
 
@@ -20,12 +20,13 @@ import msgspec
 
 from perdure.core.context import BodyContext
 from perdure.core.journal import CallStep, Start
+from perdure.core.recording import encode_as
 from perdure.core.types import (
     Read,
     decoder,
-    encode_as,
     from_record,
     from_wire,
+    has_hooks,
     names_in,
     resolved,
     validator,
@@ -139,7 +140,7 @@ class Signature:
         """
         read = self._read if validated else self._validate
         try:
-            values = msgspec.structs.astuple(self._values(read, payload))
+            values = tuple(self._values(read, payload))
             unknown = self._unknown(payload) if self._takes_any_name else {}
         except Exception as error:
             raise self._undecodable(str(error)) from error
@@ -254,11 +255,16 @@ class Signature:
             return InputRefused(text, parameter=name)
         return Unencodable(f"{where}: {name!r}{str(error).removeprefix(where)}", path=error.path, type=error.type)
 
-    def _values(self, read: Callable[[bytes], Any], payload: bytes) -> Any:
+    def _values(self, read: Callable[[bytes], Any], payload: bytes) -> Iterable[Any]:
         try:
-            return read(payload)
+            return [
+                self._apart(*each) for each in zip(self.parameters, msgspec.structs.astuple(read(payload)), strict=True)
+            ]
         except Exception:  # noqa: BLE001  a type that takes a validator to rebuild; if not, this raises the same
-            return self._validate(payload)
+            return msgspec.structs.astuple(self._validate(payload))
+
+    def _apart(self, parameter: Parameter, value: Any) -> Any:
+        return decoder(self.types[parameter.name])(bytes(value)) if isinstance(value, msgspec.Raw) else value
 
     @functools.cached_property
     def _read(self) -> Callable[[bytes], Any]:
@@ -273,6 +279,8 @@ class Signature:
         names: dict[str, str] = {}  # by field: a parameter may have a name that no field can have
         for place, one in enumerate(self.parameters):
             wanted, field = wire_type(self.types[one.name], read=read), f"p{place}"
+            if read is decoder and has_hooks(self.types[one.name]):
+                wanted = msgspec.Raw  # decoded apart, so that its hooks do not count
             fields.append((field, wanted) if _required(one) else (field, wanted, msgspec.UNSET))
             names[field] = one.name
         return msgspec.defstruct(

@@ -17,118 +17,53 @@ import asyncio
 import contextvars
 from asyncio import events
 from collections import deque
-from collections.abc import Callable, Coroutine, Iterable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from random import Random
-from sys import maxsize
-from typing import Any, cast
+from typing import Any
 
-from msgspec import Struct
-from msgspec.structs import replace
-
+from perdure.core import resting
+from perdure.core.causes import Causes
 from perdure.core.context import BodyContext
+from perdure.core.ending import coroutine_of, outcome_of, timed_out
 from perdure.core.failures import FailureTranslator, failure_of, rebuild
-from perdure.core.generations import current, cut_of, joined, keep, replayable
-from perdure.core.ids import awakeable_id, derived_id, seed_of
+from perdure.core.generations import replayable
+from perdure.core.issuer import CommandFuture, Issuer, StubMaker
 from perdure.core.journal import (
     Accepted,
-    Answering,
-    Arguments,
     Attempted,
     CallChild,
-    CallStep,
-    Cancelled,
     CancelRequested,
-    Command,
-    Completed,
     Entry,
     Failed,
     Fired,
     Frame,
     Granted,
     Interrupted,
-    MarkPatch,
     OpenAwakeable,
     Outcome,
-    Parent,
     Paused,
     Raised,
     Resumed,
     Retried,
     Returned,
-    SendStart,
     SetTimer,
     Start,
-    changed_arguments,
     describe,
-    repeats,
 )
-from perdure.core.loop import Future, Loop
+from perdure.core.loop import Loop
+from perdure.core.pending import Pending, Ready
+from perdure.core.recorded import Divergence, difference, left_over
+from perdure.core.retrying import boundaries_in, issued_again, plan, sort
+from perdure.core.where import line_of
 from perdure.errors import (
-    CalledOutsideWorkflow,
-    InvocationTimedOut,
     LimitExceeded,
-    PerdureError,
-    TurnClosed,
     Undecodable,
-    too_large,
 )
 
-COMMANDS_PER_DRAIN_LIMIT = 100_000
-"""Commands that a body may issue between two waits; beyond it the body is most likely in an endless loop."""
+__all__ = ["Divergence", "Pending", "Ready", "Turn", "current_turn", "timed_out"]
 
-
-class Divergence(Struct, frozen=True):
-    """Where the code and its journal part ways: both sides, in words."""
-
-    recorded: str
-    issued: str
-
-    def __str__(self) -> str:
-        return f"the journal has {self.recorded}, the code now asks for {self.issued}"
-
-
-class Pending(Struct, eq=False):
-    """A command that waits for its answer. `attempts` counts the failed ones that are journaled."""
-
-    command: Command
-    future: Future[Any] | None
-    decode: Callable[[bytes], Any]
-    work: object = None
-    timer: asyncio.TimerHandle | None = None
-    generation: int = 0
-    cancel_requested: bool = False
-    attempts: int = 0
-    retry_due: float = 0.0
-
-
-class Ready(Struct, eq=False):
-    """What the body asked for since the last `ready()`.
-
-    `commands` and `state` belong into the frame; `cancels` are commands whose end the body now wants; `outcome` is set
-    when the body has ended.
-    """
-
-    commands: list[Command] = []
-    state: dict[str, bytes | None] = {}
-    cancels: list[int] = []
-    outcome: Outcome | None = None
-
-
-class CommandFuture(Future[Any]):
-    """The future of a step or child. Like a Task's, its `cancel` asks; the end comes when the journal says so.
-
-    `answer` is that end, if the future was asked to end: a child may have completed all the same.
-    """
-
-    __slots__ = ("answer", "n")
-    n: int
-    answer: Answering | None
-
-    def cancel(self, msg: Any | None = None) -> bool:
-        if self.done():
-            return False
-        cast("Turn", cast("Loop", self.get_loop()).host).cancel_command(self.n)
-        return True
+CLEANUP_ROUNDS_LIMIT = 100
+"""How often the tasks that a body leaves behind are cancelled at its end, those included that they make meanwhile."""
 
 
 def current_turn() -> Turn | None:
@@ -137,11 +72,7 @@ def current_turn() -> Turn | None:
     return loop.host if isinstance(loop, Loop) else None  # pyright: ignore[reportReturnType]  its host is a turn
 
 
-StubMaker = Callable[[Any, "Turn", Any, Any], Any]
-"""Makes a stub of a class, for a turn, with a retry policy and a timeout."""
-
-
-class Turn:
+class Turn(Issuer):
     """One pass of a workflow body over its journal.
 
     `body` makes the coroutine to run; it is called inside the turn. `encode_result` turns what the body returned into
@@ -150,37 +81,20 @@ class Turn:
 
     __slots__ = (
         "_body",
-        "_boundaries",
         "_cancel_requested",
-        "_context",
+        "_causes",
         "_encode_result",
-        "_failures",
+        "_endings",
+        "_fatal",
         "_held",
-        "_issued",
-        "_issued_in_drain",
         "_left_over",
         "_main",
-        "_open_ended",
-        "_patches",
-        "_payload_limit",
-        "_random",
-        "_ready",
-        "_recorded",
-        "_recorded_state",
-        "_secret",
-        "_stubs",
-        "_timers",
+        "_resting",
+        "_rests",
         "_translators",
         "begun",
-        "divergence",
-        "generation",
-        "loop",
         "paused",
-        "pending",
         "replaying",
-        "start",
-        "state",
-        "unseen",
         "waits_for_key",
     )
 
@@ -197,45 +111,25 @@ class Turn:
         context: Callable[[Turn], BodyContext] | None = None,
         payload_limit: int | None = None,
     ) -> None:
-        self.start = start
-        self.generation = generation
-        self.loop = Loop(self, start.due, salt=start.seed & 0xFFFF_FFFF)
-        self.pending: dict[int, Pending] = {}
-        self.state: dict[str, bytes] = {}
-        self.divergence: Divergence | None = None
+        super().__init__(
+            start, secret=secret, generation=generation, stubs=stubs, context=context, payload_limit=payload_limit
+        )
         self.begun = False
         self.replaying = False
         self.paused = False
         self.waits_for_key = start.key is not None
-        self.unseen: list[dict[str, Any]] = []
         self._body = body
         self._encode_result = encode_result
-        self._secret = secret
         self._translators = translators
-        self._stubs = stubs
-        self._context = context
-        self._payload_limit = payload_limit
         self._main: asyncio.Task[Any] | None = None
-        self._boundaries: list[tuple[int, int]] = []  # from which command on a later generation issues
-        self._open_ended = False  # the replay ends where its recorded commands end, and the body may go on
-        self._issued = 0
-        self._issued_in_drain = 0
-        self._ready = Ready()
-        self._recorded: deque[Command] | None = None
-        self._recorded_state: dict[str, bytes | None] = {}
-        self._timers: dict[int, int] = {}  # id of a TimerHandle -> command
         self._held: list[Entry] = []  # what arrived for the body while paused
-        self._patches: dict[str, bool] = {}
-        self._random: Random | None = None
         self._cancel_requested: CancelRequested | None = None
         self._left_over: set[int] = set()  # tasks that outlived the body and were cancelled
-        self._failures: dict[int, tuple[BaseException, int]] = {}  # what was raised into the body, and by which command
-
-    @property
-    def context(self) -> BodyContext:
-        """What the body is given, made by what the runtime gave for that."""
-        assert self._context is not None, "this turn was made without contexts"
-        return self._context(self)
+        self._endings = 0  # how often tasks that outlived it were cancelled
+        self._causes = Causes()
+        self._resting: int | None = None  # the timer that the body rests by
+        self._rests = 0  # in a row
+        self._fatal: BaseException | None = None  # what ends the body whatever its main task does
 
     @property
     def ended(self) -> bool:
@@ -243,10 +137,25 @@ class Turn:
         return self._ready.outcome is not None
 
     # --- driving ------------------------------------------------------------------------------------------------------
+    @property
+    def stuck_at(self) -> str | None:
+        """Where the body waits (`app.py:12, in body`), if nothing that is outstanding could let it go on.
+
+        None if something is pending, and while it is paused or has not begun. A body that polls for long counts too.
+        """
+        main = self._main
+        if main is None or self.paused or self.loop.closed or self.loop.stopped:
+            return None
+        for n in self.pending:
+            if n != self._resting or self._rests < resting.STUCK_AFTER_RESTS:
+                return None
+        waits = main if not main.done() else next(iter(self.loop.live_tasks()), None)
+        return None if waits is None else line_of(waits)
+
     def begin(self) -> None:
         """Start the body and run it until it waits."""
         context = contextvars.Context()
-        coro = context.run(self._body, self)
+        coro = coroutine_of(context, self._body, self, self.start.handler)
         self._main = self.loop.create_task(coro, name="workflow", context=context)
         self.begun = True
         self._drain()
@@ -292,27 +201,22 @@ class Turn:
 
         Return what to deliver and to record next, `Retried` first, or why the invocation cannot be retried.
         """
-        held = current(frames)
-        failed = held[-1].outcome
-        assert isinstance(failed, Failed)
-        cut = cut_of(held, failed)
-        cause = cut.causes[0] if cut.causes else None
-        *before, last = joined(keep(held, Retried(at, generation, cause, maxsize, message, cut.frames, cut.entries)))
-        recorded = 1 + max((command.n for frame in (*before, last) for command in frame.commands), default=-1)
-        self._replay(before)
-        self._boundaries = [*_boundaries_in((*before, last)), (recorded, generation)]
-        self._replay_cut(last, open_ended=not cut.causes, to_its_end=cut.is_end)
+        planned = plan(frames, generation, at, message)
+        cut = planned.cut
+        self._replay(planned.before)
+        self._boundaries = [*boundaries_in((*planned.before, planned.last)), (planned.recorded, generation)]
+        self._replay_cut(planned.last, open_ended=not cut.causes, to_its_end=cut.is_end)
         if self.divergence is not None:
             return f"its code diverges from what is kept of its journal: {self.divergence}"
-        issued = min(self._issued, recorded)
+        issued = min(self._issued, planned.recorded)
         self._boundaries[-1] = (issued, generation)
-        later = [each for each in cut.later if isinstance(each, Answering) and each.n < issued]
-        kept, again = self._sort(later, {n for frame in held for n in frame.cancels}, {*cut.causes})
+        kept, again = sort(planned, issued, self.pending)
         for n in again:
             command = self.pending[n].command
             if isinstance(command, CallChild) and command.start.chosen:
                 return f"its child {command.start.id!r} failed, and another cannot have the id that was chosen for it"
         rested = max(0.0, at - cut.at)
+        cause = planned.cause
         return [Retried(at, generation, cause, issued, message, cut.frames, cut.entries, again, rested), *kept]
 
     def _replay_cut(self, frame: Frame, *, open_ended: bool, to_its_end: bool) -> None:
@@ -329,35 +233,10 @@ class Turn:
             if self.divergence is None:
                 self.deliver(entry)
         if self.divergence is None and self._recorded and to_its_end:
-            self._diverge(describe(self._recorded[0]), "nothing there")
+            self._diverge(left_over(self._recorded[0]))
         self._recorded = None
         self._open_ended = False
         self.replaying = False
-
-    def _sort(self, later: Sequence[Answering], cancelled: set[int], causes: set[int]) -> tuple[list[Entry], list[int]]:
-        """Tell apart, of what came after the cut, the outcomes to keep and the commands to issue again.
-
-        A result is kept. A failure is not if it made the invocation fail too, or came of a cancellation after the cut.
-        Interrupted steps just run on. The time at rest does not count for timers.
-        """
-        kept: list[Answering] = []
-        again = {n for n in causes if n in self.pending}
-        for entry in later:
-            n, pending = entry.n, self.pending.get(entry.n)
-            if pending is None or n in again:
-                continue
-            ended_by_failure = n in cancelled and not pending.cancel_requested
-            if isinstance(entry, Interrupted) and ended_by_failure:
-                if isinstance(pending.command, CallChild):
-                    again.add(n)
-            elif isinstance(entry, Raised) and ended_by_failure:
-                again.add(n)
-            else:
-                kept.append(entry)
-        kept = [entry for entry in kept if entry.n not in again]
-        answered = {entry.n for entry in kept if not isinstance(entry, Attempted)}
-        again |= {n for n, each in self.pending.items() if isinstance(each.command, SetTimer) and n not in answered}
-        return [*kept], sorted(again)
 
     def _retried(self, entry: Retried) -> None:
         """Begin a generation: what it issues again is pending anew, and what follows has ids of its own."""
@@ -369,28 +248,19 @@ class Turn:
         for n in entry.again:
             pending = self.pending.get(n)
             if pending is None:
-                self._diverge(f"command #{n}, issued again by a retry", "nothing that waits by that number")
+                text = f"command #{n}, issued again by a retry"
+                self._diverge(Divergence(text, "nothing that waits by that number"))
                 return
-            command = pending.command
-            if isinstance(command, SetTimer):
-                command = SetTimer(n, command.due + entry.rested)
-            elif isinstance(command, CallChild):
-                command = CallChild(n, self._start_again(command.start, n, entry))
+            command = issued_again(pending.command, entry, self.start)
             if not isinstance(command, OpenAwakeable):  # the outside has its id
                 pending.generation = entry.generation
             pending.command = command
             pending.attempts, pending.retry_due = 0, 0.0
             self._issue(command)
 
-    def _start_again(self, start: Start, n: int, retried: Retried) -> Start:
-        id = derived_id(self.start.id, retried.generation, n)
-        parent = Parent(self.start.id, retried.generation, n)
-        due = retried.at + max(0.0, start.due - start.at)
-        return replace(start, id=id, at=retried.at, due=due, seed=seed_of(id), parent=parent)
-
     def _replay(self, frames: Sequence[Frame]) -> None:
         self.replaying = True
-        self._boundaries = _boundaries_in(frames)
+        self._boundaries = boundaries_in(frames)
         for frame in frames:
             self._recorded = deque(frame.commands)
             self._recorded_state = frame.state
@@ -401,15 +271,10 @@ class Turn:
                 if self.divergence is not None:
                     break
                 self.deliver(entry)
-            if self.divergence is None and self._recorded:
-                self._diverge(describe(self._recorded[0]), "nothing there")
-            if self.divergence is None and self._ready.state != frame.state:
-                changed = sorted(self._ready.state)
-                self._diverge(f"changes of state {sorted(frame.state)}", f"{changed}, or other values")
-            if self.divergence is None and self._ready.cancels != frame.cancels and not _is_forced(frame.outcome):
-                self._diverge(f"an end asked for commands {frame.cancels}", f"that of {self._ready.cancels}")
-            if self.divergence is None:
-                self._check_outcome(frame.outcome)
+            if self._recorded:
+                self._diverge(left_over(self._recorded[0]))
+            elif (differs := difference(self._ready, frame)) is not None:
+                self._diverge(differs)
             if self.divergence is not None:
                 break
             self._ready = Ready()
@@ -432,199 +297,9 @@ class Turn:
         """Drop the body. It does nothing more: not a step, not a command, not a task on the host's loop."""
         self.loop.close()
         self.pending.clear()
-        self._failures.clear()
+        self._causes.clear()
         self._main = None
         self.begun = False
-
-    # --- what the body asks for (called from inside the drain) --------------------------------------------------------
-    def call_step(
-        self,
-        name: str,
-        digest: bytes,
-        decode: Callable[[bytes], Any],
-        work: object,
-        checks: bytes = b"",
-        given: Arguments | None = None,
-    ) -> asyncio.Future[Any]:
-        """Issue a step; its future ends as the journal says."""
-        if self.loop.closed or self.loop.stopped:
-            return self._nothing()
-        command = CallStep(self._next(), name, digest, checks)
-        self._issue(command, given)
-        return self._await_answer(command, decode, work)
-
-    @property
-    def keys_held(self) -> tuple[str, ...]:
-        """The keys that this invocation and its ancestors hold: a child that needs one would wait for ever."""
-        start = self.start
-        return start.held if start.key is None else (*start.held, start.key)
-
-    def call_child(
-        self, start: Callable[[str, Parent], Start], decode: Callable[[bytes], Any], given: Arguments | None = None
-    ) -> asyncio.Future[Any]:
-        """Issue a child; `start` makes its start from the id derived for it, and from who waits for it."""
-        if self.loop.closed or self.loop.stopped:
-            return self._nothing()
-        n = self._next()
-        generation = self._generation_of(n)
-        parent = Parent(self.start.id, generation, n)
-        command = CallChild(n, start(derived_id(self.start.id, generation, n), parent))
-        self._check_size(f"the input of child {command.start.handler!r}", command.start.input)
-        self._issue(command, given)
-        return self._await_answer(command, decode, None)
-
-    def send(self, start: Callable[[str], Start], given: Arguments | None = None) -> str:
-        """Issue a one-way start, and return its id."""
-        n = self._next()
-        sent = start(derived_id(self.start.id, self._generation_of(n), n))
-        command = SendStart(n, replace(sent, sender=self.start.id))
-        self._check_size(f"the input of what is sent to {command.start.handler!r}", command.start.input)
-        self._issue(command, given)
-        return command.start.id
-
-    def open_awakeable(self, decode: Callable[[bytes], Any]) -> tuple[str, asyncio.Future[Any]]:
-        """Issue an awakeable, and return its id and its future."""
-        n = self._next()
-        command = OpenAwakeable(n)
-        self._issue(command)
-        future = Future[Any](loop=self.loop)
-        generation = self._generation_of(n)
-        self.pending[n] = Pending(command, future, decode, generation=generation)
-        return self.name_awakeable(generation, n), future
-
-    def name_awakeable(self, generation: int, n: int) -> str:
-        """Return the id of an awakeable: a replay elsewhere, without the store's secret, brings the ids along."""
-        return awakeable_id(self.start.id, generation, n, self._secret)
-
-    def patched(self, name: str) -> bool:
-        """Tell whether this invocation had the change `name` when it first passed this point."""
-        known = self._patches.get(name)
-        if known is None:
-            recorded = self._recorded
-            if recorded is None or (self._open_ended and not recorded):
-                known = True
-            else:
-                known = bool(recorded) and recorded[0] == MarkPatch(self._issued, name)
-            if known:
-                self._issue(MarkPatch(self._next(), name))
-            self._patches[name] = known
-        return known
-
-    def set_state(self, name: str, value: bytes | None, repeats: Callable[[bytes], bool] | None = None) -> None:
-        """Change a value of the invocation's state, or delete it.
-
-        `repeats` tells whether the value is a recorded one whose bytes differ.
-        """
-        self._check_open()
-        recorded = self._recorded_state.get(name)
-        if recorded is not None and value != recorded and repeats is not None and repeats(recorded):
-            value = recorded
-        if value is not None:
-            self._check_size(f"the state {name!r}", value)
-        self._ready.state[name] = value
-        if value is None:
-            self.state.pop(name, None)
-        else:
-            self.state[name] = value
-
-    def make_stub(self, stub: Any, retry: Any, timeout: Any) -> Any:
-        """Return a stub whose calls are steps of this turn, made by what the runtime was given for that."""
-        if self._stubs is None:
-            raise CalledOutsideWorkflow("ctx.stub() needs a worker made by client.worker(...)")
-        return self._stubs(stub, self, retry, timeout)
-
-    @property
-    def random(self) -> Random:
-        """A generator seeded by the start."""
-        if self._random is None:
-            self._random = Random(self.start.seed)  # noqa: S311  repeatable on purpose
-        return self._random
-
-    def cancel_command(self, n: int) -> None:
-        """Note that the body wants command `n` to end."""
-        pending = self.pending.get(n)
-        if pending is not None and not pending.cancel_requested and not self.loop.closed:
-            pending.cancel_requested = True
-            self._ready.cancels.append(n)
-
-    # --- what the loop tells ------------------------------------------------------------------------------------------
-    def timer_set(self, timer: asyncio.TimerHandle, /) -> None:
-        n = self._next()
-        command = SetTimer(n, timer.when())
-        self._issue(command)
-        self._timers[id(timer)] = n
-        self.pending[n] = Pending(command, None, bytes, timer=timer)
-
-    def timer_cancelled(self, timer: asyncio.TimerHandle, /) -> None:
-        n = self._timers.pop(id(timer), None)
-        if n is not None and self.pending.pop(n, None) is not None:
-            self._ready.cancels.append(n)
-
-    def task_failed_unseen(self, context: dict[str, Any], /) -> None:
-        if not self.loop.closed:
-            self.unseen.append(context)
-
-    # --- inside -------------------------------------------------------------------------------------------------------
-    def _nothing(self) -> asyncio.Future[Any]:
-        """Refuse, or return what never ends: to be awaited by a dropped body that swallows every refusal."""
-        self.loop.refuse()
-        return Future[Any](loop=self.loop)
-
-    def _next(self) -> int:
-        loop = self.loop
-        if loop.closed or loop.stopped or events._get_running_loop() is not loop:  # noqa: SLF001
-            self._check_open()
-        n = self._issued
-        self._issued = n + 1
-        return n
-
-    def _check_open(self) -> None:
-        loop = self.loop
-        if loop.closed or loop.stopped:
-            raise TurnClosed(self.start.id)
-        if events._get_running_loop() is not loop:  # noqa: SLF001
-            raise CalledOutsideWorkflow(
-                f"the context of invocation {self.start.id!r} is for its body, not for other code"
-            )
-
-    def _generation_of(self, n: int) -> int:
-        """Return the generation that issues command `n` first."""
-        for issued, generation in reversed(self._boundaries):
-            if n >= issued:
-                return generation
-        return self.generation
-
-    def _check_size(self, what: str, data: bytes) -> None:
-        # On replay too: what the body was refused then, it must be refused again.
-        if self._payload_limit is not None and len(data) > self._payload_limit:
-            raise too_large(what, len(data), self._payload_limit)
-
-    def _issue(self, command: Command, given: Arguments | None = None) -> None:
-        self._issued_in_drain += 1
-        if self._issued_in_drain > COMMANDS_PER_DRAIN_LIMIT:
-            text = (
-                f"invocation {self.start.id!r} issued more than {COMMANDS_PER_DRAIN_LIMIT:,} commands without waiting"
-            )
-            raise LimitExceeded(
-                f"{text}: await some of them first", size=self._issued_in_drain, limit=COMMANDS_PER_DRAIN_LIMIT
-            )
-        if self._recorded is None or (self._open_ended and not self._recorded):
-            self._ready.commands.append(command)
-            return
-        recorded = self._recorded.popleft() if self._recorded else None
-        if recorded is None or not repeats(command, recorded, given):
-            self._diverge(describe(recorded), describe(command) + changed_arguments(command, recorded, given))
-            raise TurnClosed(self.start.id)
-
-    def _await_answer(
-        self, command: CallStep | CallChild, decode: Callable[[bytes], Any], work: object
-    ) -> asyncio.Future[Any]:
-        future = CommandFuture(loop=self.loop)
-        future.n = command.n
-        future.answer = None
-        generation = self._generation_of(command.n) if self._boundaries else self.generation
-        self.pending[command.n] = Pending(command, future, decode, work, None, generation)
-        return future
 
     def _granted(self, entry: Granted) -> None:
         """Let the body see the key's state; it begins, unless it is paused or a retry has begun it."""
@@ -669,13 +344,14 @@ class Turn:
             if isinstance(error, StopIteration):  # a future refuses it, as a coroutine that raises it would
                 stopped, error = error, RuntimeError("a step or child raised StopIteration")
                 error.__cause__ = stopped
-            self._failures[id(error)] = (error, entry.n)
+            self._causes.add(error, entry.n)
             future.set_exception(error)
         elif type(entry) is Returned and not pending.cancel_requested:
             try:
                 value = pending.decode(entry.value)
             except Undecodable as error:
-                self._diverge(f"a value for {describe(pending.command)}", f"another type: {error}")
+                asked = describe(pending.command)
+                self._diverge(Divergence(f"a value for {asked}", f"another type: {error}"))
                 return
             future.set_result(value)
         else:
@@ -694,9 +370,69 @@ class Turn:
 
     def _drain(self) -> None:
         self._issued_in_drain = 0
-        self.loop.drain()
-        if self._main is not None and self._main.done() and self.divergence is None:
+        if self._resting is not None:
+            self._wake()
+        if not self._run() or self._main is None or self.divergence is not None:
+            return
+        if self._main.done() or self._fatal is not None:
             self._finish()
+
+    def _run(self) -> bool:
+        """Run what is ready; return false if some of it is left, since the body rests or has failed."""
+        loop = self.loop
+        issued, unrested = self._issued, 0
+        while not loop.drain(resting.CALLBACKS_PER_DRAIN_LIMIT):
+            if self._issued == issued:
+                unrested += resting.CALLBACKS_PER_DRAIN_LIMIT
+                if self._rest(unrested):
+                    return False
+            issued = self._issued
+        self._rests = 0
+        if loop.escaped and self._fatal is None and self._main is not None and not self._main.done():
+            self._fatal = loop.unhandled()
+        return True
+
+    def _rest(self, unrested: int) -> bool:
+        """Let the body rest, unless it did not when this was recorded; return whether it does, or has failed."""
+        recorded = self._recorded
+        n, now = self._issued, self.loop.now
+        if not self.pending and self._rests >= resting.RESTS_LIMIT:
+            self._give_up()
+            return True
+        rest = SetTimer(n, now + resting.seconds_of(self._rests), rest=True)
+        if recorded is not None and not (self._open_ended and not recorded):
+            if not recorded or not (isinstance(recorded[0], SetTimer) and recorded[0].rest):
+                if unrested < resting.UNRESTED_CALLBACKS_LIMIT:
+                    return False
+                self._diverge(Divergence("no rest here", f"{unrested:,} callbacks and more without waiting"))
+                return True
+            rest = recorded.popleft()  # shorter or longer, in another release
+        else:
+            self._ready.commands.append(rest)
+        self._issued = n + 1
+        self._rests += 1
+        self._resting = n
+        self.pending[n] = Pending(rest, None, bytes)
+        return True
+
+    def _wake(self) -> None:
+        """End a rest: its time has come, or another fact."""
+        n, self._resting = self._resting, None
+        if n is not None and self.pending.pop(n, None) is not None:
+            self._ready.cancels.append(n)
+            self._rests = 0
+
+    def _give_up(self) -> None:
+        """Fail a body that runs on and on. It is not cancelled: it would not wait for its cleanup either."""
+        assert self._main is not None
+        callbacks = resting.RESTS_LIMIT * resting.CALLBACKS_PER_DRAIN_LIMIT
+        text = (
+            f"the body of invocation {self.start.id!r} ran {callbacks:,} callbacks without waiting for anything, last "
+            f"at {line_of(self._main)}: await a step, a child, a timer or an awakeable there"
+        )
+        failure = failure_of(LimitExceeded(text, size=callbacks, limit=callbacks), translators=self._translators())
+        self._ready.outcome = Failed(self.loop.now, failure)
+        self.loop.stopped = True
 
     def _finish(self) -> None:
         """End as `asyncio.run` does: cancel what is left, let it end, then say what became of the body."""
@@ -710,9 +446,14 @@ class Turn:
         asked = self._left_over
         while live := [task for task in self.loop.live_tasks() if task.serial not in asked and not task.is_cleanup]:
             asked |= {task.serial for task in live}
+            self._endings += 1
+            if self._endings > CLEANUP_ROUNDS_LIMIT:  # they make others for ever, which are dropped with the turn
+                self._ready.outcome = self._outcome(main)
+                return
             for task in live:
                 task.cancel()
-            self.loop.drain()
+            if not self._run():
+                return
         if self.loop.live_tasks():
             return  # some wait for the journaled end of a step
         if self.loop.finish_generators():
@@ -721,79 +462,15 @@ class Turn:
         self._ready.outcome = self._outcome(main)
 
     def _outcome(self, main: asyncio.Task[Any]) -> Outcome:
-        at = self.loop.now
-        request = self._cancel_requested
-        if main.cancelled():
-            if request is None:
-                error = asyncio.CancelledError("the body raised CancelledError without having been cancelled")
-                return Failed(at, failure_of(error, translators=self._translators()))
-            if not request.timed_out:
-                return Cancelled(at)
-            return timed_out(self.start, at)
-        error_raised = main.exception()
-        if error_raised is None:
-            try:
-                return Completed(at, self._encode_result(main.result()))
-            except PerdureError as error:
-                error_raised = error
-        causes = self._causes(error_raised, set())
-        cause = causes[0] if causes else None
-        failure = failure_of(error_raised, translators=self._translators())
-        return Failed(at, failure, cause, causes if len(causes) > 1 else [])
-
-    def _causes(self, error: BaseException, seen: set[int]) -> list[int]:
-        """Find the command whose failure `error` is, or comes from; the commands, if it is a group of several."""
-        todo: list[BaseException | None] = [error]
-        while todo:
-            one = todo.pop(0)
-            if one is None or id(one) in seen:
-                continue
-            seen.add(id(one))
-            if id(one) in self._failures:
-                return [self._failures[id(one)][1]]
-            if isinstance(one, BaseExceptionGroup):
-                members = cast("BaseExceptionGroup[BaseException]", one).exceptions
-                if causes := [n for member in members for n in self._causes(member, seen)]:
-                    return causes
-            todo += [one.__cause__, one.__context__]
-        return []
-
-    def _check_outcome(self, recorded: Outcome | None) -> None:
-        """Check that the body ended where it did. A forced cancellation ends an invocation without its body."""
-        ended = self._ready.outcome
-        if type(ended) is not type(recorded) and not _is_forced(recorded):
-            self._diverge(_describe_outcome(recorded), _describe_outcome(ended))
-
-    def _diverge(self, recorded: str, issued: str) -> None:
-        if self.divergence is None:
-            self.divergence = Divergence(recorded, issued)
-            self.loop.stopped = True
+        at, translators = self.loop.now, self._translators()
+        request, encode_result = self._cancel_requested, self._encode_result
+        return outcome_of(main, self._fatal, request, encode_result, self._causes, translators, self.start, at)
 
     def _diverge_on(self, entry: Returned | Raised | Attempted | Fired | Interrupted) -> None:
         if entry.n >= self._issued:
             asked = next((each for each in self._recorded or () if each.n == entry.n), None)
             answered = f"command #{entry.n}" if asked is None else describe(asked)
-            self._diverge(f"an answer to {answered}", f"{self._issued} commands and no more")
+            self._diverge(Divergence(f"an answer to {answered}", f"{self._issued} commands and no more"))
 
 
 _FOR_THE_BODY = frozenset({Returned, Raised, Fired, Interrupted, CancelRequested})
-
-
-def timed_out(start: Start, at: float, /) -> Failed:
-    """Return how an invocation ends that did not end within its time limit."""
-    text = f"invocation {start.id!r} did not end within its timeout of {start.timeout} s"
-    late = InvocationTimedOut(text, invocation_id=start.id, timeout=start.timeout or 0.0)
-    return Failed(at, failure_of(late))
-
-
-def _boundaries_in(frames: Iterable[Frame]) -> list[tuple[int, int]]:
-    retries = (entry for frame in frames for entry in frame.entries if type(entry) is Retried)
-    return [(retried.issued, retried.generation) for retried in retries]
-
-
-def _is_forced(outcome: Outcome | None) -> bool:
-    return isinstance(outcome, Cancelled) and outcome.forced
-
-
-def _describe_outcome(outcome: Outcome | None) -> str:
-    return "no end of the body here" if outcome is None else f"the body's end here, {type(outcome).__name__.lower()}"

@@ -5,7 +5,7 @@ classes that are loaded.
 
 * pydantic models are read by field name (pydantic >= 2.11). protobuf messages are their own bytes. Both only if loaded.
 * Aware datetimes come back in UTC.
-* A union that msgspec refuses is read as the one member that the bytes fit without loss; see `_Choice`.
+* A union that msgspec refuses is read as the one member that the bytes fit without loss; see `Choice`.
 """
 
 from __future__ import annotations
@@ -26,7 +26,6 @@ import msgspec.inspect
 from perdure.core.values import (
     AS_TEXT,
     DECODERS_LIMIT,
-    SCALARS,
     TIP,
     NeverLoaded,
     canonical,
@@ -35,170 +34,9 @@ from perdure.core.values import (
     fields_of,
     loaded,
     type_name,
-    unencodable,
     writes_itself,
 )
-from perdure.errors import AnnotationUnresolved, Undecodable, Unencodable
-
-_PLAIN = frozenset({str, int, float, bool, bytes})
-
-
-def encode_as(value: object, annotation: Any, where: str, /) -> bytes:
-    """Return the bytes of a value after proving that they decode as its annotation says, to what it is.
-
-    Raises `Unencodable` if they do not, `AnnotationUnresolved` if nothing decodes the annotation; both name `where`.
-    What is given as builtin types in place of a pydantic model is validated, and recorded as the model holds it.
-    """
-    try:
-        payload = encode_any(value)
-    except Exception as error:
-        raise unencodable(value, error, where) from error
-    if (value.__class__ is annotation and annotation in _PLAIN) or annotation is Any or value is None is annotation:
-        return payload
-    try:
-        candidate = decoder(annotation)(payload)
-        lost = difference(value, candidate) if _holds_classes(annotation) else None
-        if lost is not None and lost.is_raw:
-            again = encode_any(validator(annotation)(payload))
-            return again if _holds_models(annotation) else payload
-    except Undecodable as error:
-        kind = type_name(value.__class__)
-        text = f"{where} is a {kind}, but its annotation says {error.annotation}: {error.reason}"
-        raise Unencodable(text, type=kind) from error
-    except AnnotationUnresolved as error:
-        raise AnnotationUnresolved(f"{where}: {error}", annotation=error.annotation, reason=error.reason) from error
-    if lost is not None:
-        text = f"{where} cannot be recorded: {f'value{lost.path}' if lost.path else 'it'} is a {lost.type}{lost.reason}"
-        raise Unencodable(text, path=lost.path, type=lost.type)
-    return payload
-
-
-# --- what would come back as something else ---------------------------------------------------------------------------
-
-
-class Lost(msgspec.Struct, frozen=True):
-    """Where a value is not what it would come back as. `is_raw` if it is of builtin types, to be made a class of."""
-
-    path: str
-    type: str
-    reason: str
-    is_raw: bool = False
-
-
-def difference(value: Any, candidate: Any, path: str = "", /) -> Lost | None:
-    """Return where a value has another class than what it decodes to, or a field that is not written, if anywhere."""
-    cls, expected = value.__class__, candidate.__class__
-    if cls in SCALARS or expected in SCALARS:
-        return None
-    if fields_of(expected) is not None:
-        if cls is not expected and not _is_same_class(cls, expected):
-            if fields_of(cls) is None:
-                return Lost(path, type_name(cls), "", is_raw=True)
-            return Lost(path, type_name(cls), _as_another(cls, expected))
-        hidden = _hidden_field(cls)
-        if hidden is not None:
-            reason = (
-                f", whose field {hidden!r} would be lost: rename it, as no attrs field with an underscore is recorded"
-            )
-            return Lost(path, type_name(cls), reason)
-        parts = ((f".{name}", getattr(value, name), getattr(candidate, name, None)) for name in _looked_into(expected))
-    elif isinstance(value, dict) and isinstance(candidate, dict):
-        held, others = cast("dict[Any, Any]", value), cast("dict[Any, Any]", candidate)
-        parts = ((f"[{key!r}]", item, others.get(key)) for key, item in held.items())
-    elif isinstance(value, list | tuple) and isinstance(candidate, list | tuple):
-        pairs = zip(cast("list[Any]", value), cast("list[Any]", candidate), strict=False)
-        parts = ((f"[{place}]", *pair) for place, pair in enumerate(pairs))
-    elif isinstance(value, set | frozenset) and isinstance(candidate, set | frozenset):
-        return _difference_of_sets(cast("set[Any]", value), cast("set[Any]", candidate), path)
-    else:
-        return None
-    return next((lost for step, *pair in parts if (lost := difference(pair[0], pair[1], path + step))), None)
-
-
-def _difference_of_sets(value: Iterable[Any], candidate: Iterable[Any], path: str) -> Lost | None:
-    classes = {item.__class__ for item in candidate}
-    if len(classes) != 1 or not (expected := classes.pop()) or fields_of(expected) is None:
-        return None
-    others = (item for item in value if not _is_same_class(item.__class__, expected))
-    odd = next((item for item in others if fields_of(item.__class__) is not None), None)
-    if odd is None:
-        return None
-    return Lost(f"{path} item {odd!r}", type_name(odd.__class__), _as_another(odd.__class__, expected))
-
-
-def _is_same_class(cls: Any, expected: Any) -> bool:
-    """Tell whether an instance of one comes back as what it is: of the same class, defined anew, or its generic one."""
-    if (cls.__module__, cls.__qualname__) == (expected.__module__, expected.__qualname__):
-        return True
-    mine, other = (getattr(each, "__pydantic_generic_metadata__", {}).get("origin") for each in (cls, expected))
-    return (mine or cls) is (other or expected)
-
-
-def _as_another(cls: Any, expected: Any) -> str:
-    kept = {field.name for field in fields_of(expected) or ()}
-    more = [field.name for field in fields_of(cls) or () if field.name not in kept]
-    without = f" without {' and '.join(map(repr, more))}" if more else ""
-    known = type_name(expected)
-    return (
-        f", and would come back as a {known}{without}: annotate it as {type_name(cls)}, or as a union of both whose "
-        "members differ in a field, such as `kind: Literal[...]`"
-    )
-
-
-def _hidden_field(cls: Any) -> str | None:
-    if issubclass(cls, msgspec.Struct) or not hasattr(cls, "__attrs_attrs__"):
-        return None
-    return next((field.name for field in fields_of(cls) or () if field.name.startswith("_")), None)
-
-
-@lru_cache(maxsize=DECODERS_LIMIT)
-def _looked_into(cls: Any) -> tuple[str, ...]:
-    """Return the fields of a class that may hold instances of classes."""
-    names = tuple(field.name for field in fields_of(cls) or ())
-    try:
-        info: Any = msgspec.inspect.type_info(cls)
-        plain = {one.name for one in info.fields if not any(_classes_in(one.type, set()))}
-    except Exception:  # noqa: BLE001  a pydantic model, or a field that is never decoded so
-        return names
-    return tuple(name for name in names if name not in plain)
-
-
-def _holds_classes(annotation: Any) -> bool:
-    try:
-        return bool(_classes_of(annotation))
-    except TypeError:  # not hashable
-        return True
-
-
-def _holds_models(annotation: Any) -> bool:
-    try:
-        found: Iterable[Any] = _classes_of(annotation)
-    except TypeError:  # not hashable
-        return True
-    return any(issubclass(cls, (_Choice, loaded("pydantic.main", "BaseModel"))) for cls in found)
-
-
-@lru_cache(maxsize=DECODERS_LIMIT)
-def _classes_of(annotation: Any) -> frozenset[Any]:
-    return frozenset(_classes_in(msgspec.inspect.type_info(wire_type(annotation)), set()))
-
-
-def _classes_in(node: Any, seen: set[int]) -> Iterator[type[Any]]:
-    """Find the classes with fields, and the unions that are told apart, anywhere in a type."""
-    if id(node) in seen:
-        return
-    seen.add(id(node))
-    if isinstance(node, msgspec.inspect.StructType | msgspec.inspect.DataclassType):
-        yield get_origin(node.cls) or node.cls
-    if isinstance(node, msgspec.inspect.CustomType):
-        yield get_origin(node.cls) or node.cls
-    elif isinstance(node, msgspec.inspect.Type | msgspec.inspect.Field):
-        for name in node.__struct_fields__:
-            yield from _classes_in(getattr(node, name), seen)
-    elif isinstance(node, tuple):
-        for item in cast("tuple[object, ...]", node):
-            yield from _classes_in(item, seen)
-
+from perdure.errors import AnnotationUnresolved, Undecodable
 
 # --- from bytes -------------------------------------------------------------------------------------------------------
 
@@ -252,7 +90,7 @@ def from_wire(cls: Any, value: Any, /) -> Any:
     """Build what msgspec does not know, as the `dec_hook` of a decoder for a `wire_type`; models are validated."""
     if cls is object:
         return value
-    if issubclass(cls, _Choice):
+    if issubclass(cls, Choice):
         return cls.pick(value)
     if issubclass(cls, loaded("pydantic.main", "BaseModel")):
         return cls.model_validate(value, strict=False, by_alias=False, by_name=True)
@@ -271,8 +109,10 @@ def _cached_decoder(annotation: object) -> Callable[[bytes], Any]:
 
 def _new_decoder(annotation: object) -> Callable[[bytes], Any]:
     wanted = wire_type(annotation, read=decoder)
+    if has_hooks(annotation):
+        return _hooked_decoder(annotation, msgspec.msgpack.Decoder[Any](wanted, dec_hook=from_record).decode)
     known = _custom_types(msgspec.inspect.type_info(wanted), set())
-    if not any(issubclass(cls, (_Choice, loaded("pydantic.main", "BaseModel"))) for cls in known):
+    if not any(issubclass(cls, (Choice, loaded("pydantic.main", "BaseModel"))) for cls in known):
         return _reading(annotation, msgspec.msgpack.Decoder[Any](wanted, dec_hook=from_wire).decode)
     decode = msgspec.msgpack.Decoder[Any](wanted, dec_hook=from_record).decode
     validate = validator(annotation)
@@ -282,6 +122,21 @@ def _new_decoder(annotation: object) -> Callable[[bytes], Any]:
             return decode(payload)
         except Exception:  # noqa: BLE001  a type that takes a validator to rebuild, or a union that it tells apart
             return validate(payload)
+
+    return decode_payload
+
+
+def _hooked_decoder(annotation: object, decode: Callable[[bytes], Any]) -> Callable[[bytes], Any]:
+    validate = validator(annotation)
+
+    def decode_payload(payload: bytes) -> Any:
+        with suppress(Exception):
+            found = decode(payload)
+            if encode_any(found) == payload:  # the hooks changed nothing
+                return found
+        with suppress(Exception):
+            return _rebuilt(annotation, decode_any(payload))
+        return validate(payload)
 
     return decode_payload
 
@@ -316,7 +171,7 @@ def _unusable(annotation: object, reason: str) -> AnnotationUnresolved:
 
 
 def _decodable() -> tuple[type[Any], ...]:
-    known = (_Choice, loaded("pydantic.main", "BaseModel"), loaded("google.protobuf.message", "Message"))
+    known = (Choice, loaded("pydantic.main", "BaseModel"), loaded("google.protobuf.message", "Message"))
     return *known, *AS_TEXT
 
 
@@ -371,7 +226,7 @@ def _union(annotation: object, members: tuple[Any, ...], wired: tuple[Any, ...],
     except TypeError:
         some = tuple(member for member in members if member is not type(None))
         options = tuple((type_name(member), read(member)) for member in some)
-        choice: Any = _HasAnyInstance("Choice", (_Choice,), {"name": type_name(annotation), "options": options})
+        choice: Any = _HasAnyInstance("Choice", (Choice,), {"name": type_name(annotation), "options": options})
         return choice if len(some) == len(members) else choice | None
     return union
 
@@ -389,7 +244,7 @@ class _HasAnyInstance(type):
         return True
 
 
-class _Choice(metaclass=_HasAnyInstance):  # msgspec checks that what `from_wire` returns is an instance of it
+class Choice(metaclass=_HasAnyInstance):  # msgspec checks that what `from_wire` returns is an instance of it
     """A union that msgspec refuses, such as one of two dataclasses.
 
     The one member is taken that the value fits without loss, or failing that the only one that it fits at all (fields
@@ -423,6 +278,145 @@ class _Choice(metaclass=_HasAnyInstance):  # msgspec checks that what `from_wire
             names = " and ".join(name for name, _ in fitting)
             raise ValueError(f"it fits {names}: tell them apart, as by a field `kind: Literal[...]` in each")
         raise ValueError(f"Expected `{cls.name}`: {'; '.join(reasons)}")
+
+
+# --- which classes a type holds ---------------------------------------------------------------------------------------
+
+
+@lru_cache(maxsize=DECODERS_LIMIT)
+def classes_of(annotation: Any, /) -> frozenset[Any]:
+    """Return the classes with fields, and the unions that are told apart, anywhere in an annotation."""
+    return frozenset(classes_in(msgspec.inspect.type_info(wire_type(annotation)), set()))
+
+
+def classes_in(node: Any, seen: set[int], /) -> Iterator[type[Any]]:
+    """Find the classes with fields, and the unions that are told apart, anywhere in a type."""
+    if id(node) in seen:
+        return
+    seen.add(id(node))
+    if isinstance(node, msgspec.inspect.StructType | msgspec.inspect.DataclassType):
+        yield get_origin(node.cls) or node.cls
+    if isinstance(node, msgspec.inspect.CustomType):
+        yield get_origin(node.cls) or node.cls
+    elif isinstance(node, msgspec.inspect.Type | msgspec.inspect.Field):
+        for name in node.__struct_fields__:
+            yield from classes_in(getattr(node, name), seen)
+    elif isinstance(node, tuple):
+        for item in cast("tuple[object, ...]", node):
+            yield from classes_in(item, seen)
+
+
+# --- objects with hooks -----------------------------------------------------------------------------------------------
+
+
+def has_hooks(annotation: Any, /) -> bool:
+    """Tell whether decoding runs code of the author's: `__post_init__` of a class, or validators of attrs."""
+    try:
+        return any(_is_hooked(cls) for cls in classes_of(annotation))
+    except TypeError:  # not hashable
+        return False
+
+
+@lru_cache(maxsize=DECODERS_LIMIT)
+def _is_hooked(cls: Any) -> bool:
+    if issubclass(cls, Choice | loaded("pydantic.main", "BaseModel")) or fields_of(cls) is None:
+        return False
+    attributes: Iterable[Any] = getattr(cls, "__attrs_attrs__", ())
+    return _hook_of(cls) is not None or any(attribute.validator is not None for attribute in attributes)
+
+
+def _hook_of(cls: Any) -> str | None:
+    return next((name for name in ("__attrs_post_init__", "__post_init__") if hasattr(cls, name)), None)
+
+
+def _rebuilt(annotation: Any, plain: Any) -> Any:
+    """Return what an annotation makes of builtin types. Hooks run, but neither refuse nor change what was recorded."""
+    if isinstance(annotation, _NAMED_ALIAS):
+        return _rebuilt(annotation.__value__, plain)
+    origin, arguments = get_origin(annotation), get_args(annotation)
+    if origin is Annotated:
+        return _rebuilt(arguments[0], plain)
+    if origin is Union or origin is types.UnionType:
+        return _rebuilt_member(arguments, plain)
+    cls: Any = origin or annotation
+    if isinstance(cls, type) and has_hooks(annotation):
+        if isinstance(plain, dict) and fields_of(cls) is not None:
+            return _rebuilt_object(
+                cls,
+                dict(zip(getattr(cls, "__parameters__", ()), arguments, strict=False)),
+                cast("dict[str, Any]", plain),
+            )
+        if isinstance(plain, dict) and issubclass(cls, Mapping):
+            pairs = cast("dict[Any, Any]", plain).items()
+            return {_rebuilt(arguments[0], key): _rebuilt(arguments[1], item) for key, item in pairs}
+        if isinstance(plain, list):
+            items = cast("list[Any]", plain)
+            if cls is tuple and Ellipsis not in arguments:
+                return tuple(map(_rebuilt, arguments, items))
+            made = [_rebuilt(arguments[0], item) for item in items]
+            return cast("Any", cls)(made) if cls in (tuple, set, frozenset) else made
+    return (
+        decoder(annotation)(encode_any(plain))
+        if not has_hooks(annotation)
+        else validator(annotation)(encode_any(plain))
+    )
+
+
+def _rebuilt_member(members: tuple[Any, ...], plain: Any) -> Any:
+    if plain is None and type(None) in members:
+        return None
+    found: list[Any] = []
+    for member in members:
+        try:
+            found.append(_rebuilt(member, plain))
+        except Exception:  # noqa: BLE001  it is not this one
+            continue
+        if canonical(decode_any(encode_any(found[-1])), unordered=True) == canonical(plain, unordered=True):
+            return found[-1]
+    return found[0]
+
+
+_OF_CLASS: Any = vars(object)["__class__"]
+
+
+@lru_cache(maxsize=DECODERS_LIMIT)
+def _without_hook(cls: type[msgspec.Struct]) -> type[Any]:
+    """Return a class that makes what is then made one of `cls`: a Struct cannot be made without its hook."""
+    frozen = cls.__struct_config__.frozen
+    return msgspec.defstruct(cls.__name__, [], bases=(cls,), namespace={"__post_init__": _nothing}, frozen=frozen)
+
+
+def _nothing(_: object, /) -> None: ...
+
+
+def _rebuilt_object(cls: Any, parameters: Mapping[Any, Any], plain: dict[str, Any]) -> Any:
+    hints = typing.get_type_hints(cls, include_extras=True)
+    info: Any = msgspec.inspect.type_info(cls)
+    values: dict[str, Any] = {}
+    for field in info.fields:
+        hint = hints.get(field.name, Any)
+        if field.encode_name in plain:
+            values[field.name] = _rebuilt(parameters.get(hint, hint), plain[field.encode_name])
+        elif field.required:
+            raise ValueError(f"Object missing required field `{field.encode_name}`")
+        else:
+            made = field.default_factory is not msgspec.NODEFAULT
+            values[field.name] = field.default_factory() if made else field.default
+    put: Callable[[Any, str, Any], None] = object.__setattr__
+    if issubclass(cls, msgspec.Struct):
+        put, built = msgspec.structs.force_setattr, _without_hook(cls)(**values)
+        _OF_CLASS.__set__(built, cls)
+    else:
+        built = cls.__new__(cls)
+    for name, value in values.items():
+        put(built, name, value)
+    hook = _hook_of(cls)
+    if hook is not None:
+        with suppress(Exception):  # it was content when the value was recorded; what it says now does not count
+            getattr(built, hook)()
+        for name, value in values.items():
+            put(built, name, value)
+    return built
 
 
 # --- pydantic models, rebuilt without validation ----------------------------------------------------------------------

@@ -330,8 +330,21 @@ def forms(write: Callable[[Omits], bytes], /) -> Iterator[bytes]:
         yield write(lambda cls, field, left_out=left_out: (cls, field) in left_out)
 
 
+def is_alike(value: Any, other: Any, /) -> bool:
+    """Tell whether two values are equal, or recorded alike where nothing says how they are written."""
+    if value == other:
+        return True
+    if isinstance(value, loaded("pydantic.main", "BaseModel")) and writes_itself(value.__class__):
+        return value.__class__ is other.__class__ and all(
+            is_alike(getattr(value, name), getattr(other, name)) for name in value.__class__.model_fields
+        )
+    return canonical(value, unordered=True) == canonical(other, unordered=True)
+
+
 def agrees(value: Any, recorded: Any, /) -> bool:
     """Tell whether a value is the recorded one, given as builtin types, but for fields that equal their defaults."""
+    if isinstance(value, msgspec.Struct):
+        return _struct_agrees(value, recorded)
     fields = fields_of(value.__class__)
     if fields is not None and isinstance(recorded, dict):
         shown = _shown(value)
@@ -350,6 +363,34 @@ def agrees(value: Any, recorded: Any, /) -> bool:
     plain = decode_any(encode_any(value))
     unordered = isinstance(value, set | frozenset)
     return canonical(plain, unordered) == canonical(recorded, unordered)
+
+
+def _struct_agrees(value: msgspec.Struct, recorded: Any) -> bool:
+    cls = value.__class__
+    config = cls.__struct_config__
+    known = _by_key(cls, recorded)
+    if known is None or (config.tag is not None and known.pop(config.tag_field, None) != config.tag):
+        return False
+    defaults = {field.name: field.default for field in fields_of(cls) or ()}
+    for name, key in zip(cls.__struct_fields__, cls.__struct_encode_fields__, strict=True):
+        item = getattr(value, name)
+        if key in known:
+            if not agrees(item, known.pop(key)):
+                return False
+        elif item is not msgspec.UNSET and canonical(item) != defaults.get(name):
+            return False
+    return not known
+
+
+def _by_key(cls: type[msgspec.Struct], recorded: Any) -> dict[Any, Any] | None:
+    """Return what is recorded of a Struct by the names that it is encoded with; it may be written as a list."""
+    if isinstance(recorded, dict):
+        return dict(cast("dict[Any, Any]", recorded))
+    if not isinstance(recorded, list):
+        return None
+    config, items = cls.__struct_config__, cast("list[Any]", recorded)
+    keys = [*([] if config.tag is None else [config.tag_field]), *cls.__struct_encode_fields__]
+    return dict(zip(keys, items, strict=False)) if len(items) <= len(keys) else None
 
 
 def _fields_agree(value: Any, held: dict[str, Any], fields: Sequence[Field], recorded: dict[Any, Any]) -> bool:

@@ -37,6 +37,7 @@ from perdure.core.journal import (
     Paused,
     Raised,
     Reject,
+    Released,
     Resolve,
     Resumed,
     RetryInvocation,
@@ -149,6 +150,7 @@ def from_journal(
     state: dict[str, Any] = {}
     known: dict[str, Any] = {}
     generation, begun_at = 0, start.due
+    stuck_at: str | None = None
     for frame in current(frames):
         if (retried := retry_in(frame)) is not None:
             generation, begun_at = retried.generation, retried.at
@@ -164,6 +166,8 @@ def from_journal(
                     steps[entry.n] = _ended(steps[entry.n], entry)
                 if entry.n in awakeables:
                     awakeables[entry.n] = replace(awakeables[entry.n], resolved=True)
+            elif isinstance(entry, Released):
+                stuck_at = entry.stuck_at
             elif isinstance(entry, Granted):
                 state.clear()
                 _change(state, entry.state)
@@ -178,7 +182,7 @@ def from_journal(
         current_step=open_steps[0] if open_steps and row.status not in SETTLED else None,
         state=state,
         awakeables=tuple(awakeables.values()),
-        waiting_for=_waiting_for(row, open_steps, known.get("paused_because"), served, key_holder),
+        waiting_for=_waiting_for(row, open_steps, known.get("paused_because"), served, key_holder, stuck_at),
         started_at=_first_claim(frames),
         deadline=None if start.timeout is None else _time(begun_at + start.timeout),
         retries=generation,
@@ -212,7 +216,12 @@ def _verb(message: Message) -> str:
 
 
 def _waiting_for(
-    row: Row, open_steps: Sequence[JournalStep], paused: str | None, served: bool | None, key_holder: str | None
+    row: Row,
+    open_steps: Sequence[JournalStep],
+    paused: str | None,
+    served: bool | None,
+    key_holder: str | None,
+    stuck_at: str | None,
 ) -> str | None:
     if row.status in SETTLED:
         return None
@@ -226,6 +235,8 @@ def _waiting_for(
         if served is None:
             return f"a worker that serves workflow {row.handler!r}, or a free slot of it"
         return "a free slot of a worker" if served else f"a worker that serves workflow {row.handler!r}"
+    if stuck_at is not None:
+        return f"something that nothing can bring: its body waits at {stuck_at}"
     more = len(open_steps) - WAITS_LIMIT
     waits = [_wait(step) for step in open_steps[:WAITS_LIMIT]] + ([f"{more} more"] if more > 0 else [])
     return ", ".join(waits) or None
@@ -242,8 +253,8 @@ def _begun(command: Command, at: float, awakeable: AwakeableInfo | None) -> Jour
     match command:
         case CallStep(n=n, name=name):
             return JournalStep(n, name, "pending", _time(at))
-        case SetTimer(n=n, due=due):
-            return JournalStep(n, "SLEEP", "pending", _time(at), due=_time(due))
+        case SetTimer(n=n, due=due, rest=rest):
+            return JournalStep(n, "REST" if rest else "SLEEP", "pending", _time(at), due=_time(due))
         case CallChild(n=n, start=child):
             return JournalStep(n, f"CHILD:{child.handler}", "pending", _time(at), invocation_id=child.id)
         case SendStart(n=n, start=sent):
@@ -312,4 +323,7 @@ def _mapping(value: Any) -> Mapping[str, Any]:
 
 
 def _time(at: float) -> datetime:
-    return datetime.fromtimestamp(at, UTC)
+    try:
+        return datetime.fromtimestamp(at, UTC)
+    except (OverflowError, ValueError):  # a release before took any number for a time; NaN for what no clock says
+        return datetime.max.replace(tzinfo=UTC) if at > 0 else datetime.min.replace(tzinfo=UTC)

@@ -10,6 +10,7 @@ import asyncio
 import os
 import secrets
 import warnings
+import weakref
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Collection, Mapping
 from typing import Any, Protocol, TypeVar, assert_never, cast, runtime_checkable
 
@@ -72,6 +73,7 @@ class Local(Operations):
 
     `name` is what texts call the store. `timeout` bounds how long a start or message waits to be accepted, in seconds;
     None leaves that to the store. `instead_of_backup` says what to use where the store does not copy itself.
+    `holds_resources` says that an open store has files, threads or connections: one that is never closed is warned of.
     """
 
     def __init__(
@@ -81,22 +83,19 @@ class Local(Operations):
         name: str = "the store",
         timeout: float | None = None,
         instead_of_backup: str = "copy what it is made of",
+        holds_resources: bool = False,
     ) -> None:
         self._make_store = make_store
         self._name = name
         self._timeout = timeout
         self._instead_of_backup = instead_of_backup
+        self._holds_resources = holds_resources
         self._store: Store | None = None
         self._closed = False
         self._opening: asyncio.Task[Store] | None = None
         self._sent = 0
         self._unserved: Unserved | None = None
-        self._pid = 0
-
-    def __del__(self, _warn: Any = warnings.warn) -> None:
-        if self._store is not None and self._pid == os.getpid():
-            text = f"unclosed client of {self._name}: leave its `async with`, or await client.aclose()"
-            _warn(text, ResourceWarning, source=self)
+        self._warning: weakref.finalize[Any, Any] | None = None
 
     # --- life ---------------------------------------------------------------------------------------------------------
     async def open(self) -> None:
@@ -104,6 +103,8 @@ class Local(Operations):
 
     async def aclose(self) -> None:
         self._closed = True
+        if self._warning is not None:
+            self._warning.detach()
         store, self._store = self._store, None
         opening, self._opening = self._opening, None
         if self._unserved is not None:
@@ -132,14 +133,23 @@ class Local(Operations):
             if opening.done():
                 raise
             opening.cancel()
-            text = f"{self._name} could not be opened within {self._timeout:g} s: see that it runs and can be reached"
-            raise StoreUnavailable(text) from None
+            raise self._not_opened() from None
+        except asyncio.CancelledError:
+            here = asyncio.current_task()
+            if not opening.cancelled() or (here is not None and here.cancelling()):
+                raise
+            self._check_open()
+            raise self._not_opened() from None  # another caller's time ran out
         finally:
-            if opening.done() and self._opening is opening:
+            if self._opening is opening and (opening.done() or opening.cancelling()):
                 self._opening = None
         self._check_open()
         self._store = store
         return store
+
+    def _not_opened(self) -> StoreUnavailable:
+        text = f"{self._name} could not be opened within {self._timeout:g} s: see that it runs and can be reached"
+        return StoreUnavailable(text)
 
     def _check_open(self) -> None:
         if self._closed:
@@ -149,7 +159,8 @@ class Local(Operations):
         store = self._make_store()
         await store.open()
         self._writer = secrets.token_hex(10)  # now rather than earlier: a forked child opens a store of its own
-        self._pid = os.getpid()
+        if self._holds_resources:
+            self._warning = weakref.finalize(self, _warn_of_unclosed, self._name, os.getpid())
         self._unserved = Unserved(store)
         return store
 
@@ -412,6 +423,13 @@ class Local(Operations):
         if not isinstance(store, HasBackup):
             raise StoreError(f"{self._name} makes no backup of itself: {self._instead_of_backup}")
         await store.backup(target)
+
+
+def _warn_of_unclosed(name: str, pid: int) -> None:
+    """Warn, as asyncio does, when operations are dropped, or the process ends, with the store open."""
+    if pid == os.getpid():
+        text = f"unclosed client of {name}: leave its `async with`, or await client.aclose()"
+        warnings.warn(text, ResourceWarning, stacklevel=2)
 
 
 async def store_behind(operations: Operations) -> Store:

@@ -55,6 +55,11 @@ class Attempt:
         context.run(current_step.set, info)
         self.task: asyncio.Task[bytes] = place.loop.create_task(self._run(info), name=work.name, context=context)
 
+    @property
+    def is_over(self) -> bool:
+        """Whether neither the task nor a thread of it runs any more."""
+        return not self.busy_threads and self.task.done()
+
     async def _run(self, info: StepInfo) -> bytes:
         work = self.work
         try:

@@ -14,10 +14,7 @@ import logging
 import os
 import secrets
 import sys
-import threading
-import time
-import traceback
-from collections import OrderedDict, deque
+from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Collection, Sequence
 from contextlib import AsyncExitStack
 from typing import Any, Protocol, Self
@@ -28,11 +25,15 @@ from perdure.authoring.workflow import Workflow
 from perdure.background import RateLimitedLog
 from perdure.core.failures import Failure, FailureTranslator, failure_of
 from perdure.core.journal import Start
+from perdure.core.retry import whole_number
 from perdure.core.turn import StubMaker, Turn
 from perdure.errors import InvalidOption, NameTaken, ServiceUnknown, StoreError, too_large
 from perdure.runtime.attempt import THREADS_LIMIT, Attempt
+from perdure.runtime.record import Writer
 from perdure.runtime.retention import Sweep
 from perdure.runtime.runner import Runner
+from perdure.runtime.slots import Slots
+from perdure.runtime.watch import DrainWatch
 from perdure.stores.port import LEASE_SECONDS, Delivery, Store
 
 CACHE_LIMIT = 1_000
@@ -43,9 +44,6 @@ READS_LIMIT = 50
 
 FIRST_FRAME_SECONDS = 0.1
 """How long the first frame of an invocation may be held back while its first steps run."""
-
-DRAIN_LIMIT_SECONDS = 1.0
-"""How long a body may run without awaiting before the worker reports it as blocking."""
 
 COLLECTOR_THRESHOLD = 10_000
 """Allocations between two young garbage collections while a worker runs, unless the program has set more. CPython's own
@@ -88,13 +86,10 @@ class Worker:
         partitions: Collection[int] | None = None,
         lease: float = LEASE_SECONDS,
     ) -> None:
-        if max_concurrent < 1:
-            raise InvalidOption(f"worker(max_concurrent={max_concurrent}): give at least 1")
-        if cache < 0:
-            raise InvalidOption(f"worker(cache={cache}): give at least 0")
-        self.name = secrets.token_hex(6)
-        self.python = f"{sys.version_info.major}.{sys.version_info.minor}"
-        self.hash_seed = os.environ.get("PYTHONHASHSEED", "random")
+        whole_number("worker(max_concurrent=…)", max_concurrent)
+        whole_number("worker(cache=…)", cache, least=0)
+        python = f"{sys.version_info.major}.{sys.version_info.minor}"
+        self.writer = Writer(secrets.token_hex(6), python, os.environ.get("PYTHONHASHSEED", "random"))
         self.always_replay = always_replay
         self.workflows = by_name(workflows)
         self.max_concurrent = max_concurrent
@@ -114,10 +109,7 @@ class Worker:
         self._scheduled: list[Runner] = []
         self._young: list[Runner] = []  # whose first frame is held back
         self._aging: list[Runner] = []  # ... since before the last look
-        self._slots_taken = 0
-        self._wanting_slot: deque[Runner] = deque()
-        self._waiting: OrderedDict[str, list[Delivery]] = OrderedDict()  # by id: a start without a slot, and its mail
-        self._pledged = 0  # starts asked of the store that have not come
+        self._slots: Slots[Runner] = Slots(max_concurrent)
         self._log = RateLimitedLog(log)
         self._pool: concurrent.futures.ThreadPoolExecutor | None = None
         self.reads = asyncio.Semaphore(READS_LIMIT)
@@ -162,7 +154,6 @@ class Worker:
         )
         parts.callback(self.subscription.close)
         parts.callback(self._forget_all)
-        self._pledged = 0
         self._ask()
         if self._retention is not None:
             parts.push_async_callback(Sweep(self.store, self._retention).stop)
@@ -182,8 +173,7 @@ class Worker:
         self._runners.clear()
         self._cached.clear()
         self._scheduled.clear()
-        self._wanting_slot.clear()
-        self._waiting.clear()
+        self._slots.forget()
 
     async def __aexit__(self, *_: object) -> None:
         await self.stop()
@@ -229,24 +219,21 @@ class Worker:
 
     # --- deliveries ---------------------------------------------------------------------------------------------------
     def _deliver(self, delivery: Delivery) -> None:
-        if isinstance(delivery.item, Start):
-            self._pledged = max(0, self._pledged - 1)
+        is_start = isinstance(delivery.item, Start)
+        if is_start:
+            self._slots.start_came()
         if not self._running:
             return
         runner = self._runners.get(delivery.id)
         if runner is not None:
             self._cached.pop(delivery.id, None)
             runner.take(delivery)
-        elif (waiting := self._waiting.get(delivery.id)) is not None:
-            waiting.append(delivery)
-        elif isinstance(delivery.item, Start) and self._slots_taken >= self.max_concurrent:
-            self._waiting[delivery.id] = [delivery]
-        else:
+        elif not self._slots.keep_waiting(delivery, is_start=is_start):
             self._admit(delivery)
 
     def _lost(self, id: str) -> None:
         """Close an invocation that another process has taken over: its steps are interrupted, unjournaled."""
-        self._waiting.pop(id, None)
+        self._slots.drop(id)
         runner = self._runners.pop(id, None)
         if runner is not None:
             self._cached.pop(id, None)
@@ -255,15 +242,12 @@ class Worker:
     def _admit(self, delivery: Delivery) -> None:
         runner = self._runners[delivery.id] = Runner(self, delivery)
         if isinstance(delivery.item, Start):
-            self._slots_taken += 1
-            runner.has_slot = True
+            self._slots.take(runner)
         runner.take(delivery)
 
     def _ask(self) -> None:
         """Ask the store for as many starts as there is room for."""
-        room = self.max_concurrent - self._slots_taken - self._pledged - len(self._waiting)
-        if room > 0 and self._running:
-            self._pledged += room
+        if self._running and (room := self._slots.ask()) > 0:
             self.subscription.request(room)
 
     # --- what runners ask ---------------------------------------------------------------------------------------------
@@ -304,25 +288,14 @@ class Worker:
 
     def acquire_slot(self, runner: Runner, /) -> bool:
         """Give a slot if one is free; otherwise `slot_granted` is called when one is."""
-        if self._slots_taken < self.max_concurrent:
-            self._slots_taken += 1
-            runner.has_slot = True
-            return True
-        if runner not in self._wanting_slot:
-            self._wanting_slot.append(runner)
-        return False
+        return self._slots.acquire(runner)
 
     def release_slot(self, runner: Runner, /) -> None:
-        runner.has_slot = False
-        self._slots_taken -= 1
-        while self._wanting_slot and self._slots_taken < self.max_concurrent and self._running:
-            waiting = self._wanting_slot.popleft()
-            if not waiting.closed:
-                self._slots_taken += 1
-                waiting.has_slot = True
-                waiting.slot_granted()
-        while self._waiting and self._slots_taken < self.max_concurrent and self._running:
-            start, *more = self._waiting.popitem(last=False)[1]
+        self._slots.release(runner)
+        while self._running and (waiting := self._slots.next_runner()) is not None:
+            waiting.slot_granted()
+        while self._running and (deliveries := self._slots.next_start()) is not None:
+            start, *more = deliveries
             self._admit(start)
             for delivery in more:
                 self._deliver(delivery)
@@ -428,54 +401,3 @@ def by_name(workflows: Sequence[Workflow[..., Any]]) -> dict[str, Workflow[..., 
                 raise NameTaken(text, name=name)
             named[name] = workflow
     return named
-
-
-class DrainWatch:
-    """Reports a body that blocks the loop, with its stack, from a thread of its own.
-
-    The loop only counts; the thread looks now and then, and sees the same count again if nothing has moved.
-    """
-
-    def __init__(self, limit: float = DRAIN_LIMIT_SECONDS) -> None:
-        self._limit = limit
-        self._loop_thread = threading.get_ident()
-        self._count = 0
-        self._current: Runner | None = None
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._look, name="perdure-watch", daemon=True)
-        self._thread.start()
-
-    def began(self, runner: Runner, /) -> None:
-        self._count += 1
-        self._current = runner
-
-    def ended(self) -> None:
-        self._current = None
-
-    def stop(self) -> None:
-        self._stop.set()
-        self._thread.join()
-
-    def _look(self) -> None:
-        seen, since, reported = 0, time.monotonic(), 0
-        while not self._stop.wait(self._limit / 4):
-            runner, count = self._current, self._count
-            if runner is None or count != seen:
-                seen, since = count, time.monotonic()
-            elif count != reported and time.monotonic() - since >= self._limit:
-                reported = count
-                try:
-                    self._report(runner)
-                except Exception:
-                    log.exception("a body that blocks could not be reported")
-
-    def _report(self, runner: Runner) -> None:
-        frame = sys._current_frames().get(self._loop_thread)  # pyright: ignore[reportPrivateUsage]  no other way to it
-        log.error(
-            "the body of invocation %s (%s) blocks the worker for more than %.1f s: make what it does a step, or "
-            "await it. It is here:\n%s",
-            runner.id,
-            runner.handler,
-            self._limit,
-            "".join(traceback.format_stack(frame)) if frame is not None else "(no stack)",
-        )

@@ -1,4 +1,4 @@
-"""The liveness invariant: whatever is not settled has something that brings it to a worker, or waits for the outside.
+"""The liveness invariant: every unsettled invocation has a delivery, a wake or a position, or waits for the outside.
 
 Checked by the memory store, in tests, before every write; and read by the janitor of the JetStream store. It reads
 journals, not the index, so that an index that says too little is found as well.
@@ -32,7 +32,7 @@ from perdure.stores.port import Key, Row
 
 @dataclass(frozen=True, slots=True)
 class Contents:
-    """What a store holds: its index, journals, queue, delayed starts, who has open messages, wakes; what it removed."""
+    """The contents of a store: index, journals, queue, delayed starts, open messages, wakes, keys, purged ids."""
 
     rows: Mapping[str, Row]
     journals: Mapping[str, list[Frame]]
@@ -85,7 +85,7 @@ class Waits:
 
 
 def breaches(contents: Contents, now: float) -> Iterator[str]:
-    """Say what nothing will ever bring about."""
+    """Name every invocation and key that nothing will ever move on."""
     for id, row in contents.rows.items():
         for breach in _breaches_of(id, row, contents, now):
             yield f"invocation {id} ({row.status}): {breach}"

@@ -33,6 +33,7 @@ from perdure.errors import Conflict, StoreClosed
 from perdure.stores.clock import Alarm, SystemClock, VirtualClock
 from perdure.stores.finite import check_finite, check_wake
 from perdure.stores.liveness import Contents, breaches
+from perdure.stores.local.canceller import Canceller
 from perdure.stores.local.dispatch import Dispatcher, Member, Page
 from perdure.stores.notices import Feed, Notices
 from perdure.stores.port import (
@@ -91,11 +92,11 @@ class MemoryStore:
         self._answers: dict[str, Answer] = {}
         self._mail: dict[str, set[str]] = {}  # ids of all messages that an invocation got
         # Invocations whose index is behind their journal, with what their last frame starts. Like all effects of a
-        # frame, these are done when the index is written; until then somebody may do them again.
+        # frame, these are done when the index is written; until then a worker may do them again.
         self._undone: dict[str, frozenset[str]] = {}
         self._wakes: dict[str, float] = {}
         self._keys: dict[str, Key] = {}
-        self._lines: dict[str, dict[tuple[str, int], int]] = {}  # by key: who waits, in order, with the sequence
+        self._lines: dict[str, dict[tuple[str, int], int]] = {}  # by key: waiting ids with their positions
         self._sequence = 0
         self._begin()
 
@@ -108,6 +109,7 @@ class MemoryStore:
         heapq.heapify(self._due)
         self._notices = Notices()
         self._dispatcher = Dispatcher(self._fetch, self._forget)
+        self._canceller = Canceller(self._dispatcher, self.clock, self._unbegun, self.commit)
         self._alarm = Alarm(self.clock, self._ring)
 
     def restart(self) -> None:
@@ -118,6 +120,7 @@ class MemoryStore:
     def _end(self, why: str) -> None:
         self._down = True
         self._alarm.cancel()
+        self._canceller.close()
         self._dispatcher.close()
         self._notices.fail(StoreClosed(f"memory: {why}"))
 
@@ -184,7 +187,7 @@ class MemoryStore:
 
     # --- keys ---------------------------------------------------------------------------------------------------------
     def _grant(self, name: str) -> None:
-        """Give a key that nobody holds to the first in its line."""
+        """Grant a free key to the first in its queue."""
         key, line = self._keys.get(name, Key()), self._lines.get(name)
         if key.holder is not None or not line:
             return
@@ -266,7 +269,19 @@ class MemoryStore:
         is_put_off = message.to in self._scheduled or self._waits_in_line(message.to)
         has_start_to_come = row.status in ("pending", "scheduled") and (is_put_off or message.to in self._queued)
         begun = not has_start_to_come or (is_put_off and settles_before_begin(message))
-        self._dispatcher.offer(Delivery(message.to, row.handler, message, attempt), begun=begun)
+        delivery = Delivery(message.to, row.handler, message, attempt)
+        if has_start_to_come and settles_before_begin(message) and self._canceller.take(delivery, begun=begun):
+            return
+        self._dispatcher.offer(delivery, begun=begun)
+
+    async def _unbegun(self, id: str) -> Start | None:
+        """Return the start of an invocation whose body cannot have begun: none before this process opened the store."""
+        if id in self._frames or id not in self._rows:
+            return None
+        if id in self._scheduled or self._waits_in_line(id):
+            return self._starts[id]
+        sequence, start = self._queued.get(id, (0, None))
+        return start if sequence > self._opened_at else None
 
     async def answer(self, message_id: str, /) -> Answer:
         self._check()
@@ -366,6 +381,7 @@ class MemoryStore:
             del self._wakes[id]
         if outcome is not None:
             self._scheduled.pop(id, None)  # cancelled before it was due
+            self._queued.pop(id, None)  # ... or before a worker had it
         for delivery in transition.acknowledge:
             self._forget(delivery)
         if outcome is not None:
@@ -478,7 +494,7 @@ class MemoryStore:
 
     @property
     def awaited(self) -> bool:
-        """Tell whether somebody waits for one invocation."""
+        """Tell whether a caller waits for one invocation."""
         return self._notices.awaited
 
     # --- for tests ----------------------------------------------------------------------------------------------------
@@ -506,7 +522,7 @@ class MemoryStore:
         self._dispatcher.repeat()
 
     def acknowledge_late(self, delivery: Delivery) -> None:
-        """Apply the acknowledgement of somebody who may not hold the delivery any more."""
+        """Apply the acknowledgement of a worker that may not hold the delivery any more."""
         self._forget(delivery)
 
     # --- inside -------------------------------------------------------------------------------------------------------

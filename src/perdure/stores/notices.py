@@ -1,4 +1,4 @@
-"""Who waits for what: outcomes of invocations, answers to messages and changes, pushed inside one process."""
+"""Pushes outcomes of invocations, answers to messages and changes to the callers in one process that wait for them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from perdure.core.journal import Answer, Outcome
 from perdure.stores.port import Filter, Row, matches
 
 CHANGES_LIMIT = 10_000
-"""Invocations whose change is kept for one reader that has not come for it. Of each only the last one is kept."""
+"""Changed invocations that are kept for one slow reader. It gets only the latest state of each."""
 
 T = TypeVar("T")
 
@@ -39,7 +39,7 @@ class _Waiting(asyncio.Future[T]):
 
 
 class Feed:
-    """The changes that one reader has not come for yet, bounded by keeping the newest of each invocation."""
+    """The unread changes of one reader: the latest of each invocation."""
 
     def __init__(self, filter: Filter, notices: Notices, number: int) -> None:
         self.filter = filter
@@ -71,7 +71,7 @@ class Feed:
 
     @property
     def awaited(self) -> bool:
-        """Tell whether somebody waits for a change now."""
+        """Tell whether a reader waits for a change now."""
         return self._waiting is not None and not self._waiting.done()
 
     def push(self, row: Row) -> None:
@@ -84,7 +84,7 @@ class Feed:
                 self._wake()
 
     def miss(self) -> None:
-        """Give up telling what changed: the reader reads the index instead."""
+        """Drop the changes: the reader reads the index instead."""
         self._missed = True
         self._changed.clear()
         self._wake()
@@ -112,11 +112,11 @@ class Notices:
         return _Waiting(self._outcomes, id)
 
     def is_watched(self, id: str) -> bool:
-        """Tell whether somebody waits for the outcome of an invocation."""
+        """Tell whether a caller waits for the outcome of an invocation."""
         return id in self._outcomes
 
     def is_awaited(self, message_id: str) -> bool:
-        """Tell whether somebody waits for the answer to a message."""
+        """Tell whether a caller waits for the answer to a message."""
         return message_id in self._answers
 
     def await_answer(self, message_id: str) -> asyncio.Future[Answer]:
@@ -150,15 +150,15 @@ class Notices:
 
     @property
     def watched(self) -> bool:
-        """Tell whether anybody wants to know of changes."""
+        """Tell whether there is any feed."""
         return bool(self._feeds)
 
     def wants(self, id: str) -> bool:
-        """Tell whether anybody wants to know of the changes of an invocation."""
+        """Tell whether any feed may want the changes of an invocation."""
         return None in self._feeds or id in self._feeds
 
     def changed(self, row: Row, made: int) -> None:
-        """Push a row to the first `made` feeds: whoever made his later has read the index since, and it is the past."""
+        """Push a row to the first `made` feeds: a reader with a later feed has read a newer index already."""
         for feeds in (self._feeds.get(row.id, ()), self._feeds.get(None, ())):
             for feed in feeds:
                 if feed.number <= made:
@@ -173,7 +173,7 @@ class Notices:
     # --- all of it ----------------------------------------------------------------------------------------------------
     @property
     def awaited(self) -> bool:
-        """Tell whether somebody waits for one invocation: for its outcome, or its next change."""
+        """Tell whether a caller waits for one invocation: for its outcome, or its next change."""
         return bool(self._outcomes) or any(
             feed.awaited for id, feeds in self._feeds.items() if id is not None for feed in feeds
         )

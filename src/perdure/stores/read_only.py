@@ -1,4 +1,4 @@
-"""What a store that is only looked at refuses, whatever kind of store it is."""
+"""What every read-only store refuses."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from perdure.stores.port import LEASE_SECONDS, Committed, Delivery, Transition
 
 
 class OnlyLooking:
-    """To be put before the class of a store: nothing is started, sent, written, served or removed through it."""
+    """Mixed in before the class of a store: refuses to start, send, write, serve and purge."""
 
     def _refuse_change(self, what: str) -> Never:
         """Raise `StoreReadOnly`, naming the store; `StoreClosed` if it is closed."""

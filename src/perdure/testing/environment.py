@@ -23,7 +23,8 @@ from perdure.authoring.workflow import Workflow
 from perdure.client import Client
 from perdure.connect import make_stub, translators_in_use, worker_of
 from perdure.core.retry import Duration, seconds
-from perdure.errors import InvalidOption, PerdureError, StoreClosed, StoreFull
+from perdure.core.values import is_alike, type_name
+from perdure.errors import InvalidOption, PerdureError, StoreClosed, StoreFull, Unencodable
 from perdure.handle import Handle
 from perdure.operations.local import Local
 from perdure.runtime.worker import Worker
@@ -74,6 +75,7 @@ class Environment:
         self._replay = replay
         self._fakes: dict[str, Callable[..., Any]] = {}
         self._faked: set[_Fake] = set()  # attempts of fakes that run now
+        self._compared: set[tuple[str, type]] = set()  # steps and the types of their results that came back equal
         self._faults: dict[int, Callable[[], None]] = {}  # by the number of the commit
         self._restart: asyncio.Task[None] | None = None
         self._stack = AsyncExitStack()
@@ -242,9 +244,9 @@ class Environment:
     def _replace(self, work: Work) -> Work:
         function = self._fakes.get(work.name)
         if function is None:
-            return work
+            return _Compared(work, self._compared) if isinstance(work, StepWork) else work
         if isinstance(work, StepWork):
-            return _FakeStep(work, function, self._faked)
+            return _FakeStep(work, function, self._faked, self._compared)
         return _FakeCall(work, function, self._faked) if isinstance(work, Answerable) else work
 
     async def _jump_when_stuck(self) -> None:
@@ -263,6 +265,37 @@ class Answerable(Work, Protocol):
     """A call of a service that a function can answer in its place."""
 
     async def answer_with(self, function: Callable[[Any], Any], /) -> bytes: ...
+
+
+def encoded(step: Step[..., Any], value: Any, compared: set[tuple[str, type]], /) -> bytes:
+    """Encode the result of a step, after proving once for each type that it comes back equal."""
+    payload = step.encode_result(value)
+    kind = cast("object", value).__class__
+    known = (step.name, kind)
+    if known not in compared:
+        returned = step.decode_result(payload)
+        if not is_alike(value, returned):
+            raise Unencodable(
+                f"the result of step {step.name!r} would not come back as it is: it is {value!r}, and comes back as "
+                f"{returned!r}: look for a hook or a serializer that changes it",
+                type=type_name(kind),
+            )
+        compared.add(known)
+    return payload
+
+
+class _Compared:
+    """A step's call whose result is proved to come back equal."""
+
+    def __init__(self, work: StepWork, compared: set[tuple[str, type]]) -> None:
+        self._work = work
+        self._compared = compared
+        self.name = work.name
+        self.retry = work.retry
+        self.timeout = work.timeout
+
+    async def run(self, host: StepHost, info: StepInfo, /) -> bytes:
+        return encoded(self._work.step, await self._work.call(host), self._compared)
 
 
 class _Fake:
@@ -294,15 +327,18 @@ class _Fake:
 
 
 class _FakeStep(_Fake):
-    def __init__(self, work: StepWork, function: Callable[..., Any], running: set[_Fake]) -> None:
+    def __init__(
+        self, work: StepWork, function: Callable[..., Any], running: set[_Fake], compared: set[tuple[str, type]]
+    ) -> None:
         super().__init__(work, function, running)
         self._work = work
+        self._compared = compared
 
     async def _call(self) -> bytes:
         value = self._function(*self._work.args, **self._work.kwargs)
         if inspect.isawaitable(value):
             value = await value
-        return self._work.step.encode_result(value)
+        return encoded(self._work.step, value, self._compared)
 
 
 class _FakeCall(_Fake):

@@ -23,10 +23,11 @@ class CallStep(Struct, frozen=True, array_like=True, gc=False, tag="step"):
 
 
 class SetTimer(Struct, frozen=True, array_like=True, gc=False, tag="timer"):
-    """Wake the body at `due`."""
+    """Wake the body at `due`. A `rest` is one that the body did not ask for, see core.resting."""
 
     n: int
     due: float
+    rest: bool = False
 
 
 class CallChild(Struct, frozen=True, array_like=True, gc=False, tag="child"):
@@ -114,6 +115,8 @@ def describe(command: Command | None, /) -> str:
             return "nothing"
         case CallStep(n=n, name=name, digest=of):
             return f"#{n} step {name!r} (arguments {of.hex()})"
+        case SetTimer(n=n, due=due, rest=True):
+            return f"#{n} rest until {due:.3f}"
         case SetTimer(n=n, due=due):
             return f"#{n} timer due at {due:.3f}"
         case CallChild(n=n, start=start):

@@ -37,13 +37,15 @@ class Granted(Struct, frozen=True, array_like=True, gc=False, tag="granted"):
 
 
 class Released(Struct, frozen=True, array_like=True, gc=False, tag="released"):
-    """The owner let go: nothing is in progress, whoever receives the next message may claim.
+    """The owner let go: nothing is in progress, and any worker that receives the next message may claim.
 
     `wake` is the earliest time at which something is due of itself: a timer, the next attempt, the time limit.
+    `stuck_at` is where the body waits, if nothing outstanding could let it go on.
     """
 
     at: float
     wake: float | None = None
+    stuck_at: str | None = None
 
 
 class Returned(Struct, frozen=True, array_like=True, gc=False, tag="returned"):

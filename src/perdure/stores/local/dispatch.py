@@ -1,7 +1,7 @@
-"""Who gets what in the stores of one process: starts by capacity, messages and wakes to whoever serves the handler.
+"""Dispatch in the stores of one process: starts by capacity, messages and wakes to a worker that serves the handler.
 
 Nothing here is durable. The store keeps starts, messages, wakes and claims in its tables; the dispatcher keeps only
-what is in somebody's hands (`custody`), and a bounded window of the start queue. When the process ends, the store's
+what workers hold (`custody`), and a bounded window of the start queue. When the process ends, the store's
 tables say what to deliver again; when one worker of several ends, `leave` does.
 """
 
@@ -63,6 +63,8 @@ class Line(Struct):
     refilling: asyncio.Task[None] | None = None
     missed: bool = False  # a start was queued while a refill was reading
     granted: list[Delivery] = []  # those that were granted their key meanwhile: it may have passed them
+    doubtful: int = 0  # starts up to this sequence may have been settled by the store: their journals are read first
+    reads_doubtful: bool = False  # ... as may those of the refill that reads
 
 
 class Dispatcher(custody.Custody[Hold]):
@@ -133,6 +135,8 @@ class Dispatcher(custody.Custody[Hold]):
         for member in [*self.members]:
             while member.open and member.credit > 0 and (line := self._next_line(member)) is not None:
                 delivery = self._as_seen(line.window.popleft())
+                if delivery.fresh and delivery.token <= line.doubtful:
+                    delivery = replace(delivery, fresh=False)
                 owner = self._owners.get(delivery.id)
                 if owner is None and not member.may_take(delivery):
                     self._offer_or_keep(delivery)
@@ -146,9 +150,35 @@ class Dispatcher(custody.Custody[Hold]):
                     if not line.whole and line.refilling is None:
                         line.refilling = asyncio.ensure_future(self._refill(handler, line))
 
+    # --- the store's own hands ----------------------------------------------------------------------------------------
+    def reserve(self, hands: Member, delivery: Delivery) -> bool:
+        """Give an invocation that has not begun into the hands of the store; false if a worker has, or may have, it."""
+        id = delivery.id
+        if id in self._owners or id in self._shaken or delivery.attempt > 1:
+            return False
+        line = self._line(delivery.handler)
+        line.doubtful = max(line.doubtful, line.last)
+        line.reads_doubtful = line.refilling is not None
+        self.hand(hands, delivery)
+        return True
+
+    def release(self, hands: Member, id: str, *, settled: bool) -> None:
+        """Take back what came for an invocation in the hands of the store, and all of it if that has not settled it."""
+        hold = hands.held.pop(id, None)
+        if hold is None:
+            return
+        self._owners.pop(id, None)
+        for delivery in hold.deliveries:
+            again = replace(delivery, attempt=delivery.attempt + 1, fresh=False)
+            if isinstance(delivery.item, Start):
+                self._line(delivery.handler).window.appendleft(again)
+            else:
+                self.offer(again, begun=settled)
+        self.pump()
+
     # --- messages and wakes -------------------------------------------------------------------------------------------
     def wake(self, delivery: Delivery) -> None:
-        """Deliver a wake that is due; for an invocation in somebody's hands, once he lets go without a new release."""
+        """Deliver a wake that is due; if a worker holds the invocation, once it lets go without a new release."""
         member = self._owners.get(delivery.id)
         if member is None:
             self.offer(delivery)
@@ -156,14 +186,14 @@ class Dispatcher(custody.Custody[Hold]):
             member.held[delivery.id].woken = True
 
     def holds(self, message: Message) -> bool:
-        """Tell whether a message is in somebody's hands, or waits for its invocation to begin."""
+        """Tell whether a worker holds a message, or it waits for its invocation to begin."""
         member = self._owners.get(message.to)
         held = member.held[message.to].deliveries if member is not None else self._parked.get(message.to, [])
         held = [*held, *self._declined.get(message.to, ())]
         return any(isinstance(each.item, Message) and each.item.id == message.id for each in held)
 
     def repeat(self) -> None:
-        """Deliver what is in hand once more to its holder."""
+        """Deliver once more all that workers hold."""
         for member in self.members:
             for hold in [*member.held.values()]:
                 for delivery in [*hold.deliveries]:
@@ -234,6 +264,7 @@ class Dispatcher(custody.Custody[Hold]):
             line.whole = page is not None and page.whole and not line.missed
         finally:
             line.refilling = None
+            line.reads_doubtful = False
             line.missed = False
             line.granted = []
         self.pump()
@@ -256,6 +287,8 @@ class Dispatcher(custody.Custody[Hold]):
             else:
                 line.window.append(delivery)
         line.last = max(line.last, page.last)
+        if line.reads_doubtful:
+            line.doubtful = line.last
         if line.granted:
             seen = {delivery.id for delivery in page.starts}
             line.granted = [delivery for delivery in line.granted if delivery.id not in seen]

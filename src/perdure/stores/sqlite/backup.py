@@ -2,25 +2,68 @@
 
 from __future__ import annotations
 
+import asyncio
+import concurrent.futures
 import os
 import sqlite3
 import stat
 import threading
 import time
-from contextlib import closing, suppress
+from collections.abc import Callable
+from contextlib import AbstractContextManager, closing, suppress
 
 from perdure.errors import StoreClosed, StoreError
 from perdure.stores.sqlite.faults import about, explained
 from perdure.stores.sqlite.file import connect
-from perdure.stores.sqlite.lock import NEW_FILE_MODE, SUFFIXES
+from perdure.stores.sqlite.lock import NEW_FILE_MODE, SUFFIXES, open_apart
 
 PIECE_PAGES = 256
-"""Pages that are copied at a time: 1 MiB. Between two pieces the disk is left to those who commit."""
+"""Pages that are copied at a time: 1 MiB. Between two pieces the disk is left to commits."""
 PAUSE_SHARE = 0.5
 """How long to pause after each piece, as a share of the time that the piece took."""
 
 
-def back_up(path: str, target: str, stop: threading.Event) -> None:
+Source = Callable[[], AbstractContextManager[sqlite3.Connection]]
+"""Connects to the file to copy. Leaving it raises if what was read is not one state of the file."""
+
+
+class Backups:
+    """The backups of one file that are under way."""
+
+    def __init__(self, path: str, source: Source | None = None) -> None:
+        self._path = path
+        self._source = source
+        self._running: dict[asyncio.Future[None], threading.Event] = {}
+
+    async def take(self, target: str) -> None:
+        """Copy one state of the file to `target`, which must not exist."""
+        stop = threading.Event()
+        target = os.path.abspath(os.path.expanduser(target))
+        # In a thread of its own: reads would wait for it in the reading thread.
+        pool = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="perdure-sqlite-backup")
+        work = asyncio.get_running_loop().run_in_executor(pool, back_up, self._path, target, stop, self._source)
+        self._running[work] = stop
+        try:
+            await asyncio.shield(work)
+        finally:
+            stop.set()
+            pool.shutdown(wait=False)
+            work.add_done_callback(self._ended)
+
+    def _ended(self, work: asyncio.Future[None]) -> None:
+        del self._running[work]
+        if not work.cancelled():
+            work.exception()  # its caller was told, or has given up
+
+    async def end(self) -> None:
+        """Give up all of them, and wait until they are gone."""
+        for stop in self._running.values():
+            stop.set()
+        if self._running:
+            await asyncio.wait([*self._running])
+
+
+def back_up(path: str, target: str, stop: threading.Event, source: Source | None = None) -> None:
     """Copy the database at `path` to a new file, which appears when it is whole. Runs in a thread of its own.
 
     The copy is the state at the beginning: a read transaction keeps it, so that commits go on beside it and the log
@@ -30,10 +73,10 @@ def back_up(path: str, target: str, stop: threading.Event) -> None:
     part = f"{target}.part-{os.getpid()}-{threading.get_ident()}"
     try:
         with explained(target):
-            descriptor = os.open(part, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, NEW_FILE_MODE)
+            descriptor = open_apart(part, os.O_CREAT | os.O_EXCL)
             try:
                 os.fchmod(descriptor, NEW_FILE_MODE)
-                _copy(path, part, descriptor, stop)
+                _copy(path, source or (lambda: closing(connect(path))), part, descriptor, stop)
                 os.fsync(descriptor)
             finally:
                 os.close(descriptor)
@@ -46,8 +89,8 @@ def back_up(path: str, target: str, stop: threading.Event) -> None:
             os.unlink(part)
 
 
-def _copy(path: str, part: str, descriptor: int, stop: threading.Event) -> None:
-    with closing(connect(path)) as source, closing(sqlite3.connect(part, isolation_level=None)) as copy:
+def _copy(path: str, connected: Source, part: str, descriptor: int, stop: threading.Event) -> None:
+    with connected() as source, closing(sqlite3.connect(part, isolation_level=None)) as copy:
         source.execute("BEGIN")
         source.execute("SELECT value FROM meta WHERE name = 'commit'").fetchone()  # from here on it is one state
         copy.execute("PRAGMA synchronous = OFF")

@@ -1,4 +1,4 @@
-"""What was read from the file, held against its checksum. Damage raises `StoreDamaged`, which names what is damaged."""
+"""Compares rows with their checksums. Damage raises `StoreDamaged`, which names the invocation and the row."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""What goes from the file to workers: queued starts, open messages, what is due, what a worker that ended had claimed.
+"""Delivers from the file to workers: queued starts, open messages, due wakes, and the claims of workers that ended.
 
-Runs on the loop. The file says what there is; `local.dispatch` keeps what workers have in hand. Whatever fails here is
+Runs on the loop. The file says what there is; `local.dispatch` keeps what workers have in hand. What fails here is
 logged and tried again, for as long as the store is open.
 """
 
@@ -13,11 +13,12 @@ from collections.abc import Awaitable, Callable, Collection, Sequence
 from typing import Any, TypeVar
 
 from perdure.background import Tasks
-from perdure.core.journal import Message, Start
+from perdure.core.journal import Message, Start, settles_before_begin
 from perdure.errors import StoreClosed, StoreError
 from perdure.stores.clock import Alarm, SystemClock
+from perdure.stores.local.canceller import Canceller
 from perdure.stores.local.dispatch import Dispatcher, Member, Page
-from perdure.stores.port import Delivery, Transition, Wake
+from perdure.stores.port import Committed, Delivery, Transition, Wake
 from perdure.stores.sql.index import LIVELY
 from perdure.stores.sqlite.aside import Aside
 from perdure.stores.sqlite.checked import message_of, start_of
@@ -27,14 +28,14 @@ from perdure.stores.sqlite.unit import Accept, Unit, may_be_routed
 T = TypeVar("T")
 
 RETRY_SECONDS = 1.0
-"""How long after a failure to read what is to be delivered it is read again."""
+"""How long to wait before a failed read is repeated."""
 DUE_BATCH_LIMIT = 1_000
 
 log = logging.getLogger("perdure.sqlite")
 
 
 class Deliveries:
-    """Hands out what the file holds. `last` is the last place that was given in the queue of starts."""
+    """Hands out what the file holds. `last` is the last position given in the queue of starts."""
 
     def __init__(
         self,
@@ -43,6 +44,7 @@ class Deliveries:
         read: Callable[[Callable[[sqlite3.Connection], Any]], Awaitable[Any]],
         enqueue: Callable[[Unit], asyncio.Future[Any]],
         aside: Aside,
+        commit: Callable[[Transition, Committed], None],
     ) -> None:
         self.dispatcher = Dispatcher(self._fetch, self._forget)
         self.last = 0
@@ -58,18 +60,20 @@ class Deliveries:
         self._ringing = False
         self._ring_again = False
         self._tasks = Tasks(log)
+        self._canceller = Canceller(self.dispatcher, clock, self._unbegun, commit)
 
     def open(self, last: int) -> None:
-        """Begin: starts up to place `last` were queued by a process that may have begun them."""
+        """Begin: starts up to position `last` were queued by a process that may have begun them."""
         self.last = self._opened_at = last
 
     def close(self) -> None:
         self._alarm.cancel()
+        self._canceller.close()
         self.dispatcher.close()
         for task in self._tasks:
             task.cancel()
 
-    def next_place(self) -> int:
+    def next_position(self) -> int:
         self.last += 1
         return self.last
 
@@ -85,7 +89,9 @@ class Deliveries:
             else:
                 self._wake_in_line(start)
         for message, handler, begun in unit.routes:
-            self._offer(Delivery(message.to, handler, message), begun=begun)
+            delivery = Delivery(message.to, handler, message)
+            if not (settles_before_begin(message) and self._cancels_unbegun(delivery, begun)):
+                self._offer(delivery, begun=begun)
         if unit.must_exist and not unit.routes:  # posted before, and answered perhaps
             self.unanswered.difference_update(message.id for message in unit.messages)
         if (transition := unit.transition) is not None:
@@ -168,7 +174,7 @@ class Deliveries:
             if not self.dispatcher.holds(message):
                 self._offer(Delivery(message.to, handler, message, attempt=2), begun=begun)
 
-    # --- what is damaged, or of a newer release -----------------------------------------------------------------------
+    # --- damaged rows, and those of a newer release -------------------------------------------------------------------
     def _offer(self, delivery: Delivery, *, begun: bool = True) -> None:
         if delivery.id not in self._aside:
             self.dispatcher.offer(delivery, begun=begun)
@@ -188,6 +194,21 @@ class Deliveries:
         except StoreError as error:
             self._aside.add(to, error)
             return None
+
+    # --- what is cancelled before it has begun ------------------------------------------------------------------------
+    def _cancels_unbegun(self, delivery: Delivery, begun: bool) -> bool:
+        return delivery.id not in self._aside and self._canceller.take(delivery, begun=begun)
+
+    async def _unbegun(self, id: str) -> Start | None:
+        """Return the start of an invocation whose body cannot have begun: none before this process opened the file."""
+        query = "SELECT status, sequence, revision, start, checksum FROM invocation WHERE id = ?"
+        row = await self._read(lambda db: db.execute(query, (id,)).fetchone())
+        if row is None or row[2] or row[0] not in ("scheduled", "pending"):
+            return None
+        is_queued = row[0] == "pending" and row[1] is not None
+        if is_queued and row[1] <= self._opened_at:
+            return None
+        return self._start(id, row[3], row[4])
 
     # --- what the dispatcher asks for ---------------------------------------------------------------------------------
     async def _fetch(self, handler: str, after: int, limit: int) -> Page:

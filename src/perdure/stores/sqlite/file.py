@@ -38,11 +38,12 @@ from perdure.stores.sqlite.schema import (
 )
 
 VERIFY_LIMIT_BYTES = 64 * 1024 * 1024
-"""Files up to this size are checked whole when they are opened; of larger ones, what is not settled."""
+"""Files up to this size are checked whole when they are opened; of larger ones, only unsettled invocations."""
 LOOK_LIMIT_BYTES = 16 * 1024 * 1024
 """Files up to this size are checked whole when they are opened only to be read: a quarter of a second."""
 HEADER_BYTES = 100
 """A database has at least these."""
+_TABLES = {"meta", "invocation", "frame", "message"}
 WITH_KEYS = 2
 """The first schema with keys."""
 
@@ -89,7 +90,7 @@ def decode(text: bytes) -> str:
 
 
 def refuse_lost(path: str) -> None:
-    """Refuse a file that is missing or empty, and was not: what is beside it says so."""
+    """Refuse a missing or empty file if those beside it say that it had commits."""
     if _size(path):
         return
     if remembered := remembered_commit(path):
@@ -98,6 +99,22 @@ def refuse_lost(path: str) -> None:
     if _size(path + "-wal"):
         lost = f"it is missing or empty, and its log {path}-wal is there: restore it"
         raise StoreDamaged(about(path, f"{lost}, or remove the log to begin anew"))
+
+
+def refuse_foreign(path: str) -> None:
+    """Refuse a file that is no database, or one of something else."""
+    if not _size(path):
+        return
+    check_size(path)
+    with explained(path), closing(connect_to_read(path, "&immutable=1")) as db:
+        try:
+            tables = {name for (name,) in db.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
+        except sqlite3.DatabaseError as error:
+            if getattr(error, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_NOTADB:
+                raise
+            return  # it may be written at this moment, or damaged: that is seen later
+        if tables and not tables >= _TABLES:
+            raise StoreError(about(path, "it is a database of something else: name another file"))
 
 
 def open_file(path: str, aside: Aside) -> Opened:
@@ -117,6 +134,7 @@ def open_file(path: str, aside: Aside) -> Opened:
                 _create(db)
             opened = read_meta(db, path)
             _migrate(db, opened)
+            _note_name(db, path)
             given = "SELECT max(sequence) FROM (SELECT sequence FROM invocation UNION ALL SELECT sequence FROM line)"
             opened.sequence = db.execute(given).fetchone()[0] or 0
             return opened
@@ -126,9 +144,28 @@ def _examine(path: str, remembered: int, aside: Aside) -> None:
     """See that a file is one of ours and whole, before anything is written: closing would merge its log into it."""
     with closing(connect_to_read(path)) as db:
         opened = read_meta(db, path)
+        _check_name(db, path)
         check_commit(path, opened, remembered)
         _check_log(path, opened)
         verify(db, path, aside, has_keys=opened.schema >= WITH_KEYS)
+
+
+def _check_name(db: sqlite3.Connection, path: str) -> None:
+    """Refuse a hard link to a file whose log was not merged: the log lies beside the name that was served."""
+    row = db.execute("SELECT value FROM meta WHERE name = 'name'").fetchone()
+    if row is None or not isinstance(row[0], bytes) or (name := os.fsdecode(row[0])) == path:
+        return
+    if _size(name + "-wal") and os.path.exists(name) and os.path.samefile(name, path):
+        text = f"it was last served as {name}, and its log {name}-wal is not merged: serve it once by that name"
+        raise StoreDamaged(about(path, text))
+
+
+def _note_name(db: sqlite3.Connection, path: str) -> None:
+    """Note the name by which a file is served, in the database itself: its log is seen by this name alone."""
+    name = os.fsencode(path)
+    if db.execute("SELECT value FROM meta WHERE name = 'name'").fetchone() != (name,):
+        db.execute("INSERT OR REPLACE INTO meta VALUES ('name', ?)", (name,))
+        db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
 
 
 def check_commit(path: str, opened: Opened, remembered: int) -> None:
@@ -219,7 +256,7 @@ def _run_script(db: sqlite3.Connection, script: str) -> None:
 
 def read_meta(db: sqlite3.Connection, path: str) -> Opened:
     tables = {name for (name,) in db.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
-    if not {"meta", "invocation", "frame", "message"} <= tables:
+    if not tables >= _TABLES:
         raise StoreError(about(path, "it is a database of something else: name another file"))
     meta = dict(cast("list[tuple[str, Any]]", db.execute("SELECT name, value FROM meta").fetchall()))
     if not isinstance(meta.get("schema"), int):
@@ -257,7 +294,7 @@ def remembered_commit(path: str) -> int:
 
 
 def verify(db: sqlite3.Connection, path: str, aside: Aside, *, has_keys: bool = True) -> None:
-    """Check every page and every row of a small file; of a large one, the keys and the rows of what is not settled.
+    """Check every page and every row of a small file; of a large one, the keys and unsettled invocations.
 
     Damage to pages refuses the file. A row that does not fit its checksum sets its invocation aside, and no other.
     """

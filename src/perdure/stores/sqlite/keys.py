@@ -1,7 +1,7 @@
-"""Keys in the file: who holds one, who waits for it, and its state. Runs in the writer's thread, in its transaction.
+"""Keys in the file: holder, queue and state. Runs in the writer's thread, in its transaction.
 
-The line of a key is rows, ordered by the sequence that their starts were given when they were queued. A start that
-waits has a place there and none in the queue of its handler (`invocation.sequence` is NULL); with the key it gets one.
+The queue of a key is the rows of `line`, ordered by the sequence that their starts were given. A start that waits has
+a position there and none in the queue of its handler (`invocation.sequence` is NULL); with the key it gets one.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def read_key(db: sqlite3.Connection, name: str) -> Key:
 
 
 class Keys:
-    """The changes of keys in one transaction at a time. `waiting` counts who waits, for keys seen in this process."""
+    """Changes keys, one transaction at a time. `waiting` counts the queues of the keys seen in this process."""
 
     def __init__(self, path: str, line_limit: int, aside: Aside) -> None:
         self._path = path
@@ -110,7 +110,7 @@ class Keys:
             self._count_less(release.key, left)
 
     def _grant(self, db: sqlite3.Connection, name: str, unit: Unit) -> None:
-        """Give a key that nobody holds to the first in its line."""
+        """Grant a free key to the first in its queue."""
         key = read_key(db, name)
         if key.holder is not None:
             return

@@ -24,6 +24,7 @@ from msgspec import Struct
 
 from perdure.errors import StoreDamaged, StoreError, StoreLocked, StoreReadOnly
 from perdure.stores.sqlite.faults import about, explained, is_busy, is_damage, quietly
+from perdure.stores.sqlite.file import refuse_foreign
 
 LOCK_AT = 1 << 62
 """The byte that all lock ranges share. SQLite's own locks are at 2**30."""
@@ -34,6 +35,7 @@ NEW_FILE_MODE = 0o600
 SUFFIXES = ("", "-wal", "-shm", "-commit", "-lock")
 """What is written beside the database, by its name."""
 
+STDERR = 2
 _RANGE = "hhqqi0q"  # struct flock: l_type, l_whence, l_start, l_len, l_pid
 _SHARED_FIRST, _SHARED_SIZE = 0x40000002, 510  # where SQLite puts shared and exclusive locks
 _Id = tuple[int, int]
@@ -56,7 +58,7 @@ def _id_of(status: os.stat_result) -> _Id:
 
 
 def _after_fork() -> None:
-    """Let go of what is the parent's. Closing in the child ends no lock of the parent."""
+    """Let go of the parent's descriptors. Closing them in the child ends no lock of the parent."""
     for use in _used.values():
         if use.descriptor is not None:
             os.close(use.descriptor)
@@ -83,6 +85,7 @@ class Lock:
         with explained(path), _mutex:
             lock = cls(path, _lock_file(path))
         try:
+            refuse_foreign(path)  # before anything is made beside it
             lock._beside = _lock_beside(path)
         except BaseException:
             lock.release()
@@ -152,7 +155,7 @@ def _lock_file(path: str) -> _Id:
         if use.served:
             raise _locked(path, os.getpid())
         if use.descriptor is None:
-            use.descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+            use.descriptor = open_apart(path)
         opened = _id_of(os.fstat(use.descriptor))
         if opened != id:  # another file took the name meanwhile
             os.close(use.descriptor)
@@ -171,7 +174,7 @@ def _made(path: str) -> os.stat_result:
     """Return the status of a file; make an empty one if there is none."""
     with suppress(FileExistsError):
         if not os.path.exists(path):
-            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, NEW_FILE_MODE)
+            descriptor = open_apart(path, os.O_CREAT | os.O_EXCL)
             try:
                 os.fchmod(descriptor, NEW_FILE_MODE)  # whatever the umask
             finally:
@@ -203,8 +206,22 @@ def _owner_of(descriptor: int) -> int:
 
 def _locked(path: str, pid: int) -> StoreLocked:
     owner = f"process {pid}" if pid else "another process"
-    text = f"it is served already, by {owner}: stop that one, or open the file with read_only=True to look at it"
+    text = f"stop the process that serves it, or look at it with read_only=True; it is served already, by {owner}"
     return StoreLocked(about(path, text), pid=pid)
+
+
+def open_apart(path: str, flags: int = 0) -> int:
+    """Open a file to read and write it, by a descriptor that is none of the standard streams.
+
+    Where those are closed the next file gets their numbers, and what a library writes to stderr would go into it.
+    """
+    descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC | flags, NEW_FILE_MODE)
+    if descriptor > STDERR:
+        return descriptor
+    try:
+        return fcntl.fcntl(descriptor, fcntl.F_DUPFD_CLOEXEC, STDERR + 1)
+    finally:
+        os.close(descriptor)
 
 
 # --- beside the file --------------------------------------------------------------------------------------------------
@@ -252,7 +269,7 @@ def make_beside(path: str, suffix: str) -> None:
     """Make a file beside the database, with the mode and, as root, the owner of the database."""
     with explained(path + suffix), suppress(FileExistsError):
         like = os.stat(path)
-        descriptor = os.open(path + suffix, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, NEW_FILE_MODE)
+        descriptor = open_apart(path + suffix, os.O_CREAT | os.O_EXCL)
         try:
             if os.geteuid() == 0:
                 os.fchown(descriptor, like.st_uid, like.st_gid)
@@ -293,7 +310,7 @@ def _not_writable(path: str, what: str, each: str) -> StoreReadOnly:
     with suppress(OSError):
         if os.statvfs(each).f_flag & os.ST_RDONLY:
             return StoreReadOnly(about(path, f"{what} is on a file system that is mounted read-only: remount it"))
-    owner = "somebody else"
+    owner = "another user"
     with suppress(OSError):
         status = os.stat(each)
         owner = f"{_user(status.st_uid)}, with mode {stat.S_IMODE(status.st_mode):04o}"

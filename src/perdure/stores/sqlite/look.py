@@ -1,8 +1,8 @@
-"""Opening a file only to read it, whoever serves it meanwhile. Nothing of it is written, and no file is left beside it.
+"""Opening a file only to read it, also while it is served. Nothing is written, and no file is left beside it.
 
-A connection to a file that nobody has open would make its -wal and -shm, which may then belong to a user that the
-service is not. So a file without a log is read as one that nobody writes (`immutable`), until a log appears; and a log
-without its -shm, as a crash of the machine leaves it, is read in a copy.
+The first connection to a file makes its -wal and -shm, which then belong to the user who looks, and the service cannot
+write them. So a file without a log is read as `immutable` until a log appears; and a log without its -shm, as a crash
+of the machine leaves it, is read in a copy.
 """
 
 from __future__ import annotations
@@ -11,6 +11,8 @@ import os
 import shutil
 import sqlite3
 import tempfile
+from collections.abc import Generator
+from contextlib import contextmanager
 from pathlib import Path
 
 from perdure.errors import StoreError
@@ -134,3 +136,16 @@ class Look:
         for suffix in ("", "-wal"):
             shutil.copyfile(self.path + suffix, copy + suffix)
         return copy
+
+
+@contextmanager
+def looked_at(path: str) -> Generator[sqlite3.Connection]:
+    """Connect to a file to copy it. Raises if a service opened, closed or replaced it meanwhile."""
+    look = Look(path, Aside(path))
+    try:
+        look.open()
+        yield look.current()
+        if not look.is_current:
+            raise StoreError(about(path, "a worker opened or closed it while it was copied: try again"))
+    finally:
+        look.close()

@@ -10,6 +10,7 @@ import concurrent.futures
 import os
 import sqlite3
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, Never, Protocol, TypeVar
 
 from perdure.core.journal import Answer, Message, Outcome, Start, decode_frame, known_status
@@ -21,11 +22,12 @@ from perdure.stores.port import LINE_LIMIT, PAYLOAD_LIMIT_BYTES, Counts, Filter,
 from perdure.stores.read_only import OnlyLooking
 from perdure.stores.sql.index import COUNTS, counts_of, query_of
 from perdure.stores.sqlite.aside import Aside
+from perdure.stores.sqlite.backup import Backups
 from perdure.stores.sqlite.checked import ROW, check_frames, damaged, last_frame_of, message_of, row_of, start_of
 from perdure.stores.sqlite.faults import Mismatch, about, explained
 from perdure.stores.sqlite.file import connect
 from perdure.stores.sqlite.keys import read_key
-from perdure.stores.sqlite.look import Look
+from perdure.stores.sqlite.look import Look, looked_at
 
 T = TypeVar("T")
 
@@ -264,6 +266,7 @@ class SqliteView(OnlyLooking, SqliteReader):
     """A file that is only looked at, also while another process serves it. It takes no lock and has no writer."""
 
     async def open(self) -> None:
+        self._backups = Backups(self.path, partial(looked_at, self.path))
         look = Look(self.path, self._aside)
         try:
             opened = await self._reading.run(look.open)
@@ -277,7 +280,13 @@ class SqliteView(OnlyLooking, SqliteReader):
     async def aclose(self) -> None:
         if self._open:
             self._open = False
+            await self._backups.end()
             await self._reading.close()
+
+    async def backup(self, target: str, /) -> None:
+        """Copy one state of the file to `target`, which must not exist; another process may serve it meanwhile."""
+        self._check()
+        await self._backups.take(target)
 
     def watch(self, id: str, /) -> asyncio.Future[Outcome]:
         self._refuse_change("nothing is told when an invocation ends: describe it")

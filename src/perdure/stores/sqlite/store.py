@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import concurrent.futures
 import logging
 import os
-import threading
 from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
@@ -26,7 +24,7 @@ from perdure.stores.port import (
     Transition,
 )
 from perdure.stores.sql.index import SETTLED
-from perdure.stores.sqlite.backup import back_up
+from perdure.stores.sqlite.backup import Backups
 from perdure.stores.sqlite.checked import ROW
 from perdure.stores.sqlite.deliveries import Deliveries
 from perdure.stores.sqlite.faults import about, explained
@@ -52,13 +50,13 @@ class SqliteStore(SqliteReader):
     def __init__(self, path: str, *, payload_limit: int = PAYLOAD_LIMIT_BYTES, line_limit: int = LINE_LIMIT) -> None:
         super().__init__(path, payload_limit=payload_limit, line_limit=line_limit)
         self._notices = Notices()
-        self._deliveries = Deliveries(self.path, self.clock, self._read, self._enqueue, self._aside)
+        self._deliveries = Deliveries(self.path, self.clock, self._read, self._enqueue, self._aside, self.commit)
         self._changed: dict[str, None] = {}  # ids of rows whose change a reader waits for, in order
         self._telling = False
         self._units: list[Unit] = []
         self._flush_scheduled = False
         self._tasks = Tasks(log)
-        self._backups: dict[asyncio.Future[None], threading.Event] = {}
+        self._backups = Backups(self.path)
 
     # --- life ---------------------------------------------------------------------------------------------------------
     async def open(self) -> None:
@@ -115,7 +113,7 @@ class SqliteStore(SqliteReader):
         self._flush()
         self._open = False
         self._deliveries.close()
-        await self._end_backups()
+        await self._backups.end()
         await self._loop.run_in_executor(None, self._writer.close)
         self._notices.fail(StoreClosed(about(self.path, "the store is closed")))
         await self._release_files()
@@ -162,7 +160,7 @@ class SqliteStore(SqliteReader):
         if effects.wake is not None:
             check_wake(transition.id, effects.wake)
         if effects.enlist is not None:
-            unit.place = self._deliveries.next_place()
+            unit.place = self._deliveries.next_position()
         for delivery in transition.acknowledge:
             if type(delivery.item) is Message:
                 unit.done_messages = (*unit.done_messages, delivery.item.id)
@@ -173,7 +171,7 @@ class SqliteStore(SqliteReader):
         check_finite(data, start)
         if start.due > self.clock.now():
             return Accept(start, data, "scheduled", 0)
-        return Accept(start, data, "pending", self._deliveries.next_place())
+        return Accept(start, data, "pending", self._deliveries.next_position())
 
     def _enqueue(self, unit: Unit) -> asyncio.Future[Any]:
         unit.future = future = self._loop.create_future()
@@ -233,7 +231,7 @@ class SqliteStore(SqliteReader):
 
     # --- changes ------------------------------------------------------------------------------------------------------
     def _note_changes(self, units: Sequence[Unit]) -> None:
-        """Have the rows that changed told to who watches them. They are read again: a unit holds only part of them."""
+        """Push the rows that changed to their feeds. They are read again: a unit holds only part of them."""
         for unit in units:
             if unit.error is None:
                 ids = [accept.start.id for accept in unit.accepts if accept.new]
@@ -328,28 +326,7 @@ class SqliteStore(SqliteReader):
     async def backup(self, target: str, /) -> None:
         """Copy one state of the file to `target`, which must not exist, while it is served."""
         self._check()
-        stop = threading.Event()
-        # In a thread of its own: reads would wait for it in the reading thread.
-        pool = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="perdure-sqlite-backup")
-        work = self._loop.run_in_executor(pool, back_up, self.path, os.path.abspath(os.path.expanduser(target)), stop)
-        self._backups[work] = stop
-        try:
-            await asyncio.shield(work)
-        finally:
-            stop.set()
-            pool.shutdown(wait=False)
-            work.add_done_callback(self._backup_ended)
-
-    def _backup_ended(self, work: asyncio.Future[None]) -> None:
-        del self._backups[work]
-        if not work.cancelled():
-            work.exception()  # its caller was told, or has given up
-
-    async def _end_backups(self) -> None:
-        for stop in self._backups.values():
-            stop.set()
-        if self._backups:
-            await asyncio.wait([*self._backups])
+        await self._backups.take(target)
 
 
 # Named, since SQLite would rather sort all that has ever settled, for each piece of a sweep.

@@ -14,7 +14,7 @@ from perdure.stores.port import Committed, Transition
 
 
 class Accept(Struct):
-    """A start with the status and place that it will have."""
+    """A start with the status and position that it will have."""
 
     start: Start
     data: bytes
@@ -23,7 +23,7 @@ class Accept(Struct):
     new: bool = True
 
 
-def _tell_nobody(revision: int, error: Exception | None) -> None:
+def _ignore(revision: int, error: Exception | None) -> None:
     pass
 
 
@@ -41,7 +41,7 @@ class Unit(Struct, eq=False):
     strict: bool = False
     transition: Transition | None = None
     ended: bool = False
-    told: Committed = _tell_nobody
+    told: Committed = _ignore
     frame: bytes | None = None
     messages: Sequence[Message] = ()
     must_exist: bool = False
@@ -72,7 +72,7 @@ class Unit(Struct, eq=False):
 
 
 def may_be_routed(message: Message, status: Status, sequence: int | None) -> bool:
-    """Tell whether a message can go to a worker before its invocation's start has: who is put off can be cancelled."""
+    """Tell whether a message can go to a worker before the start: an invocation that is put off can be cancelled."""
     is_put_off = status == "scheduled" or (status == "pending" and sequence is None)
     return status not in ("pending", "scheduled") or (is_put_off and settles_before_begin(message))
 

@@ -31,7 +31,7 @@ from perdure.stores.sql.index import SETTLED
 from perdure.stores.sqlite.faults import Mismatch, about, explain, quietly
 from perdure.stores.sqlite.file import Opened, connect, side_file
 from perdure.stores.sqlite.keys import Keys, deadline_in_line
-from perdure.stores.sqlite.lock import make_beside
+from perdure.stores.sqlite.lock import make_beside, open_apart
 from perdure.stores.sqlite.place import Place
 from perdure.stores.sqlite.schema import NO_TIME, NOTHING_OPEN, answer_checksum, frame_checksum, state_checksum
 from perdure.stores.sqlite.unit import Accept, Unit, conflict, may_be_routed
@@ -74,7 +74,7 @@ class Writer:
         self._tails: dict[str, int] = {}  # the revision of each journal that is being written
         self._db = connect(path)
         make_beside(path, "-commit")
-        self._side = os.open(side_file(path), os.O_RDWR | os.O_CLOEXEC)
+        self._side = open_apart(side_file(path))
         os.truncate(self._side, os.pwrite(self._side, b"%020d\n" % self._number, 0))
         self._place = Place(path, opened.secret)
         # A process that ends without closing its store must end: what is not committed was not acknowledged.
@@ -169,7 +169,7 @@ class Writer:
                 self._recover([unit], error)
 
     def _recover(self, batch: list[Unit], error: Exception) -> None:
-        """After a failed write nothing that SQLite holds in memory is trusted: close, open again, see what is there."""
+        """After a failed write, trust nothing that SQLite holds in memory: reopen, and read the commit number."""
         expected = self._number + 1
         with quietly():
             self._db.rollback()
@@ -194,7 +194,7 @@ class Writer:
         try:
             _apply(db, batch, now, self._tails, self._keys, alone=alone)
             for unit in batch:
-                if unit.purge:  # after everything else: a message that comes in this transaction keeps whom it is for
+                if unit.purge:  # after everything else: a message of this transaction keeps its invocation
                     unit.purged = _purge(db, unit.purge)
             db.execute("UPDATE meta SET value = ? WHERE name = 'commit'", (self._number + 1,))
             db.execute("COMMIT")
@@ -227,7 +227,7 @@ def _apply(
 ) -> None:
     """Write the units of a batch: frames first, what follows from them, acknowledgements last.
 
-    Ids that nobody chose are taken to be new; when one is not, the unit is written again `alone`, and looks.
+    Generated ids are taken to be new; if one is not, the unit is written again `alone`, and looks.
     """
     frames: list[_FrameRow] = []
     changes: list[tuple[Any, ...]] = []
@@ -367,7 +367,7 @@ def _insert_frames(db: sqlite3.Connection, frames: Sequence[_FrameRow], tails: M
 
 
 def _is_new(db: sqlite3.Connection, seen: dict[str, bytes], unit: Unit, start: Start) -> bool:
-    """Tell whether an id that may exist is new; one that exists with another input is an error to who chose it."""
+    """Tell whether an id that may exist is new; one that exists with another input is an error."""
     identity = identity_of(start)
     known = seen.get(start.id)
     if known is None:

@@ -1,6 +1,6 @@
 """Programs that pass a class to a step, a child, a send and the state, before and after the class got a new field.
 
-`python -m tests.testing.new_fields FOLDER` exports the histories of those before: those in `golden_fields` were written
+`python -m tests.core.new_fields FOLDER` exports the histories of those before: those in `golden_fields` were written
 by a release whose digests counted every field.
 """
 

@@ -1,0 +1,76 @@
+"""Which command's failure an exception is, or comes of: a retry begins there."""
+
+from __future__ import annotations
+
+import sys
+from typing import cast
+
+SWEPT_AT = 64
+"""Failures that are kept before those that nothing refers to any more are dropped."""
+
+KEPT_LIMIT = 10_000
+"""Failures that are kept at most. Beyond it the oldest are forgotten: a retry does not begin at them."""
+
+
+class Causes:
+    """Remembers which exceptions were raised into a body, as long as the body can still raise them."""
+
+    __slots__ = ("_known", "_sweep_at")
+
+    def __init__(self) -> None:
+        self._known: dict[int, tuple[BaseException, int]] = {}  # by id, which holds as long as the exception is kept
+        self._sweep_at = SWEPT_AT
+
+    def __len__(self) -> int:
+        return len(self._known)
+
+    def add(self, error: BaseException, n: int, /) -> None:
+        """Remember that an exception is the failure of command `n`."""
+        if len(self._known) >= self._sweep_at:
+            self._sweep()
+        self._known[id(error)] = (error, n)
+
+    def of(self, error: BaseException, /) -> list[int]:
+        """Return the command whose failure `error` is, or comes of; the commands, if it is a group of several."""
+        return self._of(error, set())
+
+    def clear(self) -> None:
+        self._known.clear()
+
+    def _of(self, error: BaseException, seen: set[int]) -> list[int]:
+        todo: list[BaseException | None] = [error]
+        while todo:
+            one = todo.pop(0)
+            if one is None or id(one) in seen:
+                continue
+            seen.add(id(one))
+            if id(one) in self._known:
+                return [self._known[id(one)][1]]
+            if isinstance(one, BaseExceptionGroup):
+                members = cast("BaseExceptionGroup[BaseException]", one).exceptions
+                if causes := [n for member in members for n in self._of(member, seen)]:
+                    return causes
+            todo += [one.__cause__, one.__context__]
+        return []
+
+    def _sweep(self) -> None:
+        """Drop what only this object refers to: the body has let go of it, and cannot raise it any more."""
+        held = [*self._known.values()]
+        self._known.clear()
+        while held:
+            error, n = held.pop()
+            if sys.getrefcount(error) > _OURS and len(self._known) < KEPT_LIMIT:
+                self._known[id(error)] = (error, n)
+        self._known = dict(reversed(self._known.items()))
+        self._sweep_at = 2 * len(self._known) + SWEPT_AT
+
+
+def _references() -> int:
+    """Count the references to an exception that `_sweep` alone refers to."""
+    held = [(BaseException(), 0)]
+    while held:
+        error, _ = held.pop()
+    return sys.getrefcount(error)  # pyright: ignore[reportPossiblyUnboundVariable]
+
+
+_OURS = _references()

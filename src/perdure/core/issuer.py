@@ -1,0 +1,355 @@
+"""What a body asks for: commands, numbered in the order issued, checked against the journal on replay.
+
+All of it is called from inside a drain, by the body or by its loop. It starts nothing and ends nothing: what is asked
+for waits in `pending`, and belongs into the next frame. How facts reach the body is for the turn.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from asyncio import events
+from collections import deque
+from collections.abc import Callable
+from math import inf
+from random import Random
+from typing import Any, cast
+
+from msgspec.structs import replace
+
+from perdure.core.context import BodyContext
+from perdure.core.ids import awakeable_id, derived_id
+from perdure.core.journal import (
+    Answering,
+    Arguments,
+    CallChild,
+    CallStep,
+    Command,
+    MarkPatch,
+    OpenAwakeable,
+    Parent,
+    SendStart,
+    SetTimer,
+    Start,
+    changed_arguments,
+    describe,
+    repeats,
+)
+from perdure.core.loop import Future, Loop
+from perdure.core.pending import Pending, Ready
+from perdure.core.recorded import Divergence
+from perdure.core.retry import DURATION_LIMIT_SECONDS
+from perdure.errors import CalledOutsideWorkflow, InvalidOption, LimitExceeded, TurnClosed, too_large
+
+COMMANDS_PER_DRAIN_LIMIT = 100_000
+"""Commands that a body may issue between two waits; beyond it the body is most likely in an endless loop."""
+
+
+class CommandFuture(Future[Any]):
+    """The future of a step or child. Like a Task's, its `cancel` asks; the end comes when the journal says so.
+
+    `answer` is that end, if the future was asked to end: a child may have completed all the same.
+    """
+
+    __slots__ = ("answer", "n")
+    n: int
+    answer: Answering | None
+    message: Any = None  # of the first cancellation: libraries know their own by it
+
+    def cancel(self, msg: Any | None = None) -> bool:
+        if self.done():
+            return False
+        if cast("Issuer", cast("Loop", self.get_loop()).host).cancel_command(self.n):
+            self.message = msg
+        return True
+
+    def end(self) -> None:
+        """End as cancelled, with the message of what asked for it."""
+        super().cancel(self.message)
+
+
+StubMaker = Callable[[Any, Any, Any, Any], Any]
+"""Makes a stub of a class, for a turn, with a retry policy and a timeout."""
+
+
+class Issuer:
+    """Issues the commands of one body. `secret` signs the ids of awakeables, `stubs` and `context` make those."""
+
+    __slots__ = (
+        "_boundaries",
+        "_context",
+        "_issued",
+        "_issued_in_drain",
+        "_open_ended",
+        "_patches",
+        "_payload_limit",
+        "_random",
+        "_ready",
+        "_recorded",
+        "_recorded_state",
+        "_secret",
+        "_stubs",
+        "_timers",
+        "divergence",
+        "generation",
+        "loop",
+        "pending",
+        "start",
+        "state",
+        "unseen",
+    )
+
+    def __init__(
+        self,
+        start: Start,
+        *,
+        secret: bytes,
+        generation: int,
+        stubs: StubMaker | None,
+        context: Callable[[Any], BodyContext] | None,
+        payload_limit: int | None,
+    ) -> None:
+        self.start = start
+        self.generation = generation
+        self.loop = Loop(self, start.due, salt=start.seed & 0xFFFF_FFFF)
+        self.pending: dict[int, Pending] = {}
+        self.state: dict[str, bytes] = {}
+        self.divergence: Divergence | None = None
+        self.unseen: list[dict[str, Any]] = []
+        self._secret = secret
+        self._stubs = stubs
+        self._context = context
+        self._payload_limit = payload_limit
+        self._boundaries: list[tuple[int, int]] = []  # from which command on a later generation issues
+        self._open_ended = False  # the replay ends where its recorded commands end, and the body may go on
+        self._issued = 0
+        self._issued_in_drain = 0
+        self._ready = Ready()
+        self._recorded: deque[Command] | None = None
+        self._recorded_state: dict[str, bytes | None] = {}
+        self._timers: dict[int, int] = {}  # id of a TimerHandle -> command
+        self._patches: dict[str, bool] = {}
+        self._random: Random | None = None
+
+    @property
+    def context(self) -> BodyContext:
+        """What the body is given, made by what the runtime gave for that."""
+        assert self._context is not None, "this turn was made without contexts"
+        return self._context(self)
+
+    # --- what the body asks for (called from inside the drain) --------------------------------------------------------
+    def call_step(
+        self,
+        name: str,
+        digest: bytes,
+        decode: Callable[[bytes], Any],
+        work: object,
+        checks: bytes = b"",
+        given: Arguments | None = None,
+    ) -> asyncio.Future[Any]:
+        """Issue a step; its future ends as the journal says."""
+        if self.loop.closed or self.loop.stopped:
+            return self._nothing()
+        command = CallStep(self._next(), name, digest, checks)
+        self._issue(command, given)
+        return self._await_answer(command, decode, work)
+
+    @property
+    def keys_held(self) -> tuple[str, ...]:
+        """The keys that this invocation and its ancestors hold: a child that needs one would wait for ever."""
+        start = self.start
+        return start.held if start.key is None else (*start.held, start.key)
+
+    def call_child(
+        self, start: Callable[[str, Parent], Start], decode: Callable[[bytes], Any], given: Arguments | None = None
+    ) -> asyncio.Future[Any]:
+        """Issue a child; `start` makes its start from the id derived for it, and from who waits for it."""
+        if self.loop.closed or self.loop.stopped:
+            return self._nothing()
+        n = self._next()
+        generation = self._generation_of(n)
+        parent = Parent(self.start.id, generation, n)
+        command = CallChild(n, start(derived_id(self.start.id, generation, n), parent))
+        self._check_size(f"the input of child {command.start.handler!r}", command.start.input)
+        self._issue(command, given)
+        return self._await_answer(command, decode, None)
+
+    def send(self, start: Callable[[str], Start], given: Arguments | None = None) -> str:
+        """Issue a one-way start, and return its id."""
+        n = self._next()
+        sent = start(derived_id(self.start.id, self._generation_of(n), n))
+        command = SendStart(n, replace(sent, sender=self.start.id))
+        self._check_size(f"the input of what is sent to {command.start.handler!r}", command.start.input)
+        self._issue(command, given)
+        return command.start.id
+
+    def open_awakeable(self, decode: Callable[[bytes], Any]) -> tuple[str, asyncio.Future[Any]]:
+        """Issue an awakeable, and return its id and its future."""
+        n = self._next()
+        command = OpenAwakeable(n)
+        self._issue(command)
+        future = Future[Any](loop=self.loop)
+        generation = self._generation_of(n)
+        self.pending[n] = Pending(command, future, decode, generation=generation)
+        return self.name_awakeable(generation, n), future
+
+    def name_awakeable(self, generation: int, n: int) -> str:
+        """Return the id of an awakeable: a replay elsewhere, without the store's secret, brings the ids along."""
+        return awakeable_id(self.start.id, generation, n, self._secret)
+
+    def patched(self, name: str) -> bool:
+        """Tell whether this invocation had the change `name` when it first passed this point."""
+        known = self._patches.get(name)
+        if known is None:
+            recorded = self._recorded
+            if recorded is None or (self._open_ended and not recorded):
+                known = True
+            else:
+                known = bool(recorded) and recorded[0] == MarkPatch(self._issued, name)
+            if known:
+                self._issue(MarkPatch(self._next(), name))
+            self._patches[name] = known
+        return known
+
+    def set_state(self, name: str, value: bytes | None, repeats: Callable[[bytes], bool] | None = None) -> None:
+        """Change a value of the invocation's state, or delete it.
+
+        `repeats` tells whether the value is a recorded one whose bytes differ.
+        """
+        self._check_open()
+        recorded = self._recorded_state.get(name)
+        if recorded is not None and value != recorded and repeats is not None and repeats(recorded):
+            value = recorded
+        if value is not None:
+            self._check_size(f"the state {name!r}", value)
+        self._ready.state[name] = value
+        if value is None:
+            self.state.pop(name, None)
+        else:
+            self.state[name] = value
+
+    def make_stub(self, stub: Any, retry: Any, timeout: Any) -> Any:
+        """Return a stub whose calls are steps of this turn, made by what the runtime was given for that."""
+        if self._stubs is None:
+            raise CalledOutsideWorkflow("ctx.stub() needs a worker made by client.worker(...)")
+        return self._stubs(stub, self, retry, timeout)
+
+    @property
+    def random(self) -> Random:
+        """A generator seeded by the start."""
+        if self._random is None:
+            self._random = Random(self.start.seed)  # noqa: S311  repeatable on purpose
+        return self._random
+
+    def cancel_command(self, n: int) -> bool:
+        """Note that the body wants command `n` to end; return false if it was known."""
+        pending = self.pending.get(n)
+        if pending is None or pending.cancel_requested or self.loop.closed:
+            return False
+        pending.cancel_requested = True
+        self._ready.cancels.append(n)
+        return True
+
+    # --- what the loop tells ------------------------------------------------------------------------------------------
+    def timer_set(self, timer: asyncio.TimerHandle, /) -> None:
+        due = float(timer.when())
+        if not -DURATION_LIMIT_SECONDS <= due - self.loop.now <= DURATION_LIMIT_SECONDS:
+            if (bounded := self._bounded(due)) is None:
+                return
+            due = bounded
+        n = self._next()
+        command = SetTimer(n, due)
+        self._issue(command)
+        self._timers[id(timer)] = n
+        self.pending[n] = Pending(command, None, bytes, timer=timer)
+
+    def timer_cancelled(self, timer: asyncio.TimerHandle, /) -> None:
+        n = self._timers.pop(id(timer), None)
+        if n is not None and self.pending.pop(n, None) is not None:
+            self._ready.cancels.append(n)
+
+    def task_failed_unseen(self, context: dict[str, Any], /) -> None:
+        if not self.loop.closed:
+            self.unseen.append(context)
+
+    # --- inside -------------------------------------------------------------------------------------------------------
+    def _nothing(self) -> asyncio.Future[Any]:
+        """Refuse, or return what never ends: to be awaited by a dropped body that swallows every refusal."""
+        self.loop.refuse()
+        return Future[Any](loop=self.loop)
+
+    def _next(self) -> int:
+        loop = self.loop
+        if loop.closed or loop.stopped or events._get_running_loop() is not loop:  # noqa: SLF001
+            self._check_open()
+        n = self._issued
+        self._issued = n + 1
+        return n
+
+    def _check_open(self) -> None:
+        loop = self.loop
+        if loop.closed or loop.stopped:
+            raise TurnClosed(self.start.id)
+        if events._get_running_loop() is not loop:  # noqa: SLF001
+            raise CalledOutsideWorkflow(
+                f"the context of invocation {self.start.id!r} is for its body, not for other code"
+            )
+
+    def _generation_of(self, n: int) -> int:
+        """Return the generation that issues command `n` first."""
+        for issued, generation in reversed(self._boundaries):
+            if n >= issued:
+                return generation
+        return self.generation
+
+    def _bounded(self, due: float) -> float | None:
+        """Return when a timer is due that is not within the limit; None if never, as when nothing is to time out."""
+        recorded = self._recorded[0] if self._recorded else None
+        if isinstance(recorded, SetTimer) and recorded.due == due:
+            return due  # of a release that took what it got
+        if due == inf:
+            return None
+        if due < self.loop.now:
+            return self.loop.now
+        seconds = due - self.loop.now
+        raise InvalidOption(
+            f"a wait of {seconds} seconds in the body of invocation {self.start.id!r}: give at most "
+            f"{DURATION_LIMIT_SECONDS:.0f}, or math.inf where asyncio takes it for no limit"
+        )
+
+    def _check_size(self, what: str, data: bytes) -> None:
+        # On replay too: what the body was refused then, it must be refused again.
+        if self._payload_limit is not None and len(data) > self._payload_limit:
+            raise too_large(what, len(data), self._payload_limit)
+
+    def _issue(self, command: Command, given: Arguments | None = None) -> None:
+        self._issued_in_drain += 1
+        if self._issued_in_drain > COMMANDS_PER_DRAIN_LIMIT:
+            text = (
+                f"invocation {self.start.id!r} issued more than {COMMANDS_PER_DRAIN_LIMIT:,} commands without waiting"
+            )
+            raise LimitExceeded(
+                f"{text}: await some of them first", size=self._issued_in_drain, limit=COMMANDS_PER_DRAIN_LIMIT
+            )
+        if self._recorded is None or (self._open_ended and not self._recorded):
+            self._ready.commands.append(command)
+            return
+        recorded = self._recorded.popleft() if self._recorded else None
+        if recorded is None or not repeats(command, recorded, given):
+            asked = describe(command) + changed_arguments(command, recorded, given)
+            self._diverge(Divergence(describe(recorded), asked))
+            raise TurnClosed(self.start.id)
+
+    def _await_answer(
+        self, command: CallStep | CallChild, decode: Callable[[bytes], Any], work: object
+    ) -> asyncio.Future[Any]:
+        future = CommandFuture(loop=self.loop)
+        future.n = command.n
+        future.answer = None
+        generation = self._generation_of(command.n) if self._boundaries else self.generation
+        self.pending[command.n] = Pending(command, future, decode, work, None, generation)
+        return future
+
+    def _diverge(self, divergence: Divergence) -> None:
+        if self.divergence is None:
+            self.divergence = divergence
+            self.loop.stopped = True

@@ -1,0 +1,39 @@
+"""What a body has asked for: commands that wait for their answers, and what the next frame must hold."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Any
+
+from msgspec import Struct
+
+from perdure.core.journal import Command, Outcome
+from perdure.core.loop import Future
+
+
+class Pending(Struct, eq=False):
+    """A command that waits for its answer. `attempts` counts the failed ones that are journaled."""
+
+    command: Command
+    future: Future[Any] | None
+    decode: Callable[[bytes], Any]
+    work: object = None
+    timer: asyncio.TimerHandle | None = None
+    generation: int = 0
+    cancel_requested: bool = False
+    attempts: int = 0
+    retry_due: float = 0.0
+
+
+class Ready(Struct, eq=False):
+    """What the body asked for since the last `Turn.ready()`.
+
+    `commands` and `state` belong into the frame; `cancels` are commands whose end the body now wants; `outcome` is set
+    when the body has ended.
+    """
+
+    commands: list[Command] = []
+    state: dict[str, bytes | None] = {}
+    cancels: list[int] = []
+    outcome: Outcome | None = None

@@ -1,0 +1,44 @@
+"""Checks on replay: whether the code asks for what its journal says it asked for."""
+
+from __future__ import annotations
+
+from msgspec import Struct
+
+from perdure.core.journal import Cancelled, Command, Frame, Outcome, describe
+from perdure.core.pending import Ready
+
+
+class Divergence(Struct, frozen=True):
+    """Where the code and its journal part ways: both sides, in words."""
+
+    recorded: str
+    issued: str
+
+    def __str__(self) -> str:
+        return f"the journal has {self.recorded}, the code now asks for {self.issued}"
+
+
+def left_over(command: Command, /) -> Divergence:
+    """Return the divergence of code that did not issue a recorded command."""
+    return Divergence(describe(command), "nothing there")
+
+
+def difference(ready: Ready, frame: Frame, /) -> Divergence | None:
+    """Compare what a body did besides its commands with what a frame says: state, cancellations and its end."""
+    if ready.state != frame.state:
+        return Divergence(f"changes of state {sorted(frame.state)}", f"{sorted(ready.state)}, or other values")
+    forced = is_forced(frame.outcome)
+    if ready.cancels != frame.cancels and not forced:
+        return Divergence(f"an end asked for commands {frame.cancels}", f"that of {ready.cancels}")
+    if type(ready.outcome) is not type(frame.outcome) and not forced:
+        return Divergence(_describe_outcome(frame.outcome), _describe_outcome(ready.outcome))
+    return None
+
+
+def is_forced(outcome: Outcome | None, /) -> bool:
+    """Tell whether an invocation was cancelled by force, which its body does not see."""
+    return isinstance(outcome, Cancelled) and outcome.forced
+
+
+def _describe_outcome(outcome: Outcome | None) -> str:
+    return "no end of the body here" if outcome is None else f"the body's end here, {type(outcome).__name__.lower()}"

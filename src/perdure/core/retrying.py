@@ -1,0 +1,111 @@
+"""A retry: what is kept of the journal of a failed invocation, and what is issued again.
+
+Only values here; `Turn.retry` brings the body to the cut and carries it out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from sys import maxsize
+
+from msgspec import Struct
+from msgspec.structs import replace
+
+from perdure.core.generations import Cut, current, cut_of, joined, keep
+from perdure.core.ids import derived_id, seed_of
+from perdure.core.journal import (
+    Answering,
+    Attempted,
+    CallChild,
+    Command,
+    Entry,
+    Failed,
+    Frame,
+    Interrupted,
+    Parent,
+    Raised,
+    Retried,
+    SetTimer,
+    Start,
+)
+from perdure.core.pending import Pending
+
+Boundary = tuple[int, int]
+"""From which command on a later generation issues."""
+
+
+class Plan(Struct, frozen=True):
+    """Where a retry cuts. `before` are the frames to replay whole, `last` is the one that is cut.
+
+    `recorded` counts the commands in them, `cancelled` are the commands whose end the body had asked for.
+    """
+
+    cut: Cut
+    before: list[Frame]
+    last: Frame
+    recorded: int
+    cancelled: set[int]
+
+    @property
+    def cause(self) -> int | None:
+        """The command whose failure the cut is made before."""
+        return self.cut.causes[0] if self.cut.causes else None
+
+
+def plan(frames: Sequence[Frame], generation: int, at: float, message: str, /) -> Plan:
+    """Find where to cut the journal of a failed invocation."""
+    held = current(frames)
+    failed = held[-1].outcome
+    assert isinstance(failed, Failed)
+    cut = cut_of(held, failed)
+    cause = cut.causes[0] if cut.causes else None
+    *before, last = joined(keep(held, Retried(at, generation, cause, maxsize, message, cut.frames, cut.entries)))
+    recorded = 1 + max((command.n for frame in (*before, last) for command in frame.commands), default=-1)
+    return Plan(cut, before, last, recorded, {n for frame in held for n in frame.cancels})
+
+
+def boundaries_in(frames: Iterable[Frame], /) -> list[Boundary]:
+    """Return where the generations of a journal begin."""
+    retries = (entry for frame in frames for entry in frame.entries if type(entry) is Retried)
+    return [(retried.issued, retried.generation) for retried in retries]
+
+
+def sort(plan: Plan, issued: int, pending: Mapping[int, Pending], /) -> tuple[list[Entry], list[int]]:
+    """Tell apart, of what came after the cut, the outcomes to keep and the commands to issue again.
+
+    A result is kept. A failure is not if it made the invocation fail too, or came of a cancellation after the cut.
+    Interrupted steps just run on. The time at rest does not count for timers.
+    """
+    kept: list[Answering] = []
+    again = {n for n in plan.cut.causes if n in pending}
+    for entry in plan.cut.later:
+        if not isinstance(entry, Answering) or entry.n >= issued:
+            continue
+        n, waiting = entry.n, pending.get(entry.n)
+        if waiting is None or n in again:
+            continue
+        ended_by_failure = n in plan.cancelled and not waiting.cancel_requested
+        if isinstance(entry, Interrupted) and ended_by_failure:
+            if isinstance(waiting.command, CallChild):
+                again.add(n)
+        elif isinstance(entry, Raised) and ended_by_failure:
+            again.add(n)
+        else:
+            kept.append(entry)
+    kept = [entry for entry in kept if entry.n not in again]
+    answered = {entry.n for entry in kept if not isinstance(entry, Attempted)}
+    again |= {n for n, each in pending.items() if isinstance(each.command, SetTimer) and n not in answered}
+    return [*kept], sorted(again)
+
+
+def issued_again(command: Command, retried: Retried, by: Start, /) -> Command:
+    """Return a command as a retry of invocation `by` issues it again: a timer later, a child under a new id."""
+    if isinstance(command, SetTimer):
+        return replace(command, due=command.due + retried.rested)
+    if isinstance(command, CallChild):
+        start, n = command.start, command.n
+        id = derived_id(by.id, retried.generation, n)
+        parent = Parent(by.id, retried.generation, n)
+        due = retried.at + max(0.0, start.due - start.at)
+        return CallChild(n, replace(start, id=id, at=retried.at, due=due, seed=seed_of(id), parent=parent))
+    return command

@@ -1,0 +1,233 @@
+"""From what arrived to the next frame: pure decisions about one round, which `runner` carries out.
+
+arrivals, deliveries, due times  ->  turn  ->  Round  ->  Transition
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Container, Sequence
+
+from msgspec import Struct
+from msgspec.structs import replace
+
+from perdure.core.apply import apply, reply_to
+from perdure.core.effects import NO_EFFECTS
+from perdure.core.journal import (
+    Answer,
+    Answering,
+    Attempted,
+    CallStep,
+    Cancel,
+    Cancelled,
+    CancelRequested,
+    Entry,
+    Fired,
+    Frame,
+    Granted,
+    Message,
+    Outcome,
+    Paused,
+    Refused,
+    Released,
+    Resume,
+    Resumed,
+    SetTimer,
+    Start,
+)
+from perdure.core.turn import Pending, Ready, Turn, timed_out
+from perdure.runtime.agenda import DEADLINE
+from perdure.runtime.opening import has_start
+from perdure.runtime.record import Record
+from perdure.stores.port import Delivery, Transition
+
+
+class Round(Struct, eq=False):
+    """What one round gathers for its frame, and what it leaves for the runner to do."""
+
+    at: float
+    entries: list[Entry] = []
+    answers: list[Answer] = []
+    taken: list[Delivery] = []  # to be acknowledged by the commit
+    inbox: list[Delivery] = []  # came too late: refused once the outcome is durable
+    attempted: list[Attempted] = []  # whose next attempts are due at a time
+    resumed: bool = False  # the commands that wait for an answer are to be taken up
+
+
+# --- what arrived -----------------------------------------------------------------------------------------------------
+def gather(record: Record, turn: Turn, arrivals: Sequence[Answering], inbox: list[Delivery], at: float) -> Round:
+    """Give the turn all that arrived, one fact at a time, and begin the body if it may begin."""
+    round = Round(at)
+    if not turn.begun and not _begin(record, turn, inbox, round):
+        return round
+    for entry in arrivals:
+        turn.deliver(entry)
+        round.entries.append(entry)
+        if type(entry) is Attempted:
+            round.attempted.append(entry)
+    for delivery in inbox:
+        if type(delivery.item) is not Message:
+            round.taken.append(delivery)
+        elif turn.ended:
+            round.inbox.append(delivery)
+        else:
+            round.taken.append(delivery)
+            take_message(record, delivery.item, turn, round)
+    return round
+
+
+def _begin(record: Record, turn: Turn, inbox: list[Delivery], round: Round) -> bool:
+    """Begin the body if it may; false if the invocation was cancelled before it could run."""
+    may_begin = record.may_begin(turn, has_start=has_start(inbox))
+    if (record.revision == 0 or not may_begin) and _cancelled_unseen(record, inbox, round):
+        return False
+    if turn.waits_for_key:
+        if may_begin:
+            record.granted = granted = Granted(round.at, record.history.generation, record.key.state)
+            record.history.note(granted)
+            turn.deliver(granted)
+    elif record.history.paused is None:
+        turn.begin()
+    return True
+
+
+def _cancelled_unseen(record: Record, inbox: list[Delivery], round: Round) -> bool:
+    """Settle an invocation that was cancelled before its body could run. Other messages are refused after that."""
+    for delivery in inbox:
+        if type(delivery.item) is Message and isinstance(delivery.item.request, Cancel):
+            round.inbox = [each for each in inbox if isinstance(each.item, Message) and each is not delivery]
+            round.taken = [each for each in inbox if each not in round.inbox]
+            ended = Cancelled(round.at, message=delivery.item.id)
+            record.history.note(ended)
+            round.entries.append(ended)
+            return True
+    return False
+
+
+def take_message(record: Record, message: Message, turn: Turn | None, round: Round) -> None:
+    """Apply a message, or answer what became of it before."""
+    history = record.history
+    if message.id in history.messages:
+        round.answers.append(Answer(message.id, history.messages[message.id]))
+        return
+    entry = apply(message, history, turn, round.at)
+    if entry is None:
+        start = record.start
+        if start is not None and (reply := reply_to(message, start, history, round.at)) is not None:
+            record.redo = replace(record.redo, messages=(*record.redo.messages, reply))
+        return
+    history.note(entry)
+    round.entries.append(entry)
+    if turn is not None:
+        turn.deliver(entry)
+        if isinstance(entry, Resumed):
+            round.resumed = True
+
+
+def fire_due(
+    record: Record, turn: Turn, pop: Callable[[float], int | None], running: Container[int], round: Round
+) -> list[tuple[int, Pending]]:
+    """Give the turn what is due by time; return the steps whose next attempt is due."""
+    again: list[tuple[int, Pending]] = []
+    if record.history.paused is not None or record.history.outcome is not None:
+        return again
+    at = round.at
+    while (n := pop(at)) is not None:
+        entry: Entry | None = None
+        if n == DEADLINE and turn.waits_for_key:  # it never ran: there is nothing to clean up
+            late = timed_out(turn.start, at)
+            record.history.note(late)
+            round.entries.append(late)
+            break
+        if n == DEADLINE:
+            entry = CancelRequested(at, timed_out=True)
+        elif (pending := turn.pending.get(n)) is not None:
+            if isinstance(pending.command, SetTimer):
+                entry = Fired(n, at)
+            elif n not in running and not pending.cancel_requested:
+                again.append((n, pending))
+        if entry is not None:
+            turn.deliver(entry)
+            round.entries.append(entry)
+    return again
+
+
+def gather_stuck(record: Record, why: str, arrivals: Sequence[Answering], inbox: list[Delivery], at: float) -> Round:
+    """Pause an invocation that cannot run with the code that is here; only what needs no code is applied."""
+    round = Round(at)
+    if record.history.paused is None:
+        paused = Paused(at, why)
+        record.history.note(paused)
+        round.entries.append(paused)
+    round.entries += arrivals
+    for delivery in inbox:
+        round.taken.append(delivery)
+        message = delivery.item
+        if not isinstance(message, Message):
+            continue
+        if isinstance(message.request, Resume) and message.id not in record.history.messages:
+            refused = Refused(at, message.id, why)
+            record.history.note(refused)
+            round.entries.append(refused)
+        else:
+            take_message(record, message, None, round)
+    return round
+
+
+# --- the frame --------------------------------------------------------------------------------------------------------
+def outcome_of(record: Record, ready: Ready, round: Round) -> tuple[Ready, Outcome | None]:
+    """Return what is to be written of what the body asked for, and the outcome, if there is one."""
+    outcome = record.history.outcome  # a forced cancellation has noted one
+    if outcome is not None:
+        ready = Ready()
+        ready.cancels = record.history.open_children()  # it acts without the body, which would have asked for these
+    elif ready.outcome is not None:
+        outcome = ready.outcome
+        round.entries.append(outcome)
+    return ready, outcome
+
+
+def may_hold(ready: Ready, round: Round) -> bool:
+    """Tell whether steps may start before the first frame: a first delivery that asked for steps and no more."""
+    if round.entries or round.answers or not ready.commands or ready.state or ready.cancels:
+        return False
+    for command in ready.commands:  # noqa: SIM110  a generator would double the cost
+        if type(command) is not CallStep:
+            return False
+    return True
+
+
+def is_empty(ready: Ready, round: Round) -> bool:
+    """Tell whether a round brought nothing to record."""
+    return not (round.entries or ready.commands or ready.state or ready.cancels)
+
+
+def compose(
+    record: Record, start: Start, round: Round, ready: Ready, outcome: Outcome | None, released: Released | None
+) -> Transition:
+    """Make the next frame and what follows from it. `released` ends the claim until its wake, or something comes."""
+    at = round.at
+    entries = [*record.preamble(start, at), *round.entries]
+    if released is not None:
+        entries.append(released)
+    if outcome is not None and entries[-1] is not outcome:
+        entries.remove(outcome)
+        entries.append(outcome)
+    frame = Frame(record.writer.name, at, entries, ready.commands, ready.state, ready.cancels)
+    record.history.add(frame)
+    effects = record.effects_of(start, frame)
+    if round.answers or record.redo is not NO_EFFECTS:
+        effects = record.with_redo(effects, round.answers)
+    status = record.history.status
+    changed = status if status != record.status or released is not None else None
+    record.status = status
+    record.owned = released is None and outcome is None
+    return Transition(record.id, record.revision, frame, effects, changed, released is not None, round.taken)
+
+
+def release_now(record: Record, arrivals: Sequence[Answering], taken: Sequence[Delivery], at: float) -> Transition:
+    """Return what hands an invocation over when its worker stops."""
+    wake = at if record.history.paused is None else None
+    frame = Frame(record.writer.name, at, [*arrivals, Released(at, wake)])
+    record.history.add(frame)
+    effects = replace(NO_EFFECTS, wake=wake)
+    return Transition(record.id, record.revision, frame, effects, record.history.status, True, taken)

@@ -1,0 +1,130 @@
+"""Which steps of one invocation run, wait for a slot, or were left behind. Decides; begins and ends nothing itself.
+
+It knows no loop, no worker and no store: attempts are whatever can say whether they are over.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Generic, Protocol, TypeVar
+
+from msgspec import Struct
+
+from perdure.core.journal import Answering, CallStep, Interrupted
+from perdure.core.turn import Pending, Ready
+
+
+class Running(Protocol):
+    """One attempt of a step."""
+
+    @property
+    def is_over(self) -> bool:
+        """Whether neither its task nor a thread of it runs any more."""
+        ...
+
+
+A = TypeVar("A", bound=Running)
+
+
+class Waiting(Struct, frozen=True):
+    """A step that is durable and has not begun: command `n`, with so many attempts behind it."""
+
+    n: int
+    work: object
+    attempts: int
+    generation: int
+
+    @classmethod
+    def of(cls, n: int, pending: Pending) -> Waiting:
+        return cls(n, pending.work, pending.attempts, pending.generation)
+
+
+class InProgress(Generic[A]):
+    """The steps of one invocation. `arrivals` are their outcomes that are not journaled yet."""
+
+    __slots__ = ("arrivals", "begun_early", "left_behind", "running", "waiting")
+
+    def __init__(self) -> None:
+        self.arrivals: list[Answering] = []
+        self.running: dict[int, A] = {}
+        self.waiting: list[Waiting] = []
+        self.left_behind: set[A] = set()  # ended for the journal, but still running
+        self.begun_early: set[int] = set()  # before the first frame was durable; they may have ended since
+
+    # --- what there is ------------------------------------------------------------------------------------------------
+    @property
+    def needs_claim(self) -> bool:
+        """Whether something is to be done for a claim, or to be journaled."""
+        return bool(self.running or self.waiting or self.arrivals)
+
+    def needs_slot(self) -> bool:
+        """Tell whether anything is in progress, abandoned steps included."""
+        if self.left_behind:
+            self.left_behind = {each for each in self.left_behind if not each.is_over}
+        return bool(self.running or self.left_behind or self.waiting or self.arrivals)
+
+    def open(self, pending: Mapping[int, Pending]) -> list[tuple[int, Pending]]:
+        """Return the pending commands of which nothing has arrived and that do not wait here."""
+        known = {each.n for each in self.arrivals}.union(each.n for each in self.waiting)
+        return [(n, each) for n, each in pending.items() if n not in known]
+
+    # --- what begins --------------------------------------------------------------------------------------------------
+    def begins(self, ready: Ready, pending: Mapping[int, Pending]) -> bool:
+        """Tell whether steps will begin once a frame with these commands is durable."""
+        return bool(self.waiting) or bool(ready.commands and self.new(ready, pending))
+
+    def new(self, ready: Ready, pending: Mapping[int, Pending]) -> list[Waiting]:
+        """Return the steps to begin among commands that were just issued."""
+        found: list[Waiting] = []
+        for command in ready.commands:
+            if type(command) is CallStep and (waiting := pending.get(command.n)) is not None:
+                if not waiting.cancel_requested and command.n not in self.begun_early:
+                    found.append(Waiting(command.n, waiting.work, 0, waiting.generation))
+        return found
+
+    def queue(self, n: int, pending: Pending) -> None:
+        """Let a step that is durable begin after the next commit, or when there is a slot."""
+        self.waiting.append(Waiting.of(n, pending))
+
+    def take_waiting(self) -> list[Waiting]:
+        waiting, self.waiting = self.waiting, []
+        return waiting
+
+    # --- what ends ----------------------------------------------------------------------------------------------------
+    def take_arrivals(self) -> list[Answering]:
+        arrivals, self.arrivals = self.arrivals, []
+        return arrivals
+
+    def cancel_unbegun(self, n: int, pending: Pending | None, at: float) -> None:
+        """End a step that has not begun when the body no longer wants it: its end is a fact at once."""
+        if pending is not None and isinstance(pending.command, CallStep) and n not in self.running:
+            self.waiting = [each for each in self.waiting if each.n != n]
+            self.arrivals.append(Interrupted(n, at))
+
+    def ended(self, n: int, attempt: A) -> bool:
+        """Take out an attempt whose task has ended; false if it was left behind before."""
+        if self.running.get(n) is not attempt:
+            if attempt.is_over:
+                self.left_behind.discard(attempt)
+            return False
+        del self.running[n]
+        if not attempt.is_over:
+            self.left_behind.add(attempt)
+        return True
+
+    def leave_behind(self, n: int, attempt: A) -> bool:
+        """Go on without an attempt; false if it has ended."""
+        if self.running.get(n) is not attempt:
+            return False
+        del self.running[n]
+        self.left_behind.add(attempt)
+        return True
+
+    def abandon(self) -> list[A]:
+        """Leave everything behind; return the attempts to cancel."""
+        attempts = [*self.running.values()]
+        self.left_behind.update(attempts)
+        self.running.clear()
+        self.waiting.clear()
+        self.arrivals.clear()
+        return attempts

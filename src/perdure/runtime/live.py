@@ -1,0 +1,153 @@
+"""The live turn of one invocation: made, brought to where its journal ends, watched, dropped; its steps and times."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import TypeVar
+
+from perdure.core.journal import CallStep, Frame, Interrupted, SetTimer, Start
+from perdure.core.turn import Pending, Turn
+from perdure.errors import PerdureError
+from perdure.runtime.agenda import DEADLINE, Agenda
+from perdure.runtime.exchange import Exchange, contained
+from perdure.runtime.home import Home
+from perdure.runtime.steps import Steps
+from perdure.stores.port import Delivery
+
+T = TypeVar("T")
+
+log = logging.getLogger("perdure.worker")
+
+
+class Live(Exchange):
+    """The turn, if there is one, and what is in progress for it."""
+
+    __slots__ = ("_agenda", "_stuck", "has_slot", "scheduled", "steps", "turn")
+
+    def __init__(self, home: Home, delivery: Delivery, fault: str | None) -> None:
+        super().__init__(home, delivery, fault)
+        self.has_slot = False
+        self.scheduled = False
+        self.turn: Turn | None = None
+        self.steps = Steps()
+        self._stuck: str | None = None  # why there is no turn: the code does not fit the journal
+        self._agenda: Agenda | None = None  # made when something is due of itself
+
+    # --- the turn -----------------------------------------------------------------------------------------------------
+    def _open(self, start: Start, frames: Sequence[Frame]) -> None:
+        """Make the turn and bring it to where its journal ends."""
+        self.record.start = start
+        if self._fault is not None:
+            self._stuck = self._fault
+            return
+        try:
+            turn = self.home.make_turn(start)
+        except PerdureError as error:
+            self._stuck = str(error)
+            return
+        self.turn = turn
+        if frames:
+            self._watched(partial(turn.replay, frames))
+            if turn.divergence is not None:
+                self._stuck = self.record.explain(turn)
+                self._forget_turn()
+                return
+            if self._agenda is not None:
+                self._agenda.clear()
+            self._take_up_all(turn)
+        self._note_deadline(start)
+
+    def _take_up_all(self, turn: Turn) -> None:
+        """Take up the commands that wait for an answer, after a replay or a pause. While paused, some may be held."""
+        if self.record.history.paused is None:
+            for n, pending in self.steps.open(turn.pending):
+                self._take_up(n, pending)
+
+    def _take_up(self, n: int, pending: Pending) -> None:
+        command = pending.command
+        if isinstance(command, SetTimer):
+            self._note_time(command.due, n)
+        elif isinstance(command, CallStep):
+            if n in self.steps.running:
+                if pending.cancel_requested:
+                    self.steps.interrupt(self, n)
+            elif pending.cancel_requested:
+                self.steps.arrivals.append(Interrupted(n, self.home.clock.now()))
+            elif pending.retry_due > self.home.clock.now():
+                self._note_time(pending.retry_due, n)
+            else:
+                self.steps.queue(n, pending)
+
+    def _watched(self, run: Callable[[], T]) -> T:
+        """Run the body, while the watch looks whether it blocks."""
+        self.home.watch.began(self)
+        try:
+            return run()
+        finally:
+            self.home.watch.ended()
+
+    def _forget_turn(self) -> None:
+        turn, self.turn = self.turn, None
+        if turn is not None:
+            try:
+                turn.close()
+            except Exception:
+                log.exception("invocation %s: its body did not end when it was dropped", self.id)
+
+    def _report_unseen(self, turn: Turn) -> None:
+        """Log what tasks of the body raised and nothing awaited, as asyncio does."""
+        if turn.unseen:
+            for context in turn.unseen:
+                log.error("invocation %s: %s", self.id, context.get("message"), exc_info=context.get("exception"))
+            turn.unseen.clear()
+
+    def _stuck_at(self) -> str | None:
+        """Return where the body waits for nothing that can come; log it when it begins to."""
+        stuck_at = None if self.turn is None else self.turn.stuck_at
+        if stuck_at is not None and stuck_at != self.record.history.stuck_at:
+            log.warning(
+                "invocation %s (%s) waits at %s for something that nothing can bring: no step, timer, child or "
+                "awakeable is pending. Only a cancellation or its time limit can end it",
+                *(self.id, self.handler, stuck_at),
+            )
+        return stuck_at
+
+    # --- time ---------------------------------------------------------------------------------------------------------
+    def _note_time(self, at: float, n: int) -> None:
+        if self._agenda is None:
+            self._agenda = Agenda(self.home.clock, self.arrived)
+        self._agenda.add(at, n)
+
+    def _note_deadline(self, start: Start) -> None:
+        if start.timeout is not None:
+            self._note_time((self.record.history.retried_at or start.due) + start.timeout, DEADLINE)
+
+    def _next_due(self) -> float | None:
+        """Return when something is due of itself, dropping what is not wanted any more."""
+        if self._agenda is None or self.record.history.paused is not None:
+            return None
+        return self._agenda.next(None if self.turn is None else self.turn.pending)
+
+    def _arm(self) -> None:
+        due = self._next_due()
+        if self._agenda is not None and due is not None:
+            self._agenda.arm(due)
+
+    def arrived(self) -> None:
+        self.home.schedule(self)
+
+    # --- slots --------------------------------------------------------------------------------------------------------
+    @contained
+    def slot_granted(self) -> None:
+        """Go on with the steps that waited for a slot."""
+        if self.record.history.paused is None:
+            self.steps.begin_waiting(self)
+        self.settle_down()
+
+    @contained
+    def settle_down(self) -> None:
+        """Give the slot back once nothing is in progress, abandoned steps included."""
+        if self.has_slot and self._store == "idle" and not self.steps.needs_slot():
+            self.home.release_slot(self)

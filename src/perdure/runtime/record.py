@@ -1,0 +1,97 @@
+"""What a worker knows of one invocation between two rounds, and what follows from it for the next frame.
+
+Values only: no loop, no store, no clock. `opening` and `frames` decide by it; `runner` carries out what they say.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from msgspec import Struct, field
+from msgspec.structs import replace
+
+from perdure.core.effects import NO_EFFECTS, Effects, effects_of
+from perdure.core.history import History
+from perdure.core.journal import Accepted, Answer, Claimed, Entry, Frame, Granted, Start, Status
+from perdure.core.turn import Turn
+from perdure.stores.port import Journal, Key
+
+
+class Writer(Struct, frozen=True):
+    """The worker, as its claims name it."""
+
+    name: str
+    python: str
+    hash_seed: str
+
+
+class Record(Struct, eq=False):
+    """One invocation, as this worker last read or wrote it."""
+
+    id: str
+    writer: Writer
+    start: Start | None = None
+    history: History = field(default_factory=History)
+    revision: int = 0
+    key: Key = Key()  # as last read, while the key is not granted
+    granted: Granted | None = None  # belongs into the next frame
+    status: Status | None = None  # as the index has it
+    owned: bool = False  # our claim is in the journal and not released
+    all_done: bool = False  # the effects of the last frame are known to be done
+    has_written: bool = False
+    redo: Effects = NO_EFFECTS  # those of the last frame, if another worker wrote it: they come first
+
+    def read(self, journal: Journal, start: Start | None, key: Key) -> None:
+        """Fold what the store has."""
+        self.revision, self.all_done, self.key = journal.revision, journal.done, key
+        self.history = History.of(journal.frames)
+        self.start = self.history.start or start
+        self.status = self.history.status if journal.frames else None
+
+    def claim(self, at: float) -> Claimed:
+        writer = self.writer
+        return Claimed(at, self.history.epoch + 1, writer.name, writer.python, writer.hash_seed)
+
+    def preamble(self, start: Start, at: float) -> list[Entry]:
+        """Return what comes first in the next frame: what makes the invocation ours, as far as it is not yet."""
+        entries: list[Entry] = []
+        if self.revision == 0:
+            entries.append(Accepted(start))
+        if not self.owned:
+            entries.append(self.claim(at))
+        if self.granted is not None:
+            entries.append(self.granted)
+            self.granted = None
+        return entries
+
+    def may_begin(self, turn: Turn, *, has_start: bool) -> bool:
+        """Tell whether the body's key is ours, or it needs none. A wake or message alone does not begin a body."""
+        if not turn.waits_for_key:
+            return True
+        return (bool(self.revision) or has_start) and self.key.granted_to(self.id, self.history.generation)
+
+    def effects_of(self, start: Start, frame: Frame | None) -> Effects:
+        return NO_EFFECTS if frame is None else effects_of(start, frame, self.history)
+
+    def effects_to_redo(self, start: Start) -> Effects:
+        """Return the effects of the last frame, which another worker wrote, unless they are known to be done."""
+        return NO_EFFECTS if self.all_done else self.effects_of(start, self.history.last)
+
+    def with_redo(self, effects: Effects, answers: Sequence[Answer]) -> Effects:
+        """Add answers, and the effects of a frame that another worker wrote and may not have acted on."""
+        redo, self.redo = self.redo, NO_EFFECTS
+        return replace(  # neither has a key to release: the journal goes on
+            effects,
+            starts=(*redo.starts, *effects.starts),
+            messages=(*redo.messages, *effects.messages),
+            answers=(*redo.answers, *effects.answers, *answers),
+        )
+
+    def explain(self, turn: Turn) -> str:
+        """Return why code that diverges from its journal is paused, in words."""
+        hint = ""
+        if self.history.hash_seed != self.writer.hash_seed:
+            hint = f" (recorded under hash seed {self.history.hash_seed}, now {self.writer.hash_seed}: a set's order?)"
+        if self.history.python and self.history.python != self.writer.python:
+            hint += f" (recorded by Python {self.history.python}, now {self.writer.python})"
+        return f"the code diverges from the journal: {turn.divergence}{hint}; deploy the code that fits, then resume"

@@ -1,0 +1,102 @@
+"""The slots of a worker: which runners have one, what waits for one, and how many starts there is room for.
+
+Decides, and acts on nothing. A slot is the right of an invocation to have steps in progress. Runners that wait for
+one come before new starts.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict, deque
+from typing import Generic, Protocol, TypeVar
+
+from perdure.stores.port import Delivery
+
+
+class Holder(Protocol):
+    """What takes slots: a runner."""
+
+    has_slot: bool
+
+    @property
+    def closed(self) -> bool: ...
+
+
+H = TypeVar("H", bound=Holder)
+
+
+class Slots(Generic[H]):
+    """At most `limit` slots. `taken` are those in use."""
+
+    def __init__(self, limit: int) -> None:
+        self.taken = 0
+        self._limit = limit
+        self._wanting: deque[H] = deque()
+        self._starts: OrderedDict[str, list[Delivery]] = OrderedDict()  # by id: a start without a slot, and its mail
+        self._asked = 0  # starts asked of the store that have not come
+
+    @property
+    def are_free(self) -> bool:
+        return self.taken < self._limit
+
+    # --- runners ------------------------------------------------------------------------------------------------------
+    def take(self, holder: H) -> None:
+        """Give a slot, also when none is free."""
+        self.taken += 1
+        holder.has_slot = True
+
+    def acquire(self, holder: H) -> bool:
+        """Give a slot if one is free; otherwise the holder waits for one."""
+        if self.are_free:
+            self.take(holder)
+            return True
+        if holder not in self._wanting:
+            self._wanting.append(holder)
+        return False
+
+    def release(self, holder: H) -> None:
+        holder.has_slot = False
+        self.taken -= 1
+
+    def next_runner(self) -> H | None:
+        """Give a free slot to the runner that has waited longest, and return it."""
+        while self._wanting and self.are_free:
+            holder = self._wanting.popleft()
+            if not holder.closed:
+                self.take(holder)
+                return holder
+        return None
+
+    # --- starts -------------------------------------------------------------------------------------------------------
+    def ask(self) -> int:
+        """Return how many more starts to ask for, and count them as asked."""
+        room = max(0, self._limit - self.taken - self._asked - len(self._starts))
+        self._asked += room
+        return room
+
+    def start_came(self) -> None:
+        self._asked = max(0, self._asked - 1)
+
+    def keep_waiting(self, delivery: Delivery, *, is_start: bool) -> bool:
+        """Keep a start that finds no slot, and what comes for one that waits; false if the delivery may go on."""
+        waiting = self._starts.get(delivery.id)
+        if waiting is not None:
+            waiting.append(delivery)
+            return True
+        if is_start and not self.are_free:
+            self._starts[delivery.id] = [delivery]
+            return True
+        return False
+
+    def next_start(self) -> list[Delivery] | None:
+        """Take out the start that has waited longest, and what came for it, if a slot is free."""
+        return self._starts.popitem(last=False)[1] if self._starts and self.are_free else None
+
+    def drop(self, id: str) -> None:
+        """Forget a start that another worker has now."""
+        self._starts.pop(id, None)
+
+    def forget(self) -> None:
+        """Forget all that waits."""
+        self._wanting.clear()
+        self._starts.clear()
+        self._asked = 0

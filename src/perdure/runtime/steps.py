@@ -1,0 +1,137 @@
+"""Begins and ends the steps of one invocation, as `in_progress` decides: attempts, slots, graces."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from datetime import UTC, datetime
+from functools import partial
+from typing import Protocol, cast
+
+from perdure.authoring.step import StepInfo, Work
+from perdure.core.journal import Answering, Attempted, Interrupted, Raised, Returned
+from perdure.runtime.attempt import Attempt
+from perdure.runtime.home import Home
+from perdure.runtime.in_progress import InProgress, Waiting
+
+CANCEL_GRACE_SECONDS = 10.0
+"""How long a cancelled step may take to end before its end is journaled without it."""
+
+log = logging.getLogger("perdure.worker")
+
+
+class Owner(Protocol):
+    """The runner whose steps these are."""
+
+    id: str
+    handler: str
+    has_slot: bool
+
+    @property
+    def home(self) -> Home: ...
+    @property
+    def closed(self) -> bool: ...
+    def arrived(self) -> None:
+        """Hear that an outcome is among the arrivals."""
+        ...
+
+    def settle_down(self) -> None: ...
+    def contain(self, error: BaseException, /) -> None: ...
+
+
+class Steps(InProgress[Attempt]):
+    """The steps of one invocation, and the acts."""
+
+    __slots__ = ("stopping",)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stopping = False
+
+    def begin_waiting(self, owner: Owner) -> None:
+        """Begin the steps that are durable, as far as there is a slot."""
+        if self.waiting and not self.stopping:
+            for each in self.take_waiting():
+                self.begin(owner, each)
+
+    def begin(self, owner: Owner, step: Waiting) -> None:
+        if step.n in self.running or self.stopping:
+            return
+        if not owner.has_slot and not owner.home.acquire_slot(owner):
+            self.waiting.append(step)
+            return
+        work = cast("Work", step.work)
+        info = StepInfo(owner.id, step.generation, step.n, work.name, step.attempts + 1)
+        attempt = owner.home.begin_attempt(work, info, owner)
+        self.running[step.n] = attempt
+        attempt.task.add_done_callback(partial(self._ended, owner, step.n, step.attempts + 1, attempt))
+
+    def interrupt(self, owner: Owner, n: int) -> None:
+        """Ask a running step to end; after a grace its end is journaled without it."""
+        attempt = self.running.get(n)
+        if attempt is not None:
+            attempt.cancelled = True
+            attempt.task.cancel()
+            owner.home.loop.call_later(CANCEL_GRACE_SECONDS, self._grace_over, owner, n, attempt)
+
+    def close(self) -> None:
+        """Interrupt all steps; nothing of them is journaled any more."""
+        for attempt in self.abandon():
+            attempt.task.cancel()
+
+    async def stop(self, grace: float) -> None:
+        """Begin nothing more, give running steps a grace, then interrupt them, unjournaled."""
+        self.stopping = True
+        if self.running and grace > 0:
+            await asyncio.wait([attempt.task for attempt in self.running.values()], timeout=grace)
+        for attempt in self.running.values():
+            attempt.task.cancel()
+        if self.running:
+            await asyncio.wait([attempt.task for attempt in self.running.values()], timeout=CANCEL_GRACE_SECONDS)
+        self.running.clear()
+
+    # --- called by the loop -------------------------------------------------------------------------------------------
+    def _grace_over(self, owner: Owner, n: int, attempt: Attempt) -> None:
+        if not owner.closed and self.leave_behind(n, attempt):
+            name = attempt.work.name
+            log.warning("step %s of invocation %s did not end within its grace; it is left behind", name, owner.id)
+            at = owner.home.clock.now()
+            self.arrivals.append(Interrupted(n, at, at - attempt.began))
+            owner.arrived()
+
+    def _ended(self, owner: Owner, n: int, number: int, attempt: Attempt, task: asyncio.Task[bytes]) -> None:
+        try:
+            if not self.ended(n, attempt):
+                if not task.cancelled():
+                    task.exception()  # seen: its end is journaled already
+                owner.settle_down()
+            elif not owner.closed and not (self.stopping and task.cancelled()):
+                self._journal_end(owner, n, number, attempt)
+        except Exception as error:  # noqa: BLE001  everything is contained in its invocation
+            owner.contain(error)
+
+    def _journal_end(self, owner: Owner, n: int, number: int, attempt: Attempt) -> None:
+        home = owner.home
+        fact = attempt.fact(n, number, home.clock.now(), home.store.payload_limit, home.failure_of)
+        if type(fact) is not Returned:
+            _log_failure(owner, attempt, number, fact)
+        self.arrivals.append(fact)
+        owner.arrived()
+
+
+def _log_failure(owner: Owner, attempt: Attempt, number: int, fact: Answering) -> None:
+    if not isinstance(fact, (Attempted, Raised)):
+        return
+    work = attempt.work
+    of = "" if (most := getattr(work.retry, "max_attempts", None)) is None else f" of {most}"
+    after = f"next attempt at {_moment(fact.due)}" if isinstance(fact, Attempted) else "no further attempt"
+    error = f"{fact.failure.type}: {fact.failure.message}"
+    log.warning(
+        "invocation %s (%s): attempt %d%s of step %s failed: %s; %s",
+        *(owner.id, owner.handler, number, of, work.name, error, after),
+        extra={"invocation_id": owner.id, "handler": owner.handler, "step": work.name, "attempt": number},
+    )
+
+
+def _moment(at: float) -> str:
+    return datetime.fromtimestamp(at, UTC).isoformat(timespec="milliseconds")
