@@ -106,7 +106,7 @@ CHANGES: dict[str, Changes] = {
         before("        case Pause():\n", APPLIED),
         after("from perdure.core.journal import (\n", "    Annotate,\n    Annotated,\n"),
     ],
-    "core/turn.py": [before("    def patched(", ISSUED), after("    MarkPatch,\n", "    Remark,\n")],
+    "core/issuer.py": [before("    def patched(", ISSUED), after("    MarkPatch,\n", "    Remark,\n")],
     "authoring/context.py": [before("    def patched(", REMARK)],
     "operations/describe.py": [
         before("        case MarkPatch(", DESCRIBED),
