@@ -16,7 +16,7 @@ import pytest
 from msgspec.structs import replace
 
 from perdure.authoring.context import Context
-from perdure.core import causes, resting
+from perdure.core import causes, resting, where
 from perdure.core.causes import Causes
 from perdure.core.failures import failure_of
 from perdure.core.journal import (
@@ -474,6 +474,31 @@ def test_a_body_that_makes_no_coroutine_fails_its_invocation(made: Any, text: st
     turn.close()
 
 
+def test_a_body_is_given_the_context_that_the_runtime_makes():
+    async def body(ctx: Context) -> Any:
+        return ctx.invocation_id
+
+    turn = Turn(START, lambda turn: body(cast("Context", turn.context)), encode, secret=SECRET, context=Context)
+    turn.deliver(Accepted(START))
+    assert turn.ready().outcome == Completed(1000.0, encode("one"))
+    turn.close()
+
+
+def test_a_group_with_more_than_a_refusal_is_the_failure():
+    async def body(ctx: Context) -> Any:
+        async def connects() -> None:
+            await asyncio.open_connection("localhost", 1)
+
+        async def fails() -> None:
+            raise ValueError("no")
+
+        async with asyncio.TaskGroup() as group:
+            group.create_task(connects())
+            group.create_task(fails())
+
+    assert failure_in(play(body)).startswith("ExceptionGroup: ")
+
+
 def test_a_body_that_makes_something_else_to_await_is_awaited():
     class Waits:
         def __await__(self) -> Any:
@@ -580,7 +605,7 @@ async def waits_for_a_thread(ctx: Context) -> Any:
 
 
 @pytest.mark.parametrize(
-    ("body", "where"),
+    ("body", "place"),
     [
         (waits_for_an_event, "waits_for_an_event"),
         (waits_for_ever, "waits_for_ever"),
@@ -589,13 +614,13 @@ async def waits_for_a_thread(ctx: Context) -> Any:
         (waits_for_a_thread, "waits_for_a_thread"),
     ],
 )
-def test_a_body_that_can_never_go_on_says_at_which_line_it_waits(body: Body, where: str):
+def test_a_body_that_can_never_go_on_says_at_which_line_it_waits(body: Body, place: str):
     driver = Driver(body)
     assert driver.turn.stuck_at is None  # a step is pending
     driver.returns(0, "a")
     stuck = str(driver.turn.stuck_at)
     assert stuck.startswith("test_strange_bodies.py:")
-    assert stuck.endswith(f", in {where}")
+    assert stuck.endswith(f", in {place}")
     driver.check_replay()
     again = make_turn(body)
     again.replay(driver.frames)
@@ -645,6 +670,20 @@ def test_a_task_without_a_line_of_the_users_is_named():
     turn.begin()
     assert turn.stuck_at == "task 'workflow'"
     turn.close()
+
+
+def test_awaits_within_awaits_are_followed_to_a_depth(monkeypatch: pytest.MonkeyPatch):
+    async def deep(levels: int) -> None:
+        await (deep(levels - 1) if levels else asyncio.Event().wait())
+
+    async def body(ctx: Context) -> Any:
+        await deep(5)
+
+    turn = make_turn(body)
+    turn.begin()
+    assert str(turn.stuck_at).endswith("<locals>.deep")
+    monkeypatch.setattr(where, "STACK_LIMIT", 1)
+    assert str(turn.stuck_at).endswith("<locals>.body")
 
 
 # --- numbers ----------------------------------------------------------------------------------------------------------

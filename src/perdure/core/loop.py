@@ -73,10 +73,6 @@ class Future(asyncio.Future[T]):
 
     serial = 0
 
-    def end(self) -> None:
-        """End as cancelled, also where `cancel` only asks."""
-        super().cancel()
-
     def __hash__(self) -> int:
         if not self.serial:
             self.serial = cast("Loop", self.get_loop()).next_serial()

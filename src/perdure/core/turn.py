@@ -19,7 +19,7 @@ from asyncio import events
 from collections import deque
 from collections.abc import Callable, Coroutine, Sequence
 from random import Random
-from typing import Any
+from typing import Any, cast
 
 from perdure.core import resting
 from perdure.core.causes import Causes
@@ -60,7 +60,7 @@ from perdure.errors import (
     Undecodable,
 )
 
-__all__ = ["Divergence", "Pending", "Ready", "Turn", "current_turn", "timed_out"]
+__all__ = ["CommandFuture", "Divergence", "Pending", "Ready", "StubMaker", "Turn", "current_turn", "timed_out"]
 
 CLEANUP_ROUNDS_LIMIT = 100
 """How often the tasks that a body leaves behind are cancelled at its end, those included that they make meanwhile."""
@@ -356,9 +356,9 @@ class Turn(Issuer):
             future.set_result(value)
         else:
             # Ended as the body asked; or answered after it asked, when the cancellation must not be lost.
-            if isinstance(future, CommandFuture):
-                future.answer = entry
-            future.end()
+            asked_to_end = cast("CommandFuture", future)  # any other future ends at once when it is cancelled
+            asked_to_end.answer = entry
+            asked_to_end.end()
 
     def cancel(self, request: CancelRequested) -> None:
         """Cancel the body's main task, once."""
