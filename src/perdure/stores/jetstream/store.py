@@ -193,7 +193,7 @@ class JetStreamStore:
                 make=self.makes_streams,
             )
             self._journals.copies = replicas
-            self.secret = await read_secret(self.wire, self.layout)
+            self.secret = await read_secret(self.wire, self.layout, keep=self.makes_streams)
         except BaseException:
             await self.wire.close()
             raise

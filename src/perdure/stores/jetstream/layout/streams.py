@@ -230,8 +230,11 @@ async def ensure_consumer(wire: Wire, stream: str, name: str, settings: dict[str
     return answer.get("delivered", {}).get("consumer_seq") == 0
 
 
-async def read_secret(wire: Wire, layout: Layout) -> bytes:
-    """Return the secret of the store, made by the first that looked for it. There is a copy, should it be lost."""
+async def read_secret(wire: Wire, layout: Layout, *, keep: bool = True) -> bytes:
+    """Return the secret of the store, made by the first that looked for it.
+
+    There is a copy, should it be lost: with `keep` it is written if there is none, and nothing waits for that.
+    """
     subject, copy_subject = layout.secret(), layout.secret_copy()
     stream, copy_stream = layout.stream_of(subject), layout.stream_of(copy_subject)
     copy = await wire.last(copy_stream, copy_subject)
@@ -241,7 +244,6 @@ async def read_secret(wire: Wire, layout: Layout) -> bytes:
         secret = secrets.token_bytes(SECRET_BYTES) if copy is None else copy.data
         with contextlib.suppress(WrongSequence):
             await wire.store(subject, secret, expected=0)
-    if copy is None:
-        with contextlib.suppress(WrongSequence):
-            await wire.store(copy_subject, found.data, expected=0)
+    if copy is None and keep:
+        wire.put(copy_subject, found.data, lambda _sequence, _error: None, expected=0)
     return found.data
