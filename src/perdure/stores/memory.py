@@ -37,8 +37,8 @@ from perdure.stores.local.canceller import Canceller
 from perdure.stores.local.dispatch import Dispatcher, Member, Page
 from perdure.stores.notices import Feed, Notices
 from perdure.stores.port import (
+    KEY_QUEUE_LIMIT,
     LEASE_SECONDS,
-    LINE_LIMIT,
     PAYLOAD_LIMIT_BYTES,
     Committed,
     Counts,
@@ -51,7 +51,7 @@ from perdure.stores.port import (
     Wake,
     id_conflict,
     identity_of,
-    line_full,
+    key_queue_full,
     matches,
     unknown,
 )
@@ -74,12 +74,12 @@ class MemoryStore:
         clock: SystemClock | VirtualClock | None = None,
         *,
         payload_limit: int = PAYLOAD_LIMIT_BYTES,
-        line_limit: int = LINE_LIMIT,
+        key_queue_limit: int = KEY_QUEUE_LIMIT,
     ) -> None:
         self.clock = clock or SystemClock()
         self.secret = b"memory"
         self.payload_limit = payload_limit
-        self.line_limit = line_limit
+        self.key_queue_limit = key_queue_limit
         self.hook: Hook | None = None
         self.writes = 0
         self._rows: dict[str, Row] = {}
@@ -151,8 +151,8 @@ class MemoryStore:
         ahead = len(self._lines.get(key, ())) + joining - 1
         if key not in self._keys or self._keys[key].holder is None:
             ahead -= 1  # the first gets the key
-        if joining and ahead >= self.line_limit:
-            raise line_full(key, ahead)
+        if joining and ahead >= self.key_queue_limit:
+            raise key_queue_full(key, ahead)
 
     def _accept(self, start: Start) -> bool:
         if start.id in self._rows:

@@ -46,8 +46,8 @@ from perdure.stores.jetstream.wire.wire import Wire
 from perdure.stores.jetstream.writing import Writing
 from perdure.stores.notices import Feed, Notices
 from perdure.stores.port import (
+    KEY_QUEUE_LIMIT,
     LEASE_SECONDS,
-    LINE_LIMIT,
     PAYLOAD_LIMIT_BYTES,
     Committed,
     Counts,
@@ -88,14 +88,14 @@ class JetStreamStore:
         replicas: int | None = None,
         index: str | os.PathLike[str] | None = None,
         payload_limit: int = PAYLOAD_LIMIT_BYTES,
-        line_limit: int = LINE_LIMIT,
+        key_queue_limit: int = KEY_QUEUE_LIMIT,
         python: str = PYTHON,
         janitor_seconds: float = PERIOD_SECONDS,
     ) -> None:
         self.clock = SystemClock()
         self.secret = b""
         self.payload_limit = payload_limit
-        self.line_limit = line_limit
+        self.key_queue_limit = key_queue_limit
         self.name = secrets.token_hex(6)
         self.layout = layout = Layout(namespace, shards or SHARDS)
         self.wire = wire = Wire(servers, options, connected=self._reconnected)
@@ -140,7 +140,7 @@ class JetStreamStore:
             self._watching,
             self._writing,
             self.clock,
-            line_limit,
+            key_queue_limit,
         )
         self.commits = Commits(
             wire,

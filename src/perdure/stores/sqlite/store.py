@@ -15,8 +15,8 @@ from perdure.stores.finite import check_finite, check_wake
 from perdure.stores.local.dispatch import Member
 from perdure.stores.notices import CHANGES_LIMIT, Feed, Notices
 from perdure.stores.port import (
+    KEY_QUEUE_LIMIT,
     LEASE_SECONDS,
-    LINE_LIMIT,
     PAYLOAD_LIMIT_BYTES,
     Committed,
     Delivery,
@@ -47,8 +47,10 @@ log = logging.getLogger("perdure.sqlite")
 class SqliteStore(SqliteReader):
     """A store in one SQLite file, served by this process alone."""
 
-    def __init__(self, path: str, *, payload_limit: int = PAYLOAD_LIMIT_BYTES, line_limit: int = LINE_LIMIT) -> None:
-        super().__init__(path, payload_limit=payload_limit, line_limit=line_limit)
+    def __init__(
+        self, path: str, *, payload_limit: int = PAYLOAD_LIMIT_BYTES, key_queue_limit: int = KEY_QUEUE_LIMIT
+    ) -> None:
+        super().__init__(path, payload_limit=payload_limit, key_queue_limit=key_queue_limit)
         self._notices = Notices()
         self._deliveries = Deliveries(self.path, self.clock, self._read, self._enqueue, self._aside, self.commit)
         self._changed: dict[str, None] = {}  # ids of rows whose change a reader waits for, in order
@@ -83,7 +85,7 @@ class SqliteStore(SqliteReader):
         try:
             opened = open_file(self.path, self._aside)
             source = Served(self.path)
-            keys = Keys(self.path, self.line_limit, self._aside)
+            keys = Keys(self.path, self.key_queue_limit, self._aside)
             with explained(self.path):
                 self._writer = Writer(self.path, opened, self._loop, self._written, self._lose, keys)
         except BaseException:

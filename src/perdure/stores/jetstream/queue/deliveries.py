@@ -422,7 +422,7 @@ class Deliveries:
             self._tasks.spawn(self._take(arrival, self._enter(arrival)))
 
     async def _enter(self, arrival: Arrival) -> None:
-        """Give a delayed start its place in the line of its key, now that it is due."""
+        """Give a delayed start its position in the queue of its key, now that it is due."""
         start = decode_start(await self._blobs.load(arrival.facts.id, arrival.facts, arrival.data))
         token = self._token(arrival)
         if start.key is None:
