@@ -1,4 +1,4 @@
-"""A machine's clock is set, so the store's time and the server's are apart: waits take as long as they were asked to."""
+"""A machine's clock is set, so the store's time and the server's part: waits take as long as they were asked to."""
 
 from __future__ import annotations
 
