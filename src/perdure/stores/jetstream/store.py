@@ -263,10 +263,10 @@ class JetStreamStore:
         """Say so when this machine's clock was set, or runs away, while workers run."""
         if not self.wire.is_up:
             return
-        before = self.clock.now()
+        before = self.clock.machine_now()
         answer = await self.wire.api(f"STREAM.INFO.{self.layout.stream('J', 0)}")
         try:
-            check_clock(str(answer.get("ts", "")), before, self.clock.now(), shown(self.wire.servers[0]))
+            check_clock(str(answer.get("ts", "")), before, self.clock.machine_now(), shown(self.wire.servers[0]))
         except StoreUnfit as error:
             self.wire.limited_log("clock", "%s", error)
 

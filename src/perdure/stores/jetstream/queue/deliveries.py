@@ -15,6 +15,7 @@ from typing import Any
 from perdure.background import Tasks
 from perdure.core.journal import Message, Start, decode_message, decode_start
 from perdure.errors import NewerJournal, StoreClosed, StoreDamaged, StoreError, StoreFull, StoreUnavailable
+from perdure.stores.clock import SystemClock
 from perdure.stores.jetstream.journal.blobs import Blobs
 from perdure.stores.jetstream.journal.journals import Journals
 from perdure.stores.jetstream.keys.keys import GRANTED, LIMIT, Keys
@@ -34,7 +35,7 @@ from perdure.stores.jetstream.queue.pulls import Arrival, Puller
 from perdure.stores.jetstream.queue.routing import FAILED_SECONDS, Routing
 from perdure.stores.jetstream.watching import Watching
 from perdure.stores.jetstream.wire.wire import Wire
-from perdure.stores.port import Clock, Delivery, Wake
+from perdure.stores.port import Delivery, Wake
 
 MESSAGES_LIMIT = 500
 """Messages and wakes that are on their way to a worker, of each partition."""
@@ -65,7 +66,7 @@ class Deliveries:
         watching: Watching,
         tasks: Tasks,
         name: str,
-        clock: Clock,
+        clock: SystemClock,
         python: str,
     ) -> None:
         self._wire = wire
