@@ -24,14 +24,12 @@ from perdure.core.journal import (
     Status,
     decode_frame,
     encode_frame,
-    encode_message,
-    encode_start,
     settles_before_begin,
 )
 from perdure.core.lifecycle import SETTLED
 from perdure.errors import Conflict, StoreClosed
 from perdure.stores.clock import Alarm, SystemClock, VirtualClock
-from perdure.stores.finite import check_finite, check_wake
+from perdure.stores.finite import check_effects, check_finite, check_message, check_starts
 from perdure.stores.liveness import Contents, breaches
 from perdure.stores.local.canceller import Canceller
 from perdure.stores.local.dispatch import Dispatcher, Member, Page
@@ -135,8 +133,8 @@ class MemoryStore:
         def write() -> list[bool]:
             together: dict[str, bytes] = {}
             joining = Counter[str]()
+            check_starts(starts)
             for start in starts:
-                check_finite(encode_start(start), start)
                 known = self._digests.get(start.id) or together.setdefault(start.id, identity_of(start))
                 if known != identity_of(start):
                     raise id_conflict(start.id)
@@ -248,7 +246,7 @@ class MemoryStore:
 
     def post(self, message: Message, /) -> asyncio.Future[None]:
         def write() -> None:
-            check_finite(encode_message(message), message)
+            check_message(message)
             if message.to not in self._rows:
                 raise unknown(message.to)
             self._put(message)
@@ -347,15 +345,17 @@ class MemoryStore:
     def _commit(self, transition: Transition) -> int:
         id, effects = transition.id, transition.effects
         outcome = transition.outcome
-        _check_numbers(transition)
+        check_effects(id, effects)
         if transition.frame is not None:
+            frame = encode_frame(transition.frame)
+            check_finite(frame, transition.frame)
             frames = self._frames.get(id, [])
             if len(frames) != transition.expected:
                 raise Conflict(
                     f"invocation {id!r}: expected revision {transition.expected}, found {len(frames)}", invocation_id=id
                 )
             self._write("frame", id)
-            self._frames.setdefault(id, []).append(encode_frame(transition.frame))
+            self._frames.setdefault(id, []).append(frame)
             self._undone[id] = frozenset(start.id for start in effects.starts)
         for start in effects.starts:
             self._accept(start)
@@ -561,14 +561,3 @@ class MemoryStore:
                 callback()
 
         asyncio.get_running_loop().call_soon(do)
-
-
-def _check_numbers(transition: Transition) -> None:
-    effects = transition.effects
-    check_wake(transition.id, effects.wake)
-    if transition.frame is not None:
-        check_finite(encode_frame(transition.frame), transition.frame)
-    for start in effects.starts:
-        check_finite(encode_start(start), start)
-    for message in effects.messages:
-        check_finite(encode_message(message), message)

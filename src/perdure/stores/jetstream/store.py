@@ -21,6 +21,7 @@ from perdure.core.journal import (
 from perdure.core.lifecycle import SETTLED
 from perdure.errors import StoreClosed, StoreUnfit
 from perdure.stores.clock import SystemClock
+from perdure.stores.finite import check_message, check_starts
 from perdure.stores.jetstream.accepting import Accepting
 from perdure.stores.jetstream.background import Background
 from perdure.stores.jetstream.cancelling import Cancelling
@@ -228,10 +229,12 @@ class JetStreamStore:
     # --- accepting ----------------------------------------------------------------------------------------------------
     def submit(self, starts: Sequence[Start], /) -> asyncio.Future[list[bool]]:
         self._check()
+        check_starts(starts)
         return self._accepting.submit(starts)
 
     def post(self, message: Message, /) -> asyncio.Future[None]:
         self._check()
+        check_message(message)
         return self._accepting.post(message)
 
     def _cancel_unbegun(self, message: Message) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 from perdure.background import Tasks
 from perdure.core.journal import Answer, Message, Outcome, Start, encode_frame, encode_start
 from perdure.errors import StoreClosed, StoreDamaged, StoreError
-from perdure.stores.finite import check_finite, check_wake
+from perdure.stores.finite import check_effects, check_finite, check_message
 from perdure.stores.local.dispatch import Member
 from perdure.stores.notices import CHANGES_LIMIT, Feed, Notices
 from perdure.stores.port import (
@@ -134,6 +134,7 @@ class SqliteStore(SqliteReader):
 
     def post(self, message: Message, /) -> asyncio.Future[None]:
         self._check()
+        check_message(message)
         self._aside.check(message.to)
         self._deliveries.unanswered.add(message.id)
         return self._enqueue(Unit(messages=[message], must_exist=True))
@@ -149,6 +150,7 @@ class SqliteStore(SqliteReader):
 
     def _unit_of(self, transition: Transition, told: Committed) -> Unit:
         effects = transition.effects
+        check_effects(transition.id, effects)
         unit = Unit(
             transition=transition,
             ended=transition.released or transition.outcome is not None,
@@ -159,8 +161,6 @@ class SqliteStore(SqliteReader):
         if (frame := transition.frame) is not None:
             unit.frame = encode_frame(frame)
             check_finite(unit.frame, frame)
-        if effects.wake is not None:
-            check_wake(transition.id, effects.wake)
         if effects.enlist is not None:
             unit.place = self._deliveries.next_position()
         for delivery in transition.acknowledge:
