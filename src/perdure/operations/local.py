@@ -55,7 +55,7 @@ from perdure.operations.port import (
     WasCancelled,
     nothing,
 )
-from perdure.operations.unserved import Unserved
+from perdure.runtime.unserved import Unserved
 from perdure.stores.port import Filter, Row, Store, unknown
 
 T = TypeVar("T")
