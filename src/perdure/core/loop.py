@@ -271,7 +271,7 @@ class Loop(asyncio.AbstractEventLoop):
     def _check_inside(self) -> None:
         """Refuse code outside the body: another thread, or a callback that kept an object of an ended body."""
         if _running_loop() is not self:
-            raise CalledOutsideWorkflow("this event loop belongs to the body of a workflow that has ended: use your own")
+            raise CalledOutsideWorkflow("this event loop belongs to a workflow's body, which has ended: use your own")
 
     def is_spent(self) -> bool:
         """Tell, fast, whether a body left nothing: it made one task, which has ended, and no generator."""
