@@ -17,7 +17,22 @@ from perdure.core.retry import (
     seconds,
     whole_number,
 )
-from perdure.errors import CalledOutsideWorkflow, InvalidOption, NonRetryable, Unencodable
+from perdure.errors import (
+    BadId,
+    CalledOutsideWorkflow,
+    IdConflict,
+    IllegalTransition,
+    InputRefused,
+    InvalidOption,
+    MessageRefused,
+    NonRetryable,
+    StoreFull,
+    StoreLocked,
+    StoreUnavailable,
+    Unencodable,
+    UnknownInvocation,
+    WaitTimeout,
+)
 
 chances = st.floats(0, 1, exclude_max=True)
 durations = st.floats(0, DURATION_LIMIT_SECONDS)
@@ -280,6 +295,29 @@ def test_the_next_wait_is_what_the_policy_says() -> None:
 def test_mistakes_of_the_program_are_tried_again_only_by_a_policy_that_names_them() -> None:
     assert next_wait(says(2), CalledOutsideWorkflow("x"), 1, 0.5) is None
     assert next_wait(Retry(on=(CalledOutsideWorkflow,)), CalledOutsideWorkflow("x"), 1, 0.5) is not None
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MessageRefused("no", invocation_id="a", reason="no"),
+        IllegalTransition("no", invocation_id="a", reason="no", status="completed"),
+        UnknownInvocation("no", invocation_id="a"),
+        IdConflict("no", invocation_id="a"),
+        InputRefused("no"),
+        BadId("no"),
+    ],
+)
+def test_what_an_invocation_refuses_is_tried_again_only_by_a_policy_that_names_it(error: Exception) -> None:
+    assert next_wait(says(2), error, 1, 0.5) is None
+    assert next_wait(Retry(on=(type(error),)), error, 1, 0.5) is not None
+
+
+@pytest.mark.parametrize(
+    "error", [StoreUnavailable("away"), StoreFull("full"), StoreLocked("locked"), WaitTimeout("late")]
+)
+def test_what_the_store_may_do_later_is_tried_again(error: Exception) -> None:
+    assert next_wait(says(2), error, 1, 0.5) == 2.0
 
 
 @pytest.mark.parametrize("value", [timedelta(seconds=1), "1", float("nan"), -1, True, _never])

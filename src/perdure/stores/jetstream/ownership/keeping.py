@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import math
-from collections.abc import Coroutine, Iterable, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Sequence
 from datetime import UTC, datetime
 from functools import partial
 from typing import Any
@@ -65,6 +65,8 @@ class Keeper:
         self._clock = clock
         self._tasks = tasks
         self.hands: Hands
+        self.others_first: Callable[[str, str], object] = lambda _stream, _consumer: None
+        """Lets the pulls of other workers of a consumer go before those of this one."""
         self.lease = LEASE_SECONDS
         self._naps: dict[str, Nap] = {}
         self._renewing = False
@@ -91,6 +93,8 @@ class Keeper:
         token.done = True
         delay = min(ASIDE_SECONDS * 2 ** min(token.times - 1, 16), ASIDE_LIMIT_SECONDS)
         self._wire.hand_back(token.reply, delay)
+        stream, consumer = token.reply.split(".")[-7:-5]
+        self.others_first(stream, consumer)
         self._wire.limited_log(
             ("set aside", what),
             "%s is set aside for a worker that is able to act on it: %s",

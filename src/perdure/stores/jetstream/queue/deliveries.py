@@ -95,6 +95,7 @@ class Deliveries:
         )
         self.routing = Routing(wire, layout, journals, blobs, keeper, self.hands, finder, watching, tasks, name, python)
         self._examining = Examining(wire, layout, journals, keeper, self.hands, finder, self.routing, tasks, clock)
+        keeper.others_first = self._others_first
         self._pullers: dict[str, list[Puller]] = {}
         self._remaking: set[tuple[str, str]] = set()  # consumers, by stream and name
         self._joining: asyncio.Task[None] | None = None
@@ -217,6 +218,12 @@ class Deliveries:
             ]
             self._note_start_pullers()
             self._want()
+
+    def _others_first(self, stream: str, consumer: str) -> None:
+        """Let the pulls of other workers go first: this one gave something back because it cannot act on it."""
+        for puller in self._pullers.get(consumer, ()):
+            if puller.stream == stream and (before := puller.move_back(self._wire.now())) is not None:
+                self._loop.call_later(FAILED_SECONDS, self._wire.forget, before)
 
     def _note_start_pullers(self) -> None:
         starts = [pullers for name, pullers in self._pullers.items() if name.startswith("start-")]
