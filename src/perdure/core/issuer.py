@@ -274,6 +274,7 @@ class Issuer:
     # --- inside -------------------------------------------------------------------------------------------------------
     def _nothing(self) -> asyncio.Future[Any]:
         """Refuse, or return what never ends: to be awaited by a dropped body that swallows every refusal."""
+        self._check_inside()
         self.loop.refuse()
         return Future[Any](loop=self.loop)
 
@@ -286,10 +287,12 @@ class Issuer:
         return n
 
     def _check_open(self) -> None:
-        loop = self.loop
-        if loop.closed or loop.stopped:
+        self._check_inside()
+        if self.loop.closed or self.loop.stopped:
             raise TurnClosed(self.start.id)
-        if events._get_running_loop() is not loop:  # noqa: SLF001
+
+    def _check_inside(self) -> None:
+        if events._get_running_loop() is not self.loop:  # noqa: SLF001
             raise CalledOutsideWorkflow(
                 f"the context of invocation {self.start.id!r} is for its body, not for other code"
             )

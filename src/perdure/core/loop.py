@@ -24,7 +24,7 @@ from contextvars import Context, copy_context
 from sys import maxsize
 from typing import Any, NoReturn, Protocol, TypeVar, cast
 
-from perdure.errors import IoInWorkflow, NotRepeatable, TurnClosed
+from perdure.errors import CalledOutsideWorkflow, IoInWorkflow, NotRepeatable, TurnClosed
 
 T = TypeVar("T")
 
@@ -105,6 +105,16 @@ class Task(asyncio.Task[T]):
         return self.serial
 
     __eq__ = object.__eq__
+
+    @property
+    def _loop(self) -> asyncio.AbstractEventLoop:
+        """The loop, for libraries that look below the surface: anyio does so where it makes a thread for the body."""
+        if sys._getframe(1).f_code.co_qualname == "WorkerThread.__init__":  # pyright: ignore[reportPrivateUsage]
+            raise IoInWorkflow(
+                "anyio.to_thread, and what is made of it such as anyio.open_file(), runs in a thread, which the body "
+                "of a workflow cannot do: put it in a step (@step)"
+            )
+        return self.get_loop()
 
     def drop(self) -> None:
         """End the task without running it again; its `finally` blocks run, see `Loop.close`."""
@@ -253,9 +263,15 @@ class Loop(asyncio.AbstractEventLoop):
 
     def refuse(self) -> None:
         """Raise `TurnClosed` to a dropped body; return once it was told too often: give it what never ends."""
+        self._check_inside()
         self._refusals += 1
         if self._refusals <= REFUSALS_LIMIT:
             raise TurnClosed
+
+    def _check_inside(self) -> None:
+        """Refuse code that is no body: another thread, or a callback, that kept something of a body that is gone."""
+        if _running_loop() is not self:
+            raise CalledOutsideWorkflow("this event loop is that of a workflow's body, which has ended: use your own")
 
     def is_spent(self) -> bool:
         """Tell, fast, whether nothing is left of a body that made no other task: one task, ended, and no generator."""
@@ -274,6 +290,7 @@ class Loop(asyncio.AbstractEventLoop):
     # --- what asyncio calls -------------------------------------------------------------------------------------------
     def call_soon(self, callback: Callable[..., object], *args: Any, context: Context | None = None) -> asyncio.Handle:
         if self.closed:
+            self._check_inside()
             raise TurnClosed
         handle = events.Handle(callback, args, self, context)
         self._ready.append(handle)
@@ -314,6 +331,7 @@ class Loop(asyncio.AbstractEventLoop):
     ) -> asyncio.Task[T]:
         if self.closed:
             _close(cast("Coroutine[Any, Any, Any]", coro))
+            self._check_inside()
             raise TurnClosed
         if _from_unordered_as_completed():
             coro.close()

@@ -35,7 +35,7 @@ NAP_SECONDS = 1.0
 
 ASIDE_SECONDS = 0.25
 """How long after it was first set aside something comes again; each time it takes twice as long."""
-ASIDE_LIMIT_SECONDS = 10.0
+ASIDE_LIMIT_SECONDS = 5.0
 """The longest that something set aside takes to come again."""
 
 DUE = "=due"
