@@ -334,5 +334,5 @@ def _mapping(value: Any) -> Mapping[str, Any]:
 def _time(at: float) -> datetime:
     try:
         return datetime.fromtimestamp(at, UTC)
-    except (OverflowError, ValueError):  # a release before took any number for a time; NaN for what no clock says
+    except (OverflowError, OSError, ValueError):  # a release before took any number; NaN for what no clock says
         return datetime.max.replace(tzinfo=UTC) if at > 0 else datetime.min.replace(tzinfo=UTC)
