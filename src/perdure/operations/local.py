@@ -157,7 +157,13 @@ class Local(Operations):
 
     async def _open(self) -> Store:
         store = self._make_store()
-        await store.open()
+        try:
+            await store.open()
+        except Exception:
+            here = asyncio.current_task()
+            if here is not None and here.cancelling():  # a library may take a cancellation for a failure of its own
+                raise asyncio.CancelledError from None
+            raise
         self._writer = secrets.token_hex(10)  # now rather than earlier: a forked child opens a store of its own
         if self._holds_resources:
             self._warning = weakref.finalize(self, _warn_of_unclosed, self._name, os.getpid())
