@@ -70,7 +70,7 @@ def has_start(inbox: Sequence[Delivery]) -> bool:
 
 # --- taking over ------------------------------------------------------------------------------------------------------
 class Claim(Struct, frozen=True):
-    """The frame that takes an invocation over. `inbox` are the remaining deliveries, `set_aside` is why it is paused."""
+    """The frame that takes an invocation over. `inbox` holds remaining deliveries, `set_aside` why it is paused."""
 
     transition: Transition
     inbox: list[Delivery]
