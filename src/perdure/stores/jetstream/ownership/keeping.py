@@ -20,6 +20,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from perdure.background import Tasks
+from perdure.core.retry import DURATION_LIMIT_SECONDS
 from perdure.stores.clock import SystemClock
 from perdure.stores.jetstream.journal.journals import Journals, Tail
 from perdure.stores.jetstream.layout.facts import Facts, lines_of
@@ -127,6 +128,7 @@ class Keeper:
 
         The server goes by its own clock, with which the machine's agrees: the store's time may be apart from both.
         """
+        at = min(at, self._clock.now() + DURATION_LIMIT_SECONDS)  # journals of a release before may hold any number
         when = datetime.fromtimestamp(math.ceil(self._clock.machine_at(at) * 1e6) / 1e6, UTC).isoformat(
             timespec="microseconds"
         )
