@@ -6,7 +6,7 @@ It knows no loop, no worker and no store: attempts are whatever can say whether 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Generic, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 from msgspec import Struct
 
@@ -30,7 +30,7 @@ class Waiting(Struct, frozen=True):
     """A step that is durable and has not begun: command `n`, with so many attempts behind it."""
 
     n: int
-    work: object
+    work: Any  # of the runtime, which never looks inside here
     attempts: int
     generation: int
 
@@ -71,7 +71,7 @@ class InProgress(Generic[A]):
     # --- what begins --------------------------------------------------------------------------------------------------
     def begins(self, ready: Ready, pending: Mapping[int, Pending]) -> bool:
         """Tell whether steps will begin once a frame with these commands is durable."""
-        return bool(self.waiting) or bool(ready.commands and self.new(ready, pending))
+        return bool(self.waiting) or (bool(ready.commands) and bool(self.new(ready, pending)))
 
     def new(self, ready: Ready, pending: Mapping[int, Pending]) -> list[Waiting]:
         """Return the steps to begin among commands that were just issued."""

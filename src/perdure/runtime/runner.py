@@ -86,22 +86,19 @@ class Runner(Live):
     def advance(self) -> None:
         """Do what can be done now: one round of the loop in this module's docstring."""
         try:
-            self._advance()
+            if self._store != "idle" or self.closed:
+                return
+            if self.turn is not None and self.turn.waits_for_key:
+                self._forget_turn()  # the key may be ours by now: it is read again
+            if self.turn is None and self._stuck is None:
+                start = self.record.start
+                if start is None or start.key is not None or self.record.revision or self._must_claim:
+                    self._read(self._whole, self._loaded)
+                    return
+                self._open(start, ())
+            self._round()
         except BaseException as error:  # noqa: BLE001  everything is contained here
             self.contain(error)
-
-    def _advance(self) -> None:
-        if self._store != "idle" or self.closed:
-            return
-        if self.turn is not None and self.turn.waits_for_key:
-            self._forget_turn()  # the key may be ours by now: it is read again
-        if self.turn is None and self._stuck is None:
-            start = self.record.start
-            if start is None or start.key is not None or self.record.revision or self._must_claim:
-                self._read(self._whole, self._loaded)
-                return
-            self._open(start, ())
-        self._round()
 
     # --- a journal that was read --------------------------------------------------------------------------------------
     def _loaded(self, found: tuple[Journal, Start | None, Key]) -> None:
@@ -204,7 +201,8 @@ class Runner(Live):
 
     def _gather(self, at: float) -> tuple[Round, Ready]:
         """Give the turn what arrived, and return what came of it."""
-        arrivals, inbox = self.steps.take_arrivals(), self._inbox
+        steps, inbox = self.steps, self._inbox
+        arrivals = steps.take_arrivals() if steps.arrivals else ()
         if self._stuck is not None:
             if self.record.history.paused is None:
                 log.error("invocation %s (%s) is paused: %s", self.id, self.handler, self._stuck)
@@ -225,7 +223,8 @@ class Runner(Live):
         finally:
             watch.ended()
         ready = turn.ready()
-        self._report_unseen(turn)
+        if turn.unseen:
+            self._report_unseen(turn)
         if turn.divergence is None:
             return round, ready
         self._stuck = self.record.explain(turn)

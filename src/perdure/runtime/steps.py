@@ -6,7 +6,7 @@ import asyncio
 import logging
 from datetime import UTC, datetime
 from functools import partial
-from typing import Protocol, cast
+from typing import Protocol
 
 from perdure.authoring.step import StepInfo, Work
 from perdure.core.journal import Answering, Attempted, Interrupted, Raised, Returned
@@ -60,7 +60,7 @@ class Steps(InProgress[Attempt]):
         if not owner.has_slot and not owner.home.acquire_slot(owner):
             self.waiting.append(step)
             return
-        work = cast("Work", step.work)
+        work: Work = step.work
         info = StepInfo(owner.id, step.generation, step.n, work.name, step.attempts + 1)
         attempt = owner.home.begin_attempt(work, info, owner)
         self.running[step.n] = attempt
@@ -106,17 +106,14 @@ class Steps(InProgress[Attempt]):
                     task.exception()  # seen: its end is journaled already
                 owner.settle_down()
             elif not owner.closed and not (self.stopping and task.cancelled()):
-                self._journal_end(owner, n, number, attempt)
+                home = owner.home
+                fact = attempt.fact(n, number, home.clock.now(), home.store.payload_limit, home.failure_of)
+                if type(fact) is not Returned:
+                    _log_failure(owner, attempt, number, fact)
+                self.arrivals.append(fact)
+                owner.arrived()
         except Exception as error:  # noqa: BLE001  everything is contained in its invocation
             owner.contain(error)
-
-    def _journal_end(self, owner: Owner, n: int, number: int, attempt: Attempt) -> None:
-        home = owner.home
-        fact = attempt.fact(n, number, home.clock.now(), home.store.payload_limit, home.failure_of)
-        if type(fact) is not Returned:
-            _log_failure(owner, attempt, number, fact)
-        self.arrivals.append(fact)
-        owner.arrived()
 
 
 def _log_failure(owner: Owner, attempt: Attempt, number: int, fact: Answering) -> None:

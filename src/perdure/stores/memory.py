@@ -347,15 +347,15 @@ class MemoryStore:
     def _commit(self, transition: Transition) -> int:
         id, effects = transition.id, transition.effects
         outcome = transition.outcome
-        _check_numbers(transition)
-        if transition.frame is not None:
+        data = _encoded(transition)
+        if data is not None:
             frames = self._frames.get(id, [])
             if len(frames) != transition.expected:
                 raise Conflict(
                     f"invocation {id!r}: expected revision {transition.expected}, found {len(frames)}", invocation_id=id
                 )
             self._write("frame", id)
-            self._frames.setdefault(id, []).append(encode_frame(transition.frame))
+            self._frames.setdefault(id, []).append(data)
             self._undone[id] = frozenset(start.id for start in effects.starts)
         for start in effects.starts:
             self._accept(start)
@@ -563,12 +563,16 @@ class MemoryStore:
         asyncio.get_running_loop().call_soon(do)
 
 
-def _check_numbers(transition: Transition) -> None:
-    effects = transition.effects
-    check_wake(transition.id, effects.wake)
+def _encoded(transition: Transition) -> bytes | None:
+    """Return the frame of a transition as bytes, after a check of all its numbers."""
+    effects, data = transition.effects, None
+    if effects.wake is not None:
+        check_wake(transition.id, effects.wake)
     if transition.frame is not None:
-        check_finite(encode_frame(transition.frame), transition.frame)
+        data = encode_frame(transition.frame)
+        check_finite(data, transition.frame)
     for start in effects.starts:
         check_finite(encode_start(start), start)
     for message in effects.messages:
         check_finite(encode_message(message), message)
+    return data

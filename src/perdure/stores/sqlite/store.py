@@ -209,7 +209,11 @@ class SqliteStore(SqliteReader):
         elif self._open:
             try:
                 self._deliveries.written(unit)
-                self._tell_waiting(unit)
+                if unit.ended:
+                    self._tell_outcome(unit)
+                if (transition := unit.transition) is not None and transition.effects.answers:
+                    for answer in transition.effects.answers:
+                        self._notices.answered(answer)
             except Exception:
                 log.exception("%s", about(self.path, f"handing out what {unit.about()} brought failed"))
         if (transition := unit.transition) is not None:
@@ -222,12 +226,9 @@ class SqliteStore(SqliteReader):
             else:
                 future.set_result([accept.new for accept in unit.accepts] if unit.strict else None)
 
-    def _tell_waiting(self, unit: Unit) -> None:
-        if (transition := unit.transition) is not None:
-            for answer in transition.effects.answers:
-                self._notices.answered(answer)
-            if unit.ended and (outcome := transition.outcome) is not None:
-                self._notices.settled(transition.id, outcome)
+    def _tell_outcome(self, unit: Unit) -> None:
+        if (transition := unit.transition) is not None and (outcome := transition.outcome) is not None:
+            self._notices.settled(transition.id, outcome)
 
     # --- changes ------------------------------------------------------------------------------------------------------
     def _note_changes(self, units: Sequence[Unit]) -> None:
