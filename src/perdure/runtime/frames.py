@@ -11,7 +11,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from perdure.core.apply import apply, reply_to
-from perdure.core.effects import NO_EFFECTS
+from perdure.core.effects import NO_EFFECTS, effects_of
 from perdure.core.journal import (
     Answer,
     Answering,
@@ -214,7 +214,7 @@ def compose(
         entries.append(outcome)
     frame = Frame(record.writer.name, at, entries, ready.commands, ready.state, ready.cancels)
     record.history.add(frame)
-    effects = record.effects_of(start, frame)
+    effects = effects_of(start, frame, record.history)
     if round.answers or record.redo is not NO_EFFECTS:
         effects = record.with_redo(effects, round.answers)
     status = record.history.status

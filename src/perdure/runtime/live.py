@@ -82,11 +82,13 @@ class Live(Exchange):
 
     def _watched(self, run: Callable[[], T]) -> T:
         """Run the body, while the watch looks whether it blocks."""
-        self.home.watch.began(self)
+        watch = self.home.watch
+        watch.count += 1
+        watch.current = self
         try:
             return run()
         finally:
-            self.home.watch.ended()
+            watch.current = None
 
     def _forget_turn(self) -> None:
         turn, self.turn = self.turn, None

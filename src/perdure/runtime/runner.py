@@ -192,7 +192,9 @@ class Runner(Live):
         if (unwritten := self._unwritten) is not None:
             ready.commands[:0] = unwritten.commands
             self._unwritten = None
-        ready, outcome = outcome_of(record, ready, round)
+        outcome: Outcome | None = None
+        if ready.outcome is not None or record.history.outcome is not None:
+            ready, outcome = outcome_of(record, ready, round)
         if not record.revision and not self._force_frame and not self.steps.stopping:
             if may_hold(ready, round):
                 self._hold(ready)
@@ -210,7 +212,8 @@ class Runner(Live):
         turn = self.turn
         assert turn is not None
         watch = self.home.watch
-        watch.began(self)
+        watch.count += 1
+        watch.current = self
         try:
             round = gather(self.record, turn, arrivals, inbox, at)
             for entry in round.attempted:
@@ -221,7 +224,7 @@ class Runner(Live):
                 for n, pending in fire_due(self.record, turn, self._agenda.pop, self.steps.running, round):
                     self.steps.queue(n, pending)
         finally:
-            watch.ended()
+            watch.current = None
         ready = turn.ready()
         if turn.unseen:
             self._report_unseen(turn)
@@ -241,7 +244,8 @@ class Runner(Live):
         self.home.hold_first_frame(self)
         for step in steps.new(ready, turn.pending):
             steps.begin(self, step)
-        steps.begun_early.update(command.n for command in ready.commands)
+        for command in ready.commands:
+            steps.begun_early.add(command.n)
 
     def _write(self, start: Start, round: Round, ready: Ready, outcome: Outcome | None) -> None:
         """Commit the next frame, or do without one if there is nothing to record."""

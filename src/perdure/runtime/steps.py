@@ -111,7 +111,7 @@ class Steps(InProgress[Attempt]):
                 if type(fact) is not Returned:
                     _log_failure(owner, attempt, number, fact)
                 self.arrivals.append(fact)
-                owner.arrived()
+                home.schedule(owner)
         except Exception as error:  # noqa: BLE001  everything is contained in its invocation
             owner.contain(error)
 

@@ -146,15 +146,15 @@ class SqliteStore(SqliteReader):
             self._loop.call_soon(told, 0, error)
 
     def _unit_of(self, transition: Transition, told: Committed) -> Unit:
-        effects = transition.effects
+        effects, frame = transition.effects, transition.frame
         unit = Unit(
             transition=transition,
-            ended=transition.released or transition.outcome is not None,
+            ended=transition.released or (frame is not None and frame.outcome is not None),
             told=told,
             accepts=[self._accept(start) for start in effects.starts] if effects.starts else (),
             messages=effects.messages,
         )
-        if (frame := transition.frame) is not None:
+        if frame is not None:
             unit.frame = encode_frame(frame)
             check_finite(unit.frame, frame)
         if effects.wake is not None:
