@@ -8,7 +8,7 @@ import pytest
 
 from perdure.cli.target import load
 
-ALONE = "from perdure.authoring import workflow\n\n@workflow\nasync def only() -> None: ...\n"
+ALONE = "from perdure import workflow\n\n@workflow\nasync def only() -> None: ...\n"
 
 
 def names(target: str) -> list[str]:
@@ -18,7 +18,7 @@ def names(target: str) -> list[str]:
 def test_file_is_imported_under_its_stem_and_its_workflow_found(inside: Path) -> None:
     assert load("app.py:hello").workflow.name == "hello"
     assert sys.modules["app"].__file__ == str(inside / "app.py")
-    assert names("app.py") == ["hello", "checkout", "odd", "twice", "forever", "keyed", "seed"]
+    assert names("app.py") == ["hello", "checkout", "odd", "twice", "retried", "forever", "keyed", "seed"]
 
 
 def test_module_is_imported_from_the_current_folder(inside: Path) -> None:
@@ -55,7 +55,7 @@ def test_file_in_a_package_is_imported_by_its_full_name(inside: Path) -> None:
 
 def test_workflow_is_found_by_its_variable_its_handler_and_its_aliases(inside: Path) -> None:
     (inside / "named.py").write_text(
-        "from perdure.authoring import workflow\n\n"
+        "from perdure import workflow\n\n"
         "@workflow(name='billing.charge', aliases=['charge_v1'])\nasync def charge() -> None: ...\n\n" + ALONE
     )
     for name in ("charge", "billing.charge", "charge_v1"):
@@ -80,7 +80,7 @@ def test_only_workflow_that_a_module_defines_needs_no_name_beside_imported_ones(
         ("app.py:note", r"note in app\.py is a step: only workflows are run by themselves"),
         ("app.py:plain", r"plain in app\.py is not a workflow: put @workflow above it"),
         ("app.py:elsewhere", r"elsewhere in app\.py is only a reference: name the module that holds its code"),
-        ("app.py", r"app\.py has 7 workflows: name one, as in app\.py:hello \(hello, checkout, "),
+        ("app.py", r"app\.py has 8 workflows: name one, as in app\.py:hello \(hello, checkout, "),
         ("none.py", r"none\.py has no workflow: put @workflow above an async function in it"),
         ("none.py:x", r"none\.py has no workflow: "),
         ("logging.py", r"logging\.py would be imported as 'logging', which another module is called: rename the file"),

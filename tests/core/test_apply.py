@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,7 +11,7 @@ import pytest
 from msgspec.structs import replace
 
 from perdure.authoring.context import Context
-from perdure.core.apply import apply, may_retry, reply_to
+from perdure.core.apply import apply, may_retry, repeats, reply_to
 from perdure.core.failures import Failure
 from perdure.core.history import History
 from perdure.core.journal import (
@@ -94,6 +95,38 @@ def test_a_second_answer_is_refused(driver: Driver):
     driver.returns(0, 7)
     for request in (Resolve(0, encode(8)), Reject(0, "late")):
         assert "resolved or rejected already" in refusal(sent(request, driver.turn))
+
+
+@pytest.mark.parametrize("request_", [Resolve(0, encode(7)), Reject(0, "no")])
+def test_the_very_answer_that_an_awakeable_has_is_a_repeat_and_no_other(driver: Driver, request_: Resolve | Reject):
+    history = History(start=START)
+    history.add(driver.frames[0])
+    entry = apply(message := Message("m", "one", 1.0, request_), history, driver.turn, 5.0)
+    assert entry is not None
+    assert not repeats(message, history, 5.0)
+    history.note(entry)
+    again = replace(message, id="m2")
+    assert repeats(again, history, 6.0)
+    for other in (
+        *(Resolve(0, encode(8)), Resolve(0, encode("no")), Reject(0, "other"), Reject(0, ""), Resolve(0, b"")),
+        *(replace(request_, n=1), replace(request_, n=99), replace(request_, generation=1), Cancel(), Pause()),
+    ):
+        assert not repeats(replace(message, request=other), history, 6.0)
+    history.note(Completed(7.0, b""))
+    assert repeats(again, history, 8.0)
+
+
+def test_an_answer_that_a_retry_superseded_is_no_repeat(driver: Driver):
+    history = History(start=START)
+    history.add(driver.frames[0])
+    history.note(Returned(0, 2.0, encode(7), "m"))
+    history.note(Failed(3.0, FAILURE))
+    message = Message("m2", "one", 1.0, Resolve(0, encode(7)))
+    kept, again, cut = (copy.deepcopy(history) for _ in range(3))
+    kept.note(Retried(4.0, 1, None, 1, "r", 1, 0))
+    again.note(Retried(4.0, 1, None, 1, "r", 1, 0, [0]))
+    cut.note(Retried(4.0, 1, None, 0, "r", 0, 0))
+    assert [repeats(message, each, 5.0) for each in (kept, again, cut)] == [True, False, False]
 
 
 def test_a_second_answer_is_refused_while_the_first_waits_for_the_end_of_a_pause(driver: Driver):

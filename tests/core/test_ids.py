@@ -145,3 +145,9 @@ def test_a_name_that_no_store_could_hold_is_refused_and_the_text_says_why(text: 
     with pytest.raises(BadId, match=says) as caught:
         check_name("an id", cast("str", text))
     assert "an id" in str(caught.value)
+
+
+@pytest.mark.parametrize("id", [5, None, b"x~0~0~0"])
+def test_an_awakeables_id_that_is_no_text_is_refused(id: Any) -> None:
+    with pytest.raises(BadId, match="an awakeable's id must be a str"):
+        parse_awakeable_id(id, b"secret")

@@ -8,8 +8,31 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from perdure.core.retry import DEFAULT_RETRY, DURATION_LIMIT_SECONDS, Retry, is_mistake, seconds
-from perdure.errors import InvalidOption, NonRetryable
+from perdure.core.retry import (
+    DEFAULT_RETRY,
+    DURATION_LIMIT_SECONDS,
+    Retry,
+    is_mistake,
+    next_wait,
+    seconds,
+    whole_number,
+)
+from perdure.errors import (
+    BadId,
+    CalledOutsideWorkflow,
+    IdConflict,
+    IllegalTransition,
+    InputRefused,
+    InvalidOption,
+    MessageRefused,
+    NonRetryable,
+    StoreFull,
+    StoreLocked,
+    StoreUnavailable,
+    Unencodable,
+    UnknownInvocation,
+    WaitTimeout,
+)
 
 chances = st.floats(0, 1, exclude_max=True)
 durations = st.floats(0, DURATION_LIMIT_SECONDS)
@@ -231,3 +254,73 @@ def test_type_error_that_data_may_cause_is_no_mistake_of_the_program(act: Any):
     with pytest.raises(TypeError) as raised:
         act(None)
     assert not is_mistake(raised.value), str(raised.value)
+
+
+# --- whole numbers ----------------------------------------------------------------------------------------------------
+def test_a_whole_number_is_returned_and_anything_else_is_refused_by_name() -> None:
+    assert whole_number("size", 1) == 1
+    assert whole_number("size", 0, least=0) == 0
+    for given_number in (1.0, "1", None, True):
+        with pytest.raises(InvalidOption, match=r"size: .* is not a whole number"):
+            whole_number("size", cast("Any", given_number))
+    with pytest.raises(InvalidOption, match="size: 0 is too small, give at least 1"):
+        whole_number("size", 0)
+
+
+# --- what a policy may say --------------------------------------------------------------------------------------------
+class Says(Retry):
+    """A policy that returns what it is told to."""
+
+    says: Any = None
+
+    def delay(self, error: BaseException, attempt: int, chance: float) -> float | None:
+        said = type(self).says
+        return cast("Any", said() if callable(said) else said)
+
+
+async def _never() -> float:
+    return 1.0
+
+
+def says(value: Any) -> Retry:
+    return type("Says", (Says,), {"says": staticmethod(value) if callable(value) else value})()
+
+
+def test_the_next_wait_is_what_the_policy_says() -> None:
+    assert next_wait(says(2), ValueError(), 1, 0.5) == 2.0
+    assert next_wait(says(None), ValueError(), 1, 0.5) is None
+    assert next_wait(says(2), Unencodable("x"), 1, 0.5) is None, "no attempt can change it"
+
+
+def test_mistakes_of_the_program_are_tried_again_only_by_a_policy_that_names_them() -> None:
+    assert next_wait(says(2), CalledOutsideWorkflow("x"), 1, 0.5) is None
+    assert next_wait(Retry(on=(CalledOutsideWorkflow,)), CalledOutsideWorkflow("x"), 1, 0.5) is not None
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MessageRefused("no", invocation_id="a", reason="no"),
+        IllegalTransition("no", invocation_id="a", reason="no", status="completed"),
+        UnknownInvocation("no", invocation_id="a"),
+        IdConflict("no", invocation_id="a"),
+        InputRefused("no"),
+        BadId("no"),
+    ],
+)
+def test_what_an_invocation_refuses_is_tried_again_only_by_a_policy_that_names_it(error: Exception) -> None:
+    assert next_wait(says(2), error, 1, 0.5) is None
+    assert next_wait(Retry(on=(type(error),)), error, 1, 0.5) is not None
+
+
+@pytest.mark.parametrize(
+    "error", [StoreUnavailable("away"), StoreFull("full"), StoreLocked("locked"), WaitTimeout("late")]
+)
+def test_what_the_store_may_do_later_is_tried_again(error: Exception) -> None:
+    assert next_wait(says(2), error, 1, 0.5) == 2.0
+
+
+@pytest.mark.parametrize("value", [timedelta(seconds=1), "1", float("nan"), -1, True, _never])
+def test_a_policy_that_says_no_number_of_seconds_is_an_invalid_option(value: Any) -> None:
+    with pytest.raises(InvalidOption, match=r"delay\(\)"):
+        next_wait(says(value), ValueError(), 1, 0.5)

@@ -151,7 +151,7 @@ async def test_place_in_line_that_was_deleted_is_taken_again(make_lab: MakeLab) 
     await lab.noted("at before one")
     second = await lab.start(keyed.staged, "two", key="k")
     async with store_of(place_of(lab)) as store:
-        await remove(store, store.layout.places("k", second))
+        await remove(store, store.layout.key_positions("k", second))
         assert await phantoms_of(store) == [second]
         [said] = await look(store)
         assert said.startswith(f"invocation {second} would never begin: its id is taken")

@@ -10,7 +10,7 @@ import logging
 import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import msgspec
 import pytest
@@ -19,12 +19,15 @@ from msgspec.structs import replace
 from examples.services.nats_server import Server
 from perdure import Client, Context, step, workflow
 from perdure.connect import client_from
-from perdure.errors import NewerJournal
+from perdure.errors import NewerJournal, StoreDamaged, StoreError
+from perdure.stores import custody
 from perdure.stores.jetstream import JetStreamStore
 from perdure.stores.jetstream.journal.journals import Journals
 from perdure.stores.jetstream.layout.facts import UNREADABLE, Facts, facts_of, lines_of, problem_of
 from perdure.stores.port import Transition
 from tests.jetstream.liveness import check_liveness
+from tests.runtime.test_newer_journals import OldRelease as OldStore
+from tests.runtime.test_newer_journals import worker_on
 
 ROOT = Path(__file__).parents[2]
 LIMIT_SECONDS = 60
@@ -309,6 +312,24 @@ async def test_journal_that_ends_with_junk_is_that_invocations_problem_alone(sit
         await wire.delete(layout.stream_of(layout.journal(bad.id)), junk)
         await resolving
         assert await bad.result() == 1
+
+
+@pytest.mark.parametrize("error", [NewerJournal, StoreDamaged])
+async def test_invocation_whose_journal_was_repaired_goes_on_with_the_worker_that_declined_it(
+    site: Site, error: type[StoreError], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(custody, "DECLINED_SECONDS", 0.1)
+    async with site.client.worker(asks):
+        [handle] = await site.suspended(1)
+    old = OldStore(cast("Any", site.store), error)
+    old.unreadable = {handle.id}
+    async with worker_on(old, asks):
+        resolving = asyncio.ensure_future(site.resolve(handle, 1))
+        while not old.refused:
+            await asyncio.sleep(0.01)
+        old.unreadable = set()  # repaired
+        assert await handle.result() == 1
+        await resolving
 
 
 # --- effects ----------------------------------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
 from typing import Any, cast
 
@@ -13,6 +14,7 @@ from perdure.client import Client
 from perdure.connect import client_from, make_stub, translators_in_use
 from perdure.errors import NewerJournal, StoreDamaged, StoreError
 from perdure.runtime.worker import Worker
+from perdure.stores import custody
 from perdure.stores.memory import MemoryStore
 from perdure.stores.port import Journal, Store
 
@@ -96,6 +98,81 @@ async def test_worker_that_declined_is_not_asked_again_while_another_can(caplog:
                 await client.resolve(opened[number].id, number)
             assert await asyncio.wait_for(handle.result(), 30) == 15
         assert len(old.refused) <= 1
+
+
+@pytest.mark.parametrize("error", [NewerJournal, StoreDamaged])
+async def test_invocation_whose_journal_was_repaired_goes_on_with_the_worker_that_declined_it(
+    error: type[StoreError], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(custody, "DECLINED_SECONDS", 0.05)
+    store = MemoryStore()
+    async with client_from(lambda: store) as client:
+        async with worker_on(store, asks):
+            handle = await client.start(asks)
+            awakeable = await suspended(client, handle)
+        old = OldRelease(store, error)
+        old.unreadable = {handle.id}
+        async with worker_on(old, asks):
+            resolving = asyncio.ensure_future(client.resolve(awakeable, 1))
+            while not old.refused:
+                await asyncio.sleep(0)
+            old.unreadable = set()  # repaired
+            assert await asyncio.wait_for(handle.result(), 30) == 2
+            await resolving
+
+
+async def test_worker_is_offered_what_it_declined_after_times_that_grow(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(custody, "DECLINED_SECONDS", 0.02)
+    monkeypatch.setattr(custody, "DECLINED_LONGEST_SECONDS", 0.16)
+    store = MemoryStore()
+    times: list[float] = []
+
+    class Noting(OldRelease):
+        async def journal(self, id: str, /) -> Journal:
+            times.append(asyncio.get_running_loop().time())
+            return await super().journal(id)
+
+    async with client_from(lambda: store) as client:
+        async with worker_on(store, asks):
+            handle = await client.start(asks)
+            awakeable = await suspended(client, handle)
+        old = Noting(store)
+        old.unreadable = {handle.id}
+        async with worker_on(old, asks):
+            resolving = asyncio.ensure_future(client.resolve(awakeable, 1))
+            async with asyncio.timeout(30):
+                while len(times) < 7:
+                    await asyncio.sleep(0.01)
+            gaps = [later - earlier for earlier, later in itertools.pairwise(times)]
+            assert all(gap >= least for gap, least in zip(gaps, (0.02, 0.04, 0.08, 0.16, 0.16), strict=False)), gaps
+        resolving.cancel()
+
+
+@pytest.mark.parametrize("leaves", ["worker", "client"])
+async def test_nothing_is_offered_again_once_the_worker_has_ended(leaves: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(custody, "DECLINED_SECONDS", 0.02)
+    store = MemoryStore()
+    async with client_from(lambda: store) as client:
+        async with worker_on(store, asks):
+            handle = await client.start(asks)
+            awakeable = await suspended(client, handle)
+        old = OldRelease(store)
+        old.unreadable = {handle.id}
+        async with worker_on(old, asks):
+            resolving = asyncio.ensure_future(client.resolve(awakeable, 1))
+            while not old.refused:
+                await asyncio.sleep(0)
+        refused = len(old.refused)
+        if leaves == "worker":
+            await asyncio.sleep(0.1)  # none joins: what it declined waits
+            assert len(old.refused) == refused
+            async with worker_on(store, asks):
+                assert await asyncio.wait_for(handle.result(), 30) == 2
+                await resolving
+        else:
+            resolving.cancel()
+    timers: Any = vars(asyncio.get_running_loop())["_scheduled"]
+    assert not [each for each in timers if "_offer_declined" in repr(each) and not each.cancelled()]
 
 
 @workflow

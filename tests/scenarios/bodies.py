@@ -10,6 +10,7 @@ from contextvars import ContextVar
 from datetime import timedelta
 
 from perdure import ChildCancelled, Context, NonRetryable, Retry, Workflow, step, step_info, workflow
+from perdure.errors import AwakeableRejected
 from tests.scenarios.notes import closed, die, gate, note
 
 QUICK = Retry(max_attempts=5, initial=0.05, factor=1, jitter=0)
@@ -456,6 +457,16 @@ async def asks(ctx: Context, tag: str) -> str:
     awakeable = ctx.awakeable(str)
     await stage(f"{tag}-asked")
     answer = await awakeable
+    await stage(f"{tag}-answered")
+    return answer
+
+
+@workflow
+async def asks_and_goes_on(ctx: Context, tag: str) -> str:
+    try:
+        answer = await ctx.awakeable(str)
+    except AwakeableRejected:
+        answer = "rejected"
     await stage(f"{tag}-answered")
     return answer
 

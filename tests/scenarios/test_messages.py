@@ -31,6 +31,44 @@ async def test_awakeable_resolved_after_its_worker_died_resumes_once_and_a_secon
     assert (lab.count("ran a-asked"), lab.count("ran a-answered")) == (1, 1)
 
 
+@pytest.mark.parametrize(
+    ("answer", "same", "others"),
+    [
+        ("resolve", {"value": "yes"}, [{"value": "no"}, {"value": ""}]),
+        ("resolve", {"value": "x" * 100_000}, [{"value": "x" * 99_999}]),
+        ("reject", {"reason": "too dear"}, [{"reason": "too late"}]),
+    ],
+)
+async def test_awakeable_may_be_given_the_very_answer_that_it_has_and_no_other(
+    lab: Lab, answer: str, same: dict[str, str], others: list[dict[str, str]]
+) -> None:
+    """A step that answers one may run again: before the waiter has ended, afterwards, and after a restart."""
+    lab.close_gate("after a-answered")
+    id = await lab.start(bodies.asks_and_goes_on, "a")
+    awakeable = await lab.awakeable(id)
+
+    async def answer_again() -> None:
+        await lab.ask(answer, awakeable=awakeable, **same)
+        await lab.ask(answer, awakeable=awakeable, **same)
+        other_verb: tuple[str, dict[str, str]] = ("reject", {"reason": "yes"})
+        if answer == "reject":
+            other_verb = ("resolve", {"value": same["reason"]})
+        for verb, arguments in [other_verb, *((answer, each) for each in others)]:
+            with pytest.raises(Refusal) as caught:
+                await lab.ask(verb, awakeable=awakeable, **arguments)
+            assert caught.value.type == "MessageRefused"
+
+    await answer_again()
+    await lab.noted("at after a-answered")
+    await lab.restart()
+    await answer_again()
+    lab.open_gate("after a-answered")
+    assert await lab.result(id) == (same["value"] if answer == "resolve" else "rejected")
+    await answer_again()
+    await lab.restart()
+    await answer_again()
+
+
 async def test_rejected_awakeable_gives_the_waiter_its_reason(lab: Lab) -> None:
     id = await lab.start(bodies.asks, "a")
     awakeable = await lab.awakeable(id)

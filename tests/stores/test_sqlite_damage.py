@@ -16,26 +16,20 @@ import msgspec
 import pytest
 
 from perdure.core.effects import Effects, Release
-from perdure.core.failures import Failure
 from perdure.core.journal import (
     Accepted,
-    Attempted,
     Cancel,
     Claimed,
     Completed,
-    Entry,
     Frame,
     Granted,
     Message,
     Released,
-    Returned,
-    SetTimer,
     Start,
 )
 from perdure.core.values import encode
-from perdure.errors import InvalidOption, NewerJournal, StoreDamaged, StoreError
+from perdure.errors import NewerJournal, StoreDamaged, StoreError
 from perdure.stores.local import dispatch
-from perdure.stores.memory import MemoryStore
 from perdure.stores.port import Delivery, Filter, Store, Transition, committed
 from perdure.stores.sqlite import SqliteStore, deliveries
 from perdure.stores.sqlite.schema import state_checksum
@@ -286,52 +280,6 @@ async def test_one_unit_that_cannot_be_handed_out_does_not_stop_its_batch(
 
 
 # --- numbers that are none --------------------------------------------------------------------------------------------
-@pytest.fixture(params=["memory", "sqlite"])
-async def store(request: pytest.FixtureRequest, tmp_path: Path) -> Any:
-    made: Any = MemoryStore() if request.param == "memory" else SqliteStore(str(tmp_path / "s.db"))
-    await made.open()
-    yield made
-    await made.aclose()
-
-
-@pytest.mark.parametrize("number", [math.nan, math.inf, -math.inf])
-async def test_a_number_that_is_not_finite_never_reaches_a_store(number: float, store: Store, tmp_path: Path) -> None:
-    await store.submit([start("a")])
-    entries: list[Entry] = [Accepted(start("a")), Claimed(1.0, 1, "w", "3.11", "0")]
-    frames = [
-        Frame("w", number, [*entries]),
-        Frame("w", 1.0, [Accepted(start("a", due=number))]),
-        Frame("w", 1.0, [Claimed(number, 1, "w", "3.11", "0")]),
-        Frame("w", 1.0, [*entries, Released(1.0, number)]),
-        Frame("w", 1.0, [*entries], [SetTimer(0, number)]),
-        Frame("w", 1.0, [*entries, Attempted(0, 1.0, 1, Failure("builtins", "ValueError", "no"), number)]),
-    ]
-    for frame in frames:
-        with pytest.raises(InvalidOption, match="not a finite number"):
-            await committed(store, Transition("a", 0, frame, status="running"))
-    good = Frame("w", 1.0, [*entries])
-    for effects in (
-        Effects(wake=number),
-        Effects(starts=(start("b", due=number),)),
-        Effects(messages=(Message("m", "a", number, Cancel()),)),
-    ):
-        with pytest.raises(InvalidOption, match="not a finite number"):
-            await committed(store, Transition("a", 0, good, effects, "suspended", True))
-    for bad in (
-        Start("b", "work", encode({}), number, 1e9, 3),
-        Start("b", "work", encode({}), 1e9, number, 3),
-        Start("b", "work", encode({}), 1e9, 1e9, 3, timeout=number),
-    ):
-        with pytest.raises(InvalidOption, match="not a finite number"):
-            await store.submit([start("c"), bad])
-    with pytest.raises(InvalidOption):
-        await store.post(Message("m", "a", number, Cancel()))
-    assert [row.id for row in await store.search(Filter())] == ["a"], "nothing of it was kept"
-    failure = Failure("builtins", "ValueError", "no", [number, [number]], {"at": number})
-    of_users: list[Entry] = [Returned(0, 1.0, encode(number)), Attempted(1, 1.0, 1, failure, 2.0)]
-    assert await committed(store, Transition("a", 0, Frame("w", 1.0, entries + of_users), status="running")) == 1
-
-
 async def test_a_file_that_an_earlier_release_wrote_with_a_wake_at_nan_is_served(tmp_path: Path) -> None:
     path = tmp_path / "s.db"
     await some_of_each(path)

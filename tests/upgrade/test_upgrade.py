@@ -209,10 +209,6 @@ async def test_workers_of_both_releases_share_the_work_while_one_after_the_other
     assert new.report().count("Traceback") == 0
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="an answer that an old worker set aside, since it does not know the status, is not taken by a new one",
-)
 async def test_roll_back_on_jetstream_leaves_what_only_the_next_release_reads_and_serves_the_rest(
     on_jetstream: _Releases,
 ) -> None:

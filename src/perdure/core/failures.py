@@ -84,6 +84,8 @@ class FailureTranslator(Protocol):
 
 
 _REMOTE = "Remote traceback:\n"
+_PACKAGE = __file__.removesuffix("core/failures.py").removesuffix("core\\failures.py")
+"""The folder of this package."""
 
 
 def failure_of(error: BaseException, /, *, translators: Sequence[FailureTranslator] = ()) -> Failure:
@@ -400,11 +402,18 @@ def _traceback(error: BaseException) -> str:
     try:
         shown = tracebacks.TracebackException.from_exception(error, compact=True)
         _drop_remote_notes(shown, set())
+        _drop_leading_frames_of_ours(shown.stack)
         text = "".join(shown.format())
     except Exception:  # noqa: BLE001  a broken __str__ or __repr__ may break it; the failure is recorded even so
         text = f"{type_name(type(error))}: {_text(error)}\n"
     cut = text if len(text) <= TRACEBACK_LIMIT else f"…{text[-TRACEBACK_LIMIT + 1 :]}"
     return cut.encode("utf-8", "backslashreplace").decode()
+
+
+def _drop_leading_frames_of_ours(stack: tracebacks.StackSummary) -> None:
+    """Let a traceback begin with the author's function, and not with how Perdure came to call it."""
+    theirs = next((n for n, frame in enumerate(stack) if not frame.filename.startswith(_PACKAGE)), 0)
+    del stack[:theirs]
 
 
 def _drop_remote_notes(shown: Any, seen: set[int]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable
 from typing import assert_never
 
@@ -15,6 +16,7 @@ from perdure.core.journal import (
     Cancelled,
     CancelRequested,
     Claimed,
+    Command,
     Completed,
     Entry,
     Failed,
@@ -23,6 +25,7 @@ from perdure.core.journal import (
     Granted,
     Interrupted,
     Joined,
+    OpenAwakeable,
     Outcome,
     Parent,
     Paused,
@@ -54,6 +57,8 @@ class History(Struct):
     unclaimed_deaths: int = 0
     children: dict[int, Start] = {}
     children_ended: set[int] = set()  # those of them whose command is answered
+    awakeables: dict[int, int] = {}  # the generation of each, by its command
+    answers: dict[int, bytes] = {}  # digests of what messages answered, by command
     children_unwanted: set[int] = set()  # those of them whose end the body asked for
     joined: list[Parent] = []  # who awaits it besides the one that started it
     messages: dict[str, str | None] = {}
@@ -90,8 +95,7 @@ class History(Struct):
             if self.deaths or self.unclaimed_deaths:
                 self.deaths = self.unclaimed_deaths = 0
         for command in frame.commands:
-            if type(command) is CallChild:
-                self.children[command.n] = command.start
+            self._issue(command)
         if frame.cancels and self.children:
             self.children_unwanted.update(n for n in frame.cancels if n in self.children)
         if frame.state and self.granted is not None:
@@ -100,6 +104,12 @@ class History(Struct):
             self.last = frame
         elif first:
             self.unclaimed_deaths = 1  # a first frame that only claims follows a death that left no claim
+
+    def _issue(self, command: Command) -> None:
+        if type(command) is CallChild:
+            self.children[command.n] = command.start
+        elif type(command) is OpenAwakeable:
+            self.awakeables.setdefault(command.n, self.generation)  # a retry opens the same one again
 
     def note(self, entry: Entry) -> None:
         """Fold one entry, perhaps before its frame is written; a second time it changes nothing."""
@@ -157,6 +167,8 @@ class History(Struct):
             self.children_ended.add(entry.n)
         if isinstance(entry, (Returned, Raised)):
             self._answered(entry.message)
+            if entry.message is not None and entry.n not in self.children:
+                self.answers[entry.n] = _digest_of(entry)
 
     def open_children(self) -> list[int]:
         """Return the commands that are children and have not answered."""
@@ -168,6 +180,10 @@ class History(Struct):
         if start is None or start.parent is None or n in self.children_ended:
             return False
         return start.id == child and start.parent.generation == generation
+
+    def was_answered(self, n: int, generation: int, answer: Returned | Raised) -> bool:
+        """Tell whether awakeable `n` of a generation has this very answer."""
+        return self.awakeables.get(n) == generation and self.answers.get(n) == _digest_of(answer)
 
     def _answered(self, message: str | None) -> None:
         if message is not None:
@@ -184,6 +200,8 @@ class History(Struct):
         self.children = {n: start for n, start in self.children.items() if n < entry.issued}
         self.children_ended = {n for n in self.children_ended if n < entry.issued and n not in entry.again}
         self.children_unwanted = {n for n in self.children_unwanted if n < entry.issued and n not in entry.again}
+        self.awakeables = {n: made for n, made in self.awakeables.items() if n < entry.issued}
+        self.answers = {n: made for n, made in self.answers.items() if n < entry.issued and n not in entry.again}
         self._answered(entry.message)
 
     def _claim(self, entry: Claimed) -> None:
@@ -216,3 +234,10 @@ class History(Struct):
                 return "cancelled"
             case _:
                 assert_never(self.outcome)
+
+
+def _digest_of(answer: Returned | Raised) -> bytes:
+    """Return what tells one answer from another, however long it is."""
+    if isinstance(answer, Returned):
+        return hashlib.blake2b(answer.value, digest_size=16).digest()
+    return hashlib.blake2b(repr(answer.failure.fields.get("reason")).encode(), digest_size=16, key=b"raised").digest()

@@ -19,10 +19,12 @@ from perdure.errors import (
     BadId,
     BadUrl,
     CalledOutsideWorkflow,
+    IdConflict,
     InputRefused,
     InvalidOption,
     IoInWorkflow,
     LimitExceeded,
+    MessageRefused,
     NameTaken,
     NonRetryable,
     NotAWorkflow,
@@ -30,6 +32,7 @@ from perdure.errors import (
     ServiceUnknown,
     Undecodable,
     Unencodable,
+    UnknownInvocation,
 )
 
 Duration = float | timedelta
@@ -137,8 +140,9 @@ _HOPELESS = (AnnotationUnresolved, IoInWorkflow, LimitExceeded, ServiceUnknown, 
 _MISTAKES = (
     *(BadId, BadUrl, CalledOutsideWorkflow, InputRefused, InvalidOption, NameTaken, NotAWorkflow, NotRepeatable),
     *(NameError, NotImplementedError, SyntaxError),
+    *(IdConflict, MessageRefused, UnknownInvocation),
 )
-"""Mistakes of the program. They are not retried unless a policy names the class itself in `on`."""
+"""Mistakes of the program, and what invocations refuse: not retried unless a policy names the class itself in `on`."""
 
 _WRONG_CALL = re.compile(
     r"\) missing \d+ required (positional|keyword-only) argument"

@@ -10,7 +10,7 @@ from collections.abc import Callable, Container, Sequence
 from msgspec import Struct
 from msgspec.structs import replace
 
-from perdure.core.apply import apply, reply_to
+from perdure.core.apply import apply, repeats, reply_to
 from perdure.core.effects import NO_EFFECTS, effects_of
 from perdure.core.journal import (
     Answer,
@@ -108,6 +108,9 @@ def take_message(record: Record, message: Message, turn: Turn | None, round: Rou
     history = record.history
     if message.id in history.messages:
         round.answers.append(Answer(message.id, history.messages[message.id]))
+        return
+    if repeats(message, history, round.at):
+        round.answers.append(Answer(message.id))
         return
     entry = apply(message, history, turn, round.at)
     if entry is None:

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from msgspec import Struct
 from msgspec.structs import replace
 
-from perdure.core.apply import apply, may_retry, reply_to
+from perdure.core.apply import apply, may_retry, repeats, reply_to
 from perdure.core.effects import NO_EFFECTS, Enlist, Release
 from perdure.core.history import DEATHS_LIMIT
 from perdure.core.journal import Accepted, Answer, Entry, Frame, Granted, Message, Paused, Refused, Released, Start
@@ -166,6 +166,8 @@ def finish(record: Record, start: Start, deliveries: Sequence[Delivery], at: flo
 
 
 def _late_answer(record: Record, message: Message, at: float) -> Answer | None:
+    if repeats(message, record.history, at):
+        return Answer(message.id)
     entry = apply(message, record.history, None, at)
     if record.history.messages.get(message.id, "") is None:
         return Answer(message.id)  # it was applied while the invocation ran

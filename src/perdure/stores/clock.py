@@ -63,6 +63,15 @@ class SystemClock:
             self._last = now
         return self._last
 
+    def machine_now(self) -> float:
+        """Return what the machine's clock shows."""
+        return self._wall()
+
+    def machine_at(self, when: float) -> float:
+        """Return what the machine's clock shows at `when`, as far as it is known now: for what goes by that clock."""
+        now = self.now()  # read first: a moment late is better than early
+        return when + (self._wall() - now)
+
     def call_at(self, when: float, callback: Callable[[], object], /) -> Timer:
         timer = _SystemTimer(self, when, callback)
         self._timers.add(timer)

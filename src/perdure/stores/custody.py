@@ -9,6 +9,7 @@ It runs on one event loop and is not thread-safe.
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection
@@ -22,7 +23,13 @@ from perdure.core.journal import Start
 from perdure.stores.port import Delivery
 
 DECLINED_LIMIT = 10_000
-"""Invocations that one worker declined and is not offered again; beyond it, it may be asked once more."""
+"""Invocations of which it is known that a worker declined them; beyond it, it is offered the oldest again."""
+
+DECLINED_SECONDS = 60.0
+"""How long a worker is not offered an invocation that it declined; each time it declines it again, twice as long."""
+
+DECLINED_LONGEST_SECONDS = 3600.0
+"""The longest that a worker is not offered an invocation that it declined."""
 
 log = logging.getLogger("perdure.store")
 
@@ -34,6 +41,13 @@ class Hold(Struct, eq=False):
     handler: str
     deliveries: list[Delivery] = field(default_factory=list[Delivery])
     claimed: bool = False
+
+
+class Declined(Struct):
+    """What a worker declined: how often, and until when it is not offered it again, in the loop's time."""
+
+    times: int = 0
+    until: float = 0.0
 
 
 H = TypeVar("H", bound=Hold)
@@ -57,7 +71,7 @@ class Member(Generic[H]):
         self.credit = 0
         self.open = True
         self.held: dict[str, H] = {}
-        self.declined: dict[str, None] = {}  # invocations that it cannot run, oldest first
+        self.declined: dict[str, Declined] = {}  # invocations that it cannot run, oldest first
         self._custody = custody
 
     def takes(self, partition: int) -> bool:
@@ -75,14 +89,20 @@ class Member(Generic[H]):
         self._custody.take_back(self, delivery)
 
     def decline(self, delivery: Delivery, reason: str, /) -> None:
-        self.declined[delivery.id] = None
+        declined = self.declined[delivery.id] = self.declined.pop(delivery.id, None) or Declined()
+        wait = min(DECLINED_SECONDS * 2 ** min(declined.times, 16), DECLINED_LONGEST_SECONDS)
+        declined.times += 1
+        declined.until = asyncio.get_running_loop().time() + wait
         if len(self.declined) > DECLINED_LIMIT:
             del self.declined[next(iter(self.declined))]
         self._custody.decline(self, delivery, reason)
 
     def may_take(self, delivery: Delivery) -> bool:
-        """Tell whether it serves the handler and has not declined the invocation."""
-        return delivery.handler in self.handlers and delivery.id not in self.declined
+        """Tell whether it serves the handler and has not declined the invocation a while ago."""
+        if delivery.handler not in self.handlers:
+            return False
+        declined = self.declined.get(delivery.id)
+        return declined is None or declined.until <= asyncio.get_running_loop().time()
 
     def close(self) -> None:
         if self.open:
@@ -99,6 +119,7 @@ class Custody(ABC, Generic[H]):
         self._parked: dict[str, list[Delivery]] = {}  # messages for invocations that have not begun
         self._shaken: set[str] = set()  # invocations whose holder here ended without releasing them
         self._declined: dict[str, list[Delivery]] = {}  # that every worker here which serves them declined
+        self._offering: asyncio.TimerHandle | None = None  # it will offer what was declined once more
         self._log = RateLimitedLog(log)
 
     # --- what a store adds --------------------------------------------------------------------------------------------
@@ -219,11 +240,24 @@ class Custody(ABC, Generic[H]):
             self._keep(delivery)
 
     def _keep(self, delivery: Delivery) -> None:
-        """Keep a delivery that every worker here declined."""
+        """Keep a delivery that every worker here declined: the journal may be repaired, or another worker join."""
         self._declined.setdefault(delivery.id, []).append(delivery)
+        self._offer_later()
+
+    def _offer_later(self) -> None:
+        if self._offering is None:
+            self._offering = asyncio.get_running_loop().call_later(DECLINED_SECONDS, self._offer_declined_again)
+
+    def _offer_declined_again(self) -> None:
+        """Hand what was declined to those that may be offered it by now."""
+        self._offering = None
+        for member in [*self.members]:
+            self._offer_declined(member)
+        if self._declined:
+            self._offer_later()
 
     def _offer_declined(self, member: Member[H]) -> None:
-        """Hand what all others declined to a member that has joined."""
+        """Hand what all others declined to a member that has joined, or that declined it a while ago."""
         for id, waiting in [*self._declined.items()]:
             if member.open and member.may_take(waiting[0]):
                 for delivery in self._declined.pop(id):
@@ -261,6 +295,9 @@ class Custody(ABC, Generic[H]):
         self.members.clear()
         self._owners.clear()
         self._declined.clear()
+        if self._offering is not None:
+            self._offering.cancel()
+            self._offering = None
 
     def _other_than(self, member: Member[H], delivery: Delivery) -> Member[H] | None:
         """Return another member that may take a delivery."""

@@ -1,34 +1,51 @@
 """The last line of defence against numbers that are not finite: NaN has no place in an order of times.
 
-What comes before refuses them where they are made. Here nothing that is encoded with one reaches a store.
+Earlier checks refuse them where they are made. Every store asks these functions in `submit`, `post` and `commit`,
+before it writes anything: a frame whose effects could not be written would leave its owner busy for ever.
+`perdure.testing.contract.numbers` puts one in every float of the journal's types.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import cast
 
 from msgspec import Struct
 
+from perdure.core.effects import Effects
+from perdure.core.journal import Message, Start, encode_message, encode_start
 from perdure.errors import InvalidOption
 
-SEARCH_LIMIT_BYTES = 4_096
-"""Longer data is not searched, and the fields are walked at once."""
+SEARCH_LIMIT_BYTES = 65_536
+"""Longer data is not searched. It holds large values of users, and few fields: walking them costs less."""
 
 
 def check_finite(data: bytes, value: Struct) -> None:
-    """Refuse what was encoded as `data` if a field of it is NaN or infinite. Values of users are bytes, and pass."""
+    """Refuse `value`, encoded as `data`, if a field of it is NaN or infinite. Values of users are bytes, and pass."""
     # A float64 of msgpack whose exponent is all ones begins so. Other bytes may, too: then the fields are walked.
-    if b"\xcb\x7f" in data or b"\xcb\xff" in data or len(data) > SEARCH_LIMIT_BYTES:
+    if len(data) > SEARCH_LIMIT_BYTES or b"\xcb\x7f" in data or b"\xcb\xff" in data:
         for field in _not_finite(value, type(value).__name__):
             raise InvalidOption(f"{field} is not a finite number: nothing was recorded; pass a finite one")
 
 
-def check_wake(id: str, wake: float | None) -> None:
-    """Refuse a wake at no time."""
+def check_starts(starts: Iterable[Start]) -> None:
+    for start in starts:
+        check_finite(encode_start(start), start)
+
+
+def check_message(message: Message) -> None:
+    check_finite(encode_message(message), message)
+
+
+def check_effects(id: str, effects: Effects) -> None:
+    """Refuse a transition of invocation `id` by what follows from its frame."""
+    wake = effects.wake
     if wake is not None and not math.isfinite(wake):
         raise InvalidOption(f"the wake of invocation {id!r} is {wake}, not a finite number: nothing was recorded")
+    check_starts(effects.starts)
+    for message in effects.messages:
+        check_message(message)
 
 
 def _not_finite(value: object, name: str) -> Iterator[str]:

@@ -24,21 +24,19 @@ from perdure.core.journal import (
     Status,
     decode_frame,
     encode_frame,
-    encode_message,
-    encode_start,
     settles_before_begin,
 )
 from perdure.core.lifecycle import SETTLED
 from perdure.errors import Conflict, StoreClosed
 from perdure.stores.clock import Alarm, SystemClock, VirtualClock
-from perdure.stores.finite import check_finite, check_wake
+from perdure.stores.finite import check_effects, check_finite, check_message, check_starts
 from perdure.stores.liveness import Contents, breaches
 from perdure.stores.local.canceller import Canceller
 from perdure.stores.local.dispatch import Dispatcher, Member, Page
 from perdure.stores.notices import Feed, Notices
 from perdure.stores.port import (
+    KEY_QUEUE_LIMIT,
     LEASE_SECONDS,
-    LINE_LIMIT,
     PAYLOAD_LIMIT_BYTES,
     Committed,
     Counts,
@@ -51,7 +49,7 @@ from perdure.stores.port import (
     Wake,
     id_conflict,
     identity_of,
-    line_full,
+    key_queue_full,
     matches,
     unknown,
 )
@@ -74,12 +72,12 @@ class MemoryStore:
         clock: SystemClock | VirtualClock | None = None,
         *,
         payload_limit: int = PAYLOAD_LIMIT_BYTES,
-        line_limit: int = LINE_LIMIT,
+        key_queue_limit: int = KEY_QUEUE_LIMIT,
     ) -> None:
         self.clock = clock or SystemClock()
         self.secret = b"memory"
         self.payload_limit = payload_limit
-        self.line_limit = line_limit
+        self.key_queue_limit = key_queue_limit
         self.hook: Hook | None = None
         self.writes = 0
         self._rows: dict[str, Row] = {}
@@ -135,8 +133,8 @@ class MemoryStore:
         def write() -> list[bool]:
             together: dict[str, bytes] = {}
             joining = Counter[str]()
+            check_starts(starts)
             for start in starts:
-                check_finite(encode_start(start), start)
                 known = self._digests.get(start.id) or together.setdefault(start.id, identity_of(start))
                 if known != identity_of(start):
                     raise id_conflict(start.id)
@@ -151,8 +149,8 @@ class MemoryStore:
         ahead = len(self._lines.get(key, ())) + joining - 1
         if key not in self._keys or self._keys[key].holder is None:
             ahead -= 1  # the first gets the key
-        if joining and ahead >= self.line_limit:
-            raise line_full(key, ahead)
+        if joining and ahead >= self.key_queue_limit:
+            raise key_queue_full(key, ahead)
 
     def _accept(self, start: Start) -> bool:
         if start.id in self._rows:
@@ -248,7 +246,7 @@ class MemoryStore:
 
     def post(self, message: Message, /) -> asyncio.Future[None]:
         def write() -> None:
-            check_finite(encode_message(message), message)
+            check_message(message)
             if message.to not in self._rows:
                 raise unknown(message.to)
             self._put(message)
@@ -347,15 +345,17 @@ class MemoryStore:
     def _commit(self, transition: Transition) -> int:
         id, effects = transition.id, transition.effects
         outcome = transition.outcome
-        data = _encoded(transition)
-        if data is not None:
+        check_effects(id, effects)
+        if transition.frame is not None:
+            frame = encode_frame(transition.frame)
+            check_finite(frame, transition.frame)
             frames = self._frames.get(id, [])
             if len(frames) != transition.expected:
                 raise Conflict(
                     f"invocation {id!r}: expected revision {transition.expected}, found {len(frames)}", invocation_id=id
                 )
             self._write("frame", id)
-            self._frames.setdefault(id, []).append(data)
+            self._frames.setdefault(id, []).append(frame)
             self._undone[id] = frozenset(start.id for start in effects.starts)
         for start in effects.starts:
             self._accept(start)
@@ -561,18 +561,3 @@ class MemoryStore:
                 callback()
 
         asyncio.get_running_loop().call_soon(do)
-
-
-def _encoded(transition: Transition) -> bytes | None:
-    """Return the frame of a transition as bytes, after a check of all its numbers."""
-    effects, data = transition.effects, None
-    if effects.wake is not None:
-        check_wake(transition.id, effects.wake)
-    if transition.frame is not None:
-        data = encode_frame(transition.frame)
-        check_finite(data, transition.frame)
-    for start in effects.starts:
-        check_finite(encode_start(start), start)
-    for message in effects.messages:
-        check_finite(encode_message(message), message)
-    return data

@@ -31,7 +31,7 @@ PAYLOAD_LIMIT_BYTES = 64 * 1024 * 1024
 LEASE_SECONDS = 15.0
 """How long a process that shares its store with others may be silent before others take over what it holds."""
 
-LINE_LIMIT = 1_000_000
+KEY_QUEUE_LIMIT = 1_000_000
 """Invocations that may wait for one key before a client's start is refused. What workflows send is always taken."""
 
 
@@ -237,7 +237,7 @@ def id_conflict(id: str) -> IdConflict:
     return IdConflict(text, invocation_id=id)
 
 
-def line_full(key: str, waiting: int) -> LimitExceeded:
+def key_queue_full(key: str, waiting: int) -> LimitExceeded:
     """Return the error for a start whose key has too many waiting."""
     text = (
         f"{waiting:,} invocations wait for key {key!r}, which is the limit: start it again when some of them have ended"

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import assert_never
 
-from perdure.core.apply.awakeable import reject, resolve
+from perdure.core.apply.awakeable import reject, repeats, resolve
 from perdure.core.apply.cancel import cancel
 from perdure.core.apply.child import settled
 from perdure.core.apply.join import join, reply_to
@@ -28,7 +28,7 @@ from perdure.core.journal import (
 )
 from perdure.core.turn import Turn
 
-__all__ = ["apply", "may_retry", "reply_to"]
+__all__ = ["apply", "may_retry", "repeats", "reply_to"]
 
 
 def apply(message: Message, history: History, turn: Turn | None, at: float, /) -> Entry | None:

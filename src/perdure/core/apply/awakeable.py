@@ -25,6 +25,25 @@ def reject(request: Reject, message: Message, history: History, turn: Turn | Non
     pending = _awaited(request, message, history, turn, at)
     if isinstance(pending, Refused):
         return pending
+    return _rejected(request, message, at)
+
+
+def repeats(message: Message, history: History, at: float, /) -> bool:
+    """Tell whether a message gives an awakeable the very answer that it has.
+
+    A step that answers one may run again, after a crash: that is no error, even if the invocation has ended since.
+    """
+    request = message.request
+    if isinstance(request, Resolve):
+        answer: Returned | Raised = Returned(request.n, at, request.value, message.id)
+    elif isinstance(request, Reject):
+        answer = _rejected(request, message, at)
+    else:
+        return False
+    return history.was_answered(request.n, request.generation, answer)
+
+
+def _rejected(request: Reject, message: Message, at: float) -> Raised:
     error = AwakeableRejected(f"rejected: {request.reason}", reason=request.reason)
     return Raised(request.n, at, failure_of(error), message.id)
 

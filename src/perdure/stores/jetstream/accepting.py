@@ -22,7 +22,7 @@ from perdure.stores.jetstream.watching import Watching
 from perdure.stores.jetstream.wire.protocol import WrongSequence
 from perdure.stores.jetstream.wire.wire import Wire
 from perdure.stores.jetstream.writing import Writing
-from perdure.stores.port import Clock, id_conflict, identity_of, line_full, unknown
+from perdure.stores.port import Clock, id_conflict, identity_of, key_queue_full, unknown
 
 CLOSING_SECONDS = 5.0
 """How long a message waits to learn whether its invocation is purged."""
@@ -44,7 +44,7 @@ class Accepting:
         watching: Watching,
         writing: Writing,
         clock: Clock,
-        line_limit: int,
+        key_queue_limit: int,
     ) -> None:
         self._wire = wire
         self._layout = layout
@@ -56,8 +56,8 @@ class Accepting:
         self._watching = watching
         self._writing = writing
         self._clock = clock
-        self._line_limit = line_limit
-        self._lanes = Lanes(self._place)
+        self._key_queue_limit = key_queue_limit
+        self._lanes = Lanes(self._enqueue)
         self.cancel_unbegun: Callable[[Message], object]  # settles an invocation whose body has not begun
 
     # --- starts -------------------------------------------------------------------------------------------------------
@@ -92,15 +92,15 @@ class Accepting:
         self._wire.put(self._layout.start(start.handler, start.id), data, told, expected=0, headers=lines_of(facts))
         return future
 
-    async def _submit_keyed(self, _: Start, placed: asyncio.Future[bool]) -> list[bool]:
-        return [await placed]
+    async def _submit_keyed(self, _: Start, accepted: asyncio.Future[bool]) -> list[bool]:
+        return [await accepted]
 
-    async def _place(self, key: str, starts: Sequence[Start], sent: bool) -> list[bool | Exception]:
-        """Give starts their places in the line of a key: first their ids, all together, then the places."""
+    async def _enqueue(self, key: str, starts: Sequence[Start], sent: bool) -> list[bool | Exception]:
+        """Give starts positions in the queue of a key: first all ids are reserved, then the positions are taken."""
         tails = await self._journals.tails([*dict.fromkeys(start.id for start in starts if start.chosen or sent)])
         room = None
         if not sent:
-            room = self._line_limit - await self._keys.waiting(key)
+            room = self._key_queue_limit - await self._keys.waiting(key)
             if room < len(starts) and (await self._keys.read(key)).holder is None:
                 room += 1
 
@@ -120,25 +120,25 @@ class Accepting:
             if room is not None and tails.get(start.id, NOTHING).facts.kind in ("none", "gone"):
                 room -= 1
                 if room < 0:
-                    refused[n] = line_full(key, self._line_limit)
+                    refused[n] = key_queue_full(key, self._key_queue_limit)
         taking = [_be(refused[n]) if n in refused else take_id(start) for n, start in enumerate(starts)]
         results = await asyncio.gather(*taking)
-        await self._queue_in_line(key, starts, results)
+        await self._take_positions(key, starts, results)
         return results
 
-    async def _queue_in_line(self, key: str, starts: Sequence[Start], results: Sequence[bool | Exception]) -> None:
+    async def _take_positions(self, key: str, starts: Sequence[Start], results: Sequence[bool | Exception]) -> None:
         """Put those into the queue of the key whose ids are reserved, and that have not begun."""
         now = self._clock.now()
-        placed: list[Start] = []
+        joined: list[Start] = []
         for start, result in zip(starts, results, strict=True):
             if isinstance(result, Exception):
                 continue
             if result or (await self._journals.tail(start.id)).facts.kind == "reserved":
-                placed.append(start)
+                joined.append(start)
                 if start.timeout is not None:  # so that it ends in time even if its key never comes
                     await self._keeper.set_wake(start.id, "limit", start.due + start.timeout, LIMIT)
-        if placed:
-            await self._keys.join(key, placed, now)
+        if joined:
+            await self._keys.join(key, joined, now)
 
     async def _submit(self, starts: Sequence[Start]) -> list[bool]:
         together: dict[str, bytes] = {}
@@ -154,7 +154,7 @@ class Accepting:
             if start.key is not None and tail.facts.kind in ("none", "gone"):
                 joining[start.key] = joining.get(start.key, 0) + 1
         for key, count in joining.items():
-            await self._check_line(key, count)
+            await self._check_key_queue(key, count)
         first: dict[str, asyncio.Future[bool]] = {}
         results: list[asyncio.Future[bool] | None] = []
         for start in starts:
@@ -179,12 +179,12 @@ class Accepting:
         if identity != identity_of(start).hex():
             raise id_conflict(start.id)
 
-    async def _check_line(self, key: str, joining: int) -> None:
+    async def _check_key_queue(self, key: str, joining: int) -> None:
         ahead = await self._keys.waiting(key) + joining - 1
-        if ahead >= self._line_limit and (await self._keys.read(key)).holder is None:
+        if ahead >= self._key_queue_limit and (await self._keys.read(key)).holder is None:
             ahead -= 1
-        if ahead >= self._line_limit:
-            raise line_full(key, ahead)
+        if ahead >= self._key_queue_limit:
+            raise key_queue_full(key, ahead)
 
     async def _accept(self, start: Start, tail: Tail, *, sent: bool = False) -> bool:
         """Make a start durable; false if its id exists. What a workflow sends with an id that exists is dropped."""

@@ -1,6 +1,6 @@
 """Cancels an invocation whose body cannot have begun, without a worker: its start is withdrawn, its one frame written.
 
-Whatever is to begin an invocation is a message: its start in the queue, a schedule, a place in the queue of its key.
+Whatever is to begin an invocation is a message: its start in the queue, a schedule, a position in the queue of its key.
 What has never been delivered is taken away first; then no worker can begin on it, and the frame that settles it says
 that it is cancelled. If a delivery may be out, the message that asks for it waits for the worker that has it.
 

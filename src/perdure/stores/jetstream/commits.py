@@ -16,6 +16,7 @@ from perdure.background import Tasks
 from perdure.core.effects import Effects
 from perdure.core.journal import Cancelled, Failed, Start
 from perdure.errors import Conflict, StoreClosed, StoreError
+from perdure.stores.finite import check_effects, check_finite
 from perdure.stores.jetstream.accepting import Accepting
 from perdure.stores.jetstream.journal.blobs import Blobs
 from perdure.stores.jetstream.journal.journals import NOTHING, Journals, Tail
@@ -71,6 +72,11 @@ class Commits:
 
     def commit(self, transition: Transition, told: Committed, /) -> None:
         self._writing.begin()
+        try:
+            check_effects(transition.id, transition.effects)
+        except Exception as error:  # noqa: BLE001  it is told instead, and will be the same next time
+            self._tell(told, 0, error)
+            return
         if transition.frame is None:
             self._follow(transition, told, transition.expected)
             return
@@ -95,11 +101,13 @@ class Commits:
             self._append(transition, told, tail)
 
     def _append(self, transition: Transition, told: Committed, tail: Tail) -> None:
+        frame = transition.frame
+        assert frame is not None
         try:
             data, facts = self._journals.next_frame(transition, tail, self._clock.now())
-        except Exception as error:
-            log.exception("a frame of invocation %s cannot be encoded", transition.id)
-            self._tell(told, 0, StoreError(f"a frame of invocation {transition.id!r} cannot be encoded: {error!r}"))
+            check_finite(data, frame)
+        except Exception as error:  # noqa: BLE001  it is told instead, and will be the same next time
+            self._tell(told, 0, error)
             return
         if self._blobs.is_large(data) or self._journals.is_to_be_packed(tail):
             self._beside(told, self._append_with_pieces(transition, told, tail, data, facts))

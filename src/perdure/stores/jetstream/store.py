@@ -21,6 +21,7 @@ from perdure.core.journal import (
 from perdure.core.lifecycle import SETTLED
 from perdure.errors import StoreClosed, StoreUnfit
 from perdure.stores.clock import SystemClock
+from perdure.stores.finite import check_message, check_starts
 from perdure.stores.jetstream.accepting import Accepting
 from perdure.stores.jetstream.background import Background
 from perdure.stores.jetstream.cancelling import Cancelling
@@ -46,8 +47,8 @@ from perdure.stores.jetstream.wire.wire import Wire
 from perdure.stores.jetstream.writing import Writing
 from perdure.stores.notices import Feed, Notices
 from perdure.stores.port import (
+    KEY_QUEUE_LIMIT,
     LEASE_SECONDS,
-    LINE_LIMIT,
     PAYLOAD_LIMIT_BYTES,
     Committed,
     Counts,
@@ -88,14 +89,14 @@ class JetStreamStore:
         replicas: int | None = None,
         index: str | os.PathLike[str] | None = None,
         payload_limit: int = PAYLOAD_LIMIT_BYTES,
-        line_limit: int = LINE_LIMIT,
+        key_queue_limit: int = KEY_QUEUE_LIMIT,
         python: str = PYTHON,
         janitor_seconds: float = PERIOD_SECONDS,
     ) -> None:
         self.clock = SystemClock()
         self.secret = b""
         self.payload_limit = payload_limit
-        self.line_limit = line_limit
+        self.key_queue_limit = key_queue_limit
         self.name = secrets.token_hex(6)
         self.layout = layout = Layout(namespace, shards or SHARDS)
         self.wire = wire = Wire(servers, options, connected=self._reconnected)
@@ -140,7 +141,7 @@ class JetStreamStore:
             self._watching,
             self._writing,
             self.clock,
-            line_limit,
+            key_queue_limit,
         )
         self.commits = Commits(
             wire,
@@ -228,10 +229,12 @@ class JetStreamStore:
     # --- accepting ----------------------------------------------------------------------------------------------------
     def submit(self, starts: Sequence[Start], /) -> asyncio.Future[list[bool]]:
         self._check()
+        check_starts(starts)
         return self._accepting.submit(starts)
 
     def post(self, message: Message, /) -> asyncio.Future[None]:
         self._check()
+        check_message(message)
         return self._accepting.post(message)
 
     def _cancel_unbegun(self, message: Message) -> None:
@@ -263,10 +266,10 @@ class JetStreamStore:
         """Say so when this machine's clock was set, or runs away, while workers run."""
         if not self.wire.is_up:
             return
-        before = self.clock.now()
+        before = self.clock.machine_now()
         answer = await self.wire.api(f"STREAM.INFO.{self.layout.stream('J', 0)}")
         try:
-            check_clock(str(answer.get("ts", "")), before, self.clock.now(), shown(self.wire.servers[0]))
+            check_clock(str(answer.get("ts", "")), before, self.clock.machine_now(), shown(self.wire.servers[0]))
         except StoreUnfit as error:
             self.wire.limited_log("clock", "%s", error)
 

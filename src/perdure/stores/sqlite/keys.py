@@ -16,7 +16,7 @@ import msgspec
 from perdure.core.effects import Enlist, Release
 from perdure.core.journal import Start
 from perdure.errors import StoreDamaged
-from perdure.stores.port import Key, line_full
+from perdure.stores.port import Key, key_queue_full
 from perdure.stores.sqlite.aside import Aside
 from perdure.stores.sqlite.checked import RESTORE, damaged
 from perdure.stores.sqlite.faults import Mismatch, about
@@ -43,9 +43,9 @@ def read_key(db: sqlite3.Connection, name: str) -> Key:
 class Keys:
     """Changes keys, one transaction at a time. `waiting` counts the queues of the keys seen in this process."""
 
-    def __init__(self, path: str, line_limit: int, aside: Aside) -> None:
+    def __init__(self, path: str, key_queue_limit: int, aside: Aside) -> None:
         self._path = path
-        self._line_limit = line_limit
+        self._key_queue_limit = key_queue_limit
         self._aside = aside
         self._waiting: dict[str, int] = {}
 
@@ -83,10 +83,10 @@ class Keys:
         waiting = self._waiting.get(key)
         if waiting is None:
             waiting = cast("int", db.execute("SELECT count(*) FROM line WHERE key = ?", (key,)).fetchone()[0])
-        if strict and waiting >= self._line_limit:
+        if strict and waiting >= self._key_queue_limit:
             ahead = waiting - (read_key(db, key).holder is None)  # the first gets the key in this transaction
-            if ahead >= self._line_limit:
-                raise Mismatch(line_full(key, ahead))
+            if ahead >= self._key_queue_limit:
+                raise Mismatch(key_queue_full(key, ahead))
         self._waiting[key] = waiting + 1
         checksum = line_checksum(key, sequence, id, generation)
         db.execute("INSERT INTO line VALUES (?, ?, ?, ?, ?)", (key, sequence, id, generation, checksum))

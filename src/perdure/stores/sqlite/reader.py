@@ -18,7 +18,7 @@ from perdure.core.lifecycle import SETTLED as SETTLED_STATUSES
 from perdure.errors import StoreClosed, StoreDamaged, StoreError, StoreReadOnly
 from perdure.stores.clock import SystemClock
 from perdure.stores.notices import Feed
-from perdure.stores.port import LINE_LIMIT, PAYLOAD_LIMIT_BYTES, Counts, Filter, Journal, Key, Row
+from perdure.stores.port import KEY_QUEUE_LIMIT, PAYLOAD_LIMIT_BYTES, Counts, Filter, Journal, Key, Row
 from perdure.stores.read_only import OnlyLooking
 from perdure.stores.sql.index import COUNTS, counts_of, query_of
 from perdure.stores.sqlite.aside import Aside
@@ -149,11 +149,13 @@ class ReadThread:
 class SqliteReader:
     """What a file says of its invocations. Changes nothing."""
 
-    def __init__(self, path: str, *, payload_limit: int = PAYLOAD_LIMIT_BYTES, line_limit: int = LINE_LIMIT) -> None:
+    def __init__(
+        self, path: str, *, payload_limit: int = PAYLOAD_LIMIT_BYTES, key_queue_limit: int = KEY_QUEUE_LIMIT
+    ) -> None:
         self.path = os.path.realpath(os.path.expanduser(path))  # the name beside which SQLite keeps its log
         self.clock = SystemClock()
         self.payload_limit = payload_limit
-        self.line_limit = line_limit
+        self.key_queue_limit = key_queue_limit
         self.secret = b""
         self._pid = os.getpid()
         self._open = False

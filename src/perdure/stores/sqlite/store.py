@@ -9,14 +9,15 @@ from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 from perdure.background import Tasks
+from perdure.core.effects import NO_EFFECTS
 from perdure.core.journal import Answer, Message, Outcome, Start, encode_frame, encode_start
 from perdure.errors import StoreClosed, StoreDamaged, StoreError
-from perdure.stores.finite import check_finite, check_wake
+from perdure.stores.finite import check_effects, check_finite, check_message
 from perdure.stores.local.dispatch import Member
 from perdure.stores.notices import CHANGES_LIMIT, Feed, Notices
 from perdure.stores.port import (
+    KEY_QUEUE_LIMIT,
     LEASE_SECONDS,
-    LINE_LIMIT,
     PAYLOAD_LIMIT_BYTES,
     Committed,
     Delivery,
@@ -47,8 +48,10 @@ log = logging.getLogger("perdure.sqlite")
 class SqliteStore(SqliteReader):
     """A store in one SQLite file, served by this process alone."""
 
-    def __init__(self, path: str, *, payload_limit: int = PAYLOAD_LIMIT_BYTES, line_limit: int = LINE_LIMIT) -> None:
-        super().__init__(path, payload_limit=payload_limit, line_limit=line_limit)
+    def __init__(
+        self, path: str, *, payload_limit: int = PAYLOAD_LIMIT_BYTES, key_queue_limit: int = KEY_QUEUE_LIMIT
+    ) -> None:
+        super().__init__(path, payload_limit=payload_limit, key_queue_limit=key_queue_limit)
         self._notices = Notices()
         self._deliveries = Deliveries(self.path, self.clock, self._read, self._enqueue, self._aside, self.commit)
         self._changed: dict[str, None] = {}  # ids of rows whose change a reader waits for, in order
@@ -83,7 +86,7 @@ class SqliteStore(SqliteReader):
         try:
             opened = open_file(self.path, self._aside)
             source = Served(self.path)
-            keys = Keys(self.path, self.line_limit, self._aside)
+            keys = Keys(self.path, self.key_queue_limit, self._aside)
             with explained(self.path):
                 self._writer = Writer(self.path, opened, self._loop, self._written, self._lose, keys)
         except BaseException:
@@ -132,6 +135,7 @@ class SqliteStore(SqliteReader):
 
     def post(self, message: Message, /) -> asyncio.Future[None]:
         self._check()
+        check_message(message)
         self._aside.check(message.to)
         self._deliveries.unanswered.add(message.id)
         return self._enqueue(Unit(messages=[message], must_exist=True))
@@ -147,6 +151,8 @@ class SqliteStore(SqliteReader):
 
     def _unit_of(self, transition: Transition, told: Committed) -> Unit:
         effects, frame = transition.effects, transition.frame
+        if effects is not NO_EFFECTS:
+            check_effects(transition.id, effects)
         unit = Unit(
             transition=transition,
             ended=transition.released or (frame is not None and frame.outcome is not None),
@@ -157,8 +163,6 @@ class SqliteStore(SqliteReader):
         if frame is not None:
             unit.frame = encode_frame(frame)
             check_finite(unit.frame, frame)
-        if effects.wake is not None:
-            check_wake(transition.id, effects.wake)
         if effects.enlist is not None:
             unit.place = self._deliveries.next_position()
         for delivery in transition.acknowledge:

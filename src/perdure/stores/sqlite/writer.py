@@ -19,13 +19,11 @@ from typing import Any, cast
 
 from perdure.core.journal import (
     Answer,
-    Message,
     Start,
     Status,
     encode_message,
 )
-from perdure.errors import InvalidOption, StoreDamaged, StoreError
-from perdure.stores.finite import check_finite
+from perdure.errors import StoreDamaged, StoreError
 from perdure.stores.port import Transition, id_conflict, identity_of, unknown
 from perdure.stores.sql.index import SETTLED
 from perdure.stores.sqlite.faults import Mismatch, about, explain, quietly
@@ -381,13 +379,6 @@ def _is_new(db: sqlite3.Connection, seen: dict[str, bytes], unit: Unit, start: S
     return False
 
 
-def _check_message(data: bytes, message: Message) -> None:
-    try:
-        check_finite(data, message)
-    except InvalidOption as error:
-        raise Mismatch(error) from None
-
-
 def _insert_messages(db: sqlite3.Connection, unit: Unit) -> None:
     for message in unit.messages:
         query = "SELECT handler, status, sequence FROM invocation WHERE id = ?"
@@ -397,7 +388,6 @@ def _insert_messages(db: sqlite3.Connection, unit: Unit) -> None:
                 raise Mismatch(unknown(message.to))
             continue
         data = encode_message(message)
-        _check_message(data, message)
         inserted = db.execute(
             "INSERT OR IGNORE INTO message (id, invocation, data, checksum) VALUES (?, ?, ?, ?)",
             (message.id, message.to, data, zlib.crc32(data)),

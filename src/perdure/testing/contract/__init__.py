@@ -14,16 +14,31 @@ from perdure.testing.contract.index import Index
 from perdure.testing.contract.keys import Keys
 from perdure.testing.contract.lifetime import Lifetime
 from perdure.testing.contract.messages import Messages
+from perdure.testing.contract.numbers import Numbers
 from perdure.testing.contract.payloads import Payloads
 from perdure.testing.contract.retention import Retention
 from perdure.testing.contract.submit import Submit
 from perdure.testing.contract.wakes import Wakes
 from perdure.testing.contract.watching import Watching
 
-SECTIONS = (Submit, Deliveries, Commits, Messages, Watching, Wakes, Keys, Index, Changes, Retention, Payloads, Lifetime)
+SECTIONS = (
+    Submit,
+    Deliveries,
+    Commits,
+    Messages,
+    Watching,
+    Wakes,
+    Keys,
+    Index,
+    Changes,
+    Retention,
+    Payloads,
+    Numbers,
+    Lifetime,
+)
 
 
 class StoreContract(
-    Submit, Deliveries, Commits, Messages, Watching, Wakes, Keys, Index, Changes, Retention, Payloads, Lifetime
+    Submit, Deliveries, Commits, Messages, Watching, Wakes, Keys, Index, Changes, Retention, Payloads, Numbers, Lifetime
 ):
     """The whole suite. A subclass defines `make` and `reopen`; each test makes a store of its own."""

@@ -75,6 +75,29 @@ class Commits(StoreCase):
                 inbox.subscription.acknowledge(delivery)
             assert came == {Wake, Message}, "the claim and its message are still there"
 
+    async def test_commit_that_cannot_be_encoded_does_nothing_and_is_no_failure_of_the_store(self) -> None:
+        """A failure of the store would be tried again for ever."""
+        async with self.opened() as store:
+            start, revision = await self.begun(self.inbox())
+            before = await store.row(start.id)
+            good, bad = self.frame(Returned(0, 1.0, encode(1))), self.frame(Paused(1.0, "\ud800"))
+            no_text = self.start(key="\ud800")
+            cases: list[tuple[Frame | None, Effects]] = [
+                (bad, Effects((self.start("child"),))),
+                (good, Effects((self.start("child"), no_text))),
+                (good, Effects((self.start("child"),), (self.message(start.id, id="\ud800"),))),
+                (None, Effects((self.start("child"), no_text))),
+            ]
+            for frame, effects in cases:
+                results = await asyncio.gather(
+                    self.commit(start, revision, frame, "paused", effects=effects), return_exceptions=True
+                )
+                assert isinstance(results[0], UnicodeEncodeError), results
+            assert (await store.journal(start.id)).revision == revision
+            assert await store.row(start.id) == before
+            assert await store.row("child") is None
+            assert await self.commit(start, revision, good) > revision
+
     async def test_conflict_of_one_commit_does_not_fail_others_of_the_same_moment(self) -> None:
         async with self.opened() as store:
             inbox = self.inbox()

@@ -219,7 +219,7 @@ class Keys(StoreCase):
             assert store.clock.now() >= start.due + 0.1
 
     async def test_line_that_is_full_refuses_a_client_and_takes_what_workflows_send(self) -> None:
-        async with self.opened(line_limit=2) as store:
+        async with self.opened(key_queue_limit=2) as store:
             inbox = self.inbox(room=100)
             await store.submit([self.start(f"a{n}", key="k") for n in range(3)])
             start, revision = await self.granted(inbox, "a0")

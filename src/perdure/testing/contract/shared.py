@@ -128,7 +128,7 @@ class StoreCase:
     """Seconds of silence that are taken for nothing coming."""
 
     def make(self, **limits: int) -> Store:
-        """Return a new, empty store that is not open yet, perhaps with a `line_limit`."""
+        """Return a new, empty store that is not open yet, perhaps with a `key_queue_limit`."""
         raise NotImplementedError
 
     def reopen(self, store: Store, /) -> Store:

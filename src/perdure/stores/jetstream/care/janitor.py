@@ -1,7 +1,7 @@
 """Periodically finds stuck invocations and keys, reports and repairs them.
 
-By the rules of this store whatever has not settled has a delivery, a wake or a place in a line, or waits for a message
-from outside (`stores.liveness`). Operators delete messages, backups are restored in parts, and programs have bugs: so a
+Every unsettled invocation has a delivery, a wake or a position in a key queue, or waits for a message from outside
+(`stores.liveness`). Operators delete messages, backups are restored in parts, and programs have bugs: so a
 worker's process, one of them at a time, looks for invocations that nothing would ever bring, and for keys that would
 never be granted. Clients that die while they submit leave the third kind: an id that is taken, with a start that is
 queued nowhere.
@@ -248,9 +248,9 @@ class Janitor:
         places = [(own, each) for each in (layout.any_start(id), layout.messages(id), layout.all_passed_on(id))]
         places.append((own, layout.schedules(id)))
         if key is not None:
-            line = layout.stream("Q", layout.partition(key))
-            subjects = (layout.places(key, id), layout.delayed(id, key), layout.nudge(key, token(id)))
-            places += [(line, each) for each in subjects]
+            keyed = layout.stream("Q", layout.partition(key))
+            subjects = (layout.key_positions(key, id), layout.delayed(id, key), layout.nudge(key, token(id)))
+            places += [(keyed, each) for each in subjects]
         for stream, subject in places:
             if await self._wire.last(stream, subject) is not None:
                 return True
@@ -268,7 +268,7 @@ class Janitor:
         holder, generation = key.holder, key.generation
         if holder is None:
             return HeldUp(name, None, generation, "it has no holder, and others wait for it")
-        if await self._has_place(name, key):
+        if await self._has_position(name, key):
             return HeldUp(name, holder, generation, f"it was granted to {holder}, which has not been told")
         tail = await self._journals.tail(holder)
         has_settled = tail.has_frames and tail.facts.status in SETTLED
@@ -280,9 +280,9 @@ class Janitor:
             return HeldUp(name, holder, generation, f"{holder} has ended and has not released it", holder)
         return HeldUp(name, holder, generation, f"its holder {holder} does not exist", released=True)
 
-    async def _has_place(self, name: str, key: Key) -> bool:
+    async def _has_position(self, name: str, key: Key) -> bool:
         assert key.holder is not None
-        subject = self._layout.line(name, key.holder, key.generation)
+        subject = self._layout.key_position(name, key.holder, key.generation)
         return await self._wire.last(self._layout.stream_of(subject), subject) is not None
 
     # --- doing --------------------------------------------------------------------------------------------------------

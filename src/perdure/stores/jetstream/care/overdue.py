@@ -12,13 +12,13 @@ import logging
 from datetime import datetime
 
 from perdure.errors import StoreError, StoreFull
+from perdure.stores.clock import SystemClock
 from perdure.stores.jetstream.layout.facts import FACTS
 from perdure.stores.jetstream.layout.subjects import Layout
 from perdure.stores.jetstream.wire.checks import CLOCK_LIMIT_SECONDS
 from perdure.stores.jetstream.wire.protocol import Stored, WrongSequence
 from perdure.stores.jetstream.wire.reads import BATCH_LIMIT
 from perdure.stores.jetstream.wire.wire import Wire
-from perdure.stores.port import Clock
 
 OVERDUE_SECONDS = CLOCK_LIMIT_SECONDS
 """How late a schedule must be: later than a clock may be wrong."""
@@ -33,7 +33,7 @@ log = logging.getLogger("perdure.jetstream")
 class Overdue:
     """Looks for schedules that are overdue."""
 
-    def __init__(self, wire: Wire, layout: Layout, clock: Clock) -> None:
+    def __init__(self, wire: Wire, layout: Layout, clock: SystemClock) -> None:
         self._wire = wire
         self._layout = layout
         self._clock = clock
@@ -55,7 +55,7 @@ class Overdue:
         stream = self._layout.stream("Q", partition)
         found = await self._wire.batch(stream, self._layout.all_schedules(partition), self._next.get(partition, 1))
         self._next[partition] = found[-1].sequence + 1 if len(found) == BATCH_LIMIT else 1
-        late = self._clock.now() - OVERDUE_SECONDS
+        late = self._clock.machine_now() - OVERDUE_SECONDS
         missed = [each for each in found if _due(each) < late]
         again = 0
         for each in missed:

@@ -3,19 +3,18 @@
     perdure.l.<s>.<key>.<id>.<generation>    a waiting start, or a retry's position, in the order of the stream
     perdure.k.<s>.key.<key>                  the holder, and the state as the last holder left it
 
-To take a position: put it into the queue, then put a note "look at this key". A worker that gets the note, or releases
-the key, grants it: the record names the first in line (guarded), then its start goes into the start queue or a wake to
-it, then its place goes. Each part is repeated by the next look at the key, until it is done.
+A start or retry takes a position in the queue, then puts a note "look at this key" behind it. A worker that gets the
+note, or that releases the key, grants the key in three steps: the record names the first in the queue (guarded), its
+start or a wake goes into the work queue, its position is deleted. The next look at the key finishes what was left.
 
-Nothing comes before a place that was the first, so the next one is looked for from there on. That takes the server no
-time, however long the line is, unless the stream itself begins there: then it goes through all that wait. So before the
-first place of all lies a message that stays.
+The search for the next position begins at the last known first one. That is fast for any length of the queue, unless
+the stream begins with the queue: then the server scans all positions. So one message stays before all key queues.
 
-A record is copied into the stream of journals after each change, with the sequence under which it was written. A record
-that is older than its copy was lost by the server: it is written again from the copy, and logged.
+After each change the record is copied into the stream of journals, with the sequence of its write. A record older than
+its copy means that the server lost the newer one: it is restored from the copy, with an error in the log.
 
-A releaser that finds the queue empty writes that the key is free, and looks again: the note of a position taken
-meanwhile found the key held.
+A worker that releases a key with an empty queue writes that the key is free, then looks again: a note that came in
+between found the key still held.
 """
 
 from __future__ import annotations
@@ -46,9 +45,9 @@ LOOK = Facts(kind="look")
 GRANTED = "=granted"
 LIMIT = "=limit"
 HEADS_LIMIT = 10_000
-"""Queues of keys of which it is remembered where they begin."""
+"""Keys for which the sequence of the first position is cached."""
 SEEN_LIMIT = 10_000
-"""Keys whose record was seen on the present connection; of others, the copy is read too."""
+"""Keys whose record was seen on this connection; for other keys the copy is read too."""
 
 
 class Record(Struct, frozen=True, array_like=True):
@@ -83,9 +82,11 @@ class Keys:
         self._layout = layout
         self._blobs = blobs
         self._journals = journals.apart()
-        self._heads: LRUCache[str, int] = LRUCache(HEADS_LIMIT)  # sequences before which lines have nothing any more
-        self._streams: set[str] = set()  # those in which something lies before all lines
-        self._seen: LRUCache[str, tuple[int, int]] = LRUCache(SEEN_LIMIT)  # reconnects then, sequence of the record
+        self._heads: LRUCache[str, int] = LRUCache(HEADS_LIMIT)  # where the search for each key begins
+        self._streams: set[str] = set()  # streams known to hold the message before all key queues
+        self._seen: LRUCache[str, tuple[int, int]] = LRUCache(
+            SEEN_LIMIT
+        )  # (reconnects at that time, sequence of the record)
 
     async def read(self, name: str) -> Key:
         record, _ = await self._checked_record(name, repair=False)
@@ -106,10 +107,10 @@ class Keys:
             raise StoreDamaged(f"{text}; restore a backup") from error
 
     async def _checked_record(self, name: str, *, repair: bool = True) -> tuple[Record, int]:
-        """Read a record, and hold it against its copy: the stream of records may have lost its end.
+        """Read a record and compare it with its copy: the stream of records may have lost its end.
 
-        A server that finds a damaged block drops what follows it. That takes a restart: what was seen on the present
-        connection needs no second look.
+        A server drops everything after a damaged block, but only when it restarts: a record seen on this connection
+        needs no comparison.
         """
         reconnects, seen = self._seen.get(name, (-1, 0))
         if reconnects == self._wire.reconnects:
@@ -117,7 +118,7 @@ class Keys:
             if sequence >= seen:
                 self._saw(name, sequence)
                 return record, sequence
-        copy = await self._copy(name)  # before the record: what is written in between is in that
+        copy = await self._copy(name)  # first the copy: a write in between is in the record
         record, sequence = await self._record(name)
         if copy is not None and copy.of > sequence:
             return await self._repair(copy, sequence) if repair else (copy.record, sequence)
@@ -125,11 +126,11 @@ class Keys:
         return record, sequence
 
     async def _repair(self, copy: Copy, sequence: int) -> tuple[Record, int]:
-        """Write a record again as its copy says."""
+        """Restore a record from its copy."""
         name = copy.record.name
         log.error(
-            "key %r: its record went back, from message %d of %s to %d: the server lost what followed. Its state and "
-            "its holder are restored from the copy among the journals",
+            "key %r: the server lost its record: message %d of %s is gone, the last one is %d. Holder and state are "
+            "restored from the copy in the stream of journals",
             *(name, copy.of, self._layout.stream_of(self._layout.key(name)), sequence),
         )
         if not await self._write(copy.record, sequence):
@@ -152,7 +153,7 @@ class Keys:
             return None
 
     async def _write(self, record: Record, expected: int) -> bool:
-        """Write a record; false when another process has."""
+        """Write a record; false if another process wrote it first."""
         facts, data = await self._blobs.save(record.name, Facts(kind="key"), _encode(record))
         try:
             sequence = await self._wire.store(
@@ -165,7 +166,7 @@ class Keys:
         return True
 
     async def _write_copy(self, copy: Copy) -> None:
-        """Write the copy of a record that is durable. Nobody waits for it: it is for a server that loses the record."""
+        """Write the copy of a durable record. No caller waits: it matters only if the server loses the record."""
         facts, data = await self._blobs.save(copy.record.name, Facts(kind="key", quiet=True), _encode_copy(copy))
         self._wire.put(self._layout.key_copy(copy.record.name), data, self._copy_told, headers=ROLLUP + lines_of(facts))
 
@@ -173,63 +174,65 @@ class Keys:
         if error is not None and not isinstance(error, StoreClosed):
             self._wire.limited_log("copies", "the copy of a key could not be written: %s", error)
 
-    # --- the line -----------------------------------------------------------------------------------------------------
+    # --- the queue ----------------------------------------------------------------------------------------------------
     async def waiting(self, name: str) -> int:
-        """Return about how many wait for a key: a replica that is behind may answer. It is for the limit."""
+        """Return about how many positions a key queue has, for the limit: a replica that lags may answer."""
         return await self._wire.count(
-            self._layout.stream("Q", self._layout.partition(name)), self._layout.whole_line(name)
+            self._layout.stream("Q", self._layout.partition(name)), self._layout.key_queue(name)
         )
 
     async def join(self, name: str, starts: Sequence[Start], at: float) -> None:
-        """Give starts their places in the line, in this order; some may have theirs."""
+        """Give starts positions in the queue, in this order; some may have theirs already."""
         stream = self._layout.stream("Q", self._layout.partition(name))
         if stream not in self._streams:
-            await self._put(self._layout.before_lines(name), b"", lines_of(Facts(kind="first")))
+            await self._put(self._layout.before_key_queues(name), b"", lines_of(Facts(kind="first")))
             self._streams.add(stream)
-        places: list[tuple[str, bytes, bytes]] = []
+        positions: list[tuple[str, bytes, bytes]] = []
         for start in starts:
             facts = facts_of_start(start, "pending", at)
             facts, data = await self._blobs.save(start.id, facts, encode_start(start))
-            places.append((self._layout.line(name, start.id, 0), data, lines_of(facts)))
-        await self._take(name, places)
+            positions.append((self._layout.key_position(name, start.id, 0), data, lines_of(facts)))
+        await self._take(name, positions)
 
     async def enlist(self, id: str, enlist: Enlist) -> None:
-        """Give an invocation that runs again a place, unless it has the key."""
+        """Give a retried invocation a position, unless it holds the key."""
         record, _ = await self._checked_record(enlist.key)
         if record.holder == id and record.generation == enlist.generation:
             await self._hand_over(record)
             return
-        subject = self._layout.line(enlist.key, id, enlist.generation)
+        subject = self._layout.key_position(enlist.key, id, enlist.generation)
         await self._take(enlist.key, [(subject, id.encode(), lines_of(Facts(id, kind="again")))])
 
-    async def _take(self, name: str, places: Sequence[tuple[str, bytes, bytes]]) -> None:
-        """Put places into the line, and a note behind them: all on one stream, so their sequences tell the order.
+    async def _take(self, name: str, positions: Sequence[tuple[str, bytes, bytes]]) -> None:
+        """Put positions into the queue and a note behind them. They share a stream, so their sequences tell the order.
 
-        After a broken connection or an election the note may have come to be before a place, and was looked at in vain.
+        After a reconnect or an election the note may precede a position, and find the queue without it.
         """
-        *placed, note = await asyncio.gather(*(self._put(*place) for place in places), self.ask_to_look(name))
-        if note < max(placed):
+        *sequences, note = await asyncio.gather(
+            *(self._put(*position) for position in positions), self.ask_to_look(name)
+        )
+        if note < max(sequences):
             await self.ask_to_look(name)
 
     async def _put(self, subject: str, data: bytes, headers: bytes) -> float:
         try:
             return await self._wire.store(subject, data, expected=0, headers=headers)
-        except WrongSequence:  # it is there already; its process may have died before the note
+        except WrongSequence:  # it exists; the process that put it may have died before the note
             return math.inf
 
     async def ask_to_look(self, name: str) -> int:
         return await self._wire.store(self._layout.nudge(name, "look"), name.encode(), headers=lines_of(LOOK))
 
     async def leave(self, name: str, id: str, generation: int) -> None:
-        """Give up a place in the line."""
-        subject = self._layout.line(name, id, generation)
+        """Give up a position in the queue."""
+        subject = self._layout.key_position(name, id, generation)
         await self._wire.purge(self._layout.stream_of(subject), subject)
 
     async def withdraw(self, name: str, id: str) -> bool:
-        """Give up a place so that it cannot be granted any more; false if it has been.
+        """Give up a position so that it can no longer be granted; false if it was.
 
-        A grant that is under way has read the place already. It names the record that it replaces: so the record is
-        written again, as it is.
+        A grant in progress may have read the position already, but it names the record that it replaces. So the
+        record is written anew, unchanged, and that grant fails.
         """
         while True:
             record, sequence = await self._checked_record(name)
@@ -240,12 +243,12 @@ class Keys:
                 return True
 
     async def is_waiting(self, name: str, id: str) -> bool:
-        subject = self._layout.line(name, id, 0)
+        subject = self._layout.key_position(name, id, 0)
         return await self._wire.last(self._layout.stream_of(subject), subject) is not None
 
     # --- granting -----------------------------------------------------------------------------------------------------
     async def look(self, name: str) -> None:
-        """Grant a free key to the first in its queue, and finish what a granter may have left undone."""
+        """Grant a free key to the first in its queue, and finish a grant that was interrupted."""
         while True:
             record, sequence = await self._checked_record(name)
             if record.holder is not None:
@@ -256,41 +259,40 @@ class Keys:
                 return
 
     async def _next(self, name: str) -> Stored | None:
-        """Return the position that the key is for next. Read the record before.
+        """Return the position to grant next. Read the record before.
 
-        A start that is sent again, by a client or by effects that are done again, may take a position although it has
-        had the key: between the grant and the first frame nothing tells that it has. It is not granted twice, as its
-        release would bring the state of then back. What has had the key, by the record, has ended by now, and its
-        journal says so.
+        A start sent again, by a client or by redone effects, may take a second position: between the grant and the
+        first frame nothing shows that it was granted. A second grant would, on release, bring an old state back. An
+        earlier holder has ended by now, and its journal says so: its position is dropped.
         """
         while (first := await self._first(name)) is not None and await self._has_had_it(first):
             await self._wire.delete(self._layout.stream_of(first.subject), first.sequence)
         return first
 
-    async def _has_had_it(self, place: Stored) -> bool:
-        """Tell whether a place is for a run that has begun, or has ended without beginning."""
-        id, generation = await self._place(place)
+    async def _has_had_it(self, position: Stored) -> bool:
+        """Tell whether a position is for a run that has begun, or that ended without beginning."""
+        id, generation = await self._waiting_at(position)
         if not generation:
             tail = await self._journals.tail(id)
             return tail.has_frames or tail.facts.kind == "gone"
         return History.of((await self._journals.read(id))[0]).generation >= generation
 
     async def _first(self, name: str) -> Stored | None:
-        """Return the first in the line, as the leader knows it.
+        """Return the first position in the queue, as the leader knows it.
 
-        A replica that is behind may not have the position whose note has just come, and there is no other note; or it
-        may still have one that is long gone: the key would be held for ever.
+        A replica that lags may miss the position whose note has just come, and no other note will come. Or it may
+        still show one that is gone: the key would be held for ever.
         """
         stream = self._layout.stream("Q", self._layout.partition(name))
-        found = await self._wire.first(stream, self._layout.whole_line(name), self._heads.get(name, 1))
+        found = await self._wire.first(stream, self._layout.key_queue(name), self._heads.get(name, 1))
         if found is None:
             self._heads.pop(name, None)
             return None
         self._heads[name] = found.sequence
         return found
 
-    async def _place(self, stored: Stored) -> tuple[str, int]:
-        """Return id and generation of what waits there."""
+    async def _waiting_at(self, stored: Stored) -> tuple[str, int]:
+        """Return the id and generation that wait at a position."""
         generation = int(stored.subject.rpartition(".")[2])
         if generation:
             return stored.data.decode(), generation
@@ -301,38 +303,38 @@ class Keys:
         return decode_start(await self._blobs.load(facts.id, facts, stored.data))
 
     async def _grant(self, record: Record, sequence: int, first: Stored) -> bool:
-        id, generation = await self._place(first)
+        id, generation = await self._waiting_at(first)
         granted = Record(record.name, id, generation, record.state)
         if not await self._write(granted, sequence):
             return False
         await self._hand_over(granted, first)
         return True
 
-    async def _hand_over(self, record: Record, place: Stored | None = None) -> None:
-        """Bring the key to its holder: as long as that has a position in the queue, it has not been done."""
+    async def _hand_over(self, record: Record, position: Stored | None = None) -> None:
+        """Deliver the key to its holder. While the holder has a position in the queue, this is not done yet."""
         id = record.holder
         assert id is not None
         layout = self._layout
-        if place is None:
-            subject = layout.line(record.name, id, record.generation)
-            place = await self._wire.last(layout.stream_of(subject), subject)
-            if place is None:
+        if position is None:
+            subject = layout.key_position(record.name, id, record.generation)
+            position = await self._wire.last(layout.stream_of(subject), subject)
+            if position is None:
                 return
         if record.generation:
             await self._wire.store(layout.wake(id, GRANTED), b"", headers=lines_of(Facts(id, kind="wake")))
         else:
-            start = await self._start_of(place)
+            start = await self._start_of(position)
             with contextlib.suppress(WrongSequence):  # an earlier look has put it there
                 await self._wire.store(
                     layout.start(start.handler, id),
-                    place.data,
+                    position.data,
                     expected=0,
-                    headers=lines_of(msgspec.structs.replace(facts_of(place.headers), quiet=True)),
+                    headers=lines_of(msgspec.structs.replace(facts_of(position.headers), quiet=True)),
                 )
-        await self._wire.delete(layout.stream_of(place.subject), place.sequence)
+        await self._wire.delete(layout.stream_of(position.subject), position.sequence)
 
     async def release(self, id: str, release: Release) -> None:
-        """Take a key back from its holder and grant it to the next; of any other, only its position in the queue."""
+        """Take a key from its holder and grant it to the next. From another, take only its position in the queue."""
         name = release.key
         while True:
             record, sequence = await self._checked_record(name)

@@ -1,6 +1,6 @@
-"""Starts with a key, on their way into its queue: those of one key go in the order in which they were submitted.
+"""Starts with a key, on their way into its queue: a lane for each key keeps the order in which they were submitted.
 
-What is asked for while others of the same key are on their way waits, and then goes together: two round trips for all.
+While a batch is on its way, further starts of its key wait; then they go as one batch, in two round trips.
 """
 
 from __future__ import annotations
@@ -10,20 +10,20 @@ from collections.abc import Awaitable, Callable, Sequence
 
 from perdure.core.journal import Start
 
-Place = Callable[[str, Sequence[Start], bool], Awaitable[list[bool | Exception]]]
-"""Gives starts their places in a key's line; for each says whether it is new, or what is wrong with it."""
+Enqueue = Callable[[str, Sequence[Start], bool], Awaitable[list[bool | Exception]]]
+"""Gives starts positions in the queue of a key; returns for each whether it is new, or its error."""
 
 
 class Lanes:
-    """One for each key that is in use."""
+    """The lanes of the keys in use."""
 
-    def __init__(self, place: Place) -> None:
-        self._place = place
+    def __init__(self, enqueue: Enqueue) -> None:
+        self._enqueue = enqueue
         self._waiting: dict[tuple[str, bool], list[tuple[Start, asyncio.Future[bool]]]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
 
     def add(self, start: Start, *, sent: bool = False) -> asyncio.Future[bool]:
-        """Take a start; the future says whether it is new. `sent` is what a workflow sends: no limit refuses it."""
+        """Take a start; the future says whether it is new. `sent` marks one sent by a workflow: no limit refuses it."""
         assert start.key is not None
         future: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
         lane = (start.key, sent)
@@ -41,7 +41,7 @@ class Lanes:
         while batch := self._waiting[lane]:
             self._waiting[lane] = []
             try:
-                results = await self._place(lane[0], [start for start, _ in batch], lane[1])
+                results = await self._enqueue(lane[0], [start for start, _ in batch], lane[1])
             except Exception as error:  # noqa: BLE001  it ends the futures instead
                 results = [error] * len(batch)
             for (_, future), result in zip(batch, results, strict=True):

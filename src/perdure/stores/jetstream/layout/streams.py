@@ -23,7 +23,6 @@ from perdure.stores.jetstream.wire.access import shown
 from perdure.stores.jetstream.wire.checks import SYNCED, check_clock, warn_of_lost_writes
 from perdure.stores.jetstream.wire.protocol import NO_STREAM, WrongSequence
 from perdure.stores.jetstream.wire.wire import Wire
-from perdure.stores.port import Clock
 
 SECRET_BYTES = 32
 APPEAR_SECONDS = 2.0
@@ -40,7 +39,7 @@ async def prepare(
     wire: Wire,
     layout: Layout,
     replicas: int | None,
-    clock: Clock,
+    clock: SystemClock,
     *,
     adopt: bool = False,
     make: bool = True,
@@ -66,10 +65,10 @@ async def prepare(
     found = await _infos(wire, wanted)
     if any(map(_is_missing, found)):
         found = await _complete(wire, layout, wanted, found, info, where, make=make, synced=synced)
-    before = clock.now()
+    before = clock.machine_now()
     found = await _infos(wire, wanted)
     _check_all(wanted, found, where)
-    check_clock(str(found[0].get("ts", "")), before, clock.now(), where)
+    check_clock(str(found[0].get("ts", "")), before, clock.machine_now(), where)
     config: dict[str, Any] = found[0]["config"]
     copies = int(config.get("num_replicas", 1))
     warn_of_lost_writes(copies, config.get("metadata") or {}, where)

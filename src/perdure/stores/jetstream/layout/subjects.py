@@ -1,19 +1,19 @@
 """The names of streams and subjects.
 
-    PERDURE_J_<s>  limits      perdure.j.<s>.<id>                    journals: frames; before them perhaps a reservation
-                               perdure.j.<s>.=key.<key>, .=secret    copies of what is in PERDURE_K, see `keys`
+    PERDURE_J_<s>  limits      perdure.j.<s>.<id>                    journals: frames, perhaps after a reservation
+                               perdure.j.<s>.=key.<key>, .=secret    copies of records in PERDURE_K, see `keys`
     PERDURE_Q_<s>  work queue  perdure.q.<s>.start.<handler>.<id>    starts; one consumer for each handler
-                               perdure.q.<s>.msg.<id>.<message>      messages and wakes; one consumer, any worker
+                               perdure.q.<s>.msg.<id>.<message>      messages and wakes; one consumer for all workers
                                perdure.q.<s>.to.<handler>.<id>.<message>   passed on to workers that serve the handler
                                perdure.q.<s>.key.<key>.<n>           "look at this key" and delayed starts with a key
                                perdure.t.<s>.<id>.<...>              schedules; no consumer covers them
-                               perdure.l.<s>.<key>.<id>.<n>          the lines of keys; no consumer covers them
-                               perdure.l.<s>.=first                  lies before them, and stays
+                               perdure.l.<s>.<key>.<id>.<n>          the queues of keys; no consumer covers them
+                               perdure.l.<s>.=first                  comes before them, and stays
     PERDURE_K_<s>  limits      perdure.k.<s>.key.<key>, .answer.<message>, .secret, .janitor   one for each subject
     PERDURE_B_<s>  limits      perdure.b.<s>.<id>.<blob>.<n>         payloads too large for a message, in pieces
 
-A partition is that of the id, of the key for what is about a key, of the message for its answer. `perdure` is the
-namespace.
+The partition of a subject comes from the id; for a key's subjects from the key, for an answer from the message id.
+`perdure` is the default namespace.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ import zlib
 
 SHARDS = 4
 TOKEN_LIMIT_BYTES = 300
-"""An escaped name longer than this is replaced by a hash: the server's limit is on the whole subject."""
+"""A longer escaped name is replaced by a hash: the server limits the length of the whole subject."""
 TOKENS_LIMIT = 20_000
-"""Escaped names that are remembered."""
+"""Escaped names kept in the cache."""
 EVENTS = "ev"
 
 _SAFE = re.compile(r"[A-Za-z0-9_-]+")
@@ -35,7 +35,7 @@ _SAFE = re.compile(r"[A-Za-z0-9_-]+")
 
 @functools.lru_cache(maxsize=TOKENS_LIMIT)
 def token(name: str) -> str:
-    """Return a name as one token of a subject. It need not be read back: payloads hold the names."""
+    """Return a name as one token of a subject. It is never decoded: payloads hold the names."""
     if _SAFE.fullmatch(name):
         escaped = name
     else:
@@ -79,22 +79,22 @@ class Layout:
         return f"{self.namespace}.q.{self.partition(id)}.msg.{token(id)}.{token(message)}"
 
     def wake(self, id: str, name: str) -> str:
-        """Name a wake among the messages; `name` has a character that no escaped id has."""
+        """Name a wake among the messages; `name` holds a character that no escaped id holds."""
         return f"{self.namespace}.q.{self.partition(id)}.msg.{token(id)}.{name}"
 
     def messages(self, id: str) -> str:
         return f"{self.namespace}.q.{self.partition(id)}.msg.{token(id)}.*"
 
     def all_messages(self, partition: int) -> tuple[str, str]:
-        """Match all messages and wakes, and what is passed on."""
+        """Match all messages and wakes, passed-on ones included."""
         return f"{self.namespace}.q.{partition}.msg.>", f"{self.namespace}.q.{partition}.to.>"
 
     def passed_on(self, handler: str, id: str, last: str) -> str:
-        """Name what is passed on; `last` is the last token of the subject under which it came."""
+        """Name a passed-on message; `last` is the last token of its original subject."""
         return f"{self.namespace}.q.{self.partition(id)}.to.{token(handler)}.{token(id)}.{last}"
 
     def passed_on_to_any(self, id: str, last: str) -> str:
-        """Match what is passed on under a name, for any handler."""
+        """Match a passed-on message, for any handler."""
         return f"{self.namespace}.q.{self.partition(id)}.to.*.{token(id)}.{last}"
 
     def all_passed_on(self, id: str) -> str:
@@ -104,7 +104,7 @@ class Layout:
         return f"{self.namespace}.t.{self.partition(id)}.{token(id)}.{what}"
 
     def delayed(self, id: str, key: str | None) -> str:
-        """Name the schedule of a start: a schedule and its target are in one stream, so it is the key's partition."""
+        """Name the schedule of a start, in the partition of its target: with a key, in the key's partition."""
         return f"{self.namespace}.t.{self.partition(id if key is None else key)}.{token(id)}.start"
 
     def schedules(self, id: str) -> str:
@@ -117,18 +117,18 @@ class Layout:
     def all_schedules(self, partition: int) -> str:
         return f"{self.namespace}.t.{partition}.>"
 
-    def line(self, key: str, id: str, generation: int) -> str:
+    def key_position(self, key: str, id: str, generation: int) -> str:
         return f"{self.namespace}.l.{self.partition(key)}.{token(key)}.{token(id)}.{generation}"
 
-    def places(self, key: str, id: str) -> str:
-        """Match the places of an id in the line of a key, whatever its generation."""
+    def key_positions(self, key: str, id: str) -> str:
+        """Match the positions of an id in the queue of a key, in any generation."""
         return f"{self.namespace}.l.{self.partition(key)}.{token(key)}.{token(id)}.*"
 
-    def whole_line(self, key: str) -> str:
+    def key_queue(self, key: str) -> str:
         return f"{self.namespace}.l.{self.partition(key)}.{token(key)}.>"
 
-    def before_lines(self, key: str) -> str:
-        """Name what lies before all lines of a stream; it has a character that no escaped key has."""
+    def before_key_queues(self, key: str) -> str:
+        """Name the message that comes before all key queues of a stream. No escaped key holds its `=`."""
         return f"{self.namespace}.l.{self.partition(key)}.=first"
 
     def nudge(self, key: str, name: str) -> str:
@@ -138,7 +138,7 @@ class Layout:
         return f"{self.namespace}.k.{self.partition(key)}.key.{token(key)}"
 
     def key_copy(self, key: str) -> str:
-        """Name the copy of a key's record among the journals; it has a character that no escaped id has."""
+        """Name the copy of a key's record in the stream of journals. No escaped id holds its `=`."""
         return f"{self.namespace}.j.{self.partition(key)}.=key.{token(key)}"
 
     def secret_copy(self) -> str:
@@ -151,7 +151,7 @@ class Layout:
         return f"{self.namespace}.k.0.secret"
 
     def janitor(self) -> str:
-        """Name the record of whose turn it is to look for what should not happen."""
+        """Name the record that says which janitor runs next."""
         return f"{self.namespace}.k.0.janitor"
 
     def blob(self, id: str, blob: str, piece: int | str) -> str:
@@ -161,16 +161,16 @@ class Layout:
         return f"{self.namespace}.b.{self.partition(id)}.{token(id)}.>"
 
     def settled(self, id: str) -> str:
-        """Name where it is told that an invocation has settled."""
+        """Name the subject on which the end of an invocation is published."""
         return f"{self.namespace}.{EVENTS}.settled.{token(id)}"
 
     def told(self, subject: str) -> str:
-        """Return where the server tells of what it stores on a subject."""
+        """Return the subject on which the server republishes what it stores on `subject`."""
         return f"{self.namespace}.{EVENTS}.{subject.partition('.')[2]}"
 
     def offers(self, store: str) -> str:
         return f"{self.namespace}.offer.{store}"
 
     def offers_of(self, python: str, handler: str) -> str:
-        """Name where offers go for any process that serves a handler with this minor version of Python."""
+        """Name the subject of offers to any process that serves a handler on this minor version of Python."""
         return f"{self.namespace}.minor.{token(python)}.{token(handler)}"

@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import math
-from collections.abc import Coroutine, Iterable, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Sequence
 from datetime import UTC, datetime
 from functools import partial
 from typing import Any
@@ -19,13 +19,14 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from perdure.background import Tasks
+from perdure.stores.clock import SystemClock
 from perdure.stores.jetstream.journal.journals import Journals, Tail
 from perdure.stores.jetstream.layout.facts import Facts, lines_of
 from perdure.stores.jetstream.layout.subjects import Layout
 from perdure.stores.jetstream.ownership.hands import Hands, Hold, Token
 from perdure.stores.jetstream.wire.protocol import WrongSequence
 from perdure.stores.jetstream.wire.wire import Wire
-from perdure.stores.port import LEASE_SECONDS, Clock, Delivery, Timer, Wake
+from perdure.stores.port import LEASE_SECONDS, Delivery, Timer, Wake
 
 RENEWALS_IN_A_LEASE = 3
 NAP_SECONDS = 1.0
@@ -53,7 +54,9 @@ class Nap(Struct, eq=False):
 class Keeper:
     """Renews, and lets go."""
 
-    def __init__(self, wire: Wire, layout: Layout, journals: Journals, name: str, clock: Clock, tasks: Tasks) -> None:
+    def __init__(
+        self, wire: Wire, layout: Layout, journals: Journals, name: str, clock: SystemClock, tasks: Tasks
+    ) -> None:
         self._wire = wire
         self._layout = layout
         self._journals = journals
@@ -61,6 +64,8 @@ class Keeper:
         self._clock = clock
         self._tasks = tasks
         self.hands: Hands
+        self.others_first: Callable[[str, str], object] = lambda _stream, _consumer: None
+        """Lets the pulls of other workers of a consumer go before those of this one."""
         self.lease = LEASE_SECONDS
         self._naps: dict[str, Nap] = {}
         self._renewing = False
@@ -87,6 +92,8 @@ class Keeper:
         token.done = True
         delay = min(ASIDE_SECONDS * 2 ** min(token.times - 1, 16), ASIDE_LIMIT_SECONDS)
         self._wire.hand_back(token.reply, delay)
+        stream, consumer = token.reply.split(".")[-7:-5]
+        self.others_first(stream, consumer)
         self._wire.limited_log(
             ("set aside", what),
             "%s is set aside for a worker that is able to act on it: %s",
@@ -112,8 +119,13 @@ class Keeper:
             )
 
     def schedule_headers(self, at: float, target: str) -> bytes:
-        """Return header lines that have the server put a message into `target` at a time, and not before."""
-        when = datetime.fromtimestamp(math.ceil(at * 1e6) / 1e6, UTC).isoformat(timespec="microseconds")
+        """Return header lines that have the server put a message into `target` at a time, and not before.
+
+        The server goes by its own clock, with which the machine's agrees: the store's time may be apart from both.
+        """
+        when = datetime.fromtimestamp(math.ceil(self._clock.machine_at(at) * 1e6) / 1e6, UTC).isoformat(
+            timespec="microseconds"
+        )
         return b"Nats-Schedule: @at %s\r\nNats-Schedule-Target: %s\r\n" % (
             when.replace("+00:00", "Z").encode(),
             target.encode(),

@@ -15,6 +15,7 @@ from typing import Any
 from perdure.background import Tasks
 from perdure.core.journal import Message, Start, decode_message, decode_start
 from perdure.errors import NewerJournal, StoreClosed, StoreDamaged, StoreError, StoreFull, StoreUnavailable
+from perdure.stores.clock import SystemClock
 from perdure.stores.jetstream.journal.blobs import Blobs
 from perdure.stores.jetstream.journal.journals import Journals
 from perdure.stores.jetstream.keys.keys import GRANTED, LIMIT, Keys
@@ -34,7 +35,7 @@ from perdure.stores.jetstream.queue.pulls import Arrival, Puller
 from perdure.stores.jetstream.queue.routing import FAILED_SECONDS, Routing
 from perdure.stores.jetstream.watching import Watching
 from perdure.stores.jetstream.wire.wire import Wire
-from perdure.stores.port import Clock, Delivery, Wake
+from perdure.stores.port import Delivery, Wake
 
 MESSAGES_LIMIT = 500
 """Messages and wakes that are on their way to a worker, of each partition."""
@@ -65,7 +66,7 @@ class Deliveries:
         watching: Watching,
         tasks: Tasks,
         name: str,
-        clock: Clock,
+        clock: SystemClock,
         python: str,
     ) -> None:
         self._wire = wire
@@ -94,6 +95,7 @@ class Deliveries:
         )
         self.routing = Routing(wire, layout, journals, blobs, keeper, self.hands, finder, watching, tasks, name, python)
         self._examining = Examining(wire, layout, journals, keeper, self.hands, finder, self.routing, tasks, clock)
+        keeper.others_first = self._others_first
         self._pullers: dict[str, list[Puller]] = {}
         self._remaking: set[tuple[str, str]] = set()  # consumers, by stream and name
         self._joining: asyncio.Task[None] | None = None
@@ -216,6 +218,12 @@ class Deliveries:
             ]
             self._note_start_pullers()
             self._want()
+
+    def _others_first(self, stream: str, consumer: str) -> None:
+        """Let the pulls of other workers go first: this one gave something back because it cannot act on it."""
+        for puller in self._pullers.get(consumer, ()):
+            if puller.stream == stream and (before := puller.move_back(self._wire.now())) is not None:
+                self._loop.call_later(FAILED_SECONDS, self._wire.forget, before)
 
     def _note_start_pullers(self) -> None:
         starts = [pullers for name, pullers in self._pullers.items() if name.startswith("start-")]
@@ -421,7 +429,7 @@ class Deliveries:
             self._tasks.spawn(self._take(arrival, self._enter(arrival)))
 
     async def _enter(self, arrival: Arrival) -> None:
-        """Give a delayed start its place in the line of its key, now that it is due."""
+        """Give a delayed start its position in the queue of its key, now that it is due."""
         start = decode_start(await self._blobs.load(arrival.facts.id, arrival.facts, arrival.data))
         token = self._token(arrival)
         if start.key is None:

@@ -22,6 +22,8 @@ SILENCE_SECONDS = 8.0
 """Without a sign of life for so long, a pull is taken for lost: the server was restarted, or a route broke."""
 STATUS_HEARTBEAT = 100
 STATUS_NOBODY = 503
+MOVE_BACK_SECONDS = 0.2
+"""How long after a puller has gone to the back of the waiting pulls it may do so again."""
 AGAIN_SECONDS = 0.25
 """How long after a pull was refused it is made again."""
 
@@ -53,7 +55,7 @@ class Puller:
         lease: float = LEASE_SECONDS,
     ) -> None:
         self._wire = wire
-        self._stream = stream
+        self.stream = stream
         self._consumer = consumer
         self._wanted = wanted
         self._arrived = arrived
@@ -62,6 +64,7 @@ class Puller:
         self._low = 0  # with so few still to come, more are asked for
         self._heard = 0.0
         self._not_before = 0.0
+        self._moved_back = 0.0
         self._open = True
         self._expires = min(EXPIRES_SECONDS, max(EXPIRES_LEAST_SECONDS, lease / EXPIRES_SHARE))
         self._inbox = wire.new_inbox()
@@ -72,7 +75,7 @@ class Puller:
         if not self._open or now < self._not_before:
             return
         if self._outstanding and now > self._heard + SILENCE_SECONDS:
-            log.warning("a pull of %s in %s has fallen silent: it is made again", self._consumer, self._stream)
+            log.warning("a pull of %s in %s has fallen silent: it is made again", self._consumer, self.stream)
             self._outstanding = 0
         wanted = self._wanted()
         if self._outstanding > wanted // 2 or wanted <= 0:
@@ -83,7 +86,7 @@ class Puller:
         self._outstanding += batch
         self._low = wanted // 2
         self._wire.pull(
-            self._stream,
+            self.stream,
             self._consumer,
             self._inbox,
             batch=batch,
@@ -94,6 +97,23 @@ class Puller:
     def reset(self) -> None:
         """Forget what was asked for: the connection is another."""
         self._outstanding = 0
+
+    def move_back(self, now: float) -> int | None:
+        """Let the pulls of other workers go first; return the subscription to forget when nothing comes by it any more.
+
+        The server serves the pull that has waited longest, and a large one that is never used up stays the first: what
+        this worker gave back because it cannot act on it would come here again and again.
+        """
+        if not self._open or now < self._moved_back + MOVE_BACK_SECONDS:
+            return None
+        self._moved_back = now
+        before = self._sid
+        self._wire.unsubscribe(before)  # the server drops a pull to which no connection listens
+        self._inbox = self._wire.new_inbox()
+        self._sid = self._wire.subscribe(self._inbox, self._came)
+        self._outstanding = 0
+        self.ask(now)
+        return before
 
     def stop(self) -> None:
         """Ask for no more; what is on its way still arrives until the connection closes."""
