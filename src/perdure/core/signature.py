@@ -179,8 +179,9 @@ class Signature:
         Raises as `digest` does.
         """
         pieces = self.pieces(args, kwargs)
-        checks = b"" if len(pieces) <= _ONE else b"".join(map(_check, pieces[1::2]))
-        return digest(b"".join(pieces)), checks
+        if len(pieces) <= _ONE:
+            return digest(b"".join(pieces)), b""
+        return digest(b"".join(pieces)), b"".join(map(_check, pieces[1::2]))
 
     def pieces(self, args: tuple[Any, ...], kwargs: Mapping[str, Any], omits: Omits = always) -> list[bytes]:
         """Return the encoded names and values in turn, as a digest covers them."""

@@ -209,7 +209,9 @@ def compose(
 ) -> Transition:
     """Make the next frame and what follows from it. `released` ends the claim until its wake, or something comes."""
     at = round.at
-    entries = [*record.preamble(start, at), *round.entries]
+    entries = round.entries
+    if not record.owned or not record.revision or record.granted is not None:
+        entries = [*record.preamble(start, at), *entries]
     if released is not None:
         entries.append(released)
     if outcome is not None and entries[-1] is not outcome:

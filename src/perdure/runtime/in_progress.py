@@ -42,7 +42,7 @@ class Waiting(Struct, frozen=True):
 class InProgress(Generic[A]):
     """The steps of one invocation. `arrivals` are their outcomes that are not journaled yet."""
 
-    __slots__ = ("arrivals", "begun_early", "left_behind", "running", "waiting")
+    __slots__ = ("arrivals", "begun_early", "left_behind", "running", "stopping", "waiting")
 
     def __init__(self) -> None:
         self.arrivals: list[Answering] = []
@@ -50,6 +50,7 @@ class InProgress(Generic[A]):
         self.waiting: list[Waiting] = []
         self.left_behind: set[A] = set()  # ended for the journal, but still running
         self.begun_early: set[int] = set()  # before the first frame was durable; they may have ended since
+        self.stopping = False  # nothing more begins
 
     # --- what there is ------------------------------------------------------------------------------------------------
     @property

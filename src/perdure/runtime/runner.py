@@ -204,7 +204,7 @@ class Runner(Live):
     def _gather(self, at: float) -> tuple[Round, Ready]:
         """Give the turn what arrived, and return what came of it."""
         steps, inbox = self.steps, self._inbox
-        arrivals = steps.take_arrivals() if steps.arrivals else ()
+        arrivals, steps.arrivals = steps.arrivals, []
         if self._stuck is not None:
             if self.record.history.paused is None:
                 log.error("invocation %s (%s) is paused: %s", self.id, self.handler, self._stuck)
