@@ -17,7 +17,7 @@ from perdure import Client, Context, connect, step, workflow
 from perdure.connect import client_from
 from perdure.core.journal import Message, Start
 from perdure.errors import IoInWorkflow, StoreClosed, StoreError, StoreUnavailable
-from perdure.operations import unserved
+from perdure.runtime import unserved
 from perdure.stores.memory import MemoryStore
 
 PATIENCE = 30.0
@@ -284,6 +284,44 @@ async def test_start_that_no_worker_serves_is_warned_of(
         assert ("served here: asks" if served else "served here: nothing") in text
         await worker.stop()
     assert caplog.records[-1].levelno == logging.WARNING
+
+
+@workflow
+async def starts_doubles(ctx: Context, how: str) -> None:
+    asked = doubles.using(id="lonely", key="k" if "key" in how else None)
+    if "send" in how:
+        ctx.send(asked, 1)
+        await double(1)
+    elif "gather" in how:
+        await asyncio.gather(double(1), asked(1))
+    else:
+        await asked(1)
+
+
+@pytest.mark.parametrize("how", ["child", "send", "child with a key", "send with a key", "gather"])
+@pytest.mark.parametrize("store", ["memory:", "sqlite"])
+async def test_child_or_send_that_no_worker_serves_is_warned_of(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, how: str, store: str
+) -> None:
+    monkeypatch.setattr(unserved, "UNSERVED_SECONDS", 0.05)
+    async with connect(store if store == "memory:" else f"sqlite:{tmp_path}/wf.db") as client:
+        async with client.worker(starts_doubles):
+            await client.start(starts_doubles, how)
+            text = await warned(caplog, "none here serves workflow 'doubles'")
+            assert "invocation lonely waits for a worker" in text
+            assert "served here: starts_doubles" in text
+        assert len([each for each in caplog.records if "none here serves" in each.getMessage()]) == 1
+
+
+async def test_child_that_is_served_is_not_warned_of(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(unserved, "UNSERVED_SECONDS", 0.02)
+    async with connect("memory:") as client, client.worker(starts_doubles), client.worker(doubles):
+        for how in ("child", "send"):
+            await client.run(starts_doubles, how)
+        await asyncio.sleep(0.05)
+    assert "none here serves" not in caplog.text
 
 
 async def test_start_that_is_served_in_time_is_not_warned_of(

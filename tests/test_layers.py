@@ -45,7 +45,7 @@ FACE_OF_OPERATIONS = tuple(f"perdure.{name}" for name in ("client", "handle", "r
 BEHIND_OPERATIONS = (
     *STORES,
     *(f"perdure.core.{name}" for name in ("journal", "history", "effects", "generations", "messages", "apply")),
-    *("perdure.operations.local", "perdure.operations.unserved"),
+    *("perdure.operations.local", "perdure.runtime.unserved"),
 )
 COMPOSERS = {"perdure.connect", "perdure.testing.environment"}
 """Who put a client together: they may know concrete stores, and the integrations that extras bring."""

@@ -98,6 +98,8 @@ class Handle(Generic[R_co]):
         Results from before are kept, and what was undone since stays undone. The failed step gets a new idempotency
         key and its attempts begin anew; a failed child is started anew; siblings that the failure cancelled run again.
         A body that raised by itself is run again as a whole over the results it has: retry it once it is repaired.
+        An invocation with a key queues for it again: this returns when it has the key, and until then it is still
+        failed, and `describe().waiting_for` names the holder. After `timeout` it raises `WaitTimeout`; the retry stays.
         Anything but a failed invocation refuses: `MessageRefused`.
         """
         refuse_in_body("handle.retry()")

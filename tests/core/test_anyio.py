@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import math
+import os
 import signal
+import threading
 from typing import Any
 
 import anyio
+import anyio.to_thread
 import pytest
 from anyio.abc import TaskStatus
 
@@ -306,6 +309,65 @@ async def fetches(ctx: Context) -> Any:
     httpx = pytest.importorskip("httpx")
     async with httpx.AsyncClient() as client:
         await client.get("http://127.0.0.1:9/")
+
+
+called: list[str] = []
+
+
+async def runs_in_a_thread(ctx: Context) -> Any:
+    await anyio.to_thread.run_sync(called.append, "run_sync")
+
+
+async def opens_a_file(ctx: Context) -> Any:
+    def opener(path: str, flags: int) -> int:
+        called.append(path)
+        return os.open(path, flags)
+
+    await anyio.open_file(os.devnull, "w", opener=opener)
+
+
+async def looks_at_a_path(ctx: Context) -> Any:
+    await anyio.Path(os.devnull).exists()
+
+
+async def runs_in_a_thread_of_a_group(ctx: Context) -> Any:
+    async def branch() -> None:
+        await step("a")
+        await anyio.to_thread.run_sync(called.append, "branch", abandon_on_cancel=True)
+
+    async with anyio.create_task_group() as group:
+        group.start_soon(branch)
+
+
+async def runs_in_a_thread_of_a_task(ctx: Context) -> Any:
+    await asyncio.create_task(anyio.to_thread.run_sync(called.append, "task"))
+
+
+async def runs_in_a_thread_with_a_limit(ctx: Context) -> Any:
+    with anyio.fail_after(5):
+        await anyio.to_thread.run_sync(called.append, "limit", limiter=anyio.CapacityLimiter(1))
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        *(runs_in_a_thread, opens_a_file, looks_at_a_path),
+        *(runs_in_a_thread_of_a_group, runs_in_a_thread_of_a_task, runs_in_a_thread_with_a_limit),
+    ],
+    ids=lambda body: body.__name__,
+)
+def test_threads_of_anyio_are_refused_before_they_do_anything(body: Body):
+    called.clear()
+    threads = threading.active_count()
+    told = failure_of(body)
+    assert "IoInWorkflow" in told
+    assert "put it in a step (@step)" in told
+    assert called == []
+    assert threading.active_count() == threads
+
+
+async def test_threads_of_anyio_work_beside_bodies():
+    assert await anyio.to_thread.run_sync(lambda: 7) == 7
 
 
 @pytest.mark.parametrize(

@@ -137,8 +137,8 @@ def test_a_second_answer_is_refused_while_the_first_waits_for_the_end_of_a_pause
 
 @pytest.mark.parametrize("n", [1, 2, 99])
 def test_only_awakeables_are_resolved(driver: Driver, n: int):
-    assert "nobody waits for it" in refusal(sent(Resolve(n, encode(7)), driver.turn))
-    assert "nobody waits for it" in refusal(sent(Reject(n, "no"), driver.turn))
+    assert "nothing waits for it" in refusal(sent(Resolve(n, encode(7)), driver.turn))
+    assert "nothing waits for it" in refusal(sent(Reject(n, "no"), driver.turn))
 
 
 def test_without_the_fitting_code_nothing_can_be_resolved():
@@ -249,7 +249,7 @@ def test_a_settled_invocation_refuses_everything_and_passes_over_its_children(ou
     for request in requests:
         assert f"it is {status}, and only" in refusal(sent(request, None, history))
     for answer in (Resolve(0, b""), Reject(0, "no")):
-        assert refusal(sent(answer, None, history)) == f"nobody waits for this awakeable: its invocation is {status}"
+        assert refusal(sent(answer, None, history)) == f"nothing waits for this awakeable: its invocation is {status}"
     assert sent(Settled(0, 1, "c", Completed(2.0, b"")), None, history) is None
 
 
@@ -269,8 +269,8 @@ def test_only_a_failed_invocation_may_be_retried_and_once_by_a_message():
 
 
 def test_an_awakeable_of_a_superseded_generation_is_not_the_one_that_is_open(driver: Driver):
-    assert "nobody waits for it" in refusal(sent(Resolve(0, encode(7), 1), driver.turn))
-    assert "nobody waits for it" in refusal(sent(Reject(0, "no", 1), driver.turn))
+    assert "nothing waits for it" in refusal(sent(Resolve(0, encode(7), 1), driver.turn))
+    assert "nothing waits for it" in refusal(sent(Reject(0, "no", 1), driver.turn))
 
 
 def test_what_a_message_becomes_can_be_delivered():

@@ -15,7 +15,7 @@ import pytest
 
 from perdure.core import loop as loop_module
 from perdure.core.loop import CLOSE_ATTEMPTS, Future, Loop, Task
-from perdure.errors import IoInWorkflow, NotRepeatable, TurnClosed
+from perdure.errors import CalledOutsideWorkflow, IoInWorkflow, NotRepeatable, TurnClosed
 from tests.core.driver import nothing_happens
 
 
@@ -475,13 +475,13 @@ def test_closing_ends_open_generators_and_those_dropped_by_that(loop: Loop):
 # --- close ------------------------------------------------------------------------------------------------------------
 def test_a_closed_loop_starts_nothing(loop: Loop):
     loop.close()
-    with pytest.raises(TurnClosed):
+    with pytest.raises(CalledOutsideWorkflow):
         loop.call_soon(print)
-    with pytest.raises(TurnClosed):
+    with pytest.raises(CalledOutsideWorkflow):
         loop.call_later(1, print)
-    with pytest.raises(TurnClosed):
+    with pytest.raises(CalledOutsideWorkflow):
         loop.create_future()
-    with nothing_happens(), pytest.raises(TurnClosed):
+    with nothing_happens(), pytest.raises(CalledOutsideWorkflow):
         loop.create_task(asyncio.sleep(0))
     with pytest.raises(TurnClosed):
         loop.host.timer_set(asyncio.TimerHandle(1.0, print, (), loop))

@@ -8,6 +8,7 @@ import os
 import re
 import subprocess
 import sys
+import threading
 from asyncio import as_completed as as_completed_by_name
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, suppress
@@ -18,6 +19,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from perdure import workflow
 from perdure.authoring.context import Context
 from perdure.core import issuer
 from perdure.core.failures import failure_of
@@ -48,7 +50,7 @@ from perdure.core.journal import (
 )
 from perdure.core.turn import Divergence, Turn, current_turn
 from perdure.core.values import encode
-from perdure.errors import CalledOutsideWorkflow, LimitExceeded, PayloadTooLarge, TurnClosed, Undecodable, Unencodable
+from perdure.errors import CalledOutsideWorkflow, LimitExceeded, PayloadTooLarge, Undecodable, Unencodable
 from tests.core import bodies
 from tests.core.bodies import BODIES, REFUSAL, WAYS, Refusal
 from tests.core.driver import (
@@ -703,8 +705,62 @@ async def test_a_turn_closed_at_any_await_leaves_no_trace(body: Body):
         assert not turn.pending
         assert not turn.unseen
         assert not turn.loop.live_tasks()
-        with pytest.raises(TurnClosed):
+        with pytest.raises(CalledOutsideWorkflow):
             turn.set_state("x", b"")
+
+
+USES: dict[str, Callable[[Context], Any]] = {
+    "set": lambda ctx: ctx.set("x", 1),
+    "delete": lambda ctx: ctx.delete("x"),
+    "awakeable": lambda ctx: ctx.awakeable(int),
+    "patched": lambda ctx: ctx.patched("p"),
+    "send": lambda ctx: ctx.send(never_sent),
+}
+
+
+@workflow
+async def never_sent() -> None: ...
+
+
+@pytest.mark.parametrize("where", ["here", "in a thread", "on a loop"])
+@pytest.mark.parametrize("how", ["completed", "closed", "diverged", "waiting"])
+@pytest.mark.parametrize("use", USES)
+def test_a_context_that_was_kept_is_refused_outside_of_its_body(use: str, how: str, where: str):
+    kept: list[Context] = []
+
+    async def body(ctx: Context) -> Any:
+        kept.append(ctx)
+        return await step("a")
+
+    driver = Driver(body)
+    if how == "completed":
+        driver.finish(first)
+    if how in ("closed", "completed"):
+        driver.turn.close()
+    if how == "diverged":
+        driver.turn.loop.stopped = True
+    refused: list[BaseException] = []
+
+    def uses() -> None:
+        try:
+            USES[use](kept[-1])
+        except BaseException as error:  # noqa: BLE001  whatever it is
+            refused.append(error)
+
+    async def uses_on_a_loop() -> None:
+        uses()
+
+    if where == "here":
+        uses()
+    elif where == "in a thread":
+        thread = threading.Thread(target=uses)
+        thread.start()
+        thread.join()
+    else:
+        asyncio.run(uses_on_a_loop())
+    [error] = refused
+    assert type(error) is CalledOutsideWorkflow, repr(error)
+    assert "'one'" in str(error)
 
 
 @pytest.mark.parametrize("diverge", [False, True])

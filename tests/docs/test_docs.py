@@ -27,6 +27,8 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from types import UnionType
+from typing import get_args
 
 import click
 import pytest
@@ -35,7 +37,11 @@ import perdure
 from perdure import Client, Context, Flow, Handle, Worker
 from perdure.blocking import Blocking
 from perdure.cli import commands
+from perdure.core.journal import Accepted, CallChild, CallStep, Command, Entry, Frame, SendStart, SetTimer, Start
+from perdure.operations.describe import from_journal
+from perdure.stores.port import Row
 from perdure.testing import Environment
+from perdure.testing.contract.numbers import sample
 from tests.docs.tables import DOCS, TABLES
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -299,3 +305,37 @@ def test_command_line_is_that_of_the_code() -> None:
             max(each.opts, key=len) for each in command.params if isinstance(each, click.Option) and not each.hidden
         }
         assert set(re.findall(r"^\| `(--[\w-]+)", sections[verb], re.MULTILINE)) == options, verb
+
+
+# --- the journal ------------------------------------------------------------------------------------------------------
+def first_cells(page: Path, heading: str) -> set[str]:
+    """Return what is in backticks in the first column of the table under a heading."""
+    section = page.read_text().partition(f"\n## {heading}\n")[2].partition("\n## ")[0]
+    rows = [line.split("|")[1] for line in section.splitlines() if line.startswith("| `")]
+    return {found for row in rows for found in re.findall(r"`(\w+)`", row)}
+
+
+@pytest.mark.parametrize(("heading", "kinds"), [("Commands", Command), ("Entries", Entry)])
+def test_every_kind_of_command_and_entry_is_in_the_journal_format(heading: str, kinds: UnionType) -> None:
+    tags = {kind.__struct_config__.tag for kind in get_args(kinds)}
+    assert first_cells(DOCS / "reference/journal.md", heading) == tags
+
+
+def test_every_field_of_a_frame_is_in_the_journal_format() -> None:
+    assert first_cells(DOCS / "reference/journal.md", "Frame") == {*Frame.__struct_fields__}
+
+
+def test_every_step_type_is_in_the_reference_of_the_client() -> None:
+    start: Start = sample(Start, handler="child")
+    commands = [sample(kind) for kind in get_args(Command)]
+    commands += [SetTimer(1, 1.0, rest=True), *(kind(1, start) for kind in (CallChild, SendStart))]
+    text = (DOCS / "reference/client.md").read_text()
+    row = Row("i", "h", "running", None, 1.0, 1.0, 1.0)
+    seen: set[str] = set()
+    for command in commands:
+        info = from_journal(row, start, [Frame("w", 1.0, [Accepted(start)], [command])], (), b"", served=True)
+        if not isinstance(command, CallStep):  # its type is its name
+            seen.add(info.journal[0].step_type.partition(":")[0])
+    assert seen == {"SLEEP", "REST", "CHILD", "SEND", "AWAKEABLE", "PATCH"}
+    for each in seen:
+        assert re.search(rf"`{each}[`:]", text), each

@@ -134,6 +134,14 @@ class Lab(ABC):
 
         await until(has)
 
+    async def waits_for(self, id: str, what: str) -> None:
+        """Wait until `describe` tells that an invocation waits for something."""
+
+        async def does() -> bool:
+            return (await self.describe(id))["waiting_for"] == what
+
+        await until(does)
+
     async def work(self) -> Effort:
         """Return what the workers of the running process did so far, all together."""
         efforts = msgspec.convert(await self.ask("work"), list[Effort])

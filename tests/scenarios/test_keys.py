@@ -219,7 +219,8 @@ async def test_retried_invocation_queues_for_its_key_again_and_sees_what_others_
     retrying = asyncio.ensure_future(lab.ask("retry", id=failed))
     behind = None
     try:
-        await asyncio.sleep(0.1)
+        await lab.waits_for(failed, f"key 'k', which invocation {holder} holds, to be retried")
+        await asyncio.sleep(0.1)  # it is accepted: a worker has it queue for the key
         behind = await lab.start(keyed.bump, key="k")
         if killed:
             await lab.restart()

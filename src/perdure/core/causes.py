@@ -1,4 +1,4 @@
-"""Which command's failure an exception is, or comes of: a retry begins there."""
+"""Finds the command whose failure an exception is, or was caused by: a retry begins there."""
 
 from __future__ import annotations
 
@@ -6,19 +6,19 @@ import sys
 from typing import cast
 
 SWEPT_AT = 64
-"""Failures that are kept before those that nothing refers to any more are dropped."""
+"""Failures that are kept before unreferenced ones are dropped."""
 
 KEPT_LIMIT = 10_000
-"""Failures that are kept at most. Beyond it the oldest are forgotten: a retry does not begin at them."""
+"""Failures kept at most. The oldest are forgotten then, and a retry does not begin at them."""
 
 
 class Causes:
-    """Remembers which exceptions were raised into a body, as long as the body can still raise them."""
+    """Remembers the exceptions that were raised into a body, for as long as the body can raise them again."""
 
     __slots__ = ("_known", "_sweep_at")
 
     def __init__(self) -> None:
-        self._known: dict[int, tuple[BaseException, int]] = {}  # by id, which holds as long as the exception is kept
+        self._known: dict[int, tuple[BaseException, int]] = {}  # by id, valid while the exception is kept
         self._sweep_at = SWEPT_AT
 
     def __len__(self) -> int:
@@ -31,7 +31,7 @@ class Causes:
         self._known[id(error)] = (error, n)
 
     def of(self, error: BaseException, /) -> list[int]:
-        """Return the command whose failure `error` is, or comes of; the commands, if it is a group of several."""
+        """Return the command whose failure `error` is, or was caused by; all of them for a group of failures."""
         return self._of(error, set())
 
     def clear(self) -> None:
@@ -54,7 +54,7 @@ class Causes:
         return []
 
     def _sweep(self) -> None:
-        """Drop what only this object refers to: the body has let go of it, and cannot raise it any more."""
+        """Drop exceptions that only this object refers to: the body cannot raise them again."""
         held = [*self._known.values()]
         self._known.clear()
         while held:

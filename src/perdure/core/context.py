@@ -1,6 +1,6 @@
-"""The place of a body's context in the core: a type, and nothing else.
+"""The type of a body's context, empty in the core.
 
-What authors see is `perdure.Context`, which derives from it. The core tells by this type which parameter takes the
+Authors see `perdure.Context`, which derives from it. The core uses the type to find the parameter that takes the
 context, and never looks inside.
 """
 
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 
 class BodyContext:
-    """What a body is given of its turn. `written_as` is the name that authors write in annotations."""
+    """The part of its turn that a body may use. `written_as` is its name in annotations."""
 
     __slots__ = ()
     written_as = "Context"

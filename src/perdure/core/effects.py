@@ -1,4 +1,4 @@
-"""What follows from a frame: derived from the frame alone, so that whoever takes over can do it again.
+"""The effects of a frame, derived from the frame alone, so that the next owner can redo them.
 
 A store writes the frame first and its effects after it. When a worker dies in between, the next owner reads the last
 frame and redoes its effects; each is idempotent.
@@ -40,10 +40,9 @@ from perdure.core.journal import (
 
 
 class Release(Struct, frozen=True):
-    """The invocation lets go of its key, or of its place in the key's line.
+    """The invocation releases its key, or leaves the queue of the key.
 
-    If the key names it the holder in this generation, the key gets `state` (None: it is as it was) and goes to the
-    next in line.
+    If it holds the key in this generation, the key gets `state` (None: unchanged) and goes to the next in the queue.
     """
 
     key: str
@@ -52,9 +51,9 @@ class Release(Struct, frozen=True):
 
 
 class Enlist(Struct, frozen=True):
-    """The invocation takes a place at the end of a key's line, to run again in `generation`.
+    """The invocation takes the last position in the queue of a key, to run again in `generation`.
 
-    Starts take theirs of themselves. An invocation that has a place, or the key, keeps it.
+    Starts need no such effect: the store queues them. An invocation that has a position, or the key, keeps it.
     """
 
     key: str
@@ -76,7 +75,7 @@ class Effects(Struct, frozen=True):
 
 
 SENT_BY_WORKFLOWS = ("settled:", "cancel:", "force:", "join:")
-"""How the ids of the messages begin that follow from frames. No caller waits for an answer to one of them."""
+"""Prefixes of the ids of messages that follow from frames. No caller waits for an answer to such a message."""
 
 NO_EFFECTS = Effects()
 _QUIET = frozenset({Accepted, Claimed, Granted, Completed})
@@ -85,7 +84,7 @@ _QUIET = frozenset({Accepted, Claimed, Granted, Completed})
 def effects_of(start: Start, frame: Frame, history: History, /) -> Effects:
     """Return the effects of a frame of `start`'s journal; `history` is the journal up to it, folded.
 
-    Who waits for an invocation is told its outcome once: not again in a later generation.
+    A parent is told the outcome once, and not again in a later generation.
     """
     alone = start.parent is None and start.key is None and not history.joined
     if alone and not frame.cancels and _says_nothing(frame):
@@ -122,7 +121,7 @@ def effects_of(start: Start, frame: Frame, history: History, /) -> Effects:
     messages += [join(each.start, frame.at) for each in frame.commands if type(each) is CallChild and each.start.chosen]
     if frame.cancels:
         force = isinstance(outcome, Cancelled) and outcome.forced
-        name = "force" if force else "cancel"  # a forced one is not lost behind a plain one
+        name = "force" if force else "cancel"  # a forced one must not be dropped as a repeated plain one
         cancelled = (started for n in frame.cancels if (started := history.children.get(n)) is not None)
         messages += [Message(f"{name}:{each.id}", each.id, frame.at, Cancel(force)) for each in cancelled]
     release: Release | None = None
@@ -135,20 +134,20 @@ def effects_of(start: Start, frame: Frame, history: History, /) -> Effects:
 
 
 def outcome_for(parent: Parent, child: str, outcome: Outcome, at: float, /) -> Message:
-    """Return what tells an invocation that joined a child how that ended."""
+    """Return the message that tells a joined parent the outcome of its child."""
     id = f"settled:{child}:{parent.id}:{parent.generation}:{parent.n}"
     return Message(id, parent.id, at, Settled(parent.generation, parent.n, child, outcome))
 
 
 def join(start: Start, at: float, /) -> Message:
-    """Return what makes a child of a chosen id tell who asks for it, if another start had the id before."""
+    """Return the message that makes a child with a chosen id report to this parent too, if it existed before."""
     parent = start.parent
     assert parent is not None
     return Message(f"join:{parent.id}:{parent.generation}:{parent.n}", start.id, at, Join(start))
 
 
 def _says_nothing(frame: Frame) -> bool:
-    """Tell, fast, whether a frame is one of the many that hold only steps and what they returned."""
+    """Tell, fast, whether a frame holds only steps and their results, as most frames do."""
     for entry in frame.entries:
         if type(entry) is Returned:
             if entry.message is not None:

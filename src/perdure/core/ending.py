@@ -1,4 +1,4 @@
-"""How a body ends: the outcome of its main task, and the coroutine that it is."""
+"""How a body begins and ends: its coroutine, and the outcome of its main task."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ def outcome_of(
     at: float,
     /,
 ) -> Outcome:
-    """Return what became of a body: what `error` says if there is one, else its main task, which has ended.
+    """Return the outcome of a body: from `error` if there is one, else from its main task, which has ended.
 
-    `request` is its cancellation, if that was asked for; `known` are the failures that commands have raised into it.
+    `request` is its cancellation, if there was one; `known` are the failures that commands have raised into it.
     """
     if error is None and main.cancelled():
         if request is not None:
@@ -49,7 +49,7 @@ def outcome_of(
 
 
 def timed_out(start: Start, at: float, /) -> Failed:
-    """Return how an invocation ends that did not end within its time limit."""
+    """Return the outcome of an invocation that exceeded its time limit."""
     text = f"invocation {start.id!r} did not end within its timeout of {start.timeout} s"
     late = InvocationTimedOut(text, invocation_id=start.id, timeout=start.timeout or 0.0)
     return Failed(at, failure_of(late))
@@ -58,7 +58,7 @@ def timed_out(start: Start, at: float, /) -> Failed:
 def coroutine_of(
     context: contextvars.Context, body: Callable[[T], Any], turn: T, handler: str
 ) -> Coroutine[Any, Any, Any]:
-    """Make the coroutine of a body. What is raised in making it, or made instead of it, is raised by it."""
+    """Make the coroutine of a body. If the call raises, or returns no coroutine, the coroutine raises that error."""
     try:
         coro = context.run(body, turn)
     except Exception as error:  # noqa: BLE001  raised again, inside
@@ -80,7 +80,7 @@ async def _raising(error: Exception) -> None:
 
 
 def _refusal_in(error: BaseException) -> BaseException:
-    """Return what a group holds if that is only a refusal of I/O: libraries connect in task groups of their own."""
+    """Return the refusal of I/O from a group that holds nothing else: libraries connect in task groups of their own."""
     inner = error
     while isinstance(inner, BaseExceptionGroup):
         members = cast("BaseExceptionGroup[BaseException]", inner).exceptions
@@ -91,7 +91,7 @@ def _refusal_in(error: BaseException) -> BaseException:
 
 
 def _cancelled_itself(main: asyncio.Task[Any]) -> BaseException:
-    """Return what a body raised that let a CancelledError of its own escape."""
+    """Return the failure of a body that let a CancelledError of its own escape."""
     error = asyncio.CancelledError("the body raised CancelledError without having been cancelled")
     try:
         main.result()

@@ -1,4 +1,4 @@
-"""An invocation's history as text that can leave its store: for tests that replay it when the code has changed.
+"""An invocation's history as text, for tests that replay it against changed code.
 
 The frames are kept byte for byte as journals hold them, so that an exported history is readable for as long as journals
 are. The ids of awakeables come along, since the secret that signs them does not leave the store.
@@ -26,11 +26,11 @@ from perdure.core.journal import (
 from perdure.errors import NewerJournal, StoreDamaged, Undecodable
 
 VERSION = 1
-"""Of the format. Fields may be added without a new one; a reader passes over those that it does not know."""
+"""Version of the format. New fields need no new version: a reader skips unknown ones."""
 
 
 class AwakeableName(Struct, frozen=True):
-    """The id under which the outside knew awakeable `n` of a generation."""
+    """The id of awakeable `n` of a generation, as the outside knew it."""
 
     generation: int
     n: int
@@ -79,7 +79,7 @@ def export(frames: Sequence[Frame], start: Start, secret: bytes, /) -> bytes:
 
 
 def load(text: bytes | str, /) -> Loaded:
-    """Read what `export` wrote; `Undecodable` if it did not, or a later release did."""
+    """Read the output of `export`; `Undecodable` for other text, or for that of a later release."""
     try:
         exported = _read(text)
         if exported.version > VERSION:

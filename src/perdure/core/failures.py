@@ -1,8 +1,8 @@
 """Exceptions as a journal keeps them, and back.
 
-An exception becomes a `Failure` and is rebuilt from it without importing, unpickling or calling anybody's `__init__`.
-Knows nothing of journals, workflows or stores. Reads `sys.modules` (to find classes that are loaded) and, while it
-formats a traceback, the source lines that Python shows in it.
+An exception becomes a `Failure` and is rebuilt from it without importing, unpickling or calling an `__init__`. Knows
+nothing of journals, workflows or stores. Reads `sys.modules` to find loaded classes and, to format a traceback, the
+source lines that Python shows in it.
 """
 
 from __future__ import annotations
@@ -21,25 +21,25 @@ from perdure.core.values import decode_any, encode_any, loaded, type_name
 from perdure.errors import NotRecorded, PerdureError, RemoteError
 
 TRACEBACK_LIMIT = 16_384
-"""Characters of a traceback that a failure keeps: the last ones, nearest to what was raised."""
+"""Characters of a traceback that a failure keeps: the last ones."""
 
 VALUE_LIMIT = 65_536
-"""Bytes of one argument or field of an exception, and characters of its text. What is larger is kept as its start."""
+"""Bytes of one argument or field of an exception, and characters of its text. The rest is cut off."""
 
 DEPTH_LIMIT = 8
 """Causes of causes, and groups in groups, that a failure keeps."""
 
 FAILURES_LIMIT = 1_000
-"""Exceptions in one failure whose causes and members are kept; any further ones are kept flat."""
+"""Exceptions in one failure whose causes and members are kept; further ones are kept without."""
 
 
 class Failure(msgspec.Struct, frozen=True, array_like=True):
     """An exception as it is recorded: builtin values only.
 
-    `args` and `fields` (its `__dict__`, slots, and what its builtin class holds, such as `errno`) keep what can be
-    encoded, as it comes back without an annotation (a tuple as a list); anything else is its `repr`, and `unrecorded`
-    names those fields. `traceback` is where it was first raised. `script` is the name by which others import the module
-    that is `__main__` where it was raised, if `module` is that.
+    `args` and `fields` (`__dict__`, slots, attributes of the builtin class such as `errno`) hold encodable values, as
+    they decode without an annotation (a tuple as a list). Any other value is its `repr`, and `unrecorded` names its
+    field. `traceback` is where it was first raised. If `module` is `__main__`, `script` is the name under which other
+    processes import that module.
     """
 
     module: str
@@ -61,10 +61,10 @@ class Failure(msgspec.Struct, frozen=True, array_like=True):
 
 
 class FailureTranslator(Protocol):
-    """Takes apart and rebuilds exceptions of a library whose attributes are not builtin values, such as gRPC's.
+    """Records and rebuilds exceptions of a library whose attributes are not builtin values, such as gRPC's.
 
-    Pass those in use to both `failure_of` and `rebuild`; the first that answers decides. An example for a class whose
-    `code` is an enum::
+    Pass all translators to both `failure_of` and `rebuild`; the first that answers decides. An example for a class
+    whose `code` is an enum::
 
         class Translator:
             def fields_of(self, error):
@@ -75,11 +75,11 @@ class FailureTranslator(Protocol):
     """
 
     def fields_of(self, error: BaseException, /) -> Mapping[str, object] | None:
-        """Return the fields to record, encodable each, or None if the exception is not this translator's."""
+        """Return the fields to record, all encodable, or None if the exception is not this translator's."""
         ...
 
     def restore(self, cls: type[BaseException], failure: Failure, /) -> BaseException | None:
-        """Return the exception again from what `fields_of` gave, or None if the class is not this translator's."""
+        """Rebuild the exception from the result of `fields_of`; None if the class is not this translator's."""
         ...
 
 
@@ -145,7 +145,7 @@ class _Recorder:
                 value = slot.__get__(error)
             except AttributeError:  # a slot that was not set
                 continue
-            # None is what a builtin's reads like when it was not set; setting it would show in the text of an OSError
+            # an unset builtin attribute reads as None; setting it would change the text of an OSError
             if value is not None or slot.__objclass__.__flags__ & _DEFINED_IN_PYTHON:
                 held[name] = value
         held.update(error.__dict__)
@@ -156,10 +156,10 @@ class _Recorder:
 def rebuild(failure: Failure, /, *, translators: Sequence[FailureTranslator] = ()) -> Exception:
     """Return the exception that a failure records, its remote traceback as a note.
 
-    The class is looked for by name among loaded modules. If it is not there, or cannot be rebuilt: `RemoteError`. So it
-    is if the class is no `Exception`: nothing remote ends a process or cancels a task of the caller.
-    An exception class made inside a function is found as long as it lives, the newest if there are several. An
-    attribute that could not be recorded raises `NotRecorded` when it is read.
+    The class is looked up by name among loaded modules. The result is a `RemoteError` if it is not there, cannot be
+    rebuilt, or is no `Exception`: nothing remote ends a process or cancels a task of the caller. An exception class
+    made in a function is found while it lives, the newest of several. Reading an attribute that could not be recorded
+    raises `NotRecorded`.
     """
     error = _restored(failure, translators)
     if error is None:
@@ -205,7 +205,7 @@ _UNRECORDED = "__perdure_unrecorded__"
 
 
 def _with_unrecorded(cls: type[BaseException]) -> type[BaseException]:
-    """Return a class like `cls` whose unrecorded attributes say so, or `cls` if its subclasses are its own affair.
+    """Return a subclass of `cls` whose unrecorded attributes raise, or `cls` if it controls its own subclasses.
 
     The class has the same name, so it records as the same.
     """
@@ -271,7 +271,7 @@ _UNSETTABLE = (object, BaseException, BaseExceptionGroup)
 
 
 def _slots(cls: type[BaseException]) -> dict[str, Any]:
-    """Return what instances hold beside `__dict__`: `errno` of an OSError, `start` of a UnicodeError, user's slots.
+    """Return the attributes outside `__dict__`: `errno` of an OSError, `start` of a UnicodeError, slots of the author.
 
     Without `AttributeError.obj`: it serves "did you mean", and may be anything.
     """
@@ -285,7 +285,7 @@ def _slots(cls: type[BaseException]) -> dict[str, Any]:
 
 
 def _as_annotated(cls: type[BaseException], name: str, value: object) -> object:
-    """Convert a field by the class's annotation, or by that of the parameter of `__init__` of its name."""
+    """Convert a field by the annotation of the class, or of the parameter of `__init__` with its name."""
     for base in cls.__mro__:
         for holder in (base, vars(base).get("__init__")):
             annotations = vars(holder).get("__annotations__", {}) if holder is base else _annotations(holder)
@@ -315,7 +315,7 @@ def _is_exception(found: object) -> bool:
 
 
 def _module_of(failure: Failure) -> object:
-    """Return the module that defines the class, if loaded. One program's `app` is `__main__` where it is the script."""
+    """Return the loaded module that defines the class. A process that runs module `app` calls it `__main__`."""
     mine = _script_name()
     if failure.module == "__main__":
         return sys.modules.get("__main__" if failure.script == mine else failure.script)
@@ -323,7 +323,7 @@ def _module_of(failure: Failure) -> object:
 
 
 def _script_name() -> str:
-    """Return the name by which others import the module that is `__main__` here, "" if they cannot."""
+    """Return the name under which other processes import this `__main__`, "" if they cannot."""
     main = sys.modules.get("__main__")
     spec = getattr(main, "__spec__", None)
     if spec is not None:
@@ -351,7 +351,7 @@ def _builtin(value: object) -> Any:
 
 
 def _is_kept(value: object) -> bool:
-    """Tell whether a field is recorded as a value, and not as the text that shows it."""
+    """Tell whether a field is recorded as a value, not as its `repr`."""
     if isinstance(value, str):
         return not isinstance(value, _Text)
     try:
@@ -387,7 +387,7 @@ def _clean(text: str) -> str:
 
 
 def _notes(error: BaseException) -> tuple[list[str], str | None]:
-    """Return its notes, and apart from them the traceback that `rebuild` attached."""
+    """Return an exception's notes, and separately the traceback that `rebuild` attached."""
     notes: list[str] = []
     remote: str | None = None
     for note in getattr(error, "__notes__", ()):
@@ -411,13 +411,13 @@ def _traceback(error: BaseException) -> str:
 
 
 def _drop_leading_frames_of_ours(stack: tracebacks.StackSummary) -> None:
-    """Let a traceback begin with the author's function, and not with how Perdure came to call it."""
+    """Cut the frames of Perdure from the beginning of a traceback: it begins with the author's function."""
     theirs = next((n for n, frame in enumerate(stack) if not frame.filename.startswith(_PACKAGE)), 0)
     del stack[:theirs]
 
 
 def _drop_remote_notes(shown: Any, seen: set[int]) -> None:
-    """Leave out the tracebacks that members and causes bring along: they keep them themselves."""
+    """Leave out the tracebacks of members and causes: each keeps its own."""
     if shown is None or id(shown) in seen:
         return
     seen.add(id(shown))
@@ -432,14 +432,14 @@ def _drop_remote_notes(shown: Any, seen: set[int]) -> None:
 
 
 class _ValidationErrors:
-    """Keeps what a `pydantic.ValidationError` says: it holds no arguments or attributes, and is made by pydantic."""
+    """Records a `pydantic.ValidationError`: it has no arguments or attributes, and only pydantic makes it."""
 
     def fields_of(self, error: BaseException, /) -> Mapping[str, object] | None:
         if not isinstance(error, loaded("pydantic_core", "ValidationError")):
             return None
         found: Any = error
         errors = [self._recorded(each) for each in found.errors(include_url=False)]
-        if len(encode_any(errors)) > VALUE_LIMIT:  # inputs, mostly: each error has its own
+        if len(encode_any(errors)) > VALUE_LIMIT:  # mostly inputs: each error holds its own
             errors = [self._shortened(each) for each in errors[:_ERRORS_KEPT]]
         return {"title": found.title, "errors": errors}
 

@@ -1,8 +1,8 @@
 """Generations: which part of a journal still holds after retries, and where a retry cuts it.
 
-A retry of a failed invocation supersedes what made it fail and what came after that. Nothing is removed from the
-journal: a `Retried` entry says how much of it is kept. Here journals are read accordingly. The body is not run: what
-only the body can tell, how many commands it had issued where the journal is cut, is for `Turn.retry`.
+A retry of a failed invocation supersedes the cause of the failure and everything after it. Nothing is removed from the
+journal: a `Retried` entry says how much of it is kept, and this module reads journals accordingly. It does not run the
+body: `Turn.retry` finds how many commands the body had issued at the cut.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ _FOR_THE_BODY = (Returned, Raised, Attempted, Fired, Interrupted, CancelRequeste
 
 
 def current(frames: Sequence[Frame], /) -> Sequence[Frame]:
-    """Return the frames that hold in the current generation, for reading.
+    """Return the frames that are valid in the current generation, for reading.
 
-    State and cancellations of a frame that was cut are those of the frame that follows it.
+    A frame that was cut has the state and cancellations of the frame that follows it.
     """
     if not any(type(entry) is Retried for frame in frames for entry in frame.entries):
         return frames
@@ -48,18 +48,18 @@ def current(frames: Sequence[Frame], /) -> Sequence[Frame]:
 
 
 def replayable(frames: Sequence[Frame], /) -> Sequence[Frame]:
-    """Return the frames to replay in the current generation: each frame that was cut is one with what follows it."""
+    """Return the frames to replay in the current generation: a frame that was cut is joined with the next one."""
     held = current(frames)
     return held if held is frames else joined(held)
 
 
 def retry_in(frame: Frame, /) -> Retried | None:
-    """Return the retry that a frame begins with, after a claim perhaps."""
+    """Return the retry with which a frame begins, perhaps after a claim."""
     return next((entry for entry in frame.entries if isinstance(entry, Retried)), None)
 
 
 def keep(held: Sequence[Frame], retried: Retried, /) -> list[Frame]:
-    """Return what a retry keeps of the frames that were current before it; the last one of them is the one it cuts."""
+    """Return the frames that a retry keeps of those that were current before it; the last one is the one it cuts."""
     cut = held[retried.frames]
     commands = [command for command in cut.commands if command.n < retried.issued]
     kept = [*held[: retried.frames], Frame(cut.writer, cut.at, cut.entries[: retried.entries], commands)]
@@ -67,7 +67,7 @@ def keep(held: Sequence[Frame], retried: Retried, /) -> list[Frame]:
 
 
 def joined(held: Sequence[Frame], /) -> list[Frame]:
-    """Return frames as they are replayed: one that was cut has no end of its own, and goes on in the next."""
+    """Return frames as they are replayed: one that was cut continues in the next."""
     whole: list[Frame] = []
     for frame in held:
         if retry_in(frame) is None:
@@ -82,9 +82,9 @@ def joined(held: Sequence[Frame], /) -> list[Frame]:
 class Cut(Struct, frozen=True):
     """Where a retry cuts the current frames. `later` are the facts for the body that were delivered after that.
 
-    `causes` are the commands whose failures made the invocation fail, the first of them is what the cut is made
-    before. Without one, the journal is kept to its end. `is_end` tells that nothing was issued after the cut. `at` is
-    when what it leaves out began.
+    `causes` are the commands whose failures made the invocation fail; the cut is before the first of them. Without
+    causes, the journal is kept to its end. `is_end`: nothing was issued after the cut. `at` is when the superseded part
+    began.
     """
 
     frames: int
@@ -98,9 +98,9 @@ class Cut(Struct, frozen=True):
 def cut_of(held: Sequence[Frame], failed: Failed, /) -> Cut:
     """Find where to cut the current frames of an invocation that has failed.
 
-    Before the failure that its body raised, if that was a command's; of several, before the one delivered first. Before
-    its time limit, if that had passed. Otherwise the body itself raised, and all is kept but the last cancellations,
-    which it may not ask for when it is run again with other code.
+    If the body raised the failure of a command, the cut is before that failure; of several, before the one delivered
+    first. If the time limit had passed, it is before that. Otherwise the body itself raised, and everything is kept but
+    the last cancellations, which the body may not request again when it runs with other code.
     """
     delivered = _in_order_of_delivery(held)
     causes = failed.causes or ([] if failed.cause is None else [failed.cause])
@@ -123,7 +123,7 @@ def _cut_at_the_end(held: Sequence[Frame], delivered: Sequence[_Delivered], at: 
     if left == len(delivered):
         return Cut(len(held) - 1, len(held[-1].entries) - 1, (), (), at, is_end=True)  # all but the outcome
     later = tuple(each for _, each in delivered[left:])
-    if left == 0:  # they were asked for before any fact: in the frame in which the body began
+    if left == 0:  # requested before any fact: in the frame in which the body began
         began = next(number for number, frame in enumerate(held) if frame.commands)
         return Cut(began, _entries_before_facts(held[began]), (), later, at)
     (number, index), before = delivered[left - 1]
@@ -138,11 +138,11 @@ def _entries_before_facts(frame: Frame) -> int:
 
 _Place = tuple[int, int]
 _Delivered = tuple[_Place, Entry]
-"""A fact for the body, or a retry, and the place in the journal where it reached the body."""
+"""A fact for the body, or a retry, and its position in the journal."""
 
 
 def _in_order_of_delivery(held: Sequence[Frame]) -> list[_Delivered]:
-    """Return the facts for the body in the order in which it got them: what came during a pause, after it."""
+    """Return the facts for the body in the order of delivery: those of a pause come after it."""
     delivered: list[_Delivered] = []
     waiting: list[Entry] = []
     paused = False
@@ -164,7 +164,7 @@ def _in_order_of_delivery(held: Sequence[Frame]) -> list[_Delivered]:
 
 
 def _without_held(kept: list[Frame], cause: int | None) -> list[Frame]:
-    """Leave out a failure that arrived during a pause, and what arrived after it: the cut is made between them."""
+    """Leave out a failure that arrived during a pause and all later facts: the cut is between them."""
     places = [
         (number, index)
         for number, frame in enumerate(kept)

@@ -1,4 +1,4 @@
-"""What a journal says of its invocation without running the body: who owns it, whether it is paused, how it ended."""
+"""What a journal says of its invocation without running the body: its owner, whether it is paused, how it ended."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ from perdure.core.journal import (
 )
 
 DEATHS_LIMIT = 5
-"""Claims in a row that ran the body and brought no new entry and no release, before an invocation is set aside."""
+"""Claims in a row that ran the body without a new entry or release, before an invocation is set aside."""
 
 
 class History(Struct):
@@ -56,19 +56,19 @@ class History(Struct):
     deaths: int = 0
     unclaimed_deaths: int = 0
     children: dict[int, Start] = {}
-    children_ended: set[int] = set()  # those of them whose command is answered
+    children_ended: set[int] = set()  # children whose command is answered
     awakeables: dict[int, int] = {}  # the generation of each, by its command
     answers: dict[int, bytes] = {}  # digests of what messages answered, by command
-    children_unwanted: set[int] = set()  # those of them whose end the body asked for
-    joined: list[Parent] = []  # who awaits it besides the one that started it
+    children_unwanted: set[int] = set()  # children that the body asked to end
+    joined: list[Parent] = []  # parents that await it besides the one that started it
     messages: dict[str, str | None] = {}
-    last: Frame | None = None  # the last frame that is more than a claim
-    generation: int = 0  # how often it was retried
+    last: Frame | None = None  # the last frame that holds more than a claim
+    generation: int = 0  # number of retries
     retried_at: float | None = None
     granted: int | None = None  # the last generation that was granted the key
-    key_state: dict[str, bytes] = {}  # of the key, as this invocation leaves it
+    key_state: dict[str, bytes] = {}  # state of the key, as this invocation leaves it
     key_state_changed: bool = False
-    stuck_at: str | None = None  # where the body waited for nothing that could come, when it was released last
+    stuck_at: str | None = None  # where the body was stuck at the last release
 
     @classmethod
     def of(cls, frames: Iterable[Frame]) -> History:
@@ -103,7 +103,7 @@ class History(Struct):
         if not only_claim:
             self.last = frame
         elif first:
-            self.unclaimed_deaths = 1  # a first frame that only claims follows a death that left no claim
+            self.unclaimed_deaths = 1  # a first frame that only claims follows a worker that died without a claim
 
     def _issue(self, command: Command) -> None:
         if type(command) is CallChild:
@@ -112,7 +112,7 @@ class History(Struct):
             self.awakeables.setdefault(command.n, self.generation)  # a retry opens the same one again
 
     def note(self, entry: Entry) -> None:
-        """Fold one entry, perhaps before its frame is written; a second time it changes nothing."""
+        """Fold one entry, perhaps before its frame is written. Folding it again changes nothing."""
         match entry:
             case Completed() | Failed() | Cancelled():
                 self._ended(entry)

@@ -15,7 +15,7 @@ _NUMBER_LENGTH_LIMIT = 18
 
 
 def new_id(at: float, random: bytes) -> str:
-    """Return a UUIDv7 (RFC 9562) as 32 hex digits, from a time in seconds and ten random bytes: it sorts by time."""
+    """Return a UUIDv7 (RFC 9562) as 32 hex digits, from a time in seconds and ten random bytes. It sorts by time."""
     number = int.from_bytes(random, "big")
     time = int(at * 1000) & 0xFFFF_FFFF_FFFF
     value = time << 80 | 0x7 << 76 | (number & 0xFFF) << 64 | 0b10 << 62 | (number >> 12) & (1 << 62) - 1
@@ -34,13 +34,13 @@ def seed_of(id: str) -> int:
 
 
 def idempotency_key(invocation_id: str, generation: int, n: int, name: str) -> str:
-    """Return the key that a step shows to the outside: the same on every attempt and after every crash."""
+    """Return the idempotency key of a step: the same on every attempt and after every crash."""
     source = f"{invocation_id}\n{generation}\n{n}\n{name}".encode()
     return hashlib.blake2b(source, digest_size=16, person=b"perdure-step").hexdigest()
 
 
 def awakeable_id(invocation_id: str, generation: int, n: int, secret: bytes) -> str:
-    """Return the id under which the outside answers awakeable `n`: it says where to go, and cannot be guessed."""
+    """Return the id under which the outside answers awakeable `n`. It names the invocation and cannot be guessed."""
     return f"{invocation_id}~{generation}~{n}~{_mac(invocation_id, generation, n, secret)}"
 
 

@@ -1,7 +1,7 @@
-"""What a body asks for: commands, numbered in the order issued, checked against the journal on replay.
+"""Issues the commands of a body: numbered in order, and checked against the journal on replay.
 
-All of it is called from inside a drain, by the body or by its loop. It starts nothing and ends nothing: what is asked
-for waits in `pending`, and belongs into the next frame. How facts reach the body is for the turn.
+Called from inside a drain only, by the body or by its loop. It starts and ends nothing: commands wait in `pending` for
+the next frame. The turn delivers facts to the body.
 """
 
 from __future__ import annotations
@@ -41,19 +41,19 @@ from perdure.core.retry import DURATION_LIMIT_SECONDS
 from perdure.errors import CalledOutsideWorkflow, InvalidOption, LimitExceeded, TurnClosed, too_large
 
 COMMANDS_PER_DRAIN_LIMIT = 100_000
-"""Commands that a body may issue between two waits; beyond it the body is most likely in an endless loop."""
+"""Commands that a body may issue between two waits; more are most likely an endless loop."""
 
 
 class CommandFuture(Future[Any]):
-    """The future of a step or child. Like a Task's, its `cancel` asks; the end comes when the journal says so.
+    """The future of a step or child. As with a Task, `cancel` is a request; the journal says when and how it ends.
 
-    `answer` is that end, if the future was asked to end: a child may have completed all the same.
+    `answer` is the end of a cancelled one: a child may have completed all the same.
     """
 
     __slots__ = ("answer", "n")
     n: int
     answer: Answering | None
-    message: Any = None  # of the first cancellation: libraries know their own by it
+    message: Any = None  # of the first cancellation: libraries recognize their own by it
 
     def cancel(self, msg: Any | None = None) -> bool:
         if self.done():
@@ -63,16 +63,16 @@ class CommandFuture(Future[Any]):
         return True
 
     def end(self) -> None:
-        """End as cancelled, with the message of what asked for it."""
+        """End as cancelled, with the message of the cancellation."""
         super().cancel(self.message)
 
 
 StubMaker = Callable[[Any, Any, Any, Any], Any]
-"""Makes a stub of a class, for a turn, with a retry policy and a timeout."""
+"""Makes a gRPC stub for a turn, with a retry policy and a timeout."""
 
 
 class Issuer:
-    """Issues the commands of one body. `secret` signs the ids of awakeables, `stubs` and `context` make those."""
+    """Issues the commands of one body. `secret` signs ids of awakeables; `stubs` and `context` are factories."""
 
     __slots__ = (
         "_boundaries",
@@ -119,7 +119,7 @@ class Issuer:
         self._stubs = stubs
         self._context = context
         self._payload_limit = payload_limit
-        self._boundaries: list[tuple[int, int]] = []  # from which command on a later generation issues
+        self._boundaries: list[tuple[int, int]] = []  # for each generation, the first command that it issues
         self._open_ended = False  # the replay ends where its recorded commands end, and the body may go on
         self._issued = 0
         self._issued_in_drain = 0
@@ -132,7 +132,7 @@ class Issuer:
 
     @property
     def context(self) -> BodyContext:
-        """What the body is given, made by what the runtime gave for that."""
+        """The body's context, made by the factory of the runtime."""
         assert self._context is not None, "this turn was made without contexts"
         return self._context(self)
 
@@ -155,14 +155,14 @@ class Issuer:
 
     @property
     def keys_held(self) -> tuple[str, ...]:
-        """The keys that this invocation and its ancestors hold: a child that needs one would wait for ever."""
+        """The keys that this invocation and its ancestors hold: a child that needs one of them would wait for ever."""
         start = self.start
         return start.held if start.key is None else (*start.held, start.key)
 
     def call_child(
         self, start: Callable[[str, Parent], Start], decode: Callable[[bytes], Any], given: Arguments | None = None
     ) -> asyncio.Future[Any]:
-        """Issue a child; `start` makes its start from the id derived for it, and from who waits for it."""
+        """Issue a child; `start` makes its start from the derived id and the parent that waits for it."""
         if self.loop.closed or self.loop.stopped:
             return self._nothing()
         n = self._next()
@@ -193,11 +193,11 @@ class Issuer:
         return self.name_awakeable(generation, n), future
 
     def name_awakeable(self, generation: int, n: int) -> str:
-        """Return the id of an awakeable: a replay elsewhere, without the store's secret, brings the ids along."""
+        """Return the id of an awakeable. A replay outside its store has no secret, and is given the ids."""
         return awakeable_id(self.start.id, generation, n, self._secret)
 
     def patched(self, name: str) -> bool:
-        """Tell whether this invocation had the change `name` when it first passed this point."""
+        """Tell whether the code had the change `name` when this invocation first passed this point."""
         known = self._patches.get(name)
         if known is None:
             recorded = self._recorded
@@ -228,7 +228,7 @@ class Issuer:
             self.state[name] = value
 
     def make_stub(self, stub: Any, retry: Any, timeout: Any) -> Any:
-        """Return a stub whose calls are steps of this turn, made by what the runtime was given for that."""
+        """Return a stub whose calls are steps of this turn, made by the factory of the runtime."""
         if self._stubs is None:
             raise CalledOutsideWorkflow("ctx.stub() needs a worker made by client.worker(...)")
         return self._stubs(stub, self, retry, timeout)
@@ -273,7 +273,8 @@ class Issuer:
 
     # --- inside -------------------------------------------------------------------------------------------------------
     def _nothing(self) -> asyncio.Future[Any]:
-        """Refuse, or return what never ends: to be awaited by a dropped body that swallows every refusal."""
+        """Refuse, or return a future that never ends, for a dropped body that swallows every refusal."""
+        self._check_inside()
         self.loop.refuse()
         return Future[Any](loop=self.loop)
 
@@ -286,10 +287,12 @@ class Issuer:
         return n
 
     def _check_open(self) -> None:
-        loop = self.loop
-        if loop.closed or loop.stopped:
+        self._check_inside()
+        if self.loop.closed or self.loop.stopped:
             raise TurnClosed(self.start.id)
-        if events._get_running_loop() is not loop:  # noqa: SLF001
+
+    def _check_inside(self) -> None:
+        if events._get_running_loop() is not self.loop:  # noqa: SLF001
             raise CalledOutsideWorkflow(
                 f"the context of invocation {self.start.id!r} is for its body, not for other code"
             )
@@ -302,10 +305,10 @@ class Issuer:
         return self.generation
 
     def _bounded(self, due: float) -> float | None:
-        """Return when a timer is due that is not within the limit; None if never, as when nothing is to time out."""
+        """Return the due time of a timer that is beyond the limit; None for a timer that never fires."""
         recorded = self._recorded[0] if self._recorded else None
         if isinstance(recorded, SetTimer) and recorded.due == due:
-            return due  # of a release that took what it got
+            return due  # of a release that checked nothing
         if due == inf:
             return None
         if due < self.loop.now:
@@ -317,7 +320,7 @@ class Issuer:
         )
 
     def _check_size(self, what: str, data: bytes) -> None:
-        # On replay too: what the body was refused then, it must be refused again.
+        # On replay too: a refusal must repeat.
         if self._payload_limit is not None and len(data) > self._payload_limit:
             raise too_large(what, len(data), self._payload_limit)
 

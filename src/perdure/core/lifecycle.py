@@ -1,7 +1,7 @@
-"""The life of an invocation as one table: which event may happen in which status, and what status follows.
+"""The life of an invocation as one table: which events are legal in which status, and what status follows.
 
-An event that is not in the table is illegal there: what asked for it is refused, in the words of `refusal`, and nothing
-changes. Whoever decides whether something may be done to an invocation asks here.
+An event that is not in the table is refused with the text of `refusal`, and nothing changes. All code that decides
+whether something may be done to an invocation uses this table.
 """
 
 from __future__ import annotations
@@ -35,13 +35,13 @@ SETTLED: frozenset[Status] = frozenset({"completed", "failed", "cancelled"})
 
 
 Verb = Literal["pause", "resume", "cancel", "retry"]
-"""Events that somebody outside asks for."""
+"""Events that are requested from outside."""
 
 _DONE: dict[Verb, str] = {"pause": "paused", "resume": "resumed", "cancel": "cancelled", "retry": "retried"}
 
 
 def refusal(status: Status, verb: Verb, /) -> str | None:
-    """Return why an invocation of this status refuses, in words; None when the table allows it."""
+    """Return the reason why this status refuses the event; None when the table allows it."""
     if verb in TABLE[status]:
         return None
     *others, last = (each for each, events in TABLE.items() if verb in events)
@@ -50,7 +50,7 @@ def refusal(status: Status, verb: Verb, /) -> str | None:
 
 
 def refusing_status(reason: str, /) -> Status | None:
-    """Return the status that a `refusal` is about; None for other reasons."""
+    """Return the status named by a `refusal`; None for other texts."""
     return _STATUS_OF.get(reason)
 
 
@@ -60,7 +60,7 @@ _STATUS_OF: dict[str, Status] = {
 
 
 def diagram() -> str:
-    """Draw the table, one line for each status, for the documentation."""
+    """Draw the table for the documentation, one line for each status."""
     lines: list[str] = []
     for status, events in TABLE.items():
         moves = ", ".join(f"{event} -> {following}" for event, following in events.items())

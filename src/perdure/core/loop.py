@@ -1,9 +1,9 @@
 """A private event loop: asyncio without I/O, whose clock only the journal moves.
 
 Real `asyncio.Task`, `gather`, `TaskGroup`, `timeout`, `Queue` and the rest run on it unchanged. It knows nothing of
-journals: it tells its `Host` (the turn) about timers, and runs what is ready when it is told to.
+journals: it passes timers to its `Host` (the turn), and runs ready callbacks only when the host calls `drain`.
 
-Three things differ from an ordinary loop, all so that a second run gives the same order as the first:
+Three things differ from an ordinary loop, so that every run has the same order:
 tasks and futures hash by serial number, since asyncio keeps tasks in sets and sets iterate in address order;
 `asyncio.as_completed` creates its tasks in argument order; and the cycle collector rests during a drain, since it
 would finalize async generators at a moment that no journal knows.
@@ -24,28 +24,28 @@ from contextvars import Context, copy_context
 from sys import maxsize
 from typing import Any, NoReturn, Protocol, TypeVar, cast
 
-from perdure.errors import IoInWorkflow, NotRepeatable, TurnClosed
+from perdure.errors import CalledOutsideWorkflow, IoInWorkflow, NotRepeatable, TurnClosed
 
 T = TypeVar("T")
 
 Handler = Callable[[asyncio.AbstractEventLoop, dict[str, Any]], object]
-"""What a body may set to be told of exceptions that nobody handled."""
+"""A body's handler for exceptions that no code handled."""
 
 TASKS_SWEPT_AT = 64
-"""Tasks that a loop keeps track of before it looks which of them have ended."""
+"""Tasks that a loop tracks before it drops those that have ended."""
 
 CLOSE_ATTEMPTS = 100
-"""How often a coroutine that keeps awaiting during `close` is asked again, before it is left as it is."""
+"""How often `close` is repeated for a coroutine that keeps awaiting; then it is left as it is."""
 
 REFUSALS_LIMIT = 100
-"""How often a dropped body is refused what it asks for; one that swallows so many then waits for ever."""
+"""Refusals to a dropped body; one that swallows so many waits for ever then."""
 
 _running_loop = events._get_running_loop  # noqa: SLF001
 _set_running_loop = events._set_running_loop  # noqa: SLF001
 
 
 class Host(Protocol):
-    """What the loop needs of the turn that owns it."""
+    """What the loop needs of its turn."""
 
     def timer_set(self, timer: asyncio.TimerHandle, /) -> None: ...
     def timer_cancelled(self, timer: asyncio.TimerHandle, /) -> None: ...
@@ -69,7 +69,7 @@ _NOBODY = _Nobody()
 
 
 class Future(asyncio.Future[T]):
-    """A future that hashes by a serial number, which it takes from its loop when it is first hashed."""
+    """A future that hashes by a serial number, taken from its loop when it is first hashed."""
 
     serial = 0
 
@@ -82,12 +82,12 @@ class Future(asyncio.Future[T]):
 
 
 class Task(asyncio.Task[T]):
-    """A task that hashes by its serial number in the loop, with a name that is the same on every run."""
+    """A task that hashes by its serial number in the loop, and whose name is the same on every run."""
 
     __slots__ = ("own_context", "serial")
 
     is_cleanup = False
-    """Whether it closes an async generator, so that the end of the body waits for it and does not cancel it."""
+    """Whether it closes an async generator: the end of the body waits for it and does not cancel it."""
 
     def __init__(
         self,
@@ -106,6 +106,16 @@ class Task(asyncio.Task[T]):
 
     __eq__ = object.__eq__
 
+    @property
+    def _loop(self) -> asyncio.AbstractEventLoop:
+        """The loop, for libraries that look below the surface: anyio does so where it makes a thread for the body."""
+        if sys._getframe(1).f_code.co_qualname == "WorkerThread.__init__":  # pyright: ignore[reportPrivateUsage]
+            raise IoInWorkflow(
+                "anyio.to_thread, and what is made of it such as anyio.open_file(), runs in a thread, which the body "
+                "of a workflow cannot do: put it in a step (@step)"
+            )
+        return self.get_loop()
+
     def drop(self) -> None:
         """End the task without running it again; its `finally` blocks run, see `Loop.close`."""
         self._log_destroy_pending = False
@@ -113,7 +123,7 @@ class Task(asyncio.Task[T]):
 
 
 class Loop(asyncio.AbstractEventLoop):
-    """The loop of one turn. `drain` runs callbacks until none is ready; nothing else runs any."""
+    """The loop of one turn. Only `drain` runs callbacks, until none is ready."""
 
     __slots__ = (
         "_generators",
@@ -140,7 +150,7 @@ class Loop(asyncio.AbstractEventLoop):
         self.stopped = False
         self.escaped: list[tuple[BaseException, Task[Any] | None]] = []
         self._handler: Handler | None = None
-        self._tasks: dict[int, Task[Any]] = {}  # all that live, and some that have ended
+        self._tasks: dict[int, Task[Any]] = {}  # all live tasks, and some that have ended
         self._sweep_at = TASKS_SWEPT_AT
         self._refusals = 0
         self._ready: collections.deque[asyncio.Handle] = collections.deque()
@@ -156,9 +166,9 @@ class Loop(asyncio.AbstractEventLoop):
         return self._serial
 
     def drain(self, limit: int = maxsize) -> bool:
-        """Run what is ready, and what that makes ready, until nothing is or `stopped` is set; false after `limit`.
+        """Run callbacks until none is ready or `stopped` is set; return false after `limit` callbacks.
 
-        A body cannot end the worker: what a task or callback raised to end the process is kept in `escaped`.
+        A body cannot end the worker: an exception that would end the process is kept in `escaped`.
         """
         ready = self._ready
         previous = _running_loop()
@@ -189,13 +199,13 @@ class Loop(asyncio.AbstractEventLoop):
 
     def _note_escaped(self, error: BaseException, handle: asyncio.Handle) -> None:
         if _is_for_the_process(error):
-            self.stopped = True  # the body has seen it, and must not be given anything more
+            self.stopped = True  # the body has seen it, and must not run any further
             raise error
         owner = getattr(handle._callback, "__self__", None)  # noqa: SLF001
         self.escaped.append((error, owner if isinstance(owner, Task) else None))
 
     def unhandled(self) -> BaseException | None:
-        """Return what a callback raised to end the process, or a task whose exception nobody has looked at."""
+        """Return the exception that would end the process: from a callback, or from a task that nothing awaited."""
         escaped, self.escaped = self.escaped, []
         for error, task in escaped:
             if task is None:
@@ -210,7 +220,7 @@ class Loop(asyncio.AbstractEventLoop):
         self._ready.append(timer)
 
     def finish_generators(self) -> bool:
-        """Start to close async generators left open, as `asyncio.run` does at its end; false if there were none."""
+        """Begin to close the open async generators, as `asyncio.run` does at its end; false if there are none."""
         left = self._open_generators()
         self._generators.clear()
         for generator in left:
@@ -218,12 +228,12 @@ class Loop(asyncio.AbstractEventLoop):
         return bool(left)
 
     def close(self) -> None:
-        """Drop every task without letting its body do anything more: whatever it asks for raises `TurnClosed`.
+        """Drop every task: whatever its body asks for from now on raises `TurnClosed`.
 
-        The body itself cannot close it: as any loop, it is not closed while it runs.
+        The body itself cannot call this: like any loop, this one cannot be closed while it runs.
 
-        A dropped coroutine runs its `finally` blocks all the same. They run here, inside this loop and in their own
-        context, where steps and commands refuse, and not later on the host's loop, where a step would be a plain call.
+        A dropped coroutine still runs its `finally` blocks. They run here, inside this loop and in their own context,
+        where steps and commands refuse, and not later on the host's loop, where a step would be a plain call.
         """
         if _running_loop() is self:
             raise RuntimeError("Cannot close a running event loop")
@@ -247,18 +257,24 @@ class Loop(asyncio.AbstractEventLoop):
         self._ready.clear()
         self.escaped = []
         self._handler = None
-        # Host and loop know each other: parted, both go at once, and a busy worker gives the collector nothing to do.
+        # Break the reference cycle of host and loop: both are freed at once, without the collector.
         self.host = _NOBODY
         self._hooks = (None, None)
 
     def refuse(self) -> None:
-        """Raise `TurnClosed` to a dropped body; return once it was told too often: give it what never ends."""
+        """Raise `TurnClosed` to a dropped body; after too many refusals return, and the caller waits for ever."""
+        self._check_inside()
         self._refusals += 1
         if self._refusals <= REFUSALS_LIMIT:
             raise TurnClosed
 
+    def _check_inside(self) -> None:
+        """Refuse code outside the body: another thread, or a callback that kept an object of an ended body."""
+        if _running_loop() is not self:
+            raise CalledOutsideWorkflow("this event loop belongs to a workflow's body, which has ended: use your own")
+
     def is_spent(self) -> bool:
-        """Tell, fast, whether nothing is left of a body that made no other task: one task, ended, and no generator."""
+        """Tell, fast, whether a body left nothing: it made one task, which has ended, and no generator."""
         if len(self._tasks) > 1 or self._generators:
             return False
         for task in self._tasks.values():  # noqa: SIM110  a generator would double the cost
@@ -274,6 +290,7 @@ class Loop(asyncio.AbstractEventLoop):
     # --- what asyncio calls -------------------------------------------------------------------------------------------
     def call_soon(self, callback: Callable[..., object], *args: Any, context: Context | None = None) -> asyncio.Handle:
         if self.closed:
+            self._check_inside()
             raise TurnClosed
         handle = events.Handle(callback, args, self, context)
         self._ready.append(handle)
@@ -314,6 +331,7 @@ class Loop(asyncio.AbstractEventLoop):
     ) -> asyncio.Task[T]:
         if self.closed:
             _close(cast("Coroutine[Any, Any, Any]", coro))
+            self._check_inside()
             raise TurnClosed
         if _from_unordered_as_completed():
             coro.close()
@@ -332,7 +350,7 @@ class Loop(asyncio.AbstractEventLoop):
 
     # False, without running Python code: asyncio asks for every callback, future and task.
     get_debug = bool  # pyright: ignore[reportAssignmentType]
-    slow_callback_duration = 0.1  # looked at in debug mode only
+    slow_callback_duration = 0.1  # used in debug mode only
 
     def is_running(self) -> bool:
         return True
@@ -341,13 +359,14 @@ class Loop(asyncio.AbstractEventLoop):
         return self.closed
 
     def set_debug(self, enabled: bool) -> None:
-        """Change nothing: what debugging adds to a loop would cost every callback, and the host's loop has it."""
+        """Change nothing: debugging would slow every callback down, and the host's loop offers it."""
 
-    # --- what nobody handled ------------------------------------------------------------------------------------------
+    # --- unhandled exceptions -----------------------------------------------------------------------------------------
     def call_exception_handler(self, context: dict[str, Any]) -> None:
-        """Give the context to the body's handler, if it has set one, during a drain; else to the host.
+        """Pass the context to the body's handler, if it has set one, during a drain; else to the host.
 
-        Outside a drain it comes of a collection, at a moment that no journal knows: no code of the body may run then.
+        Outside a drain the cause is a garbage collection, at a moment that no journal knows: no code of the body may
+        run then.
         """
         if self._handler is None or self.closed or _running_loop() is not self:
             self.default_exception_handler(context)
@@ -387,18 +406,18 @@ class Loop(asyncio.AbstractEventLoop):
         return [generator for generator in known if generator is not None]
 
     def _generator_started(self, generator: AsyncGenerator[Any, Any]) -> None:
-        self._generators.pop(id(generator), None)  # an earlier one that lay at this address: its place is not ours
+        self._generators.pop(id(generator), None)  # an earlier one at this address
         self._generators[id(generator)] = weakref.ref(generator)
 
     def _generator_dropped(self, generator: AsyncGenerator[Any, Any]) -> None:
-        """Finalize a generator that nobody refers to: at once during a drain, which repeats, else at the body's end."""
+        """Finalize an unreferenced generator: at once during a drain, which repeats, else at the end of the body."""
         if self.closed:
             _close_generator(generator)
         elif _running_loop() is self:
             del self._generators[id(generator)]
             self._close_soon(generator)
         else:
-            self._generators[id(generator)] = lambda: generator  # in its old place, whenever it was collected
+            self._generators[id(generator)] = lambda: generator  # at its old position, whenever it was collected
 
     def _close_soon(self, generator: AsyncGenerator[Any, Any]) -> None:
         cast("Task[None]", self.create_task(generator.aclose())).is_cleanup = True
@@ -411,7 +430,7 @@ _OUTSIDE = {
     "run_until_complete": "runs a loop, and this one runs already",
     "stop": "stops a loop, and this one runs as long as its workflow",
 }
-"""Why a body may not call it, where that is not because it is I/O."""
+"""Why a body may not call a method that does no I/O."""
 
 
 def _refusing(name: str) -> Callable[..., NoReturn]:
@@ -432,13 +451,13 @@ def _refusing_async(name: str) -> Callable[..., Coroutine[Any, Any, NoReturn]]:
     return refuse_awaited
 
 
-for _name, _method in vars(asyncio.AbstractEventLoop).items():  # those of a later Python too
+for _name, _method in vars(asyncio.AbstractEventLoop).items():  # methods of later Pythons too
     if not _name.startswith("_") and callable(_method) and _name not in vars(Loop):
         setattr(Loop, _name, _refusing_async(_name) if inspect.iscoroutinefunction(_method) else _refusing(_name))
 
 
 def _close(coro: Coroutine[Any, Any, Any]) -> None:
-    """Close a coroutine, again and again while its cleanup awaits something."""
+    """Close a coroutine, repeatedly while its cleanup awaits something."""
     for _ in range(CLOSE_ATTEMPTS):
         try:
             coro.close()
@@ -449,7 +468,7 @@ def _close(coro: Coroutine[Any, Any, Any]) -> None:
         return
     import ctypes  # noqa: PLC0415  for the worst of bodies only
 
-    # Never freed, not even when the process ends: Python would run it on once more, outside its loop, perhaps for ever.
+    # Never freed, not even at exit: Python would resume it outside its loop, perhaps for ever.
     ctypes.pythonapi.Py_IncRef(ctypes.py_object(coro))
 
 
@@ -463,9 +482,9 @@ def _close_generator(generator: AsyncGenerator[Any, Any]) -> None:
 
 
 def _is_for_the_process(error: BaseException) -> bool:
-    """Tell Ctrl-C, which meets whatever runs in the main thread, from what a body raises itself.
+    """Tell whether an exception is Ctrl-C, which may hit any code of the main thread, and not raised by the body.
 
-    A signal's handler raises it in asyncio.Runner, or Python itself anywhere, but at no `raise` of the body.
+    asyncio.Runner's signal handler raises it, or Python itself at any instruction that is no `raise` of the body.
     """
     traceback = error.__traceback__
     if not isinstance(error, KeyboardInterrupt) or traceback is None:

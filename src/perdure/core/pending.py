@@ -1,4 +1,4 @@
-"""What a body has asked for: commands that wait for their answers, and what the next frame must hold."""
+"""Requests of a body: commands that wait for their answers, and the contents of the next frame."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ class Pending(Struct, eq=False):
 
 
 class Ready(Struct, eq=False):
-    """What the body asked for since the last `Turn.ready()`.
+    """Requests of the body since the last `Turn.ready()`.
 
-    `commands` and `state` belong into the frame; `cancels` are commands whose end the body now wants; `outcome` is set
+    `commands` and `state` go into the frame; `cancels` are the commands that the body now asks to end; `outcome` is set
     when the body has ended.
     """
 

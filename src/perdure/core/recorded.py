@@ -1,4 +1,4 @@
-"""Checks on replay: whether the code asks for what its journal says it asked for."""
+"""Checks on replay: whether the code does what its journal recorded."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from perdure.core.pending import Ready
 
 
 class Divergence(Struct, frozen=True):
-    """Where the code and its journal part ways: both sides, in words."""
+    """The first difference between the code and its journal: both sides, as text."""
 
     recorded: str
     issued: str
@@ -24,7 +24,7 @@ def left_over(command: Command, /) -> Divergence:
 
 
 def difference(ready: Ready, frame: Frame, /) -> Divergence | None:
-    """Compare what a body did besides its commands with what a frame says: state, cancellations and its end."""
+    """Compare state, cancellations and end of a body with those that a frame recorded."""
     if ready.state != frame.state:
         return Divergence(f"changes of state {sorted(frame.state)}", f"{sorted(ready.state)}, or other values")
     forced = is_forced(frame.outcome)
@@ -36,7 +36,7 @@ def difference(ready: Ready, frame: Frame, /) -> Divergence | None:
 
 
 def is_forced(outcome: Outcome | None, /) -> bool:
-    """Tell whether an invocation was cancelled by force, which its body does not see."""
+    """Tell whether an invocation was cancelled by force, which the body does not see."""
     return isinstance(outcome, Cancelled) and outcome.forced
 
 

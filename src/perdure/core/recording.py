@@ -53,7 +53,7 @@ def encode_as(value: object, annotation: Any, where: str, /) -> bytes:
 
 
 class Lost(msgspec.Struct, frozen=True):
-    """Where a value is not what it would come back as. `is_raw` if it is of builtin types, to be made a class of."""
+    """Where a value differs from what it decodes to. `is_raw`: it is of builtin types, to be converted to a class."""
 
     path: str
     type: str
@@ -62,7 +62,7 @@ class Lost(msgspec.Struct, frozen=True):
 
 
 def difference(value: Any, candidate: Any, path: str = "", /) -> Lost | None:
-    """Return where a value has another class than what it decodes to, or a field that is not written, if anywhere."""
+    """Return where a value has another class than it decodes to, or a field that is not written, if anywhere."""
     cls, expected = value.__class__, candidate.__class__
     if cls in SCALARS or expected in SCALARS:
         return None
@@ -103,7 +103,7 @@ def _difference_of_sets(value: Iterable[Any], candidate: Iterable[Any], path: st
 
 
 def _is_same_class(cls: Any, expected: Any) -> bool:
-    """Tell whether an instance of one comes back as what it is: of the same class, defined anew, or its generic one."""
+    """Tell whether an instance keeps its class: the same one, the same defined anew, or its generic origin."""
     if (cls.__module__, cls.__qualname__) == (expected.__module__, expected.__qualname__):
         return True
     mine, other = (getattr(each, "__pydantic_generic_metadata__", {}).get("origin") for each in (cls, expected))
@@ -147,7 +147,7 @@ def _holds_classes(annotation: Any) -> bool:
 
 
 def _is_built(annotation: Any) -> bool:
-    """Tell whether the author's code changes builtin types on the way in: validators of a model, or hooks."""
+    """Tell whether code of the author may change builtin types on decoding: validators of a model, or hooks."""
     if has_hooks(annotation):
         return True
     try:

@@ -1,10 +1,10 @@
 """Bodies that run on without waiting: when they must rest, and for how long.
 
-A body that polls (`while not task.done(): await asyncio.sleep(0)`), or a library that asks again in every round of the
-loop until a cancellation has come through, always has something to run. After so many callbacks the turn lets it rest:
-it stops the drain, keeps what is ready, and sets a timer of its own. The next fact, or that timer, lets the body go on.
-So other invocations run meanwhile, time passes for a body that looks at the clock, and the journal says where the body
-rested: a replay rests there and nowhere else, whatever the bounds are by then.
+A body that polls (`while not task.done(): await asyncio.sleep(0)`), or a library that repeats a cancellation in every
+round of the loop, always has something to run. After a number of callbacks the turn lets it rest: it stops the drain,
+keeps the ready callbacks, and sets a timer of its own. The next fact or that timer lets the body go on. So other
+invocations run meanwhile, time passes for a body that reads the clock, and the journal records the rests: a replay
+rests there and nowhere else, even if the bounds have changed.
 """
 
 from __future__ import annotations

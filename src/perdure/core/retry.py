@@ -1,4 +1,4 @@
-"""When a failed step is tried again: the policy a user writes, and the arithmetic.
+"""When a failed step is retried: the policy, and the arithmetic.
 
 The arithmetic is exponential back-off with proportional jitter, as in AWS Architecture Blog, "Exponential Backoff And
 Jitter" (2015), bounded above. It is our own since a library's would read a clock and draw its own random numbers, and
@@ -39,11 +39,11 @@ Duration = float | timedelta
 """Seconds, or a timedelta."""
 
 DURATION_LIMIT_SECONDS = 100 * 365 * 86_400.0
-"""The longest wait that may be asked for: a hundred years."""
+"""The longest wait that a caller may request: a hundred years."""
 
 
 def seconds(what: str, duration: Duration, /, *, positive: bool = False) -> float:
-    """Return a duration in seconds, or raise `InvalidOption` naming `what`: negative, not finite or no number."""
+    """Return a duration in seconds, or raise `InvalidOption` naming `what` for any that is negative or not finite."""
     value = duration.total_seconds() if isinstance(duration, timedelta) else duration
     if isinstance(value, bool) or not isinstance(value, (int, float)):  # pyright: ignore[reportUnnecessaryIsInstance]
         raise InvalidOption(f"{what} must be a number of seconds or a timedelta, not {type(value).__name__}")
@@ -84,12 +84,11 @@ def _classes(field: str, value: object) -> tuple[type[BaseException], ...]:
 
 @dataclass(frozen=True, kw_only=True)
 class Retry:
-    """How often, and how long apart, a failing step is tried.
+    """How often, and at what intervals, a failing step is retried.
 
     The wait before attempt k + 1 is `initial * factor ** (k - 1)` seconds, at most `maximum`, changed by up to
-    `jitter` of itself in either direction. `max_attempts` counts the first attempt; None means without end. Only
-    exceptions that are instances of `on` and not of `never` are tried again. The default is ten attempts over
-    about 50 seconds.
+    `jitter` of itself in either direction. `max_attempts` counts the first attempt; None means no end. Only exceptions
+    that are instances of `on` and not of `never` are retried. The default is ten attempts over about 50 seconds.
     """
 
     max_attempts: int | None = 10
@@ -152,11 +151,11 @@ _WRONG_CALL = re.compile(
     r"| expected( at least| at most| exactly)? \d+ arguments?, got"
     r"|^function missing required argument| is an invalid keyword argument for "
 )
-"""How CPython words the `TypeError` of a call whose arguments do not fit. Other `TypeError`s may come from data."""
+"""CPython's texts of the `TypeError` of a call with wrong arguments. Other `TypeError`s may come from data."""
 
 
 def is_mistake(error: BaseException) -> bool:
-    """Tell whether an exception says that the program is wrong, and not that the world is."""
+    """Tell whether an exception is a mistake of the program, not a fault of the world."""
     return isinstance(error, _MISTAKES) or (isinstance(error, TypeError) and bool(_WRONG_CALL.search(str(error))))
 
 
@@ -174,7 +173,7 @@ def next_wait(retry: Retry, error: BaseException, attempt: int, chance: float) -
     if wait is None:
         return None
     if inspect.iscoroutine(wait):
-        cast("Any", wait).close()  # it was never awaited, and is not to be
+        cast("Any", wait).close()  # it must not warn that it was never awaited
     if isinstance(wait, timedelta):
         raise InvalidOption(f"{type(retry).__name__}.delay() returned {wait!r}: return its total_seconds()")
     return seconds(f"the result of {type(retry).__name__}.delay()", cast("float", wait))

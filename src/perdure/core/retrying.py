@@ -1,6 +1,6 @@
-"""A retry: what is kept of the journal of a failed invocation, and what is issued again.
+"""A retry: what it keeps of the journal of a failed invocation, and what is issued again.
 
-Only values here; `Turn.retry` brings the body to the cut and carries it out.
+Values only; `Turn.retry` runs the body to the cut and carries the retry out.
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ from perdure.core.journal import (
 from perdure.core.pending import Pending
 
 Boundary = tuple[int, int]
-"""From which command on a later generation issues."""
+"""The first command of each later generation."""
 
 
 class Plan(Struct, frozen=True):
-    """Where a retry cuts. `before` are the frames to replay whole, `last` is the one that is cut.
+    """Where a retry cuts. `before` are the frames to replay whole, `last` is the frame that is cut.
 
-    `recorded` counts the commands in them, `cancelled` are the commands whose end the body had asked for.
+    `recorded` counts the commands in them; `cancelled` are the commands that the body had asked to end.
     """
 
     cut: Cut
@@ -48,7 +48,7 @@ class Plan(Struct, frozen=True):
 
     @property
     def cause(self) -> int | None:
-        """The command whose failure the cut is made before."""
+        """The command before whose failure the cut is."""
         return self.cut.causes[0] if self.cut.causes else None
 
 
@@ -65,16 +65,16 @@ def plan(frames: Sequence[Frame], generation: int, at: float, message: str, /) -
 
 
 def boundaries_in(frames: Iterable[Frame], /) -> list[Boundary]:
-    """Return where the generations of a journal begin."""
+    """Return the first command of each generation of a journal."""
     retries = (entry for frame in frames for entry in frame.entries if type(entry) is Retried)
     return [(retried.issued, retried.generation) for retried in retries]
 
 
 def sort(plan: Plan, issued: int, pending: Mapping[int, Pending], /) -> tuple[list[Entry], list[int]]:
-    """Tell apart, of what came after the cut, the outcomes to keep and the commands to issue again.
+    """Split what came after the cut into outcomes to keep and commands to issue again.
 
-    A result is kept. A failure is not if it made the invocation fail too, or came of a cancellation after the cut.
-    Interrupted steps just run on. The time at rest does not count for timers.
+    A result is kept. A failure is dropped if it made the invocation fail too, or was caused by a cancellation after the
+    cut. Interrupted steps run on. The time at rest does not count for timers.
     """
     kept: list[Answering] = []
     again = {n for n in plan.cut.causes if n in pending}
@@ -99,7 +99,7 @@ def sort(plan: Plan, issued: int, pending: Mapping[int, Pending], /) -> tuple[li
 
 
 def issued_again(command: Command, retried: Retried, by: Start, /) -> Command:
-    """Return a command as a retry of invocation `by` issues it again: a timer later, a child under a new id."""
+    """Return a command as a retry of invocation `by` issues it: a timer due later, a child with a new id."""
     if isinstance(command, SetTimer):
         return replace(command, due=command.due + retried.rested)
     if isinstance(command, CallChild):

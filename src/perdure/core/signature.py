@@ -1,8 +1,8 @@
 """The parameters of a step or workflow: its arguments as bytes by name, and back.
 
-Recorded by name, so that a new parameter with a default leaves old journals readable; only what was passed is recorded,
-in the order of the parameters. Compiled once for a function; annotations are resolved when they are first needed, as
-they may name what is defined further down. Knows functions and types, nothing of steps or workflows.
+Recorded by name, so that a new parameter with a default leaves old journals readable; only passed arguments are
+recorded, in the order of the parameters. Compiled once per function; annotations are resolved on first use, since they
+may name classes defined further down. Knows functions and types, nothing of steps or workflows.
 """
 
 from __future__ import annotations
@@ -53,10 +53,10 @@ _ANYTHING = inspect.Signature([Parameter("args", _VARIADIC[0]), Parameter("kwarg
 
 
 class Signature:
-    """What a function takes and returns. Make one with `Signature.of`.
+    """The parameters and result of a function. Make one with `Signature.of`.
 
-    `name` is the function's, for texts. `parameters` are those that a caller fills: if `takes_context`, the function
-    takes the context before them.
+    `name` is the function's name, for texts. `parameters` are those that a caller fills; if `takes_context`, the
+    context comes before them.
     """
 
     def __init__(self, fn: Callable[..., Any], name: str, signature: inspect.Signature, takes_context: bool) -> None:
@@ -66,7 +66,7 @@ class Signature:
         self._fn = fn
         self._signature = signature
         self._keys = {one.name: encode(one.name) for one in self.parameters}
-        # how many arguments make a call that needs no closer look: all of them positional
+        # numbers of positional arguments that need no binding
         positional = [one for one in self.parameters if one.kind in _POSITIONAL]
         self._headers = tuple(map_header(count) for count in range(len(self.parameters) + 1))
         self._untyped = dict.fromkeys(self._keys, Any)
@@ -85,9 +85,9 @@ class Signature:
     ) -> Signature:
         """Compile a function, method, partial, static method or callable object.
 
-        A first parameter annotated `skip_context` is left out. Its name is enough where the annotation is a string
-        that cannot be resolved, as one imported for type checkers only. `skip_self` leaves out the first parameter of
-        a method that is given as a plain function. A builtin that does not say what it takes accepts anything.
+        A first parameter annotated with `skip_context` is left out, also by name if the annotation is a string that
+        cannot be resolved (imported for type checkers only). `skip_self` leaves out the first parameter of a method
+        given as a plain function. A builtin without a signature accepts anything.
         """
         name = getattr(fn, "__qualname__", None) or getattr(_function(fn), "__qualname__", type_name(type(fn)))
         try:
@@ -102,7 +102,7 @@ class Signature:
 
     @functools.cached_property
     def types(self) -> Mapping[str, Any]:
-        """The types of what is recorded, by parameter: a list for `*args`, a mapping for `**kwargs`.
+        """The recorded types by parameter: a list for `*args`, a mapping for `**kwargs`.
 
         Raises `AnnotationUnresolved`, naming the function, the parameter and the annotation.
         """
@@ -114,7 +114,7 @@ class Signature:
         return self._resolve(self._signature.return_annotation, "its result", lambda annotation: annotation)
 
     def encode(self, args: tuple[Any, ...], kwargs: Mapping[str, Any], where: str, /, *, check: bool = True) -> bytes:
-        """Return the arguments as a msgpack map by parameter name, the same however they are passed.
+        """Return the arguments as a msgpack map by parameter name, the same for positional and named ones.
 
         Raises `InputRefused` if they do not match the parameters or, with `check`, their types; `Unencodable` if they
         cannot be recorded. Both name `where` ("the input of workflow 'hello'") and the parameter.
@@ -134,9 +134,9 @@ class Signature:
     def decode(self, payload: bytes, /, *, validated: bool = True) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Return the positional and keyword arguments for a call, by name and types.
 
-        `validated` unless their recorder did not know the types. Defaults fill what is missing. Raises `Undecodable`,
-        naming it, for a missing one without, an unknown name (with `**kwargs` it goes there) and a wrong type;
-        `AnnotationUnresolved`.
+        `validated` unless their recorder did not know the types. Defaults fill missing arguments. Raises `Undecodable`,
+        naming the argument, for a missing one without default, an unknown name (unless there is `**kwargs`) and a
+        wrong type; and `AnnotationUnresolved`.
         """
         read = self._read if validated else self._validate
         try:
@@ -166,7 +166,7 @@ class Signature:
         return tuple(args), unknown | kwargs
 
     def digest(self, args: tuple[Any, ...], kwargs: Mapping[str, Any], /) -> bytes:
-        """Return 8 bytes that tell calls apart by their arguments, the same in every process.
+        """Return an 8-byte digest of the arguments of a call, the same in every process.
 
         A field that equals its default does not count. Raises `InputRefused` (a TypeError) if the arguments do not
         match the parameters, `Unencodable` naming the parameter.
@@ -174,7 +174,7 @@ class Signature:
         return digest(b"".join(self.pieces(args, kwargs)))
 
     def digest_and_checks(self, args: tuple[Any, ...], kwargs: Mapping[str, Any], /) -> tuple[bytes, bytes]:
-        """Return the digest, and for several arguments four bytes for each, in the order of the parameters.
+        """Return the digest and, for several arguments, a 4-byte check of each, in the order of the parameters.
 
         Raises as `digest` does.
         """
@@ -184,7 +184,7 @@ class Signature:
         return digest(b"".join(pieces)), b"".join(map(_check, pieces[1::2]))
 
     def pieces(self, args: tuple[Any, ...], kwargs: Mapping[str, Any], omits: Omits = always) -> list[bytes]:
-        """Return the encoded names and values in turn, as a digest covers them."""
+        """Return the encoded names and values, alternating, as a digest covers them."""
         pieces: list[bytes] = []
         if not kwargs and self._least <= len(args) <= self._most:
             try:
@@ -194,7 +194,7 @@ class Signature:
                     pieces.append(self._positional_keys[place])
                     pieces.append(encode_scalar(value))
                 else:
-                    return pieces  # most calls; the same bytes as below
+                    return pieces  # most calls: the same bytes as below
             except (OverflowError, ValueError):
                 pass  # an int above 64 bits, text with surrogates: refused below, by name
             pieces.clear()
@@ -212,7 +212,7 @@ class Signature:
         return GivenArguments(self, args, kwargs)
 
     def identity(self, args: tuple[Any, ...], kwargs: Mapping[str, Any], /) -> bytes:
-        """Return 8 bytes that tell inputs apart, as `identity_of_arguments` does: what comes first, by position.
+        """Return an 8-byte digest of an input, as `identity_of_arguments` does: by position where there is one.
 
         Raises as `digest` does.
         """
@@ -287,7 +287,7 @@ class Signature:
         for place, one in enumerate(self.parameters):
             wanted, field = wire_type(self.types[one.name], read=read), f"p{place}"
             if read is decoder and has_hooks(self.types[one.name]):
-                wanted = msgspec.Raw  # decoded apart, so that its hooks do not count
+                wanted = msgspec.Raw  # decoded separately, so that its hooks do not count
             fields.append((field, wanted) if _required(one) else (field, wanted, msgspec.UNSET))
             names[field] = one.name
         return msgspec.defstruct(
@@ -299,7 +299,7 @@ class Signature:
         return any(one.kind is Parameter.VAR_KEYWORD for one in self.parameters)
 
     def _unknown(self, payload: bytes) -> dict[str, Any]:
-        """Return the recorded arguments that match no parameter, as `**kwargs` takes them."""
+        """Return the recorded arguments that match no parameter: `**kwargs` takes them."""
         raw = msgspec.msgpack.decode(payload, type=dict[str, msgspec.Raw])
         others = [(name, value) for name, value in raw.items() if name not in self._keys]
         if not others:
@@ -354,7 +354,7 @@ class GivenArguments(msgspec.Struct, eq=False):
         return any(digest(form) == recorded.digest for form in written)
 
     def changed(self, recorded: CallStep | Start, /) -> list[str]:
-        """Name those that differ from the recorded ones, as far as that can be told."""
+        """Name the arguments that differ from the recorded ones, as far as their checks show."""
         matched = self.signature.match(self.args, self.kwargs)
         if isinstance(recorded, Start):
             return changed_inputs(dict(matched), recorded.input)
@@ -370,14 +370,14 @@ class GivenArguments(msgspec.Struct, eq=False):
 
 
 def changed_inputs(given: Mapping[str, Any], recorded: bytes, /) -> list[str]:
-    """Name the arguments that differ from those of a recorded input, but for fields that equal their defaults."""
+    """Name the arguments that differ from a recorded input, ignoring fields that equal their defaults."""
     known: dict[str, Any] = msgspec.msgpack.decode(recorded)
     names = [*given, *(name for name in known if name not in given)]
     return [name for name in names if name not in given or name not in known or not agrees(given[name], known[name])]
 
 
 _CHECK_BYTES = 4
-_ONE = 2  # pieces of one argument: its name and its value
+_ONE = 2  # the name and value of one argument
 
 
 def _check(piece: bytes) -> bytes:
@@ -385,10 +385,10 @@ def _check(piece: bytes) -> bytes:
 
 
 def identity_of_arguments(positional: Sequence[Any], named: Mapping[str, Any], /) -> bytes:
-    """Return 8 bytes that are the same for equal arguments in every process; `Unencodable` if they cannot be recorded.
+    """Return an 8-byte digest, the same for equal arguments in every process; `Unencodable` if they cannot be recorded.
 
-    Positions count and names do not, where an argument has a position: so a caller that knows only the workflow's name
-    asks for the same as one that knows its parameters.
+    Where an argument has a position, the position counts and the name does not: a caller that knows only the workflow's
+    name gets the same digest as one that knows its parameters.
     """
     pieces = [
         encode_scalar(value) if value.__class__ in SCALARS else encode_for_digest(value, "an argument")
@@ -419,7 +419,7 @@ def _mapping_to(item: Any) -> Any:
 
 
 def parameters_of(fn: Callable[..., Any], /, *, follow_wrapped: bool = True) -> inspect.Signature:
-    """Return the parameters of a function, annotations unresolved; its own if `follow_wrapped` is false."""
+    """Return the parameters of a function, annotations unresolved; a wrapper's own if `follow_wrapped` is false."""
     if sys.version_info >= (3, 14):  # pragma: no cover  names defined further down are no error yet
         import annotationlib  # noqa: PLC0415  it exists from 3.14 on
 
@@ -428,7 +428,7 @@ def parameters_of(fn: Callable[..., Any], /, *, follow_wrapped: bool = True) -> 
 
 
 def is_context(annotation: Any, fn: Callable[..., Any], context: type[BodyContext] | None, /) -> bool:
-    """Tell whether an annotation of a function's parameter means the context, by name if it cannot be resolved."""
+    """Tell whether an annotation is the context's type; compare names if it cannot be resolved."""
     if context is None:
         return False
     written = getattr(annotation, "__forward_arg__", annotation)
@@ -441,7 +441,7 @@ def is_context(annotation: Any, fn: Callable[..., Any], context: type[BodyContex
 
 
 def _scope(fn: Callable[..., Any]) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
-    """Return the names that the annotations of a function may use: globals, and those of enclosing functions."""
+    """Return the names that annotations of a function may use: globals, and variables of enclosing functions."""
     function = _function(fn)
     if function is None:
         return names_in(getattr(fn, "__module__", None)), {}
@@ -449,13 +449,13 @@ def _scope(fn: Callable[..., Any]) -> tuple[Mapping[str, Any], Mapping[str, Any]
     for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True):
         try:
             local[name] = cell.cell_contents
-        except ValueError:  # assigned further down
+        except ValueError:  # not assigned yet
             continue
     return function.__globals__, local
 
 
 def _function(fn: Any) -> types.FunctionType | None:
-    """Return the function that was written, beneath partials, methods, wrappers and callable objects."""
+    """Return the author's function beneath partials, methods, wrappers and callable objects."""
     while True:
         if isinstance(fn, functools.partial):
             fn = cast("functools.partial[Any]", fn).func

@@ -2,13 +2,13 @@
 
     turn.begin() / turn.deliver(entry)   ->  the body runs until it waits  ->  turn.ready()
 
-`ready()` says what the body asked for since the last call: it must be made durable first, and only then begun. Entries
-are delivered one at a time, in journal order, each followed by a drain, live and on replay alike, so the interleaving
-of concurrent branches is a function of the journal. On replay every command is checked against the recorded ones;
-a difference is kept on the turn as its `divergence`, and nothing leaves the turn any more.
+`ready()` returns what the body asked for since the last call: it must be durable before it begins. Entries are
+delivered one at a time, in journal order, each followed by a drain, live and on replay alike, so the interleaving of
+concurrent branches is a function of the journal. On replay every command is checked against the recorded one; a
+difference is kept as the `divergence` of the turn, and nothing leaves the turn any more.
 
-The turn starts nothing, knows no store and no worker. `work` of a pending command is what the runtime needs to begin
-it; the turn carries it and never looks inside.
+The turn starts nothing and knows no store and no worker. The runtime begins a pending command by its `work`; the turn
+carries that and never looks inside.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ from perdure.errors import (
 __all__ = ["CommandFuture", "Divergence", "Pending", "Ready", "StubMaker", "Turn", "current_turn", "timed_out"]
 
 CLEANUP_ROUNDS_LIMIT = 100
-"""How often the tasks that a body leaves behind are cancelled at its end, those included that they make meanwhile."""
+"""Rounds of cancelling the tasks that a body leaves behind, and those that they make meanwhile."""
 
 
 def current_turn() -> Turn | None:
@@ -75,8 +75,8 @@ def current_turn() -> Turn | None:
 class Turn(Issuer):
     """One pass of a workflow body over its journal.
 
-    `body` makes the coroutine to run; it is called inside the turn. `encode_result` turns what the body returned into
-    bytes, or raises. `secret` signs the ids of awakeables. `context` makes what the body is given of its turn.
+    `body` makes the coroutine to run; it is called inside the turn. `encode_result` encodes the body's result, or
+    raises. `secret` signs the ids of awakeables. `context` makes the body's context.
     """
 
     __slots__ = (
@@ -125,23 +125,23 @@ class Turn(Issuer):
         self._held: list[Entry] = []  # what arrived for the body while paused
         self._cancel_requested: CancelRequested | None = None
         self._left_over: set[int] = set()  # tasks that outlived the body and were cancelled
-        self._endings = 0  # how often tasks that outlived it were cancelled
+        self._endings = 0  # rounds in which tasks that outlived the body were cancelled
         self._causes = Causes()
-        self._resting: int | None = None  # the timer that the body rests by
-        self._rests = 0  # in a row
-        self._fatal: BaseException | None = None  # what ends the body whatever its main task does
+        self._resting: int | None = None  # the timer of the present rest
+        self._rests = 0  # rests in a row
+        self._fatal: BaseException | None = None  # the error that ends the body, whatever its main task does
 
     @property
     def ended(self) -> bool:
-        """Tell whether the body has ended, and what it became waits in `ready()`."""
+        """Tell whether the body has ended, and its outcome waits in `ready()`."""
         return self._ready.outcome is not None
 
     # --- driving ------------------------------------------------------------------------------------------------------
     @property
     def stuck_at(self) -> str | None:
-        """Where the body waits (`app.py:12, in body`), if nothing that is outstanding could let it go on.
+        """Where the body is stuck (`app.py:12, in body`): it waits, or polls for long, and nothing can let it go on.
 
-        None if something is pending, and while it is paused or has not begun. A body that polls for long counts too.
+        None if something is pending, and while it is paused or has not begun.
         """
         main = self._main
         if main is None or self.paused or self.loop.closed or self.loop.stopped:
@@ -162,7 +162,7 @@ class Turn(Issuer):
 
     def deliver(self, entry: Entry, /) -> None:
         """Give the body one fact, and run it until it waits again. While paused, facts wait until `Resumed`."""
-        # By `type`: to `isinstance`, every Struct that is not of the class is a slow case.
+        # Compare types: `isinstance` is slow for a Struct of another class.
         if type(entry) is Returned and self._main is not None and not self.paused:  # most of them: as below
             self._answer(entry)
             self._drain()
@@ -193,17 +193,17 @@ class Turn(Issuer):
                 self._retried(entry)
             elif type(entry) is Accepted and not self.replaying and not self.waits_for_key:
                 self.begin()
-            return  # Claimed, outcomes and the like are not the body's affair
+            return  # Claimed, outcomes and the like are not for the body
         self._drain()
 
     def replay(self, frames: Sequence[Frame], /) -> None:
-        """Deliver recorded frames, checking that the body asks for what it asked for then."""
+        """Deliver recorded frames, and check that the body asks for the same again."""
         self._replay(replayable(frames))
 
     def retry(self, frames: Sequence[Frame], generation: int, at: float, message: str, /) -> list[Entry] | str:
-        """Bring a fresh turn to where its failed invocation is retried from, without what made it fail.
+        """Run a fresh turn to the cut from which its failed invocation is retried.
 
-        Return what to deliver and to record next, `Retried` first, or why the invocation cannot be retried.
+        Return the entries to deliver and record next, `Retried` first, or the reason why it cannot be retried.
         """
         planned = plan(frames, generation, at, message)
         cut = planned.cut
@@ -224,9 +224,9 @@ class Turn(Issuer):
         return [Retried(at, generation, cause, issued, message, cut.frames, cut.entries, again, rested), *kept]
 
     def _replay_cut(self, frame: Frame, *, open_ended: bool, to_its_end: bool) -> None:
-        """Deliver what a retry keeps of a frame: what the body asks for in answer is a beginning of what is recorded.
+        """Deliver what a retry keeps of a frame: the body may issue only the first of the recorded commands.
 
-        If `open_ended`, the body may have been repaired, and ask for more.
+        If `open_ended`, a repaired body may ask for more.
         """
         self.replaying = True
         self._recorded = deque(frame.commands)
@@ -243,7 +243,7 @@ class Turn(Issuer):
         self.replaying = False
 
     def _retried(self, entry: Retried) -> None:
-        """Begin a generation: what it issues again is pending anew, and what follows has ids of its own."""
+        """Begin a generation: commands issued again are pending anew, and later ones have ids of this generation."""
         if self._main is None:
             self.begin()
         self.paused = False
@@ -270,7 +270,7 @@ class Turn(Issuer):
             self._recorded_state = frame.state
             ran = frame.commands or frame.state or frame.cancels or frame.outcome is not None
             if self._main is None and ran and not self.waits_for_key:
-                self.begin()  # not at Accepted: frames before this one may be claims of workers that died at once
+                self.begin()  # not at Accepted: earlier frames may be claims of workers that died at once
             for entry in frame.entries:
                 if self.divergence is not None:
                     break
@@ -287,7 +287,7 @@ class Turn(Issuer):
         self.replaying = False
 
     def ready(self) -> Ready:
-        """Return what the body asked for since the last call: nothing any more after a divergence or `close`."""
+        """Return what the body asked for since the last call; nothing after a divergence or `close`."""
         ready, self._ready = self._ready, Ready()
         return ready if self.divergence is None and not self.loop.closed else Ready()
 
@@ -298,7 +298,7 @@ class Turn(Issuer):
         return self.pending.get(n)
 
     def close(self) -> None:
-        """Drop the body. It does nothing more: not a step, not a command, not a task on the host's loop."""
+        """Drop the body. It issues no step or command any more, and leaves no task on the host's loop."""
         self.loop.close()
         self.pending.clear()
         self._causes.clear()
@@ -306,7 +306,7 @@ class Turn(Issuer):
         self.begun = False
 
     def _granted(self, entry: Granted) -> None:
-        """Let the body see the key's state; it begins, unless it is paused or a retry has begun it."""
+        """Give the body the key's state; it begins, unless it is paused or a retry has begun it."""
         self.waits_for_key = False
         self.state = dict(entry.state)
         if self._main is None and not self.paused:
@@ -345,7 +345,7 @@ class Turn(Issuer):
             return
         if type(entry) is Raised:
             error = rebuild(entry.failure, translators=self._translators())
-            if isinstance(error, StopIteration):  # a future refuses it, as a coroutine that raises it would
+            if isinstance(error, StopIteration):  # a future refuses StopIteration
                 stopped, error = error, RuntimeError("a step or child raised StopIteration")
                 error.__cause__ = stopped
             self._causes.add(error, entry.n)
@@ -359,7 +359,7 @@ class Turn(Issuer):
                 return
             future.set_result(value)
         else:
-            # Ended as the body asked; or answered after it asked, when the cancellation must not be lost.
+            # Cancelled as the body asked; or answered after that, when the cancellation must not be lost.
             asked_to_end = cast("CommandFuture", future)  # any other future ends at once when it is cancelled
             asked_to_end.answer = entry
             asked_to_end.end()
@@ -382,7 +382,7 @@ class Turn(Issuer):
             self._finish()
 
     def _run(self) -> bool:
-        """Run what is ready; return false if some of it is left, since the body rests or has failed."""
+        """Run ready callbacks; return false if some are left, since the body rests or has failed."""
         loop = self.loop
         issued, unrested = self._issued, 0
         while not loop.drain(resting.CALLBACKS_PER_DRAIN_LIMIT):
@@ -397,7 +397,7 @@ class Turn(Issuer):
         return True
 
     def _rest(self, unrested: int) -> bool:
-        """Let the body rest, unless it did not when this was recorded; return whether it does, or has failed."""
+        """Let the body rest, unless the journal has no rest here; return whether it rests or has failed."""
         recorded = self._recorded
         n, now = self._issued, self.loop.now
         if not self.pending and self._rests >= resting.RESTS_LIMIT:
@@ -410,7 +410,7 @@ class Turn(Issuer):
                     return False
                 self._diverge(Divergence("no rest here", f"{unrested:,} callbacks and more without waiting"))
                 return True
-            rest = recorded.popleft()  # shorter or longer, in another release
+            rest = recorded.popleft()  # another release may have rested for another time
         else:
             self._ready.commands.append(rest)
         self._issued = n + 1
@@ -420,14 +420,14 @@ class Turn(Issuer):
         return True
 
     def _wake(self) -> None:
-        """End a rest: its time has come, or another fact."""
+        """End a rest: its timer fired, or another fact came."""
         n, self._resting = self._resting, None
         if n is not None and self.pending.pop(n, None) is not None:
             self._ready.cancels.append(n)
             self._rests = 0
 
     def _give_up(self) -> None:
-        """Fail a body that runs on and on. It is not cancelled: it would not wait for its cleanup either."""
+        """Fail a body that never waits. It is not cancelled: it would not wait in its cleanup either."""
         assert self._main is not None
         callbacks = resting.RESTS_LIMIT * resting.CALLBACKS_PER_DRAIN_LIMIT
         text = (
@@ -439,7 +439,7 @@ class Turn(Issuer):
         self.loop.stopped = True
 
     def _finish(self) -> None:
-        """End as `asyncio.run` does: cancel what is left, let it end, then say what became of the body."""
+        """End as `asyncio.run` does: cancel the tasks that are left, let them end, then set the body's outcome."""
         main = self._main
         assert main is not None
         if self._ready.outcome is not None:
@@ -451,7 +451,7 @@ class Turn(Issuer):
         while live := [task for task in self.loop.live_tasks() if task.serial not in asked and not task.is_cleanup]:
             asked |= {task.serial for task in live}
             self._endings += 1
-            if self._endings > CLEANUP_ROUNDS_LIMIT:  # they make others for ever, which are dropped with the turn
+            if self._endings > CLEANUP_ROUNDS_LIMIT:  # they make new ones for ever: dropped with the turn
                 self._ready.outcome = self._outcome(main)
                 return
             for task in live:
@@ -459,7 +459,7 @@ class Turn(Issuer):
             if not self._run():
                 return
         if self.loop.live_tasks():
-            return  # some wait for the journaled end of a step
+            return  # some wait for a step whose end is not journaled yet
         if self.loop.finish_generators():
             self._drain()
             return

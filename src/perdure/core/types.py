@@ -1,7 +1,7 @@
-"""What recorded values come back as: annotations decide.
+"""Decodes recorded values as annotations say.
 
-Reads payloads strictly, by msgspec. Knows nothing of journals, workflows or stores. Reads `sys.modules`, to find
-classes that are loaded.
+Reads payloads strictly, by msgspec. Knows nothing of journals, workflows or stores. Reads `sys.modules` to find
+loaded classes.
 
 * pydantic models are read by field name (pydantic >= 2.11). protobuf messages are their own bytes. Both only if loaded.
 * Aware datetimes come back in UTC.
@@ -44,9 +44,10 @@ from perdure.errors import AnnotationUnresolved, Undecodable
 def decoder(annotation: object, /) -> Callable[[bytes], Any]:
     """Return the function that decodes recorded payloads as an annotation says, strictly.
 
-    What was recorded is not validated again: the validators of pydantic models do not run, except where their type
-    cannot be rebuilt without them. It raises `Undecodable`. No annotation is `Any`: builtin types. `object` and type
-    variables are `Any` too; `NoReturn` is `None`. Raises `AnnotationUnresolved` for a type that nothing can decode.
+    Recorded values are not validated again: validators of pydantic models do not run, except where their type cannot be
+    rebuilt without them. The function raises `Undecodable`. A missing annotation is `Any`, which gives builtin types;
+    so are `object` and type variables; `NoReturn` is `None`. Raises `AnnotationUnresolved` for a type that nothing can
+    decode.
     """
     try:
         return _cached_decoder(annotation)
@@ -55,7 +56,7 @@ def decoder(annotation: object, /) -> Callable[[bytes], Any]:
 
 
 def validator(annotation: object, /) -> Callable[[bytes], Any]:
-    """Return the function that decodes and validates payloads from outside. It raises as `decoder` does."""
+    """Return the function that decodes and validates payloads from outside. Raises as `decoder` does."""
     try:
         return _cached_validator(annotation)
     except TypeError:
@@ -63,9 +64,9 @@ def validator(annotation: object, /) -> Callable[[bytes], Any]:
 
 
 def wire_type(annotation: object, /, *, read: Read | None = None) -> Any:
-    """Return what msgspec must be given for an annotation, with `from_wire` or `from_record`.
+    """Return the type to give to msgspec for an annotation, with `from_wire` or `from_record`.
 
-    `read` makes the decoders of the members of unions: `validator` unless told. Raises `AnnotationUnresolved`.
+    `read` makes the decoders of the members of unions; the default is `validator`. Raises `AnnotationUnresolved`.
     """
     try:
         wanted = _wire_type(annotation, read or validator)
@@ -74,20 +75,20 @@ def wire_type(annotation: object, /, *, read: Read | None = None) -> Any:
                 raise _unusable(annotation, f"nothing decodes {type_name(cls)}; {TIP}")
     except AnnotationUnresolved:
         raise
-    except Exception as error:  # msgspec: TypeError mostly, NameError for fields that name nothing
+    except Exception as error:  # msgspec: mostly TypeError; NameError for fields with unknown names
         raise _unusable(annotation, str(error)) from error
     return wanted
 
 
 def from_record(cls: Any, value: Any, /) -> Any:
-    """Build what msgspec does not know from what was recorded, without validating it again."""
+    """Build a recorded value of a class that msgspec does not know, without validating it again."""
     if issubclass(cls, loaded("pydantic.main", "BaseModel")):
         return _recorded_model(cls, value)
     return from_wire(cls, value)
 
 
 def from_wire(cls: Any, value: Any, /) -> Any:
-    """Build what msgspec does not know, as the `dec_hook` of a decoder for a `wire_type`; models are validated."""
+    """Build a value of a class that msgspec does not know, and validate it: the `dec_hook` for a `wire_type`."""
     if cls is object:
         return value
     if issubclass(cls, Choice):
@@ -152,7 +153,7 @@ def _new_validator(annotation: object) -> Callable[[bytes], Any]:
 
 
 def _reading(annotation: object, decode: Callable[[bytes], Any]) -> Callable[[bytes], Any]:
-    """Let what a decoder raises be `Undecodable`."""
+    """Convert errors of a decoder to `Undecodable`."""
 
     def decode_payload(payload: bytes) -> Any:
         try:
@@ -232,7 +233,7 @@ def _union(annotation: object, members: tuple[Any, ...], wired: tuple[Any, ...],
 
 
 def _has_all_fields(candidate: Any, value: object) -> bool:
-    """Tell whether a value names every field of a dataclass or attrs class, of which msgspec writes only those set."""
+    """Tell whether a value has every field of a dataclass or attrs class; msgspec writes only fields that are set."""
     cls = candidate.__class__
     if isinstance(candidate, msgspec.Struct) or not (dataclasses.is_dataclass(cls) or hasattr(cls, "__attrs_attrs__")):
         return True
@@ -244,12 +245,12 @@ class _HasAnyInstance(type):
         return True
 
 
-class Choice(metaclass=_HasAnyInstance):  # msgspec checks that what `from_wire` returns is an instance of it
+class Choice(metaclass=_HasAnyInstance):  # msgspec checks that `from_wire` returns an instance of it
     """A union that msgspec refuses, such as one of two dataclasses.
 
-    The one member is taken that the value fits without loss, or failing that the only one that it fits at all (fields
-    that this member does not know are dropped, as anywhere). A value that fits several equally is refused: `encode_as`
-    finds out when it is first recorded.
+    A value is decoded as the one member that it fits without loss, else as the only member that it fits at all (unknown
+    fields are dropped, as anywhere). A value that fits several equally is refused: `encode_as` finds that when the
+    value is first recorded.
     """
 
     name: ClassVar[str]
@@ -271,7 +272,7 @@ class Choice(metaclass=_HasAnyInstance):  # msgspec checks that what `from_wire`
             whole = again == wanted and _has_all_fields(candidate, value)
             (exact if whole else loose).append((name, candidate))
         fitting = exact or loose
-        for _, candidate in fitting:  # the one that the others derive from: `encode_as` refuses any other
+        for _, candidate in fitting:  # the base of the others: `encode_as` refuses any other
             if all(isinstance(other, candidate.__class__) for _, other in fitting):
                 return candidate
         if fitting:
@@ -285,12 +286,12 @@ class Choice(metaclass=_HasAnyInstance):  # msgspec checks that what `from_wire`
 
 @lru_cache(maxsize=DECODERS_LIMIT)
 def classes_of(annotation: Any, /) -> frozenset[Any]:
-    """Return the classes with fields, and the unions that are told apart, anywhere in an annotation."""
+    """Return the classes with fields, and the tagged unions, anywhere in an annotation."""
     return frozenset(classes_in(msgspec.inspect.type_info(wire_type(annotation)), set()))
 
 
 def classes_in(node: Any, seen: set[int], /) -> Iterator[type[Any]]:
-    """Find the classes with fields, and the unions that are told apart, anywhere in a type."""
+    """Find the classes with fields, and the tagged unions, anywhere in a type."""
     if id(node) in seen:
         return
     seen.add(id(node))
@@ -310,7 +311,7 @@ def classes_in(node: Any, seen: set[int], /) -> Iterator[type[Any]]:
 
 
 def has_hooks(annotation: Any, /) -> bool:
-    """Tell whether decoding runs code of the author's: `__post_init__` of a class, or validators of attrs."""
+    """Tell whether decoding runs code of the author: `__post_init__` of a class, or validators of attrs."""
     try:
         return any(_is_hooked(cls) for cls in classes_of(annotation))
     except TypeError:  # not hashable
@@ -330,7 +331,7 @@ def _hook_of(cls: Any) -> str | None:
 
 
 def _rebuilt(annotation: Any, plain: Any) -> Any:
-    """Return what an annotation makes of builtin types. Hooks run, but neither refuse nor change what was recorded."""
+    """Convert builtin types as an annotation says. Hooks run, but cannot refuse or change what was recorded."""
     if isinstance(annotation, _NAMED_ALIAS):
         return _rebuilt(annotation.__value__, plain)
     origin, arguments = get_origin(annotation), get_args(annotation)
@@ -412,7 +413,7 @@ def _rebuilt_object(cls: Any, parameters: Mapping[Any, Any], plain: dict[str, An
         put(built, name, value)
     hook = _hook_of(cls)
     if hook is not None:
-        with suppress(Exception):  # it was content when the value was recorded; what it says now does not count
+        with suppress(Exception):  # it accepted the value when it was recorded; that it refuses it now does not count
             getattr(built, hook)()
         for name, value in values.items():
             put(built, name, value)
@@ -430,9 +431,9 @@ class _Shape(msgspec.Struct, frozen=True):
 
 
 def _recorded_model(cls: Any, value: Any) -> Any:
-    """Return a pydantic model that holds what was recorded. Its hooks run, but neither refuse nor change that.
+    """Rebuild a recorded pydantic model. Its hooks run, but cannot refuse or change what was recorded.
 
-    Raises for a model that only its validators can rebuild: `decoder` falls back on them.
+    Raises for a model that only its validators can rebuild; `decoder` falls back on them.
     """
     if writes_itself(cls):
         raise TypeError(f"{type_name(cls)} declares serializers, which its own validators undo")
@@ -461,9 +462,9 @@ def _set_slots(model: Any, values: dict[str, Any], given: set[str], extra: dict[
     object.__setattr__(model, "__pydantic_fields_set__", given)
     if not cls.__pydantic_root_model__:
         object.__setattr__(model, "__pydantic_extra__", extra)
-    object.__setattr__(model, "__pydantic_private__", None)  # its hook makes it, before anything of the author's
+    object.__setattr__(model, "__pydantic_private__", None)  # its hook makes it, before any code of the author
     if cls.__pydantic_post_init__:
-        with suppress(Exception):  # it was content when the value was recorded; what it says now does not count
+        with suppress(Exception):  # it accepted the value when it was recorded; that it refuses it now does not count
             model.model_post_init(None)
         model.__dict__.update(values)
         object.__setattr__(model, "__pydantic_fields_set__", given)
@@ -519,6 +520,6 @@ def names_in(module: str | None, /) -> Mapping[str, Any]:
 
 
 def resolved(annotation: object, scope: Mapping[str, Any], local: Mapping[str, Any], /) -> Any:
-    """Return an annotation with the strings in it evaluated. Raises what that raises, `NameError` mostly."""
+    """Return an annotation with its strings evaluated. Raises the errors of that, mostly `NameError`."""
     holder = types.SimpleNamespace(__annotations__={"it": annotation})
     return typing.get_type_hints(holder, dict(scope), dict(local), include_extras=True)["it"]

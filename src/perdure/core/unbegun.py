@@ -1,4 +1,4 @@
-"""What cancels an invocation whose body has not begun: there is nothing to clean up, so no worker is needed."""
+"""Cancels an invocation whose body has not begun: there is nothing to clean up, so no worker is needed."""
 
 from __future__ import annotations
 
@@ -8,6 +8,6 @@ from perdure.core.journal import Accepted, Cancelled, Frame, Message, Start
 
 
 def cancelled_unbegun(start: Start, message: Message, writer: str, at: float, /) -> tuple[Frame, Effects]:
-    """Return the first and last frame of such an invocation, which answers `message`, and what follows from it."""
+    """Return the only frame of such an invocation, which answers `message`, and its effects."""
     frame = Frame(writer, at, [Accepted(start), Cancelled(at, message=message.id)])
     return frame, effects_of(start, frame, History.of([frame]))

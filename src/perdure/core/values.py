@@ -1,7 +1,7 @@
 """Values as the bytes that a journal keeps.
 
 Values are msgpack, written by msgspec. Knows nothing of annotations, journals, workflows or stores. Reads
-`sys.modules`, to find classes that are loaded.
+`sys.modules` to find loaded classes.
 
 * pydantic models are written by field name (pydantic >= 2.11), without their private attributes; a model that declares
   serializers of its own is written by them. protobuf messages are their own bytes. Both only if loaded.
@@ -26,17 +26,17 @@ import msgspec
 from perdure.errors import Unencodable
 
 DECODERS_LIMIT = 1_024
-"""Annotations whose decoders are kept ready."""
+"""Annotations whose decoders are cached."""
 
 FORMS_LIMIT = 256
-"""Forms of the arguments of one call that are compared with a recorded digest before it counts as that of others."""
+"""Forms of the arguments of one call that are compared with a recorded digest, before the call counts as another."""
 
 PATH_LIMIT = 64
-"""Levels into a value that the search for what cannot be encoded goes."""
+"""Levels into a value that are searched for the part that cannot be encoded."""
 
 TIP = "use builtin types, dataclasses, TypedDicts, or msgspec, attrs, pydantic or protobuf classes"
 SCALARS = frozenset({str, int, float, bool, bytes, type(None)})
-"""Classes whose values `encode_scalar` writes as they are."""
+"""Classes whose values `encode_scalar` writes unchanged."""
 AS_TEXT = (
     PurePath,
     ipaddress.IPv4Address,
@@ -72,12 +72,12 @@ def encode_for_digest(value: object, /, where: str = "the value", *, omits: Omit
 
 
 def digest(payload: bytes, /) -> bytes:
-    """Return 8 bytes (BLAKE2b) that tell payloads apart."""
+    """Return an 8-byte digest (BLAKE2b) of a payload."""
     return hashlib.blake2b(payload, digest_size=8).digest()
 
 
 def map_header(size: int, /) -> bytes:
-    """Return the bytes that open a msgpack map of this many pairs."""
+    """Return the header of a msgpack map with this many pairs."""
     return _header(0x80, 0xDE, size)
 
 
@@ -88,7 +88,7 @@ def _header(short: int, long: int, size: int) -> bytes:
 
 
 def _foreign(value: Any) -> object:
-    """Give msgspec something it knows in place of a value it does not."""
+    """Convert a value that msgspec does not know to one that it knows."""
     if isinstance(value, str):  # a subclass, as are the next two: msgspec wants the classes themselves
         return str.__str__(value)
     if isinstance(value, int):
@@ -120,7 +120,7 @@ def writes_itself(cls: Any, /) -> bool:
 
 
 def _model_fields(model: Any) -> object:
-    """Return a pydantic model by field name: as it is held, unless the class says how it wants to be written."""
+    """Return the fields of a pydantic model: as they are held, unless the class declares serializers."""
     cls: Any = model.__class__
     if writes_itself(cls):
         return model.model_dump(by_alias=False, round_trip=True, warnings="error")
@@ -136,7 +136,7 @@ decode_any = msgspec.msgpack.Decoder().decode
 
 
 class Field(msgspec.Struct, frozen=True):
-    """A field of a class: its name, the name encoded, and its default as `canonical` writes it, if it has one."""
+    """A field of a class: its name, the encoded name, and its default as `canonical` writes it, if it has one."""
 
     name: str
     key: bytes
@@ -144,7 +144,7 @@ class Field(msgspec.Struct, frozen=True):
 
 
 Omits = Callable[[type, Field], bool]
-"""Tells whether a field that equals its default is left out of what `canonical` writes."""
+"""Tells whether `canonical` leaves out a field that equals its default."""
 
 
 def never(_cls: type, _field: Field, /) -> bool:
@@ -187,7 +187,7 @@ def canonical(value: Any, unordered: bool = False, omits: Omits = never) -> byte
 def _canonical_fields(value: Any, fields: Sequence[Field], unordered: bool, omits: Omits) -> bytes:
     shown = _shown(value)
     if shown is not None and not isinstance(shown, dict):
-        return canonical(shown, unordered, omits)  # a pydantic model that is written as something else
+        return canonical(shown, unordered, omits)  # a pydantic model that serializes to another type
     held = cast("dict[str, Any] | None", shown)
     pieces: list[bytes] = []
     for field in fields:
@@ -214,7 +214,7 @@ def _map_of(pieces: Sequence[bytes]) -> bytes:
 
 
 def _drop_defaults(value: tuple[Any, ...], items: list[bytes], omits: Omits) -> None:
-    """Drop what a named tuple ends in, as far as it equals its defaults."""
+    """Drop the last items of a named tuple that equal their defaults."""
     fields = _tuple_fields(value.__class__)
     if len(fields) == len(items) and omits is not never:
         while items and canonical(value[len(items) - 1]) == fields[len(items) - 1].default:
@@ -269,7 +269,7 @@ _NOTHING = _Nothing()
 
 
 def _made(factory: Callable[[], object]) -> object:
-    """Return what a factory of defaults gives; nothing if it gives another value each time, as one of ids does."""
+    """Return the value of a default factory; nothing if it differs from call to call, as with ids."""
     try:
         one, other = factory(), factory()
         return one if canonical(one) == canonical(other) else _NOTHING
@@ -312,9 +312,9 @@ def _pydantic_default(field: Any) -> object:
 
 
 def forms(write: Callable[[Omits], bytes], /) -> Iterator[bytes]:
-    """Yield what `write` gives when other fields that equal their defaults are left out.
+    """Yield the result of `write` for each set of left-out fields that equal their defaults.
 
-    Journals of older releases left out none. A field that is new is in none of what they wrote.
+    Older releases left out none; fields added since are in none of their journals.
     """
     found: dict[tuple[type, Field], None] = {}
 
@@ -331,7 +331,7 @@ def forms(write: Callable[[Omits], bytes], /) -> Iterator[bytes]:
 
 
 def is_alike(value: Any, other: Any, /) -> bool:
-    """Tell whether two values are equal, or recorded alike where nothing says how they are written."""
+    """Tell whether two values are equal, or have equal recorded forms."""
     if value == other:
         return True
     if isinstance(value, loaded("pydantic.main", "BaseModel")) and writes_itself(value.__class__):
@@ -342,7 +342,7 @@ def is_alike(value: Any, other: Any, /) -> bool:
 
 
 def agrees(value: Any, recorded: Any, /) -> bool:
-    """Tell whether a value is the recorded one, given as builtin types, but for fields that equal their defaults."""
+    """Tell whether a value equals a recorded one in builtin types, ignoring fields that equal their defaults."""
     if isinstance(value, msgspec.Struct):
         return _struct_agrees(value, recorded)
     fields = fields_of(value.__class__)
@@ -383,7 +383,7 @@ def _struct_agrees(value: msgspec.Struct, recorded: Any) -> bool:
 
 
 def _by_key(cls: type[msgspec.Struct], recorded: Any) -> dict[Any, Any] | None:
-    """Return what is recorded of a Struct by the names that it is encoded with; it may be written as a list."""
+    """Return the recorded fields of a Struct by encoded name; it may be written as a list."""
     if isinstance(recorded, dict):
         return dict(cast("dict[Any, Any]", recorded))
     if not isinstance(recorded, list):
@@ -416,7 +416,7 @@ def unencodable(value: object, error: Exception, where: str) -> Unencodable:
 
 
 def _culprit(value: object, error: Exception) -> tuple[str, object, str]:
-    """Follow what cannot be encoded down to the smallest part. Return its path, itself and why."""
+    """Find the smallest part that cannot be encoded. Return its path, the part and the reason."""
     path, ancestors = "", [value]
     for _ in range(PATH_LIMIT):
         for step, part in _parts(value):
@@ -457,7 +457,7 @@ def _parts(value: Any) -> Iterator[tuple[str, object]]:
 
 
 def type_name(annotation: object, /) -> str:
-    """Return an annotation as a reader would write it, classes with their module unless it is `builtins`."""
+    """Return an annotation as text; classes have their module, unless it is `builtins`."""
     if annotation is None or annotation is type(None):
         return "None"
     if annotation is not Any and isinstance(annotation, type) and not get_args(annotation):

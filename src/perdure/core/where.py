@@ -1,4 +1,4 @@
-"""Where a task waits: the line of the user's code, for people."""
+"""Finds the line of the author's code at which a task waits."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from types import FrameType
 from typing import Any
 
 STACK_LIMIT = 1_000
-"""Awaits within awaits that are followed down."""
+"""Nested awaits that are followed."""
 
 _NOT_THE_USERS = ("asyncio", "perdure", "anyio")
-"""Packages whose lines say nothing to the author of a body."""
+"""Packages whose lines mean nothing to the author of a body."""
 
 
 def line_of(task: asyncio.Task[Any], /) -> str:
-    """Return the innermost line of the user's code in a task that waits: `file.py:12, in body`."""
+    """Return the innermost line of the author's code in a task that waits: `file.py:12, in body`."""
     innermost: FrameType | None = None
     one: Any = task.get_coro()
     for _ in range(STACK_LIMIT):

@@ -182,7 +182,10 @@ def from_journal(
         current_step=open_steps[0] if open_steps and row.status not in SETTLED else None,
         state=state,
         awakeables=tuple(awakeables.values()),
-        waiting_for=_waiting_for(row, open_steps, known.get("paused_because"), served, key_holder, stuck_at),
+        waiting_for=_waiting_for(
+            *(row, open_steps, known.get("paused_because"), served, key_holder, stuck_at),
+            retried=any(isinstance(message.request, RetryInvocation) for message in mail),
+        ),
         started_at=_first_claim(frames),
         deadline=None if start.timeout is None else _time(begun_at + start.timeout),
         retries=generation,
@@ -222,15 +225,21 @@ def _waiting_for(
     served: bool | None,
     key_holder: str | None,
     stuck_at: str | None,
+    *,
+    retried: bool,
 ) -> str | None:
+    key = f"key {row.key!r}, which invocation {key_holder} holds"
+    is_held = key_holder not in (None, row.id)
+    if row.status == "failed" and retried and is_held:
+        return f"{key}, to be retried"
     if row.status in SETTLED:
         return None
     if row.status == "paused":
         return f"resume ({paused})" if paused else "resume"
     if row.status == "scheduled":
         return f"its time, {_time(row.due).isoformat(timespec='seconds')}"
-    if row.status == "pending" and key_holder not in (None, row.id):
-        return f"key {row.key!r}, which invocation {key_holder} holds"
+    if row.status == "pending" and is_held:
+        return key
     if row.status == "pending":
         if served is None:
             return f"a worker that serves workflow {row.handler!r}, or a free slot of it"
@@ -325,5 +334,5 @@ def _mapping(value: Any) -> Mapping[str, Any]:
 def _time(at: float) -> datetime:
     try:
         return datetime.fromtimestamp(at, UTC)
-    except (OverflowError, ValueError):  # a release before took any number for a time; NaN for what no clock says
+    except (OverflowError, OSError, ValueError):  # a release before took any number; NaN for what no clock says
         return datetime.max.replace(tzinfo=UTC) if at > 0 else datetime.min.replace(tzinfo=UTC)

@@ -55,7 +55,7 @@ from perdure.operations.port import (
     WasCancelled,
     nothing,
 )
-from perdure.operations.unserved import Unserved
+from perdure.runtime.unserved import Unserved
 from perdure.stores.port import Filter, Row, Store, unknown
 
 T = TypeVar("T")
@@ -319,6 +319,8 @@ class Local(Operations):
                 answer = await store.answer(message.id)
         except TimeoutError:
             text = f"invocation {id!r}: the message is accepted, and not yet applied after {limit:g} s"
+            if isinstance(request, RetryInvocation):
+                text += ". If it has a key, it waits for that first: describe() says what it waits for"
             raise WaitTimeout(text, invocation_id=id, timeout=limit) from None
         if (reason := answer.refused) is not None:
             text = f"invocation {id!r} refused the message: {reason}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Callable, Container
+from math import isfinite
 
 from perdure.stores.port import Clock, Timer
 
@@ -24,8 +25,9 @@ class Agenda:
         self._alarm_at = float("inf")
 
     def add(self, at: float, n: int, /) -> None:
-        """Note that command `n` is due at `at`."""
-        heapq.heappush(self._due, (at, n))
+        """Note that command `n` is due at `at`. Infinity, which a release before journaled, is never."""
+        if isfinite(at):
+            heapq.heappush(self._due, (at, n))
 
     def clear(self) -> None:
         """Forget all times; an alarm that is armed may still ring."""

@@ -179,6 +179,8 @@ class Exchange(ABC):
             record.has_written = True
             if transition.frame is not None:
                 record.revision = revision
+            if transition.effects.starts:
+                self.home.started(transition.effects.starts)
             if not self.closed:
                 then()
         except BaseException as raised:  # noqa: BLE001  as `contained`, in less time

@@ -33,6 +33,7 @@ from perdure.runtime.record import Writer
 from perdure.runtime.retention import Sweep
 from perdure.runtime.runner import Runner
 from perdure.runtime.slots import Slots
+from perdure.runtime.unserved import Unserved
 from perdure.runtime.watch import DrainWatch
 from perdure.stores.port import LEASE_SECONDS, Delivery, Store
 
@@ -144,6 +145,8 @@ class Worker:
         parts.callback(self.beside.remove, self)
         self.store = await self._open_store()
         self.clock = self.store.clock
+        self._unserved = Unserved(self.store)
+        parts.callback(self._unserved.close)
         self.loop = asyncio.get_running_loop()
         self._raise_threshold(parts)
         self.watch = DrainWatch()
@@ -313,6 +316,11 @@ class Worker:
     def _evict(self, runner: Runner) -> None:
         self._runners.pop(runner.id, None)
         runner.close()
+
+    def started(self, starts: Sequence[Start], /) -> None:
+        """Note children and sends that are durable, to see whether a worker serves them."""
+        for start in starts if self._running else ():
+            self._unserved.note(start)
 
     def ended(self, runner: Runner, /) -> None:
         """Forget a runner whose invocation is settled, or not ours."""

@@ -1,6 +1,6 @@
-"""What a message does to an invocation: the entry that applies it, or the reason why it is refused. One file a verb.
+"""Applies messages to an invocation: returns the entry, or the reason for a refusal. One file per verb.
 
-A retry is different: it needs the turn brought to where it failed, see `Turn.retry`. Here is said whether it may be.
+A retry needs a turn that has run to the failure, see `Turn.retry`; this package only decides whether it may.
 """
 
 from __future__ import annotations

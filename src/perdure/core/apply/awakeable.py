@@ -52,10 +52,12 @@ def _awaited(
     request: Resolve | Reject, message: Message, history: History, turn: Turn | None, at: float
 ) -> Pending | Refused:
     if history.status in SETTLED:
-        return Refused(at, message.id, f"nobody waits for this awakeable: its invocation is {history.status}")
+        return Refused(at, message.id, f"nothing waits for this awakeable: its invocation is {history.status}")
     if turn is None:
         return Refused(at, message.id, "its code diverges from its journal: resume it first, then send this again")
     pending = turn.waits_for(request.n)
     if pending is None or not isinstance(pending.command, OpenAwakeable) or pending.generation != request.generation:
-        return Refused(at, message.id, "this awakeable is resolved or rejected already, or nobody waits for it now")
+        return Refused(
+            at, message.id, "this awakeable is resolved or rejected already, or nothing waits for it any more"
+        )
     return pending

@@ -26,7 +26,7 @@ from perdure.errors import ChildCancelled
 def settled(request: Settled, message: Message, history: History, turn: Turn | None, at: float, /) -> Entry | None:
     if history.status in SETTLED:
         return None
-    if turn is None:  # it is kept until there is code that fits: nobody would send it again
+    if turn is None:  # kept until code that fits is deployed: it is not sent again
         if not history.waits_for_child(request.n, request.generation, request.child):
             return None
         unwanted = request.n in history.children_unwanted
@@ -41,7 +41,7 @@ def settled(request: Settled, message: Message, history: History, turn: Turn | N
         case Failed(failure=failure):
             return Raised(request.n, at, failure, message.id)
         case Cancelled() if unwanted:
-            return Interrupted(request.n, at)  # it ended as the body had asked: CancelledError, as of a task
+            return Interrupted(request.n, at)  # it ended as the body asked: CancelledError, as with a task
         case Cancelled():
             error = ChildCancelled(f"child {request.child!r} was cancelled", invocation_id=request.child)
             return Raised(request.n, at, failure_of(error), message.id)

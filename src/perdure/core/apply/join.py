@@ -1,4 +1,4 @@
-"""Join: another invocation asks for this one as its child, by an id that was chosen and may have existed."""
+"""Join: another invocation asks for this one as its child, by a chosen id that may have existed before."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from perdure.errors import IdConflict
 
 def join(request: Join, message: Message, history: History, turn: Turn | None, at: float, /) -> Entry | None:
     if history.status in SETTLED:
-        return None  # `reply_to` says what it is told
+        return None  # `reply_to` returns the answer
     known = turn.start if turn is not None else history.start
     parent = request.start.parent
     if known is None or parent is None or parent == known.parent or not _same(request.start, known):
@@ -22,12 +22,12 @@ def join(request: Join, message: Message, history: History, turn: Turn | None, a
 
 
 def reply_to(message: Message, start: Start, history: History, at: float, /) -> Message | None:
-    """Return what is to be sent back at once for a message that no entry is made of."""
+    """Return the message to send back at once for a message that becomes no entry."""
     if not isinstance(request := message.request, Join):
         return None
     parent = request.start.parent
     if parent is None or parent == start.parent:
-        return None  # it started this invocation, and is told
+        return None  # it started this invocation, and gets the outcome anyway
     if not _same(request.start, start):
         text = f"invocation {start.id!r} exists with another workflow or input: choose another id for this child"
         failure = failure_of(IdConflict(text, invocation_id=start.id))

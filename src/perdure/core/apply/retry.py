@@ -1,4 +1,4 @@
-"""Retry a failed invocation: only whether it may be retried. `Turn.retry` does it."""
+"""Retry: decides whether a failed invocation may be retried. `Turn.retry` does it."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from perdure.core.lifecycle import refusal
 
 
 def may_retry(message: Message, history: History, /) -> bool:
-    """Tell whether a message asks for the retry of an invocation that has failed, and was not applied before."""
+    """Tell whether a message asks for a retry of a failed invocation and was not applied before."""
     asked = isinstance(message.request, RetryInvocation) and message.id not in history.messages
     return asked and refusal(history.status, "retry") is None
 
@@ -16,4 +16,4 @@ def may_retry(message: Message, history: History, /) -> bool:
 def retry(message: Message, history: History, at: float, /) -> Entry | None:
     if (reason := refusal(history.status, "retry")) is not None:
         return Refused(at, message.id, reason)
-    return None  # it is retried by the turn, or was already
+    return None  # the turn retries it, or has already

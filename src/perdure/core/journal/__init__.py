@@ -1,9 +1,9 @@
-"""The vocabulary of a journal: what is remembered of one invocation, for ever.
+"""The types of a journal: what is remembered of one invocation, for ever.
 
 A journal is a sequence of *frames*. A frame holds the *entries* that were committed together (facts: a step returned,
 a timer fired) and the *commands* that the workflow body issued in answer to them. These types are the wire types:
-they are what the stores write, byte for byte. Fields may be added at the end with a default; nothing is ever
-repurposed or removed, because journals of every release must replay on the current code.
+stores write them byte for byte. Fields may be added at the end with a default; nothing is ever repurposed or removed,
+because journals of every release must replay on the current code.
 
 All times are seconds since the Unix epoch, as floats.
 """

@@ -1,4 +1,4 @@
-"""Commands: what a body asked for, numbered in the order issued."""
+"""Commands: requests of a body, numbered in the order issued."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from perdure.core.journal.starts import Start
 class CallStep(Struct, frozen=True, array_like=True, gc=False, tag="step"):
     """Run a function and journal its outcome. `digest` covers the arguments by name.
 
-    `checks` are four bytes for each argument, if there are several: they tell which of them changed.
+    `checks` are four bytes for each of several arguments: they show which ones changed.
     """
 
     n: int
@@ -23,7 +23,7 @@ class CallStep(Struct, frozen=True, array_like=True, gc=False, tag="step"):
 
 
 class SetTimer(Struct, frozen=True, array_like=True, gc=False, tag="timer"):
-    """Wake the body at `due`. A `rest` is one that the body did not ask for, see core.resting."""
+    """Wake the body at `due`. A `rest` is a timer that the turn set, see core.resting."""
 
     n: int
     due: float
@@ -45,7 +45,7 @@ class SendStart(Struct, frozen=True, array_like=True, gc=False, tag="send"):
 
 
 class OpenAwakeable(Struct, frozen=True, array_like=True, gc=False, tag="awakeable"):
-    """Promise that somebody outside will answer. The id is derived, so the journal does not hold it."""
+    """Promise an answer from outside. The id is derived, so the journal does not hold it."""
 
     n: int
 
@@ -66,22 +66,22 @@ class Arguments(Protocol):
     def repeat(self, recorded: CallStep | Start, /) -> bool:
         """Tell whether they are the recorded ones, although the digests differ.
 
-        They are if fields were added to their classes, whose defaults they have.
+        They are if they differ only by fields that were added to their classes and have their defaults.
         """
         ...
 
     def changed(self, recorded: CallStep | Start, /) -> Sequence[str]:
-        """Name those that differ from the recorded ones, as far as that can be told."""
+        """Name the arguments that differ from the recorded ones, as far as their checks show."""
         ...
 
 
 def repeats(issued: Command, recorded: Command, /, given: Arguments | None = None) -> bool:
-    """Tell whether a command that the body issues on replay is the one it issued then."""
+    """Tell whether a command issued on replay is the recorded one."""
     if isinstance(issued, (CallChild, SendStart)) and isinstance(recorded, (CallChild, SendStart)):
         now, then = issued.start, recorded.start
         if (type(issued), issued.n, *_identity(now)) != (type(recorded), recorded.n, *_identity(then)):
             return False
-        # By digest: the input itself may be in another order where it has a set, as under another hash seed.
+        # By digest: a set in the input may have another order, as under another hash seed.
         if not now.digest or not then.digest or now.digest == then.digest:
             return True
         return given is not None and given.repeat(then)
@@ -93,7 +93,7 @@ def repeats(issued: Command, recorded: Command, /, given: Arguments | None = Non
 
 
 def changed_arguments(issued: Command, recorded: Command | None, given: Arguments | None, /) -> str:
-    """Say which arguments of a command differ from the recorded ones; nothing if it is another command altogether."""
+    """Name the arguments that differ from the recorded ones; nothing if it is another command altogether."""
     names: Sequence[str] = ()
     if given is None:
         return ""

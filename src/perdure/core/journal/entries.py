@@ -26,7 +26,7 @@ class Claimed(Struct, frozen=True, array_like=True, gc=False, tag="claimed"):
 
 
 class Granted(Struct, frozen=True, array_like=True, gc=False, tag="granted"):
-    """The invocation holds its key, and its body may run. `state` is that of the key: replay sees it, not the present.
+    """The invocation holds its key, and its body may run. `state` is the key's state: replay reads it here.
 
     The key is released when the invocation settles; a retry, in `generation` 1 and up, has to be granted it again.
     """
@@ -39,8 +39,8 @@ class Granted(Struct, frozen=True, array_like=True, gc=False, tag="granted"):
 class Released(Struct, frozen=True, array_like=True, gc=False, tag="released"):
     """The owner let go: nothing is in progress, and any worker that receives the next message may claim.
 
-    `wake` is the earliest time at which something is due of itself: a timer, the next attempt, the time limit.
-    `stuck_at` is where the body waits, if nothing outstanding could let it go on.
+    `wake` is the earliest due time: of a timer, the next attempt, the time limit. `stuck_at` is where the body waits,
+    if nothing pending could let it go on.
     """
 
     at: float
@@ -51,7 +51,7 @@ class Released(Struct, frozen=True, array_like=True, gc=False, tag="released"):
 class Returned(Struct, frozen=True, array_like=True, gc=False, tag="returned"):
     """Command `n` gave a value: a step or child returned, an awakeable was resolved.
 
-    Here and below, `took` is how long the attempt of a step ran, in seconds; None in journals of older releases.
+    Here and below, `took` is the duration of the step's attempt in seconds; None in journals of older releases.
     """
 
     n: int
@@ -98,7 +98,7 @@ class Interrupted(Struct, frozen=True, array_like=True, gc=False, tag="interrupt
 
 
 class CancelRequested(Struct, frozen=True, array_like=True, gc=False, tag="cancel"):
-    """Somebody asked for the invocation's cancellation, or its time limit passed."""
+    """A cancellation was requested, or the time limit passed."""
 
     at: float
     timed_out: bool = False
@@ -106,7 +106,7 @@ class CancelRequested(Struct, frozen=True, array_like=True, gc=False, tag="cance
 
 
 class Paused(Struct, frozen=True, array_like=True, gc=False, tag="paused"):
-    """Nothing new is started or delivered to the body until `Resumed`."""
+    """Nothing new starts, and the body gets nothing, until `Resumed`."""
 
     at: float
     reason: str
@@ -121,7 +121,7 @@ class Resumed(Struct, frozen=True, array_like=True, gc=False, tag="resumed"):
 
 
 class Refused(Struct, frozen=True, array_like=True, gc=False, tag="refused"):
-    """A message was refused; kept so that its redelivery is refused too."""
+    """A message was refused. Recorded so that its redelivery is refused too."""
 
     at: float
     message: str
@@ -129,7 +129,7 @@ class Refused(Struct, frozen=True, array_like=True, gc=False, tag="refused"):
 
 
 class Joined(Struct, frozen=True, array_like=True, gc=False, tag="joined"):
-    """Another invocation awaits this one, as a child whose id existed: it is told the outcome too."""
+    """Another invocation awaits this one as a child whose id existed: it gets the outcome too."""
 
     at: float
     parent: Parent
@@ -139,12 +139,12 @@ class Joined(Struct, frozen=True, array_like=True, gc=False, tag="joined"):
 class Retried(Struct, frozen=True, array_like=True, gc=False, tag="retried"):
     """A failed invocation runs again, as generation `generation`: part of its journal is superseded.
 
-    Kept are `frames` whole frames of those that were current until now, and `entries` entries of the next one, without
-    the failure of command `cause` if it is among them (it arrived during a pause). Kept are also the commands numbered
-    below `issued`, with their ids. Outcomes of such commands that came later and stay are repeated after this entry, so
-    that nothing else of the superseded part is needed. Commands of this frame numbered below `issued` are those of
-    `again`: they are issued once more, in this generation, as are all commands from `issued` on. `rested` is the time
-    since the failure, in seconds: it does not count for timers.
+    Of the frames that were current, `frames` whole ones are kept, and `entries` entries of the next one, without the
+    failure of command `cause` if it is among them (it arrived during a pause). Commands numbered below `issued` are
+    kept too, with their ids. Their later outcomes that are kept are repeated after this entry, so that nothing else of
+    the superseded part is needed. The commands of this frame below `issued` are those of `again`: they are issued anew
+    in this generation, as are all commands from `issued` on. `rested` is the time since the failure in seconds, which
+    does not count for timers.
     """
 
     at: float
@@ -166,9 +166,9 @@ class Completed(Struct, frozen=True, array_like=True, gc=False, tag="completed")
 
 
 class Failed(Struct, frozen=True, array_like=True, gc=False, tag="failed"):
-    """The body raised. `cause` is the command whose failure it raised, if it was one. The last entry until a retry.
+    """The body raised. `cause` is the command whose failure it raised, if any. The last entry until a retry.
 
-    `causes` are all such commands, when it raised a group with failures of several.
+    `causes` are all such commands, if it raised a group.
     """
 
     at: float

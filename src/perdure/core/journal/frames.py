@@ -12,9 +12,9 @@ from perdure.core.journal.entries import Cancelled, Completed, Entry, Failed, Ou
 class Frame(Struct, frozen=True, array_like=True, gc=False):
     """What one commit added to a journal: entries, the commands issued in answer, and changes of state.
 
-    `writer` names the worker that wrote it: after an ambiguous failure it tells our frame from a rival's.
-    A state change maps a name to its encoded value, or to None when it was deleted. `cancels` are the commands whose
-    end the body asked for. `at` is when it was written.
+    `writer` names the worker that wrote it: after a write with an unknown outcome it tells our frame from another
+    worker's. `state` maps a name to its encoded value, or to None if it was deleted. `cancels` are the commands that
+    the body asked to end. `at` is when the frame was written.
     """
 
     writer: str

@@ -1,7 +1,7 @@
-"""Reading bytes that a store kept: what this release knows, what a newer one wrote, and what is damaged.
+"""Decodes stored bytes, and tells those of a newer release from damage.
 
-Types of the journal are never removed or repurposed, and a later release adds types by new tags. So bytes that do not
-decode because of an unknown tag are whole: a worker of that release can read them. Any other failure is damage.
+Journal types are never removed or repurposed, and a later release adds types with new tags. So bytes with an unknown
+tag are intact: a worker of that release can read them. Any other failure is damage.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from perdure.core.journal.starts import Start
 from perdure.errors import NewerJournal, StoreDamaged, StoreError
 
 TAG_LENGTH_LIMIT = 64
-"""Characters of the tag of a type. Longer text in its place is damage."""
+"""Characters of the tag of a type. Longer text where a tag belongs is damage."""
 
 _frame = msgspec.msgpack.Decoder(Frame).decode
 _start = msgspec.msgpack.Decoder(Start).decode
@@ -52,7 +52,7 @@ def decode_start(data: bytes, /) -> Start:
 
 
 def decode_message(data: bytes, /) -> Message:
-    """Return a message; raises `NewerJournal` if it asks for what this release does not know, else `StoreDamaged`."""
+    """Return a message; raise `NewerJournal` for a request that this release does not know, else `StoreDamaged`."""
     try:
         return _message(data)
     except msgspec.DecodeError as error:
@@ -71,7 +71,7 @@ def _tags(union: Any) -> frozenset[str]:
 _ENTRIES, _COMMANDS, _REQUESTS, _OUTCOMES = map(_tags, (Entry, Command, Request, Outcome))
 
 _Tagged = tuple[str, object, frozenset[str]]
-"""What should be an object of a tagged union: what to call it, the object, and the tags that this release knows."""
+"""An object of a tagged union: its name in texts, the object, and the tags that this release knows."""
 
 
 def _raw(data: bytes) -> object:

@@ -1,4 +1,4 @@
-"""Messages: what comes from outside for an invocation, and what became of it."""
+"""Messages to an invocation from outside, and their answers."""
 
 from __future__ import annotations
 
@@ -49,20 +49,20 @@ class Resume(Struct, frozen=True, array_like=True, gc=False, tag="resume"):
 
 
 class Join(Struct, frozen=True, array_like=True, gc=False, tag="join"):
-    """Tell `start.parent` the outcome too: it asked for this child by an id that was chosen, and may have existed."""
+    """Tell `start.parent` the outcome too: it asked for this child by a chosen id that may have existed."""
 
     start: Start
 
 
 class RetryInvocation(Struct, frozen=True, array_like=True, gc=False, tag="retry"):
-    """Run a failed invocation again, from what made it fail."""
+    """Run a failed invocation again, from the cause of its failure."""
 
 
 Request = Resolve | Reject | Settled | Cancel | Pause | Resume | RetryInvocation | Join
 
 
 class Message(Struct, frozen=True, array_like=True, gc=False):
-    """Something from outside addressed to an invocation. The store drops a second one of the same id."""
+    """A request to an invocation from outside. The store drops a second one with the same id."""
 
     id: str
     to: str
@@ -71,12 +71,12 @@ class Message(Struct, frozen=True, array_like=True, gc=False):
 
 
 def settles_before_begin(message: Message, /) -> bool:
-    """Tell whether a message ends an invocation that is not due yet, so that it need not wait until it is."""
+    """Tell whether a message ends an invocation that is not due yet: it is delivered at once."""
     return isinstance(message.request, Cancel)
 
 
 class Answer(Struct, frozen=True, array_like=True, gc=False):
-    """What became of a message: applied, or refused with a reason."""
+    """The answer to a message: applied, or refused with a reason."""
 
     message: str
     refused: str | None = None

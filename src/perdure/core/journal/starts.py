@@ -7,7 +7,7 @@ from msgspec import Struct
 
 
 class Parent(Struct, frozen=True, array_like=True, gc=False):
-    """Who waits for an invocation: command `n` of generation `generation` of invocation `id`."""
+    """The parent that waits for an invocation: command `n` of generation `generation` of invocation `id`."""
 
     id: str
     generation: int
@@ -18,9 +18,9 @@ class Start(Struct, frozen=True, array_like=True, gc=False):
     """The request that an invocation exist.
 
     `input` is the msgpack map of the arguments by parameter name. `seed` makes randomness and derived ids a function
-    of the start, so that a rerun before the first frame sees the same. `due` is the earliest time to begin.
-    `chosen` is true when the caller chose the id, so that it may exist already. `digest` tells inputs apart: it is the
-    same for equal arguments, whatever the order of their sets and mappings; empty if whoever made the start had none.
+    of the start, so that a rerun before the first frame gets the same. `due` is the earliest time to begin.
+    `chosen`: the caller chose the id, so it may exist already. `digest` identifies the input: it is the same for equal
+    arguments, whatever the order of their sets and mappings; empty if the start was made without one.
     """
 
     id: str

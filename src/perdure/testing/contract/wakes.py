@@ -3,15 +3,11 @@
 import asyncio
 from collections.abc import Awaitable
 
-from perdure.core.journal import (
-    Completed,
-    Released,
-    Returned,
-)
-from perdure.stores.port import Wake
-from perdure.testing.contract.shared import (
-    StoreCase,
-)
+from perdure.core.journal import Completed, Paused, Released, Returned
+from perdure.stores.port import Filter, Wake
+from perdure.testing.contract.shared import StoreCase, within
+
+YEAR_SECONDS = 365 * 86_400.0
 
 
 class Wakes(StoreCase):
@@ -64,6 +60,27 @@ class Wakes(StoreCase):
                     delivery = await inbox.next()
                     woken = delivery.id
                     inbox.subscription.acknowledge(delivery)
+
+    async def test_wake_in_thousands_of_years_stops_nothing(self) -> None:
+        """A release before took any number of seconds, and journals hold them."""
+        async with self.opened() as store:
+            inbox, now = self.inbox(), store.clock.now()
+            late = (now + 200 * YEAR_SECONDS, now + 300 * YEAR_SECONDS, 1e11, 2.6e11, 1e15, 1e18, 1e20, 1e300)
+            for due in late:
+                start, revision = await self.suspended(inbox, wake=due)
+                scheduled = self.start(f"at {due}", due=due)
+                assert await within(self.patience, store.submit([scheduled]), "not accepted") == [True]
+                await store.post(self.message(start.id))
+                delivery, message = await inbox.next_message()
+                frame = self.frame(self.claim(2), Paused(1.0, "r", message.id), Released(now, due))
+                await self.commit(start, revision, frame, "paused", delivery)
+            await inbox.stays_empty(self.calm)
+            store = await self.reopened()
+            assert len(await store.search(Filter(status="scheduled"))) == len(late)
+            inbox = self.inbox(room=2 * len(late))
+            await inbox.stays_empty(self.calm)
+            soon = await self.suspended(inbox, wake=store.clock.now() + 0.01)
+            assert (await inbox.next()).id == soon[0].id, "it is not behind them"
 
     async def test_wake_survives_reopening(self) -> None:
         async with self.opened() as store:

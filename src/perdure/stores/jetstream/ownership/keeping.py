@@ -19,6 +19,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from perdure.background import Tasks
+from perdure.core.retry import DURATION_LIMIT_SECONDS
 from perdure.stores.clock import SystemClock
 from perdure.stores.jetstream.journal.journals import Journals, Tail
 from perdure.stores.jetstream.layout.facts import Facts, lines_of
@@ -34,7 +35,7 @@ NAP_SECONDS = 1.0
 
 ASIDE_SECONDS = 0.25
 """How long after it was first set aside something comes again; each time it takes twice as long."""
-ASIDE_LIMIT_SECONDS = 10.0
+ASIDE_LIMIT_SECONDS = 5.0
 """The longest that something set aside takes to come again."""
 
 DUE = "=due"
@@ -123,6 +124,7 @@ class Keeper:
 
         The server goes by its own clock, with which the machine's agrees: the store's time may be apart from both.
         """
+        at = min(at, self._clock.now() + DURATION_LIMIT_SECONDS)  # journals of a release before may hold any number
         when = datetime.fromtimestamp(math.ceil(self._clock.machine_at(at) * 1e6) / 1e6, UTC).isoformat(
             timespec="microseconds"
         )
