@@ -1,4 +1,4 @@
-"""What an invocation waits for by time: timers, next attempts of steps, its own limit; and one alarm for all."""
+"""Due times of an invocation: timers, next attempts of steps, its time limit; and one alarm for all."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from math import isfinite
 from perdure.stores.port import Clock, Timer
 
 DEADLINE = -1
-"""Stands for the invocation's own time limit among the numbers of commands."""
+"""Stands for the invocation's time limit among the numbers of commands."""
 
 
 class Agenda:
-    """Times at which commands are due, by number. `ring` is called at the first of them, once it is armed."""
+    """Due times of commands, by number. Once the alarm is armed, `ring` is called at the earliest."""
 
     __slots__ = ("_alarm", "_alarm_at", "_clock", "_due", "_ring")
 
@@ -30,22 +30,22 @@ class Agenda:
             heapq.heappush(self._due, (at, n))
 
     def clear(self) -> None:
-        """Forget all times; an alarm that is armed may still ring."""
+        """Forget all times; an armed alarm may still ring."""
         self._due.clear()
 
     def pop(self, by: float, /) -> int | None:
-        """Take out the first command that is due by then, if one is."""
+        """Remove and return the first command that is due by then, if any."""
         return heapq.heappop(self._due)[1] if self._due and self._due[0][0] <= by else None
 
     def next(self, wanted: Container[int] | None, /) -> float | None:
-        """Return the first time, dropping those of commands that are not `wanted` any more; None wants all."""
+        """Return the earliest time, dropping commands that are no longer `wanted`; None wants all."""
         due = self._due
         while due and wanted is not None and due[0][1] != DEADLINE and due[0][1] not in wanted:
             heapq.heappop(due)
         return due[0][0] if due else None
 
     def arm(self, at: float, /) -> None:
-        """Ring at `at`, unless it rings before."""
+        """Ring at `at`, unless an earlier alarm is armed."""
         if at < self._alarm_at:
             self.disarm()
             self._alarm_at = at

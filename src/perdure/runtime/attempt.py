@@ -1,8 +1,7 @@
 """Steps on the host's loop: one attempt at a time, in a task or a thread, with its time limit.
 
-`Work` is what a step's command carries through the turn: the call of a decorated function, or a gRPC call. This module
-runs one attempt of it and says what fact its end is. When it begins, and what becomes of the fact, is the runner's
-affair.
+A step's command carries its `Work` through the turn: the call of a decorated function, or a gRPC call. This module runs
+one attempt of it and returns its end as an entry. The runner decides when it begins, and journals the entry.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ from perdure.errors import too_large
 from perdure.stores.port import Clock, Store, unknown
 
 THREADS_LIMIT = 64
-"""Sync steps that one worker runs at the same time; the others wait for a thread."""
+"""Sync steps that one worker runs at the same time; others wait for a thread."""
 
 
 class Place(Protocol):
@@ -39,16 +38,16 @@ class Place(Protocol):
 
 
 class Attempt:
-    """One attempt of a step in progress: its task, and what the step may use of its worker."""
+    """One attempt of a step in progress: its task, and the parts of the worker that the step may use."""
 
     __slots__ = ("_escaped", "_owner", "_place", "began", "busy_threads", "cancelled", "task", "work")
 
     def __init__(self, work: Work, info: StepInfo, place: Place, owner: Owner) -> None:
         self.work = work
-        self.cancelled = False  # the body asked for its end
+        self.cancelled = False  # the body asked it to end
         self.busy_threads = 0
         self.began = place.clock.now()
-        self._escaped: BaseException | None = None  # a failure that the task must not raise
+        self._escaped: BaseException | None = None  # an exception that the task must not raise
         self._place = place
         self._owner = owner
         context = contextvars.copy_context()
@@ -57,7 +56,7 @@ class Attempt:
 
     @property
     def is_over(self) -> bool:
-        """Whether neither the task nor a thread of it runs any more."""
+        """Whether its task and all its threads have ended."""
         return not self.busy_threads and self.task.done()
 
     async def _run(self, info: StepInfo) -> bytes:
@@ -68,23 +67,23 @@ class Attempt:
             async with asyncio.timeout(work.timeout):
                 return await work.run(self, info)
         except (KeyboardInterrupt, SystemExit) as error:
-            self._escaped = error  # a task would raise it out of the host's loop, and end the service
+            self._escaped = error  # raised by a task, it would end the host's loop and the service
             return b""
 
     def fact(
         self, n: int, number: int, at: float, limit: int, failure_of: Callable[[BaseException], Failure], /
     ) -> Answering:
-        """Return what to journal of this attempt's end, which is attempt `number` of command `n`.
+        """Return the entry for the end of this attempt, which is attempt `number` of command `n`.
 
-        `limit` is the most bytes that a result may have. A failure that another attempt may change says when that is
-        due. What a policy or translator raises is the failure of this step.
+        `limit` is the most bytes that a result may have. If the step is to be retried, the entry says when. An
+        exception of a policy or translator is a failure of the step.
         """
         task, work, took = self.task, self.work, at - self.began
         if task.cancelled():
             if self.cancelled:
                 return Interrupted(n, at, took)
             error: BaseException = RuntimeError(
-                f"step {work.name!r} raised CancelledError, though nobody had cancelled it"
+                f"step {work.name!r} raised CancelledError, though nothing had cancelled it"
             )
         elif (raised := task.exception() if self._escaped is None else self._escaped) is None:
             value = task.result()
@@ -101,7 +100,7 @@ class Attempt:
                     return Attempted(n, at, number, failure, at + wait, took)
         except BaseException as broken:  # noqa: BLE001  a policy or translator may raise anything
             if broken is not error and broken.__cause__ is None:
-                with suppress(Exception):  # one that cannot be changed
+                with suppress(Exception):  # one that cannot be modified
                     broken.__cause__ = error
             failure = plain_failure_of(broken)
         return Raised(n, at, failure, None, took)
@@ -111,7 +110,7 @@ class Attempt:
         return self._place.channel(service)
 
     async def status_of(self, id: str, /) -> Status:
-        """Return what the index knows of another invocation."""
+        """Return the index row of another invocation."""
         row = await self._place.store.row(id)
         if row is None:
             raise unknown(id)
@@ -149,6 +148,6 @@ class Attempt:
 
 
 class Owner(Protocol):
-    """The runner that began an attempt, and hears when its last thread ends."""
+    """The runner that began an attempt. It is called when the last thread of the attempt ends."""
 
     def settle_down(self) -> None: ...

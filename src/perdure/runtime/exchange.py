@@ -1,7 +1,7 @@
-"""What one runner exchanges with its store: deliveries, and one read or commit at a time, tried again when it fails.
+"""The traffic of one runner with its store: deliveries, and one read or commit at a time, retried when it fails.
 
-What cannot go on here goes on elsewhere: a new runner reads the journal anew, pauses the invocation after an unexpected
-exception, or another worker gets it. No delivery is lost on the way.
+An invocation that this runner cannot continue goes on elsewhere: a new runner reads the journal anew, or pauses it
+after an unexpected exception, or another worker gets it. No delivery is lost on the way.
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ from perdure.runtime.record import Record
 from perdure.stores.port import Delivery, Journal, Key, Transition, Wake
 
 STORE_RETRY_SECONDS = 1.0
-"""How long after a commit or a read that failed it is tried again."""
+"""Back-off after a commit or read that failed."""
 
 READS_LIMIT = 5
-"""How often a read that raises what no store should is tried again before the invocation is handed back."""
+"""Retries of a read that raises an unexpected exception, before the invocation is handed back."""
 
 COMMITS_LIMIT = 5
-"""How often a commit that raises what no store should is tried again before the invocation is paused."""
+"""Retries of a commit that raises an unexpected exception, before the invocation is paused."""
 
 REASON_LIMIT = 4_000
-"""Characters of the traceback that a pause gives as its reason."""
+"""Characters of the traceback in the reason of a pause."""
 
 E = TypeVar("E", bound="Exchange")
 P = ParamSpec("P")
@@ -40,7 +40,7 @@ log = logging.getLogger("perdure.worker")
 
 
 def contained(method: Callable[Concatenate[E, P], None]) -> Callable[Concatenate[E, P], None]:
-    """Let an entry point of a runner keep what it raises with its own invocation: nothing reaches the host's loop."""
+    """Contain the exceptions of a runner's entry point in its invocation: none reaches the host's loop."""
 
     @wraps(method)
     def guarded(self: E, *args: P.args, **kwargs: P.kwargs) -> None:
@@ -77,13 +77,13 @@ class Exchange(ABC):
         self.closed = False
         self.record = Record(delivery.id, home.writer, start)
         self.home = home
-        self._fault = fault  # an unexpected exception that ended the runner before this one: the invocation is paused
-        self._failures = 0  # reads or commits in a row that raised what no store should
+        self._fault = fault  # an unexpected exception that ended the previous runner: the invocation is paused
+        self._failures = 0  # reads or commits in a row that raised an unexpected exception
         self._inbox: list[Delivery] = []
         self._taken: list[Delivery] = []  # to be acknowledged by the next commit
         self._must_claim = delivery.attempt > 1  # a worker may have begun on it
-        self._sure = False  # the journal was read or written after all that is in hand had come
-        self._store: Literal["idle", "busy", "away"] = "idle"  # a read or commit is in flight; or is tried again soon
+        self._sure = False  # the journal was read or written after the last delivery came
+        self._store: Literal["idle", "busy", "away"] = "idle"  # a read or commit is in flight, or waits for its retry
 
     @abstractmethod
     def close(self) -> None:
@@ -99,7 +99,7 @@ class Exchange(ABC):
 
     # --- reads --------------------------------------------------------------------------------------------------------
     def _read(self, question: Callable[[], Awaitable[T]], told: Callable[[T], None]) -> None:
-        """Ask the store, and go on with what it says."""
+        """Ask the store, and go on with its answer."""
         self._store, self._sure = "busy", True
         task = asyncio.ensure_future(self._in_turn(question))
         task.add_done_callback(partial(self._answered, question, told))
@@ -134,7 +134,7 @@ class Exchange(ABC):
         self._later(again)
 
     def _later(self, work: Callable[[], None]) -> None:
-        """Try again in a moment what the store did not do."""
+        """Retry later what the store did not do."""
         self._store = "away"
         clock = self.home.clock
         clock.call_at(clock.now() + STORE_RETRY_SECONDS, partial(self._try_again, work))
@@ -150,7 +150,7 @@ class Exchange(ABC):
         if start is None or self.record.revision or self._must_claim:
             journal = await store.journal(self.id)
             if not journal.frames:
-                # A start in hand proves nothing: its invocation may have run, settled and been purged meanwhile.
+                # A delivered start proves nothing: its invocation may have run, settled and been purged.
                 start = await store.start(self.id)
             elif isinstance(accepted := journal.frames[0].entries[0], Accepted):
                 start = accepted.start
@@ -193,10 +193,10 @@ class Exchange(ABC):
         elif isinstance(error, StoreClosed):
             self.close()
         elif isinstance(error, Conflict):
-            # Another worker has written, perhaps an owner whose end we were told of. What we hold is still to be done.
+            # Another worker has written, perhaps an owner that was declared dead. Our deliveries are still to do.
             log.warning("invocation %s: reloading: %s", self.id, error)
             self._begin_anew(transition.acknowledge)
-        else:  # nothing of it happened, and the same transition is still right
+        else:  # nothing was written, and the same transition is still right
             self.home.commit_failed(self.id, error)
             self._failures = 0 if isinstance(error, StoreError) else self._failures + 1
             if self._failures > COMMITS_LIMIT:
@@ -206,7 +206,7 @@ class Exchange(ABC):
 
     # --- leaving ------------------------------------------------------------------------------------------------------
     def _begin_anew(self, taken: Sequence[Delivery]) -> None:
-        """Let a new runner read the journal, and give it what is in hand."""
+        """Let a new runner read the journal, and give it the deliveries."""
         held = [*taken, *self._inbox]
         self._leave()
         self._deliver_again(held)
@@ -225,8 +225,8 @@ class Exchange(ABC):
     def contain(self, error: BaseException, /) -> None:
         """Set the invocation aside after an unexpected exception: a new runner pauses it with the reason.
 
-        If that cannot be recorded either, the invocation is handed back, for another worker to try. An exit or
-        interrupt passes through: a signal handler raised it here by chance. What it hit is redelivered later.
+        If that cannot be recorded either, the invocation is handed back for another worker. An exit or interrupt passes
+        through: a signal handler raised it here by chance, and the delivery that it hit comes again.
         """
         if isinstance(error, (KeyboardInterrupt, SystemExit)):
             self.close()
@@ -249,7 +249,7 @@ class Exchange(ABC):
         self.home.ended(self)
 
     def _let_go(self, deliveries: Sequence[Delivery]) -> None:
-        """Leave the invocation, and acknowledge what came: nothing is to be done for it."""
+        """Leave the invocation and acknowledge its deliveries: there is nothing to do."""
         for delivery in deliveries:
             self.home.subscription.acknowledge(delivery)
         self._leave()

@@ -1,4 +1,4 @@
-"""From what arrived to the next frame: pure decisions about one round, which `runner` carries out.
+"""Decides one round: from arrivals to the next frame. Pure; `runner` carries it out.
 
 arrivals, deliveries, due times  ->  turn  ->  Round  ->  Transition
 """
@@ -42,20 +42,20 @@ from perdure.stores.port import Delivery, Transition
 
 
 class Round(Struct, eq=False):
-    """What one round gathers for its frame, and what it leaves for the runner to do."""
+    """The contents of a round's frame, and what the runner has left to do."""
 
     at: float
     entries: list[Entry] = []
     answers: list[Answer] = []
     taken: list[Delivery] = []  # to be acknowledged by the commit
-    inbox: list[Delivery] = []  # came too late: refused once the outcome is durable
-    attempted: list[Attempted] = []  # whose next attempts are due at a time
-    resumed: bool = False  # the commands that wait for an answer are to be taken up
+    inbox: list[Delivery] = []  # messages that came too late: refused once the outcome is durable
+    attempted: list[Attempted] = []  # due times of next attempts
+    resumed: bool = False  # commands that wait for an answer must be taken up
 
 
 # --- what arrived -----------------------------------------------------------------------------------------------------
 def gather(record: Record, turn: Turn, arrivals: Sequence[Answering], inbox: list[Delivery], at: float) -> Round:
-    """Give the turn all that arrived, one fact at a time, and begin the body if it may begin."""
+    """Deliver all arrivals to the turn, one fact at a time, and begin the body if it may begin."""
     round = Round(at)
     if not turn.begun and not _begin(record, turn, inbox, round):
         return round
@@ -104,7 +104,7 @@ def _cancelled_unseen(record: Record, inbox: list[Delivery], round: Round) -> bo
 
 
 def take_message(record: Record, message: Message, turn: Turn | None, round: Round) -> None:
-    """Apply a message, or answer what became of it before."""
+    """Apply a message, or repeat the answer to it."""
     history = record.history
     if message.id in history.messages:
         round.answers.append(Answer(message.id, history.messages[message.id]))
@@ -129,7 +129,7 @@ def take_message(record: Record, message: Message, turn: Turn | None, round: Rou
 def fire_due(
     record: Record, turn: Turn, pop: Callable[[float], int | None], running: Container[int], round: Round
 ) -> list[tuple[int, Pending]]:
-    """Give the turn what is due by time; return the steps whose next attempt is due."""
+    """Deliver due times to the turn; return the steps whose next attempt is due."""
     again: list[tuple[int, Pending]] = []
     if record.history.paused is not None or record.history.outcome is not None:
         return again
@@ -155,7 +155,7 @@ def fire_due(
 
 
 def gather_stuck(record: Record, why: str, arrivals: Sequence[Answering], inbox: list[Delivery], at: float) -> Round:
-    """Pause an invocation that cannot run with the code that is here; only what needs no code is applied."""
+    """Pause an invocation that the code here does not fit; only messages that need no code are applied."""
     round = Round(at)
     if record.history.paused is None:
         paused = Paused(at, why)
@@ -178,11 +178,13 @@ def gather_stuck(record: Record, why: str, arrivals: Sequence[Answering], inbox:
 
 # --- the frame --------------------------------------------------------------------------------------------------------
 def outcome_of(record: Record, ready: Ready, round: Round) -> tuple[Ready, Outcome | None]:
-    """Return what is to be written of what the body asked for, and the outcome, if there is one."""
-    outcome = record.history.outcome  # a forced cancellation has noted one
+    """Return the body's requests to write, and the outcome, if there is one."""
+    outcome = record.history.outcome  # a forced cancellation has set one
     if outcome is not None:
         ready = Ready()
-        ready.cancels = record.history.open_children()  # it acts without the body, which would have asked for these
+        ready.cancels = (
+            record.history.open_children()
+        )  # a forced cancellation acts for the body, which would have asked for these
     elif ready.outcome is not None:
         outcome = ready.outcome
         round.entries.append(outcome)
@@ -190,7 +192,7 @@ def outcome_of(record: Record, ready: Ready, round: Round) -> tuple[Ready, Outco
 
 
 def may_hold(ready: Ready, round: Round) -> bool:
-    """Tell whether steps may start before the first frame: a first delivery that asked for steps and no more."""
+    """Tell whether steps may start before the first frame: on a first delivery whose body asked for steps only."""
     if round.entries or round.answers or not ready.commands or ready.state or ready.cancels:
         return False
     for command in ready.commands:  # noqa: SIM110  a generator would double the cost
@@ -207,7 +209,7 @@ def is_empty(ready: Ready, round: Round) -> bool:
 def compose(
     record: Record, start: Start, round: Round, ready: Ready, outcome: Outcome | None, released: Released | None
 ) -> Transition:
-    """Make the next frame and what follows from it. `released` ends the claim until its wake, or something comes."""
+    """Make the next frame and its effects. `released` ends the claim until the wake, or until something comes."""
     at = round.at
     entries = round.entries
     if not record.owned or not record.revision or record.granted is not None:
@@ -230,7 +232,7 @@ def compose(
 
 
 def release_now(record: Record, arrivals: Sequence[Answering], taken: Sequence[Delivery], at: float) -> Transition:
-    """Return what hands an invocation over when its worker stops."""
+    """Return the transition that hands an invocation over when its worker stops."""
     wake = at if record.history.paused is None else None
     frame = Frame(record.writer.name, at, [*arrivals, Released(at, wake)])
     record.history.add(frame)

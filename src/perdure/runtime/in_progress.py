@@ -1,6 +1,6 @@
-"""Which steps of one invocation run, wait for a slot, or were left behind. Decides; begins and ends nothing itself.
+"""Tracks which steps of one invocation run, wait for a slot, or were left behind. Decides, and begins and ends nothing.
 
-It knows no loop, no worker and no store: attempts are whatever can say whether they are over.
+It knows no loop, no worker and no store: an attempt is any object that says whether it is over.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ class Running(Protocol):
 
     @property
     def is_over(self) -> bool:
-        """Whether neither its task nor a thread of it runs any more."""
+        """Whether its task and all its threads have ended."""
         ...
 
 
@@ -27,7 +27,7 @@ A = TypeVar("A", bound=Running)
 
 
 class Waiting(Struct, frozen=True):
-    """A step that is durable and has not begun: command `n`, with so many attempts behind it."""
+    """A durable step that has not begun: command `n`, after so many attempts."""
 
     n: int
     work: Any  # of the runtime, which never looks inside here
@@ -40,7 +40,7 @@ class Waiting(Struct, frozen=True):
 
 
 class InProgress(Generic[A]):
-    """The steps of one invocation. `arrivals` are their outcomes that are not journaled yet."""
+    """The steps of one invocation. `arrivals` are outcomes that are not journaled yet."""
 
     __slots__ = ("arrivals", "begun_early", "left_behind", "running", "stopping", "waiting")
 
@@ -49,13 +49,13 @@ class InProgress(Generic[A]):
         self.running: dict[int, A] = {}
         self.waiting: list[Waiting] = []
         self.left_behind: set[A] = set()  # ended for the journal, but still running
-        self.begun_early: set[int] = set()  # before the first frame was durable; they may have ended since
+        self.begun_early: set[int] = set()  # begun before the first frame was durable; they may have ended since
         self.stopping = False  # nothing more begins
 
     # --- what there is ------------------------------------------------------------------------------------------------
     @property
     def needs_claim(self) -> bool:
-        """Whether something is to be done for a claim, or to be journaled."""
+        """Whether something is in progress or to be journaled."""
         return bool(self.running or self.waiting or self.arrivals)
 
     def needs_slot(self) -> bool:
@@ -65,7 +65,7 @@ class InProgress(Generic[A]):
         return bool(self.running or self.left_behind or self.waiting or self.arrivals)
 
     def open(self, pending: Mapping[int, Pending]) -> list[tuple[int, Pending]]:
-        """Return the pending commands of which nothing has arrived and that do not wait here."""
+        """Return the pending commands that have no arrival and do not wait here."""
         known = {each.n for each in self.arrivals}.union(each.n for each in self.waiting)
         return [(n, each) for n, each in pending.items() if n not in known]
 
@@ -84,7 +84,7 @@ class InProgress(Generic[A]):
         return found
 
     def queue(self, n: int, pending: Pending) -> None:
-        """Let a step that is durable begin after the next commit, or when there is a slot."""
+        """Let a durable step begin after the next commit, or when there is a slot."""
         self.waiting.append(Waiting.of(n, pending))
 
     def take_waiting(self) -> list[Waiting]:
@@ -97,13 +97,13 @@ class InProgress(Generic[A]):
         return arrivals
 
     def cancel_unbegun(self, n: int, pending: Pending | None, at: float) -> None:
-        """End a step that has not begun when the body no longer wants it: its end is a fact at once."""
+        """End a step that has not begun and that the body no longer wants: its end is an arrival at once."""
         if pending is not None and isinstance(pending.command, CallStep) and n not in self.running:
             self.waiting = [each for each in self.waiting if each.n != n]
             self.arrivals.append(Interrupted(n, at))
 
     def ended(self, n: int, attempt: A) -> bool:
-        """Take out an attempt whose task has ended; false if it was left behind before."""
+        """Remove an attempt whose task has ended; false if it was left behind before."""
         if self.running.get(n) is not attempt:
             if attempt.is_over:
                 self.left_behind.discard(attempt)

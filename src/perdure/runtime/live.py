@@ -1,4 +1,4 @@
-"""The live turn of one invocation: made, brought to where its journal ends, watched, dropped; its steps and times."""
+"""The live turn of one invocation, from replay to drop, with its steps and due times."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ log = logging.getLogger("perdure.worker")
 
 
 class Live(Exchange):
-    """The turn, if there is one, and what is in progress for it."""
+    """The turn, if there is one, with its steps and due times."""
 
     __slots__ = ("_agenda", "_stuck", "has_slot", "scheduled", "steps", "turn")
 
@@ -33,11 +33,11 @@ class Live(Exchange):
         self.turn: Turn | None = None
         self.steps = Steps()
         self._stuck: str | None = None  # why there is no turn: the code does not fit the journal
-        self._agenda: Agenda | None = None  # made when something is due of itself
+        self._agenda: Agenda | None = None  # made on the first due time
 
     # --- the turn -----------------------------------------------------------------------------------------------------
     def _open(self, start: Start, frames: Sequence[Frame]) -> None:
-        """Make the turn and bring it to where its journal ends."""
+        """Make the turn and replay its journal."""
         self.record.start = start
         if self._fault is not None:
             self._stuck = self._fault
@@ -60,7 +60,7 @@ class Live(Exchange):
         self._note_deadline(start)
 
     def _take_up_all(self, turn: Turn) -> None:
-        """Take up the commands that wait for an answer, after a replay or a pause. While paused, some may be held."""
+        """Take up the commands that wait for an answer, after a replay or a pause. While paused, some are held back."""
         if self.record.history.paused is None:
             for n, pending in self.steps.open(turn.pending):
                 self._take_up(n, pending)
@@ -81,7 +81,7 @@ class Live(Exchange):
                 self.steps.queue(n, pending)
 
     def _watched(self, run: Callable[[], T]) -> T:
-        """Run the body, while the watch looks whether it blocks."""
+        """Run the body under the watch, which reports it if it blocks."""
         watch = self.home.watch
         watch.count += 1
         watch.current = self
@@ -99,13 +99,13 @@ class Live(Exchange):
                 log.exception("invocation %s: its body did not end when it was dropped", self.id)
 
     def _report_unseen(self, turn: Turn) -> None:
-        """Log what tasks of the body raised and nothing awaited, as asyncio does."""
+        """Log exceptions of the body's tasks that nothing awaited, as asyncio does."""
         for context in turn.unseen:
             log.error("invocation %s: %s", self.id, context.get("message"), exc_info=context.get("exception"))
         turn.unseen.clear()
 
     def _stuck_at(self) -> str | None:
-        """Return where the body waits for nothing that can come; log it when it begins to."""
+        """Return where the body is stuck, if it is; log it the first time."""
         stuck_at = None if self.turn is None else self.turn.stuck_at
         if stuck_at is not None and stuck_at != self.record.history.stuck_at:
             log.warning(
@@ -126,7 +126,7 @@ class Live(Exchange):
             self._note_time((self.record.history.retried_at or start.due) + start.timeout, DEADLINE)
 
     def _next_due(self) -> float | None:
-        """Return when something is due of itself, dropping what is not wanted any more."""
+        """Return the earliest due time, dropping those that are no longer wanted."""
         if self._agenda is None or self.record.history.paused is not None:
             return None
         return self._agenda.next(None if self.turn is None else self.turn.pending)

@@ -1,4 +1,4 @@
-"""What to do with an invocation whose journal was just read: pure decisions, which `runner` carries out.
+"""Decides what to do with an invocation whose journal was just read. Pure; `runner` carries it out.
 
     journal, start, key, deliveries  ->  Unknown | Settled | TakeOver | Begin
 
@@ -27,19 +27,19 @@ class Unknown(Struct, frozen=True):
 
 
 class Settled(Struct, frozen=True):
-    """It has ended: finish what its last owner left undone, and refuse or retry."""
+    """It has ended: finish what its last owner left undone, and refuse messages or retry."""
 
     start: Start
 
 
 class TakeOver(Struct, frozen=True):
-    """A worker may have begun on it and ended: claim it by a frame of its own, before the body runs."""
+    """A worker may have begun it and died: claim it by a frame of its own before the body runs."""
 
     start: Start
 
 
 class Begin(Struct, frozen=True):
-    """Make the turn, bring it to where these frames end, and go on."""
+    """Make the turn, replay these frames, and go on."""
 
     start: Start
     frames: Sequence[Frame]
@@ -56,7 +56,7 @@ def opening(record: Record, frames: Sequence[Frame], inbox: Sequence[Delivery], 
     if history.outcome is not None:
         return Settled(start)
     if not frames and not has_start(inbox):
-        return Begin(start, ())  # it is not due yet: only a cancellation is brought now, and ends it
+        return Begin(start, ())  # it is not due yet: only a cancellation is delivered now, and ends it
     if must_claim or (history.claimed and not record.owned):
         return TakeOver(start)
     if not record.has_written:
@@ -73,7 +73,7 @@ def has_start(inbox: Sequence[Delivery]) -> bool:
 
 # --- taking over ------------------------------------------------------------------------------------------------------
 class Claim(Struct, frozen=True):
-    """The frame that takes an invocation over. `inbox` is what stays to be done, `set_aside` why it does not run."""
+    """The frame that takes an invocation over. `inbox` holds remaining deliveries, `set_aside` why it is paused."""
 
     transition: Transition
     inbox: list[Delivery]
@@ -83,7 +83,7 @@ class Claim(Struct, frozen=True):
 def take_over(record: Record, start: Start, inbox: Sequence[Delivery], at: float) -> Claim:
     """Claim an invocation from an owner that did not release it, and redo the effects of the frame before.
 
-    An invocation whose owners died again and again is set aside.
+    An invocation whose owners keep dying is set aside.
     """
     history = record.history
     entries: list[Entry] = [record.claim(at)] if record.revision else [Accepted(start), record.claim(at)]
@@ -106,7 +106,7 @@ def take_over(record: Record, start: Start, inbox: Sequence[Delivery], at: float
 
 # --- what has settled -------------------------------------------------------------------------------------------------
 class Done(Struct, frozen=True):
-    """Nothing more is to be done."""
+    """There is nothing more to do."""
 
 
 class Retry(Struct, frozen=True):
@@ -121,7 +121,7 @@ class WaitForKey(Struct, frozen=True):
 
 
 class Finish(Struct, frozen=True):
-    """What to write for a settled invocation, what stays to be done, and what comes then."""
+    """The transition for a settled invocation, the remaining deliveries, and what comes next."""
 
     transition: Transition
     inbox: list[Delivery]
@@ -131,7 +131,7 @@ class Finish(Struct, frozen=True):
 def finish(record: Record, start: Start, deliveries: Sequence[Delivery], at: float) -> Finish:
     """Finish what a settled invocation's last owner may have left undone, and refuse what came too late.
 
-    If a retry is among the deliveries, it is next, and what came after it waits.
+    If a retry is among the deliveries, it comes next, and later deliveries wait.
     """
     answers: list[Answer] = []
     replies: list[Message] = []
@@ -147,7 +147,7 @@ def finish(record: Record, start: Start, deliveries: Sequence[Delivery], at: flo
             if start.key is None or record.key.granted_to(record.id, following):
                 taken, inbox = [*deliveries[:position]], [*deliveries[position + 1 :]]
                 then = Retry(delivery, message)
-            else:  # the message waits, unanswered, until a wake says that the key is ours
+            else:  # the message stays unanswered until a wake says that we hold the key
                 inbox = [each for each in deliveries[position:] if not isinstance(each.item, Wake)]
                 taken = [each for each in deliveries if each not in inbox]
                 enlist = Enlist(start.key, following)
@@ -178,7 +178,7 @@ def _late_answer(record: Record, message: Message, at: float) -> Answer | None:
 def retry_entries(
     record: Record, turn: Turn, frames: Sequence[Frame], at: float, message: Message
 ) -> list[Entry] | str:
-    """Bring a fresh turn to where a failed invocation is retried from; return what to record, or why it cannot be."""
+    """Run a fresh turn to the cut of a retry; return the entries to record, or why it cannot be retried."""
     generation = record.history.generation + 1
     entries = turn.retry(frames, generation, at, message.id)
     if isinstance(entries, str):
@@ -191,7 +191,7 @@ def retry_entries(
 
 
 def refuse_retry(record: Record, start: Start, delivery: Delivery, message: Message, why: str) -> Transition:
-    """Return what tells that an invocation cannot be retried; the key that it was granted goes to the next."""
+    """Return the transition that refuses a retry; the key that was granted for it goes to the next."""
     release = None if start.key is None else Release(start.key, record.history.generation + 1)
     effects = replace(NO_EFFECTS, answers=(Answer(message.id, why),), release=release)
     return Transition(record.id, record.revision, None, effects, record.history.status, True, [delivery])

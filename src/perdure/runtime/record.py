@@ -1,6 +1,6 @@
-"""What a worker knows of one invocation between two rounds, and what follows from it for the next frame.
+"""The state of one invocation in a worker between two rounds.
 
-Values only: no loop, no store, no clock. `opening` and `frames` decide by it; `runner` carries out what they say.
+Values only: no loop, no store, no clock. `opening` and `frames` decide by it; `runner` carries the decisions out.
 """
 
 from __future__ import annotations
@@ -34,15 +34,15 @@ class Record(Struct, eq=False):
     history: History = field(default_factory=History)
     revision: int = 0
     key: Key = Key()  # as last read, while the key is not granted
-    granted: Granted | None = None  # belongs into the next frame
-    status: Status | None = None  # as the index has it
+    granted: Granted | None = None  # goes into the next frame
+    status: Status | None = None  # the status in the index
     owned: bool = False  # our claim is in the journal and not released
     all_done: bool = False  # the effects of the last frame are known to be done
     has_written: bool = False
-    redo: Effects = NO_EFFECTS  # those of the last frame, if another worker wrote it: they come first
+    redo: Effects = NO_EFFECTS  # effects of the last frame, if another worker wrote it: they come first
 
     def read(self, journal: Journal, start: Start | None, key: Key) -> None:
-        """Fold what the store has."""
+        """Fold the frames that the store has."""
         self.revision, self.all_done, self.key = journal.revision, journal.done, key
         self.history = History.of(journal.frames)
         self.start = self.history.start or start
@@ -53,7 +53,7 @@ class Record(Struct, eq=False):
         return Claimed(at, self.history.epoch + 1, writer.name, writer.python, writer.hash_seed)
 
     def preamble(self, start: Start, at: float) -> list[Entry]:
-        """Return what comes first in the next frame: what makes the invocation ours, as far as it is not yet."""
+        """Return the first entries of the next frame: acceptance and claim, unless the journal has them."""
         entries: list[Entry] = []
         if self.revision == 0:
             entries.append(Accepted(start))
@@ -65,7 +65,7 @@ class Record(Struct, eq=False):
         return entries
 
     def may_begin(self, turn: Turn, *, has_start: bool) -> bool:
-        """Tell whether the body's key is ours, or it needs none. A wake or message alone does not begin a body."""
+        """Tell whether we hold the body's key, or it needs none. A wake or message alone does not begin a body."""
         if not turn.waits_for_key:
             return True
         return (bool(self.revision) or has_start) and self.key.granted_to(self.id, self.history.generation)
@@ -74,13 +74,13 @@ class Record(Struct, eq=False):
         return NO_EFFECTS if frame is None else effects_of(start, frame, self.history)
 
     def effects_to_redo(self, start: Start) -> Effects:
-        """Return the effects of the last frame, which another worker wrote, unless they are known to be done."""
+        """Return the effects of the last frame if another worker wrote it, unless they are known to be done."""
         return NO_EFFECTS if self.all_done else self.effects_of(start, self.history.last)
 
     def with_redo(self, effects: Effects, answers: Sequence[Answer]) -> Effects:
-        """Add answers, and the effects of a frame that another worker wrote and may not have acted on."""
+        """Add answers, and the effects of a frame that another worker wrote and may have left undone."""
         redo, self.redo = self.redo, NO_EFFECTS
-        return replace(  # neither has a key to release: the journal goes on
+        return replace(  # neither releases a key: the journal goes on
             effects,
             starts=(*redo.starts, *effects.starts),
             messages=(*redo.messages, *effects.messages),
@@ -88,7 +88,7 @@ class Record(Struct, eq=False):
         )
 
     def explain(self, turn: Turn) -> str:
-        """Return why code that diverges from its journal is paused, in words."""
+        """Return the reason for pausing code that diverges from its journal."""
         hint = ""
         if self.history.hash_seed != self.writer.hash_seed:
             hint = f" (recorded under hash seed {self.history.hash_seed}, now {self.writer.hash_seed}: a set's order?)"

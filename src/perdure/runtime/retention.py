@@ -1,6 +1,6 @@
-"""Removes settled invocations when they have been kept for long enough: a sweep now and then, in small pieces.
+"""Purges settled invocations after their retention: periodic sweeps, in small pieces.
 
-What may go is the store's to know (see `Store.purge`); when, and how much at a time, is decided here.
+The store decides what may go (see `Store.purge`); this module decides when, and how much at a time.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ SWEEP_PERIOD_SECONDS = 60.0
 SWEEP_PERIOD_LEAST_SECONDS = 0.1
 
 PURGE_LIMIT = 200
-"""Invocations that are removed in one piece. What is committed meanwhile waits for one piece at most."""
+"""Invocations that are removed in one piece. A commit waits for one piece at most."""
 
 SWEEP_SHARE = 0.5
-"""The share of its time that a sweep may keep the store busy."""
+"""The largest share of the time in which a sweep keeps the store busy."""
 
 log = logging.getLogger("perdure.retention")
 
@@ -38,7 +38,7 @@ class Sweep:
         self._task = asyncio.ensure_future(self._run())
 
     async def stop(self) -> None:
-        """End it, between two pieces."""
+        """Stop between two pieces."""
         self._task.cancel()
         await asyncio.wait([self._task])
 

@@ -1,6 +1,6 @@
-"""One invocation in the hands of this worker: collect what arrived, give it to the turn, commit, then act.
+"""Runs one invocation: collect arrivals, deliver them to the turn, commit, then act.
 
-The order is the whole point. For one invocation, again and again:
+The order is the point. Each round of an invocation is:
 
     arrivals -> turn -> frame -> commit ->  (durable)  -> start steps, arm timers, tell the waiters
 
@@ -8,9 +8,9 @@ One commit is in flight at a time; what arrives meanwhile goes into the next. No
 before the frame that records it is durable, with one exception that saves a commit: on the first delivery of a new
 invocation, steps may start before the first frame, since a rerun would ask for the same steps.
 
-The turn decides *what*; `opening` and `frames` decide what that means for the journal, `in_progress` for the steps;
-the runner carries it out, and the store remembers. It runs in plain callbacks of the host's loop, never inside a host
-task, so that the body's tasks can be entered on every Python. What a callback raises stays with its invocation.
+The turn decides *what*; `opening` and `frames` decide what that means for the journal, `in_progress` for the steps; the
+runner carries it out. It runs in plain callbacks of the host's loop, never in a host task, so that the body's tasks can
+be entered on every Python. An exception in a callback stays with its invocation.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ from perdure.runtime.opening import (
 from perdure.stores.port import Delivery, Journal, Key, Transition, Wake, committed
 
 STOP_POLL_SECONDS = 0.002
-"""How often a stopping worker looks whether a last commit has ended."""
+"""How often a stopping worker checks whether its last commit has ended."""
 
 COMMIT_PATIENCE_SECONDS = 10.0
 """How long a stopping worker waits for a last commit that its store does not take."""
@@ -73,18 +73,18 @@ log = logging.getLogger("perdure.worker")
 
 
 class Runner(Live):
-    """Runs one invocation. Made with its first delivery; `take` gives it the others."""
+    """Runs one invocation. Made with its first delivery; `take` adds the others."""
 
     __slots__ = ("_force_frame", "_unwritten")
 
     def __init__(self, home: Home, delivery: Delivery, fault: str | None = None) -> None:
         super().__init__(home, delivery, fault)
-        self._unwritten: Ready | None = None  # what the body asked for, while the first frame is held back
+        self._unwritten: Ready | None = None  # the body's requests, while the first frame is held back
         self._force_frame = False
 
     # --- the inbox ----------------------------------------------------------------------------------------------------
     def advance(self) -> None:
-        """Do what can be done now: one round of the loop in this module's docstring."""
+        """Do one round, as far as possible now: see the module's docstring."""
         try:
             if self._store != "idle" or self.closed:
                 return
@@ -148,7 +148,7 @@ class Runner(Live):
             self.home.schedule(self)
 
     def _retry(self, start: Start, frames: Sequence[Frame], delivery: Delivery, message: Message) -> None:
-        """Run a failed invocation again: claim it, and record what is superseded and what stays."""
+        """Retry a failed invocation: claim it, and record what is superseded and what is kept."""
         at = self.home.clock.now()
         self._taken.append(delivery)
         turn: Turn | None = None
@@ -202,7 +202,7 @@ class Runner(Live):
         self._write(start, round, ready, outcome)
 
     def _gather(self, at: float) -> tuple[Round, Ready]:
-        """Give the turn what arrived, and return what came of it."""
+        """Deliver the arrivals to the turn, and return the round."""
         steps, inbox = self.steps, self._inbox
         arrivals, steps.arrivals = steps.arrivals, []
         if self._stuck is not None:
@@ -232,12 +232,12 @@ class Runner(Live):
             return round, ready
         self._stuck = self.record.explain(turn)
         self._forget_turn()
-        # Before the facts of this round: code that fits is given them on resuming, and asks for more only then.
+        # Before the facts of this round: code that fits gets them on resuming, and issues commands only then.
         round.entries.insert(0, Paused(at, self._stuck))
         return round, Ready()
 
     def _hold(self, ready: Ready) -> None:
-        """Begin the first steps, and hold their frame back for a while: it may hold their outcomes, too."""
+        """Begin the first steps, and hold their frame back for a while: it may then hold their outcomes too."""
         turn, steps = self.turn, self.steps
         assert turn is not None
         self._unwritten = ready
@@ -257,7 +257,7 @@ class Runner(Live):
                 self._without_frame(round)
                 return
             if not record.revision and turn is not None and turn.waits_for_key:
-                self._let_go(round.taken)  # it was woken too early, and the store keeps its position
+                self._let_go(round.taken)  # woken too early; the store keeps its position
                 return
         for n in ready.cancels:
             steps.cancel_unbegun(n, pending.get(n), self.home.clock.now())
@@ -270,16 +270,16 @@ class Runner(Live):
         self._commit(transition, self._settled if outcome is not None else partial(self._durable, ready, release))
 
     def _without_frame(self, round: Round) -> None:
-        """Answer and acknowledge what needs no frame, once it is sure that the journal is as it is known here.
+        """Answer and acknowledge what needs no frame, once the journal is known to be unchanged.
 
-        Another worker may have gone on since a turn was kept, or since a claim ran out: our commit would conflict, but
-        nothing is written here.
+        Another worker may have continued since the turn was cached or a claim expired. A commit would conflict, but
+        there is none here.
         """
         if not self._sure:
             self._read(partial(self.home.store.revision, self.id), partial(self._confirmed, round))
             return
         record = self.record
-        due = None if record.owned else self._next_due()  # after an early wake, it is set again first
+        due = None if record.owned else self._next_due()  # after an early wake, the wake is set again first
         if round.answers or due is not None or record.redo is not NO_EFFECTS:
             effects = record.with_redo(NO_EFFECTS if due is None else replace(NO_EFFECTS, wake=due), round.answers)
             status = None if due is None else record.history.status
@@ -314,7 +314,7 @@ class Runner(Live):
         if may_begin and steps.waiting:
             steps.begin_waiting(self)
         if not released and self._agenda is not None:
-            self._arm()  # while the turn is there to ask: a time limit must end a step that runs
+            self._arm()  # while the turn exists: a time limit must end a running step
         if self.home.always_replay:
             self._forget_turn()
         if released:
@@ -330,7 +330,7 @@ class Runner(Live):
         if self.record.history.paused is None:
             self.steps.begin_waiting(self)
         if self.record.owned:
-            self._arm()  # as after a takeover: its claim is a frame of its own, and the timers are older
+            self._arm()  # as after a takeover, whose claim is a frame of its own and whose timers are older
         self.settle_down()
         if self.steps.arrivals or self._inbox:
             self.home.schedule(self)
@@ -340,7 +340,7 @@ class Runner(Live):
     # --- slots, idleness and the end ----------------------------------------------------------------------------------
     @property
     def in_progress(self) -> bool:
-        """Tell whether a step, a read or a commit is in progress, and not only time is missing."""
+        """Tell whether a step, a read or a commit is in progress, so that not only time is missing."""
         busy = self._store == "busy" or self.steps.running or self.steps.arrivals or self._inbox
         return self._store != "away" and bool(busy)
 
@@ -355,12 +355,12 @@ class Runner(Live):
         return self._unwritten is not None and self._store == "idle" and not self.closed
 
     def write_first_frame(self) -> None:
-        """Commit the first frame that was held back, now."""
+        """Commit the first frame now, if it was held back."""
         self._force_frame = True
         self.home.schedule(self)
 
     def _rest(self) -> None:
-        """Stay in the cache for the next delivery; after a fault, let that find a new runner, which tries the code."""
+        """Stay in the cache for the next delivery; after a fault leave, and the next delivery makes a new runner."""
         if self._fault is None:
             self.home.became_idle(self)
         else:
@@ -390,7 +390,7 @@ class Runner(Live):
     async def stop(self, grace: float) -> None:
         """Hand the invocation over: give steps a grace, interrupt them unjournaled, release the claim."""
         await self.steps.stop(grace)
-        # An event would have to be kept up to date by every commit, for an end that comes once.
+        # Polled: every commit would have to maintain an event that is used once.
         patience = int(COMMIT_PATIENCE_SECONDS / STOP_POLL_SECONDS)
         while (self._store != "idle" or self.scheduled) and not self.closed and patience:
             await asyncio.sleep(STOP_POLL_SECONDS)

@@ -1,6 +1,6 @@
-"""The slots of a worker: which runners have one, what waits for one, and how many starts there is room for.
+"""The slots of a worker: which runners have one, what waits for one, and how many starts have room.
 
-Decides, and acts on nothing. A slot is the right of an invocation to have steps in progress. Runners that wait for
+Decides, and does nothing itself. A slot is the right of an invocation to have steps in progress. Runners that wait for
 one come before new starts.
 """
 
@@ -31,8 +31,8 @@ class Slots(Generic[H]):
         self.taken = 0
         self._limit = limit
         self.wanting: deque[H] = deque()
-        self.starts: OrderedDict[str, list[Delivery]] = OrderedDict()  # by id: a start without a slot, and its mail
-        self._asked = 0  # starts asked of the store that have not come
+        self.starts: OrderedDict[str, list[Delivery]] = OrderedDict()  # by id: a start without a slot, its messages
+        self._asked = 0  # starts requested from the store that have not come
 
     @property
     def are_free(self) -> bool:
@@ -40,7 +40,7 @@ class Slots(Generic[H]):
 
     # --- runners ------------------------------------------------------------------------------------------------------
     def take(self, holder: H) -> None:
-        """Give a slot, also when none is free."""
+        """Give a slot even if none is free."""
         self.taken += 1
         holder.has_slot = True
 
@@ -77,7 +77,7 @@ class Slots(Generic[H]):
         self._asked = max(0, self._asked - 1)
 
     def keep_waiting(self, delivery: Delivery, *, is_start: bool) -> bool:
-        """Keep a start that finds no slot, and what comes for one that waits; false if the delivery may go on."""
+        """Keep a start that finds no slot, and deliveries for one that waits; false if the delivery may go on."""
         waiting = self.starts.get(delivery.id)
         if waiting is not None:
             waiting.append(delivery)
@@ -88,11 +88,11 @@ class Slots(Generic[H]):
         return False
 
     def next_start(self) -> list[Delivery] | None:
-        """Take out the start that has waited longest, and what came for it, if a slot is free."""
+        """Remove and return the start that has waited longest, with its deliveries, if a slot is free."""
         return self.starts.popitem(last=False)[1] if self.starts and self.are_free else None
 
     def drop(self, id: str) -> None:
-        """Forget a start that another worker has now."""
+        """Forget a start that another worker has taken."""
         self.starts.pop(id, None)
 
     def forget(self) -> None:

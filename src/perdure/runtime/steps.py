@@ -1,4 +1,4 @@
-"""Begins and ends the steps of one invocation, as `in_progress` decides: attempts, slots, graces."""
+"""Begins and ends the steps of one invocation, as `in_progress` decides: attempts, slots, grace periods."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Owner(Protocol):
     @property
     def closed(self) -> bool: ...
     def arrived(self) -> None:
-        """Hear that an outcome is among the arrivals."""
+        """Note that an outcome is among the arrivals."""
         ...
 
     def settle_down(self) -> None: ...
@@ -40,12 +40,12 @@ class Owner(Protocol):
 
 
 class Steps(InProgress[Attempt]):
-    """The steps of one invocation, and the acts."""
+    """The steps of one invocation, begun and ended."""
 
     __slots__ = ()
 
     def begin_waiting(self, owner: Owner) -> None:
-        """Begin the steps that are durable, as far as there is a slot."""
+        """Begin the durable steps for which there is a slot."""
         if self.waiting and not self.stopping:
             for each in self.take_waiting():
                 self.begin(owner, each)
@@ -104,7 +104,7 @@ class Steps(InProgress[Attempt]):
                 was_running = self.ended(n, attempt)
             if not was_running:
                 if not task.cancelled():
-                    task.exception()  # seen: its end is journaled already
+                    task.exception()  # retrieved, so that asyncio does not warn: its end is journaled already
                 owner.settle_down()
             elif not owner.closed and not (self.stopping and task.cancelled()):
                 home = owner.home

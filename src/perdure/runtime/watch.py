@@ -19,7 +19,7 @@ log = logging.getLogger("perdure.worker")
 class DrainWatch:
     """Reports a body that blocks the loop, with its stack, from a thread of its own.
 
-    The loop only counts; the thread looks now and then, and sees the same count again if nothing has moved.
+    The loop only counts; the thread compares the count periodically, and an unchanged one means a blocked loop.
     """
 
     def __init__(self, limit: float = DRAIN_LIMIT_SECONDS) -> None:

@@ -1,8 +1,8 @@
-"""A worker: takes deliveries, keeps a runner for each invocation in hand, and bounds what runs at the same time.
+"""A worker: takes deliveries, keeps a runner for each invocation that it holds, and bounds what runs at the same time.
 
-Slots: `max_concurrent` bounds the invocations that have a step in progress. A new start comes only when a slot is free.
-An invocation that waits holds none; when a message makes it ask for steps, these queue for a slot ahead of new starts.
-So a parent that waits for its child never blocks it.
+Slots: `max_concurrent` bounds the invocations that have a step in progress. A new start is requested only when a slot
+is free. An invocation that waits has no slot; its next steps queue for one ahead of new starts. So a parent that waits
+for its child never blocks it.
 """
 
 from __future__ import annotations
@@ -38,17 +38,17 @@ from perdure.runtime.watch import DrainWatch
 from perdure.stores.port import LEASE_SECONDS, Delivery, Store
 
 CACHE_LIMIT = 1_000
-"""Suspended invocations whose turn is kept, so that the next event needs no replay."""
+"""Suspended invocations whose turn is cached, so that the next event needs no replay."""
 
 READS_LIMIT = 50
-"""Journals that are read at a time. When thousands of timers are due at once, what else comes is not kept waiting."""
+"""Journals that are read at a time: thousands of timers due at once must not delay other deliveries."""
 
 FIRST_FRAME_SECONDS = 0.1
 """How long the first frame of an invocation may be held back while its first steps run."""
 
 COLLECTOR_THRESHOLD = 10_000
-"""Allocations between two young garbage collections while a worker runs, unless the program has set more. CPython's own
-700 makes the collector scan what a busy worker has in hand many times over, for a tenth of its time."""
+"""Allocations between two young garbage collections while a worker runs, unless the program has set more. With
+CPython's own 700 the collector scans a busy worker's objects over and over, for a tenth of its time."""
 
 STOP_GRACE_SECONDS = 10.0
 """How long running steps may take to end when a worker stops."""
@@ -64,7 +64,7 @@ class Channels(Protocol):
 
 
 Translators = Callable[[], Sequence[FailureTranslator]]
-"""Gives what knows how to journal exceptions that are not plain Python, as those of gRPC."""
+"""Gives the translators of exceptions that are not plain Python, such as gRPC's."""
 
 
 class Worker:
@@ -104,12 +104,12 @@ class Worker:
         self._retention = retention
         self._partitions = partitions
         self._lease = lease
-        self.beside: list[Worker] = []  # those of its client that run: none may serve other code by the same name
+        self.beside: list[Worker] = []  # its client's running workers: none serves other code under the same name
         self._runners: dict[str, Runner] = {}
         self._cached: OrderedDict[str, Runner] = OrderedDict()
         self._scheduled: list[Runner] = []
-        self._young: list[Runner] = []  # whose first frame is held back
-        self._aging: list[Runner] = []  # ... since before the last look
+        self._young: list[Runner] = []  # runners whose first frame is held back
+        self._aging: list[Runner] = []  # ... since before the last check
         self._slots: Slots[Runner] = Slots(max_concurrent)
         self._log = RateLimitedLog(log)
         self._pool: concurrent.futures.ThreadPoolExecutor | None = None
@@ -121,7 +121,7 @@ class Worker:
         if self._running:
             raise InvalidOption("this worker is running already: make another with client.worker(...)")
         self._running = True
-        parts = AsyncExitStack()  # what `stop` undoes, in reverse; so does an entering that fails half way
+        parts = AsyncExitStack()  # undone in reverse by `stop`, or when entering fails half way
         try:
             await self._enter(parts)
         except BaseException:
@@ -132,7 +132,7 @@ class Worker:
         return self
 
     def serves(self, workflow: Workflow[..., Any]) -> Workflow[..., Any] | None:
-        """Return what this worker serves under the name of a workflow, if it runs."""
+        """Return the workflow that this worker serves under a name, if it runs."""
         served = self.workflows.get(workflow.name) if self._running else None
         return served if served is not None and served.name == workflow.name else None
 
@@ -165,7 +165,7 @@ class Worker:
 
     def _raise_threshold(self, parts: AsyncExitStack) -> None:
         found = gc.get_threshold()
-        if 0 < found[0] < COLLECTOR_THRESHOLD:  # another worker that finds it raised leaves it as it is
+        if 0 < found[0] < COLLECTOR_THRESHOLD:  # a worker that finds it raised leaves it
             gc.set_threshold(COLLECTOR_THRESHOLD, *found[1:])
             parts.callback(gc.set_threshold, *found)
 
@@ -189,7 +189,7 @@ class Worker:
             await asyncio.get_running_loop().create_future()
 
     async def stop(self, grace: float | None = None) -> None:
-        """Take nothing new, let running steps end for at most `grace` seconds, and hand everything over."""
+        """Take nothing new, let running steps end within `grace` seconds, and hand everything over."""
         if not self._running:
             return
         self._running = False
@@ -202,7 +202,7 @@ class Worker:
         await self._parts.aclose()
 
     def halt(self) -> None:
-        """Do nothing more, at once, as a killed process would: nothing is journaled or acknowledged. For tests."""
+        """Stop at once, as a killed process does: nothing more is journaled or acknowledged. For tests."""
         self._running = False
         for runner in [*self._runners.values()]:
             runner.close()
@@ -251,7 +251,7 @@ class Worker:
         runner.take(delivery)
 
     def _ask(self) -> None:
-        """Ask the store for as many starts as there is room for."""
+        """Request as many starts from the store as there are slots."""
         if self._running and (room := self._slots.ask()) > 0:
             self.subscription.request(room)
 
@@ -272,18 +272,18 @@ class Worker:
                 runner.scheduled = False
                 runner.advance()
         finally:
-            for runner in batch:  # an interrupt struck one of them: the rest have their turn in the next round
+            for runner in batch:  # an interrupt hit one of them: the rest run in the next round
                 runner.scheduled = False
                 self.schedule(runner)
 
     def hold_first_frame(self, runner: Runner, /) -> None:
-        """See to it that a first frame is not held back for long. One timer serves all."""
+        """Bound how long a first frame is held back. One timer serves all."""
         if not self._young and not self._aging:
             self.loop.call_later(FIRST_FRAME_SECONDS / 2, self._write_first_frames)
         self._young.append(runner)
 
     def _write_first_frames(self) -> None:
-        """Write the first frames that were held back for at least half the time when this ran before."""
+        """Write the first frames that were held back before this ran last."""
         for runner in self._aging:
             if runner.first_frame_held:
                 runner.write_first_frame()
@@ -323,17 +323,17 @@ class Worker:
             self._unserved.note(start)
 
     def ended(self, runner: Runner, /) -> None:
-        """Forget a runner whose invocation is settled, or not ours."""
+        """Forget a runner whose invocation has settled or moved to another worker."""
         if self._runners.get(runner.id) is runner:
             del self._runners[runner.id]
         self._cached.pop(runner.id, None)
 
     def deliver_again(self, delivery: Delivery, /) -> None:
-        """Give what came while an invocation settled to a new runner, which answers from the journal."""
+        """Give deliveries that came while an invocation settled to a new runner, which answers from the journal."""
         self._deliver(delivery)
 
     def set_aside(self, deliveries: Sequence[Delivery], reason: str, /) -> None:
-        """Give what an unexpected exception left in hand to a new runner that pauses the invocation."""
+        """After an unexpected exception, give the deliveries to a new runner, which pauses the invocation."""
         if not self._running:
             return
         first, *more = deliveries
@@ -343,10 +343,10 @@ class Worker:
             runner.take(delivery)
 
     def commit_failed(self, id: str, error: BaseException, /) -> None:
-        """Say that the store does not take commits: once a while, since each is tried again every second."""
+        """Log that the store does not take commits, rate-limited: each is retried every second."""
         self._log(
             type(error),
-            "commit for invocation %s failed: %s; it is tried again until it works, and so are others",
+            "commit for invocation %s failed: %s; this and others are retried until they succeed",
             *(id, error),
             exc_info=None if isinstance(error, StoreError) else error,
         )
