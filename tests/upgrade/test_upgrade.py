@@ -17,7 +17,7 @@ import pytest
 from examples.services.nats_server import Server, server
 from tests.scenarios import bodies
 from tests.scenarios.engine import Options
-from tests.scenarios.lab import JetStreamLab, ProcessLab, Refusal, SqliteLab
+from tests.scenarios.lab import JetStreamLab, ProcessLab, Refusal, SqliteLab, until
 from tests.upgrade.next_release import build
 
 pytestmark = pytest.mark.slow
@@ -252,7 +252,10 @@ async def test_verb_of_the_next_release_waits_for_a_worker_of_it(on_jetstream: _
     ids += await asking(old, "b", 2)
     await answer(old, ["b0", "b1"])
     new = await on_jetstream.next()
-    await new.has_status("a0", "annotated")
-    await new.has_status("a1", "annotated")
+
+    async def both_are_annotated() -> bool:
+        return [await new.status(id) for id in ("a0", "a1")] == ["annotated"] * 2
+
+    await until(both_are_annotated, AGAIN_SECONDS)
     await answer(new, ["a0", "a1"])
     assert await new.ask("flaws", ids=ids) == []

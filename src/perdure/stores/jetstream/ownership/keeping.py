@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import math
+import random
 from collections.abc import Callable, Coroutine, Iterable, Sequence
 from datetime import UTC, datetime
 from functools import partial
@@ -37,6 +38,8 @@ ASIDE_SECONDS = 0.25
 """How long after it was first set aside something comes again; each time it takes twice as long."""
 ASIDE_LIMIT_SECONDS = 5.0
 """The longest that something set aside takes to come again."""
+ASIDE_JITTER = 0.5
+"""The share of that time that is left to chance."""
 
 DUE = "=due"
 LEASE = "=lease"
@@ -92,6 +95,7 @@ class Keeper:
             return
         token.done = True
         delay = min(ASIDE_SECONDS * 2 ** min(token.times - 1, 16), ASIDE_LIMIT_SECONDS)
+        delay *= 1 - ASIDE_JITTER * random.random()  # noqa: S311  out of step with the pulls, which are renewed regularly
         self._wire.hand_back(token.reply, delay)
         stream, consumer = token.reply.split(".")[-7:-5]
         self.others_first(stream, consumer)

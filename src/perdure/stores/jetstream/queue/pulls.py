@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import random
 from collections.abc import Callable
 
 from msgspec import Struct
@@ -17,6 +18,8 @@ EXPIRES_SECONDS = 30.0
 EXPIRES_LEAST_SECONDS = 2.0
 EXPIRES_SHARE = 2
 """A pull waits for this part of a lease: a process that hangs has none left when its deliveries go to others."""
+EXPIRES_JITTER = 0.5
+"""The share of that time that is left to chance."""
 HEARTBEAT_SECONDS = 3.0
 SILENCE_SECONDS = 8.0
 """Without a sign of life for so long, a pull is taken for lost: the server was restarted, or a route broke."""
@@ -85,13 +88,15 @@ class Puller:
             self._heard = now
         self._outstanding += batch
         self._low = wanted // 2
+        # Were all pulls as long, the same worker would have the one that waits longest, each time that something comes.
+        expires = self._expires * (1 - EXPIRES_JITTER * random.random())  # noqa: S311  neither secret nor to be repeated
         self._wire.pull(
             self.stream,
             self._consumer,
             self._inbox,
             batch=batch,
-            expires=self._expires,
-            heartbeat=min(HEARTBEAT_SECONDS, self._expires / 3),
+            expires=expires,
+            heartbeat=min(HEARTBEAT_SECONDS, expires / 3),
         )
 
     def reset(self) -> None:
