@@ -1,4 +1,4 @@
-"""The last line of defence against numbers that are not finite: NaN has no place in an order of times.
+"""The last line of defence against numbers that are not finite: NaN cannot be ordered among times.
 
 Earlier checks refuse them where they are made. Every store asks these functions in `submit`, `post` and `commit`,
 before it writes anything: a frame whose effects could not be written would leave its owner busy for ever.
