@@ -1,1 +1,1 @@
-"""What can be asked of a store and told to its invocations, in terms of invocations and values."""
+"""The operations on a store and its invocations, in terms of invocations and values."""

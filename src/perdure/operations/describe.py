@@ -1,4 +1,4 @@
-"""What `describe` and `list` give: an invocation as people see it, read from its journal and nothing else.
+"""Describes invocations for `describe` and `list`, from their index rows and journals alone.
 
 Values are decoded without the code that wrote them, to builtin types; one that cannot be is named with its size.
 """
@@ -91,9 +91,9 @@ class AwakeableInfo(Struct, frozen=True):
 class Invocation(Struct, frozen=True):
     """An invocation, as the index knows it; `describe` fills in the rest from its journal.
 
-    `waiting_for` says in words what it waits for. `result` is in builtin types. `epoch` counts the workers that ran
-    it, `retries` its retries. `started_at` is when a worker first had it, `ended_at` when it was settled, `deadline`
-    the end of its time limit. `mail` names what was sent to it and is neither applied nor refused yet, oldest first.
+    `waiting_for` lists what it waits for, as text. `result` is in builtin types. `epoch` counts claims, `retries`
+    retries. `started_at` is when a worker first accepted it, `ended_at` when it settled, `deadline` the end of its time
+    limit. `mail` lists messages that are not yet applied or refused, oldest first.
     """
 
     id: str
@@ -143,7 +143,7 @@ def from_journal(
 ) -> Invocation:
     """Return what the index and the journal know.
 
-    `served` says whether a worker here serves the handler, `key_holder` who holds its key, if it has one.
+    `served`: a worker here serves the handler. `key_holder` is the holder of its key, if it has one.
     """
     steps: dict[int, JournalStep] = {}
     awakeables: dict[int, AwakeableInfo] = {}
@@ -154,7 +154,7 @@ def from_journal(
     for frame in current(frames):
         if (retried := retry_in(frame)) is not None:
             generation, begun_at = retried.generation, retried.at
-        for command in frame.commands:  # first, as an entry may answer a command of its own frame
+        for command in frame.commands:  # commands first: an entry may answer a command of its own frame
             if isinstance(command, OpenAwakeable):
                 if command.n not in awakeables:  # a retry opens the same one again
                     id = awakeable_id(start.id, generation, command.n, secret)

@@ -1,4 +1,4 @@
-"""What `list`, `page` and `watch` are asked for: filters and cursors as users give them, checked, for the index."""
+"""Checks the filters and cursors of `list`, `page` and `watch`, and converts them for the index."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ STATUSES: tuple[Status, ...] = get_args(Status)
 
 
 class Filters(TypedDict, total=False):
-    """Which invocations: each that is given must match. They were created in [`created_after`, `created_before`)."""
+    """Filters of invocations: all given ones must match. `created_after` is inclusive, `created_before` exclusive."""
 
     status: Status | None
     handler: str | None
@@ -49,7 +49,7 @@ def filter_of(
     created_after: datetime | None = None,
     created_before: datetime | None = None,
 ) -> Filter:
-    """Return filters as the index takes them, or raise `InvalidOption` or `BadId` naming the one that is wrong."""
+    """Return the filter for the index, or raise `InvalidOption` or `BadId` naming the wrong one."""
     if status is not None and status not in STATUSES:
         raise InvalidOption(f"status={status!r}: there is none of this name; it is one of {', '.join(STATUSES)}")
     for name, text in (("handler", handler), ("key", key), ("id_prefix", id_prefix)):
@@ -80,7 +80,7 @@ def check_limit(limit: int, most: int | None = None) -> int:
 
 
 def cursor_of(row: Row) -> str:
-    """Return the cursor of the page that follows a row. It names a position in the order of creation, not a number."""
+    """Return the cursor of the page after a row. It names a position in the order of creation."""
     return base64.urlsafe_b64encode(msgspec.msgpack.encode((row.created_at, row.id))).rstrip(b"=").decode()
 
 

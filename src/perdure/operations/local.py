@@ -1,7 +1,6 @@
 """The operations over a store that this process opens.
 
-Decides nothing about an invocation: it encodes what was asked into starts and messages, and reads journals and the
-index for what is told.
+It decides nothing about an invocation: it encodes requests as starts and messages, and reads journals and the index.
 """
 
 from __future__ import annotations
@@ -63,7 +62,7 @@ T = TypeVar("T")
 
 @runtime_checkable
 class HasBackup(Protocol):
-    """A store that copies itself."""
+    """A store that can copy itself."""
 
     async def backup(self, target: str, /) -> None: ...
 
@@ -71,9 +70,9 @@ class HasBackup(Protocol):
 class Local(Operations):
     """The operations of the store that `make_store` makes. It is opened on first use, and never after `aclose`.
 
-    `name` is what texts call the store. `timeout` bounds how long a start or message waits to be accepted, in seconds;
-    None leaves that to the store. `instead_of_backup` says what to use where the store does not copy itself.
-    `holds_resources` says that an open store has files, threads or connections: one that is never closed is warned of.
+    `name` is the store's name in texts. `timeout` bounds how long a start or message waits to be accepted, in seconds;
+    None leaves that to the store. `instead_of_backup` names the remedy if the store cannot copy itself.
+    `holds_resources`: an open store has files, threads or connections, and a warning is given if it is never closed.
     """
 
     def __init__(
@@ -139,7 +138,7 @@ class Local(Operations):
             if not opening.cancelled() or (here is not None and here.cancelling()):
                 raise
             self._check_open()
-            raise self._not_opened() from None  # another caller's time ran out
+            raise self._not_opened() from None  # another caller timed out
         finally:
             if self._opening is opening and (opening.done() or opening.cancelling()):
                 self._opening = None
@@ -164,14 +163,14 @@ class Local(Operations):
             if here is not None and here.cancelling():  # a library may take a cancellation for a failure of its own
                 raise asyncio.CancelledError from None
             raise
-        self._writer = secrets.token_hex(10)  # now rather than earlier: a forked child opens a store of its own
+        self._writer = secrets.token_hex(10)  # at the first use: a forked child opens its own store
         if self._holds_resources:
             self._warning = weakref.finalize(self, _warn_of_unclosed, self._name, os.getpid())
         self._unserved = Unserved(store)
         return store
 
     async def _accepted(self, accepting: Awaitable[T], what: str, again: str) -> T:
-        """Wait until the store has accepted something, for as long as `timeout` allows."""
+        """Wait until the store accepts, at most `timeout`."""
         if self._timeout is None:
             return await accepting
         try:
@@ -205,10 +204,10 @@ class Local(Operations):
         if self._timeout is None:
             (is_new,) = await store.submit((start,))
         else:
-            again = f"It may have got it all the same: start it again with using(id={start.id!r}), which runs it once"
+            again = f"It may be accepted all the same: start it again with using(id={start.id!r}), which runs it once"
             (is_new,) = await self._accepted(store.submit((start,)), f"the start of invocation {start.id!r}", again)
-        assert self._unserved is not None
-        self._unserved.note(start)
+        if not store.serves(start.handler) and self._unserved is not None:
+            self._unserved.note(start)
         return is_new
 
     def _start_of(self, store: Store, asked: Submission) -> Start:
@@ -311,7 +310,7 @@ class Local(Operations):
     async def _post(self, store: Store, id: str, request: Request) -> Message:
         self._sent += 1
         message = Message(f"{self._writer}-{self._sent}", id, store.clock.now(), request)
-        again = "It may have got it all the same: look at the invocation, then send it again"
+        again = "It may be accepted all the same: look at the invocation, then send it again"
         await self._accepted(store.post(message), f"a message for invocation {id!r}", again)
         return message
 
@@ -434,7 +433,7 @@ class Local(Operations):
 
 
 def _warn_of_unclosed(name: str, pid: int) -> None:
-    """Warn, as asyncio does, when operations are dropped, or the process ends, with the store open."""
+    """Warn, as asyncio does, if the operations are dropped or the process ends while the store is open."""
     if pid == os.getpid():
         text = f"unclosed client of {name}: leave its `async with`, or await client.aclose()"
         warnings.warn(text, ResourceWarning, stacklevel=2)
@@ -446,7 +445,7 @@ async def store_behind(operations: Operations) -> Store:
 
 
 async def _changed_since(store: Store, filter: Filter, since: float) -> AsyncIterator[Row]:
-    """Read the whole index for what has changed: the way out for a watcher that was not told."""
+    """Read the whole index for changes: the fallback of a watcher that missed some."""
     filter = replace(filter, limit=PAGE_LIMIT)
     while rows := await store.search(filter):
         for row in rows:

@@ -1,8 +1,8 @@
-"""What can be asked of a store and told to its invocations: the operations, in terms of invocations and values.
+"""The operations on a store and its invocations, as a protocol in terms of invocations and values.
 
 The client, its handles and the command line know this protocol and nothing behind it: no store, no journal, no secret.
-`local` keeps it over a store that this process opens. A value is bytes, encoded as `perdure.core` encodes it; whoever
-made the call knows its type.
+`local` implements it over a store that this process opens. A value is bytes, encoded by `perdure.core`; the caller
+knows its type.
 
 Every operation opens the store if it is not open yet, raises `StoreClosed` after `aclose`, and `UnknownInvocation` for
 an id that the store does not know.
@@ -23,7 +23,7 @@ from perdure.operations.describe import Invocation
 from perdure.operations.listing import Filters, Page
 
 ANSWER_WAIT_SECONDS = 30.0
-"""How long `pause`, `resume`, `cancel`, `retry`, `resolve` and `reject` wait to hear that they were applied.
+"""How long `pause`, `resume`, `cancel`, `retry`, `resolve` and `reject` wait until they are applied.
 
 The message is durable before they wait."""
 
@@ -32,7 +32,7 @@ The message is durable before they wait."""
 class Submission(Struct, frozen=True):
     """One workflow to start: the encoded arguments and how to run them.
 
-    `is_chosen` says that the caller chose the id, so that it may exist already. `digest` tells inputs apart.
+    `is_chosen`: the caller chose the id, so it may exist already. `digest` identifies the input.
     """
 
     id: str
@@ -62,8 +62,8 @@ Outcome = Value | Failure | WasCancelled
 class Stats(Struct, frozen=True, omit_defaults=True):
     """How many invocations there are.
 
-    `is_current` is false while a store that is far away cannot be asked: these are the last known numbers then, and at
-    least `behind` changes are missing.
+    `is_current` is false while a remote store cannot be reached: these are the last known numbers then, and at least
+    `behind` changes are missing.
     """
 
     total: int
@@ -79,7 +79,7 @@ def nothing() -> None:
 
 # --- the operations ---------------------------------------------------------------------------------------------------
 class Operations(Protocol):
-    """What the client, its handles and the command line can do with a store."""
+    """The operations of the client, its handles and the command line on a store."""
 
     # --- life ---------------------------------------------------------------------------------------------------------
     async def open(self) -> None:
@@ -106,7 +106,7 @@ class Operations(Protocol):
     async def restart(
         self, id: str, call: Submission | None, /, *, new_id: str | None, handlers: Collection[str] = ()
     ) -> str:
-        """Start an invocation at rest anew under another id, and return that; `call` brings other input.
+        """Start an invocation at rest anew under another id, and return that id; `call` has other input.
 
         `handlers` are the names of the workflow that is called: the invocation must be of one of them.
         """

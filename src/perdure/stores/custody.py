@@ -1,7 +1,7 @@
-"""Which worker of this process holds which invocation: what the stores that hand out deliveries have in common.
+"""Tracks which worker of this process holds which invocation. Shared by the stores that hand out deliveries.
 
-An invocation has one owner among the workers, whatever comes for it. A worker keeps it while it holds a delivery that
-it has not acknowledged, or a claim. Nothing here is durable, and nothing knows where deliveries come from: see
+An invocation has one owner among the workers. A worker owns it while it holds an unacknowledged delivery or a claim.
+Nothing here is durable, and nothing knows where deliveries come from: see
 `local.dispatch` for the stores of one process, `jetstream.ownership.hands` for one that several processes share.
 
 It runs on one event loop and is not thread-safe.
@@ -117,8 +117,8 @@ class Custody(ABC, Generic[H]):
         self.members: list[Member[H]] = []
         self._owners: dict[str, Member[H]] = {}
         self._parked: dict[str, list[Delivery]] = {}  # messages for invocations that have not begun
-        self._shaken: set[str] = set()  # invocations whose holder here ended without releasing them
-        self._declined: dict[str, list[Delivery]] = {}  # that every worker here which serves them declined
+        self._shaken: set[str] = set()  # invocations whose owner here ended without releasing them
+        self._declined: dict[str, list[Delivery]] = {}  # deliveries that every worker here declined
         self._offering: asyncio.TimerHandle | None = None  # it will offer what was declined once more
         self._log = RateLimitedLog(log)
 
@@ -148,7 +148,10 @@ class Custody(ABC, Generic[H]):
 
     # --- what is held -------------------------------------------------------------------------------------------------
     def serves(self, handler: str) -> bool:
-        return any(handler in member.handlers for member in self.members)
+        for member in self.members:  # noqa: SIM110  a generator would double the cost, for every start
+            if handler in member.handlers:
+                return True
+        return False
 
     def served(self) -> set[str]:
         """Return the handlers that workers here serve."""
@@ -189,7 +192,7 @@ class Custody(ABC, Generic[H]):
         return True
 
     def hand(self, member: Member[H], delivery: Delivery) -> None:
-        """Deliver to a member, who owns the invocation from now on; what was parked for its start comes behind it."""
+        """Deliver to a member, which owns the invocation from now on; messages parked for its start follow."""
         hold = member.held.get(delivery.id)
         if hold is None:
             hold = member.held[delivery.id] = self._new_hold(delivery)
@@ -201,7 +204,7 @@ class Custody(ABC, Generic[H]):
                 self.hand(member, message)
 
     def _as_seen(self, delivery: Delivery) -> Delivery:
-        """Return a delivery as one that a worker may have begun, if a worker ended here with its invocation."""
+        """Mark a delivery as one that a worker may have begun, if a worker that held its invocation ended here."""
         if delivery.attempt == 1 and delivery.id in self._shaken:
             return replace(delivery, attempt=2)
         return delivery
@@ -210,7 +213,7 @@ class Custody(ABC, Generic[H]):
     def decline(self, member: Member[H], delivery: Delivery, reason: str) -> None:
         """Take back all that a member holds of an invocation that it cannot run: another member gets it, or it waits.
 
-        What was in hand comes again as something that a worker may have begun.
+        The deliveries come again as ones that a worker may have begun.
         """
         hold = member.held.pop(delivery.id, None)
         if hold is not None:
@@ -277,7 +280,7 @@ class Custody(ABC, Generic[H]):
             self._let_gone(hold)
 
     def _dispossess(self, member: Member[H]) -> dict[str, H]:
-        """Take back all that a member holds that leaves, and return it."""
+        """Take back and return everything that a leaving member holds."""
         self.members.remove(member)
         held, member.held = member.held, {}
         for id in held:
@@ -286,7 +289,7 @@ class Custody(ABC, Generic[H]):
         return held
 
     def _disband(self) -> None:
-        """Let all members end."""
+        """End all members."""
         for member in self.members:
             member.open = False
         self.members.clear()

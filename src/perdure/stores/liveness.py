@@ -1,7 +1,7 @@
 """The liveness invariant: every unsettled invocation has a delivery, a wake or a position, or waits for the outside.
 
-Checked by the memory store, in tests, before every write; and read by the janitor of the JetStream store. It reads
-journals, not the index, so that an index that says too little is found as well.
+Tests check it on the memory store before every write, and the janitor of the JetStream store uses it. It reads
+journals, not the index, so that it finds a stale index too.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ class Waits:
         return cls(commands, retries)
 
     def due(self, start: Start, retried_at: float | None) -> float | None:
-        """Return when something is due of itself."""
+        """Return the earliest due time."""
         times = [command.due for command in self.commands.values() if isinstance(command, SetTimer)]
         times += self.retries.values()
         if start.timeout is not None:
@@ -85,7 +85,7 @@ class Waits:
 
 
 def breaches(contents: Contents, now: float) -> Iterator[str]:
-    """Name every invocation and key that nothing will ever move on."""
+    """Name every invocation and key that is stuck for ever."""
     for id, row in contents.rows.items():
         for breach in _breaches_of(id, row, contents, now):
             yield f"invocation {id} ({row.status}): {breach}"
@@ -121,7 +121,7 @@ def _breaches_of(id: str, row: Row, contents: Contents, now: float) -> Iterator[
 
 
 def _is_brought(id: str, row: Row, contents: Contents, now: float) -> bool:
-    """Tell whether a worker gets it now, or when the store is opened next."""
+    """Tell whether a worker gets it, now or when the store is next opened."""
     is_due = contents.wakes.get(id, now + 1) <= now
     return row.status == "running" or id in contents.queued or bool(contents.messages.get(id)) or is_due
 
@@ -138,7 +138,7 @@ def _parent_breaches(start: Start, contents: Contents) -> Iterator[str]:
 
 
 def owed(history: History, waits: Waits, wake: float | None) -> Iterator[str]:
-    """Say what a released invocation that nothing brings is owed by its journal; `wake` is when it will be woken."""
+    """Name what a released, undelivered invocation lacks by its journal; `wake` is when it will be woken."""
     assert history.start is not None
     due = waits.due(history.start, history.retried_at)
     if due is not None and (wake is None or wake > due):

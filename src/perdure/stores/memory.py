@@ -1,9 +1,9 @@
 """The memory store: the Store protocol as an executable specification.
 
-It keeps the order of writes that every store must keep (frame, then effects, acknowledgements last) as separate
-writes, so that a test can end the process between any two of them: `hook` is called before each write with its name,
-and may raise `Crashed`. After a crash the store refuses everything until `restart`, which forgets what a process
-would have held in memory and keeps what a disk would.
+It writes in the order that every store must keep (frame, then effects, acknowledgements last), in separate writes, so
+that a test can end the process between any two of them: `hook` is called before each write with its name, and may raise
+`Crashed`. After a crash the store refuses everything until `restart`, which forgets what a process would hold in memory
+and keeps what a disk would.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ Hook = Callable[[str, str], None]
 
 
 class Crashed(BaseException):
-    """The process ends here, as far as a test is concerned."""
+    """Simulates the end of the process."""
 
 
 class MemoryStore:
@@ -89,8 +89,8 @@ class MemoryStore:
         self._messages: dict[str, Message] = {}
         self._answers: dict[str, Answer] = {}
         self._mail: dict[str, set[str]] = {}  # ids of all messages that an invocation got
-        # Invocations whose index is behind their journal, with what their last frame starts. Like all effects of a
-        # frame, these are done when the index is written; until then a worker may do them again.
+        # Invocations whose index lags behind their journal, with the ids that their last frame starts. All effects of
+        # a frame are done when the index is written; until then a worker may redo them.
         self._undone: dict[str, frozenset[str]] = {}
         self._wakes: dict[str, float] = {}
         self._keys: dict[str, Key] = {}
@@ -99,7 +99,7 @@ class MemoryStore:
         self._begin()
 
     def _begin(self) -> None:
-        """Set up what a process holds in memory."""
+        """Set up the state that a process holds in memory."""
         self._down = False
         self._opened_at = self._sequence
         self._due: list[tuple[float, str]] = [(at, id) for id, at in self._wakes.items()]
@@ -111,7 +111,7 @@ class MemoryStore:
         self._alarm = Alarm(self.clock, self._ring)
 
     def restart(self) -> None:
-        """Begin again as a new process would, with what was written."""
+        """Begin again as a new process, with what was written."""
         self._end("it was restarted")
         self._begin()
 
@@ -174,7 +174,7 @@ class MemoryStore:
         self._queued[start.id] = (self._sequence, start)
         if start.key is not None:
             self._lines.setdefault(start.key, {})[start.id, 0] = self._sequence
-            if start.timeout is not None:  # so that it ends in time even if its key never comes
+            if start.timeout is not None:  # so that it times out even if it never gets the key
                 self._wakes[start.id] = start.due + start.timeout
                 heapq.heappush(self._due, (self._wakes[start.id], start.id))
                 self._arm()
@@ -386,7 +386,7 @@ class MemoryStore:
             self._forget(delivery)
         if outcome is not None:
             self._soon(lambda: self._notices.settled(id, outcome))
-        self._dispatcher.committed(id, transition.acknowledge, ended=ended)  # before anybody is told
+        self._dispatcher.committed(id, transition.acknowledge, ended=ended)  # before any caller hears of it
         return len(self._frames[id])
 
     def _set_wake(self, id: str, at: float) -> None:
@@ -480,7 +480,7 @@ class MemoryStore:
         return len(removed)
 
     def _is_at_rest(self, row: Row, before: float) -> bool:
-        """Tell whether an invocation settled by `before`, and nothing for it is on its way."""
+        """Tell whether an invocation settled by `before`, and nothing is pending for it."""
         in_hand = row.id in self._queued or self._dispatcher.has(row.id)
         return row.status in SETTLED and row.updated_at <= before and not in_hand
 
@@ -488,7 +488,7 @@ class MemoryStore:
         self._write("purge messages", id)
         for message_id in self._mail.pop(id, ()):
             self._answers.pop(message_id, None)
-        self._write("purge", id)  # at once, as a journal is rolled up: without its frames it would run again
+        self._write("purge", id)  # in one write: without its frames it would run again
         for table in (self._rows, self._digests, self._starts, self._frames, self._wakes, self._undone):
             table.pop(id, None)
 
@@ -499,9 +499,9 @@ class MemoryStore:
 
     # --- for tests ----------------------------------------------------------------------------------------------------
     def check_liveness(self, purged: Collection[str] = ()) -> None:
-        """Raise if something that must come about has nothing that will ever bring it about.
+        """Raise if an invocation or key is stuck for ever, see `stores.liveness`.
 
-        `purged` are the ids that were removed, which nothing misses.
+        `purged` are ids that were removed on purpose.
         """
         messages: dict[str, set[str]] = {}
         for message in self._messages.values():
@@ -514,11 +514,11 @@ class MemoryStore:
             raise AssertionError("; ".join(found))
 
     def undelivered(self) -> list[str]:
-        """Return the ids of starts, messages and wakes that wait or are not acknowledged."""
+        """Return the ids of starts, messages and wakes that are queued or unacknowledged."""
         return [*self._queued, *self._scheduled, *self._messages, *self._wakes]
 
     def redeliver(self) -> None:
-        """Deliver all that is in hand once more to its holder, as a store does whose acknowledgements are late."""
+        """Deliver everything that is held once more to its holder, as after late acknowledgements."""
         self._dispatcher.repeat()
 
     def acknowledge_late(self, delivery: Delivery) -> None:
@@ -554,7 +554,7 @@ class MemoryStore:
         return future
 
     def _soon(self, callback: Callable[[], Any]) -> None:
-        process = self._dispatcher  # what one process had in mind, the next does not do
+        process = self._dispatcher  # the next process knows nothing of the timers of this one
 
         def do() -> None:
             if process is self._dispatcher and not self._down:

@@ -99,12 +99,12 @@ class Feed:
 
 
 class Notices:
-    """Futures to end when something is known, and feeds of what changes."""
+    """Futures of outcomes and answers, and feeds of changes."""
 
     def __init__(self) -> None:
         self._outcomes: dict[str, list[_Waiting[Outcome]]] = {}
         self._answers: dict[str, list[_Waiting[Answer]]] = {}
-        self._feeds: dict[str | None, list[Feed]] = {}  # by the id that they are about, None for all others
+        self._feeds: dict[str | None, list[Feed]] = {}  # by the id that they watch, None for all others
         self.feeds_made = 0
 
     def watch(self, id: str) -> asyncio.Future[Outcome]:
@@ -158,14 +158,14 @@ class Notices:
         return None in self._feeds or id in self._feeds
 
     def changed(self, row: Row, made: int) -> None:
-        """Push a row to the first `made` feeds: a reader with a later feed has read a newer index already."""
+        """Push a row to the first `made` feeds: readers of later feeds have read a newer index."""
         for feeds in (self._feeds.get(row.id, ()), self._feeds.get(None, ())):
             for feed in feeds:
                 if feed.number <= made:
                     feed.push(row)
 
     def missed(self) -> None:
-        """Have all readers read the index."""
+        """Make all readers read the index."""
         for feeds in self._feeds.values():
             for feed in feeds:
                 feed.miss()

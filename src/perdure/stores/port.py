@@ -1,14 +1,14 @@
 """The Store protocol: where journals, deliveries, wakes and the index live.
 
-Everything the runtime knows of a store is in this module, and `stores.contract` in the tests holds every store to it.
-The rules that matter most:
+Everything the runtime knows of a store is in this module, and `perdure.testing.contract` tests every store against it.
+The main rules:
 
-* `submit` and `post` are durable when their future ends, `commit` when it tells so.
+* `submit` and `post` are durable when their future ends, `commit` when it calls back.
 * `commit` writes the frame first, guarded by the revision, then the effects, each idempotent, acknowledgements last.
-  A store that crashes in between leaves a state from which `redo` (a commit without a frame) finishes the work.
+  After a crash in between, a redo (a commit without a frame) finishes the work.
 * A delivery goes to one subscriber at a time and comes again until it is acknowledged.
-* Starts of one key wait in its queue, in the order in which they came. One is delivered when the key names it the
-  holder; the key goes to the next with the holder's `Release`. What joined by `Enlist` gets a wake instead.
+* Starts of one key wait in its queue, in the order of acceptance. A start is delivered when the key names it the
+  holder; the holder's `Release` passes the key on. An invocation that queued by `Enlist` gets a wake instead.
 * `purge` removes nothing that could then run again.
 """
 
@@ -29,15 +29,15 @@ PAYLOAD_LIMIT_BYTES = 64 * 1024 * 1024
 """The most bytes that one encoded value may take, unless `connect` is told otherwise."""
 
 LEASE_SECONDS = 15.0
-"""How long a process that shares its store with others may be silent before others take over what it holds."""
+"""How long a process on a shared store may be silent before others take over what it holds."""
 
 KEY_QUEUE_LIMIT = 1_000_000
-"""Invocations that may wait for one key before a client's start is refused. What workflows send is always taken."""
+"""Invocations that may wait for one key before a client's start is refused. Sends of workflows are always accepted."""
 
 
 # --- time -------------------------------------------------------------------------------------------------------------
 class Timer(Protocol):
-    """A callback to come."""
+    """A scheduled callback."""
 
     def cancel(self) -> object: ...
 
@@ -82,7 +82,7 @@ class Subscription(Protocol):
         ...
 
     def acknowledge(self, delivery: Delivery, /) -> None:
-        """Say that a delivery needs nothing more, without a commit."""
+        """Acknowledge a delivery without a commit."""
         ...
 
     def hand_back(self, delivery: Delivery, /) -> None:
@@ -90,11 +90,11 @@ class Subscription(Protocol):
         ...
 
     def decline(self, delivery: Delivery, reason: str, /) -> None:
-        """Give a delivery back, with all else that this worker holds of its invocation, which it cannot run.
+        """Give back a delivery, and all else that this worker holds of an invocation that it cannot run.
 
-        Say because a newer release wrote its journal. The invocation is delivered to another worker that serves it,
-        and not to this one while another may take it. While no worker can, its deliveries wait, and the store logs
-        that with the `reason`, rate-limited.
+        For example because a newer release wrote its journal. The invocation is delivered to another worker that serves
+        it, if there is one. While no worker can run it, its deliveries wait, and the store logs that with the `reason`,
+        rate-limited.
         """
         ...
 
@@ -105,7 +105,7 @@ class Subscription(Protocol):
 
 # --- what a store writes ----------------------------------------------------------------------------------------------
 class Transition(Struct):
-    """One step in the life of an invocation: a frame guarded by the revision it extends, and what follows from it.
+    """One commit of an invocation: a frame guarded by the revision that it extends, and its effects.
 
     Without a frame it redoes the effects of the last one. `status` is for the index: given when it changes and with
     every release, None otherwise. `released` ends the claim: the next delivery may go to any worker.
@@ -121,18 +121,18 @@ class Transition(Struct):
 
     @property
     def outcome(self) -> Outcome | None:
-        """The outcome that the frame brings, if it settles the invocation."""
+        """The outcome in the frame, if it settles the invocation."""
         return None if self.frame is None else self.frame.outcome
 
 
 Committed = Callable[[int, Exception | None], object]
-"""Told once what became of a commit: the journal's new revision, or the error."""
+"""Called once with the result of a commit: the journal's new revision, or the error."""
 
 
 class Journal(Struct, frozen=True):
     """All frames of an invocation, in order, and the revision of the last (0: none).
 
-    `done` says that the effects of the last frame are known to be done, and need not be done again.
+    `done`: the effects of the last frame are known to be done, and need no redo.
     """
 
     frames: tuple[Frame, ...] = ()
@@ -200,23 +200,22 @@ class Events(Protocol):
     """The changes of the index that pass a filter, pushed to one reader."""
 
     async def next(self) -> list[Row] | None:
-        """Wait for changes, and return the newest row of each invocation that changed, the latest change last.
+        """Wait for changes, and return the newest row of each changed invocation, the latest change last.
 
-        None says that more changed than is kept for a slow reader: read the index. Once the store is closed, and all
-        that was kept is read, this raises what ended it.
+        None means that more changed than is kept for a slow reader: read the index. After the store is closed and the
+        kept rows are read, this raises the error that ended it.
         """
         ...
 
     def close(self) -> None:
-        """Let go: nothing is kept any more."""
+        """Stop: nothing is kept any more."""
         ...
 
 
 class Counts(Struct, frozen=True):
     """How many invocations there are, by status and by handler.
 
-    `is_current` is false when the store could not see whether there is something new; `behind` are changes at least
-    that are missing then.
+    `is_current` is false when the store could not read the latest changes; at least `behind` changes are missing then.
     """
 
     by_status: dict[Status, int] = {}
@@ -254,7 +253,7 @@ def no_partitions(partitions: Collection[int], count: int | None) -> InvalidOpti
 
 
 def identity_of(start: Start) -> bytes:
-    """Return what tells two starts of one id apart: the same for the same handler and equal arguments."""
+    """Return a digest of a start's handler and arguments, by which a repeated id is told from a conflict."""
     return digest(start.handler.encode() + (b"\1" + start.digest if start.digest else b"\0" + start.input))
 
 
@@ -278,7 +277,7 @@ class Store(Protocol):
         ...
 
     async def aclose(self) -> None:
-        """Write what waits, and let go of everything."""
+        """Write what waits, and release everything."""
         ...
 
     def submit(self, starts: Sequence[Start], /) -> asyncio.Future[list[bool]]:
@@ -291,12 +290,12 @@ class Store(Protocol):
     def post(self, message: Message, /) -> asyncio.Future[None]:
         """Accept a message durably; a second one of the same id changes nothing.
 
-        `UnknownInvocation` when no invocation has the id that it is addressed to.
+        Raises `UnknownInvocation` if there is no invocation with the id that it is addressed to.
         """
         ...
 
     async def answer(self, message_id: str, /) -> Answer:
-        """Wait for what becomes of a message."""
+        """Wait for the answer to a message."""
         ...
 
     def subscribe(
@@ -308,20 +307,20 @@ class Store(Protocol):
         lost: Callable[[str], None] | None = None,
         lease: float = LEASE_SECONDS,
     ) -> Subscription:
-        """Deliver starts of these handlers, within what is requested, and messages and wakes of their invocations.
+        """Deliver starts of these handlers, as many as requested, and messages and wakes of their invocations.
 
-        Where several processes share a store: only starts of `partitions` come (None: of all); what this one holds
-        comes to others `lease` seconds after it has fallen silent; and `lost` is called with the id of an invocation
-        that has become another's, before its commit is told of the conflict.
+        Where processes share a store: only starts of `partitions` come (None: of all). What this worker holds goes to
+        others once it has been silent for `lease` seconds. `lost` is called with the id of an invocation that another
+        worker has claimed, before a commit of it reports the conflict.
         """
         ...
 
     def commit(self, transition: Transition, told: Committed, /) -> None:
-        """Write a transition durably, then tell the journal's new revision, on the loop and never before this returns.
+        """Write a transition durably, then call `told` with the new revision: on the loop, never before this returns.
 
-        The error is `Conflict`, and nothing happened, if the revision moved. Revisions grow; nothing else can be
-        concluded from their numbers. Most of what a store does for a worker is commits: a callback costs less than a
-        future. To await a commit, see `committed`.
+        If the revision moved, the error is `Conflict` and nothing is written. Revisions grow; their numbers mean
+        nothing else. Commits are most of a store's work, and a callback costs less than a future. To await a commit,
+        see `committed`.
         """
         ...
 
@@ -354,7 +353,7 @@ class Store(Protocol):
         ...
 
     async def mail(self, id: str, /) -> list[Message]:
-        """Read the messages for an invocation that are accepted and neither applied nor refused yet, oldest first."""
+        """Read the accepted messages for an invocation that are not yet applied or refused, oldest first."""
         ...
 
     def serves(self, handler: str, /) -> bool | None:
@@ -380,9 +379,9 @@ class Store(Protocol):
     async def purge(self, before: float, /, *, limit: int, id: str | None = None) -> int:
         """Remove settled invocations that last changed by `before`, oldest first, and return how many it removed.
 
-        At most `limit`, fewer if their journals are long; only `id`, if given. What is removed is gone: journal, start,
-        messages and their answers. An invocation stays while anything for it is in hand or unanswered, while the
-        effects of its own last frame may be undone, and while those of a frame that starts it may be done again.
+        At most `limit`, fewer if their journals are long; only `id`, if given. Journal, start, messages and answers are
+        gone then. An invocation stays while anything for it is held, queued or unanswered, while the effects of its
+        last frame may not be done yet, and while a frame that starts it may be redone.
         """
         ...
 
