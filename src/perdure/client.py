@@ -7,7 +7,6 @@ from contextlib import AbstractAsyncContextManager
 from os import PathLike, fspath
 from types import ModuleType
 from typing import Any, ParamSpec, Protocol, Self, TypeVar, Unpack, cast, overload
-from weakref import WeakSet
 
 from perdure.authoring.group import Group, Wait
 from perdure.authoring.workflow import Call, Workflow
@@ -56,7 +55,7 @@ class Client(AbstractAsyncContextManager["Client"]):
         self.operations = operations
         self.translators = translators
         self._make_worker = make_worker
-        self._workers: WeakSet[Worker] = WeakSet()
+        self._running: list[Worker] = []  # those of its workers that run: they keep it up to date
 
     async def __aenter__(self) -> Self:
         refuse_in_body("connect(...)")
@@ -95,8 +94,8 @@ class Client(AbstractAsyncContextManager["Client"]):
     def _submission_of(self, workflow: Workflow[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Submission:
         """Return what to submit; `NameTaken` if a worker of this client would run other code by that name."""
         submission = submission_of(workflow, args, kwargs)
-        for worker in self._workers:
-            if (served := worker.serves(workflow)) is not None:
+        for worker in self._running:
+            if (served := worker.serves(workflow)) is not None and served is not workflow:
                 workflow.check_beside(served)
         return submission
 
@@ -243,8 +242,7 @@ class Client(AbstractAsyncContextManager["Client"]):
             lease=lease,
             cache=cache,
         )
-        worker.beside = self._workers
-        self._workers.add(worker)
+        worker.beside = self._running
         return worker
 
     def blocking(self, *workers: Worker) -> Blocking:

@@ -200,7 +200,9 @@ class StepWork(Struct, eq=False):
 
     async def run(self, host: StepHost, info: StepInfo, /) -> bytes:
         """Run one attempt; return the encoded result."""
-        return self.step.encode_result(await self.call(host))
+        step = self.step
+        value = await step.fn(*self.args, **self.kwargs) if step.is_async else await self.call(host)
+        return step.encode_result(value)
 
     async def call(self, host: StepHost, /) -> Any:
         """Run one attempt; return its result."""

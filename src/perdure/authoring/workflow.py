@@ -75,6 +75,7 @@ class Workflow(Generic[P, R_co]):
         check_workflow(fn)
         self._fn = fn
         self.name = check_name("a workflow's name", name or name_of(fn))
+        self._where, self._result = f"workflow {self.name!r}", f"the result of workflow {self.name!r}"  # for texts
         if isinstance(aliases, str):
             raise InvalidOption(f"workflow {self.name!r}: aliases must be a list of names, not one str")
         self.aliases = tuple(check_name("a workflow's alias", alias) for alias in aliases)
@@ -208,8 +209,8 @@ class Workflow(Generic[P, R_co]):
         """Return the encoded arguments and the digest that tells inputs apart, or raise `InputRefused`."""
         if self._loose is not None:
             return self._loose.encode(args, kwargs, self.name), identity_of_arguments(args, kwargs)
-        signature = self.signature()
-        data = signature.encode(args, kwargs, f"workflow {self.name!r}", check=True)
+        signature = self._signature or self.signature()
+        data = signature.encode(args, kwargs, self._where, check=True)
         return data, signature.identity(args, kwargs)
 
     def given(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Arguments:
@@ -218,8 +219,11 @@ class Workflow(Generic[P, R_co]):
 
     def body(self, start: Start, /) -> Callable[[Turn], Coroutine[Any, Any, Any]]:
         """Return what makes the coroutine of an invocation; `Undecodable` when its input does not fit any more."""
-        signature = self.signature()
-        args, kwargs = signature.decode(named(start.input, signature), validated=not is_loose(start.input))
+        signature, data = self._signature or self.signature(), start.input
+        if is_loose(data):
+            args, kwargs = signature.decode(named(data, signature), validated=False)
+        else:
+            args, kwargs = signature.decode(data)
         fn = self._fn
         if not signature.takes_context:
             return lambda _: fn(*args, **kwargs)
@@ -227,7 +231,7 @@ class Workflow(Generic[P, R_co]):
 
     def encode_result(self, value: Any, /) -> bytes:
         """Encode what the body returned, or raise `Unencodable`."""
-        return encode_as(value, self._returns, f"the result of workflow {self.name!r}")
+        return encode_as(value, self._returns, self._result)
 
     @functools.cached_property
     def decode_result(self) -> Callable[[bytes], Any]:

@@ -179,8 +179,9 @@ class Signature:
         Raises as `digest` does.
         """
         pieces = self.pieces(args, kwargs)
-        checks = b"" if len(pieces) <= _ONE else b"".join(map(_check, pieces[1::2]))
-        return digest(b"".join(pieces)), checks
+        if len(pieces) <= _ONE:
+            return digest(b"".join(pieces)), b""
+        return digest(b"".join(pieces)), b"".join(map(_check, pieces[1::2]))
 
     def pieces(self, args: tuple[Any, ...], kwargs: Mapping[str, Any], omits: Omits = always) -> list[bytes]:
         """Return the encoded names and values, alternating, as a digest covers them."""
@@ -257,11 +258,17 @@ class Signature:
 
     def _values(self, read: Callable[[bytes], Any], payload: bytes) -> Iterable[Any]:
         try:
-            return [
-                self._apart(*each) for each in zip(self.parameters, msgspec.structs.astuple(read(payload)), strict=True)
-            ]
+            values = msgspec.structs.astuple(read(payload))
+            if not self._has_hooks:
+                return values
+            return [self._apart(*each) for each in zip(self.parameters, values, strict=True)]
         except Exception:  # noqa: BLE001  a type that takes a validator to rebuild; if not, this raises the same
             return msgspec.structs.astuple(self._validate(payload))
+
+    @functools.cached_property
+    def _has_hooks(self) -> bool:
+        """Whether the type of a parameter has hooks, so that it is decoded apart."""
+        return any(has_hooks(each) for each in self.types.values())
 
     def _apart(self, parameter: Parameter, value: Any) -> Any:
         return decoder(self.types[parameter.name])(bytes(value)) if isinstance(value, msgspec.Raw) else value

@@ -163,6 +163,10 @@ class Turn(Issuer):
     def deliver(self, entry: Entry, /) -> None:
         """Give the body one fact, and run it until it waits again. While paused, facts wait until `Resumed`."""
         # Compare types: `isinstance` is slow for a Struct of another class.
+        if type(entry) is Returned and self._main is not None and not self.paused:  # most of them: as below
+            self._answer(entry)
+            self._drain()
+            return
         if type(entry) is Paused:
             self.paused = True
             return

@@ -200,8 +200,8 @@ class Local(Operations):
         else:
             again = f"It may be accepted all the same: start it again with using(id={start.id!r}), which runs it once"
             (is_new,) = await self._accepted(store.submit((start,)), f"the start of invocation {start.id!r}", again)
-        assert self._unserved is not None
-        self._unserved.note(start)
+        if not store.serves(start.handler) and self._unserved is not None:
+            self._unserved.note(start)
         return is_new
 
     def _start_of(self, store: Store, asked: Submission) -> Start:

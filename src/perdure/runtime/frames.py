@@ -11,7 +11,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from perdure.core.apply import apply, repeats, reply_to
-from perdure.core.effects import NO_EFFECTS
+from perdure.core.effects import NO_EFFECTS, effects_of
 from perdure.core.journal import (
     Answer,
     Answering,
@@ -211,7 +211,9 @@ def compose(
 ) -> Transition:
     """Make the next frame and its effects. `released` ends the claim until the wake, or until something comes."""
     at = round.at
-    entries = [*record.preamble(start, at), *round.entries]
+    entries = round.entries
+    if not record.owned or not record.revision or record.granted is not None:
+        entries = [*record.preamble(start, at), *entries]
     if released is not None:
         entries.append(released)
     if outcome is not None and entries[-1] is not outcome:
@@ -219,7 +221,7 @@ def compose(
         entries.append(outcome)
     frame = Frame(record.writer.name, at, entries, ready.commands, ready.state, ready.cancels)
     record.history.add(frame)
-    effects = record.effects_of(start, frame)
+    effects = effects_of(start, frame, record.history)
     if round.answers or record.redo is not NO_EFFECTS:
         effects = record.with_redo(effects, round.answers)
     status = record.history.status

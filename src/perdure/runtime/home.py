@@ -16,10 +16,10 @@ from perdure.stores.port import Clock, Delivery, Store, Subscription
 
 
 class Watch(Protocol):
-    """Told when a body begins to run and when it waits again."""
+    """Looks now and then which runner's body runs. `count` is raised whenever one begins to; None when it waits."""
 
-    def began(self, runner: Any, /) -> None: ...
-    def ended(self) -> None: ...
+    count: int
+    current: Any
 
 
 class Home(Protocol):

@@ -6,7 +6,7 @@ It knows no loop, no worker and no store: an attempt is any object that says whe
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Generic, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 from msgspec import Struct
 
@@ -30,7 +30,7 @@ class Waiting(Struct, frozen=True):
     """A durable step that has not begun: command `n`, after so many attempts."""
 
     n: int
-    work: object
+    work: Any  # of the runtime, which never looks inside here
     attempts: int
     generation: int
 
@@ -42,7 +42,7 @@ class Waiting(Struct, frozen=True):
 class InProgress(Generic[A]):
     """The steps of one invocation. `arrivals` are outcomes that are not journaled yet."""
 
-    __slots__ = ("arrivals", "begun_early", "left_behind", "running", "waiting")
+    __slots__ = ("arrivals", "begun_early", "left_behind", "running", "stopping", "waiting")
 
     def __init__(self) -> None:
         self.arrivals: list[Answering] = []
@@ -50,6 +50,7 @@ class InProgress(Generic[A]):
         self.waiting: list[Waiting] = []
         self.left_behind: set[A] = set()  # ended for the journal, but still running
         self.begun_early: set[int] = set()  # begun before the first frame was durable; they may have ended since
+        self.stopping = False  # nothing more begins
 
     # --- what there is ------------------------------------------------------------------------------------------------
     @property
@@ -71,7 +72,7 @@ class InProgress(Generic[A]):
     # --- what begins --------------------------------------------------------------------------------------------------
     def begins(self, ready: Ready, pending: Mapping[int, Pending]) -> bool:
         """Tell whether steps will begin once a frame with these commands is durable."""
-        return bool(self.waiting) or bool(ready.commands and self.new(ready, pending))
+        return bool(self.waiting) or (bool(ready.commands) and bool(self.new(ready, pending)))
 
     def new(self, ready: Ready, pending: Mapping[int, Pending]) -> list[Waiting]:
         """Return the steps to begin among commands that were just issued."""

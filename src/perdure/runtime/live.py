@@ -82,11 +82,13 @@ class Live(Exchange):
 
     def _watched(self, run: Callable[[], T]) -> T:
         """Run the body under the watch, which reports it if it blocks."""
-        self.home.watch.began(self)
+        watch = self.home.watch
+        watch.count += 1
+        watch.current = self
         try:
             return run()
         finally:
-            self.home.watch.ended()
+            watch.current = None
 
     def _forget_turn(self) -> None:
         turn, self.turn = self.turn, None
@@ -98,10 +100,9 @@ class Live(Exchange):
 
     def _report_unseen(self, turn: Turn) -> None:
         """Log exceptions of the body's tasks that nothing awaited, as asyncio does."""
-        if turn.unseen:
-            for context in turn.unseen:
-                log.error("invocation %s: %s", self.id, context.get("message"), exc_info=context.get("exception"))
-            turn.unseen.clear()
+        for context in turn.unseen:
+            log.error("invocation %s: %s", self.id, context.get("message"), exc_info=context.get("exception"))
+        turn.unseen.clear()
 
     def _stuck_at(self) -> str | None:
         """Return where the body is stuck, if it is; log it the first time."""
@@ -146,8 +147,10 @@ class Live(Exchange):
             self.steps.begin_waiting(self)
         self.settle_down()
 
-    @contained
     def settle_down(self) -> None:
         """Give the slot back once nothing is in progress, abandoned steps included."""
-        if self.has_slot and self._store == "idle" and not self.steps.needs_slot():
-            self.home.release_slot(self)
+        try:
+            if self.has_slot and self._store == "idle" and not self.steps.needs_slot():
+                self.home.release_slot(self)
+        except BaseException as error:  # noqa: BLE001  as `contained`, in less time
+            self.contain(error)

@@ -86,22 +86,19 @@ class Runner(Live):
     def advance(self) -> None:
         """Do one round, as far as possible now: see the module's docstring."""
         try:
-            self._advance()
+            if self._store != "idle" or self.closed:
+                return
+            if self.turn is not None and self.turn.waits_for_key:
+                self._forget_turn()  # the key may be ours by now: it is read again
+            if self.turn is None and self._stuck is None:
+                start = self.record.start
+                if start is None or start.key is not None or self.record.revision or self._must_claim:
+                    self._read(self._whole, self._loaded)
+                    return
+                self._open(start, ())
+            self._round()
         except BaseException as error:  # noqa: BLE001  everything is contained here
             self.contain(error)
-
-    def _advance(self) -> None:
-        if self._store != "idle" or self.closed:
-            return
-        if self.turn is not None and self.turn.waits_for_key:
-            self._forget_turn()  # we may hold the key by now: read it again
-        if self.turn is None and self._stuck is None:
-            start = self.record.start
-            if start is None or start.key is not None or self.record.revision or self._must_claim:
-                self._read(self._whole, self._loaded)
-                return
-            self._open(start, ())
-        self._round()
 
     # --- a journal that was read --------------------------------------------------------------------------------------
     def _loaded(self, found: tuple[Journal, Start | None, Key]) -> None:
@@ -195,7 +192,9 @@ class Runner(Live):
         if (unwritten := self._unwritten) is not None:
             ready.commands[:0] = unwritten.commands
             self._unwritten = None
-        ready, outcome = outcome_of(record, ready, round)
+        outcome: Outcome | None = None
+        if ready.outcome is not None or record.history.outcome is not None:
+            ready, outcome = outcome_of(record, ready, round)
         if not record.revision and not self._force_frame and not self.steps.stopping:
             if may_hold(ready, round):
                 self._hold(ready)
@@ -204,7 +203,8 @@ class Runner(Live):
 
     def _gather(self, at: float) -> tuple[Round, Ready]:
         """Deliver the arrivals to the turn, and return the round."""
-        arrivals, inbox = self.steps.take_arrivals(), self._inbox
+        steps, inbox = self.steps, self._inbox
+        arrivals, steps.arrivals = steps.arrivals, []
         if self._stuck is not None:
             if self.record.history.paused is None:
                 log.error("invocation %s (%s) is paused: %s", self.id, self.handler, self._stuck)
@@ -212,7 +212,8 @@ class Runner(Live):
         turn = self.turn
         assert turn is not None
         watch = self.home.watch
-        watch.began(self)
+        watch.count += 1
+        watch.current = self
         try:
             round = gather(self.record, turn, arrivals, inbox, at)
             for entry in round.attempted:
@@ -223,9 +224,10 @@ class Runner(Live):
                 for n, pending in fire_due(self.record, turn, self._agenda.pop, self.steps.running, round):
                     self.steps.queue(n, pending)
         finally:
-            watch.ended()
+            watch.current = None
         ready = turn.ready()
-        self._report_unseen(turn)
+        if turn.unseen:
+            self._report_unseen(turn)
         if turn.divergence is None:
             return round, ready
         self._stuck = self.record.explain(turn)
@@ -242,7 +244,8 @@ class Runner(Live):
         self.home.hold_first_frame(self)
         for step in steps.new(ready, turn.pending):
             steps.begin(self, step)
-        steps.begun_early.update(command.n for command in ready.commands)
+        for command in ready.commands:
+            steps.begun_early.add(command.n)
 
     def _write(self, start: Start, round: Round, ready: Ready, outcome: Outcome | None) -> None:
         """Commit the next frame, or do without one if there is nothing to record."""

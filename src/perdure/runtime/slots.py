@@ -25,15 +25,13 @@ H = TypeVar("H", bound=Holder)
 
 
 class Slots(Generic[H]):
-    """At most `limit` slots. `taken` are those in use."""
+    """At most `limit` slots. `taken` are in use; `wanting` are the runners without one, `starts` the starts."""
 
     def __init__(self, limit: int) -> None:
         self.taken = 0
         self._limit = limit
-        self._wanting: deque[H] = deque()
-        self._starts: OrderedDict[str, list[Delivery]] = (
-            OrderedDict()
-        )  # by id: a start without a slot, and its messages
+        self.wanting: deque[H] = deque()
+        self.starts: OrderedDict[str, list[Delivery]] = OrderedDict()  # by id: a start without a slot, its messages
         self._asked = 0  # starts requested from the store that have not come
 
     @property
@@ -51,8 +49,8 @@ class Slots(Generic[H]):
         if self.are_free:
             self.take(holder)
             return True
-        if holder not in self._wanting:
-            self._wanting.append(holder)
+        if holder not in self.wanting:
+            self.wanting.append(holder)
         return False
 
     def release(self, holder: H) -> None:
@@ -61,8 +59,8 @@ class Slots(Generic[H]):
 
     def next_runner(self) -> H | None:
         """Give a free slot to the runner that has waited longest, and return it."""
-        while self._wanting and self.are_free:
-            holder = self._wanting.popleft()
+        while self.wanting and self.are_free:
+            holder = self.wanting.popleft()
             if not holder.closed:
                 self.take(holder)
                 return holder
@@ -71,7 +69,7 @@ class Slots(Generic[H]):
     # --- starts -------------------------------------------------------------------------------------------------------
     def ask(self) -> int:
         """Return how many more starts to ask for, and count them as asked."""
-        room = max(0, self._limit - self.taken - self._asked - len(self._starts))
+        room = max(0, self._limit - self.taken - self._asked - len(self.starts))
         self._asked += room
         return room
 
@@ -80,25 +78,25 @@ class Slots(Generic[H]):
 
     def keep_waiting(self, delivery: Delivery, *, is_start: bool) -> bool:
         """Keep a start that finds no slot, and deliveries for one that waits; false if the delivery may go on."""
-        waiting = self._starts.get(delivery.id)
+        waiting = self.starts.get(delivery.id)
         if waiting is not None:
             waiting.append(delivery)
             return True
         if is_start and not self.are_free:
-            self._starts[delivery.id] = [delivery]
+            self.starts[delivery.id] = [delivery]
             return True
         return False
 
     def next_start(self) -> list[Delivery] | None:
         """Remove and return the start that has waited longest, with its deliveries, if a slot is free."""
-        return self._starts.popitem(last=False)[1] if self._starts and self.are_free else None
+        return self.starts.popitem(last=False)[1] if self.starts and self.are_free else None
 
     def drop(self, id: str) -> None:
         """Forget a start that another worker has taken."""
-        self._starts.pop(id, None)
+        self.starts.pop(id, None)
 
     def forget(self) -> None:
         """Forget all that waits."""
-        self._wanting.clear()
-        self._starts.clear()
+        self.wanting.clear()
+        self.starts.clear()
         self._asked = 0

@@ -6,7 +6,7 @@ import asyncio
 import logging
 from datetime import UTC, datetime
 from functools import partial
-from typing import Protocol, cast
+from typing import Protocol
 
 from perdure.authoring.step import StepInfo, Work
 from perdure.core.journal import Answering, Attempted, Interrupted, Raised, Returned
@@ -42,11 +42,7 @@ class Owner(Protocol):
 class Steps(InProgress[Attempt]):
     """The steps of one invocation, begun and ended."""
 
-    __slots__ = ("stopping",)
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.stopping = False
+    __slots__ = ()
 
     def begin_waiting(self, owner: Owner) -> None:
         """Begin the durable steps for which there is a slot."""
@@ -60,7 +56,7 @@ class Steps(InProgress[Attempt]):
         if not owner.has_slot and not owner.home.acquire_slot(owner):
             self.waiting.append(step)
             return
-        work = cast("Work", step.work)
+        work: Work = step.work
         info = StepInfo(owner.id, step.generation, step.n, work.name, step.attempts + 1)
         attempt = owner.home.begin_attempt(work, info, owner)
         self.running[step.n] = attempt
@@ -101,22 +97,24 @@ class Steps(InProgress[Attempt]):
 
     def _ended(self, owner: Owner, n: int, number: int, attempt: Attempt, task: asyncio.Task[bytes]) -> None:
         try:
-            if not self.ended(n, attempt):
+            if self.running.get(n) is attempt and not attempt.busy_threads:
+                del self.running[n]  # nearly all: as `ended`, in less time
+                was_running = True
+            else:
+                was_running = self.ended(n, attempt)
+            if not was_running:
                 if not task.cancelled():
                     task.exception()  # retrieved, so that asyncio does not warn: its end is journaled already
                 owner.settle_down()
             elif not owner.closed and not (self.stopping and task.cancelled()):
-                self._journal_end(owner, n, number, attempt)
+                home = owner.home
+                fact = attempt.fact(n, number, home.clock.now(), home.store.payload_limit, home.failure_of)
+                if type(fact) is not Returned:
+                    _log_failure(owner, attempt, number, fact)
+                self.arrivals.append(fact)
+                home.schedule(owner)
         except Exception as error:  # noqa: BLE001  everything is contained in its invocation
             owner.contain(error)
-
-    def _journal_end(self, owner: Owner, n: int, number: int, attempt: Attempt) -> None:
-        home = owner.home
-        fact = attempt.fact(n, number, home.clock.now(), home.store.payload_limit, home.failure_of)
-        if type(fact) is not Returned:
-            _log_failure(owner, attempt, number, fact)
-        self.arrivals.append(fact)
-        owner.arrived()
 
 
 def _log_failure(owner: Owner, attempt: Attempt, number: int, fact: Answering) -> None:

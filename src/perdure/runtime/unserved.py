@@ -32,10 +32,8 @@ class Unserved:
         self._tasks: set[asyncio.Task[None]] = set()
 
     def note(self, start: Start) -> None:
-        """Note that a start was accepted."""
+        """Note that a start was accepted, which no worker here serves."""
         handler = start.handler
-        if self._store.serves(handler):
-            return
         loop = asyncio.get_running_loop()
         when = loop.time() + max(0.0, start.due - self._store.clock.now()) + UNSERVED_SECONDS
         look = self._looks.get(handler)

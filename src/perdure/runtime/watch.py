@@ -25,18 +25,11 @@ class DrainWatch:
     def __init__(self, limit: float = DRAIN_LIMIT_SECONDS) -> None:
         self._limit = limit
         self._loop_thread = threading.get_ident()
-        self._count = 0
-        self._current: Runner | None = None
+        self.count = 0  # set by the runners, without a call: it is done for every fact
+        self.current: Runner | None = None
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._look, name="perdure-watch", daemon=True)
         self._thread.start()
-
-    def began(self, runner: Runner, /) -> None:
-        self._count += 1
-        self._current = runner
-
-    def ended(self) -> None:
-        self._current = None
 
     def stop(self) -> None:
         self._stop.set()
@@ -45,7 +38,7 @@ class DrainWatch:
     def _look(self) -> None:
         seen, since, reported = 0, time.monotonic(), 0
         while not self._stop.wait(self._limit / 4):
-            runner, count = self._current, self._count
+            runner, count = self.current, self.count
             if runner is None or count != seen:
                 seen, since = count, time.monotonic()
             elif count != reported and time.monotonic() - since >= self._limit:

@@ -104,9 +104,7 @@ class Worker:
         self._retention = retention
         self._partitions = partitions
         self._lease = lease
-        self.beside: Collection[
-            Worker
-        ] = ()  # the workers of its client, which must not serve other code under the same name
+        self.beside: list[Worker] = []  # its client's running workers: none serves other code under the same name
         self._runners: dict[str, Runner] = {}
         self._cached: OrderedDict[str, Runner] = OrderedDict()
         self._scheduled: list[Runner] = []
@@ -141,8 +139,10 @@ class Worker:
     async def _enter(self, parts: AsyncExitStack) -> None:
         for worker in self.beside:
             for workflow in self.workflows.values():
-                if worker is not self and (served := worker.serves(workflow)) is not None:
+                if (served := worker.serves(workflow)) is not None:
                     workflow.check_beside(served)
+        self.beside.append(self)
+        parts.callback(self.beside.remove, self)
         self.store = await self._open_store()
         self.clock = self.store.clock
         self._unserved = Unserved(self.store)
@@ -224,7 +224,7 @@ class Worker:
 
     # --- deliveries ---------------------------------------------------------------------------------------------------
     def _deliver(self, delivery: Delivery) -> None:
-        is_start = isinstance(delivery.item, Start)
+        is_start = type(delivery.item) is Start
         if is_start:
             self._slots.start_came()
         if not self._running:
@@ -246,7 +246,7 @@ class Worker:
 
     def _admit(self, delivery: Delivery) -> None:
         runner = self._runners[delivery.id] = Runner(self, delivery)
-        if isinstance(delivery.item, Start):
+        if type(delivery.item) is Start:
             self._slots.take(runner)
         runner.take(delivery)
 
@@ -297,9 +297,9 @@ class Worker:
 
     def release_slot(self, runner: Runner, /) -> None:
         self._slots.release(runner)
-        while self._running and (waiting := self._slots.next_runner()) is not None:
+        while self._slots.wanting and self._running and (waiting := self._slots.next_runner()) is not None:
             waiting.slot_granted()
-        while self._running and (deliveries := self._slots.next_start()) is not None:
+        while self._slots.starts and self._running and (deliveries := self._slots.next_start()) is not None:
             start, *more = deliveries
             self._admit(start)
             for delivery in more:

@@ -12,6 +12,7 @@ import itertools
 import logging
 import time
 from collections.abc import Callable
+from functools import partial
 
 from perdure.stores.port import Timer
 
@@ -36,14 +37,6 @@ _COUNTING: int = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
 """The clock that counts the seconds that pass, on Linux also while the machine sleeps."""
 
 
-def _wall() -> float:
-    return time.time()
-
-
-def _elapsed() -> float:
-    return time.clock_gettime(_COUNTING)
-
-
 class SystemClock:
     """Seconds since the epoch that pass evenly: never back, never still, and with no jump that a timer would feel.
 
@@ -51,10 +44,11 @@ class SystemClock:
     goes on a hundredth slower until the two agree.
     """
 
-    def __init__(self, wall: Callable[[], float] = _wall, elapsed: Callable[[], float] = _elapsed) -> None:
-        self._wall = wall
-        self._elapsed = elapsed
-        self._ahead: float = wall() - elapsed()  # of the counting clock
+    def __init__(self, wall: Callable[[], float] | None = None, elapsed: Callable[[], float] | None = None) -> None:
+        # Builtins, without a frame of ours around them: the time is read a dozen times for each invocation.
+        self._wall = wall or time.time
+        self._elapsed = elapsed or partial(time.clock_gettime, _COUNTING)
+        self._ahead: float = self._wall() - self._elapsed()  # of the counting clock
         self._last = 0.0
         self._timers: set[_SystemTimer] = set()
         self._looking: asyncio.TimerHandle | None = None

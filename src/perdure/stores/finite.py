@@ -8,7 +8,6 @@ before it writes anything: a frame whose effects could not be written would leav
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Iterable, Iterator
 from typing import cast
 
@@ -21,13 +20,11 @@ from perdure.errors import InvalidOption
 SEARCH_LIMIT_BYTES = 65_536
 """Longer data is not searched. It holds large values of users, and few fields: walking them costs less."""
 
-_might_hold_one = re.compile(rb"\xcb[\x7f\xff][\xf0-\xff]", re.DOTALL).search
-"""Finds a float64 of msgpack whose exponent is all ones. Other bytes may look like one: then the fields are walked."""
-
 
 def check_finite(data: bytes, value: Struct) -> None:
     """Refuse `value`, encoded as `data`, if a field of it is NaN or infinite. Values of users are bytes, and pass."""
-    if len(data) > SEARCH_LIMIT_BYTES or _might_hold_one(data) is not None:
+    # A float64 of msgpack whose exponent is all ones begins so. Other bytes may, too: then the fields are walked.
+    if len(data) > SEARCH_LIMIT_BYTES or b"\xcb\x7f" in data or b"\xcb\xff" in data:
         for field in _not_finite(value, type(value).__name__):
             raise InvalidOption(f"{field} is not a finite number: nothing was recorded; pass a finite one")
 

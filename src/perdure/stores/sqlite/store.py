@@ -9,6 +9,7 @@ from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 from perdure.background import Tasks
+from perdure.core.effects import NO_EFFECTS
 from perdure.core.journal import Answer, Message, Outcome, Start, encode_frame, encode_start
 from perdure.errors import StoreClosed, StoreDamaged, StoreError
 from perdure.stores.finite import check_effects, check_finite, check_message
@@ -149,16 +150,17 @@ class SqliteStore(SqliteReader):
             self._loop.call_soon(told, 0, error)
 
     def _unit_of(self, transition: Transition, told: Committed) -> Unit:
-        effects = transition.effects
-        check_effects(transition.id, effects)
+        effects, frame = transition.effects, transition.frame
+        if effects is not NO_EFFECTS:
+            check_effects(transition.id, effects)
         unit = Unit(
             transition=transition,
-            ended=transition.released or transition.outcome is not None,
+            ended=transition.released or (frame is not None and frame.outcome is not None),
             told=told,
             accepts=[self._accept(start) for start in effects.starts] if effects.starts else (),
             messages=effects.messages,
         )
-        if (frame := transition.frame) is not None:
+        if frame is not None:
             unit.frame = encode_frame(frame)
             check_finite(unit.frame, frame)
         if effects.enlist is not None:
@@ -211,7 +213,11 @@ class SqliteStore(SqliteReader):
         elif self._open:
             try:
                 self._deliveries.written(unit)
-                self._tell_waiting(unit)
+                if unit.ended:
+                    self._tell_outcome(unit)
+                if (transition := unit.transition) is not None and transition.effects.answers:
+                    for answer in transition.effects.answers:
+                        self._notices.answered(answer)
             except Exception:
                 log.exception("%s", about(self.path, f"handing out what {unit.about()} brought failed"))
         if (transition := unit.transition) is not None:
@@ -224,12 +230,9 @@ class SqliteStore(SqliteReader):
             else:
                 future.set_result([accept.new for accept in unit.accepts] if unit.strict else None)
 
-    def _tell_waiting(self, unit: Unit) -> None:
-        if (transition := unit.transition) is not None:
-            for answer in transition.effects.answers:
-                self._notices.answered(answer)
-            if unit.ended and (outcome := transition.outcome) is not None:
-                self._notices.settled(transition.id, outcome)
+    def _tell_outcome(self, unit: Unit) -> None:
+        if (transition := unit.transition) is not None and (outcome := transition.outcome) is not None:
+            self._notices.settled(transition.id, outcome)
 
     # --- changes ------------------------------------------------------------------------------------------------------
     def _note_changes(self, units: Sequence[Unit]) -> None:
