@@ -16,7 +16,7 @@ import pytest
 import trustme
 
 from examples.services.nats_server import Options, Tls, free_ports, server
-from perdure import connect, workflow
+from perdure import Client, connect, workflow
 from perdure.errors import (
     BadUrl,
     InvalidOption,
@@ -346,3 +346,34 @@ async def test_store_behind_a_password_and_tls_serves(tmp_path: Path, monkeypatc
         async with connect(node.url, index=tmp_path / "index.db") as client:
             assert (await client.stats()).total == 1
     assert (tmp_path / "index.db").exists()
+
+
+# --- Ctrl-C while a store opens ---------------------------------------------------------------------------------------
+async def interrupted(client: Client, rounds: int) -> list[str]:
+    """Do what `asyncio.run` does when it is interrupted, so many rounds of the loop after a store began to open.
+
+    Return what it would print: what tasks raise that were cancelled.
+    """
+    using = asyncio.create_task(client.operations.open())
+    for _ in range(rounds):
+        await asyncio.sleep(0)
+    tasks = [each for each in asyncio.all_tasks() if each is not asyncio.current_task()]
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+    assert using.done()
+    return [repr(error) for task in tasks if not task.cancelled() and (error := task.exception()) is not None]
+
+
+@pytest.mark.parametrize("kind", ["refuses", "is silent"])
+async def test_nothing_is_said_when_a_store_that_opens_is_interrupted_at_any_moment(kind: str) -> None:
+    said: dict[int, list[str]] = {}
+    with socket.socket() as listening:
+        listening.bind(("127.0.0.1", 0))
+        if kind == "is silent":
+            listening.listen(100)
+        port = listening.getsockname()[1]
+        for rounds in range(25):
+            if found := await interrupted(connect(f"nats://127.0.0.1:{port}"), rounds):
+                said[rounds] = found
+    assert said == {}

@@ -156,7 +156,13 @@ class Local(Operations):
 
     async def _open(self) -> Store:
         store = self._make_store()
-        await store.open()
+        try:
+            await store.open()
+        except Exception:
+            here = asyncio.current_task()
+            if here is not None and here.cancelling():  # a library may take a cancellation for a failure of its own
+                raise asyncio.CancelledError from None
+            raise
         self._writer = secrets.token_hex(10)  # at the first use: a forked child opens its own store
         if self._holds_resources:
             self._warning = weakref.finalize(self, _warn_of_unclosed, self._name, os.getpid())

@@ -18,6 +18,8 @@ from perdure.stores.jetstream.wire.checks import denied_of
 from perdure.stores.jetstream.wire.protocol import Arrived
 
 CLOSE_TIMEOUT_SECONDS = 1.0
+CANCEL_AGAIN_SECONDS = 0.1
+"""How long a cancelled attempt to connect may take to end before it is cancelled again."""
 
 log = logging.getLogger("perdure.jetstream")
 
@@ -60,6 +62,28 @@ class Connection(NatsClient):
         await self._error_cb(error)
         await self._process_op_err(error)
 
+    async def connect_within(self, seconds: float, settings: dict[str, Any]) -> None:
+        """Connect, or raise `TimeoutError`. A cancellation ends it soon, whatever it is at."""
+        connecting = asyncio.ensure_future(self._connect(settings))
+        try:
+            await asyncio.wait([connecting], timeout=seconds)
+            if not connecting.done():
+                raise TimeoutError
+        finally:
+            while not connecting.done():  # nats-py swallows a cancellation in places, and goes on
+                connecting.cancel()
+                await asyncio.wait([connecting], timeout=CANCEL_AGAIN_SECONDS)
+        connecting.result()
+
+    async def _connect(self, settings: dict[str, Any]) -> None:
+        try:
+            await self.connect(**settings)
+        except Exception:
+            here = asyncio.current_task()
+            if here is not None and here.cancelling():  # nats-py takes it for a failure of its own
+                raise asyncio.CancelledError from None
+            raise
+
     @property
     def version(self) -> str:
         return str(self._server_info.get("version", ""))
@@ -69,6 +93,8 @@ class Connection(NatsClient):
         return bool(self._server_info.get("cluster"))
 
     async def _close(self, status: int, do_cbs: bool = True) -> None:
+        if cast("object", self._flush_queue) is None:
+            return  # it has not begun to connect
         with contextlib.suppress(TimeoutError):  # after a TLS handshake that failed, the transport never ends
             await asyncio.wait_for(super()._close(status, do_cbs), CLOSE_TIMEOUT_SECONDS)
 

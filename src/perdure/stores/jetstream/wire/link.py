@@ -112,7 +112,7 @@ class Link:
         }
         connection = self._connection
         try:
-            await asyncio.wait_for(connection.connect(**settings), 4 * CONNECT_TIMEOUT_SECONDS)
+            await connection.connect_within(4 * CONNECT_TIMEOUT_SECONDS, settings)
         except (OSError, NatsError, TimeoutError) as error:
             await connection.close()
             where = ", ".join(map(shown, self.servers))
