@@ -75,7 +75,7 @@ class Workflow(Generic[P, R_co]):
         check_workflow(fn)
         self._fn = fn
         self.name = check_name("a workflow's name", name or name_of(fn))
-        self._where, self._result = f"workflow {self.name!r}", f"the result of workflow {self.name!r}"  # for texts
+        self._where, self._the_result = f"workflow {self.name!r}", f"the result of workflow {self.name!r}"  # for texts
         if isinstance(aliases, str):
             raise InvalidOption(f"workflow {self.name!r}: aliases must be a list of names, not one str")
         self.aliases = tuple(check_name("a workflow's alias", alias) for alias in aliases)
@@ -231,7 +231,7 @@ class Workflow(Generic[P, R_co]):
 
     def encode_result(self, value: Any, /) -> bytes:
         """Encode what the body returned, or raise `Unencodable`."""
-        return encode_as(value, self._returns, self._result)
+        return encode_as(value, self._returns, self._the_result)
 
     @functools.cached_property
     def decode_result(self) -> Callable[[bytes], Any]:
