@@ -70,7 +70,7 @@ def connect(
 
     `retention` (seconds or a timedelta; 7 days; None: for ever) is how long the workers of this client keep completed,
     cancelled and failed invocations, counted from their last change. Then their journals go, failed ones can be retried
-    no more, and their ids are unknown: who submits such an id again starts it anew.
+    no more, and their ids are unknown: a client that submits such an id again starts it anew.
 
     The rest is for `nats://` and `tls://`. A server lets in a `user` with a `password`, a `token`, an `nkey` (the seed
     of a user's key, or the file that holds it) or `credentials` (a file). What is not given is taken from the

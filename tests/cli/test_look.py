@@ -81,8 +81,8 @@ def test_list_of_nothing_prints_nothing(run: Run) -> None:
     ("arguments", "message"),
     [
         (["list", "--status", "faild"], "'faild' is not one of 'scheduled', 'pending'"),
-        (["list", "--created-after", "soon"], "'soon' is no time: give 2026-11-20"),
-        (["list", "--created-before", "99999999999999999w"], "is no time"),
+        (["list", "--created-after", "soon"], "'soon' is not a time: give 2026-11-20"),
+        (["list", "--created-before", "99999999999999999w"], "is not a time"),
         (["list", "--limit", "0"], "0 is not in the range"),
         (["list", "--limit", "1", "--all"], "exclude each other"),
         (["list", "--json", "-q"], "exclude each other"),

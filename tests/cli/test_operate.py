@@ -203,7 +203,7 @@ def test_awakeable_that_has_an_answer_is_refused(run: Run, place: Path) -> None:
         (["reject", "x"], "Missing argument 'REASON'"),
         (["resolve", "nope", "1"], "'nope': this store handed out no such awakeable"),
         (["reject", "ask-1~0~1~0000000000000000", "no"], "this store handed out no such awakeable"),
-        (["resolve", "{id}", "{oops"], "the value is no JSON"),
+        (["resolve", "{id}", "{oops"], "the value is not JSON"),
         (["pause", "--force", "x"], "No such option"),
         (["cancel", "x", "--url", "memory:"], "nothing is in it yet; name a file"),
     ],

@@ -253,11 +253,11 @@ async def test_store_opened_to_be_read_only_shows_all_and_changes_nothing() -> N
 @pytest.mark.slow
 @pytest.mark.parametrize(("minutes", "ahead"), [(3, "behind"), (-3, "ahead of")])
 async def test_clock_that_is_minutes_off_is_refused(minutes: int, ahead: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    now = SystemClock.now
+    now = SystemClock.machine_now
     with server() as node:
         async with connect(node.url) as client:
             await client.stats()
-        monkeypatch.setattr(SystemClock, "now", lambda self: now(self) - 60 * minutes)  # type: ignore[no-any-return]
+        monkeypatch.setattr(SystemClock, "machine_now", lambda self: now(self) - 60 * minutes)  # type: ignore[no-any-return]
         error = await error_of(node.url)
     assert isinstance(error, StoreUnfit)
     assert re.search(rf"the clock of this machine is 1(79|80) s {ahead} that of the NATS server", str(error))
@@ -268,11 +268,11 @@ async def test_clock_that_is_set_while_a_worker_runs_is_said_and_work_goes_on(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(store_module, "CLOCK_SECONDS", 0.2)
-    now = SystemClock.now
+    now = SystemClock.machine_now
     with server() as node:
         async with connect(node.url) as client, client.worker(hello):
             assert await client.run(hello, "A") == "Hello, A!"
-            monkeypatch.setattr(SystemClock, "now", lambda self: now(self) + 180)  # type: ignore[no-any-return]
+            monkeypatch.setattr(SystemClock, "machine_now", lambda self: now(self) + 180)  # type: ignore[no-any-return]
             async with asyncio.timeout(10):
                 while "the clock of this machine is 180 s ahead of that of the NATS server" not in caplog.text:
                     await asyncio.sleep(0.05)

@@ -43,7 +43,7 @@ class Stop(Struct, frozen=True):
 
 
 class Skip(Struct, frozen=True):
-    """Leave the node out, and with it the nodes that need it."""
+    """Skip the node, and the nodes that need it."""
 
 
 class Continue(Struct, Generic[T_co], frozen=True):
@@ -80,7 +80,7 @@ class _Task(Struct, frozen=True):
 
 
 class _Skipped:
-    """Stands for the result of a node that was left out."""
+    """Stands for the result of a skipped node."""
 
 
 _SKIPPED = _Skipped()
@@ -90,7 +90,7 @@ class Flow(Workflow[[Mapping[str, Any]], Any]):
     """A workflow made of nodes. `strategy="sequential"` runs them one after another, in the order they were added.
 
     With "concurrent" a node runs as soon as what it needs is there, at most `max_workers` at a time (None: no bound).
-    The result is that of the node given to `returns`, else a mapping of all results by node name.
+    The result is the result of the node given to `returns`, else a mapping of all results by node name.
     """
 
     def __init__(

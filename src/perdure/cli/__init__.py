@@ -2,7 +2,7 @@
 
 `main` is the console script. Each verb is a click command: `run` and `worker` have modules of their own, `look` holds
 the verbs that only read, `operate` those that change an invocation. `reporting` turns an error into a line and an exit
-code: 1 for a failure, 2 for wrong use, 128 plus the number of the signal that ended it.
+code: 1 for a failure, 2 for wrong usage, 128 plus the number of the signal that ended it.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ for verb in (*look.COMMANDS, *operate.COMMANDS):
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line, that of this process unless `arguments` are given, and return its exit code."""
+    """Run a command line, by default that of this process, and return its exit code."""
     open_standard_streams()
     try:
         code = commands.main(arguments, prog_name="perdure", standalone_mode=False)

@@ -1,8 +1,8 @@
-"""The arguments of a workflow, from texts by its signature.
+"""Reads the arguments of a workflow from texts, by its signature.
 
 Each text is the next positional argument. `NAME=VALUE` is the argument NAME if there is a parameter of exactly this
-name (with `**kwargs`, if NAME could be one). Other text with a = in it is passed as it is; to pass such text to the
-parameter NAME itself, quote it as JSON: `'"name=World"'`.
+name (with `**kwargs`, if NAME could be one). Other text with a = is passed unchanged; to pass text that begins with
+`NAME=`, quote it as JSON: `'"name=World"'`.
 
 `{i}` stands for the number of the run: with three digits or more, as in `user-001`, except where it is a number in
 JSON, which has no leading zeros: `[{i}]` is `[1]`.
@@ -26,7 +26,7 @@ from perdure.errors import InputRefused
 
 NUMBER = "{i}"
 SHOWN_LIMIT = 80
-"""Characters of an argument that a message shows."""
+"""Characters of an argument shown in a message."""
 
 _BY_NAME = (Parameter.POSITIONAL_OR_KEYWORD, Parameter.KEYWORD_ONLY)
 _BY_POSITION = (Parameter.POSITIONAL_ONLY, Parameter.POSITIONAL_OR_KEYWORD)
@@ -39,7 +39,7 @@ def numbered(text: str, number: int) -> str:
 
 @dataclass(frozen=True)
 class Argument:
-    """One argument: its text, and how to read it. `padded` tells how the number of the run is written in it."""
+    """One argument: its text, and how to read it. `padded`: the number of the run has leading zeros."""
 
     text: str
     padded: bool
@@ -115,7 +115,7 @@ class _Parameters:
             return name, self._types[name]
         if self._rest is not None:
             return self._rest.name, _item(self._types[self._rest.name], list, 0)
-        return f"number {position + 1}", Any  # one too many: the signature refuses it
+        return f"number {position + 1}", Any  # one argument too many: the signature refuses it
 
     def argument(self, parameter: tuple[str, Any], text: str) -> Argument:
         name, annotation = parameter
@@ -141,7 +141,7 @@ class _Parameters:
 
 
 def _as_utf8(text: str) -> str:
-    """Return an argument read as UTF-8 where the locale (`LANG=C`) could not read it; unchanged if it is not UTF-8."""
+    """Decode an argument as UTF-8 where the locale (`LANG=C`) could not; return it unchanged if it is not UTF-8."""
     try:
         return os.fsencode(text).decode()
     except UnicodeError:
@@ -149,10 +149,10 @@ def _as_utf8(text: str) -> str:
 
 
 def _item(annotation: Any, container: type, place: int) -> Any:
-    """Return the type of one of `*args` or `**kwargs`; `Any` where it depends on which one it is."""
+    """Return the type of each of `*args` or `**kwargs`; `Any` if they differ."""
     return get_args(annotation)[place] if get_origin(annotation) is container else Any
 
 
 def _quoted(text: str) -> str:
-    """Quote a text for the shell where it must be."""
+    """Quote a text for the shell if necessary."""
     return text if text.isalnum() else f"'{text}'"

@@ -22,9 +22,9 @@ Run = Callable[[int], Awaitable[Any]]
 
 
 async def run_batch(run: Run, *, count: int, concurrency: int, timeout: float | None, as_json: bool = False) -> Tally:
-    """Do `count` runs, at most `concurrency` at a time, and print how they went. `timeout` is only shown.
+    """Do `count` runs, at most `concurrency` at a time, and print a summary. `timeout` is only shown.
 
-    Ended early by a cancellation, it prints what there is. A `StoreError` ends it: no run could go on.
+    If it is cancelled, it prints the summary so far. A `StoreError` ends it: no run could go on.
     """
     if not as_json:
         click.echo(banner_text(count, timeout))

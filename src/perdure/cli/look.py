@@ -1,4 +1,4 @@
-"""`perdure list`, `show`, `journal`, `stats`: what only reads, also a file that another process serves."""
+"""`perdure list`, `show`, `journal`, `stats`: read only, also a file that another process serves."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from perdure.operations.describe import Invocation
 from perdure.operations.listing import STATUSES, Filters
 
 LIST_LIMIT = 50
-"""Invocations in the table of `list`, unless told otherwise."""
+"""Default number of invocations in the table of `list`."""
 
 _UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
 
@@ -40,7 +40,7 @@ def _moment(_: click.Context, parameter: click.Parameter, text: str | None) -> d
             return datetime.now(UTC) - timedelta(**{_UNITS[ago[2]]: float(ago[1])})
         return datetime.fromisoformat(text).astimezone(UTC)
     except (ValueError, OverflowError) as error:
-        text = f"{text!r} is no time: give 2026-11-20, 2026-11-20T12:00:00Z, or how long ago, as in 90m"
+        text = f"{text!r} is not a time: give 2026-11-20, 2026-11-20T12:00:00Z, or how long ago, as in 90m"
         raise click.BadParameter(text, param=parameter) from error
 
 
@@ -48,18 +48,18 @@ def _moment(_: click.Context, parameter: click.Parameter, text: str | None) -> d
 @click.option("--status", type=click.Choice(STATUSES), help="Only those of this status.")
 @click.option("--handler", metavar="NAME", help="Only those of this workflow.")
 @click.option("--key", help="Only those of this key.")
-@click.option("--id-prefix", metavar="TEXT", help="Only those whose id begins so.")
-@click.option("--created-after", callback=_moment, metavar="TIME", help="Only those created then or later.")
-@click.option("--created-before", callback=_moment, metavar="TIME", help="Only those created earlier.")
+@click.option("--id-prefix", metavar="TEXT", help="Only those whose id begins with this.")
+@click.option("--created-after", callback=_moment, metavar="TIME", help="Only those created at this time or later.")
+@click.option("--created-before", callback=_moment, metavar="TIME", help="Only those created before this time.")
 @click.option(
     "--limit",
     type=click.IntRange(min=1),
     help=f"How many at most.  [default: {LIST_LIMIT} in a table, else all]",
 )
 @click.option("--all", "everything", is_flag=True, help="All of them, also in a table.")
-@click.option("--cursor", help="Go on where an earlier list ended, as it said.")
-@click.option("--quiet", "-q", is_flag=True, help="Print the ids, one on a line, and no more.")
-@json_option("Print one JSON object on a line for each.")
+@click.option("--cursor", help="Continue an earlier list, with the cursor that it printed.")
+@click.option("--quiet", "-q", is_flag=True, help="Print only ids, one per line.")
+@json_option("Print one JSON object per line.")
 @url_option
 @reporting
 def list_(
@@ -120,17 +120,17 @@ async def _list(
 @url_option
 @reporting
 def show(id: str, as_json: bool, url: str | None) -> int:
-    """Show one invocation: its status, what it waits for, times, input, state, awakeables, and how it ended."""
+    """Show one invocation: status, what it waits for, times, input, state, awakeables, and outcome."""
     return in_loop(_describe(url, id, print_json if as_json else print_description))
 
 
 @click.command()
 @click.argument("id")
-@json_option("Print one JSON object on a line for each command, values whole.")
+@json_option("Print one JSON object per command and line, values whole.")
 @url_option
 @reporting
 def journal(id: str, as_json: bool, url: str | None) -> int:
-    """Show what one invocation did: its steps, timers, children, sends and awakeables, and what became of them."""
+    """Show the steps, timers, children, sends and awakeables of one invocation, and their outcomes."""
 
     def print_journal(invocation: Invocation) -> None:
         steps = invocation.journal
@@ -171,7 +171,7 @@ async def _stats(url: str | None, as_json: bool) -> int:
     click.echo(f"{counted.total:,} in all")
     if not counted.is_current:
         missing = f", and at least {counted.behind:,} changes are missing" if counted.behind else ""
-        click.echo(f"warning: the store cannot be asked now: this is what was last known{missing}", err=True)
+        click.echo(f"warning: the store cannot be reached: these are the last known numbers{missing}", err=True)
     return 0
 
 

@@ -1,4 +1,4 @@
-"""`perdure nats`: what a store on NATS needs before its first worker."""
+"""`perdure nats`: prepares a NATS server for a store."""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ def nats() -> None:
 def init(url: str | None, replicas: str, shards: int | None, synced: bool) -> int:
     """Make the streams of a store.
 
-    Streams that exist stay as they are, with all they hold; it is an error when they have other numbers. The first
-    worker makes what it needs by itself, on one server: with three, run this first.
+    Existing streams and their contents stay unchanged; other numbers than theirs are an error. On one server the first
+    worker makes the streams by itself; on three, run this first.
     """
     return in_loop(_init(url, int(replicas), shards, synced))
 

@@ -1,10 +1,10 @@
-"""`perdure pause`, `resume`, `cancel`, `retry`, `resolve`, `reject`: what tells an invocation something.
+"""`perdure pause`, `resume`, `cancel`, `retry`, `resolve`, `reject`: send a message to an invocation.
 
-A file is served by one process. If another process serves it, nothing is changed from here, and the text names that
-process. If none does, the message is made durable, and the next worker that serves the workflow applies it, since that
-takes the workflow's code; what the journal already shows to be illegal is refused now.
+One process serves a file. If another process serves it, the command changes nothing and names that process. If none
+does, the message is made durable, and the next worker that serves the workflow applies it, since that takes the
+workflow's code; a message that the journal shows to be illegal is refused at once.
 
-Where other processes may serve the store (NATS), the command waits for the answer of the worker.
+Where other processes may serve the store (NATS), the command waits for the worker's answer.
 """
 
 from __future__ import annotations
@@ -28,18 +28,18 @@ from perdure.errors import IllegalTransition, MessageRefused, PerdureError, Stor
 from perdure.operations.describe import Invocation
 
 WAIT_SECONDS = 10.0
-"""How long to wait for the answer of a worker, where one may run in another process."""
+"""How long to wait for the answer of a worker in another process."""
 
 STORE_WAIT_SECONDS = 1.0
-"""How long to wait where this process is alone, for a cancellation that takes no worker: the body has not begun."""
+"""How long to wait, if no other process can serve the store, for a cancellation that needs no worker."""
 
 Tell = Callable[[Client, float], Awaitable[None]]
-"""Tells one invocation something, and ends when it is applied, or after so many seconds."""
+"""Sends one message to an invocation; returns when it is applied, or after a number of seconds."""
 
 TellOne = Callable[[Client, str, float], Awaitable[None]]
 
 ids_argument = click.argument("ids", metavar="ID...", nargs=-1, required=True)
-outcome_option = json_option("Print one JSON object on a line for each.")
+outcome_option = json_option("Print one JSON object per line.")
 
 
 @click.command()
@@ -48,7 +48,7 @@ outcome_option = json_option("Print one JSON object on a line for each.")
 @url_option
 @reporting
 def pause(ids: tuple[str, ...], as_json: bool, url: str | None) -> int:
-    """Let invocations begin nothing new until they are resumed."""
+    """Pause invocations: they begin nothing new until they are resumed."""
     return _tell_all("pause", ids, lambda client, id, wait: client.handle(id).pause(timeout=wait), as_json, url)
 
 
@@ -58,7 +58,7 @@ def pause(ids: tuple[str, ...], as_json: bool, url: str | None) -> int:
 @url_option
 @reporting
 def resume(ids: tuple[str, ...], as_json: bool, url: str | None) -> int:
-    """End the pause of invocations."""
+    """Resume paused invocations."""
     return _tell_all("resume", ids, lambda client, id, wait: client.handle(id).resume(timeout=wait), as_json, url)
 
 
@@ -97,8 +97,8 @@ def retry(ids: tuple[str, ...], as_json: bool, url: str | None) -> int:
 def resolve(awakeable_id: str, value: str | None, as_json: bool, url: str | None) -> int:
     """Give an awakeable its value.
 
-    VALUE is JSON; text that is none, and does not begin like an object, a list or a string, is taken as it is. Without
-    it, the value is null. `perdure show ID` lists the awakeables of an invocation. Put -- before a negative number.
+    VALUE is JSON. Text that is not JSON, and does not begin like an object, a list or a string, is a string. Without
+    VALUE, the value is null. `perdure show ID` lists the awakeables of an invocation. Put -- before a negative number.
     """
     given = None if value is None else _read(value)
 
@@ -115,7 +115,7 @@ def resolve(awakeable_id: str, value: str | None, as_json: bool, url: str | None
 @url_option
 @reporting
 def reject(awakeable_id: str, reason: str, as_json: bool, url: str | None) -> int:
-    """Fail an awakeable, for a REASON that the workflow gets."""
+    """Fail an awakeable, with a REASON for the workflow."""
 
     async def tell(client: Client, wait: float) -> None:
         await client.reject(awakeable_id, reason, timeout=wait)
@@ -149,15 +149,15 @@ def _read(value: str) -> Any:
     try:
         return reader(Any)(value)
     except ValueError as error:
-        raise click.UsageError(f"the value is no JSON: {error}") from error
+        raise click.UsageError(f"the value is not JSON: {error}") from error
 
 
 # --- what the verbs share ---------------------------------------------------------------------------------------------
 @asynccontextmanager
 async def _opened_to_change(url: str | None) -> AsyncGenerator[Client]:
-    """Open a store that exists, or say who has it."""
+    """Open an existing store, or name the process that serves it."""
     async with connect(url, read_only=True):
-        pass  # it exists, and is one: opening it to change it would make it
+        pass  # check that it exists and is a store: opening it for writing would create it
     client = connect(url)
     try:
         await client.operations.open()
@@ -205,14 +205,14 @@ def _why_not(url: str | None) -> str:
 
 
 def _wait_of(url: str | None, verb: str, described: Invocation) -> float:
-    """Return how long to wait until a message is applied: a file that was opened to change it has no worker."""
+    """Return how long to wait until a message is applied: a file that this process opened has no worker."""
     if not _is_alone(url):
         return WAIT_SECONDS
     return STORE_WAIT_SECONDS if verb == "cancel" and described.status in ("scheduled", "pending") else 0.0
 
 
 def _check_status(described: Invocation, verb: Verb) -> None:
-    """Refuse what is illegal in the status that an invocation has, once all that it was told before is applied."""
+    """Refuse a verb that is illegal in the status that follows from all earlier messages."""
     status = described.status
     for told in described.mail:
         status = TABLE[status].get(cast("Event", told), status)
@@ -240,7 +240,7 @@ def _check_awakeable(described: Invocation, awakeable_id: str, n: int) -> None:
 async def _report(
     verb: str, what: str, id: str, told: Awaitable[None], client: Client, as_json: bool, url: str | None
 ) -> int:
-    """Print what became of it, and return the exit code: a refusal of one does not keep the others from being told."""
+    """Print the answer to each message, and return the exit code. A refusal does not stop the messages to others."""
     try:
         await told
         became, text = "applied", f"{verb} of {what}: applied"

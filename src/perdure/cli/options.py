@@ -1,4 +1,4 @@
-"""The options that several verbs take, and how their texts are read."""
+"""Options of several verbs, and how their texts are read."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ services_option = click.option(
     multiple=True,
     metavar="NAME=HOST:PORT",
     callback=_services,
-    help="Where a gRPC service listens, by its short or full name. Repeat it for more services.",
+    help="Address of a gRPC service, by its short or full name. Repeat it for more services.",
 )
 
 

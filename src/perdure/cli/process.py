@@ -27,27 +27,27 @@ _SHOW_CURSOR = b"\x1b[?25h"
 
 # --- its beginning ----------------------------------------------------------------------------------------------------
 def open_standard_streams() -> None:
-    """Point standard streams that the process was started without, as by `perdure stats >&-`, at the null device.
+    """Open missing standard streams, as after `perdure stats >&-`, on the null device.
 
-    The next file to be opened, a database say, would take their number, and output would be written into it.
+    Otherwise the next file to be opened, such as a database, would take their number, and output would go into it.
     """
     for number, name, mode in ((0, "stdin", "r"), (1, "stdout", "w"), (2, "stderr", "w")):
         try:
             os.fstat(number)
         except OSError:
-            opened = os.open(os.devnull, os.O_RDWR)  # takes the lowest free number: this one
+            opened = os.open(os.devnull, os.O_RDWR)  # takes the lowest free number, which is this one
             os.set_inheritable(opened, True)
         if getattr(sys, name) is None:
             setattr(sys, name, open(number, mode, encoding="utf-8", closefd=False))  # noqa: SIM115  for the process's life
 
 
 def fix_hash_seed() -> None:
-    """Start this process anew, as the same one, with a fixed hash seed unless the environment sets one.
+    """Execute this process anew with a fixed hash seed, unless the environment sets one.
 
-    The order of a set of strings depends on the seed. A body that iterates over one, against the rules, then does so in
-    the same order in every worker.
+    The order of a set of strings depends on the seed. A body that iterates over one, against the rules, then has the
+    same order in every worker.
     """
-    if "PYTHONHASHSEED" in os.environ or sys.platform == "win32":  # there, exec leaves the console to the shell
+    if "PYTHONHASHSEED" in os.environ or sys.platform == "win32":  # on Windows, exec returns the console to the shell
         return
     sys.stdout.flush()
     sys.stderr.flush()
@@ -56,7 +56,7 @@ def fix_hash_seed() -> None:
 
 # --- its loop ---------------------------------------------------------------------------------------------------------
 Stop = Callable[[signal.Signals, "asyncio.Task[Any]"], None]
-"""Told of the first signal, with the task of the command."""
+"""Called on the first signal, with the task of the command."""
 
 
 def in_loop(work: Coroutine[Any, Any, int], stop: Stop | None = None) -> int:
@@ -76,8 +76,8 @@ def in_loop(work: Coroutine[Any, Any, int], stop: Stop | None = None) -> int:
 class _Signals:
     """The SIGINT and SIGTERM that a command gets.
 
-    Handlers are set by `signal.signal`, not by the loop: Python calls them between two instructions of whatever the
-    main thread does, so also while a body blocks the loop. A signal that the process was started to ignore, as a shell
+    Handlers are set by `signal.signal`, not by the loop: Python calls them between two instructions of the main
+    thread, so also while a body blocks the loop. A signal that the process was started to ignore, as a shell
     does with SIGINT for a job in the background, stays ignored.
     """
 
@@ -88,7 +88,7 @@ class _Signals:
 
     @contextlib.contextmanager
     def handled(self) -> Generator[None]:
-        if threading.current_thread() is not threading.main_thread():  # only that one may set handlers
+        if threading.current_thread() is not threading.main_thread():  # only the main thread may set handlers
             yield
             return
         heard = [each for each in STOPPING_SIGNALS if signal.getsignal(each) is not signal.SIG_IGN]

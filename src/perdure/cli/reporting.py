@@ -1,4 +1,4 @@
-"""What goes wrong, as one line on stderr and an exit code."""
+"""Reports an error as one line on stderr and an exit code."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from perdure.errors import (
 P = ParamSpec("P")
 
 UNWRITABLE = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO})
-"""Why an output may take nothing more. Click itself ends a command that writes to a pipe which nobody reads."""
+"""Errors of an output that is full or gone. Click itself ends a command that writes to a closed pipe."""
 
 FAILURE = 1
 WRONG_USE = 2
@@ -63,7 +63,7 @@ def report(error: PerdureError | click.ClickException) -> int:
 
 
 def report_unwritable(error: OSError) -> int:
-    """Print that an output takes nothing more, drop what is left of it, and return the exit code."""
+    """Print that an output cannot be written, drop the rest of it, and return the exit code."""
     null = os.open(os.devnull, os.O_WRONLY)
     os.dup2(null, 1)
     with contextlib.suppress(OSError):

@@ -32,14 +32,14 @@ from perdure.runtime.worker import STOP_GRACE_SECONDS, Worker
 TIMEOUT_SECONDS = 300.0
 CONCURRENCY = 100
 STEPS_SHOWN = 5
-"""Names of steps in progress that the message of an interruption lists."""
+"""Steps in progress that the message of an interruption names."""
 WORKER_SLOTS = 100
-"""Invocations with a step in progress, at least: a run may start children."""
+"""Least number of slots: a run may start children."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """How to run. With many runs, `id` is a prefix. Without `timeout`, the workflow's own holds, else the default."""
+    """Options of a run. With --count, `id` is a prefix. Without `timeout`: the workflow's own, else the default."""
 
     count: int = 1
     concurrency: int = CONCURRENCY
@@ -66,7 +66,7 @@ class Options:
     type=click.IntRange(min=1),
     default=CONCURRENCY,
     show_default=True,
-    help="How many runs are under way at a time.",
+    help="How many runs are in progress at a time.",
 )
 @click.option(
     "--timeout",
@@ -81,7 +81,7 @@ class Options:
     type=click.IntRange(min=1),
     help=f"How many invocations have steps in progress at a time.  [default: --concurrency, at least {WORKER_SLOTS}]",
 )
-@click.option("--id", help="Id of the run; with --count, its prefix. The same command again runs what has not ended.")
+@click.option("--id", help="Id of the run; with --count, a prefix. Repeating the command runs what has not ended.")
 @click.option("--key", help="Runs of one key go one at a time, in order, and share state.")
 @click.option("--no-worker", is_flag=True, help="Start and wait only: workers elsewhere serve the store.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
@@ -147,7 +147,7 @@ async def _run(
 
 
 class Interruption:
-    """The reaction to the first SIGINT or SIGTERM: tell what it waits for and what becomes of the runs, and cancel."""
+    """The reaction to the first SIGINT or SIGTERM: print what it waits for and what becomes of the runs, and cancel."""
 
     def __init__(self, target: str, options: Options) -> None:
         self._target = target
@@ -156,7 +156,7 @@ class Interruption:
         self.began = False
         """Whether runs may have been started."""
         self.id: str | None = None
-        """Of a single run, once the store has accepted it."""
+        """The id of a single run, once the store has accepted it."""
 
     def begin(self, number: signal.Signals, command: asyncio.Task[Any]) -> None:
         if self.began:

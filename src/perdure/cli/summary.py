@@ -9,7 +9,7 @@ from typing import Any
 from perdure.cli.values import as_builtin, to_text
 
 SAMPLES_LIMIT = 3
-"""Results that are kept to be shown."""
+"""Results that are kept for display."""
 MESSAGES_LIMIT = 5
 """Different error messages that are kept; the others are only counted."""
 TEXT_LIMIT = 1_000
@@ -69,7 +69,7 @@ def message_of(error: BaseException) -> str:
 
 
 def one_line(text: str) -> str:
-    """Return a text of any origin in one line that a terminal can show: short, and without control characters."""
+    """Return any text as one short line without control characters."""
     cut = _shortened(" ".join(text[: 2 * TEXT_LIMIT].split()))
     return "".join(each if each.isprintable() else repr(each)[1:-1] for each in cut)
 
@@ -125,7 +125,7 @@ def duration_text(seconds: float) -> str:
 
 
 def percentiles(values: array[float], *percents: int) -> list[float]:
-    """Return the smallest values that at least so many percent of the values do not exceed (nearest rank)."""
+    """Return percentiles of the values, by nearest rank."""
     ordered = sorted(values)
     return [ordered[max(0, math.ceil(len(ordered) * percent / 100) - 1)] for percent in percents]
 
@@ -136,7 +136,7 @@ def _shortened(text: str) -> str:
 
 # --- as JSON ----------------------------------------------------------------------------------------------------------
 def summary_object(tally: Tally) -> dict[str, Any]:
-    """Return the same for programs. Times are in seconds."""
+    """Return the summary for programs. Times are in seconds."""
     p50, p99 = percentiles(tally.latencies, 50, 99) if tally.latencies else (None, None)
     return {
         "total": tally.total,

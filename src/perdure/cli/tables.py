@@ -20,11 +20,11 @@ from perdure.operations.describe import Invocation, JournalStep
 VALUE_LIMIT = 80
 """Characters of a value in a row of a table."""
 FIELD_LIMIT = 1_000
-"""Characters of a value that has a line of its own."""
+"""Characters of a value on a line of its own."""
 ROWS_LIMIT = 1_000
 """Rows of one table; more are in further tables."""
 TRACEBACK_LIMIT = 12
-"""Lines of a traceback that are shown: the last ones."""
+"""Lines of a traceback that are shown, from its end."""
 
 _INDEXED = ("id", "handler", "status", "key", "created_at", "updated_at", "due")
 _NARROW = {"#", "status", "created", "changed", "began"}
@@ -44,7 +44,7 @@ def print_json(what: object) -> None:
 
 
 def plain(what: Any) -> Any:
-    """Return structs and what they hold as JSON can: times in ISO 8601, what JSON has no form for as its `repr`."""
+    """Convert structs and their contents for JSON: times to ISO 8601, values without a JSON form to their `repr`."""
     if isinstance(what, dict):
         return {str(name): plain(value) for name, value in what.items()}  # type: ignore[reportUnknownVariableType]
     if isinstance(what, Struct):
@@ -57,13 +57,13 @@ def plain(what: Any) -> Any:
 
 
 def indexed(invocation: Invocation) -> dict[str, Any]:
-    """Return what the index knows of an invocation: the fields that `list` fills in."""
+    """Return the fields of an invocation that `list` fills in, from the index."""
     return {name: plain(getattr(invocation, name)) for name in _INDEXED}
 
 
 # --- text -------------------------------------------------------------------------------------------------------------
 def shown(value: Any, limit: int = VALUE_LIMIT) -> str:
-    """Return a value in one line of at most `limit` characters, without what would move a terminal's cursor."""
+    """Return a value in one line of at most `limit` characters, without control characters."""
     text = to_text(value)
     cut = text if len(text) <= limit else f"{text[: limit - 1]}…"
     return "".join(each if each.isprintable() else repr(each)[1:-1] for each in cut)
@@ -91,7 +91,7 @@ def status_text(status: str) -> Text:
 
 # --- tables -----------------------------------------------------------------------------------------------------------
 def print_invocations(found: Sequence[Invocation]) -> None:
-    """Print a table of invocations as the index knows them."""
+    """Print a table of invocations."""
     with_key = any(each.key is not None for each in found)
     rows = [
         [
@@ -105,7 +105,7 @@ def print_invocations(found: Sequence[Invocation]) -> None:
 
 
 def print_steps(steps: Sequence[JournalStep]) -> None:
-    """Print the commands of a journal and what became of them."""
+    """Print the commands of a journal and their outcomes."""
     rows = [
         [
             *(str(each.number), shown(each.step_type), status_text(each.status), str(each.attempts or "")),
@@ -151,7 +151,7 @@ def print_table(titles: Sequence[str], rows: Iterable[Sequence[str | Text]]) -> 
 
 
 def print_description(invocation: Invocation) -> None:
-    """Print all that is known of one invocation, one field on a line; its journal is only counted."""
+    """Print all fields of one invocation, one per line; the journal is only counted."""
     table = Table(box=None, pad_edge=False, show_header=False)
     table.add_column(style="bold", no_wrap=True)
     table.add_column(overflow="fold")

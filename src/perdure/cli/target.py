@@ -1,9 +1,9 @@
 """A target, `app.py:workflow` or `pkg.app:workflow`: the module is imported, the workflow found in it.
 
 The current folder comes first on the path. A file in a package (its folder has an `__init__.py`) is imported by its
-full name, `examples/simple.py` as `examples.simple`, as it is when others import it. Any other file is imported under
-its stem, from its own folder as Python does for a script. Either way the module is in `sys.modules`, where the classes
-of recorded exceptions are found.
+full name, `examples/simple.py` as `examples.simple`, as other modules import it. Any other file is imported under its
+stem, from its own folder, as Python does for a script. Either way the module is in `sys.modules`, where the classes of
+recorded exceptions are found.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ SHOWN_LIMIT = 12
 
 @dataclass(frozen=True)
 class Target:
-    """A module, and the name of the workflow that was asked for in it, if one was."""
+    """A module, and the name of the requested workflow, if one was given."""
 
     path: str
     module: ModuleType
@@ -39,7 +39,7 @@ class Target:
 
     @property
     def workflows(self) -> list[Workflow[..., Any]]:
-        """All workflows of the module, at least one, without references to those that live elsewhere."""
+        """All workflows of the module, at least one, without references to workflows of other modules."""
         found = workflows_of(self.module)
         if not found:
             raise click.UsageError(f"{self.path} has no workflow: put @workflow above an async function in it")

@@ -74,7 +74,7 @@ def _read_protobuf(cls: Any, text: str) -> Any:
 
 # --- writing ----------------------------------------------------------------------------------------------------------
 def as_builtin(value: Any, /) -> Any:
-    """Return a value as JSON can hold it; what cannot be, as its `repr`."""
+    """Convert a value for JSON; parts without a JSON form become their `repr`."""
     if _is_protobuf(type(value)):
         from google.protobuf import json_format  # noqa: PLC0415  where such a message is, it is too
 
@@ -114,7 +114,7 @@ _SAMPLES: dict[type[inspect.Type], Any] = {
 
 
 def sample(annotation: Any, /) -> str | None:
-    """Return JSON that an annotation accepts, None when no such text is known."""
+    """Return an example of JSON that an annotation accepts, or None."""
     if _is_protobuf(annotation):
         return None
     found = json.dumps(_sample(inspect.type_info(wire_type(annotation)), SAMPLE_DEPTH_LIMIT))

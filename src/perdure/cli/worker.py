@@ -124,7 +124,7 @@ async def _serve(client: Client, worker: Worker, stopping: Stopping, serving: st
 
 
 class Stopping:
-    """The first SIGINT or SIGTERM. It cancels the command while the store is opened; later it ends the serving."""
+    """The reaction to the first SIGINT or SIGTERM: cancel the command while the store opens; later, stop serving."""
 
     def __init__(self) -> None:
         self._came: asyncio.Future[signal.Signals] | None = None

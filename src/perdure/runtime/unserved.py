@@ -1,7 +1,7 @@
-"""Logs that a start waits for a worker that does not exist here.
+"""Warns of a start that no worker here serves.
 
-A start without a worker is legal: one may be deployed later. Most often, though, a worker was forgotten, or it serves
-another workflow, and without a word the caller just waits.
+Such a start is legal: a worker may be deployed later. Most often, though, the worker was forgotten, or it serves
+another workflow, and without a warning the caller waits in silence.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ log = logging.getLogger("perdure.client")
 
 
 class Unserved:
-    """Looks, a little after a start is due, whether a worker serves its workflow."""
+    """Checks, a little after a start is due, whether a worker serves its workflow."""
 
     def __init__(self, store: Store) -> None:
         self._store = store
@@ -44,7 +44,7 @@ class Unserved:
         self._looks[handler] = loop.call_at(when, self._look, start)
 
     def close(self) -> None:
-        """Look no more."""
+        """Stop checking."""
         for look in self._looks.values():
             look.cancel()
         self._looks.clear()

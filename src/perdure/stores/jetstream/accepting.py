@@ -309,5 +309,5 @@ async def _be(error: Exception) -> Exception:
 
 
 def _quiet(facts: Facts) -> Facts:
-    """Return facts of what an index has been told already."""
+    """Return facts that the index has already."""
     return replace(facts, quiet=True)

@@ -30,7 +30,7 @@ from perdure.stores.port import Clock, Transition
 
 
 class Cancelling:
-    """Settles what has not begun."""
+    """Settles invocations that have not begun."""
 
     def __init__(
         self,
@@ -94,7 +94,7 @@ class Cancelling:
             await self._wire.store(self._layout.journal(start.id), data, expected=0, headers=lines_of(facts))
 
     async def _withdraw(self, start: Start) -> bool:
-        """Take away what would begin an invocation; false if that may have been delivered."""
+        """Withdraw the message that would begin an invocation; false if it may have been delivered."""
         scheduled = self._layout.delayed(start.id, start.key)
         withdrawn = await self._wire.purge(self._layout.stream_of(scheduled), scheduled) > 0
         if start.key is not None:

@@ -232,7 +232,7 @@ class Commits:
             except Exception as error:  # noqa: BLE001  the frame is durable: what follows is tried until it is done
                 self._wire.limited_log(
                     ("follow", transition.id),
-                    "what follows from invocation %s failed unexpectedly, trying again: %s",
+                    "the effects of a frame of invocation %s failed unexpectedly, trying again: %s",
                     transition.id,
                     error,
                     exc_info=error,
@@ -286,7 +286,7 @@ class Commits:
     def _spread(self, transition: Transition) -> None:
         ended = transition.released or transition.outcome is not None
         if (outcome := transition.outcome) is not None:
-            # Only now: a caller that is told may read what follows from it, as the state of its key.
+            # Only now: a caller that hears of it may read the effects, such as the state of the key.
             self._watching.settled(transition.id, outcome)
             tail = self._journals.known(transition.id)
             if tail is not None and tail.facts.wake > self._clock.now():

@@ -1,6 +1,6 @@
 """Telling those that wait: outcomes of invocations, answers to messages, changes of rows.
 
-Each is pushed by the server, at most once; what is waited for is also read now and then, in case its push was lost.
+Each is pushed by the server, at most once; awaited ones are also polled, in case a push was lost.
 """
 
 from __future__ import annotations
@@ -205,7 +205,7 @@ class Watching:
 
     # --- pushes that were lost ----------------------------------------------------------------------------------------
     def _look_for_lost_pushes(self) -> None:
-        """Read what is waited for, some of it at a time."""
+        """Poll awaited outcomes and answers, a part at a time."""
         self._poll = asyncio.get_running_loop().call_later(POLL_SECONDS, self._look_for_lost_pushes)
         if self._wire.is_up:
             self._tasks.spawn(self._poll_outcomes())

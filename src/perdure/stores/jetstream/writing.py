@@ -1,4 +1,4 @@
-"""Counts what is being written, so that the closing of a store waits for it."""
+"""Counts writes in progress, so that closing a store waits for them."""
 
 from __future__ import annotations
 

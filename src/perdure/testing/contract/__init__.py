@@ -1,8 +1,8 @@
-"""What every store must do, as one suite of tests: subclass `StoreContract`, give it `make` and `reopen`, run pytest.
+"""The tests that every store must pass: subclass `StoreContract`, define `make` and `reopen`, run pytest.
 
-Each section is a class of its own, in a module of its own; a subclass of one section runs that section alone. The suite
-sees the Store protocol and nothing else, and asks for no more than the weakest store can promise: revisions grow, and
-not by one; the attempt number is a hint above 1; an effect is idempotent, not free.
+Each section is a class in a module of its own; a subclass of one section runs that section alone. The suite sees only
+the Store protocol, and requires no more than the weakest store can promise: revisions grow, but not by one; an attempt
+above 1 is a hint; an effect is idempotent, not free.
 """
 
 from __future__ import annotations

@@ -121,7 +121,7 @@ class Keys(StoreCase):
     async def test_delayed_start_takes_its_place_in_the_line_when_it_is_due(self) -> None:
         async with self.opened() as store:
             inbox = self.inbox(room=100)
-            due = store.clock.now() + 1  # a slow machine has accepted the others before
+            due = store.clock.now() + 1  # so that a slow machine has accepted the others first
             await store.submit([self.start("late", key="k", due=due)])
             await store.submit([self.start("a0", key="k"), self.start("a1", key="k")])
             start, revision = await self.granted(inbox, "a0")
@@ -143,7 +143,7 @@ class Keys(StoreCase):
             assert waiting is not None
             ended = self.frame(Accepted(waiting), Cancelled(waiting.at, message=message.id))
             await self.commit(waiting, 0, ended, "cancelled", delivery)
-            _, late = await inbox.next_message()  # it waited for a start that will not come now
+            _, late = await inbox.next_message()  # it waited for a start that does not come now
             assert isinstance(late.request, Pause)
             assert await store.key("k") == Key("a0")
             await self.settled(start, revision)
@@ -181,7 +181,7 @@ class Keys(StoreCase):
             failed = Failed(first.at, failure_of(ValueError("no")))
             revision = await self.settled(first, revision, failed, x=b"1")
             second, second_revision = await self.granted(inbox, "a1")
-            for _ in range(2):  # a redo takes no second place
+            for _ in range(2):  # a redo takes no second position
                 await self.commit(first, revision, None, "failed", effects=Effects(enlist=Enlist("k", 1)))
             await inbox.stays_empty(self.calm)
             await self.settled(second, second_revision, x=b"2")

@@ -27,7 +27,7 @@ class Retention(StoreCase):
     """Old invocations are purged, and nothing else."""
 
     async def purge(self, id: str | None = None, limit: int = 100) -> int:
-        """Remove what has settled by now."""
+        """Purge everything that has settled by now."""
         return await within(self.patience, self.store.purge(self.store.clock.now(), limit=limit, id=id), "not purged")
 
     async def is_unknown(self, id: str) -> bool:
@@ -99,10 +99,10 @@ class Retention(StoreCase):
             inbox = self.inbox()
             served, unserved = await self.completed(inbox), await self.completed(inbox)
             await store.post(self.message(served.id))
-            await inbox.next_message()  # in hand
+            await inbox.next_message()  # held by a worker
             assert await self.purge(served.id) == 0
             inbox.subscription.close()
-            await store.post(self.message(unserved.id))  # in nobody's
+            await store.post(self.message(unserved.id))  # held by no worker
             assert await self.purge() == 0
             store = await self.reopened()
             assert await self.purge() == 0

@@ -64,7 +64,7 @@ MIB = 1024 * 1024
 
 
 class Inbox:
-    """A subscriber that keeps what it is given, in order."""
+    """A subscriber that keeps its deliveries, in order."""
 
     def __init__(self, store: Store, handlers: Sequence[str], patience: float) -> None:
         self._patience = patience
@@ -106,12 +106,12 @@ async def within(seconds: float, work: Awaitable[T], otherwise: str) -> T:
 
 
 async def called(use: Callable[[], Awaitable[T]]) -> T:
-    """Call and await, so that it is the same whether the call raises or the future."""
+    """Call and await, so that errors of the call and of the future look the same."""
     return await use()
 
 
 async def raised_by(work: Awaitable[Any], kind: type[PerdureError]) -> PerdureError:
-    """Await what must raise an error of a kind, and return it."""
+    """Await, and return the error of this kind that it must raise."""
     try:
         value = await work
     except kind as error:
@@ -123,16 +123,16 @@ class StoreCase:
     """Makes, opens and closes stores for the tests of a section. A subclass defines `make` and `reopen`."""
 
     patience = 5.0
-    """Seconds in which what must come has to come."""
+    """How long to wait for something that must come."""
     calm = 0.03
-    """Seconds of silence that are taken for nothing coming."""
+    """How long to wait for something that must not come."""
 
     def make(self, **limits: int) -> Store:
         """Return a new, empty store that is not open yet, perhaps with a `key_queue_limit`."""
         raise NotImplementedError
 
     def reopen(self, store: Store, /) -> Store:
-        """Return, not open yet, the store that `store`, now closed, was, as another process would find it."""
+        """Return a new store, not open yet, over the contents of the closed `store`, as in another process."""
         raise NotImplementedError
 
     # --- what tests share ---------------------------------------------------------------------------------------------
@@ -195,7 +195,7 @@ class StoreCase:
         *taken: Delivery,
         effects: Effects | None = None,
     ) -> int:
-        """Commit a frame with the effects that follow from it; `Released` in it releases the claim."""
+        """Commit a frame with its effects; `Released` in it releases the claim."""
         if effects is None:
             effects = Effects()
             if frame is not None:
@@ -216,13 +216,13 @@ class StoreCase:
         return start, await self.commit(start, 0, first, "running", delivery)
 
     async def suspended(self, inbox: Inbox, start: Start | None = None, wake: float | None = None) -> tuple[Start, int]:
-        """Bring an invocation to where it waits."""
+        """Run an invocation until it waits."""
         start, revision = await self.begun(inbox, start)
         released = self.frame(Returned(0, start.at, encode(1)), Released(self.store.clock.now(), wake))
         return start, await self.commit(start, revision, released, "suspended")
 
     async def completed(self, inbox: Inbox, start: Start | None = None) -> Start:
-        """Bring an invocation to its end."""
+        """Run an invocation to its end."""
         start, revision = await self.begun(inbox, start)
         at = self.store.clock.now()
         await self.commit(start, revision, self.frame(Completed(at, encode(start.id))), "completed")

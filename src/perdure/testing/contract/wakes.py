@@ -110,7 +110,7 @@ class Wakes(StoreCase):
     async def test_wake_that_falls_due_while_a_message_is_in_hand_is_not_lost(self) -> None:
         async with self.opened() as store:
             inbox = self.inbox()
-            due = store.clock.now() + 0.4  # a slow machine has the message in hand before
+            due = store.clock.now() + 0.4  # so that a slow machine has delivered the message first
             start, _ = await self.suspended(inbox, wake=due)
             await store.post(self.message(start.id))
             delivery, _ = await inbox.next_message()
@@ -132,7 +132,7 @@ class Wakes(StoreCase):
             due = now + 0.5
             while True:
                 delivery = await inbox.next()
-                # A wake is a hint: one that was replaced may still come. The one that counts must.
+                # A wake is a hint: a replaced one may still come. The current one must.
                 assert isinstance(delivery.item, Wake)
                 inbox.subscription.acknowledge(delivery)
                 if delivery.id == start.id and store.clock.now() >= due:

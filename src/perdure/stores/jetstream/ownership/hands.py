@@ -42,7 +42,7 @@ class Token(Struct, eq=False):
 
 
 class Hold(custody.Hold, eq=False):
-    """What one worker holds of one invocation, and what brings it to another if this process dies."""
+    """What one worker holds of one invocation, and the message that goes to another if this process dies."""
 
     since: float = 0.0  # loop time of the claim
     kept: Token | None = None  # unacknowledged while claimed, so that it comes to another if this process dies

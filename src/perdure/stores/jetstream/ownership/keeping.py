@@ -1,6 +1,6 @@
 """Keeps what workers here hold from going to others: renewals, leases, short waits; and gives it back.
 
-A delivery that is in hand is renewed three times in a lease. A claim older than half a lease gets a wake at the end of
+A held delivery is renewed three times per lease. A claim older than half a lease gets a wake at the end of
 its lease, in a schedule that names the claim's epoch, and its delivery is acknowledged; the schedule is set anew while
 the claim is owned. So long runs hold no delivery, and two owners never share a schedule.
 """
@@ -209,7 +209,7 @@ class Keeper:
         self._tasks.spawn(self._wire.purge(self._layout.stream_of(subject), subject))
 
     async def renew(self, others: Iterable[Token]) -> None:
-        """Renew what is held, and find out what was taken over. No worker has `others` yet."""
+        """Renew what is held, and find what was taken over. No worker has `others` yet."""
         if not self._wire.is_up:
             return
         now = self._wire.now()
