@@ -379,3 +379,10 @@ def test_real_io_is_refused_and_says_what_to_do(body: Body):
     told = failure_of(body)
     assert told.startswith("perdure.errors.IoInWorkflow: loop.")
     assert "put it in a step (@step)" in told
+
+
+def test_a_library_that_looks_below_the_surface_finds_the_loop_of_a_task():
+    async def body(ctx: Context) -> bool:
+        return getattr(asyncio.current_task(), "_loop", None) is asyncio.get_running_loop()
+
+    assert play(body).value is True
