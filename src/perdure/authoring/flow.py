@@ -189,7 +189,7 @@ class Flow(Workflow[[Mapping[str, Any]], Any]):
         values = self._checked(inputs)
         if self.strategy == "sequential":
             for task in self._tasks.values():
-                values[task.name] = await self._result(task, values)
+                values[task.name] = await self._run_node(task, values)
         else:
             await self._run_concurrently(values)
         if self._result_node is not None:
@@ -206,7 +206,7 @@ class Flow(Workflow[[Mapping[str, Any]], Any]):
                 if needed in running:
                     await running[needed]
             async with room:
-                values[task.name] = await self._result(task, values)
+                values[task.name] = await self._run_node(task, values)
 
         try:
             async with asyncio.TaskGroup() as group:
@@ -215,7 +215,7 @@ class Flow(Workflow[[Mapping[str, Any]], Any]):
         except* Exception as failures:  # noqa: BLE001  passed on as the one that came first
             raise _first(failures) from None
 
-    async def _result(self, task: _Task, values: Mapping[str, Any]) -> Any:
+    async def _run_node(self, task: _Task, values: Mapping[str, Any]) -> Any:
         if any(values[needed] is _SKIPPED for needed in task.needs()):
             return _SKIPPED
         args = [values[each.name] if isinstance(each, Node) else each for each in task.args]
