@@ -26,7 +26,7 @@ from perdure.stores.liveness import Contents, breaches
 from perdure.stores.port import Key, Row
 from tests.scenarios.host import jetstream_at
 
-SETTLE_SECONDS = 2.0
+SETTLE_SECONDS = 30.0
 """How long what a killed process has sent may be on its way."""
 READ_TOGETHER = 100
 TOLERANCE_SECONDS = 0.001

@@ -22,7 +22,7 @@ ORDERED = {
 
 
 class TestJetStreamStore(StoreContract):
-    patience = 10.0
+    patience = 60.0
     calm = 0.1
 
     @pytest.fixture(autouse=True)

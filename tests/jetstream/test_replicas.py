@@ -47,7 +47,7 @@ class WireToReplicas(Wire):
 
 
 class TestJetStreamStoreOfReplicasThatAreBehind(StoreContract):
-    patience = 10.0
+    patience = 60.0
     calm = 0.1
 
     @pytest.fixture(autouse=True)

@@ -33,7 +33,7 @@ BETWEEN_KILLS_SECONDS = 0.3
 PAUSES = 5
 DELAY_SECONDS = 0.03
 """In every other run, deliveries to workers are late by up to so much, each by itself: they overtake each other."""
-SETTLE_SECONDS = 20.0
+SETTLE_SECONDS = 90.0
 LOOK_SECONDS = 0.05
 
 MakeFleet = Callable[..., Awaitable[Fleet]]

@@ -56,7 +56,7 @@ from perdure.stores.port import Committed, Delivery, Filter, Transition
 ID = "it"
 KEY = "k"
 QUIET_ROUNDS = 12
-RESULT_WAIT_SECONDS = 2.0
+RESULT_WAIT_SECONDS = 30.0
 Mode = Literal["plain", "stale acknowledgement", "redelivery"]
 MODES: tuple[Mode, ...] = ("plain", "stale acknowledgement", "redelivery")
 

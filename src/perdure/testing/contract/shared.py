@@ -122,8 +122,8 @@ async def raised_by(work: Awaitable[Any], kind: type[PerdureError]) -> PerdureEr
 class StoreCase:
     """Makes, opens and closes stores for the tests of a section. A subclass defines `make` and `reopen`."""
 
-    patience = 5.0
-    """How long to wait for something that must come."""
+    patience = 60.0
+    """How long to wait for something that must come: a slow machine is no fault."""
     calm = 0.03
     """How long to wait for something that must not come."""
 
