@@ -67,7 +67,7 @@ async def test_work_of_a_worker_whose_connection_breaks_is_taken_over_after_its_
         assert [lab.count(f"ran {tag}-{each}") for tag in tags for each in "abc"] == [1] * 120
         assert [lab.count(f"ran c{at}-a") for at in range(3)] == [1] * 3
         await check_histories(lab, [*held, *behind, *side_by_side, *more])
-        assert "was taken over" in lab.report() or "is read again" in lab.report()
+        assert "has taken it over" in lab.report() or "reloading" in lab.report()
     finally:
         await lab.close()
 
