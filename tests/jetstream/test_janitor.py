@@ -231,7 +231,7 @@ from tests.jetstream.test_janitor import submitted
 async def dies(*_):
     os.kill(os.getpid(), signal.SIGKILL)
 
-Accepting.queue = Accepting._queue_in_line = dies
+Accepting.queue = Accepting._take_positions = dies
 
 async def main():
     url, namespace, how = sys.argv[1:]
