@@ -1,7 +1,8 @@
 """An invocation's history as text, for tests that replay it against changed code.
 
-The frames are kept byte for byte as journals hold them, so that an exported history is readable for as long as journals
-are. The ids of awakeables come along, since the secret that signs them does not leave the store.
+The frames have the format of journals, so that an exported history is readable for as long as journals are. They are
+encoded anew: fields that a later release has added appear with their defaults, and the bytes may differ. The ids
+of awakeables come along, since the secret that signs them does not leave the store.
 """
 
 from __future__ import annotations
