@@ -9,7 +9,6 @@ from typing import Any
 from msgspec import Struct
 
 from perdure.core.journal import Message, Start, Status, settles_before_begin
-from perdure.errors import Conflict
 from perdure.stores.port import Committed, Transition
 
 
@@ -23,6 +22,24 @@ class Accept(Struct):
     new: bool = True
 
 
+class Route(Struct):
+    """Where a message goes: it waits for its start, unless it `may_go` to a worker at once.
+
+    `has_begun` says that a worker has had the start, so that only a worker can apply the message.
+    """
+
+    message: Message
+    handler: str
+    has_begun: bool
+    may_go: bool
+
+    @classmethod
+    def of(cls, message: Message, handler: str, status: Status, sequence: int | None) -> Route:
+        has_begun = status not in ("pending", "scheduled")
+        is_put_off = status == "scheduled" or (status == "pending" and sequence is None)
+        return cls(message, handler, has_begun, has_begun or (is_put_off and settles_before_begin(message)))
+
+
 def _ignore(revision: int, error: Exception | None) -> None:
     pass
 
@@ -32,9 +49,8 @@ class Unit(Struct, eq=False):
 
     `strict` makes an id that exists with another input an error; `must_exist`, a message to an unknown id. `place` is
     the position of an invocation that enlists for a key. A commit is told, the others end their future. `ended` says
-    that the transition ends the claim. The writer fills in `routes` (message, handler, whether it can go to a worker
-    before the start has), `granted` (sequence, id, start and its checksum: starts that now have their key) and `woken`
-    (id and handler of others that have it).
+    that the transition ends the claim. The writer fills in `routes`, `granted` (sequence, id, start and its checksum:
+    starts that now have their key) and `woken` (id and handler of others that have it).
     """
 
     accepts: Sequence[Accept] = ()
@@ -51,7 +67,7 @@ class Unit(Struct, eq=False):
     purged: int = 0
     place: int = 0
     future: asyncio.Future[Any] | None = None
-    routes: list[tuple[Message, str, bool]] = []
+    routes: list[Route] = []
     granted: list[tuple[int, str, bytes, int]] = []
     woken: list[tuple[str, str]] = []
     error: Exception | None = None
@@ -69,13 +85,3 @@ class Unit(Struct, eq=False):
         self.routes.clear()
         self.granted.clear()
         self.woken.clear()
-
-
-def may_be_routed(message: Message, status: Status, sequence: int | None) -> bool:
-    """Tell whether a message can go to a worker before the start: an invocation that is put off can be cancelled."""
-    is_put_off = status == "scheduled" or (status == "pending" and sequence is None)
-    return status not in ("pending", "scheduled") or (is_put_off and settles_before_begin(message))
-
-
-def conflict(id: str, expected: int) -> Conflict:
-    return Conflict(f"the journal of {id!r} is not at revision {expected}", invocation_id=id)
