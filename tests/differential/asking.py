@@ -21,7 +21,7 @@ async def read(side: Side, what: ReadWhat, id: str) -> object:
         case "outcome":
             return normal.outcome(await store.outcome(id))
         case "mail":
-            return await store.mail(id)
+            return normal.mail(await store.mail(id))
         case "start":
             return await store.start(id)
         case "row":

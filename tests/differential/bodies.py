@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
 from msgspec import Struct, field
 
@@ -63,6 +63,11 @@ class Body(Struct):
     @property
     def history(self) -> History:
         return History.of(self.frames)
+
+    @property
+    def is_settled_by_store(self) -> bool:
+        """Whether the store cancelled it before it began."""
+        return bool(self.frames) and self.frames[0].writer != WRITER
 
     def steps(self) -> list[int]:
         """Return the steps that have no result."""
@@ -128,9 +133,9 @@ def _ends_unbegun(start: Start, hand: Hand) -> Plan | None:
     return Plan(frame, effects_of(start, frame, History.of([frame])), "failed", False, _takes([]))
 
 
-def _takes(messages: list[Message]) -> Callable[[Delivery], bool]:
-    """Acknowledge starts, wakes and these messages: what a journal holds is acknowledged with the frame."""
-    ids = {each.id for each in messages}
+def _takes(messages: list[Message], known: Collection[str] = ()) -> Callable[[Delivery], bool]:
+    """Acknowledge starts, wakes, these messages and those `known`: what the journal holds goes with the frame."""
+    ids = {each.id for each in messages} | {*known}
 
     def takes(delivery: Delivery) -> bool:
         match delivery.item:
@@ -197,7 +202,7 @@ def _goes_on(
     released = operation.move in ("pause", "suspend")
     status = after.status
     changed = status if released or not body.frames or status != history.status else None
-    return Plan(frame, effects, changed, released, _takes(answered))
+    return Plan(frame, effects, changed, released, _takes(answered, history.messages))
 
 
 def _outcome(move: str, at: float) -> Completed | Failed | Cancelled | None:

@@ -63,27 +63,36 @@ class Comparison:
         return self._misordered()
 
     def held(self, side: Side) -> dict[str, set[str]]:
-        return side.compared({id for id, body in self._state.bodies.items() if body.frames})
+        return side.compared({id: body.history.messages for id, body in self._state.bodies.items() if body.frames})
 
     def _acknowledge_hints(self, side: Side) -> None:
-        """Do what a worker does with that for which there is nothing to do.
-
-        A wake that was replaced may still come, and a message with which the journal has dealt may come again. A store
-        may drop the wake of what is claimed: the claim brings it, unless it is paused, and then a message must.
-        """
+        """Do what a worker does with that for which there is nothing to do."""
         first = self._state.first.held()
         for id, names in side.held().items():
-            body = self._state.bodies.get(id)
-            known = body.history.messages if body is not None else {}
-            extra = {
-                name
-                for name in names - first.get(id, set())
-                if name == "wake" or name.removeprefix("message ") in known
-            }
-            if body is not None and names == {"wake"} and body.history.status == "paused" and body.history.claimed:
-                extra = names
-            for each in side.take(id, lambda each, extra=extra: name_of(each) in extra):
-                side.subscription(self._state.starts[id].handler).acknowledge(each)
+            idle = {name for name in names if self._is_idle(id, name, names, first.get(id, set()))}
+            subscription = side.subscription(self._state.starts[id].handler)
+            for each in side.take(id, lambda each, idle=idle: name_of(each) in idle):
+                subscription.acknowledge(each)
+                if name_of(each) == "start":
+                    subscription.request(1)
+                    side.forget_arrival(id)
+
+    def _is_idle(self, id: str, name: str, names: set[str], first: set[str]) -> bool:
+        """Tell whether one of these deliveries of an invocation is one that a store need not make.
+
+        A start may come of what the store has cancelled itself. A wake that was replaced may still come. A message with
+        which the journal has dealt may come again, also as what brings a claim. A store may drop the wake of what is
+        claimed: the claim brings it, unless it is paused, and then a message must.
+        """
+        body = self._state.bodies.get(id)
+        if name == "start":
+            return body is None or body.is_settled_by_store
+        if name == "wake":
+            is_paused = body is not None and body.history.status == "paused" and body.history.claimed
+            return name not in first or (is_paused and names == {"wake"})
+        if body is None or name in first or name.removeprefix("message ") not in body.history.messages:
+            return False
+        return "wake" not in first
 
     def _misordered(self) -> str | None:
         """Say where the order differs.

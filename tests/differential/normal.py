@@ -9,7 +9,7 @@ from typing import Any
 
 from msgspec.structs import replace
 
-from perdure.core.journal import Answer, Frame, Outcome
+from perdure.core.journal import Answer, Frame, Message, Outcome, Settled
 from perdure.stores.port import Row
 from tests.differential.bodies import WRITER
 
@@ -27,6 +27,22 @@ def frames(found: Sequence[Frame]) -> list[Frame]:
 def _by_the_store(frame: Frame) -> Frame:
     entries = [replace(each, at=0.0) if hasattr(each, "at") else each for each in frame.entries]
     return replace(frame, writer="the store", at=0.0, entries=entries)
+
+
+def mail(found: Sequence[Message]) -> list[Message]:
+    """Oldest first; those of one time, such as the messages of one frame, in any order.
+
+    An outcome that the store wrote itself has its own time, and so has the message that tells it.
+    """
+    assert [each.at for each in found] == sorted(each.at for each in found), f"not oldest first: {found}"
+    return sorted(map(_timeless, found), key=lambda each: (each.at, each.id))
+
+
+def _timeless(message: Message) -> Message:
+    request = message.request
+    if not isinstance(request, Settled):
+        return message
+    return replace(message, at=0.0, request=replace(request, outcome=outcome(request.outcome)))
 
 
 def outcome(found: Outcome | None) -> Outcome | None:

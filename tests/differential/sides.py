@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Container
+from collections.abc import Callable, Container, Mapping
 from typing import Any
 
 from perdure.core.journal import Message, Start, settles_before_begin
@@ -80,6 +80,11 @@ class Side:
     def subscription(self, handler: str) -> Subscription:
         return self._subscriptions[handler]
 
+    def forget_arrival(self, id: str) -> None:
+        for arrived in self.arrived.values():
+            if id in arrived:
+                arrived.remove(id)
+
     # --- deliveries ---------------------------------------------------------------------------------------------------
     def take(self, id: str, chosen: Callable[[Delivery], bool]) -> list[Delivery]:
         """Remove and return deliveries of an invocation that are in hand."""
@@ -92,15 +97,19 @@ class Side:
         """Return what is in hand, by invocation."""
         return {id: {name_of(each) for each in deliveries} for id, deliveries in self.in_hand.items()}
 
-    def compared(self, begun: Container[str]) -> dict[str, set[str]]:
-        """Return what is in hand of all that must be.
+    def compared(self, begun: Mapping[str, Container[str]]) -> dict[str, set[str]]:
+        """Return what is in hand of all that must be. `begun` are the messages with which each journal has dealt.
 
-        A wake is a hint: one that comes beside something else says nothing more. A message that waits for its start may
+        A wake is a hint: one that comes beside something else says nothing more. A message with which the journal has
+        dealt says what a wake says. A message that waits for its start may
         come to a worker that has the invocation already, by a wake.
         """
         compared: dict[str, set[str]] = {}
         for id, deliveries in self.in_hand.items():
-            names = {name_of(each) for each in deliveries}
+            known = begun.get(id, ())
+            names = {name_of(each) for each in deliveries if not _is_of(each, known)}
+            if any(_is_of(each, known) for each in deliveries):
+                names.add("wake")
             if "start" not in names and id not in begun:
                 names = {name_of(each) for each in deliveries if _ends_unbegun(each)}
             if names:
@@ -120,6 +129,10 @@ class Side:
         """Return how many commits made this revision: revisions grow, and their numbers mean nothing else."""
         known = [0, *self.revisions.get(id, [])]
         return known.index(revision) if revision in known else f"unknown revision {revision}"
+
+
+def _is_of(delivery: Delivery, known: Container[str]) -> bool:
+    return isinstance(delivery.item, Message) and delivery.item.id in known
 
 
 def _ends_unbegun(delivery: Delivery) -> bool:

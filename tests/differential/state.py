@@ -33,15 +33,18 @@ class State:
         self.bodies: dict[str, Body] = {}
         self.starts: dict[str, Start] = {}  # all ever, the latest of each id
         self.messages: dict[str, Message] = {}
+        self.gone: set[str] = set()  # messages whose invocation was purged: on a server their answers may outlast it
         self.open: set[str] = set()  # handlers
         self.declined: set[str] = set()
-        # Whether a cancellation of what has not begun is for the store or a worker: decisions 52 and 57.
-        self._agree_on_unbegun = all(side.is_local for side in sides)
+        self.are_local = all(side.is_local for side in sides)
         self._made = 0  # counts times
 
     def may_settle_itself(self, id: str) -> bool:
-        """Tell whether some stores would settle what is cancelled themselves, and others leave that to a worker."""
-        return not self._agree_on_unbegun and id in self.bodies and not self.bodies[id].frames
+        """Tell whether some stores would settle what is cancelled themselves: see decisions 52 and 57.
+
+        Others leave it to a worker.
+        """
+        return not self.are_local and id in self.bodies and not self.bodies[id].frames
 
     def exists(self, start: Start) -> None:
         """Note that a start was accepted."""

@@ -124,7 +124,9 @@ class World:
         match operation:
             case Read(what=what, id=id):
                 return await self._each(lambda side: read(side, what, id))
-            case ReadKey() | Search() | Count() | Served():
+            case ReadKey():
+                return await self._read_key(operation)
+            case Search() | Count() | Served():
                 return await self._each(lambda side: query(self._state, side, operation))
             case Answered(message=message):
                 return self._await_answer(message)
@@ -181,6 +183,8 @@ class World:
     async def _post(self, operation: Post) -> list[object]:
         message = Message(operation.id, operation.to, self._state.time(), self._request(operation))
         if isinstance(message.request, Cancel) and self._state.may_settle_itself(operation.to):
+            return self._skipped()
+        if message.id in self._state.gone:
             return self._skipped()
         self._state.messages.setdefault(message.id, message)
         answers = await self._each(lambda side: side.store.post(message))
@@ -406,6 +410,7 @@ class World:
         for each in [*self._state.bodies]:
             if await self._state.first.store.row(each) is None:
                 del self._state.bodies[each]
+                self._state.gone.update(id for id, message in self._state.messages.items() if message.to == each)
                 for side in self._state.sides:
                     side.revisions.pop(each, None)
         return answers
@@ -421,9 +426,20 @@ class World:
                     return True
         return False
 
+    async def _read_key(self, operation: ReadKey) -> list[object]:
+        """Read a key. On a server a process with a worker grants it, and may be about to."""
+        if not self._state.open and not self._state.are_local:
+            return self._skipped()
+        deadline = time.monotonic() + self._state.patience / 4
+        while True:
+            answers = await self._each(lambda side: query(self._state, side, operation))
+            if all(answer == answers[0] for answer in answers) or time.monotonic() > deadline:
+                return answers
+            await asyncio.sleep(0.01)
+
     def _await_answer(self, id: str) -> list[object]:
         message = self._state.messages.get(id)
-        if message is None or message.to not in self._state.bodies:  # on a server its answer may outlast a purge
+        if message is None or id in self._state.gone:
             return self._skipped()
         return self._wait(f"answer {id}", lambda side: asyncio.ensure_future(side.store.answer(id)))
 
