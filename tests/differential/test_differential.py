@@ -140,6 +140,6 @@ async def test_a_store_with_a_fault_is_found_and_the_sequence_is_shrunk() -> Non
         await check(sides, operations, "PERDURE_SEED=7", patience)
     said = str(failed.value)
     assert "forgetful" in said
-    code = "[\n    Open(handler='h'),\n    Submit(starts=(New(id='b0'),)),\n"
+    code = "[\n    Submit(starts=(New(id='b0'),)),\n"
     code += "    Post(id='m0', to='b0', request='pause'),\n    Post(id='m1', to='b0', request='resume'),\n]"
     assert code in said, said
