@@ -33,6 +33,7 @@ class State:
         self.bodies: dict[str, Body] = {}
         self.starts: dict[str, Start] = {}  # all ever, the latest of each id
         self.messages: dict[str, Message] = {}
+        self.purged: set[str] = set()
         self.gone: set[str] = set()  # messages whose invocation was purged: on a server their answers may outlast it
         self.open: set[str] = set()  # handlers
         self.declined: set[str] = set()

@@ -235,8 +235,8 @@ class World:
         planned = plan(operation, body, hand, started, wake)
         if planned is None:
             return self._skipped()
-        if any(start.id == id for start in started):
-            return self._skipped()
+        if any(start.id == id or start.id in self._state.purged for start in started):
+            return self._skipped()  # on a server what a frame starts again is dropped once it was purged
         answers = [await self._committed(side, operation, planned) for side in self._state.sides]
         if isinstance(answers[0], int):
             self._note_commit(body, planned, started)
@@ -410,6 +410,7 @@ class World:
         for each in [*self._state.bodies]:
             if await self._state.first.store.row(each) is None:
                 del self._state.bodies[each]
+                self._state.purged.add(each)
                 self._state.gone.update(id for id, message in self._state.messages.items() if message.to == each)
                 for side in self._state.sides:
                     side.revisions.pop(each, None)
@@ -422,7 +423,8 @@ class World:
         """
         for parent, body in self._state.bodies.items():
             if any(id in (None, start.id) for start in body.effects.starts):
-                if not (await self._state.first.store.journal(parent)).done:
+                journals = [await side.store.journal(parent) for side in self._state.sides]
+                if not all(journal.done for journal in journals):
                     return True
         return False
 
