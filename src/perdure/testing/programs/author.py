@@ -24,8 +24,8 @@ from perdure.testing.programs.program import (
     Work,
 )
 
-DEPTH_LIMIT = 3
-OPERATIONS_LIMIT = 5
+DEEPEST = 3
+MOST_OPERATIONS = 5
 LARGE_BYTES = 1_500_000
 """More than a message of NATS can hold."""
 
@@ -58,7 +58,7 @@ class Author:
         operations: list[AnyOperation] = []
         below = (*held, key or "")
         if key is None or key not in held:
-            operations += (self._operation(below, alone) for _ in range(chance.randint(0, OPERATIONS_LIMIT)))
+            operations += (self._operation(below, alone) for _ in range(chance.randint(0, MOST_OPERATIONS)))
             if chance.random() < 0.15:
                 operations.append(Break(caught=False))
         return Program(
@@ -81,7 +81,7 @@ class Author:
         )
         name = chance.choice(NAMES)
         shared = (Put(name, value), Put(name, value), Drop(name), Get(name), Get(name))
-        if len(held) >= DEPTH_LIMIT or chance.random() < 0.7:
+        if len(held) >= DEEPEST or chance.random() < 0.7:
             return chance.choice(simple if alone else simple + shared)
         if alone:
             return Call(self._program(None, held, alone=True))
