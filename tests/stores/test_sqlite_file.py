@@ -559,7 +559,7 @@ async def test_database_of_something_else_is_refused_and_left_alone(tmp_path: Pa
     db.close()
     before = path.read_bytes()
     error = await refusal_of(path)
-    assert "something else" in str(error)
+    assert "another program" in str(error)
     assert path.read_bytes() == before
     assert [*tmp_path.iterdir()] == [path], "something was left beside it"
 

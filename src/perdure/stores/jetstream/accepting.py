@@ -16,7 +16,7 @@ from perdure.stores.jetstream.keys.keys import LIMIT, Keys
 from perdure.stores.jetstream.keys.lanes import Lanes
 from perdure.stores.jetstream.layout.facts import Facts, facts_of_start, lines_of
 from perdure.stores.jetstream.layout.subjects import Layout
-from perdure.stores.jetstream.ownership.keeping import Keeper
+from perdure.stores.jetstream.ownership.leases import Leases
 from perdure.stores.jetstream.queue.finding import Finder
 from perdure.stores.jetstream.watching import Watching
 from perdure.stores.jetstream.wire.protocol import WrongSequence
@@ -39,7 +39,7 @@ class Accepting:
         blobs: Blobs,
         journals: Journals,
         keys: Keys,
-        keeper: Keeper,
+        leases: Leases,
         finder: Finder,
         watching: Watching,
         writing: Writing,
@@ -51,7 +51,7 @@ class Accepting:
         self._blobs = blobs
         self._journals = journals
         self._keys = keys
-        self._keeper = keeper
+        self._leases = leases
         self._finder = finder
         self._watching = watching
         self._writing = writing
@@ -136,7 +136,7 @@ class Accepting:
             if result or (await self._journals.tail(start.id)).facts.kind == "reserved":
                 joined.append(start)
                 if start.timeout is not None:  # so that it ends in time even if its key never comes
-                    await self._keeper.set_wake(start.id, "limit", start.due + start.timeout, LIMIT)
+                    await self._leases.set_wake(start.id, "limit", start.due + start.timeout, LIMIT)
         if joined:
             await self._keys.join(key, joined, now)
 
@@ -244,7 +244,7 @@ class Accepting:
         target = self._layout.start(start.handler, start.id)
         if start.key is not None:
             target = self._layout.nudge(start.key, self._layout.journal(start.id).rpartition(".")[2])
-        headers = self._keeper.schedule_headers(start.due, target)
+        headers = self._leases.schedule_headers(start.due, target)
         subject = self._layout.delayed(start.id, start.key)
         try:
             await self._wire.store(subject, data, expected=0, headers=headers + lines_of(facts))

@@ -23,8 +23,8 @@ from perdure.stores.jetstream.journal.journals import NOTHING, Journals, Tail
 from perdure.stores.jetstream.keys.keys import Keys
 from perdure.stores.jetstream.layout.facts import ROLLUP, Facts, lines_of
 from perdure.stores.jetstream.layout.subjects import Layout
-from perdure.stores.jetstream.ownership.hands import Hands
-from perdure.stores.jetstream.ownership.keeping import DUE, Keeper
+from perdure.stores.jetstream.ownership.holdings import Holdings
+from perdure.stores.jetstream.ownership.leases import DUE, Leases
 from perdure.stores.jetstream.queue.deliveries import FAILED_SECONDS
 from perdure.stores.jetstream.watching import Watching
 from perdure.stores.jetstream.wire.protocol import WrongSequence
@@ -48,7 +48,7 @@ class Commits:
         blobs: Blobs,
         journals: Journals,
         keys: Keys,
-        keeper: Keeper,
+        leases: Leases,
         accepting: Accepting,
         watching: Watching,
         writing: Writing,
@@ -61,8 +61,8 @@ class Commits:
         self._blobs = blobs
         self._journals = journals
         self._keys = keys
-        self._keeper = keeper
-        self._hands: Hands = keeper.hands
+        self._leases = leases
+        self._holdings: Holdings = leases.holdings
         self._accepting = accepting
         self._watching = watching
         self._writing = writing
@@ -170,7 +170,7 @@ class Commits:
         id = transition.id
         text = f"invocation {id!r}: expected revision {transition.expected}, found {tail.revision}"
         if tail.facts.owner not in ("", self._name):
-            self._keeper.lose(id)  # before it is told: nothing of it is to be tried again here
+            self._leases.lose(id)  # before it is told: nothing of it is to be tried again here
         self._tell(told, 0, Conflict(text, invocation_id=id))
 
     def _beside(self, told: Committed, work: Coroutine[Any, Any, None]) -> None:
@@ -254,13 +254,13 @@ class Commits:
         ended = transition.released or transition.outcome is not None
         if ended and effects.wake is not None:
             # A wake is replaced after the effects, like an acknowledgement: it may be what redoes them.
-            if self._keeper.may_nap(id, transition.acknowledge, effects.wake):
+            if self._leases.may_wake_locally(id, transition.acknowledge, effects.wake):
                 pass
             elif effects.wake <= self._clock.now():
-                await self._keeper.wake_now(id)
+                await self._leases.wake_now(id)
             else:
                 facts = (self._journals.known(id) or NOTHING).facts
-                await self._keeper.set_wake(id, f"due.{facts.epoch}", effects.wake, DUE, facts.number)
+                await self._leases.set_wake(id, f"due.{facts.epoch}", effects.wake, DUE, facts.number)
         if self._may_leave_start(transition):
             await self._wire.purge(self._layout.stream("Q", self._layout.partition(id)), self._layout.schedules(id))
             tail = self._journals.known(id)
@@ -293,11 +293,11 @@ class Commits:
                 subject = self._layout.schedules(transition.id)
                 self._tasks.spawn(self._wire.purge(self._layout.stream_of(subject), subject))
         if transition.released and (wake := transition.effects.wake) is not None:
-            self._keeper.nap(transition.id, transition.acknowledge, wake)
+            self._leases.wake_locally(transition.id, transition.acknowledge, wake)
         elif ended:
-            self._keeper.end_nap(transition.id)
+            self._leases.drop_local_wake(transition.id)
         if transition.frame is not None or ended:
-            self._hands.committed(
+            self._holdings.committed(
                 transition.id,
                 transition.acknowledge,
                 ended=ended,
@@ -306,4 +306,4 @@ class Commits:
             )
         else:
             for delivery in transition.acknowledge:
-                self._hands.finish(delivery)
+                self._holdings.finish(delivery)

@@ -37,7 +37,7 @@ from perdure.stores.jetstream.journal.journals import Journals
 from perdure.stores.jetstream.keys.keys import Keys
 from perdure.stores.jetstream.layout.streams import prepare, read_secret
 from perdure.stores.jetstream.layout.subjects import SHARDS, Layout
-from perdure.stores.jetstream.ownership.hands import Member
+from perdure.stores.jetstream.ownership.holdings import Member
 from perdure.stores.jetstream.queue.deliveries import Deliveries
 from perdure.stores.jetstream.queue.finding import Finder
 from perdure.stores.jetstream.watching import Watching
@@ -129,14 +129,14 @@ class JetStreamStore:
             self.clock,
             python,
         )
-        keeper = self._deliveries.keeper
+        leases = self._deliveries.leases
         self._accepting = Accepting(
             wire,
             layout,
             blobs,
             journals,
             keys,
-            keeper,
+            leases,
             self._finder,
             self._watching,
             self._writing,
@@ -149,7 +149,7 @@ class JetStreamStore:
             blobs,
             journals,
             keys,
-            keeper,
+            leases,
             self._accepting,
             self._watching,
             self._writing,
@@ -164,7 +164,7 @@ class JetStreamStore:
         self._purge = Purge(wire, layout, journals, self._deliveries, self.clock)
         self._overdue = Overdue(wire, layout, self.clock)
         self.janitor = Janitor(
-            wire, layout, journals, keys, keeper, self._projection, self.clock, self._accepting.queue, janitor_seconds
+            wire, layout, journals, keys, leases, self._projection, self.clock, self._accepting.queue, janitor_seconds
         )
         self._has_janitor = False
 
@@ -238,7 +238,7 @@ class JetStreamStore:
         return self._accepting.post(message)
 
     def _cancel_unbegun(self, message: Message) -> None:
-        if not self._deliveries.hands.has(message.to):
+        if not self._deliveries.holdings.has(message.to):
             self._tasks.spawn(self._cancelling.settle(message))
 
     # --- deliveries ---------------------------------------------------------------------------------------------------
@@ -278,10 +278,10 @@ class JetStreamStore:
         await self._deliveries.ready()
 
     def serves(self, handler: str, /) -> bool | None:
-        return self._deliveries.hands.serves(handler)
+        return self._deliveries.holdings.serves(handler)
 
     def served(self) -> set[str]:
-        return self._deliveries.hands.served()
+        return self._deliveries.holdings.served()
 
     # --- commits ------------------------------------------------------------------------------------------------------
     def commit(self, transition: Transition, told: Committed, /) -> None:

@@ -17,7 +17,7 @@ from perdure.stores.jetstream.wire.wire import Wire
 IDLE_SECONDS = 3_600.0
 """How long a consumer must have been idle before it is removed."""
 
-Place = tuple[str, str]
+ConsumerName = tuple[str, str]
 """A stream and a consumer of it."""
 
 log = logging.getLogger("perdure.jetstream")
@@ -30,9 +30,9 @@ class Consumers:
         self._wire = wire
         self._layout = layout
 
-    async def idle(self) -> dict[Place, str]:
+    async def idle(self) -> dict[ConsumerName, str]:
         """Return the consumers that are idle, and when each was made."""
-        found: dict[Place, str] = {}
+        found: dict[ConsumerName, str] = {}
         for partition in range(self._layout.partitions):
             stream = self._layout.stream("Q", partition)
             offset = 0
@@ -46,10 +46,10 @@ class Consumers:
                     break
         return found
 
-    async def remove(self, places: dict[Place, str]) -> list[str]:
+    async def remove(self, consumers: dict[ConsumerName, str]) -> list[str]:
         """Remove consumers; return what was done, as it was logged."""
         done: list[str] = []
-        for stream, name in places:
+        for stream, name in consumers:
             await self._wire.api(f"CONSUMER.DELETE.{stream}.{name}")
             done.append(f"consumer {name} of {stream} is removed: no worker serves its handler any more")
             log.info("%s", done[-1])

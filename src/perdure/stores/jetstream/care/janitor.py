@@ -32,7 +32,7 @@ from perdure.stores.jetstream.index.projection import Projection
 from perdure.stores.jetstream.journal.journals import Journals, Tail
 from perdure.stores.jetstream.keys.keys import Keys
 from perdure.stores.jetstream.layout.subjects import Layout, token
-from perdure.stores.jetstream.ownership.keeping import Keeper
+from perdure.stores.jetstream.ownership.leases import Leases
 from perdure.stores.jetstream.wire.protocol import WrongSequence
 from perdure.stores.jetstream.wire.wire import Wire
 from perdure.stores.liveness import Waits, owed
@@ -91,7 +91,7 @@ class Janitor:
         layout: Layout,
         journals: Journals,
         keys: Keys,
-        keeper: Keeper,
+        leases: Leases,
         projection: Projection,
         clock: Clock,
         queue: Queue,
@@ -100,7 +100,7 @@ class Janitor:
         self._wire = wire
         self._layout = layout
         self._keys = keys
-        self._keeper = keeper
+        self._leases = leases
         self._projection = projection
         self._clock = clock
         self._queue = queue
@@ -113,7 +113,7 @@ class Janitor:
         while True:
             await asyncio.sleep(self._period / TRIES_IN_A_PERIOD * random.uniform(0.5, 1.0))  # noqa: S311  jitter
             try:
-                if self._keeper.hands.members and self._wire.is_up and await self._is_our_turn():
+                if self._leases.holdings.members and self._wire.is_up and await self._is_our_turn():
                     await self.round()
             except StoreClosed:
                 return
@@ -134,7 +134,7 @@ class Janitor:
     async def round(self, patience: float | None = None) -> list[str]:
         """Look at everything once; return what was done, as it was logged. `patience` is in seconds."""
         if patience is None:
-            patience = PATIENCE_LEASES * self._keeper.lease
+            patience = PATIENCE_LEASES * self._leases.lease
         self._journals = self._shared.apart()  # what workers here know of their journals is not replaced
         done: list[str] = []
         suspects: list[Suspect] = []
@@ -176,9 +176,9 @@ class Janitor:
         """Return the ids, as tokens, for which there is something in the queue of a partition, schedules included."""
         found: set[str] = set()
         stream = self._layout.stream("Q", partition)
-        for kind, place in (("start.", 5), ("msg.", 4), ("to.", 5), ("key.", 5)):
+        for kind, position in (("start.", 5), ("msg.", 4), ("to.", 5), ("key.", 5)):
             async for subject in self._projection.subjects(stream, f"{self._layout.namespace}.q.{partition}.{kind}>"):
-                found.add(subject.split(".")[place])
+                found.add(subject.split(".")[position])
         async for subject in self._projection.subjects(stream, f"{self._layout.namespace}.t.{partition}.>"):
             found.add(subject.split(".")[3])
         return found
@@ -245,13 +245,13 @@ class Janitor:
         """Ask the leaders whether there is anything that brings an invocation."""
         layout = self._layout
         own = layout.stream("Q", layout.partition(id))
-        places = [(own, each) for each in (layout.any_start(id), layout.messages(id), layout.all_passed_on(id))]
-        places.append((own, layout.schedules(id)))
+        sources = [(own, each) for each in (layout.any_start(id), layout.messages(id), layout.all_passed_on(id))]
+        sources.append((own, layout.schedules(id)))
         if key is not None:
             keyed = layout.stream("Q", layout.partition(key))
             subjects = (layout.key_positions(key, id), layout.delayed(id, key), layout.nudge(key, token(id)))
-            places += [(keyed, each) for each in subjects]
-        for stream, subject in places:
+            sources += [(keyed, each) for each in subjects]
+        for stream, subject in sources:
             if await self._wire.last(stream, subject) is not None:
                 return True
         return False
@@ -306,12 +306,12 @@ class Janitor:
         elif suspect.start is not None:
             await self._queue(suspect.start)
         else:
-            await self._keeper.wake_now(suspect.wakes)
+            await self._leases.wake_now(suspect.wakes)
         return said
 
     async def _free(self, key: HeldUp) -> None:
         if key.wakes:
-            await self._keeper.wake_now(key.wakes)
+            await self._leases.wake_now(key.wakes)
         elif key.released and key.holder is not None:
             await self._keys.release(key.holder, Release(key.name, key.generation))
         else:

@@ -63,7 +63,7 @@ class Purge:
 
     async def _remove(self, id: str) -> bool:
         tail = await self._journals.tail(id)
-        if tail.facts.status not in SETTLED or not tail.has_frames or self._deliveries.hands.has(id):
+        if tail.facts.status not in SETTLED or not tail.has_frames or self._deliveries.holdings.has(id):
             return False
         if await self._is_wanted(id) or await self._may_be_started_again(id, tail):
             return False
@@ -113,7 +113,7 @@ class Purge:
             return None
 
     async def _finish(self, id: str, tail: Tail, closing: int) -> bool:
-        ttl = max(1, int(GONE_LEASES * self._deliveries.keeper.lease))
+        ttl = max(1, int(GONE_LEASES * self._deliveries.leases.lease))
         headers = b"%sNats-TTL: %ds\r\n" % (ROLLUP, ttl)
         facts = Facts(id, tail.facts.handler, kind="gone", at=self._clock.now(), quiet=True)
         try:

@@ -308,7 +308,7 @@ class Projection:
                 if status != STATUS_HEARTBEAT:
                     end(well=status in STATUS_NO_MORE)
                 return
-            sequence, number = _place_of(reply)
+            sequence, number = _sequences_of(reply)
             if number != partition.delivered + 1:  # some were lost on their way
                 end(well=False)
                 return
@@ -337,13 +337,13 @@ class Projection:
         """Remove the rows of invocations that are nowhere any more."""
         namespace, number = self._layout.namespace, partition.number
         there: set[str] = set()
-        for stream, subjects, place in (
+        for stream, subjects, position in (
             (partition.queue, f"{namespace}.q.{number}.start.>", 5),
             (partition.queue, f"{namespace}.t.{number}.>", 3),
             (partition.journals, f"{namespace}.j.{number}.>", 3),
         ):
             async for subject in self.subjects(stream, subjects):
-                there.add(subject.split(".")[place])
+                there.add(subject.split(".")[position])
         read_to = partition.read_to
         removed = await self._in_thread(lambda: table.keep(number, there, read_to, began - COMPARE_SECONDS))
         if removed:
@@ -363,7 +363,7 @@ class Projection:
                 return
 
 
-def _place_of(reply: str) -> tuple[int, int]:
+def _sequences_of(reply: str) -> tuple[int, int]:
     """Return the sequence in the stream, and that of the consumer: both are in the subject to acknowledge on."""
     parts = reply.split(".")
     at = 5 if len(parts) < 11 else 7  # where there is a domain, it and the account stand before them

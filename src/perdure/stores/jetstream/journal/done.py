@@ -11,7 +11,7 @@ from perdure.core.journal import CallChild, Frame, SendStart
 from perdure.stores.jetstream.journal.journals import Tail
 from perdure.stores.jetstream.layout.facts import facts_of
 from perdure.stores.jetstream.layout.subjects import Layout
-from perdure.stores.jetstream.ownership.keeping import DUE
+from perdure.stores.jetstream.ownership.leases import DUE
 from perdure.stores.jetstream.wire.wire import Wire
 
 

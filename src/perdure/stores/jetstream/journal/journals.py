@@ -195,8 +195,8 @@ class Journals:
 
     async def _segment(self, id: str, name: str) -> list[bytes]:
         segment = decode_segment(await self._blobs.fetch(id, name))
-        for place, large in segment.large.items():
-            segment.frames[place] = await self._blobs.fetch(id, large)
+        for index, large in segment.large.items():
+            segment.frames[index] = await self._blobs.fetch(id, large)
         return segment.frames
 
     async def _frame(self, id: str, facts: Facts, data: bytes) -> Frame:

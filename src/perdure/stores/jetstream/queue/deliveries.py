@@ -1,6 +1,6 @@
 """From the queue to the workers of this process: pulls, and what they bring.
 
-A delivery goes to any worker that pulls; the journal says whose it is. A start goes out after `examining` it; a message
+A delivery goes to any worker that pulls; the journal says whose it is. A start goes out after `admission` it; a message
 or wake by `routing`.
 """
 
@@ -27,9 +27,9 @@ from perdure.stores.jetstream.layout.settings import (
 )
 from perdure.stores.jetstream.layout.streams import ensure_consumer
 from perdure.stores.jetstream.layout.subjects import Layout
-from perdure.stores.jetstream.ownership.hands import Hands, Hold, Member, Post, Token
-from perdure.stores.jetstream.ownership.keeping import RENEWALS_IN_A_LEASE, Keeper
-from perdure.stores.jetstream.queue.examining import Examining
+from perdure.stores.jetstream.ownership.holdings import Actions, Hold, Holdings, Member, Token
+from perdure.stores.jetstream.ownership.leases import RENEWALS_IN_A_LEASE, Leases
+from perdure.stores.jetstream.queue.admission import Admission
 from perdure.stores.jetstream.queue.finding import Finder
 from perdure.stores.jetstream.queue.pulls import Arrival, Puller
 from perdure.stores.jetstream.queue.routing import FAILED_SECONDS, Routing
@@ -53,7 +53,7 @@ log = logging.getLogger("perdure.jetstream")
 
 
 class Deliveries:
-    """Everything between the queue and the hands of workers."""
+    """Everything between the queue and the holdings of workers."""
 
     def __init__(
         self,
@@ -78,24 +78,26 @@ class Deliveries:
         self._clock = clock
         self._python = python
         self._offers: dict[str, int] = {}  # handlers whose invocations may be offered to this process
-        self.keeper = keeper = Keeper(wire, layout, journals, name, clock, tasks)
-        self.hands = keeper.hands = Hands(
+        self.leases = leases = Leases(wire, layout, journals, name, clock, tasks)
+        self.holdings = leases.holdings = Holdings(
             layout.partition,
-            Post(
-                keeper.acknowledge,
-                keeper.give_up,
-                keeper.set_aside,
-                lambda id, token: tasks.spawn(keeper.wake_instead(id, token)),
-                keeper.drop_lease,
-                keeper.protect,
-                lambda: self._examining.examine_soon(),
+            Actions(
+                leases.acknowledge,
+                leases.requeue,
+                leases.defer,
+                lambda id, token: tasks.spawn(leases.wake_instead(id, token)),
+                leases.drop_lease,
+                leases.protect,
+                lambda: self._admission.admit_soon(),
                 self._want_soon,
                 self._left,
             ),
         )
-        self.routing = Routing(wire, layout, journals, blobs, keeper, self.hands, finder, watching, tasks, name, python)
-        self._examining = Examining(wire, layout, journals, keeper, self.hands, finder, self.routing, tasks, clock)
-        keeper.others_first = self._others_first
+        self.routing = Routing(
+            wire, layout, journals, blobs, leases, self.holdings, finder, watching, tasks, name, python
+        )
+        self._admission = Admission(wire, layout, journals, leases, self.holdings, finder, self.routing, tasks, clock)
+        leases.others_first = self._others_first
         self._pullers: dict[str, list[Puller]] = {}
         self._remaking: set[tuple[str, str]] = set()  # consumers, by stream and name
         self._joining: asyncio.Task[None] | None = None
@@ -132,8 +134,8 @@ class Deliveries:
         lease: float,
     ) -> Member:
         """Add a worker."""
-        self.keeper.lease = lease
-        member = self.hands.join(handlers, deliver, partitions, lost)
+        self.leases.lease = lease
+        member = self.holdings.join(handlers, deliver, partitions, lost)
         for each in {*handlers} - self._offers.keys():
             subject = self._layout.offers_of(self._python, each)
             self._offers[each] = self._wire.subscribe(subject, partial(self.routing.offered, True), group="workers")
@@ -142,8 +144,8 @@ class Deliveries:
         self.every("renew", lease / RENEWALS_IN_A_LEASE, self._renew)
         self.every("parked", PARKED_SECONDS, self.routing.look_at_parked)
         self.every("pull", 1.0, self._want)
-        self.every("queued", QUEUED_SECONDS / 4, self._give_up_queued)
-        self.hands.pump()
+        self.every("queued", QUEUED_SECONDS / 4, self._requeue_waiting)
+        self.holdings.pump()
         return member
 
     async def ready(self) -> None:
@@ -156,10 +158,10 @@ class Deliveries:
         if before is not None:
             await asyncio.wait([before])
         layout = self._layout
-        served = sorted({handler for member in self.hands.members for handler in member.handlers})
+        served = sorted({handler for member in self.holdings.members for handler in member.handlers})
         while self._open:
             try:
-                lease = self.keeper.lease
+                lease = self.leases.lease
                 pulls = [
                     self._pull(
                         *consumer_of_starts(layout, each, lease),
@@ -212,7 +214,7 @@ class Deliveries:
                     partial(wanted, partition),
                     arrived,
                     partial(self._missed, stream, name, found),
-                    self.keeper.lease,
+                    self.leases.lease,
                 )
                 for partition, (stream, found) in enumerate(zip(streams, each, strict=True))
             ]
@@ -249,7 +251,7 @@ class Deliveries:
 
     def _left(self, _: Member) -> None:
         """Stop pulling for handlers that no worker here serves any more."""
-        served = {handler for member in self.hands.members for handler in member.handlers}
+        served = {handler for member in self.holdings.members for handler in member.handlers}
         for each in self._offers.keys() - served:
             self._wire.unsubscribe(sid := self._offers.pop(each))
             self._wire.forget(sid)
@@ -257,7 +259,7 @@ class Deliveries:
         names |= {consumer_of_passed_on(self._layout, handler, 0)[0] for handler in served}
         if served:
             names |= {consumer_of_messages(self._layout, 0)[0], consumer_of_keys(self._layout, 0)[0]}
-        for handing in self.keeper.hand_naps_over(served):
+        for handing in self.leases.hand_over_local_wakes(served):
             self._tasks.spawn(handing)
         for name in [name for name in self._pullers if name not in names]:
             for puller in self._pullers.pop(name):
@@ -267,7 +269,7 @@ class Deliveries:
 
     async def close(self) -> None:
         """Give everything back to the server, for others, at once."""
-        self._open = self.routing.is_open = self._examining.is_open = False
+        self._open = self.routing.is_open = self._admission.is_open = False
         for timer in self._timers.values():
             timer.cancel()
         for pullers in self._pullers.values():
@@ -276,9 +278,9 @@ class Deliveries:
         await self._wire.flush()  # nothing comes after this
         await self._tasks.cancel()
         for each in self._tokens_waiting():
-            self.keeper.give_up(each)
-        last = [giving for hold in self.hands.close() for giving in self._give_back(hold)]
-        last += self.keeper.hand_naps_over(())
+            self.leases.requeue(each)
+        last = [giving for hold in self.holdings.close() for giving in self._give_back(hold)]
+        last += self.leases.hand_over_local_wakes(())
         if self._wire.is_up:
             await asyncio.gather(*last)
         else:
@@ -287,7 +289,7 @@ class Deliveries:
 
     def _tokens_waiting(self) -> list[Token]:
         """Return the tokens of deliveries that no worker has yet."""
-        waiting = [*self.hands.waiting(), *(delivery for delivery, _ in self.routing.came)]
+        waiting = [*self.holdings.waiting(), *(delivery for delivery, _ in self.routing.came)]
         tokens = [delivery.token for delivery in waiting if isinstance(delivery.token, Token)]
         return tokens + [each for looks in self._looks.values() for each in looks]
 
@@ -298,11 +300,11 @@ class Deliveries:
             if delivery is None or not isinstance(delivery.token, Token):
                 continue
             if isinstance(delivery.item, Wake):
-                found.append(self.keeper.wake_instead(hold.id, delivery.token))
+                found.append(self.leases.wake_instead(hold.id, delivery.token))
             else:
-                self.keeper.give_up(delivery.token)
+                self.leases.requeue(delivery.token)
         if hold.claimed:
-            found.append(self.keeper.wake_instead(hold.id, hold.kept))
+            found.append(self.leases.wake_instead(hold.id, hold.kept))
         return found
 
     def reconnected(self) -> None:
@@ -310,14 +312,14 @@ class Deliveries:
             for puller in pullers:
                 puller.reset()
         self._want()
-        if self.hands.members:
+        if self.holdings.members:
             self._renew()
 
-    def _give_up_queued(self) -> None:
-        self.hands.give_up_queued(self._loop.time() - min(QUEUED_SECONDS, self.keeper.lease))
+    def _requeue_waiting(self) -> None:
+        self.holdings.requeue_waiting(self._loop.time() - min(QUEUED_SECONDS, self.leases.lease))
 
     def _renew(self) -> None:
-        self._tasks.spawn(self.keeper.renew(self._tokens_waiting()))
+        self._tasks.spawn(self.leases.renew(self._tokens_waiting()))
 
     # --- pulling ------------------------------------------------------------------------------------------------------
     def _want_soon(self) -> None:
@@ -328,7 +330,7 @@ class Deliveries:
 
     def _want_starts(self) -> None:
         self._wanting = False
-        in_hand = sum(len(member.held) + member.credit for member in self.hands.members)
+        in_hand = sum(len(member.held) + member.credit for member in self.holdings.members)
         self._ahead = min(PREFETCH_LIMIT, in_hand // PREFETCH_SHARE)
         if self._wire.is_up:
             now = self._loop.time()
@@ -346,7 +348,7 @@ class Deliveries:
 
     def _starts_wanted(self, handler: str, partition: int) -> int:
         """Return how many starts of a handler are wanted of a partition."""
-        room = self.hands.room(handler, partition)
+        room = self.holdings.room(handler, partition)
         if room <= 0:
             return 0
         return max(-(-(room + self._ahead) // self._layout.partitions), min(room, PULL_LEAST))
@@ -363,7 +365,7 @@ class Deliveries:
             try:
                 take(arrival)
             except Exception as error:  # noqa: BLE001  a message may hold anything
-                self._set_aside(arrival, error)
+                self._defer(arrival, error)
 
         return came
 
@@ -374,9 +376,9 @@ class Deliveries:
         except (StoreClosed, StoreUnavailable):
             raise  # it is not renewed, and comes again
         except Exception as error:  # noqa: BLE001  a message may hold anything
-            self._set_aside(arrival, error)
+            self._defer(arrival, error)
 
-    def _set_aside(self, arrival: Arrival, error: Exception) -> None:
+    def _defer(self, arrival: Arrival, error: Exception) -> None:
         """Leave what cannot be taken to other workers."""
         if not isinstance(error, StoreError):
             kind = ("arrival", type(error).__name__)
@@ -385,7 +387,7 @@ class Deliveries:
             self._tasks.spawn(self.routing.offer_unread(arrival, error))
         else:
             what = f"message {arrival.sequence} on {arrival.subject}"
-            self.keeper.set_aside(self._token(arrival), what, str(error) or type(error).__name__)
+            self.leases.defer(self._token(arrival), what, str(error) or type(error).__name__)
 
     def _start_came(self, arrival: Arrival) -> None:
         if arrival.facts.blob:
@@ -399,8 +401,8 @@ class Deliveries:
 
     def _queue_start(self, arrival: Arrival, start: Start) -> None:
         delivery = Delivery(start.id, start.handler, start, arrival.attempt, token=self._token(arrival))
-        self.hands.queue(delivery)
-        self.hands.pump()
+        self.holdings.queue(delivery)
+        self.holdings.pump()
 
     def _message_came(self, arrival: Arrival) -> None:
         if arrival.facts.blob:
@@ -438,8 +440,8 @@ class Deliveries:
             )
         await self._keys.join(start.key, [start], self._clock.now())
         if start.timeout is not None:
-            await self.keeper.set_wake(start.id, "limit", start.due + start.timeout, LIMIT)
-        self.keeper.acknowledge(token)
+            await self.leases.set_wake(start.id, "limit", start.due + start.timeout, LIMIT)
+        self.leases.acknowledge(token)
 
     def look_at_key(self, name: str, token: Token) -> None:
         """Look at a key, once for all that asked meanwhile."""
@@ -469,10 +471,10 @@ class Deliveries:
                 traced = None if isinstance(error, StoreError) else error
                 self._wire.limited_log(("key", name), "key %r cannot be granted: %s", name, error, exc_info=traced)
                 for token in self._looks.pop(name):
-                    self.keeper.set_aside(token, f"key {name!r}", str(error))
+                    self.leases.defer(token, f"key {name!r}", str(error))
                 return
             for token in looks[:count]:
-                self.keeper.acknowledge(token)
+                self.leases.acknowledge(token)
             del looks[:count]
         del self._looks[name]
 

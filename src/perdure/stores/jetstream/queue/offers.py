@@ -9,7 +9,7 @@ from msgspec import Struct
 
 from perdure.core.journal import Message
 from perdure.stores.jetstream.journal.blobs import Blobs
-from perdure.stores.jetstream.ownership.hands import Token
+from perdure.stores.jetstream.ownership.holdings import Token
 from perdure.stores.jetstream.wire.protocol import UNAVAILABLE, status_of
 from perdure.stores.jetstream.wire.wire import Wire
 from perdure.stores.port import Delivery

@@ -22,8 +22,8 @@ from perdure.stores.jetstream.keys.keys import LIMIT
 from perdure.stores.jetstream.layout.facts import Facts, facts_of, lines_of
 from perdure.stores.jetstream.layout.subjects import Layout
 from perdure.stores.jetstream.layout.subjects import token as escape
-from perdure.stores.jetstream.ownership.hands import Hands, Member, Token
-from perdure.stores.jetstream.ownership.keeping import DUE, Keeper
+from perdure.stores.jetstream.ownership.holdings import Holdings, Member, Token
+from perdure.stores.jetstream.ownership.leases import DUE, Leases
 from perdure.stores.jetstream.queue.finding import Finder
 from perdure.stores.jetstream.queue.offers import (
     NOBODY,
@@ -60,8 +60,8 @@ class Routing:
         layout: Layout,
         journals: Journals,
         blobs: Blobs,
-        keeper: Keeper,
-        hands: Hands,
+        leases: Leases,
+        holdings: Holdings,
         finder: Finder,
         watching: Watching,
         tasks: Tasks,
@@ -72,8 +72,8 @@ class Routing:
         self._layout = layout
         self._journals = journals
         self._blobs = blobs
-        self._keeper = keeper
-        self._hands = hands
+        self._leases = leases
+        self._holdings = holdings
         self._finder = finder
         self._watching = watching
         self._tasks = tasks
@@ -86,7 +86,7 @@ class Routing:
 
     # --- messages and wakes -------------------------------------------------------------------------------------------
     def route_soon(self, delivery: Delivery, name: str) -> None:
-        if not self.came and (member := self._hands.owner(delivery.id)) is not None:
+        if not self.came and (member := self._holdings.owner(delivery.id)) is not None:
             self._hand_to_owner(member, delivery)
             return
         self.came.append((delivery, name))  # behind those that are looked at, of which some may be for the same
@@ -99,10 +99,10 @@ class Routing:
                 if _is_same(delivery, each):
                     each.token = delivery.token  # it came again: this is what acknowledges it now
         elif isinstance(delivery.item, Wake) and not delivery.token.urgent:
-            self._hands.wake(delivery)
+            self._holdings.wake(delivery)
         else:
             delivery.handler = hold.handler
-            self._hands.hand(member, delivery)
+            self._holdings.hand(member, delivery)
 
     async def _route_all(self) -> None:
         try:
@@ -114,7 +114,7 @@ class Routing:
                     try:
                         self._route(delivery, name, tails[delivery.id])
                     except Exception as error:  # noqa: BLE001  the others go on
-                        self.set_aside(delivery, error)
+                        self.defer(delivery, error)
         finally:
             self._routing = False
             if self.came and self.is_open:  # it failed
@@ -126,12 +126,12 @@ class Routing:
             self._tasks.spawn(self._route_all())
 
     def _route(self, delivery: Delivery, name: str, tail: Tail) -> None:
-        if (member := self._hands.owner(delivery.id)) is not None:
+        if (member := self._holdings.owner(delivery.id)) is not None:
             self._hand_to_owner(member, delivery)
         elif tail.facts.kind == "gone":
             self._tasks.spawn(self._drop(delivery))
         elif tail.problem and not tail.facts.owner:
-            self.set_aside(delivery, tail.problem)
+            self.defer(delivery, tail.problem)
         elif not tail.has_frames:
             self._tasks.spawn(self._route_before_begin(delivery, name, tail))
         elif tail.facts.owner not in ("", self._name):
@@ -141,27 +141,27 @@ class Routing:
         else:
             self._deliver_here(delivery, name, tail)
 
-    def set_aside(self, delivery: Delivery, why: str | Exception) -> None:
+    def defer(self, delivery: Delivery, why: str | Exception) -> None:
         """Leave a delivery to another worker: this release cannot act on it, or something unexpected happened here."""
         if isinstance(why, Exception) and not isinstance(why, StoreError):
             self._wire.limited_log(
                 ("routing", delivery.id), "a delivery for invocation %s failed", delivery.id, exc_info=why
             )
         if isinstance(delivery.token, Token):
-            self._keeper.set_aside(delivery.token, f"invocation {delivery.id}", str(why))
+            self._leases.defer(delivery.token, f"invocation {delivery.id}", str(why))
 
     async def _drop(self, delivery: Delivery) -> None:
         """Refuse what is for an invocation that does not exist, or no longer."""
         if isinstance(delivery.item, Message):
             await self._watching.give(Answer(delivery.item.id, str(unknown(delivery.item.to))))
-        self._keeper.acknowledge(delivery.token)
+        self._leases.acknowledge(delivery.token)
 
     def _deliver_here(self, delivery: Delivery, name: str, tail: Tail) -> None:
         """Deliver to a worker of this process, unless one of the Python that has run the invocation takes it."""
         delivery.handler, python = tail.facts.handler, tail.facts.python
         if tail.problem:
-            self.set_aside(delivery, tail.problem)
-        elif self._hands.serves(delivery.handler) and python not in ("", self._python):
+            self.defer(delivery, tail.problem)
+        elif self._holdings.serves(delivery.handler) and python not in ("", self._python):
             subject = self._layout.offers_of(python, delivery.handler)
             self._tasks.spawn(self._offer(delivery, name, tail, subject, self._deliver_to_other_python))
         else:
@@ -175,17 +175,17 @@ class Routing:
     def _deliver_to_worker(self, delivery: Delivery, name: str, tail: Tail) -> None:
         if tail.facts.owner:  # that process is gone
             delivery.attempt = max(2, delivery.attempt)
-        if not self._hands.serves(delivery.handler):
+        if not self._holdings.serves(delivery.handler):
             self._tasks.spawn(self._pass_on(delivery, name))
         elif isinstance(delivery.item, Wake) and not delivery.token.urgent:
-            self._hands.wake(delivery)
+            self._holdings.wake(delivery)
         else:
-            self._hands.offer(delivery)
+            self._holdings.offer(delivery)
 
     async def _route_before_begin(self, delivery: Delivery, name: str, tail: Tail) -> None:
         """Find out about an invocation without a journal, and keep what is for it until its start goes out here."""
         found = await self._finder.start(delivery.id, tail)
-        if (member := self._hands.owner(delivery.id)) is not None:
+        if (member := self._holdings.owner(delivery.id)) is not None:
             self._hand_to_owner(member, delivery)
             return
         if found is None:
@@ -197,14 +197,14 @@ class Routing:
             return
         start, put_off = found
         delivery.handler = start.handler
-        if not self._hands.serves(start.handler):
+        if not self._holdings.serves(start.handler):
             await self._pass_on(delivery, name)
         elif isinstance(delivery.item, Message):
-            self._hands.offer(delivery, begun=put_off and settles_before_begin(delivery.item))
+            self._holdings.offer(delivery, begun=put_off and settles_before_begin(delivery.item))
         elif name == LIMIT and put_off:
-            self._hands.offer(delivery)
+            self._holdings.offer(delivery)
         else:
-            self._keeper.acknowledge(delivery.token)  # its start is what brings it
+            self._leases.acknowledge(delivery.token)  # its start is what brings it
 
     async def _pass_on(self, delivery: Delivery, name: str) -> None:
         """Give a delivery to the queue of the workers that serve its handler."""
@@ -220,17 +220,17 @@ class Routing:
             await self._wire.store(subject, data, expected=0, headers=lines_of(facts))
         except WrongSequence:
             log.debug("%s was passed on already", subject)
-        self._keeper.acknowledge(delivery.token)
+        self._leases.acknowledge(delivery.token)
 
     def look_at_parked(self) -> None:
         """Route those again whose invocation may have begun elsewhere."""
-        if ids := [*dict.fromkeys(delivery.id for delivery in self._hands.parked())]:
+        if ids := [*dict.fromkeys(delivery.id for delivery in self._holdings.parked())]:
             self._tasks.spawn(self._look_at(ids))
 
     async def _look_at(self, ids: list[str]) -> None:
         for id, tail in (await self._journals.tails(ids)).items():
             if tail.has_frames or tail.facts.kind == "gone":
-                for each in self._hands.unpark(id):
+                for each in self._holdings.unpark(id):
                     if each.token is not None:  # otherwise another process holds it
                         self._route(each, escape(each.item.id) if isinstance(each.item, Message) else DUE, tail)
 
@@ -243,7 +243,7 @@ class Routing:
             offer = Offer(id, arrival.data, arrival.attempt, token.reply, token.sequence, token.urgent)
             if await self._offers.make(self._layout.offers(owner), offer) == TAKEN:
                 return
-        self._keeper.set_aside(token, f"a message on {arrival.subject}", str(error))
+        self._leases.defer(token, f"a message on {arrival.subject}", str(error))
 
     # --- offers -------------------------------------------------------------------------------------------------------
     async def _offer(self, delivery: Delivery, name: str, tail: Tail, subject: str, otherwise: Otherwise) -> None:
@@ -256,7 +256,7 @@ class Routing:
             self._route(delivery, name, again)
         elif delivery.attempt == 1 and (answer is None or (answer == NOBODY and tail.facts.owner)):
             # A silent process may be busy, and an owner may be reconnecting: it is asked once more.
-            await asyncio.sleep(min(OFFER_TIMEOUT_SECONDS, self._keeper.lease / 4))
+            await asyncio.sleep(min(OFFER_TIMEOUT_SECONDS, self._leases.lease / 4))
             delivery.attempt = 2
             self.route_soon(delivery, name)
         else:
@@ -265,7 +265,7 @@ class Routing:
     def offered(self, is_for_all: bool, _subject: str, reply: str, data: bytes, _headers: bytes) -> None:
         """Take what is offered to this process, if it owns the invocation; or what is for all that serve a handler."""
         offer = decode_offer(data)
-        if not self.is_open or not (is_for_all or self._hands.owner(offer.id) is not None):
+        if not self.is_open or not (is_for_all or self._holdings.owner(offer.id) is not None):
             self._wire.publish(reply, NOT_MINE)
             return
         if offer.message == b"":

@@ -112,7 +112,7 @@ def access_of(given: Mapping[str, Any]) -> Access:
     return Access(**found)
 
 
-class Place(Struct, frozen=True):
+class Endpoint(Struct, frozen=True):
     """The servers of a URL, as nats-py takes them, and how to be let in."""
 
     servers: tuple[str, ...]
@@ -124,7 +124,7 @@ class Place(Struct, frozen=True):
         return self.access.options(secure=self.secure)
 
 
-def place_of(url: str, given: Access, environment: Mapping[str, str]) -> Place:
+def endpoint_of(url: str, given: Access, environment: Mapping[str, str]) -> Endpoint:
     """Return what `nats://[USER[:PASSWORD]@]HOST[:PORT][,HOST[:PORT]…]` names, with what else was given.
 
     A lone USER is a token, as for the `nats` tool. `tls://` connects by TLS only. `BadUrl` or `InvalidOption`.
@@ -150,7 +150,7 @@ def place_of(url: str, given: Access, environment: Mapping[str, str]) -> Place:
     if len(hosts) > SERVERS_LIMIT:
         raise BadUrl(f"{shown(url)!r} names {len(hosts)} servers: {SERVERS_LIMIT} are enough to find the others")
     access = _merged(_written(written, url), given, environment, url)
-    return Place(tuple(f"{scheme}://{host}" for host in dict.fromkeys(hosts)), access, scheme == "tls")
+    return Endpoint(tuple(f"{scheme}://{host}" for host in dict.fromkeys(hosts)), access, scheme == "tls")
 
 
 def _host(text: str, url: str) -> str:

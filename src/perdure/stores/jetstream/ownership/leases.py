@@ -25,20 +25,20 @@ from perdure.stores.clock import SystemClock
 from perdure.stores.jetstream.journal.journals import Journals, Tail
 from perdure.stores.jetstream.layout.facts import Facts, lines_of
 from perdure.stores.jetstream.layout.subjects import Layout
-from perdure.stores.jetstream.ownership.hands import Hands, Hold, Token
+from perdure.stores.jetstream.ownership.holdings import Hold, Holdings, Token
 from perdure.stores.jetstream.wire.protocol import WrongSequence
 from perdure.stores.jetstream.wire.wire import Wire
 from perdure.stores.port import LEASE_SECONDS, Delivery, Timer, Wake
 
 RENEWALS_IN_A_LEASE = 3
-NAP_SECONDS = 1.0
+LOCAL_WAKE_SECONDS = 1.0
 """Waits up to this long are timed here: the server's schedules fire up to a quarter of a second late."""
 
-ASIDE_SECONDS = 0.25
+DEFER_SECONDS = 0.25
 """How long after it was first set aside something comes again; each time it takes twice as long."""
-ASIDE_LIMIT_SECONDS = 5.0
+DEFER_LIMIT_SECONDS = 5.0
 """The longest that something set aside takes to come again."""
-ASIDE_JITTER = 0.5
+DEFER_JITTER = 0.5
 """The share of that time that is left to chance."""
 
 DUE = "=due"
@@ -47,7 +47,7 @@ LEASE = "=lease"
 log = logging.getLogger("perdure.jetstream")
 
 
-class Nap(Struct, eq=False):
+class LocalWake(Struct, eq=False):
     """A short wait of a released invocation, timed here: its token is what brings it if this process dies."""
 
     delivery: Delivery
@@ -55,7 +55,7 @@ class Nap(Struct, eq=False):
     timer: Timer
 
 
-class Keeper:
+class Leases:
     """Renews, and lets go."""
 
     def __init__(
@@ -67,11 +67,11 @@ class Keeper:
         self._name = name
         self._clock = clock
         self._tasks = tasks
-        self.hands: Hands
+        self.holdings: Holdings
         self.others_first: Callable[[str, str], object] = lambda _stream, _consumer: None
         """Lets the pulls of other workers of a consumer go before those of this one."""
         self.lease = LEASE_SECONDS
-        self._naps: dict[str, Nap] = {}
+        self._local_wakes: dict[str, LocalWake] = {}
         self._renewing = False
 
     # --- tokens -------------------------------------------------------------------------------------------------------
@@ -80,12 +80,12 @@ class Keeper:
             token.done = True
             self._wire.acknowledge(token.reply)
 
-    def give_up(self, token: Token) -> None:
+    def requeue(self, token: Token) -> None:
         if not token.done:
             token.done = True
             self._wire.hand_back(token.reply)
 
-    def set_aside(self, token: Token, what: str, reason: str) -> None:
+    def defer(self, token: Token, what: str, reason: str) -> None:
         """Give something to the server for another worker: this release cannot act on it.
 
         It comes again, here or elsewhere, after a delay that grows: a worker that is able to act on it takes it soon,
@@ -94,8 +94,8 @@ class Keeper:
         if token.done:
             return
         token.done = True
-        delay = min(ASIDE_SECONDS * 2 ** min(token.times - 1, 16), ASIDE_LIMIT_SECONDS)
-        delay *= 1 - ASIDE_JITTER * random.random()  # noqa: S311  out of step with the pulls, which are renewed regularly
+        delay = min(DEFER_SECONDS * 2 ** min(token.times - 1, 16), DEFER_LIMIT_SECONDS)
+        delay *= 1 - DEFER_JITTER * random.random()  # noqa: S311  out of step with the pulls, which are renewed regularly
         self._wire.hand_back(token.reply, delay)
         stream, consumer = token.reply.split(".")[-7:-5]
         self.others_first(stream, consumer)
@@ -110,7 +110,7 @@ class Keeper:
     async def wake_instead(self, id: str, token: Token | None) -> None:
         """Have a wake bring an invocation, rather than the start with which it began."""
         if token is not None and not token.is_start:
-            self.give_up(token)
+            self.requeue(token)
             return
         await self.wake_now(id)
         if token is not None:
@@ -147,55 +147,55 @@ class Keeper:
         await self._wire.store(self._layout.schedule(id, what), b"", headers=headers)
 
     # --- short waits --------------------------------------------------------------------------------------------------
-    def may_nap(self, id: str, acknowledged: Sequence[Delivery], due: float) -> bool:
+    def may_wake_locally(self, id: str, acknowledged: Sequence[Delivery], due: float) -> bool:
         """Tell whether a wake needs no schedule: it is soon, and there is a delivery to keep until then."""
-        near = min(NAP_SECONDS, self.lease / RENEWALS_IN_A_LEASE)
+        near = min(LOCAL_WAKE_SECONDS, self.lease / RENEWALS_IN_A_LEASE)
         return due <= self._clock.now() + near and self._token_to_keep(id, acknowledged) is not None
 
     def _token_to_keep(self, id: str, acknowledged: Sequence[Delivery]) -> Token | None:
-        hold = self.hands.hold_of(id)
+        hold = self.holdings.hold_of(id)
         if hold is None:
             return None
         tokens = [hold.kept, *(each.token for each in acknowledged)]
         return next((each for each in tokens if isinstance(each, Token) and not each.done), None)
 
-    def nap(self, id: str, acknowledged: Sequence[Delivery], due: float) -> None:
+    def wake_locally(self, id: str, acknowledged: Sequence[Delivery], due: float) -> None:
         """Time a short wait here, keeping a delivery that the commit took."""
-        self.end_nap(id)
-        if not self.may_nap(id, acknowledged, due):
+        self.drop_local_wake(id)
+        if not self.may_wake_locally(id, acknowledged, due):
             return
-        hold, token = self.hands.hold_of(id), self._token_to_keep(id, acknowledged)
+        hold, token = self.holdings.hold_of(id), self._token_to_keep(id, acknowledged)
         assert hold is not None
         assert token is not None
         kept = replace(token)
         token.done = True
         delivery = Delivery(id, hold.handler, Wake(), token=kept)
-        self._naps[id] = Nap(delivery, due, self._clock.call_at(due, partial(self._nap_over, id)))
+        self._local_wakes[id] = LocalWake(delivery, due, self._clock.call_at(due, partial(self._local_wake_due, id)))
 
-    def _nap_over(self, id: str) -> None:
-        nap = self._naps.pop(id, None)
-        if nap is not None and not self.hands.wake(nap.delivery):
-            self.give_up(nap.delivery.token)
+    def _local_wake_due(self, id: str) -> None:
+        local = self._local_wakes.pop(id, None)
+        if local is not None and not self.holdings.wake(local.delivery):
+            self.requeue(local.delivery.token)
 
-    def end_nap(self, id: str) -> None:
+    def drop_local_wake(self, id: str) -> None:
         """Forget a wait: what came after it says when to wake."""
-        nap = self._naps.pop(id, None)
-        if nap is not None:
-            nap.timer.cancel()
-            self.acknowledge(nap.delivery.token)
+        local = self._local_wakes.pop(id, None)
+        if local is not None:
+            local.timer.cancel()
+            self.acknowledge(local.delivery.token)
 
-    async def _hand_nap_over(self, nap: Nap) -> None:
+    async def _hand_over(self, local: LocalWake) -> None:
         """Have the server time a wait: no worker here serves it any more."""
-        nap.timer.cancel()
-        await self.set_wake(nap.delivery.id, f"due.{self._epoch(nap.delivery.id)}", nap.due, DUE)
-        self.acknowledge(nap.delivery.token)
+        local.timer.cancel()
+        await self.set_wake(local.delivery.id, f"due.{self._epoch(local.delivery.id)}", local.due, DUE)
+        self.acknowledge(local.delivery.token)
 
-    def hand_naps_over(self, served: Iterable[str]) -> list[Coroutine[Any, Any, None]]:
+    def hand_over_local_wakes(self, served: Iterable[str]) -> list[Coroutine[Any, Any, None]]:
         """Have the server time the waits of all that no worker here serves."""
-        left = [each for each in self._naps.values() if each.delivery.handler not in served]
+        left = [each for each in self._local_wakes.values() if each.delivery.handler not in served]
         for each in left:
-            del self._naps[each.delivery.id]
-        return [self._hand_nap_over(each) for each in left]
+            del self._local_wakes[each.delivery.id]
+        return [self._hand_over(each) for each in left]
 
     # --- leases -------------------------------------------------------------------------------------------------------
     def _epoch(self, id: str) -> int:
@@ -213,9 +213,9 @@ class Keeper:
         if not self._wire.is_up:
             return
         now = self._wire.now()
-        for token in [*others, *(nap.delivery.token for nap in self._naps.values())]:
+        for token in [*others, *(local.delivery.token for local in self._local_wakes.values())]:
             self._renew_token(token, now)
-        claimed = [hold for _, hold in self.hands.holds() if self._renew_deliveries(hold, now)]
+        claimed = [hold for _, hold in self.holdings.holds() if self._renew_deliveries(hold, now)]
         if self._renewing:  # no journal can be read, perhaps for a whole election: then no worker can take over either
             for hold in claimed:
                 self._renew_token(hold.kept, now)
@@ -236,7 +236,7 @@ class Keeper:
         return hold.claimed
 
     def _renew_claim(self, hold: Hold, tail: Tail, now: float) -> None:
-        if self.hands.hold_of(hold.id) is not hold or not hold.claimed:
+        if self.holdings.hold_of(hold.id) is not hold or not hold.claimed:
             return
         if self._is_lost(hold, tail):
             self.lose(hold.id)
@@ -262,7 +262,7 @@ class Keeper:
         name = f"lease.{self._epoch(hold.id)}"
         await self.set_wake(hold.id, name, self._clock.now() + self.lease, LEASE)
         hold.leased = name
-        if self.hands.hold_of(hold.id) is hold and hold.claimed:
+        if self.holdings.hold_of(hold.id) is hold and hold.claimed:
             kept, hold.kept = hold.kept, None
             if kept is not None:
                 self.acknowledge(kept)
@@ -279,6 +279,6 @@ class Keeper:
         """Let go of an invocation that is another's now: nothing of it is acknowledged."""
         log.warning("invocation %s: another worker has taken it over; it is closed here", id)
         self._journals.forget(id)
-        self.hands.lose(id)
-        if (nap := self._naps.pop(id, None)) is not None:
-            nap.timer.cancel()
+        self.holdings.lose(id)
+        if (local := self._local_wakes.pop(id, None)) is not None:
+            local.timer.cancel()

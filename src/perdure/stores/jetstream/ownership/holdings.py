@@ -59,27 +59,27 @@ class Hold(custody.Hold, eq=False):
 Member = custody.Member[Hold]
 
 
-class Post(Struct):
-    """What hands ask of the store that they belong to."""
+class Actions(Struct):
+    """What holdings ask of the store that they belong to."""
 
     acknowledge: Callable[[Token], None]
-    give_up: Callable[[Token], None]  # to the server, for any worker
-    set_aside: Callable[[Token, str, str], None]  # to the server, for a worker that is able to act on it
+    requeue: Callable[[Token], None]  # to the server, for any worker
+    defer: Callable[[Token, str, str], None]  # to the server, for a worker that is able to act on it
     wake_now: Callable[[str, Token | None], object]  # by the server, in place of a start that has begun
     drop_lease: Callable[[Hold], None]
     protect: Callable[[Hold], None]  # a claim that nothing would bring to others
-    examine: Callable[[], None]  # starts were taken from the queue: see `taken`
+    admit: Callable[[], None]  # starts were taken from the queue: see `taken`
     wants: Callable[[], None]  # how many starts are wanted may have changed
     left: Callable[[Member], None]
 
 
-class Hands(custody.Custody[Hold]):
-    """Hands deliveries to members."""
+class Holdings(custody.Custody[Hold]):
+    """Holdings deliveries to members."""
 
-    def __init__(self, partition_of: Callable[[str], int], post: Post) -> None:
+    def __init__(self, partition_of: Callable[[str], int], actions: Actions) -> None:
         super().__init__()
         self._partition_of = partition_of
-        self._post = post
+        self._actions = actions
         self._queues: dict[str, dict[int, deque[Delivery]]] = {}  # by handler and partition; none is empty
         self.taken: deque[tuple[Member, Delivery]] = deque()  # starts given to a member, to be looked at first
 
@@ -100,7 +100,7 @@ class Hands(custody.Custody[Hold]):
         for hold in held.values():
             for delivery in hold.deliveries:
                 if isinstance(delivery.item, Start) and not self.serves(delivery.handler):
-                    self._give_up(delivery)  # in order
+                    self._requeue(delivery)  # in order
         for id, hold in reversed(held.items()):  # so that starts, put back in front one by one, keep their order
             begun = not any(isinstance(delivery.item, Start) for delivery in hold.deliveries)
             for delivery in reversed(hold.deliveries) if not begun else hold.deliveries:
@@ -108,41 +108,41 @@ class Hands(custody.Custody[Hold]):
                 if isinstance(delivery.item, Start):
                     self._put_back(again)
                 else:
-                    self._offer_or_give_up(again, begun=begun)
+                    self._offer_or_requeue(again, begun=begun)
             self._pass_claim_on(id, hold)
         for id in [id for id, parked in self._parked.items() if not self.serves(parked[0].handler)]:
             for delivery in self._parked.pop(id):
-                self._give_up(delivery)
-        self._post.left(member)
+                self._requeue(delivery)
+        self._actions.left(member)
         self.pump()
 
     def _pass_claim_on(self, id: str, hold: Hold) -> None:
         if hold.woken is not None:
-            self._offer_or_give_up(replace(hold.woken, attempt=2), begun=True)
+            self._offer_or_requeue(replace(hold.woken, attempt=2), begun=True)
         if not hold.claimed:
             return
         if hold.kept is not None:
-            self._offer_or_give_up(Delivery(id, hold.handler, Wake(), 2, token=hold.kept), begun=True)
+            self._offer_or_requeue(Delivery(id, hold.handler, Wake(), 2, token=hold.kept), begun=True)
         elif hold.leased:
-            self._post.wake_now(id, None)
+            self._actions.wake_now(id, None)
 
-    def _offer_or_give_up(self, delivery: Delivery, *, begun: bool) -> None:
+    def _offer_or_requeue(self, delivery: Delivery, *, begun: bool) -> None:
         if not self.offer(delivery, begun=begun):
-            self._give_up(delivery)
+            self._requeue(delivery)
 
-    def _give_up(self, delivery: Delivery) -> None:
+    def _requeue(self, delivery: Delivery) -> None:
         token = delivery.token
         if isinstance(token, Token) and not token.done:
             if isinstance(delivery.item, Wake) and token.is_start:
-                self._post.wake_now(delivery.id, token)
+                self._actions.wake_now(delivery.id, token)
             else:
-                self._post.give_up(token)
+                self._actions.requeue(token)
 
     def _put_back(self, delivery: Delivery) -> None:
         if self.serves(delivery.handler):
             self._queue_of(delivery).appendleft(delivery)
         else:
-            self._give_up(delivery)
+            self._requeue(delivery)
 
     def close(self) -> list[Hold]:
         """Forget everything; return the holds."""
@@ -184,26 +184,26 @@ class Hands(custody.Custody[Hold]):
                 del self._queues[handler]
         return delivery
 
-    def give_up_queued(self, before: float) -> None:
+    def requeue_waiting(self, before: float) -> None:
         """Give starts back that came before a time and found no room here: others may have some."""
         for handler, partition in [(handler, each) for handler, queues in self._queues.items() for each in queues]:
             while (queue := self._queues.get(handler, {}).get(partition)) and _came(queue[0]) < before:
-                self._give_up(self._take_first(handler, partition))
+                self._requeue(self._take_first(handler, partition))
 
     def pump(self) -> None:
         """Take queued starts out while there is room, to be looked at and then handed over."""
         before = len(self.taken)
         for member in [*self.members]:
-            while member.credit > 0 and (place := self._next_queue(member)) is not None:
-                delivery = self._take_first(*place)
+            while member.credit > 0 and (queue := self._next_queue(member)) is not None:
+                delivery = self._take_first(*queue)
                 if (owner := self._owners.get(delivery.id)) is not None:
                     self.hand(owner, delivery)  # an invocation has one owner, whatever comes for it
                     continue
                 member.credit -= 1
                 self.taken.append((member, delivery))
         if len(self.taken) > before:
-            self._post.examine()
-        self._post.wants()
+            self._actions.admit()
+        self._actions.wants()
 
     def room(self, handler: str, partition: int) -> int:
         """Return how many more starts of a handler, from a partition, are wanted."""
@@ -237,7 +237,7 @@ class Hands(custody.Custody[Hold]):
     def _keep(self, delivery: Delivery) -> None:
         if isinstance(delivery.token, Token):
             what = f"invocation {delivery.id} ({delivery.handler})"
-            self._post.set_aside(delivery.token, what, "every worker of this process declined it")
+            self._actions.defer(delivery.token, what, "every worker of this process declined it")
 
     # --- messages and wakes -------------------------------------------------------------------------------------------
     def offer(self, delivery: Delivery, *, begun: bool = True) -> bool:
@@ -285,14 +285,14 @@ class Hands(custody.Custody[Hold]):
                 hold.deliveries.remove(delivery)
             self._keep_or_acknowledge(hold, delivery, ended)
         if not ended and hold.kept is None and not hold.leased and not hold.is_brought:
-            self._post.protect(hold)
+            self._actions.protect(hold)
         if ended:
             hold.claimed = False
             if hold.kept is not None:
-                self._post.acknowledge(hold.kept)
+                self._actions.acknowledge(hold.kept)
                 hold.kept = None
             if hold.leased:
-                self._post.drop_lease(hold)
+                self._actions.drop_lease(hold)
             if hold.woken is not None and not wakes:
                 self._acknowledge(hold.woken)
                 hold.woken = None
@@ -308,7 +308,7 @@ class Hands(custody.Custody[Hold]):
     def _acknowledge(self, delivery: Delivery) -> None:
         token = delivery.token
         if isinstance(token, Token) and not token.done:
-            self._post.acknowledge(token)
+            self._actions.acknowledge(token)
 
     def finish(self, delivery: Delivery) -> None:
         member = self._owners.get(delivery.id)
@@ -326,7 +326,7 @@ class Hands(custody.Custody[Hold]):
         elif (other := self._other_than(member, delivery)) is not None:
             self.hand(other, delivery)
         else:
-            self._give_up(delivery)
+            self._requeue(delivery)
 
     def lose(self, id: str) -> list[Delivery]:
         """Forget an invocation that is another's now, without acknowledging; return what was in hand."""
@@ -347,19 +347,19 @@ class Hands(custody.Custody[Hold]):
 
     def _let_gone(self, hold: Hold) -> None:
         if hold.woken is not None:
-            self._offer_or_give_up(hold.woken, begun=True)
+            self._offer_or_requeue(hold.woken, begun=True)
             hold.woken = None
 
     def _next_queue(self, member: Member) -> tuple[str, int] | None:
         """Return handler and partition of the served queue whose head came first."""
-        places = [
+        heads = [
             (queue[0].token.at, handler, partition)
             for handler, queues in self._queues.items()
             if handler in member.handlers
             for partition, queue in queues.items()
             if member.takes(partition)
         ]
-        return min(places)[1:] if places else None
+        return min(heads)[1:] if heads else None
 
 
 def _came(delivery: Delivery) -> float:
