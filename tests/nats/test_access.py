@@ -136,14 +136,14 @@ def test_who_connects_is_said_once(
     ("url", "given", "why"),
     [
         ("nats://bob:x@n1", Access(token="t"), "has credentials, and so have the options"),
-        ("nats://n1", Access(user="bob", token="t"), "more than one way to be let in, user and token"),
+        ("nats://n1", Access(user="bob", token="t"), "more than one kind of credentials, user and token"),
         ("nats://n1", Access(password="x"), "needs user"),
         ("nats://n1", Access(tls_key="k.pem"), "needs tls_cert"),
-        ("nats://n1", Access(tls=ssl.create_default_context(), tls_ca="ca.pem"), "is a whole context"),
+        ("nats://n1", Access(tls=ssl.create_default_context(), tls_ca="ca.pem"), "is a complete context"),
         ("nats://n1", Access(credentials="missing.creds"), "there is no file .*missing.creds"),
         ("nats://n1", Access(nkey="missing.nk"), "there is no file .*missing.nk"),
         ("nats://n1", Access(tls_ca="missing.pem"), "there is no file .*missing.pem"),
-        ("nats://n1", Access(tls_ca=__file__), "these are no certificates and key in PEM"),
+        ("nats://n1", Access(tls_ca=__file__), "these are not PEM certificates"),
     ],
 )
 def test_options_that_cannot_work_are_refused(url: str, given: Access, why: str) -> None:

@@ -1,7 +1,7 @@
 """Removes the consumers of handlers that no worker serves any more.
 
-A consumer is idle when no worker pulls it and nothing is on its way through it. A worker that comes back makes its own
-again, and gets all that is queued: nothing is lost with a consumer.
+A consumer is idle when no worker pulls from it and it has nothing pending. Nothing is lost with it: a worker that
+serves the handler again creates a new one, which delivers everything that is queued.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ log = logging.getLogger("perdure.jetstream")
 
 
 class Consumers:
-    """Finds idle consumers, and removes them."""
+    """Finds and removes idle consumers."""
 
     def __init__(self, wire: Wire, layout: Layout) -> None:
         self._wire = wire
         self._layout = layout
 
     async def idle(self) -> dict[ConsumerName, str]:
-        """Return the consumers that are idle, and when each was made."""
+        """Return the idle consumers, each with its time of creation."""
         found: dict[ConsumerName, str] = {}
         for partition in range(self._layout.partitions):
             stream = self._layout.stream("Q", partition)
@@ -47,7 +47,7 @@ class Consumers:
         return found
 
     async def remove(self, consumers: dict[ConsumerName, str]) -> list[str]:
-        """Remove consumers; return what was done, as it was logged."""
+        """Remove consumers; return the lines that were logged."""
         done: list[str] = []
         for stream, name in consumers:
             await self._wire.api(f"CONSUMER.DELETE.{stream}.{name}")

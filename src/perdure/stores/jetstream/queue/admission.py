@@ -1,4 +1,4 @@
-"""The last look at a start before a worker has it: the leader of its journal says that there is no journal yet."""
+"""The check of a start before a worker gets it: the leader of its journal confirms that there is no journal yet."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from perdure.stores.jetstream.wire.wire import Wire
 from perdure.stores.port import Clock, Delivery, Wake
 
 WAITED_SECONDS = 0.25
-"""A start that has waited for longer goes out with the messages that came for it, whichever process holds those."""
+"""A start that has waited for longer is delivered with its messages, even if another process holds those."""
 
 
 class Admission:
-    """Looks at starts."""
+    """Admits starts."""
 
     def __init__(
         self,
@@ -44,51 +44,50 @@ class Admission:
         self._routing = routing
         self._tasks = tasks
         self._clock = clock
-        self._admission = False
+        self._is_running = False
         self.is_open = True
 
-    # --- starts -------------------------------------------------------------------------------------------------------
     def admit_soon(self) -> None:
-        if not self._admission and self.is_open:
-            self._admission = True
+        if not self._is_running and self.is_open:
+            self._is_running = True
             self._tasks.spawn(self._admit_all())
 
     async def _admit_all(self) -> None:
-        """Look at the journals of starts that are to go out, many at a time, and hand those over that are new."""
+        """Read the journals of the starts that were taken, many at a time, and hand the new ones over."""
         try:
             while self._holdings.taken and self.is_open:
                 batch = [*self._holdings.taken]
                 if waited := [delivery for _, delivery in batch if self._has_waited(delivery)]:
                     await self._park_mail(waited)
-                # Last, and nothing is awaited after it: a step may begin on its word.
+                # Last, and without an await after it: a first step may begin on the strength of this read.
                 tails = await self._journals.tails([*dict.fromkeys(delivery.id for _, delivery in batch)])
                 for _ in batch:
                     member, delivery = self._holdings.taken.popleft()
                     try:
                         self._admit(member, delivery, tails[delivery.id])
-                    except Exception as error:  # noqa: BLE001  the others go on
+                    except Exception as error:  # noqa: BLE001  only this start is deferred
                         self._holdings.not_taken(member)
                         self._routing.defer(delivery, error)
         finally:
-            self._admission = False
+            self._is_running = False
             if self._holdings.taken and self.is_open:  # it failed
                 asyncio.get_running_loop().call_later(FAILED_SECONDS, self.admit_soon)
 
     def _has_waited(self, delivery: Delivery) -> bool:
-        """Tell whether a start may have messages already."""
+        """Report whether a start may have messages already."""
         start = delivery.item
         assert isinstance(start, Start)
         return delivery.attempt > 1 or start.due > start.at or start.at + WAITED_SECONDS < self._clock.now()
 
     async def _park_mail(self, starts: Sequence[Delivery]) -> None:
-        """Have the messages for starts go out with them: another process may hold those, and may be dead."""
+        """Park the messages for starts, to be delivered with them: a process that holds them may be dead."""
         partition_of = self._layout.partition
         partitions = sorted({partition_of(start.id) for start in starts})
         have_some = dict(zip(partitions, await asyncio.gather(*map(self._has_mail, partitions)), strict=True))
         await asyncio.gather(*(self._park_mail_of(start) for start in starts if have_some[partition_of(start.id)]))
 
     async def _has_mail(self, partition: int) -> bool:
-        """Tell whether there are messages for any invocation."""
+        """Report whether there are messages for any invocation of a partition."""
         stream = self._layout.stream("Q", partition)
         for subject in self._layout.all_messages(partition):
             if await self._wire.first(stream, subject) is not None:
@@ -107,7 +106,7 @@ class Admission:
 
     def _admit(self, member: Member, delivery: Delivery, tail: Tail) -> None:
         if tail.has_frames or tail.problem:
-            # It began already, and what was to be acknowledged was not, or is a second copy: like a wake.
+            # It has begun: the acknowledgement was lost, or this is a second copy. Treat it as a wake.
             self._holdings.not_taken(member)
             wake = Delivery(delivery.id, delivery.handler, Wake(), max(2, delivery.attempt), token=delivery.token)
             self._routing.route_soon(wake, DUE)
@@ -115,7 +114,7 @@ class Admission:
             self._holdings.not_taken(member)
             self._leases.acknowledge(delivery.token)
         elif asyncio.get_running_loop().time() - delivery.token.at > self._leases.lease:
-            # This process stood still. Others may have it by now, and have begun since the journal was read.
+            # This process stalled. Another may have the start by now, and have begun since the journal was read.
             self._holdings.not_taken(member)
         else:
             delivery.fresh = True

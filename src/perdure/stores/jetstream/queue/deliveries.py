@@ -1,7 +1,7 @@
-"""From the queue to the workers of this process: pulls, and what they bring.
+"""From the work queue to the workers of this process.
 
-A delivery goes to any worker that pulls; the journal says whose it is. A start goes out after `admission` it; a message
-or wake by `routing`.
+The server delivers to any worker that pulls; the journal tells which process owns the invocation. A start goes through
+`admission`, a message or wake through `routing`.
 """
 
 from __future__ import annotations
@@ -38,22 +38,23 @@ from perdure.stores.jetstream.wire.wire import Wire
 from perdure.stores.port import Delivery, Wake
 
 MESSAGES_LIMIT = 500
-"""Messages and wakes that are on their way to a worker, of each partition."""
+"""Messages and wakes in flight to a worker, per partition."""
 PREFETCH_SHARE = 8
-"""Of so many starts that a process may have in hand, one more is fetched before there is room."""
+"""One start is prefetched for this many that the process has room for."""
 PREFETCH_LIMIT = 64
+"""Starts that are prefetched at most."""
 PULL_LEAST = 16
-"""Starts that are asked of each partition at least, if there is room for as many in all."""
+"""Starts that are requested from each partition at least, if there is room for that many in all."""
 QUEUED_SECONDS = 2.0
-"""How long a start that was fetched and finds no room here is kept, before it is given back: others may have some."""
+"""How long a prefetched start may wait for room here before it is requeued for other processes."""
 PARKED_SECONDS = 0.5
-"""How often a message for an invocation that has not begun is looked at again."""
+"""How often messages for invocations that have not begun are routed again."""
 
 log = logging.getLogger("perdure.jetstream")
 
 
 class Deliveries:
-    """Everything between the queue and the holdings of workers."""
+    """Pulls deliveries, and gives them to the workers of this process."""
 
     def __init__(
         self,
@@ -103,18 +104,18 @@ class Deliveries:
         self._joining: asyncio.Task[None] | None = None
         self._start_pullers: list[Puller] = []
         self._wanting = False
-        self._ahead = 0  # how many starts are fetched before there is room, as of the last look
+        self._ahead = 0  # how many starts to prefetch, as last computed
         self._looks: dict[str, list[Token]] = {}
         self._open = True
         self._timers: dict[str, asyncio.TimerHandle] = {}
 
-    # --- life ---------------------------------------------------------------------------------------------------------
+    # --- workers ------------------------------------------------------------------------------------------------------
     def begin(self) -> None:
         self._loop = asyncio.get_running_loop()
         self._wire.subscribe(self._layout.offers(self._name), partial(self.routing.offered, False))
 
     def every(self, name: str, seconds: float, work: Callable[[], Any]) -> None:
-        """Call again and again."""
+        """Call `work` periodically."""
 
         def call() -> None:
             if self._open:
@@ -149,12 +150,12 @@ class Deliveries:
         return member
 
     async def ready(self) -> None:
-        """Wait until what is served is pulled."""
+        """Wait until all handlers served here are pulled."""
         if self._joining is not None:
             await asyncio.wait([self._joining])
 
     async def _serve(self, before: asyncio.Task[None] | None) -> None:
-        """Pull for the handlers that are served now."""
+        """Create the consumers of all handlers served now, and pull from them."""
         if before is not None:
             await asyncio.wait([before])
         layout = self._layout
@@ -183,9 +184,9 @@ class Deliveries:
                 await asyncio.gather(*pulls)
             except StoreClosed:
                 return
-            except Exception as error:  # noqa: BLE001  without consumers this worker gets nothing: it tries again
+            except Exception as error:  # noqa: BLE001  without consumers this worker gets nothing: retry
                 traced = None if isinstance(error, StoreError) else error
-                text = "the consumers cannot be made, trying again: %s"
+                text = "the consumers cannot be created, retrying: %s"
                 self._wire.limited_log(("consumers", type(error)), text, error, exc_info=traced)
                 await asyncio.sleep(FAILED_SECONDS)
             else:
@@ -222,7 +223,7 @@ class Deliveries:
             self._want()
 
     def _others_first(self, stream: str, consumer: str) -> None:
-        """Let the pulls of other workers go first: this one gave something back because it cannot act on it."""
+        """Move the pulls of this worker behind those of others: it requeued a delivery that it cannot act on."""
         for puller in self._pullers.get(consumer, ()):
             if puller.stream == stream and (before := puller.move_back(self._wire.now())) is not None:
                 self._loop.call_later(FAILED_SECONDS, self._wire.forget, before)
@@ -232,7 +233,7 @@ class Deliveries:
         self._start_pullers = [puller for pullers in starts for puller in pullers]
 
     def _missed(self, stream: str, name: str, settings: dict[str, Any]) -> None:
-        """Make a consumer again that was deleted. What it had delivered then comes once more."""
+        """Create a deleted consumer again. What the old one had delivered unacknowledged is redelivered."""
         if (stream, name) not in self._remaking and self._open:
             self._remaking.add((stream, name))
             self._tasks.spawn(self._make_again(stream, name, settings))
@@ -241,7 +242,7 @@ class Deliveries:
         try:
             if await ensure_consumer(self._wire, stream, name, settings):
                 log.warning(
-                    "consumer %s of %s was deleted; it is made again, and all unacknowledged deliveries come again",
+                    "consumer %s of %s was deleted: created it again, all unacknowledged messages are redelivered",
                     name,
                     stream,
                 )
@@ -268,14 +269,14 @@ class Deliveries:
         self._note_start_pullers()
 
     async def close(self) -> None:
-        """Give everything back to the server, for others, at once."""
+        """Requeue everything at the server, for other processes, without waiting for leases to end."""
         self._open = self.routing.is_open = self._admission.is_open = False
         for timer in self._timers.values():
             timer.cancel()
         for pullers in self._pullers.values():
             for puller in pullers:
                 puller.stop()
-        await self._wire.flush()  # nothing comes after this
+        await self._wire.flush()  # no delivery arrives after this
         await self._tasks.cancel()
         for each in self._tokens_waiting():
             self.leases.requeue(each)
@@ -294,7 +295,7 @@ class Deliveries:
         return tokens + [each for looks in self._looks.values() for each in looks]
 
     def _give_back(self, hold: Hold) -> list[Coroutine[Any, Any, None]]:
-        """Give what was in hand to the server; a claim, and a start that has begun, as wakes."""
+        """Requeue the deliveries of a hold; a claim, and a start that has begun, become wakes."""
         found: list[Coroutine[Any, Any, None]] = []
         for delivery in (*hold.deliveries, hold.woken):
             if delivery is None or not isinstance(delivery.token, Token):
@@ -323,22 +324,22 @@ class Deliveries:
 
     # --- pulling ------------------------------------------------------------------------------------------------------
     def _want_soon(self) -> None:
-        """Ask for starts in the next round of the loop: how many are wanted may have changed."""
+        """Request starts in the next iteration of the loop: the number wanted may have changed."""
         if not self._wanting and self._open:
             self._wanting = True
             self._loop.call_soon(self._want_starts)
 
     def _want_starts(self) -> None:
         self._wanting = False
-        in_hand = sum(len(member.held) + member.credit for member in self.holdings.members)
-        self._ahead = min(PREFETCH_LIMIT, in_hand // PREFETCH_SHARE)
+        capacity = sum(len(member.held) + member.credit for member in self.holdings.members)
+        self._ahead = min(PREFETCH_LIMIT, capacity // PREFETCH_SHARE)
         if self._wire.is_up:
             now = self._loop.time()
             for puller in self._start_pullers:
                 puller.ask(now)
 
     def _want(self) -> None:
-        """Ask for all that is wanted. Pulls of messages ask again by themselves, unless they were lost."""
+        """Renew all pulls. Pulls of messages renew themselves, unless they were lost."""
         self._want_starts()
         if self._wire.is_up:
             now = self._loop.time()
@@ -347,7 +348,7 @@ class Deliveries:
                     puller.ask(now)
 
     def _starts_wanted(self, handler: str, partition: int) -> int:
-        """Return how many starts of a handler are wanted of a partition."""
+        """Return how many starts of a handler to request from a partition."""
         room = self.holdings.room(handler, partition)
         if room <= 0:
             return 0
@@ -359,7 +360,7 @@ class Deliveries:
         return Token(arrival.reply, arrival.sequence, now, now)
 
     def _took(self, take: Callable[[Arrival], None]) -> Callable[[Arrival], None]:
-        """Return a callback that takes arrivals; one that cannot be taken is set aside, and the others go on."""
+        """Return a callback that takes arrivals, and defers one that cannot be taken."""
 
         def came(arrival: Arrival) -> None:
             try:
@@ -370,19 +371,19 @@ class Deliveries:
         return came
 
     async def _take(self, arrival: Arrival, take: Coroutine[Any, Any, None]) -> None:
-        """Take an arrival that has to be read first; one that cannot be taken is set aside."""
+        """Take an arrival that has to be read first, or defer it if it cannot be taken."""
         try:
             await take
         except (StoreClosed, StoreUnavailable):
-            raise  # it is not renewed, and comes again
+            raise  # it is not renewed, so it is redelivered
         except Exception as error:  # noqa: BLE001  a message may hold anything
             self._defer(arrival, error)
 
     def _defer(self, arrival: Arrival, error: Exception) -> None:
-        """Leave what cannot be taken to other workers."""
+        """Leave an arrival that cannot be taken to other workers."""
         if not isinstance(error, StoreError):
             kind = ("arrival", type(error).__name__)
-            self._wire.limited_log(kind, "the message on %s cannot be taken", arrival.subject, exc_info=error)
+            self._wire.limited_log(kind, "the message on %s cannot be processed", arrival.subject, exc_info=error)
         if isinstance(error, NewerJournal) and arrival.facts.id:
             self._tasks.spawn(self.routing.offer_unread(arrival, error))
         else:
@@ -431,12 +432,12 @@ class Deliveries:
             self._tasks.spawn(self._take(arrival, self._enter(arrival)))
 
     async def _enter(self, arrival: Arrival) -> None:
-        """Give a delayed start its position in the queue of its key, now that it is due."""
+        """Put a delayed start, which is due now, into the queue of its key."""
         start = decode_start(await self._blobs.load(arrival.facts.id, arrival.facts, arrival.data))
         token = self._token(arrival)
         if start.key is None:
             raise StoreDamaged(
-                f"jetstream: the start of invocation {start.id!r} lies among those with a key, and has none"
+                f"jetstream: the start of invocation {start.id!r} is among those with a key, but has none"
             )
         await self._keys.join(start.key, [start], self._clock.now())
         if start.timeout is not None:
@@ -444,7 +445,7 @@ class Deliveries:
         self.leases.acknowledge(token)
 
     def look_at_key(self, name: str, token: Token) -> None:
-        """Look at a key, once for all that asked meanwhile."""
+        """Look at a key, once for all notes that have arrived."""
         looks = self._looks.get(name)
         if looks is not None:
             looks.append(token)
@@ -458,16 +459,16 @@ class Deliveries:
 
     async def _look(self, name: str) -> None:
         while (looks := self._looks[name]) and self._open:
-            count = len(looks)  # a note that comes while this look is under way needs another
+            count = len(looks)  # a note that arrives during this look needs another
             try:
                 await self._keys.look(name)
             except StoreClosed:
                 return
             except (StoreUnavailable, StoreFull) as error:
-                self._wire.limited_log("keys", "key %r cannot be granted, trying again: %s", name, error)
+                self._wire.limited_log("keys", "key %r cannot be granted, retrying: %s", name, error)
                 await asyncio.sleep(FAILED_SECONDS)
                 continue
-            except Exception as error:  # noqa: BLE001  only this key stands still
+            except Exception as error:  # noqa: BLE001  only this key is affected
                 traced = None if isinstance(error, StoreError) else error
                 self._wire.limited_log(("key", name), "key %r cannot be granted: %s", name, error, exc_info=traced)
                 for token in self._looks.pop(name):
