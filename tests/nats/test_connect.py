@@ -243,7 +243,7 @@ async def test_store_opened_to_be_read_only_shows_all_and_changes_nothing() -> N
             assert await client.handle("one").result() == "Hello, A!"
             assert (await client.stats()).by_handler == {"hello": 1}
             for change in (client.run(hello, "B"), client.handle("one").cancel(), client.handle("one").purge()):
-                with pytest.raises(StoreReadOnly, match="opened to be read only"):
+                with pytest.raises(StoreReadOnly, match="opened read-only"):
                     await change
             with pytest.raises(StoreReadOnly):
                 async with client.worker(hello):

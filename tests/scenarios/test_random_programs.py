@@ -4,7 +4,7 @@
     PERDURE_RUNS=50 pytest tests/jetstream/test_scenarios.py -k random_programs     the same on a server
     PERDURE_SEED=123 pytest ...                                                     one seed again: programs and kills
 
-What is written, and what must come of it: tests/scenarios/programs.py. Who is killed: tests/scenarios/fleet.py.
+What is written, and what must come of it: perdure.testing.programs. Who is killed: tests/scenarios/fleet.py.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from typing import Any
 
 import pytest
 
+from perdure.testing.programs import KEYS, LOG, Author, Model, Program, encode
 from tests.scenarios.fleet import Fleet
 from tests.scenarios.lab import Refusal
-from tests.scenarios.programs import KEYS, LOG, Author, Model, Program, encode
 
 RUNS = int(os.environ.get("PERDURE_RUNS") or 3)
 ROOTS = 30

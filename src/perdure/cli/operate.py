@@ -162,7 +162,7 @@ async def _opened_to_change(url: str | None) -> AsyncGenerator[Client]:
     try:
         await client.operations.open()
     except StoreLocked as error:
-        text = f"{error}: only that process can change it; ask it, or stop it first"
+        text = f"{error}. Only the process that serves a file can change it"
         raise StoreLocked(text, pid=error.pid) from error
     async with client:
         yield client

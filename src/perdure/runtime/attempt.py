@@ -9,9 +9,9 @@ from __future__ import annotations
 import asyncio
 import concurrent.futures
 import contextvars
-import random
 from collections.abc import Callable
 from contextlib import suppress
+from random import Random
 from typing import Any, Protocol
 
 from perdure.authoring.step import StepInfo, Work, current_step
@@ -32,6 +32,7 @@ class Place(Protocol):
     loop: asyncio.AbstractEventLoop
     store: Store
     clock: Clock
+    chance: Random
 
     def threads(self) -> concurrent.futures.ThreadPoolExecutor: ...
     def channel(self, service: str, /) -> Any: ...
@@ -95,7 +96,7 @@ class Attempt:
         try:
             failure = failure_of(error)
             if not self.cancelled:
-                wait = next_wait(work.retry, error, number, random.random())  # noqa: S311  jitter, not a secret
+                wait = next_wait(work.retry, error, number, self._place.chance.random())
                 if wait is not None:
                     return Attempted(n, at, number, failure, at + wait, took)
         except BaseException as broken:  # noqa: BLE001  a policy or translator may raise anything
