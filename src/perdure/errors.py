@@ -146,7 +146,7 @@ class Unencodable(PerdureError):
 
 
 class Undecodable(PerdureError):
-    """The `annotation` does not accept recorded bytes, for the `reason` given. If they are in a journal, it is paused."""
+    """The `annotation` does not accept recorded bytes, for the `reason` given. Such a journal is paused."""
 
     def __init__(self, text: str = "", *, annotation: str = "", reason: str = "") -> None:
         super().__init__(text)

@@ -300,7 +300,9 @@ def test_loggers_are_those_of_the_code() -> None:
     page = (DOCS / "how-to/log.md").read_text()
     listed = set(re.findall(r"`(perdure\.[\w.]+)`", page.partition("## Loggers")[2].partition("\n\nAll")[0]))
     code = "".join(path.read_text() for path in (ROOT / "src").rglob("*.py"))
-    used = {each.replace("{self._turn.start.handler}", "NAME") for each in re.findall(r'getLogger\(f?"([^"]+)"\)', code)}
+    used = {
+        each.replace("{self._turn.start.handler}", "NAME") for each in re.findall(r'getLogger\(f?"([^"]+)"\)', code)
+    }
     assert listed == used
 
 

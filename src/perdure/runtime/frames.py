@@ -192,7 +192,7 @@ def outcome_of(record: Record, ready: Ready, round: Round) -> tuple[Ready, Outco
 
 
 def may_hold(ready: Ready, round: Round) -> bool:
-    """Tell whether steps may start before the first frame: on a first delivery whose body asked for steps only."""
+    """Report whether steps may start before the first frame: on a first delivery whose body asked for steps only."""
     if round.entries or round.answers or not ready.commands or ready.state or ready.cancels:
         return False
     for command in ready.commands:  # noqa: SIM110  a generator would double the cost
@@ -202,7 +202,7 @@ def may_hold(ready: Ready, round: Round) -> bool:
 
 
 def is_empty(ready: Ready, round: Round) -> bool:
-    """Tell whether a round brought nothing to record."""
+    """Report whether a round brought nothing to record."""
     return not (round.entries or ready.commands or ready.state or ready.cancels)
 
 
