@@ -79,7 +79,7 @@ def gather(record: Record, turn: Turn, arrivals: Sequence[Answering], inbox: lis
 
 
 def _unwanted(turn: Turn, n: int) -> bool:
-    """Tell whether the body has cancelled a step: there is no further attempt, and nothing else would end it."""
+    """Report whether the body has cancelled a step: there is no further attempt, and nothing else would end it."""
     pending = turn.pending.get(n)
     return pending is not None and pending.cancel_requested
 
@@ -201,7 +201,7 @@ def outcome_of(record: Record, ready: Ready, round: Round) -> tuple[Ready, Outco
 
 
 def may_hold(ready: Ready, round: Round) -> bool:
-    """Tell whether steps may start before the first frame: on a first delivery whose body asked for steps only."""
+    """Report whether steps may start before the first frame: on a first delivery whose body asked for steps only."""
     if round.entries or round.answers or not ready.commands or ready.state or ready.cancels:
         return False
     for command in ready.commands:  # noqa: SIM110  a generator would double the cost
@@ -211,7 +211,7 @@ def may_hold(ready: Ready, round: Round) -> bool:
 
 
 def is_empty(ready: Ready, round: Round) -> bool:
-    """Tell whether a round brought nothing to record."""
+    """Report whether a round brought nothing to record."""
     return not (round.entries or ready.commands or ready.state or ready.cancels)
 
 

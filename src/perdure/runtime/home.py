@@ -21,6 +21,8 @@ class Watch(Protocol):
     count: int
     current: Any
 
+    def stop(self) -> None: ...
+
 
 class Home(Protocol):
     """What a runner needs of its worker."""

@@ -343,7 +343,7 @@ class Runner(Live):
     # --- slots, idleness and the end ----------------------------------------------------------------------------------
     @property
     def in_progress(self) -> bool:
-        """Tell whether a step, a read or a commit is in progress, so that not only time or a key is missing."""
+        """Report whether a step, a read or a commit is in progress, so that not only time or a key is missing."""
         inbox = self._inbox and not self._awaits_key
         busy = self._store == "busy" or self.steps.running or self.steps.arrivals or inbox
         return self._store != "away" and bool(busy)
@@ -355,7 +355,7 @@ class Runner(Live):
 
     @property
     def first_frame_held(self) -> bool:
-        """Tell whether steps run whose commands are not durable yet."""
+        """Report whether steps run whose commands are not durable yet."""
         return self._unwritten is not None and self._store == "idle" and not self.closed
 
     def write_first_frame(self) -> None:

@@ -75,7 +75,7 @@ class Outside(Protocol):
         ...
 
     def mended(self, tag: str, /) -> bool:
-        """Tell whether the program of this tag, which had failed, has been mended."""
+        """Report whether the program of this tag, which had failed, has been mended."""
         ...
 
 

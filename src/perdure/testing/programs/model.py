@@ -65,7 +65,7 @@ Expected = list[Any] | str | Choice | None
 
 
 def fits(expected: Expected, actual: object) -> bool:
-    """Tell whether a result is one that is expected."""
+    """Report whether a result is one that is expected."""
     match expected:
         case Choice(options):
             return any(fits(each, actual) for each in options)
@@ -210,7 +210,7 @@ class Model:
         return found
 
     def _ran(self, tag: str, outcomes: Mapping[str, Outcome]) -> bool:
-        """Tell whether one ran to the end of its program, as far as that goes."""
+        """Report whether one ran to the end of its program, as far as that goes."""
         return tag in outcomes and outcomes[tag] is not None and not self.programs[tag].endless
 
     def _fold(self, log: Sequence[tuple[str, int | None]]) -> tuple[dict[str, str], dict[str, list[str]]]:
@@ -316,7 +316,7 @@ def _ways_to_end(results: Sequence[Expected]) -> Iterator[tuple[Expected, ...]]:
 
 
 def _may_swallow(program: Program) -> bool:
-    """Tell whether a cancellation may get lost in the body, as asyncio has it.
+    """Report whether a cancellation may get lost in the body, as asyncio has it.
 
     Code that catches the failure of a step or child takes a cancellation with it that came while it ended. In Python
     3.11, `wait_for` loses one that comes together with the result, and a TaskGroup one that comes while it ends its

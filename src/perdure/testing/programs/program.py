@@ -245,7 +245,7 @@ class Program(Struct, frozen=True):
 
 # --- looking at them --------------------------------------------------------------------------------------------------
 def breaks(branch: Branch) -> bool:
-    """Tell whether operations end with a failure."""
+    """Report whether operations end with a failure."""
     return bool(branch) and isinstance(last := branch[-1], Break) and not last.caught
 
 
@@ -352,7 +352,7 @@ def must_be_mended(program: Program) -> str:
 
 
 def waits_to_be_mended(program: Program, outcome: Outcome) -> bool:
-    """Tell whether a program ended so that it can be mended and retried."""
+    """Report whether a program ended so that it can be mended and retried."""
     return program.needs_mending and outcome == must_be_mended(program)
 
 
