@@ -73,7 +73,7 @@ def has_start(inbox: Sequence[Delivery]) -> bool:
 
 # --- taking over ------------------------------------------------------------------------------------------------------
 class Claim(Struct, frozen=True):
-    """The frame that takes an invocation over. `inbox` has the remaining deliveries, `paused_because` a pause's reason."""
+    """The frame that takes an invocation over. `inbox` has the remaining deliveries; it may be paused, for a reason."""
 
     transition: Transition
     inbox: list[Delivery]
