@@ -121,12 +121,12 @@ class Runner(Live):
     def _take_over(self, start: Start) -> None:
         claim = take_over(self.record, start, self._inbox, self.home.clock.now())
         self._inbox = claim.inbox
-        if claim.set_aside is not None:
-            log.error("invocation %s (%s) is paused: %s", self.id, self.handler, claim.set_aside)
+        if claim.paused_because is not None:
+            log.error("invocation %s (%s) is paused: %s", self.id, self.handler, claim.paused_because)
 
         def claimed() -> None:
             self._must_claim = False
-            if claim.set_aside is not None:
+            if claim.paused_because is not None:
                 self._forget_turn()
                 self._rest()
             self.home.schedule(self)
