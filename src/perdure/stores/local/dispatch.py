@@ -207,7 +207,7 @@ class Dispatcher(custody.Custody[Hold]):
             member.held[delivery.id].woken = True
 
     def holds(self, message: Message) -> bool:
-        """Tell whether a worker holds a message, or it waits for its invocation to begin."""
+        """Report whether a worker holds a message, or it waits for its invocation to begin."""
         hold = self.hold_of(message.to)
         here = [] if hold is None else hold.deliveries
         if self._parked or self._declined:

@@ -64,10 +64,11 @@ class Deliveries(StoreCase):
             assert await first.starts(3) == ["s0", "s1", "s2"]
             first.subscription.close()
             second = self.inbox(room=4)
-            again = [await second.next_start() for _ in range(4)]
-            assert [delivery.id for delivery in again] == ["s0", "s1", "s2", "s3"]
-            assert all(delivery.attempt > 1 for delivery in again[:3])
-            assert again[3].attempt == 1
+            came = [await second.next_start() for _ in range(4)]
+            again = [delivery.id for delivery in came if delivery.attempt > 1]
+            assert again == ["s0", "s1", "s2"]
+            # A server may hand out what is new while what was given back is on its way to it.
+            assert [delivery.id for delivery in came if delivery.attempt == 1] == ["s3"]
             await first.stays_empty(self.calm)
 
     async def test_unacknowledged_start_goes_to_a_subscriber_that_waits_already(self) -> None:
