@@ -209,17 +209,21 @@ class Routing:
     async def _pass_on(self, delivery: Delivery, name: str) -> None:
         """Move a delivery to the queue of workers that serve its handler."""
         item = delivery.item
+        if (
+            delivery.token.is_passed_on
+        ):  # it is in that queue: what the guard below would find there is the message itself
+            self._leases.requeue(delivery.token)
+            return
         subject = self._layout.passed_on(delivery.handler, delivery.id, name)
-        try:
-            if isinstance(item, Message):
-                facts, data = await self._blobs.save(
-                    item.to, Facts(item.to, kind="message"), msgspec.msgpack.encode(item)
-                )
-            else:
-                facts, data = Facts(delivery.id, kind="wake", number=delivery.token.number), b""
-            await self._wire.store(subject, data, expected=0, headers=lines_of(facts))
-        except WrongSequence:
-            log.debug("%s was passed on already", subject)
+        if isinstance(item, Message):
+            facts, data = await self._blobs.save(item.to, Facts(item.to, kind="message"), msgspec.msgpack.encode(item))
+            try:
+                await self._wire.store(subject, data, expected=0, headers=lines_of(facts))
+            except WrongSequence:
+                log.debug("%s was passed on already", subject)
+        else:  # without a guard: a wake that is there may be an earlier one, on which a worker is acting already
+            facts = Facts(delivery.id, kind="wake", number=delivery.token.number)
+            await self._wire.store(subject, b"", headers=lines_of(facts))
         self._leases.acknowledge(delivery.token)
 
     def look_at_parked(self) -> None:
