@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import itertools
 from collections.abc import Callable, Sequence
-from typing import Any
+from functools import partial
+from typing import Any, cast
 
 import pytest
 
@@ -188,6 +189,11 @@ async def test_store_whose_opening_is_cancelled_leaves_no_connection(own_nats: S
     assert not store.wire.is_up
 
 
+def then_set(work: Callable[[str], None], event: asyncio.Event, reply: str) -> None:
+    work(reply)
+    event.set()
+
+
 async def test_passed_on_message_that_reaches_a_process_whose_worker_has_just_left_is_not_lost(
     nats: Server, namespace: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -211,7 +217,7 @@ async def test_passed_on_message_that_reaches_a_process_whose_worker_has_just_le
     message, disposed = Message("m", "a", 1.0, Pause()), asyncio.Event()
     for name in ("acknowledge", "hand_back"):
         dispose: Callable[[str], None] = getattr(leaving.wire, name)
-        monkeypatch.setattr(leaving.wire, name, lambda reply, dispose=dispose: (dispose(reply), disposed.set()))
+        monkeypatch.setattr(leaving.wire, name, partial(then_set, dispose, disposed))
     monkeypatch.setattr(journals, "tails", when_it_has_left)
     headers = lines_of(Facts("a", kind="message"))
     await leaving.wire.store(leaving.layout.passed_on("h", "a", "m"), encode_message(message), headers=headers)
@@ -229,3 +235,22 @@ async def test_passed_on_message_that_reaches_a_process_whose_worker_has_just_le
             assert (await deliveries.get()).item == message
         finally:
             await serving.aclose()
+
+
+async def test_worker_that_leaves_while_its_consumers_are_made_pulls_nothing_afterwards(
+    nats: Server, namespace: str
+) -> None:
+    store = JetStreamStore([nats.url], namespace=namespace, shards=2)
+    await store.open()
+    try:
+        subscription = store.subscribe(["h"], lambda _: None)
+        await asyncio.sleep(0)  # it has begun to make them
+        subscription.close()
+        await store.ready()
+        pullers = cast("dict[str, object]", vars(vars(store)["_deliveries"])["_pullers"])
+        assert pullers == {}
+        store.subscribe(["h"], lambda _: None)
+        await store.ready()
+        assert len(pullers) == 4, "starts, messages, keys, what is passed on"
+    finally:
+        await store.aclose()
