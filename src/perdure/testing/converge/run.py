@@ -11,6 +11,7 @@ import time
 from collections.abc import Generator, Sequence
 from pathlib import Path
 
+from perdure.client import Client
 from perdure.connect import connect, make_streams
 from perdure.errors import InvalidOption, StoreError
 from perdure.testing.converge.driver import Driver
@@ -99,6 +100,7 @@ class Run:
             say("\n".join(["the log ends:", *self._folder.lines(LOG)[-LOG_LINES:]]))
             async with connect(self._url) as client:
                 say(await what_is_left(client))
+                await self._compare(client, fleet.kills)
             return 1
         finally:
             fleet.end()
@@ -151,8 +153,13 @@ class Run:
 
     async def _verdict(self, kills: int) -> int:
         async with connect(self._url) as client:
-            found = await differences(client, self._interpreter, self._folder, self._plan, kills)
-            for each in found[:SHOWN]:
-                say(await shown(each, client, self._plan, self._options.seed))
-        say(f"{self._options.programs} programs, {kills} kills, difference {len(found)}")
+            found = await self._compare(client, kills)
+        say(f"{self._options.programs} programs, {kills} kills, difference {found}")
         return 1 if found else 0
+
+    async def _compare(self, client: Client, kills: int) -> int:
+        """Show some differences, and return how many there are."""
+        found = await differences(client, self._interpreter, self._folder, self._plan, kills)
+        for each in found[:SHOWN]:
+            say(await shown(each, client, self._plan, self._options.seed))
+        return len(found)
