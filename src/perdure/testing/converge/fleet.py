@@ -8,6 +8,7 @@ import random
 import sys
 import time
 from asyncio.subprocess import PIPE, Process
+from collections.abc import Callable
 from typing import BinaryIO
 
 import msgspec
@@ -51,11 +52,13 @@ class Fleet:
         for _ in range(self._count - 1):
             self._processes.append(await self._start_one())
 
-    async def kill_now_and_then(self) -> None:
-        """Kill one after the other, each some time after the one before has been replaced."""
+    async def kill_now_and_then(self, is_over: Callable[[], bool]) -> None:
+        """Kill one after the other, each some time after the one before has been replaced, until all is over."""
         chance = random.Random(self._options.seed + 1)  # noqa: S311  it must be repeatable
         while True:
             await asyncio.sleep(self._options.kill_every)
+            if is_over():
+                continue
             victim = self._processes.pop(chance.randrange(len(self._processes)))
             if victim.returncode is not None:
                 raise Failed(f"a process ended by itself, with exit code {victim.returncode}: see the end of its log")

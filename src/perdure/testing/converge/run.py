@@ -117,7 +117,10 @@ class Run:
                 raise BadOption(f"--url {self._url}: there are {total} invocations; give a store of its own")
 
     async def _until_over(self, fleet: Fleet) -> None:
-        tasks = [asyncio.ensure_future(fleet.kill_now_and_then()), asyncio.ensure_future(self._watch(fleet))]
+        tasks = [
+            asyncio.ensure_future(fleet.kill_now_and_then(self._has_ended)),
+            asyncio.ensure_future(self._watch(fleet)),
+        ]
         if not self._is_file:
             tasks.append(asyncio.ensure_future(self._drive()))
         try:
@@ -129,6 +132,11 @@ class Run:
             for each in tasks:
                 each.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
+
+    def _has_ended(self) -> bool:
+        """Report whether everything seems to have ended: then there is a last look, which takes a while."""
+        settled = self._folder.last(SETTLED)
+        return self._folder.last(STARTED) == str(self._options.programs) and (settled or "").endswith(" 0")
 
     async def _drive(self) -> None:
         async with connect(self._url) as client:
