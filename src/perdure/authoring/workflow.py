@@ -80,7 +80,7 @@ class Workflow(Generic[P, R_co]):
             raise InvalidOption(f"workflow {self.name!r}: aliases must be a list of names, not one str")
         self.aliases = tuple(check_name("a workflow's alias", alias) for alias in aliases)
         limit = None if timeout is None else seconds(f"timeout of workflow {self.name!r}", timeout, positive=True)
-        self._options = StartOptions(timeout=limit)
+        self.options = StartOptions(timeout=limit)  # what `using` has set
         self._signature: Signature | None = None
         self._loose = loose
         self._reference = reference
@@ -100,11 +100,6 @@ class Workflow(Generic[P, R_co]):
     def where(self) -> str:
         """Where the function is defined, for messages."""
         return where_of(self._fn)
-
-    @property
-    def options(self) -> StartOptions:
-        """What `using` has set."""
-        return self._options
 
     def __call__(self, /, *args: P.args, **kwargs: P.kwargs) -> Coroutine[object, None, R_co]:
         turn = current_turn()
@@ -142,7 +137,7 @@ class Workflow(Generic[P, R_co]):
             changes["delay"] = _checked_delay(delay)
         if timeout is not None:
             changes["timeout"] = seconds(f"timeout of workflow {self.name!r}", timeout, positive=True)
-        other._options = replace(self._options, **changes)  # noqa: SLF001
+        other.options = replace(self.options, **changes)
         return other
 
     # --- for the engine -----------------------------------------------------------------------------------------------
@@ -167,7 +162,7 @@ class Workflow(Generic[P, R_co]):
 
         `held` are the keys of the ancestors that wait for it.
         """
-        options = self._options
+        options = self.options
         if options.key in held:
             raise KeyDeadlock(
                 f"workflow {self.name!r} needs key {options.key!r}, which its parent or an ancestor holds while it "

@@ -13,6 +13,7 @@ from collections.abc import Awaitable, Callable, Collection, Sequence
 from typing import Any, TypeVar
 
 from perdure.background import Tasks
+from perdure.core.effects import NO_EFFECTS, Effects
 from perdure.core.journal import Message, Start, settles_before_begin
 from perdure.errors import StoreClosed, StoreError
 from perdure.stores.clock import Alarm, SystemClock
@@ -80,6 +81,16 @@ class Deliveries:
     # --- after a write ------------------------------------------------------------------------------------------------
     def written(self, unit: Unit) -> None:
         """Hand out what a unit brought, now that it is durable."""
+        if unit.accepts or unit.promoted or unit.messages:
+            self._hand_out(unit)
+        if (transition := unit.transition) is not None:
+            self.dispatcher.committed(transition.id, transition.acknowledge, ended=unit.ended)
+            if transition.effects is not NO_EFFECTS:
+                self._note_effects(transition.effects, ended=unit.ended)
+        if unit.granted or unit.woken:
+            self._hand_out_granted(unit)
+
+    def _hand_out(self, unit: Unit) -> None:
         for accept in unit.accepts:
             if accept.new:
                 self._queue(accept)
@@ -94,8 +105,8 @@ class Deliveries:
                 self._offer(delivery, begun=begun)
         if unit.must_exist and not unit.routes:  # posted before, and answered perhaps
             self.unanswered.difference_update(message.id for message in unit.messages)
-        if (transition := unit.transition) is not None:
-            self._committed(transition, unit.ended)
+
+    def _hand_out_granted(self, unit: Unit) -> None:
         for sequence, id, data, checksum in unit.granted:
             if (start := self._start(id, data, checksum)) is not None:
                 self.dispatcher.queue_granted(Delivery(id, start.handler, start, fresh=True, token=sequence))
@@ -115,9 +126,7 @@ class Deliveries:
         if (due := deadline_in_line(start)) is not None:
             self._alarm.by(due)
 
-    def _committed(self, transition: Transition, ended: bool) -> None:
-        effects = transition.effects
-        self.dispatcher.committed(transition.id, transition.acknowledge, ended=ended)
+    def _note_effects(self, effects: Effects, *, ended: bool) -> None:
         if ended and effects.wake is not None:
             if effects.wake <= self._rung_to:
                 self._rung_to = 0.0
@@ -257,7 +266,7 @@ class Deliveries:
     async def _deliver_due(self) -> None:
         """Queue the delayed starts that are due, and offer the wakes.
 
-        A wake that is set below `_rung_to` while this reads sets it back and rings again: see `_committed`.
+        A wake that is set below `_rung_to` while this reads sets it back and rings again: see `_note_effects`.
         """
         now = self._clock.now()
         rung_to, self._rung_to = self._rung_to, max(self._rung_to, now)
