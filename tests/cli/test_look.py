@@ -88,7 +88,7 @@ def test_list_of_nothing_prints_nothing(run: Run) -> None:
         (["list", "--json", "-q"], "exclude each other"),
         (["list", "--cursor", "x"], "pass the `next` of a page"),
         (["list", "--id-prefix", ""], "id_prefix to look for must have at least one character"),
-        (["list", "--url", "memory:"], "nothing is in it yet; name a file"),
+        (["list", "--url", "memory:"], "a new store in memory is empty; name a file"),
         (["list", "--url", "sqlite:"], "name a file"),
         (["list", "extra"], "unexpected extra argument"),
         (["show"], "Missing argument 'ID'"),
@@ -248,7 +248,8 @@ def test_reading_works_and_changing_names_the_owner_while_another_process_serves
         for verb in (*changes, ["resolve", awakeable, "yes"], ["reject", awakeable, "no"], ["retry", "x", "--json"]):
             code, out, err = run(*verb)
             assert (code, out) == (1, ""), verb
-            assert f"it is served already, by process {worker.pid}: only that process can change it" in err
+            assert f"it is already served by process {worker.pid}: stop that process" in err
+            assert "Only the process that serves a file can change it" in err
         assert worker.poll() is None
     assert fields(run("show", "ask-1")[1])["status"] == "suspended"
     assert (place / "app.db").stat().st_ino == before

@@ -1,6 +1,6 @@
 """One bad thing never stops good ones: messages that nobody can read lie in every place of a store, and work goes on.
 
-What a newer release wrote is set aside, and goes on with a worker of that release; what is damaged is named in the log.
+What a newer release wrote is requeued until a worker of that release takes it; what is damaged is named in the log.
 """
 
 from __future__ import annotations
@@ -166,7 +166,7 @@ asyncio.run(main())
 """
 
 
-async def test_status_of_a_newer_release_is_set_aside_and_goes_on_with_a_worker_of_that_release(
+async def test_status_of_a_newer_release_is_requeued_and_goes_on_with_a_worker_of_that_release(
     site: Site, caplog: pytest.LogCaptureFixture
 ) -> None:
     client = site.client
@@ -297,7 +297,7 @@ async def test_messages_with_junk_in_every_place_stop_nothing(site: Site, caplog
         assert [await each.result() for each in handles] == [5, 5]
         assert (await client.stats()).is_current
         await store.purge(store.clock.now(), limit=100)
-    assert "is set aside" in caplog.text
+    assert "is requeued for a worker that can act on it" in caplog.text
 
 
 async def test_journal_that_ends_with_junk_is_that_invocations_problem_alone(site: Site) -> None:

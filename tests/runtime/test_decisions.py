@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Coroutine
 from typing import Any
 
@@ -11,6 +12,7 @@ from perdure.core.failures import Failure
 from perdure.core.history import DEATHS_LIMIT
 from perdure.core.journal import (
     Accepted,
+    Attempted,
     CallStep,
     Cancel,
     Cancelled,
@@ -121,16 +123,16 @@ def test_invocation_that_the_store_does_not_know_is_unknown() -> None:
 def test_claim_takes_starts_and_leaves_messages() -> None:
     start, message = started(), sent(Pause())
     claim = take_over(record(OPEN), START, [start, message], 3.0)
-    assert claim.set_aside is None
+    assert claim.paused_because is None
     assert claim.inbox == [message]
     assert claim.transition.acknowledge == [start]
     assert [type(each) for each in (claim.transition.frame or frame()).entries] == [Claimed]
 
 
-def test_invocation_whose_owners_died_again_and_again_is_set_aside() -> None:
+def test_invocation_whose_owners_died_again_and_again_is_paused() -> None:
     deaths = [frame(Claimed(2.0, n, "other", "3.11", "0")) for n in range(2, DEATHS_LIMIT + 1)]
     claim = take_over(record(OPEN, *deaths), START, [woken()], 3.0)
-    assert claim.set_aside is not None
+    assert claim.paused_because is not None
     assert claim.transition.released
     assert [type(each) for each in (claim.transition.frame or frame()).entries] == [Claimed, Paused, Released]
 
@@ -243,6 +245,24 @@ def test_timers_and_next_attempts_that_are_due_are_told_apart() -> None:
     timer = next(n for n, command in enumerate(turn.ready().commands) if isinstance(command, SetTimer))
     assert [n for n, _ in again] == [1 - timer]
     assert len(round.entries) == 1
+    turn.close()
+
+
+def test_failed_attempt_of_a_step_that_the_body_has_cancelled_ends_the_step() -> None:
+    async def cancels(turn: Turn) -> None:
+        one, two = (turn.call_step("step", b"12345678", bytes, "work") for _ in range(2))
+        await one
+        two.cancel()
+        await asyncio.wait([two])
+
+    known = record()
+    turn = turn_of(cancels)
+    gather(known, turn, [], [started()], 1.0)
+    failed = Attempted(1, 2.0, 1, FAILED.failure, 3.0, 0.5)
+    round = gather(known, turn, [Returned(0, 2.0, b"\xc0"), failed], [], 2.0)
+    assert round.entries == [Returned(0, 2.0, b"\xc0"), Interrupted(1, 2.0, 0.5)]
+    assert not round.attempted
+    assert turn.ready().outcome is not None
     turn.close()
 
 

@@ -1,6 +1,7 @@
-"""What authors write: `@step`, and what a call of it means where it is made.
+"""The decorator `@step`, and calls of steps.
 
-Inside a workflow a call becomes a command of the turn that runs the body; anywhere else a step is the plain function.
+Called in a workflow, a step becomes a command of the turn that runs the body. Called elsewhere, it is the plain
+function.
 """
 
 from __future__ import annotations
@@ -33,34 +34,34 @@ R_co = TypeVar("R_co", covariant=True)
 
 # --- inside a step ----------------------------------------------------------------------------------------------------
 class StepInfo(Struct, frozen=True, eq=False):
-    """What a running step may know of itself. `attempt` counts from 1."""
+    """Information for a running step. `attempt` counts from 1."""
 
     invocation_id: str
     attempt: int
-    _place: tuple[int, int, str]  # generation, number and name
+    _key_parts: tuple[int, int, str]  # generation, number and name
 
     @property
     def idempotency_key(self) -> str:
-        """The same on every attempt and after every crash: send it along with what must happen once."""
-        return idempotency_key(self.invocation_id, *self._place)
+        """The same on every attempt and after every crash: send it with requests that must take effect once."""
+        return idempotency_key(self.invocation_id, *self._key_parts)
 
     def __repr__(self) -> str:
-        return f"StepInfo({self.invocation_id!r}, step={self._place[2]!r}, attempt={self.attempt})"
+        return f"StepInfo({self.invocation_id!r}, step={self._key_parts[2]!r}, attempt={self.attempt})"
 
 
 current_step: ContextVar[StepInfo] = ContextVar("perdure_step")
 
 
 def step_info() -> StepInfo:
-    """Return what the running step may know of itself; `CalledOutsideWorkflow` when no workflow called this step."""
+    """Return the information for the running step; `CalledOutsideWorkflow` if no workflow called this step."""
     try:
         return current_step.get()
     except LookupError:
-        raise CalledOutsideWorkflow("step_info() is for the inside of a step that a workflow called") from None
+        raise CalledOutsideWorkflow("step_info() works only inside a step that a workflow called") from None
 
 
 class Work(Protocol):
-    """What a step's command needs to run."""
+    """The work of a step's command."""
 
     @property
     def name(self) -> str: ...
@@ -75,7 +76,7 @@ class Work(Protocol):
 
 
 class StepHost(Protocol):
-    """What a running step may use of its worker."""
+    """The part of a worker that a running step may use."""
 
     async def in_thread(self, fn: Callable[[], Any], /) -> Any: ...
     def channel(self, service: str, /) -> Any: ...
@@ -83,9 +84,9 @@ class StepHost(Protocol):
 
 # --- steps ------------------------------------------------------------------------------------------------------------
 class Step(Generic[P, R_co]):
-    """A function whose outcome is journaled when a workflow calls it. Awaited wherever it is called.
+    """A function whose outcome is journaled when a workflow calls it. A call is always awaited.
 
-    `fn` is the plain function. `name` is what journals call it.
+    `fn` is the plain function. `name` is its name in journals.
     """
 
     def __init__(
@@ -96,7 +97,7 @@ class Step(Generic[P, R_co]):
         if isinstance(fn, (staticmethod, classmethod)):
             fn = cast("Callable[..., Any]", fn.__func__)  # pyright: ignore[reportUnknownMemberType]
         if isinstance(fn, Step):
-            raise NotAWorkflow(f"step {cast('Step[..., Any]', fn).name!r} is a step already: decorate it once")
+            raise NotAWorkflow(f"step {cast('Step[..., Any]', fn).name!r} is already a step: decorate it once")
         check_step(fn)
         self.fn: Callable[P, Any] = fn
         self._rename(name or name_of(fn))
@@ -124,10 +125,10 @@ class Step(Generic[P, R_co]):
 
     def _rename(self, name: str) -> None:
         self.name = check_name("a step's name", name)
-        self._result = f"the result of step {self.name!r}"  # for texts
+        self._result = f"the result of step {self.name!r}"  # for error texts
 
     def bind(self, /, *args: P.args, **kwargs: P.kwargs) -> StepCall[R_co]:
-        """Return this step with its arguments, not yet called."""
+        """Return this step with its arguments, without calling it."""
         return StepCall(self, args, kwargs)
 
     @overload
@@ -148,7 +149,7 @@ class Step(Generic[P, R_co]):
         return bound
 
     def signature(self) -> Signature:
-        """Return the parameters and types, which are resolved once."""
+        """Return the parameters and types, which are resolved on the first call."""
         if self._signature is None:
             self._signature = Signature.of(self.fn)
         return self._signature
@@ -172,7 +173,7 @@ class Step(Generic[P, R_co]):
         return decoder(self._returns)
 
     def encode_result(self, value: Any, /) -> bytes:
-        """Encode a result, or raise `Unencodable` when it cannot be, or is not what the annotation says."""
+        """Encode a result; `Unencodable` if that is impossible or the result does not match the annotation."""
         return encode_as(value, self._returns, self._result)
 
     @functools.cached_property
@@ -181,7 +182,7 @@ class Step(Generic[P, R_co]):
 
 
 class StepWork(Struct, eq=False):
-    """A step's call, as the runtime runs it."""
+    """A call of a step, as run by a worker."""
 
     step: Step[..., Any]
     args: tuple[Any, ...]
@@ -206,7 +207,7 @@ class StepWork(Struct, eq=False):
 
 
 class StepCall(Struct, Generic[R_co], frozen=True):
-    """A step with its arguments, not yet called: what `Flow.add` takes."""
+    """A step with its arguments, not yet called, for `Flow.add`."""
 
     step: Step[..., R_co]
     args: tuple[Any, ...]
@@ -243,10 +244,10 @@ def step(
     timeout: Duration | None = None,
     name: str | None = None,
 ) -> Any:
-    """Make a function a step: its outcome is journaled when a workflow calls it, and it never runs again after that.
+    """Make a function a step: when a workflow calls it, its outcome is journaled, and it never runs again after that.
 
-    `retry` says when a failure is tried again (ten attempts over about 50 seconds); `timeout` bounds one attempt, in
-    seconds or as a timedelta; `name` is what journals call it (the function's name). Plain functions run in a thread.
+    `retry` is the retry policy (default: ten attempts over about 50 seconds). `timeout` bounds one attempt, in seconds
+    or as a timedelta. `name` is the name in journals (default: the function's). Plain functions run in a thread.
     """
     if fn is None:
         return cast("Any", functools.partial(step, retry=retry, timeout=timeout, name=name))

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import asyncio
 import os
-import secrets
 import warnings
 import weakref
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Collection, Mapping
+from random import Random, SystemRandom
 from typing import Any, Protocol, TypeVar, assert_never, cast, runtime_checkable
 
 from msgspec.structs import replace
@@ -73,6 +73,7 @@ class Local(Operations):
     `name` is the store's name in texts. `timeout` bounds how long a start or message waits to be accepted, in seconds;
     None leaves that to the store. `instead_of_backup` names the remedy if the store cannot copy itself.
     `holds_resources`: an open store has files, threads or connections, and a warning is given if it is never closed.
+    `chance` draws the ids and seeds; the system's generator unless a simulation brings its own.
     """
 
     def __init__(
@@ -83,12 +84,14 @@ class Local(Operations):
         timeout: float | None = None,
         instead_of_backup: str = "copy what it is made of",
         holds_resources: bool = False,
+        chance: Random | None = None,
     ) -> None:
         self._make_store = make_store
         self._name = name
         self._timeout = timeout
         self._instead_of_backup = instead_of_backup
         self._holds_resources = holds_resources
+        self._chance = chance or SystemRandom()
         self._store: Store | None = None
         self._closed = False
         self._opening: asyncio.Task[Store] | None = None
@@ -163,7 +166,7 @@ class Local(Operations):
             if here is not None and here.cancelling():  # a library may take a cancellation for a failure of its own
                 raise asyncio.CancelledError from None
             raise
-        self._writer = secrets.token_hex(10)  # at the first use: a forked child opens its own store
+        self._writer = self._chance.randbytes(10).hex()  # at the first use: a forked child opens its own store
         if self._holds_resources:
             self._warning = weakref.finalize(self, _warn_of_unclosed, self._name, os.getpid())
         self._unserved = Unserved(store)
@@ -221,7 +224,7 @@ class Local(Operations):
             asked.input,
             at,
             due,
-            _new_seed(),
+            self._new_seed(),
             asked.key,
             asked.timeout,
             None,
@@ -229,6 +232,9 @@ class Local(Operations):
             (),
             asked.digest,
         )
+
+    def _new_seed(self) -> int:
+        return self._chance.getrandbits(63)
 
     async def result(self, id: str, /, *, timeout: float | None = None) -> Outcome:
         store = await self.opened()
@@ -269,8 +275,8 @@ class Local(Operations):
     def _start_again(self, store: Store, old: Start, call: Submission | None, handlers: Collection[str]) -> Start:
         if call is None:
             at = store.clock.now()
-            id = new_id(at, os.urandom(10))
-            return replace(old, id=id, at=at, due=at, seed=_new_seed(), parent=None, chosen=False, held=())
+            id = new_id(at, self._chance.randbytes(10))
+            return replace(old, id=id, at=at, due=at, seed=self._new_seed(), parent=None, chosen=False, held=())
         if old.handler not in handlers:
             both = f"invocation {old.id!r} is of workflow {old.handler!r}, not {call.handler!r}"
             raise InvalidOption(f"{both}: to run another workflow, use client.start")
@@ -452,10 +458,6 @@ async def _changed_since(store: Store, filter: Filter, since: float) -> AsyncIte
             if row.updated_at >= since:
                 yield row
         filter = replace(filter, before=(rows[-1].created_at, rows[-1].id))
-
-
-def _new_seed() -> int:
-    return int.from_bytes(os.urandom(8), "big") >> 1
 
 
 def _outcome_of(outcome: journal.Outcome) -> Outcome:

@@ -9,9 +9,9 @@ from __future__ import annotations
 import asyncio
 import concurrent.futures
 import contextvars
-import random
 from collections.abc import Callable
 from contextlib import suppress
+from random import Random
 from typing import Any, Protocol
 
 from perdure.authoring.step import StepInfo, Work, current_step
@@ -26,12 +26,13 @@ THREADS_LIMIT = 64
 """Sync steps that one worker runs at the same time; others wait for a thread."""
 
 
-class Place(Protocol):
+class Host(Protocol):
     """Where attempts run: the worker."""
 
     loop: asyncio.AbstractEventLoop
     store: Store
     clock: Clock
+    chance: Random
 
     def failure_of(self, error: BaseException, /) -> Failure: ...
     def threads(self) -> concurrent.futures.ThreadPoolExecutor: ...
@@ -41,20 +42,20 @@ class Place(Protocol):
 class Attempt:
     """One attempt of a step in progress: its task, and the parts of the worker that the step may use."""
 
-    __slots__ = ("_escaped", "_owner", "_place", "_value", "began", "busy_threads", "cancelled", "task", "work")
+    __slots__ = ("_escaped", "_host", "_owner", "_value", "began", "busy_threads", "cancelled", "task", "work")
 
-    def __init__(self, work: Work, info: StepInfo, place: Place, owner: Owner) -> None:
+    def __init__(self, work: Work, info: StepInfo, host: Host, owner: Owner) -> None:
         self.work = work
         self.cancelled = False  # the body asked it to end
         self.busy_threads = 0
-        self.began = place.clock.now()
+        self.began = host.clock.now()
         self._value: bytes | None = None  # the encoded result
         self._escaped: BaseException | None = None  # an exception that the task must not raise
-        self._place = place
+        self._host = host
         self._owner = owner
         context = contextvars.copy_context()
         context.run(current_step.set, info)
-        self.task: asyncio.Task[None] = place.loop.create_task(self._run(info), name=work.name, context=context)
+        self.task: asyncio.Task[None] = host.loop.create_task(self._run(info), name=work.name, context=context)
 
     @property
     def is_over(self) -> bool:
@@ -78,7 +79,7 @@ class Attempt:
         If the step is to be retried, the entry says when. An exception of a policy or translator is a failure of the
         step.
         """
-        value, limit, took = self._value, self._place.store.payload_limit, at - self.began
+        value, limit, took = self._value, self._host.store.payload_limit, at - self.began
         if value is not None and len(value) <= limit:
             return Returned(n, at, value, None, took)
         task, work = self.task, self.work
@@ -93,9 +94,9 @@ class Attempt:
             assert raised is not None, "an attempt without a value has raised"
             error = raised
         try:
-            failure = self._place.failure_of(error)
+            failure = self._host.failure_of(error)
             if not self.cancelled:
-                wait = next_wait(work.retry, error, number, random.random())  # noqa: S311  jitter, not a secret
+                wait = next_wait(work.retry, error, number, self._host.chance.random())
                 if wait is not None:
                     return Attempted(n, at, number, failure, at + wait, took)
         except BaseException as broken:  # noqa: BLE001  a policy or translator may raise anything
@@ -107,18 +108,18 @@ class Attempt:
 
     def channel(self, service: str, /) -> Any:
         """Return the gRPC channel to a service."""
-        return self._place.channel(service)
+        return self._host.channel(service)
 
     async def status_of(self, id: str, /) -> Status:
         """Return the index row of another invocation."""
-        row = await self._place.store.row(id)
+        row = await self._host.store.row(id)
         if row is None:
             raise unknown(id)
         return row.status
 
     async def in_thread(self, fn: Callable[[], Any], /) -> Any:
         """Run `fn` in a thread. A cancelled wait leaves the thread running: it counts as busy until it ends."""
-        loop = self._place.loop
+        loop = self._host.loop
 
         def ended(_: concurrent.futures.Future[Any]) -> None:
             with suppress(RuntimeError):  # the loop is closed: no slot is left to give back
@@ -135,7 +136,7 @@ class Attempt:
                 return None, error
 
         context = contextvars.copy_context()
-        future = self._place.threads().submit(context.run, call)
+        future = self._host.threads().submit(context.run, call)
         self.busy_threads += 1
         future.add_done_callback(ended)
         value, error = await asyncio.wrap_future(future)

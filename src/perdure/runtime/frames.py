@@ -24,6 +24,7 @@ from perdure.core.journal import (
     Fired,
     Frame,
     Granted,
+    Interrupted,
     Message,
     Outcome,
     Paused,
@@ -60,6 +61,8 @@ def gather(record: Record, turn: Turn, arrivals: Sequence[Answering], inbox: lis
     if not turn.begun and not _begin(record, turn, inbox, round):
         return round
     for entry in arrivals:
+        if type(entry) is Attempted and _unwanted(turn, entry.n):
+            entry = Interrupted(entry.n, entry.at, entry.took)
         turn.deliver(entry)
         round.entries.append(entry)
         if type(entry) is Attempted:
@@ -73,6 +76,12 @@ def gather(record: Record, turn: Turn, arrivals: Sequence[Answering], inbox: lis
             round.taken.append(delivery)
             take_message(record, delivery.item, turn, round)
     return round
+
+
+def _unwanted(turn: Turn, n: int) -> bool:
+    """Report whether the body has cancelled a step: there is no further attempt, and nothing else would end it."""
+    pending = turn.pending.get(n)
+    return pending is not None and pending.cancel_requested
 
 
 def _begin(record: Record, turn: Turn, inbox: list[Delivery], round: Round) -> bool:
@@ -192,7 +201,7 @@ def outcome_of(record: Record, ready: Ready, round: Round) -> tuple[Ready, Outco
 
 
 def may_hold(ready: Ready, round: Round) -> bool:
-    """Tell whether steps may start before the first frame: on a first delivery whose body asked for steps only."""
+    """Report whether steps may start before the first frame: on a first delivery whose body asked for steps only."""
     if round.entries or round.answers or not ready.commands or ready.state or ready.cancels:
         return False
     for command in ready.commands:  # noqa: SIM110  a generator would double the cost
@@ -202,7 +211,7 @@ def may_hold(ready: Ready, round: Round) -> bool:
 
 
 def is_empty(ready: Ready, round: Round) -> bool:
-    """Tell whether a round brought nothing to record."""
+    """Report whether a round brought nothing to record."""
     return not (round.entries or ready.commands or ready.state or ready.cancels)
 
 

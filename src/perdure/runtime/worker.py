@@ -12,11 +12,11 @@ import concurrent.futures
 import gc
 import logging
 import os
-import secrets
 import sys
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Collection, Sequence
 from contextlib import AsyncExitStack
+from random import Random, SystemRandom
 from typing import Any, Protocol, Self
 
 from perdure.authoring.context import Context
@@ -29,6 +29,7 @@ from perdure.core.retry import whole_number
 from perdure.core.turn import StubMaker, Turn
 from perdure.errors import InvalidOption, NameTaken, ServiceUnknown, StoreError, too_large
 from perdure.runtime.attempt import THREADS_LIMIT, Attempt
+from perdure.runtime.home import Watch
 from perdure.runtime.record import Writer
 from perdure.runtime.retention import Sweep
 from perdure.runtime.runner import Runner
@@ -86,11 +87,14 @@ class Worker:
         retention: float | None = None,
         partitions: Collection[int] | None = None,
         lease: float = LEASE_SECONDS,
+        chance: Random | None = None,
+        watch: Callable[[], Watch] = DrainWatch,
     ) -> None:
         whole_number("worker(max_concurrent=…)", max_concurrent)
         whole_number("worker(cache=…)", cache, least=0)
         python = f"{sys.version_info.major}.{sys.version_info.minor}"
-        self.writer = Writer(secrets.token_hex(6), python, os.environ.get("PYTHONHASHSEED", "random"))
+        self.chance = chance or SystemRandom()  # for its name, and the jitter of retries
+        self.writer = Writer(self.chance.randbytes(6).hex(), python, os.environ.get("PYTHONHASHSEED", "random"))
         self.always_replay = always_replay
         self.workflows = by_name(workflows)
         self.max_concurrent = max_concurrent
@@ -104,6 +108,7 @@ class Worker:
         self._retention = retention
         self._partitions = partitions
         self._lease = lease
+        self._make_watch = watch
         self.beside: list[Worker] = []  # its client's running workers: none serves other code under the same name
         self._runners: dict[str, Runner] = {}
         self._cached: OrderedDict[str, Runner] = OrderedDict()
@@ -149,7 +154,7 @@ class Worker:
         parts.callback(self._unserved.close)
         self.loop = asyncio.get_running_loop()
         self._raise_threshold(parts)
-        self.watch = DrainWatch()
+        self.watch = self._make_watch()
         parts.callback(self.watch.stop)
         if self._channels is not None:
             parts.push_async_callback(self._channels.aclose)
@@ -214,7 +219,7 @@ class Worker:
 
     @property
     def quiet(self) -> bool:
-        """Tell whether no runner has anything in progress."""
+        """Report whether no runner has anything in progress."""
         return not self._scheduled and not any(runner.in_progress for runner in self._runners.values())
 
     @property
@@ -333,7 +338,7 @@ class Worker:
         """Give deliveries that came while an invocation settled to a new runner, which answers from the journal."""
         self._deliver(delivery)
 
-    def set_aside(self, deliveries: Sequence[Delivery], reason: str, /) -> None:
+    def pause_by_new_runner(self, deliveries: Sequence[Delivery], reason: str, /) -> None:
         """After an unexpected exception, give the deliveries to a new runner, which pauses the invocation."""
         if not self._running:
             return

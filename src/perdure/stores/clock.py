@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable
 from functools import partial
 
-from perdure.stores.port import Timer
+from perdure.stores.port import Clock, Timer
 
 LONGEST_WAIT_SECONDS = 3600.0
 """The longest single wait on the event loop."""
@@ -203,7 +203,7 @@ class _VirtualTimer:
 class Alarm:
     """Rings at the earliest time that was asked for since it last rang."""
 
-    def __init__(self, clock: SystemClock | VirtualClock, ring: Callable[[], object]) -> None:
+    def __init__(self, clock: Clock, ring: Callable[[], object]) -> None:
         self._clock = clock
         self._ring = ring
         self._timer: Timer | None = None

@@ -27,8 +27,8 @@ from perdure.core.journal import (
     settles_before_begin,
 )
 from perdure.core.lifecycle import SETTLED
-from perdure.errors import Conflict, StoreClosed
-from perdure.stores.clock import Alarm, SystemClock, VirtualClock
+from perdure.errors import StoreClosed
+from perdure.stores.clock import Alarm, SystemClock
 from perdure.stores.finite import check_effects, check_finite, check_message, check_starts
 from perdure.stores.liveness import Contents, breaches
 from perdure.stores.local.canceller import Canceller
@@ -38,6 +38,7 @@ from perdure.stores.port import (
     KEY_QUEUE_LIMIT,
     LEASE_SECONDS,
     PAYLOAD_LIMIT_BYTES,
+    Clock,
     Committed,
     Counts,
     Delivery,
@@ -47,6 +48,7 @@ from perdure.stores.port import (
     Row,
     Transition,
     Wake,
+    conflict,
     id_conflict,
     identity_of,
     key_queue_full,
@@ -72,12 +74,12 @@ class MemoryStore:
 
     def __init__(
         self,
-        clock: SystemClock | VirtualClock | None = None,
+        clock: Clock | None = None,
         *,
         payload_limit: int = PAYLOAD_LIMIT_BYTES,
         key_queue_limit: int = KEY_QUEUE_LIMIT,
     ) -> None:
-        self.clock = clock or SystemClock()
+        self.clock: Clock = clock or SystemClock()
         self.secret = b"memory"
         self.payload_limit = payload_limit
         self.key_queue_limit = key_queue_limit
@@ -110,9 +112,12 @@ class MemoryStore:
         self._due += [(start.due, id) for id, start in self._scheduled.items()]
         heapq.heapify(self._due)
         self._notices = Notices()
-        self._dispatcher = Dispatcher(self._fetch, self._forget)
+        self._dispatcher = self._make_dispatcher()
         self._canceller = Canceller(self._dispatcher, self.clock, self._unbegun, self.commit)
         self._alarm = Alarm(self.clock, self._ring)
+
+    def _make_dispatcher(self) -> Dispatcher:
+        return Dispatcher(self._fetch, self._forget)
 
     def restart(self) -> None:
         """Begin again as a new process, with what was written."""
@@ -305,6 +310,11 @@ class MemoryStore:
     ) -> Member:
         self._check()
         member = self._dispatcher.join(handlers, deliver)
+        self._offer_what_waits(member)
+        return member
+
+    def _offer_what_waits(self, member: Member) -> None:
+        """Offer a member that has joined what no other worker holds."""
         for id, row in self._rows.items():
             if row.handler in member.handlers and row.status == "running" and self._dispatcher.owner(id) is None:
                 self._soon(partial(self._dispatcher.offer, Delivery(id, row.handler, Wake(), attempt=2)))
@@ -317,7 +327,6 @@ class MemoryStore:
         self._due = [(at, id) for id, at in self._wakes.items()] + [(s.due, id) for id, s in self._scheduled.items()]
         heapq.heapify(self._due)
         self._arm()
-        return member
 
     async def _fetch(self, handler: str, after: int, limit: int) -> Page:
         found = [
@@ -385,7 +394,7 @@ class MemoryStore:
         check_finite(data, frame)
         frames = self._frames.get(id) or []
         if len(frames) != expected:
-            raise Conflict(f"invocation {id!r}: expected revision {expected}, found {len(frames)}", invocation_id=id)
+            raise conflict(id, expected)
         self._write("frame", id)
         frames.append(data)
         self._frames[id] = frames
@@ -455,7 +464,8 @@ class MemoryStore:
 
     async def mail(self, id: str, /) -> list[Message]:
         self._check()
-        return sorted((each for each in self._messages.values() if each.to == id), key=lambda each: each.at)
+        mail = [each for each in self._messages.values() if each.to == id and each.id not in self._answers]
+        return sorted(mail, key=lambda each: each.at)
 
     async def start(self, id: str, /) -> Start | None:
         self._check()
@@ -497,7 +507,7 @@ class MemoryStore:
         return len(removed)
 
     def _is_at_rest(self, row: Row, before: float) -> bool:
-        """Tell whether an invocation settled by `before`, and nothing is pending for it."""
+        """Report whether an invocation settled by `before`, and nothing is pending for it."""
         in_hand = row.id in self._queued or self._dispatcher.has(row.id)
         return row.status in SETTLED and row.updated_at <= before and not in_hand
 
@@ -511,7 +521,7 @@ class MemoryStore:
 
     @property
     def awaited(self) -> bool:
-        """Tell whether a caller waits for one invocation."""
+        """Report whether a caller waits for one invocation."""
         return self._notices.awaited
 
     # --- for tests ----------------------------------------------------------------------------------------------------

@@ -23,7 +23,7 @@ from msgspec import Struct
 from perdure.core.effects import NO_EFFECTS, Effects
 from perdure.core.journal import Answer, Frame, Message, Outcome, Start, Status
 from perdure.core.values import digest
-from perdure.errors import IdConflict, InvalidOption, LimitExceeded, UnknownInvocation
+from perdure.errors import Conflict, IdConflict, InvalidOption, LimitExceeded, UnknownInvocation
 
 PAYLOAD_LIMIT_BYTES = 64 * 1024 * 1024
 """The most bytes that one encoded value may take, unless `connect` is told otherwise."""
@@ -160,7 +160,7 @@ class Key(Struct, frozen=True):
     state: dict[str, bytes] = {}
 
     def granted_to(self, id: str, generation: int, /) -> bool:
-        """Tell whether an invocation holds it."""
+        """Report whether an invocation holds it."""
         return self.holder == id and self.generation == generation
 
 
@@ -183,7 +183,7 @@ class Filter(Struct, frozen=True):
 
 
 def matches(row: Row, filter: Filter) -> bool:
-    """Tell whether a row passes a filter."""
+    """Report whether a row passes a filter."""
     return (
         (filter.id is None or row.id == filter.id)
         and (filter.status is None or row.status == filter.status)
@@ -234,6 +234,12 @@ def id_conflict(id: str) -> IdConflict:
     """Return the error for an id that exists with another start."""
     text = f"invocation {id!r} exists with another workflow or input: use another id, or client.handle({id!r})"
     return IdConflict(text, invocation_id=id)
+
+
+def conflict(id: str, expected: int) -> Conflict:
+    """Return the error for a commit whose journal has moved on from the revision that it extends."""
+    text = f"the journal of invocation {id!r} is not at revision {expected}: another worker has written to it"
+    return Conflict(text, invocation_id=id)
 
 
 def key_queue_full(key: str, waiting: int) -> LimitExceeded:
@@ -357,7 +363,7 @@ class Store(Protocol):
         ...
 
     def serves(self, handler: str, /) -> bool | None:
-        """Tell whether a worker known to this store serves a handler; None where that cannot be known."""
+        """Report whether a worker known to this store serves a handler; None where that cannot be known."""
         ...
 
     def served(self) -> Collection[str]:

@@ -1,4 +1,4 @@
-"""What waits to be written: one unit is written whole or not at all."""
+"""The unit of writing: it is committed whole or not at all."""
 
 from __future__ import annotations
 
@@ -9,12 +9,11 @@ from typing import Any
 from msgspec import Struct
 
 from perdure.core.journal import Message, Start, Status, settles_before_begin
-from perdure.errors import Conflict
 from perdure.stores.port import Committed, Transition
 
 
 class Accept(Struct):
-    """A start with the status and position that it will have."""
+    """A start with the status and position to store it with."""
 
     start: Start
     data: bytes
@@ -23,18 +22,35 @@ class Accept(Struct):
     new: bool = True
 
 
+class Route(Struct):
+    """Where a message goes: it waits for its start, unless it `may_go` to a worker at once.
+
+    `has_begun` says that a worker has had the start, so that only a worker can apply the message.
+    """
+
+    message: Message
+    handler: str
+    has_begun: bool
+    may_go: bool
+
+    @classmethod
+    def of(cls, message: Message, handler: str, status: Status, sequence: int | None) -> Route:
+        has_begun = status not in ("pending", "scheduled")
+        is_put_off = status == "scheduled" or (status == "pending" and sequence is None)
+        return cls(message, handler, has_begun, has_begun or (is_put_off and settles_before_begin(message)))
+
+
 def _ignore(revision: int, error: Exception | None) -> None:
     pass
 
 
 class Unit(Struct, eq=False):
-    """What is written whole or not at all: a submit, a post, a commit, or the store's own housekeeping.
+    """A submit, a post, a commit, or the store's own housekeeping.
 
-    `strict` makes an id that exists with another input an error; `must_exist`, a message to an unknown id. `place` is
-    the position of an invocation that enlists for a key. A commit is told, the others end their future. `ended` says
-    that the transition ends the claim. The writer fills in `routes` (message, handler, whether it can go to a worker
-    before the start has), `granted` (sequence, id, start and its checksum: starts that now have their key) and `woken`
-    (id and handler of others that have it).
+    `strict` makes an id that exists with another input an error; `must_exist`, a message to an unknown id. `position`
+    is for an invocation that enlists for a key. A commit calls `told`, the others resolve `future`. `ended` says that
+    the transition ends the claim. The writer fills in `routes`, `granted` (sequence, id, start, checksum: starts that
+    now hold their key) and `woken` (id and handler of invocations that began earlier and now hold their key).
     """
 
     accepts: Sequence[Accept] = ()
@@ -49,33 +65,23 @@ class Unit(Struct, eq=False):
     promoted: Sequence[tuple[int, Start]] = ()
     purge: Sequence[tuple[str, float]] = ()  # ids, and the time after which they must not have changed
     purged: int = 0
-    place: int = 0
+    position: int = 0
     future: asyncio.Future[Any] | None = None
-    routes: list[tuple[Message, str, bool]] = []
+    routes: list[Route] = []
     granted: list[tuple[int, str, bytes, int]] = []
     woken: list[tuple[str, str]] = []
     error: Exception | None = None
 
     def about(self) -> str:
-        """Name what it is about, for the log."""
+        """Describe the unit, for the log."""
         if self.transition is not None:
-            return f"a commit of invocation {self.transition.id!r}"
+            return f"a commit to invocation {self.transition.id!r}"
         ids = [*(accept.start.id for accept in self.accepts), *(message.to for message in self.messages)]
         ids += [start.id for _, start in self.promoted]
-        return f"what concerns {', '.join(map(repr, ids[:3]))}" if ids else "the store's own housekeeping"
+        return f"requests for {', '.join(map(repr, ids[:3]))}" if ids else "the store's own housekeeping"
 
     def forget_reports(self) -> None:
-        """Forget what a try that was rolled back had found."""
+        """Forget the results of a transaction that was rolled back."""
         self.routes.clear()
         self.granted.clear()
         self.woken.clear()
-
-
-def may_be_routed(message: Message, status: Status, sequence: int | None) -> bool:
-    """Tell whether a message can go to a worker before the start: an invocation that is put off can be cancelled."""
-    is_put_off = status == "scheduled" or (status == "pending" and sequence is None)
-    return status not in ("pending", "scheduled") or (is_put_off and settles_before_begin(message))
-
-
-def conflict(id: str, expected: int) -> Conflict:
-    return Conflict(f"the journal of {id!r} is not at revision {expected}", invocation_id=id)

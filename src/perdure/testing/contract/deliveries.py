@@ -64,10 +64,11 @@ class Deliveries(StoreCase):
             assert await first.starts(3) == ["s0", "s1", "s2"]
             first.subscription.close()
             second = self.inbox(room=4)
-            again = [await second.next_start() for _ in range(4)]
-            assert [delivery.id for delivery in again] == ["s0", "s1", "s2", "s3"]
-            assert all(delivery.attempt > 1 for delivery in again[:3])
-            assert again[3].attempt == 1
+            came = [await second.next_start() for _ in range(4)]
+            again = [delivery.id for delivery in came if delivery.attempt > 1]
+            assert again == ["s0", "s1", "s2"]
+            # A server may hand out what is new while what was given back is on its way to it.
+            assert [delivery.id for delivery in came if delivery.attempt == 1] == ["s3"]
             await first.stays_empty(self.calm)
 
     async def test_unacknowledged_start_goes_to_a_subscriber_that_waits_already(self) -> None:
@@ -122,6 +123,16 @@ class Deliveries(StoreCase):
             second = self.inbox()
             first.subscription.hand_back(delivery)
             assert (await second.next_message())[1] == message
+
+    async def test_declined_start_goes_to_another_and_not_to_who_declined_it(self) -> None:
+        async with self.opened() as store:
+            first = self.inbox(room=5)
+            await store.submit([self.start("a")])
+            first.subscription.decline(await first.next_start(), "it cannot be run here")
+            await first.stays_empty(1.0)  # a store may bring it again after a moment
+            second = self.inbox(room=5)
+            assert await second.starts(1) == ["a"]
+            await first.stays_empty(self.calm)
 
     async def test_claimed_invocation_comes_to_another_when_its_owner_closes(self) -> None:
         async with self.opened():

@@ -1,8 +1,6 @@
-"""What is queued for an invocation: its start, before it begins, and its messages."""
+"""Finds what is queued for an invocation: its start, before it begins, and its messages."""
 
 from __future__ import annotations
-
-import asyncio
 
 from perdure.core.journal import Message, Start, decode_message, decode_start
 from perdure.errors import NewerJournal, StoreDamaged
@@ -15,7 +13,7 @@ from perdure.stores.jetstream.wire.wire import Wire
 
 
 class Finder:
-    """Finds what waits in the queue."""
+    """Finds queued starts and messages."""
 
     def __init__(self, wire: Wire, layout: Layout, journals: Journals, keys: Keys, blobs: Blobs) -> None:
         self._wire = wire
@@ -25,7 +23,7 @@ class Finder:
         self._blobs = blobs
 
     async def start(self, id: str, tail: Tail) -> tuple[Start, bool] | None:
-        """Return the start of an invocation without a journal, and whether its time or key is still to come."""
+        """Return the start of an invocation that has not begun, and whether it still waits for its time or key."""
         if tail.facts.kind == "reserved":
             start = await self._journals.start(id)
             if start is None:
@@ -44,17 +42,18 @@ class Finder:
     async def mail(self, id: str) -> list[Message]:
         """Read the unacknowledged messages for an invocation, oldest first."""
         stream = self._layout.stream("Q", self._layout.partition(id))
-        subjects = (self._layout.messages(id), self._layout.all_passed_on(id))
-        stored = await asyncio.gather(*(self._wire.all(stream, subject) for subject in subjects))
+        # One after the other: a message that is passed on meanwhile is put there first, and then taken from here.
+        here = await self._wire.all(stream, self._layout.messages(id))
+        passed_on = await self._wire.all(stream, self._layout.all_passed_on(id))
         found: dict[str, Message] = {}
-        for each in (*stored[0], *stored[1]):
+        for each in (*here, *passed_on):
             facts = facts_of(each.headers)
             if facts.kind == "message":
                 try:
                     message = decode_message(await self._blobs.load(id, facts, each.data))
                 except (NewerJournal, StoreDamaged) as error:
                     self._wire.limited_log(
-                        ("mail", each.subject), "the message on %s is left out: %s", each.subject, error
+                        ("mail", each.subject), "skipping the message on %s: %s", each.subject, error
                     )
                     continue
                 found[message.id] = message
