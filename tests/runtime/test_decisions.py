@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Coroutine
 from typing import Any
 
@@ -11,6 +12,7 @@ from perdure.core.failures import Failure
 from perdure.core.history import DEATHS_LIMIT
 from perdure.core.journal import (
     Accepted,
+    Attempted,
     CallStep,
     Cancel,
     Cancelled,
@@ -23,6 +25,7 @@ from perdure.core.journal import (
     Message,
     Pause,
     Paused,
+    Raised,
     Refused,
     Released,
     Resume,
@@ -230,6 +233,22 @@ def test_stuck_invocation_is_paused_once_and_refuses_to_resume() -> None:
     assert [type(each) for each in again.entries] == [Refused]
 
 
+def test_step_that_failed_while_it_was_asked_to_end_is_not_tried_again() -> None:
+    async def gives_up(turn: Turn) -> None:
+        step = turn.call_step("step", b"12345678", bytes, "work")
+        step.cancel()
+        await asyncio.wait([step])
+
+    known = record()
+    turn = turn_of(gives_up)
+    gather(known, turn, [], [started()], 1.0)
+    failure = Failure("builtins", "ValueError", "no")
+    round = gather(known, turn, [Attempted(0, 2.0, 1, failure, 3.0)], [], 2.0)
+    assert round.entries == [Raised(0, 2.0, failure)]
+    assert round.attempted == []
+    turn.close()
+
+
 def test_timers_and_next_attempts_that_are_due_are_told_apart() -> None:
     async def waits(turn: Turn) -> None:
         turn.loop.call_at(5.0, int)
@@ -291,6 +310,13 @@ def test_step_that_has_not_begun_ends_at_once_when_it_is_cancelled() -> None:
     steps.running[2] = Attempt()
     steps.cancel_unbegun(2, pending(), 2.0)
     assert len(steps.arrivals) == 1
+
+
+def test_step_whose_end_a_resumption_has_brought_does_not_end_twice() -> None:
+    steps = InProgress[Attempt]()
+    steps.arrivals.append(Interrupted(0, 1.0))
+    steps.cancel_unbegun(0, pending(cancelled=True), 2.0)
+    assert steps.arrivals == [Interrupted(0, 1.0)]
 
 
 def test_slot_is_needed_until_the_last_thread_of_an_abandoned_step_ends() -> None:

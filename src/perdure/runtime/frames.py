@@ -27,6 +27,7 @@ from perdure.core.journal import (
     Message,
     Outcome,
     Paused,
+    Raised,
     Refused,
     Released,
     Resume,
@@ -59,7 +60,8 @@ def gather(record: Record, turn: Turn, arrivals: Sequence[Answering], inbox: lis
     round = Round(at)
     if not turn.begun and not _begin(record, turn, inbox, round):
         return round
-    for entry in arrivals:
+    for arrived in arrivals:
+        entry = _as_the_body_gets_it(arrived, turn) if type(arrived) is Attempted else arrived
         turn.deliver(entry)
         round.entries.append(entry)
         if type(entry) is Attempted:
@@ -73,6 +75,13 @@ def gather(record: Record, turn: Turn, arrivals: Sequence[Answering], inbox: lis
             round.taken.append(delivery)
             take_message(record, delivery.item, turn, round)
     return round
+
+
+def _as_the_body_gets_it(entry: Attempted, turn: Turn) -> Attempted | Raised:
+    """Return a failed attempt, or the step's failure if the body asked it to end meanwhile: it is not tried again."""
+    if (pending := turn.pending.get(entry.n)) is not None and pending.cancel_requested:
+        return Raised(entry.n, entry.at, entry.failure, None, entry.took)
+    return entry
 
 
 def _begin(record: Record, turn: Turn, inbox: list[Delivery], round: Round) -> bool:

@@ -264,7 +264,8 @@ class Runner(Live):
         for command in ready.commands:
             if type(command) is SetTimer and command.n in pending:
                 self._note_time(command.due, command.n)
-        release = outcome is None and not begins and not steps.running and not steps.arrivals
+        in_progress = begins or steps.running or steps.arrivals
+        release = outcome is None and not in_progress and not steps.stopping  # then `stop` releases, and sets a wake
         released = Released(round.at, self._next_due(), self._stuck_at()) if release else None
         transition = compose(record, start, round, ready, outcome, released)
         self._commit(transition, self._settled if outcome is not None else partial(self._durable, ready, release))
