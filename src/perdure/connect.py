@@ -1,4 +1,4 @@
-"""`connect(url)`: the one place that composes a client with a store."""
+"""`connect(url)`: the one endpoint that composes a client with a store."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from perdure.core.failures import FailureTranslator
     from perdure.core.turn import Turn
     from perdure.runtime.worker import Channels
-    from perdure.stores.jetstream.wire.access import Place
+    from perdure.stores.jetstream.wire.access import Endpoint
     from perdure.stores.port import Store
 
 DEFAULT_URL = "sqlite:perdure.db"
@@ -145,11 +145,11 @@ async def make_streams(
     used = url_in_use(url)
     if not used.startswith(("nats:", "tls:")):
         raise BadUrl(f"{without_secrets(used)!r}: only a nats:// store has streams")
-    place = _place_of(used, {})
+    endpoint = _endpoint_of(used, {})
     _check_numbers({"replicas": replicas} | ({} if shards is None else {"shards": shards}))
     from perdure.stores.jetstream.layout.streams import make  # noqa: PLC0415  nats-py is an extra
 
-    return await make(place.servers, place.options(), replicas=replicas, shards=shards, synced=synced)
+    return await make(endpoint.servers, endpoint.options(), replicas=replicas, shards=shards, synced=synced)
 
 
 def url_in_use(url: str | None) -> str:
@@ -206,21 +206,21 @@ def _store_of(
 def _jetstream_of(
     url: str, limit: int, read_only: bool, access: dict[str, Any], shared: dict[str, Any]
 ) -> Callable[[], Store]:
-    place = _place_of(url, access)
-    options = place.options()
+    endpoint = _endpoint_of(url, access)
+    options = endpoint.options()
     _check_numbers(shared)
     from perdure.stores.jetstream import JetStreamStore, JetStreamView  # noqa: PLC0415  nats-py is an extra
 
     make = JetStreamView if read_only else JetStreamStore
-    return lambda: make(place.servers, options=options, payload_limit=limit, **shared)
+    return lambda: make(endpoint.servers, options=options, payload_limit=limit, **shared)
 
 
-def _place_of(url: str, access: dict[str, Any]) -> Place:
+def _endpoint_of(url: str, access: dict[str, Any]) -> Endpoint:
     try:
-        from perdure.stores.jetstream.wire.access import access_of, place_of  # noqa: PLC0415  nats-py is an extra
+        from perdure.stores.jetstream.wire.access import access_of, endpoint_of  # noqa: PLC0415  nats-py is an extra
     except ImportError as error:
         raise InvalidOption(f"nats:// URLs need nats-py: pip install 'perdure[nats]' ({error})") from error
-    return place_of(url, access_of(access), os.environ)
+    return endpoint_of(url, access_of(access), os.environ)
 
 
 def _check_numbers(shared: dict[str, Any]) -> None:

@@ -117,7 +117,7 @@ def started(*arguments: str, cwd: Path, interrupts: bool = True) -> Generator[su
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        preexec_fn=_hear_interrupts if interrupts else _ignore_interrupts,  # nothing else runs in a thread here
+        preexec_fn=hear_interrupts if interrupts else _ignore_interrupts,  # nothing else runs in a thread here
     )
     with process:
         try:
@@ -126,7 +126,7 @@ def started(*arguments: str, cwd: Path, interrupts: bool = True) -> Generator[su
             process.kill()
 
 
-def _hear_interrupts() -> None:
+def hear_interrupts() -> None:
     """Undo what a shell does to what it runs in the background: a child that ignores SIGINT."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 

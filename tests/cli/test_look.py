@@ -248,7 +248,8 @@ def test_reading_works_and_changing_names_the_owner_while_another_process_serves
         for verb in (*changes, ["resolve", awakeable, "yes"], ["reject", awakeable, "no"], ["retry", "x", "--json"]):
             code, out, err = run(*verb)
             assert (code, out) == (1, ""), verb
-            assert f"it is served already, by process {worker.pid}: only that process can change it" in err
+            assert f"it is already served by process {worker.pid}: stop that process" in err
+            assert "Only the process that serves a file can change it" in err
         assert worker.poll() is None
     assert fields(run("show", "ask-1")[1])["status"] == "suspended"
     assert (place / "app.db").stat().st_ino == before

@@ -225,4 +225,4 @@ def test_backup_copies_a_store_that_nobody_serves_and_the_copy_is_one(run: Run, 
     assert (code, copied) == (0, listed)
     code, _, err = run("backup", "copy.db")
     assert code == 1
-    assert "it exists, and a backup does not overwrite" in err
+    assert "it exists, and a backup overwrites nothing" in err

@@ -16,7 +16,7 @@ from perdure.core.journal import Start
 from perdure.errors import StoreClosed
 from perdure.stores.jetstream import JetStreamStore
 from perdure.stores.jetstream.care import consumers
-from perdure.stores.jetstream.ownership.hands import Hands, Post, Token
+from perdure.stores.jetstream.ownership.holdings import Actions, Holdings, Token
 from perdure.stores.port import Delivery
 
 PARTITIONS = 4
@@ -37,24 +37,24 @@ class Counted(dict[Any, Any]):
             yield each
 
 
-def hands_with(handlers: int, started: int) -> tuple[Hands, list[Delivery]]:
-    """Return hands that serve so many handlers, with so many starts of each queued."""
+def holdings_with(handlers: int, started: int) -> tuple[Holdings, list[Delivery]]:
+    """Return holdings that serve so many handlers, with so many starts of each queued."""
     numbers = itertools.count()
 
     def nothing(*_: Any) -> None:
         pass
 
-    hands = Hands(lambda id: int(id) % PARTITIONS, Post(*[nothing] * 9))
-    vars(hands)["_queues"] = Counted()
+    holdings = Holdings(lambda id: int(id) % PARTITIONS, Actions(*[nothing] * 9))
+    vars(holdings)["_queues"] = Counted()
     delivered: list[Delivery] = []
-    hands.join({f"h{n}" for n in range(handlers)}, delivered.append, None, None)
+    holdings.join({f"h{n}" for n in range(handlers)}, delivered.append, None, None)
     for n in range(handlers):
         for _ in range(started):
             number = next(numbers)
             start = Start(str(number), f"h{n}", b"", at=0.0, due=0.0, seed=0)
             token = Token(f"$JS.ACK.Q.start-x.1.1.1.{number}.0", number, float(number), float(number))
-            hands.queue(Delivery(start.id, start.handler, start, token=token))
-    return hands, delivered
+            holdings.queue(Delivery(start.id, start.handler, start, token=token))
+    return holdings, delivered
 
 
 def looks_of(work: Callable[[], object]) -> int:
@@ -66,20 +66,20 @@ def looks_of(work: Callable[[], object]) -> int:
 @pytest.mark.parametrize("started", [0, 1, 3])
 def test_look_at_what_is_wanted_takes_time_in_proportion_to_handlers(started: int) -> None:
     def look(handlers: int) -> int:
-        hands, _ = hands_with(handlers, started)
-        return looks_of(lambda: [hands.room(f"h{n}", p) for n in range(handlers) for p in range(PARTITIONS)])
+        holdings, _ = holdings_with(handlers, started)
+        return looks_of(lambda: [holdings.room(f"h{n}", p) for n in range(handlers) for p in range(PARTITIONS)])
 
     assert look(400) <= 2.5 * look(200)
 
 
 def test_starts_go_out_in_the_order_in_which_they_came_within_the_credit() -> None:
-    hands, _ = hands_with(5, 3)
-    [member] = hands.members
+    holdings, _ = holdings_with(5, 3)
+    [member] = holdings.members
     member.request(7)
-    assert [each.id for _, each in hands.taken] == [str(n) for n in range(7)]
-    hands.give_up_queued(10.0)
+    assert [each.id for _, each in holdings.taken] == [str(n) for n in range(7)]
+    holdings.requeue_waiting(10.0)
     member.request(100)
-    assert [each.id for _, each in hands.taken] == [str(n) for n in [*range(7), *range(10, 15)]]
+    assert [each.id for _, each in holdings.taken] == [str(n) for n in [*range(7), *range(10, 15)]]
 
 
 # --- on a server ------------------------------------------------------------------------------------------------------

@@ -95,7 +95,7 @@ async def test_timer_whose_schedule_was_deleted_fires(make_lab: MakeLab) -> None
         assert await lab.status(id) == "suspended"
         await is_broken(store, "no wake is set")
         [said] = await look(store)
-        assert said.startswith(f"invocation {id} would never go on: something is due at ")
+        assert said.startswith(f"invocation {id} would never continue: something is due at ")
         await lab.result(id)
         await check_liveness(store)
 
@@ -117,7 +117,7 @@ async def test_parent_whose_message_of_its_childs_end_was_deleted_is_told_again(
             await is_broken(store, f"its parent {handle.id} waits for its outcome, and is not told")
             async with client.worker(parent):
                 [said] = await look(store)
-                assert f"its child {row.id} has ended, and it is not told; {row.id} is woken" in said
+                assert f"its child {row.id} has ended without reporting its outcome; waking {row.id}" in said
                 assert await handle.result() == 7
         await check_liveness(store)
 
@@ -138,7 +138,7 @@ async def test_claim_of_a_dead_process_whose_delivery_was_deleted_is_taken_over(
         await lab.up()
         lab.open_gate("before a-b")
         [said] = await look(store)
-        assert "nothing would bring it to another worker if its own died" in said
+        assert "it would not be delivered to another worker if its owner died" in said
         assert await lab.result(id) == ["A-A", "A-B", "A-C"]
         await check_liveness(store)
 
@@ -154,7 +154,7 @@ async def test_place_in_line_that_was_deleted_is_taken_again(make_lab: MakeLab) 
         await remove(store, store.layout.key_positions("k", second))
         assert await phantoms_of(store) == [second]
         [said] = await look(store)
-        assert said.startswith(f"invocation {second} would never begin: its id is taken")
+        assert said.startswith(f"invocation {second} would never begin: its id is reserved")
         lab.open_gate("before one")
         await lab.results([first, second])
         await check_liveness(store)
@@ -167,7 +167,7 @@ async def test_key_whose_note_was_deleted_is_granted(store: JetStreamStore) -> N
         await is_broken(store, "has no holder, and nobody will look at it")
         async with client.worker(uses):
             [said] = await look(store)
-            assert "key 'k' would never be granted: it has no holder, and others wait for it" in said
+            assert "key 'k' would never be granted: it has no holder, but invocations wait for it" in said
             assert await handle.result() == "k"
         await check_liveness(store)
 
@@ -188,7 +188,7 @@ async def test_key_that_was_not_released_by_who_ended_is_released(store: JetStre
         await is_broken(store, f"key k is held by {first.id}, which is completed and will not release it")
         async with client.worker(uses):
             [said] = await look(store)
-            assert f"{first.id} has ended and has not released it; {first.id} is woken" in said
+            assert f"{first.id} has ended without releasing it; waking {first.id}" in said
             assert await second.result() == "k"
         await check_liveness(store)
 
@@ -201,7 +201,7 @@ async def test_key_that_is_held_by_nobody_that_exists_is_granted(store: JetStrea
         await is_broken(store, "key k is held by never, which does not exist")
         async with client.worker(uses):
             [said] = await look(store)
-            assert "its holder never does not exist; it is granted to the next" in said
+            assert "its holder never does not exist; granting it to the next" in said
             assert await handle.result() == "k"
         await check_liveness(store)
 
@@ -214,7 +214,7 @@ async def test_key_whose_grant_was_left_in_the_middle_is_handed_over(store: JetS
         await is_broken(store, f"was granted to {handle.id}, whom nobody will tell")
         async with client.worker(uses):
             [said] = await look(store)
-            assert f"it was granted to {handle.id}, which has not been told" in said
+            assert f"it was granted to {handle.id}, which was not woken" in said
             assert await handle.result() == "k"
         await check_liveness(store)
 
@@ -269,7 +269,7 @@ async def test_start_whose_client_died_before_it_was_queued_begins(
         assert (await handle.describe()).status in ("pending", "scheduled")
         assert await phantoms_of(store) == ["mine"]
         [said] = await look(store)
-        assert "invocation mine would never begin: its id is taken and its start is queued nowhere" in said
+        assert "invocation mine would never begin: its id is reserved, but its start is queued nowhere" in said
         assert await handle.result(timeout=10) == "k"
         assert await phantoms_of(store) == []
         again = await client.start(submitted[how], "k")
@@ -316,5 +316,5 @@ async def test_one_process_at_a_time_makes_rounds_and_says_what_it_did(make_lab:
     async with store_of(place_of(lab)) as store:
         await remove(store, store.layout.schedules(id))
     await lab.result(id)
-    assert lab.report().count(f"invocation {id} would never go on") == 1
+    assert lab.report().count(f"invocation {id} would never continue") == 1
     assert other.folder == lab.folder, "they write into one report"

@@ -55,5 +55,5 @@ async def test_all_that_a_killed_process_leaves_is_brought_and_the_janitor_finds
             await lab.up()
     assert ids
     await lab.results(ids, timeout=40)
-    assert "would never go on" not in lab.report()
+    assert "would never continue" not in lab.report()
     assert "would never be granted" not in lab.report()

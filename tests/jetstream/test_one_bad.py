@@ -297,7 +297,7 @@ async def test_messages_with_junk_in_every_place_stop_nothing(site: Site, caplog
         assert [await each.result() for each in handles] == [5, 5]
         assert (await client.stats()).is_current
         await store.purge(store.clock.now(), limit=100)
-    assert "is set aside" in caplog.text
+    assert "is requeued for a worker that can act on it" in caplog.text
 
 
 async def test_journal_that_ends_with_junk_is_that_invocations_problem_alone(site: Site) -> None:

@@ -55,5 +55,5 @@ async def test_invocations_stay_with_their_python_and_go_on_with_another_when_it
     assert await new.results(ids) == [[0, 1, 2]] * COUNT
     claims = await pythons(new, ids)
     assert {journal[-1] for journal in claims} == {"3.99"}
-    assert "was run by Python 3.98, of which no worker takes it: continuing with 3.99" in new.report()
+    assert "ran on Python 3.98, and no worker of that version takes it: continuing on 3.99" in new.report()
     await check_histories(new, ids)

@@ -20,7 +20,7 @@ from nats.aio.client import Client as NATS
 from examples.services.nats_server import Options, server
 from perdure.connect import without_secrets
 from perdure.errors import BadUrl, InvalidOption
-from perdure.stores.jetstream.wire.access import Access, place_of
+from perdure.stores.jetstream.wire.access import Access, endpoint_of
 from tests.nats.credentials import certificates, operator_settings, public_key, seed_of
 
 # --- what is said -----------------------------------------------------------------------------------------------------
@@ -39,7 +39,7 @@ from tests.nats.credentials import certificates, operator_settings, public_key, 
     ],
 )
 def test_servers_of_a_url(url: str, servers: tuple[str, ...]) -> None:
-    assert place_of(url, Access(), {}).servers == servers
+    assert endpoint_of(url, Access(), {}).servers == servers
 
 
 @pytest.mark.parametrize(
@@ -62,7 +62,7 @@ def test_servers_of_a_url(url: str, servers: tuple[str, ...]) -> None:
 )
 def test_url_that_names_no_server_is_refused_without_showing_a_secret(url: str) -> None:
     with pytest.raises(BadUrl) as raised:
-        place_of(url.replace("://n", "://bob:hunter2@n"), Access(), {})
+        endpoint_of(url.replace("://n", "://bob:hunter2@n"), Access(), {})
     assert "hunter2" not in str(raised.value)
 
 
@@ -88,9 +88,9 @@ def test_password_is_never_shown_whatever_is_in_it(password: str, form: str) -> 
     url = form.format(password)
     said: str
     try:
-        place = place_of(url, Access(), {})
-        said = repr(place)
-        user, secret, lone = place.access.user, place.access.password, place.access.token
+        endpoint = endpoint_of(url, Access(), {})
+        said = repr(endpoint)
+        user, secret, lone = endpoint.access.user, endpoint.access.password, endpoint.access.token
         assert password in (secret, lone, f"{user}:{secret}")
     except BadUrl as error:
         said = "".join(traceback.format_exception(error)).rpartition("BadUrl: ")[2]
@@ -103,9 +103,9 @@ def test_password_is_never_shown_whatever_is_in_it(password: str, form: str) -> 
 
 @pytest.mark.parametrize("password", RAW)
 def test_password_that_is_percent_encoded_is_taken_as_it_is(password: str) -> None:
-    place = place_of(f"nats://me:{quote(password, safe='')}@n1,n2", Access(), {})
-    assert (place.access.user, place.access.password) == ("me", password)
-    assert place.servers == ("nats://n1:4222", "nats://n2:4222")
+    endpoint = endpoint_of(f"nats://me:{quote(password, safe='')}@n1,n2", Access(), {})
+    assert (endpoint.access.user, endpoint.access.password) == ("me", password)
+    assert endpoint.servers == ("nats://n1:4222", "nats://n2:4222")
 
 
 @pytest.mark.parametrize(
@@ -126,29 +126,29 @@ def test_password_that_is_percent_encoded_is_taken_as_it_is(password: str) -> No
 def test_who_connects_is_said_once(
     url: str, given: Access, environment: dict[str, str], options: dict[str, Any]
 ) -> None:
-    place = place_of(url, given, environment)
-    assert place.options() == options
-    assert not any(each in server for each in options.values() for server in place.servers)
-    assert not any(f"'{each}'" in repr(place) for each in options.values())
+    endpoint = endpoint_of(url, given, environment)
+    assert endpoint.options() == options
+    assert not any(each in server for each in options.values() for server in endpoint.servers)
+    assert not any(f"'{each}'" in repr(endpoint) for each in options.values())
 
 
 @pytest.mark.parametrize(
     ("url", "given", "why"),
     [
         ("nats://bob:x@n1", Access(token="t"), "has credentials, and so have the options"),
-        ("nats://n1", Access(user="bob", token="t"), "more than one way to be let in, user and token"),
+        ("nats://n1", Access(user="bob", token="t"), "more than one kind of credentials, user and token"),
         ("nats://n1", Access(password="x"), "needs user"),
         ("nats://n1", Access(tls_key="k.pem"), "needs tls_cert"),
-        ("nats://n1", Access(tls=ssl.create_default_context(), tls_ca="ca.pem"), "is a whole context"),
+        ("nats://n1", Access(tls=ssl.create_default_context(), tls_ca="ca.pem"), "is a complete context"),
         ("nats://n1", Access(credentials="missing.creds"), "there is no file .*missing.creds"),
         ("nats://n1", Access(nkey="missing.nk"), "there is no file .*missing.nk"),
         ("nats://n1", Access(tls_ca="missing.pem"), "there is no file .*missing.pem"),
-        ("nats://n1", Access(tls_ca=__file__), "these are no certificates and key in PEM"),
+        ("nats://n1", Access(tls_ca=__file__), "these are not PEM certificates"),
     ],
 )
 def test_options_that_cannot_work_are_refused(url: str, given: Access, why: str) -> None:
     with pytest.raises(InvalidOption, match=why):
-        place_of(url, given, {}).options()
+        endpoint_of(url, given, {}).options()
 
 
 # --- and what real servers make of it ---------------------------------------------------------------------------------
@@ -212,8 +212,8 @@ async def test_server_lets_in_who_shows_what_it_wants_and_nobody_else(
 ) -> None:
     options, access = way(tmp_path)
     with server(tmp_path / "server", options=options) as node:
-        place = place_of(node.url, access, {})
-        async with await nats.connect([*place.servers], **place.options()) as client:
+        endpoint = endpoint_of(node.url, access, {})
+        async with await nats.connect([*endpoint.servers], **endpoint.options()) as client:
             assert (await client.jetstream().account_info()).streams == 0
         stranger = NATS()
         with pytest.raises((nats.errors.Error, OSError)):

@@ -33,7 +33,10 @@ def test_streams_are_made_once_and_differences_are_refused(node: Server, tmp_pat
     code, text = init("--shards", "8")
     assert (code, "is one of 2 partitions, not 8: the number cannot be changed" in text) == (1, True)
     code, text = init("--replicas", "3")
-    assert (code, "the streams exist, with 1 replicas each: `nats stream edit --replicas 3`" in text) == (1, True)
+    assert (
+        code,
+        "the streams exist, with 1 replicas each: change each with `nats stream edit --replicas 3`" in text,
+    ) == (1, True)
 
 
 def test_only_a_nats_store_has_streams(tmp_path: Path) -> None:
@@ -56,7 +59,7 @@ def test_warning_about_lost_writes_ends_when_it_is_noted_that_all_is_synced(node
 def test_store_that_nobody_made_is_not_made_by_looking(node: Server, tmp_path: Path) -> None:
     run = perdure("list", "--url", node.url, cwd=tmp_path, XDG_CACHE_HOME=str(tmp_path / "cache"))
     assert run.returncode == 1
-    assert "there is no store yet: `perdure nats init` or the first worker makes it" in run.stderr
+    assert "there is no store yet: `perdure nats init` or the first worker creates it" in run.stderr
 
 
 def test_workers_of_all_partitions_do_what_others_wait_for(node: Server, tmp_path: Path) -> None:
@@ -132,10 +135,10 @@ COMMANDS = (
         (
             Options(users={"bob": "s3cret"}),
             {"NATS_USER": "bob", "NATS_PASSWORD": "wr0ng"},
-            "does not let this client in",
+            "refuses these credentials",
         ),
         (Options(jetstream=False), {}, "{url}: JetStream does not answer"),
-        (Options(max_payload=8_000), {}, "max_payload is 8,000 bytes, and must be 65,536 at least"),
+        (Options(max_payload=8_000), {}, "max_payload is 8,000 bytes, and must be at least 65,536"),
     ],
 )
 def test_server_that_cannot_be_used_is_one_line_for_every_command(

@@ -13,7 +13,7 @@ import pytest
 from examples.services.nats_server import Server, server
 from perdure import Client, connect
 from tests.cli.command import perdure
-from tests.cli.operated import SERVED, approval
+from tests.cli.operated import SERVED, Broken, approval, payment
 
 pytestmark = pytest.mark.slow
 
@@ -56,3 +56,15 @@ async def test_verbs_are_applied_by_the_worker_and_its_refusal_is_a_failure(node
         code, text = await told(node, tmp_path, "backup", "copy.db")
         assert code == 1
         assert "nats stream backup" in text
+
+
+async def test_retry_that_waits_for_a_key_says_who_holds_it(node: Server, tmp_path: Path) -> None:
+    async with connect(node.url, shards=1, replicas=1) as client, client.worker(*SERVED), asyncio.timeout(120):
+        broken = await client.start(payment.using(id="broken", key="k"), 5)
+        with pytest.raises(Broken):
+            await broken.result()
+        holder = await client.start(approval.using(id="holder", key="k"), 5)
+        await suspended(client, "holder")
+        text = "retry of broken: accepted; it waits for key 'k', which invocation holder holds, to be retried\n"
+        assert await told(node, tmp_path, "retry", "broken") == (0, text)
+        await holder.cancel()

@@ -245,7 +245,7 @@ async def test_file_that_is_no_table_of_this_store_is_made_anew(
         await streams.frame("other", "running")
     async with streams.index(path) as index:
         assert await statuses(index) == ({"job": "completed"} if damage == "garbage" else {"other": "running"})
-    assert ("is damaged, and is read from the server again" in caplog.text) is (damage == "garbage")
+    assert ("is damaged: rebuilding it" in caplog.text) is (damage == "garbage")
 
 
 async def test_table_that_cannot_be_kept_is_in_memory(
@@ -255,7 +255,7 @@ async def test_table_that_cannot_be_kept_is_in_memory(
     await streams.frame("job", "completed")
     async with streams.index(tmp_path / "file" / "index.db") as index:
         assert await statuses(index) == {"job": "completed"}
-    assert "is kept in a temporary file" in caplog.text
+    assert "using a temporary file" in caplog.text
 
 
 async def test_table_can_be_built_anew(streams: Streams, tmp_path: Path) -> None:

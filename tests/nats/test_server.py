@@ -18,6 +18,7 @@ from nats.aio.client import Client as NATS
 from nats.js.errors import NoStreamResponseError
 
 from examples.services.nats_server import Options, Server, cluster, detached, down, free_ports, server
+from tests.cli.command import hear_interrupts
 
 pytestmark = pytest.mark.slow
 
@@ -135,7 +136,9 @@ def test_pid_of_another_program_is_left_alone(tmp_path: Path) -> None:
 def test_command_gets_the_url_and_the_server_ends_with_it(number: signal.Signals) -> None:
     show = "import sys, time; print(sys.argv[1], flush=True); time.sleep(60)"
     line = (sys.executable, "-m", "examples.services.nats_server", "run", "--", sys.executable, "-c", show, "at {url}")
-    process = subprocess.Popen(line, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    process = subprocess.Popen(
+        line, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, preexec_fn=hear_interrupts
+    )
     assert process.stdout is not None
     shown = process.stdout.readline().strip()
     assert shown.startswith("at nats://127.0.0.1:")

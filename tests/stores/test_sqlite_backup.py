@@ -82,13 +82,13 @@ async def test_a_backup_that_is_given_up_or_closed_leaves_nothing(
 async def test_a_backup_overwrites_nothing_and_lies_beside_nothing_of_another_file(suffix: str, tmp_path: Path) -> None:
     store = await opened(tmp_path / "s.db")
     (tmp_path / f"copy.db{suffix}").write_text("mine")
-    with pytest.raises(StoreError, match="does not overwrite"):
+    with pytest.raises(StoreError, match="overwrites nothing"):
         await store.backup(str(tmp_path / "copy.db"))
     assert (tmp_path / f"copy.db{suffix}").read_text() == "mine"
     with pytest.raises(StoreError, match="create it"):
         await store.backup(str(tmp_path / "none" / "copy.db"))
     (tmp_path / "link.db").symlink_to(tmp_path / "nothing")
-    with pytest.raises(StoreError, match="does not overwrite"):
+    with pytest.raises(StoreError, match="overwrites nothing"):
         await store.backup(str(tmp_path / "link.db"))
     await store.aclose()
 
@@ -132,7 +132,7 @@ async def test_a_file_that_is_only_looked_at_is_backed_up_while_it_is_served_and
     view = SqliteView(str(tmp_path / "s.db"))
     await view.open()
     await view.backup(str(tmp_path / "stopped.db"))
-    with pytest.raises(StoreError, match="it exists, and a backup does not overwrite"):
+    with pytest.raises(StoreError, match="it exists, and a backup overwrites nothing"):
         await view.backup(str(tmp_path / "stopped.db"))
     await view.aclose()
     assert {*os.listdir(tmp_path)} - left == {"stopped.db"}, "looking leaves nothing behind"

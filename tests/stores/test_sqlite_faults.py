@@ -391,7 +391,7 @@ async def test_nothing_is_acknowledged_once_the_served_file_is_gone(gone: Gone, 
     await store.submit([start("in the log")])
     waiting = store.watch("a")
     gone(folder / "s.db")
-    with pytest.raises(StoreDamaged, match=r"(moved|removed|put in its place|copied over it).*start it again"):
+    with pytest.raises(StoreDamaged, match=r"(moved|removed|replaced|copied over it).*start it again"):
         await store.submit([start("b")])
     transition = Transition("a", 0, Frame("w", 1.0, [Accepted(start("a"))]), status="running")
     with pytest.raises(StoreDamaged):

@@ -559,7 +559,7 @@ async def test_database_of_something_else_is_refused_and_left_alone(tmp_path: Pa
     db.close()
     before = path.read_bytes()
     error = await refusal_of(path)
-    assert "something else" in str(error)
+    assert "another program" in str(error)
     assert path.read_bytes() == before
     assert [*tmp_path.iterdir()] == [path], "something was left beside it"
 
@@ -596,7 +596,7 @@ async def test_backup_taken_while_it_is_written_can_be_restored(tmp_path: Path) 
     await store.backup(str(target))
     writing = False
     await writer
-    with pytest.raises(StoreError, match="does not overwrite"):
+    with pytest.raises(StoreError, match="overwrites nothing"):
         await store.backup(str(target))
     await store.aclose()
     restored = await facts(target)
@@ -663,7 +663,7 @@ async def test_look_refuses_whatever_writes_or_waits(closed: Copy, tmp_path: Pat
         lambda: view.events(Filter()),
     ]
     for use in uses:
-        with pytest.raises(StoreReadOnly, match="opened to be read only"):
+        with pytest.raises(StoreReadOnly, match="opened read-only"):
             await use()
     await view.aclose()
     await view.aclose()
@@ -687,7 +687,7 @@ async def test_look_makes_no_file_and_says_what_is_wrong_with_another(tmp_path: 
         ("text", StoreDamaged, "not a database"),
         ("empty", StoreDamaged, "not a database"),
         ("folder", StoreError, "it is a folder"),
-        ("other", StoreError, "something else"),
+        ("other", StoreError, "another program"),
     ):
         with pytest.raises(kind, match=text) as raised:
             await looked_at(tmp_path / name)

@@ -35,20 +35,20 @@ R_co = TypeVar("R_co", covariant=True)
 class StepInfo:
     """What a running step may know of itself. `attempt` counts from 1."""
 
-    __slots__ = ("_place", "attempt", "invocation_id")
+    __slots__ = ("_key_parts", "attempt", "invocation_id")
 
     def __init__(self, invocation_id: str, generation: int, n: int, name: str, attempt: int) -> None:
         self.invocation_id = invocation_id
         self.attempt = attempt
-        self._place = (generation, n, name)
+        self._key_parts = (generation, n, name)
 
     @property
     def idempotency_key(self) -> str:
         """The same on every attempt and after every crash: send it along with what must happen once."""
-        return idempotency_key(self.invocation_id, *self._place)
+        return idempotency_key(self.invocation_id, *self._key_parts)
 
     def __repr__(self) -> str:
-        return f"StepInfo({self.invocation_id!r}, step={self._place[2]!r}, attempt={self.attempt})"
+        return f"StepInfo({self.invocation_id!r}, step={self._key_parts[2]!r}, attempt={self.attempt})"
 
 
 current_step: ContextVar[StepInfo] = ContextVar("perdure_step")

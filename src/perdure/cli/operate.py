@@ -162,7 +162,7 @@ async def _opened_to_change(url: str | None) -> AsyncGenerator[Client]:
     try:
         await client.operations.open()
     except StoreLocked as error:
-        text = f"{error}: only that process can change it; ask it, or stop it first"
+        text = f"{error}. Only the process that serves a file can change it"
         raise StoreLocked(text, pid=error.pid) from error
     async with client:
         yield client
@@ -237,6 +237,16 @@ def _check_awakeable(described: Invocation, awakeable_id: str, n: int) -> None:
         raise MessageRefused(f"invocation {id!r} refuses the message: {why}", invocation_id=id, reason=why)
 
 
+def _why_not_yet(verb: str, what: str, described: Invocation, url: str | None) -> str:
+    """Say what a message waits for that is accepted and not applied."""
+    if not _is_alone(url) and described.status == "failed" and described.waiting_for is not None:
+        return f"{verb} of {what}: accepted; it waits for {described.waiting_for}"
+    return (
+        f"{verb} of {what}: accepted, not yet applied: {_why_not(url)} workflow {described.handler!r}. The next worker "
+        f"that serves it applies it: perdure worker APP.py --url {shown_url(url)}"
+    )
+
+
 async def _report(
     verb: str, what: str, id: str, told: Awaitable[None], client: Client, as_json: bool, url: str | None
 ) -> int:
@@ -245,12 +255,7 @@ async def _report(
         await told
         became, text = "applied", f"{verb} of {what}: applied"
     except WaitTimeout:
-        handler = (await client.handle(id).describe()).handler
-        became = "accepted"
-        text = (
-            f"{verb} of {what}: accepted, not yet applied: {_why_not(url)} workflow {handler!r}. The next worker that "
-            f"serves it applies it: perdure worker APP.py --url {shown_url(url)}"
-        )
+        became, text = "accepted", _why_not_yet(verb, what, await client.handle(id).describe(), url)
     except StoreError:
         raise
     except PerdureError as error:

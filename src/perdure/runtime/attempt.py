@@ -26,7 +26,7 @@ THREADS_LIMIT = 64
 """Sync steps that one worker runs at the same time; others wait for a thread."""
 
 
-class Place(Protocol):
+class Host(Protocol):
     """Where attempts run: the worker."""
 
     loop: asyncio.AbstractEventLoop
@@ -41,19 +41,19 @@ class Place(Protocol):
 class Attempt:
     """One attempt of a step in progress: its task, and the parts of the worker that the step may use."""
 
-    __slots__ = ("_escaped", "_owner", "_place", "began", "busy_threads", "cancelled", "task", "work")
+    __slots__ = ("_escaped", "_host", "_owner", "began", "busy_threads", "cancelled", "task", "work")
 
-    def __init__(self, work: Work, info: StepInfo, place: Place, owner: Owner) -> None:
+    def __init__(self, work: Work, info: StepInfo, host: Host, owner: Owner) -> None:
         self.work = work
         self.cancelled = False  # the body asked it to end
         self.busy_threads = 0
-        self.began = place.clock.now()
+        self.began = host.clock.now()
         self._escaped: BaseException | None = None  # an exception that the task must not raise
-        self._place = place
+        self._host = host
         self._owner = owner
         context = contextvars.copy_context()
         context.run(current_step.set, info)
-        self.task: asyncio.Task[bytes] = place.loop.create_task(self._run(info), name=work.name, context=context)
+        self.task: asyncio.Task[bytes] = host.loop.create_task(self._run(info), name=work.name, context=context)
 
     @property
     def is_over(self) -> bool:
@@ -96,7 +96,7 @@ class Attempt:
         try:
             failure = failure_of(error)
             if not self.cancelled:
-                wait = next_wait(work.retry, error, number, self._place.chance.random())
+                wait = next_wait(work.retry, error, number, self._host.chance.random())
                 if wait is not None:
                     return Attempted(n, at, number, failure, at + wait, took)
         except BaseException as broken:  # noqa: BLE001  a policy or translator may raise anything
@@ -108,18 +108,18 @@ class Attempt:
 
     def channel(self, service: str, /) -> Any:
         """Return the gRPC channel to a service."""
-        return self._place.channel(service)
+        return self._host.channel(service)
 
     async def status_of(self, id: str, /) -> Status:
         """Return the index row of another invocation."""
-        row = await self._place.store.row(id)
+        row = await self._host.store.row(id)
         if row is None:
             raise unknown(id)
         return row.status
 
     async def in_thread(self, fn: Callable[[], Any], /) -> Any:
         """Run `fn` in a thread. A cancelled wait leaves the thread running: it counts as busy until it ends."""
-        loop = self._place.loop
+        loop = self._host.loop
 
         def ended(_: concurrent.futures.Future[Any]) -> None:
             with suppress(RuntimeError):  # the loop is closed: no slot is left to give back
@@ -136,7 +136,7 @@ class Attempt:
                 return None, error
 
         context = contextvars.copy_context()
-        future = self._place.threads().submit(context.run, call)
+        future = self._host.threads().submit(context.run, call)
         self.busy_threads += 1
         future.add_done_callback(ended)
         value, error = await asyncio.wrap_future(future)

@@ -2,7 +2,7 @@
 
 An invocation has one owner among the workers. A worker owns it while it holds an unacknowledged delivery or a claim.
 Nothing here is durable, and nothing knows where deliveries come from: see
-`local.dispatch` for the stores of one process, `jetstream.ownership.hands` for one that several processes share.
+`local.dispatch` for the stores of one process, `jetstream.ownership.holdings` for one that several processes share.
 
 It runs on one event loop and is not thread-safe.
 """

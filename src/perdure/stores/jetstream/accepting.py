@@ -1,4 +1,4 @@
-"""Accepting starts and messages: each is durable when its future ends."""
+"""Makes starts and messages durable: each is stored when its future resolves."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from perdure.stores.jetstream.keys.keys import LIMIT, Keys
 from perdure.stores.jetstream.keys.lanes import Lanes
 from perdure.stores.jetstream.layout.facts import Facts, facts_of_start, lines_of
 from perdure.stores.jetstream.layout.subjects import Layout
-from perdure.stores.jetstream.ownership.keeping import Keeper
+from perdure.stores.jetstream.ownership.leases import Leases
 from perdure.stores.jetstream.queue.finding import Finder
 from perdure.stores.jetstream.watching import Watching
 from perdure.stores.jetstream.wire.protocol import WrongSequence
@@ -25,7 +25,7 @@ from perdure.stores.jetstream.writing import Writing
 from perdure.stores.port import Clock, id_conflict, identity_of, key_queue_full, unknown
 
 CLOSING_SECONDS = 5.0
-"""How long a message waits to learn whether its invocation is purged."""
+"""How long a post waits at most to learn whether a purge in progress removes its invocation."""
 CLOSING_POLL_SECONDS = 0.05
 
 
@@ -39,7 +39,7 @@ class Accepting:
         blobs: Blobs,
         journals: Journals,
         keys: Keys,
-        keeper: Keeper,
+        leases: Leases,
         finder: Finder,
         watching: Watching,
         writing: Writing,
@@ -51,7 +51,7 @@ class Accepting:
         self._blobs = blobs
         self._journals = journals
         self._keys = keys
-        self._keeper = keeper
+        self._leases = leases
         self._finder = finder
         self._watching = watching
         self._writing = writing
@@ -75,7 +75,7 @@ class Accepting:
         return self._writing.work(self._submit(starts))
 
     def _submit_plain(self, start: Start, data: bytes) -> asyncio.Future[list[bool]]:
-        """Put a start whose id is new and its own into the queue: nothing needs to be asked before."""
+        """Queue a start with a generated id and no key: nothing has to be read before."""
         future: asyncio.Future[list[bool]] = asyncio.get_running_loop().create_future()
         facts = facts_of_start(start, "pending", self._clock.now(), kind="start")
 
@@ -96,7 +96,7 @@ class Accepting:
         return [await accepted]
 
     async def _enqueue(self, key: str, starts: Sequence[Start], sent: bool) -> list[bool | Exception]:
-        """Give starts positions in the queue of a key: first all ids are reserved, then the positions are taken."""
+        """Put starts into the queue of a key: reserve all ids first, then take the positions, in order."""
         tails = await self._journals.tails([*dict.fromkeys(start.id for start in starts if start.chosen or sent)])
         room = None
         if not sent:
@@ -127,7 +127,7 @@ class Accepting:
         return results
 
     async def _take_positions(self, key: str, starts: Sequence[Start], results: Sequence[bool | Exception]) -> None:
-        """Put those into the queue of the key whose ids are reserved, and that have not begun."""
+        """Put the starts into the queue of the key whose ids are reserved and that have not begun."""
         now = self._clock.now()
         joined: list[Start] = []
         for start, result in zip(starts, results, strict=True):
@@ -135,8 +135,8 @@ class Accepting:
                 continue
             if result or (await self._journals.tail(start.id)).facts.kind == "reserved":
                 joined.append(start)
-                if start.timeout is not None:  # so that it ends in time even if its key never comes
-                    await self._keeper.set_wake(start.id, "limit", start.due + start.timeout, LIMIT)
+                if start.timeout is not None:  # it must time out even if it never gets the key
+                    await self._leases.set_wake(start.id, "limit", start.due + start.timeout, LIMIT)
         if joined:
             await self._keys.join(key, joined, now)
 
@@ -187,9 +187,9 @@ class Accepting:
             raise key_queue_full(key, ahead)
 
     async def _accept(self, start: Start, tail: Tail, *, sent: bool = False) -> bool:
-        """Make a start durable; false if its id exists. What a workflow sends with an id that exists is dropped."""
+        """Make a start durable; return false if its id exists. `sent`: by a workflow, and dropped if the id exists."""
         if start.key is not None and start.due <= self._clock.now():
-            return await self._lanes.add(start, sent=True)  # a client's have been counted
+            return await self._lanes.add(start, sent=True)  # the limit of a client's start was checked before
         new = True
         if start.chosen or start.key is not None:
             if tail.has_frames:
@@ -200,7 +200,7 @@ class Accepting:
         return await self.queue(start) and new
 
     async def _reserve(self, start: Start, tail: Tail, sent: bool) -> bool:
-        """Put a start into the subject of its journal, before the first frame: a later submit finds it there."""
+        """Store a start on the subject of its journal, before the first frame, where a later submit finds it."""
         if tail.facts.kind == "reserved":
             return False
         now = self._clock.now()
@@ -220,7 +220,7 @@ class Accepting:
         return True
 
     async def queue(self, start: Start) -> bool:
-        """Put a start where it waits: for its time, for its key, or for a worker."""
+        """Queue a start: as a schedule, in the queue of its key, or for a worker."""
         now = self._clock.now()
         reserved = start.chosen or start.key is not None
         facts = facts_of_start(start, "pending", now, kind="start")
@@ -244,7 +244,7 @@ class Accepting:
         target = self._layout.start(start.handler, start.id)
         if start.key is not None:
             target = self._layout.nudge(start.key, self._layout.journal(start.id).rpartition(".")[2])
-        headers = self._keeper.schedule_headers(start.due, target)
+        headers = self._leases.schedule_headers(start.due, target)
         subject = self._layout.delayed(start.id, start.key)
         try:
             await self._wire.store(subject, data, expected=0, headers=headers + lines_of(facts))
@@ -256,7 +256,7 @@ class Accepting:
 
     async def send(self, start: Start) -> None:
         if start.key is not None and start.due <= self._clock.now():
-            await self._lanes.add(start, sent=True)  # before anything is awaited: in the order sent
+            await self._lanes.add(start, sent=True)  # before any await, to keep the order sent
             return
         tail = await self._journals.tail(start.id) if start.chosen or start.key is not None else NOTHING
         if tail.facts.kind == "gone":
@@ -280,7 +280,7 @@ class Accepting:
         sequence = await self.put_message(message)
         if settles_before_begin(message) and not (tail.has_frames or tail.problem):
             self.cancel_unbegun(message)
-        for _ in range(int(CLOSING_SECONDS / CLOSING_POLL_SECONDS)):  # it may be purged at this very moment
+        for _ in range(int(CLOSING_SECONDS / CLOSING_POLL_SECONDS)):  # a purge may be in progress
             if tail.facts.status not in SETTLED:
                 return
             tail = await self._journals.tail(message.to)
@@ -291,10 +291,12 @@ class Accepting:
             if tail.facts.kind != "closing":
                 return
             await asyncio.sleep(CLOSING_POLL_SECONDS)
-        raise StoreUnavailable(f"invocation {message.to!r} is being purged, and it is not known whether it is gone")
+        raise StoreUnavailable(
+            f"invocation {message.to!r} is being purged: it is unknown whether the message was accepted"
+        )
 
     async def put_message(self, message: Message) -> int:
-        """Queue a message; 0 if it is queued already."""
+        """Queue a message; return its sequence, 0 if it is queued already."""
         facts, data = await self._blobs.save(message.to, Facts(message.to, kind="message"), encode_message(message))
         try:
             return await self._wire.store(
@@ -309,5 +311,5 @@ async def _be(error: Exception) -> Exception:
 
 
 def _quiet(facts: Facts) -> Facts:
-    """Return facts that the index has already."""
+    """Return the facts marked as no news for the index."""
     return replace(facts, quiet=True)

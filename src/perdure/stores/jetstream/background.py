@@ -1,4 +1,4 @@
-"""The background tasks of a store: one that fails is logged, rate-limited if it is an error that goes on for long."""
+"""The background tasks of a store. Failures are logged; store errors, which may persist, are rate-limited."""
 
 from __future__ import annotations
 

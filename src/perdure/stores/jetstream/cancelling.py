@@ -1,11 +1,11 @@
-"""Cancels an invocation whose body cannot have begun, without a worker: its start is withdrawn, its one frame written.
+"""Cancels an invocation that has not begun, without a worker: withdraws its start, then writes its only frame.
 
-Whatever is to begin an invocation is a message: its start in the queue, a schedule, a position in the queue of its key.
-What has never been delivered is taken away first; then no worker can begin on it, and the frame that settles it says
-that it is cancelled. If a delivery may be out, the message that asks for it waits for the worker that has it.
+An invocation begins through a message: its queued start, a schedule, or a position in the queue of its key. If that
+message was never delivered, it is removed, so that no worker can begin the invocation; then a frame settles it as
+cancelled. If it may have been delivered, the cancel message waits for the worker that has the start.
 
-The message and a reservation of the id lie there before anything is taken away. A process that dies in between leaves
-an id whose start is queued nowhere: the janitor queues it again, and the message ends it.
+The cancel message and a reservation of the id are stored before anything is removed. If the process dies in between,
+the id is left without a queued start: the janitor queues it again, and the cancel message then ends it.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ class Cancelling:
         self._clock = clock
 
     async def settle(self, message: Message) -> None:
-        """Settle the invocation that a queued message cancels, if its body cannot have begun."""
+        """Settle the invocation that a queued message cancels, unless its body may have begun."""
         id = message.to
         tail = await self._journals.tail(id)
         if tail.has_frames or tail.problem or tail.facts.kind == "gone":
@@ -87,20 +87,20 @@ class Cancelling:
             await self._wire.purge(self._layout.stream("Q", self._layout.partition(id)), subject)
 
     async def _reserve(self, start: Start) -> None:
-        """Keep the start in its journal while it is in no queue."""
+        """Store the start on the subject of its journal while it is in no queue."""
         facts = facts_of_start(start, "pending", self._clock.now())
         facts, data = await self._blobs.save(start.id, facts, encode_start(start))
         with contextlib.suppress(WrongSequence):
             await self._wire.store(self._layout.journal(start.id), data, expected=0, headers=lines_of(facts))
 
     async def _withdraw(self, start: Start) -> bool:
-        """Withdraw the message that would begin an invocation; false if it may have been delivered."""
+        """Remove the message that would begin an invocation; return false if it may have been delivered."""
         scheduled = self._layout.delayed(start.id, start.key)
         withdrawn = await self._wire.purge(self._layout.stream_of(scheduled), scheduled) > 0
         if start.key is not None:
             due = self._layout.nudge(start.key, token(start.id))
             if await self._wire.last(self._layout.stream_of(due), due) is not None:
-                return False  # it is on its way into the queue of its key
+                return False  # a worker may be moving it into the queue of its key
             if await self._keys.is_waiting(start.key, start.id):
                 if not await self._keys.withdraw(start.key, start.id):
                     return False
@@ -117,7 +117,7 @@ class Cancelling:
         await self._wire.delete(stream, stored.sequence)
         if await self._delivered_to(stream, start.handler) < stored.sequence:
             return True
-        with contextlib.suppress(WrongSequence):  # a consumer came past it in between: it may be out
+        with contextlib.suppress(WrongSequence):  # the consumer passed it in between: it may have been delivered
             headers = lines_of(facts_of_start(start, "pending", self._clock.now(), kind="start"))
             await self._wire.store(stored.subject, stored.data, expected=0, headers=headers)
         return False

@@ -1,7 +1,7 @@
-"""Commits: the frame, guarded; then its effects, each idempotent; then the acknowledgements.
+"""Commits: a guarded append of the frame, then its effects, each idempotent, then the acknowledgements.
 
-A frame that is durable while its effects are not is never reported as failed: they are tried until they are done, or
-the store closes and leaves them to the worker that takes over.
+A commit whose frame is durable is never reported as failed. Its effects are retried until they are done, or until the
+store closes; then the worker that takes over performs them.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from perdure.stores.jetstream.journal.journals import NOTHING, Journals, Tail
 from perdure.stores.jetstream.keys.keys import Keys
 from perdure.stores.jetstream.layout.facts import ROLLUP, Facts, lines_of
 from perdure.stores.jetstream.layout.subjects import Layout
-from perdure.stores.jetstream.ownership.hands import Hands
-from perdure.stores.jetstream.ownership.keeping import DUE, Keeper
+from perdure.stores.jetstream.ownership.holdings import Holdings
+from perdure.stores.jetstream.ownership.leases import DUE, Leases
 from perdure.stores.jetstream.queue.deliveries import FAILED_SECONDS
 from perdure.stores.jetstream.watching import Watching
 from perdure.stores.jetstream.wire.protocol import WrongSequence
@@ -33,13 +33,13 @@ from perdure.stores.jetstream.writing import Writing
 from perdure.stores.port import Clock, Committed, Transition
 
 EFFECTS_LIMIT_SECONDS = 30.0
-"""The longest wait before effects that failed unexpectedly are tried again."""
+"""The longest back-off before effects that failed unexpectedly are retried."""
 
 log = logging.getLogger("perdure.jetstream")
 
 
 class Commits:
-    """Writes transitions."""
+    """Commits transitions."""
 
     def __init__(
         self,
@@ -48,7 +48,7 @@ class Commits:
         blobs: Blobs,
         journals: Journals,
         keys: Keys,
-        keeper: Keeper,
+        leases: Leases,
         accepting: Accepting,
         watching: Watching,
         writing: Writing,
@@ -61,8 +61,8 @@ class Commits:
         self._blobs = blobs
         self._journals = journals
         self._keys = keys
-        self._keeper = keeper
-        self._hands: Hands = keeper.hands
+        self._leases = leases
+        self._holdings: Holdings = leases.holdings
         self._accepting = accepting
         self._watching = watching
         self._writing = writing
@@ -74,7 +74,7 @@ class Commits:
         self._writing.begin()
         try:
             check_effects(transition.id, transition.effects)
-        except Exception as error:  # noqa: BLE001  it is told instead, and will be the same next time
+        except Exception as error:  # noqa: BLE001  reported to `told`: a retry would fail alike
             self._tell(told, 0, error)
             return
         if transition.frame is None:
@@ -84,7 +84,7 @@ class Commits:
         if tail is None and not transition.expected:
             tail = NOTHING
         if tail is None or tail.revision != transition.expected:
-            self._beside(told, self._read_and_append(transition, told))
+            self._spawn(told, self._read_and_append(transition, told))
         else:
             self._append(transition, told, tail)
 
@@ -106,18 +106,18 @@ class Commits:
         try:
             data, facts = self._journals.next_frame(transition, tail, self._clock.now())
             check_finite(data, frame)
-        except Exception as error:  # noqa: BLE001  it is told instead, and will be the same next time
+        except Exception as error:  # noqa: BLE001  reported to `told`: a retry would fail alike
             self._tell(told, 0, error)
             return
         if self._blobs.is_large(data) or self._journals.is_to_be_packed(tail):
-            self._beside(told, self._append_with_pieces(transition, told, tail, data, facts))
+            self._spawn(told, self._append_with_pieces(transition, told, tail, data, facts))
             return
         self._put_frame(transition, told, tail, data, facts)
 
     async def _append_with_pieces(
         self, transition: Transition, told: Committed, tail: Tail, data: bytes, facts: Facts
     ) -> None:
-        """Append a frame that is too large for a message, or that takes those before it along."""
+        """Append a frame that is too large for a message, or that packs the frames before it."""
         try:
             if self._journals.is_to_be_packed(tail):
                 facts, data = await self._journals.pack(tail, facts, data)
@@ -149,12 +149,12 @@ class Commits:
             self._journals.note(transition.id, Tail(sequence, facts))
             self._follow(transition, told, sequence)
         elif isinstance(error, WrongSequence):
-            self._beside(told, self._look_again(transition, told, tail))
+            self._spawn(told, self._look_again(transition, told, tail))
         else:
             self._tell(told, 0, error)
 
     async def _look_again(self, transition: Transition, told: Committed, before: Tail) -> None:
-        """See what is there instead: a reservation that was not known of, or another process's frame."""
+        """Reload after a failed guard: append after a reservation that was unknown, else report the conflict."""
         try:
             tail = await self._journals.tail(transition.id)
         except StoreError as error:
@@ -170,13 +170,13 @@ class Commits:
         id = transition.id
         text = f"invocation {id!r}: expected revision {transition.expected}, found {tail.revision}"
         if tail.facts.owner not in ("", self._name):
-            self._keeper.lose(id)  # before it is told: nothing of it is to be tried again here
+            self._leases.lose(id)  # before it is reported, so that nothing of it is retried here
         self._tell(told, 0, Conflict(text, invocation_id=id))
 
-    def _beside(self, told: Committed, work: Coroutine[Any, Any, None]) -> None:
-        """Go on with a commit that has to wait for something; whatever becomes of it is told."""
+    def _spawn(self, told: Committed, work: Coroutine[Any, Any, None]) -> None:
+        """Continue a commit in a task. `told` is called whatever happens."""
 
-        async def go_on() -> None:
+        async def run() -> None:
             try:
                 await work
             except asyncio.CancelledError:
@@ -186,13 +186,13 @@ class Commits:
                 log.exception("a commit failed unexpectedly")
                 self._tell(told, 0, StoreError(f"jetstream: a commit failed unexpectedly: {error!r}"))
 
-        self._tasks.spawn(go_on())
+        self._tasks.spawn(run())
 
     def _tell(self, told: Committed, revision: int, error: Exception | None) -> None:
         self._writing.done()
         asyncio.get_running_loop().call_soon(told, revision, error)
 
-    # --- what follows from a frame ------------------------------------------------------------------------------------
+    # --- effects ------------------------------------------------------------------------------------------------------
     def _follow(self, transition: Transition, told: Committed, revision: int) -> None:
         effects = transition.effects
         ended = transition.released or transition.outcome is not None
@@ -200,10 +200,10 @@ class Commits:
         if nothing and (effects.wake is None or not ended) and not self._may_leave_start(transition):
             self._followed(transition, told, revision)
         else:
-            self._beside(told, self._do_effects(transition, told, revision))
+            self._spawn(told, self._do_effects(transition, told, revision))
 
     def _may_leave_start(self, transition: Transition) -> bool:
-        """Tell whether an invocation ends without its start in hand: it was cancelled before it began, or too late."""
+        """Report whether an invocation ended before it began, so that its start may still be queued."""
         tail = self._journals.known(transition.id)
         return (
             isinstance(transition.outcome, Cancelled | Failed)
@@ -224,15 +224,15 @@ class Commits:
             except StoreError as error:
                 self._wire.limited_log(
                     f"follow {type(error).__name__}",
-                    "the effects of a commit of invocation %s cannot be written, trying again until they are: %s",
+                    "the effects of a commit to invocation %s cannot be written, retrying: %s",
                     transition.id,
                     error,
                 )
                 await asyncio.sleep(FAILED_SECONDS)
-            except Exception as error:  # noqa: BLE001  the frame is durable: what follows is tried until it is done
+            except Exception as error:  # noqa: BLE001  the frame is durable: its effects are retried until they are done
                 self._wire.limited_log(
                     ("follow", transition.id),
-                    "the effects of a frame of invocation %s failed unexpectedly, trying again: %s",
+                    "the effects of a commit to invocation %s failed unexpectedly, retrying: %s",
                     transition.id,
                     error,
                     exc_info=error,
@@ -253,14 +253,14 @@ class Commits:
         await self._change_key(id, effects)
         ended = transition.released or transition.outcome is not None
         if ended and effects.wake is not None:
-            # A wake is replaced after the effects, like an acknowledgement: it may be what redoes them.
-            if self._keeper.may_nap(id, transition.acknowledge, effects.wake):
+            # After the effects, like an acknowledgement: until then the earlier wake is what would redo them.
+            if self._leases.may_wake_locally(id, transition.acknowledge, effects.wake):
                 pass
             elif effects.wake <= self._clock.now():
-                await self._keeper.wake_now(id)
+                await self._leases.wake_now(id)
             else:
                 facts = (self._journals.known(id) or NOTHING).facts
-                await self._keeper.set_wake(id, f"due.{facts.epoch}", effects.wake, DUE, facts.number)
+                await self._leases.set_wake(id, f"due.{facts.epoch}", effects.wake, DUE, facts.number)
         if self._may_leave_start(transition):
             await self._wire.purge(self._layout.stream("Q", self._layout.partition(id)), self._layout.schedules(id))
             tail = self._journals.known(id)
@@ -276,28 +276,28 @@ class Commits:
             await self._keys.enlist(id, effects.enlist)
 
     def _followed(self, transition: Transition, told: Committed, revision: int) -> None:
-        """Tell those concerned of a commit whose effects are done."""
+        """Report a commit whose effects are done."""
         try:
-            self._spread(transition)
+            self._report(transition)
         except Exception:
-            log.exception("invocation %s: its commit is durable, and telling of it failed", transition.id)
+            log.exception("invocation %s: its commit is durable, but reporting it failed", transition.id)
         self._tell(told, revision, None)
 
-    def _spread(self, transition: Transition) -> None:
+    def _report(self, transition: Transition) -> None:
         ended = transition.released or transition.outcome is not None
         if (outcome := transition.outcome) is not None:
-            # Only now: a caller that hears of it may read the effects, such as the state of the key.
+            # Only now: the caller may read the effects next, such as the state of the key.
             self._watching.settled(transition.id, outcome)
             tail = self._journals.known(transition.id)
             if tail is not None and tail.facts.wake > self._clock.now():
                 subject = self._layout.schedules(transition.id)
                 self._tasks.spawn(self._wire.purge(self._layout.stream_of(subject), subject))
         if transition.released and (wake := transition.effects.wake) is not None:
-            self._keeper.nap(transition.id, transition.acknowledge, wake)
+            self._leases.wake_locally(transition.id, transition.acknowledge, wake)
         elif ended:
-            self._keeper.end_nap(transition.id)
+            self._leases.drop_local_wake(transition.id)
         if transition.frame is not None or ended:
-            self._hands.committed(
+            self._holdings.committed(
                 transition.id,
                 transition.acknowledge,
                 ended=ended,
@@ -306,4 +306,4 @@ class Commits:
             )
         else:
             for delivery in transition.acknowledge:
-                self._hands.finish(delivery)
+                self._holdings.finish(delivery)

@@ -1,4 +1,4 @@
-"""The store itself: what the Store protocol asks for, given to the part that does it. See the package for the whole."""
+"""Implements the Store protocol by delegating to the parts. The package's docstring has the overview."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ from perdure.stores.jetstream.journal.journals import Journals
 from perdure.stores.jetstream.keys.keys import Keys
 from perdure.stores.jetstream.layout.streams import prepare, read_secret
 from perdure.stores.jetstream.layout.subjects import SHARDS, Layout
-from perdure.stores.jetstream.ownership.hands import Member
+from perdure.stores.jetstream.ownership.holdings import Member
 from perdure.stores.jetstream.queue.deliveries import Deliveries
 from perdure.stores.jetstream.queue.finding import Finder
 from perdure.stores.jetstream.watching import Watching
@@ -62,20 +62,20 @@ from perdure.stores.port import (
 )
 
 PURGE_SPARE = 1_000
-"""Invocations that a purge looks at beyond those that it may remove: some of them are still wanted."""
+"""Candidates that a purge reads beyond its limit, since some of them cannot be removed yet."""
 PYTHON = f"{sys.version_info.major}.{sys.version_info.minor}"
-"""As the workers of this process name it in their claims."""
+"""The minor version of Python that the claims of this process name."""
 CLOCK_SECONDS = 60.0
 """How often the clock of a process with workers is compared with the server's."""
 
 log = logging.getLogger("perdure.jetstream")
 
 CLOSING_SECONDS = 5.0
-"""How long the closing waits for what is being written."""
+"""How long closing waits for writes in progress."""
 
 
 class JetStreamStore:
-    """A store on a NATS server or cluster, shared by as many processes as like to."""
+    """A store on a NATS server or cluster, shared by any number of processes."""
 
     makes_streams = True
 
@@ -129,14 +129,14 @@ class JetStreamStore:
             self.clock,
             python,
         )
-        keeper = self._deliveries.keeper
+        leases = self._deliveries.leases
         self._accepting = Accepting(
             wire,
             layout,
             blobs,
             journals,
             keys,
-            keeper,
+            leases,
             self._finder,
             self._watching,
             self._writing,
@@ -149,7 +149,7 @@ class JetStreamStore:
             blobs,
             journals,
             keys,
-            keeper,
+            leases,
             self._accepting,
             self._watching,
             self._writing,
@@ -164,11 +164,11 @@ class JetStreamStore:
         self._purge = Purge(wire, layout, journals, self._deliveries, self.clock)
         self._overdue = Overdue(wire, layout, self.clock)
         self.janitor = Janitor(
-            wire, layout, journals, keys, keeper, self._projection, self.clock, self._accepting.queue, janitor_seconds
+            wire, layout, journals, keys, leases, self._projection, self.clock, self._accepting.queue, janitor_seconds
         )
         self._has_janitor = False
 
-    # --- life ---------------------------------------------------------------------------------------------------------
+    # --- open and close -----------------------------------------------------------------------------------------------
     async def open(self) -> None:
         if self._ended:
             raise self._closed()
@@ -182,7 +182,7 @@ class JetStreamStore:
         self._watching.begin()
 
     async def _connect(self) -> None:
-        """Connect, and check what is there. Nothing is left of it if that fails, or is cancelled."""
+        """Connect, and check or create the streams. A failure or cancellation leaves nothing open."""
         await self.wire.open()
         try:
             replicas = await prepare(
@@ -238,7 +238,7 @@ class JetStreamStore:
         return self._accepting.post(message)
 
     def _cancel_unbegun(self, message: Message) -> None:
-        if not self._deliveries.hands.has(message.to):
+        if not self._deliveries.holdings.has(message.to):
             self._tasks.spawn(self._cancelling.settle(message))
 
     # --- deliveries ---------------------------------------------------------------------------------------------------
@@ -255,15 +255,15 @@ class JetStreamStore:
         if partitions is not None and not {*partitions} <= {*range(self.layout.partitions)}:
             raise no_partitions(partitions, self.layout.partitions)
         self._deliveries.every("overdue", LOOK_SECONDS, lambda: self._tasks.spawn(self._overdue.look()))
-        self._deliveries.every("clock", CLOCK_SECONDS, lambda: self._tasks.spawn(self._look_at_clock()))
+        self._deliveries.every("clock", CLOCK_SECONDS, lambda: self._tasks.spawn(self._check_clock()))
         member = self._deliveries.join(handlers, deliver, partitions, lost, lease)
         if not self._has_janitor:
             self._has_janitor = True
             self._tasks.spawn(self.janitor.run())
         return member
 
-    async def _look_at_clock(self) -> None:
-        """Say so when this machine's clock was set, or runs away, while workers run."""
+    async def _check_clock(self) -> None:
+        """Log if this machine's clock no longer agrees with the server's."""
         if not self.wire.is_up:
             return
         before = self.clock.machine_now()
@@ -274,14 +274,14 @@ class JetStreamStore:
             self.wire.limited_log("clock", "%s", error)
 
     async def ready(self) -> None:
-        """Wait until all that the workers here serve comes: the first worker of a handler makes its queue."""
+        """Wait until the consumers of all handlers served here exist: the first worker of a handler creates them."""
         await self._deliveries.ready()
 
     def serves(self, handler: str, /) -> bool | None:
-        return self._deliveries.hands.serves(handler)
+        return self._deliveries.holdings.serves(handler)
 
     def served(self) -> set[str]:
-        return self._deliveries.hands.served()
+        return self._deliveries.holdings.served()
 
     # --- commits ------------------------------------------------------------------------------------------------------
     def commit(self, transition: Transition, told: Committed, /) -> None:
@@ -320,7 +320,7 @@ class JetStreamStore:
 
     async def start(self, id: str, /) -> Start | None:
         self._check()
-        for _ in range(2):  # it may begin between the two looks
+        for _ in range(2):  # it may begin between the two reads
             tail = await self._journals.tail(id)
             if tail.has_frames:
                 return await self._journals.start(id)
@@ -344,7 +344,7 @@ class JetStreamStore:
 
     async def row(self, id: str, /) -> Row | None:
         self._check()
-        for _ in range(2):  # it may begin between the two looks
+        for _ in range(2):  # it may begin between the two reads
             tail = await self._journals.tail(id)
             if (row := await self._rows.row(id, tail)) is not None:
                 return row

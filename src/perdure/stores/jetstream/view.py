@@ -1,4 +1,4 @@
-"""A store that is only looked at: nothing is made, started, sent or written, and no worker serves it from here."""
+"""A read-only store: it creates, starts and writes nothing, and has no workers."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from perdure.stores.read_only import OnlyLooking
 
 
 class JetStreamView(OnlyLooking, JetStreamStore):
-    """A store whose streams must exist. Changes are pushed, as to any other client."""
+    """A read-only store. Its streams must exist. Changes are pushed to it, as to any client."""
 
     makes_streams = False
 
     def _refuse_change(self, what: str) -> Never:
         self._check()
-        raise StoreReadOnly(f"jetstream: the store was opened to be read only, so {what}")
+        raise StoreReadOnly(f"jetstream: the store was opened read-only, so {what}")

@@ -1,6 +1,6 @@
-"""Telling those that wait: outcomes of invocations, answers to messages, changes of rows.
+"""Pushes to waiting callers: outcomes of invocations, answers to messages, changes of rows.
 
-Each is pushed by the server, at most once; awaited ones are also polled, in case a push was lost.
+The server pushes each at most once. Awaited outcomes and answers are also polled, in case a push was lost.
 """
 
 from __future__ import annotations
@@ -29,15 +29,15 @@ from perdure.stores.notices import Feed, Notices
 from perdure.stores.port import Filter
 
 POLL_SECONDS = 1.0
-"""How often an outcome or answer that a caller waits for is looked for, in case its push was lost."""
+"""How often awaited outcomes and answers are polled."""
 POLLED_LIMIT = 1_000
-"""Outcomes that are looked for at a time."""
+"""Outcomes that are polled at a time at most."""
 
 ANSWER_KEPT_SECONDS = 7 * 86_400
-"""How long the answer to a client's message can be read."""
+"""How long the answer to a client's message is kept."""
 
 POLLED_ANSWERS_LIMIT = 100
-"""Answers that are looked for at a time, in case their push was lost."""
+"""Answers that are polled at a time at most."""
 
 _encode_outcome = msgspec.msgpack.Encoder().encode
 _decode_outcome: Callable[[bytes], Outcome] = msgspec.msgpack.Decoder(Outcome).decode
@@ -47,7 +47,7 @@ _decode_answer = msgspec.msgpack.Decoder(Answer).decode
 
 
 class Watching:
-    """Tells, and waits."""
+    """Publishes outcomes, answers and changes, and delivers them to waiting callers."""
 
     def __init__(
         self, wire: Wire, layout: Layout, notices: Notices, journals: Journals, keys: Keys, blobs: Blobs, tasks: Tasks
@@ -59,12 +59,12 @@ class Watching:
         self._keys = keys
         self._blobs = blobs
         self._tasks = tasks
-        self._watched: dict[str, int] = {}  # ids whose end is listened for, with the subscription
-        self._listened: dict[str, int] = {}  # messages whose answer is listened for
-        self._listening = False  # to changes of rows
+        self._watched: dict[str, int] = {}  # subscriptions to outcomes, by invocation
+        self._answers: dict[str, int] = {}  # subscriptions to answers, by message
+        self._listening = False  # whether there is a subscription to changes of rows
 
     def begin(self) -> None:
-        self._poll = asyncio.get_running_loop().call_later(POLL_SECONDS, self._look_for_lost_pushes)
+        self._poll = asyncio.get_running_loop().call_later(POLL_SECONDS, self._poll_all)
 
     def close(self) -> None:
         self._poll.cancel()
@@ -76,7 +76,7 @@ class Watching:
         if tail.facts.status not in SETTLED or not tail.has_frames:
             return None
         if tail.facts.key is not None and (await self._keys.read(tail.facts.key)).holder == id:
-            return None  # not before its key is released: the caller may read the key's state next
+            return None  # only once its key is released: the caller may read the state of the key next
         frame = await self._journals.last_frame(id)
         if frame is None or frame.outcome is not None:
             return None if frame is None else frame.outcome
@@ -91,10 +91,10 @@ class Watching:
         if id not in self._watched:
             self._watched[id] = self._wire.subscribe(self._layout.settled(id), partial(self._was_settled, id))
         future = self._notices.watch(id)
-        future.add_done_callback(lambda _: self._watched_no_more(id))
+        future.add_done_callback(lambda _: self._unwatch(id))
         return future
 
-    def _watched_no_more(self, id: str) -> None:
+    def _unwatch(self, id: str) -> None:
         if not self._notices.is_watched(id) and (sid := self._watched.pop(id, None)) is not None:
             self._wire.unsubscribe(sid)
             self._wire.forget(sid)
@@ -115,12 +115,12 @@ class Watching:
         ids = [*self._watched][:POLLED_LIMIT]
         if not ids:
             return
-        for id in ids:  # others come first the next time
+        for id in ids:  # moved to the end: others are polled next time
             if (sid := self._watched.pop(id, None)) is not None:
                 self._watched[id] = sid
         for id, tail in (await self._journals.tails(ids)).items():
             if tail.facts.status in SETTLED:
-                self._tasks.spawn(self._read_outcome(id))  # apart: one that cannot be read stops no other
+                self._tasks.spawn(self._read_outcome(id))  # each in its own task: a failure stops no other
 
     def events(self, filter: Filter, /) -> Feed:
         feed = self._notices.events(filter)
@@ -130,7 +130,7 @@ class Watching:
     # --- answers ------------------------------------------------------------------------------------------------------
 
     async def give(self, answer: Answer) -> None:
-        """Record an answer; the server pushes it to those that listen."""
+        """Store an answer; the server pushes it to subscribers."""
         if answer.message.startswith(SENT_BY_WORKFLOWS):
             return
         await self._wire.store(
@@ -152,10 +152,10 @@ class Watching:
             raise StoreDamaged(f"jetstream: the answer to message {message_id!r} does not decode: {error}") from error
 
     async def answer(self, message_id: str) -> Answer:
-        """Wait for an answer: listen first, then read."""
-        if message_id not in self._listened:
+        """Wait for an answer: subscribe first, then read."""
+        if message_id not in self._answers:
             subject = self._layout.told(self._layout.answer(message_id))
-            self._listened[message_id] = self._wire.subscribe(subject, partial(self._answer_came))
+            self._answers[message_id] = self._wire.subscribe(subject, partial(self._answer_came))
         future = self._notices.await_answer(message_id)
         try:
             known = await self.read_answer(message_id)
@@ -163,7 +163,7 @@ class Watching:
         finally:
             if not future.done():
                 future.cancel()
-            if not self._notices.is_awaited(message_id) and (sid := self._listened.pop(message_id, None)) is not None:
+            if not self._notices.is_awaited(message_id) and (sid := self._answers.pop(message_id, None)) is not None:
                 self._wire.unsubscribe(sid)
                 self._wire.forget(sid)
 
@@ -171,10 +171,10 @@ class Watching:
         self._notices.answered(_decode_answer(data))
 
     async def _poll_answers(self) -> None:
-        """Read the answers that are waited for, in case a push was lost."""
-        for message_id in [*self._listened][:POLLED_ANSWERS_LIMIT]:
-            if (sid := self._listened.pop(message_id, None)) is not None:  # others come first the next time
-                self._listened[message_id] = sid
+        """Read the awaited answers, in case a push was lost."""
+        for message_id in [*self._answers][:POLLED_ANSWERS_LIMIT]:
+            if (sid := self._answers.pop(message_id, None)) is not None:  # moved to the end
+                self._answers[message_id] = sid
             self._tasks.spawn(self._poll_answer(message_id))
 
     async def _poll_answer(self, message_id: str) -> None:
@@ -183,7 +183,7 @@ class Watching:
 
     # --- changes ------------------------------------------------------------------------------------------------------
     def _listen(self) -> None:
-        """Tell the changes from now on."""
+        """Subscribe to changes of rows."""
         if not self._listening:
             self._listening = True
             for kind in ("j", "q", "t"):
@@ -195,18 +195,18 @@ class Watching:
             self._notices.changed(row_of(facts), self._notices.feeds_made)
 
     def announce(self, facts: Facts, status: Status) -> None:
-        """Tell of a change that the server does not tell of itself."""
+        """Publish a change that the server does not republish."""
         subject = self._layout.told(self._layout.schedule(facts.id, "start"))
         self._wire.publish_with(subject, lines_of(replace(facts, status=status)))
 
     def missed(self) -> None:
-        """Have readers read: changes may have been missed while there was no connection."""
+        """Tell feeds to list again: changes may have been missed while there was no connection."""
         self._notices.missed()
 
-    # --- pushes that were lost ----------------------------------------------------------------------------------------
-    def _look_for_lost_pushes(self) -> None:
+    # --- lost pushes --------------------------------------------------------------------------------------------------
+    def _poll_all(self) -> None:
         """Poll awaited outcomes and answers, a part at a time."""
-        self._poll = asyncio.get_running_loop().call_later(POLL_SECONDS, self._look_for_lost_pushes)
+        self._poll = asyncio.get_running_loop().call_later(POLL_SECONDS, self._poll_all)
         if self._wire.is_up:
             self._tasks.spawn(self._poll_outcomes())
             self._tasks.spawn(self._poll_answers())

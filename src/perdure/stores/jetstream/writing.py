@@ -10,7 +10,7 @@ T = TypeVar("T")
 
 
 class Writing:
-    """What is being written."""
+    """The writes in progress."""
 
     def __init__(self) -> None:
         self._count = 0
@@ -25,14 +25,14 @@ class Writing:
             self._none_left.set_result(None)
 
     def work(self, work: Awaitable[T]) -> asyncio.Future[T]:
-        """Do something that the closing of the store waits for."""
+        """Run a write as a task that closing the store waits for."""
         self.begin()
         task = asyncio.ensure_future(work)
         task.add_done_callback(self.done)
         return task
 
     async def finished(self, timeout: float) -> None:
-        """Wait until nothing is being written."""
+        """Wait until no write is in progress, for `timeout` seconds at most."""
         if self._count:
             self._none_left = asyncio.get_running_loop().create_future()
             await asyncio.wait([self._none_left], timeout=timeout)

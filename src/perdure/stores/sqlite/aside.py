@@ -1,8 +1,8 @@
-"""Invocations that this process sets aside: something of them is damaged, or only a newer release can read it.
+"""Invocations that this process sets aside: they are damaged, or only a newer release can read them.
 
-Nothing of such an invocation is delivered, changed or purged here, whatever asks for it is told why, and all others are
-served. Setting aside is not recorded: each opening of the file finds out again, so that a release that can read the
-invocation, or a file that was repaired, goes on with it.
+Such an invocation is not delivered, changed or purged here, and a request for it raises the reason; all others are
+served. Nothing is recorded: each opening of the file checks again, so the invocation continues once the file is
+repaired or a release that can read it serves the file.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Copying a file while it is served: in pieces, on a connection of its own, from one state of it."""
+"""Online backup: copies one snapshot of a served file, in pieces, through a separate connection."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ from perdure.stores.sqlite.file import connect
 from perdure.stores.sqlite.lock import NEW_FILE_MODE, SUFFIXES, open_apart
 
 PIECE_PAGES = 256
-"""Pages that are copied at a time: 1 MiB. Between two pieces the disk is left to commits."""
+"""Pages copied at a time: 1 MiB. Commits have the disk to themselves between two pieces."""
 PAUSE_SHARE = 0.5
-"""How long to pause after each piece, as a share of the time that the piece took."""
+"""How long to pause after each piece, as a fraction of the time that the piece took."""
 
 
 Source = Callable[[], AbstractContextManager[sqlite3.Connection]]
-"""Connects to the file to copy. Leaving it raises if what was read is not one state of the file."""
+"""Connects to the file to copy. Its exit raises if what was read is not one snapshot of the file."""
 
 
 class Backups:
-    """The backups of one file that are under way."""
+    """The backups of one file that are in progress."""
 
     def __init__(self, path: str, source: Source | None = None) -> None:
         self._path = path
@@ -36,10 +36,10 @@ class Backups:
         self._running: dict[asyncio.Future[None], threading.Event] = {}
 
     async def take(self, target: str) -> None:
-        """Copy one state of the file to `target`, which must not exist."""
+        """Copy a snapshot of the file to `target`, which must not exist."""
         stop = threading.Event()
         target = os.path.abspath(os.path.expanduser(target))
-        # In a thread of its own: reads would wait for it in the reading thread.
+        # In its own thread: in the reading thread, reads would wait for it.
         pool = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="perdure-sqlite-backup")
         work = asyncio.get_running_loop().run_in_executor(pool, back_up, self._path, target, stop, self._source)
         self._running[work] = stop
@@ -53,10 +53,10 @@ class Backups:
     def _ended(self, work: asyncio.Future[None]) -> None:
         del self._running[work]
         if not work.cancelled():
-            work.exception()  # its caller was told, or has given up
+            work.exception()  # marks it as retrieved: the caller got it, or was cancelled
 
     async def end(self) -> None:
-        """Give up all of them, and wait until they are gone."""
+        """Abort all backups, and wait until their threads end."""
         for stop in self._running.values():
             stop.set()
         if self._running:
@@ -64,10 +64,10 @@ class Backups:
 
 
 def back_up(path: str, target: str, stop: threading.Event, source: Source | None = None) -> None:
-    """Copy the database at `path` to a new file, which appears when it is whole. Runs in a thread of its own.
+    """Copy the database at `path` to a new file, which appears when it is complete. Runs in its own thread.
 
-    The copy is the state at the beginning: a read transaction keeps it, so that commits go on beside it and the log
-    grows meanwhile.
+    The copy is the state at the beginning. A read transaction holds that snapshot: commits go on, and the write-ahead
+    log grows until the copy ends.
     """
     _check_target(path, target)
     part = f"{target}.part-{os.getpid()}-{threading.get_ident()}"
@@ -80,7 +80,7 @@ def back_up(path: str, target: str, stop: threading.Event, source: Source | None
                 os.fsync(descriptor)
             finally:
                 os.close(descriptor)
-            os.link(part, target)  # unlike a rename it overwrites nothing that came meanwhile
+            os.link(part, target)  # unlike rename, it never overwrites a file that was created meanwhile
             _sync_folder(os.path.dirname(target))
     except FileExistsError:
         raise _exists(target) from None
@@ -92,15 +92,15 @@ def back_up(path: str, target: str, stop: threading.Event, source: Source | None
 def _copy(path: str, connected: Source, part: str, descriptor: int, stop: threading.Event) -> None:
     with connected() as source, closing(sqlite3.connect(part, isolation_level=None)) as copy:
         source.execute("BEGIN")
-        source.execute("SELECT value FROM meta WHERE name = 'commit'").fetchone()  # from here on it is one state
+        source.execute("SELECT value FROM meta WHERE name = 'commit'").fetchone()  # takes the snapshot
         copy.execute("PRAGMA synchronous = OFF")
         began = time.monotonic()
 
         def between(_status: int, _remaining: int, _total: int) -> None:
             nonlocal began
             if stop.is_set():
-                raise StoreClosed(about(path, "the store was closed while it was backed up"))
-            os.fdatasync(descriptor)  # a little at a time: one large sync would hold up every commit on the same disk
+                raise StoreClosed(about(path, "the store was closed during the backup"))
+            os.fdatasync(descriptor)  # per piece: one large sync would delay every commit on the same disk
             time.sleep((time.monotonic() - began) * PAUSE_SHARE)
             began = time.monotonic()
 
@@ -116,11 +116,11 @@ def _check_target(path: str, target: str) -> None:
             raise _exists(target + suffix)
     if os.path.exists(path) and stat.S_ISREG(os.stat(path).st_mode):
         return
-    raise StoreError(about(path, "it is not there any more, so it cannot be backed up"))
+    raise StoreError(about(path, "it no longer exists, so it cannot be backed up"))
 
 
 def _exists(target: str) -> StoreError:
-    return StoreError(about(target, "it exists, and a backup does not overwrite: name another file"))
+    return StoreError(about(target, "it exists, and a backup overwrites nothing: name another file"))
 
 
 def _sync_folder(folder: str) -> None:

@@ -1,4 +1,4 @@
-"""Compares rows with their checksums. Damage raises `StoreDamaged`, which names the invocation and the row."""
+"""Verifies rows against their checksums. Damage raises `StoreDamaged`, which names the invocation and the row."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from perdure.stores.sqlite.faults import about
 from perdure.stores.sqlite.schema import answer_checksum, frame_checksum, state_checksum
 
 ROW = f"{COLUMNS}, sequence, wake, revision, state_checksum"
-"""The columns of a `Row` with those that its checksum covers."""
+"""The columns of a `Row`, and those that its checksum covers."""
 _OF_ANOTHER_TYPE = (TypeError, ValueError, OverflowError, struct.error)
-"""What computing a checksum raises when a column holds a value of another type: SQLite keeps any in any column."""
+"""Raised by the computation of a checksum if a column holds a value of another type, as SQLite permits."""
 RESTORE = "restore it from a backup to go on with it"
 
 
@@ -42,7 +42,7 @@ def message_of(path: str, to: str, data: bytes, checksum: int) -> Message:
 
 
 def row_of(path: str, found: Sequence[Any]) -> Row:
-    """Return the row of what was selected as `ROW`."""
+    """Return the `Row` of columns selected by `ROW`."""
     *described, sequence, wake, revision, checksum = found
     row = Row(*described)
     check_state(path, row.id, row.status, sequence, row.updated_at, wake, revision, checksum)
@@ -66,13 +66,13 @@ def check_state(
 
 
 def check_described(path: str, start: Start, described: Sequence[Any]) -> None:
-    """See that the columns that repeat what a start says (handler, key, created_at, due, identity) agree with it."""
+    """Check the columns that repeat fields of the start: handler, key, created_at, due and identity."""
     if [*described] != [start.handler, start.key, start.at, start.due, identity_of(start)]:
         raise damaged(path, f"the row of invocation {start.id!r} was changed")
 
 
 def check_frames(path: str, id: str, revision: int, frames: Sequence[tuple[int, bytes, int]]) -> None:
-    """See that a journal has all its frames, in order and unchanged."""
+    """Check that a journal has all its frames, in order and unchanged."""
     for number, (at, data, checksum) in enumerate(frames, 1):
         if at != number or not _is_frame(id, at, data, checksum):
             raise damaged(path, f"frame {number} of the journal of invocation {id!r} is missing or was changed")

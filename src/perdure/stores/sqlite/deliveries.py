@@ -1,7 +1,7 @@
-"""Delivers from the file to workers: queued starts, open messages, due wakes, and the claims of workers that ended.
+"""Delivers from the file to workers: queued starts, open messages, due wakes, and claims left by an earlier process.
 
-Runs on the loop. The file says what there is; `local.dispatch` keeps what workers have in hand. What fails here is
-logged and tried again, for as long as the store is open.
+Runs on the loop. `local.dispatch` keeps track of what workers hold. A failed read is logged and retried as long as the
+store is open.
 """
 
 from __future__ import annotations
@@ -22,20 +22,21 @@ from perdure.stores.port import Committed, Delivery, Transition, Wake
 from perdure.stores.sql.index import LIVELY
 from perdure.stores.sqlite.aside import Aside
 from perdure.stores.sqlite.checked import message_of, start_of
-from perdure.stores.sqlite.keys import deadline_in_line
+from perdure.stores.sqlite.keys import queue_deadline
 from perdure.stores.sqlite.unit import Accept, Unit, may_be_routed
 
 T = TypeVar("T")
 
 RETRY_SECONDS = 1.0
-"""How long to wait before a failed read is repeated."""
+"""How long to wait before a failed read is retried."""
 DUE_BATCH_LIMIT = 1_000
+"""Delayed starts that are queued in one transaction at most."""
 
 log = logging.getLogger("perdure.sqlite")
 
 
 class Deliveries:
-    """Hands out what the file holds. `last` is the last position given in the queue of starts."""
+    """Delivers from the file. `last` is the last position assigned in the queue of starts."""
 
     def __init__(
         self,
@@ -48,7 +49,9 @@ class Deliveries:
     ) -> None:
         self.dispatcher = Dispatcher(self._fetch, self._forget)
         self.last = 0
-        self.unanswered: set[str] = set()  # messages posted here, whose answer need not be looked for
+        self.unanswered: set[str] = (
+            set()
+        )  # messages posted here that have no answer yet: the file need not be read for one
         self._path = path
         self._clock = clock
         self._read = read
@@ -63,7 +66,7 @@ class Deliveries:
         self._canceller = Canceller(self.dispatcher, clock, self._unbegun, commit)
 
     def open(self, last: int) -> None:
-        """Begin: starts up to position `last` were queued by a process that may have begun them."""
+        """Begin. Starts up to position `last` were queued by an earlier process, which may have begun them."""
         self.last = self._opened_at = last
 
     def close(self) -> None:
@@ -79,7 +82,7 @@ class Deliveries:
 
     # --- after a write ------------------------------------------------------------------------------------------------
     def written(self, unit: Unit) -> None:
-        """Hand out what a unit brought, now that it is durable."""
+        """Deliver what a unit contains, now that it is durable."""
         for accept in unit.accepts:
             if accept.new:
                 self._queue(accept)
@@ -87,12 +90,12 @@ class Deliveries:
             if start.key is None:
                 self.dispatcher.queue(Delivery(start.id, start.handler, start, fresh=True, token=sequence))
             else:
-                self._wake_in_line(start)
+                self._arm_queue_deadline(start)
         for message, handler, begun in unit.routes:
             delivery = Delivery(message.to, handler, message)
             if not (settles_before_begin(message) and self._cancels_unbegun(delivery, begun)):
                 self._offer(delivery, begun=begun)
-        if unit.must_exist and not unit.routes:  # posted before, and answered perhaps
+        if unit.must_exist and not unit.routes:  # a duplicate, which may have been answered
             self.unanswered.difference_update(message.id for message in unit.messages)
         if (transition := unit.transition) is not None:
             self._committed(transition, unit.ended)
@@ -107,12 +110,12 @@ class Deliveries:
         if accept.status == "scheduled":
             self._alarm.by(start.due)
         elif start.key is not None:
-            self._wake_in_line(start)
+            self._arm_queue_deadline(start)
         else:
             self.dispatcher.queue(Delivery(start.id, start.handler, start, fresh=True, token=accept.sequence))
 
-    def _wake_in_line(self, start: Start) -> None:
-        if (due := deadline_in_line(start)) is not None:
+    def _arm_queue_deadline(self, start: Start) -> None:
+        if (due := queue_deadline(start)) is not None:
             self._alarm.by(due)
 
     def _committed(self, transition: Transition, ended: bool) -> None:
@@ -132,11 +135,11 @@ class Deliveries:
         return member
 
     async def _catch_up(self, member: Member) -> None:
-        """Offer what no worker has in hand: claims of a worker that ended, open messages, and what is due."""
+        """Offer what no worker holds: claims left by an earlier process, open messages, and what is due."""
         while member.open:
             try:
                 await self._offer_open(member)
-            except Exception as error:  # noqa: BLE001  it is tried again, whatever it is
+            except Exception as error:  # noqa: BLE001  logged and retried, whatever it is
                 if isinstance(error, StoreClosed):
                     return
                 _log_retry("reading what waits for a worker", error)
@@ -174,7 +177,7 @@ class Deliveries:
             if not self.dispatcher.holds(message):
                 self._offer(Delivery(message.to, handler, message, attempt=2), begun=begun)
 
-    # --- damaged rows, and those of a newer release -------------------------------------------------------------------
+    # --- invocations that are set aside -------------------------------------------------------------------------------
     def _offer(self, delivery: Delivery, *, begun: bool = True) -> None:
         if delivery.id not in self._aside:
             self.dispatcher.offer(delivery, begun=begun)
@@ -195,12 +198,15 @@ class Deliveries:
             self._aside.add(to, error)
             return None
 
-    # --- what is cancelled before it has begun ------------------------------------------------------------------------
+    # --- cancelled before it has begun --------------------------------------------------------------------------------
     def _cancels_unbegun(self, delivery: Delivery, begun: bool) -> bool:
         return delivery.id not in self._aside and self._canceller.take(delivery, begun=begun)
 
     async def _unbegun(self, id: str) -> Start | None:
-        """Return the start of an invocation whose body cannot have begun: none before this process opened the file."""
+        """Return the start of an invocation whose body cannot have begun, else None.
+
+        A start that was queued before this process opened the file may have begun.
+        """
         query = "SELECT status, sequence, revision, start, checksum FROM invocation WHERE id = ?"
         row = await self._read(lambda db: db.execute(query, (id,)).fetchone())
         if row is None or row[2] or row[0] not in ("scheduled", "pending"):
@@ -210,7 +216,7 @@ class Deliveries:
             return None
         return self._start(id, row[3], row[4])
 
-    # --- what the dispatcher asks for ---------------------------------------------------------------------------------
+    # --- for the dispatcher -------------------------------------------------------------------------------------------
     async def _fetch(self, handler: str, after: int, limit: int) -> Page:
         rows = await self._read(
             lambda db: db.execute(
@@ -231,7 +237,7 @@ class Deliveries:
             self.unanswered.discard(delivery.item.id)
             self._enqueue(Unit(done_messages=[delivery.item.id]))
 
-    # --- what is due --------------------------------------------------------------------------------------------------
+    # --- due starts and wakes -----------------------------------------------------------------------------------------
     def _ring(self) -> None:
         if self._ringing:
             self._ring_again = True
@@ -244,7 +250,7 @@ class Deliveries:
             await self._deliver_due()
         except StoreClosed:
             return
-        except Exception as error:  # noqa: BLE001  it is tried again, whatever it is
+        except Exception as error:  # noqa: BLE001  logged and retried, whatever it is
             _log_retry("reading what is due", error)
             self._rung_to = 0.0
             self._alarm.by(self._clock.now() + RETRY_SECONDS)
@@ -255,9 +261,9 @@ class Deliveries:
             self._ring()
 
     async def _deliver_due(self) -> None:
-        """Queue the delayed starts that are due, and offer the wakes.
+        """Queue the delayed starts that are due, and deliver the wakes later than `_rung_to`, where the last run ended.
 
-        A wake that is set below `_rung_to` while this reads sets it back and rings again: see `_committed`.
+        A commit that sets an earlier wake meanwhile resets `_rung_to` and the alarm: see `_committed`.
         """
         now = self._clock.now()
         rung_to, self._rung_to = self._rung_to, max(self._rung_to, now)
@@ -297,4 +303,4 @@ class Deliveries:
 
 
 def _log_retry(what: str, error: Exception) -> None:
-    log.error("%s failed, trying again in %g s: %s", what, RETRY_SECONDS, error, exc_info=error)
+    log.error("%s failed, retrying in %g s: %s", what, RETRY_SECONDS, error, exc_info=error)

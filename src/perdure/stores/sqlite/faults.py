@@ -1,4 +1,4 @@
-"""What SQLite and the system report, as errors of the store: what happened, to which file, and what to do."""
+"""Errors of SQLite and the operating system as errors of the store: what happened, to which file, and what to do."""
 
 from __future__ import annotations
 
@@ -22,23 +22,27 @@ _Known = tuple[type[StoreError], str, str]
 """The class of an error, what happened, and what to do."""
 
 _RESTORE = "restore it from a backup"
-_DISK = "look in the system's log for errors of the disk, and repair or replace it; what was acknowledged is kept"
-_BUG = "this is a fault of Perdure: please report it"
+_DISK = "check the system log for disk errors, and repair or replace the disk; acknowledged writes are kept"
+_BUG = "this is a bug in Perdure: please report it"
 _ROOM = "free some space, or raise the quota; it goes on when there is room"
 _MODE = "change the owner or mode of the file, its folder and the files beside it"
-_LOCAL = "use a local disk: locks of network file systems cannot be trusted"
+_LOCAL = "use a local disk: file locks on network file systems are unreliable"
 _PUT_BACK = "stop the process, put the file back, and start it again"
 
 SQLITE_CODES: dict[int, _Known] = {
     sqlite3.SQLITE_ERROR: (StoreError, "SQLite refused a statement", _BUG),
-    sqlite3.SQLITE_INTERNAL: (StoreError, "SQLite contradicts itself", "upgrade SQLite; if it stays, report it"),
+    sqlite3.SQLITE_INTERNAL: (
+        StoreError,
+        "SQLite reported an internal error",
+        "upgrade SQLite; if it stays, report it",
+    ),
     sqlite3.SQLITE_PERM: (StoreReadOnly, "access to it was denied", _MODE),
-    sqlite3.SQLITE_ABORT: (StoreError, "a statement was ended", "try it again"),
+    sqlite3.SQLITE_ABORT: (StoreError, "a statement was aborted", "try the operation again"),
     sqlite3.SQLITE_BUSY: (StoreError, "another program has locked it", "close the other program, and try again"),
     sqlite3.SQLITE_LOCKED: (StoreError, "another connection of this process has locked it", "close that connection"),
-    sqlite3.SQLITE_NOMEM: (StoreError, "no memory is left", "give the process more memory, or run less beside it"),
+    sqlite3.SQLITE_NOMEM: (StoreError, "out of memory", "give the process more memory"),
     sqlite3.SQLITE_READONLY: (StoreReadOnly, "it cannot be written", _MODE),
-    sqlite3.SQLITE_INTERRUPT: (StoreError, "a statement was interrupted", "try it again"),
+    sqlite3.SQLITE_INTERRUPT: (StoreError, "a statement was interrupted", "try the operation again"),
     sqlite3.SQLITE_IOERR: (StoreError, "the disk reported an error", _DISK),
     sqlite3.SQLITE_CORRUPT: (StoreDamaged, "it is damaged", _RESTORE),
     sqlite3.SQLITE_NOTFOUND: (StoreError, "SQLite does not know an operation", _BUG),
@@ -46,42 +50,46 @@ SQLITE_CODES: dict[int, _Known] = {
     sqlite3.SQLITE_CANTOPEN: (
         StoreError,
         "it, or a file beside it, cannot be opened",
-        "see that the folder exists, that both can be read and written, and that fewer files are open than `ulimit -n`",
+        "check that its folder exists, that both files can be read and written, and that `ulimit -n` is not reached",
     ),
     sqlite3.SQLITE_PROTOCOL: (StoreError, "its locks do not work, or too many processes open it", _LOCAL),
     sqlite3.SQLITE_EMPTY: (StoreError, "it is empty", _RESTORE),
     sqlite3.SQLITE_SCHEMA: (StoreError, "its schema was changed meanwhile", "stop whatever changes it, and try again"),
-    sqlite3.SQLITE_TOOBIG: (StoreError, "a value is larger than SQLite takes", "store large values elsewhere"),
-    sqlite3.SQLITE_CONSTRAINT: (StoreError, "a row does not fit those that are there", _BUG),
+    sqlite3.SQLITE_TOOBIG: (StoreError, "a value is larger than SQLite permits", "store large values elsewhere"),
+    sqlite3.SQLITE_CONSTRAINT: (StoreError, "a row violates a constraint", _BUG),
     sqlite3.SQLITE_MISMATCH: (StoreDamaged, "a value has another type than its column", _RESTORE),
-    sqlite3.SQLITE_MISUSE: (StoreError, "SQLite was used wrongly", _BUG),
-    sqlite3.SQLITE_NOLFS: (StoreFull, "its file system takes no larger files", "move it to another file system"),
+    sqlite3.SQLITE_MISUSE: (StoreError, "SQLite was misused", _BUG),
+    sqlite3.SQLITE_NOLFS: (
+        StoreFull,
+        "its file system does not support larger files",
+        "move it to another file system",
+    ),
     sqlite3.SQLITE_AUTH: (StoreReadOnly, "a statement was not authorized", _BUG),
     sqlite3.SQLITE_FORMAT: (StoreDamaged, "its format is wrong", _RESTORE),
-    sqlite3.SQLITE_RANGE: (StoreError, "SQLite was used wrongly", _BUG),
+    sqlite3.SQLITE_RANGE: (StoreError, "SQLite was misused", _BUG),
     sqlite3.SQLITE_NOTADB: (StoreDamaged, "it is not a database", "restore it, or name another file"),
-    sqlite3.SQLITE_NOTICE: (StoreError, "SQLite gave notice", "see SQLite's own words"),
-    sqlite3.SQLITE_WARNING: (StoreError, "SQLite warned", "see SQLite's own words"),
+    sqlite3.SQLITE_NOTICE: (StoreError, "SQLite reported a notice", "see SQLite's message"),
+    sqlite3.SQLITE_WARNING: (StoreError, "SQLite reported a warning", "see SQLite's message"),
 }
 """By primary result code (https://www.sqlite.org/rescode.html)."""
 
 EXTENDED_CODES: dict[int, _Known] = {
     sqlite3.SQLITE_BUSY_RECOVERY: (StoreError, "another process is recovering its log", "try again in a second"),
-    sqlite3.SQLITE_BUSY_SNAPSHOT: (StoreError, "another program has written it", "no other program may write it"),
-    sqlite3.SQLITE_READONLY_CANTINIT: (StoreReadOnly, "its -shm file cannot be written, and needs to be", _MODE),
+    sqlite3.SQLITE_BUSY_SNAPSHOT: (StoreError, "another program wrote to it", "let no other program write to it"),
+    sqlite3.SQLITE_READONLY_CANTINIT: (StoreReadOnly, "its -shm file is not writable, and must be", _MODE),
     sqlite3.SQLITE_READONLY_CANTLOCK: (StoreReadOnly, "its -shm file cannot be locked", _MODE),
     sqlite3.SQLITE_READONLY_DBMOVED: (StoreReadOnly, "it was moved or removed while it was open", _PUT_BACK),
-    sqlite3.SQLITE_READONLY_DIRECTORY: (StoreReadOnly, "its folder cannot be written, and needs to be", _MODE),
+    sqlite3.SQLITE_READONLY_DIRECTORY: (StoreReadOnly, "its folder is not writable, and must be", _MODE),
     sqlite3.SQLITE_READONLY_RECOVERY: (StoreReadOnly, "its log must be recovered, and it cannot be written", _MODE),
     sqlite3.SQLITE_READONLY_ROLLBACK: (StoreReadOnly, "a change must be undone, and it cannot be written", _MODE),
-    sqlite3.SQLITE_IOERR_NOMEM: (StoreError, "no memory is left", "give the process more memory"),
+    sqlite3.SQLITE_IOERR_NOMEM: (StoreError, "out of memory", "give the process more memory"),
     sqlite3.SQLITE_IOERR_WRITE: (
         StoreError,
         "the disk refused a write",
-        "look for a quota, a limit on file sizes (`ulimit -f`) or an error of the disk; what was acknowledged is kept",
+        "check for a quota, a file size limit (`ulimit -f`) or disk errors; acknowledged writes are kept",
     ),
     sqlite3.SQLITE_IOERR_CORRUPTFS: (StoreDamaged, "its file system is damaged", "check the file system"),
-    sqlite3.SQLITE_IOERR_DATA: (StoreDamaged, "a page does not fit its checksum", _RESTORE),
+    sqlite3.SQLITE_IOERR_DATA: (StoreDamaged, "a page does not match its checksum", _RESTORE),
     sqlite3.SQLITE_IOERR_VNODE: (StoreError, "it was removed, or its disk is gone", _PUT_BACK),
     sqlite3.SQLITE_IOERR_DELETE_NOENT: (StoreError, "a file beside it was removed", _PUT_BACK),
     sqlite3.SQLITE_IOERR_LOCK: (StoreError, "it cannot be locked", _LOCAL),
@@ -95,9 +103,9 @@ EXTENDED_CODES: dict[int, _Known] = {
     sqlite3.SQLITE_IOERR_GETTEMPPATH: (StoreReadOnly, "there is no folder for temporary files", "set TMPDIR to one"),
     sqlite3.SQLITE_CANTOPEN_ISDIR: (StoreError, "it is a folder", "name a file"),
     sqlite3.SQLITE_CANTOPEN_SYMLINK: (StoreError, "it is a symbolic link that may not be followed", "name the file"),
-    sqlite3.SQLITE_CANTOPEN_DIRTYWAL: (StoreDamaged, "its log was not written to its end", _RESTORE),
+    sqlite3.SQLITE_CANTOPEN_DIRTYWAL: (StoreDamaged, "its log is incomplete", _RESTORE),
 }
-"""What an extended result code says more than its primary one."""
+"""By extended result code, where it is more precise than the primary one."""
 
 _NO_ACCESS: _Known = (StoreReadOnly, "access to it was denied", _MODE)
 _MANY_OPEN: _Known = (StoreError, "too many files are open", "raise the limit (`ulimit -n`), or open fewer")
@@ -106,7 +114,7 @@ _IN_THE_WAY: _Known = (StoreError, "something else has its name", "name a file i
 SYSTEM_ERRORS: dict[int, _Known] = {
     errno.ENOSPC: SQLITE_CODES[sqlite3.SQLITE_FULL],
     errno.EDQUOT: (StoreFull, "the disk quota is used up", _ROOM),
-    errno.EFBIG: (StoreFull, "it may not grow any more", "raise the limit on file sizes (`ulimit -f`)"),
+    errno.EFBIG: (StoreFull, "it has reached the file size limit", "raise the limit (`ulimit -f`)"),
     errno.EACCES: _NO_ACCESS,
     errno.EPERM: _NO_ACCESS,
     errno.EROFS: (StoreReadOnly, "its file system is mounted read-only", "remount it, or name another file"),
@@ -127,11 +135,11 @@ SYSTEM_ERRORS: dict[int, _Known] = {
 def about(path: str, what: str) -> str:
     """Return the text of an error about a store."""
     text = f"store {path}: {what}"
-    return text.encode("utf-8", "backslashreplace").decode()  # a name on disk may hold bytes that are no UTF-8
+    return text.encode("utf-8", "backslashreplace").decode()  # file names may hold bytes that are not UTF-8
 
 
 def explain(path: str, error: Exception) -> Exception:
-    """Return the store's error for one of SQLite's or the system's."""
+    """Return the store's error for an error of SQLite or the operating system."""
     if isinstance(error, PerdureError):
         return error
     kind, what, remedy = _known(error)
@@ -145,24 +153,24 @@ def explain(path: str, error: Exception) -> Exception:
 
 def _known(error: Exception) -> _Known:
     if isinstance(error, OSError):
-        default = (StoreError, "the system reported an error", "see the system's words")
+        default = (StoreError, "the system reported an error", "see the system's message")
         return SYSTEM_ERRORS.get(error.errno or 0, default)
-    if isinstance(error, UnicodeDecodeError):  # SQLite's own words, in which it quotes what is damaged
+    if isinstance(error, UnicodeDecodeError):  # SQLite's message, which quotes the damaged bytes
         return SQLITE_CODES[sqlite3.SQLITE_CORRUPT]
     code: int | None = getattr(error, "sqlite_errorcode", None)
-    if code is None:  # the driver's own: it is used after it was closed, or by the wrong thread
+    if code is None:  # an error of the driver: used after it was closed, or by the wrong thread
         return StoreError, "the store failed", _BUG
-    primary = SQLITE_CODES.get(code & 0xFF, (StoreError, "SQLite reported an error", "see SQLite's own words"))
+    primary = SQLITE_CODES.get(code & 0xFF, (StoreError, "SQLite reported an error", "see SQLite's message"))
     return EXTENDED_CODES.get(code, primary)
 
 
 def is_busy(error: sqlite3.Error) -> bool:
-    """Tell whether another connection has the lock."""
+    """Report whether another connection holds the lock."""
     return getattr(error, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_BUSY
 
 
 def is_damage(error: sqlite3.Error) -> bool:
-    """Tell whether what SQLite read is no database."""
+    """Report whether SQLite read something that is not a database."""
     return getattr(error, "sqlite_errorcode", 0) & 0xFF in (sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CORRUPT)
 
 
@@ -177,15 +185,15 @@ def explained(path: str) -> Generator[None]:
 
 @contextmanager
 def quietly() -> Generator[None]:
-    """For letting go of something that may be broken already."""
+    """Log errors of SQLite instead of raising them: for releasing a connection that may be broken."""
     try:
         yield
     except sqlite3.Error as error:
-        log.debug("letting go of a file: %s", error)
+        log.debug("releasing a connection: %s", error)
 
 
 class Mismatch(Exception):
-    """A unit does not fit what is stored."""
+    """A unit conflicts with what is stored; `error` says how."""
 
     def __init__(self, error: Exception) -> None:
         super().__init__(str(error))

@@ -1,4 +1,4 @@
-"""Opening a file: create it or see that it is whole, and learn what a store needs to know of it."""
+"""Opens a file: creates it, or checks that it is whole, and reads its metadata."""
 
 from __future__ import annotations
 
@@ -38,23 +38,23 @@ from perdure.stores.sqlite.schema import (
 )
 
 VERIFY_LIMIT_BYTES = 64 * 1024 * 1024
-"""Files up to this size are checked whole when they are opened; of larger ones, only unsettled invocations."""
+"""Files up to this size are checked completely when they are opened; of larger ones, only unsettled invocations."""
 LOOK_LIMIT_BYTES = 16 * 1024 * 1024
-"""Files up to this size are checked whole when they are opened only to be read: a quarter of a second."""
+"""Files up to this size are checked completely when they are opened to read only, which takes a quarter of a second."""
 HEADER_BYTES = 100
-"""A database has at least these."""
+"""The size of the header, which every database has."""
 _TABLES = {"meta", "invocation", "frame", "message"}
 WITH_KEYS = 2
-"""The first schema with keys."""
+"""The first schema version with keys."""
 
 
 class Opened(Struct):
-    """What a file says of itself."""
+    """The metadata of an opened file."""
 
     secret: bytes
     commit_number: int
     schema: int
-    sequence: int = 0  # the last that was given to a start
+    sequence: int = 0  # the last that was assigned to a start
 
 
 def side_file(path: str) -> str:
@@ -75,7 +75,7 @@ def connect(path: str) -> sqlite3.Connection:
 
 
 def connect_to_read(path: str, options: str = "") -> sqlite3.Connection:
-    """Connect without ever writing the database; closing such a connection merges no log into it."""
+    """Connect without ever writing to the database: closing such a connection checkpoints nothing."""
     uri = f"{Path(path).as_uri()}?mode=ro{options}"
     db = sqlite3.connect(uri, uri=True, isolation_level=None, check_same_thread=False)
     db.execute("PRAGMA query_only = ON")
@@ -85,24 +85,24 @@ def connect_to_read(path: str, options: str = "") -> sqlite3.Connection:
 
 
 def decode(text: bytes) -> str:
-    """Decode text of any bytes: a damaged cell must not keep the rows beside it from being read."""
+    """Decode any bytes as text, so that a damaged cell does not prevent reading other rows."""
     return text.decode("utf-8", "surrogateescape")
 
 
 def refuse_lost(path: str) -> None:
-    """Refuse a missing or empty file if those beside it say that it had commits."""
+    """Refuse a missing or empty file if the files beside it show that it had commits."""
     if _size(path):
         return
     if remembered := remembered_commit(path):
         lost = f"it is missing or empty, and had {remembered} commits: restore it"
         raise StoreDamaged(about(path, f"{lost}, or remove {side_file(path)} to begin anew"))
     if _size(path + "-wal"):
-        lost = f"it is missing or empty, and its log {path}-wal is there: restore it"
+        lost = f"it is missing or empty, but its log {path}-wal exists: restore it"
         raise StoreDamaged(about(path, f"{lost}, or remove the log to begin anew"))
 
 
 def refuse_foreign(path: str) -> None:
-    """Refuse a file that is no database, or one of something else."""
+    """Refuse a file that is not a database, or is one of another program."""
     if not _size(path):
         return
     check_size(path)
@@ -112,18 +112,18 @@ def refuse_foreign(path: str) -> None:
         except sqlite3.DatabaseError as error:
             if getattr(error, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_NOTADB:
                 raise
-            return  # it may be written at this moment, or damaged: that is seen later
+            return  # it is being written, or it is damaged, which opening it will show
         if tables and not tables >= _TABLES:
-            raise StoreError(about(path, "it is a database of something else: name another file"))
+            raise StoreError(about(path, "it is a database of another program: name another file"))
 
 
 def open_file(path: str, aside: Aside) -> Opened:
-    """Open or create the database, see that it is whole, and return what a store needs to know of it."""
+    """Open or create the database, check that it is whole, and return its metadata."""
     refuse_lost(path)
     remembered = remembered_commit(path)
     with explained(path):
         if os.path.exists(path + "-journal"):
-            connect(path).close()  # it died while it was created
+            connect(path).close()  # rolls back a creation that was interrupted
         is_new = not _size(path) or _is_blank(path)
         if not is_new:
             _examine(path, remembered, aside)
@@ -135,13 +135,13 @@ def open_file(path: str, aside: Aside) -> Opened:
             opened = read_meta(db, path)
             _migrate(db, opened)
             _note_name(db, path)
-            given = "SELECT max(sequence) FROM (SELECT sequence FROM invocation UNION ALL SELECT sequence FROM line)"
-            opened.sequence = db.execute(given).fetchone()[0] or 0
+            last = "SELECT max(sequence) FROM (SELECT sequence FROM invocation UNION ALL SELECT sequence FROM line)"
+            opened.sequence = db.execute(last).fetchone()[0] or 0
             return opened
 
 
 def _examine(path: str, remembered: int, aside: Aside) -> None:
-    """See that a file is one of ours and whole, before anything is written: closing would merge its log into it."""
+    """Check that a file is ours and whole before anything is written: closing it would checkpoint its log."""
     with closing(connect_to_read(path)) as db:
         opened = read_meta(db, path)
         _check_name(db, path)
@@ -151,7 +151,7 @@ def _examine(path: str, remembered: int, aside: Aside) -> None:
 
 
 def _check_name(db: sqlite3.Connection, path: str) -> None:
-    """Refuse a hard link to a file whose log was not merged: the log lies beside the name that was served."""
+    """Refuse a hard link to a file with an unmerged log: the log lies beside the name that was served."""
     row = db.execute("SELECT value FROM meta WHERE name = 'name'").fetchone()
     if row is None or not isinstance(row[0], bytes) or (name := os.fsdecode(row[0])) == path:
         return
@@ -161,7 +161,7 @@ def _check_name(db: sqlite3.Connection, path: str) -> None:
 
 
 def _note_name(db: sqlite3.Connection, path: str) -> None:
-    """Note the name by which a file is served, in the database itself: its log is seen by this name alone."""
+    """Record in the database the name by which it is served: SQLite finds its log by this name alone."""
     name = os.fsencode(path)
     if db.execute("SELECT value FROM meta WHERE name = 'name'").fetchone() != (name,):
         db.execute("INSERT OR REPLACE INTO meta VALUES ('name', ?)", (name,))
@@ -169,18 +169,18 @@ def _note_name(db: sqlite3.Connection, path: str) -> None:
 
 
 def check_commit(path: str, opened: Opened, remembered: int) -> None:
-    """See that a file has all the commits that were acknowledged."""
+    """Check that a file has every acknowledged commit."""
     if opened.commit_number < remembered:
         lost = f"it ends at commit {opened.commit_number}, and {remembered} were acknowledged"
-        cause = "its write-ahead log was lost or damaged, or an old copy was put in its place"
+        cause = "its write-ahead log was lost or damaged, or the file was replaced by an older copy"
         remedy = f"restore a backup; to go on without what is lost, remove {side_file(path)}"
         raise StoreDamaged(about(path, f"{lost}: {cause}; {remedy}"))
 
 
 def _check_log(path: str, opened: Opened) -> None:
-    """See that a log continues the database that it lies beside, which may be an older copy.
+    """Check that a log continues the database beside it, which may be an older copy.
 
-    Without its log a database ends at some commit; with each commit in the log it must come at least to the last.
+    The commit number of the database without its log, plus the commits in the log, must reach the last commit number.
     """
     if not (commits := _commits_in_log(path + "-wal")):
         return
@@ -188,7 +188,7 @@ def _check_log(path: str, opened: Opened) -> None:
         with closing(connect_to_read(path, "&immutable=1")) as db:
             (without,) = db.execute("SELECT value FROM meta WHERE name = 'commit'").fetchone()
     except sqlite3.Error:
-        return  # the log holds its first commits, or a checkpoint was cut short: the log repairs it
+        return  # the log holds its first commits, or a checkpoint was interrupted: the log repairs it
     if without + commits < opened.commit_number:
         text = (
             f"it is an older copy (commit {without}) than the log beside it, which has {commits} commits and ends at "
@@ -226,13 +226,13 @@ def _size(path: str) -> int:
 
 
 def check_size(path: str) -> None:
-    """See that a file is long enough. SQLite itself takes a few bytes of anything for an empty database."""
+    """Check that a file is long enough: SQLite takes a few arbitrary bytes for an empty database."""
     if _size(path) < HEADER_BYTES:
-        raise StoreDamaged(about(path, "it is not a database, or cut short: restore it, or name another file"))
+        raise StoreDamaged(about(path, "it is not a database, or truncated: restore it, or name another file"))
 
 
 def _is_blank(path: str) -> bool:
-    """Tell whether a database has no tables at all: its creation was cut short."""
+    """Report whether a database has no tables: its creation was interrupted."""
     check_size(path)
     with closing(connect_to_read(path)) as db:
         return db.execute("SELECT count(*) FROM sqlite_master").fetchone() == (0,)
@@ -257,10 +257,10 @@ def _run_script(db: sqlite3.Connection, script: str) -> None:
 def read_meta(db: sqlite3.Connection, path: str) -> Opened:
     tables = {name for (name,) in db.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
     if not tables >= _TABLES:
-        raise StoreError(about(path, "it is a database of something else: name another file"))
+        raise StoreError(about(path, "it is a database of another program: name another file"))
     meta = dict(cast("list[tuple[str, Any]]", db.execute("SELECT name, value FROM meta").fetchall()))
     if not isinstance(meta.get("schema"), int):
-        raise StoreDamaged(about(path, "its description of itself is incomplete"))
+        raise StoreDamaged(about(path, "its metadata is incomplete"))
     if meta["schema"] > SCHEMA_VERSION:
         text = (
             f"its schema has version {meta['schema']}, and this release knows up to {SCHEMA_VERSION}: upgrade perdure"
@@ -268,12 +268,12 @@ def read_meta(db: sqlite3.Connection, path: str) -> Opened:
         raise StoreTooNew(about(path, text), schema=meta["schema"])
     whole = meta.keys() >= {"secret", "checksum"} and isinstance(meta.get("commit"), int)
     if not whole or meta_checksum(meta["schema"], meta["secret"]) != meta["checksum"]:
-        raise StoreDamaged(about(path, "its description of itself was changed"))
+        raise StoreDamaged(about(path, "its metadata was changed"))
     return Opened(meta["secret"], meta["commit"], meta["schema"])
 
 
 def _migrate(db: sqlite3.Connection, opened: Opened) -> None:
-    """Bring a file of an older release to the present schema, in one transaction. Nothing is lost by it."""
+    """Migrate a file of an earlier release to the current schema, in one transaction."""
     if opened.schema == SCHEMA_VERSION:
         return
     db.execute("BEGIN IMMEDIATE")
@@ -296,7 +296,7 @@ def remembered_commit(path: str) -> int:
 def verify(db: sqlite3.Connection, path: str, aside: Aside, *, has_keys: bool = True) -> None:
     """Check every page and every row of a small file; of a large one, the keys and unsettled invocations.
 
-    Damage to pages refuses the file. A row that does not fit its checksum sets its invocation aside, and no other.
+    Damaged pages refuse the file. A row that does not match its checksum sets only its own invocation aside.
     """
     if has_keys:
         verify_keys(db, path, aside)
@@ -308,7 +308,7 @@ def verify(db: sqlite3.Connection, path: str, aside: Aside, *, has_keys: bool = 
         raise StoreDamaged(about(path, f"SQLite finds it damaged: {verdict}"))
     _verify_rows(db, path, "", aside)
     for (stray,) in db.execute("SELECT DISTINCT id FROM frame WHERE id NOT IN (SELECT id FROM invocation)"):
-        aside.add(stray, damaged(path, f"the row of invocation {stray!r} is missing, and its journal is there"))
+        aside.add(stray, damaged(path, f"the row of invocation {stray!r} is missing, but its journal exists"))
     query = "SELECT invocation, id, data, checksum, answer, answered, answer_checksum FROM message"
     for to, id, data, checksum, answer, answered, recorded in db.execute(query):
         try:

@@ -1,7 +1,7 @@
 """Keys in the file: holder, queue and state. Runs in the writer's thread, in its transaction.
 
-The queue of a key is the rows of `line`, ordered by the sequence that their starts were given. A start that waits has
-a position there and none in the queue of its handler (`invocation.sequence` is NULL); with the key it gets one.
+The table `line` holds the queues of keys, each ordered by the sequence assigned to its starts. A start that waits for
+its key has no position in the queue of its handler (`invocation.sequence` is NULL) until it is granted the key.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _decode_state = msgspec.msgpack.Decoder(dict[str, bytes]).decode
 
 
 def read_key(db: sqlite3.Connection, name: str) -> Key:
-    """Read a key; one that has no row has no holder and no state. A row that was changed raises `Mismatch`."""
+    """Read a key. A key without a row has no holder and no state. A damaged row raises `Mismatch`."""
     row = db.execute("SELECT holder, generation, state, checksum FROM key WHERE name = ?", (name,)).fetchone()
     if row is None:
         return Key()
@@ -41,7 +41,7 @@ def read_key(db: sqlite3.Connection, name: str) -> Key:
 
 
 class Keys:
-    """Changes keys, one transaction at a time. `waiting` counts the queues of the keys seen in this process."""
+    """Changes keys, one transaction at a time. `_waiting` caches the lengths of queues."""
 
     def __init__(self, path: str, key_queue_limit: int, aside: Aside) -> None:
         self._path = path
@@ -50,20 +50,20 @@ class Keys:
         self._waiting: dict[str, int] = {}
 
     def forget(self) -> None:
-        """Count again: a transaction was rolled back."""
+        """Forget the cached lengths: a transaction was rolled back."""
         self._waiting.clear()
 
     def apply(self, db: sqlite3.Connection, batch: Sequence[Unit]) -> None:
-        """Write what the units of a batch change of keys, then grant those that are free."""
+        """Write the changes of a batch to keys, then grant those of these keys that are free."""
         touched: dict[str, Unit] = {}
         for unit in batch:
             for accept in unit.accepts:
                 if accept.new and accept.start.key is not None and accept.status == "pending":
                     self._add(db, accept.start.key, accept.sequence, accept.start.id, 0, strict=unit.strict)
                     touched[accept.start.key] = unit
-            for place, start in unit.promoted:
+            for position, start in unit.promoted:
                 if start.key is not None:
-                    self._add(db, start.key, place, start.id, 0)
+                    self._add(db, start.key, position, start.id, 0)
                     touched[start.key] = unit
             if unit.transition is None:
                 continue
@@ -71,8 +71,8 @@ class Keys:
             if (release := effects.release) is not None:
                 self._release(db, id, release)
                 touched[release.key] = unit
-            if (enlist := effects.enlist) is not None and not self._has_place(db, id, enlist):
-                self._add(db, enlist.key, unit.place, id, enlist.generation)
+            if (enlist := effects.enlist) is not None and not self._is_enlisted(db, id, enlist):
+                self._add(db, enlist.key, unit.position, id, enlist.generation)
                 touched[enlist.key] = unit
         for key, unit in touched.items():
             self._grant(db, key, unit)
@@ -91,7 +91,7 @@ class Keys:
         checksum = line_checksum(key, sequence, id, generation)
         db.execute("INSERT INTO line VALUES (?, ?, ?, ?, ?)", (key, sequence, id, generation, checksum))
 
-    def _has_place(self, db: sqlite3.Connection, id: str, enlist: Enlist) -> bool:
+    def _is_enlisted(self, db: sqlite3.Connection, id: str, enlist: Enlist) -> bool:
         if read_key(db, enlist.key).granted_to(id, enlist.generation):
             return True
         query = "SELECT 1 FROM line WHERE id = ? AND generation = ?"
@@ -156,24 +156,25 @@ def _write_key(db: sqlite3.Connection, name: str, key: Key) -> None:
     db.execute("INSERT OR REPLACE INTO key VALUES (?, ?, ?, ?, ?)", row)
 
 
-def deadline_in_line(start: Start) -> float | None:
-    """Return when a start that waits for its key has to be woken, to end in time even if its key never comes."""
+def queue_deadline(start: Start) -> float | None:
+    """Return when a start that waits for its key must be woken, so that it times out even if it never gets the key."""
     return None if start.key is None or start.timeout is None else start.due + start.timeout
 
 
 def verify_keys(db: sqlite3.Connection, path: str, aside: Aside) -> None:
-    """Set aside what waits for a key by a row that was changed, and log keys that cannot be used."""
+    """Set aside invocations whose position in a queue is damaged, and log keys that cannot be used."""
     for name, holder, generation, state, checksum in db.execute("SELECT * FROM key"):
         if key_checksum(name, holder, generation, state) != checksum:
-            _log_damaged(path, f"the row of key {name!r} was changed: what needs this key waits; {RESTORE}")
+            _log_damaged(path, f"the row of key {name!r} was changed: invocations that need this key wait; {RESTORE}")
     for key, sequence, id, generation, checksum in db.execute("SELECT * FROM line"):
         if line_checksum(key, sequence, id, generation) != checksum:
             aside.add(id, _position_damaged(path, key, id))
     for (id,) in db.execute("SELECT id FROM line WHERE id NOT IN (SELECT id FROM invocation)"):
-        aside.add(id, damaged(path, f"invocation {id!r} waits for a key, and its row is missing"))
+        aside.add(id, damaged(path, f"invocation {id!r} waits for a key, but its row is missing"))
     held = "SELECT name, holder FROM key WHERE holder IS NOT NULL AND holder NOT IN (SELECT id FROM invocation)"
     for name, holder in db.execute(held):
-        _log_damaged(path, f"key {name!r} is held by {holder!r}, whose row is missing: what needs it waits; {RESTORE}")
+        what = f"key {name!r} is held by {holder!r}, whose row is missing: invocations that need this key wait"
+        _log_damaged(path, f"{what}; {RESTORE}")
 
 
 def _position_damaged(path: str, key: str, id: str) -> StoreDamaged:

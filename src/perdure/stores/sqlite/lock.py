@@ -1,12 +1,12 @@
-"""One process serves a file, whatever name it has: a lock on the file itself, which names its owner.
+"""One process serves a file, under whichever name: a lock on the file itself, which also tells the owner's pid.
 
-The lock is a range of bytes far behind the end of the file: `LOCK_AT - pid` to `LOCK_AT`. All such ranges overlap, so
-one process holds the lock, and where its range begins says which. It belongs to the open file (F_OFD_SETLK), so it ends
-with the process, and two stores of one process exclude each other too. Beside the file, in FILE-lock, the write lock on
-a small database keeps out releases that know only that one.
+The lock is a byte range far beyond the end of the file: `LOCK_AT - pid` to `LOCK_AT`. All such ranges overlap, so one
+process holds the lock, and the beginning of its range tells the pid. The lock belongs to the open file description
+(F_OFD_SETLK): it ends with the process, and two stores of one process exclude each other too. In FILE-lock, a write
+lock on a small database keeps out earlier releases, which know no other lock.
 
-Closing any descriptor of a file ends all POSIX locks that this process has on it, SQLite's among them. So a descriptor
-of the database is closed only when no store of this process uses the file; `_used` counts.
+Closing any descriptor of a file releases all POSIX locks of this process on it, including SQLite's. So a descriptor of
+the database is closed only when no store of this process uses the file; `_used` counts the uses.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ from perdure.stores.sqlite.file import refuse_foreign
 LOCK_AT = 1 << 62
 """The byte that all lock ranges share. SQLite's own locks are at 2**30."""
 OWNER_WAIT_SECONDS = 1.0
-"""How long a process of an earlier release may take to write down that it is the owner."""
+"""How long a process of an earlier release may take to write its pid to FILE-lock."""
 NEW_FILE_MODE = 0o600
 """The mode of a new database: it holds a secret and all inputs."""
 SUFFIXES = ("", "-wal", "-shm", "-commit", "-lock")
-"""What is written beside the database, by its name."""
+"""The suffixes of the database and the files beside it."""
 
 STDERR = 2
 _RANGE = "hhqqi0q"  # struct flock: l_type, l_whence, l_start, l_len, l_pid
@@ -42,14 +42,14 @@ _Id = tuple[int, int]
 
 
 class _Use(Struct):
-    """How this process uses one file: with how many views, and whether a store serves it."""
+    """How this process uses one file: the number of views that read it, and whether a store serves it."""
 
     views: int = 0
     served: bool = False
     descriptor: int | None = None
 
 
-_used: dict[_Id, _Use] = {}  # by device and inode: locks are the process's, so this is too
+_used: dict[_Id, _Use] = {}  # by device and inode; global, since POSIX locks belong to the process
 _mutex = threading.Lock()
 
 
@@ -58,7 +58,7 @@ def _id_of(status: os.stat_result) -> _Id:
 
 
 def _after_fork() -> None:
-    """Let go of the parent's descriptors. Closing them in the child ends no lock of the parent."""
+    """Close the parent's descriptors. Closing them in the child releases no lock of the parent."""
     for use in _used.values():
         if use.descriptor is not None:
             os.close(use.descriptor)
@@ -79,13 +79,13 @@ class Lock:
 
     @classmethod
     def take(cls, path: str) -> Lock:
-        """Take the lock on a file, which is made if there is none, or raise `StoreLocked` with the owner's pid."""
-        check_place(path)
+        """Take the lock on a file, which is created if missing, or raise `StoreLocked` with the owner's pid."""
+        check_path(path)
         check_writable(path)
         with explained(path), _mutex:
             lock = cls(path, _lock_file(path))
         try:
-            refuse_foreign(path)  # before anything is made beside it
+            refuse_foreign(path)  # before any file is created beside it
             lock._beside = _lock_beside(path)
         except BaseException:
             lock.release()
@@ -93,9 +93,9 @@ class Lock:
         return lock
 
     def keep_log(self) -> None:
-        """From now on, let closing the last connection leave the log as it is, and not merge it into the file.
+        """Keep the closing of the last connection from checkpointing the log into the file.
 
-        That takes an exclusive lock of SQLite's, which conflicts with one of ours even in the same process.
+        SQLite needs an exclusive lock for it. Ours conflicts with that lock even in the same process.
         """
         use = _used.get(self.id)
         if use is not None and use.descriptor is not None and hasattr(fcntl, "F_OFD_SETLK"):
@@ -103,7 +103,7 @@ class Lock:
             fcntl.fcntl(use.descriptor, fcntl.F_OFD_SETLK, shared)
 
     def release(self) -> None:
-        """Let go. No connection of this store may be open any more."""
+        """Release the lock. All connections of this store must be closed."""
         if (db := self._beside) is not None:
             with quietly():
                 db.execute("ROLLBACK")
@@ -113,11 +113,11 @@ class Lock:
         with _mutex:
             if (use := _used.get(self.id)) is not None:
                 use.served = False
-                _let_go(self.id, use)
+                _release_unused(self.id, use)
 
 
 class Viewing:
-    """Notes that this process reads a file, from `begin` to `end`."""
+    """Records that this process reads a file, from `begin` to `end`."""
 
     def __init__(self) -> None:
         self._id: _Id | None = None
@@ -132,11 +132,11 @@ class Viewing:
         with _mutex:
             if self._id is not None and (use := _used.get(self._id)) is not None:
                 use.views -= 1
-                _let_go(self._id, use)
+                _release_unused(self._id, use)
             self._id = None
 
 
-def _let_go(id: _Id, use: _Use) -> None:
+def _release_unused(id: _Id, use: _Use) -> None:
     if use.descriptor is not None and not use.served:
         if use.views:
             _set_lock(use.descriptor, fcntl.F_UNLCK)
@@ -160,18 +160,18 @@ def _lock_file(path: str) -> _Id:
         if opened != id:  # another file took the name meanwhile
             os.close(use.descriptor)
             use.descriptor = None
-            _let_go(id, use)
+            _release_unused(id, use)
             continue
         if not _set_lock(use.descriptor, fcntl.F_WRLCK):
             pid = _owner_of(use.descriptor) or _noted_owner(path)
-            _let_go(id, use)
+            _release_unused(id, use)
             raise _locked(path, pid)
         use.served = True
         return id
 
 
 def _made(path: str) -> os.stat_result:
-    """Return the status of a file; make an empty one if there is none."""
+    """Return the status of a file, which is created if missing."""
     with suppress(FileExistsError):
         if not os.path.exists(path):
             descriptor = open_apart(path, os.O_CREAT | os.O_EXCL)
@@ -185,7 +185,7 @@ def _made(path: str) -> os.stat_result:
 def _set_lock(descriptor: int, kind: int) -> bool:
     """Lock or unlock; return false if another process holds the lock."""
     try:
-        if not hasattr(fcntl, "F_OFD_SETLK"):  # other systems than Linux: the owner is read from FILE-lock
+        if not hasattr(fcntl, "F_OFD_SETLK"):  # not on Linux: the owner is read from FILE-lock
             fcntl.flock(descriptor, (fcntl.LOCK_UN if kind == fcntl.F_UNLCK else fcntl.LOCK_EX) | fcntl.LOCK_NB)
         else:
             pid = os.getpid()
@@ -196,7 +196,7 @@ def _set_lock(descriptor: int, kind: int) -> bool:
 
 
 def _owner_of(descriptor: int) -> int:
-    """Return the process that holds the lock, 0 if that cannot be told."""
+    """Return the pid of the process that holds the lock, 0 if it is unknown."""
     if not hasattr(fcntl, "F_OFD_GETLK"):
         return 0
     wanted = struct.pack(_RANGE, fcntl.F_WRLCK, 0, LOCK_AT, 1, 0)
@@ -206,14 +206,14 @@ def _owner_of(descriptor: int) -> int:
 
 def _locked(path: str, pid: int) -> StoreLocked:
     owner = f"process {pid}" if pid else "another process"
-    text = f"stop the process that serves it, or look at it with read_only=True; it is served already, by {owner}"
+    text = f"it is already served by {owner}: stop that process, or open the file with read_only=True"
     return StoreLocked(about(path, text), pid=pid)
 
 
 def open_apart(path: str, flags: int = 0) -> int:
-    """Open a file to read and write it, by a descriptor that is none of the standard streams.
+    """Open a file to read and write it, with a descriptor above those of the standard streams.
 
-    Where those are closed the next file gets their numbers, and what a library writes to stderr would go into it.
+    If those are closed, the next open file gets their numbers, and what a library writes to stderr would go into it.
     """
     descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC | flags, NEW_FILE_MODE)
     if descriptor > STDERR:
@@ -247,7 +247,7 @@ def _lock_beside(path: str) -> sqlite3.Connection:
 
 
 def _noted_owner(path: str) -> int:
-    """Return the owner that FILE-lock names; wait for it a little, 0 if it names none."""
+    """Return the pid in FILE-lock, waiting up to `OWNER_WAIT_SECONDS` for it; 0 if there is none."""
     beside = path + "-lock"
     deadline = time.monotonic() + OWNER_WAIT_SECONDS
     while os.path.exists(beside):
@@ -266,7 +266,7 @@ def _noted_owner(path: str) -> int:
 
 
 def make_beside(path: str, suffix: str) -> None:
-    """Make a file beside the database, with the mode and, as root, the owner of the database."""
+    """Create a file beside the database, with the mode and, as root, the owner of the database."""
     with explained(path + suffix), suppress(FileExistsError):
         like = os.stat(path)
         descriptor = open_apart(path + suffix, os.O_CREAT | os.O_EXCL)
@@ -278,9 +278,9 @@ def make_beside(path: str, suffix: str) -> None:
             os.close(descriptor)
 
 
-# --- what can be seen before anything is opened -----------------------------------------------------------------------
-def check_place(path: str) -> None:
-    """See that a path names a file, or a name in a folder where one can be made."""
+# --- checks before anything is opened ---------------------------------------------------------------------------------
+def check_path(path: str) -> None:
+    """Check that a path names a regular file, or a new file in an existing folder."""
     with explained(path):
         folder = os.path.dirname(path)
         if not os.path.isdir(folder):
@@ -296,7 +296,7 @@ def check_place(path: str) -> None:
 
 
 def check_writable(path: str) -> None:
-    """See that the folder, the database and the files beside it can be written; name the one that cannot."""
+    """Check that the folder, the database and the files beside it are writable; the error names the one that is not."""
     folder = os.path.dirname(path)
     if not os.access(folder, os.W_OK | os.X_OK, effective_ids=True):
         raise _not_writable(path, f"its folder {folder}", folder)

@@ -1,8 +1,8 @@
-"""Opening a file only to read it, also while it is served. Nothing is written, and no file is left beside it.
+"""Opens a file to read only, even while it is served. Nothing is written, and no file is left beside it.
 
-The first connection to a file makes its -wal and -shm, which then belong to the user who looks, and the service cannot
-write them. So a file without a log is read as `immutable` until a log appears; and a log without its -shm, as a crash
-of the machine leaves it, is read in a copy.
+The first connection to a file creates its -wal and -shm. If a reader created them, they would belong to its user, and
+the service could not write to them. So a file without a log is opened as `immutable` until a log appears, and a log
+without its -shm, as a crash of the machine leaves it, is read in a copy.
 """
 
 from __future__ import annotations
@@ -28,17 +28,17 @@ from perdure.stores.sqlite.file import (
     remembered_commit,
     verify,
 )
-from perdure.stores.sqlite.lock import Viewing, check_place
-from perdure.stores.sqlite.schema import READABLE_VERSION, SCHEMA_VERSION
+from perdure.stores.sqlite.lock import Viewing, check_path
+from perdure.stores.sqlite.schema import READABLE_VERSION
 
 COPY_LIMIT_BYTES = 1 << 30
-"""Files up to this size are copied to be read, where they have a log and no -shm."""
+"""Files with a log and no -shm are read in a copy, up to this size."""
 
 _Seen = tuple[object, ...]
 
 
 class Look:
-    """A connection that reads a file, made anew when the file is opened by a service, or is replaced."""
+    """A read-only connection to a file, reopened when a service opens or closes the file, or the file is replaced."""
 
     def __init__(self, path: str, aside: Aside) -> None:
         self.path = path
@@ -49,10 +49,10 @@ class Look:
         self._seen: _Seen = ()
 
     def open(self) -> Opened:
-        """Connect, and return what the file says of itself. Up to `LOOK_LIMIT_BYTES` it is checked whole."""
+        """Connect, and return the metadata. Files up to `LOOK_LIMIT_BYTES` are checked completely."""
         if not os.path.exists(self.path):
             raise StoreError(about(self.path, "there is no such file: name the one that the workers use"))
-        check_place(self.path)
+        check_path(self.path)
         try:
             return self._connect()
         except BaseException:
@@ -60,7 +60,7 @@ class Look:
             raise
 
     def current(self) -> sqlite3.Connection:
-        """Return the connection; another one if the file is served, closed or replaced since."""
+        """Return the connection, reopened if the file was served, closed or replaced since."""
         if self._db is None or self._state() != self._seen:
             with explained(self.path):
                 self._connect()
@@ -69,7 +69,7 @@ class Look:
 
     @property
     def is_current(self) -> bool:
-        """Tell whether what was just read through the connection can be trusted."""
+        """Report whether what was just read through the connection is valid."""
         return self._state() == self._seen
 
     def close(self) -> None:
@@ -86,7 +86,7 @@ class Look:
 
     def _connect(self) -> Opened:
         self._disconnect()
-        remembered = remembered_commit(self.path)  # before the database is read: it may grow meanwhile
+        remembered = remembered_commit(self.path)  # before the database is read, which may grow meanwhile
         with explained(self.path):
             check_size(self.path)
             self._viewing.begin(self.path)
@@ -95,11 +95,11 @@ class Look:
             db.execute("PRAGMA query_only = ON")
             db.execute("PRAGMA busy_timeout = 5000")
             db.text_factory = decode
-            db.execute("BEGIN")  # one state of it, whatever is written meanwhile
+            db.execute("BEGIN")  # one snapshot for all checks
             opened = read_meta(db, self.path)
             if opened.schema < READABLE_VERSION:
-                text = f"its schema is an earlier one ({opened.schema}, now {SCHEMA_VERSION})"
-                raise StoreError(about(self.path, f"{text}: serve it once with this release, which brings it forward"))
+                text = f"its schema has version {opened.schema}, and this release reads from {READABLE_VERSION}"
+                raise StoreError(about(self.path, f"{text}: serve it once with this release, which migrates it"))
             check_commit(self.path, opened, remembered)
             if os.path.getsize(self.path) <= LOOK_LIMIT_BYTES:
                 verify(db, self.path, self._aside)
@@ -107,7 +107,7 @@ class Look:
             return opened
 
     def _state(self) -> _Seen:
-        """Return what must not change while a connection is used."""
+        """Return the state of the file that must not change while a connection is used."""
         try:
             status = os.stat(self.path)
             if not self._has("-wal"):
@@ -129,8 +129,8 @@ class Look:
     def _copied(self) -> str:
         size = os.path.getsize(self.path) + os.path.getsize(self.path + "-wal")
         if size > COPY_LIMIT_BYTES:
-            text = f"its log was not closed, and with {size:,} bytes it is too large to be copied for a look"
-            raise StoreError(about(self.path, f"{text}: serve it once"))
+            text = f"its log is left from a crash, and {size:,} bytes are too many to copy for reading"
+            raise StoreError(about(self.path, f"{text}: serve it once, which closes the log"))
         self._copy = tempfile.TemporaryDirectory(prefix="perdure-look-")
         copy = os.path.join(self._copy.name, "store.db")
         for suffix in ("", "-wal"):
@@ -140,7 +140,7 @@ class Look:
 
 @contextmanager
 def looked_at(path: str) -> Generator[sqlite3.Connection]:
-    """Connect to a file to copy it. Raises if a service opened, closed or replaced it meanwhile."""
+    """Connect to a file to copy it. The exit raises if the file was opened, closed or replaced meanwhile."""
     look = Look(path, Aside(path))
     try:
         look.open()

@@ -1,6 +1,6 @@
-"""Reading a file: what the store that serves it and a view of it have in common.
+"""Reads a file, for the store that serves it and for read-only views.
 
-All reads go through one connection, in a thread of its own. Whatever is read is held against its checksum.
+All reads go through one connection, in their own thread. Every row is verified against its checksum.
 """
 
 from __future__ import annotations
@@ -32,16 +32,16 @@ from perdure.stores.sqlite.look import Look, looked_at
 T = TypeVar("T")
 
 READ_BATCH_LIMIT = 100
-"""Reads that go to the reading thread together."""
+"""Reads that are sent to the reading thread together at most."""
 READ_AGAIN_LIMIT = 3
-"""How often reads are repeated because their source changed meanwhile."""
+"""How often reads are repeated at most because their source changed meanwhile."""
 
 _Read = tuple[Callable[[sqlite3.Connection], Any], asyncio.Future[Any]]
 _Found = tuple[Any, Exception | None]
 
 
 class Source(Protocol):
-    """Where reads go."""
+    """A connection to read through, which may have to be reopened."""
 
     def current(self) -> sqlite3.Connection:
         """Return the connection to read through."""
@@ -49,14 +49,14 @@ class Source(Protocol):
 
     @property
     def is_current(self) -> bool:
-        """Tell whether what was read since can be trusted; if not, it is read again."""
+        """Report whether what was read since `current` is valid; if not, it is read again."""
         ...
 
     def close(self) -> None: ...
 
 
 class Served:
-    """The connection of the process that serves the file: nothing but this process changes it."""
+    """The connection of the process that serves the file, which no other process changes."""
 
     is_current = True
 
@@ -71,7 +71,7 @@ class Served:
 
 
 class ReadThread:
-    """Reads a source in a thread of its own."""
+    """Reads a source in its own thread."""
 
     def __init__(self, path: str) -> None:
         self._path = path
@@ -85,7 +85,7 @@ class ReadThread:
         self._source = source
 
     def run(self, work: Callable[..., T], *arguments: Any) -> asyncio.Future[T]:
-        """Run something else in the thread."""
+        """Run `work` in the thread."""
         return asyncio.get_running_loop().run_in_executor(self._pool, work, *arguments)
 
     async def close(self) -> None:
@@ -100,8 +100,8 @@ class ReadThread:
         future: asyncio.Future[T] = loop.create_future()
         self._reads.append((read, future))
         if not self._busy:
-            # All that is asked for in this round of the loop goes to the thread together, and what is asked for while
-            # it reads goes next: with one hop for each, two threads that want the interpreter wait for it every time.
+            # The reads of one iteration of the loop are sent together, and those that come meanwhile next: one hop per
+            # read would make the two threads contend for the interpreter's lock each time.
             self._busy = True
             loop.call_soon(self._send)
         return await future
@@ -120,7 +120,7 @@ class ReadThread:
             loop.run_in_executor(self._pool, self._execute, loop, source, reads)
 
     def _execute(self, loop: asyncio.AbstractEventLoop, source: Source, reads: Sequence[_Read]) -> None:
-        """Read, in the thread; what a read raises is for its caller."""
+        """Run the reads, in the thread. A caller gets what its read raises."""
         found = [self._found(source, read) for read, _ in reads]
         for _ in range(READ_AGAIN_LIMIT):
             if source.is_current:
@@ -132,13 +132,13 @@ class ReadThread:
         try:
             with explained(self._path):
                 return read(source.current()), None
-        except Exception as error:  # noqa: BLE001  whatever it is, it is told to the caller, and the others are read
+        except Exception as error:  # noqa: BLE001  the caller gets it, and the other reads go on
             return None, error
 
     def _ended(self, reads: Sequence[_Read], found: Sequence[_Found]) -> None:
         for (_, future), (value, error) in zip(reads, found, strict=True):
             if future.done():
-                continue  # its caller has given up
+                continue  # its caller was cancelled
             if error is None:
                 future.set_result(value)
             else:
@@ -147,7 +147,7 @@ class ReadThread:
 
 
 class SqliteReader:
-    """What a file says of its invocations. Changes nothing."""
+    """The read half of the Store protocol."""
 
     def __init__(
         self, path: str, *, payload_limit: int = PAYLOAD_LIMIT_BYTES, key_queue_limit: int = KEY_QUEUE_LIMIT
@@ -159,14 +159,14 @@ class SqliteReader:
         self.secret = b""
         self._pid = os.getpid()
         self._open = False
-        self._lost: StoreError | None = None  # says why nothing can be read or written any more
+        self._lost: StoreError | None = None  # why nothing can be read or written any more
         self._reading = ReadThread(self.path)
         self._aside = Aside(self.path)
 
     def _check(self) -> None:
         if os.getpid() != self._pid:
             raise StoreError(
-                about(self.path, f"it was opened by process {self._pid}; a forked child must open one of its own")
+                about(self.path, f"it was opened by process {self._pid}: a forked child must open its own store")
             )
         if not self._open:
             raise StoreClosed(about(self.path, "the store is closed"))
@@ -178,7 +178,7 @@ class SqliteReader:
         return await self._reading.read(read)
 
     def _listed(self, found: Sequence[Any]) -> Row | None:
-        """Return a row to list; None for one that is damaged, which is set aside."""
+        """Return a row to list; None if it is damaged, which sets its invocation aside."""
         try:
             return row_of(self.path, found)
         except StoreDamaged as error:
@@ -187,7 +187,7 @@ class SqliteReader:
 
     @property
     def set_aside(self) -> list[str]:
-        """The ids of invocations that are not served from here: damaged, or readable by a newer release only."""
+        """The ids of invocations that this process does not serve: damaged, or readable by a newer release only."""
         return [*self._aside]
 
     # --- one invocation -----------------------------------------------------------------------------------------------
@@ -196,7 +196,7 @@ class SqliteReader:
         return await self._read(lambda db: self._journal(db, id))
 
     def _journal(self, db: sqlite3.Connection, id: str) -> Journal:
-        # In this order: a commit between the two reads adds frames, and must not look like frames that are missing.
+        # In this order: a commit between the two reads adds frames, which must not look like missing ones.
         known = db.execute("SELECT revision, status FROM invocation WHERE id = ?", (id,)).fetchone()
         rows = db.execute("SELECT revision, data, checksum FROM frame WHERE id = ? ORDER BY revision", (id,)).fetchall()
         if known is not None:
@@ -223,7 +223,7 @@ class SqliteReader:
                 return None
             outcome = last_frame_of(self.path, id, last).outcome
             if outcome is None:
-                raise damaged(self.path, f"invocation {id!r} is {row[0]}, and its journal does not say how it ended")
+                raise damaged(self.path, f"invocation {id!r} is {row[0]}, but its journal has no outcome")
             return outcome
 
         self._aside.check(id)
@@ -244,7 +244,7 @@ class SqliteReader:
         found = await self._read(lambda db: db.execute(f"SELECT {ROW} FROM invocation WHERE id = ?", (id,)).fetchone())
         return None if found is None else row_of(self.path, found)
 
-    # --- all of them --------------------------------------------------------------------------------------------------
+    # --- keys and lists -----------------------------------------------------------------------------------------------
     async def key(self, name: str, /) -> Key:
         def read(db: sqlite3.Connection) -> Key:
             try:
@@ -255,7 +255,7 @@ class SqliteReader:
         return await self._read(read)
 
     async def search(self, filter: Filter, /) -> list[Row]:
-        """List invocations, newest first; those that are set aside because their row is damaged are left out."""
+        """List invocations, newest first. Those whose row is damaged are left out."""
         query, values = query_of(filter, ROW)
         found = await self._read(lambda db: db.execute(query, values).fetchall())
         return [row for each in found if (row := self._listed(each)) is not None]
@@ -265,7 +265,7 @@ class SqliteReader:
 
 
 class SqliteView(OnlyLooking, SqliteReader):
-    """A file that is only looked at, also while another process serves it. It takes no lock and has no writer."""
+    """A read-only view of a file, which another process may serve. It takes no lock and has no writer."""
 
     async def open(self) -> None:
         self._backups = Backups(self.path, partial(looked_at, self.path))
@@ -286,30 +286,30 @@ class SqliteView(OnlyLooking, SqliteReader):
             await self._reading.close()
 
     async def backup(self, target: str, /) -> None:
-        """Copy one state of the file to `target`, which must not exist; another process may serve it meanwhile."""
+        """Copy a snapshot of the file to `target`, which must not exist. Another process may serve the file."""
         self._check()
         await self._backups.take(target)
 
     def watch(self, id: str, /) -> asyncio.Future[Outcome]:
-        self._refuse_change("nothing is told when an invocation ends: describe it")
+        self._refuse_change("outcomes cannot be awaited: describe the invocation")
 
     def events(self, filter: Filter, /) -> Feed:
-        self._refuse_change("nothing is told of changes: list what there is")
+        self._refuse_change("changes cannot be watched: list the invocations")
 
     async def answer(self, message_id: str, /) -> Answer:
-        self._refuse_change("nothing is told of answers: describe the invocation")
+        self._refuse_change("answers cannot be awaited: describe the invocation")
 
     def serves(self, handler: str, /) -> bool | None:
-        return None  # another process may
+        return None  # unknown: another process may serve it
 
     def served(self) -> set[str]:
         return set()
 
     def _refuse_change(self, what: str) -> Never:
         self._check()
-        raise StoreReadOnly(about(self.path, f"it was opened to be read only, so {what}"))
+        raise StoreReadOnly(about(self.path, f"it was opened read-only, so {what}"))
 
 
 def _is_gone(db: sqlite3.Connection, id: str) -> bool:
-    """Tell whether an invocation was purged between two reads."""
+    """Report whether an invocation was purged between two reads."""
     return db.execute("SELECT 1 FROM invocation WHERE id = ?", (id,)).fetchone() is None

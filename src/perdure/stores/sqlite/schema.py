@@ -1,4 +1,4 @@
-"""The layout of the file, and the checksums that cover every row. Changes to it need a version and a migration."""
+"""The tables of the file, and the checksums that cover every row. A change needs a new version and a migration."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ import zlib
 from perdure.stores.sql.index import INDEXES
 
 SCHEMA_VERSION = 3
-"""The layout that this release writes. It rises when an earlier release could not serve the file any more: for a table,
-column or index that it does not keep up. It does not rise for a new entry, command, request or status: an earlier
+"""The version that this release writes. It rises when earlier releases can no longer serve the file: with a table,
+column or index that they do not maintain. It does not rise for a new entry, command, request or status: an earlier
 release sets aside the invocations that have one, and serves the others."""
 READABLE_VERSION = 2
-"""The first layout that can be looked at without being brought forward."""
+"""The first version that can be read without a migration."""
 NO_TIME = -1.0
-"""Stands for the wake that an invocation does not have, where None cannot."""
+"""The wake of an invocation that has none, where None cannot be used."""
 _KEYS = """
 CREATE TABLE key (
     name TEXT PRIMARY KEY, holder TEXT, generation INTEGER NOT NULL, state BLOB NOT NULL, checksum INTEGER NOT NULL
@@ -54,7 +54,7 @@ MIGRATIONS = {
     1: f"DROP INDEX invocation_by_time; DROP INDEX invocation_by_status; {_INDEXES} {_KEYS}",
     2: f"DROP INDEX invocation_by_time; DROP INDEX invocation_by_status; DROP INDEX invocation_settled; {INDEXES}",
 }
-"""By version: what brings a file of it to the next."""
+"""By version: the script that migrates a file to the next one."""
 
 NOTHING_OPEN = (
     "NOT EXISTS (SELECT 1 FROM message INDEXED BY message_open WHERE invocation = invocation.id AND answered = 0)"
@@ -62,7 +62,7 @@ NOTHING_OPEN = (
 
 
 def frame_checksum(id: str, revision: int, data: bytes) -> int:
-    """Return the checksum of a frame: it covers its place as well as its bytes."""
+    """Return the checksum of a frame, which covers its id and revision as well as its bytes."""
     return zlib.crc32(data, zlib.crc32(f"{id}\n{revision}".encode()))
 
 
@@ -85,7 +85,7 @@ def line_checksum(key: str, sequence: int, id: str, generation: int) -> int:
 
 
 def answer_checksum(message_id: str, answer: str | None) -> int:
-    """Return the checksum of an answered message, which is never 0: that is the one of an open message."""
+    """Return the checksum of an answered message. It is never 0, which is the checksum of an open message."""
     return zlib.crc32(f"{message_id}\n{answer!r}".encode()) | 1 << 32
 
 

@@ -1,4 +1,4 @@
-"""The store itself: what the Store protocol asks for, on the loop. See the package for the whole."""
+"""Implements the Store protocol, on the loop. The package's docstring has the overview."""
 
 from __future__ import annotations
 
@@ -31,16 +31,16 @@ from perdure.stores.sqlite.deliveries import Deliveries
 from perdure.stores.sqlite.faults import about, explained
 from perdure.stores.sqlite.file import Opened, open_file, refuse_lost
 from perdure.stores.sqlite.keys import Keys
-from perdure.stores.sqlite.lock import Lock, check_place
+from perdure.stores.sqlite.lock import Lock, check_path
 from perdure.stores.sqlite.reader import Served, SqliteReader
 from perdure.stores.sqlite.schema import NOTHING_OPEN
 from perdure.stores.sqlite.unit import Accept, Unit
 from perdure.stores.sqlite.writer import Writer
 
 ROWS_LIMIT = 500
-"""Rows that are read by their ids at a time."""
+"""Rows that are read by id in one query at most."""
 PURGE_FRAMES_LIMIT = 2_000
-"""Frames that one purge removes at most, or one journal: what comes meanwhile waits for it."""
+"""Frames that one purge removes at most, or else a single journal: other writes wait for it."""
 
 log = logging.getLogger("perdure.sqlite")
 
@@ -54,21 +54,21 @@ class SqliteStore(SqliteReader):
         super().__init__(path, payload_limit=payload_limit, key_queue_limit=key_queue_limit)
         self._notices = Notices()
         self._deliveries = Deliveries(self.path, self.clock, self._read, self._enqueue, self._aside, self.commit)
-        self._changed: dict[str, None] = {}  # ids of rows whose change a reader waits for, in order
+        self._changed: dict[str, None] = {}  # ids of changed rows that a feed covers, in order
         self._telling = False
         self._units: list[Unit] = []
         self._flush_scheduled = False
         self._tasks = Tasks(log)
         self._backups = Backups(self.path)
 
-    # --- life ---------------------------------------------------------------------------------------------------------
+    # --- open and close -----------------------------------------------------------------------------------------------
     async def open(self) -> None:
         self._loop = asyncio.get_running_loop()
         opening = self._reading.run(self._open_files)
         try:
             opened = await asyncio.shield(opening)
         except asyncio.CancelledError:
-            opening.add_done_callback(self._close_files)  # the thread goes on: what it opens is closed when it ends
+            opening.add_done_callback(self._close_files)  # the thread goes on, and what it opened is then closed
             raise
         except BaseException:
             await self._reading.close()
@@ -78,8 +78,8 @@ class SqliteStore(SqliteReader):
         self._open = True
 
     def _open_files(self) -> Opened:
-        """Take the lock, and open the file: in a thread, all of it or nothing."""
-        check_place(self.path)
+        """Take the lock and open the file, in the reading thread. A failure leaves nothing open."""
+        check_path(self.path)
         refuse_lost(self.path)
         lock = Lock.take(self.path)
         source: Served | None = None
@@ -122,9 +122,9 @@ class SqliteStore(SqliteReader):
         await self._release_files()
 
     def _lose(self, why: StoreError) -> None:
-        """Refuse everything: the file is not there any more."""
+        """Refuse everything from now on: the file was moved, removed or replaced."""
         self._lost = why
-        self._lock.keep_log()  # what lies there now may be a backup, and our log is no part of it
+        self._lock.keep_log()  # the file there now may be a backup, to which our log does not belong
         self._notices.fail(StoreDamaged(str(why)))
         self._deliveries.close()
 
@@ -146,7 +146,7 @@ class SqliteStore(SqliteReader):
             return
         try:
             self._put(self._unit_of(transition, told))
-        except Exception as error:  # noqa: BLE001  it is told instead
+        except Exception as error:  # noqa: BLE001  reported to `told` instead
             self._loop.call_soon(told, 0, error)
 
     def _unit_of(self, transition: Transition, told: Committed) -> Unit:
@@ -164,7 +164,7 @@ class SqliteStore(SqliteReader):
             unit.frame = encode_frame(frame)
             check_finite(unit.frame, frame)
         if effects.enlist is not None:
-            unit.place = self._deliveries.next_position()
+            unit.position = self._deliveries.next_position()
         for delivery in transition.acknowledge:
             if type(delivery.item) is Message:
                 unit.done_messages = (*unit.done_messages, delivery.item.id)
@@ -185,7 +185,7 @@ class SqliteStore(SqliteReader):
     def _put(self, unit: Unit) -> None:
         self._units.append(unit)
         if not self._flush_scheduled:
-            # All that is asked for in this round of the loop goes to the writer together.
+            # The units of one iteration of the loop go to the writer together.
             self._flush_scheduled = True
             self._loop.call_soon(self._flush)
 
@@ -196,12 +196,12 @@ class SqliteStore(SqliteReader):
             self._writer.put(units)
 
     def _written(self, units: Sequence[Unit]) -> None:
-        """Act on what is durable: hand out starts and messages, tell callers. Runs on the loop."""
+        """Act on what is durable: deliver starts and messages, and resolve futures. Runs on the loop."""
         for unit in units:
             try:
                 self._act_on(unit)
-            except Exception as error:  # noqa: BLE001  the callback's own failure: the others are told all the same
-                text = about(self.path, f"what follows the write of {unit.about()} failed")
+            except Exception as error:  # noqa: BLE001  a callback failed: the other units go on
+                text = about(self.path, f"a callback after the write of {unit.about()} failed")
                 self._loop.call_exception_handler({"message": text, "exception": error})
         if self._notices.watched and self._open:
             self._note_changes(units)
@@ -219,7 +219,7 @@ class SqliteStore(SqliteReader):
                     for answer in transition.effects.answers:
                         self._notices.answered(answer)
             except Exception:
-                log.exception("%s", about(self.path, f"handing out what {unit.about()} brought failed"))
+                log.exception("%s", about(self.path, f"delivering after the write of {unit.about()} failed"))
         if (transition := unit.transition) is not None:
             unit.told(transition.expected + (unit.frame is not None), unit.error)
         elif (future := unit.future) is not None and not future.done():
@@ -236,7 +236,7 @@ class SqliteStore(SqliteReader):
 
     # --- changes ------------------------------------------------------------------------------------------------------
     def _note_changes(self, units: Sequence[Unit]) -> None:
-        """Push the rows that changed to their feeds. They are read again: a unit holds only part of them."""
+        """Push changed rows to their feeds. They are read from the file, since a unit has only part of a row."""
         for unit in units:
             if unit.error is None:
                 ids = [accept.start.id for accept in unit.accepts if accept.new]
@@ -269,7 +269,7 @@ class SqliteStore(SqliteReader):
                     if id in rows:
                         self._notices.changed(rows[id], made)
         except Exception:
-            self._notices.missed()  # a reader of the index is told why it cannot be read
+            self._notices.missed()  # readers of feeds then list again, and get the error
             raise
         finally:
             self._telling = False
@@ -329,12 +329,12 @@ class SqliteStore(SqliteReader):
         return await self._enqueue(Unit(purge=chosen)) if chosen else 0
 
     async def backup(self, target: str, /) -> None:
-        """Copy one state of the file to `target`, which must not exist, while it is served."""
+        """Copy a snapshot of the file to `target`, which must not exist, while it is served."""
         self._check()
         await self._backups.take(target)
 
 
-# Named, since SQLite would rather sort all that has ever settled, for each piece of a sweep.
+# INDEXED BY, since SQLite would otherwise sort all settled invocations, for each batch of a sweep.
 _DUE = (
     f"SELECT id, revision FROM invocation INDEXED BY invocation_settled WHERE {SETTLED} AND updated_at <= ? "
     f"AND {NOTHING_OPEN} ORDER BY updated_at LIMIT ?"

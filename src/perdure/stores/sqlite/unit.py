@@ -1,4 +1,4 @@
-"""What waits to be written: one unit is written whole or not at all."""
+"""The unit of writing: it is committed whole or not at all."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from perdure.stores.port import Committed, Transition
 
 
 class Accept(Struct):
-    """A start with the status and position that it will have."""
+    """A start with the status and position to store it with."""
 
     start: Start
     data: bytes
@@ -28,13 +28,13 @@ def _ignore(revision: int, error: Exception | None) -> None:
 
 
 class Unit(Struct, eq=False):
-    """What is written whole or not at all: a submit, a post, a commit, or the store's own housekeeping.
+    """A submit, a post, a commit, or the store's own housekeeping.
 
-    `strict` makes an id that exists with another input an error; `must_exist`, a message to an unknown id. `place` is
-    the position of an invocation that enlists for a key. A commit is told, the others end their future. `ended` says
-    that the transition ends the claim. The writer fills in `routes` (message, handler, whether it can go to a worker
-    before the start has), `granted` (sequence, id, start and its checksum: starts that now have their key) and `woken`
-    (id and handler of others that have it).
+    `strict` makes an id that exists with another input an error; `must_exist`, a message to an unknown id. `position`
+    is for an invocation that enlists for a key. A commit calls `told`, the others resolve `future`. `ended` says that
+    the transition ends the claim. The writer fills in `routes` (message, handler, whether it may be delivered before
+    the start), `granted` (sequence, id, start, checksum: starts that now hold their key) and `woken` (id and handler of
+    invocations that began earlier and now hold their key).
     """
 
     accepts: Sequence[Accept] = ()
@@ -49,7 +49,7 @@ class Unit(Struct, eq=False):
     promoted: Sequence[tuple[int, Start]] = ()
     purge: Sequence[tuple[str, float]] = ()  # ids, and the time after which they must not have changed
     purged: int = 0
-    place: int = 0
+    position: int = 0
     future: asyncio.Future[Any] | None = None
     routes: list[tuple[Message, str, bool]] = []
     granted: list[tuple[int, str, bytes, int]] = []
@@ -57,24 +57,24 @@ class Unit(Struct, eq=False):
     error: Exception | None = None
 
     def about(self) -> str:
-        """Name what it is about, for the log."""
+        """Describe the unit, for the log."""
         if self.transition is not None:
-            return f"a commit of invocation {self.transition.id!r}"
+            return f"a commit to invocation {self.transition.id!r}"
         ids = [*(accept.start.id for accept in self.accepts), *(message.to for message in self.messages)]
         ids += [start.id for _, start in self.promoted]
-        return f"what concerns {', '.join(map(repr, ids[:3]))}" if ids else "the store's own housekeeping"
+        return f"requests for {', '.join(map(repr, ids[:3]))}" if ids else "the store's own housekeeping"
 
     def forget_reports(self) -> None:
-        """Forget what a try that was rolled back had found."""
+        """Forget the results of a transaction that was rolled back."""
         self.routes.clear()
         self.granted.clear()
         self.woken.clear()
 
 
 def may_be_routed(message: Message, status: Status, sequence: int | None) -> bool:
-    """Tell whether a message can go to a worker before the start: an invocation that is put off can be cancelled."""
-    is_put_off = status == "scheduled" or (status == "pending" and sequence is None)
-    return status not in ("pending", "scheduled") or (is_put_off and settles_before_begin(message))
+    """Report whether a message may be delivered now: the body has begun, or a cancel comes before the start is due."""
+    is_not_due = status == "scheduled" or (status == "pending" and sequence is None)
+    return status not in ("pending", "scheduled") or (is_not_due and settles_before_begin(message))
 
 
 def conflict(id: str, expected: int) -> Conflict:

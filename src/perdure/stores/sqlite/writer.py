@@ -1,8 +1,7 @@
-"""The writer: one thread that commits everything that waits, a transaction at a time.
+"""The writer: one thread that commits everything that waits, one transaction at a time.
 
-A unit (a submit, a post, a commit) is written whole or not at all; one that conflicts fails alone. After a failed
-write nothing that SQLite holds in memory is trusted: the database is opened again, and its commit number says what
-happened.
+A unit is written whole or not at all; one that conflicts fails alone. After a failed write nothing that SQLite holds in
+memory is trusted: the database is reopened, and its commit number tells whether the write was committed.
 """
 
 from __future__ import annotations
@@ -28,26 +27,26 @@ from perdure.stores.port import Transition, id_conflict, identity_of, unknown
 from perdure.stores.sql.index import SETTLED
 from perdure.stores.sqlite.faults import Mismatch, about, explain, quietly
 from perdure.stores.sqlite.file import Opened, connect, side_file
-from perdure.stores.sqlite.keys import Keys, deadline_in_line
+from perdure.stores.sqlite.keys import Keys, queue_deadline
 from perdure.stores.sqlite.lock import make_beside, open_apart
-from perdure.stores.sqlite.place import Place
+from perdure.stores.sqlite.moved import MoveDetector
 from perdure.stores.sqlite.schema import NO_TIME, NOTHING_OPEN, answer_checksum, frame_checksum, state_checksum
 from perdure.stores.sqlite.unit import Accept, Unit, conflict, may_be_routed
 
 BATCH_LIMIT = 2_000
 """Transitions, submits and posts that share one transaction at most."""
 LOOK_SECONDS = 2.0
-"""How often a writer with nothing to write looks whether its file is still there. It looks with every transaction."""
+"""How often an idle writer checks that its file was not moved. A busy one checks with every transaction."""
 
 log = logging.getLogger("perdure.sqlite")
 
 
 # --- the writer -------------------------------------------------------------------------------------------------------
 class Writer:
-    """Commits what waits, one transaction at a time, in a thread of its own.
+    """Commits units, one transaction at a time, in its own thread.
 
-    `lost` is called on the loop, once, when the file or its log is no longer where it was opened. From then on nothing
-    is written or acknowledged.
+    `written` is called on the loop with each batch. `lost` is called on the loop, once, when the file or its log was
+    moved, removed or replaced. From then on nothing is written or acknowledged.
     """
 
     def __init__(
@@ -69,13 +68,13 @@ class Writer:
         self._ready = threading.Condition()
         self._closing = False
         self._keys = keys
-        self._tails: dict[str, int] = {}  # the revision of each journal that is being written
+        self._tails: dict[str, int] = {}  # the revisions of the journals that this writer extended last
         self._db = connect(path)
         make_beside(path, "-commit")
         self._side = open_apart(side_file(path))
         os.truncate(self._side, os.pwrite(self._side, b"%020d\n" % self._number, 0))
-        self._place = Place(path, opened.secret)
-        # A process that ends without closing its store must end: what is not committed was not acknowledged.
+        self._detector = MoveDetector(path, opened.secret)
+        # Daemon: it must not keep a process alive that exits without closing its store. Nothing acknowledged is lost.
         self._thread = threading.Thread(target=self._run, name="perdure-sqlite-write", daemon=True)
         self._thread.start()
 
@@ -96,13 +95,13 @@ class Writer:
                 self._write(batch)
                 self._tell(self._report, batch)
             else:
-                self._look_for_file()
+                self._check_file()
         with quietly():
             self._db.close()
         os.close(self._side)
 
     def _next_batch(self) -> list[Unit] | None:
-        """Wait for units; return none of them when it is time to look for the file, None when the store closes."""
+        """Wait for units. Return an empty batch when it is time to check the file, None when the store closes."""
         with self._ready:
             if not self._waiting and not self._closing:
                 self._ready.wait(LOOK_SECONDS)
@@ -114,14 +113,14 @@ class Writer:
     def _tell(self, report: Callable[[Any], None], what: Any) -> None:
         try:
             self._loop.call_soon_threadsafe(report, what)
-        except RuntimeError:  # the loop was closed, and the store was not: its process is ending
-            log.warning("%s", about(self._path, "its event loop has ended, and it was not closed: close the client"))
+        except RuntimeError:  # the loop was closed, and the store was not
+            log.warning("%s", about(self._path, "its event loop ended before it was closed: close the client first"))
 
-    def _look_for_file(self) -> None:
-        """See that the file and its log are where they were opened; if not, refuse everything from now on."""
-        if self._lost is None and (missing := self._place.missing()) is not None:
+    def _check_file(self) -> None:
+        """Check that the file and its log are where they were opened; if not, refuse everything from now on."""
+        if self._lost is None and (moved := self._detector.moved()) is not None:
             text = (
-                f"{missing} while it was served. Nothing is acknowledged any more; up to commit {self._number} it was. "
+                f"{moved} while it was served. Nothing is acknowledged after commit {self._number}. "
                 "Stop this process, put the file and its log back, or restore a backup, and start it again"
             )
             self._lost = StoreDamaged(about(self._path, text))
@@ -130,12 +129,12 @@ class Writer:
 
     def _write(self, batch: list[Unit]) -> None:
         try:
-            self._look_for_file()
+            self._check_file()
             if self._lost is None:
                 self._transact_or_recover(batch)
-                self._look_for_file()  # what went to a file that was moved meanwhile is not acknowledged
+                self._check_file()  # a write to a file that was moved meanwhile is not acknowledged
         except Exception as error:
-            log.exception("%s", about(self._path, "writing failed in a way that was not foreseen"))
+            log.exception("%s", about(self._path, "writing failed with an unexpected error"))
             for unit in batch:
                 unit.error = unit.error or explain(self._path, error)
         if self._lost is not None:
@@ -147,11 +146,11 @@ class Writer:
             self._transact(batch)
         except (Mismatch, sqlite3.IntegrityError):
             self._one_by_one(batch)
-        except Exception as error:  # noqa: BLE001  whatever it is, it ends these units and not the writer
+        except Exception as error:  # noqa: BLE001  it fails these units, not the writer
             self._recover(batch, error)
 
     def _one_by_one(self, batch: list[Unit]) -> None:
-        """Write each unit in a transaction of its own, so that the one that conflicts fails alone."""
+        """Write each unit in its own transaction, so that one that conflicts fails alone."""
         for unit in batch:
             unit.error = None
             try:
@@ -163,11 +162,11 @@ class Writer:
                 unit.error = explain(self._path, error)
                 if transition is not None:
                     unit.error = conflict(transition.id, transition.expected)
-            except Exception as error:  # noqa: BLE001  whatever it is, it ends this unit and not the writer
+            except Exception as error:  # noqa: BLE001  it fails this unit, not the writer
                 self._recover([unit], error)
 
     def _recover(self, batch: list[Unit], error: Exception) -> None:
-        """After a failed write, trust nothing that SQLite holds in memory: reopen, and read the commit number."""
+        """Reopen the database after a failed write, and learn from its commit number whether it was committed."""
         expected = self._number + 1
         with quietly():
             self._db.rollback()
@@ -176,7 +175,7 @@ class Writer:
         try:
             self._db = connect(self._path)
             number = cast("int", self._db.execute("SELECT value FROM meta WHERE name = 'commit'").fetchone()[0])
-        except Exception as worse:  # noqa: BLE001  whatever it is, these units are not known to be written
+        except Exception as worse:  # noqa: BLE001  whether these units were written is unknown
             error, number = worse, expected - 1
         if number == expected:
             self._number = expected
@@ -211,21 +210,22 @@ class Writer:
         try:
             os.pwrite(self._side, b"%020d\n" % self._number, 0)
         except OSError as error:
-            # The commit is durable. A number that stays behind only weakens the check at the next opening.
-            log.warning("%s", about(self._path, f"the number of the last commit could not be noted: {error}"))
+            # The commit is durable. A lower number only weakens the check at the next opening.
+            log.warning("%s", about(self._path, f"the last commit number could not be written: {error}"))
 
 
 _FrameRow = tuple[str, int, bytearray, int]
-# Rows hold bytearrays, and marks that SQL turns into NULL: for each bytes and None among its parameters sqlite3 looks
-# for an adapter, fails, and forgets the error, which takes longer than to insert a frame.
+# Rows hold bytearrays, and values that `nullif` turns into NULL: for each bytes and None parameter sqlite3 looks for an
+# adapter and discards the error that there is none, which takes longer than inserting a frame.
 
 
 def _apply(
     db: sqlite3.Connection, batch: Sequence[Unit], now: float, tails: Mapping[str, int], keys: Keys, *, alone: bool
 ) -> None:
-    """Write the units of a batch: frames first, what follows from them, acknowledgements last.
+    """Write the units of a batch: frames first, acknowledgements last.
 
-    Generated ids are taken to be new; if one is not, the unit is written again `alone`, and looks.
+    Generated ids are assumed to be new. If one exists, the insert fails, and each unit is written again `alone`, which
+    looks up every id.
     """
     frames: list[_FrameRow] = []
     changes: list[tuple[Any, ...]] = []
@@ -270,7 +270,7 @@ def _write_answers(db: sqlite3.Connection, batch: Sequence[Unit]) -> None:
 
 
 def _purge(db: sqlite3.Connection, chosen: Sequence[tuple[str, float]]) -> int:
-    """Remove those that are still settled, unchanged and without an open message; return how many."""
+    """Remove the invocations that are still settled, unchanged and without an open message; return how many."""
     due = [(id,) for id, before in chosen if db.execute(_MAY_GO, (id, before)).fetchone() is not None]
     for statement in _PURGE:
         db.executemany(statement, due)
@@ -297,8 +297,8 @@ def _answer_row(answer: Answer) -> tuple[Any, ...]:
 
 
 def _promoted_row(sequence: int, start: Start, now: float) -> tuple[Any, ...]:
-    place, wake = (sequence, None) if start.key is None else (None, deadline_in_line(start))
-    return place, now, wake, state_checksum(start.id, "pending", place, now, wake, 0), start.id
+    position, wake = (sequence, None) if start.key is None else (None, queue_deadline(start))
+    return position, now, wake, state_checksum(start.id, "pending", position, now, wake, 0), start.id
 
 
 _MAY_GO = f"SELECT 1 FROM invocation WHERE id = ? AND {SETTLED} AND updated_at <= ? AND {NOTHING_OPEN}"
@@ -319,14 +319,14 @@ _INSERT_INVOCATION = (
 )
 _CHANGE_STATUS = (
     f"UPDATE invocation SET status = ?, sequence = NULL, updated_at = ?, wake = nullif(?, {NO_TIME}), revision = ?, "
-    "state_checksum = ? WHERE id = ? AND revision <= ?"  # a redo that comes late changes nothing
+    "state_checksum = ? WHERE id = ? AND revision <= ?"  # a late redo changes nothing
 )
 
 
 def _row_of(accept: Accept, now: float) -> tuple[Any, ...]:
     start = accept.start
     sequence = 0 if start.key is not None else accept.sequence
-    wake = deadline_in_line(start) if accept.status == "pending" else None
+    wake = queue_deadline(start) if accept.status == "pending" else None
     return (
         start.id,
         start.handler,
@@ -345,10 +345,10 @@ def _row_of(accept: Accept, now: float) -> tuple[Any, ...]:
 
 
 def _insert_frames(db: sqlite3.Connection, frames: Sequence[_FrameRow], tails: Mapping[str, int]) -> None:
-    """Append frames, each only where its invocation has the revision before it, and not one of its own.
+    """Append frames, each only if the journal ends at the revision before it.
 
-    The primary key refuses a revision that exists. That the one before exists is known for those this writer wrote
-    last, which spares nearly every frame a look.
+    The primary key refuses a revision that exists. The one before is looked up, except where this writer wrote it last,
+    which is nearly always the case.
     """
     sure = [frame for frame in frames if frame[1] == 1 or tails.get(frame[0]) == frame[1] - 1]
     db.executemany("INSERT INTO frame VALUES (?, ?, ?, ?)", sure)
@@ -365,7 +365,7 @@ def _insert_frames(db: sqlite3.Connection, frames: Sequence[_FrameRow], tails: M
 
 
 def _is_new(db: sqlite3.Connection, seen: dict[str, bytes], unit: Unit, start: Start) -> bool:
-    """Tell whether an id that may exist is new; one that exists with another input is an error."""
+    """Report whether an id is new. An id that exists with another input raises if the unit is strict."""
     identity = identity_of(start)
     known = seen.get(start.id)
     if known is None:

@@ -1,1 +1,1 @@
-"""What keeps a store healthy: the janitor, overdue schedules, retention."""
+"""Maintenance: the janitor, overdue schedules, idle consumers, retention."""

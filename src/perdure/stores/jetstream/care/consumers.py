@@ -1,7 +1,7 @@
 """Removes the consumers of handlers that no worker serves any more.
 
-A consumer is idle when no worker pulls it and nothing is on its way through it. A worker that comes back makes its own
-again, and gets all that is queued: nothing is lost with a consumer.
+A consumer is idle when no worker pulls from it and it has nothing pending. Nothing is lost with it: a worker that
+serves the handler again creates a new one, which delivers everything that is queued.
 """
 
 from __future__ import annotations
@@ -17,22 +17,22 @@ from perdure.stores.jetstream.wire.wire import Wire
 IDLE_SECONDS = 3_600.0
 """How long a consumer must have been idle before it is removed."""
 
-Place = tuple[str, str]
+ConsumerName = tuple[str, str]
 """A stream and a consumer of it."""
 
 log = logging.getLogger("perdure.jetstream")
 
 
 class Consumers:
-    """Finds idle consumers, and removes them."""
+    """Finds and removes idle consumers."""
 
     def __init__(self, wire: Wire, layout: Layout) -> None:
         self._wire = wire
         self._layout = layout
 
-    async def idle(self) -> dict[Place, str]:
-        """Return the consumers that are idle, and when each was made."""
-        found: dict[Place, str] = {}
+    async def idle(self) -> dict[ConsumerName, str]:
+        """Return the idle consumers, each with its time of creation."""
+        found: dict[ConsumerName, str] = {}
         for partition in range(self._layout.partitions):
             stream = self._layout.stream("Q", partition)
             offset = 0
@@ -46,10 +46,10 @@ class Consumers:
                     break
         return found
 
-    async def remove(self, places: dict[Place, str]) -> list[str]:
-        """Remove consumers; return what was done, as it was logged."""
+    async def remove(self, consumers: dict[ConsumerName, str]) -> list[str]:
+        """Remove consumers; return the lines that were logged."""
         done: list[str] = []
-        for stream, name in places:
+        for stream, name in consumers:
             await self._wire.api(f"CONSUMER.DELETE.{stream}.{name}")
             done.append(f"consumer {name} of {stream} is removed: no worker serves its handler any more")
             log.info("%s", done[-1])

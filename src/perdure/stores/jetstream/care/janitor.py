@@ -1,15 +1,14 @@
 """Periodically finds stuck invocations and keys, reports and repairs them.
 
 Every unsettled invocation has a delivery, a wake or a position in a key queue, or waits for a message from outside
-(`stores.liveness`). Operators delete messages, backups are restored in parts, and programs have bugs: so a
-worker's process, one of them at a time, looks for invocations that nothing would ever bring, and for keys that would
-never be granted. Clients that die while they submit leave the third kind: an id that is taken, with a start that is
-queued nowhere.
+(`stores.liveness`). Operators delete messages, backups are restored in part, and programs have bugs. So one process
+with workers at a time searches for invocations that will never be delivered to a worker, for keys that will never be
+granted, and for reserved ids without a queued start, which clients leave that die while they submit.
 
-Most is seen by what is not there: the subjects of the queue name the invocations that something brings. Only of the
-others journals are read, slowly. What looks wrong is looked at again some leases later; if nothing has changed, it is
-reported, and gets a wake, a note to look at its key, or the start that was to be queued. All of these are hints, which
-a worker that gets them checks the journal: nothing here writes to one, and two that do the same do no harm.
+The subjects of the queue name all invocations that will be delivered; only the journals of others are read, at a
+limited rate. A suspect is checked again some leases later. If it has not changed, it is reported and gets a wake, a
+look at its key, or its start queued. All of these are hints, for which a worker checks the journal: the janitor writes
+to no journal, and two janitors that do the same do no harm.
 """
 
 from __future__ import annotations
@@ -32,26 +31,26 @@ from perdure.stores.jetstream.index.projection import Projection
 from perdure.stores.jetstream.journal.journals import Journals, Tail
 from perdure.stores.jetstream.keys.keys import Keys
 from perdure.stores.jetstream.layout.subjects import Layout, token
-from perdure.stores.jetstream.ownership.keeping import Keeper
+from perdure.stores.jetstream.ownership.leases import Leases
 from perdure.stores.jetstream.wire.protocol import WrongSequence
 from perdure.stores.jetstream.wire.wire import Wire
 from perdure.stores.liveness import Waits, owed
 from perdure.stores.port import Clock, Key
 
 PERIOD_SECONDS = 600.0
-"""How long after a round has begun another one may, whichever process makes it."""
+"""The time from the beginning of one round to the next, in any process."""
 TRIES_IN_A_PERIOD = 4
-"""How often each process that has workers tries to be the one."""
+"""How often each process with workers tries to make the next round."""
 PATIENCE_LEASES = 3
-"""For so many leases what looks wrong must stay as it is before anything is done."""
+"""For how many leases a suspect must stay unchanged before it is repaired."""
 SHARE = 0.1
-"""The share of its time that a round may keep the store busy, while it looks."""
+"""The fraction of its time for which a round may keep the store busy."""
 PAGE_LIMIT = 2_000
-"""Ids, or keys, that are taken from the index at a time."""
+"""Ids or keys that are read from the index at a time."""
 LOOKS_LIMIT = 20
-"""Journals that are looked at together."""
+"""Journals that are read concurrently."""
 SUSPECTS_LIMIT = 10_000
-"""What may look wrong before it is looked at again; what else there is waits for its turn."""
+"""Suspects that are collected before they are checked again and repaired."""
 
 Queue = Callable[[Start], Awaitable[bool]]
 
@@ -59,17 +58,17 @@ log = logging.getLogger("perdure.jetstream")
 
 
 class Invocation(Struct, frozen=True):
-    """An invocation that nothing brings: where its journal ends, what is wrong, and what would have it go on."""
+    """An invocation that will not be delivered: the end of its journal, what is wrong, and the repair."""
 
     id: str
     sequence: int
     says: str
-    wakes: str = ""  # the invocation to wake
-    start: Start | None = None  # or what to queue
+    wakes: str = ""  # the invocation to wake,
+    start: Start | None = None  # or the start to queue
 
 
 class HeldUp(Struct, frozen=True):
-    """A key that is not granted: its holder, what is wrong, and the invocation to wake, if any."""
+    """A key that will not be granted: its holder, what is wrong, and the invocation to wake, if any."""
 
     name: str
     holder: str | None
@@ -83,7 +82,7 @@ Suspect = Invocation | HeldUp
 
 
 class Janitor:
-    """One for each store; `run` is for those that have workers."""
+    """The janitor of one store. `run` is for processes with workers."""
 
     def __init__(
         self,
@@ -91,7 +90,7 @@ class Janitor:
         layout: Layout,
         journals: Journals,
         keys: Keys,
-        keeper: Keeper,
+        leases: Leases,
         projection: Projection,
         clock: Clock,
         queue: Queue,
@@ -100,7 +99,7 @@ class Janitor:
         self._wire = wire
         self._layout = layout
         self._keys = keys
-        self._keeper = keeper
+        self._leases = leases
         self._projection = projection
         self._clock = clock
         self._queue = queue
@@ -109,11 +108,11 @@ class Janitor:
         self._consumers = Consumers(wire, layout)
 
     async def run(self) -> None:
-        """Make rounds, when it is this process's turn, until the store is closed."""
+        """Make rounds, whenever no other process does, until the store is closed."""
         while True:
             await asyncio.sleep(self._period / TRIES_IN_A_PERIOD * random.uniform(0.5, 1.0))  # noqa: S311  jitter
             try:
-                if self._keeper.hands.members and self._wire.is_up and await self._is_our_turn():
+                if self._leases.holdings.members and self._wire.is_up and await self._is_our_turn():
                     await self.round()
             except StoreClosed:
                 return
@@ -123,7 +122,7 @@ class Janitor:
                 log.exception("the check for stuck invocations failed; the next is due in %g s", self._period)
 
     async def _is_our_turn(self) -> bool:
-        """Take the turn if no process has it: a record that the server removes when the next may begin."""
+        """Take the turn unless another process has it: a record that the server expires after one period."""
         headers = b"Nats-TTL: %ds\r\n" % max(1, int(self._period))
         try:
             await self._wire.store(self._layout.janitor(), b"", expected=0, headers=headers)
@@ -132,33 +131,33 @@ class Janitor:
         return True
 
     async def round(self, patience: float | None = None) -> list[str]:
-        """Look at everything once; return what was done, as it was logged. `patience` is in seconds."""
+        """Check everything once, and repair; return the lines that were logged. `patience` is in seconds."""
         if patience is None:
-            patience = PATIENCE_LEASES * self._keeper.lease
-        self._journals = self._shared.apart()  # what workers here know of their journals is not replaced
+            patience = PATIENCE_LEASES * self._leases.lease
+        self._journals = self._shared.apart()  # a separate cache: the workers' tails must not be replaced
         done: list[str] = []
         suspects: list[Suspect] = []
         idle, began = await self._consumers.idle(), self._wire.now()
         async for suspect in self._suspects(self._clock.now() - patience):
             suspects.append(suspect)
             if len(suspects) == SUSPECTS_LIMIT:
-                done += await self._see_to(suspects, patience)
+                done += await self._check_again_and_repair(suspects, patience)
                 suspects = []
-        done += await self._see_to(suspects, patience)
+        done += await self._check_again_and_repair(suspects, patience)
         if idle:
             await asyncio.sleep(max(0.0, began + patience - self._wire.now()))
             again = await self._consumers.idle()
             done += await self._consumers.remove(dict(idle.items() & again.items()))
         return done
 
-    # --- looking ------------------------------------------------------------------------------------------------------
+    # --- suspects -----------------------------------------------------------------------------------------------------
     async def _suspects(self, before: float) -> AsyncGenerator[Suspect, None]:
-        """Iterate over what looks wrong, and has not changed in the index since a time."""
+        """Iterate over the suspects that have not changed in the index since `before`."""
         for partition in range(self._layout.partitions):
-            brought = await self._brought(partition)
+            queued = await self._queued_ids(partition)
             unsettled = partial(self._projection.unsettled, partition, before, PAGE_LIMIT)
             async for ids in self._pages(unsettled):
-                left = [id for id in ids if token(id) not in brought]
+                left = [id for id in ids if token(id) not in queued]
                 for suspect in await self._slowly(self._look_at, left):
                     yield suspect
         async for keys in self._pages(partial(self._projection.waited_for, PAGE_LIMIT)):
@@ -172,19 +171,19 @@ class Janitor:
             yield page
             after = page[-1]
 
-    async def _brought(self, partition: int) -> set[str]:
-        """Return the ids, as tokens, for which there is something in the queue of a partition, schedules included."""
+    async def _queued_ids(self, partition: int) -> set[str]:
+        """Return the ids, as tokens, for which the queue of a partition holds a message or schedule."""
         found: set[str] = set()
         stream = self._layout.stream("Q", partition)
-        for kind, place in (("start.", 5), ("msg.", 4), ("to.", 5), ("key.", 5)):
+        for kind, position in (("start.", 5), ("msg.", 4), ("to.", 5), ("key.", 5)):
             async for subject in self._projection.subjects(stream, f"{self._layout.namespace}.q.{partition}.{kind}>"):
-                found.add(subject.split(".")[place])
+                found.add(subject.split(".")[position])
         async for subject in self._projection.subjects(stream, f"{self._layout.namespace}.t.{partition}.>"):
             found.add(subject.split(".")[3])
         return found
 
     async def _slowly(self, look: Callable[[str], Awaitable[Suspect | None]], names: list[str]) -> list[Suspect]:
-        """Look at some at a time, and rest in between."""
+        """Look at some at a time, at a limited rate."""
         found: list[Suspect] = []
         for at in range(0, len(names), LOOKS_LIMIT):
             began = self._wire.now()
@@ -194,7 +193,7 @@ class Janitor:
 
     # --- invocations --------------------------------------------------------------------------------------------------
     async def _look_at(self, id: str) -> Invocation | None:
-        """Tell what is wrong with an invocation, if anything is."""
+        """Return what is wrong with an invocation, if anything."""
         try:
             frames, tail = await self._journals.read(id)
             if tail.facts.kind == "reserved":
@@ -205,21 +204,21 @@ class Janitor:
         if tail.facts.kind != "frame" or tail.facts.status in SETTLED:
             return None
         found = await self._owed(id, tail, History.of(frames), Waits.of(frames))
-        return None if found is None or await self._is_brought(id, tail.facts.key) else found
+        return None if found is None or await self._has_delivery(id, tail.facts.key) else found
 
     async def _look_at_reserved(self, id: str, tail: Tail) -> Invocation | None:
-        """Tell whether an id is taken by a start that is queued nowhere."""
+        """Return what is wrong with a reserved id: its start may be queued nowhere."""
         start = await self._journals.start(id)
-        if start is None or await self._is_brought(id, start.key):
+        if start is None or await self._has_delivery(id, start.key):
             return None
-        return Invocation(id, tail.sequence, "its id is taken and its start is queued nowhere", start=start)
+        return Invocation(id, tail.sequence, "its id is reserved, but its start is queued nowhere", start=start)
 
     async def _owed(self, id: str, tail: Tail, history: History, waits: Waits) -> Invocation | None:
-        """Tell what an invocation that nothing brings is owed by its journal."""
+        """Return what an invocation without a delivery is owed, according to its journal."""
         if history.outcome is not None or history.start is None:
             return None
         if history.claimed:
-            return Invocation(id, tail.sequence, "nothing would bring it to another worker if its own died", id)
+            return Invocation(id, tail.sequence, "it would not be delivered to another worker if its owner died", id)
         if history.paused is not None:
             return None
         for says in owed(history, waits, None):
@@ -227,38 +226,40 @@ class Janitor:
         return await self._children(id, tail, waits)
 
     async def _children(self, id: str, tail: Tail, waits: Waits) -> Invocation | None:
-        """Tell whether an invocation waits for a child that will not tell it how it ended."""
+        """Return what is wrong with the children of an invocation: one may have ended without reporting its outcome."""
         children = {each.start.id: each.start for each in waits.commands.values() if isinstance(each, CallChild)}
         tails = await self._journals.tails([*children]) if children else {}
         for child, end in tails.items():
             has_ended = end.has_frames and end.facts.status in SETTLED
             if not has_ended and end.facts.kind not in ("none", "gone"):
                 continue
-            if await self._is_brought(child, children[child].key):
+            if await self._has_delivery(child, children[child].key):
                 continue
             if has_ended:
-                return Invocation(id, tail.sequence, f"its child {child} has ended, and it is not told", child)
+                return Invocation(
+                    id, tail.sequence, f"its child {child} has ended without reporting its outcome", child
+                )
             return Invocation(id, tail.sequence, f"its child {child} does not exist", id)
         return None
 
-    async def _is_brought(self, id: str, key: str | None) -> bool:
-        """Ask the leaders whether there is anything that brings an invocation."""
+    async def _has_delivery(self, id: str, key: str | None) -> bool:
+        """Ask the leaders whether there is any message or schedule for an invocation."""
         layout = self._layout
         own = layout.stream("Q", layout.partition(id))
-        places = [(own, each) for each in (layout.any_start(id), layout.messages(id), layout.all_passed_on(id))]
-        places.append((own, layout.schedules(id)))
+        sources = [(own, each) for each in (layout.any_start(id), layout.messages(id), layout.all_passed_on(id))]
+        sources.append((own, layout.schedules(id)))
         if key is not None:
             keyed = layout.stream("Q", layout.partition(key))
             subjects = (layout.key_positions(key, id), layout.delayed(id, key), layout.nudge(key, token(id)))
-            places += [(keyed, each) for each in subjects]
-        for stream, subject in places:
+            sources += [(keyed, each) for each in subjects]
+        for stream, subject in sources:
             if await self._wire.last(stream, subject) is not None:
                 return True
         return False
 
     # --- keys ---------------------------------------------------------------------------------------------------------
     async def _look_at_key(self, name: str) -> HeldUp | None:
-        """Tell what is wrong with a key for which an invocation waits, if anything is."""
+        """Return what is wrong with a key for which an invocation waits, if anything."""
         if not await self._keys.waiting(name):
             return None
         key = await self._keys.read(name)
@@ -267,17 +268,17 @@ class Janitor:
             return None
         holder, generation = key.holder, key.generation
         if holder is None:
-            return HeldUp(name, None, generation, "it has no holder, and others wait for it")
+            return HeldUp(name, None, generation, "it has no holder, but invocations wait for it")
         if await self._has_position(name, key):
-            return HeldUp(name, holder, generation, f"it was granted to {holder}, which has not been told")
+            return HeldUp(name, holder, generation, f"it was granted to {holder}, which was not woken")
         tail = await self._journals.tail(holder)
         has_settled = tail.has_frames and tail.facts.status in SETTLED
         if not has_settled and tail.facts.kind not in ("none", "gone"):
             return None
-        if await self._is_brought(holder, name):
+        if await self._has_delivery(holder, name):
             return None
         if has_settled:
-            return HeldUp(name, holder, generation, f"{holder} has ended and has not released it", holder)
+            return HeldUp(name, holder, generation, f"{holder} has ended without releasing it", holder)
         return HeldUp(name, holder, generation, f"its holder {holder} does not exist", released=True)
 
     async def _has_position(self, name: str, key: Key) -> bool:
@@ -285,9 +286,9 @@ class Janitor:
         subject = self._layout.key_position(name, key.holder, key.generation)
         return await self._wire.last(self._layout.stream_of(subject), subject) is not None
 
-    # --- doing --------------------------------------------------------------------------------------------------------
-    async def _see_to(self, suspects: Iterable[Suspect], patience: float) -> list[str]:
-        """Look again, some leases later, and have go on what is still the same."""
+    # --- repairs ------------------------------------------------------------------------------------------------------
+    async def _check_again_and_repair(self, suspects: Iterable[Suspect], patience: float) -> list[str]:
+        """Check suspects again after `patience` seconds, and repair those that have not changed."""
         invocations = {each.id: each for each in suspects if isinstance(each, Invocation)}
         keys = {each.name: each for each in suspects if isinstance(each, HeldUp)}
         if not invocations and not keys:
@@ -306,12 +307,12 @@ class Janitor:
         elif suspect.start is not None:
             await self._queue(suspect.start)
         else:
-            await self._keeper.wake_now(suspect.wakes)
+            await self._leases.wake_now(suspect.wakes)
         return said
 
     async def _free(self, key: HeldUp) -> None:
         if key.wakes:
-            await self._keeper.wake_now(key.wakes)
+            await self._leases.wake_now(key.wakes)
         elif key.released and key.holder is not None:
             await self._keys.release(key.holder, Release(key.name, key.generation))
         else:
@@ -319,10 +320,10 @@ class Janitor:
 
 
 def _say(suspect: Suspect) -> str:
-    """Return what is logged of it."""
+    """Return the line to log."""
     if isinstance(suspect, HeldUp):
-        does = f"{suspect.wakes} is woken" if suspect.wakes else "it is granted to the next"
+        does = f"waking {suspect.wakes}" if suspect.wakes else "granting it to the next"
         return f"key {suspect.name!r} would never be granted: {suspect.says}; {does}"
     if suspect.start is not None:
-        return f"invocation {suspect.id} would never begin: {suspect.says}; it is queued now"
-    return f"invocation {suspect.id} would never go on: {suspect.says}; {suspect.wakes} is woken"
+        return f"invocation {suspect.id} would never begin: {suspect.says}; queueing it"
+    return f"invocation {suspect.id} would never continue: {suspect.says}; waking {suspect.wakes}"

@@ -1,8 +1,8 @@
-"""Schedules that the server has missed are set again.
+"""Sets schedules again that the server failed to fire.
 
-A server that is full when a schedule is due cannot store what it says, and does not try again before it is restarted:
-it stays there, and what it was to wake would sleep for ever. So a store with workers looks through the schedules, a
-page at a time, and puts those again that should have fired long ago; the guard makes it one that is still there.
+A server whose disk is full when a schedule is due cannot store the scheduled message, and does not retry until it is
+restarted: the invocation would never be woken. So a store with workers reads the schedules, a page at a time, and sets
+those again that are long overdue. The guard makes sure that the schedule still exists.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from perdure.stores.jetstream.wire.reads import BATCH_LIMIT
 from perdure.stores.jetstream.wire.wire import Wire
 
 OVERDUE_SECONDS = CLOCK_LIMIT_SECONDS
-"""How late a schedule must be: later than a clock may be wrong."""
+"""How late a schedule must be: more than clocks may differ."""
 LOOK_SECONDS = 10.0
 """How often a page of each partition's schedules is read."""
 
@@ -31,7 +31,7 @@ log = logging.getLogger("perdure.jetstream")
 
 
 class Overdue:
-    """Looks for schedules that are overdue."""
+    """Finds overdue schedules, and sets them again."""
 
     def __init__(self, wire: Wire, layout: Layout, clock: SystemClock) -> None:
         self._wire = wire
@@ -41,7 +41,7 @@ class Overdue:
         self._next: dict[int, int] = {}  # by partition, the sequence from which the next page is read
 
     async def look(self) -> None:
-        """Read one page of each partition, and set again what is overdue in it."""
+        """Read one page of each partition, and set its overdue schedules again."""
         if self._looking or not self._wire.is_up:
             return
         self._looking = True
@@ -59,7 +59,7 @@ class Overdue:
         missed = [each for each in found if _due(each) < late]
         again = 0
         for each in missed:
-            with contextlib.suppress(WrongSequence):  # it has fired just now, or is another
+            with contextlib.suppress(WrongSequence):  # it has fired meanwhile, or was replaced
                 try:
                     await self._set_again(each)
                 except StoreFull:
@@ -69,7 +69,11 @@ class Overdue:
                     continue
                 again += 1
         if again:
-            log.warning("%s: %d overdue schedules are set again; was the server full?", stream, again)
+            log.warning(
+                "%s: %d overdue schedules were set again: the server may have been full when they were due",
+                stream,
+                again,
+            )
 
     async def _set_again(self, stored: Stored) -> None:
         headers = b"".join(b"%s%s\r\n" % (name, value) for name in _KEPT if (value := stored.header(name)) is not None)

@@ -1,7 +1,7 @@
-"""Removes invocations: a note in the journal that it is closing, a look whether anything is for it, and then all.
+"""Purges invocations: marks the journal as closing, checks that nothing is queued for it, then removes everything.
 
-The last message of a purged journal says that it is gone, for as long as a late copy of its start may come. A message
-that is posted meanwhile waits for the one or the other (`JetStreamStore.post`).
+The last message of a purged journal is a tombstone, kept for as long as a late copy of its start may arrive. A post to
+a closing invocation waits until it is either open again or gone (`Accepting.post`).
 """
 
 from __future__ import annotations
@@ -26,10 +26,11 @@ from perdure.stores.jetstream.wire.wire import Wire
 from perdure.stores.port import Clock
 
 GONE_LEASES = 10
-"""For so many leases it is remembered that an invocation was purged."""
+"""For how many leases the tombstone of a purged invocation is kept."""
 IN_FLIGHT_SECONDS = 0.02
-"""How long an acknowledgement may take until the server has heeded it."""
+"""How long the server may take to apply an acknowledgement."""
 TOGETHER = 20
+"""Invocations that are purged concurrently."""
 
 
 class Purge:
@@ -41,7 +42,7 @@ class Purge:
         self._clock = clock
 
     async def remove(self, ids: Sequence[str], limit: int) -> int:
-        """Remove settled invocations, in this order, at most so many."""
+        """Remove settled invocations, in this order, at most `limit`; return how many."""
         removed, at = 0, 0
         while removed < limit and at < len(ids):
             some = ids[at : at + min(TOGETHER, limit - removed)]
@@ -50,35 +51,35 @@ class Purge:
         return removed
 
     async def _remove_alone(self, id: str) -> bool:
-        """Remove one. What is wrong with it stops no other."""
+        """Remove one invocation. A failure stops no other."""
         try:
             return await self._remove(id)
         except (StoreClosed, StoreUnavailable):
             raise
         except StoreError as error:
             self._wire.limited_log(("purge", id), "invocation %s is not purged: %s", id, error)
-        except Exception as error:  # noqa: BLE001  it stays, and the others go
+        except Exception as error:  # noqa: BLE001  it stays, and the purge of others goes on
             self._wire.limited_log(("purge", id), "invocation %s is not purged: %s", id, error, exc_info=error)
         return False
 
     async def _remove(self, id: str) -> bool:
         tail = await self._journals.tail(id)
-        if tail.facts.status not in SETTLED or not tail.has_frames or self._deliveries.hands.has(id):
+        if tail.facts.status not in SETTLED or not tail.has_frames or self._deliveries.holdings.has(id):
             return False
-        if await self._is_wanted(id) or await self._may_be_started_again(id, tail):
+        if await self._is_needed(id) or await self._may_be_started_again(id, tail):
             return False
         closing = await self._close(id, tail)
         if closing is None:
             return False
-        if await self._is_wanted(id):
+        if await self._is_needed(id):
             await self._wire.delete(self._layout.stream("J", self._layout.partition(id)), closing)
             return False
         return await self._finish(id, tail, closing)
 
-    async def _is_wanted(self, id: str) -> bool:
-        """Tell whether a message or start is on its way to an invocation, or a lease that has not been dropped.
+    async def _is_needed(self, id: str) -> bool:
+        """Report whether a message, start or lease is queued for an invocation.
 
-        A lease is what brings an invocation again whose owner died before the effects of its last frame were done.
+        If the owner died before it performed the effects of the last frame, the lease makes another worker do so.
         """
         layout = self._layout
         stream = layout.stream("Q", layout.partition(id))
@@ -90,13 +91,13 @@ class Purge:
         return False
 
     async def _may_be_started_again(self, id: str, tail: Tail) -> bool:
-        """Tell whether the last frame of its parent or sender, whose effects may be done again, starts it."""
+        """Report whether the last frame of its parent or sender starts it, and that frame's effects may be redone."""
         parent = tail.facts.parent
         if parent is None:
             return False
         frame = await self._journals.last_frame(parent)
         if frame is not None and any(isinstance(each, Claimed) for each in frame.entries):
-            frame = History.of((await self._journals.read(parent))[0]).last  # a claim does the frame before it again
+            frame = History.of((await self._journals.read(parent))[0]).last  # a claim redoes the frame before it
         if id not in starts_in(frame):
             return False
         return not await is_done(self._wire, self._layout, parent, await self._journals.tail(parent))
@@ -113,7 +114,7 @@ class Purge:
             return None
 
     async def _finish(self, id: str, tail: Tail, closing: int) -> bool:
-        ttl = max(1, int(GONE_LEASES * self._deliveries.keeper.lease))
+        ttl = max(1, int(GONE_LEASES * self._deliveries.leases.lease))
         headers = b"%sNats-TTL: %ds\r\n" % (ROLLUP, ttl)
         facts = Facts(id, tail.facts.handler, kind="gone", at=self._clock.now(), quiet=True)
         try:
@@ -122,8 +123,7 @@ class Purge:
             return False
         self._journals.forget(id)
         await self._wire.purge(self._layout.stream("Q", self._layout.partition(id)), self._layout.schedules(id))
-        if (
-            tail.facts.has_blobs or tail.facts.number >= PACK_FRAMES
-        ):  # the process that packed it may have died before it said so
+        # A process may have died between writing a segment and the frame that names it: then `has_blobs` is not set.
+        if tail.facts.has_blobs or tail.facts.number >= PACK_FRAMES:
             await self._wire.purge(self._layout.stream("B", self._layout.partition(id)), self._layout.blobs(id))
         return True

@@ -1,11 +1,11 @@
-"""The index: a table that is brought up to date with the streams whenever it is asked.
+"""The index: a table that catches up with the streams at each query.
 
-What an index shows of an invocation is in the headers of its frames. So each journal stream is read once, headers only,
-by a consumer that begins where the table ends; starts that have not begun are read from the queue, from where that
-was left. Nothing is read while it is not asked, and a caller sees all that was written before.
+All columns of the index are in the headers of frames. So a consumer reads the headers of each journal stream from where
+the table ends, and starts that have not begun are read from the queue. Nothing is read between queries, and a query
+includes everything that was written before it.
 
-What was purged is told by a last message that the server keeps for some minutes only. A table that was not asked for
-longer is compared with the subjects that there are.
+A purged invocation leaves a tombstone that the server keeps for some minutes only. A table that was not queried for
+longer is compared with the subjects that exist.
 """
 
 from __future__ import annotations
@@ -33,17 +33,17 @@ from perdure.stores.jetstream.wire.wire import Wire
 from perdure.stores.port import Clock, Counts, Filter, Row
 
 PULL_BATCH = 2_000
-"""Headers that one pull asks for; they are written together."""
+"""Headers that one pull requests; they are written to the table together."""
 PULL_SECONDS = 0.1
-"""How long a consumer that has nothing may wait for something: it may not have seen yet what its stream has."""
+"""How long an empty consumer may wait for messages: it may lag behind its stream."""
 ANSWER_SECONDS = 5.0
 """How long the server may take to answer a pull."""
 PATIENCE_SECONDS = 5.0
 """How long reading may make no progress before the table is used as it is."""
 BEHIND_SECONDS = 0.005
-"""How soon a consumer that has not seen yet what its stream's leader has is asked again."""
+"""How soon a consumer that lags behind its stream is pulled again."""
 COMPARE_SECONDS = 60.0
-"""After so long without a look, invocations may have been purged unnoticed: less than ten of the shortest leases."""
+"""After this time without a query, tombstones may have expired unread: it is less than ten of the shortest leases."""
 CONSUMER_SECONDS = 300
 """How long the server keeps a consumer that is not pulled."""
 
@@ -56,7 +56,7 @@ log = logging.getLogger("perdure.jetstream")
 
 
 class Lag(Struct, frozen=True):
-    """How far the last answer was behind: messages of journals, at least. All of them were read if it is complete."""
+    """How many messages of journals the last answer lacked at least; none if it is complete."""
 
     messages: int = 0
     complete: bool = True
@@ -68,13 +68,13 @@ class _Partition(Struct):
     queue: str
     read_to: int = 0  # the last sequence of the journals that is in the table
     queue_read_to: int = 0
-    wanted: int = 0  # the last one that there is
+    wanted: int = 0  # the last sequence of the journals
     consumer: str | None = None
     delivered: int = 0  # messages that came from this consumer
 
 
 class Projection:
-    """Lists and counts invocations. `path` is where the table is kept; None: in a temporary file."""
+    """Lists and counts invocations. `path` is the file of the table; None: a temporary file."""
 
     def __init__(self, wire: Wire, layout: Layout, clock: Clock, path: Path | None = None) -> None:
         self._wire = wire
@@ -87,12 +87,12 @@ class Projection:
         self._asked = 0
         self._answered = 0
         self._closed = False
-        self._compared_at = -1  # the number of reconnects when it was last seen that the table is not ahead
+        self._compared_at = -1  # the number of reconnects at the last check that the table is not ahead of the streams
         self._partitions: list[_Partition] = []
         self.lag = Lag()
 
     async def aclose(self) -> None:
-        """Let go of the table, and of the consumers at the server."""
+        """Close the table, and delete the consumers."""
         if self._closed:
             return
         self._closed = True
@@ -109,7 +109,7 @@ class Projection:
 
     # --- answers ------------------------------------------------------------------------------------------------------
     async def search(self, filter: Filter) -> list[Row]:
-        """List what passes a filter, newest first."""
+        """List the invocations that match a filter, newest first."""
         return await self._ask(lambda table: table.search(filter))
 
     async def counts(self) -> Counts:
@@ -118,15 +118,15 @@ class Projection:
         return replace(counts, is_current=self.lag.complete, behind=self.lag.messages)
 
     async def settled(self, before: float, limit: int) -> list[str]:
-        """Return ids of what has settled and not changed since `before`, the oldest first."""
+        """Return the ids of invocations that settled before a time, oldest first."""
         return await self._ask(lambda table: table.settled(before, limit))
 
     async def unsettled(self, partition: int, before: float, limit: int, after: str) -> list[str]:
-        """Return ids of a partition, in order, of what has not settled nor changed since a time."""
+        """Return the ids of unsettled invocations of a partition that have not changed since `before`, in order."""
         return await self._ask(lambda table: table.unsettled(partition, before, limit, after))
 
     async def waited_for(self, limit: int, after: str) -> list[str]:
-        """Return keys, in order, for which an invocation waits."""
+        """Return the keys for which invocations wait, in order."""
         return await self._ask(lambda table: table.waited_for(limit, after))
 
     async def rebuild(self) -> None:
@@ -153,9 +153,9 @@ class Projection:
 
     # --- catching up --------------------------------------------------------------------------------------------------
     async def refresh(self) -> None:
-        """Bring the table to where the streams are now. Callers that ask while that is under way share the next time.
+        """Catch up with the streams. Callers that arrive while this is in progress share the next run.
 
-        Without a server it stays where it is, and `lag` says so; `StoreUnavailable` if there is none yet.
+        Without a server the table stays as it is, and `lag` tells by how much; `StoreUnavailable` if there is no table.
         """
         self._asked += 1
         mine = self._asked
@@ -172,7 +172,7 @@ class Projection:
             positions = await self._in_thread(table.positions)
             if await self._is_ahead(positions):
                 log.warning(
-                    "the streams end before what the index has read, as in an older copy: reading everything again"
+                    "the streams end before the index does, as after restoring an older copy: rebuilding the index"
                 )
                 await self._in_thread(table.clear)
                 positions = {}
@@ -186,7 +186,7 @@ class Projection:
                 raise
             behind = sum(max(0, partition.wanted - partition.read_to) for partition in self._partitions)
             self.lag = Lag(behind, complete=False)
-            log.warning("the index may be behind by %d messages or more: %s", behind, error)
+            log.warning("the index lacks at least %d messages: %s", behind, error)
 
     async def _open(self) -> Table:
         layout = self._layout
@@ -201,8 +201,8 @@ class Projection:
         return table
 
     async def _is_ahead(self, positions: dict[int, Position]) -> bool:
-        """Tell whether more was read than there is: a server may have lost its last writes, or be an older copy."""
-        if self._compared_at == self._wire.reconnects:  # since then it cannot have been set back
+        """Report whether the table is ahead of the streams: a server may have lost writes, or be an older copy."""
+        if self._compared_at == self._wire.reconnects:  # a server loses writes only when it restarts
             return False
         for partition in self._partitions:
             position = positions.get(partition.number, Position())
@@ -212,11 +212,11 @@ class Projection:
         return False
 
     async def _follow(self, partition: _Partition, table: Table, position: Position) -> None:
-        if position.journal != partition.read_to:  # another process brought it forward, or it was cleared
+        if position.journal != partition.read_to:  # another process advanced it, or it was cleared
             self._drop_consumer(partition)
         partition.read_to, partition.queue_read_to = position.journal, position.queue
         began = self._clock.now()
-        # The queue first: what leaves it meanwhile is in its journal, which is read afterwards.
+        # The queue first: a start that leaves it meanwhile is in its journal, which is read next.
         last = await self._last_sequence(partition.queue)
         if last > partition.queue_read_to:
             await self._read_queue(partition, table)
@@ -245,7 +245,7 @@ class Projection:
                 sequence = found[-1].sequence + 1
 
     async def _read_journals(self, partition: _Partition, table: Table) -> None:
-        """Read headers up to the last message that there was when this was asked for."""
+        """Read headers up to `partition.wanted`."""
         progress = time.monotonic()
         while partition.read_to < partition.wanted:
             self._check()
@@ -259,12 +259,12 @@ class Projection:
             elif await self._has_all(partition):
                 partition.read_to = partition.wanted
             elif time.monotonic() > progress + PATIENCE_SECONDS:
-                raise StoreUnavailable(f"jetstream: nothing comes from {partition.journals}")
+                raise StoreUnavailable(f"jetstream: {partition.journals} delivers nothing")
             else:
                 await asyncio.sleep(BEHIND_SECONDS)
 
     async def _has_all(self, partition: _Partition) -> bool:
-        """Tell whether the last messages that there were have been removed meanwhile."""
+        """Report whether everything up to `partition.wanted` was read, or removed meanwhile."""
         last = await self._wire.last(partition.journals, f"{self._layout.namespace}.j.{partition.number}.>")
         return last is None or last.sequence <= partition.read_to
 
@@ -293,7 +293,7 @@ class Projection:
             self._wire.publish(f"$JS.API.CONSUMER.DELETE.{partition.journals}.{name}")
 
     async def _pull(self, partition: _Partition) -> list[Told]:
-        """Return the next headers, in order and without a gap; none if there are none now, or the consumer is lost."""
+        """Return the next headers, in order and without gaps; empty if there are none now, or the consumer is lost."""
         found: list[Told] = []
         ended: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
 
@@ -308,8 +308,8 @@ class Projection:
                 if status != STATUS_HEARTBEAT:
                     end(well=status in STATUS_NO_MORE)
                 return
-            sequence, number = _place_of(reply)
-            if number != partition.delivered + 1:  # some were lost on their way
+            sequence, number = _sequences_of(reply)
+            if number != partition.delivered + 1:  # a gap
                 end(well=False)
                 return
             partition.delivered = number
@@ -332,22 +332,22 @@ class Projection:
             self._drop_consumer(partition)
         return found
 
-    # --- what was purged unnoticed ------------------------------------------------------------------------------------
+    # --- unnoticed purges ---------------------------------------------------------------------------------------------
     async def _compare(self, partition: _Partition, table: Table, began: float) -> None:
-        """Remove the rows of invocations that are nowhere any more."""
+        """Remove the rows of invocations that no stream holds."""
         namespace, number = self._layout.namespace, partition.number
         there: set[str] = set()
-        for stream, subjects, place in (
+        for stream, subjects, position in (
             (partition.queue, f"{namespace}.q.{number}.start.>", 5),
             (partition.queue, f"{namespace}.t.{number}.>", 3),
             (partition.journals, f"{namespace}.j.{number}.>", 3),
         ):
             async for subject in self.subjects(stream, subjects):
-                there.add(subject.split(".")[place])
+                there.add(subject.split(".")[position])
         read_to = partition.read_to
         removed = await self._in_thread(lambda: table.keep(number, there, read_to, began - COMPARE_SECONDS))
         if removed:
-            log.info("the index forgot %d invocations that were purged", removed)
+            log.info("removed %d purged invocations from the index", removed)
 
     async def subjects(self, stream: str, filter: str) -> AsyncGenerator[str, None]:
         """Iterate over the subjects that match and have messages, many at a time."""
@@ -363,10 +363,10 @@ class Projection:
                 return
 
 
-def _place_of(reply: str) -> tuple[int, int]:
-    """Return the sequence in the stream, and that of the consumer: both are in the subject to acknowledge on."""
+def _sequences_of(reply: str) -> tuple[int, int]:
+    """Return the stream sequence and the consumer sequence of a delivery, from its reply subject."""
     parts = reply.split(".")
-    at = 5 if len(parts) < 11 else 7  # where there is a domain, it and the account stand before them
+    at = 5 if len(parts) < 11 else 7  # a domain and an account may precede them
     return int(parts[at]), int(parts[at + 1])
 
 

@@ -1,6 +1,6 @@
-"""Single rows; lists and counts are the `projection`'s.
+"""Reads single rows; `projection` has lists and counts.
 
-A row is what the headers of the last frame say, or the start while there is none.
+A row comes from the headers of the last frame, or from the start while there is none.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from perdure.stores.port import Row
 
 
 def row_of(facts: Facts, status: Status | None = None) -> Row:
-    """Return the row that facts make."""
+    """Return the row of facts."""
     return Row(facts.id, facts.handler, status or facts.status, facts.key, facts.created_at, facts.at, facts.due)
 
 
@@ -36,8 +36,8 @@ class Rows:
         found = await self._finder.start(id, tail)
         if found is None:
             return None
-        start, put_off = found
-        is_scheduled = put_off and await self._is_scheduled(id, start.key)
+        start, is_waiting = found
+        is_scheduled = is_waiting and await self._is_scheduled(id, start.key)
         status: Status = "scheduled" if is_scheduled else "pending"
         if tail.facts.kind == "reserved":
             return row_of(tail.facts, status)

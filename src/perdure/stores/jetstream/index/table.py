@@ -1,7 +1,7 @@
-"""The table of the index: rows of invocations, and how far they follow the streams. SQLite only; knows no server.
+"""The table of the index: rows of invocations, and up to where the streams were read. SQLite only; knows no server.
 
-It is a cache, in a temporary file or in one that outlives the process and that several may share: everything in it can
-be read from the streams again. An older frame never replaces a newer one, so that two processes may write the same.
+It is a cache that can be rebuilt from the streams, in a temporary file, or in one that outlives the process and that
+several processes may share. An older frame never replaces a newer one, so two of them may write the same rows.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from perdure.stores.port import Counts, Filter, Row
 from perdure.stores.sql.index import COUNTS, INDEXES, SETTLED, counts_of, query_of
 
 VERSION = 2
-"""A file of another version is made anew."""
+"""A file of another version is rebuilt."""
 BUSY_SECONDS = 10.0
-"""How long another process may hold the file."""
+"""How long to wait for another process that holds the file's lock."""
 IDS_LIMIT = 500
-"""Ids that are looked up at a time."""
+"""Ids that are looked up in one query."""
 
 log = logging.getLogger("perdure.jetstream")
 
@@ -45,7 +45,7 @@ CREATE TABLE position (
 );
 CREATE TABLE meta (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
 """
-# `sequence` is that of the last message of the journal that was seen, 0 for a start that is only queued.
+# `shard` is the partition. `sequence` is that of the last message of the journal, 0 for a start that is only queued.
 _INSERT = "INSERT INTO invocation VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)"
 _TOLD = (
     f"{_INSERT} ON CONFLICT (id) DO UPDATE SET handler = excluded.handler, status = excluded.status, "
@@ -68,18 +68,18 @@ _UNSETTLED = (
 _WAITED_FOR = "SELECT DISTINCT key FROM invocation WHERE key > ? AND status = 'pending' ORDER BY key LIMIT ?"
 
 TEMPORARY = ""
-"""SQLite's name for a temporary file that goes with the connection. It takes no memory of a worker."""
+"""SQLite's name for a temporary file, which is deleted with the connection. It costs a worker no memory."""
 
 
 class Told(Struct):
-    """A message of a journal stream: its sequence, and what its header says."""
+    """A message of a journal stream: its sequence and the facts of its header."""
 
     sequence: int
     facts: Facts
 
 
 class Position(Struct, frozen=True):
-    """How far a shard was read: the last sequences of both streams, and when that was."""
+    """Up to where a partition was read: the last sequences of both streams, and the time."""
 
     journal: int = 0
     queue: int = 0
@@ -87,10 +87,10 @@ class Position(Struct, frozen=True):
 
 
 class Table:
-    """The rows. All of it is for one thread at a time."""
+    """The rows. Not thread-safe."""
 
     def __init__(self, path: Path | None, identity: str) -> None:
-        """Open the table of the store with this identity. A file that another store or an accident left is emptied."""
+        """Open the table of the store with this identity. A file of another store, or a damaged one, is emptied."""
         self._path = path
         self._db = _open(path, f"{VERSION} {identity}")
 
@@ -116,15 +116,15 @@ class Table:
         return counts_of(self._read(COUNTS))
 
     def settled(self, before: float, limit: int) -> list[str]:
-        """Return ids of what has settled and not changed since `before`, the oldest first."""
+        """Return the ids of invocations that settled before a time, oldest first."""
         return [id for (id,) in self._read(_DUE, (before, limit))]
 
     def unsettled(self, shard: int, before: float, limit: int, after: str) -> list[str]:
-        """Return ids of a shard, in order, of what has not settled nor changed since a time."""
+        """Return the ids of unsettled invocations of a partition that have not changed since `before`, in order."""
         return [id for (id,) in self._read(_UNSETTLED, (after, shard, before, limit))]
 
     def waited_for(self, limit: int, after: str) -> list[str]:
-        """Return the keys, in order, for which an invocation waits."""
+        """Return the keys for which invocations wait, in order."""
         return [key for (key,) in self._read(_WAITED_FOR, (after, limit))]
 
     def _read(self, query: str, values: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
@@ -133,25 +133,25 @@ class Table:
         except sqlite3.OperationalError:
             raise
         except sqlite3.DatabaseError as error:
-            text = f"the index in {self._path} is damaged ({error}): delete that file, it is read from the server again"
+            text = f"the index in {self._path} is damaged ({error}): delete that file, and it is rebuilt"
             raise StoreDamaged(text) from error
 
     # --- following ----------------------------------------------------------------------------------------------------
     def promote(self, now: float) -> None:
-        """Let what is due by now be pending."""
+        """Mark scheduled invocations that are due as pending."""
         if self._read("SELECT 1 FROM invocation WHERE status = 'scheduled' AND due <= ? LIMIT 1", (now,)):
             with self._db as db:
                 db.execute(_PROMOTE, (now,))
 
     def add_queued(self, found: Iterable[tuple[int, Facts]], now: float) -> None:
-        """Take in starts of the queue, with the shards of their ids: rows of those that have no journal yet."""
+        """Insert rows for queued starts that have no journal yet, given with their partitions."""
         rows = [_row(facts, 0, shard, now) for shard, facts in found if facts.handler]
         gone = self._gone([row[0] for row in rows])
-        with self._db as db:  # a start that is still there although its invocation was purged is no new one
+        with self._db as db:  # a leftover start of a purged invocation is not a new one
             db.executemany(_QUEUED, [row for row in rows if row[0] not in gone])
 
     def add_told(self, shard: int, found: Sequence[Told], now: float) -> None:
-        """Take in messages of the journals, in order, and with them how far they were read."""
+        """Apply messages of the journals, in order, and advance the position with them, in one transaction."""
         last: dict[str, Told] = {}
         gone: dict[str, int] = {}
         for each in found:
@@ -168,14 +168,14 @@ class Table:
             db.execute(_POSITION, (shard, found[-1].sequence, 0, 0.0))
 
     def note(self, shard: int, position: Position) -> None:
-        """Note how far a shard was read, never less far than before."""
+        """Advance the position of a partition; it never goes back."""
         with self._db as db:
             db.execute(_POSITION, (shard, position.journal, position.queue, position.looked_at))
 
     def keep(self, shard: int, there: set[str], read_to: int, since: float) -> int:
-        """Remove the rows of a shard whose ids, as tokens of subjects, are not there; return how many.
+        """Remove the rows of a partition whose ids, as tokens of subjects, are not in `there`; return how many.
 
-        Those that came later than what `there` was made of stay: a sequence above `read_to`, or queued after `since`.
+        Rows newer than `there` stay: those with a sequence above `read_to`, or queued after `since`.
         """
         with self._db as db:
             rows = db.execute(
@@ -213,16 +213,16 @@ def _open(path: Path | None, identity: str) -> sqlite3.Connection:
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             return _connect(str(path), identity)
-        except sqlite3.OperationalError:  # locked, no space, not to be opened
+        except sqlite3.OperationalError:  # locked, full, or cannot be opened
             raise
         except sqlite3.DatabaseError as error:
-            log.warning("the index in %s is damaged, and is read from the server again: %s", path, error)
+            log.warning("the index in %s is damaged: rebuilding it: %s", path, error)
             for suffix in ("", "-wal", "-shm"):
                 with contextlib.suppress(FileNotFoundError):
                     path.with_name(path.name + suffix).unlink()
             return _connect(str(path), identity)
     except (sqlite3.Error, OSError) as error:
-        log.warning("the index cannot be kept in %s, and is kept in a temporary file: %s", path, error)
+        log.warning("the index cannot be kept in %s, using a temporary file: %s", path, error)
         return _connect(TEMPORARY, identity)
 
 

@@ -1,7 +1,7 @@
-"""Payloads above the server's limit, in pieces on a stream of their own, under the invocation that they belong to.
+"""Payloads above the server's limit: stored in pieces on a stream of their own, under the id of their invocation.
 
-The pieces are written before the message that names them, so that a reader of the message finds them; those of a
-message that was never written are removed with the invocation. A start keeps a copy for the invocation that it starts.
+The pieces are written before the message that names them, so a reader of the message finds them. Pieces whose message
+was never written are removed with the invocation. A start stores its own copy, under the id that it starts.
 """
 
 from __future__ import annotations
@@ -18,28 +18,28 @@ from perdure.stores.jetstream.wire.wire import Wire
 
 PIECE_BYTES = 512 * 1024
 PIECES_AT_A_TIME = 8
-"""Pieces that are written, or read, together."""
+"""Pieces that are written or read concurrently."""
 
 
 class Blobs:
-    """Keeps large payloads."""
+    """Stores large payloads."""
 
     def __init__(self, wire: Wire, layout: Layout) -> None:
         self._wire = wire
         self._layout = layout
 
     def is_large(self, data: bytes) -> bool:
-        """Tell whether a payload does not fit into a message."""
+        """Report whether a payload is too large for a message."""
         return len(data) > self._wire.payload_limit
 
     async def save(self, id: str, facts: Facts, data: bytes) -> tuple[Facts, bytes]:
-        """Write a payload in pieces if it is large; return what to say, and what is left for the message."""
+        """Write a payload in pieces if it is large; return the facts and the payload of the message."""
         if not self.is_large(data):
             return facts, data
         return replace(facts, blob=await self.keep(id, data)), b""
 
     async def keep(self, id: str, data: bytes) -> str:
-        """Write something in pieces, whatever its size, and return what names it."""
+        """Write data in pieces, whatever its size; return the name to fetch it by."""
         name = secrets.token_hex(8)
         size = min(PIECE_BYTES, self._wire.payload_limit)
         pieces = [data[at : at + size] for at in range(0, len(data), size)]
@@ -57,7 +57,7 @@ class Blobs:
         return await self.fetch(id, facts.blob) if facts.blob else data
 
     async def fetch(self, id: str, blob: str) -> bytes:
-        """Read what was kept under a name."""
+        """Read the data that `keep` wrote."""
         name, _, number = blob.partition(":")
         count = int(number)
         stream = self._layout.stream("B", self._layout.partition(id))
@@ -70,7 +70,7 @@ class Blobs:
                 pieces[int(each.subject.rpartition(".")[2])] = each.data
             sequence = found[-1].sequence + 1
         for n in range(count):
-            if n not in pieces:  # the replica that answered may be behind: the leader is not
+            if n not in pieces:  # the replica that answered may lag: ask the leader
                 piece = await self._wire.last(stream, self._layout.blob(id, name, n))
                 if piece is None:
                     raise StoreDamaged(

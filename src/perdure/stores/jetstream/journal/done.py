@@ -1,8 +1,8 @@
-"""Whether what follows from the last frame of a journal is known to be done, so that it is not done again.
+"""Tells whether the effects of the last frame of a journal are known to be done, and need not be redone.
 
-A wake that an invocation asks for when it waits is set after all else that follows from its frame, and names the frame
-by its number: in a schedule first, in the queue when it is due, until the next frame. Whoever finds it knows. Where
-there is none, nothing is known, and what the frame starts is kept (`purge`).
+The wake of an invocation that waits is set after all other effects of the frame, and carries the number of the frame:
+as a schedule first, and in the queue once it is due, until the next frame. If it is found, the effects are done. If
+not, nothing is known, and the invocations that the frame starts are not purged (`purge`).
 """
 
 from __future__ import annotations
@@ -11,24 +11,24 @@ from perdure.core.journal import CallChild, Frame, SendStart
 from perdure.stores.jetstream.journal.journals import Tail
 from perdure.stores.jetstream.layout.facts import facts_of
 from perdure.stores.jetstream.layout.subjects import Layout
-from perdure.stores.jetstream.ownership.keeping import DUE
+from perdure.stores.jetstream.ownership.leases import DUE
 from perdure.stores.jetstream.wire.wire import Wire
 
 
 def starts_in(frame: Frame | None) -> set[str]:
-    """Return the ids of what a frame starts."""
+    """Return the ids of the invocations that a frame starts."""
     if frame is None:
         return set()
     return {each.start.id for each in frame.commands if isinstance(each, CallChild | SendStart)}
 
 
 async def is_done(wire: Wire, layout: Layout, id: str, tail: Tail) -> bool:
-    """Tell whether the effects of the last frame are known to be done; False where nothing tells."""
+    """Report whether the effects of the last frame are known to be done."""
     facts = tail.facts
     if facts.owner or not facts.wake or facts.kind != "frame":
         return False
     stream = layout.stream("Q", layout.partition(id))
-    # In the order in which it moves on: from the schedule to the queue, and there perhaps to the workers that serve it.
+    # In the order in which it moves: from the schedule to the queue, and perhaps on to workers that serve the handler.
     for subject in (
         layout.schedule(id, f"due.{facts.epoch}"),
         layout.wake(id, DUE),

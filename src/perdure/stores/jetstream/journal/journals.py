@@ -1,8 +1,8 @@
-"""Journals on a stream: one message for each frame, guarded by the sequence of the one before.
+"""Journals on a stream: one message per frame, guarded by the sequence of the frame before.
 
-A journal's revision is the sequence of its last frame: it grows, with gaps. Before the first frame a subject may hold a
-reservation (the start, for an id that a client chose or that waits for a key); after the last one a note that it is
-being purged, and then that it is gone. Each frame carries the running checksum of all before it. Frames of long
+The revision of a journal is the sequence of its last frame, which grows with gaps. Before the first frame a subject may
+hold a reservation: the start, if a client chose its id or it has a key. After the last frame it may hold a mark that
+the journal is closing, then a tombstone. Each frame carries the running checksum of the journal. The frames of long
 journals are in segments (`packs`).
 """
 
@@ -46,7 +46,7 @@ from perdure.stores.jetstream.wire.wire import Wire
 from perdure.stores.port import Transition
 
 TAILS_LIMIT = 20_000
-"""Ends of journals that are kept, so that the next frame needs no read."""
+"""Tails of journals that are cached, so that appending needs no read."""
 
 Tails = dict[str, "Tail"]
 
@@ -54,7 +54,7 @@ log = logging.getLogger("perdure.jetstream")
 
 
 class Tail(Struct, frozen=True):
-    """The last message of a journal's subject: its sequence (0: there is none) and what it says."""
+    """The last message on the subject of a journal: its sequence (0: there is none) and its facts."""
 
     sequence: int = 0
     facts: Facts = Facts(kind="none")
@@ -70,7 +70,7 @@ class Tail(Struct, frozen=True):
 
     @property
     def revision(self) -> int:
-        """The revision as the Store protocol has it."""
+        """The revision, as the Store protocol defines it."""
         return self.sequence if self.has_frames else 0
 
 
@@ -89,23 +89,23 @@ class Journals:
         self._layout = layout
         self._blobs = blobs
         self._name = name
-        self.copies = 1  # of each stream, when the store was opened
+        self.copies = 1  # replicas of each stream, as of the opening of the store
         self._tails: OrderedDict[str, Tail] = OrderedDict()
 
     @property
     def _replicated(self) -> bool:
-        """Tell whether a replica that is behind may answer a direct read. Replicas may be added while workers run."""
+        """Report whether a replica that lags may answer a direct read. Replicas may be added while workers run."""
         return self.copies > 1 or self._wire.is_clustered
 
     def apart(self) -> Journals:
-        """Return one that reads the same, and whose reads change nothing of what is known here."""
+        """Return a reader of the same journals with its own cache of tails."""
         other = Journals(self._wire, self._layout, self._blobs, self._name)
         other.copies = self.copies
         return other
 
     # --- tails --------------------------------------------------------------------------------------------------------
     def known(self, id: str) -> Tail | None:
-        """Return the end of a journal as it was last seen here."""
+        """Return the cached tail of a journal."""
         return self._tails.get(id)
 
     def note(self, id: str, tail: Tail) -> None:
@@ -121,11 +121,11 @@ class Journals:
         self._tails.pop(id, None)
 
     async def tail(self, id: str) -> Tail:
-        """Read the end of a journal, from the leader."""
+        """Read the tail of a journal, from the leader."""
         return (await self.tails([id]))[id]
 
     async def tails(self, ids: Sequence[str]) -> Tails:
-        """Read the ends of journals. One that does not exist is not there according to the leader."""
+        """Read the tails of journals. The leader confirms that a journal does not exist."""
         layout = self._layout
         found: Tails = {}
         by_partition: dict[int, list[str]] = {}
@@ -135,7 +135,9 @@ class Journals:
         async def read(partition: int, mine: list[str]) -> None:
             stream = layout.stream("J", partition)
             if self._replicated:
-                for begin in range(0, len(mine), BATCH_LIMIT):  # the API has a queue, and drops what is too much
+                for begin in range(
+                    0, len(mine), BATCH_LIMIT
+                ):  # the server drops API requests beyond the length of its queue
                     some = mine[begin : begin + BATCH_LIMIT]
                     lasts = await asyncio.gather(*(self._wire.last(stream, layout.journal(id)) for id in some))
                     found.update({id: tail_of(last) for id, last in zip(some, lasts, strict=True)})
@@ -172,14 +174,14 @@ class Journals:
         sum = 0
         for each in stored:
             facts = facts_of(each.headers)
-            if facts.kind == "gone":  # purged after a part of it was read, or by a replica that is behind
+            if facts.kind == "gone":  # purged while it was read, or as read from a replica that lags
                 frames, sum = [], 0
             if facts.kind not in JOURNAL_KINDS:
-                raise _damaged(id, each.sequence, "it is no message of a journal")
+                raise _damaged(id, each.sequence, "this is not a message of a journal")
             if facts.kind != "frame":
                 continue
             data = await self._blobs.load(id, facts, each.data)
-            if facts.is_pack:  # it stands for those before it too, which may have come from a page read earlier
+            if facts.is_pack:  # it includes those before it, which may also have come with an earlier page
                 pack = decode_pack(data)
                 frames = [frame for name in pack.segments for frame in await self._segment(id, name)]
                 sum, data = pack.sum, pack.frame
@@ -195,8 +197,8 @@ class Journals:
 
     async def _segment(self, id: str, name: str) -> list[bytes]:
         segment = decode_segment(await self._blobs.fetch(id, name))
-        for place, large in segment.large.items():
-            segment.frames[place] = await self._blobs.fetch(id, large)
+        for index, large in segment.large.items():
+            segment.frames[index] = await self._blobs.fetch(id, large)
         return segment.frames
 
     async def _frame(self, id: str, facts: Facts, data: bytes) -> Frame:
@@ -205,16 +207,16 @@ class Journals:
         return decode_frame(decode_pack(data).frame if facts.is_pack else data, id)
 
     async def _first_frame(self, id: str, facts: Facts, data: bytes) -> Frame:
-        """Return the first of the frames that a message stands for."""
+        """Return the first of the frames that a message holds."""
         if not facts.is_pack:
             return await self._frame(id, facts, data)
         pack = decode_pack(await self._blobs.load(id, facts, data))
         return decode_frame((await self._segment(id, pack.segments[0]))[0], id)
 
     async def start(self, id: str) -> Start | None:
-        """Return the start that a journal holds, in its reservation or its first frame.
+        """Return the start in the reservation or first frame of a journal.
 
-        From the leader: a caller that finds none reports that there is no such invocation.
+        Read from the leader: if there is none, callers report that the invocation does not exist.
         """
         subject = self._layout.journal(id)
         stream, sequence = self._layout.stream_of(subject), 0
@@ -242,18 +244,18 @@ class Journals:
     # --- packing ------------------------------------------------------------------------------------------------------
     @staticmethod
     def is_to_be_packed(tail: Tail) -> bool:
-        """Tell whether the next frame takes those before it along. What cannot be done then waits for as many more."""
+        """Report whether the next frame packs those before it. If that fails, it is due again `PACK_FRAMES` later."""
         loose = tail.facts.number - tail.facts.packed if tail.has_frames else 0
         return loose > 0 and loose % PACK_FRAMES == 0
 
     async def pack(self, tail: Tail, facts: Facts, data: bytes) -> tuple[Facts, bytes]:
-        """Take all frames up to a tail along with the next one; return what to say then, and the message.
+        """Pack all frames up to a tail with the next one; return the facts and payload of its message.
 
-        Nothing changes if they are not all there, whole, as far as can be seen: what would be replaced is looked at.
+        The frames to be replaced are read and verified first. If one is missing, nothing is packed.
         """
         loose = await self._loose(facts.id, tail)
         if loose is None:
-            log.warning("the journal of invocation %s is not packed now: not all of it could be read", facts.id)
+            log.warning("the journal of invocation %s is not packed: not all of it could be read", facts.id)
             return facts, data
         segments, segment = loose
         name = await self._blobs.keep(facts.id, encode_segment(segment))
@@ -261,7 +263,7 @@ class Journals:
         return facts, encode_pack(Pack([*segments, name], tail.facts.sum, data))
 
     async def _loose(self, id: str, tail: Tail) -> tuple[list[str], Segment] | None:
-        """Return the segments that there are, and the frames behind them up to a tail; None if one is missing."""
+        """Return the existing segments, and the frames after them up to a tail; None if a frame is missing."""
         subject = self._layout.journal(id)
         segments: list[str] = []
         segment = Segment()
@@ -285,7 +287,7 @@ class Journals:
 
     # --- appending ----------------------------------------------------------------------------------------------------
     def next_frame(self, transition: Transition, tail: Tail, at: float) -> tuple[bytes, Facts]:
-        """Return the bytes of a transition's frame, and what is to be said of it."""
+        """Return the encoded frame of a transition, and its facts."""
         frame = transition.frame
         assert frame is not None
         data = encode_frame(frame)

@@ -1,9 +1,9 @@
-"""Long journals, packed. One thin journal that is spread over a large stream reads slowly: a block for each frame.
+"""Packs long journals. A journal that is spread over a large stream reads slowly: the server reads a block per frame.
 
-Now and then a new frame takes all those before it along: they go into a segment, which is kept as large payloads are,
-and the message of the new frame says which segments there are, and replaces all others on its subject. Guard, number
-and checksum are those of any frame, so a reader is either before or behind it, and nothing is written twice. An index
-that is made anew may find nothing else of an invocation than such a message.
+Every `PACK_FRAMES` frames, the new frame packs all those before it. They go into a segment, stored as a large payload;
+the message of the new frame lists all segments and replaces all others on its subject. It has the guard, number and
+checksum of any frame, so a reader gets the journal either before or after it, and nothing is written twice. When an
+index is rebuilt, this may be the only message of an invocation.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ import msgspec
 from msgspec import Struct
 
 PACK_FRAMES = 256
-"""Frames of a journal that are messages of their own, before the next one takes them along."""
+"""How many frames are separate messages before the next frame packs them."""
 
 
 class Pack(Struct, frozen=True, array_like=True):
-    """What the message of a frame holds that has taken others along: their segments and checksum, and the frame."""
+    """The payload of a frame that packs others: their segments and running checksum, and the frame."""
 
     segments: list[str]
     sum: int
@@ -26,7 +26,7 @@ class Pack(Struct, frozen=True, array_like=True):
 
 
 class Segment(Struct, frozen=True, array_like=True):
-    """Frames in order. One that is kept as a large payload is empty here, and `large` has the name of that by place."""
+    """Frames in order. One that is stored as a large payload is empty here; `large` maps its index to its name."""
 
     frames: list[bytes] = []
     large: dict[int, str] = {}

@@ -1,1 +1,1 @@
-"""Keys: their queues, their holders and their state."""
+"""Keys: queues, holders and state."""

@@ -1,17 +1,18 @@
-"""Keys on streams: a record for each, and a queue of waiting invocations that no consumer covers.
+"""Keys on streams: a record per key, and a queue of waiting invocations that no consumer covers.
 
     perdure.l.<s>.<key>.<id>.<generation>    a waiting start, or a retry's position, in the order of the stream
-    perdure.k.<s>.key.<key>                  the holder, and the state as the last holder left it
+    perdure.k.<s>.key.<key>                  the holder, and the state that the last holder left
 
-A start or retry takes a position in the queue, then puts a note "look at this key" behind it. A worker that gets the
-note, or that releases the key, grants the key in three steps: the record names the first in the queue (guarded), its
-start or a wake goes into the work queue, its position is deleted. The next look at the key finishes what was left.
+A start or retry is appended to the queue, followed by a note "look at this key" in the work queue. A worker that gets
+the note, or that releases the key, grants the key in three steps: it writes the first in the queue into the record
+(guarded), puts its start or a wake into the work queue, and deletes its position. The next look completes a grant that
+was interrupted.
 
 The search for the next position begins at the last known first one. That is fast for any length of the queue, unless
 the stream begins with the queue: then the server scans all positions. So one message stays before all key queues.
 
-After each change the record is copied into the stream of journals, with the sequence of its write. A record older than
-its copy means that the server lost the newer one: it is restored from the copy, with an error in the log.
+After each change the record is copied into the stream of journals, with the sequence of its write. If a record is older
+than its copy, the server lost the newer one: it is restored from the copy, and an error is logged.
 
 A worker that releases a key with an empty queue writes that the key is free, then looks again: a note that came in
 between found the key still held.
@@ -47,11 +48,11 @@ LIMIT = "=limit"
 HEADS_LIMIT = 10_000
 """Keys for which the sequence of the first position is cached."""
 SEEN_LIMIT = 10_000
-"""Keys whose record was seen on this connection; for other keys the copy is read too."""
+"""Keys whose record was read on this connection; for other keys the copy is read too."""
 
 
 class Record(Struct, frozen=True, array_like=True):
-    """A key as it is stored."""
+    """The record of a key."""
 
     name: str
     holder: str | None = None
@@ -60,7 +61,7 @@ class Record(Struct, frozen=True, array_like=True):
 
 
 class Copy(Struct, frozen=True, array_like=True):
-    """A record, and the sequence under which it was written."""
+    """A record, and the sequence of its write."""
 
     of: int
     record: Record
@@ -75,7 +76,7 @@ log = logging.getLogger("perdure.jetstream")
 
 
 class Keys:
-    """Grants keys and takes them back."""
+    """Grants and releases keys."""
 
     def __init__(self, wire: Wire, layout: Layout, blobs: Blobs, journals: Journals) -> None:
         self._wire = wire
@@ -107,10 +108,10 @@ class Keys:
             raise StoreDamaged(f"{text}; restore a backup") from error
 
     async def _checked_record(self, name: str, *, repair: bool = True) -> tuple[Record, int]:
-        """Read a record and compare it with its copy: the stream of records may have lost its end.
+        """Read a record, and compare it with its copy: the stream of records may have lost its end.
 
-        A server drops everything after a damaged block, but only when it restarts: a record seen on this connection
-        needs no comparison.
+        A server drops everything after a damaged block, but only when it restarts: a record that was read on this
+        connection needs no comparison.
         """
         reconnects, seen = self._seen.get(name, (-1, 0))
         if reconnects == self._wire.reconnects:
@@ -118,7 +119,7 @@ class Keys:
             if sequence >= seen:
                 self._saw(name, sequence)
                 return record, sequence
-        copy = await self._copy(name)  # first the copy: a write in between is in the record
+        copy = await self._copy(name)  # the copy first: a write in between makes the record newer, not the copy
         record, sequence = await self._record(name)
         if copy is not None and copy.of > sequence:
             return await self._repair(copy, sequence) if repair else (copy.record, sequence)
@@ -129,8 +130,8 @@ class Keys:
         """Restore a record from its copy."""
         name = copy.record.name
         log.error(
-            "key %r: the server lost its record: message %d of %s is gone, the last one is %d. Holder and state are "
-            "restored from the copy in the stream of journals",
+            "key %r: the server lost its record: message %d of %s is missing, the last one is %d. Restoring holder "
+            "and state from the copy in the stream of journals",
             *(name, copy.of, self._layout.stream_of(self._layout.key(name)), sequence),
         )
         if not await self._write(copy.record, sequence):
@@ -166,7 +167,7 @@ class Keys:
         return True
 
     async def _write_copy(self, copy: Copy) -> None:
-        """Write the copy of a durable record. No caller waits: it matters only if the server loses the record."""
+        """Write the copy of a durable record, without waiting: it is needed only if the server loses the record."""
         facts, data = await self._blobs.save(copy.record.name, Facts(kind="key", quiet=True), _encode_copy(copy))
         self._wire.put(self._layout.key_copy(copy.record.name), data, self._copy_told, headers=ROLLUP + lines_of(facts))
 
@@ -176,13 +177,13 @@ class Keys:
 
     # --- the queue ----------------------------------------------------------------------------------------------------
     async def waiting(self, name: str) -> int:
-        """Return about how many positions a key queue has, for the limit: a replica that lags may answer."""
+        """Return the approximate length of a key queue, for the limit: a replica that lags may answer."""
         return await self._wire.count(
             self._layout.stream("Q", self._layout.partition(name)), self._layout.key_queue(name)
         )
 
     async def join(self, name: str, starts: Sequence[Start], at: float) -> None:
-        """Give starts positions in the queue, in this order; some may have theirs already."""
+        """Append starts to the queue, in this order. Some may have their positions already."""
         stream = self._layout.stream("Q", self._layout.partition(name))
         if stream not in self._streams:
             await self._put(self._layout.before_key_queues(name), b"", lines_of(Facts(kind="first")))
@@ -195,7 +196,7 @@ class Keys:
         await self._take(name, positions)
 
     async def enlist(self, id: str, enlist: Enlist) -> None:
-        """Give a retried invocation a position, unless it holds the key."""
+        """Append a retried invocation to the queue, unless it holds the key."""
         record, _ = await self._checked_record(enlist.key)
         if record.holder == id and record.generation == enlist.generation:
             await self._hand_over(record)
@@ -204,9 +205,9 @@ class Keys:
         await self._take(enlist.key, [(subject, id.encode(), lines_of(Facts(id, kind="again")))])
 
     async def _take(self, name: str, positions: Sequence[tuple[str, bytes, bytes]]) -> None:
-        """Put positions into the queue and a note behind them. They share a stream, so their sequences tell the order.
+        """Append positions to the queue, and a note after them. They share a stream, so their sequences tell the order.
 
-        After a reconnect or an election the note may precede a position, and find the queue without it.
+        After a reconnect or an election the note may precede a position and miss it: then another note is sent.
         """
         *sequences, note = await asyncio.gather(
             *(self._put(*position) for position in positions), self.ask_to_look(name)
@@ -217,22 +218,22 @@ class Keys:
     async def _put(self, subject: str, data: bytes, headers: bytes) -> float:
         try:
             return await self._wire.store(subject, data, expected=0, headers=headers)
-        except WrongSequence:  # it exists; the process that put it may have died before the note
+        except WrongSequence:  # it exists, but the process that stored it may have died before sending the note
             return math.inf
 
     async def ask_to_look(self, name: str) -> int:
         return await self._wire.store(self._layout.nudge(name, "look"), name.encode(), headers=lines_of(LOOK))
 
     async def leave(self, name: str, id: str, generation: int) -> None:
-        """Give up a position in the queue."""
+        """Remove a position from the queue."""
         subject = self._layout.key_position(name, id, generation)
         await self._wire.purge(self._layout.stream_of(subject), subject)
 
     async def withdraw(self, name: str, id: str) -> bool:
-        """Give up a position so that it can no longer be granted; false if it was.
+        """Remove a position so that it can no longer be granted; return false if it was granted.
 
-        A grant in progress may have read the position already, but it names the record that it replaces. So the
-        record is written anew, unchanged, and that grant fails.
+        A grant in progress may have read the position already. Its write is guarded by the record that it read, so
+        writing the record again, unchanged, makes that grant fail.
         """
         while True:
             record, sequence = await self._checked_record(name)
@@ -248,7 +249,7 @@ class Keys:
 
     # --- granting -----------------------------------------------------------------------------------------------------
     async def look(self, name: str) -> None:
-        """Grant a free key to the first in its queue, and finish a grant that was interrupted."""
+        """Grant a free key to the first in its queue, or complete a grant that was interrupted."""
         while True:
             record, sequence = await self._checked_record(name)
             if record.holder is not None:
@@ -259,18 +260,18 @@ class Keys:
                 return
 
     async def _next(self, name: str) -> Stored | None:
-        """Return the position to grant next. Read the record before.
+        """Return the position to grant next. The record must have been read before.
 
-        A start sent again, by a client or by redone effects, may take a second position: between the grant and the
-        first frame nothing shows that it was granted. A second grant would, on release, bring an old state back. An
-        earlier holder has ended by now, and its journal says so: its position is dropped.
+        A start that is sent twice, by a client or by redone effects, may get a second position: between the grant and
+        the first frame nothing shows that it was granted. A second grant would restore an old state on release. But an
+        earlier holder has ended by now, as its journal shows: its position is dropped.
         """
-        while (first := await self._first(name)) is not None and await self._has_had_it(first):
+        while (first := await self._first(name)) is not None and await self._is_stale(first):
             await self._wire.delete(self._layout.stream_of(first.subject), first.sequence)
         return first
 
-    async def _has_had_it(self, position: Stored) -> bool:
-        """Tell whether a position is for a run that has begun, or that ended without beginning."""
+    async def _is_stale(self, position: Stored) -> bool:
+        """Report whether the generation at a position has begun, or was purged."""
         id, generation = await self._waiting_at(position)
         if not generation:
             tail = await self._journals.tail(id)
@@ -278,10 +279,10 @@ class Keys:
         return History.of((await self._journals.read(id))[0]).generation >= generation
 
     async def _first(self, name: str) -> Stored | None:
-        """Return the first position in the queue, as the leader knows it.
+        """Return the first position in the queue, from the leader.
 
-        A replica that lags may miss the position whose note has just come, and no other note will come. Or it may
-        still show one that is gone: the key would be held for ever.
+        A replica that lags may miss a position whose only note has just arrived, or still have one that was removed,
+        and then the key would be held for ever.
         """
         stream = self._layout.stream("Q", self._layout.partition(name))
         found = await self._wire.first(stream, self._layout.key_queue(name), self._heads.get(name, 1))
@@ -292,7 +293,7 @@ class Keys:
         return found
 
     async def _waiting_at(self, stored: Stored) -> tuple[str, int]:
-        """Return the id and generation that wait at a position."""
+        """Return the id and generation of a position."""
         generation = int(stored.subject.rpartition(".")[2])
         if generation:
             return stored.data.decode(), generation
@@ -311,7 +312,7 @@ class Keys:
         return True
 
     async def _hand_over(self, record: Record, position: Stored | None = None) -> None:
-        """Deliver the key to its holder. While the holder has a position in the queue, this is not done yet."""
+        """Deliver the holder's start or a wake, then delete its position, which marks a grant that is not complete."""
         id = record.holder
         assert id is not None
         layout = self._layout
@@ -324,7 +325,7 @@ class Keys:
             await self._wire.store(layout.wake(id, GRANTED), b"", headers=lines_of(Facts(id, kind="wake")))
         else:
             start = await self._start_of(position)
-            with contextlib.suppress(WrongSequence):  # an earlier look has put it there
+            with contextlib.suppress(WrongSequence):  # an earlier look has queued it
                 await self._wire.store(
                     layout.start(start.handler, id),
                     position.data,
@@ -334,7 +335,7 @@ class Keys:
         await self._wire.delete(layout.stream_of(position.subject), position.sequence)
 
     async def release(self, id: str, release: Release) -> None:
-        """Take a key from its holder and grant it to the next. From another, take only its position in the queue."""
+        """Release a key and grant it to the next. An invocation that does not hold it leaves the queue."""
         name = release.key
         while True:
             record, sequence = await self._checked_record(name)

@@ -1,6 +1,6 @@
-"""Starts with a key, on their way into its queue: a lane for each key keeps the order in which they were submitted.
+"""Lanes: starts with a key on their way into its queue, in the order in which they were submitted.
 
-While a batch is on its way, further starts of its key wait; then they go as one batch, in two round trips.
+While a batch is in flight, further starts of its key wait; then they go as one batch, in two round trips.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from perdure.core.journal import Start
 
 Enqueue = Callable[[str, Sequence[Start], bool], Awaitable[list[bool | Exception]]]
-"""Gives starts positions in the queue of a key; returns for each whether it is new, or its error."""
+"""Puts starts into the queue of a key; returns for each whether it is new, or its error."""
 
 
 class Lanes:
@@ -23,7 +23,7 @@ class Lanes:
         self._tasks: set[asyncio.Task[None]] = set()
 
     def add(self, start: Start, *, sent: bool = False) -> asyncio.Future[bool]:
-        """Take a start; the future says whether it is new. `sent` marks one sent by a workflow: no limit refuses it."""
+        """Add a start; the future tells whether it is new. `sent`: by a workflow, so that no limit refuses it."""
         assert start.key is not None
         future: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
         lane = (start.key, sent)
@@ -42,7 +42,7 @@ class Lanes:
             self._waiting[lane] = []
             try:
                 results = await self._enqueue(lane[0], [start for start, _ in batch], lane[1])
-            except Exception as error:  # noqa: BLE001  it ends the futures instead
+            except Exception as error:  # noqa: BLE001  it is set on the futures instead
                 results = [error] * len(batch)
             for (_, future), result in zip(batch, results, strict=True):
                 if future.done():

@@ -1,1 +1,1 @@
-"""Streams, subjects and headers: their names, their settings, and how they are made."""
+"""Streams, subjects and headers: names, settings, creation."""

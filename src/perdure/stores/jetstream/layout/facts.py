@@ -1,4 +1,4 @@
-"""What the header of every message says of its invocation."""
+"""Facts: what the header of every message tells about its invocation."""
 
 from __future__ import annotations
 
@@ -13,18 +13,17 @@ from perdure.core.journal.reading import TAG_LENGTH_LIMIT
 from perdure.core.journal.status import STATUSES
 
 
-# --- what a message says ----------------------------------------------------------------------------------------------
 class Facts(Struct, frozen=True, omit_defaults=True):
-    """What the header of a frame, reservation or queued start says, so that nobody needs to read its payload.
+    """The header of a frame, reservation or queued start, which spares reading its payload.
 
-    Times are seconds since the epoch. `kind` is "frame", "reserved" (an id taken, a start to come), "closing" or
-    "gone" (purged). `parent` is the invocation that started it, and may wait for it or not. `number` counts frames
-    from 1 (in a wake, it is that of the frame that asked for it), `sum` is the running checksum of the journal,
-    `owner` the store whose worker holds the claim, `epoch` that of the claim. `blob` names pieces that hold the
-    payload, as `<blob>:<count>`, and `has_blobs` says that some payload of the invocation is in pieces. `identity`
-    tells starts of one id apart. `quiet` says that nothing changed that an index shows. `wake` is the last time at
-    which it asked to be woken. `packed` counts the frames that are in segments (`packs`), `python` is the minor
-    version of the last claim.
+    Times are seconds since the epoch. `kind` is "frame", "reserved" (the id is taken by a start that has not begun),
+    "closing" (a purge is in progress) or "gone" (a tombstone). `parent` is the invocation that started this one, as a
+    child or by a send. `number` counts frames from 1; in a wake, it is that of the frame that set it. `sum` is the
+    running checksum of the journal. `owner` is the store whose worker holds the claim, `epoch` that of the claim.
+    `blob` names the pieces that hold the payload, as `<blob>:<count>`, and `has_blobs` says that some payload of the
+    invocation is in pieces. `identity` tells starts of one id apart. `quiet` says that nothing changed in the index.
+    `wake` is the last time at which the invocation asked to be woken. `packed` counts the frames that are in segments
+    (`packs`). `python` is the minor version of the last claim.
     """
 
     id: str = ""
@@ -50,30 +49,30 @@ class Facts(Struct, frozen=True, omit_defaults=True):
 
     @property
     def is_pack(self) -> bool:
-        """Tell whether this frame took all before it along."""
+        """Report whether this frame packs all those before it."""
         return self.packed > 0 and self.number == self.packed + 1
 
 
 FACTS = b"Perdure: "
 ROLLUP = b"Nats-Rollup: sub\r\n"
-"""A message with it replaces all before it on its subject."""
+"""A message with this header replaces all before it on its subject."""
 _encode_facts = msgspec.json.Encoder().encode
 _decode_facts = msgspec.json.Decoder(Facts).decode
 
 
 def lines_of(facts: Facts) -> bytes:
-    """Return the header line of facts."""
+    """Return the header line for facts."""
     return b"%s%s\r\n" % (FACTS, _encode_facts(facts))
 
 
 UNREADABLE = Facts(kind="unreadable")
-"""What is known of a message without facts, or with facts that do not decode."""
+"""The facts of a message that has none, or whose facts do not decode."""
 
 
 def facts_of(headers: bytes) -> Facts:
-    """Read the facts in a raw block of headers. It never raises: of what it cannot read, the kind is "unreadable".
+    """Return the facts in raw headers. It never raises: facts that do not decode are `UNREADABLE`.
 
-    A status that this release does not know stays as it is: see `problem_of`.
+    A status that this release does not know is kept: see `problem_of`.
     """
     at = headers.find(b"\r\n" + FACTS)
     if at < 0:
@@ -87,7 +86,7 @@ def facts_of(headers: bytes) -> Facts:
 
 
 def _facts_of_newer(data: bytes) -> Facts:
-    """Read facts whose status this release does not know."""
+    """Return facts whose status this release does not know."""
     try:
         raw = cast("dict[str, Any]", msgspec.json.decode(data))
         status = raw.pop("status")
@@ -99,11 +98,11 @@ def _facts_of_newer(data: bytes) -> Facts:
 
 
 JOURNAL_KINDS = frozenset({"frame", "reserved", "closing", "gone"})
-"""What the messages of a journal can be."""
+"""The kinds of messages on the subject of a journal."""
 
 
 def problem_of(facts: Facts) -> str:
-    """Say why this release must not act on an invocation whose journal ends with these facts; empty if it may."""
+    """Return why this release must not act on an invocation whose journal ends with these facts; empty if it may."""
     if facts.kind == UNREADABLE.kind:
         return "the header of the last message of its journal does not decode: remove that message, or restore a backup"
     if facts.kind not in JOURNAL_KINDS:
@@ -114,6 +113,6 @@ def problem_of(facts: Facts) -> str:
 
 
 def facts_of_start(start: Start, status: Status, at: float, *, kind: str = "reserved", identity: str = "") -> Facts:
-    """Return what is to be said of a start."""
+    """Return the facts of a start."""
     parent = start.sender if start.parent is None else start.parent.id
     return Facts(start.id, start.handler, status, start.key, parent, start.at, start.due, at, kind, identity=identity)

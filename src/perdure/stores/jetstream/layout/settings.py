@@ -1,4 +1,4 @@
-"""The settings of streams and consumers, and checks of those that a server has."""
+"""The settings of streams and consumers, and checks of a server's streams and limits."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from perdure.errors import StoreUnfit
 from perdure.stores.jetstream.layout.subjects import EVENTS, Layout, token
 
 VERSION = 1
-"""Of this layout; kept in the metadata of every stream."""
+"""The version of this layout, stored in the metadata of every stream."""
 SERVER_AT_LEAST = (2, 15, 1)
-"""Older servers ignore what they do not know, and answer success."""
+"""Older servers ignore settings that they do not know, and report success."""
 
 STREAMS_OF_A_PARTITION = 4
 ROOM_BYTES = 1 << 20
-"""Of an account's limit on storage, what there must be for each stream that is made."""
+"""Free storage that the account must have for each stream to be created."""
 
 
 def stream_settings(layout: Layout, replicas: int) -> list[dict[str, Any]]:
@@ -40,12 +40,12 @@ def _settings(
         "subjects": [f"{layout.namespace}.{each}.{partition}.>" for each in subjects],
         "retention": "workqueue" if kind == "Q" else "limits",
         "storage": "file",
-        "discard": "new" if kind in "JB" else "old",  # with schedules, the server takes no "new"; there is no limit
+        "discard": "new" if kind in "JB" else "old",  # the server refuses "new" with schedules; there is no limit
         "num_replicas": replicas,
         "max_msgs_per_subject": 1 if kind == "K" else -1,
         "discard_new_per_subject": False,
         "allow_direct": True,
-        "allow_rollup_hdrs": kind in "JQ",  # schedules turn it on
+        "allow_rollup_hdrs": kind in "JQ",  # schedules need it
         "allow_msg_ttl": kind in "JK",
         "allow_msg_schedules": kind == "Q",
         "metadata": {"perdure-layout": str(VERSION), "perdure-shards": str(layout.partitions)},
@@ -94,23 +94,25 @@ def _consumer(layout: Layout, kind: str, filter: str, handler: str, ack_wait: fl
 
 
 def check_version(version: str, where: str) -> None:
-    """Refuse a server that is too old to keep what it promises."""
+    """Refuse a server that is too old."""
     numbers = tuple(int(each) for each in re.findall(r"\d+", version)[:3])
     if numbers < SERVER_AT_LEAST:
         wanted = ".".join(map(str, SERVER_AT_LEAST))
         raise StoreUnfit(
-            f"{where}: nats-server {version or '(unknown version)'} is too old, and would silently ignore what it does "
-            f"not know: upgrade it to {wanted} or later"
+            f"{where}: nats-server {version or '(unknown version)'} is too old, and would silently ignore settings: "
+            f"upgrade it to {wanted} or later"
         )
 
 
 def check_settings(found: dict[str, Any], wanted: dict[str, Any], where: str) -> None:
-    """Refuse a stream whose settings, as the server tells them, are not those that it must have."""
+    """Refuse a stream whose settings on the server are not those that it must have."""
     name = wanted["name"]
     metadata: dict[str, str] = found.get("metadata") or {}
     layout, partitions = metadata.get("perdure-layout"), metadata.get("perdure-shards")
     if layout is not None and layout != str(VERSION):
-        raise StoreUnfit(f"{where}: stream {name} has layout {layout}, this release knows {VERSION}: use that release")
+        raise StoreUnfit(
+            f"{where}: stream {name} has layout {layout}, this release supports {VERSION}: use the other release"
+        )
     if partitions is not None and partitions != wanted["metadata"]["perdure-shards"]:
         mine = wanted["metadata"]["perdure-shards"]
         raise StoreUnfit(
@@ -124,23 +126,23 @@ def check_settings(found: dict[str, Any], wanted: dict[str, Any], where: str) ->
             has = {each: has.get(each, False) for each in value}
         if has != value and not (not has and not value):
             raise StoreUnfit(
-                f"{where}: stream {name} has {field} = {has!r} where {value!r} is needed: put it right with "
-                "`nats stream edit`, or let Perdure make streams of another namespace"
+                f"{where}: stream {name} has {field} = {has!r}, and must have {value!r}: correct it with "
+                "`nats stream edit`, or use another namespace"
             )
 
 
 def needed(partitions: int) -> str:
-    """Say what a store takes of an account's limits."""
+    """Return what a store needs of an account's limits, as text."""
     streams = STREAMS_OF_A_PARTITION * partitions
     return (
         f"a store of {partitions} partitions needs {streams} streams, {2 * partitions} consumers and {2 * partitions} "
         f"more for each handler, {partitions} for each process that lists or counts, and {_room(streams) >> 20} MiB to "
-        "begin with"
+        "start with"
     )
 
 
 def check_limits(info: dict[str, Any], partitions: int, missing: int, where: str) -> None:
-    """Refuse an account that does not let the missing streams of a store be made, before any of them is."""
+    """Refuse an account whose limits do not permit the missing streams, before any of them is created."""
     limits: dict[str, int] = info.get("limits") or {}
     for has, used, wants, what in (
         (limits.get("max_streams", -1), info.get("streams", 0), missing, "streams"),

@@ -1,4 +1,4 @@
-"""Makes the streams of a store once, and refuses those that are not as they must be."""
+"""Creates the streams of a store once, and refuses streams with wrong settings."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from perdure.stores.jetstream.wire.wire import Wire
 
 SECRET_BYTES = 32
 APPEAR_SECONDS = 2.0
-"""How long another worker may take to make the streams."""
+"""How long another worker may take to create the streams."""
 APPEAR_POLL_SECONDS = 0.1
 
 Settings = dict[str, Any]
@@ -45,11 +45,11 @@ async def prepare(
     make: bool = True,
     synced: bool = False,
 ) -> int:
-    """Check server and streams, or make the streams of a new store; return how many replicas they have.
+    """Check the server and the streams, or create the streams of a new store; return how many replicas they have.
 
-    A creation that was interrupted is finished: until it is complete, no stream holds anything. If some streams are
-    there, with something in them, and others are not, something was lost: that is refused. With `adopt` the number of
-    partitions is that of the store, if it exists. `synced` is noted when streams are made.
+    A creation that was interrupted is completed: until it is complete, all streams are empty. If some streams are
+    missing and others are not empty, data was lost, and the store is refused. With `adopt`, an existing store sets the
+    number of partitions. `synced` is stored in the metadata of streams that are created.
     """
     where = shown(wire.servers[0])
     check_version(wire.server_version, where)
@@ -86,39 +86,41 @@ async def _complete(
     make: bool,
     synced: bool,
 ) -> list[Info]:
-    """Make the streams that are missing, unless what they held is lost."""
+    """Create the missing streams, unless they had data that is lost."""
     there = [(each, answer) for each, answer in zip(wanted, found, strict=True) if not _is_missing(answer)]
     missing = [each for each, answer in zip(wanted, found, strict=True) if _is_missing(answer)]
-    _check_all([each for each, _ in there], [answer for _, answer in there], where)  # other partitions are no loss
+    _check_all(
+        [each for each, _ in there], [answer for _, answer in there], where
+    )  # before streams are called missing: another number of partitions is its own error
     if not there:
         await _refuse_others(wire, layout, where)
-    if any(_has_held_something(answer) for _, answer in there):
+    if any(_has_had_messages(answer) for _, answer in there):
         names = [each["name"] for each in missing]
-        if await _appear(wire, names):  # another worker has made them, and written, since they were looked for
+        if await _appear(wire, names):  # another worker created them meanwhile
             return await _infos(wire, wanted)
         raise StoreUnfit(
-            f"{where}: streams are missing: {', '.join(names)}; restore them from a backup, they are not made anew"
+            f"{where}: streams are missing: {', '.join(names)}: restore them from a backup; they are not created again"
         )
     if not make:
-        raise StoreUnfit(f"{where}: there is no store yet: `perdure nats init` or the first worker makes it")
+        raise StoreUnfit(f"{where}: there is no store yet: `perdure nats init` or the first worker creates it")
     check_limits(info, layout.partitions, len(missing), where)
     if there:
         log.warning(
-            "%s: the creation of the store was interrupted: making the %d streams that are missing", where, len(missing)
+            "%s: the creation of the store was interrupted: creating the %d missing streams", where, len(missing)
         )
     else:
-        log.info("%s: making the streams of a new store, %d partitions", where, layout.partitions)
+        log.info("%s: creating the streams of a new store, %d partitions", where, layout.partitions)
     first: Settings = there[0][1]["config"] if there else {}
     metadata: dict[str, str] = first.get("metadata") or {}
-    for each in missing:  # one after the other, in one order: two that begin together make the same
+    for each in missing:  # one by one, in a fixed order, so that two workers that start together create the same
         each["num_replicas"] = first.get("num_replicas", each["num_replicas"])
         if synced or metadata.get(SYNCED) == "always":
             each["metadata"][SYNCED] = "always"
         answer = await wire.api(f"STREAM.CREATE.{each['name']}", each)
         if (error := answer.get("error")) is not None:
             needs = needed(layout.partitions)
-            text = f"{where}: stream {each['name']} cannot be made: {error.get('description')}"
-            raise StoreUnfit(f"{text}; {needs}. Once there is room for them, what was begun here is finished")
+            text = f"{where}: stream {each['name']} cannot be created: {error.get('description')}"
+            raise StoreUnfit(f"{text}; {needs}. The creation is completed once there is room")
     return found
 
 
@@ -128,8 +130,8 @@ def _check_all(wanted: Sequence[Settings], found: Sequence[Info], where: str) ->
         check_settings(answer["config"], each, where)
 
 
-def _has_held_something(answer: Info) -> bool:
-    """Tell whether a stream has ever held a message. The secret is written when all streams are there."""
+def _has_had_messages(answer: Info) -> bool:
+    """Report whether a stream has ever held a message. The secret, the first one, is written to a complete store."""
     state: dict[str, Any] = answer.get("state") or {}
     return int(state.get("last_seq", 0)) > 0
 
@@ -147,9 +149,9 @@ async def make(
     synced: bool,
     namespace: str = "perdure",
 ) -> tuple[int, bool]:
-    """Make the streams of a store, unless they exist as they are wanted; return their partitions, and if they are new.
+    """Create the streams of a store, unless they exist; return the number of partitions, and whether they are new.
 
-    `StoreUnfit` when they exist and are different.
+    `StoreUnfit` if they exist with other settings.
     """
     layout = Layout(namespace, shards or SHARDS)
     wire = Wire(servers, options)
@@ -161,8 +163,8 @@ async def make(
         if copies != replicas:
             where = shown(wire.servers[0])
             raise StoreUnfit(
-                f"{where}: the streams exist, with {copies} replicas each: `nats stream edit --replicas {replicas}` "
-                "changes that for each of them, while workers run"
+                f"{where}: the streams exist, with {copies} replicas each: change each with "
+                f"`nats stream edit --replicas {replicas}`, also while workers run"
             )
         if synced and not new:
             await _note_synced(wire, layout, replicas)
@@ -180,7 +182,7 @@ async def _note_synced(wire: Wire, layout: Layout, replicas: int) -> None:
 
 
 async def adopt_partitions(wire: Wire, layout: Layout) -> None:
-    """Take over the number of partitions of a store that exists, from any of its streams."""
+    """Use the number of partitions of an existing store, from any of its streams."""
     names: list[str] = (await wire.api("STREAM.NAMES", {"subject": f"{layout.namespace}.>"})).get("streams") or []
     for name in sorted(each for each in names if each.startswith(f"{layout.namespace.upper()}_")):
         config: dict[str, Any] = (await wire.api(f"STREAM.INFO.{name}")).get("config") or {}
@@ -202,7 +204,7 @@ def _check_answer(answer: dict[str, Any], name: str, where: str) -> None:
 
 
 async def _appear(wire: Wire, names: list[str]) -> bool:
-    """Wait for streams that another worker may be making just now."""
+    """Wait for streams that another worker may be creating; return whether they exist now."""
     for _ in range(int(APPEAR_SECONDS / APPEAR_POLL_SECONDS)):
         await asyncio.sleep(APPEAR_POLL_SECONDS)
         answers = await asyncio.gather(*(wire.api(f"STREAM.INFO.{name}") for name in names))
@@ -212,16 +214,16 @@ async def _appear(wire: Wire, names: list[str]) -> bool:
 
 
 async def _refuse_others(wire: Wire, layout: Layout, where: str) -> None:
-    """Refuse to make streams beside those of the same store with another number of partitions."""
+    """Refuse to create streams if others use the subjects, as those of a store with more partitions do."""
     answer = await wire.api("STREAM.NAMES", {"subject": f"{layout.namespace}.>"})
-    own = {each["name"] for each in stream_settings(layout, 1)}  # one that begins at this instant may have made some
+    own = {each["name"] for each in stream_settings(layout, 1)}  # another worker may be creating them
     streams: list[str] = answer.get("streams") or []
     if names := sorted({*streams} - own):
-        raise StoreUnfit(f"{where}: the subjects {layout.namespace}.> belong to other streams already: {names}")
+        raise StoreUnfit(f"{where}: the subjects {layout.namespace}.> already belong to other streams: {names}")
 
 
 async def ensure_consumer(wire: Wire, stream: str, name: str, settings: dict[str, object]) -> bool:
-    """Make a durable consumer, or bring its settings up to date; tell whether it has delivered nothing yet."""
+    """Create a durable consumer, or update its settings; return whether it has delivered nothing yet."""
     body = {"stream_name": stream, "config": settings}
     answer = await wire.api(f"CONSUMER.DURABLE.CREATE.{stream}.{name}", body)
     if (error := answer.get("error")) is not None:
@@ -230,16 +232,16 @@ async def ensure_consumer(wire: Wire, stream: str, name: str, settings: dict[str
 
 
 async def read_secret(wire: Wire, layout: Layout, *, keep: bool = True) -> bytes:
-    """Return the secret of the store, made by the first that looked for it.
+    """Return the secret of the store; the first process to read it creates it.
 
-    There is a copy, should it be lost: with `keep` it is written if there is none, and nothing waits for that.
+    A copy replaces it if it is lost. With `keep`, a missing copy is written, without waiting for it.
     """
     subject, copy_subject = layout.secret(), layout.secret_copy()
     stream, copy_stream = layout.stream_of(subject), layout.stream_of(copy_subject)
     copy = await wire.last(copy_stream, copy_subject)
     while (found := await wire.last(stream, subject)) is None:
         if copy is not None:
-            log.error("%s lost the secret of the store: it is restored from its copy in %s", stream, copy_stream)
+            log.error("%s lost the secret of the store: restoring it from its copy in %s", stream, copy_stream)
         secret = secrets.token_bytes(SECRET_BYTES) if copy is None else copy.data
         with contextlib.suppress(WrongSequence):
             await wire.store(subject, secret, expected=0)

@@ -2,17 +2,17 @@
 
     PERDURE_J_<s>  limits      perdure.j.<s>.<id>                    journals: frames, perhaps after a reservation
                                perdure.j.<s>.=key.<key>, .=secret    copies of records in PERDURE_K, see `keys`
-    PERDURE_Q_<s>  work queue  perdure.q.<s>.start.<handler>.<id>    starts; one consumer for each handler
+    PERDURE_Q_<s>  work queue  perdure.q.<s>.start.<handler>.<id>    starts; one consumer per handler
                                perdure.q.<s>.msg.<id>.<message>      messages and wakes; one consumer for all workers
                                perdure.q.<s>.to.<handler>.<id>.<message>   passed on to workers that serve the handler
                                perdure.q.<s>.key.<key>.<n>           "look at this key" and delayed starts with a key
                                perdure.t.<s>.<id>.<...>              schedules; no consumer covers them
                                perdure.l.<s>.<key>.<id>.<n>          the queues of keys; no consumer covers them
-                               perdure.l.<s>.=first                  comes before them, and stays
-    PERDURE_K_<s>  limits      perdure.k.<s>.key.<key>, .answer.<message>, .secret, .janitor   one for each subject
+                               perdure.l.<s>.=first                  a message that stays before them
+    PERDURE_K_<s>  limits      perdure.k.<s>.key.<key>, .answer.<message>, .secret, .janitor   one per subject
     PERDURE_B_<s>  limits      perdure.b.<s>.<id>.<blob>.<n>         payloads too large for a message, in pieces
 
-The partition of a subject comes from the id; for a key's subjects from the key, for an answer from the message id.
+`<s>` is the partition: that of the id; of the key for a key's subjects; of the message id for an answer.
 `perdure` is the default namespace.
 """
 
@@ -35,7 +35,7 @@ _SAFE = re.compile(r"[A-Za-z0-9_-]+")
 
 @functools.lru_cache(maxsize=TOKENS_LIMIT)
 def token(name: str) -> str:
-    """Return a name as one token of a subject. It is never decoded: payloads hold the names."""
+    """Escape a name as one token of a subject. It is never decoded: payloads hold the names."""
     if _SAFE.fullmatch(name):
         escaped = name
     else:
@@ -61,7 +61,7 @@ class Layout:
         return f"{self.namespace.upper()}_{kind}_{partition}"
 
     def stream_of(self, subject: str) -> str:
-        """Return the stream that takes a subject."""
+        """Return the stream of a subject."""
         _, kind, partition, _ = subject.split(".", 3)
         return f"{self.namespace.upper()}_{self._kinds[kind]}_{partition}"
 
@@ -79,7 +79,7 @@ class Layout:
         return f"{self.namespace}.q.{self.partition(id)}.msg.{token(id)}.{token(message)}"
 
     def wake(self, id: str, name: str) -> str:
-        """Name a wake among the messages; `name` holds a character that no escaped id holds."""
+        """Name a wake among the messages; `name` has a character that no escaped id has."""
         return f"{self.namespace}.q.{self.partition(id)}.msg.{token(id)}.{name}"
 
     def messages(self, id: str) -> str:
@@ -111,7 +111,7 @@ class Layout:
         return f"{self.namespace}.t.{self.partition(id)}.{token(id)}.>"
 
     def leases(self, id: str) -> str:
-        """Match the wakes at the ends of leases."""
+        """Match the schedules of wakes at the end of leases."""
         return f"{self.namespace}.t.{self.partition(id)}.{token(id)}.lease.*"
 
     def all_schedules(self, partition: int) -> str:
@@ -128,7 +128,7 @@ class Layout:
         return f"{self.namespace}.l.{self.partition(key)}.{token(key)}.>"
 
     def before_key_queues(self, key: str) -> str:
-        """Name the message that comes before all key queues of a stream. No escaped key holds its `=`."""
+        """Name the message that stays before all key queues of a stream. No escaped key has its `=`."""
         return f"{self.namespace}.l.{self.partition(key)}.=first"
 
     def nudge(self, key: str, name: str) -> str:
@@ -138,7 +138,7 @@ class Layout:
         return f"{self.namespace}.k.{self.partition(key)}.key.{token(key)}"
 
     def key_copy(self, key: str) -> str:
-        """Name the copy of a key's record in the stream of journals. No escaped id holds its `=`."""
+        """Name the copy of a key's record in the stream of journals. No escaped id has its `=`."""
         return f"{self.namespace}.j.{self.partition(key)}.=key.{token(key)}"
 
     def secret_copy(self) -> str:
@@ -151,7 +151,7 @@ class Layout:
         return f"{self.namespace}.k.0.secret"
 
     def janitor(self) -> str:
-        """Name the record that says which janitor runs next."""
+        """Name the record that exists while a janitor's period lasts."""
         return f"{self.namespace}.k.0.janitor"
 
     def blob(self, id: str, blob: str, piece: int | str) -> str:
@@ -161,7 +161,7 @@ class Layout:
         return f"{self.namespace}.b.{self.partition(id)}.{token(id)}.>"
 
     def settled(self, id: str) -> str:
-        """Name the subject on which the end of an invocation is published."""
+        """Name the subject on which the outcome of an invocation is published."""
         return f"{self.namespace}.{EVENTS}.settled.{token(id)}"
 
     def told(self, subject: str) -> str:

@@ -1,1 +1,1 @@
-"""What the workers of this process hold, and the leases that keep it."""
+"""What the workers of this process hold, and their leases."""

@@ -1,7 +1,7 @@
-"""From the queue to the workers of this process: pulls, and what they bring.
+"""From the work queue to the workers of this process.
 
-A delivery goes to any worker that pulls; the journal says whose it is. A start goes out after `examining` it; a message
-or wake by `routing`.
+The server delivers to any worker that pulls; the journal tells which process owns the invocation. A start goes through
+`admission`, a message or wake through `routing`.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ from perdure.stores.jetstream.layout.settings import (
 )
 from perdure.stores.jetstream.layout.streams import ensure_consumer
 from perdure.stores.jetstream.layout.subjects import Layout
-from perdure.stores.jetstream.ownership.hands import Hands, Hold, Member, Post, Token
-from perdure.stores.jetstream.ownership.keeping import RENEWALS_IN_A_LEASE, Keeper
-from perdure.stores.jetstream.queue.examining import Examining
+from perdure.stores.jetstream.ownership.holdings import Actions, Hold, Holdings, Member, Token
+from perdure.stores.jetstream.ownership.leases import RENEWALS_IN_A_LEASE, Leases
+from perdure.stores.jetstream.queue.admission import Admission
 from perdure.stores.jetstream.queue.finding import Finder
 from perdure.stores.jetstream.queue.pulls import Arrival, Puller
 from perdure.stores.jetstream.queue.routing import FAILED_SECONDS, Routing
@@ -38,22 +38,23 @@ from perdure.stores.jetstream.wire.wire import Wire
 from perdure.stores.port import Delivery, Wake
 
 MESSAGES_LIMIT = 500
-"""Messages and wakes that are on their way to a worker, of each partition."""
+"""Messages and wakes in flight to a worker, per partition."""
 PREFETCH_SHARE = 8
-"""Of so many starts that a process may have in hand, one more is fetched before there is room."""
+"""One start is prefetched for this many that the process has room for."""
 PREFETCH_LIMIT = 64
+"""Starts that are prefetched at most."""
 PULL_LEAST = 16
-"""Starts that are asked of each partition at least, if there is room for as many in all."""
+"""Starts that are requested from each partition at least, if there is room for that many in all."""
 QUEUED_SECONDS = 2.0
-"""How long a start that was fetched and finds no room here is kept, before it is given back: others may have some."""
+"""How long a prefetched start may wait for room here before it is requeued for other processes."""
 PARKED_SECONDS = 0.5
-"""How often a message for an invocation that has not begun is looked at again."""
+"""How often messages for invocations that have not begun are routed again."""
 
 log = logging.getLogger("perdure.jetstream")
 
 
 class Deliveries:
-    """Everything between the queue and the hands of workers."""
+    """Pulls deliveries, and gives them to the workers of this process."""
 
     def __init__(
         self,
@@ -78,41 +79,43 @@ class Deliveries:
         self._clock = clock
         self._python = python
         self._offers: dict[str, int] = {}  # handlers whose invocations may be offered to this process
-        self.keeper = keeper = Keeper(wire, layout, journals, name, clock, tasks)
-        self.hands = keeper.hands = Hands(
+        self.leases = leases = Leases(wire, layout, journals, name, clock, tasks)
+        self.holdings = leases.holdings = Holdings(
             layout.partition,
-            Post(
-                keeper.acknowledge,
-                keeper.give_up,
-                keeper.set_aside,
-                lambda id, token: tasks.spawn(keeper.wake_instead(id, token)),
-                keeper.drop_lease,
-                keeper.protect,
-                lambda: self._examining.examine_soon(),
+            Actions(
+                leases.acknowledge,
+                leases.requeue,
+                leases.defer,
+                lambda id, token: tasks.spawn(leases.wake_instead(id, token)),
+                leases.drop_lease,
+                leases.protect,
+                lambda: self._admission.admit_soon(),
                 self._want_soon,
                 self._left,
             ),
         )
-        self.routing = Routing(wire, layout, journals, blobs, keeper, self.hands, finder, watching, tasks, name, python)
-        self._examining = Examining(wire, layout, journals, keeper, self.hands, finder, self.routing, tasks, clock)
-        keeper.others_first = self._others_first
+        self.routing = Routing(
+            wire, layout, journals, blobs, leases, self.holdings, finder, watching, tasks, name, python
+        )
+        self._admission = Admission(wire, layout, journals, leases, self.holdings, finder, self.routing, tasks, clock)
+        leases.others_first = self._others_first
         self._pullers: dict[str, list[Puller]] = {}
         self._remaking: set[tuple[str, str]] = set()  # consumers, by stream and name
         self._joining: asyncio.Task[None] | None = None
         self._start_pullers: list[Puller] = []
         self._wanting = False
-        self._ahead = 0  # how many starts are fetched before there is room, as of the last look
+        self._ahead = 0  # how many starts to prefetch, as last computed
         self._looks: dict[str, list[Token]] = {}
         self._open = True
         self._timers: dict[str, asyncio.TimerHandle] = {}
 
-    # --- life ---------------------------------------------------------------------------------------------------------
+    # --- workers ------------------------------------------------------------------------------------------------------
     def begin(self) -> None:
         self._loop = asyncio.get_running_loop()
         self._wire.subscribe(self._layout.offers(self._name), partial(self.routing.offered, False))
 
     def every(self, name: str, seconds: float, work: Callable[[], Any]) -> None:
-        """Call again and again."""
+        """Call `work` periodically."""
 
         def call() -> None:
             if self._open:
@@ -132,8 +135,8 @@ class Deliveries:
         lease: float,
     ) -> Member:
         """Add a worker."""
-        self.keeper.lease = lease
-        member = self.hands.join(handlers, deliver, partitions, lost)
+        self.leases.lease = lease
+        member = self.holdings.join(handlers, deliver, partitions, lost)
         for each in {*handlers} - self._offers.keys():
             subject = self._layout.offers_of(self._python, each)
             self._offers[each] = self._wire.subscribe(subject, partial(self.routing.offered, True), group="workers")
@@ -142,24 +145,24 @@ class Deliveries:
         self.every("renew", lease / RENEWALS_IN_A_LEASE, self._renew)
         self.every("parked", PARKED_SECONDS, self.routing.look_at_parked)
         self.every("pull", 1.0, self._want)
-        self.every("queued", QUEUED_SECONDS / 4, self._give_up_queued)
-        self.hands.pump()
+        self.every("queued", QUEUED_SECONDS / 4, self._requeue_waiting)
+        self.holdings.pump()
         return member
 
     async def ready(self) -> None:
-        """Wait until what is served is pulled."""
+        """Wait until all handlers served here are pulled."""
         if self._joining is not None:
             await asyncio.wait([self._joining])
 
     async def _serve(self, before: asyncio.Task[None] | None) -> None:
-        """Pull for the handlers that are served now."""
+        """Create the consumers of all handlers served now, and pull from them."""
         if before is not None:
             await asyncio.wait([before])
         layout = self._layout
-        served = sorted({handler for member in self.hands.members for handler in member.handlers})
+        served = sorted({handler for member in self.holdings.members for handler in member.handlers})
         while self._open:
             try:
-                lease = self.keeper.lease
+                lease = self.leases.lease
                 pulls = [
                     self._pull(
                         *consumer_of_starts(layout, each, lease),
@@ -181,9 +184,9 @@ class Deliveries:
                 await asyncio.gather(*pulls)
             except StoreClosed:
                 return
-            except Exception as error:  # noqa: BLE001  without consumers this worker gets nothing: it tries again
+            except Exception as error:  # noqa: BLE001  without consumers this worker gets nothing: retry
                 traced = None if isinstance(error, StoreError) else error
-                text = "the consumers cannot be made, trying again: %s"
+                text = "the consumers cannot be created, retrying: %s"
                 self._wire.limited_log(("consumers", type(error)), text, error, exc_info=traced)
                 await asyncio.sleep(FAILED_SECONDS)
             else:
@@ -212,7 +215,7 @@ class Deliveries:
                     partial(wanted, partition),
                     arrived,
                     partial(self._missed, stream, name, found),
-                    self.keeper.lease,
+                    self.leases.lease,
                 )
                 for partition, (stream, found) in enumerate(zip(streams, each, strict=True))
             ]
@@ -220,7 +223,7 @@ class Deliveries:
             self._want()
 
     def _others_first(self, stream: str, consumer: str) -> None:
-        """Let the pulls of other workers go first: this one gave something back because it cannot act on it."""
+        """Move the pulls of this worker behind those of others: it requeued a delivery that it cannot act on."""
         for puller in self._pullers.get(consumer, ()):
             if puller.stream == stream and (before := puller.move_back(self._wire.now())) is not None:
                 self._loop.call_later(FAILED_SECONDS, self._wire.forget, before)
@@ -230,7 +233,7 @@ class Deliveries:
         self._start_pullers = [puller for pullers in starts for puller in pullers]
 
     def _missed(self, stream: str, name: str, settings: dict[str, Any]) -> None:
-        """Make a consumer again that was deleted. What it had delivered then comes once more."""
+        """Create a deleted consumer again. What the old one had delivered unacknowledged is redelivered."""
         if (stream, name) not in self._remaking and self._open:
             self._remaking.add((stream, name))
             self._tasks.spawn(self._make_again(stream, name, settings))
@@ -239,7 +242,7 @@ class Deliveries:
         try:
             if await ensure_consumer(self._wire, stream, name, settings):
                 log.warning(
-                    "consumer %s of %s was deleted; it is made again, and all unacknowledged deliveries come again",
+                    "consumer %s of %s was deleted: created it again, all unacknowledged messages are redelivered",
                     name,
                     stream,
                 )
@@ -249,7 +252,7 @@ class Deliveries:
 
     def _left(self, _: Member) -> None:
         """Stop pulling for handlers that no worker here serves any more."""
-        served = {handler for member in self.hands.members for handler in member.handlers}
+        served = {handler for member in self.holdings.members for handler in member.handlers}
         for each in self._offers.keys() - served:
             self._wire.unsubscribe(sid := self._offers.pop(each))
             self._wire.forget(sid)
@@ -257,7 +260,7 @@ class Deliveries:
         names |= {consumer_of_passed_on(self._layout, handler, 0)[0] for handler in served}
         if served:
             names |= {consumer_of_messages(self._layout, 0)[0], consumer_of_keys(self._layout, 0)[0]}
-        for handing in self.keeper.hand_naps_over(served):
+        for handing in self.leases.hand_over_local_wakes(served):
             self._tasks.spawn(handing)
         for name in [name for name in self._pullers if name not in names]:
             for puller in self._pullers.pop(name):
@@ -266,19 +269,19 @@ class Deliveries:
         self._note_start_pullers()
 
     async def close(self) -> None:
-        """Give everything back to the server, for others, at once."""
-        self._open = self.routing.is_open = self._examining.is_open = False
+        """Requeue everything at the server, for other processes, without waiting for leases to end."""
+        self._open = self.routing.is_open = self._admission.is_open = False
         for timer in self._timers.values():
             timer.cancel()
         for pullers in self._pullers.values():
             for puller in pullers:
                 puller.stop()
-        await self._wire.flush()  # nothing comes after this
+        await self._wire.flush()  # no delivery arrives after this
         await self._tasks.cancel()
         for each in self._tokens_waiting():
-            self.keeper.give_up(each)
-        last = [giving for hold in self.hands.close() for giving in self._give_back(hold)]
-        last += self.keeper.hand_naps_over(())
+            self.leases.requeue(each)
+        last = [giving for hold in self.holdings.close() for giving in self._give_back(hold)]
+        last += self.leases.hand_over_local_wakes(())
         if self._wire.is_up:
             await asyncio.gather(*last)
         else:
@@ -287,22 +290,22 @@ class Deliveries:
 
     def _tokens_waiting(self) -> list[Token]:
         """Return the tokens of deliveries that no worker has yet."""
-        waiting = [*self.hands.waiting(), *(delivery for delivery, _ in self.routing.came)]
+        waiting = [*self.holdings.waiting(), *(delivery for delivery, _ in self.routing.came)]
         tokens = [delivery.token for delivery in waiting if isinstance(delivery.token, Token)]
         return tokens + [each for looks in self._looks.values() for each in looks]
 
     def _give_back(self, hold: Hold) -> list[Coroutine[Any, Any, None]]:
-        """Give what was in hand to the server; a claim, and a start that has begun, as wakes."""
+        """Requeue the deliveries of a hold; a claim, and a start that has begun, become wakes."""
         found: list[Coroutine[Any, Any, None]] = []
         for delivery in (*hold.deliveries, hold.woken):
             if delivery is None or not isinstance(delivery.token, Token):
                 continue
             if isinstance(delivery.item, Wake):
-                found.append(self.keeper.wake_instead(hold.id, delivery.token))
+                found.append(self.leases.wake_instead(hold.id, delivery.token))
             else:
-                self.keeper.give_up(delivery.token)
+                self.leases.requeue(delivery.token)
         if hold.claimed:
-            found.append(self.keeper.wake_instead(hold.id, hold.kept))
+            found.append(self.leases.wake_instead(hold.id, hold.kept))
         return found
 
     def reconnected(self) -> None:
@@ -310,33 +313,33 @@ class Deliveries:
             for puller in pullers:
                 puller.reset()
         self._want()
-        if self.hands.members:
+        if self.holdings.members:
             self._renew()
 
-    def _give_up_queued(self) -> None:
-        self.hands.give_up_queued(self._loop.time() - min(QUEUED_SECONDS, self.keeper.lease))
+    def _requeue_waiting(self) -> None:
+        self.holdings.requeue_waiting(self._loop.time() - min(QUEUED_SECONDS, self.leases.lease))
 
     def _renew(self) -> None:
-        self._tasks.spawn(self.keeper.renew(self._tokens_waiting()))
+        self._tasks.spawn(self.leases.renew(self._tokens_waiting()))
 
     # --- pulling ------------------------------------------------------------------------------------------------------
     def _want_soon(self) -> None:
-        """Ask for starts in the next round of the loop: how many are wanted may have changed."""
+        """Request starts in the next iteration of the loop: the number wanted may have changed."""
         if not self._wanting and self._open:
             self._wanting = True
             self._loop.call_soon(self._want_starts)
 
     def _want_starts(self) -> None:
         self._wanting = False
-        in_hand = sum(len(member.held) + member.credit for member in self.hands.members)
-        self._ahead = min(PREFETCH_LIMIT, in_hand // PREFETCH_SHARE)
+        capacity = sum(len(member.held) + member.credit for member in self.holdings.members)
+        self._ahead = min(PREFETCH_LIMIT, capacity // PREFETCH_SHARE)
         if self._wire.is_up:
             now = self._loop.time()
             for puller in self._start_pullers:
                 puller.ask(now)
 
     def _want(self) -> None:
-        """Ask for all that is wanted. Pulls of messages ask again by themselves, unless they were lost."""
+        """Renew all pulls. Pulls of messages renew themselves, unless they were lost."""
         self._want_starts()
         if self._wire.is_up:
             now = self._loop.time()
@@ -345,8 +348,8 @@ class Deliveries:
                     puller.ask(now)
 
     def _starts_wanted(self, handler: str, partition: int) -> int:
-        """Return how many starts of a handler are wanted of a partition."""
-        room = self.hands.room(handler, partition)
+        """Return how many starts of a handler to request from a partition."""
+        room = self.holdings.room(handler, partition)
         if room <= 0:
             return 0
         return max(-(-(room + self._ahead) // self._layout.partitions), min(room, PULL_LEAST))
@@ -357,35 +360,35 @@ class Deliveries:
         return Token(arrival.reply, arrival.sequence, now, now)
 
     def _took(self, take: Callable[[Arrival], None]) -> Callable[[Arrival], None]:
-        """Return a callback that takes arrivals; one that cannot be taken is set aside, and the others go on."""
+        """Return a callback that takes arrivals, and defers one that cannot be taken."""
 
         def came(arrival: Arrival) -> None:
             try:
                 take(arrival)
             except Exception as error:  # noqa: BLE001  a message may hold anything
-                self._set_aside(arrival, error)
+                self._defer(arrival, error)
 
         return came
 
     async def _take(self, arrival: Arrival, take: Coroutine[Any, Any, None]) -> None:
-        """Take an arrival that has to be read first; one that cannot be taken is set aside."""
+        """Take an arrival that has to be read first, or defer it if it cannot be taken."""
         try:
             await take
         except (StoreClosed, StoreUnavailable):
-            raise  # it is not renewed, and comes again
+            raise  # it is not renewed, so it is redelivered
         except Exception as error:  # noqa: BLE001  a message may hold anything
-            self._set_aside(arrival, error)
+            self._defer(arrival, error)
 
-    def _set_aside(self, arrival: Arrival, error: Exception) -> None:
-        """Leave what cannot be taken to other workers."""
+    def _defer(self, arrival: Arrival, error: Exception) -> None:
+        """Leave an arrival that cannot be taken to other workers."""
         if not isinstance(error, StoreError):
             kind = ("arrival", type(error).__name__)
-            self._wire.limited_log(kind, "the message on %s cannot be taken", arrival.subject, exc_info=error)
+            self._wire.limited_log(kind, "the message on %s cannot be processed", arrival.subject, exc_info=error)
         if isinstance(error, NewerJournal) and arrival.facts.id:
             self._tasks.spawn(self.routing.offer_unread(arrival, error))
         else:
             what = f"message {arrival.sequence} on {arrival.subject}"
-            self.keeper.set_aside(self._token(arrival), what, str(error) or type(error).__name__)
+            self.leases.defer(self._token(arrival), what, str(error) or type(error).__name__)
 
     def _start_came(self, arrival: Arrival) -> None:
         if arrival.facts.blob:
@@ -399,8 +402,8 @@ class Deliveries:
 
     def _queue_start(self, arrival: Arrival, start: Start) -> None:
         delivery = Delivery(start.id, start.handler, start, arrival.attempt, token=self._token(arrival))
-        self.hands.queue(delivery)
-        self.hands.pump()
+        self.holdings.queue(delivery)
+        self.holdings.pump()
 
     def _message_came(self, arrival: Arrival) -> None:
         if arrival.facts.blob:
@@ -429,20 +432,20 @@ class Deliveries:
             self._tasks.spawn(self._take(arrival, self._enter(arrival)))
 
     async def _enter(self, arrival: Arrival) -> None:
-        """Give a delayed start its position in the queue of its key, now that it is due."""
+        """Put a delayed start, which is due now, into the queue of its key."""
         start = decode_start(await self._blobs.load(arrival.facts.id, arrival.facts, arrival.data))
         token = self._token(arrival)
         if start.key is None:
             raise StoreDamaged(
-                f"jetstream: the start of invocation {start.id!r} lies among those with a key, and has none"
+                f"jetstream: the start of invocation {start.id!r} is among those with a key, but has none"
             )
         await self._keys.join(start.key, [start], self._clock.now())
         if start.timeout is not None:
-            await self.keeper.set_wake(start.id, "limit", start.due + start.timeout, LIMIT)
-        self.keeper.acknowledge(token)
+            await self.leases.set_wake(start.id, "limit", start.due + start.timeout, LIMIT)
+        self.leases.acknowledge(token)
 
     def look_at_key(self, name: str, token: Token) -> None:
-        """Look at a key, once for all that asked meanwhile."""
+        """Look at a key, once for all notes that have arrived."""
         looks = self._looks.get(name)
         if looks is not None:
             looks.append(token)
@@ -456,23 +459,23 @@ class Deliveries:
 
     async def _look(self, name: str) -> None:
         while (looks := self._looks[name]) and self._open:
-            count = len(looks)  # a note that comes while this look is under way needs another
+            count = len(looks)  # a note that arrives during this look needs another
             try:
                 await self._keys.look(name)
             except StoreClosed:
                 return
             except (StoreUnavailable, StoreFull) as error:
-                self._wire.limited_log("keys", "key %r cannot be granted, trying again: %s", name, error)
+                self._wire.limited_log("keys", "key %r cannot be granted, retrying: %s", name, error)
                 await asyncio.sleep(FAILED_SECONDS)
                 continue
-            except Exception as error:  # noqa: BLE001  only this key stands still
+            except Exception as error:  # noqa: BLE001  only this key is affected
                 traced = None if isinstance(error, StoreError) else error
                 self._wire.limited_log(("key", name), "key %r cannot be granted: %s", name, error, exc_info=traced)
                 for token in self._looks.pop(name):
-                    self.keeper.set_aside(token, f"key {name!r}", str(error))
+                    self.leases.defer(token, f"key {name!r}", str(error))
                 return
             for token in looks[:count]:
-                self.keeper.acknowledge(token)
+                self.leases.acknowledge(token)
             del looks[:count]
         del self._looks[name]
 

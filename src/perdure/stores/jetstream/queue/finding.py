@@ -1,4 +1,4 @@
-"""What is queued for an invocation: its start, before it begins, and its messages."""
+"""Finds what is queued for an invocation: its start, before it begins, and its messages."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from perdure.stores.jetstream.wire.wire import Wire
 
 
 class Finder:
-    """Finds what waits in the queue."""
+    """Finds queued starts and messages."""
 
     def __init__(self, wire: Wire, layout: Layout, journals: Journals, keys: Keys, blobs: Blobs) -> None:
         self._wire = wire
@@ -25,7 +25,7 @@ class Finder:
         self._blobs = blobs
 
     async def start(self, id: str, tail: Tail) -> tuple[Start, bool] | None:
-        """Return the start of an invocation without a journal, and whether its time or key is still to come."""
+        """Return the start of an invocation that has not begun, and whether it still waits for its time or key."""
         if tail.facts.kind == "reserved":
             start = await self._journals.start(id)
             if start is None:
@@ -54,7 +54,7 @@ class Finder:
                     message = decode_message(await self._blobs.load(id, facts, each.data))
                 except (NewerJournal, StoreDamaged) as error:
                     self._wire.limited_log(
-                        ("mail", each.subject), "the message on %s is left out: %s", each.subject, error
+                        ("mail", each.subject), "skipping the message on %s: %s", each.subject, error
                     )
                     continue
                 found[message.id] = message

@@ -1,4 +1,4 @@
-"""Offers from one process to another: a delivery for the process that owns its invocation, or serves its handler."""
+"""Offers: a delivery passed to the process that owns its invocation, or to one that serves its handler."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from msgspec import Struct
 
 from perdure.core.journal import Message
 from perdure.stores.jetstream.journal.blobs import Blobs
-from perdure.stores.jetstream.ownership.hands import Token
+from perdure.stores.jetstream.ownership.holdings import Token
 from perdure.stores.jetstream.wire.protocol import UNAVAILABLE, status_of
 from perdure.stores.jetstream.wire.wire import Wire
 from perdure.stores.port import Delivery
@@ -18,11 +18,11 @@ OFFER_TIMEOUT_SECONDS = 0.5
 
 
 TAKEN, NOT_MINE, NOBODY = b"taken", b"not mine", b"nobody"
-"""What becomes of an offer; the last, that no process listens, is said by the server."""
+"""The answers to an offer. The server gives the last one, if no process subscribes."""
 
 
 class Offer(Struct, frozen=True, array_like=True):
-    """A delivery as one process offers it to another, which may acknowledge it then."""
+    """A delivery that one process offers to another, which then acknowledges it."""
 
     id: str
     message: bytes | None
@@ -45,10 +45,7 @@ class Offers:
         self._blobs = blobs
 
     async def ask(self, subject: str, delivery: Delivery) -> bytes | None:
-        """Offer a delivery, and return the answer: TAKEN, so that it is acknowledged there, NOT_MINE or NOBODY.
-
-        None: there was no answer in time.
-        """
+        """Offer a delivery, and return the answer; None if there was none in time. TAKEN: it is acknowledged there."""
         item, token = delivery.item, delivery.token
         message = msgspec.msgpack.encode(item) if isinstance(item, Message) else None
         if message is not None and self._blobs.is_large(message):
@@ -74,5 +71,5 @@ class Offers:
 
 
 def token_of(offer: Offer, now: float) -> Token:
-    """Return what acknowledges the delivery that was offered."""
+    """Return the token of an offered delivery."""
     return Token(offer.reply, offer.sequence, now, urgent=offer.urgent, number=offer.number)

@@ -1,4 +1,4 @@
-"""One consumer, pulled: as many messages as are wanted, again when they have come, and again when the server forgot."""
+"""Pulls from one consumer: requests messages as they are wanted, and again when a pull was lost."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ from perdure.stores.jetstream.wire.wire import Wire
 from perdure.stores.port import LEASE_SECONDS
 
 EXPIRES_SECONDS = 30.0
-"""How long a pull waits at the server at most, before it is made again."""
+"""How long a pull waits at the server at most before it is renewed."""
 EXPIRES_LEAST_SECONDS = 2.0
 EXPIRES_SHARE = 2
-"""A pull waits for this part of a lease: a process that hangs has none left when its deliveries go to others."""
+"""A pull expires within a lease divided by this: a process that hangs has no pull left when its leases end."""
 EXPIRES_JITTER = 0.5
-"""The share of that time that is left to chance."""
+"""The fraction of that time that is random."""
 HEARTBEAT_SECONDS = 3.0
 SILENCE_SECONDS = 8.0
-"""Without a sign of life for so long, a pull is taken for lost: the server was restarted, or a route broke."""
+"""Without a heartbeat for this long, a pull is considered lost: the server was restarted, or a route broke."""
 STATUS_HEARTBEAT = 100
 STATUS_NOBODY = 503
 MOVE_BACK_SECONDS = 0.2
-"""How long after a puller has gone to the back of the waiting pulls it may do so again."""
+"""The shortest time between two moves to the back of the waiting pulls."""
 AGAIN_SECONDS = 0.25
-"""How long after a pull was refused it is made again."""
+"""How long after a refused pull the next one is sent."""
 
 log = logging.getLogger("perdure.jetstream")
 
@@ -45,7 +45,7 @@ class Arrival(Struct, eq=False):
 
 
 class Puller:
-    """Keeps a consumer pulled."""
+    """Keeps pull requests to one consumer outstanding."""
 
     def __init__(
         self,
@@ -62,9 +62,9 @@ class Puller:
         self._consumer = consumer
         self._wanted = wanted
         self._arrived = arrived
-        self._missed = missed  # there is no answer from the consumer: it may be gone
+        self._missed = missed  # the consumer does not answer: it may have been deleted
         self._outstanding = 0
-        self._low = 0  # with so few still to come, more are asked for
+        self._low = 0  # when no more than these are outstanding, more are requested
         self._heard = 0.0
         self._not_before = 0.0
         self._moved_back = 0.0
@@ -74,11 +74,11 @@ class Puller:
         self._sid = wire.subscribe(self._inbox, self._came)
 
     def ask(self, now: float) -> None:
-        """Pull if much fewer are on their way than are wanted."""
+        """Pull if less than half of the wanted messages are outstanding."""
         if not self._open or now < self._not_before:
             return
         if self._outstanding and now > self._heard + SILENCE_SECONDS:
-            log.warning("a pull of %s in %s has fallen silent: it is made again", self._consumer, self.stream)
+            log.warning("a pull from %s in %s has fallen silent: sending it again", self._consumer, self.stream)
             self._outstanding = 0
         wanted = self._wanted()
         if self._outstanding > wanted // 2 or wanted <= 0:
@@ -88,8 +88,9 @@ class Puller:
             self._heard = now
         self._outstanding += batch
         self._low = wanted // 2
-        # Were all pulls as long, the same worker would have the one that waits longest, each time that something comes.
-        expires = self._expires * (1 - EXPIRES_JITTER * random.random())  # noqa: S311  neither secret nor to be repeated
+        # With equal times, the pull that has waited longest, which the server serves first, would always be the same
+        # worker's.
+        expires = self._expires * (1 - EXPIRES_JITTER * random.random())  # noqa: S311  jitter
         self._wire.pull(
             self.stream,
             self._consumer,
@@ -100,20 +101,20 @@ class Puller:
         )
 
     def reset(self) -> None:
-        """Forget what was asked for: the connection is another."""
+        """Forget outstanding pulls: the connection was replaced."""
         self._outstanding = 0
 
     def move_back(self, now: float) -> int | None:
-        """Let the pulls of other workers go first; return the subscription to forget when nothing comes by it any more.
+        """Move behind the pulls of other workers; return the old subscription, to be forgotten once it has drained.
 
-        The server serves the pull that has waited longest, and a large one that is never used up stays the first: what
-        this worker gave back because it cannot act on it would come here again and again.
+        The server serves the pull that has waited longest, and one that is never used up stays first: a delivery that
+        this worker requeued because it cannot act on it would come back to it again and again.
         """
         if not self._open or now < self._moved_back + MOVE_BACK_SECONDS:
             return None
         self._moved_back = now
         before = self._sid
-        self._wire.unsubscribe(before)  # the server drops a pull to which no connection listens
+        self._wire.unsubscribe(before)  # the server drops a pull whose inbox has no subscription
         self._inbox = self._wire.new_inbox()
         self._sid = self._wire.subscribe(self._inbox, self._came)
         self._outstanding = 0
@@ -121,7 +122,7 @@ class Puller:
         return before
 
     def stop(self) -> None:
-        """Ask for no more; what is on its way still arrives until the connection closes."""
+        """Stop pulling. Messages in flight still arrive, until the connection closes."""
         self._open = False
         self._wire.unsubscribe(self._sid)
 
@@ -145,5 +146,5 @@ class Puller:
         tokens = reply.split(".")
         self._arrived(Arrival(subject, reply, facts_of(headers), data, int(tokens[-5]), int(tokens[-4])))
         if self._outstanding <= self._low:
-            self._low = -1  # asked once: a worker without room asks again when it has some
+            self._low = -1  # only once: a worker without room asks again when it has some
             self.ask(now)

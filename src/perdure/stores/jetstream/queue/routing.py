@@ -1,8 +1,8 @@
-"""Where a message or wake goes: the journal says.
+"""Routes messages and wakes by what the journal says.
 
-A message for an invocation that another process owns is offered to that process. A process that serves no such handler
-passes it on to those that do. What another minor version of Python has run goes to workers of that version, as long as
-there are any: the order of commands may differ between versions.
+A message for an invocation that another process owns is offered to that process. A process that does not serve the
+handler passes it on to those that do. An invocation that ran on another minor version of Python goes to workers of that
+version, as long as there are any, since the order of commands may differ between versions.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from perdure.stores.jetstream.keys.keys import LIMIT
 from perdure.stores.jetstream.layout.facts import Facts, facts_of, lines_of
 from perdure.stores.jetstream.layout.subjects import Layout
 from perdure.stores.jetstream.layout.subjects import token as escape
-from perdure.stores.jetstream.ownership.hands import Hands, Member, Token
-from perdure.stores.jetstream.ownership.keeping import DUE, Keeper
+from perdure.stores.jetstream.ownership.holdings import Holdings, Member, Token
+from perdure.stores.jetstream.ownership.leases import DUE, Leases
 from perdure.stores.jetstream.queue.finding import Finder
 from perdure.stores.jetstream.queue.offers import (
     NOBODY,
@@ -42,13 +42,13 @@ from perdure.stores.jetstream.wire.wire import Wire
 from perdure.stores.port import Delivery, Wake, unknown
 
 FAILED_SECONDS = 1.0
-"""How long after a failure to look at what came it is looked at again."""
+"""The back-off after a failure."""
 
 log = logging.getLogger("perdure.jetstream")
 
 
 Otherwise = Callable[[Delivery, str, Tail], None]
-"""What becomes of a delivery that no process took: it, the last token of its subject, the end of its journal."""
+"""Called with a delivery that no process took, the last token of its subject, and the tail of its journal."""
 
 
 class Routing:
@@ -60,8 +60,8 @@ class Routing:
         layout: Layout,
         journals: Journals,
         blobs: Blobs,
-        keeper: Keeper,
-        hands: Hands,
+        leases: Leases,
+        holdings: Holdings,
         finder: Finder,
         watching: Watching,
         tasks: Tasks,
@@ -72,37 +72,37 @@ class Routing:
         self._layout = layout
         self._journals = journals
         self._blobs = blobs
-        self._keeper = keeper
-        self._hands = hands
+        self._leases = leases
+        self._holdings = holdings
         self._finder = finder
         self._watching = watching
         self._tasks = tasks
         self._name = name
         self._python = python
         self._offers = Offers(wire, blobs)
-        self.came: list[tuple[Delivery, str]] = []  # to be routed, with the subjects' last tokens
+        self.came: list[tuple[Delivery, str]] = []  # to be routed, with the last token of the subject
         self._routing = False
         self.is_open = True
 
     # --- messages and wakes -------------------------------------------------------------------------------------------
     def route_soon(self, delivery: Delivery, name: str) -> None:
-        if not self.came and (member := self._hands.owner(delivery.id)) is not None:
+        if not self.came and (member := self._holdings.owner(delivery.id)) is not None:
             self._hand_to_owner(member, delivery)
             return
-        self.came.append((delivery, name))  # behind those that are looked at, of which some may be for the same
-        self._route_those_that_came()
+        self.came.append((delivery, name))  # after those being routed, some of which may be for the same id
+        self._start_routing()
 
     def _hand_to_owner(self, member: Member, delivery: Delivery) -> None:
         hold = member.held[delivery.id]
         if any(_is_same(delivery, each) for each in hold.deliveries):
             for each in hold.deliveries:
                 if _is_same(delivery, each):
-                    each.token = delivery.token  # it came again: this is what acknowledges it now
+                    each.token = delivery.token  # a redelivery, which replaces the token
         elif isinstance(delivery.item, Wake) and not delivery.token.urgent:
-            self._hands.wake(delivery)
+            self._holdings.wake(delivery)
         else:
             delivery.handler = hold.handler
-            self._hands.hand(member, delivery)
+            self._holdings.hand(member, delivery)
 
     async def _route_all(self) -> None:
         try:
@@ -113,25 +113,25 @@ class Routing:
                 for delivery, name in batch:
                     try:
                         self._route(delivery, name, tails[delivery.id])
-                    except Exception as error:  # noqa: BLE001  the others go on
-                        self.set_aside(delivery, error)
+                    except Exception as error:  # noqa: BLE001  only this delivery is deferred
+                        self.defer(delivery, error)
         finally:
             self._routing = False
             if self.came and self.is_open:  # it failed
-                asyncio.get_running_loop().call_later(FAILED_SECONDS, self._route_those_that_came)
+                asyncio.get_running_loop().call_later(FAILED_SECONDS, self._start_routing)
 
-    def _route_those_that_came(self) -> None:
+    def _start_routing(self) -> None:
         if not self._routing and self.is_open:
             self._routing = True
             self._tasks.spawn(self._route_all())
 
     def _route(self, delivery: Delivery, name: str, tail: Tail) -> None:
-        if (member := self._hands.owner(delivery.id)) is not None:
+        if (member := self._holdings.owner(delivery.id)) is not None:
             self._hand_to_owner(member, delivery)
         elif tail.facts.kind == "gone":
             self._tasks.spawn(self._drop(delivery))
         elif tail.problem and not tail.facts.owner:
-            self.set_aside(delivery, tail.problem)
+            self.defer(delivery, tail.problem)
         elif not tail.has_frames:
             self._tasks.spawn(self._route_before_begin(delivery, name, tail))
         elif tail.facts.owner not in ("", self._name):
@@ -141,51 +141,51 @@ class Routing:
         else:
             self._deliver_here(delivery, name, tail)
 
-    def set_aside(self, delivery: Delivery, why: str | Exception) -> None:
-        """Leave a delivery to another worker: this release cannot act on it, or something unexpected happened here."""
+    def defer(self, delivery: Delivery, why: str | Exception) -> None:
+        """Leave a delivery to another worker: this release cannot act on it, or routing failed unexpectedly."""
         if isinstance(why, Exception) and not isinstance(why, StoreError):
             self._wire.limited_log(
-                ("routing", delivery.id), "a delivery for invocation %s failed", delivery.id, exc_info=why
+                ("routing", delivery.id), "routing a delivery for invocation %s failed", delivery.id, exc_info=why
             )
         if isinstance(delivery.token, Token):
-            self._keeper.set_aside(delivery.token, f"invocation {delivery.id}", str(why))
+            self._leases.defer(delivery.token, f"invocation {delivery.id}", str(why))
 
     async def _drop(self, delivery: Delivery) -> None:
-        """Refuse what is for an invocation that does not exist, or no longer."""
+        """Drop a delivery for an invocation that does not exist; a message is answered with an error."""
         if isinstance(delivery.item, Message):
             await self._watching.give(Answer(delivery.item.id, str(unknown(delivery.item.to))))
-        self._keeper.acknowledge(delivery.token)
+        self._leases.acknowledge(delivery.token)
 
     def _deliver_here(self, delivery: Delivery, name: str, tail: Tail) -> None:
-        """Deliver to a worker of this process, unless one of the Python that has run the invocation takes it."""
+        """Deliver to a worker of this process, unless another with the invocation's version of Python takes it."""
         delivery.handler, python = tail.facts.handler, tail.facts.python
         if tail.problem:
-            self.set_aside(delivery, tail.problem)
-        elif self._hands.serves(delivery.handler) and python not in ("", self._python):
+            self.defer(delivery, tail.problem)
+        elif self._holdings.serves(delivery.handler) and python not in ("", self._python):
             subject = self._layout.offers_of(python, delivery.handler)
             self._tasks.spawn(self._offer(delivery, name, tail, subject, self._deliver_to_other_python))
         else:
             self._deliver_to_worker(delivery, name, tail)
 
     def _deliver_to_other_python(self, delivery: Delivery, name: str, tail: Tail) -> None:
-        text = "invocation %s (%s) was run by Python %s, of which no worker takes it: continuing with %s"
+        text = "invocation %s (%s) ran on Python %s, and no worker of that version takes it: continuing on %s"
         log.warning(text, delivery.id, delivery.handler, tail.facts.python, self._python)
         self._deliver_to_worker(delivery, name, tail)
 
     def _deliver_to_worker(self, delivery: Delivery, name: str, tail: Tail) -> None:
         if tail.facts.owner:  # that process is gone
             delivery.attempt = max(2, delivery.attempt)
-        if not self._hands.serves(delivery.handler):
+        if not self._holdings.serves(delivery.handler):
             self._tasks.spawn(self._pass_on(delivery, name))
         elif isinstance(delivery.item, Wake) and not delivery.token.urgent:
-            self._hands.wake(delivery)
+            self._holdings.wake(delivery)
         else:
-            self._hands.offer(delivery)
+            self._holdings.offer(delivery)
 
     async def _route_before_begin(self, delivery: Delivery, name: str, tail: Tail) -> None:
-        """Find out about an invocation without a journal, and keep what is for it until its start goes out here."""
+        """Route a delivery for an invocation that has not begun: park a message until its start is delivered here."""
         found = await self._finder.start(delivery.id, tail)
-        if (member := self._hands.owner(delivery.id)) is not None:
+        if (member := self._holdings.owner(delivery.id)) is not None:
             self._hand_to_owner(member, delivery)
             return
         if found is None:
@@ -195,19 +195,19 @@ class Routing:
             else:
                 await self._drop(delivery)
             return
-        start, put_off = found
+        start, is_waiting = found
         delivery.handler = start.handler
-        if not self._hands.serves(start.handler):
+        if not self._holdings.serves(start.handler):
             await self._pass_on(delivery, name)
         elif isinstance(delivery.item, Message):
-            self._hands.offer(delivery, begun=put_off and settles_before_begin(delivery.item))
-        elif name == LIMIT and put_off:
-            self._hands.offer(delivery)
+            self._holdings.offer(delivery, begun=is_waiting and settles_before_begin(delivery.item))
+        elif name == LIMIT and is_waiting:
+            self._holdings.offer(delivery)
         else:
-            self._keeper.acknowledge(delivery.token)  # its start is what brings it
+            self._leases.acknowledge(delivery.token)  # its start will be delivered
 
     async def _pass_on(self, delivery: Delivery, name: str) -> None:
-        """Give a delivery to the queue of the workers that serve its handler."""
+        """Move a delivery to the queue of workers that serve its handler."""
         item = delivery.item
         subject = self._layout.passed_on(delivery.handler, delivery.id, name)
         try:
@@ -220,22 +220,22 @@ class Routing:
             await self._wire.store(subject, data, expected=0, headers=lines_of(facts))
         except WrongSequence:
             log.debug("%s was passed on already", subject)
-        self._keeper.acknowledge(delivery.token)
+        self._leases.acknowledge(delivery.token)
 
     def look_at_parked(self) -> None:
-        """Route those again whose invocation may have begun elsewhere."""
-        if ids := [*dict.fromkeys(delivery.id for delivery in self._hands.parked())]:
+        """Route parked deliveries again: their invocations may have begun elsewhere."""
+        if ids := [*dict.fromkeys(delivery.id for delivery in self._holdings.parked())]:
             self._tasks.spawn(self._look_at(ids))
 
     async def _look_at(self, ids: list[str]) -> None:
         for id, tail in (await self._journals.tails(ids)).items():
             if tail.has_frames or tail.facts.kind == "gone":
-                for each in self._hands.unpark(id):
-                    if each.token is not None:  # otherwise another process holds it
+                for each in self._holdings.unpark(id):
+                    if each.token is not None:  # else another process holds it
                         self._route(each, escape(each.item.id) if isinstance(each.item, Message) else DUE, tail)
 
     async def offer_unread(self, arrival: Arrival, error: Exception) -> None:
-        """Offer a message that this release cannot read to the process that owns its invocation, or set it aside."""
+        """Offer a message that this release cannot read to the owner of its invocation, or defer it."""
         id = arrival.facts.id
         token = Token(arrival.reply, arrival.sequence, self._wire.now())
         owner = (await self._journals.tail(id)).facts.owner if id else ""
@@ -243,11 +243,11 @@ class Routing:
             offer = Offer(id, arrival.data, arrival.attempt, token.reply, token.sequence, token.urgent)
             if await self._offers.make(self._layout.offers(owner), offer) == TAKEN:
                 return
-        self._keeper.set_aside(token, f"a message on {arrival.subject}", str(error))
+        self._leases.defer(token, f"a message on {arrival.subject}", str(error))
 
     # --- offers -------------------------------------------------------------------------------------------------------
     async def _offer(self, delivery: Delivery, name: str, tail: Tail, subject: str, otherwise: Otherwise) -> None:
-        """Offer a delivery on a subject; if no process takes it, and nothing has changed, do otherwise."""
+        """Offer a delivery on a subject. If no process takes it and the owner has not changed, call `otherwise`."""
         answer = await self._offers.ask(subject, delivery)
         if answer == TAKEN:
             return
@@ -255,17 +255,17 @@ class Routing:
         if (again.facts.owner, again.facts.epoch) != (tail.facts.owner, tail.facts.epoch):
             self._route(delivery, name, again)
         elif delivery.attempt == 1 and (answer is None or (answer == NOBODY and tail.facts.owner)):
-            # A silent process may be busy, and an owner may be reconnecting: it is asked once more.
-            await asyncio.sleep(min(OFFER_TIMEOUT_SECONDS, self._keeper.lease / 4))
+            # A silent process may be busy, and an owner may be reconnecting: offer it once more.
+            await asyncio.sleep(min(OFFER_TIMEOUT_SECONDS, self._leases.lease / 4))
             delivery.attempt = 2
             self.route_soon(delivery, name)
         else:
             otherwise(delivery, name, again)
 
     def offered(self, is_for_all: bool, _subject: str, reply: str, data: bytes, _headers: bytes) -> None:
-        """Take what is offered to this process, if it owns the invocation; or what is for all that serve a handler."""
+        """Take an offer to this process if it owns the invocation, or an offer to all that serve the handler."""
         offer = decode_offer(data)
-        if not self.is_open or not (is_for_all or self._hands.owner(offer.id) is not None):
+        if not self.is_open or not (is_for_all or self._holdings.owner(offer.id) is not None):
             self._wire.publish(reply, NOT_MINE)
             return
         if offer.message == b"":
@@ -275,7 +275,7 @@ class Routing:
         try:
             item: Message | Wake = Wake() if offer.message is None else decode_message(offer.message)
         except StoreError as error:
-            self._wire.limited_log(("offered", offer.id), "what was offered for invocation %s: %s", offer.id, error)
+            self._wire.limited_log(("offered", offer.id), "refusing an offer for invocation %s: %s", offer.id, error)
             self._wire.publish(reply, NOT_MINE)
             return
         self._wire.publish(reply, TAKEN)
@@ -284,7 +284,7 @@ class Routing:
         self.route_soon(Delivery(offer.id, "", item, offer.attempt, token=token), name)
 
     async def _fetch_offered(self, offer: Offer) -> None:
-        """Read a large message that was offered; if it fails, the message is not renewed, and comes again."""
+        """Read a large message that was offered. If that fails, it is not renewed, so it is redelivered."""
         stream = offer.reply.split(".")[-7]
         partition = self._layout.partition(offer.id)
         found = await self._wire.first(stream, f"{self._layout.namespace}.q.{partition}.>", offer.sequence)
@@ -296,7 +296,7 @@ class Routing:
 
 
 def _is_same(one: Delivery, other: Delivery) -> bool:
-    """Tell whether two deliveries are of one message in the queue."""
+    """Report whether two deliveries are of the same message in the queue."""
     return (
         isinstance(one.token, Token)
         and isinstance(other.token, Token)

@@ -1,10 +1,10 @@
-"""The NATS server: the only code that knows nats-py, URLs and credentials, and what can be wrong with a server.
+"""The connection to a NATS server. The only code that knows nats-py, server URLs and credentials.
 
-connection nats-py's connection; the only use of what is private in it
-link       subscriptions, hints and requests, over reconnects
-reads      messages of streams
+connection nats-py's client; the only module that uses its private attributes
+link       subscriptions, hints and requests, across reconnects
+reads      reads of streams
 wire       guarded puts
-protocol   headers, codes, messages as they are stored
-access     servers and credentials
-checks     what can be wrong with a server
+protocol   headers, error codes, stored messages
+access     server URLs and credentials
+checks     checks of a server, and their errors
 """

@@ -1,7 +1,7 @@
-"""Where the servers are and how to be let in: the URL, the options of `connect`, the environment. Opens no connection.
+"""Server addresses and credentials, from the URL, the options of `connect` and the environment. Opens no connection.
 
-What the options leave out is taken from the URL, and what the URL leaves out from the environment, by the names that
-the `nats` tool uses too. A secret never gets into a server's address, so no error and no log can show it.
+Credentials are given by the options or by the URL, else by the environment variables that the `nats` tool uses too. A
+secret never becomes part of a server's address, so no error and no log line can show it.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ ENVIRONMENT = {
     "tls_cert": "NATS_CERT",
     "tls_key": "NATS_KEY",
 }
-"""Where each option is looked for when neither `connect` nor the URL gives it."""
+"""The environment variable of each option, used if neither `connect` nor the URL gives it."""
 
 _ESCAPES = "/ as %2F, @ as %40, : as %3A, a comma as %2C, ? as %3F, # as %23 and % as %25"
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:(//)?")
@@ -42,7 +42,7 @@ _SEED = "SU"
 
 
 class Access(Struct, frozen=True, kw_only=True):
-    """How to be let in. Files are paths; `nkey` is the seed of a user's key, or the file that holds it."""
+    """Credentials and TLS options. Files are paths; `nkey` is the seed of a user's key, or the file that holds it."""
 
     user: str | None = None
     password: str | None = None
@@ -59,7 +59,7 @@ class Access(Struct, frozen=True, kw_only=True):
         return f"Access({', '.join(given)})"  # without the secrets
 
     def options(self, *, secure: bool) -> dict[str, Any]:
-        """Return it as nats-py wants it. Raises `InvalidOption` for what cannot work: files are looked at here."""
+        """Return the options for nats-py. `InvalidOption` if a file is missing or unusable."""
         found: dict[str, Any] = {}
         if self.user is not None:
             found |= {"user": self.user, "password": self.password or ""}
@@ -92,15 +92,13 @@ class Access(Struct, frozen=True, kw_only=True):
             if cert is not None:
                 context.load_cert_chain(cert, key)
         except (ssl.SSLError, OSError) as error:
-            text = (
-                "connect(tls_ca=…, tls_cert=…, tls_key=…): these are no certificates and key in PEM that fit together"
-            )
+            text = "connect(tls_ca=…, tls_cert=…, tls_key=…): these are not PEM certificates with a matching key"
             raise InvalidOption(f"{text}: {error}") from error
         return context
 
 
 def access_of(given: Mapping[str, Any]) -> Access:
-    """Return the options of `connect` that were given, or say which has the wrong type: `InvalidOption`."""
+    """Return the access options of `connect`. `InvalidOption` if one has the wrong type."""
     found: dict[str, Any] = {}
     for name, value in given.items():
         is_file = name in ("credentials", "tls_ca", "tls_cert", "tls_key", "nkey")
@@ -112,22 +110,22 @@ def access_of(given: Mapping[str, Any]) -> Access:
     return Access(**found)
 
 
-class Place(Struct, frozen=True):
-    """The servers of a URL, as nats-py takes them, and how to be let in."""
+class Endpoint(Struct, frozen=True):
+    """The servers of a URL, in the form of nats-py, and the credentials."""
 
     servers: tuple[str, ...]
     access: Access
     secure: bool = False
 
     def options(self) -> dict[str, Any]:
-        """Return what nats-py's `connect` is given beside the servers."""
+        """Return the options for nats-py's `connect`, without the servers."""
         return self.access.options(secure=self.secure)
 
 
-def place_of(url: str, given: Access, environment: Mapping[str, str]) -> Place:
-    """Return what `nats://[USER[:PASSWORD]@]HOST[:PORT][,HOST[:PORT]…]` names, with what else was given.
+def endpoint_of(url: str, given: Access, environment: Mapping[str, str]) -> Endpoint:
+    """Return the endpoint of `nats://[USER[:PASSWORD]@]HOST[:PORT][,HOST[:PORT]…]`, with options and environment.
 
-    A lone USER is a token, as for the `nats` tool. `tls://` connects by TLS only. `BadUrl` or `InvalidOption`.
+    A lone USER is a token, as for the `nats` tool. `tls://` requires TLS. Raises `BadUrl` or `InvalidOption`.
     """
     scheme, _, rest = url.partition("://")
     if not rest or scheme not in ("nats", "tls"):
@@ -143,22 +141,22 @@ def place_of(url: str, given: Access, environment: Mapping[str, str]) -> Place:
     for part in after.removesuffix("/").split(","):
         before, _, host = part.removeprefix(f"{scheme}://").rpartition("@")
         if "@" in part and before != (written or before or None):
-            text = "the servers of a cluster take the same user and password: write them once, before the first server"
+            text = "the servers of a cluster share user and password: write them once, before the first server"
             raise BadUrl(f"{shown(url)!r}: {text}, with {_ESCAPES}")
         written = before or written
         hosts.append(_host(host.strip(), url))
     if len(hosts) > SERVERS_LIMIT:
         raise BadUrl(f"{shown(url)!r} names {len(hosts)} servers: {SERVERS_LIMIT} are enough to find the others")
     access = _merged(_written(written, url), given, environment, url)
-    return Place(tuple(f"{scheme}://{host}" for host in dict.fromkeys(hosts)), access, scheme == "tls")
+    return Endpoint(tuple(f"{scheme}://{host}" for host in dict.fromkeys(hosts)), access, scheme == "tls")
 
 
 def _host(text: str, url: str) -> str:
-    """Return a server's address as nats-py takes it."""
+    """Return the address of a server in the form of nats-py."""
     try:
         parts = URL(f"nats://{text}")
         host, port = parts.raw_host, parts.explicit_port
-    except ValueError:  # its text may show what is secret
+    except ValueError:  # its text may contain a secret
         host, port, parts = None, None, URL()
     has_more = parts.raw_path not in ("", "/") or parts.raw_query_string or parts.raw_fragment
     if not host or port == 0 or has_more or any(each.isspace() for each in text):
@@ -168,12 +166,12 @@ def _host(text: str, url: str) -> str:
 
 
 def _written(text: str, url: str) -> Access:
-    """Return what a URL says before the @: a user and a password, or a token."""
+    """Return the credentials before the @ of a URL: a user and a password, or a token."""
     if not text:
         return Access()
     try:
         parts = URL(f"nats://{text}@host")
-    except ValueError:  # its text may show what is secret
+    except ValueError:  # its text may contain a secret
         raise BadUrl(f"{shown(url)!r}: in a user, password or token, write {_ESCAPES}") from None
     if parts.password is None:
         return Access(token=parts.user)
@@ -183,7 +181,7 @@ def _written(text: str, url: str) -> Access:
 def _merged(written: Access, given: Access, environment: Mapping[str, str], url: str) -> Access:
     if asdict(written) != asdict(Access()) and _ways(given):
         raise InvalidOption(
-            f"{shown(url)!r} has credentials, and so have the options of connect: leave one of them out"
+            f"{shown(url)!r} has credentials, and so have the options of connect: give only one of them"
         )
     found = replace(given, **{name: value for name, value in asdict(written).items() if value is not None})
     named = {name: value for name, variable in ENVIRONMENT.items() if (value := environment.get(variable))}
@@ -203,14 +201,14 @@ def _ways(access: Access) -> list[str]:
 def _check(access: Access) -> None:
     ways = _ways(access)
     if len(ways) > 1:
-        raise InvalidOption(f"there is more than one way to be let in, {' and '.join(ways)}: give connect one of them")
+        raise InvalidOption(f"there is more than one kind of credentials, {' and '.join(ways)}: give connect one")
     if access.password is not None and access.user is None:
         raise InvalidOption("connect(password=…) needs user=…")
     if access.tls_key is not None and access.tls_cert is None:
         raise InvalidOption("connect(tls_key=…) needs tls_cert=…")
     if access.tls is not None and (access.tls_ca is not None or access.tls_cert is not None):
         raise InvalidOption(
-            "connect(tls=…) is a whole context: load certificates into it, and leave tls_ca and tls_cert out"
+            "connect(tls=…) is a complete context: load certificates into it, and omit tls_ca and tls_cert"
         )
 
 
@@ -227,10 +225,10 @@ def _needs_nkeys(option: str) -> None:
 
 
 def shown(url: str) -> str:
-    """Return a URL of a server as it may be shown, whatever is wrong with it: without what may be secret.
+    """Return a server URL without secrets, for errors and logs, even if the URL is malformed.
 
-    All before the last @ may be, except the user's name, and what follows a colon and is no port: it is the password of
-    a URL whose server was forgotten.
+    Hidden are everything before the last @ except the user's name, and whatever follows a colon and is not a port: it
+    may be the password of a URL that lacks its server.
     """
     found = _SCHEME.match(url)
     scheme = found[0] if found else ""

@@ -1,7 +1,7 @@
-"""nats-py's connection, with what arrives handed on unparsed. The only module that uses what is private in nats-py.
+"""nats-py's client, delivering messages with raw headers. The only module that uses private attributes of nats-py.
 
 nats-py does the handshake, authentication, TLS and reconnects. The extra `nats` pins its version, and
-tests/jetstream/test_wire.py fails when what is used here changes.
+tests/jetstream/test_wire.py fails if an attribute that is used here changes.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ log = logging.getLogger("perdure.jetstream")
 
 
 class Connection(NatsClient):
-    """nats-py's connection, with what arrives handed on unparsed."""
+    """nats-py's client, delivering messages with raw headers."""
 
     def __init__(self, arrived: dict[int, Arrived]) -> None:
         super().__init__()
@@ -41,12 +41,12 @@ class Connection(NatsClient):
                 log.exception("a message on %s could not be handled", subject.decode())
 
     async def _connect_to_server(self, s: Any) -> None:
-        if self._transport is not None:  # of an attempt that failed: nothing else closes it
+        if self._transport is not None:  # of a failed attempt: nothing else closes it
             self._transport.close()
         await super()._connect_to_server(s)
 
     async def _process_info(self, info: dict[str, Any], initial_connection: bool = False) -> None:
-        """Take what the server says of itself; without TLS, if it was asked for, nothing secret is sent to it."""
+        """Process the server's INFO. If TLS was requested, refuse a server without it before any secret is sent."""
         if initial_connection and self.options.get("tls") is not None:
             if not (info.get("tls_required") or info.get("tls_available")):
                 raise NatsError("the server offers no TLS")
@@ -54,7 +54,7 @@ class Connection(NatsClient):
         await super()._process_info(info, initial_connection)
 
     async def _process_err(self, err_msg: str) -> None:
-        """Take what the server says is wrong. Unless it is one subject, the server disconnects: not for ever."""
+        """Process the server's -ERR. Unless it is about one subject, the server disconnects: then reconnect."""
         if denied_of(err_msg) is not None or self.is_connecting:
             await super()._process_err(err_msg)
             return
@@ -63,14 +63,14 @@ class Connection(NatsClient):
         await self._process_op_err(error)
 
     async def connect_within(self, seconds: float, settings: dict[str, Any]) -> None:
-        """Connect, or raise `TimeoutError`. A cancellation ends it soon, whatever it is at."""
+        """Connect, or raise `TimeoutError`. A cancellation ends it soon, in any state."""
         connecting = asyncio.ensure_future(self._connect(settings))
         try:
             await asyncio.wait([connecting], timeout=seconds)
             if not connecting.done():
                 raise TimeoutError
         finally:
-            while not connecting.done():  # nats-py swallows a cancellation in places, and goes on
+            while not connecting.done():  # nats-py swallows some cancellations, and goes on
                 connecting.cancel()
                 await asyncio.wait([connecting], timeout=CANCEL_AGAIN_SECONDS)
         connecting.result()
@@ -80,7 +80,7 @@ class Connection(NatsClient):
             await self.connect(**settings)
         except Exception:
             here = asyncio.current_task()
-            if here is not None and here.cancelling():  # nats-py takes it for a failure of its own
+            if here is not None and here.cancelling():  # nats-py turned the cancellation into an error
                 raise asyncio.CancelledError from None
             raise
 
@@ -94,12 +94,12 @@ class Connection(NatsClient):
 
     async def _close(self, status: int, do_cbs: bool = True) -> None:
         if cast("object", self._flush_queue) is None:
-            return  # it has not begun to connect
-        with contextlib.suppress(TimeoutError):  # after a TLS handshake that failed, the transport never ends
+            return  # it never began to connect
+        with contextlib.suppress(TimeoutError):  # after a failed TLS handshake, the transport never closes
             await asyncio.wait_for(super()._close(status, do_cbs), CLOSE_TIMEOUT_SECONDS)
 
     def send(self, command: bytes) -> None:
-        """Send in this round of the loop, together with all else that is sent in it."""
+        """Send in this iteration of the loop, together with everything else sent in it."""
         self._pending.append(command)
         self._pending_data_size += len(command)
         if not self._kicked:
@@ -113,6 +113,6 @@ class Connection(NatsClient):
             queue.put_nowait(asyncio.get_running_loop().create_future())
 
     def drop_unsent(self) -> None:
-        """Forget what waits to be sent."""
+        """Drop the send buffer."""
         self._pending = []
         self._pending_data_size = 0

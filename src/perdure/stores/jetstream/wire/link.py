@@ -1,10 +1,10 @@
-"""One connection to a server or cluster, kept up for as long as it takes: subscriptions, hints, requests, the API.
+"""A connection to a server or cluster that reconnects without limit: subscriptions, hints, requests, the API.
 
-It does its own sending and receiving: nats-py's futures never end on some failures, it sends what its caller has given
-up, and it parses headers as electronic mail.
+It does its own sending and receiving: some of nats-py's futures never end after a failure, it sends buffered messages
+whose caller was cancelled, and it parses headers as email.
 
-A hint is dropped while there is no connection, and nothing that was buffered is sent later. A request is lost with the
-connection: its caller asks again.
+A hint is dropped while there is no connection, and nothing is buffered to be sent later. A request is lost with the
+connection: its caller retries.
 """
 
 from __future__ import annotations
@@ -28,20 +28,20 @@ from perdure.stores.jetstream.wire.connection import Connection
 from perdure.stores.jetstream.wire.protocol import ELECTING, HEADER_LINE, UNAVAILABLE, Arrived, encode, status_of
 
 REQUEST_TIMEOUT_SECONDS = 3.0
-"""How long a server may take to answer, before a put is repeated and a read fails."""
+"""How long a server may take to answer before a put is repeated, and a read fails."""
 SWEEP_SECONDS = 1.0
-"""How often requests are looked through for those that took too long."""
+"""How often requests are checked for timeouts."""
 RETRY_SECONDS = 0.1
-"""How long after a server could not answer, as in an election, it is asked again."""
+"""The back-off when a server cannot answer, as in an election."""
 API_ATTEMPTS = 3
-"""How often the JetStream API is asked before it is said to be unavailable."""
+"""How often an API request may go unanswered before JetStream is reported as unavailable."""
 ELECTION_SECONDS = 15.0
-"""How long there may be no leader for what the API is asked, before that fails: elections take up to 9 s."""
+"""How long there may be no leader before an API request fails: elections take up to 9 s."""
 CONNECT_TIMEOUT_SECONDS = 5
 RECONNECT_WAIT_SECONDS = 0.25
 PING_SECONDS = 5
 PAYLOAD_ROOM_BYTES = 16 * 1024
-"""What headers and subject may take of the server's payload limit."""
+"""The part of the server's payload limit that is left for headers and subject."""
 
 log = logging.getLogger("perdure.jetstream")
 
@@ -50,12 +50,12 @@ class Request(Struct, eq=False):
     subject: str
     answered: Callable[[bytes, bytes], bool]  # payload and headers; True if no more is expected
     lost: Callable[[], None]
-    failed: Callable[[StoreError], None]  # there will be no answer, and asking again is of no use
+    failed: Callable[[StoreError], None]  # there will be no answer, and a retry would fail alike
     at: float
 
 
 class Link:
-    """A connection that comes back by itself."""
+    """A connection that reconnects by itself."""
 
     def __init__(
         self,
@@ -67,9 +67,9 @@ class Link:
         self.servers = [*servers]
         self._options = options or {}
         self._connected = connected
-        self.stream_of: Callable[[str], str]  # names the stream that takes a subject; set by the store
+        self.stream_of: Callable[[str], str]  # returns the stream of a subject; set by the store
         self._handlers: dict[int, Arrived] = {}
-        self._subjects: dict[int, bytes] = {}  # what is listened to, by subscription: a subject, and perhaps a group
+        self._subjects: dict[int, bytes] = {}  # by subscription: the subject, and perhaps a queue group
         self._connection = Connection(self._handlers)
         self._sid = 1_000_000  # above those of nats-py itself
         self._inbox = f"_INBOX.{secrets.token_hex(8)}"
@@ -78,12 +78,12 @@ class Link:
         self._up = False
         self._closed = False
         self._sweeper: asyncio.TimerHandle | None = None
-        self._deaf: StoreError | None = None  # why no answer can be heard
-        self._problems: list[str] | None = []  # what went wrong on the way to the first connection
+        self._deaf: StoreError | None = None  # why no answer can be received
+        self._problems: list[str] | None = []  # errors before the first connection; None once connected
         self.limited_log = RateLimitedLog(log)
         self.reconnects = 0
 
-    # --- life ---------------------------------------------------------------------------------------------------------
+    # --- open and close -----------------------------------------------------------------------------------------------
     async def open(self) -> None:
         """Connect, or raise `StoreUnavailable`."""
         self._loop = asyncio.get_running_loop()
@@ -132,7 +132,7 @@ class Link:
         self._sweep()
 
     async def close(self) -> None:
-        """Finish what was begun, then disconnect."""
+        """Wait for puts in flight, then disconnect."""
         if self._closed:
             return
         await self._finish()
@@ -149,7 +149,7 @@ class Link:
             request.lost()
 
     async def flush(self) -> None:
-        """Wait until the server has read all that was sent."""
+        """Wait until the server has read everything that was sent."""
         if self._up:
             try:
                 await self._connection.flush(timeout=int(REQUEST_TIMEOUT_SECONDS))
@@ -162,12 +162,12 @@ class Link:
 
     @property
     def payload_limit(self) -> int:
-        """The most bytes of one message."""
+        """The largest payload of a message, in bytes."""
         return self._connection.max_payload - PAYLOAD_ROOM_BYTES
 
     @property
     def is_clustered(self) -> bool:
-        """Tell whether the server is one of several, so that others may answer for it."""
+        """Report whether the server is part of a cluster, whose other servers may answer for it."""
         return self._connection.is_clustered
 
     @property
@@ -175,7 +175,7 @@ class Link:
         return self._connection.version
 
     def _went_wrong(self, what: str) -> None:
-        """Take what the client says is wrong."""
+        """Handle an error that nats-py reports."""
         if self._problems is not None:
             self._problems.append(what)
         elif (denied := denied_of(what)) is not None:
@@ -184,7 +184,7 @@ class Link:
             self.limited_log(what, "the NATS server: %s", what)
 
     def _denied(self, verb: str, subject: str) -> None:
-        """End what waits for an answer that will not come, as this client may not ask or hear it."""
+        """Fail the requests that get no answer, because this client may not publish or subscribe to a subject."""
         where = shown(self.servers[0])
         found = [(name, each) for name, each in self._requests.items() if each.subject.lower() == subject]
         if verb == "subscription":
@@ -206,7 +206,7 @@ class Link:
             return
         self._up = False
         self._connection.drop_unsent()
-        log.warning("the connection to the NATS server is lost: trying to reconnect, for as long as it takes")
+        log.warning("the connection to the NATS server is lost: reconnecting, without limit")
         requests, self._requests = self._requests, {}
         for request in requests.values():
             request.lost()
@@ -219,32 +219,32 @@ class Link:
         self.reconnects += 1
         for sid, subject in self._subjects.items():
             self._connection.send(b"SUB %s %d\r\n" % (subject, sid))
-        log.warning("connected to the NATS server again")
+        log.warning("reconnected to the NATS server")
         self._resume()
         self._connected()
 
-    # --- what those that send more add --------------------------------------------------------------------------------
+    # --- for subclasses -----------------------------------------------------------------------------------------------
     async def _finish(self) -> None:
-        """Wait for what is on its way, before the connection is closed."""
+        """Wait for what is in flight, before the connection is closed."""
 
     def _end(self) -> None:
-        """End what will never be answered: the connection is closed."""
+        """Fail what will never be answered: the connection is closed."""
 
     def _resume(self) -> None:
-        """Send again what was not answered: there is a connection again."""
+        """Send again what was not answered, after a reconnect."""
 
     # --- subjects -----------------------------------------------------------------------------------------------------
     def subscribe(self, subject: str, arrived: Arrived, *, group: str = "") -> int:
-        """Receive what is published on a subject, over reconnects too; one of those in a group receives it."""
+        """Subscribe to a subject, across reconnects. One member of a queue group receives each message."""
         self._sid += 1
         self._handlers[self._sid] = arrived
-        listened = self._subjects[self._sid] = f"{subject} {group}".rstrip().encode()
+        encoded = self._subjects[self._sid] = f"{subject} {group}".rstrip().encode()
         if self._up:
-            self._connection.send(b"SUB %s %d\r\n" % (listened, self._sid))
+            self._connection.send(b"SUB %s %d\r\n" % (encoded, self._sid))
         return self._sid
 
     def unsubscribe(self, sid: int) -> None:
-        """Ask for no more; what is on its way still arrives, until `forget`."""
+        """Unsubscribe. Messages in flight still arrive, until `forget`."""
         if self._subjects.pop(sid, None) is not None and self._up:
             self._connection.send(b"UNSUB %d\r\n" % sid)
 
@@ -252,12 +252,12 @@ class Link:
         self._handlers.pop(sid, None)
 
     def publish(self, subject: str, payload: bytes = b"", reply: str = "") -> None:
-        """Send a hint: dropped while there is no connection."""
+        """Send a hint, which is dropped while there is no connection."""
         if self._up:
             self._connection.send(b"PUB %s %s %d\r\n%s\r\n" % (subject.encode(), reply.encode(), len(payload), payload))
 
     def publish_with(self, subject: str, headers: bytes) -> None:
-        """Send header lines alone, as a hint."""
+        """Send a hint that consists of header lines."""
         if self._up:
             lines = b"%s%s\r\n" % (HEADER_LINE, headers)
             self._connection.send(b"HPUB %s %d %d\r\n%s\r\n" % (subject.encode(), len(lines), len(lines), lines))
@@ -291,7 +291,7 @@ class Link:
         self.publish(subject, payload, name)
 
     async def request(self, subject: str, payload: bytes = b"") -> tuple[bytes, bytes] | None:
-        """Ask and return payload and headers of the answer; None when the connection broke or it took too long."""
+        """Return payload and headers of the answer; None if the connection broke or the answer timed out."""
         future: asyncio.Future[tuple[bytes, bytes] | None] = self._loop.create_future()
 
         def answered(data: bytes, headers: bytes) -> bool:
@@ -307,7 +307,7 @@ class Link:
         return await future
 
     async def api(self, what: str, body: object = None) -> dict[str, Any]:
-        """Call the JetStream API, again if need be; what it answers may hold an `error`."""
+        """Call the JetStream API, with retries. The answer may hold an `error`."""
         payload = b"" if body is None else encode(body)
         unanswered, patience = 0, self.now() + ELECTION_SECONDS
         while unanswered < API_ATTEMPTS:
@@ -319,14 +319,14 @@ class Link:
                 if found.get("error", {}).get("err_code") not in ELECTING:
                     return found
                 if self.now() > patience:
-                    text = "the servers agree on no leader: more than half of the cluster must be up"
+                    text = "the cluster has no leader: more than half of its nodes must be up"
                     raise StoreUnavailable(f"jetstream: {what} is not possible now: {text}")
             self._check()
             await asyncio.sleep(RETRY_SECONDS)
         where = shown(self.servers[0])
         raise StoreUnavailable(
             f"{where}: JetStream does not answer ({what}): enable it in the server's configuration, `jetstream {{}}`; "
-            "of a cluster, more than half of the nodes must be up"
+            "in a cluster, more than half of the nodes must be up"
         )
 
     def _check(self) -> None:
@@ -334,7 +334,7 @@ class Link:
             raise StoreClosed("jetstream: the store is closed")
 
     def _sweep(self) -> None:
-        """Give up requests that took too long. They are in the order in which they were made."""
+        """Time out requests. They are in the order in which they were sent."""
         late = self._loop.time() - REQUEST_TIMEOUT_SECONDS
         for name, request in [*self._requests.items()]:
             if request.at > late:
@@ -348,7 +348,7 @@ class Link:
         return self._loop.time()
 
     def new_inbox(self) -> str:
-        """Return a subject of this connection alone."""
+        """Return a unique subject for answers to this connection."""
         self._number += 1
         return f"_INBOX.{self._inbox[7:]}p.{self._number}"
 

@@ -1,4 +1,4 @@
-"""What travels between a client and a NATS server: messages as streams hold them, headers, codes of errors. Pure."""
+"""The protocol between client and NATS server: stored messages, headers, error codes. Pure."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from perdure.stores.jetstream.wire.checks import stream_gone
 WRONG_SEQUENCE = 10071
 ANOTHER_IN_FLIGHT = 10164
 ELECTING = frozenset({10006, 10008, 10009})
-"""Errors of the API while the servers have no leader for what is asked."""
+"""Error codes of the API while there is no leader."""
 NOT_NOW = ELECTING | {ANOTHER_IN_FLIGHT}
 TOO_MANY, UNAVAILABLE = 429, 503
-"""Codes of errors that go away: it was not stored, and is to be put again."""
+"""Codes of transient errors: the message was not stored, and must be put again."""
 NO_MESSAGE = 10037
 NO_STREAM = 10059
 NOT_DELETED = frozenset({NO_MESSAGE, 10057, 10043})
-"""There was nothing to delete: no such message, or none at that sequence any more."""
+"""There was nothing to delete."""
 FULL = frozenset({10077, 10023, 10047})
 
 HEADER_LINE = b"NATS/1.0\r\n"
@@ -32,11 +32,11 @@ Arrived = Callable[[str, str, bytes, bytes], None]
 
 
 class WrongSequence(StoreError):
-    """The guard of a put did not hold: another message is on its subject."""
+    """The guard of a put did not hold: the subject has another last message."""
 
 
 class Stored(Struct, frozen=True):
-    """A message as a stream holds it."""
+    """A message in a stream."""
 
     subject: str
     sequence: int
@@ -77,7 +77,7 @@ encode = msgspec.json.Encoder().encode
 
 
 def header(headers: bytes, name: bytes) -> bytes | None:
-    """Return the value of a header in a raw block of them; `name` ends with a colon and a space."""
+    """Return the value of a header in raw headers; `name` ends with a colon and a space."""
     at = headers.find(b"\r\n" + name)
     if at < 0:
         return None
@@ -86,7 +86,7 @@ def header(headers: bytes, name: bytes) -> bytes | None:
 
 
 def status_of(headers: bytes | None) -> int:
-    """Return the status that the server put into a block of headers, 0 if none."""
+    """Return the status in raw headers, 0 if there is none."""
     if not headers or headers[8:9] != b" ":
         return 0
     return int(headers[9:12])

@@ -1,4 +1,4 @@
-"""Reads from streams, from their leaders or batched from any replica; removals; pulls of consumers."""
+"""Reads of streams, from the leader or batched from any replica; deletions; pulls and acknowledgements."""
 
 from __future__ import annotations
 
@@ -27,18 +27,18 @@ from perdure.stores.jetstream.wire.protocol import (
 )
 
 PATIENCE_SECONDS = 3.0
-"""How long a stream may take nothing, and answer nothing, before it is asked whether it is there at all."""
+"""How long a stream may not respond before it is checked whether it exists."""
 BATCH_LIMIT = 1_000
 """Messages that one batched read returns at most: the server refuses more than 1,024 subjects."""
 BATCH_BYTES = 8 * 1024 * 1024
-"""Bytes that one batched read returns, about: the server drops a client that reads too slowly."""
+"""Bytes that one batched read returns, approximately: the server drops a client that reads too slowly."""
 
 
 class Reads(Link):
     """A link that reads streams."""
 
     async def _why_silent(self, stream: str) -> StoreError | None:
-        """Return an error if a stream is not there; log it if no server answers."""
+        """Return an error if a stream does not exist; log if no server answers."""
         try:
             answer = await self.request(f"$JS.API.STREAM.INFO.{stream}")
         except StoreError as refused:
@@ -51,15 +51,15 @@ class Reads(Link):
             where = shown(self.servers[0])
             self.limited_log(
                 "silent",
-                "the NATS server at %s is connected, and its JetStream does not answer: is it enabled, and are enough "
-                "nodes of the cluster up? Trying again, for as long as it takes",
+                "the NATS server at %s is connected, but its JetStream does not answer: is it enabled, and are enough "
+                "nodes of the cluster up? Retrying, without limit",
                 where,
             )
         return None
 
     # --- reads --------------------------------------------------------------------------------------------------------
     async def _direct(self, stream: str, body: object) -> tuple[list[Stored], int]:
-        """Ask for several messages; return them, and how many more there are."""
+        """Read several messages; return them, and how many more there are."""
         found: list[Stored] = []
         future: asyncio.Future[int] = self._loop.create_future()
 
@@ -92,7 +92,7 @@ class Reads(Link):
         return found, await future
 
     async def _read(self, stream: str, once: Callable[[], Awaitable[Any]]) -> Any:
-        """Read, again until there is an answer, or until it is known that there is no such stream."""
+        """Read, with retries until there is an answer, or until it is known that the stream does not exist."""
         begun = self._loop.time()
         while True:
             try:
@@ -106,13 +106,13 @@ class Reads(Link):
                 begun = self._loop.time()
                 if (error := await self._why_silent(stream)) is not None:
                     raise error
-                self.limited_log(f"read {stream}", "%s; trying again", last)
+                self.limited_log(f"read {stream}", "%s; retrying", last)
 
     async def _page(self, stream: str, subject: str, sequence: int, limit: int) -> tuple[list[Stored], int]:
-        """Return the first messages from a sequence on whose subject matches, and how many more there are at least.
+        """Return the first matching messages from a sequence on, and how many more there are at least.
 
-        Any replica of the stream answers. One that is behind shows what there was, without gaps: so the leader is asked
-        whether there is more than it knows. Nothing is missing then, and some may be gone already.
+        Any replica answers. One that lags returns an earlier state, without gaps: so the leader is asked for what may
+        follow. Then no message is missing, but some may have been removed meanwhile.
         """
         body = {"seq": sequence, "next_by_subj": subject, "batch": limit, "max_bytes": BATCH_BYTES}
         found, more = await self._read(stream, lambda: self._direct(stream, body))
@@ -123,7 +123,7 @@ class Reads(Link):
         return found, more
 
     async def all(self, stream: str, subject: str) -> list[Stored]:
-        """Return all messages whose subject matches, in order; perhaps some too that have just been removed."""
+        """Return all messages whose subject matches, in order, perhaps with some that were just removed."""
         found: list[Stored] = []
         more = 1
         while more:
@@ -133,17 +133,17 @@ class Reads(Link):
         return found
 
     async def batch(self, stream: str, subject: str, sequence: int = 1, limit: int = BATCH_LIMIT) -> list[Stored]:
-        """Return the first messages from a sequence on whose subject matches, in order; none only if there are none."""
+        """Return the first matching messages from a sequence on, in order; empty only if there are none."""
         return (await self._page(stream, subject, sequence, limit))[0]
 
     async def count(self, stream: str, subject: str) -> int:
-        """Return how many messages there are whose subject matches, as any replica knows it."""
+        """Return how many messages have a subject that matches, according to any replica."""
         body = {"seq": 1, "next_by_subj": subject, "batch": 1}
         found, more = await self._read(stream, lambda: self._direct(stream, body))
         return len(found) + more
 
     async def last_of(self, stream: str, subjects: Sequence[str]) -> dict[str, Stored]:
-        """Return the last message of each of these literal subjects that has one, as any replica knows it."""
+        """Return the last message of each of these literal subjects that has one, according to any replica."""
         found: dict[str, Stored] = {}
         for begin in range(0, len(subjects), BATCH_LIMIT):
             body = {"multi_last": [*subjects[begin : begin + BATCH_LIMIT]], "batch": BATCH_LIMIT}
@@ -152,13 +152,13 @@ class Reads(Link):
         return found
 
     async def last(self, stream: str, subject: str) -> Stored | None:
-        """Return the last message whose subject matches, as the stream's leader knows it."""
+        """Return the last message whose subject matches, from the leader."""
         return await self._of_leader(stream, {"last_by_subj": subject})
 
     async def first(self, stream: str, subject: str, sequence: int = 1) -> Stored | None:
-        """Return the first message from a sequence on whose subject matches, as the stream's leader knows it.
+        """Return the first matching message from a sequence on, from the leader.
 
-        It is no batch of one: with a batch the server counts all that match, however many they are.
+        Not a batch of one: for a batch, the server counts all messages that match.
         """
         return await self._of_leader(stream, {"seq": sequence, "next_by_subj": subject})
 
@@ -187,14 +187,14 @@ class Reads(Link):
         return int(answer.get("purged", 0))
 
     async def delete(self, stream: str, sequence: int) -> None:
-        """Remove one message; it may be gone already."""
+        """Remove one message, unless it is removed already."""
         answer = await self.api(f"STREAM.MSG.DELETE.{stream}", {"seq": sequence, "no_erase": True})
         if answer.get("error", {}).get("err_code", NO_MESSAGE) not in NOT_DELETED:
             raise_error(answer, stream)
 
     # --- deliveries ---------------------------------------------------------------------------------------------------
     def pull(self, stream: str, consumer: str, inbox: str, *, batch: int, expires: float, heartbeat: float) -> None:
-        """Ask a consumer for up to `batch` messages on `inbox`."""
+        """Request up to `batch` messages of a consumer on `inbox`. Times are in seconds."""
         body = {"batch": batch, "expires": int(expires * 1e9), "idle_heartbeat": int(heartbeat * 1e9)}
         self.publish(f"$JS.API.CONSUMER.MSG.NEXT.{stream}.{consumer}", encode(body), inbox)
 
@@ -202,9 +202,9 @@ class Reads(Link):
         self.publish(reply, b"+ACK")
 
     def renew(self, reply: str) -> None:
-        """Say that a delivery is still being worked on."""
+        """Restart the ack wait of a delivery that is still in progress."""
         self.publish(reply, b"+WPI")
 
     def hand_back(self, reply: str, delay: float = 0.0) -> None:
-        """Give a delivery back; it comes again, after a delay in seconds."""
+        """Negatively acknowledge a delivery: it is redelivered after a delay in seconds."""
         self.publish(reply, b'-NAK {"delay": %d}' % int(delay * 1e9) if delay else b"-NAK")

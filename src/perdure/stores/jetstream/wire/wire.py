@@ -1,7 +1,8 @@
 """The narrow interface to a NATS server: guarded puts with a known outcome, reads, pulls, acknowledgements.
 
-A put is told once, with its sequence, or with why it was refused. When the connection breaks before the answer, it is
-put again after the reconnect; its guard and its name (in the header `Perdure-Put`) say whether it had arrived.
+The outcome of a put is reported once: its sequence, or the error. If the connection breaks before the answer, the put
+is repeated after the reconnect; its guard and its name (in the header `Perdure-Put`) tell whether the first one was
+stored.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ PUT_NAME = b"Perdure-Put: "
 log = logging.getLogger("perdure.jetstream")
 
 PutTold = Callable[[int, StoreError | None], None]
-"""Told once of a put: its sequence, or why it was refused (`WrongSequence` if its guard did not hold)."""
+"""Called once with the sequence of a put, or with its error (`WrongSequence` if its guard did not hold)."""
 
 
 class _Put(Struct, eq=False):
@@ -60,11 +61,11 @@ class Wire(Reads):
         connected: Callable[[], None] = lambda: None,
     ) -> None:
         super().__init__(servers, options, connected=connected)
-        self._puts: dict[_Put, None] = {}  # not told yet
-        self._parked: list[_Put] = []  # to be put when there is a connection
+        self._puts: dict[_Put, None] = {}  # not reported yet
+        self._parked: list[_Put] = []  # to be sent after the reconnect
         self._none_left: asyncio.Future[None] | None = None
         self._tasks: set[asyncio.Task[None]] = set()
-        self._absent: dict[str, float] = {}  # streams that answer nothing, and when they were asked about
+        self._absent: dict[str, float] = {}  # streams that do not answer, and the time of the last check
 
     async def _finish(self) -> None:
         if self._puts and self._up:
@@ -90,7 +91,7 @@ class Wire(Reads):
         expected: int | None = None,
         headers: bytes = b"",
     ) -> None:
-        """Store a message. `expected` is the sequence of the last one on its subject, 0 for none, None for whatever.
+        """Store a message. `expected` is the sequence of the last message on its subject, 0 for none, None for any.
 
         `headers` are lines that end with CR LF.
         """
@@ -106,7 +107,7 @@ class Wire(Reads):
         self._send_put(put)
 
     async def store(self, subject: str, payload: bytes, *, expected: int | None = None, headers: bytes = b"") -> int:
-        """Put, and return the sequence or raise."""
+        """Put, wait for the outcome, and return the sequence or raise."""
         future: asyncio.Future[int] = self._loop.create_future()
 
         def told(sequence: int, error: StoreError | None) -> None:
@@ -128,7 +129,7 @@ class Wire(Reads):
             return
         lines, payload = put.headers, put.payload
         if (size := len(lines) + len(payload)) > self._connection.max_payload:  # the server would disconnect
-            text = f"jetstream: {put.subject}: {size:,} bytes, where the server's max_payload is"
+            text = f"jetstream: {put.subject}: {size:,} bytes are more than the server's max_payload of"
             self._tell(put, 0, StoreError(f"{text} {self._connection.max_payload:,}"))
             return
         if self._deaf is not None:
@@ -154,7 +155,7 @@ class Wire(Reads):
 
     def _put_answered(self, put: _Put, data: bytes, headers: bytes) -> bool:
         if headers and status_of(headers) == 503:
-            # Nobody takes it now: an election, or no such stream. It was not stored.
+            # No responders: an election, or no such stream. It was not stored.
             self._loop.call_later(RETRY_SECONDS, self._send_put, put)
             if self._loop.time() - put.at > PATIENCE_SECONDS:
                 self._ask_about(self.stream_of(put.subject))
@@ -179,7 +180,7 @@ class Wire(Reads):
         return True
 
     def _ask_about(self, stream: str) -> None:
-        """See why a stream takes nothing. If it is gone, what was to be put there is told so."""
+        """Check why a stream does not respond. If it does not exist, its puts fail."""
         now = self._loop.time()
         if now < self._absent.get(stream, 0.0) + PATIENCE_SECONDS:
             return
@@ -194,9 +195,9 @@ class Wire(Reads):
                 self._tell(put, 0, error)
 
     async def _look_for(self, put: _Put) -> None:
-        """Tell whether a put that was sent twice, and was refused the second time, had arrived the first time.
+        """Find out whether a put that was refused the second time had been stored the first time.
 
-        The leader is asked: a replica that is behind may not have what it has just refused for.
+        Read from the leader: a replica that lags may not have the message yet.
         """
         stream = self.stream_of(put.subject)
         sequence = put.expected or 0
@@ -208,10 +209,10 @@ class Wire(Reads):
                 sequence = found.sequence
         except StoreError as error:
             if put in self._puts:
-                log.warning("looking for %s again: %s", put.subject, error)
+                log.warning("checking a put to %s failed, retrying: %s", put.subject, error)
                 self._put_lost(put)
             return
-        self._tell(put, 0, WrongSequence(f"jetstream: {put.subject}: another message is there"))
+        self._tell(put, 0, WrongSequence(f"jetstream: {put.subject}: another message was stored first"))
 
     def _tell(self, put: _Put, sequence: int, error: StoreError | None) -> None:
         if self._puts.pop(put, put) is put:

@@ -1,8 +1,8 @@
-"""What the workers of this process hold, and which of them gets what.
+"""What the workers of this process hold, and which worker gets a delivery.
 
-Unlike the dispatcher of the embedded stores, it has no table to fall back on: what is given up goes back to the server,
-by its token. An invocation that is claimed here keeps one delivery unacknowledged (`Hold.kept`), or has a wake at the
-end of its lease: that is what brings it to another process when this one dies.
+Unlike the dispatcher of the embedded stores, it has no table to fall back on: a delivery that no worker takes is
+requeued at the server, by its token. An invocation that is claimed here keeps one delivery unacknowledged
+(`Hold.kept`), or has a wake at the end of its lease: if this process dies, that delivers it to another.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ from perdure.stores.port import Delivery, Wake
 
 
 class Token(Struct, eq=False):
-    """What acknowledges a delivery: its reply subject. `sequence` is the same at every redelivery."""
+    """Acknowledges a delivery, by its reply subject. `sequence` is the same at every redelivery."""
 
     reply: str
     sequence: int
-    at: float  # when it came or was renewed, in loop time
-    came: float = 0.0
-    urgent: bool = False  # a wake to be handed to the owner at once
+    at: float  # loop time of its arrival or last renewal
+    came: float = 0.0  # loop time of its arrival
+    urgent: bool = False  # a wake to be delivered to the owner at once
     done: bool = False
-    number: int = 0  # of the frame that asked for this wake
+    number: int = 0  # of the frame that set this wake
 
     @property
     def times(self) -> int:
@@ -37,51 +37,51 @@ class Token(Struct, eq=False):
 
     @property
     def is_start(self) -> bool:
-        """Tell whether it is a start that would come again: only to a worker that has room for one."""
+        """Report whether it is a start, which is redelivered only to a worker with room for one."""
         return self.reply.split(".")[-6].startswith("start-")
 
 
 class Hold(custody.Hold, eq=False):
-    """What one worker holds of one invocation, and the message that goes to another if this process dies."""
+    """What one worker holds of one invocation, and what delivers it to another process if this one dies."""
 
     since: float = 0.0  # loop time of the claim
-    kept: Token | None = None  # unacknowledged while claimed, so that it comes to another if this process dies
+    kept: Token | None = None  # unacknowledged while claimed, so that it is redelivered if this process dies
     leased: str = ""  # the schedule of the wake at the end of the lease, if there is one
-    woken: Delivery | None = None  # a wake fell due meanwhile
-    suspected: int = 0  # the sequence at which the journal was seen without an owner
+    woken: Delivery | None = None  # a wake that fell due meanwhile
+    suspected: int = 0  # the sequence at which the journal was read without an owner
 
     @property
-    def is_brought(self) -> bool:
-        """Tell whether a delivery that is not acknowledged would bring it to another process."""
+    def has_delivery(self) -> bool:
+        """Report whether an unacknowledged delivery would be redelivered to another process."""
         return any(isinstance(each.token, Token) and not each.token.done for each in self.deliveries)
 
 
 Member = custody.Member[Hold]
 
 
-class Post(Struct):
-    """What hands ask of the store that they belong to."""
+class Actions(Struct):
+    """What holdings ask of the other parts of the store."""
 
     acknowledge: Callable[[Token], None]
-    give_up: Callable[[Token], None]  # to the server, for any worker
-    set_aside: Callable[[Token, str, str], None]  # to the server, for a worker that is able to act on it
-    wake_now: Callable[[str, Token | None], object]  # by the server, in place of a start that has begun
+    requeue: Callable[[Token], None]  # at the server, for any worker
+    defer: Callable[[Token, str, str], None]  # requeue with a delay, for a worker that can act on it
+    wake_now: Callable[[str, Token | None], object]  # replace a start that has begun by a wake
     drop_lease: Callable[[Hold], None]
-    protect: Callable[[Hold], None]  # a claim that nothing would bring to others
-    examine: Callable[[], None]  # starts were taken from the queue: see `taken`
-    wants: Callable[[], None]  # how many starts are wanted may have changed
+    protect: Callable[[Hold], None]  # set a wake for a claim without a delivery
+    admit: Callable[[], None]  # starts were taken from the queue: see `taken`
+    wants: Callable[[], None]  # the number of wanted starts may have changed
     left: Callable[[Member], None]
 
 
-class Hands(custody.Custody[Hold]):
-    """Hands deliveries to members."""
+class Holdings(custody.Custody[Hold]):
+    """Tracks holds, and hands deliveries to members."""
 
-    def __init__(self, partition_of: Callable[[str], int], post: Post) -> None:
+    def __init__(self, partition_of: Callable[[str], int], actions: Actions) -> None:
         super().__init__()
         self._partition_of = partition_of
-        self._post = post
+        self._actions = actions
         self._queues: dict[str, dict[int, deque[Delivery]]] = {}  # by handler and partition; none is empty
-        self.taken: deque[tuple[Member, Delivery]] = deque()  # starts given to a member, to be looked at first
+        self.taken: deque[tuple[Member, Delivery]] = deque()  # starts for a member, to be admitted first
 
     # --- members ------------------------------------------------------------------------------------------------------
     def join(
@@ -100,49 +100,49 @@ class Hands(custody.Custody[Hold]):
         for hold in held.values():
             for delivery in hold.deliveries:
                 if isinstance(delivery.item, Start) and not self.serves(delivery.handler):
-                    self._give_up(delivery)  # in order
-        for id, hold in reversed(held.items()):  # so that starts, put back in front one by one, keep their order
+                    self._requeue(delivery)  # in order
+        for id, hold in reversed(held.items()):  # starts are put back in front one by one: so they keep their order
             begun = not any(isinstance(delivery.item, Start) for delivery in hold.deliveries)
             for delivery in reversed(hold.deliveries) if not begun else hold.deliveries:
                 again = replace(delivery, attempt=delivery.attempt + 1, fresh=False)
                 if isinstance(delivery.item, Start):
                     self._put_back(again)
                 else:
-                    self._offer_or_give_up(again, begun=begun)
+                    self._offer_or_requeue(again, begun=begun)
             self._pass_claim_on(id, hold)
         for id in [id for id, parked in self._parked.items() if not self.serves(parked[0].handler)]:
             for delivery in self._parked.pop(id):
-                self._give_up(delivery)
-        self._post.left(member)
+                self._requeue(delivery)
+        self._actions.left(member)
         self.pump()
 
     def _pass_claim_on(self, id: str, hold: Hold) -> None:
         if hold.woken is not None:
-            self._offer_or_give_up(replace(hold.woken, attempt=2), begun=True)
+            self._offer_or_requeue(replace(hold.woken, attempt=2), begun=True)
         if not hold.claimed:
             return
         if hold.kept is not None:
-            self._offer_or_give_up(Delivery(id, hold.handler, Wake(), 2, token=hold.kept), begun=True)
+            self._offer_or_requeue(Delivery(id, hold.handler, Wake(), 2, token=hold.kept), begun=True)
         elif hold.leased:
-            self._post.wake_now(id, None)
+            self._actions.wake_now(id, None)
 
-    def _offer_or_give_up(self, delivery: Delivery, *, begun: bool) -> None:
+    def _offer_or_requeue(self, delivery: Delivery, *, begun: bool) -> None:
         if not self.offer(delivery, begun=begun):
-            self._give_up(delivery)
+            self._requeue(delivery)
 
-    def _give_up(self, delivery: Delivery) -> None:
+    def _requeue(self, delivery: Delivery) -> None:
         token = delivery.token
         if isinstance(token, Token) and not token.done:
             if isinstance(delivery.item, Wake) and token.is_start:
-                self._post.wake_now(delivery.id, token)
+                self._actions.wake_now(delivery.id, token)
             else:
-                self._post.give_up(token)
+                self._actions.requeue(token)
 
     def _put_back(self, delivery: Delivery) -> None:
         if self.serves(delivery.handler):
             self._queue_of(delivery).appendleft(delivery)
         else:
-            self._give_up(delivery)
+            self._requeue(delivery)
 
     def close(self) -> list[Hold]:
         """Forget everything; return the holds."""
@@ -156,7 +156,7 @@ class Hands(custody.Custody[Hold]):
                 yield member, hold
 
     def waiting(self) -> Iterator[Delivery]:
-        """Iterate over what no worker has yet."""
+        """Iterate over the deliveries that no worker has yet."""
         for queues in self._queues.values():
             for queue in queues.values():
                 yield from queue
@@ -167,7 +167,7 @@ class Hands(custody.Custody[Hold]):
 
     # --- starts -------------------------------------------------------------------------------------------------------
     def queue(self, delivery: Delivery) -> None:
-        """Take a start; it goes out when a worker that serves it has room."""
+        """Queue a start until a worker that serves it has room."""
         self._queue_of(delivery).append(delivery)
 
     def _queue_of(self, delivery: Delivery) -> deque[Delivery]:
@@ -184,35 +184,35 @@ class Hands(custody.Custody[Hold]):
                 del self._queues[handler]
         return delivery
 
-    def give_up_queued(self, before: float) -> None:
-        """Give starts back that came before a time and found no room here: others may have some."""
+    def requeue_waiting(self, before: float) -> None:
+        """Requeue starts that came before a time and still wait here: other processes may have room."""
         for handler, partition in [(handler, each) for handler, queues in self._queues.items() for each in queues]:
             while (queue := self._queues.get(handler, {}).get(partition)) and _came(queue[0]) < before:
-                self._give_up(self._take_first(handler, partition))
+                self._requeue(self._take_first(handler, partition))
 
     def pump(self) -> None:
-        """Take queued starts out while there is room, to be looked at and then handed over."""
+        """Take starts from the queues while there is room, to be admitted and then handed over."""
         before = len(self.taken)
         for member in [*self.members]:
-            while member.credit > 0 and (place := self._next_queue(member)) is not None:
-                delivery = self._take_first(*place)
+            while member.credit > 0 and (queue := self._next_queue(member)) is not None:
+                delivery = self._take_first(*queue)
                 if (owner := self._owners.get(delivery.id)) is not None:
-                    self.hand(owner, delivery)  # an invocation has one owner, whatever comes for it
+                    self.hand(owner, delivery)  # an invocation has one owner for all its deliveries
                     continue
                 member.credit -= 1
                 self.taken.append((member, delivery))
         if len(self.taken) > before:
-            self._post.examine()
-        self._post.wants()
+            self._actions.admit()
+        self._actions.wants()
 
     def room(self, handler: str, partition: int) -> int:
-        """Return how many more starts of a handler, from a partition, are wanted."""
+        """Return for how many more starts of a handler, from a partition, there is room."""
         credit = sum(member.credit for member in self.members if handler in member.handlers and member.takes(partition))
         queued = sum(map(len, self._queues.get(handler, {}).values()))
         return max(0, credit - queued)
 
     def hand_taken(self, member: Member, delivery: Delivery) -> None:
-        """Hand over a start that was looked at; if its member left meanwhile, it is queued again."""
+        """Hand over a start that was admitted; if its member left meanwhile, it is queued again."""
         if (owner := self._owners.get(delivery.id)) is not None:
             member.credit += member.open
             self.hand(owner, delivery)
@@ -224,7 +224,7 @@ class Hands(custody.Custody[Hold]):
             self.pump()
 
     def not_taken(self, member: Member) -> None:
-        """Give a member the room back for a start that turned out to need none."""
+        """Give a member back the room for a start that was not admitted."""
         if member.open:
             member.credit += 1
             self.pump()
@@ -238,16 +238,16 @@ class Hands(custody.Custody[Hold]):
     def _keep(self, delivery: Delivery) -> None:
         if isinstance(delivery.token, Token):
             what = f"invocation {delivery.id} ({delivery.handler})"
-            self._post.set_aside(delivery.token, what, "every worker of this process declined it")
+            self._actions.defer(delivery.token, what, "every worker of this process declined it")
 
     # --- messages and wakes -------------------------------------------------------------------------------------------
     def offer(self, delivery: Delivery, *, begun: bool = True) -> bool:
-        """Deliver a message or wake; what no worker here serves is for others, begun or not."""
+        """Deliver a message or wake; return false if no worker here serves the handler."""
         is_ours = begun or self.serves(delivery.handler) or delivery.id in self._owners
         return is_ours and super().offer(delivery, begun=begun)
 
     def wake(self, delivery: Delivery) -> bool:
-        """Deliver a wake; to the owner of the invocation, once it lets go without a new release."""
+        """Deliver a wake. If a worker holds the invocation, it waits until that hold ends without setting a wake."""
         member = self._owners.get(delivery.id)
         if member is None:
             return self.offer(delivery)
@@ -261,16 +261,16 @@ class Hands(custody.Custody[Hold]):
         return [each for parked in self._parked.values() for each in parked]
 
     def unpark(self, id: str) -> list[Delivery]:
-        """Take out what waits for an invocation to begin."""
+        """Remove and return the deliveries that wait for an invocation to begin."""
         return self._parked.pop(id, [])
 
-    # --- what became of deliveries ------------------------------------------------------------------------------------
+    # --- acknowledging ------------------------------------------------------------------------------------------------
     def committed(
         self, id: str, acknowledged: Iterable[Delivery], *, ended: bool, wakes: bool = False, now: float = 0.0
     ) -> None:
-        """Note a durable commit, and acknowledge what it took; one is kept while the invocation is claimed.
+        """Record a durable commit, and acknowledge its deliveries; one is kept while the invocation is claimed.
 
-        `wakes` says that it set a wake, which may have come already.
+        `wakes` says that the commit set a wake, which may have been delivered already.
         """
         self._shaken.discard(id)
         member = self._owners.get(id)
@@ -285,15 +285,15 @@ class Hands(custody.Custody[Hold]):
             if delivery in hold.deliveries:
                 hold.deliveries.remove(delivery)
             self._keep_or_acknowledge(hold, delivery, ended)
-        if not ended and hold.kept is None and not hold.leased and not hold.is_brought:
-            self._post.protect(hold)
+        if not ended and hold.kept is None and not hold.leased and not hold.has_delivery:
+            self._actions.protect(hold)
         if ended:
             hold.claimed = False
             if hold.kept is not None:
-                self._post.acknowledge(hold.kept)
+                self._actions.acknowledge(hold.kept)
                 hold.kept = None
             if hold.leased:
-                self._post.drop_lease(hold)
+                self._actions.drop_lease(hold)
             if hold.woken is not None and not wakes:
                 self._acknowledge(hold.woken)
                 hold.woken = None
@@ -309,7 +309,7 @@ class Hands(custody.Custody[Hold]):
     def _acknowledge(self, delivery: Delivery) -> None:
         token = delivery.token
         if isinstance(token, Token) and not token.done:
-            self._post.acknowledge(token)
+            self._actions.acknowledge(token)
 
     def finish(self, delivery: Delivery) -> None:
         member = self._owners.get(delivery.id)
@@ -327,10 +327,10 @@ class Hands(custody.Custody[Hold]):
         elif (other := self._other_than(member, delivery)) is not None:
             self.hand(other, delivery)
         else:
-            self._give_up(delivery)
+            self._requeue(delivery)
 
     def lose(self, id: str) -> list[Delivery]:
-        """Forget an invocation that is another's now, without acknowledging; return what was in hand."""
+        """Forget an invocation that another process has claimed, without acknowledging; return its deliveries."""
         member = self._owners.pop(id, None)
         if member is None:
             return []
@@ -342,25 +342,25 @@ class Hands(custody.Custody[Hold]):
             member.lost(id)
         return found
 
-    # --- inside -------------------------------------------------------------------------------------------------------
+    # --- internals ----------------------------------------------------------------------------------------------------
     def _new_hold(self, delivery: Delivery) -> Hold:
         return Hold(delivery.id, delivery.handler)
 
     def _let_gone(self, hold: Hold) -> None:
         if hold.woken is not None:
-            self._offer_or_give_up(hold.woken, begun=True)
+            self._offer_or_requeue(hold.woken, begun=True)
             hold.woken = None
 
     def _next_queue(self, member: Member) -> tuple[str, int] | None:
-        """Return handler and partition of the served queue whose head came first."""
-        places = [
+        """Return handler and partition of the queue with the oldest head that the member serves."""
+        heads = [
             (queue[0].token.at, handler, partition)
             for handler, queues in self._queues.items()
             if handler in member.handlers
             for partition, queue in queues.items()
             if member.takes(partition)
         ]
-        return min(places)[1:] if places else None
+        return min(heads)[1:] if heads else None
 
 
 def _came(delivery: Delivery) -> float:

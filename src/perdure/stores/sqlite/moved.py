@@ -1,4 +1,4 @@
-"""Where a file is while it is served. A database that was moved, removed or replaced takes commits that are lost."""
+"""Detects that a served database was moved, removed or replaced. SQLite would go on, and its commits would be lost."""
 
 from __future__ import annotations
 
@@ -12,11 +12,12 @@ _Id = tuple[int, int]
 _UNKNOWN: _Id = (0, 0)
 
 
-class Place:
-    """The identity of a database and its log when they were opened, and how far the database itself has come.
+class MoveDetector:
+    """Compares a database and its log with what they were when they were opened.
 
-    Only checkpoints write the database, and they leave it at a later commit. So when it has changed it is read without
-    its log: an earlier commit, or the secret of another store, is a file that was copied over it.
+    Device and inode tell whether a file was replaced. A file may also be copied over the database: only checkpoints
+    write to the database, and each leaves it at a later commit. So when it has changed, its commit number and secret
+    are read without the log: an earlier commit or another secret is a foreign copy.
     """
 
     def __init__(self, path: str, secret: bytes) -> None:
@@ -27,13 +28,13 @@ class Place:
         self._log_id, _ = _look(self._log)
         self._commit = self._commit_inside() or 0
 
-    def missing(self) -> str | None:
-        """Say what became of the file, if it is not where it was."""
+    def moved(self) -> str | None:
+        """Return what happened to the database or its log, None if both are where they were opened."""
         id, changed_at = _look(self._path)
         if id is None:
             return "it was moved or removed"
         if id not in (self._id, _UNKNOWN):
-            return "another file was put in its place"
+            return "it was replaced by another file"
         if changed_at != self._changed_at and id is not _UNKNOWN:
             commit = self._commit_inside()
             if commit is None or commit < self._commit:
@@ -41,13 +42,13 @@ class Place:
             self._changed_at, self._commit = changed_at, commit
         log_id, _ = _look(self._log)
         if self._log_id is None:
-            self._log_id = log_id  # SQLite makes it with the first write
+            self._log_id = log_id  # SQLite creates it with the first write
         elif log_id not in (self._log_id, _UNKNOWN):
             return f"its log {self._log} was moved, removed or replaced"
         return None
 
     def _commit_inside(self) -> int | None:
-        """Read the number of the last commit that is in the database itself; None if it is not this store's."""
+        """Return the number of the last commit that was checkpointed; None if the database is not this store's."""
         try:
             with closing(connect_to_read(self._path, "&immutable=1")) as db:
                 meta = dict(db.execute("SELECT name, value FROM meta WHERE name IN ('commit', 'secret')").fetchall())
@@ -57,11 +58,11 @@ class Place:
 
 
 def _look(path: str) -> tuple[_Id | None, tuple[int, int]]:
-    """Return the identity of a file, and when and to what size it was changed last."""
+    """Return device and inode of a file, None if it is missing, with its time of change and size."""
     try:
         status = os.stat(path)
     except (FileNotFoundError, NotADirectoryError):
         return None, (0, 0)
     except OSError:
-        return _UNKNOWN, (0, 0)  # it cannot be told: a commit tells
+        return _UNKNOWN, (0, 0)  # the next commit will fail if the file is gone
     return (status.st_dev, status.st_ino), (status.st_mtime_ns, status.st_size)

@@ -1,8 +1,8 @@
-"""Keeps what workers here hold from going to others: renewals, leases, short waits; and gives it back.
+"""Renews what workers here hold, wakes invocations, and requeues deliveries.
 
-A held delivery is renewed three times per lease. A claim older than half a lease gets a wake at the end of
-its lease, in a schedule that names the claim's epoch, and its delivery is acknowledged; the schedule is set anew while
-the claim is owned. So long runs hold no delivery, and two owners never share a schedule.
+A held delivery is renewed three times per lease. A claim older than half a lease gets a wake at the end of its lease,
+in a schedule that names the epoch of the claim, and its delivery is acknowledged; the schedule is moved forward as long
+as the claim is owned. So long runs hold no delivery, and two owners never share a schedule.
 """
 
 from __future__ import annotations
@@ -25,21 +25,21 @@ from perdure.stores.clock import SystemClock
 from perdure.stores.jetstream.journal.journals import Journals, Tail
 from perdure.stores.jetstream.layout.facts import Facts, lines_of
 from perdure.stores.jetstream.layout.subjects import Layout
-from perdure.stores.jetstream.ownership.hands import Hands, Hold, Token
+from perdure.stores.jetstream.ownership.holdings import Hold, Holdings, Token
 from perdure.stores.jetstream.wire.protocol import WrongSequence
 from perdure.stores.jetstream.wire.wire import Wire
 from perdure.stores.port import LEASE_SECONDS, Delivery, Timer, Wake
 
 RENEWALS_IN_A_LEASE = 3
-NAP_SECONDS = 1.0
-"""Waits up to this long are timed here: the server's schedules fire up to a quarter of a second late."""
+LOCAL_WAKE_SECONDS = 1.0
+"""Waits up to this long are timed in this process: the server's schedules fire up to a quarter of a second late."""
 
-ASIDE_SECONDS = 0.25
-"""How long after it was first set aside something comes again; each time it takes twice as long."""
-ASIDE_LIMIT_SECONDS = 5.0
-"""The longest that something set aside takes to come again."""
-ASIDE_JITTER = 0.5
-"""The share of that time that is left to chance."""
+DEFER_SECONDS = 0.25
+"""The delay before a deferred delivery is redelivered; it doubles each time."""
+DEFER_LIMIT_SECONDS = 5.0
+"""The longest such delay."""
+DEFER_JITTER = 0.5
+"""The fraction of the delay that is random."""
 
 DUE = "=due"
 LEASE = "=lease"
@@ -47,16 +47,16 @@ LEASE = "=lease"
 log = logging.getLogger("perdure.jetstream")
 
 
-class Nap(Struct, eq=False):
-    """A short wait of a released invocation, timed here: its token is what brings it if this process dies."""
+class LocalWake(Struct, eq=False):
+    """A wake that is timed in this process; if the process dies, its unacknowledged token is redelivered instead."""
 
     delivery: Delivery
     due: float
     timer: Timer
 
 
-class Keeper:
-    """Renews, and lets go."""
+class Leases:
+    """Renews deliveries and claims, sets wakes, and gives deliveries back to the server."""
 
     def __init__(
         self, wire: Wire, layout: Layout, journals: Journals, name: str, clock: SystemClock, tasks: Tasks
@@ -67,11 +67,11 @@ class Keeper:
         self._name = name
         self._clock = clock
         self._tasks = tasks
-        self.hands: Hands
+        self.holdings: Holdings
         self.others_first: Callable[[str, str], object] = lambda _stream, _consumer: None
-        """Lets the pulls of other workers of a consumer go before those of this one."""
+        """Moves the pulls of this worker behind those of other workers of a consumer."""
         self.lease = LEASE_SECONDS
-        self._naps: dict[str, Nap] = {}
+        self._local_wakes: dict[str, LocalWake] = {}
         self._renewing = False
 
     # --- tokens -------------------------------------------------------------------------------------------------------
@@ -80,55 +80,55 @@ class Keeper:
             token.done = True
             self._wire.acknowledge(token.reply)
 
-    def give_up(self, token: Token) -> None:
+    def requeue(self, token: Token) -> None:
         if not token.done:
             token.done = True
             self._wire.hand_back(token.reply)
 
-    def set_aside(self, token: Token, what: str, reason: str) -> None:
-        """Give something to the server for another worker: this release cannot act on it.
+    def defer(self, token: Token, what: str, reason: str) -> None:
+        """Requeue a delivery that this process cannot act on, for another worker.
 
-        It comes again, here or elsewhere, after a delay that grows: a worker that is able to act on it takes it soon,
-        and one that is not does little else meanwhile. Nothing is ever dropped.
+        It is redelivered, here or elsewhere, after a delay that grows: soon enough for a worker that can act on it, and
+        rarely enough for one that cannot. Nothing is ever dropped.
         """
         if token.done:
             return
         token.done = True
-        delay = min(ASIDE_SECONDS * 2 ** min(token.times - 1, 16), ASIDE_LIMIT_SECONDS)
-        delay *= 1 - ASIDE_JITTER * random.random()  # noqa: S311  out of step with the pulls, which are renewed regularly
+        delay = min(DEFER_SECONDS * 2 ** min(token.times - 1, 16), DEFER_LIMIT_SECONDS)
+        delay *= 1 - DEFER_JITTER * random.random()  # noqa: S311  jitter, against lockstep with the pulls
         self._wire.hand_back(token.reply, delay)
         stream, consumer = token.reply.split(".")[-7:-5]
         self.others_first(stream, consumer)
         self._wire.limited_log(
-            ("set aside", what),
-            "%s is set aside for a worker that is able to act on it: %s",
+            ("defer", what),
+            "%s is requeued for a worker that can act on it: %s",
             what,
             reason,
             level=logging.WARNING,
         )
 
     async def wake_instead(self, id: str, token: Token | None) -> None:
-        """Have a wake bring an invocation, rather than the start with which it began."""
+        """Requeue a delivery of a claimed invocation; a start, which it no longer needs, is replaced by a wake."""
         if token is not None and not token.is_start:
-            self.give_up(token)
+            self.requeue(token)
             return
         await self.wake_now(id)
         if token is not None:
             self.acknowledge(token)
 
     async def wake_now(self, id: str) -> None:
-        """Have the server wake an invocation."""
-        with contextlib.suppress(WrongSequence):  # one is on its way
+        """Queue a wake of an invocation."""
+        with contextlib.suppress(WrongSequence):  # one is queued already
             await self._wire.store(
                 self._layout.wake(id, DUE), b"", expected=0, headers=lines_of(Facts(id, kind="wake"))
             )
 
     def schedule_headers(self, at: float, target: str) -> bytes:
-        """Return header lines that have the server put a message into `target` at a time, and not before.
+        """Return header lines that make the server put a message into `target` at a time, and not before.
 
-        The server goes by its own clock, with which the machine's agrees: the store's time may be apart from both.
+        The server uses its own clock, with which the machine's agrees; the store's clock may differ from both.
         """
-        at = min(at, self._clock.now() + DURATION_LIMIT_SECONDS)  # journals of a release before may hold any number
+        at = min(at, self._clock.now() + DURATION_LIMIT_SECONDS)  # journals of earlier releases may hold any number
         when = datetime.fromtimestamp(math.ceil(self._clock.machine_at(at) * 1e6) / 1e6, UTC).isoformat(
             timespec="microseconds"
         )
@@ -138,64 +138,64 @@ class Keeper:
         )
 
     async def set_wake(self, id: str, what: str, at: float, name: str, number: int = 0) -> None:
-        """Have the server wake an invocation at a time; `what` names the schedule, `name` the wake.
+        """Schedule a wake of an invocation at a time; `what` names the schedule, `name` the wake.
 
-        `number` is that of the frame that asks for it, once all else that follows from the frame is done.
+        `number` is that of the frame whose last effect this wake is.
         """
         headers = self.schedule_headers(at, self._layout.wake(id, name))
         headers += lines_of(Facts(id, kind="wake", number=number))
         await self._wire.store(self._layout.schedule(id, what), b"", headers=headers)
 
-    # --- short waits --------------------------------------------------------------------------------------------------
-    def may_nap(self, id: str, acknowledged: Sequence[Delivery], due: float) -> bool:
-        """Tell whether a wake needs no schedule: it is soon, and there is a delivery to keep until then."""
-        near = min(NAP_SECONDS, self.lease / RENEWALS_IN_A_LEASE)
+    # --- local wakes --------------------------------------------------------------------------------------------------
+    def may_wake_locally(self, id: str, acknowledged: Sequence[Delivery], due: float) -> bool:
+        """Report whether a wake needs no schedule: it is due soon, and there is a delivery to keep until then."""
+        near = min(LOCAL_WAKE_SECONDS, self.lease / RENEWALS_IN_A_LEASE)
         return due <= self._clock.now() + near and self._token_to_keep(id, acknowledged) is not None
 
     def _token_to_keep(self, id: str, acknowledged: Sequence[Delivery]) -> Token | None:
-        hold = self.hands.hold_of(id)
+        hold = self.holdings.hold_of(id)
         if hold is None:
             return None
         tokens = [hold.kept, *(each.token for each in acknowledged)]
         return next((each for each in tokens if isinstance(each, Token) and not each.done), None)
 
-    def nap(self, id: str, acknowledged: Sequence[Delivery], due: float) -> None:
-        """Time a short wait here, keeping a delivery that the commit took."""
-        self.end_nap(id)
-        if not self.may_nap(id, acknowledged, due):
+    def wake_locally(self, id: str, acknowledged: Sequence[Delivery], due: float) -> None:
+        """Time a wake in this process, if possible, and keep a delivery of the commit unacknowledged until then."""
+        self.drop_local_wake(id)
+        if not self.may_wake_locally(id, acknowledged, due):
             return
-        hold, token = self.hands.hold_of(id), self._token_to_keep(id, acknowledged)
+        hold, token = self.holdings.hold_of(id), self._token_to_keep(id, acknowledged)
         assert hold is not None
         assert token is not None
         kept = replace(token)
         token.done = True
         delivery = Delivery(id, hold.handler, Wake(), token=kept)
-        self._naps[id] = Nap(delivery, due, self._clock.call_at(due, partial(self._nap_over, id)))
+        self._local_wakes[id] = LocalWake(delivery, due, self._clock.call_at(due, partial(self._local_wake_due, id)))
 
-    def _nap_over(self, id: str) -> None:
-        nap = self._naps.pop(id, None)
-        if nap is not None and not self.hands.wake(nap.delivery):
-            self.give_up(nap.delivery.token)
+    def _local_wake_due(self, id: str) -> None:
+        local = self._local_wakes.pop(id, None)
+        if local is not None and not self.holdings.wake(local.delivery):
+            self.requeue(local.delivery.token)
 
-    def end_nap(self, id: str) -> None:
-        """Forget a wait: what came after it says when to wake."""
-        nap = self._naps.pop(id, None)
-        if nap is not None:
-            nap.timer.cancel()
-            self.acknowledge(nap.delivery.token)
+    def drop_local_wake(self, id: str) -> None:
+        """Cancel a local wake: a later commit decides when to wake."""
+        local = self._local_wakes.pop(id, None)
+        if local is not None:
+            local.timer.cancel()
+            self.acknowledge(local.delivery.token)
 
-    async def _hand_nap_over(self, nap: Nap) -> None:
-        """Have the server time a wait: no worker here serves it any more."""
-        nap.timer.cancel()
-        await self.set_wake(nap.delivery.id, f"due.{self._epoch(nap.delivery.id)}", nap.due, DUE)
-        self.acknowledge(nap.delivery.token)
+    async def _hand_over(self, local: LocalWake) -> None:
+        """Schedule a local wake at the server instead."""
+        local.timer.cancel()
+        await self.set_wake(local.delivery.id, f"due.{self._epoch(local.delivery.id)}", local.due, DUE)
+        self.acknowledge(local.delivery.token)
 
-    def hand_naps_over(self, served: Iterable[str]) -> list[Coroutine[Any, Any, None]]:
-        """Have the server time the waits of all that no worker here serves."""
-        left = [each for each in self._naps.values() if each.delivery.handler not in served]
+    def hand_over_local_wakes(self, served: Iterable[str]) -> list[Coroutine[Any, Any, None]]:
+        """Schedule the local wakes of handlers that are not `served` at the server instead."""
+        left = [each for each in self._local_wakes.values() if each.delivery.handler not in served]
         for each in left:
-            del self._naps[each.delivery.id]
-        return [self._hand_nap_over(each) for each in left]
+            del self._local_wakes[each.delivery.id]
+        return [self._hand_over(each) for each in left]
 
     # --- leases -------------------------------------------------------------------------------------------------------
     def _epoch(self, id: str) -> int:
@@ -203,20 +203,20 @@ class Keeper:
         return 0 if tail is None else tail.facts.epoch
 
     def drop_lease(self, hold: Hold) -> None:
-        """Forget the wake at the end of a lease; that of a later owner is another."""
+        """Remove the wake at the end of a lease; a later owner has a schedule of its own."""
         subject = self._layout.schedule(hold.id, hold.leased)
         hold.leased = ""
         self._tasks.spawn(self._wire.purge(self._layout.stream_of(subject), subject))
 
     async def renew(self, others: Iterable[Token]) -> None:
-        """Renew what is held, and find what was taken over. No worker has `others` yet."""
+        """Renew what is held, and find what was taken over. `others` are deliveries that no worker has yet."""
         if not self._wire.is_up:
             return
         now = self._wire.now()
-        for token in [*others, *(nap.delivery.token for nap in self._naps.values())]:
+        for token in [*others, *(local.delivery.token for local in self._local_wakes.values())]:
             self._renew_token(token, now)
-        claimed = [hold for _, hold in self.hands.holds() if self._renew_deliveries(hold, now)]
-        if self._renewing:  # no journal can be read, perhaps for a whole election: then no worker can take over either
+        claimed = [hold for _, hold in self.holdings.holds() if self._renew_deliveries(hold, now)]
+        if self._renewing:  # the journals cannot be read, as in an election: then no worker can take over either
             for hold in claimed:
                 self._renew_token(hold.kept, now)
             return
@@ -236,7 +236,7 @@ class Keeper:
         return hold.claimed
 
     def _renew_claim(self, hold: Hold, tail: Tail, now: float) -> None:
-        if self.hands.hold_of(hold.id) is not hold or not hold.claimed:
+        if self.holdings.hold_of(hold.id) is not hold or not hold.claimed:
             return
         if self._is_lost(hold, tail):
             self.lose(hold.id)
@@ -247,7 +247,7 @@ class Keeper:
             self._tasks.spawn(self._renew_lease(hold))
 
     def _is_lost(self, hold: Hold, tail: Tail) -> bool:
-        """Tell whether another process has written since. If it has no owner, that may be a commit of ours."""
+        """Report whether another process has written. A tail without an owner may be a commit of ours in flight."""
         known = self._journals.known(hold.id)
         if tail.facts.owner == self._name or known is None or tail.sequence <= known.sequence:
             return False
@@ -262,7 +262,7 @@ class Keeper:
         name = f"lease.{self._epoch(hold.id)}"
         await self.set_wake(hold.id, name, self._clock.now() + self.lease, LEASE)
         hold.leased = name
-        if self.hands.hold_of(hold.id) is hold and hold.claimed:
+        if self.holdings.hold_of(hold.id) is hold and hold.claimed:
             kept, hold.kept = hold.kept, None
             if kept is not None:
                 self.acknowledge(kept)
@@ -271,14 +271,14 @@ class Keeper:
 
     def _renew_token(self, token: object, now: float) -> None:
         if isinstance(token, Token) and not token.done:
-            if now - token.at <= self.lease:  # otherwise others may have it by now, and a start is not begun here
+            if now - token.at <= self.lease:  # else others may have it by now, and `at` keeps a start from beginning
                 token.at = now
             self._wire.renew(token.reply)
 
     def lose(self, id: str) -> None:
-        """Let go of an invocation that is another's now: nothing of it is acknowledged."""
-        log.warning("invocation %s: another worker has taken it over; it is closed here", id)
+        """Forget an invocation that another process has claimed: nothing of it is acknowledged."""
+        log.warning("invocation %s: another worker has taken it over; closing it here", id)
         self._journals.forget(id)
-        self.hands.lose(id)
-        if (nap := self._naps.pop(id, None)) is not None:
-            nap.timer.cancel()
+        self.holdings.lose(id)
+        if (local := self._local_wakes.pop(id, None)) is not None:
+            local.timer.cancel()
