@@ -19,7 +19,7 @@ from perdure.testing.simulation.shrink import shrink
 CHUNK = 50
 """Seeds that one process runs at a time."""
 
-FAILURES_LIMIT = 10
+MOST_FAILURES = 10
 """Failing seeds that are named; the first is explained."""
 
 
@@ -135,7 +135,7 @@ def _many(given: argparse.Namespace) -> int:
         f"{given.seeds:,} seeds from {first}, {total.events:,} events, {len(total.failed)} violations, "
         f"{took:.0f} s, {given.seeds / total.seconds:.0f} seeds in a second of a processor"
     )
-    for seed, text in [*total.failed.items()][:FAILURES_LIMIT]:
+    for seed, text in [*total.failed.items()][:MOST_FAILURES]:
         print(f"seed {seed}: {text}")
     if not total.failed:
         return 0

@@ -27,10 +27,10 @@ from perdure.testing.simulation.violation import Violation
 
 T = TypeVar("T")
 
-BURST_LIMIT = 16
+MOST_BURST = 16
 """The most callbacks of one process that run before another process may."""
 
-CALLBACKS_LIMIT = 200_000
+MOST_CALLBACKS = 200_000
 """Callbacks of one run. More are taken for a loop without end."""
 
 HURRY_SECONDS = 1.0
@@ -115,7 +115,7 @@ class World:
                     self._pass_time(self.now + HURRY_SECONDS)
                     continue
                 process = runnable[int(random() * len(runnable))] if len(runnable) > 1 else runnable[0]
-                self._run_some(process, 1 + int(random() * random() * BURST_LIMIT))
+                self._run_some(process, 1 + int(random() * random() * MOST_BURST))
                 if self.violation is not None:
                     raise self.violation
         finally:
@@ -141,8 +141,8 @@ class World:
                     process.call_exception_handler({"message": "an exception reached the loop", "exception": error})
             if not process.runs:
                 break
-        if self.callbacks > CALLBACKS_LIMIT:
-            raise Violation(13, f"it does not end within {CALLBACKS_LIMIT:,} callbacks")
+        if self.callbacks > MOST_CALLBACKS:
+            raise Violation(13, f"it does not end within {MOST_CALLBACKS:,} callbacks")
 
     def _pass_time(self, limit: float) -> bool:
         """Let time pass until the next timer; false if there is none up to the limit."""

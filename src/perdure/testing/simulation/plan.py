@@ -10,15 +10,15 @@ from msgspec import Struct
 
 from perdure.testing.programs import Author, Program
 
-PROGRAMS_LIMIT = 6
-WORKERS_LIMIT = 3
-CLIENTS_LIMIT = 2
-FAULTS_LIMIT = 10
-FAULT_NUMBER_LIMIT = 45
+MOST_PROGRAMS = 6
+MOST_WORKERS = 3
+MOST_CLIENTS = 2
+MOST_FAULTS = 10
+MOST_FAULT_NUMBER = 45
 """Faults hit one of the first so many writes, or reads, of a process."""
 START_SECONDS = 0.6
 """Clients start their programs within so many seconds."""
-WITHIN_LIMIT = 8
+MOST_WITHIN = 8
 """A crash within a commit is before one of its first so many writes."""
 
 WriteFault = Literal[
@@ -116,8 +116,8 @@ decode = msgspec.json.Decoder(Plan).decode
 def plan_of(seed: int) -> Plan:
     """Draw the plan of a seed. A third of all seeds have no requests beside starts, and some no faults."""
     chance = Random(f"plan {seed}")  # noqa: S311  repeatable on purpose
-    programs = Author(Random(f"programs {seed}")).programs(chance.randint(1, PROGRAMS_LIMIT))  # noqa: S311
-    workers, clients = chance.randint(1, WORKERS_LIMIT), chance.randint(1, CLIENTS_LIMIT)
+    programs = Author(Random(f"programs {seed}")).programs(chance.randint(1, MOST_PROGRAMS))  # noqa: S311
+    workers, clients = chance.randint(1, MOST_WORKERS), chance.randint(1, MOST_CLIENTS)
     names = [*(f"worker{n}" for n in range(workers)), *(f"client{n}" for n in range(clients))]
     skewed = chance.random() < 0.25
     return Plan(
@@ -158,19 +158,19 @@ def _acts(chance: Random, programs: list[Program], clients: int) -> list[Act]:
 
 def _faults(chance: Random, names: list[str], workers: int) -> list[Fault]:
     found: list[Fault] = []
-    hardest = chance.choice((0, 2, 5, FAULTS_LIMIT, FAULTS_LIMIT))
+    hardest = chance.choice((0, 2, 5, MOST_FAULTS, MOST_FAULTS))
     for _ in range(chance.randint(0, hardest)):
         name = chance.choice((*names[:workers], *names))
         kinds = WRITE_FAULTS if chance.random() < 0.85 else READ_FAULTS
         kind: FaultKind = chance.choice(kinds)
         if name.startswith("client") and kind in ONLY_WORKERS:
             kind = "crash before"
-        number = 1 + int(chance.random() ** 1.5 * FAULT_NUMBER_LIMIT)
+        number = 1 + int(chance.random() ** 1.5 * MOST_FAULT_NUMBER)
         found.append(Fault(name, number, kind, _amount(chance, kind)))
     return found
 
 
 def _amount(chance: Random, kind: FaultKind) -> float:
     if kind == "crash within":
-        return float(chance.randint(1, WITHIN_LIMIT))
+        return float(chance.randint(1, MOST_WITHIN))
     return round(chance.choice((0.02, 1.0, 30.0)) * chance.random(), 4)

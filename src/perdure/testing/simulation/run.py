@@ -30,7 +30,7 @@ from perdure.testing.simulation.violation import Violation
 OUTAGE_SECONDS = 5.0
 """After an outage processes begin again within so many seconds."""
 
-DIFFERENCES_LIMIT = 5
+MOST_DIFFERENCES = 5
 """Differences from the model that are told."""
 
 
@@ -102,7 +102,7 @@ class Run:
             self._check_told(life)
             self._replay(life)
         if found := [*self._differences()]:
-            raise Violation(17, "; ".join(found[:DIFFERENCES_LIMIT]))
+            raise Violation(17, "; ".join(found[:MOST_DIFFERENCES]))
 
     def _check_slots(self, machine: WorkerMachine) -> None:
         worker, face = machine.worker, machine.face

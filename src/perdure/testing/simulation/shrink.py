@@ -12,11 +12,11 @@ from perdure.testing.programs.program import Call, GiveUp, Send, Together
 from perdure.testing.simulation.plan import Noise, Plan
 from perdure.testing.simulation.run import Result, run
 
-RUNS_LIMIT = 1_500
+MOST_RUNS = 1_500
 """The most runs for one plan."""
 
 
-def shrink(found: Result, *, runs: int = RUNS_LIMIT) -> Result:
+def shrink(found: Result, *, runs: int = MOST_RUNS) -> Result:
     """Return the result of the smallest plan that was found, or `found` itself."""
     violation = found.violation
     if violation is None:
