@@ -65,8 +65,8 @@ WRONG: list[tuple[object, str]] = [
     (yields, "is a generator"),
     ("another name", "write @workflow(name='another name')"),
     (3, "not on 3"),
-    (step(lambda: None), "is a step already"),
-    (workflow.ref("there"), "is a workflow already"),
+    (step(lambda: None), "is already a step"),
+    (workflow.ref("there"), "is already a workflow"),
 ]
 
 
@@ -84,10 +84,10 @@ def test_what_no_worker_could_run_is_refused_as_a_workflow(fn: object, text: str
         (functools.partial(yields, 1), "return a list"),
         (
             second,
-            "is a workflow's context, which no step is given: pass what the step needs of it, and call step_info()",
+            "is a workflow's context, which is not passed to steps: pass the values that the step needs, and call",
         ),
         ("another name", "write @step(name='another name')"),
-        (step(lambda: None), "is a step already"),
+        (step(lambda: None), "is already a step"),
         (workflow.ref("there"), "is a workflow: call it as a child"),
     ],
 )
@@ -139,8 +139,8 @@ def test_decorator_whose_wrapper_does_not_take_what_it_claims_is_refused_beneath
         return n + m
 
     for decorate in (loosely, loose_step):
-        refused(lambda decorate=decorate: decorate(forgets(two)), "takes (n) and claims (n, m)")
-        refused(lambda decorate=decorate: decorate(adds(two)), "takes (n, m, required) and claims (n, m)")
+        refused(lambda decorate=decorate: decorate(forgets(two)), "takes (n) but declares (n, m)")
+        refused(lambda decorate=decorate: decorate(adds(two)), "takes (n, m, required) but declares (n, m)")
         refused(lambda decorate=decorate: decorate(passes_positions(named)), "let its wrapper take *args and **kwargs")
 
 

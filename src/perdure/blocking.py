@@ -1,4 +1,4 @@
-"""The sync door: one small bridge that runs any coroutine of a client on a loop in a thread. No twin of the API."""
+"""The bridge for sync code: runs any coroutine of a client on an event loop in a thread. No second copy of the API."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ T = TypeVar("T")
 class Blocking:
     """Runs a client's coroutines on one background loop, and waits for them. Thread-safe.
 
-    Use it in a `with`, or keep it for the life of the process: it opens the client and runs its workers on the first
-    call, and closes them at exit. It belongs to the process that opened it: a forked child makes one of its own.
+    Use it in a `with`, or keep it for the life of the process: it opens the client and starts the workers on the first
+    call, and closes them at exit. It belongs to the process that opened it: a forked child must create its own.
     """
 
     def __init__(
@@ -45,7 +45,7 @@ class Blocking:
         self.close()
 
     def __call__(self, work: Coroutine[Any, Any, T], /) -> T:
-        """Run `work` to its end, and return its value or raise what it raised. Ctrl-C cancels it."""
+        """Run `work` to its end, and return its value or raise its exception. Ctrl-C cancels it."""
         try:
             self._check_caller()
             self._check_process()
@@ -56,7 +56,7 @@ class Blocking:
         return self._wait(work, loop)
 
     def each(self, items: AsyncIterator[T], /) -> Iterable[T]:
-        """Iterate over what an async iterator gives."""
+        """Iterate over an async iterator."""
 
         async def following() -> list[T]:
             try:
@@ -71,7 +71,7 @@ class Blocking:
         return iterate()
 
     def close(self) -> None:
-        """Stop the workers, close the client and end the loop. Nothing can be called after that."""
+        """Stop the workers, close the client and end the loop. Later calls raise `StoreClosed`."""
         if os.getpid() != self._pid:
             return  # the loop and its thread are the parent's
         with self._lock:
@@ -79,7 +79,7 @@ class Blocking:
             self._closed = True
         if loop is None:
             return
-        _open_doors.discard(self)
+        _open_bridges.discard(self)
         try:
             self._wait(self._stack.aclose(), loop)
         finally:
@@ -105,7 +105,7 @@ class Blocking:
 
     def _check_process(self) -> None:
         if os.getpid() != self._pid:
-            text = f"client.blocking() was made by process {self._pid}, and this is a fork of it, process {os.getpid()}"
+            text = f"client.blocking() belongs to process {self._pid}, and this is its fork, process {os.getpid()}"
             raise StoreClosed(f"{text}: connect in the child, after the fork")
 
     def _opened(self) -> asyncio.AbstractEventLoop:
@@ -132,7 +132,7 @@ class Blocking:
                 self._wait(self._stack.aclose(), loop)
             self._end(loop)
             raise
-        _open_doors.add(self)
+        _open_bridges.add(self)
         return loop
 
     async def _enter(self) -> None:
@@ -146,20 +146,20 @@ class Blocking:
         loop.close()
 
 
-_open_doors: set[Blocking] = set()
-"""Those to close when the process ends."""
+_open_bridges: set[Blocking] = set()
+"""The bridges to close when the process ends."""
 
 
 @functools.cache
 def _close_at_exit() -> None:
-    """Have doors closed at exit before the executors of `concurrent.futures` are, which closing a store still needs.
+    """Close bridges at exit, before the executors of `concurrent.futures`, which closing a store still needs.
 
-    `atexit` runs after them. `concurrent.futures` itself relies on this hook of `threading`.
+    `atexit` would run after them. `concurrent.futures` itself relies on this hook of `threading`.
     """
-    importlib.import_module("concurrent.futures.thread")  # it registers its own hook first: the last one runs first
+    importlib.import_module("concurrent.futures.thread")  # registers its hook first, and the last one runs first
     threading._register_atexit(_close_all)  # type: ignore[attr-defined]  # noqa: SLF001
 
 
 def _close_all() -> None:
-    for door in [*_open_doors]:
-        door.close()
+    for bridge in [*_open_bridges]:
+        bridge.close()

@@ -1,4 +1,4 @@
-"""The client: start workflows, wait for them, look at them, talk to them. It sees the operations and no store."""
+"""The client: starts, awaits, inspects and controls invocations. It uses the operations and knows no store."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 LIST_BATCH = 200
-"""Invocations that `list` reads at a time."""
+"""Invocations that `list` reads per page."""
 
 
 class MakeWorker(Protocol):
-    """Makes the workers of a client: they need the store itself, which the client does not see."""
+    """Creates the workers of a client: they need the store, which the client does not know."""
 
     def __call__(
         self,
@@ -49,13 +49,13 @@ class MakeWorker(Protocol):
 
 
 class Client(AbstractAsyncContextManager["Client"]):
-    """A connection to one store. Opens on first use or on `async with`; close it with `aclose` or by leaving that."""
+    """A connection to one store. It opens on first use or on `async with`, and closes with `aclose` or the latter."""
 
     def __init__(self, operations: Operations, make_worker: MakeWorker, translators: Translators = tuple) -> None:
         self.operations = operations
         self.translators = translators
         self._make_worker = make_worker
-        self._running: list[Worker] = []  # those of its workers that run: they keep it up to date
+        self._running: list[Worker] = []  # its workers that run; they maintain this list
 
     async def __aenter__(self) -> Self:
         refuse_in_body("connect(...)")
@@ -66,15 +66,15 @@ class Client(AbstractAsyncContextManager["Client"]):
         await self.aclose()
 
     async def aclose(self) -> None:
-        """Close the store: what is called after that raises `StoreClosed`. Workers of this client must have stopped."""
+        """Close the store; later calls raise `StoreClosed`. The workers of this client must have stopped."""
         await self.operations.aclose()
 
     # --- running ------------------------------------------------------------------------------------------------------
     async def run(self, workflow: Workflow[P, R], /, *args: P.args, **kwargs: P.kwargs) -> R:
-        """Start a workflow, wait for it, and return its result or raise what it raised.
+        """Start a workflow, wait for it, and return its result or raise its exception.
 
-        To stop waiting (a timeout, a cancellation) does not stop the invocation. Wrong arguments are refused before
-        anything is recorded: `InputRefused`.
+        If the waiting ends early (a timeout, a cancellation), the invocation continues. `InputRefused` for wrong
+        arguments, before anything is recorded.
         """
         if current_turn() is not None:
             refuse_in_body("client.run()", f"call the child, `await {_name_of(workflow)}(...)`")
@@ -92,7 +92,7 @@ class Client(AbstractAsyncContextManager["Client"]):
         return Handle(self.operations, submission.id, workflow, self.translators)
 
     def _submission_of(self, workflow: Workflow[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Submission:
-        """Return what to submit; `NameTaken` if a worker of this client would run other code by that name."""
+        """Return the submission; `NameTaken` if a worker of this client would run other code under that name."""
         submission = submission_of(workflow, args, kwargs)
         for worker in self._running:
             if (served := worker.serves(workflow)) is not None and served is not workflow:
@@ -110,9 +110,9 @@ class Client(AbstractAsyncContextManager["Client"]):
     ) -> Group[R]:
         """Run several workflows, at most `concurrency` at a time, and return their outcomes in the order given.
 
-        What `wait` leaves over is cancelled. The report waits for those members for at most `settle` seconds; what has
-        not ended then is `Unsettled`, and ends later. Whatever is wrong with a call is refused before any is started.
-        If the caller is cancelled, the members are.
+        When `wait` is over, the remaining members are cancelled, and awaited for at most `settle` seconds; those that
+        have not ended then are `Unsettled`, and end later. All calls are checked before any is started. If the caller
+        is cancelled, so are the members.
         """
         refuse_in_body("client.run_all()", "use `ctx.run_all(...)`")
         return await run_group(
@@ -124,18 +124,17 @@ class Client(AbstractAsyncContextManager["Client"]):
     @overload
     def handle(self, id: str, workflow: Workflow[..., R], /) -> Handle[R]: ...
     def handle(self, id: str, workflow: Any = None, /) -> Handle[Any]:
-        """Return the handle of an invocation by its id; with its workflow, results are decoded by its types."""
+        """Return the handle of an invocation by its id. Given the workflow, results are decoded by its types."""
         return Handle(self.operations, check_name("an invocation's id", id), workflow, self.translators)
 
-    # --- looking ------------------------------------------------------------------------------------------------------
+    # --- inspecting ---------------------------------------------------------------------------------------------------
     def list(
         self, *, limit: int | None = None, cursor: str | None = None, **filters: Unpack[Filters]
     ) -> AsyncGenerator[Invocation, None]:
-        """Iterate over invocations, newest first; only what the index knows is filled in.
+        """Iterate over invocations, newest first, with the fields that the index has.
 
-        They are read page by page, all of them unless there is a `limit`, beginning after the `next` of a `page` if
-        that is given as `cursor`. What is started meanwhile neither repeats nor hides another. A wrong filter is an
-        `InvalidOption` or `BadId` at once.
+        They are read page by page, up to `limit`, starting after `cursor` (the `next` of a `page`). Invocations that
+        are started meanwhile cause no duplicates or gaps. A wrong filter raises `InvalidOption` or `BadId` at once.
         """
         refuse_in_body("client.list()")
         check_cursor(cursor)
@@ -167,11 +166,11 @@ class Client(AbstractAsyncContextManager["Client"]):
         key: str | None = None,
         id_prefix: str | None = None,
     ) -> AsyncGenerator[Invocation, None]:
-        """Iterate, without end, over invocations as they change, from the first `anext` on: pushed, not polled.
+        """Iterate, without end, over invocations as they change, from the first `anext` on. Pushed, not polled.
 
-        One comes whenever its status or wait has changed to what the filters let through; a new one counts as changed.
-        For a slow reader the newest of each invocation is kept. If far too many change, the index is read instead, and
-        some may come twice. The end of the store ends it: `StoreClosed`.
+        An invocation is yielded whenever its status or wait has changed and it matches the filters; a new one counts
+        as changed. A slow reader gets only the latest state of each. If too many change, the index is read instead,
+        and some may be yielded twice. Ends with `StoreClosed` when the store closes.
         """
         refuse_in_body("client.watch()")
         filters = Filters(status=status, handler=handler, key=key, id_prefix=id_prefix)
@@ -184,31 +183,31 @@ class Client(AbstractAsyncContextManager["Client"]):
         return await self.operations.stats()
 
     async def state(self, key: str, /) -> dict[str, Any]:
-        """Return the state that the invocations of a key share, in builtin types, as the last to end left it."""
+        """Return the state that the invocations of a key share, in builtin types, as of the last that ended."""
         refuse_in_body("client.state()")
         held = await self.operations.state(check_name("a key", key))
         return {name: decoder(Any)(value) for name, value in held.items()}
 
-    # --- talking ------------------------------------------------------------------------------------------------------
+    # --- awakeables ---------------------------------------------------------------------------------------------------
     async def resolve(
         self, awakeable_id: str, value: object = None, /, *, timeout: Duration = ANSWER_WAIT_SECONDS
     ) -> None:
-        """Give an awakeable its value; refused when it has one, or when the value has the wrong shape."""
+        """Resolve an awakeable with a value; refused if it has one, or if the value has the wrong shape."""
         refuse_in_body("client.resolve()")
         data = encode(value, "the value of the awakeable")
         await self.operations.resolve(awakeable_id, data, timeout=timeout)
 
     async def reject(self, awakeable_id: str, reason: str, /, *, timeout: Duration = ANSWER_WAIT_SECONDS) -> None:
-        """Fail an awakeable: the body that awaits it gets `AwakeableRejected` with the reason."""
+        """Reject an awakeable: awaiting it raises `AwakeableRejected` with the reason."""
         refuse_in_body("client.reject()")
         if not isinstance(reason, str):  # pyright: ignore[reportUnnecessaryIsInstance]
             raise InvalidOption(f"reject(..., {reason!r}): the reason must be a str")
-        encode(reason, "the reason")  # what cannot be recorded is refused here
+        encode(reason, "the reason")  # refuse here what cannot be recorded
         await self.operations.reject(awakeable_id, reason, timeout=timeout)
 
-    # --- keeping ------------------------------------------------------------------------------------------------------
+    # --- backup -------------------------------------------------------------------------------------------------------
     async def backup(self, target: str | PathLike[str], /) -> None:
-        """Copy the store to a new file while it is served; `StoreError` where a store is backed up in other ways."""
+        """Copy the store to a new file while it is served; `StoreError` for stores that are backed up in other ways."""
         refuse_in_body("client.backup()")
         await self.operations.backup(fspath(target))
 
@@ -222,18 +221,18 @@ class Client(AbstractAsyncContextManager["Client"]):
         lease: float = 15,
         cache: int = CACHE_LIMIT,
     ) -> Worker:
-        """Make a worker that serves these workflows, or those of a module. Enter it, or `await` its `serve()`.
+        """Return a worker for these workflows, or those of a module. Enter it, or `await` its `serve()`.
 
         At most `max_concurrent` invocations have steps in progress at a time. `services` maps gRPC services to
-        addresses. `cache` suspended invocations are kept live. `lease` (seconds) and `partitions` are for stores
-        shared by several processes; the embedded stores have one partition and need no lease.
+        addresses. Up to `cache` suspended invocations stay in memory. `lease` (seconds) and `partitions` are for
+        stores shared by several processes; embedded stores have one partition and need no lease.
         """
         refuse_in_body("client.worker()")
         if seconds("lease", lease) < 1:
             raise InvalidOption(f"worker(lease={lease}): give at least 1 second")
         found = [each for given in workflows for each in workflows_of(given)]
         if not found:
-            raise InvalidOption("a worker needs at least one workflow, or a module that has some")
+            raise InvalidOption("a worker needs at least one workflow, or a module with workflows")
         worker = self._make_worker(
             found,
             max_concurrent=max_concurrent,
@@ -246,7 +245,7 @@ class Client(AbstractAsyncContextManager["Client"]):
         return worker
 
     def blocking(self, *workers: Worker) -> Blocking:
-        """Open this client, and run these workers, on a loop of their own in a thread, for callers without one.
+        """Run this client and these workers on an event loop in a thread, for sync callers.
 
         Use it in a `with`, or keep it for the life of the process: it opens on its first call and closes at exit.
         """
@@ -258,7 +257,7 @@ def _name_of(workflow: object) -> str:
 
 
 def workflows_of(given: Workflow[..., Any] | ModuleType) -> list[Workflow[..., Any]]:
-    """Return a workflow as it is, and of a module those that it defines or imports, without references."""
+    """Return the workflow, or those that a module defines or imports, without references."""
     if isinstance(given, Workflow):
         return [given]
     if isinstance(given, ModuleType):  # pyright: ignore[reportUnnecessaryIsInstance]

@@ -1,4 +1,4 @@
-"""`connect(url)`: the one endpoint that composes a client with a store."""
+"""`connect(url)`: the only module that composes a client with a store."""
 
 from __future__ import annotations
 
@@ -31,10 +31,8 @@ if TYPE_CHECKING:
 DEFAULT_URL = "sqlite:perdure.db"
 REPLICAS = (1, 3, 5)
 SHARDS_LIMIT = 64
-_NO_BACKUP = "a store in memory is gone with its process; keep what matters in sqlite:PATH"
-_BACKUP_OF_STREAMS = (
-    "back up its streams with the server's own tool, `nats stream backup` (docs/how-to/run-on-jetstream.md)"
-)
+_NO_BACKUP = "a store in memory ends with its process; use sqlite:PATH to keep data"
+_BACKUP_OF_STREAMS = "back up its streams with the `nats` tool, see docs/how-to/run-on-jetstream.md"
 _EXPECTED = "use memory:, sqlite:PATH, nats://HOST:PORT or http(s)://HOST:PORT"
 
 
@@ -61,26 +59,26 @@ def connect(
 ) -> Client:
     """Return a client of the store that `url` names; it opens on first use, or on `async with`.
 
-    `memory:`, `sqlite:PATH`, `nats://HOST:PORT[,HOST:PORT...]` or `http(s)://HOST:PORT`. Without a url, the
-    environment's `PERDURE_URL`, else `sqlite:perdure.db`. `payload_limit` is the most bytes of one encoded value.
-    `read_only` opens a store that exists, also a file that another process serves, to look and to change nothing.
+    URLs: `memory:`, `sqlite:PATH`, `nats://HOST:PORT[,HOST:PORT...]` or `http(s)://HOST:PORT`. Default: the environment
+    variable `PERDURE_URL`, else `sqlite:perdure.db`. `payload_limit` is the largest encoded value, in bytes.
+    `read_only` opens an existing store without changing it, even a file that another process serves.
 
-    `timeout` (seconds or a timedelta) is how long opening the store, a start or a message may wait for a store that is
-    away: `StoreUnavailable`. None leaves that to the store: it waits until a server that it knows is back.
+    `timeout` (seconds or a timedelta) bounds how long opening the store, a start or a message waits for a store that is
+    unavailable: `StoreUnavailable`. None: no bound, they wait until a server that was reached before is back.
 
-    `retention` (seconds or a timedelta; 7 days; None: for ever) is how long the workers of this client keep completed,
-    cancelled and failed invocations, counted from their last change. Then their journals go, failed ones can be retried
-    no more, and their ids are unknown: a client that submits such an id again starts it anew.
+    `retention` (seconds or a timedelta; default 7 days; None: for ever) is how long the workers of this client keep
+    completed, cancelled and failed invocations, counted from their last change. Then they are purged: failed ones can
+    no longer be retried, and their ids are unknown, so that submitting such an id starts a new invocation.
 
-    The rest is for `nats://` and `tls://`. A server lets in a `user` with a `password`, a `token`, an `nkey` (the seed
-    of a user's key, or the file that holds it) or `credentials` (a file). What is not given is taken from the
-    environment, by the names that the `nats` tool uses: NATS_USER, NATS_PASSWORD, NATS_TOKEN, NATS_NKEY, NATS_CREDS,
-    NATS_CA, NATS_CERT, NATS_KEY. For TLS, `tls_ca` names the authority that signed the server's certificate, `tls_cert`
-    and `tls_key` what is shown to it; or `tls` is a whole context.
+    The other options are for `nats://` and `tls://`. Credentials are a `user` with a `password`, a `token`, an `nkey`
+    (the seed of a user's key, or the file that holds it) or `credentials` (a file). Defaults come from the environment
+    variables of the `nats` tool: NATS_USER, NATS_PASSWORD, NATS_TOKEN, NATS_NKEY, NATS_CREDS, NATS_CA, NATS_CERT,
+    NATS_KEY. For TLS, `tls_ca` is the authority that signed the server's certificate, `tls_cert` and `tls_key` are the
+    client's certificate and key; or `tls` is a complete context.
 
-    `replicas` and `shards` say how the streams of a new store are made: on how many servers each is (1, 3 or 5), and in
-    how many parts it is, for ever (4 unless given). A store that exists keeps its own; `shards` must be its number, if
-    given. `index` is the file in which this machine keeps what it has read of the index (default: in memory).
+    `replicas` (1, 3 or 5) and `shards` (the number of partitions, default 4) are for the streams of a new store. An
+    existing store keeps its own numbers; `shards`, if given, must be equal. `index` is the file for this machine's copy
+    of the index (default: a temporary file).
     """
     access = {"user": user, "password": password, "token": token, "nkey": nkey, "credentials": credentials, "tls": tls}
     access |= {"tls_ca": tls_ca, "tls_cert": tls_cert, "tls_key": tls_key}
@@ -104,7 +102,7 @@ def connect(
 def client_from(
     make_store: Callable[[], Store], *, retention: float | None = None, shards: int | None = 1, **options: Any
 ) -> Client:
-    """Return a client of the store that `make_store` makes; `options` are those of `Local`."""
+    """Return a client of the store that `make_store` returns; `options` are those of `Local`."""
     operations = Local(make_store, **options)
     make_worker = partial(worker_of, operations.opened, retention=retention, shards=shards)
     return Client(operations, make_worker, translators_in_use)
@@ -120,7 +118,7 @@ def worker_of(
     shards: int | None = 1,
     **options: Any,
 ) -> Worker:
-    """Make a worker on a store of `shards` partitions (None: not known yet)."""
+    """Return a worker on a store of `shards` partitions (None: not known yet)."""
     if partitions is not None and (not partitions or (shards is not None and not {*partitions} <= {*range(shards)})):
         raise no_partitions(partitions, shards)
     return Worker(
@@ -137,9 +135,9 @@ def worker_of(
 async def make_streams(
     url: str | None = None, /, *, replicas: int = 1, shards: int | None = None, synced: bool = False
 ) -> tuple[int, bool]:
-    """Make the streams of a `nats://` store; return the number of shards, and whether they are new.
+    """Create the streams of a `nats://` store; return the number of partitions, and whether they are new.
 
-    Streams that exist stay; `StoreUnfit` when they have other numbers. `synced` notes for the workers that the server
+    Existing streams stay; `StoreUnfit` if they have other numbers. `synced` records for the workers that the server
     runs with `sync_interval: always`.
     """
     used = url_in_use(url)
@@ -171,7 +169,7 @@ def _store_of(
     limit = _checked(payload_limit)
     scheme, colon, rest = url.partition(":")
     if not colon:
-        raise BadUrl(f"{url!r} is no URL of a store: {_EXPECTED}")
+        raise BadUrl(f"{url!r} is not the URL of a store: {_EXPECTED}")
     if scheme not in ("nats", "tls") and (access or shared):
         raise InvalidOption(
             f"connect({next(iter(access | shared))}=…) is for a nats:// URL, not for {without_secrets(url)!r}"
@@ -179,9 +177,9 @@ def _store_of(
     match scheme:
         case "memory":
             if rest:
-                raise BadUrl(f"{url!r}: write `memory:` alone, nothing of it is kept")
+                raise BadUrl(f"{url!r}: write only `memory:`, which has no name or path")
             if read_only:
-                raise InvalidOption("connect('memory:', read_only=True): nothing is in it yet; name a file")
+                raise InvalidOption("connect('memory:', read_only=True): a new store in memory is empty; name a file")
             from perdure.stores.memory import MemoryStore  # noqa: PLC0415  only the store in use is imported
 
             return lambda: MemoryStore(payload_limit=limit)
@@ -200,7 +198,7 @@ def _store_of(
         case "http" | "https":
             raise BadUrl(f"{without_secrets(url)!r}: this release has no {scheme} store; use memory: or sqlite:PATH")
         case _:
-            raise BadUrl(f"{without_secrets(url)!r} is no URL of a store: {_EXPECTED}")
+            raise BadUrl(f"{without_secrets(url)!r} is not the URL of a store: {_EXPECTED}")
 
 
 def _jetstream_of(
@@ -233,7 +231,7 @@ def _check_numbers(shared: dict[str, Any]) -> None:
 
 
 def without_secrets(url: str) -> str:
-    """Return a URL as it may be shown: of all before the last @, only the user's name."""
+    """Return a URL without secrets, for errors and logs: of everything before the last @, only the user's name."""
     scheme, separator, rest = url.partition(":")
     slashes = "//" if rest.startswith("//") else ""
     before, at, after = rest.removeprefix("//").rpartition("@")
@@ -268,5 +266,5 @@ def _grpc_translators() -> Sequence[FailureTranslator]:
 
 
 def translators_in_use() -> Sequence[FailureTranslator]:
-    """Return what knows how to journal the exceptions of libraries that are loaded."""
+    """Return the translators for exceptions of libraries that are loaded."""
     return _grpc_translators() if "grpc" in sys.modules else ()

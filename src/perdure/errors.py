@@ -1,73 +1,73 @@
-"""Everything Perdure raises, in one tree. Knows nothing of the rest of the package.
+"""All exceptions of Perdure, in one tree. Imports nothing from the package.
 
 ::
 
     PerdureError
     │
-    ├── what an awaited invocation or step can raise ─────────────────────────────────────────────
+    ├── raised by an awaited invocation or step ──────────────────────────────────────────────────
     │   ├── InvocationCancelled           it was cancelled (never asyncio.CancelledError)
     │   │   └── ChildCancelled            ... and it was a child of this workflow
-    │   ├── InvocationTimedOut            it passed its own timeout          (also a TimeoutError)
-    │   ├── WaitTimeout                   only the waiting ended             (also a TimeoutError)
-    │   ├── AwakeableRejected             somebody outside rejected it, with a reason
+    │   ├── InvocationTimedOut            it exceeded its own timeout        (also a TimeoutError)
+    │   ├── WaitTimeout                   only the waiting timed out         (also a TimeoutError)
+    │   ├── AwakeableRejected             it was rejected from outside, with a reason
     │   ├── RemoteError                   it raised a class that is not loaded here
-    │   ├── NotRecorded                   an attribute of an exception that no journal could keep
+    │   ├── NotRecorded                   an attribute of an exception that could not be recorded
     │   └── NonRetryable                  for users to raise and derive from: no further attempt
     │
-    ├── the user's fault: change the code or the call ────────────────────────────────────────────
+    ├── errors of the user: change the code or the call ──────────────────────────────────────────
     │   ├── Unencodable                   a value that cannot be recorded
     │   ├── Undecodable                   recorded bytes that the annotation does not accept
-    │   ├── AnnotationUnresolved          an annotation that names nothing, or that nothing decodes
+    │   ├── AnnotationUnresolved          an annotation that cannot be resolved or decoded
     │   ├── InputRefused                  wrong arguments at submit          (also a TypeError)
-    │   ├── NameTaken                     two workflows of one name in a worker
+    │   ├── NameTaken                     two workflows with one name in a worker
     │   ├── NotAWorkflow                  something else was given           (also a TypeError)
     │   │   └── NotAsync                  a workflow must be `async def`
     │   ├── CalledOutsideWorkflow         a workflow was called as a plain function
     │   ├── IoInWorkflow                  asyncio I/O in the body of a workflow
-    │   ├── NotRepeatable                 a body whose order no replay could repeat
+    │   ├── NotRepeatable                 a body whose order a replay cannot repeat
     │   ├── InvalidOption                 an option out of its range         (also a ValueError)
-    │   ├── Diverged                      the code asks for something else than its journal says
-    │   ├── LimitExceeded                 a named limit was passed
+    │   ├── Diverged                      the code does something else than its journal says
+    │   ├── LimitExceeded                 a named limit was exceeded
     │   │   └── PayloadTooLarge           ... by the size of a value
-    │   ├── BadId, BadUrl                 text of the wrong shape            (also ValueErrors)
+    │   ├── BadId, BadUrl                 malformed text                     (also ValueErrors)
     │   ├── IdConflict                    this id was started with another workflow or input
-    │   ├── UnknownInvocation             nothing has this id
+    │   ├── UnknownInvocation             there is no invocation with this id
     │   ├── MessageRefused                resolved twice, rejected after resolve, wrong shape ...
     │   │   └── IllegalTransition         the status does not allow this verb
     │   ├── KeyDeadlock                   a child needs a key that an ancestor holds
     │   └── ServiceUnknown                no address was given for a gRPC service
     │
-    ├── the world's fault: repair it, then go on ─────────────────────────────────────────────────
+    ├── errors of the environment: repair it, then continue ──────────────────────────────────────
     │   └── StoreError
     │       ├── StoreClosed               used after it was closed
-    │       ├── StoreDamaged              bytes are missing or flipped
+    │       ├── StoreDamaged              bytes are missing or were changed
     │       ├── StoreLocked               another process serves the file
-    │       ├── StoreReadOnly             the file or folder cannot be written
+    │       ├── StoreReadOnly             the file or folder is not writable
     │       ├── StoreFull                 no space left
-    │       ├── StoreUnavailable          no server answers, or it lets nobody in
-    │       ├── StoreUnfit                the server is too old, or its streams are not as they must be, or not for us
+    │       ├── StoreUnavailable          no server answers, or it refuses the credentials
+    │       ├── StoreUnfit                a server that is too old, streams with wrong settings, missing permissions
     │       ├── StoreTooNew               written by a later release
     │       └── NewerJournal              one journal or message that only a later release can read
     │
-    └── internal: outside Perdure, seeing one is our bug ─────────────────────────────────────────
-        └── Conflict                      the revision moved under a commit: another owner writes
+    └── internal: if one leaves Perdure, that is a bug ───────────────────────────────────────────
+        └── Conflict                      another owner extended the journal before this commit
 
     BaseException
     └── TurnClosed                        internal: ends a body whose turn was dropped
 
-The first argument of each is its text, which says what happened, to what, and what to do; what a program may want to
-read is an attribute, given by keyword. So an exception is whole again after `cls(*args)` with `__dict__` restored
-(pickle, copy) and after `cls.__new__` with both restored (how the journal rebuilds one, see core.failures).
+The first argument of each is its text: what happened, to what, and what to do. Values for programs are attributes,
+given by keyword. So an exception is complete after `cls(*args)` with `__dict__` restored (pickle, copy), and after
+`cls.__new__` with both restored, as the journal rebuilds it (see core.failures).
 """
 
 from __future__ import annotations
 
 
 class PerdureError(Exception):
-    """What all of Perdure's exceptions derive from."""
+    """The base of all of Perdure's exceptions."""
 
 
-# --- what an awaited invocation or step can raise ---------------------------------------------------------------------
+# --- raised by an awaited invocation or step --------------------------------------------------------------------------
 
 
 class InvocationCancelled(PerdureError):
@@ -79,7 +79,7 @@ class InvocationCancelled(PerdureError):
 
 
 class ChildCancelled(InvocationCancelled):
-    """A child of this workflow was cancelled: by somebody, or by `asyncio.timeout` around it."""
+    """A child of this workflow was cancelled, from outside or by an `asyncio.timeout` around it."""
 
 
 class InvocationTimedOut(PerdureError, TimeoutError):
@@ -92,7 +92,7 @@ class InvocationTimedOut(PerdureError, TimeoutError):
 
 
 class WaitTimeout(PerdureError, TimeoutError):
-    """`result(timeout=)` (seconds) ended. Only the waiting did: the invocation goes on."""
+    """`result(timeout=)` (seconds) ended. Only the waiting has ended: the invocation continues."""
 
     def __init__(self, text: str = "", *, invocation_id: str = "", timeout: float = 0.0) -> None:
         super().__init__(text)
@@ -101,7 +101,7 @@ class WaitTimeout(PerdureError, TimeoutError):
 
 
 class AwakeableRejected(PerdureError):
-    """Somebody outside rejected the awakeable, for the `reason` given."""
+    """The awakeable was rejected from outside, for the `reason` given."""
 
     def __init__(self, text: str = "", *, awakeable_id: str = "", reason: str = "") -> None:
         super().__init__(text)
@@ -112,7 +112,7 @@ class AwakeableRejected(PerdureError):
 class RemoteError(PerdureError):
     """The body raised a class that is not loaded in this process, or that cannot be rebuilt here.
 
-    `type` is its full name (``module.QualName``), `message` its text, `traceback` where it was raised.
+    `type` is its full name (``module.QualName``), `message` its text, `traceback` its traceback as text.
     """
 
     def __init__(self, type: str = "", message: str = "", traceback: str = "") -> None:
@@ -126,18 +126,18 @@ class RemoteError(PerdureError):
 
 
 class NotRecorded(PerdureError, AttributeError):
-    """An attribute of an exception that was raised elsewhere could not be recorded. Raised where it is read."""
+    """An attribute of an exception from another process could not be recorded. Raised when it is read."""
 
 
 class NonRetryable(PerdureError):
     """For users to raise in a step, or to derive from: no further attempt is made."""
 
 
-# --- the user's fault: change the code or the call --------------------------------------------------------------------
+# --- errors of the user: change the code or the call ------------------------------------------------------------------
 
 
 class Unencodable(PerdureError):
-    """A value that cannot be recorded: what was found at `path` in it is of the `type` named."""
+    """A value cannot be recorded: at `path` in it is an object of `type`."""
 
     def __init__(self, text: str = "", *, path: str = "", type: str = "") -> None:
         super().__init__(text)
@@ -146,7 +146,7 @@ class Unencodable(PerdureError):
 
 
 class Undecodable(PerdureError):
-    """Recorded bytes that the `annotation` does not accept, for the `reason` given. In a journal: it is paused."""
+    """The `annotation` does not accept recorded bytes, for the `reason` given. Such a journal is paused."""
 
     def __init__(self, text: str = "", *, annotation: str = "", reason: str = "") -> None:
         super().__init__(text)
@@ -155,7 +155,7 @@ class Undecodable(PerdureError):
 
 
 class AnnotationUnresolved(PerdureError):
-    """An `annotation` that names nothing that can be found, or a type that nothing here can decode."""
+    """An `annotation` has a name that cannot be resolved, or a type that cannot be decoded."""
 
     def __init__(self, text: str = "", *, annotation: str = "", reason: str = "") -> None:
         super().__init__(text)
@@ -172,7 +172,7 @@ class InputRefused(PerdureError, TypeError):
 
 
 class NameTaken(PerdureError):
-    """One worker was given two workflows called `name`."""
+    """One worker was given two workflows named `name`."""
 
     def __init__(self, text: str = "", *, name: str = "") -> None:
         super().__init__(text)
@@ -188,25 +188,25 @@ class NotAsync(NotAWorkflow):
 
 
 class CalledOutsideWorkflow(PerdureError):
-    """What only the body of a workflow can do was done elsewhere: use `client.run`, or `.fn` for the plain function."""
+    """A call that works only in the body of a workflow: use `client.run`, or `.fn` for the plain function."""
 
 
 class IoInWorkflow(PerdureError):
-    """The body of a workflow used asyncio I/O, which replay could not repeat: put it in a step."""
+    """The body of a workflow used asyncio I/O, which a replay cannot repeat: put it in a step."""
 
 
 class NotRepeatable(PerdureError):
-    """The body of a workflow used something whose order replay could not repeat."""
+    """The body of a workflow used something whose order a replay cannot repeat."""
 
 
 class InvalidOption(PerdureError, ValueError):
-    """An option has a value that makes no sense."""
+    """An option has an invalid value."""
 
 
 class Diverged(PerdureError):
-    """The code asks for something else than its journal says. Nothing was done; the invocation is paused.
+    """The code does something else than its journal says. Nothing was executed; the invocation is paused.
 
-    `journal` and `code` are the two sides, `n` the number of the command where they part.
+    `journal` and `code` are the two sides, `n` the number of the first command that differs.
     """
 
     def __init__(
@@ -220,7 +220,7 @@ class Diverged(PerdureError):
 
 
 class LimitExceeded(PerdureError):
-    """A named limit was passed: `size` where `limit` is allowed."""
+    """A named limit was exceeded: `size` is more than `limit`."""
 
     def __init__(self, text: str = "", *, size: int = 0, limit: int = 0) -> None:
         super().__init__(text)
@@ -229,7 +229,7 @@ class LimitExceeded(PerdureError):
 
 
 class PayloadTooLarge(LimitExceeded):
-    """A value takes too many bytes: store it elsewhere and pass a reference to it."""
+    """A value has too many bytes: store it elsewhere and pass a reference to it."""
 
 
 def too_large(what: str, size: int, limit: int) -> PayloadTooLarge:
@@ -239,7 +239,7 @@ def too_large(what: str, size: int, limit: int) -> PayloadTooLarge:
 
 
 class BadId(PerdureError, ValueError):
-    """Text that cannot be an id, a key or a name."""
+    """Text that is not a valid id, key or name."""
 
 
 class BadUrl(PerdureError, ValueError):
@@ -247,7 +247,7 @@ class BadUrl(PerdureError, ValueError):
 
 
 class IdConflict(PerdureError):
-    """This id was started before with another workflow or other input. The earlier one is untouched."""
+    """This id was started before with another workflow or input. The earlier invocation is not affected."""
 
     def __init__(self, text: str = "", *, invocation_id: str = "") -> None:
         super().__init__(text)
@@ -263,7 +263,7 @@ class UnknownInvocation(PerdureError):
 
 
 class MessageRefused(PerdureError):
-    """The message was recorded and its invocation refused it, for the `reason` given. Nothing was changed."""
+    """The message was recorded, but its invocation refused it, for the `reason` given. Nothing was changed."""
 
     def __init__(self, text: str = "", *, invocation_id: str = "", reason: str = "") -> None:
         super().__init__(text)
@@ -295,7 +295,7 @@ class ServiceUnknown(PerdureError):
         self.service = service
 
 
-# --- the world's fault: repair it, then go on -------------------------------------------------------------------------
+# --- errors of the environment: repair it, then continue --------------------------------------------------------------
 
 
 class StoreError(PerdureError):
@@ -307,7 +307,7 @@ class StoreClosed(StoreError):
 
 
 class StoreDamaged(StoreError):
-    """Bytes are missing or flipped: of the store, which is then not served, or of the one invocation that it names."""
+    """Bytes are missing or were changed: of the store, which is then not served, or of the one invocation named."""
 
 
 class StoreLocked(StoreError):
@@ -319,19 +319,19 @@ class StoreLocked(StoreError):
 
 
 class StoreReadOnly(StoreError):
-    """The file or its folder cannot be written."""
+    """The file or its folder is not writable."""
 
 
 class StoreFull(StoreError):
-    """No space is left. What was acknowledged is safe; the rest was not recorded."""
+    """No space is left. Acknowledged writes are safe; the others were not recorded."""
 
 
 class StoreUnavailable(StoreError):
-    """No server answers there, or it does not let this client in."""
+    """No server answers, or it refuses the credentials."""
 
 
 class StoreUnfit(StoreError):
-    """The server is too old, its streams are missing or not as they must be, or this client may not use them."""
+    """The server is too old, its streams are missing or have wrong settings, or permission is denied."""
 
 
 class StoreTooNew(StoreError):
@@ -343,10 +343,10 @@ class StoreTooNew(StoreError):
 
 
 class NewerJournal(StoreError):
-    """A newer release wrote this journal or message; nothing is damaged, and a worker of that release can read it.
+    """A newer release wrote this journal or message. It is not damaged, and a worker of that release can read it.
 
-    `tag` names what this release does not know, `kind` what that is: an entry, command, request, outcome or status.
-    Only this one invocation is affected: others are served as ever.
+    `tag` is the name that this release does not know, `kind` what it names: an entry, command, request, outcome or
+    status. Only this invocation is affected; all others are served.
     """
 
     def __init__(self, text: str = "", *, invocation_id: str = "", kind: str = "", tag: str = "") -> None:
@@ -357,7 +357,7 @@ class NewerJournal(StoreError):
 
     @classmethod
     def of(cls, kind: str, tag: str, invocation_id: str, /) -> NewerJournal:
-        """Return the error for something of a newer release."""
+        """Return the error for a tag of a newer release."""
         of = f"invocation {invocation_id!r}" if invocation_id else "an invocation"
         text = f"{of}: this release does not know the {kind} {tag!r}; a newer release wrote this: upgrade this worker"
         return cls(text, invocation_id=invocation_id, kind=kind, tag=tag)
@@ -367,9 +367,9 @@ class NewerJournal(StoreError):
 
 
 class Conflict(PerdureError):
-    """Internal: nothing of a commit happened, because the revision of the journal has moved.
+    """Internal: a commit was refused, because the revision of the journal has changed.
 
-    Stores raise it; the runtime looks for its own write, and gives the invocation up if another owner's is there.
+    Stores raise it. The runtime then checks whether the write is its own, and drops the invocation if it is not.
     """
 
     def __init__(self, text: str = "", *, invocation_id: str = "") -> None:
@@ -380,7 +380,6 @@ class Conflict(PerdureError):
 class TurnClosed(BaseException):
     """Internal: raised at every await of a body whose turn was dropped (evicted, fenced off, worker stopping).
 
-    Not a `PerdureError`, and not even an `Exception`, on purpose: the body is unwound, not told of anything, and an
-    `except Exception` around a step must neither take this for a failed step nor go on to compensate for it.
-    It ends inside the private loop: no caller, journal or user sees it.
+    Deliberately not an `Exception`: it only unwinds the body, and an `except Exception` around a step must neither take
+    it for a failed step nor compensate for it. It never leaves the private loop: no caller or journal gets it.
     """

@@ -1,4 +1,4 @@
-"""A handle: one invocation, from anywhere. It sees the operations and no store."""
+"""A handle: one invocation, from any process. It uses the operations and knows no store."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ R_co = TypeVar("R_co", covariant=True)
 
 
 class Handle(Generic[R_co]):
-    """One invocation, from anywhere: wait for it, look at it, talk to it."""
+    """One invocation: await, inspect and control it, from any process."""
 
     def __init__(
         self,
@@ -35,7 +35,7 @@ class Handle(Generic[R_co]):
         return f"Handle({self.id!r})"
 
     async def result(self, *, timeout: Duration | None = None) -> R_co:
-        """Wait for the result, and return it or raise what the body raised.
+        """Wait for the result, and return it or raise the body's exception.
 
         `timeout` (seconds or a timedelta) bounds only the waiting: `WaitTimeout`. A cancelled invocation raises
         `InvocationCancelled`, an unknown id `UnknownInvocation`.
@@ -46,24 +46,24 @@ class Handle(Generic[R_co]):
         return value_of(self.id, outcome, self._workflow, self._translators)
 
     async def describe(self) -> Invocation:
-        """Return its status, journal, state, awakeables, times, and what it waits for."""
+        """Return its status, journal, state, awakeables and times, and what it waits for."""
         refuse_in_body("handle.describe()")
         return await self._operations.describe(self.id)
 
     async def export(self) -> bytes:
-        """Return its history, to be kept in a file and replayed by `perdure.testing.replay` when the code changes.
+        """Return its history, to be saved to a file and replayed by `perdure.testing.replay` when the code changes.
 
-        JSON text with the input and all that is journaled, whatever its status; the format is versioned. It holds what
-        was recorded, and the ids of awakeables: keep it like the data of production that it is.
+        JSON text with the input and the whole journal, in any status; the format is versioned. It contains recorded
+        values and the ids of awakeables: treat it as production data.
         """
         refuse_in_body("handle.export()")
         return await self._operations.export(self.id)
 
     def watch(self) -> AsyncGenerator[Invocation, None]:
-        """Iterate over its statuses as they change: the present one first, and the one in which it is settled last.
+        """Iterate over its statuses as they change, from the present one to the one in which it settles.
 
-        Each is what the index knows, as in `client.list`. Pushed, not polled; a slow reader sees only the latest.
-        `contextlib.aclosing` ends it at once when the loop is left early.
+        Each has the fields of the index, as in `client.list`. Pushed, not polled; a slow reader gets only the latest.
+        Use `contextlib.aclosing` if you leave the loop early.
         """
         refuse_in_body("handle.watch()")
         return self._operations.watch(self.id)
@@ -71,8 +71,8 @@ class Handle(Generic[R_co]):
     async def pause(self, *, timeout: Duration = ANSWER_WAIT_SECONDS) -> None:
         """Start and deliver nothing new until `resume`; running steps end and are journaled.
 
-        Here and in the other verbs, the message is durable at once, and `timeout` bounds only the waiting until a
-        worker has applied it: `WaitTimeout`. `MessageRefused` says why it was not applied.
+        This holds for all verbs: the message is durable at once, and `timeout` bounds only how long to wait until a
+        worker has applied it (`WaitTimeout`). `MessageRefused` if it was not applied.
         """
         refuse_in_body("handle.pause()")
         await self._operations.pause(self.id, timeout=timeout)
@@ -85,32 +85,33 @@ class Handle(Generic[R_co]):
     async def cancel(self, *, force: bool = False, timeout: Duration = ANSWER_WAIT_SECONDS) -> None:
         """Cancel, letting cleanup code run; `force` skips cleanup. Returns when the cancellation is recorded.
 
-        As of an asyncio task, CancelledError is raised where the body waits, once: a body that catches it and goes on
-        has taken it, and a second plain cancel changes nothing, so that cleanup is not cut short. Force ends it always.
-        Children are cancelled likewise; what was sent is not.
+        As with an asyncio task, CancelledError is raised where the body waits, but only once: a second plain cancel
+        changes nothing, so that cleanup is not interrupted, and a body may catch it and continue. `force` always ends
+        it. Children are cancelled in the same way; invocations started by `ctx.send` are not.
         """
         refuse_in_body("handle.cancel()", "cancel the task that awaits the child")
         await self._operations.cancel(self.id, force=force, timeout=timeout)
 
     async def retry(self, *, timeout: Duration = ANSWER_WAIT_SECONDS) -> None:
-        """Run a failed invocation again from the step that made it fail, under the same id.
+        """Run a failed invocation again from the step that failed, under the same id.
 
-        Results from before are kept, and what was undone since stays undone. The failed step gets a new idempotency
-        key and its attempts begin anew; a failed child is started anew; siblings that the failure cancelled run again.
-        A body that raised by itself is run again as a whole over the results it has: retry it once it is repaired.
-        An invocation with a key queues for it again: this returns when it has the key, and until then it is still
-        failed, and `describe().waiting_for` names the holder. After `timeout` it raises `WaitTimeout`; the retry stays.
-        Anything but a failed invocation refuses: `MessageRefused`.
+        Earlier results are kept; compensation that ran is not reverted. The failed step gets a new idempotency key and
+        all its attempts; a failed child is started again; siblings that the failure cancelled run again. A body that
+        raised by itself runs again as a whole with the results it has: deploy a repaired one before the retry.
+
+        An invocation with a key queues for it again. This returns when it has the key; until then it is still failed,
+        and `describe().waiting_for` names the holder. After `timeout` it raises `WaitTimeout`, and the retry stays.
+        `MessageRefused` if the invocation has not failed.
         """
         refuse_in_body("handle.retry()")
         await self._operations.retry(self.id, timeout=timeout)
 
     async def purge(self) -> None:
-        """Remove a settled invocation for ever, without waiting for the end of its retention.
+        """Remove a settled invocation, with its journal and messages, before its retention ends.
 
-        Its journal and messages go; its id is unknown then, and may be used anew. `IllegalTransition` while it has not
-        ended, or while something for it is still in hand: try that again. On JetStream what a workflow sent last stays
-        while the workflow waits for no time, or is there after its end.
+        Its id is then unknown, and may be used again. `IllegalTransition` if it has not ended, or while a message for
+        it is still being processed: then try again. On JetStream, an invocation started by the last frame of a workflow
+        stays until that frame's effects are known to be done, or the workflow is purged.
         """
         refuse_in_body("handle.purge()")
         await self._operations.purge(self.id)
@@ -120,13 +121,13 @@ class Handle(Generic[R_co]):
     @overload
     async def restart(self, call: Call[R], /, *, id: str | None = None) -> Handle[R]: ...
     async def restart(self, call: Call[Any] | None = None, /, *, id: str | None = None) -> Handle[Any]:
-        """Run it from its beginning as a new invocation, under another id, perhaps with other input; return that.
+        """Run it from the beginning as a new invocation with another id, perhaps with other input; return its handle.
 
-        For an invocation at rest, however it ended; this one stays as it is, and nothing of its journal is reused.
+        The invocation must be at rest, with any outcome. It stays as it is, and nothing of its journal is reused.
         `call` gives other arguments or options, as in `await handle.restart(charge.bind(card, 400), id="o-7-again")`;
-        without it the input is the same, and so are key and time limit unless the call sets its own. `id` makes it
-        idempotent. Raises `IllegalTransition` while the invocation is not at rest, `InvalidOption` for a call of
-        another workflow or the same id.
+        without it the input is the same. Key and timeout are the same unless the call sets its own. `id` makes the
+        restart idempotent. `IllegalTransition` if the invocation is not at rest, `InvalidOption` for a call of another
+        workflow or the same id.
         """
         refuse_in_body("handle.restart()")
         if call is None:

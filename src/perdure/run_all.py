@@ -1,7 +1,7 @@
-"""A group through a client: what `client.run_all` does.
+"""A group through a client: implements `client.run_all`.
 
-What the report says of a member is what the store says of it. So a start in flight is never abandoned: when the rule
-strikes it is finished, then cancelled, and the report has the outcome that the store has, not the one that was wanted.
+The report has the outcome of each member in the store. So a start in flight is never abandoned: when the rule ends the
+group, the start is completed, then cancelled, and the report has the member's actual outcome.
 """
 
 from __future__ import annotations
@@ -49,10 +49,10 @@ from perdure.runtime.worker import Translators
 R = TypeVar("R")
 
 PAUSE_LOOK_SECONDS = 0.5
-"""How often a report that waits looks whether all that it waits for are paused: they do not end by themselves."""
+"""How often a waiting report checks whether all remaining members are paused: those do not end by themselves."""
 
 PAUSE_LOOK_LIMIT = 100
-"""Members that are looked at for that; with more left, the report just waits."""
+"""The most remaining members for which this is checked."""
 
 __all__ = ["SETTLE_SECONDS", "run_group"]
 
@@ -66,7 +66,7 @@ async def run_group(
     settle: Duration,
     translators: Translators,
 ) -> Group[R]:
-    """Run calls through a client. What the rule leaves over is cancelled, and waited for."""
+    """Run calls through a client. When the rule is met, the remaining ones are cancelled and awaited."""
     given = listed(calls)
     check_calls(given)
     rule = rule_of(wait, concurrency, settle, len(given))
@@ -81,9 +81,9 @@ async def run_group(
 
 
 class _Member(Struct, eq=False):
-    """One member of a group, and how far it is.
+    """One member of a group, and its phase.
 
-    It is `starting` from when its start is given to the store until that has accepted it.
+    It is `starting` from the submit of its start until the store has accepted it.
     """
 
     call: Call[Any]
@@ -91,7 +91,7 @@ class _Member(Struct, eq=False):
     phase: Literal["waiting", "starting", "started", "ended"] = "waiting"
     began: float = 0.0
     task: asyncio.Task[None] | None = None
-    is_accepted: asyncio.Event | None = None  # made when somebody waits for that
+    is_accepted: asyncio.Event | None = None  # created when it is awaited
     ended: Ended[Any] | None = None
 
     @property
@@ -127,7 +127,7 @@ class _Run(Generic[R]):
                         await self._enough.wait()
             except TimeoutError:
                 pass
-            await self._end_those_left()
+            await self._end_remaining()
         except BaseException:
             await self._leave()
             raise
@@ -142,7 +142,7 @@ class _Run(Generic[R]):
                 outcome = await self._operations.run(member.submission, member.accepted)
             self._note(member, self._ended(member, outcome))
         except asyncio.CancelledError:
-            pass  # it was not started, or the report does not wait for it any more
+            pass  # it was not started, or the report no longer waits for it
         except StoreClosed as error:
             self._closed = error
             self._enough.set()
@@ -176,10 +176,10 @@ class _Run(Generic[R]):
                 self._enough.set()
 
     # --- the end ------------------------------------------------------------------------------------------------------
-    async def _end_those_left(self) -> None:
-        """Cancel what the rule left over, wait for it, and note what has not ended in time."""
+    async def _end_remaining(self) -> None:
+        """Cancel the remaining members, wait for them, and record those that have not ended in time."""
         self._check_store()
-        left = await self._cancel_those_left()
+        left = await self._cancel_remaining()
         end = time.monotonic() + self._rule.settle
         while left and (remaining := end - time.monotonic()) > 0:
             tasks = [member.task for member in left if member.task is not None]
@@ -198,8 +198,8 @@ class _Run(Generic[R]):
         if self._closed is not None:
             raise self._closed
 
-    async def _cancel_those_left(self) -> list[_Member]:
-        """Make a cancellation of each member that was started durable, and return those."""
+    async def _cancel_remaining(self) -> list[_Member]:
+        """Cancel each member that was started, durably, and return those that have not ended."""
         left: list[_Member] = []
         for member in self._members:
             if member.phase == "waiting" and member.task is not None:
@@ -227,17 +227,17 @@ class _Run(Generic[R]):
         return Unsettled(member.id, cast("Any", status), time.monotonic() - member.began)
 
     async def _leave(self) -> None:
-        """Cancel all members, since the caller leaves. It does not wait for their ends."""
+        """Cancel all members after the caller was cancelled, without waiting for their ends."""
         leaving = asyncio.ensure_future(self._cancel_all())
-        _leaving.add(leaving)  # it goes on if the caller does not wait even for that
+        _leaving.add(leaving)  # it continues if the caller is cancelled again
         leaving.add_done_callback(_leaving.discard)
         await asyncio.shield(leaving)
 
     async def _cancel_all(self) -> None:
         try:
-            await self._cancel_those_left()
+            await self._cancel_remaining()
         except PerdureError:
-            pass  # the store is closed or away: what was raised before says more
+            pass  # the store is closed or unavailable: the first exception tells more
         finally:
             self._drop_tasks()
 
@@ -248,4 +248,4 @@ class _Run(Generic[R]):
 
 
 _leaving: set[asyncio.Future[None]] = set()
-"""Groups whose caller left: their members are being cancelled. The loop itself keeps no strong reference."""
+"""Groups whose caller was cancelled and whose members are being cancelled. The loop keeps no strong references."""

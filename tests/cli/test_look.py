@@ -88,7 +88,7 @@ def test_list_of_nothing_prints_nothing(run: Run) -> None:
         (["list", "--json", "-q"], "exclude each other"),
         (["list", "--cursor", "x"], "pass the `next` of a page"),
         (["list", "--id-prefix", ""], "id_prefix to look for must have at least one character"),
-        (["list", "--url", "memory:"], "nothing is in it yet; name a file"),
+        (["list", "--url", "memory:"], "a new store in memory is empty; name a file"),
         (["list", "--url", "sqlite:"], "name a file"),
         (["list", "extra"], "unexpected extra argument"),
         (["show"], "Missing argument 'ID'"),

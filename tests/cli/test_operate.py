@@ -205,7 +205,7 @@ def test_awakeable_that_has_an_answer_is_refused(run: Run, place: Path) -> None:
         (["reject", "ask-1~0~1~0000000000000000", "no"], "this store handed out no such awakeable"),
         (["resolve", "{id}", "{oops"], "the value is not JSON"),
         (["pause", "--force", "x"], "No such option"),
-        (["cancel", "x", "--url", "memory:"], "nothing is in it yet; name a file"),
+        (["cancel", "x", "--url", "memory:"], "a new store in memory is empty; name a file"),
     ],
     ids=str,
 )

@@ -209,7 +209,7 @@ def test_bytes_are_written_as_they_were_but_for_new_fields_at_the_end(one: Any, 
 
 
 def goes_on(written: Any, before: Any) -> bool:
-    """Tell whether what is written now is what was written before, but for new fields at the end, at any depth."""
+    """Report whether what is written now is what was written before, but for new fields at the end, at any depth."""
     if isinstance(written, list) and isinstance(before, list):
         now, then = cast("list[Any]", written), cast("list[Any]", before)
         return all(map(goes_on, now, then)) and len(now) >= len(then)

@@ -296,6 +296,16 @@ def test_limits_are_those_of_the_code() -> None:
     assert listed.keys() >= limits_of_the_code()
 
 
+def test_loggers_are_those_of_the_code() -> None:
+    page = (DOCS / "how-to/log.md").read_text()
+    listed = set(re.findall(r"`(perdure\.[\w.]+)`", page.partition("## Loggers")[2].partition("\n\nAll")[0]))
+    code = "".join(path.read_text() for path in (ROOT / "src").rglob("*.py"))
+    used = {
+        each.replace("{self._turn.start.handler}", "NAME") for each in re.findall(r'getLogger\(f?"([^"]+)"\)', code)
+    }
+    assert listed == used
+
+
 def test_command_line_is_that_of_the_code() -> None:
     page = (DOCS / "reference/command-line.md").read_text()
     sections = dict(re.findall(r"^## perdure ([\w-]+)\n(.*?)(?=^## |\Z)", page, re.MULTILINE | re.DOTALL))

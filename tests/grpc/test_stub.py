@@ -531,7 +531,7 @@ async def test_streaming_method_refuses_when_called_and_works_in_a_step() -> Non
     @workflow
     async def track(ctx: Context) -> list[str]:
         shop = ctx.stub(ShopStub)
-        with pytest.raises(IoInWorkflow, match=r"Shop\.Track .*put it in a step"):
+        with pytest.raises(IoInWorkflow, match=r"Shop\.Track .*call it in a step"):
             shop.Track(TrackRequest(cart_id="s"))
         with pytest.raises(IoInWorkflow, match=r"Shop\.Import"):
             shop.Import(iter(()))
@@ -580,7 +580,7 @@ async def refused_call(call: Callable[[Context], Any]) -> PerdureError:
 @pytest.mark.parametrize(
     ("options", "text"),
     [
-        ({"metadata": (("Tenant", "x"),)}, "'Tenant' is no name"),
+        ({"metadata": (("Tenant", "x"),)}, "'Tenant' is not a name"),
         ({"metadata": (("tenant", "ä"),)}, "printable ASCII"),
         ({"metadata": (("tenant", 7),)}, "printable ASCII"),
         ({"metadata": (("tenant-bin", "x"),)}, "must be bytes"),

@@ -96,7 +96,7 @@ def frames(history: str | bytes) -> tuple[Frame, ...]:
 
 
 def says_more(now: Any, then: Any) -> bool:
-    """Tell whether a description says all that an old one said; it may have fields that are new."""
+    """Report whether a description says all that an old one said; it may have fields that are new."""
     if isinstance(now, dict) and isinstance(then, dict):
         told = cast("dict[str, Any]", then)
         return all(name in now and says_more(now[name], value) for name, value in told.items())

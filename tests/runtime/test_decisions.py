@@ -25,7 +25,6 @@ from perdure.core.journal import (
     Message,
     Pause,
     Paused,
-    Raised,
     Refused,
     Released,
     Resume,
@@ -233,22 +232,6 @@ def test_stuck_invocation_is_paused_once_and_refuses_to_resume() -> None:
     assert [type(each) for each in again.entries] == [Refused]
 
 
-def test_step_that_failed_while_it_was_asked_to_end_is_not_tried_again() -> None:
-    async def gives_up(turn: Turn) -> None:
-        step = turn.call_step("step", b"12345678", bytes, "work")
-        step.cancel()
-        await asyncio.wait([step])
-
-    known = record()
-    turn = turn_of(gives_up)
-    gather(known, turn, [], [started()], 1.0)
-    failure = Failure("builtins", "ValueError", "no")
-    round = gather(known, turn, [Attempted(0, 2.0, 1, failure, 3.0)], [], 2.0)
-    assert round.entries == [Raised(0, 2.0, failure)]
-    assert round.attempted == []
-    turn.close()
-
-
 def test_timers_and_next_attempts_that_are_due_are_told_apart() -> None:
     async def waits(turn: Turn) -> None:
         turn.loop.call_at(5.0, int)
@@ -262,6 +245,24 @@ def test_timers_and_next_attempts_that_are_due_are_told_apart() -> None:
     timer = next(n for n, command in enumerate(turn.ready().commands) if isinstance(command, SetTimer))
     assert [n for n, _ in again] == [1 - timer]
     assert len(round.entries) == 1
+    turn.close()
+
+
+def test_failed_attempt_of_a_step_that_the_body_has_cancelled_ends_the_step() -> None:
+    async def cancels(turn: Turn) -> None:
+        one, two = (turn.call_step("step", b"12345678", bytes, "work") for _ in range(2))
+        await one
+        two.cancel()
+        await asyncio.wait([two])
+
+    known = record()
+    turn = turn_of(cancels)
+    gather(known, turn, [], [started()], 1.0)
+    failed = Attempted(1, 2.0, 1, FAILED.failure, 3.0, 0.5)
+    round = gather(known, turn, [Returned(0, 2.0, b"\xc0"), failed], [], 2.0)
+    assert round.entries == [Returned(0, 2.0, b"\xc0"), Interrupted(1, 2.0, 0.5)]
+    assert not round.attempted
+    assert turn.ready().outcome is not None
     turn.close()
 
 

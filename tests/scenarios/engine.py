@@ -17,6 +17,7 @@ from perdure.connect import client_from, translators_in_use
 from perdure.core.journal import Entry, Start
 from perdure.core.turn import Turn
 from perdure.operations.local import store_behind
+from perdure.operations.port import ANSWER_WAIT_SECONDS
 from perdure.runtime.attempt import Attempt
 from perdure.runtime.runner import Runner
 from perdure.runtime.worker import Worker
@@ -24,6 +25,7 @@ from perdure.stores.jetstream import JetStreamStore
 from perdure.stores.jetstream.care.janitor import PERIOD_SECONDS
 from perdure.stores.jetstream.store import PYTHON
 from perdure.stores.port import Delivery, Store
+from perdure.testing.programs import Endings
 from tests.scenarios import bodies, interpreter, keyed
 from tests.scenarios.histories import flaws
 
@@ -54,6 +56,15 @@ class Problem(msgspec.Struct, frozen=True):
     type: str
     text: str
     fields: dict[str, Any]
+
+
+class Ended(msgspec.Struct):
+    """How programs have ended, by tag; the tags of those that wait to be mended, and statuses of the others, by id."""
+
+    outcomes: dict[str, list[Any] | str | None]
+    flaws: list[str]
+    broken: dict[str, str]
+    left: dict[str, str]
 
 
 class Effort(msgspec.Struct):
@@ -130,6 +141,7 @@ class Engine:
             if isinstance(each, Workflow)  # pyright: ignore[reportUnnecessaryIsInstance]
         }
         self._workers: list[CountedWorker] = []
+        self._endings = Endings(self._client)
         CountedTurn.delivered = Effort()
 
     # --- life ---------------------------------------------------------------------------------------------------------
@@ -218,8 +230,8 @@ class Engine:
     async def cancel(self, id: str, force: bool = False) -> None:
         await self._client.handle(id).cancel(force=force)
 
-    async def retry(self, id: str) -> None:
-        await self._client.handle(id).retry()
+    async def retry(self, id: str, timeout: float = ANSWER_WAIT_SECONDS) -> None:
+        await self._client.handle(id).retry(timeout=timeout)
 
     async def state(self, key: str) -> dict[str, Any]:
         return dict(await self._client.state(key))
@@ -232,6 +244,12 @@ class Engine:
 
     async def list(self, status: Any = None, handler: str | None = None) -> list[str]:
         return [each.id async for each in self._client.list(status=status, handler=handler)]
+
+    async def endings(self) -> Ended:
+        """Tell how programs have ended so far."""
+        found = self._endings
+        await found.look()
+        return Ended(found.outcomes, found.flaws, {id: each.tag for id, each in found.broken.items()}, found.left)
 
     # --- looking inside -----------------------------------------------------------------------------------------------
     async def frames(self, id: str) -> int:

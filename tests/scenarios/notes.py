@@ -40,7 +40,7 @@ def gate_of(folder: Path, point: str) -> Path:
 
 
 def closed(point: str) -> bool:
-    """Tell whether a test has closed this gate."""
+    """Report whether a test has closed this gate."""
     assert _Place.folder is not None
     return gate_of(_Place.folder, point).exists()
 

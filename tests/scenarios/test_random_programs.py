@@ -11,16 +11,20 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import os
 import random
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from typing import Any
 
+import msgspec
 import pytest
 
-from perdure.testing.programs import KEYS, LOG, Author, Model, Program, encode
+from perdure.testing.programs import KEYS, Author, Model, Outcome, Program, encode
+from tests.scenarios.engine import Ended
 from tests.scenarios.fleet import Fleet
+from tests.scenarios.interpreter import mended
 from tests.scenarios.lab import Refusal
 
 RUNS = int(os.environ.get("PERDURE_RUNS") or 3)
@@ -35,6 +39,8 @@ DELAY_SECONDS = 0.03
 """In every other run, deliveries to workers are late by up to so much, each by itself: they overtake each other."""
 SETTLE_SECONDS = 90.0
 LOOK_SECONDS = 0.05
+RETRY_SECONDS = 0.2
+"""How long a retry is waited for; one whose key is taken stays."""
 
 MakeFleet = Callable[..., Awaitable[Fleet]]
 
@@ -52,13 +58,10 @@ async def test_random_programs_come_to_what_a_model_says_while_workers_are_kille
         pausing = group.create_task(pause_some(fleet, roots, random.Random(seed + 2)))
         await submit(fleet, roots, random.Random(seed + 3))
         await asyncio.wait([killing, pausing])
-        await settled(fleet, len(model.tags))
+        found = await settled(fleet, model)
         answering.cancel()
     states = {key: await fleet.ask("state", key=key) for key in KEYS}
-    orders = {key: state.pop(LOG, []) for key, state in states.items()}
-    assert model.disorder(orders) == [], orders
-    assert states == model.states(orders)
-    assert await outcomes(fleet) == model.outcomes(orders)
+    assert model.differences(states, found) == []
     assert await fleet.ask("flaws", ids=await fleet.ask("list", handler="interpret")) == []
 
 
@@ -119,44 +122,29 @@ async def answer_one(fleet: Fleet, awakeable: str, value: str, rejected: str) ->
             raise
 
 
-async def settled(fleet: Fleet, count: int) -> None:
-    """Wait until as many are at rest as there should be.
+async def settled(fleet: Fleet, model: Model) -> dict[str, Outcome]:
+    """Wait until all have ended that must, and return what became of them by tag; retry those that fail until then.
 
     A pause may come late: who was killed before it was answered asks again, and resumes what is paused already.
     """
     deadline = time.monotonic() + SETTLE_SECONDS
     while True:
-        counts = (await fleet.ask("stats"))["by_status"]
-        if sum(counts.get(each, 0) for each in ("completed", "failed", "cancelled")) >= count:
-            return
-        if counts.get("paused"):
-            for id in await fleet.ask("list", status="paused"):
+        found = msgspec.convert(await fleet.ask("endings"), Ended)
+        if not found.left and not found.broken and model.must_end() <= found.outcomes.keys():
+            assert found.flaws == []
+            return found.outcomes
+        for id, tag in found.broken.items():
+            fleet.lab.close_gate(mended(tag))
+            with contextlib.suppress(Refusal):  # it is retried already, or waits for its key
+                await fleet.ask("retry", id=id, timeout=RETRY_SECONDS)
+        for id, status in found.left.items():
+            if status == "paused":
                 with contextlib.suppress(Refusal):
                     await fleet.ask("resume", id=id)
-        assert time.monotonic() < deadline, f"{counts}, and {count} should end; {await left(fleet)}"
+        assert time.monotonic() < deadline, f"{found.left}; {await left(fleet, found.left)}"
         await asyncio.sleep(LOOK_SECONDS)
 
 
-async def left(fleet: Fleet) -> list[dict[str, Any]]:
-    """Describe those that have not ended."""
-    statuses = ("suspended", "running", "paused", "scheduled", "pending")
-    ids = [id for status in statuses for id in await fleet.ask("list", status=status)]
-    return [await fleet.ask("describe", id=id) for id in ids[:5]]
-
-
-async def outcomes(fleet: Fleet) -> dict[str, list[str] | str | None]:
-    """Return what became of all invocations, by tag."""
-    found: dict[str, list[str] | str | None] = {}
-    for id in await fleet.ask("list", handler="interpret"):
-        outcome: list[str] | str | None
-        try:
-            outcome = await fleet.lab.result(id)
-            assert isinstance(outcome, list)
-            tag = outcome[0]
-        except Refusal as refusal:
-            cancelled = refusal.type == "InvocationCancelled"
-            outcome = None if cancelled else refusal.text
-            tag = id if cancelled else refusal.text.split()[0]
-        assert tag not in found, f"{tag} ran as two invocations"
-        found[tag] = outcome
-    return found
+async def left(fleet: Fleet, ids: Iterable[str]) -> list[dict[str, Any]]:
+    """Describe some that have not ended."""
+    return [await fleet.ask("describe", id=id) for id in itertools.islice(ids, 5)]

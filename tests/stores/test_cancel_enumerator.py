@@ -185,7 +185,7 @@ async def check(lab: CancellingLab, status: str, where: str) -> None:
 
 
 async def was_cancelled_in_cleanup(lab: CancellingLab, handler: str) -> bool:
-    """Tell whether the body was cleaning up of itself when it was cancelled: that is then raised there."""
+    """Report whether the body was cleaning up of itself when it was cancelled: that is then raised there."""
     (row,) = await lab.store.search(Filter(handler=handler))
     frames = (await lab.store.journal(row.id)).frames
     undo = {c.n for frame in frames for c in frame.commands if isinstance(c, CallStep) and c.name == "undo"}

@@ -381,3 +381,42 @@ async def asks_loosely() -> int:
 async def test_what_comes_back_as_documented_is_no_difference() -> None:
     async with Environment(asks_loosely) as env:
         assert await env.client.run(asks_loosely) == 1
+
+
+class Sold:
+    out = True
+
+
+@step(retry=Retry(max_attempts=1))
+async def sell() -> str:
+    if Sold.out:
+        raise RuntimeError("sold out")
+    return "sold"
+
+
+@workflow
+async def sale() -> str:
+    return await sell()
+
+
+@workflow
+async def stocktaking() -> str:
+    await asyncio.sleep(60)
+    return "counted"
+
+
+async def test_time_passes_while_a_retry_waits_for_its_key() -> None:
+    Sold.out = True
+    async with Environment(sale, stocktaking) as env:
+        failed = await env.client.start(sale.using(key="shop"))
+        with pytest.raises(RuntimeError, match="sold out"):
+            await failed.result()
+        counting = await env.client.start(stocktaking.using(key="shop"))
+        await env.settle()
+        Sold.out = False
+        retrying = asyncio.create_task(failed.retry())
+        async with asyncio.timeout(30):
+            await env.advance(60)
+            await retrying
+        assert await counting.result() == "counted"
+        assert await failed.result() == "sold"

@@ -1,1 +1,1 @@
-"""What authors of workflows write with: steps, workflows, the context of a body, groups and flows."""
+"""The authoring API: steps, workflows, the context of a body, groups and flows."""

@@ -1,4 +1,4 @@
-"""Workflows known only by name: their arguments are recorded by position, and named where the code lives."""
+"""Workflows known only by name: arguments are recorded by position, and get their names where the code is."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from perdure.errors import CalledOutsideWorkflow, InputRefused, Undecodable, Une
 
 
 async def elsewhere(*_: Any, **__: Any) -> Any:
-    """Stand for the function of a workflow whose code is not here."""
-    raise CalledOutsideWorkflow("a workflow known only by its name has no code here: it lives in another program")
+    """Replace the function of a workflow whose code is in another program."""
+    raise CalledOutsideWorkflow("a workflow known only by its name has no code here: it is in another program")
 
 
 class Loose(Struct, frozen=True):
-    """The types of a workflow whose parameter names are not known here. Its positional arguments are recorded as such.
+    """The types of a workflow whose parameter names are unknown here. Positional arguments are recorded without names.
 
-    `takes` are the types of the positional arguments, or None to take anything.
+    `takes` has the types of the positional arguments; None accepts anything.
     """
 
     takes: tuple[Any, ...] | None
@@ -40,17 +40,17 @@ class Loose(Struct, frozen=True):
 
 
 class GivenLoosely(Struct, eq=False):
-    """The arguments of a start by name, to be compared with recorded ones (a `journal.Arguments`)."""
+    """The arguments of a start by name, for comparison with recorded ones (a `journal.Arguments`)."""
 
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
 
     def repeat(self, recorded: CallStep | Start, /) -> bool:
-        """Tell whether they are the recorded ones, although the digests differ."""
+        """Report whether they equal the recorded ones although the digests differ."""
         return not self.changed(recorded)
 
     def changed(self, recorded: CallStep | Start, /) -> list[str]:
-        """Name those that differ from the recorded ones."""
+        """Return the names of those that differ from the recorded ones."""
         assert isinstance(recorded, Start)
         return changed_inputs({_POSITIONAL: list(self.args), **self.kwargs}, recorded.input)
 
@@ -60,12 +60,12 @@ _POSITIONAL_FIRST = encode(_POSITIONAL)
 
 
 def is_loose(data: bytes, /) -> bool:
-    """Tell whether an input was recorded by a caller that did not know the names and types of the parameters."""
+    """Report whether an input was recorded by a caller that did not know the names and types of the parameters."""
     return data[1:3] == _POSITIONAL_FIRST
 
 
 def named(data: bytes, signature: Signature) -> bytes:
-    """Give positional arguments, recorded by a caller that did not know their names, the names they have here."""
+    """Give positional arguments that were recorded without names the names of the parameters."""
     if not is_loose(data):
         return data
     recorded: dict[str, Any] = decoder(dict[str, Any])(data)
@@ -75,6 +75,6 @@ def named(data: bytes, signature: Signature) -> bytes:
     named = dict(zip(names, args, strict=False))
     if len(args) > len(names):
         if rest is None:
-            raise Undecodable(f"the input of {signature.name} has {len(args)} arguments, and it takes {len(names)}")
+            raise Undecodable(f"the input of {signature.name} has {len(args)} arguments, but it takes {len(names)}")
         named[rest] = args[len(names) :]
     return encode({**named, **recorded})

@@ -1,7 +1,7 @@
-"""A group as the children of a workflow: what `ctx.run_all` does.
+"""A group as the children of a workflow: implements `ctx.run_all`.
 
-It runs in the body, from the body's clock and journal, so that a replay reports the same. A child that was asked to end
-may complete all the same: the report says what became of it.
+It runs in the body, with the body's clock and journal, so a replay reports the same. A child that was cancelled may
+still complete: the report has its actual outcome.
 """
 
 from __future__ import annotations
@@ -45,10 +45,10 @@ if TYPE_CHECKING:
 R = TypeVar("R")
 
 MARK = "perdure.run_all"
-"""The patch that journals of this form of group hold. Those without it replay as they were."""
+"""The patch that marks journals with this form of group. Journals without it replay in the earlier form."""
 
 STATUSES = "perdure.statuses"
-"""The step that reads what members are that have not ended."""
+"""The step that reads the statuses of members that have not ended."""
 
 
 async def run_children(
@@ -71,7 +71,7 @@ async def run_children(
 
 
 class _Child(Struct, eq=False):
-    """One member: its future and id once it is issued, and what became of it once it has ended."""
+    """One member: its future and id once it is issued, and its outcome once it has ended."""
 
     id: str = ""
     began: float = 0.0
@@ -133,7 +133,7 @@ class _Children(Generic[R]):
             await self._collect()
 
     async def _collect(self) -> None:
-        """Wait until at least one child has ended, and note what became of those that have."""
+        """Wait until at least one child has ended, and record the outcomes of those that have."""
         await self._wake.wait()
         self._wake.clear()
         while self._news:
@@ -164,7 +164,7 @@ class _Children(Generic[R]):
             child.future = turn.call_child(
                 start, call.workflow.decode_result, call.workflow.given(call.args, call.kwargs)
             )
-        except PerdureError as error:  # it is too large, say: this member's outcome
+        except PerdureError as error:  # such as an input that is too large: it is this member's outcome
             child.ended = Failed("", error, 0.0)
             return
         self._running += 1
@@ -172,12 +172,12 @@ class _Children(Generic[R]):
 
     def _note_end(self, n: int, future: asyncio.Future[Any]) -> None:
         if not future.cancelled():
-            future.exception()  # seen: the report has it
+            future.exception()  # marks it as retrieved: the report has it
         self._news.append(n)
         self._wake.set()
 
     async def _report_unsettled(self) -> None:
-        """Note what members are that have not ended in time. What the index knows to be settled is waited for."""
+        """Record the statuses of members that have not ended in time, and await those that the index has as settled."""
         left = [child for child in self._children if child.future is not None and child.ended is None]
         ids = [child.id for child in left]
         statuses: list[str] = await self._turn.call_step(STATUSES, b"", decoder(list[str]), _Statuses(ids))
@@ -194,7 +194,7 @@ class _Children(Generic[R]):
 def _ended(child: _Child, duration: float, decode: Callable[[bytes], Any]) -> Ended[Any]:
     future = child.future
     assert future is not None
-    if future.cancelled():  # as it was asked to, or in spite of that
+    if future.cancelled():  # by the group; the child may still have completed
         answer = future.answer if isinstance(future, CommandFuture) else None
         if isinstance(answer, Returned):
             try:
@@ -211,13 +211,13 @@ def _ended(child: _Child, duration: float, decode: Callable[[bytes], Any]) -> En
 
 
 class Index(Protocol):
-    """What the step that reads statuses needs of its worker."""
+    """The part of a worker that the step for statuses needs."""
 
     async def status_of(self, id: str, /) -> str: ...
 
 
 class _Statuses(Struct, eq=False):
-    """The step that reads what invocations are now."""
+    """The step that reads the statuses of invocations."""
 
     ids: list[str]
     name: str = STATUSES

@@ -1,4 +1,4 @@
-"""The context: what a workflow asks for when plain asyncio is not enough."""
+"""The context: the operations of a workflow that plain asyncio does not have."""
 
 from __future__ import annotations
 
@@ -35,19 +35,19 @@ T_co = TypeVar("T_co", covariant=True)
 
 
 class Awakeable(Generic[T_co]):
-    """An external promise: hand out its `id`, then await it. The wait survives restarts and costs no memory."""
+    """A promise that is resolved from outside, by its `id`. Awaiting it survives restarts and holds no memory."""
 
     def __init__(self, id: str, future: asyncio.Future[T_co]) -> None:
         self.id = id
         self._future = future
 
     def __await__(self) -> Generator[Any, Any, T_co]:
-        # Shielded: a wait that ends early, in `asyncio.timeout` say, leaves the promise open for another wait.
+        # Shielded: a wait that ends early, as in `asyncio.timeout`, leaves the promise open for another wait.
         return asyncio.shield(self._future).__await__()
 
 
 class Context(BodyContext):
-    """What one invocation knows and can do. A first parameter annotated `Context` receives it."""
+    """The context of one invocation. It is passed to a first parameter that is annotated `Context`."""
 
     def __init__(self, turn: Turn) -> None:
         self._turn = turn
@@ -64,7 +64,7 @@ class Context(BodyContext):
 
     @property
     def is_replaying(self) -> bool:
-        """Whether what the body does now was done before and is only repeated."""
+        """Whether the body is replaying: what it does now was done before."""
         return self._turn.replaying
 
     @property
@@ -78,7 +78,7 @@ class Context(BodyContext):
         return self._turn.random
 
     def now(self) -> datetime:
-        """Return the time of the last fact that reached the body, in UTC: the same on replay."""
+        """Return the time of the last entry delivered to the body, in UTC. It is the same on replay."""
         return datetime.fromtimestamp(self._turn.loop.now, UTC)
 
     def uuid4(self) -> UUID:
@@ -86,7 +86,7 @@ class Context(BodyContext):
         return UUID(int=self._turn.random.getrandbits(128), version=4)
 
     def patched(self, name: str, /) -> bool:
-        """Tell whether this invocation knows the change `name`: false if it passed this point before it existed."""
+        """Report whether this invocation has the change `name`; false if it passed this point before the change."""
         return self._turn.patched(check_name("a patch's name", name))
 
     # --- state --------------------------------------------------------------------------------------------------------
@@ -100,15 +100,15 @@ class Context(BodyContext):
         return default if data is None else decoder(type)(data)
 
     def set(self, name: str, value: object, /) -> None:
-        """Keep a value under `name`; it is recorded with the next frame."""
+        """Set the value under `name`; it is recorded with the next frame."""
         data = encode(value, f"the state {name!r}")
         self._turn.set_state(check_name("a state's name", name), data, lambda then: agrees(value, decoder(Any)(then)))
 
     def delete(self, name: str, /) -> None:
-        """Forget the value under `name`."""
+        """Delete the value under `name`."""
         self._turn.set_state(check_name("a state's name", name), None)
 
-    # --- others -------------------------------------------------------------------------------------------------------
+    # --- other invocations, promises and services ---------------------------------------------------------------------
     def send(self, workflow: Workflow[P, Any], /, *args: P.args, **kwargs: P.kwargs) -> str:
         """Start another workflow exactly once, without waiting for it, and return its id. It outlives the sender."""
         turn = self._turn
@@ -119,15 +119,15 @@ class Context(BodyContext):
         return turn.send(start, workflow.given(args, kwargs))
 
     def awakeable(self, type: TypeForm[T], /) -> Awakeable[T]:
-        """Promise that somebody outside will answer with a value of `type`."""
+        """Return a promise of a value of `type`, to be resolved from outside."""
         turn, read, validate = self._turn, decoder(type), validator(type)
 
         def decode(data: bytes) -> T:
             try:
-                return validate(data)  # it comes from outside, as builtin types
+                return validate(data)  # it was given from outside, as builtin types
             except Undecodable:
                 if turn.replaying:
-                    return read(data)  # it was valid when it came
+                    return read(data)  # it was valid when it was recorded
                 raise
 
         id, future = turn.open_awakeable(decode)
@@ -150,14 +150,14 @@ class Context(BodyContext):
     ) -> Group[R]:
         """Run several workflows as children, at most `concurrency` at a time, and gather their outcomes in order.
 
-        What `wait` leaves over is cancelled. The report waits for those children for at most `settle` seconds; what has
-        not ended then is `Unsettled`.
+        When `wait` is over, the remaining children are cancelled, and awaited for at most `settle` seconds; those that
+        have not ended then are `Unsettled`.
         """
         return await run_children(self._turn, calls, wait=wait, concurrency=concurrency, settle=settle)
 
 
 class _WorkflowLogger(logging.LoggerAdapter[logging.Logger]):
-    """Says nothing while replaying, and adds the invocation's id."""
+    """Silent while replaying; adds the invocation's id."""
 
     def __init__(self, logger: logging.Logger, turn: Turn) -> None:
         super().__init__(logger, {"invocation_id": turn.start.id})

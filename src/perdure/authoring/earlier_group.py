@@ -1,7 +1,7 @@
-"""Groups as children in the form that journals had before members had real ids. Kept so that these replay.
+"""Groups as children, as they were before members had real ids. Kept so that journals of that time replay.
 
-What it does wrong it must go on doing: a member that completes while it is being cancelled counts as cancelled, and
-ids are made up. New journals hold a mark and use `authoring.children`. Change nothing here.
+Its faults must stay: a member that completes while it is being cancelled counts as cancelled, and ids are made up. New
+journals have a mark, and use `authoring.children`. Change nothing here.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""What can be told of a function when it is decorated: its name, where it is, and whether it can be called as it says.
+"""Inspects a function when it is decorated: its name, its location, and whether it can be called as its signature says.
 
-A mistake that can be seen here is refused here, and not when the first invocation meets it.
+A mistake that can be found here is an error here, not in the first invocation.
 """
 
 from __future__ import annotations
@@ -26,32 +26,32 @@ def copy_of(original: T) -> T:
 
 
 def name_of(fn: Any) -> str:
-    """Return the name of a function, or of what a partial calls."""
+    """Return the name of a function, or of the function that a partial calls."""
     while isinstance(fn, functools.partial):
         fn = cast("functools.partial[Any]", fn).func
     return getattr(fn, "__name__", None) or type(fn).__name__
 
 
 def where_of(fn: Any) -> str:
-    """Return the module and name of a function, for texts."""
+    """Return the module and name of a function, for error texts."""
     return f"{getattr(fn, '__module__', '?')}.{getattr(fn, '__qualname__', name_of(fn))}"
 
 
 def is_async(fn: Any) -> bool:
-    """Tell whether a call of `fn` gives a coroutine."""
+    """Report whether calling `fn` returns a coroutine."""
     while isinstance(fn, functools.partial):
         fn = cast("functools.partial[Any]", fn).func
     return inspect.iscoroutinefunction(fn) or inspect.iscoroutinefunction(getattr(fn, "__call__", None))  # noqa: B004
 
 
 def line_of(fn: Any, /) -> str:
-    """Return the file and line of a function in brackets, for texts; nothing if it has none."""
+    """Return the file and line of a function in brackets, for error texts; empty if it has none."""
     code = getattr(inspect.unwrap(fn), "__code__", None)
     return "" if code is None else f" ({code.co_filename}:{code.co_firstlineno})"
 
 
 def is_same_code(one: Any, other: Any, /) -> bool:
-    """Tell whether two functions of one name do the same, as one and its copy by a reload of unchanged source do."""
+    """Report whether two functions have the same code, like a function and its copy after a reload."""
     if one is other:
         return True
     codes = [getattr(inspect.unwrap(each), "__code__", None) for each in (one, other)]
@@ -86,8 +86,8 @@ def check_workflow(fn: Any, /) -> None:
     if parameters and parameters[0].name in _CONTEXT_NAMES and parameters[0].annotation is Parameter.empty:
         name = parameters[0].name
         raise NotAWorkflow(
-            f"{where}: parameter {name!r} has no annotation, so that it would be an input: write `{name}: Context` for "
-            "the context, or annotate it as the input that it is"
+            f"{where}: parameter {name!r} has no annotation, so it would be an input: write `{name}: Context` for the "
+            "context, or annotate it with the type of the input"
         )
     for one in parameters[1:]:
         if is_context(one.annotation, fn, BodyContext):
@@ -108,16 +108,16 @@ def check_step(fn: Any, /) -> None:
     for one in _parameters(fn):
         if is_context(one.annotation, fn, BodyContext):
             raise NotAWorkflow(
-                f"{where}: parameter {one.name!r} is a workflow's context, which no step is given: pass what the step "
-                "needs of it, and call step_info() for the idempotency key"
+                f"{where}: parameter {one.name!r} is a workflow's context, which is not passed to steps: pass the "
+                "values that the step needs, and call step_info() for the idempotency key"
             )
 
 
 def _check_wrapper(fn: Callable[..., Any], where: str) -> None:
-    """Refuse a decorated function that claims, by functools.wraps, parameters that its wrapper does not take."""
+    """Refuse a decorated function that declares, by functools.wraps, parameters that its wrapper does not take."""
     try:
         claimed, own = parameters_of(fn), parameters_of(fn, follow_wrapped=False)
-    except (TypeError, ValueError):  # a builtin that does not say what it takes
+    except (TypeError, ValueError):  # a builtin without a signature
         return
     parameters = claimed.parameters.values()
     positional = [None for one in parameters if one.kind in _POSITIONAL]
@@ -126,8 +126,8 @@ def _check_wrapper(fn: Callable[..., Any], where: str) -> None:
         own.bind(*positional, **named)
     except TypeError as error:
         raise NotAWorkflow(
-            f"{where}: the decorator beneath takes {_shown(own)} and claims {_shown(claimed)}, so that calls would "
-            f"fail ({error}): let its wrapper take *args and **kwargs"
+            f"{where}: the decorator beneath takes {_shown(own)} but declares {_shown(claimed)}, so calls would fail "
+            f"({error}): let its wrapper take *args and **kwargs"
         ) from error
 
 
@@ -138,7 +138,7 @@ def _shown(signature: inspect.Signature) -> str:
 def _parameters(fn: Callable[..., Any]) -> list[Parameter]:
     try:
         return [*parameters_of(fn).parameters.values()]
-    except (TypeError, ValueError):  # a builtin that does not say what it takes
+    except (TypeError, ValueError):  # a builtin without a signature
         return []
 
 

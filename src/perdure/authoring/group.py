@@ -1,7 +1,7 @@
-"""Groups: many invocations run together, with a rule for when to stop waiting for them.
+"""Groups: many invocations that run together, with a rule for when to stop waiting for them.
 
-The rules, the outcomes and the report. `perdure.run_all` runs a group through a client, `authoring.children` as the
-children of a workflow.
+This module has the rules, the outcomes and the report. `perdure.run_all` runs a group through a client, and
+`authoring.children` as the children of a workflow.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ R = TypeVar("R")
 R_co = TypeVar("R_co", covariant=True)
 
 SETTLE_SECONDS = 30.0
-"""How long the report of a group waits for members that were cancelled, unless `settle` says otherwise."""
+"""How long the report of a group waits for cancelled members, unless `settle` is given."""
 
 
 # --- when to stop waiting ---------------------------------------------------------------------------------------------
@@ -40,7 +40,7 @@ class WaitForQuota(Struct, frozen=True):
 
 
 class WaitDuration(Struct, frozen=True):
-    """Wait for `duration` (seconds or a timedelta), then cancel what has not ended."""
+    """Wait for `duration` (seconds or a timedelta), then cancel those that have not ended."""
 
     duration: Duration
 
@@ -63,7 +63,7 @@ Wait = WaitForever | WaitForQuota | WaitDuration | WaitQuotaOrDuration
 
 
 class Rule(Struct, frozen=True):
-    """How a group is run, checked: `quota` and `duration` (seconds) are None where nothing is waited for."""
+    """The checked options of a group. `quota` and `duration` (seconds) are None if there is no such limit."""
 
     quota: int | None
     duration: float | None
@@ -85,9 +85,9 @@ def rule_of(wait: Wait | None, concurrency: int | None, settle: Duration, size: 
     )
 
 
-# --- what is run ------------------------------------------------------------------------------------------------------
+# --- the calls --------------------------------------------------------------------------------------------------------
 def listed(calls: Iterable[Call[R]]) -> list[Call[R]]:
-    """Return calls as a list, or raise `NotAWorkflow` for what holds none."""
+    """Return calls as a list; `NotAWorkflow` if they are not iterable."""
     try:
         return [*calls]
     except TypeError as error:
@@ -96,7 +96,7 @@ def listed(calls: Iterable[Call[R]]) -> list[Call[R]]:
 
 
 def check_calls(members: Sequence[Call[Any]]) -> None:
-    """Raise an error that names the first member that cannot be one."""
+    """Check that all members are calls with distinct ids; the error names the first that is not."""
     from perdure.authoring.workflow import Call  # noqa: PLC0415  groups are seldom needed
 
     ids: dict[str, int] = {}
@@ -113,12 +113,12 @@ def check_calls(members: Sequence[Call[Any]]) -> None:
 
 
 def name_member(n: int, error: PerdureError) -> None:
-    """Say in the text of an error which member of the group it is about."""
+    """Add to the text of an error which member of the group it is about."""
     text, *others = error.args or ("",)
     error.args = (f"calls[{n}]: {text}", *others)
 
 
-# --- what became of each ----------------------------------------------------------------------------------------------
+# --- outcomes ---------------------------------------------------------------------------------------------------------
 class Completed(Struct, Generic[R_co], frozen=True):
     """An invocation that returned `value`; `duration` in seconds from its start."""
 
@@ -129,7 +129,7 @@ class Completed(Struct, Generic[R_co], frozen=True):
 
 
 class Failed(Struct, frozen=True):
-    """An invocation that raised `error`. One that was not accepted has no id."""
+    """An invocation that raised `error`. It has no id if it was not accepted."""
 
     id: str
     error: BaseException
@@ -138,7 +138,7 @@ class Failed(Struct, frozen=True):
 
 
 class Cancelled(Struct, frozen=True):
-    """An invocation that was cancelled, by the group or by somebody else; one that was never started has no id."""
+    """An invocation that was cancelled, by the group or from outside. It has no id if it was never started."""
 
     id: str
     duration: float
@@ -146,9 +146,9 @@ class Cancelled(Struct, frozen=True):
 
 
 class Unsettled(Struct, frozen=True):
-    """An invocation that was cancelled and had not ended when the report was made: it ends later.
+    """An invocation that was cancelled but had not ended when the report was made: it ends later.
 
-    `status` is what it was then: `paused`, say, for one that ends when it is resumed.
+    `status` is its status at that time, such as `paused` for one that ends when it is resumed.
     """
 
     id: str

@@ -1,6 +1,7 @@
-"""What authors write: `@step`, and what a call of it means where it is made.
+"""The decorator `@step`, and calls of steps.
 
-Inside a workflow a call becomes a command of the turn that runs the body; anywhere else a step is the plain function.
+Called in a workflow, a step becomes a command of the turn that runs the body. Called elsewhere, it is the plain
+function.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ R_co = TypeVar("R_co", covariant=True)
 
 # --- inside a step ----------------------------------------------------------------------------------------------------
 class StepInfo:
-    """What a running step may know of itself. `attempt` counts from 1."""
+    """Information for a running step. `attempt` counts from 1."""
 
     __slots__ = ("_key_parts", "attempt", "invocation_id")
 
@@ -44,7 +45,7 @@ class StepInfo:
 
     @property
     def idempotency_key(self) -> str:
-        """The same on every attempt and after every crash: send it along with what must happen once."""
+        """The same on every attempt and after every crash: send it with requests that must take effect once."""
         return idempotency_key(self.invocation_id, *self._key_parts)
 
     def __repr__(self) -> str:
@@ -55,15 +56,15 @@ current_step: ContextVar[StepInfo] = ContextVar("perdure_step")
 
 
 def step_info() -> StepInfo:
-    """Return what the running step may know of itself; `CalledOutsideWorkflow` when no workflow called this step."""
+    """Return the information for the running step; `CalledOutsideWorkflow` if no workflow called this step."""
     try:
         return current_step.get()
     except LookupError:
-        raise CalledOutsideWorkflow("step_info() is for the inside of a step that a workflow called") from None
+        raise CalledOutsideWorkflow("step_info() works only inside a step that a workflow called") from None
 
 
 class Work(Protocol):
-    """What a step's command needs to run."""
+    """The work of a step's command."""
 
     @property
     def name(self) -> str: ...
@@ -78,7 +79,7 @@ class Work(Protocol):
 
 
 class StepHost(Protocol):
-    """What a running step may use of its worker."""
+    """The part of a worker that a running step may use."""
 
     async def in_thread(self, fn: Callable[[], Any], /) -> Any: ...
     def channel(self, service: str, /) -> Any: ...
@@ -86,9 +87,9 @@ class StepHost(Protocol):
 
 # --- steps ------------------------------------------------------------------------------------------------------------
 class Step(Generic[P, R_co]):
-    """A function whose outcome is journaled when a workflow calls it. Awaited wherever it is called.
+    """A function whose outcome is journaled when a workflow calls it. A call is always awaited.
 
-    `fn` is the plain function. `name` is what journals call it.
+    `fn` is the plain function. `name` is its name in journals.
     """
 
     def __init__(
@@ -99,7 +100,7 @@ class Step(Generic[P, R_co]):
         if isinstance(fn, (staticmethod, classmethod)):
             fn = cast("Callable[..., Any]", fn.__func__)  # pyright: ignore[reportUnknownMemberType]
         if isinstance(fn, Step):
-            raise NotAWorkflow(f"step {cast('Step[..., Any]', fn).name!r} is a step already: decorate it once")
+            raise NotAWorkflow(f"step {cast('Step[..., Any]', fn).name!r} is already a step: decorate it once")
         check_step(fn)
         self._fn = fn
         self._rename(name or name_of(fn))
@@ -132,10 +133,10 @@ class Step(Generic[P, R_co]):
 
     def _rename(self, name: str) -> None:
         self.name = check_name("a step's name", name)
-        self._result = f"the result of step {self.name!r}"  # for texts
+        self._result = f"the result of step {self.name!r}"  # for error texts
 
     def bind(self, /, *args: P.args, **kwargs: P.kwargs) -> StepCall[R_co]:
-        """Return this step with its arguments, not yet called."""
+        """Return this step with its arguments, without calling it."""
         return StepCall(self, args, kwargs)
 
     @overload
@@ -156,7 +157,7 @@ class Step(Generic[P, R_co]):
         return bound
 
     def signature(self) -> Signature:
-        """Return the parameters and types, which are resolved once."""
+        """Return the parameters and types, which are resolved on the first call."""
         if self._signature is None:
             self._signature = Signature.of(self._fn)
         return self._signature
@@ -180,7 +181,7 @@ class Step(Generic[P, R_co]):
         return decoder(self._returns)
 
     def encode_result(self, value: Any, /) -> bytes:
-        """Encode a result, or raise `Unencodable` when it cannot be, or is not what the annotation says."""
+        """Encode a result; `Unencodable` if that is impossible or the result does not match the annotation."""
         return encode_as(value, self._returns, self._result)
 
     @functools.cached_property
@@ -189,7 +190,7 @@ class Step(Generic[P, R_co]):
 
 
 class StepWork(Struct, eq=False):
-    """A step's call, as the runtime runs it."""
+    """A call of a step, as run by a worker."""
 
     step: Step[..., Any]
     args: tuple[Any, ...]
@@ -214,7 +215,7 @@ class StepWork(Struct, eq=False):
 
 
 class StepCall(Struct, Generic[R_co], frozen=True):
-    """A step with its arguments, not yet called: what `Flow.add` takes."""
+    """A step with its arguments, not yet called, for `Flow.add`."""
 
     step: Step[..., R_co]
     args: tuple[Any, ...]
@@ -251,10 +252,10 @@ def step(
     timeout: Duration | None = None,
     name: str | None = None,
 ) -> Any:
-    """Make a function a step: its outcome is journaled when a workflow calls it, and it never runs again after that.
+    """Make a function a step: when a workflow calls it, its outcome is journaled, and it never runs again after that.
 
-    `retry` says when a failure is tried again (ten attempts over about 50 seconds); `timeout` bounds one attempt, in
-    seconds or as a timedelta; `name` is what journals call it (the function's name). Plain functions run in a thread.
+    `retry` is the retry policy (default: ten attempts over about 50 seconds). `timeout` bounds one attempt, in seconds
+    or as a timedelta. `name` is the name in journals (default: the function's). Plain functions run in a thread.
     """
     if fn is None:
         return cast("Any", functools.partial(step, retry=retry, timeout=timeout, name=name))

@@ -1,7 +1,7 @@
-"""What authors write: `@workflow`, and what a call of it means where it is made.
+"""The decorator `@workflow`, and calls of workflows.
 
-Inside a workflow a call becomes a command of the turn that runs the body; anywhere else it is an error that names
-`client.run`. Nothing is registered: a decorated function is a value, and a worker serves what it is given.
+Called in a workflow, another workflow becomes a child: a command of the turn that runs the body. Called elsewhere, it
+is an error that names `client.run`. Nothing is registered: a worker serves the workflows that it is given.
 """
 
 from __future__ import annotations
@@ -39,11 +39,11 @@ T = TypeVar("T")
 R_co = TypeVar("R_co", covariant=True)
 
 Delay = float | timedelta | datetime
-"""How long to wait, or until when (an aware datetime)."""
+"""A delay in seconds or as a timedelta, or the time to start (an aware datetime)."""
 
 
 class StartOptions(Struct, frozen=True):
-    """How one invocation is to be started."""
+    """The options of one start."""
 
     id: str | None = None
     key: str | None = None
@@ -54,7 +54,7 @@ class StartOptions(Struct, frozen=True):
 class Workflow(Generic[P, R_co]):
     """A durable async function. Run it with `client.run`, or call it from another workflow as a child.
 
-    `fn` is the plain function. `name` is its handler; `aliases` are older names under which journals may know it.
+    `fn` is the plain function. `name` is its handler; `aliases` are older names that journals may have.
     """
 
     def __init__(
@@ -71,11 +71,14 @@ class Workflow(Generic[P, R_co]):
             fn = cast("Callable[..., Any]", fn.__func__)
         if isinstance(fn, Workflow | Step):
             kind = "workflow" if isinstance(fn, Workflow) else "step"
-            raise NotAWorkflow(f"{cast('Any', fn).name!r} is a {kind} already: decorate the function once")
+            raise NotAWorkflow(f"{cast('Any', fn).name!r} is already a {kind}: decorate the function once")
         check_workflow(fn)
         self._fn = fn
         self.name = check_name("a workflow's name", name or name_of(fn))
-        self._where, self._the_result = f"workflow {self.name!r}", f"the result of workflow {self.name!r}"  # for texts
+        self._where, self._the_result = (
+            f"workflow {self.name!r}",
+            f"the result of workflow {self.name!r}",
+        )  # for error texts
         if isinstance(aliases, str):
             raise InvalidOption(f"workflow {self.name!r}: aliases must be a list of names, not one str")
         self.aliases = tuple(check_name("a workflow's alias", alias) for alias in aliases)
@@ -93,17 +96,17 @@ class Workflow(Generic[P, R_co]):
 
     @property
     def is_reference(self) -> bool:
-        """Whether the code lives elsewhere: a worker cannot serve it."""
+        """Whether this is a reference to code in another program, which a worker cannot serve."""
         return self._reference
 
     @property
     def where(self) -> str:
-        """Where the function is defined, for messages."""
+        """Where the function is defined, for error texts."""
         return where_of(self._fn)
 
     @property
     def options(self) -> StartOptions:
-        """What `using` has set."""
+        """The options set by `using`."""
         return self._options
 
     def __call__(self, /, *args: P.args, **kwargs: P.kwargs) -> Coroutine[object, None, R_co]:
@@ -116,7 +119,7 @@ class Workflow(Generic[P, R_co]):
         return self._child(turn, args, kwargs)
 
     def bind(self, /, *args: P.args, **kwargs: P.kwargs) -> Call[R_co]:
-        """Return this workflow with its options and arguments, not yet started."""
+        """Return this workflow with its options and arguments, without starting it."""
         return Call(self, args, kwargs)
 
     def using(
@@ -130,7 +133,7 @@ class Workflow(Generic[P, R_co]):
         """Return this workflow with options for one start.
 
         `id` makes the start idempotent. Invocations of one `key` run one at a time, in order, and share state. `delay`
-        (seconds, timedelta, or an aware datetime) puts the start off; `timeout` bounds the run from when it is due.
+        (seconds, a timedelta, or an aware datetime) delays the start; `timeout` bounds the run from when it is due.
         """
         other = copy_of(self)
         changes: dict[str, Any] = {}
@@ -147,7 +150,7 @@ class Workflow(Generic[P, R_co]):
 
     # --- for the engine -----------------------------------------------------------------------------------------------
     def signature(self) -> Signature:
-        """Return the parameters and types, which are resolved once."""
+        """Return the parameters and types, which are resolved on the first call."""
         if self._signature is None:
             self._signature = Signature.of(self._fn, skip_context=BodyContext)
         return self._signature
@@ -163,7 +166,7 @@ class Workflow(Generic[P, R_co]):
         parent: Parent | None = None,
         held: tuple[str, ...] = (),
     ) -> Start:
-        """Make the start of an invocation, or raise `InputRefused`. `id` is used unless the options choose one.
+        """Return the start of an invocation; `InputRefused` if the arguments do not fit. An id in the options wins.
 
         `held` are the keys of the ancestors that wait for it.
         """
@@ -191,22 +194,22 @@ class Workflow(Generic[P, R_co]):
         )
 
     def check_beside(self, served: Workflow[..., Any], /) -> None:
-        """Raise `NameTaken` if a worker here serves other code by this name: it would run that, and not this."""
+        """Raise `NameTaken` if `served`, which a worker here serves by this name, has other code: that would run."""
         if not (self.is_reference or served.is_reference or is_same_code(self.fn, served.fn)):
             raise NameTaken(
-                f"a worker of this client serves workflow {self.name!r} with other code: {served.described}, and not "
-                f"{self.described}: stop that worker first (its invocations go on with the next one), or give one of "
+                f"a worker of this client serves workflow {self.name!r} with other code: {served.described}, not "
+                f"{self.described}: stop that worker first (the next one continues its invocations), or give one of "
                 "them another name",
                 name=self.name,
             )
 
     @property
     def described(self) -> str:
-        """Where the function is defined, with its line, for messages."""
+        """Where the function is defined, with file and line, for error texts."""
         return f"{self.where}{line_of(self._fn)}"
 
     def encode_arguments(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[bytes, bytes]:
-        """Return the encoded arguments and the digest that tells inputs apart, or raise `InputRefused`."""
+        """Return the encoded arguments and the digest that identifies the input; `InputRefused` if they do not fit."""
         if self._loose is not None:
             return self._loose.encode(args, kwargs, self.name), identity_of_arguments(args, kwargs)
         signature = self._signature or self.signature()
@@ -214,11 +217,11 @@ class Workflow(Generic[P, R_co]):
         return data, signature.identity(args, kwargs)
 
     def given(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Arguments:
-        """Return the arguments of a start, to be compared with recorded ones."""
+        """Return the arguments of a start, for comparison with recorded ones."""
         return self.signature().given(args, kwargs) if self._loose is None else GivenLoosely(args, kwargs)
 
     def body(self, start: Start, /) -> Callable[[Turn], Coroutine[Any, Any, Any]]:
-        """Return what makes the coroutine of an invocation; `Undecodable` when its input does not fit any more."""
+        """Return a function that makes the coroutine of an invocation; `Undecodable` if its input no longer fits."""
         signature, data = self._signature or self.signature(), start.input
         if is_loose(data):
             args, kwargs = signature.decode(named(data, signature), validated=False)
@@ -230,7 +233,7 @@ class Workflow(Generic[P, R_co]):
         return lambda turn: fn(turn.context, *args, **kwargs)
 
     def encode_result(self, value: Any, /) -> bytes:
-        """Encode what the body returned, or raise `Unencodable`."""
+        """Encode the return value of the body; `Unencodable` if that is impossible."""
         return encode_as(value, self._returns, self._the_result)
 
     @functools.cached_property
@@ -251,7 +254,7 @@ class Workflow(Generic[P, R_co]):
 
 
 class Call(Struct, Generic[R_co], frozen=True):
-    """A workflow with its options and arguments, not yet started: what `run_all` takes."""
+    """A workflow with its options and arguments, not yet started, for `run_all`."""
 
     workflow: Workflow[..., R_co]
     args: tuple[Any, ...]
@@ -292,8 +295,8 @@ class _WorkflowFactory:
     def __call__(self, fn: Any = None, **options: Any) -> Any:
         """Make an async function a workflow.
 
-        `name` is its handler (the function's name), `aliases` older names of it, `timeout` its time limit in seconds
-        or as a timedelta.
+        `name` is its handler (default: the function's name). `aliases` are older names of it. `timeout` bounds a run,
+        in seconds or as a timedelta.
         """
         make: Any = Workflow
         return functools.partial(make, **options) if fn is None else make(fn, **options)
@@ -305,7 +308,7 @@ class _WorkflowFactory:
     @overload
     def ref(self, name: str, /, *, takes: TypeForm[S], returns: TypeForm[T]) -> Workflow[[S], T]: ...
     def ref(self, fn: Any, /, **types: Any) -> Any:
-        """Name a workflow that lives elsewhere: by a function without a body, or by name, with types or without."""
+        """Refer to a workflow in another program: by a function without a body, or by name, with or without types."""
         make = cast("Any", functools.partial(cast("Any", Workflow), reference=True))
         if not isinstance(fn, str):
             return make(fn)
@@ -325,7 +328,7 @@ def _checked_delay(delay: Delay) -> Delay:
 
 
 def due_at(delay: Delay, at: float) -> float:
-    """Return when a start that is put off at `at` is due."""
+    """Return when a start that is submitted at `at` with a delay is due."""
     if isinstance(delay, datetime):
         due = delay.timestamp()
         if due > at + DURATION_LIMIT_SECONDS:

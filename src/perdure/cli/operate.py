@@ -196,7 +196,7 @@ async def _answer_awakeable(verb: str, awakeable_id: str, tell: Tell, as_json: b
 
 
 def _is_alone(url: str | None) -> bool:
-    """Tell whether no other process can serve a store that this one has opened to change it."""
+    """Report whether no other process can serve a store that this one has opened to change it."""
     return url_in_use(url).startswith(("memory:", "sqlite:"))
 
 

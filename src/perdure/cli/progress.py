@@ -57,7 +57,7 @@ class FailedAttempts(logging.Handler):
             self.last = one_line(record.getMessage())
 
     def takes(self, record: logging.LogRecord) -> bool:
-        """Tell whether a record is one of these. All others are written as they come."""
+        """Report whether a record is one of these. All others are written as they come."""
         return record.name == WORKER_LOG and record.levelno == logging.WARNING and hasattr(record, "attempt")
 
     @contextlib.contextmanager

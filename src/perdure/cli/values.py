@@ -45,7 +45,7 @@ def reader(annotation: Any, /) -> Callable[[str], Any]:
 
 
 def is_json(text: str) -> bool:
-    """Tell whether a text is JSON of any type."""
+    """Report whether a text is JSON of any type."""
     return _fits(msgspec.json.decode, text)
 
 

@@ -351,7 +351,7 @@ def _builtin(value: object) -> Any:
 
 
 def _is_kept(value: object) -> bool:
-    """Tell whether a field is recorded as a value, not as its `repr`."""
+    """Report whether a field is recorded as a value, not as its `repr`."""
     if isinstance(value, str):
         return not isinstance(value, _Text)
     try:

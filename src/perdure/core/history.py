@@ -175,14 +175,14 @@ class History(Struct):
         return [n for n in self.children if n not in self.children_ended]
 
     def waits_for_child(self, n: int, generation: int, child: str) -> bool:
-        """Tell whether command `n` of a generation is a child of this id that has not answered yet."""
+        """Report whether command `n` of a generation is a child of this id that has not answered yet."""
         start = self.children.get(n)
         if start is None or start.parent is None or n in self.children_ended:
             return False
         return start.id == child and start.parent.generation == generation
 
     def was_answered(self, n: int, generation: int, answer: Returned | Raised) -> bool:
-        """Tell whether awakeable `n` of a generation has this very answer."""
+        """Report whether awakeable `n` of a generation has this very answer."""
         return self.awakeables.get(n) == generation and self.answers.get(n) == _digest_of(answer)
 
     def _answered(self, message: str | None) -> None:

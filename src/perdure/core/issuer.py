@@ -197,7 +197,7 @@ class Issuer:
         return awakeable_id(self.start.id, generation, n, self._secret)
 
     def patched(self, name: str) -> bool:
-        """Tell whether the code had the change `name` when this invocation first passed this point."""
+        """Report whether the code had the change `name` when this invocation first passed this point."""
         known = self._patches.get(name)
         if known is None:
             recorded = self._recorded

@@ -482,7 +482,7 @@ def _close_generator(generator: AsyncGenerator[Any, Any]) -> None:
 
 
 def _is_for_the_process(error: BaseException) -> bool:
-    """Tell whether an exception is Ctrl-C, which may hit any code of the main thread, and not raised by the body.
+    """Report whether an exception is Ctrl-C, which may hit any code of the main thread, and not raised by the body.
 
     asyncio.Runner's signal handler raises it, or Python itself at any instruction that is no `raise` of the body.
     """
@@ -518,7 +518,7 @@ _UNORDERED = {_original_as_completed.__code__} | {
 
 
 def _from_unordered_as_completed() -> bool:
-    """Tell whether the original `as_completed` is creating a task, which it does in address order."""
+    """Report whether the original `as_completed` is creating a task, which it does in address order."""
     frame = sys._getframe(2)  # pyright: ignore[reportPrivateUsage]
     while frame is not None and frame.f_globals is asyncio.tasks.__dict__:
         if frame.f_code in _UNORDERED:

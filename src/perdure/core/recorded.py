@@ -36,7 +36,7 @@ def difference(ready: Ready, frame: Frame, /) -> Divergence | None:
 
 
 def is_forced(outcome: Outcome | None, /) -> bool:
-    """Tell whether an invocation was cancelled by force, which the body does not see."""
+    """Report whether an invocation was cancelled by force, which the body does not see."""
     return isinstance(outcome, Cancelled) and outcome.forced
 
 

@@ -103,7 +103,7 @@ def _difference_of_sets(value: Iterable[Any], candidate: Iterable[Any], path: st
 
 
 def _is_same_class(cls: Any, expected: Any) -> bool:
-    """Tell whether an instance keeps its class: the same one, the same defined anew, or its generic origin."""
+    """Report whether an instance keeps its class: the same one, the same defined anew, or its generic origin."""
     if (cls.__module__, cls.__qualname__) == (expected.__module__, expected.__qualname__):
         return True
     mine, other = (getattr(each, "__pydantic_generic_metadata__", {}).get("origin") for each in (cls, expected))
@@ -147,7 +147,7 @@ def _holds_classes(annotation: Any) -> bool:
 
 
 def _is_built(annotation: Any) -> bool:
-    """Tell whether code of the author may change builtin types on decoding: validators of a model, or hooks."""
+    """Report whether code of the author may change builtin types on decoding: validators of a model, or hooks."""
     if has_hooks(annotation):
         return True
     try:

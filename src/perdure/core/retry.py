@@ -155,7 +155,7 @@ _WRONG_CALL = re.compile(
 
 
 def is_mistake(error: BaseException) -> bool:
-    """Tell whether an exception is a mistake of the program, not a fault of the world."""
+    """Report whether an exception is a mistake of the program, not a fault of the world."""
     return isinstance(error, _MISTAKES) or (isinstance(error, TypeError) and bool(_WRONG_CALL.search(str(error))))
 
 

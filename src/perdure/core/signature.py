@@ -347,7 +347,7 @@ class GivenArguments(msgspec.Struct, eq=False):
     kwargs: Mapping[str, Any]
 
     def repeat(self, recorded: CallStep | Start, /) -> bool:
-        """Tell whether they are the recorded ones, although the digests differ."""
+        """Report whether they are the recorded ones, although the digests differ."""
         if isinstance(recorded, Start):
             return not self.changed(recorded)
         written = forms(lambda omits: b"".join(self.signature.pieces(self.args, self.kwargs, omits)))
@@ -428,7 +428,7 @@ def parameters_of(fn: Callable[..., Any], /, *, follow_wrapped: bool = True) -> 
 
 
 def is_context(annotation: Any, fn: Callable[..., Any], context: type[BodyContext] | None, /) -> bool:
-    """Tell whether an annotation is the context's type; compare names if it cannot be resolved."""
+    """Report whether an annotation is the context's type; compare names if it cannot be resolved."""
     if context is None:
         return False
     written = getattr(annotation, "__forward_arg__", annotation)

@@ -133,7 +133,7 @@ class Turn(Issuer):
 
     @property
     def ended(self) -> bool:
-        """Tell whether the body has ended, and its outcome waits in `ready()`."""
+        """Report whether the body has ended, and its outcome waits in `ready()`."""
         return self._ready.outcome is not None
 
     # --- driving ------------------------------------------------------------------------------------------------------

@@ -233,7 +233,7 @@ def _union(annotation: object, members: tuple[Any, ...], wired: tuple[Any, ...],
 
 
 def _has_all_fields(candidate: Any, value: object) -> bool:
-    """Tell whether a value has every field of a dataclass or attrs class; msgspec writes only fields that are set."""
+    """Report whether a value has every field of a dataclass or attrs class; msgspec writes only fields that are set."""
     cls = candidate.__class__
     if isinstance(candidate, msgspec.Struct) or not (dataclasses.is_dataclass(cls) or hasattr(cls, "__attrs_attrs__")):
         return True
@@ -311,7 +311,7 @@ def classes_in(node: Any, seen: set[int], /) -> Iterator[type[Any]]:
 
 
 def has_hooks(annotation: Any, /) -> bool:
-    """Tell whether decoding runs code of the author: `__post_init__` of a class, or validators of attrs."""
+    """Report whether decoding runs code of the author: `__post_init__` of a class, or validators of attrs."""
     try:
         return any(_is_hooked(cls) for cls in classes_of(annotation))
     except TypeError:  # not hashable

@@ -113,7 +113,7 @@ def loaded(module: str, name: str) -> type[Any]:
 
 
 def writes_itself(cls: Any, /) -> bool:
-    """Tell whether a pydantic model declares serializers of its own."""
+    """Report whether a pydantic model declares serializers of its own."""
     own = cls.__pydantic_decorators__
     marks = (type(mark).__module__ for field in cls.model_fields.values() for mark in field.metadata)
     return bool(own.field_serializers or own.model_serializers or "pydantic.functional_serializers" in marks)
@@ -331,7 +331,7 @@ def forms(write: Callable[[Omits], bytes], /) -> Iterator[bytes]:
 
 
 def is_alike(value: Any, other: Any, /) -> bool:
-    """Tell whether two values are equal, or have equal recorded forms."""
+    """Report whether two values are equal, or have equal recorded forms."""
     if value == other:
         return True
     if isinstance(value, loaded("pydantic.main", "BaseModel")) and writes_itself(value.__class__):
@@ -342,7 +342,7 @@ def is_alike(value: Any, other: Any, /) -> bool:
 
 
 def agrees(value: Any, recorded: Any, /) -> bool:
-    """Tell whether a value equals a recorded one in builtin types, ignoring fields that equal their defaults."""
+    """Report whether a value equals a recorded one in builtin types, ignoring fields that equal their defaults."""
     if isinstance(value, msgspec.Struct):
         return _struct_agrees(value, recorded)
     fields = fields_of(value.__class__)

@@ -156,7 +156,7 @@ class Operations(Protocol):
         ...
 
     async def serves(self, handler: str, /) -> bool | None:
-        """Tell whether a worker serves a handler; None where that cannot be known from here."""
+        """Report whether a worker serves a handler; None where that cannot be known from here."""
         ...
 
     # --- keeping ------------------------------------------------------------------------------------------------------

@@ -24,10 +24,10 @@ from perdure.core.journal import (
     Fired,
     Frame,
     Granted,
+    Interrupted,
     Message,
     Outcome,
     Paused,
-    Raised,
     Refused,
     Released,
     Resume,
@@ -60,8 +60,9 @@ def gather(record: Record, turn: Turn, arrivals: Sequence[Answering], inbox: lis
     round = Round(at)
     if not turn.begun and not _begin(record, turn, inbox, round):
         return round
-    for arrived in arrivals:
-        entry = _as_the_body_gets_it(arrived, turn) if type(arrived) is Attempted else arrived
+    for entry in arrivals:
+        if type(entry) is Attempted and _unwanted(turn, entry.n):
+            entry = Interrupted(entry.n, entry.at, entry.took)
         turn.deliver(entry)
         round.entries.append(entry)
         if type(entry) is Attempted:
@@ -77,11 +78,10 @@ def gather(record: Record, turn: Turn, arrivals: Sequence[Answering], inbox: lis
     return round
 
 
-def _as_the_body_gets_it(entry: Attempted, turn: Turn) -> Attempted | Raised:
-    """Return a failed attempt, or the step's failure if the body asked it to end meanwhile: it is not tried again."""
-    if (pending := turn.pending.get(entry.n)) is not None and pending.cancel_requested:
-        return Raised(entry.n, entry.at, entry.failure, None, entry.took)
-    return entry
+def _unwanted(turn: Turn, n: int) -> bool:
+    """Report whether the body has cancelled a step: there is no further attempt, and nothing else would end it."""
+    pending = turn.pending.get(n)
+    return pending is not None and pending.cancel_requested
 
 
 def _begin(record: Record, turn: Turn, inbox: list[Delivery], round: Round) -> bool:
@@ -201,7 +201,7 @@ def outcome_of(record: Record, ready: Ready, round: Round) -> tuple[Ready, Outco
 
 
 def may_hold(ready: Ready, round: Round) -> bool:
-    """Tell whether steps may start before the first frame: on a first delivery whose body asked for steps only."""
+    """Report whether steps may start before the first frame: on a first delivery whose body asked for steps only."""
     if round.entries or round.answers or not ready.commands or ready.state or ready.cancels:
         return False
     for command in ready.commands:  # noqa: SIM110  a generator would double the cost
@@ -211,7 +211,7 @@ def may_hold(ready: Ready, round: Round) -> bool:
 
 
 def is_empty(ready: Ready, round: Round) -> bool:
-    """Tell whether a round brought nothing to record."""
+    """Report whether a round brought nothing to record."""
     return not (round.entries or ready.commands or ready.state or ready.cancels)
 
 

@@ -59,7 +59,7 @@ class InProgress(Generic[A]):
         return bool(self.running or self.waiting or self.arrivals)
 
     def needs_slot(self) -> bool:
-        """Tell whether anything is in progress, abandoned steps included."""
+        """Report whether anything is in progress, abandoned steps included."""
         if self.left_behind:
             self.left_behind = {each for each in self.left_behind if not each.is_over}
         return bool(self.running or self.left_behind or self.waiting or self.arrivals)
@@ -71,7 +71,7 @@ class InProgress(Generic[A]):
 
     # --- what begins --------------------------------------------------------------------------------------------------
     def begins(self, ready: Ready, pending: Mapping[int, Pending]) -> bool:
-        """Tell whether steps will begin once a frame with these commands is durable."""
+        """Report whether steps will begin once a frame with these commands is durable."""
         return bool(self.waiting) or (bool(ready.commands) and bool(self.new(ready, pending)))
 
     def new(self, ready: Ready, pending: Mapping[int, Pending]) -> list[Waiting]:

@@ -65,7 +65,7 @@ class Record(Struct, eq=False):
         return entries
 
     def may_begin(self, turn: Turn, *, has_start: bool) -> bool:
-        """Tell whether we hold the body's key, or it needs none. A wake or message alone does not begin a body."""
+        """Report whether we hold the body's key, or it needs none. A wake or message alone does not begin a body."""
         if not turn.waits_for_key:
             return True
         return (bool(self.revision) or has_start) and self.key.granted_to(self.id, self.history.generation)

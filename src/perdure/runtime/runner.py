@@ -75,12 +75,13 @@ log = logging.getLogger("perdure.worker")
 class Runner(Live):
     """Runs one invocation. Made with its first delivery; `take` adds the others."""
 
-    __slots__ = ("_force_frame", "_unwritten")
+    __slots__ = ("_awaits_key", "_force_frame", "_unwritten")
 
     def __init__(self, home: Home, delivery: Delivery, fault: str | None = None) -> None:
         super().__init__(home, delivery, fault)
         self._unwritten: Ready | None = None  # the body's requests, while the first frame is held back
         self._force_frame = False
+        self._awaits_key = False  # a retry in the inbox waits in the queue of its key
 
     # --- the inbox ----------------------------------------------------------------------------------------------------
     def advance(self) -> None:
@@ -88,6 +89,7 @@ class Runner(Live):
         try:
             if self._store != "idle" or self.closed:
                 return
+            self._awaits_key = False
             if self.turn is not None and self.turn.waits_for_key:
                 self._forget_turn()  # the key may be ours by now: it is read again
             if self.turn is None and self._stuck is None:
@@ -143,7 +145,8 @@ class Runner(Live):
         self._commit(found.transition, then)
 
     def _look_for_key(self) -> None:
-        """Read the key again if we were woken meanwhile."""
+        """Wait until the key is ours; read it again if we were woken meanwhile."""
+        self._awaits_key = True
         if any(isinstance(delivery.item, Wake) for delivery in self._inbox):
             self.home.schedule(self)
 
@@ -341,8 +344,9 @@ class Runner(Live):
     # --- slots, idleness and the end ----------------------------------------------------------------------------------
     @property
     def in_progress(self) -> bool:
-        """Tell whether a step, a read or a commit is in progress, so that not only time is missing."""
-        busy = self._store == "busy" or self.steps.running or self.steps.arrivals or self._inbox
+        """Report whether a step, a read or a commit is in progress, so that not only time or a key is missing."""
+        inbox = self._inbox and not self._awaits_key
+        busy = self._store == "busy" or self.steps.running or self.steps.arrivals or inbox
         return self._store != "away" and bool(busy)
 
     @property
@@ -352,7 +356,7 @@ class Runner(Live):
 
     @property
     def first_frame_held(self) -> bool:
-        """Tell whether steps run whose commands are not durable yet."""
+        """Report whether steps run whose commands are not durable yet."""
         return self._unwritten is not None and self._store == "idle" and not self.closed
 
     def write_first_frame(self) -> None:

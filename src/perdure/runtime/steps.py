@@ -65,7 +65,7 @@ class Steps(InProgress[Attempt]):
     def interrupt(self, owner: Owner, n: int) -> None:
         """Ask a running step to end; after a grace its end is journaled without it."""
         attempt = self.running.get(n)
-        if attempt is not None:
+        if attempt is not None and not attempt.task.done():  # one that has ended, though not yet here, was not asked
             attempt.cancelled = True
             attempt.task.cancel()
             owner.home.loop.call_later(CANCEL_GRACE_SECONDS, self._grace_over, owner, n, attempt)

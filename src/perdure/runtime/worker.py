@@ -219,7 +219,7 @@ class Worker:
 
     @property
     def quiet(self) -> bool:
-        """Tell whether no runner has anything in progress."""
+        """Report whether no runner has anything in progress."""
         return not self._scheduled and not any(runner.in_progress for runner in self._runners.values())
 
     @property

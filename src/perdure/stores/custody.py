@@ -98,7 +98,7 @@ class Member(Generic[H]):
         self._custody.decline(self, delivery, reason)
 
     def may_take(self, delivery: Delivery) -> bool:
-        """Tell whether it serves the handler and has not declined the invocation a while ago."""
+        """Report whether it serves the handler and has not declined the invocation a while ago."""
         if delivery.handler not in self.handlers:
             return False
         declined = self.declined.get(delivery.id)
@@ -166,7 +166,7 @@ class Custody(ABC, Generic[H]):
         return None if member is None else member.held[id]
 
     def has(self, id: str) -> bool:
-        """Tell whether a member holds anything for an invocation, or something waits here for it."""
+        """Report whether a member holds anything for an invocation, or something waits here for it."""
         return id in self._owners or id in self._parked or id in self._declined
 
     # --- handing over -------------------------------------------------------------------------------------------------

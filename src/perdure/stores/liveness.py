@@ -121,7 +121,7 @@ def _breaches_of(id: str, row: Row, contents: Contents, now: float) -> Iterator[
 
 
 def _is_brought(id: str, row: Row, contents: Contents, now: float) -> bool:
-    """Tell whether a worker gets it, now or when the store is next opened."""
+    """Report whether a worker gets it, now or when the store is next opened."""
     is_due = contents.wakes.get(id, now + 1) <= now
     return row.status == "running" or id in contents.queued or bool(contents.messages.get(id)) or is_due
 

@@ -500,7 +500,7 @@ class MemoryStore:
         return len(removed)
 
     def _is_at_rest(self, row: Row, before: float) -> bool:
-        """Tell whether an invocation settled by `before`, and nothing is pending for it."""
+        """Report whether an invocation settled by `before`, and nothing is pending for it."""
         in_hand = row.id in self._queued or self._dispatcher.has(row.id)
         return row.status in SETTLED and row.updated_at <= before and not in_hand
 
@@ -514,7 +514,7 @@ class MemoryStore:
 
     @property
     def awaited(self) -> bool:
-        """Tell whether a caller waits for one invocation."""
+        """Report whether a caller waits for one invocation."""
         return self._notices.awaited
 
     # --- for tests ----------------------------------------------------------------------------------------------------

@@ -71,7 +71,7 @@ class Feed:
 
     @property
     def awaited(self) -> bool:
-        """Tell whether a reader waits for a change now."""
+        """Report whether a reader waits for a change now."""
         return self._waiting is not None and not self._waiting.done()
 
     def push(self, row: Row) -> None:
@@ -112,11 +112,11 @@ class Notices:
         return _Waiting(self._outcomes, id)
 
     def is_watched(self, id: str) -> bool:
-        """Tell whether a caller waits for the outcome of an invocation."""
+        """Report whether a caller waits for the outcome of an invocation."""
         return id in self._outcomes
 
     def is_awaited(self, message_id: str) -> bool:
-        """Tell whether a caller waits for the answer to a message."""
+        """Report whether a caller waits for the answer to a message."""
         return message_id in self._answers
 
     def await_answer(self, message_id: str) -> asyncio.Future[Answer]:
@@ -150,11 +150,11 @@ class Notices:
 
     @property
     def watched(self) -> bool:
-        """Tell whether there is any feed."""
+        """Report whether there is any feed."""
         return bool(self._feeds)
 
     def wants(self, id: str) -> bool:
-        """Tell whether any feed may want the changes of an invocation."""
+        """Report whether any feed may want the changes of an invocation."""
         return None in self._feeds or id in self._feeds
 
     def changed(self, row: Row, made: int) -> None:
@@ -173,7 +173,7 @@ class Notices:
     # --- all of it ----------------------------------------------------------------------------------------------------
     @property
     def awaited(self) -> bool:
-        """Tell whether a caller waits for one invocation: for its outcome, or its next change."""
+        """Report whether a caller waits for one invocation: for its outcome, or its next change."""
         return bool(self._outcomes) or any(
             feed.awaited for id, feeds in self._feeds.items() if id is not None for feed in feeds
         )

@@ -160,7 +160,7 @@ class Key(Struct, frozen=True):
     state: dict[str, bytes] = {}
 
     def granted_to(self, id: str, generation: int, /) -> bool:
-        """Tell whether an invocation holds it."""
+        """Report whether an invocation holds it."""
         return self.holder == id and self.generation == generation
 
 
@@ -183,7 +183,7 @@ class Filter(Struct, frozen=True):
 
 
 def matches(row: Row, filter: Filter) -> bool:
-    """Tell whether a row passes a filter."""
+    """Report whether a row passes a filter."""
     return (
         (filter.id is None or row.id == filter.id)
         and (filter.status is None or row.status == filter.status)
@@ -357,7 +357,7 @@ class Store(Protocol):
         ...
 
     def serves(self, handler: str, /) -> bool | None:
-        """Tell whether a worker known to this store serves a handler; None where that cannot be known."""
+        """Report whether a worker known to this store serves a handler; None where that cannot be known."""
         ...
 
     def served(self) -> Collection[str]:

@@ -68,7 +68,7 @@ def _replay(workflow: Workflow[..., Any], loaded: Loaded) -> None:
 
 
 def _ended_without_its_body(frames: Sequence[Frame]) -> bool:
-    """Tell whether the outcome is not one of the body: cancelled by force or before it began, or late for its key."""
+    """Report whether the outcome is not one of the body: cancelled by force or before it began, or late for its key."""
     match frames[-1].outcome:
         case Cancelled(forced=forced, message=message):
             return forced or message is not None  # a cancellation that the body took part in names no message

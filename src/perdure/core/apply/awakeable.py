@@ -29,7 +29,7 @@ def reject(request: Reject, message: Message, history: History, turn: Turn | Non
 
 
 def repeats(message: Message, history: History, at: float, /) -> bool:
-    """Tell whether a message gives an awakeable the very answer that it has.
+    """Report whether a message gives an awakeable the very answer that it has.
 
     A step that answers one may run again, after a crash: that is no error, even if the invocation has ended since.
     """

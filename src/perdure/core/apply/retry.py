@@ -8,7 +8,7 @@ from perdure.core.lifecycle import refusal
 
 
 def may_retry(message: Message, history: History, /) -> bool:
-    """Tell whether a message asks for a retry of a failed invocation and was not applied before."""
+    """Report whether a message asks for a retry of a failed invocation and was not applied before."""
     asked = isinstance(message.request, RetryInvocation) and message.id not in history.messages
     return asked and refusal(history.status, "retry") is None
 

@@ -64,7 +64,7 @@ class Arguments(Protocol):
     """The arguments of a command that is being issued, to be compared with recorded ones."""
 
     def repeat(self, recorded: CallStep | Start, /) -> bool:
-        """Tell whether they are the recorded ones, although the digests differ.
+        """Report whether they are the recorded ones, although the digests differ.
 
         They are if they differ only by fields that were added to their classes and have their defaults.
         """
@@ -76,7 +76,7 @@ class Arguments(Protocol):
 
 
 def repeats(issued: Command, recorded: Command, /, given: Arguments | None = None) -> bool:
-    """Tell whether a command issued on replay is the recorded one."""
+    """Report whether a command issued on replay is the recorded one."""
     if isinstance(issued, (CallChild, SendStart)) and isinstance(recorded, (CallChild, SendStart)):
         now, then = issued.start, recorded.start
         if (type(issued), issued.n, *_identity(now)) != (type(recorded), recorded.n, *_identity(then)):

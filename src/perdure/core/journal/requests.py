@@ -71,7 +71,7 @@ class Message(Struct, frozen=True, array_like=True, gc=False):
 
 
 def settles_before_begin(message: Message, /) -> bool:
-    """Tell whether a message ends an invocation that is not due yet: it is delivered at once."""
+    """Report whether a message ends an invocation that is not due yet: it is delivered at once."""
     return isinstance(message.request, Cancel)
 
 

@@ -1,14 +1,14 @@
-"""gRPC in workflows: a generated stub whose every call is journaled, and the connections on which calls are made.
+"""gRPC in workflows: generated stubs whose calls are journaled, and connections to services.
 
-In a body, `journaled` hands the stub a channel that opens nothing: a call becomes a step of the turn (`stub`). In the
-worker, `GrpcWork` makes the real call on one of `Channels` (`channels`), bytes in and bytes out. `policy` says which
-failures are retried, and `TRANSLATORS` how a journal keeps them (`failures`). Knows no store and no worker.
+In a body, `journaled` gives the stub a channel that opens no connection: a call becomes a step of the turn (`stub`). In
+the worker, `GrpcWork` makes the real call on one of `Channels` (`channels`), bytes in and bytes out. `policy` decides
+which failures are retried, and `TRANSLATORS` how journals record them (`failures`). Knows no store and no worker.
 """
 
 from __future__ import annotations
 
 try:
-    import grpc  # noqa: F401  # pyright: ignore[reportUnusedImport]  only to say what is missing
+    import grpc  # noqa: F401  # pyright: ignore[reportUnusedImport]  only for the error text
 except ModuleNotFoundError as error:
     raise ModuleNotFoundError("gRPC is not installed: pip install 'perdure[grpc]'", name=error.name) from error
 

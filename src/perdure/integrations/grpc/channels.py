@@ -12,15 +12,15 @@ import grpc.aio
 from perdure.errors import InvalidOption, ServiceUnknown
 
 RECEIVE_LIMIT_BYTES = 64 * 1024 * 1024
-"""The largest reply that is received (gRPC's own default is 4 MiB). What a store takes may be less."""
+"""The largest reply that is received (gRPC's default is 4 MiB). The payload limit of the store may be lower."""
 
 CHANNEL_OPTIONS: tuple[tuple[str, int], ...] = (
-    # A dead peer is noticed while calls wait for it. Servers take pings that are less than five minutes apart for
-    # abuse and hang up, unless told otherwise: https://github.com/grpc/grpc/blob/master/doc/keepalive.md
+    # Detects a dead peer while calls wait for it. By default, servers close connections with pings less than five
+    # minutes apart: https://github.com/grpc/grpc/blob/master/doc/keepalive.md
     ("grpc.keepalive_time_ms", 6 * 60 * 1000),
     ("grpc.keepalive_timeout_ms", 20 * 1000),
-    # By default gRPC waits up to two minutes before it connects again, and fails every call meanwhile: a policy of ten
-    # attempts in 50 seconds could end before a service that is back was even looked for.
+    # By default gRPC waits up to two minutes before it reconnects, and fails every call meanwhile: ten attempts in 50
+    # seconds could all fail although the service is back.
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.max_reconnect_backoff_ms", 2_000),
     ("grpc.max_receive_message_length", RECEIVE_LIMIT_BYTES),
@@ -28,7 +28,7 @@ CHANNEL_OPTIONS: tuple[tuple[str, int], ...] = (
 
 
 class Connection:
-    """A channel to one address, with what was made for its methods."""
+    """A channel to one address, with cached multicallables."""
 
     __slots__ = ("_methods", "channel")
 
@@ -37,19 +37,19 @@ class Connection:
         self._methods: dict[str, Any] = {}
 
     def method(self, path: str, /) -> Any:
-        """Return the multicallable of a method that takes and gives bytes."""
+        """Return the multicallable of a method, from bytes to bytes."""
         try:
             return self._methods[path]
         except KeyError:
-            channel: Any = self.channel  # its stubs want serializers, which bytes do without
+            channel: Any = self.channel  # its type stubs require serializers, which bytes do not need
             return self._methods.setdefault(path, channel.unary_unary(path))
 
 
 class Channels:
-    """Connections to services by name, one per address, opened when first used (a `runtime.worker.Channels`).
+    """Connections to services by name, one per address, opened on first use (a `runtime.worker.Channels`).
 
-    `services` maps the name of a service, short or full (`TicketService`, `ticket.TicketService`; the full one goes
-    first), to `host:port`, or to `tls://host:port` for a server that a public authority vouches for. Raises
+    `services` maps the name of a service, short or full (`TicketService`, `ticket.TicketService`; the full name has
+    precedence), to `host:port`, or to `tls://host:port` for a server with a certificate of a public authority.
     `InvalidOption` for anything else.
     """
 
@@ -59,12 +59,12 @@ class Channels:
         self._by_name: dict[str, Connection] = {}  # by full name of a service
 
     def channel(self, service: str, /) -> Connection:
-        """Return the connection to a service by its full name; `ServiceUnknown` when it was given no address."""
+        """Return the connection to a service by its full name; `ServiceUnknown` if it has no address."""
         connection = self._by_name.get(service)
         return connection if connection is not None else self._find(service)
 
     async def aclose(self) -> None:
-        """Close all connections. Those needed later are opened anew."""
+        """Close all connections. They are reopened when they are needed again."""
         connections = [*self._open.values()]
         self._open.clear()
         self._by_name.clear()
@@ -83,9 +83,9 @@ class Channels:
 
 
 def unknown(service: str, services: Mapping[str, str]) -> str:
-    """Say that a service has no address, what has one, and what to do."""
+    """Return the error text for a service without an address."""
     short = service.rpartition(".")[2]
-    known = f"this worker knows {', '.join(sorted(services))}" if services else "this worker was given none"
+    known = f"this worker has {', '.join(sorted(services))}" if services else "this worker has none"
     return f"no address for the gRPC service {service}: {known}; pass services={{{short!r}: 'host:port'}} to the worker"
 
 
@@ -96,7 +96,7 @@ def _service(name: object) -> str:
 
 
 def _address(name: str, address: object) -> str:
-    """Return a checked address. `host:port` is asked for as DNS names or IP addresses only, IPv6 in brackets."""
+    """Return a checked address. The host is a DNS name or an IP address, IPv6 in brackets."""
     example = "give host:port, or tls://host:port"
     if not isinstance(address, str):
         raise InvalidOption(f"services[{name!r}] is {address!r}: {example}")

@@ -1,4 +1,4 @@
-"""How a journal keeps what gRPC raises."""
+"""How journals record the exceptions of gRPC."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ Pairs = tuple[tuple[str, str | bytes], ...]
 
 
 class _RpcErrors:
-    """Keeps the status of an RPC: code, details, metadata and the debug string.
+    """Records the status of an RPC: code, details, metadata and the debug string.
 
-    `AioRpcError` comes back as itself. Any other `RpcError` that can tell its code (that of a blocking stub in a step)
-    holds locks and a live call, so it comes back as a subclass of its class that answers from what was recorded.
+    `AioRpcError` is restored as it was. Any other `RpcError` with a code, as raised by a blocking stub in a step, holds
+    locks and a live call: it is restored as a subclass of its class with the recorded status.
     """
 
     def fields_of(self, error: BaseException, /) -> Mapping[str, object] | None:
@@ -67,13 +67,13 @@ def pairs_of(metadata: Any) -> Pairs:
 
 def _metadata(pairs: Any) -> grpc.aio.Metadata:
     if not isinstance(pairs, list):
-        return grpc.aio.Metadata()  # it exceeded the limit of a field, and was kept as text
+        return grpc.aio.Metadata()  # it exceeded the limit of a field, and was recorded as text
     return grpc.aio.Metadata(*((key, value) for key, value in cast("list[tuple[str, str | bytes]]", pairs)))
 
 
 @lru_cache(maxsize=64)
 def _recorded(cls: type[BaseException]) -> type[BaseException]:
-    """Return a class like `cls` whose status is that of `recorded`. It has the same name, so it records as the same."""
+    """Return a subclass of `cls` with the status of `recorded`. It has the same name, so it is recorded as the same."""
     body: dict[str, Any] = {name: _answer(name) for name in _STATUS}
     return type(cls.__name__, (cls,), body | {"__module__": cls.__module__, "__qualname__": cls.__qualname__})
 
@@ -85,4 +85,4 @@ def _answer(name: str) -> Callable[[Any], Any]:
 _STATUS = ("code", "details", "initial_metadata", "trailing_metadata", "debug_error_string", "__str__", "__repr__")
 
 TRANSLATORS: tuple[FailureTranslator, ...] = (_RpcErrors(),)
-"""What the journal needs to keep the exceptions of gRPC."""
+"""The translators for exceptions of gRPC."""

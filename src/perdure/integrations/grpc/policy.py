@@ -1,4 +1,4 @@
-"""When a gRPC call is tried again: the status code decides."""
+"""Retry policies for gRPC calls, by status code."""
 
 from __future__ import annotations
 
@@ -13,23 +13,23 @@ from perdure.core.retry import Retry
 RETRIED = frozenset(
     {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.RESOURCE_EXHAUSTED, grpc.StatusCode.DEADLINE_EXCEEDED}
 )
-"""Status codes after which a call is tried again, unless told otherwise; see `StatusRetry`."""
+"""Status codes after which a call is retried by default; see `StatusRetry`."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class StatusRetry(Retry):
-    """A retry policy that looks at status codes: only failures with one of `codes` are tried again.
+    """A retry policy by status code: only failures with one of `codes` are retried.
 
-    The default follows the meaning that the gRPC guide gives the codes (https://grpc.io/docs/guides/status-codes):
+    The default follows the gRPC guide (https://grpc.io/docs/guides/status-codes):
 
     * `UNAVAILABLE`: "most likely a transient condition, which can be corrected by retrying with a backoff".
-    * `RESOURCE_EXHAUSTED`: a quota or a queue is full; the service did nothing, and waiting is what it asks for.
-    * `DEADLINE_EXCEEDED`: one attempt took too long. The service may have done its work all the same, as after any
-      crash: it is told by the idempotency key, which is the same on every attempt.
+    * `RESOURCE_EXHAUSTED`: a quota or a queue is full; the service did nothing, and a later attempt may succeed.
+    * `DEADLINE_EXCEEDED`: one attempt took too long. The service may have done its work, as after any crash: it can
+      tell by the idempotency key, which is the same on every attempt.
 
-    Not `ABORTED`, by which a service asks to repeat more than the one call (read again, then write): the body's
-    affair. Not `INTERNAL`, `UNKNOWN` and the others, which say that the call or the service is wrong; neither is what
-    gRPC raises without a status. Name the codes to decide otherwise: `StatusRetry(codes={...}, max_attempts=3)`.
+    Not `ABORTED`, after which more than the one call must be repeated (read again, then write): that is up to the body.
+    Not `INTERNAL`, `UNKNOWN` and the others, which mean that the call or the service is wrong, nor errors without a
+    status. To choose other codes: `StatusRetry(codes={...}, max_attempts=3)`.
     """
 
     codes: Set[grpc.StatusCode] = RETRIED
@@ -47,9 +47,9 @@ _ANY_ERROR = Retry().on
 
 
 def with_codes(retry: Retry) -> Retry:
-    """Add the filter by status code to a policy that says only how often and how far apart.
+    """Add the filter by status code to a policy that sets only attempts and back-off.
 
-    A policy that names `on` is taken as it is, as is a class of the user's own: `on=(grpc.RpcError,)` means every code.
+    A policy with `on`, or of the user's own class, is used as it is: `on=(grpc.RpcError,)` means every code.
     """
     if type(retry) is not Retry or retry.on != _ANY_ERROR:
         return retry

@@ -1,6 +1,6 @@
-"""A generated stub whose every call is journaled: what a body calls, and the work that it becomes in a worker.
+"""Generated stubs whose calls are journaled: the stub in the body, and the work in the worker.
 
-A journaled value is the reply as msgpack binary, or `_Reply` when the service sent metadata along.
+A journaled value is the reply as msgpack binary, or a `_Reply` if the service sent metadata.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ ATTEMPT = "perdure-attempt"
 """Metadata: which attempt this is, from 1."""
 
 METHODS_LIMIT = 4_096
-"""Methods whose names are kept ready."""
+"""Methods whose parsed names are cached."""
 
 
 # --- in the body: a stub that records its calls -----------------------------------------------------------------------
@@ -62,8 +62,8 @@ def journaled(
 ) -> S:
     """Return a generated stub whose calls are steps of the turn.
 
-    `retry` decides attempts and waits; which status codes are tried again is `StatusRetry`'s default unless it names
-    `on` or is a `StatusRetry`. `timeout` (seconds or a timedelta) is the deadline of each attempt of each call.
+    `retry` sets attempts and back-off; the status codes are those of `StatusRetry` by default, unless it sets `on` or
+    is a `StatusRetry`. `timeout` (seconds or a timedelta) is the deadline of each attempt of each call.
     """
     policy = DEFAULT_RETRY if retry is None else with_codes(retry)
     limit = None if timeout is None else seconds("timeout of a stub", timeout, positive=True)
@@ -77,7 +77,7 @@ class _Method:
     path: str
     service: str
     name: str
-    prefix: bytes  # what tells its requests from those of other methods in a digest
+    prefix: bytes  # separates its requests from those of other methods in a digest
 
     @staticmethod
     @lru_cache(maxsize=METHODS_LIMIT)
@@ -85,12 +85,12 @@ class _Method:
         text = path.decode() if isinstance(path, bytes) else path
         service, slash, method = text.removeprefix("/").rpartition("/")
         if not (service and slash and method):
-            raise InvalidOption(f"{text!r} is no gRPC method: generated stubs name them /package.Service/Method")
+            raise InvalidOption(f"{text!r} is not a gRPC method: generated stubs name them /package.Service/Method")
         return _Method(text, service, f"{service.rpartition('.')[2]}.{method}", text.encode() + b"\0")
 
 
 class _RecordingChannel(grpc.aio.Channel):
-    """What a stub in a workflow takes for its channel. It opens nothing."""
+    """The channel of a stub in a workflow. It opens no connection."""
 
     def __init__(self, turn: Turn, retry: Retry, timeout: float | None) -> None:
         self._turn = turn
@@ -109,11 +109,11 @@ class _RecordingChannel(grpc.aio.Channel):
         )
 
     def _streaming(self, method: Any, *_: Any, **__: Any) -> Any:
-        # Only a call is refused: a stub that has some streaming methods still serves for the others.
+        # Only the call is refused: the other methods of a stub with streaming methods can be used.
         def refuse(*_: Any, **__: Any) -> NoReturn:
             raise IoInWorkflow(
-                f"{_Method.of(method).name} is a streaming method, which a workflow cannot journal: put it in a step "
-                f"(an @step that opens its own channel and returns what it made of the stream)"
+                f"{_Method.of(method).name} is a streaming method, which a workflow cannot journal: call it in a step "
+                f"(an @step that opens its own channel and returns the result of the stream)"
             )
 
         return refuse
@@ -130,7 +130,7 @@ class _RecordingChannel(grpc.aio.Channel):
         """Do nothing: the worker's connections are its own."""
 
     def get_state(self, try_to_connect: bool = False) -> NoReturn:
-        raise IoInWorkflow("a stub in a workflow has no connection whose state it could tell: look from a step")
+        raise IoInWorkflow("a stub in a workflow has no connection, and so no state of one: check it in a step")
 
     async def wait_for_state_change(self, last_observed_state: object) -> NoReturn:
         self.get_state()
@@ -140,7 +140,7 @@ class _RecordingChannel(grpc.aio.Channel):
 
 
 class _Unary:
-    """What stands for `grpc.aio.UnaryUnaryMultiCallable` in a workflow."""
+    """Replaces `grpc.aio.UnaryUnaryMultiCallable` in a workflow."""
 
     __slots__ = ("_decode", "_deserialize", "_encode", "_method", "_retry", "_timeout", "_turn")
 
@@ -175,7 +175,7 @@ class _Unary:
         if current_turn() is not turn:
             raise CalledOutsideWorkflow(
                 f"{method.name} was called on a stub of a workflow's context, but not in the body of that workflow: "
-                f"in a step, make a stub of your own"
+                f"in a step, create a stub of your own"
             )
         data = self._serialized(request)
         options: dict[str, Any] | None = None
@@ -201,7 +201,7 @@ class _Unary:
             if encode is None:
                 data = request
             elif getattr(encode, "__name__", "") == "SerializeToString":
-                # A protobuf message's: maps must come in one order, or the digest would differ on replay.
+                # Protobuf: maps need a fixed order, or the digest would differ on replay.
                 data = encode(request, deterministic=True)
             else:
                 data = encode(request)
@@ -219,14 +219,14 @@ class _Unary:
 
 
 def _checked(metadata: Any, name: str) -> Pairs:
-    """Return metadata as pairs, or raise `InvalidOption`: gRPC itself says only that some batch failed."""
+    """Return metadata as pairs; `InvalidOption` if it is invalid, for which gRPC reports only a failed batch."""
     try:
         pairs = tuple((key, value) for key, value in metadata)
     except (TypeError, ValueError):
         raise InvalidOption(f"metadata of {name} must be pairs of a name and a value, not {metadata!r}") from None
     for key, value in pairs:
         if not isinstance(key, str) or not _KEY.fullmatch(key):
-            raise InvalidOption(f"metadata of {name}: {key!r} is no name; use a-z, 0-9, '_', '-' and '.'")
+            raise InvalidOption(f"metadata of {name}: {key!r} is not a name: use a-z, 0-9, '_', '-' and '.'")
         if key.endswith("-bin"):
             if not isinstance(value, bytes):
                 raise InvalidOption(f"metadata of {name}: {key!r} must be bytes, as its name ends in -bin")
@@ -247,7 +247,7 @@ def _text_of(value: object) -> str:
 
 
 class _Reply(msgspec.Struct, frozen=True, array_like=True):
-    """A reply with the metadata that came with it."""
+    """A reply with its metadata."""
 
     message: bytes
     initial: tuple[tuple[str, Any], ...]
@@ -259,9 +259,9 @@ _decode_reply: Callable[[bytes], bytes | _Reply] = msgspec.msgpack.Decoder(bytes
 
 
 class JournaledCall(grpc.aio.UnaryUnaryCall[Any, Any]):
-    """A call made in a workflow: await it, as often as you like, for the reply or the `AioRpcError`.
+    """A call in a workflow. Awaiting it, any number of times, gives the reply or raises the `AioRpcError`.
 
-    `code`, `details` and the metadata wait for its end, as they do outside. `cancel` asks for its end; awaiting it
+    `code`, `details` and the metadata wait for its end, as outside of workflows. `cancel` requests its end; awaiting it
     then raises `CancelledError` once that is journaled.
     """
 
@@ -300,15 +300,15 @@ class JournaledCall(grpc.aio.UnaryUnaryCall[Any, Any]):
         return f"<call of {self._method.name}: {self.future!r}>"
 
     def done(self) -> bool:
-        """Tell whether it has ended."""
+        """Report whether it has ended."""
         return self.future.done()
 
     def cancelled(self) -> bool:
-        """Tell whether it ended as `cancel` asked."""
+        """Report whether it was cancelled."""
         return self.future.cancelled()
 
     def cancel(self) -> bool:
-        """Ask for its end; false if it has ended."""
+        """Request its end; return false if it has ended."""
         return self.future.cancel()
 
     def add_done_callback(self, callback: Callable[[Any], None]) -> None:
@@ -323,29 +323,29 @@ class JournaledCall(grpc.aio.UnaryUnaryCall[Any, Any]):
         return error.code()
 
     async def details(self) -> str | None:  # pyright: ignore[reportIncompatibleMethodOverride]  None when there are none
-        """Wait for the end, and return what the service said about its status."""
+        """Wait for the end, and return the details of the status."""
         error = await self._end()
         if error is None:
             return "the call was cancelled by the workflow" if self.future.cancelled() else ""
         return error.details()
 
     async def initial_metadata(self) -> grpc.aio.Metadata:
-        """Wait for the end, and return what the service sent before its reply."""
+        """Wait for the end, and return the metadata sent before the reply."""
         error = await self._end()
         return grpc.aio.Metadata(*self._initial) if error is None else error.initial_metadata()
 
     async def trailing_metadata(self) -> grpc.aio.Metadata:
-        """Wait for the end, and return what the service sent after its reply."""
+        """Wait for the end, and return the metadata sent after the reply."""
         error = await self._end()
         return grpc.aio.Metadata(*self._trailing) if error is None else error.trailing_metadata()
 
     async def debug_error_string(self) -> str | None:
-        """Wait for the end, and return what gRPC notes for people about a failure."""
+        """Wait for the end, and return gRPC's debugging text about a failure."""
         error = await self._end()
         return "" if error is None else error.debug_error_string()
 
     async def _end(self) -> grpc.aio.AioRpcError | None:
-        """Wait for the end; return its status if it failed. A failure without one (no such address) is raised."""
+        """Wait for the end; return the status if it failed. A failure without a status (no address) is raised."""
         future = self.future
         if not future.done():
             await asyncio.wait([future])  # a cancelled waiter does not cancel the call
@@ -357,8 +357,8 @@ class JournaledCall(grpc.aio.UnaryUnaryCall[Any, Any]):
     def time_remaining(self) -> NoReturn:
         """Refuse: it would differ on replay."""
         raise NotRepeatable(
-            f"time_remaining() of {self._method.name} reads a clock, which no replay could repeat: put an "
-            f"asyncio.timeout around the call, and ask that"
+            f"time_remaining() of {self._method.name} reads a clock, which a replay cannot repeat: use an "
+            f"asyncio.timeout around the call"
         )
 
     async def wait_for_connection(self) -> None:
@@ -370,12 +370,12 @@ class JournaledCall(grpc.aio.UnaryUnaryCall[Any, Any]):
 
 # --- in the worker: the real call -------------------------------------------------------------------------------------
 class GrpcWork:
-    """A call, as the runtime runs it (a `runtime.steps.Work`)."""
+    """A call, as run by a worker (a `runtime.steps.Work`)."""
 
     __slots__ = ("_deadline", "_deserialize", "_metadata", "_method", "_options", "_read_request", "_request", "retry")
 
     timeout: float | None = None
-    """None, as the time limit of an attempt is the deadline of gRPC, which the service sees too."""
+    """None: gRPC's own deadline, which the service gets too, bounds an attempt."""
 
     def __init__(
         self,
@@ -402,7 +402,7 @@ class GrpcWork:
         return self._method.name
 
     async def run(self, host: StepHost, info: StepInfo, /) -> bytes:
-        """Make the call once; return its reply as the journal keeps it, or raise what gRPC raises."""
+        """Make the call once; return the reply as it is journaled, or raise the error of gRPC."""
         method = self._method
         connection: Connection = host.channel(method.service)
         call = connection.method(method.path)(
@@ -410,14 +410,14 @@ class GrpcWork:
         )
         message: bytes = await call
         if self._deserialize is not None:
-            self._prove(self._deserialize, message)
+            self._check_reply(self._deserialize, message)
         initial, trailing = await call.initial_metadata(), await call.trailing_metadata()
         if initial or trailing:
             return _encode_reply(_Reply(message, pairs_of(initial), pairs_of(trailing)))
         return _encode_reply(message)
 
     async def answer_with(self, function: Callable[[Any], Any], /) -> bytes:
-        """Return what a function gives for the request, as the journal keeps the reply of a service. For tests."""
+        """Call a function instead of the service; return its reply as it is journaled. For tests."""
         reply: Any = function(self._request if self._read_request is None else self._read_request(self._request))
         if inspect.isawaitable(reply):
             reply = await reply
@@ -425,12 +425,12 @@ class GrpcWork:
             return _encode_reply(reply)
         kind = type_name(cast("object", reply).__class__)
         if not hasattr(reply, "SerializeToString"):
-            raise Unencodable(f"the fake of {self._method.name} gave a {kind}, which is no message", type=kind)
+            raise Unencodable(f"the fake of {self._method.name} returned a {kind}, which is not a message", type=kind)
         message: bytes = reply.SerializeToString()
         if self._deserialize is not None:
             expected: object = self._deserialize(message).__class__
             if expected is not reply.__class__:
-                text = f"the fake of {self._method.name} gave a {kind}, not a {type_name(expected)}"
+                text = f"the fake of {self._method.name} returned a {kind}, not a {type_name(expected)}"
                 raise Unencodable(text, type=kind)
         return _encode_reply(message)
 
@@ -446,8 +446,8 @@ class GrpcWork:
         theirs = {key for key, _ in self._metadata}
         return (*(pair for pair in ours if pair[0] not in theirs), *self._metadata)
 
-    def _prove(self, deserialize: Callable[[bytes], Any], message: bytes) -> None:
-        """Fail the call if its reply is not what the stub says. Once journaled, it would stand in the way for ever."""
+    def _check_reply(self, deserialize: Callable[[bytes], Any], message: bytes) -> None:
+        """Fail the call if its reply does not decode. Once journaled, it would block the invocation for ever."""
         try:
             deserialize(message)
         except Exception as error:

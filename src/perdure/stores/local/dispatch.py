@@ -184,7 +184,7 @@ class Dispatcher(custody.Custody[Hold]):
             member.held[delivery.id].woken = True
 
     def holds(self, message: Message) -> bool:
-        """Tell whether a worker holds a message, or it waits for its invocation to begin."""
+        """Report whether a worker holds a message, or it waits for its invocation to begin."""
         member = self._owners.get(message.to)
         held = member.held[message.to].deliveries if member is not None else self._parked.get(message.to, [])
         held = [*held, *self._declined.get(message.to, ())]

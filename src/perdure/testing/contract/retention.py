@@ -31,7 +31,7 @@ class Retention(StoreCase):
         return await within(self.patience, self.store.purge(self.store.clock.now(), limit=limit, id=id), "not purged")
 
     async def is_unknown(self, id: str) -> bool:
-        """Tell whether nothing is left of an invocation."""
+        """Report whether nothing is left of an invocation."""
         store = self.store
         left = (await store.row(id), await store.start(id), await store.outcome(id), (await store.journal(id)).frames)
         return left == (None, None, None, ()) and id not in [row.id for row in await store.search(Filter())]

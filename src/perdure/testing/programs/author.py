@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
+from typing import get_args
 
 from perdure.testing.programs.program import (
     KEYS,
@@ -11,41 +12,81 @@ from perdure.testing.programs.program import (
     NAP_SECONDS,
     AnyOperation,
     Ask,
+    Branch,
     Break,
     Call,
+    Draw,
     Drop,
+    Generate,
     Get,
     GiveUp,
+    Group,
+    Guard,
+    Limit,
+    Mend,
     Nap,
+    Pass,
     Program,
     Put,
+    Race,
     Send,
+    Shield,
     Together,
+    WaysTogether,
+    WaysToGiveUp,
+    WaysToGuard,
     Work,
 )
 
 DEEPEST = 3
 MOST_OPERATIONS = 5
+NESTED_SHARE = 0.3
+"""How many operations start others or have branches, where there may be any."""
 LARGE_BYTES = 1_500_000
 """More than a message of NATS can hold."""
 
 
 class Author:
-    """Writes programs at random."""
+    """Writes programs at random, which use these keys.
 
-    def __init__(self, chance: random.Random) -> None:
+    `threads`: steps may be plain functions, which need a thread. `large`: results may be larger than a message.
+    """
+
+    def __init__(
+        self, chance: random.Random, *, keys: Sequence[str] = KEYS, threads: bool = True, large: bool = True
+    ) -> None:
         self._chance = chance
+        self._keys = sorted(keys)
+        self._threads = threads
+        self._large = large
         self._tags = 0
 
     def programs(self, count: int) -> list[Program]:
         """Return what a client starts, one after the other."""
         return [self._program(self._key(()), (), chosen=True) for _ in range(count)]
 
-    def _key(self, held: Sequence[str]) -> str | None:
+    # --- programs -----------------------------------------------------------------------------------------------------
+    def _tag(self) -> str:
+        self._tags += 1
+        return f"p{self._tags}"
+
+    def _value(self) -> str:
+        return f"v{self._chance.randrange(1_000)}"
+
+    def _values(self, least: int, most: int) -> list[str]:
+        return [self._value() for _ in range(self._chance.randint(least, most))]
+
+    def _seconds(self) -> float:
+        return round(self._chance.random() * NAP_SECONDS, 4)
+
+    def _free(self, held: Sequence[str]) -> list[str]:
+        return [key for key in self._keys if not held or key > max(held)]
+
+    def _key(self, held: Sequence[str], *, refused: float = 0.1) -> str | None:
         chance = self._chance
-        if held and chance.random() < 0.1:
+        if held and chance.random() < refused:
             return chance.choice(held)
-        free = [key for key in KEYS if not held or key > max(held)]
+        free = self._free(held)
         return chance.choice(free) if free and chance.random() < 0.6 else None
 
     def _program(
@@ -53,12 +94,13 @@ class Author:
     ) -> Program:
         """Write a program; `held` are the keys of its ancestors, and their number how deep it is."""
         chance = self._chance
-        self._tags += 1
-        tag = f"p{self._tags}"
+        tag = self._tag()
         operations: list[AnyOperation] = []
         below = (*held, key or "")
         if key is None or key not in held:
             operations += (self._operation(below, alone) for _ in range(chance.randint(0, MOST_OPERATIONS)))
+            if not alone and chance.random() < 0.08:
+                operations.insert(chance.randint(0, len(operations)), Mend())
             if chance.random() < 0.15:
                 operations.append(Break(caught=False))
         return Program(
@@ -66,43 +108,110 @@ class Author:
             operations,
             key,
             chosen=chance.random() < 0.5 if chosen is None else chosen,
-            delay=chance.random() * NAP_SECONDS if not alone and chance.random() < 0.1 else 0.0,
+            delay=self._seconds() if not alone and chance.random() < 0.1 else 0.0,
         )
 
+    # --- operations ---------------------------------------------------------------------------------------------------
     def _operation(self, held: tuple[str, ...], alone: bool) -> AnyOperation:
+        """Write an operation; one that is `alone` runs beside others, and must not touch the state or need a key."""
         chance = self._chance
-        value = f"v{chance.randrange(1_000)}"
-        simple = (
-            Work(value, failures=chance.choice((0, 0, 0, 1, 2))),
-            Work(value, size=LARGE_BYTES) if chance.random() < 0.03 else Work(value),
-            Break(caught=True),
-            Nap(chance.random() * NAP_SECONDS),
-            Ask(value, rejected=chance.random() < 0.3),
-        )
+        if len(held) < DEEPEST and chance.random() < NESTED_SHARE:
+            return Call(self._program(None, held, alone=True)) if alone else self._nested(held)
+        if not alone and chance.random() < 0.4:
+            return self._shared()
+        return self._simple()
+
+    def _shared(self) -> AnyOperation:
+        chance = self._chance
         name = chance.choice(NAMES)
-        shared = (Put(name, value), Put(name, value), Drop(name), Get(name), Get(name))
-        if len(held) >= DEEPEST or chance.random() < 0.7:
-            return chance.choice(simple if alone else simple + shared)
-        if alone:
-            return Call(self._program(None, held, alone=True))
-        return self._nested(held)
+        return chance.choice((Put(name, self._value()), Put(name, self._value()), Drop(name), Get(name), Get(name)))
+
+    def _simple(self) -> AnyOperation:
+        chance = self._chance
+        match chance.choice(("work", "work", "work", "break", "nap", "nap", "ask", "ask", "draw", "generate")):
+            case "work":
+                return self._work()
+            case "break":
+                return Break(caught=True)
+            case "nap":
+                return Nap(self._seconds())
+            case "ask":
+                return Ask(self._value(), rejected=chance.random() < 0.3, impatient=chance.random() < 0.3)
+            case "draw":
+                return Draw()
+            case _:
+                values = self._values(1, 3)
+                return Generate(values, taken=chance.randint(1, len(values)))
+
+    def _work(self) -> Work:
+        chance, value = self._chance, self._value()
+        match chance.choice(("plain", "plain", "fails", "fails", "own policy", "slow", "threaded", "large")):
+            case "fails":
+                return Work(value, failures=chance.randint(1, 2))
+            case "own policy":
+                return Work(value, failures=chance.randint(0, 3), attempts=chance.randint(1, 3))
+            case "slow" if chance.random() < 0.3:
+                return Work(value, slow=True)
+            case "threaded" if self._threads:
+                return Work(value, failures=chance.choice((0, 1)), threaded=True)
+            case "large" if self._large and chance.random() < 0.1:
+                return Work(value, size=LARGE_BYTES)
+            case _:
+                return Work(value)
 
     def _nested(self, held: tuple[str, ...]) -> AnyOperation:
         chance = self._chance
         keys = [*filter(None, held)]
-        match chance.choice(("call", "call", "send", "send", "give up", "together")):
+        match chance.choice(("call", "call", "send", "send", "give up", "group", "beside", "beside", "beside")):
             case "call":
                 return Call(self._program(self._key(keys), held))
             case "send":  # the keys of a sender mean nothing to what it sends
                 return Send(self._program(self._key(()), ("",) * len(held)))
             case "give up":
-                self._tags += 1
-                key = chance.choice([None, *(key for key in KEYS if not keys or key > max(keys))])
-                child = Program(f"p{self._tags}", [], key, chosen=True, endless=True)
-                return GiveUp(chance.random() * NAP_SECONDS, child if chance.random() < 0.7 else None)
+                return self._give_up(keys)
+            case "group":
+                count = chance.randint(1, 4)
+                members = [self._program(self._key(keys, refused=0.0), held) for _ in range(count)]
+                quota = chance.randint(1, count) if chance.random() < 0.3 else None
+                return Group(members, concurrency=chance.randint(1, count), quota=quota)
             case _:
-                deeper = (*held, "")
-                branches = range(chance.randint(2, 3))
-                return Together(
-                    [[self._operation(deeper, True) for _ in range(chance.randint(1, 3))] for _ in branches]
-                )
+                return self._beside(held)
+
+    def _give_up(self, keys: list[str]) -> GiveUp:
+        chance = self._chance
+        child = Program(self._tag(), [], chance.choice([None, *self._free(keys)]), chosen=True, endless=True)
+        ways: list[WaysToGiveUp] = [*get_args(WaysToGiveUp)]
+        if chance.random() < 0.3:
+            ways.remove("limit")
+            return GiveUp(self._seconds(), None, chance.choice(ways))
+        way = chance.choice(ways)
+        return GiveUp(self._seconds() + 0.001 * (way == "limit"), child, way)
+
+    def _beside(self, held: tuple[str, ...]) -> AnyOperation:
+        chance = self._chance
+        deeper = (*held, "")
+        match chance.choice(("together", "together", "race", "limit", "shield", "pass", "guard")):
+            case "together":
+                ways: tuple[WaysTogether, ...] = get_args(WaysTogether)
+                return Together(self._branches(deeper, breaking=0.2), chance.choice(ways))
+            case "race":
+                return Race(self._branches(deeper))
+            case "limit":
+                return Limit(self._seconds(), self._branch(deeper), chance.choice(("timeout", "wait_for")))
+            case "shield":
+                return Shield(self._seconds(), self._branch(deeper))
+            case "pass":
+                return Pass(self._values(1, 4), tasks=chance.randint(1, 3), room=chance.randint(0, 2))
+            case _:
+                guards: tuple[WaysToGuard, ...] = get_args(WaysToGuard)
+                return Guard(self._values(1, 4), chance.choice(guards))
+
+    def _branches(self, held: tuple[str, ...], *, breaking: float = 0.0) -> list[Branch]:
+        return [self._branch(held, breaking=breaking) for _ in range(self._chance.randint(2, 3))]
+
+    def _branch(self, held: tuple[str, ...], *, breaking: float = 0.0) -> Branch:
+        chance = self._chance
+        branch = [self._operation(held, True) for _ in range(chance.randint(1, 3))]
+        if chance.random() < breaking:
+            branch.append(Break(caught=False))
+        return branch

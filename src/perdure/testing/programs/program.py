@@ -1,11 +1,15 @@
 """A program: what one invocation is to do, as data.
 
-It is a list of operations, perhaps with a key. What programs may do is chosen so that nothing else matters: who wins a
-race never changes a result. A child's key comes behind those that its ancestors hold, so that no two wait for each
-other; one that an ancestor holds is refused.
+It is a list of operations, perhaps with a key. A branch is a list of operations that run beside others; it shares
+nothing with them, and may fail by its last operation. What programs may do is chosen so that hardly anything else
+matters: who wins a race changes no result but that of the race. A child's key comes behind those that its ancestors
+hold, so that no two wait for each other; one that an ancestor holds is refused.
 """
 
 from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any, Literal
 
 import msgspec
 from msgspec import Struct
@@ -13,27 +17,51 @@ from msgspec import Struct
 KEYS = ("k0", "k1", "k2", "k3")
 NAMES = ("a", "b")
 LOG = "log"
-"""Each invocation begins by adding its tag to this part of the state."""
+"""The part of the state in which invocations write down what they do to it: see `noted`."""
 NAP_SECONDS = 0.04
 """Naps, waits that are given up, and delays are no longer."""
+
+Result = list[Any] | str
+"""What an operation gives: text, or a list of results."""
 
 
 class Operation(Struct, frozen=True, tag=True):
     """What a program does, one after the other."""
 
 
+# --- alone ------------------------------------------------------------------------------------------------------------
 class Work(Operation, frozen=True):
-    """A step that fails some times, and then gives a value, padded to a size."""
+    """A step that fails some times, and then gives a value, padded to a size.
+
+    `attempts` is its own retry policy. If it is `slow`, its first attempt outlasts its time limit. `threaded`: it is a
+    plain function.
+    """
 
     value: str
     failures: int = 0
     size: int = 0
+    attempts: int | None = None
+    slow: bool = False
+    threaded: bool = False
+
+    @property
+    def fails(self) -> bool:
+        """Whether it has failures for all its attempts."""
+        return self.attempts is not None and self.failures >= self.attempts
 
 
 class Break(Operation, frozen=True):
     """A step that fails for good. If nobody catches that, it is the last operation."""
 
     caught: bool
+
+
+class Mend(Operation, frozen=True):
+    """A step that fails, and the program with it, until the outside has mended it; then the client retries it."""
+
+
+class Draw(Operation, frozen=True):
+    """Draw a random number, an id and the time, which a replay must draw again."""
 
 
 class Nap(Operation, frozen=True):
@@ -43,12 +71,21 @@ class Nap(Operation, frozen=True):
 
 
 class Ask(Operation, frozen=True):
-    """Wait for the outside, which answers with the value or rejects with it."""
+    """Wait for the outside, which answers with the value or rejects with it; perhaps wait in vain for a while first."""
 
     value: str
     rejected: bool
+    impatient: bool = False
 
 
+class Generate(Operation, frozen=True):
+    """Take at least one of what an async generator yields, a step each, and close it, which is a step too."""
+
+    values: list[str]
+    taken: int
+
+
+# --- the state of a key -----------------------------------------------------------------------------------------------
 class Put(Operation, frozen=True):
     """Set a value of the state."""
 
@@ -68,6 +105,7 @@ class Get(Operation, frozen=True):
     name: str
 
 
+# --- others -----------------------------------------------------------------------------------------------------------
 class Call(Operation, frozen=True):
     """Await a child, and catch its failure."""
 
@@ -80,17 +118,107 @@ class Send(Operation, frozen=True):
     program: Program
 
 
+class Group(Operation, frozen=True):
+    """Run children as a group, so many at a time; with a quota, the others are cancelled once it is reached."""
+
+    programs: list[Program]
+    concurrency: int
+    quota: int | None = None
+
+
+WaysToGiveUp = Literal["timeout", "wait_for", "wait", "cancel", "limit"]
+
+
 class GiveUp(Operation, frozen=True):
-    """Wait for what never comes, for a while: an answer, or a child that waits for one."""
+    """Wait for what never comes, for a while: an answer, or a child that waits for one. Cleanup is a step.
+
+    The way is that of asyncio, or the child's own time limit.
+    """
 
     seconds: float
     child: Program | None
+    way: WaysToGiveUp = "timeout"
+
+
+# --- side by side -----------------------------------------------------------------------------------------------------
+Branch = list["AnyOperation"]
+
+WaysTogether = Literal["gather", "gather all", "group", "as_completed", "wait"]
 
 
 class Together(Operation, frozen=True):
-    """Branches side by side. They share nothing, and nothing in them has an order."""
+    """Branches side by side, waited for with `gather` (with `return_exceptions` for all), a TaskGroup and so on."""
 
-    branches: list[list[AnyOperation]]
+    branches: list[Branch]
+    way: WaysTogether = "gather"
+
+
+class Race(Operation, frozen=True):
+    """Branches side by side, until the first has ended; the others are cancelled."""
+
+    branches: list[Branch]
+
+
+class Limit(Operation, frozen=True):
+    """A branch that may run out of time."""
+
+    seconds: float
+    branch: Branch
+    way: Literal["timeout", "wait_for"] = "timeout"
+
+
+class Shield(Operation, frozen=True):
+    """A branch, waited for with a time limit that does not touch it, and then without."""
+
+    seconds: float
+    branch: Branch
+
+
+class Pass(Operation, frozen=True):
+    """Pass values through a queue with so much room to so many tasks, which do a step for each."""
+
+    values: list[str]
+    tasks: int
+    room: int
+
+
+WaysToGuard = Literal["lock", "semaphore", "condition", "event", "barrier"]
+
+
+class Guard(Operation, frozen=True):
+    """Tasks that do a step each and meet at one of asyncio's primitives."""
+
+    values: list[str]
+    way: WaysToGuard
+
+
+SEMAPHORE = 2
+"""How many `Guard` lets in at a time."""
+
+AnyOperation = (
+    Work
+    | Break
+    | Mend
+    | Draw
+    | Nap
+    | Ask
+    | Generate
+    | Put
+    | Drop
+    | Get
+    | Call
+    | Send
+    | Group
+    | GiveUp
+    | Together
+    | Race
+    | Limit
+    | Shield
+    | Pass
+    | Guard
+)
+
+ALL_OPERATIONS: tuple[type[Operation], ...] = AnyOperation.__args__
 
 
 class Program(Struct, frozen=True):
@@ -106,30 +234,111 @@ class Program(Struct, frozen=True):
 
     @property
     def fails(self) -> bool:
-        last = self.operations[-1] if self.operations else None
-        return isinstance(last, Break) and not last.caught
+        """Whether it fails in the end."""
+        return breaks(self.operations)
+
+    @property
+    def needs_mending(self) -> bool:
+        """Whether it fails until it is mended."""
+        return any(isinstance(each, Mend) for each in self.operations)
 
 
-AnyOperation = Work | Break | Nap | Ask | Put | Drop | Get | Call | Send | GiveUp | Together
+# --- looking at them --------------------------------------------------------------------------------------------------
+def breaks(branch: Branch) -> bool:
+    """Report whether operations end with a failure."""
+    return bool(branch) and isinstance(last := branch[-1], Break) and not last.caught
 
 
-def result_of(operation: Operation) -> str:
-    """Return what an operation whose result needs no one else gives."""
+def branches_of(operation: AnyOperation) -> list[Branch]:
+    """Return the branches of an operation."""
+    match operation:
+        case Together(branches) | Race(branches):
+            return branches
+        case Limit(_, branch) | Shield(_, branch):
+            return [branch]
+        case _:
+            return []
+
+
+def started_by(operation: AnyOperation) -> list[Program]:
+    """Return what an operation itself starts, without its branches."""
+    match operation:
+        case Call(program) | Send(program) | GiveUp(child=Program() as program):
+            return [program]
+        case Group(programs):
+            return programs
+        case _:
+            return []
+
+
+def all_of(program: Program) -> Iterator[Program]:
+    """Iterate over a program and all that it may start."""
+    yield program
+    for operation in walk(program.operations):
+        for each in started_by(operation):
+            yield from all_of(each)
+
+
+def walk(operations: Branch) -> Iterator[AnyOperation]:
+    """Iterate over operations and those of their branches."""
+    for operation in operations:
+        yield operation
+        for branch in branches_of(operation):
+            yield from walk(branch)
+
+
+# --- what they give ---------------------------------------------------------------------------------------------------
+TIMED_OUT = "timed out"
+CANCELLED = "cancelled"
+LOST = "lost"
+"""The result of a branch that did not win its race."""
+
+Outcome = list[Any] | str | None
+"""How an invocation ended: with a result, with the text of a failure, or cancelled."""
+
+
+def result_of(operation: Operation) -> Result:
+    """Return what an operation gives whose result needs no one else."""
     match operation:
         case Work(value, _, size):
-            return f"{value} {max(size, len(value))}"
+            return f"failed {value}" if operation.fails else f"{value} {max(size, len(value))}"
         case Break():
             return "caught"
+        case Mend():
+            return "mended"
+        case Draw():
+            return "drawn"
         case Nap():
             return "slept"
         case Ask(value, rejected):
             return f"rejected {value}" if rejected else value
+        case Generate(values, taken):
+            return [*values[:taken], "closed"]
         case Send():
             return "sent"
         case GiveUp():
-            return "gave up"
+            return "gave up, tidied up"
+        case Pass(values):
+            return sorted(values)
+        case Guard(values, way):
+            return guarded(values, way)
         case _:
             return ""
+
+
+def guarded(values: list[str], way: WaysToGuard) -> Result:
+    """Return what tasks that meet give: who was let in, in order where there is one, and how many at a time."""
+    match way:
+        case "lock":
+            return [*values, "1 at a time"]
+        case "semaphore":
+            return [*values, f"{min(SEMAPHORE, len(values))} at a time"]
+        case "event":
+            return [*values[:1], *sorted(values[1:])]
+        case "condition":
+            return sorted(values)
+        case "barrier":
+            return [*sorted(values), *map(str, range(len(values)))]
 
 
 def failure_of(program: Program) -> str:
@@ -137,10 +346,41 @@ def failure_of(program: Program) -> str:
     return f"{program.tag} fails"
 
 
-def told_of(outcome: list[str] | str | None) -> str:
+def must_be_mended(program: Program) -> str:
+    """Return the text with which a program fails that has not been mended."""
+    return f"{program.tag} must be mended"
+
+
+def waits_to_be_mended(program: Program, outcome: Outcome) -> bool:
+    """Report whether a program ended so that it can be mended and retried."""
+    return program.needs_mending and outcome == must_be_mended(program)
+
+
+def told_of(outcome: Outcome) -> Result:
     """Return what a parent makes of a child's outcome."""
-    return f"child {outcome}"
+    return f"child {CANCELLED}" if outcome is None else ["child", outcome]
+
+
+def noted(tag: str, number: int | None = None) -> str:
+    """Return what the log says of the beginning of an invocation, or of its `number`-th use of the state."""
+    return tag if number is None else f"{tag}/{number}"
+
+
+def from_noted(text: str) -> tuple[str, int | None]:
+    """Return the tag and number in an entry of the log."""
+    tag, slash, number = text.partition("/")
+    return tag, int(number) if slash else None
 
 
 encode = msgspec.json.Encoder().encode
-decode = msgspec.json.Decoder(Program).decode
+_decode = msgspec.json.Decoder(Program).decode
+
+
+def decode(text: str | bytes) -> Program:
+    """Return the program that was encoded."""
+    return _decode(text)
+
+
+def program_in(arguments: Mapping[str, Any]) -> Program:
+    """Return the program that an invocation was started with, from its arguments by name."""
+    return decode(arguments["text"])

@@ -1,0 +1,66 @@
+"""How the invocations of programs have ended, as a client sees it."""
+
+from __future__ import annotations
+
+from perdure.client import Client
+from perdure.core.lifecycle import SETTLED
+from perdure.errors import WaitTimeout
+from perdure.testing.programs.interpreter import outcome_of
+from perdure.testing.programs.program import Outcome, Program, program_in, waits_to_be_mended
+
+RESULT_SECONDS = 1.0
+"""How long there is a wait for the outcome of what is said to have ended."""
+
+
+class Endings:
+    """Collects how invocations have ended; one that has is looked at once."""
+
+    def __init__(self, client: Client, handler: str = "interpret") -> None:
+        self._client = client
+        self._handler = handler
+        self._ids: dict[str, str] = {}  # of what has ended, with its tag
+        self.outcomes: dict[str, Outcome] = {}
+        """What has ended, by tag."""
+        self.flaws: list[str] = []
+        """What no model needs to be asked about: a program that ran as two invocations."""
+        self.broken: dict[str, Program] = {}
+        """What failed and waits to be mended and retried, by id."""
+        self.left: dict[str, str] = {}
+        """The statuses of those that have not ended, by id, those that are broken left out."""
+
+    async def look(self) -> None:
+        """Look at all invocations."""
+        self.broken, self.left = {}, {}
+        async for each in self._client.list(handler=self._handler):
+            if each.id in self._ids:
+                continue
+            if each.status in SETTLED:
+                await self._note(each.id)
+            else:
+                self.left[each.id] = each.status
+
+    async def _note(self, id: str) -> None:
+        handle = self._client.handle(id)
+        found = await handle.describe()
+        program = program_in(found.input)
+        outcome: Outcome
+        try:
+            outcome = await handle.result(timeout=RESULT_SECONDS)
+        except WaitTimeout:  # what the list says of it is old: it is being retried
+            self.left[id] = found.status
+            return
+        except Exception as error:  # noqa: BLE001  what the program failed with
+            outcome = outcome_of(error)
+        if waits_to_be_mended(program, outcome):
+            self.broken[id] = program
+            return
+        if program.tag in self.outcomes:
+            others = [other for other, tag in self._ids.items() if tag == program.tag]
+            self.flaws.append(f"{program.tag} ran as two invocations, {id} and {others[0]}")
+        self._ids[id] = program.tag
+        self.outcomes[program.tag] = outcome
+
+    @property
+    def ids(self) -> list[str]:
+        """The ids of what has ended."""
+        return [*self._ids]
