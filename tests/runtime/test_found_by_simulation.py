@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 from collections.abc import Callable, Iterator
 from typing import Any, cast
 
@@ -18,7 +19,7 @@ from perdure.runtime import exchange
 from perdure.runtime.worker import Worker
 from perdure.stores.clock import VirtualClock
 from perdure.stores.memory import MemoryStore
-from perdure.stores.port import Committed, Delivery, Filter, Store, Transition
+from perdure.stores.port import Committed, Delivery, Filter, Journal, Store, Transition, Wake
 
 SOON = 30.0
 
@@ -266,3 +267,25 @@ async def test_every_start_that_is_delivered_counts_as_one_that_was_asked_for() 
         assert (came, store.credits) == (["one"], [1])
         store.redeliver()
         assert (came, store.credits) == (["one", "one"], [0])
+
+
+# --- what fails too late to matter ------------------------------------------------------------------------------------
+class BrokenReads(OpenStore):
+    async def journal(self, id: str, /) -> Journal:
+        await Gate.open.wait()
+        raise RuntimeError("nobody foresaw this")
+
+
+async def test_read_that_fails_after_the_invocation_left_does_not_reach_the_handler_of_the_loop() -> None:
+    reached: list[str] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: reached.append(str(context)))
+    store = BrokenReads()
+    async with client_of(store), worker_on(store) as worker:
+        worker.give(Delivery("one", "waits", Wake()))
+        await asyncio.sleep(0)
+        worker.lose("one")
+        Gate.open.set()
+        for _ in range(5):
+            await asyncio.sleep(0)
+        gc.collect()
+    assert reached == []

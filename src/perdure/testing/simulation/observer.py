@@ -59,6 +59,7 @@ class Life(Struct):
     owner: str | None = None
     epoch: int = 0
     outcome: Outcome | None = None
+    outcomes: list[Outcome] = field(default_factory=list[Outcome])  # of all generations
     settled_at: int = 0  # the number of the write
     generation: int = 0
     granted: int = -1
@@ -68,7 +69,7 @@ class Life(Struct):
     keys: dict[str, int] = field(default_factory=dict[str, int])  # steps, by their idempotency keys
     cancels: dict[str, int] = field(default_factory=dict[str, int])  # children that are to end, and since which write
     cancelled_at: int = 0  # the number of the write that brought its own cancellation
-    is_paused: bool = False
+    was_paused: bool = False
 
 
 class Observer:
@@ -173,9 +174,7 @@ class Observer:
             case CancelRequested():
                 life.cancelled_at = life.cancelled_at or self._writes
             case Paused():
-                life.is_paused = True
-            case Resumed():
-                life.is_paused = False
+                life.was_paused = True
             case _:
                 pass
         message = _message_of(entry)
@@ -217,7 +216,7 @@ class Observer:
         self._trace.count("retry")
         if type(life.outcome).__name__ != "Failed":
             self.breach(8, f"{life.id} is retried, and has not failed")
-        life.outcome, life.is_paused = None, False
+        life.outcome = None
         life.generation = entry.generation
         life.commands, life.answers = {}, {}
         frames = [decode_frame(data, life.id) for data in life.frames]
@@ -235,6 +234,7 @@ class Observer:
 
     def _settle(self, life: Life, outcome: Outcome) -> None:
         life.outcome, life.settled_at = outcome, self._writes
+        life.outcomes.append(outcome)
         if isinstance(outcome, Cancelled):
             life.cancelled_at = life.cancelled_at or self._writes
         key = None if life.start is None else life.start.key

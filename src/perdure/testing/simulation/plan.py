@@ -16,6 +16,8 @@ MOST_CLIENTS = 2
 MOST_FAULTS = 10
 MOST_FAULT_NUMBER = 45
 """Faults hit one of the first so many writes, or reads, of a process."""
+LARGE = 0.02
+"""The share of seeds whose programs may have large results, which cost time."""
 START_SECONDS = 0.6
 """Clients start their programs within so many seconds."""
 MOST_WITHIN = 8
@@ -116,7 +118,9 @@ decode = msgspec.json.Decoder(Plan).decode
 def plan_of(seed: int) -> Plan:
     """Draw the plan of a seed. A third of all seeds have no requests beside starts, and some no faults."""
     chance = Random(f"plan {seed}")  # noqa: S311  repeatable on purpose
-    programs = Author(Random(f"programs {seed}")).programs(chance.randint(1, MOST_PROGRAMS))  # noqa: S311
+    large = chance.random() < LARGE
+    author = Author(Random(f"programs {seed}"), threads=False, large=large)  # noqa: S311  repeatable on purpose
+    programs = author.programs(chance.randint(1, MOST_PROGRAMS))
     workers, clients = chance.randint(1, MOST_WORKERS), chance.randint(1, MOST_CLIENTS)
     names = [*(f"worker{n}" for n in range(workers)), *(f"client{n}" for n in range(clients))]
     skewed = chance.random() < 0.25

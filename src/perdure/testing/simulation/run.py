@@ -14,16 +14,17 @@ import msgspec
 from msgspec import Struct
 
 from perdure.authoring.context import Context
-from perdure.core.journal import Cancelled, Completed, Failed, Outcome, decode_frame
+from perdure.core.journal import decode_frame
 from perdure.core.turn import Turn
-from perdure.testing.programs import KEYS, LOG, Interpreter, decode
-from perdure.testing.simulation.expected import Expected
+from perdure.testing.programs import KEYS, Interpreter
+from perdure.testing.replay import ended_without_its_body
+from perdure.testing.simulation.expected import differences, told_of
 from perdure.testing.simulation.loop import World
 from perdure.testing.simulation.machines import ClientMachine, Machine, WorkerMachine
 from perdure.testing.simulation.observer import Life, Observer
 from perdure.testing.simulation.plan import Plan
 from perdure.testing.simulation.server import Server
-from perdure.testing.simulation.story import Story, Told
+from perdure.testing.simulation.story import FORGOTTEN, Story
 from perdure.testing.simulation.trace import Trace
 from perdure.testing.simulation.violation import Violation
 
@@ -116,9 +117,10 @@ class Run:
             raise Violation(12, f"{face.name} still holds {[*face.member.held]}")
 
     def _check_told(self, life: Life) -> None:
-        generation, told = self.story.told.get(life.id, (-1, None))
-        if generation == life.generation and told != "forgotten" and told != told_of(life.outcome):
-            raise Violation(1, f"{life.id}: a client was told {told!r}, and it ended with {told_of(life.outcome)!r}")
+        ended = [told_of(outcome) for outcome in life.outcomes]
+        told = self.story.told.get(life.id, FORGOTTEN)
+        if told not in (FORGOTTEN, *ended):
+            raise Violation(1, f"{life.id}: a client was told {told!r}, and it ended with {ended}")
 
     def _replay(self, life: Life) -> None:
         """Replay a journal: it must be a fixed point."""
@@ -126,11 +128,8 @@ class Run:
         if start is None:
             return
         frames = [decode_frame(data, life.id) for data in life.frames]
-        match life.outcome:
-            case Cancelled(forced=forced, message=message) if forced or message is not None:
-                frames = frames[:-1]  # the body took no part in its end
-            case _:
-                pass
+        if life.outcome is not None and ended_without_its_body(frames):
+            frames = frames[:-1]
         workflow = self.interpreter.workflow
         secret = self.server.store.secret
         turn = Turn(start, workflow.body(start), workflow.encode_result, secret=secret, context=Context)
@@ -145,17 +144,13 @@ class Run:
             turn.close()
 
     def _differences(self) -> Iterator[str]:
-        outcomes: dict[str, Told] = {}
-        for life in (*self.observer.lives.values(), *self.observer.gone.values()):
-            if life.start is None:
-                continue
-            program = decode(msgspec.msgpack.decode(life.start.input)["text"])
-            if program.tag in outcomes:
-                yield f"{program.tag} ran as two invocations"
-            outcomes[program.tag] = told_of(life.outcome)
-        states = {key: self._state(key) for key in KEYS}
-        orders: dict[str, list[str]] = {key: state.pop(LOG, []) for key, state in states.items()}
-        yield from Expected(self.plan).differences(orders, states, outcomes)
+        lives = [*self.observer.lives.values(), *self.observer.gone.values()]
+        programs, started = self.plan.programs, {act.tag for act in self.plan.acts if act.verb == "start"}
+        states = {key: state for key in KEYS if (state := self._state(key))}
+        # One that was paused may end by what came before the cancellation, and was held back until the pause was over.
+        paused = {life.id for life in lives if life.was_paused}
+        cancels = {tag: accepted and tag not in paused for tag, accepted in self.story.cancels.items()}
+        yield from differences([each for each in programs if each.tag in started], lives, states, cancels)
 
     def _state(self, key: str) -> dict[str, Any]:
         question = self.server.store.key(key)
@@ -164,17 +159,6 @@ class Run:
         except StopIteration as found:
             return {name: msgspec.msgpack.decode(value) for name, value in found.value.state.items()}
         raise AssertionError("the memory store waits")
-
-
-def told_of(outcome: Outcome | None) -> Told:
-    """Return what a client is told of an outcome."""
-    match outcome:
-        case Completed(value=value):
-            return msgspec.msgpack.decode(value)
-        case Failed(failure=failure):
-            return failure.message
-        case _:
-            return None
 
 
 def run(plan: Plan, *, last: int = 60) -> Result:

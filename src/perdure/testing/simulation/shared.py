@@ -11,6 +11,7 @@ from typing import Protocol
 
 from msgspec.structs import replace
 
+from perdure.core.effects import Enlist
 from perdure.core.journal import Frame, Start, decode_frame
 from perdure.core.lifecycle import SETTLED
 from perdure.stores.local.dispatch import Dispatcher, Fetch, Hold, Member
@@ -184,12 +185,20 @@ class SharedStore(MemoryStore):
         return super()._accept(start)
 
     def _due_at(self, start: Start) -> float:
+        if start.due <= start.at:  # no delay was asked for: the clock of its author may be ahead of the next one's
+            return min(start.due, self.clock.now())
         return start.due - self._apart.get(start.id, 0.0)
 
     def _enqueue(self, start: Start) -> None:
         if start.key is not None:
             self._witness.queued(start.id, 0, start.key)
         super()._enqueue(start)
+
+    def _enlist(self, id: str, enlist: Enlist) -> None:
+        before = self._sequence
+        super()._enlist(id, enlist)
+        if self._sequence != before:
+            self._witness.queued(id, enlist.generation, enlist.key)
 
     def _remove(self, id: str) -> None:
         super()._remove(id)

@@ -7,8 +7,7 @@ from typing import Any
 
 from msgspec.structs import replace
 
-from perdure.testing.programs import Program
-from perdure.testing.programs.program import Call, GiveUp, Send, Together
+from perdure.testing.programs import smaller
 from perdure.testing.simulation.plan import Noise, Plan
 from perdure.testing.simulation.run import Result, run
 
@@ -50,7 +49,7 @@ def smaller_plans(plan: Plan) -> Iterator[Plan]:
             yield replace(plan, acts=[*plan.acts[:n], *plan.acts[n + 1 :]])
     yield from _plainer(plan)
     for n, program in enumerate(plan.programs):
-        for less in smaller_programs(program):
+        for less in smaller(program):
             yield replace(plan, programs=[*plan.programs[:n], less, *plan.programs[n + 1 :]])
 
 
@@ -82,29 +81,3 @@ def _plainer(plan: Plan) -> Iterator[Plan]:
     for name in Noise.__struct_fields__:
         if getattr(plan.noise, name):
             yield replace(plan, noise=replace(plan.noise, **{name: 0.0}))
-
-
-def smaller_programs(program: Program) -> Iterator[Program]:
-    """Return programs that do one thing less."""
-    operations = program.operations
-    for n, operation in enumerate(operations):
-        rest = operations[:n], operations[n + 1 :]
-        yield replace(program, operations=[*rest[0], *rest[1]])
-        match operation:
-            case Call(child):
-                for less in smaller_programs(child):
-                    yield replace(program, operations=[*rest[0], Call(less), *rest[1]])
-            case Send(child):
-                for less in smaller_programs(child):
-                    yield replace(program, operations=[*rest[0], Send(less), *rest[1]])
-            case GiveUp(seconds, Program()):
-                yield replace(program, operations=[*rest[0], GiveUp(seconds, None), *rest[1]])
-            case Together(branches):
-                for branch in branches:
-                    yield replace(program, operations=[*rest[0], *branch, *rest[1]])
-            case _:
-                pass
-    if program.key is not None:
-        yield replace(program, key=None)
-    if program.delay:
-        yield replace(program, delay=0.0)

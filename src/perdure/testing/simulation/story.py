@@ -12,15 +12,16 @@ from typing import Any
 from perdure.client import Client
 from perdure.errors import (
     IllegalTransition,
-    InvocationCancelled,
     MessageRefused,
-    PerdureError,
     StoreError,
     UnknownInvocation,
     WaitTimeout,
 )
-from perdure.testing.programs import Program, encode
+from perdure.testing.programs import Outcome, Program, encode, outcome_of
+from perdure.testing.programs.program import waits_to_be_mended
+from perdure.testing.simulation.expected import program_of, told_of
 from perdure.testing.simulation.face import UNFORESEEN
+from perdure.testing.simulation.loop import Process
 from perdure.testing.simulation.machines import ClientMachine, Scene
 from perdure.testing.simulation.plan import Act
 
@@ -37,8 +38,8 @@ END_SECONDS = 100_000.0
 CALM_SECONDS = 200.0
 """How long everything must have been settled before the run is over."""
 
-Told = str | list[str] | None
-"""What a client is told of a program: a result, the text of a failure, or None for cancelled."""
+FORGOTTEN = "forgotten"
+"""What a client is told of an invocation that was purged."""
 
 
 class Story:
@@ -49,14 +50,22 @@ class Story:
         self._programs = {program.tag: program for program in scene.plan.programs}
         self._done: set[int] = set()
         self._started: list[str] = []
-        self.told: dict[str, tuple[int, Told]] = {}  # by id: in which generation, and what
+        self.told: dict[str, Outcome] = {}
+        """What clients were told of the programs that they started, by id."""
         self._asks: dict[str, tuple[str, bool]] = {}
         self._answered: set[str] = set()
-        self._answering: tuple[Client, ClientMachine] | None = None
+        self.cancels: dict[str, bool] = {}
+        """What clients asked to cancel, by tag: True if that was accepted."""
+        self._mended: set[str] = set()
+        self._answering: tuple[Client, Process] | None = None
 
     # --- what programs touch ------------------------------------------------------------------------------------------
     def ran(self, key: str, attempt: int, /) -> None:
         """Do nothing: the observer sees every step."""
+
+    def mended(self, tag: str, /) -> bool:
+        """Report whether the operator has seen a program fail, and retries it."""
+        return tag in self._mended
 
     def asked(self, awakeable: str, value: str, rejected: bool, /) -> None:
         """Have the first client answer, as soon as it runs."""
@@ -64,9 +73,8 @@ class Story:
             return
         self._asks[awakeable] = value, rejected
         if self._answering is not None:
-            client, machine = self._answering
-            if (process := machine.process) is not None:
-                process.receive(lambda: process.create_task(self._answer(client, awakeable)))
+            client, process = self._answering
+            process.receive(lambda: process.create_task(self._answer(client, awakeable)))
 
     # --- the script of one client -------------------------------------------------------------------------------------
     async def script(self, client: Client, machine: ClientMachine) -> None:
@@ -79,7 +87,7 @@ class Story:
             if act.verb != "start":
                 process.create_task(self._once(client, n, act))
         if number == 0:
-            self._answering = client, machine
+            self._answering = client, process
             for awakeable in self._asks:
                 process.create_task(self._answer(client, awakeable))
             process.create_task(self._operate(client))
@@ -123,6 +131,8 @@ class Story:
         try:
             await self._insist(lambda: self._request(client, act))
             self._scene.trace.count(f"{act.verb} accepted")
+            if act.verb in ("cancel", "force"):
+                self.cancels[act.tag] = True
         except (IllegalTransition, MessageRefused, UnknownInvocation, WaitTimeout):
             self._scene.trace.count(f"{act.verb} refused")
         self._done.add(n)
@@ -130,19 +140,19 @@ class Story:
     async def _request(self, client: Client, act: Act) -> None:
         handle = client.handle(act.tag)
         match act.verb:
-            case "cancel":
-                await handle.cancel()
-            case "force":
-                await handle.cancel(force=True)
+            case "cancel" | "force":
+                self.cancels.setdefault(act.tag, False)
+                await handle.cancel(force=act.verb == "force")
             case "pause":
                 await handle.pause()
             case "resume":
                 await handle.resume()
-            case "retry":
-                await handle.retry()
+            case "retry":  # one that has its key anew would change the state once more, which no model foresees
+                if self._programs[act.tag].key is None:
+                    await handle.retry()
             case "purge":
-                if act.tag in self._started:  # a start that is repeated would run it again
-                    await handle.purge()
+                if act.tag in self._started and not self._programs[act.tag].needs_mending:
+                    await handle.purge()  # a start that is repeated would run it again
             case "describe":
                 await handle.describe()
             case "start":
@@ -166,28 +176,24 @@ class Story:
     # --- results ------------------------------------------------------------------------------------------------------
     async def _result(self, client: Client, id: str) -> None:
         handle = client.handle(id, self._scene.interpreter.workflow)
-        told: Told
+        told: Outcome
         try:
             told = await self._insist(handle.result)
-        except InvocationCancelled:
-            told = None
         except UnknownInvocation:
-            told = "forgotten"
+            told = FORGOTTEN
             if id not in self._scene.observer.purged:
                 self._scene.observer.breach(7, f"{id} was accepted, and the store does not know it")
-        except PerdureError as error:
-            told = str(error)
-        except Exception as error:  # noqa: BLE001  what programs fail with
-            told = str(error)
+        except Exception as error:  # noqa: BLE001  what the program failed with
+            told = outcome_of(error)
         self._note_told(id, told)
 
-    def _note_told(self, id: str, told: Told) -> None:
+    def _note_told(self, id: str, told: Outcome) -> None:
         observer = self._scene.observer
         life = observer.lives.get(id) or observer.gone.get(id)
         self._scene.trace.note("told", id, told)
-        if told != "forgotten" and (life is None or life.outcome is None) and not (life and life.generation):
+        if told != FORGOTTEN and (life is None or not life.outcomes):
             observer.breach(18, f"a client is told of the end of {id}, which is not durable")
-        self.told[id] = (0 if life is None else life.generation), told
+        self.told[id] = told
 
     # --- the operator -------------------------------------------------------------------------------------------------
     async def _operate(self, client: Client) -> None:
@@ -196,19 +202,35 @@ class Story:
         while True:
             await asyncio.sleep(wait)
             wait = min(wait * 1.5, LOOK_SECONDS_LONGEST)
+            broken = await self._mend(client)
             left = await self._insist(lambda: self._left(client))
-            if left:
+            if left or broken:
                 for id, status in left:
                     if status == "paused":
                         await self._resume(client, id)
                 if self._scene.world.now > END_SECONDS:
-                    self._scene.observer.breach(13, f"these have not ended: {left}")
+                    self._scene.observer.breach(13, f"these have not ended: {left}, {broken}")
             elif self._is_told():
                 await asyncio.sleep(CALM_SECONDS)
-                if not await self._insist(lambda: self._left(client)):
+                if not (await self._mend(client) or await self._insist(lambda: self._left(client))):
                     self._scene.world.is_over = True
             elif self._scene.world.now > END_SECONDS:
                 self._scene.observer.breach(13, "all have ended, and not all clients are told")
+
+    async def _mend(self, client: Client) -> list[str]:
+        """Mend what waits for it, and retry it; return what there was."""
+        broken: list[str] = []
+        for life in [*self._scene.observer.lives.values()]:
+            program = program_of(life)
+            if program is None or life.outcome is None or not waits_to_be_mended(program, told_of(life.outcome)):
+                continue
+            self._mended.add(program.tag)
+            broken.append(life.id)
+            try:
+                await self._insist(client.handle(life.id).retry)
+            except (IllegalTransition, MessageRefused, UnknownInvocation, WaitTimeout):
+                self._scene.trace.count("retry of the operator refused")
+        return broken
 
     def _is_told(self) -> bool:
         acts = self._scene.plan.acts
