@@ -16,7 +16,7 @@ TERMINAL = {"completed", "cancelled"}
 
 
 async def nothing_is_left(lab: Lab) -> None:
-    """Wait until the queues hold no start, message, wake, schedule or place in a line; what precedes lines stays."""
+    """Wait until the queues hold no start, message, wake, schedule or position; what precedes key queues stays."""
     assert isinstance(lab, JetStreamLab)
     store = jetstream_at(lab.place)
     await store.open()

@@ -144,7 +144,7 @@ async def test_claim_of_a_dead_process_whose_delivery_was_deleted_is_taken_over(
 
 
 # --- keys -------------------------------------------------------------------------------------------------------------
-async def test_place_in_line_that_was_deleted_is_taken_again(make_lab: MakeLab) -> None:
+async def test_position_in_a_key_queue_that_was_deleted_is_taken_again(make_lab: MakeLab) -> None:
     lab = await make_lab()
     lab.close_gate("before one")
     first = await lab.start(keyed.staged, "one", key="k")

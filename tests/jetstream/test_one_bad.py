@@ -1,6 +1,6 @@
 """One bad thing never stops good ones: messages that nobody can read lie in every place of a store, and work goes on.
 
-What a newer release wrote is set aside, and goes on with a worker of that release; what is damaged is named in the log.
+What a newer release wrote is requeued until a worker of that release takes it; what is damaged is named in the log.
 """
 
 from __future__ import annotations
@@ -166,7 +166,7 @@ asyncio.run(main())
 """
 
 
-async def test_status_of_a_newer_release_is_set_aside_and_goes_on_with_a_worker_of_that_release(
+async def test_status_of_a_newer_release_is_requeued_and_goes_on_with_a_worker_of_that_release(
     site: Site, caplog: pytest.LogCaptureFixture
 ) -> None:
     client = site.client

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from perdure import Retry, connect, step, workflow
+from perdure import InvocationCancelled, Retry, connect, step, workflow
 from perdure.client import Client
 from perdure.operations.local import store_behind
 from perdure.stores.memory import MemoryStore
@@ -73,3 +73,32 @@ async def test_step_whose_attempt_fails_just_after_its_cancellation_was_committe
         assert await asyncio.wait_for(client.run(cancels), RESULT_SECONDS) == "cancelled"
         assert World.attempts == 1
     await asyncio.gather(*tasks)
+
+
+@step(retry=Retry(max_attempts=1))
+async def fails_when_asked() -> None:
+    World.attempts += 1
+    try:
+        await World.may_fail.wait()
+    except asyncio.CancelledError:
+        raise ConnectionError("it failed while it was asked to end") from None
+
+
+@workflow
+async def waits_for_it() -> str:
+    await fails_when_asked()
+    return "done"
+
+
+async def test_retry_of_what_failed_while_it_was_cancelled_ends_it_as_cancelled() -> None:
+    async with connect("memory:") as client, client.worker(waits_for_it):
+        handle = await client.start(waits_for_it)
+        while not World.attempts:
+            await asyncio.sleep(0.001)
+        await handle.cancel()
+        with pytest.raises(ConnectionError, match="asked to end"):
+            await handle.result(timeout=RESULT_SECONDS)
+        await handle.retry()
+        with pytest.raises(InvocationCancelled):
+            await handle.result(timeout=RESULT_SECONDS)
+        assert World.attempts == 1

@@ -123,16 +123,16 @@ def test_invocation_that_the_store_does_not_know_is_unknown() -> None:
 def test_claim_takes_starts_and_leaves_messages() -> None:
     start, message = started(), sent(Pause())
     claim = take_over(record(OPEN), START, [start, message], 3.0)
-    assert claim.set_aside is None
+    assert claim.paused_because is None
     assert claim.inbox == [message]
     assert claim.transition.acknowledge == [start]
     assert [type(each) for each in (claim.transition.frame or frame()).entries] == [Claimed]
 
 
-def test_invocation_whose_owners_died_again_and_again_is_set_aside() -> None:
+def test_invocation_whose_owners_died_again_and_again_is_paused() -> None:
     deaths = [frame(Claimed(2.0, n, "other", "3.11", "0")) for n in range(2, DEATHS_LIMIT + 1)]
     claim = take_over(record(OPEN, *deaths), START, [woken()], 3.0)
-    assert claim.set_aside is not None
+    assert claim.paused_because is not None
     assert claim.transition.released
     assert [type(each) for each in (claim.transition.frame or frame()).entries] == [Claimed, Paused, Released]
 

@@ -26,8 +26,8 @@ from perdure.stores.jetstream.care.janitor import PERIOD_SECONDS
 from perdure.stores.jetstream.store import PYTHON
 from perdure.stores.port import Delivery, Store
 from perdure.testing.programs import Endings
+from perdure.testing.programs.journals import flaws
 from tests.scenarios import bodies, interpreter, keyed
-from tests.scenarios.histories import flaws
 
 
 class Options(msgspec.Struct, frozen=True):

@@ -108,7 +108,7 @@ DEADLY = [
 
 @kept_turns_only
 @pytest.mark.parametrize(("workflow", "deaths"), DEADLY, ids=[workflow.name for workflow, _ in DEADLY])
-async def test_what_kills_its_worker_five_times_is_set_aside_before_a_sixth(
+async def test_what_kills_its_worker_five_times_is_paused_before_a_sixth(
     lab: Lab, workflow: bodies.Deadly, deaths: int
 ) -> None:
     lab.close_gate("deadly d")

@@ -40,7 +40,7 @@ from perdure.core.journal import (
 )
 
 DEATHS_LIMIT = 5
-"""Claims in a row that ran the body without a new entry or release, before an invocation is set aside."""
+"""Claims in a row that ran the body without a new entry or release, before an invocation is paused."""
 
 
 class History(Struct):

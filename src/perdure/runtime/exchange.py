@@ -253,7 +253,7 @@ class Exchange(ABC):
         self._leave()
         for delivery in held:
             delivery.attempt += 1
-        self.home.set_aside(held, self._fault)
+        self.home.pause_by_new_runner(held, self._fault)
 
     def _leave(self) -> None:
         self.close()

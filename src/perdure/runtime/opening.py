@@ -73,17 +73,17 @@ def has_start(inbox: Sequence[Delivery]) -> bool:
 
 # --- taking over ------------------------------------------------------------------------------------------------------
 class Claim(Struct, frozen=True):
-    """The frame that takes an invocation over. `inbox` holds remaining deliveries, `set_aside` why it is paused."""
+    """The frame that takes an invocation over. `inbox` has the remaining deliveries; it may be paused, for a reason."""
 
     transition: Transition
     inbox: list[Delivery]
-    set_aside: str | None
+    paused_because: str | None
 
 
 def take_over(record: Record, start: Start, inbox: Sequence[Delivery], at: float) -> Claim:
     """Claim an invocation from an owner that did not release it, and redo the effects of the frame before.
 
-    An invocation whose owners keep dying is set aside.
+    An invocation whose owners keep dying is paused.
     """
     history = record.history
     entries: list[Entry] = [record.claim(at)] if record.revision else [Accepted(start), record.claim(at)]
@@ -91,7 +91,7 @@ def take_over(record: Record, start: Start, inbox: Sequence[Delivery], at: float
     deaths = history.deaths + (history.unclaimed_deaths if record.revision else 1)
     reason: str | None = None
     if deaths >= DEATHS_LIMIT:
-        reason = f"set aside: {deaths} workers in a row died while they ran it, without a new entry in its journal"
+        reason = f"{deaths} workers in a row died while they ran it, without a new entry in its journal"
         entries += [Paused(at, reason), Released(at)]
     frame = Frame(record.writer.name, at, entries)
     effects = record.effects_to_redo(start)

@@ -121,12 +121,12 @@ class Runner(Live):
     def _take_over(self, start: Start) -> None:
         claim = take_over(self.record, start, self._inbox, self.home.clock.now())
         self._inbox = claim.inbox
-        if claim.set_aside is not None:
-            log.error("invocation %s (%s) is paused: %s", self.id, self.handler, claim.set_aside)
+        if claim.paused_because is not None:
+            log.error("invocation %s (%s) is paused: %s", self.id, self.handler, claim.paused_because)
 
         def claimed() -> None:
             self._must_claim = False
-            if claim.set_aside is not None:
+            if claim.paused_because is not None:
                 self._forget_turn()
                 self._rest()
             self.home.schedule(self)
@@ -177,7 +177,10 @@ class Runner(Live):
         self._note_deadline(start)
         said = {command.n for command in ready.commands}.union(ready.cancels)  # `_write` and `_durable` see to these
         for n, pending in turn.pending.items():
-            if n not in said:
+            unwanted = (
+                pending.cancel_requested and n not in ready.cancels
+            )  # before the failure: it must not begin again
+            if n not in said or unwanted:
                 self._take_up(n, pending)
         if ready.outcome is not None:
             entries.append(ready.outcome)

@@ -345,7 +345,7 @@ class Worker:
         """Give deliveries that came while an invocation settled to a new runner, which answers from the journal."""
         self._take(delivery)
 
-    def set_aside(self, deliveries: Sequence[Delivery], reason: str, /) -> None:
+    def pause_by_new_runner(self, deliveries: Sequence[Delivery], reason: str, /) -> None:
         """After an unexpected exception, give the deliveries to a new runner, which pauses the invocation."""
         if not self._running:
             return

@@ -18,7 +18,8 @@ class Endings:
     def __init__(self, client: Client, handler: str = "interpret") -> None:
         self._client = client
         self._handler = handler
-        self._ids: dict[str, str] = {}  # of what has ended, with its tag
+        self.ids: dict[str, str] = {}
+        """The tags of what has ended, by id."""
         self.outcomes: dict[str, Outcome] = {}
         """What has ended, by tag."""
         self.flaws: list[str] = []
@@ -32,7 +33,7 @@ class Endings:
         """Look at all invocations."""
         self.broken, self.left = {}, {}
         async for each in self._client.list(handler=self._handler):
-            if each.id in self._ids:
+            if each.id in self.ids:
                 continue
             if each.status in SETTLED:
                 await self._note(each.id)
@@ -55,12 +56,7 @@ class Endings:
             self.broken[id] = program
             return
         if program.tag in self.outcomes:
-            others = [other for other, tag in self._ids.items() if tag == program.tag]
+            others = [other for other, tag in self.ids.items() if tag == program.tag]
             self.flaws.append(f"{program.tag} ran as two invocations, {id} and {others[0]}")
-        self._ids[id] = program.tag
+        self.ids[id] = program.tag
         self.outcomes[program.tag] = outcome
-
-    @property
-    def ids(self) -> list[str]:
-        """The ids of what has ended."""
-        return [*self._ids]

@@ -17,7 +17,7 @@ from perdure.stores.port import Delivery
 OFFER_TIMEOUT_SECONDS = 0.5
 
 
-TAKEN, NOT_MINE, NOBODY = b"taken", b"not mine", b"nobody"
+TAKEN, NOT_MINE, NO_RESPONDERS = b"taken", b"not mine", b"no responders"
 """The answers to an offer. The server gives the last one, if no process subscribes."""
 
 
@@ -66,7 +66,7 @@ class Offers:
         if answer is None:
             return None
         if status_of(answer[1]) == UNAVAILABLE:
-            return NOBODY
+            return NO_RESPONDERS
         return answer[0]
 
 

@@ -24,7 +24,7 @@ HEARTBEAT_SECONDS = 3.0
 SILENCE_SECONDS = 8.0
 """Without a heartbeat for this long, a pull is considered lost: the server was restarted, or a route broke."""
 STATUS_HEARTBEAT = 100
-STATUS_NOBODY = 503
+STATUS_NO_RESPONDERS = 503
 MOVE_BACK_SECONDS = 0.2
 """The shortest time between two moves to the back of the waiting pulls."""
 AGAIN_SECONDS = 0.25
@@ -138,7 +138,7 @@ class Puller:
                 self._outstanding = max(0, self._outstanding - int(left)) if left is not None else 0
                 if status != 408:
                     self._not_before = now + AGAIN_SECONDS
-                if self._open and (status == STATUS_NOBODY or b"Consumer Deleted" in headers):
+                if self._open and (status == STATUS_NO_RESPONDERS or b"Consumer Deleted" in headers):
                     self._missed()
                 self.ask(now)
             return

@@ -26,7 +26,7 @@ from perdure.stores.jetstream.ownership.holdings import Holdings, Member, Token
 from perdure.stores.jetstream.ownership.leases import DUE, Leases
 from perdure.stores.jetstream.queue.finding import Finder
 from perdure.stores.jetstream.queue.offers import (
-    NOBODY,
+    NO_RESPONDERS,
     NOT_MINE,
     OFFER_TIMEOUT_SECONDS,
     TAKEN,
@@ -254,7 +254,7 @@ class Routing:
         again = await self._journals.tail(delivery.id)
         if (again.facts.owner, again.facts.epoch) != (tail.facts.owner, tail.facts.epoch):
             self._route(delivery, name, again)
-        elif delivery.attempt == 1 and (answer is None or (answer == NOBODY and tail.facts.owner)):
+        elif delivery.attempt == 1 and (answer is None or (answer == NO_RESPONDERS and tail.facts.owner)):
             # A silent process may be busy, and an owner may be reconnecting: offer it once more.
             await asyncio.sleep(min(OFFER_TIMEOUT_SECONDS, self._leases.lease / 4))
             delivery.attempt = 2
