@@ -312,6 +312,13 @@ def test_step_that_has_not_begun_ends_at_once_when_it_is_cancelled() -> None:
     assert len(steps.arrivals) == 1
 
 
+def test_step_whose_end_a_resumption_has_brought_does_not_end_twice() -> None:
+    steps = InProgress[Attempt]()
+    steps.arrivals.append(Interrupted(0, 1.0))
+    steps.cancel_unbegun(0, pending(cancelled=True), 2.0)
+    assert steps.arrivals == [Interrupted(0, 1.0)]
+
+
 def test_slot_is_needed_until_the_last_thread_of_an_abandoned_step_ends() -> None:
     steps = InProgress[Attempt]()
     attempt = Attempt()

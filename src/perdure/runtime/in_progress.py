@@ -96,7 +96,8 @@ class InProgress(Generic[A]):
         """End a step that has not begun and that the body no longer wants: its end is an arrival at once."""
         if pending is not None and isinstance(pending.command, CallStep) and n not in self.running:
             self.waiting = [each for each in self.waiting if each.n != n]
-            self.arrivals.append(Interrupted(n, at))
+            if not any(each.n == n for each in self.arrivals):  # a pause that ends may have brought its end already
+                self.arrivals.append(Interrupted(n, at))
 
     def ended(self, n: int, attempt: A) -> bool:
         """Remove an attempt whose task has ended; false if it was left behind before."""

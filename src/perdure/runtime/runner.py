@@ -194,10 +194,7 @@ class Runner(Live):
         self._note_deadline(start)
         said = {command.n for command in ready.commands}.union(ready.cancels)  # `_write` and `_durable` see to these
         for n, pending in turn.pending.items():
-            unwanted = (
-                pending.cancel_requested and n not in ready.cancels
-            )  # before the failure: it must not begin again
-            if n not in said or unwanted:
+            if n not in said:
                 self._take_up(n, pending)
         if ready.outcome is not None:
             entries.append(ready.outcome)
@@ -292,7 +289,8 @@ class Runner(Live):
         for command in ready.commands:
             if type(command) is SetTimer and command.n in pending:
                 self._note_time(command.due, command.n)
-        release = outcome is None and not begins and not steps.running and not steps.arrivals
+        in_progress = begins or steps.running or steps.arrivals
+        release = outcome is None and not in_progress and not steps.stopping  # then `stop` releases, and sets a wake
         released = Released(round.at, self._next_due(), self._stuck_at()) if release else None
         transition = compose(record, start, round, ready, outcome, released)
         then = self._settled if outcome is not None else partial(self._durable, new, ready.cancels, release)

@@ -32,7 +32,7 @@ class Slots(Generic[H]):
         self._limit = limit
         self.wanting: deque[H] = deque()
         self.starts: OrderedDict[str, list[Delivery]] = OrderedDict()  # by id: a start without a slot, its messages
-        self._asked = 0  # starts requested from the store that have not come
+        self._asked = 0  # starts requested from the store that have not come; below 0 if some came unasked
 
     @property
     def are_free(self) -> bool:
@@ -74,7 +74,7 @@ class Slots(Generic[H]):
         return room
 
     def start_came(self) -> None:
-        self._asked = max(0, self._asked - 1)
+        self._asked -= 1
 
     def keep_waiting(self, delivery: Delivery, *, is_start: bool) -> bool:
         """Keep a start that finds no slot, and deliveries for one that waits; false if the delivery may go on."""

@@ -198,6 +198,8 @@ class Custody(ABC, Generic[H]):
             hold = member.held[delivery.id] = self._new_hold(delivery)
             self._owners[delivery.id] = member
         hold.deliveries.append(delivery)
+        if isinstance(delivery.item, Start):
+            member.credit -= 1  # whatever brings it: the worker counts it too. Below 0, it came unasked
         member.deliver(delivery)
         if self._parked and isinstance(delivery.item, Start):
             for message in self._parked.pop(delivery.id, ()):

@@ -108,9 +108,7 @@ class MemoryStore:
         self._down = False
         self._pumping = False
         self._opened_at = self._sequence
-        self._due: list[tuple[float, str]] = [(at, id) for id, at in self._wakes.items()]
-        self._due += [(start.due, id) for id, start in self._scheduled.items()]
-        heapq.heapify(self._due)
+        self._read_due()
         self._notices = Notices()
         self._dispatcher = self._make_dispatcher()
         self._canceller = Canceller(self._dispatcher, self.clock, self._unbegun, self.commit)
@@ -168,15 +166,19 @@ class MemoryStore:
         self._write("start", start.id)
         self._digests[start.id] = identity or identity_of(start)
         self._starts[start.id] = start
-        status: Status = "scheduled" if start.due > now else "pending"
+        due = self._due_at(start)
+        status: Status = "scheduled" if due > now else "pending"
         self._index(Row(start.id, start.handler, status, start.key, start.at, now, start.due))
         if status == "scheduled":
             self._scheduled[start.id] = start
-            heapq.heappush(self._due, (start.due, start.id))
-            self._arm()
+            self._note_due(due, start.id)
         else:
             self._enqueue(start)
         return True
+
+    def _due_at(self, start: Start) -> float:
+        """Return when a start is due by the clock of this store: by the one clock of a process, as it says."""
+        return start.due
 
     def _enqueue(self, start: Start) -> None:
         self._sequence += 1
@@ -184,9 +186,8 @@ class MemoryStore:
         if start.key is not None:
             self._lines.setdefault(start.key, {})[start.id, 0] = self._sequence
             if start.timeout is not None:  # so that it times out even if it never gets the key
-                self._wakes[start.id] = start.due + start.timeout
-                heapq.heappush(self._due, (self._wakes[start.id], start.id))
-                self._arm()
+                self._wakes[start.id] = self._due_at(start) + start.timeout
+                self._note_due(self._wakes[start.id], start.id)
             self._grant(start.key)
         else:
             self._dispatcher.queue(Delivery(start.id, start.handler, start, fresh=True, token=self._sequence))
@@ -324,8 +325,7 @@ class MemoryStore:
                 self._soon(partial(self._route, message, 2))
         for key in self._lines:
             self._soon(partial(self._grant, key))  # its process may have died just before
-        self._due = [(at, id) for id, at in self._wakes.items()] + [(s.due, id) for id, s in self._scheduled.items()]
-        heapq.heapify(self._due)
+        self._read_due()
         self._arm()
 
     async def _fetch(self, handler: str, after: int, limit: int) -> Page:
@@ -418,7 +418,19 @@ class MemoryStore:
     def _set_wake(self, id: str, at: float) -> None:
         self._write("wake", id)
         self._wakes[id] = at
-        heapq.heappush(self._due, (at, id))
+        self._note_due(at, id)
+
+    def _read_due(self) -> None:
+        """Sort all that is to come by when it is due; what is due at the same time, in the order of acceptance."""
+        times = [(at, id) for id, at in self._wakes.items()]
+        times += [(self._due_at(start), id) for id, start in self._scheduled.items()]
+        self._due = [(at, number, id) for number, (at, id) in enumerate(times)]
+        self._due_noted = len(times)
+        heapq.heapify(self._due)
+
+    def _note_due(self, at: float, id: str) -> None:
+        self._due_noted += 1
+        heapq.heappush(self._due, (at, self._due_noted, id))
         self._arm()
 
     def _arm(self) -> None:
@@ -428,7 +440,7 @@ class MemoryStore:
     def _ring(self) -> None:
         now = self.clock.now()
         while self._due and self._due[0][0] <= now:
-            at, id = heapq.heappop(self._due)
+            at, _, id = heapq.heappop(self._due)
             if (start := self._scheduled.get(id)) is not None:
                 row = self._rows[id]
                 self._write("due", id)
