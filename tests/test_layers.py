@@ -47,7 +47,8 @@ BEHIND_OPERATIONS = (
     *(f"perdure.core.{name}" for name in ("journal", "history", "effects", "generations", "messages", "apply")),
     *("perdure.operations.local", "perdure.runtime.unserved"),
 )
-COMPOSERS = {"perdure.connect", "perdure.testing.environment"}
+SIMULATION = {f"perdure.testing.simulation.{name}" for name in ("face", "shared")}
+COMPOSERS = {"perdure.connect", "perdure.testing.environment", *SIMULATION}
 """Who put a client together: they may know concrete stores, and the integrations that extras bring."""
 
 CORE_OUTSIDERS = {"msgspec", "typing_extensions"}

@@ -357,6 +357,26 @@ def test_an_end_asked_for_before_the_failure_stays():
     driver.check_replay()
 
 
+def test_what_failed_when_it_was_asked_to_end_is_not_issued_again_and_ends_as_asked():
+    async def body(ctx: Context) -> Any:
+        doomed = asyncio.ensure_future(step("doomed"))
+        await step("a")
+        doomed.cancel()
+        try:
+            return await doomed
+        except asyncio.CancelledError:
+            return "ended"
+
+    driver = Driver(body)
+    driver.returns(0 if driver.names[0] == "a" else 1, "a")
+    driver.raises(failed_cause(driver, "doomed"), BAD)
+    failed(driver)
+    assert [type(entry) for entry in driver.retries()] == [Retried, Interrupted]
+    driver.finish()
+    assert driver.value == "ended"
+    driver.check_replay()
+
+
 def test_a_failure_that_the_body_had_stored_is_retried_over_a_later_generation():
     """The first retry is after the stored failure, which the second one cuts before: what came since is sorted out."""
 

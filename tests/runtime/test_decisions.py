@@ -296,9 +296,8 @@ def test_new_steps_are_those_that_are_wanted_and_have_not_begun_early() -> None:
     assert [each.n for each in steps.new(ready, known)] == [0, 3]
     steps.begun_early.add(0)
     assert [each.n for each in steps.new(ready, known)] == [3]
-    assert steps.begins(ready, known)
     steps.begun_early.add(3)
-    assert not steps.begins(ready, known)
+    assert not steps.new(ready, known)
 
 
 def test_step_that_has_not_begun_ends_at_once_when_it_is_cancelled() -> None:
@@ -311,6 +310,13 @@ def test_step_that_has_not_begun_ends_at_once_when_it_is_cancelled() -> None:
     steps.running[2] = Attempt()
     steps.cancel_unbegun(2, pending(), 2.0)
     assert len(steps.arrivals) == 1
+
+
+def test_step_whose_end_a_resumption_has_brought_does_not_end_twice() -> None:
+    steps = InProgress[Attempt]()
+    steps.arrivals.append(Interrupted(0, 1.0))
+    steps.cancel_unbegun(0, pending(cancelled=True), 2.0)
+    assert steps.arrivals == [Interrupted(0, 1.0)]
 
 
 def test_slot_is_needed_until_the_last_thread_of_an_abandoned_step_ends() -> None:

@@ -69,3 +69,18 @@ def test_room_counts_what_is_taken_asked_for_and_waiting() -> None:
     assert slots.ask() == 1
     slots.forget()
     assert slots.ask() == 4
+
+
+def test_start_that_came_unasked_is_counted_like_any_other() -> None:
+    slots = Slots[Runner](1)
+    assert slots.ask() == 1
+    slots.start_came()
+    slots.take(holder := Runner())
+    slots.start_came()
+    assert slots.keep_waiting(start("unasked"), is_start=True)
+    assert slots.ask() == 0
+    slots.release(holder)
+    assert slots.next_start()
+    slots.take(Runner())
+    assert slots.ask() == 1  # the store owes nothing then, and the one slot is taken
+    assert slots.ask() == 0

@@ -70,19 +70,21 @@ def boundaries_in(frames: Iterable[Frame], /) -> list[Boundary]:
     return [(retried.issued, retried.generation) for retried in retries]
 
 
-def sort(plan: Plan, issued: int, pending: Mapping[int, Pending], /) -> tuple[list[Entry], list[int]]:
+def sort(plan: Plan, issued: int, pending: Mapping[int, Pending], at: float, /) -> tuple[list[Entry], list[int]]:
     """Split what came after the cut into outcomes to keep and commands to issue again.
 
     A result is kept. A failure is dropped if it made the invocation fail too, or was caused by a cancellation after the
-    cut. Interrupted steps run on. The time at rest does not count for timers.
+    cut. Interrupted steps run on. The time at rest does not count for timers. What failed after the body had asked it
+    to end is not issued again: it ends as asked.
     """
-    kept: list[Answering] = []
-    again = {n for n in plan.cut.causes if n in pending}
+    causes = [n for n in plan.cut.causes if n in pending]
+    kept: list[Answering] = [Interrupted(n, at) for n in causes if pending[n].cancel_requested]
+    again = {n for n in causes if not pending[n].cancel_requested}
     for entry in plan.cut.later:
         if not isinstance(entry, Answering) or entry.n >= issued:
             continue
         n, waiting = entry.n, pending.get(entry.n)
-        if waiting is None or n in again:
+        if waiting is None or n in again or n in causes:
             continue
         ended_by_failure = n in plan.cancelled and not waiting.cancel_requested
         if isinstance(entry, Interrupted) and ended_by_failure:

@@ -214,7 +214,7 @@ class Turn(Issuer):
             return f"its code diverges from what is kept of its journal: {self.divergence}"
         issued = min(self._issued, planned.recorded)
         self._boundaries[-1] = (issued, generation)
-        kept, again = sort(planned, issued, self.pending)
+        kept, again = sort(planned, issued, self.pending, at)
         for n in again:
             command = self.pending[n].command
             if isinstance(command, CallChild) and command.start.chosen:

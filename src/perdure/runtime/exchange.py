@@ -112,6 +112,8 @@ class Exchange(ABC):
     def _answered(self, question: Callable[[], Awaitable[T]], told: Callable[[T], None], task: asyncio.Task[T]) -> None:
         if self.closed or task.cancelled():
             self._store = "idle"
+            if not task.cancelled() and (late := task.exception()) is not None:
+                log.debug("invocation %s: a read failed after it had left this worker", self.id, exc_info=late)
             return
         error = task.exception()
         if error is not None:
@@ -195,7 +197,10 @@ class Exchange(ABC):
         elif isinstance(error, Conflict):
             # Another worker has written, perhaps an owner that was declared dead. Our deliveries are still to do.
             log.warning("invocation %s: reloading: %s", self.id, error)
-            self._begin_anew(transition.acknowledge)
+            if transition.acknowledge or self._inbox:
+                self._begin_anew(transition.acknowledge)
+            else:
+                self._read(partial(self.home.store.journal, self.id), self._begin_anew_if_ours)
         else:  # nothing was written, and the same transition is still right
             self.home.commit_failed(self.id, error)
             self._failures = 0 if isinstance(error, StoreError) else self._failures + 1
@@ -210,6 +215,14 @@ class Exchange(ABC):
         held = [*taken, *self._inbox]
         self._leave()
         self._deliver_again(held)
+
+    def _begin_anew_if_ours(self, journal: Journal) -> None:
+        """Go on, with nothing in hand, if the last frame is our own: it was written, and the answer was lost.
+
+        Nothing would bring the invocation to a worker then: it is claimed by this one.
+        """
+        is_ours = bool(journal.frames) and journal.frames[-1].writer == self.home.writer.name
+        self._begin_anew([Delivery(self.id, self.handler, Wake())] if is_ours else [])
 
     def _deliver_again(self, held: Sequence[Delivery]) -> None:
         for delivery in held:

@@ -70,10 +70,6 @@ class InProgress(Generic[A]):
         return [(n, each) for n, each in pending.items() if n not in known]
 
     # --- what begins --------------------------------------------------------------------------------------------------
-    def begins(self, ready: Ready, pending: Mapping[int, Pending]) -> bool:
-        """Report whether steps will begin once a frame with these commands is durable."""
-        return bool(self.waiting) or (bool(ready.commands) and bool(self.new(ready, pending)))
-
     def new(self, ready: Ready, pending: Mapping[int, Pending]) -> list[Waiting]:
         """Return the steps to begin among commands that were just issued."""
         found: list[Waiting] = []
@@ -100,7 +96,8 @@ class InProgress(Generic[A]):
         """End a step that has not begun and that the body no longer wants: its end is an arrival at once."""
         if pending is not None and isinstance(pending.command, CallStep) and n not in self.running:
             self.waiting = [each for each in self.waiting if each.n != n]
-            self.arrivals.append(Interrupted(n, at))
+            if not any(each.n == n for each in self.arrivals):  # a pause that ends may have brought its end already
+                self.arrivals.append(Interrupted(n, at))
 
     def ended(self, n: int, attempt: A) -> bool:
         """Remove an attempt whose task has ended; false if it was left behind before."""

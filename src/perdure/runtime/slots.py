@@ -32,7 +32,7 @@ class Slots(Generic[H]):
         self._limit = limit
         self.wanting: deque[H] = deque()
         self.starts: OrderedDict[str, list[Delivery]] = OrderedDict()  # by id: a start without a slot, its messages
-        self._asked = 0  # starts requested from the store that have not come
+        self._asked = 0  # starts requested from the store that have not come; below 0 if some came unasked
 
     @property
     def are_free(self) -> bool:
@@ -46,7 +46,7 @@ class Slots(Generic[H]):
 
     def acquire(self, holder: H) -> bool:
         """Give a slot if one is free; otherwise the holder waits for one."""
-        if self.are_free:
+        if self.taken < self._limit:
             self.take(holder)
             return True
         if holder not in self.wanting:
@@ -74,7 +74,7 @@ class Slots(Generic[H]):
         return room
 
     def start_came(self) -> None:
-        self._asked = max(0, self._asked - 1)
+        self._asked -= 1
 
     def keep_waiting(self, delivery: Delivery, *, is_start: bool) -> bool:
         """Keep a start that finds no slot, and deliveries for one that waits; false if the delivery may go on."""
@@ -82,7 +82,7 @@ class Slots(Generic[H]):
         if waiting is not None:
             waiting.append(delivery)
             return True
-        if is_start and not self.are_free:
+        if is_start and self.taken >= self._limit:
             self.starts[delivery.id] = [delivery]
             return True
         return False

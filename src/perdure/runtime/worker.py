@@ -229,9 +229,16 @@ class Worker:
 
     # --- deliveries ---------------------------------------------------------------------------------------------------
     def _deliver(self, delivery: Delivery) -> None:
+        """Take a delivery from the store. Every start counts as one that was asked for, as it does there."""
+        if type(delivery.item) is not Start:
+            self._take(delivery)
+            return
+        self._slots.start_came()
+        self._take(delivery)
+        self._ask()  # for another, if it took no slot: it came again, or after a message
+
+    def _take(self, delivery: Delivery) -> None:
         is_start = type(delivery.item) is Start
-        if is_start:
-            self._slots.start_came()
         if not self._running:
             return
         runner = self._runners.get(delivery.id)
@@ -248,6 +255,7 @@ class Worker:
         if runner is not None:
             self._cached.pop(id, None)
             runner.close()
+        self._ask()  # a start that waited for a slot leaves room for another
 
     def _admit(self, delivery: Delivery) -> None:
         runner = self._runners[delivery.id] = Runner(self, delivery)
@@ -273,9 +281,10 @@ class Worker:
         scheduled, self._scheduled = self._scheduled, []
         batch = iter(scheduled)
         try:
+            at = self.clock.now()  # one time for all: the facts that they record have times of their own
             for runner in batch:
                 runner.scheduled = False
-                runner.advance()
+                runner.advance(at)
         finally:
             for runner in batch:  # an interrupt hit one of them: the rest run in the next round
                 runner.scheduled = False
@@ -308,7 +317,7 @@ class Worker:
             start, *more = deliveries
             self._admit(start)
             for delivery in more:
-                self._deliver(delivery)
+                self._take(delivery)
         self._ask()
 
     def became_idle(self, runner: Runner, /) -> None:
@@ -335,7 +344,7 @@ class Worker:
 
     def deliver_again(self, delivery: Delivery, /) -> None:
         """Give deliveries that came while an invocation settled to a new runner, which answers from the journal."""
-        self._deliver(delivery)
+        self._take(delivery)
 
     def pause_by_new_runner(self, deliveries: Sequence[Delivery], reason: str, /) -> None:
         """After an unexpected exception, give the deliveries to a new runner, which pauses the invocation."""

@@ -15,7 +15,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection
 from typing import Generic, TypeVar
 
-from msgspec import Struct, field
+from msgspec import Struct
 from msgspec.structs import replace
 
 from perdure.background import RateLimitedLog
@@ -39,7 +39,7 @@ class Hold(Struct, eq=False):
 
     id: str
     handler: str
-    deliveries: list[Delivery] = field(default_factory=list[Delivery])
+    deliveries: list[Delivery] = []
     claimed: bool = False
 
 
@@ -198,6 +198,8 @@ class Custody(ABC, Generic[H]):
             hold = member.held[delivery.id] = self._new_hold(delivery)
             self._owners[delivery.id] = member
         hold.deliveries.append(delivery)
+        if isinstance(delivery.item, Start):
+            member.credit -= 1  # whatever brings it: the worker counts it too. Below 0, it came unasked
         member.deliver(delivery)
         if self._parked and isinstance(delivery.item, Start):
             for message in self._parked.pop(delivery.id, ()):

@@ -46,7 +46,7 @@ def _replay(workflow: Workflow[..., Any], loaded: Loaded) -> None:
         body = workflow.body(start)
     except PerdureError as error:
         raise _diverged(loaded, "its input", f"another: {error}") from error
-    if frames and _ended_without_its_body(frames):
+    if frames and ended_without_its_body(frames):
         frames = frames[:-1]
     turn = _ExportedTurn(
         start,
@@ -67,7 +67,7 @@ def _replay(workflow: Workflow[..., Any], loaded: Loaded) -> None:
         raise _diverged(loaded, divergence.recorded, divergence.issued)
 
 
-def _ended_without_its_body(frames: Sequence[Frame]) -> bool:
+def ended_without_its_body(frames: Sequence[Frame]) -> bool:
     """Report whether the outcome is not one of the body: cancelled by force or before it began, or late for its key."""
     match frames[-1].outcome:
         case Cancelled(forced=forced, message=message):

@@ -160,8 +160,6 @@ class Dispatcher(custody.Custody[Hold]):
                 if owner is None and not member.may_take(delivery):
                     self._offer_or_keep(delivery)
                     continue
-                if owner is None:
-                    member.credit -= 1
                 self.hand(owner or member, delivery)  # an invocation has one owner, whatever comes for it
             if member.open and member.credit > 0:
                 for handler in member.handlers:
@@ -220,8 +218,7 @@ class Dispatcher(custody.Custody[Hold]):
             for hold in [*member.held.values()]:
                 for delivery in [*hold.deliveries]:
                     again = replace(delivery, attempt=delivery.attempt + 1, fresh=False)
-                    hold.deliveries.append(again)
-                    member.deliver(again)
+                    self.hand(member, again)
 
     # --- what became of deliveries ------------------------------------------------------------------------------------
     def committed(self, id: str, acknowledged: Iterable[Delivery], *, ended: bool) -> None:

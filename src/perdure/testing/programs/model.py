@@ -108,7 +108,9 @@ class Model:
         if maybe:
             self._maybe.add(program.tag)
         below = maybe or program.tag in self._cancels
-        return [tag for each in program.operations for tag in self._enter_operation(each, program, below)]
+        started = [(each, self._enter_operation(each, program, below)) for each in program.operations]
+        before_it_failed = itertools.takewhile(lambda each: not isinstance(each[0], Mend), started)
+        return [tag for _, tags in before_it_failed for tag in tags]
 
     def _enter_operation(self, operation: AnyOperation, program: Program, maybe: bool) -> list[str]:
         held = self._held[program.tag]
@@ -260,7 +262,7 @@ class Model:
             case Group(members, _, None):
                 return [self._told_of(each, outcomes) for each in members]
             case Group(members):
-                return [told_of(_when_told(each, outcomes.get(each.tag))) for each in members]
+                return [_told_in_group(each, outcomes.get(each.tag)) for each in members]
             case Together(branches, "gather" | "group") if any(map(breaks, branches)):
                 return failure_of(program)
             case _:
@@ -303,9 +305,12 @@ def _uses(program: Program) -> list[AnyOperation]:
     return [each for each in program.operations if isinstance(each, Put | Drop | Get)]
 
 
-def _when_told(member: Program, outcome: Outcome) -> Outcome:
-    """Return what came of a member when its group was told: a retry comes later."""
-    return must_be_mended(member) if member.needs_mending and outcome is not None else outcome
+def _told_in_group(member: Program, outcome: Outcome) -> Expected:
+    """Return what came of a member when its group was told: a retry comes later, and may end as cancelled."""
+    if not member.needs_mending:
+        return told_of(outcome)
+    broken = told_of(must_be_mended(member))
+    return broken if outcome is not None else Choice([broken, told_of(None)])
 
 
 def _ways_to_end(results: Sequence[Expected]) -> Iterator[tuple[Expected, ...]]:
@@ -326,6 +331,7 @@ def _may_swallow(program: Program) -> bool:
         isinstance(each, Break | Mend)
         or (isinstance(each, Work) and each.fails)
         or (isinstance(each, Limit) and each.way == "wait_for")
+        or (isinstance(each, GiveUp) and each.way == "limit")  # the time limit of a child is its failure
         or any(child.fails or child.needs_mending for child in started_by(each))
         for each in walk(program.operations)
     )

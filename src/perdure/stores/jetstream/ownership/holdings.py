@@ -232,6 +232,7 @@ class Holdings(custody.Custody[Hold]):
             member.credit += member.open
             self.hand(owner, delivery)
         elif member.open:
+            member.credit += 1  # it was reserved by `pump`, and counts now
             self.hand(member, self._as_seen(delivery))
         else:
             self._put_back(delivery)

@@ -1,0 +1,323 @@
+"""Watches every write of the store, and every step that begins, for the invariants of ARCHITECTURE.md.
+
+It keeps its own account of each invocation, from the frames alone, and believes neither the index nor the runtime.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator
+
+from msgspec import Struct, field
+
+from perdure.core.generations import current
+from perdure.core.ids import idempotency_key
+from perdure.core.journal import (
+    Accepted,
+    CallChild,
+    CallStep,
+    Cancelled,
+    CancelRequested,
+    Claimed,
+    Command,
+    Entry,
+    Fired,
+    Frame,
+    Granted,
+    Interrupted,
+    Joined,
+    Outcome,
+    Paused,
+    Raised,
+    Refused,
+    Released,
+    Resumed,
+    Retried,
+    Returned,
+    SendStart,
+    SetTimer,
+    Start,
+    decode_frame,
+    encode_frame,
+)
+from perdure.stores.port import Transition
+from perdure.testing.simulation.shared import Author
+from perdure.testing.simulation.trace import Trace
+from perdure.testing.simulation.violation import Violation
+
+TIMER_SLACK_SECONDS = 1e-5
+"""Times since the epoch are rounded to less than this."""
+
+Answer = Returned | Raised | Fired | Interrupted
+
+
+class Life(Struct):
+    """What is known of one invocation."""
+
+    id: str
+    start: Start | None = None
+    frames: list[bytes] = field(default_factory=list[bytes])
+    owner: str | None = None
+    epoch: int = 0
+    outcome: Outcome | None = None
+    outcomes: list[Outcome] = field(default_factory=list[Outcome])  # of all generations
+    settled_at: int = 0  # the number of the write
+    generation: int = 0
+    granted: int = -1
+    commands: dict[int, Command] = field(default_factory=dict[int, Command])
+    answers: dict[int, Answer] = field(default_factory=dict[int, Answer])
+    messages: set[str] = field(default_factory=set[str])
+    keys: dict[str, int] = field(default_factory=dict[str, int])  # steps, by their idempotency keys
+    cancels: dict[str, int] = field(default_factory=dict[str, int])  # children that are to end, and since which write
+    cancelled_at: int = 0  # the number of the write that brought its own cancellation
+    was_paused: bool = False
+
+
+class Observer:
+    """The witness of a run. What it finds goes to `report`."""
+
+    def __init__(self, report: Callable[[Violation], None], trace: Trace) -> None:
+        self.lives: dict[str, Life] = {}
+        self.gone: dict[str, Life] = {}  # those that were purged
+        self.purged: set[str] = set()
+        self._report = report
+        self._trace = trace
+        self._writes = 0
+        self._authors: dict[str, str] = {}  # the process behind each writer
+        self._derived: dict[str, tuple[str, int, int]] = {}
+        self._queues: dict[str, list[tuple[str, int]]] = {}  # of keys, in the order of acceptance
+        self._holders: dict[str, str] = {}
+
+    def breach(self, number: int, text: str) -> None:
+        self._report(Violation(number, text))
+
+    def life(self, id: str) -> Life:
+        life = self.lives.get(id)
+        if life is None:
+            life = self.lives[id] = Life(id)
+        return life
+
+    # --- the witness --------------------------------------------------------------------------------------------------
+    def queued(self, id: str, generation: int, key: str, /) -> None:
+        self._queues.setdefault(key, []).append((id, generation))
+
+    def removed(self, ids: Collection[str], /) -> None:
+        for id in ids:
+            life = self.lives.pop(id, None)
+            if life is not None:
+                self.gone[id] = life
+                if life.outcome is None:
+                    self.breach(16, f"{id} is purged, and has not settled")
+            self.purged.add(id)
+            self._trace.count("purge")
+
+    def committed(self, author: Author | None, transition: Transition, /) -> None:
+        self._trace.note("committed", transition.id, transition.status or "", process=_name(author))
+
+    def wrote(self, author: Author | None, transition: Transition, frame: Frame, size: int, /) -> None:
+        self._writes += 1
+        id, life = transition.id, self.life(transition.id)
+        entries = " ".join(type(entry).__name__ for entry in frame.entries)
+        self._trace.note("wrote", id, (transition.expected + 1, entries, len(frame.commands)), process=_name(author))
+        if size != len(life.frames) + 1 or transition.expected != len(life.frames):
+            self.breach(3, f"{id}: frame {size} extends revision {transition.expected}, and {len(life.frames)} it had")
+        life.frames.append(encode_frame(frame))
+        self._check_writer(author, life, frame)
+        if life.outcome is not None and not any(type(entry) is Retried for entry in frame.entries):
+            self.breach(8, f"{id} has settled, and gets another frame: {entries}")
+        if id in self.purged:
+            self.breach(16, f"{id} was purged, and runs again")
+        now = None if author is None else author.now()
+        retried = [entry for entry in frame.entries if type(entry) is Retried]
+        for entry in retried:
+            self._retry(life, entry)
+        for (
+            command
+        ) in frame.commands:  # before the entries: a timer whose time has passed fires in the frame that sets it
+            self._issue(life, command)
+        for entry in frame.entries:
+            self._note(life, entry, now)
+        for n in frame.cancels:
+            self._cancel(life, n)
+        if (outcome := frame.outcome) is not None:
+            self._settle(life, outcome)
+
+    # --- frames -------------------------------------------------------------------------------------------------------
+    def _check_writer(self, author: Author | None, life: Life, frame: Frame) -> None:
+        """Only the process of the last claim writes, until it lets go."""
+        if self._authors.setdefault(frame.writer, _name(author)) != _name(author):
+            self.breach(4, f"{life.id}: {_name(author)} writes in the name of {self._authors[frame.writer]}")
+        claims = [entry for entry in frame.entries if type(entry) is Claimed]
+        for claim in claims:
+            if claim.epoch != life.epoch + 1:
+                self.breach(4, f"{life.id}: epoch {claim.epoch} follows {life.epoch}")
+            if life.owner is not None and life.owner != frame.writer:
+                self._trace.count("take-over of a claimed invocation")
+            life.epoch, life.owner = claim.epoch, frame.writer
+        if life.owner is not None and life.owner != frame.writer:
+            self.breach(4, f"{life.id}: {_name(author)} wrote into what {self._authors.get(life.owner)} had claimed")
+        if life.owner is None and author is not None:
+            self.breach(4, f"{life.id}: {_name(author)} wrote without a claim")
+        if frame.outcome is not None or (frame.entries and type(frame.entries[-1]) is Released):
+            life.owner = None
+
+    def _note(self, life: Life, entry: Entry, now: float | None) -> None:
+        id = life.id
+        match entry:
+            case Accepted(start=start):
+                if life.start is not None:
+                    self.breach(7, f"{id} is accepted twice")
+                life.start = start
+            case Returned() | Raised() | Fired() | Interrupted():
+                self._answer(life, entry, now)
+            case Granted(generation=generation):
+                self._grant(life, generation)
+            case CancelRequested():
+                life.cancelled_at = life.cancelled_at or self._writes
+            case Paused():
+                life.was_paused = True
+            case _:
+                pass
+        message = _message_of(entry)
+        if message is not None:
+            if message in life.messages:
+                self.breach(7, f"{id}: message {message} is applied twice")
+            life.messages.add(message)
+
+    def _answer(self, life: Life, entry: Answer, now: float | None) -> None:
+        command = life.commands.get(entry.n)
+        if entry.n in life.answers:
+            self.breach(1, f"{life.id}: command #{entry.n} has an answer, and gets another")
+        if command is None and not isinstance(entry, (Returned, Raised, Interrupted)):
+            self.breach(6, f"{life.id}: timer #{entry.n} fires, and was never set")
+        life.answers[entry.n] = entry
+        if isinstance(entry, Fired) and isinstance(command, SetTimer):
+            clock = entry.at if now is None else now
+            if min(entry.at, clock) < command.due - TIMER_SLACK_SECONDS:
+                self.breach(6, f"{life.id}: timer #{entry.n} is due at {command.due}, and fires at {entry.at}")
+
+    def _issue(self, life: Life, command: Command) -> None:
+        if command.n in life.commands:
+            self.breach(15, f"{life.id}: two commands are #{command.n}")
+        life.commands[command.n] = command
+        if isinstance(command, CallStep):
+            life.keys[idempotency_key(life.id, life.generation, command.n, command.name)] = command.n
+        if isinstance(command, (CallChild, SendStart)) and not command.start.chosen:
+            place = (life.id, life.generation, command.n)
+            if self._derived.setdefault(command.start.id, place) != place:
+                self.breach(15, f"{command.start.id} names {place} and {self._derived[command.start.id]}")
+
+    def _cancel(self, life: Life, n: int) -> None:
+        command = life.commands.get(n)
+        if isinstance(command, CallChild):
+            life.cancels.setdefault(command.start.id, self._writes)
+
+    def _retry(self, life: Life, entry: Retried) -> None:
+        """Take up what a retry keeps of the journal."""
+        self._trace.count("retry")
+        if type(life.outcome).__name__ != "Failed":
+            self.breach(8, f"{life.id} is retried, and has not failed")
+        life.outcome = None
+        life.generation = entry.generation
+        life.commands, life.answers = {}, {}
+        frames = [decode_frame(data, life.id) for data in life.frames]
+        *kept, last = current(frames)
+        for frame in kept:
+            for command in frame.commands:
+                life.commands[command.n] = command
+            for each in frame.entries:
+                if isinstance(each, (Returned, Raised, Fired, Interrupted)):
+                    life.answers[each.n] = each
+        for command in last.commands:  # issued again: noted with the frame
+            life.commands.pop(command.n, None)
+        for n in entry.again:
+            life.answers.pop(n, None)
+
+    def _settle(self, life: Life, outcome: Outcome) -> None:
+        life.outcome, life.settled_at = outcome, self._writes
+        life.outcomes.append(outcome)
+        if isinstance(outcome, Cancelled):
+            life.cancelled_at = life.cancelled_at or self._writes
+        key = None if life.start is None else life.start.key
+        if key is not None and self._holders.get(key) == life.id:
+            del self._holders[key]
+        for command in life.commands.values():
+            if isinstance(command, CallChild) and command.n not in life.answers:
+                if command.start.id not in life.cancels:
+                    self.breach(9, f"{life.id} ends, and leaves its child {command.start.id} behind")
+
+    def _grant(self, life: Life, generation: int) -> None:
+        key = None if life.start is None else life.start.key
+        if key is None:
+            return
+        holder = self._holders.get(key)
+        if holder is not None and holder != life.id:
+            self.breach(5, f"key {key} is granted to {life.id}, and {holder} holds it")
+        self._holders[key] = life.id
+        life.granted = generation
+        for id, queued in self._queues.get(key, []):
+            if (id, queued) == (life.id, generation):
+                break
+            ahead = self.lives.get(id)
+            if queued == 0 and id not in self.purged and (ahead is None or (ahead.granted < 0 and not ahead.outcome)):
+                self.breach(5, f"{life.id} is granted key {key} before {id}, which was accepted earlier")
+
+    # --- steps --------------------------------------------------------------------------------------------------------
+    def step_begins(self, process: str, id: str, key: str, name: str, attempt: int, *, is_owner: bool) -> None:
+        """Note that a step begins; `is_owner`: the lease of its process is valid, as far as the store knows."""
+        self._trace.note("step", id, (name, attempt), process=process)
+        if id in self.purged:
+            self.breach(16, f"{id} was purged, and step {name} runs")
+        life = self.lives.get(id)
+        if life is None or not life.frames:
+            return  # its first frame is held back
+        if not is_owner:
+            self._trace.count("step begun by a former owner")
+            return
+        n = life.keys.get(key)
+        if n is None:
+            self.breach(18, f"{id}: step {name} begins before it is durable")
+        elif n in life.answers:
+            self.breach(2, f"{id}: step #{n} {name} has a result, and runs again")
+
+    # --- in the end ---------------------------------------------------------------------------------------------------
+    def end(self, frames_of: Callable[[str], list[bytes]], was_told: Callable[[str], bool]) -> Iterator[Violation]:
+        """Name what does not hold when all is over."""
+        for id, life in self.lives.items():
+            if frames_of(id) != life.frames:
+                yield Violation(1, f"{id}: its journal is not what was written")
+            if life.outcome is None and life.frames:
+                yield Violation(13, f"{id} has not ended")
+            for child, since in life.cancels.items():
+                yield from self._unreached(id, child, since, was_told)
+
+    def _unreached(self, id: str, child: str, since: int, was_told: Callable[[str], bool]) -> Iterator[Violation]:
+        life = self.lives.get(child)
+        if child in self.purged:
+            return
+        if life is None or life.outcome is None:
+            yield Violation(9, f"{id} was to end its child {child}, which has not ended")
+        elif life.settled_at > since and not life.cancelled_at:
+            if not was_told(f"cancel:{child}") and not was_told(f"force:{child}"):
+                yield Violation(9, f"{id} was to end its child {child}, which was never told")
+
+
+def _message_of(entry: Entry) -> str | None:
+    match entry:
+        case (
+            Returned(message=message)
+            | Raised(message=message)
+            | CancelRequested(message=message)
+            | Paused(message=message)
+            | Resumed(message=message)
+            | Refused(message=message)
+            | Joined(message=message)
+            | Retried(message=message)
+            | Cancelled(message=message)
+        ):
+            return message
+        case _:
+            return None
+
+
+def _name(author: Author | None) -> str:
+    return "store" if author is None else author.name

@@ -1,0 +1,119 @@
+"""The store as a process of its own: it knows which process asks, and tells one that another has taken over."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+from random import Random
+from typing import TYPE_CHECKING, cast
+
+from msgspec.structs import replace
+
+from perdure.core.journal import Claimed, Frame
+from perdure.stores.port import Delivery, Transition
+from perdure.testing.simulation.clock import ProcessClock
+from perdure.testing.simulation.loop import Process, World
+from perdure.testing.simulation.plan import Noise
+from perdure.testing.simulation.shared import LEASE_SECONDS, Author, SharedStore, Witness, WriterDied
+from perdure.testing.simulation.trace import Trace
+from perdure.testing.simulation.violation import Violation
+
+if TYPE_CHECKING:
+    from perdure.testing.simulation.face import Face
+
+
+class Server:
+    """Runs the store in a process that never ends but for an outage. `witness` sees what is written."""
+
+    def __init__(self, world: World, witness: Witness, noise: Noise, chance: Random, trace: Trace) -> None:
+        self.process = Process(world, "store")
+        self.store = SharedStore(ProcessClock(self.process), self)
+        self.trace = trace
+        self.noise = noise
+        self.chance = chance
+        self._witness = witness
+        self._claims: dict[str, Face] = {}  # the process of the last claim of each invocation
+
+    # --- messages between processes -----------------------------------------------------------------------------------
+    def delay(self) -> float:
+        """Draw how late a message to a process is."""
+        noise = self.noise
+        return self.chance.random() * noise.delay if noise.late and self.chance.random() < noise.late else 0.0
+
+    def write(self, face: Face, write: Callable[[], None], dies_in: int | None = None) -> None:
+        """Write for a process, which shows that it lives; it may end on the way."""
+        self.renew(face)
+        try:
+            self.store.write_as(face, write, dies_in)
+        except WriterDied:
+            self.trace.count("crash between append and acknowledgement")
+            face.crash()
+
+    def breach(self, number: int, text: str) -> None:
+        """Report that an invariant does not hold."""
+        self.process.world.report(Violation(number, text))
+
+    # --- leases -------------------------------------------------------------------------------------------------------
+    def ended(self, face: Face, after: float) -> None:
+        """Give what an ended process held to others, once the store notices."""
+        self.process.receive(self._leave, face, delay=after)
+
+    def _leave(self, face: Face) -> None:
+        if face.member is not None and face.member.open:
+            self.trace.note("leaves", more=face.name)
+            face.member.close()
+
+    def stands_still(self, face: Face, seconds: float) -> None:
+        """End the lease of a process that stands still for longer."""
+        if seconds > LEASE_SECONDS:
+            self.process.receive(self.expire, face, delay=LEASE_SECONDS)
+
+    def expire(self, face: Face) -> None:
+        """End the lease of a process, which does not know it."""
+        if face.member is not None and face.member.open and not face.process.is_ended:
+            self.trace.note("expires", more=face.name)
+            self.trace.count("lease of a living process ended")
+            face.is_zombie = True
+            self.store.expire(face.member)
+
+    def renew(self, face: Face) -> None:
+        """Take a process back that has shown life."""
+        if face.member is not None and not face.process.is_ended:
+            self.store.revive(face.member)
+
+    # --- deliveries ---------------------------------------------------------------------------------------------------
+    def deliver(self, face: Face, delivery: Delivery) -> None:
+        """Pass a delivery on: late perhaps, and perhaps twice."""
+        delay = self.delay()
+        self.trace.note("delivers", delivery.id, (face.name, type(delivery.item).__name__, delivery.attempt))
+        face.process.receive(face.take, delivery, delay=delay)
+        if self.noise.twice and self.chance.random() < self.noise.twice:
+            self.process.receive(self._deliver_again, delivery, delay=self.chance.random() * self.noise.delay)
+
+    def _deliver_again(self, delivery: Delivery) -> None:
+        again = replace(delivery, attempt=delivery.attempt + 1, fresh=False)
+        if self.store.dispatcher.twice(delivery, again):
+            self.trace.count("delivery duplicated")
+
+    # --- the witness --------------------------------------------------------------------------------------------------
+    def queued(self, id: str, generation: int, key: str, /) -> None:
+        self._witness.queued(id, generation, key)
+
+    def wrote(self, author: Author | None, transition: Transition, frame: Frame, size: int, /) -> None:
+        self._witness.wrote(author, transition, frame, size)
+        if author is not None and any(type(entry) is Claimed for entry in frame.entries):
+            self._claimed(author, transition.id)
+        if transition.released or frame.outcome is not None:
+            self._claims.pop(transition.id, None)
+
+    def _claimed(self, author: Author, id: str) -> None:
+        """Tell the process that had claimed an invocation, and not released it, that another has."""
+        before = self._claims.get(id)
+        self._claims[id] = face = cast("Face", author)
+        if before is not None and before is not face:
+            before.tell_lost(id)
+
+    def committed(self, author: Author | None, transition: Transition, /) -> None:
+        self._witness.committed(author, transition)
+
+    def removed(self, ids: Collection[str], /) -> None:
+        self._witness.removed(ids)

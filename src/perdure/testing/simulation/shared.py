@@ -1,0 +1,218 @@
+"""The memory store as several processes share it: it knows which process commits, and how long each was silent.
+
+The tables, and the order in which they are written, are those of `stores.memory`. What is added is what a store of
+many processes has: an owner that was declared dead may come back and write, if no other has claimed meanwhile.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable, Sequence
+from typing import Protocol
+
+from msgspec.structs import replace
+
+from perdure.core.effects import Enlist
+from perdure.core.journal import Frame, Start, decode_frame
+from perdure.core.lifecycle import SETTLED
+from perdure.stores.local.dispatch import Dispatcher, Fetch, Hold, Member
+from perdure.stores.memory import MemoryStore
+from perdure.stores.port import Clock, Delivery, Transition, Wake
+
+LEASE_SECONDS = 15.0
+"""How long a process may stand still before the store gives what it holds to others."""
+
+
+class WriterDied(BaseException):
+    """The process that writes ends between two writes of its commit."""
+
+
+class Witness(Protocol):
+    """What sees every write of the store, at the moment it is made."""
+
+    def queued(self, id: str, generation: int, key: str, /) -> None:
+        """Note that an invocation took the last position in the queue of a key."""
+        ...
+
+    def wrote(self, author: Author | None, transition: Transition, frame: Frame, size: int, /) -> None:
+        """Note that a frame is written, which makes the journal `size` frames long."""
+        ...
+
+    def committed(self, author: Author | None, transition: Transition, /) -> None:
+        """Note that a transition is written as a whole."""
+        ...
+
+    def removed(self, ids: Collection[str], /) -> None: ...
+
+
+class Author(Protocol):
+    """The process behind a commit."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def member(self) -> Member | None: ...
+    def now(self) -> float:
+        """Return what the clock of the process shows."""
+        ...
+
+
+class SharedDispatcher(Dispatcher):
+    """Knows whose commit it is told of: the owner's, or that of a process whose lease has ended."""
+
+    author: Author | None = None
+
+    def __init__(self, fetch: Fetch, forget: Callable[[Delivery], None], handler_of: Callable[[str], str]) -> None:
+        super().__init__(fetch, forget)
+        self._handler_of = handler_of
+
+    def committed(self, id: str, acknowledged: Iterable[Delivery], *, ended: bool) -> None:
+        owner = self.owner(id)
+        member = None if self.author is None else self.author.member
+        if member is None or owner is member:
+            super().committed(id, acknowledged, ended=ended)
+        elif member in self.members:
+            self._taken_over(id, member, [each.item for each in acknowledged], ended=ended)
+        else:  # it has ended since it asked: what it claimed is for another
+            if owner is not None:
+                owner.held[id].claimed = False
+            if not ended:
+                self.offer(Delivery(id, self._handler_of(id), Wake(), attempt=2))
+
+    def _taken_over(self, id: str, member: Member, done: Sequence[object], *, ended: bool) -> None:
+        """Let a member have what the journal says is its own, with what another has in hand for it."""
+        before = self._owners.pop(id, None)
+        held = Hold(id, self._handler_of(id)) if before is None else before.held.pop(id)
+        self._owners[id] = member
+        hold = member.held[id] = Hold(id, held.handler, claimed=not ended)
+        hold.woken = held.woken and not ended
+        for delivery in held.deliveries:
+            if not any(delivery.item is each for each in done):
+                self.hand(member, replace(delivery, attempt=delivery.attempt + 1, fresh=False))
+        self._drop_if_done(member, hold)
+
+    def expire(self, member: Member) -> None:
+        """Give what a silent member holds to others. It stays a member, and gets nothing until `revive`."""
+        member.open = False
+        self.leave(member)
+
+    def revive(self, member: Member) -> None:
+        member.open = True
+        self.members.append(member)
+
+    def twice(self, delivery: Delivery, again: Delivery) -> bool:
+        """Deliver an item a second time, if the first delivery is still held."""
+        hold = self.hold_of(delivery.id)
+        if hold is None or delivery not in hold.deliveries:
+            return False
+        self.hand(self._owners[delivery.id], again)
+        return True
+
+
+class SharedStore(MemoryStore):
+    """A memory store whose processes come, go and stand still. `witness` sees what is written."""
+
+    def __init__(self, clock: Clock, witness: Witness) -> None:
+        self._witness = witness
+        self._dies_in: int | None = None
+        self._apart: dict[str, float] = {}  # by how much the clock of a start's author was ahead of this store's
+        super().__init__(clock)
+
+    def _make_dispatcher(self) -> SharedDispatcher:
+        self.dispatcher = SharedDispatcher(self._fetch, self._forget, lambda id: self._rows[id].handler)
+        return self.dispatcher
+
+    # --- processes ----------------------------------------------------------------------------------------------------
+    def expire(self, member: Member) -> None:
+        """End the lease of a member that is silent."""
+        if member.open:
+            self.dispatcher.expire(member)
+
+    def revive(self, member: Member) -> None:
+        """Renew the lease of a member that has gone on."""
+        if not member.open and member not in self.dispatcher.members:
+            self.dispatcher.revive(member)
+            self._offer_what_waits(member)
+            self.dispatcher.pump()
+
+    def write_as(self, author: Author | None, write: Callable[[], None], dies_in: int | None = None) -> None:
+        """Write in the name of a process; it dies before write number `dies_in` from 1 of this, if there are as many.
+
+        Raises `WriterDied` then; what was written before stays.
+        """
+        self.dispatcher.author, self._dies_in = author, dies_in
+        try:
+            write()
+        except WriterDied:
+            for key in [*self._lines]:  # others do what it left undone
+                self._grant(key)
+            raise
+        finally:
+            self.dispatcher.author = self._dies_in = None
+
+    # --- what the witness sees ----------------------------------------------------------------------------------------
+    def _write(self, kind: str, id: str) -> None:
+        if self._dies_in is not None:
+            self._dies_in -= 1
+            if self._dies_in <= 0:
+                self._dies_in = None
+                raise WriterDied
+        super()._write(kind, id)
+
+    def _commit(self, transition: Transition) -> int:
+        author = self.dispatcher.author
+        before = len(self._frames.get(transition.id, ()))
+        try:
+            revision = super()._commit(transition)
+        finally:
+            size = len(self._frames.get(transition.id, ()))
+            if size != before and transition.frame is not None:
+                self._witness.wrote(author, transition, transition.frame, size)
+        self._witness.committed(author, transition)
+        if transition.frame is None and transition.status in SETTLED:
+            self._push_outcome(transition.id)
+        return revision
+
+    def _push_outcome(self, id: str) -> None:
+        """Tell those that wait for an outcome whose writer ended before it told them."""
+        outcome = decode_frame(self._frames[id][-1], id).outcome
+        if outcome is not None:
+            self._soon(lambda: self._notices.settled(id, outcome))
+
+    def _accept(self, start: Start) -> bool:
+        author = self.dispatcher.author
+        if author is not None and start.id not in self._apart:
+            self._apart[start.id] = author.now() - self.clock.now()
+        return super()._accept(start)
+
+    def _due_at(self, start: Start) -> float:
+        if start.due <= start.at:  # no delay was asked for: the clock of its author may be ahead of the next one's
+            return min(start.due, self.clock.now())
+        return start.due - self._apart.get(start.id, 0.0)
+
+    def _enqueue(self, start: Start) -> None:
+        if start.key is not None:
+            self._witness.queued(start.id, 0, start.key)
+        super()._enqueue(start)
+
+    def _enlist(self, id: str, enlist: Enlist) -> None:
+        before = self._sequence
+        super()._enlist(id, enlist)
+        if self._sequence != before:
+            self._witness.queued(id, enlist.generation, enlist.key)
+
+    def _remove(self, id: str) -> None:
+        super()._remove(id)
+        self._witness.removed((id,))
+
+    # --- what a check reads -------------------------------------------------------------------------------------------
+    def frames_of(self, id: str) -> list[bytes]:
+        """Return the encoded frames of a journal, as they are kept."""
+        return self._frames.get(id, [])
+
+    def was_told(self, message_id: str) -> bool:
+        """Tell whether a message with this id was ever accepted."""
+        return message_id in self._messages or message_id in self._answers
+
+    def is_forgotten(self, id: str) -> bool:
+        """Tell whether nothing is kept of an invocation."""
+        return id not in self._rows
