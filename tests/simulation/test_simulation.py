@@ -60,11 +60,11 @@ def test_seed_that_fails_is_made_smaller_and_tells_how_to_see_it_again(monkeypat
     monkeypatch.setattr(Slots, "release", leaks)
     results = (run(plan_of(seed)) for seed in range(100) if len(plan_of(seed).programs) > 2)
     found = next(each for each in results if each.violation is not None and each.violation.number == 12)
-    told = explain(found, shrinks=True, last=10)
+    told = explain(found, shrinks=True, last=5)
     seed = found.plan.seed
     assert f"seed {seed}: invariant 12 (limits are never exceeded and slots never leak)" in told
     assert f"1 programs, 0 faults (of {len(found.plan.programs)} and {len(found.plan.faults)})" in told
-    assert "the last 10 events:" in told
+    assert "the last 5 events:" in told
     assert f"again:  python -m perdure.testing.simulation --seed {seed}" in told
 
 
