@@ -112,6 +112,8 @@ class Exchange(ABC):
     def _answered(self, question: Callable[[], Awaitable[T]], told: Callable[[T], None], task: asyncio.Task[T]) -> None:
         if self.closed or task.cancelled():
             self._store = "idle"
+            if not task.cancelled() and (late := task.exception()) is not None:
+                log.debug("invocation %s: a read failed after it had left this worker", self.id, exc_info=late)
             return
         error = task.exception()
         if error is not None:
