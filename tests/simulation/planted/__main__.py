@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import inspect
 import os
 import sys
 import time
 from collections.abc import Sequence
 
-from tests.simulation.planted import BUGS, SEEDS_LIMIT, Bug, hunt
+from perdure.testing.simulation import INVARIANTS
+from tests.simulation.planted import BUGS, SEEDS_LIMIT, hunt
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -21,19 +21,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = parser.parse_args(arguments)
     first: int = int.from_bytes(os.urandom(4), "big") if given.seed is None else given.seed
     chosen = [bug for bug in BUGS if not given.names or any(name in bug.name for name in given.names)]
-    print(f"| bug | invariant | reported as | seeds from {first} |\n|---|---|---|---|")
+    print(f"| bug | violation that is reported | seeds from {first} |\n|---|---|---|")
     began, missed = time.process_time(), 0
     for bug in chosen:
         caught = hunt(bug, range(first, first + given.seeds))
         missed += caught is None
-        print(f"| {bug.name} | {bug.invariant} | {bug.says} | {'none' if caught is None else caught.seeds} |", flush=True)
+        broken = f"{bug.invariant}: {INVARIANTS[bug.invariant]}"
+        print(f"| {bug.name} | {broken} | {'none' if caught is None else caught.seeds} |", flush=True)
     print(f"{len(chosen)} bugs, {missed} not caught, {time.process_time() - began:.0f} s")
     return 1 if missed else 0
-
-
-def explained(bug: Bug) -> str:
-    """Return what a bug does, in one line."""
-    return " ".join((inspect.getdoc(bug.plant) or "").split())
 
 
 if __name__ == "__main__":

@@ -55,9 +55,7 @@ def hunt(bug: Bug, seeds: Iterable[int]) -> Caught | None:
     return None
 
 
-def instead(
-    patch: pytest.MonkeyPatch, owner: object, name: str
-) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+def instead(patch: pytest.MonkeyPatch, owner: object, name: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Put the decorated function in place of `owner.name`; it gets what was there as its first argument."""
     original = getattr(owner, name)
 

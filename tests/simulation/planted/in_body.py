@@ -25,7 +25,9 @@ def replays_entries_in_another_order(patch: pytest.MonkeyPatch) -> None:
     def replayable(original: Any, found: Sequence[Frame]) -> Sequence[Frame]:
         def turned(frame: Frame) -> Frame:
             facts = [each for each in frame.entries if isinstance(each, Answering)]
-            return replace(frame, entries=[facts.pop() if isinstance(each, Answering) else each for each in frame.entries])
+            return replace(
+                frame, entries=[facts.pop() if isinstance(each, Answering) else each for each in frame.entries]
+            )
 
         return [turned(frame) for frame in original(found)]
 
@@ -73,7 +75,7 @@ def ends_a_cancelled_body_without_its_cleanup(patch: pytest.MonkeyPatch) -> None
     def cancel(_: Any, self: Any, request: CancelRequested) -> None:
         self._cancel_requested = request
         self._ready.outcome = Cancelled(request.at)
-        self._ready.cancels += [n for n, each in self.pending.items() if n not in self._ready.cancels]
+        self._ready.cancels += [n for n in self.pending if n not in self._ready.cancels]
         self.loop.stopped = True
 
 

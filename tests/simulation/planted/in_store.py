@@ -1,16 +1,20 @@
 """Bugs of a store."""
 
+# ruff: noqa: SLF001  a bug is inside
+
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 import pytest
 from msgspec.structs import replace
 
+from perdure.core.effects import Release
 from perdure.core.journal import Start
 from perdure.stores.local.dispatch import Dispatcher
 from perdure.stores.memory import MemoryStore
-from perdure.stores.port import Delivery, Key, Transition
+from perdure.stores.port import Key, Transition
 from tests.simulation.planted.bug import Bug, instead
 
 LATE_SECONDS = 1.0
@@ -88,16 +92,18 @@ def grants_a_key_that_is_held(patch: pytest.MonkeyPatch) -> None:
         original(store, name)
 
 
-def writes_the_state_of_a_key_after_the_outcome(patch: pytest.MonkeyPatch) -> None:
-    """The index says that all is done before the key has its state and its next holder: a crash between loses both."""
+def grants_a_key_before_its_state_is_written(patch: pytest.MonkeyPatch) -> None:
+    """The next holder of a key gets it, and the outcome is told, while the state is still on its way."""
 
-    @instead(patch, MemoryStore, "_commit")
-    def commit(original: Any, store: Any, transition: Transition) -> int:
-        effects = transition.effects
-        revision = original(store, replace(transition, effects=replace(effects, release=None)))
-        if effects.release is not None:
-            store._release(transition.id, effects.release)
-        return revision
+    @instead(patch, MemoryStore, "_release")
+    def release(original: Any, store: Any, id: str, released: Release) -> None:
+        original(store, id, replace(released, state=None))
+        if released.state is not None:
+            asyncio.get_running_loop().call_later(LATE_SECONDS, write, store, released)
+
+    def write(store: Any, released: Release) -> None:
+        key = store._keys.get(released.key, Key())
+        store._keys[released.key] = replace(key, state=released.state)
 
 
 def tells_an_outcome_before_it_is_durable(patch: pytest.MonkeyPatch) -> None:
@@ -142,7 +148,7 @@ BUGS = (
     Bug(loses_what_a_dead_worker_held, 13, ""),
     Bug(grants_a_key_to_the_last_in_its_queue, 5, "before"),
     Bug(grants_a_key_that_is_held, 5, "holds it"),
-    Bug(writes_the_state_of_a_key_after_the_outcome, 13, ""),
+    Bug(grants_a_key_before_its_state_is_written, 17, ""),
     Bug(tells_an_outcome_before_it_is_durable, 18, "not durable"),
     Bug(purges_what_has_not_settled, 16, "has not settled"),
     Bug(purges_before_the_retention_is_over, 1, "is purged"),

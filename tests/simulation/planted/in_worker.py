@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -54,7 +54,7 @@ def begins_steps_before_they_are_durable(patch: pytest.MonkeyPatch) -> None:
 
     @instead(patch, Runner, "_write")
     def write(original: Any, self: Any, start: Start, round: Any, ready: Any, outcome: Any) -> None:
-        new = [] if self.turn is None else self.steps.new(ready, self.turn.pending)
+        new: list[Any] = [] if self.turn is None else self.steps.new(ready, self.turn.pending)
         original(self, start, round, ready, outcome)
         for step in new:
             self.steps.begin(self, step)

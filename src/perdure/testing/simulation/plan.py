@@ -47,7 +47,8 @@ ReadFault = Literal[
     "newer",  # the journal has entries that this process does not know
 ]
 FaultKind = WriteFault | ReadFault
-WRITE_FAULTS: tuple[WriteFault, ...] = (*get_args(WriteFault), *["crash within"] * 4)
+OFTEN: tuple[WriteFault, ...] = ("crash within",) * 4
+WRITE_FAULTS: tuple[WriteFault, ...] = (*get_args(WriteFault), *OFTEN)
 """What a write may meet. A crash within a commit has many places, and most commits have few."""
 READ_FAULTS: tuple[ReadFault, ...] = get_args(ReadFault)
 ONLY_WORKERS = ("fenced", "callback raises", "stop", "redelivery", "newer")
