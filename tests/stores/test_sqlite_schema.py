@@ -13,6 +13,7 @@ import pytest
 from perdure.core.journal import Start
 from perdure.core.values import encode
 from perdure.errors import StoreError, StoreTooNew
+from perdure.stores.clock import VirtualClock
 from perdure.stores.port import Filter
 from perdure.stores.sqlite.schema import SCHEMA_VERSION, meta_checksum
 from tests.stores.test_sqlite_file import looked_at, opened, refusal_of, start
@@ -54,8 +55,9 @@ def rewrite(path: Path, schema: int, *statements: str) -> None:
 
 
 async def test_a_file_of_the_release_before_is_looked_at_as_it_is_and_brought_forward_when_it_is_served(
-    tmp_path: Path,
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("perdure.stores.sqlite.reader.SystemClock", VirtualClock)  # nothing in it is due yet
     path = tmp_path / "s.db"
     path.write_bytes(lzma.decompress(SECOND.read_bytes()))
     assert read(path, "SELECT value FROM meta WHERE name = 'schema'") == [(2,)]

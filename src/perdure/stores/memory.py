@@ -27,7 +27,7 @@ from perdure.core.journal import (
     settles_before_begin,
 )
 from perdure.core.lifecycle import SETTLED
-from perdure.errors import Conflict, StoreClosed
+from perdure.errors import StoreClosed
 from perdure.stores.clock import Alarm, SystemClock
 from perdure.stores.finite import check_effects, check_finite, check_message, check_starts
 from perdure.stores.liveness import Contents, breaches
@@ -48,6 +48,7 @@ from perdure.stores.port import (
     Row,
     Transition,
     Wake,
+    conflict,
     id_conflict,
     identity_of,
     key_queue_full,
@@ -359,9 +360,7 @@ class MemoryStore:
             check_finite(frame, transition.frame)
             frames = self._frames.get(id, [])
             if len(frames) != transition.expected:
-                raise Conflict(
-                    f"invocation {id!r}: expected revision {transition.expected}, found {len(frames)}", invocation_id=id
-                )
+                raise conflict(id, transition.expected)
             self._write("frame", id)
             self._frames.setdefault(id, []).append(frame)
             self._undone[id] = frozenset(start.id for start in effects.starts)
@@ -458,7 +457,8 @@ class MemoryStore:
 
     async def mail(self, id: str, /) -> list[Message]:
         self._check()
-        return sorted((each for each in self._messages.values() if each.to == id), key=lambda each: each.at)
+        mail = [each for each in self._messages.values() if each.to == id and each.id not in self._answers]
+        return sorted(mail, key=lambda each: each.at)
 
     async def start(self, id: str, /) -> Start | None:
         self._check()

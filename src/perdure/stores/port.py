@@ -23,7 +23,7 @@ from msgspec import Struct
 from perdure.core.effects import NO_EFFECTS, Effects
 from perdure.core.journal import Answer, Frame, Message, Outcome, Start, Status
 from perdure.core.values import digest
-from perdure.errors import IdConflict, InvalidOption, LimitExceeded, UnknownInvocation
+from perdure.errors import Conflict, IdConflict, InvalidOption, LimitExceeded, UnknownInvocation
 
 PAYLOAD_LIMIT_BYTES = 64 * 1024 * 1024
 """The most bytes that one encoded value may take, unless `connect` is told otherwise."""
@@ -234,6 +234,12 @@ def id_conflict(id: str) -> IdConflict:
     """Return the error for an id that exists with another start."""
     text = f"invocation {id!r} exists with another workflow or input: use another id, or client.handle({id!r})"
     return IdConflict(text, invocation_id=id)
+
+
+def conflict(id: str, expected: int) -> Conflict:
+    """Return the error for a commit whose journal has moved on from the revision that it extends."""
+    text = f"the journal of invocation {id!r} is not at revision {expected}: another worker has written to it"
+    return Conflict(text, invocation_id=id)
 
 
 def key_queue_full(key: str, waiting: int) -> LimitExceeded:

@@ -133,10 +133,11 @@ class Accepting:
         for start, result in zip(starts, results, strict=True):
             if isinstance(result, Exception):
                 continue
-            if result or (await self._journals.tail(start.id)).facts.kind == "reserved":
-                joined.append(start)
-                if start.timeout is not None:  # it must time out even if it never gets the key
-                    await self._leases.set_wake(start.id, "limit", start.due + start.timeout, LIMIT)
+            accepted = start if result else await self._reserved(start.id)
+            if accepted is not None and accepted.key == key and accepted.due <= now:
+                joined.append(accepted)
+                if accepted.timeout is not None:  # it must time out even if it never gets the key
+                    await self._leases.set_wake(accepted.id, "limit", accepted.due + accepted.timeout, LIMIT)
         if joined:
             await self._keys.join(key, joined, now)
 
@@ -195,9 +196,17 @@ class Accepting:
             if tail.has_frames:
                 return False
             new = await self._reserve(start, tail, sent)
-            if not new and sent and (await self._journals.tail(start.id)).has_frames:
+            if not new:
+                # The process that accepted it may have died before it queued it; its time and key are those of then.
+                if (accepted := await self._reserved(start.id)) is not None:
+                    await self.queue(accepted)
                 return False
-        return await self.queue(start) and new
+        return await self.queue(start)
+
+    async def _reserved(self, id: str) -> Start | None:
+        """Return the start of an invocation that was accepted and has not begun."""
+        kind = (await self._journals.tail(id)).facts.kind
+        return await self._journals.start(id) if kind == "reserved" else None
 
     async def _reserve(self, start: Start, tail: Tail, sent: bool) -> bool:
         """Store a start on the subject of its journal, before the first frame, where a later submit finds it."""

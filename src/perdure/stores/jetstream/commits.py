@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Coroutine
+from collections.abc import Awaitable, Coroutine, Sequence
 from functools import partial
 from typing import Any
 
 from perdure.background import Tasks
 from perdure.core.effects import Effects
 from perdure.core.journal import Cancelled, Failed, Start
-from perdure.errors import Conflict, StoreClosed, StoreError
+from perdure.errors import StoreClosed, StoreError
 from perdure.stores.finite import check_effects, check_finite
 from perdure.stores.jetstream.accepting import Accepting
 from perdure.stores.jetstream.journal.blobs import Blobs
@@ -30,7 +30,7 @@ from perdure.stores.jetstream.watching import Watching
 from perdure.stores.jetstream.wire.protocol import WrongSequence
 from perdure.stores.jetstream.wire.wire import Wire
 from perdure.stores.jetstream.writing import Writing
-from perdure.stores.port import Clock, Committed, Transition
+from perdure.stores.port import Clock, Committed, Transition, conflict
 
 EFFECTS_LIMIT_SECONDS = 30.0
 """The longest back-off before effects that failed unexpectedly are retried."""
@@ -168,10 +168,9 @@ class Commits:
 
     def _conflict(self, transition: Transition, told: Committed, tail: Tail) -> None:
         id = transition.id
-        text = f"invocation {id!r}: expected revision {transition.expected}, found {tail.revision}"
         if tail.facts.owner not in ("", self._name):
             self._leases.lose(id)  # before it is reported, so that nothing of it is retried here
-        self._tell(told, 0, Conflict(text, invocation_id=id))
+        self._tell(told, 0, conflict(id, transition.expected))
 
     def _spawn(self, told: Committed, work: Coroutine[Any, Any, None]) -> None:
         """Continue a commit in a task. `told` is called whatever happens."""
@@ -243,13 +242,11 @@ class Commits:
 
     async def try_effects(self, transition: Transition) -> None:
         id, effects = transition.id, transition.effects
-        works: list[Awaitable[object]] = [self._accepting.send(start) for start in effects.starts]
-        works += [self._accepting.put_message(message) for message in effects.messages]
+        # Starts first: a message that a worker gets before its invocation exists is refused.
+        await _all([self._accepting.send(start) for start in effects.starts])
+        works: list[Awaitable[object]] = [self._accepting.put_message(message) for message in effects.messages]
         works += [self._watching.give(answer) for answer in effects.answers]
-        if len(works) == 1:
-            await works[0]
-        elif works:
-            await asyncio.gather(*works)
+        await _all(works)
         await self._change_key(id, effects)
         ended = transition.released or transition.outcome is not None
         if ended and effects.wake is not None:
@@ -307,3 +304,11 @@ class Commits:
         else:
             for delivery in transition.acknowledge:
                 self._holdings.finish(delivery)
+
+
+async def _all(works: Sequence[Awaitable[object]]) -> None:
+    """Await all: the first alone if it is the only one, which costs no task."""
+    if len(works) == 1:
+        await works[0]
+    elif works:
+        await asyncio.gather(*works)

@@ -58,6 +58,7 @@ class Line(Struct):
     """The queued starts of one handler. It is `whole` when none of them is in the store's table only."""
 
     window: deque[Delivery] = field(default_factory=deque[Delivery])
+    keyed: set[int] = field(default_factory=set[int])  # positions of those in the window that have a key
     last: int = 0
     whole: bool = False
     refilling: asyncio.Task[None] | None = None
@@ -65,6 +66,24 @@ class Line(Struct):
     granted: list[Delivery] = []  # those that were granted their key meanwhile: it may have passed them
     doubtful: int = 0  # starts up to this sequence may have been settled by the store: their journals are read first
     reads_doubtful: bool = False  # ... as may those of the refill that reads
+
+    def append(self, delivery: Delivery) -> None:
+        self._note(delivery)
+        self.window.append(delivery)
+
+    def put_first(self, delivery: Delivery) -> None:
+        self._note(delivery)
+        self.window.appendleft(delivery)
+
+    def pop(self) -> Delivery:
+        delivery = self.window.popleft()
+        if self.keyed:
+            self.keyed.discard(delivery.token)
+        return delivery
+
+    def _note(self, delivery: Delivery) -> None:
+        if isinstance(delivery.item, Start) and delivery.item.key is not None:
+            self.keyed.add(delivery.token)
 
 
 class Dispatcher(custody.Custody[Hold]):
@@ -92,7 +111,7 @@ class Dispatcher(custody.Custody[Hold]):
             for delivery in hold.deliveries:
                 again = replace(delivery, attempt=delivery.attempt + 1)
                 if isinstance(delivery.item, Start):
-                    self._line(delivery.handler).window.appendleft(again)
+                    self._line(delivery.handler).put_first(again)
                 else:
                     self.offer(again, begun=begun)
             if hold.claimed or hold.woken:
@@ -116,7 +135,7 @@ class Dispatcher(custody.Custody[Hold]):
         if delivery.token <= line.last:
             return  # read from the table already, between its commit and this
         if line.whole and len(line.window) < WINDOW_LIMIT:
-            line.window.append(delivery)
+            line.append(delivery)
             line.last = delivery.token
         else:
             line.whole = False
@@ -128,13 +147,13 @@ class Dispatcher(custody.Custody[Hold]):
             line.granted.append(delivery)
         elif delivery.token > line.last:
             self.queue(delivery)
-        else:
-            line.window.appendleft(delivery)
+        elif not self._was_read(line, delivery):
+            line.put_first(delivery)
 
     def pump(self) -> None:
         for member in [*self.members]:
             while member.open and member.credit > 0 and (line := self._next_line(member)) is not None:
-                delivery = self._as_seen(line.window.popleft())
+                delivery = self._as_seen(line.pop())
                 if delivery.fresh and delivery.token <= line.doubtful:
                     delivery = replace(delivery, fresh=False)
                 owner = self._owners.get(delivery.id)
@@ -169,9 +188,11 @@ class Dispatcher(custody.Custody[Hold]):
         for delivery in hold.deliveries:
             again = replace(delivery, attempt=delivery.attempt + 1, fresh=False)
             if isinstance(delivery.item, Start):
-                self._line(delivery.handler).window.appendleft(again)
+                self._line(delivery.handler).put_first(again)
             else:
                 self.offer(again, begun=settled)
+        if hold.woken and not settled:
+            self.offer(Delivery(id, hold.handler, Wake()))
         self.pump()
 
     # --- messages and wakes -------------------------------------------------------------------------------------------
@@ -185,10 +206,11 @@ class Dispatcher(custody.Custody[Hold]):
 
     def holds(self, message: Message) -> bool:
         """Report whether a worker holds a message, or it waits for its invocation to begin."""
-        member = self._owners.get(message.to)
-        held = member.held[message.to].deliveries if member is not None else self._parked.get(message.to, [])
-        held = [*held, *self._declined.get(message.to, ())]
-        return any(isinstance(each.item, Message) and each.item.id == message.id for each in held)
+        hold = self.hold_of(message.to)
+        here = [] if hold is None else hold.deliveries
+        if self._parked or self._declined:
+            here = [*here, *self._parked.get(message.to, ()), *self._declined.get(message.to, ())]
+        return any(isinstance(each.item, Message) and each.item.id == message.id for each in here)
 
     def repeat(self) -> None:
         """Deliver once more all that workers hold."""
@@ -222,7 +244,7 @@ class Dispatcher(custody.Custody[Hold]):
 
     def take_back(self, member: Member, delivery: Delivery) -> None:
         if isinstance(delivery.item, Start):
-            self._line(delivery.handler).window.appendleft(delivery)
+            self._line(delivery.handler).put_first(delivery)
             self.pump()
         elif (other := self._other_than(member, delivery)) is not None:
             self.hand(other, delivery)
@@ -241,6 +263,12 @@ class Dispatcher(custody.Custody[Hold]):
             line = self._lines[handler] = Line()
         return line
 
+    def _was_read(self, line: Line, granted: Delivery) -> bool:
+        """Tell whether a start was read from the table between the commit that granted it its key and now."""
+        hold = self.hold_of(granted.id)
+        in_hand = hold is not None and any(isinstance(each.item, Start) for each in hold.deliveries)
+        return in_hand or granted.token in line.keyed
+
     def _next_line(self, member: Member) -> Line | None:
         """Return the served line whose head was queued first."""
         lines = [line for handler in member.handlers if (line := self._lines.get(handler)) and line.window]
@@ -255,7 +283,7 @@ class Dispatcher(custody.Custody[Hold]):
                 self._take_page(line, page)
             for delivery in line.granted:
                 if delivery.token <= line.last:
-                    line.window.appendleft(delivery)
+                    line.put_first(delivery)
                 else:
                     line.missed = True
             line.whole = page is not None and page.whole and not line.missed
@@ -282,7 +310,7 @@ class Dispatcher(custody.Custody[Hold]):
             if (owner := self._owners.get(delivery.id)) is not None:
                 self.hand(owner, delivery)  # begun already, and its start was never acknowledged
             else:
-                line.window.append(delivery)
+                line.append(delivery)
         line.last = max(line.last, page.last)
         if line.reads_doubtful:
             line.doubtful = line.last

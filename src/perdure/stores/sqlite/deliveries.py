@@ -23,7 +23,7 @@ from perdure.stores.sql.index import LIVELY
 from perdure.stores.sqlite.aside import Aside
 from perdure.stores.sqlite.checked import message_of, start_of
 from perdure.stores.sqlite.keys import queue_deadline
-from perdure.stores.sqlite.unit import Accept, Unit, may_be_routed
+from perdure.stores.sqlite.unit import Accept, Route, Unit
 
 T = TypeVar("T")
 
@@ -68,6 +68,7 @@ class Deliveries:
     def open(self, last: int) -> None:
         """Begin. Starts up to position `last` were queued by an earlier process, which may have begun them."""
         self.last = self._opened_at = last
+        self._ring()  # what falls due is queued also while no worker is there
 
     def close(self) -> None:
         self._alarm.cancel()
@@ -91,10 +92,9 @@ class Deliveries:
                 self.dispatcher.queue(Delivery(start.id, start.handler, start, fresh=True, token=sequence))
             else:
                 self._arm_queue_deadline(start)
-        for message, handler, begun in unit.routes:
-            delivery = Delivery(message.to, handler, message)
-            if not (settles_before_begin(message) and self._cancels_unbegun(delivery, begun)):
-                self._offer(delivery, begun=begun)
+        for route in unit.routes:
+            if not self.dispatcher.holds(route.message):  # else it was read, for a worker that joined just now
+                self._route(route)
         if unit.must_exist and not unit.routes:  # a duplicate, which may have been answered
             self.unanswered.difference_update(message.id for message in unit.messages)
         if (transition := unit.transition) is not None:
@@ -104,6 +104,11 @@ class Deliveries:
                 self.dispatcher.queue_granted(Delivery(id, start.handler, start, fresh=True, token=sequence))
         for id, handler in unit.woken:
             self._offer(Delivery(id, handler, Wake()))
+
+    def _route(self, route: Route) -> None:
+        delivery = Delivery(route.message.to, route.handler, route.message)
+        if not self._cancels_unbegun(route, delivery):
+            self._offer(delivery, begun=route.may_go)
 
     def _queue(self, accept: Accept) -> None:
         start = accept.start
@@ -116,15 +121,19 @@ class Deliveries:
 
     def _arm_queue_deadline(self, start: Start) -> None:
         if (due := queue_deadline(start)) is not None:
-            self._alarm.by(due)
+            self._wake_by(due)
+
+    def _wake_by(self, at: float) -> None:
+        """Deliver wakes at this time, also if it has passed."""
+        if at <= self._rung_to:
+            self._rung_to = 0.0
+        self._alarm.by(at)
 
     def _committed(self, transition: Transition, ended: bool) -> None:
         effects = transition.effects
         self.dispatcher.committed(transition.id, transition.acknowledge, ended=ended)
         if ended and effects.wake is not None:
-            if effects.wake <= self._rung_to:
-                self._rung_to = 0.0
-            self._alarm.by(effects.wake)
+            self._wake_by(effects.wake)
         for answer in effects.answers:
             self.unanswered.discard(answer.message)
 
@@ -169,13 +178,14 @@ class Deliveries:
         for id, handler in claimed:
             if self.dispatcher.owner(id) is None:
                 self._offer(Delivery(id, handler, Wake(), attempt=2))
-        messages: list[tuple[Message, str, bool]] = []
+        routes: list[Route] = []
         for to, data, checksum, handler, status, sequence in open_messages:
             if (message := self._message(to, data, checksum)) is not None:
-                messages.append((message, handler, may_be_routed(message, status, sequence)))
-        for message, handler, begun in sorted(messages, key=lambda each: each[0].at):  # in the order sent
+                routes.append(Route.of(message, handler, status, sequence))
+        for route in sorted(routes, key=lambda each: each.message.at):  # in the order sent
+            message = route.message
             if not self.dispatcher.holds(message):
-                self._offer(Delivery(message.to, handler, message, attempt=2), begun=begun)
+                self._offer(Delivery(message.to, route.handler, message, attempt=2), begun=route.may_go)
 
     # --- invocations that are set aside -------------------------------------------------------------------------------
     def _offer(self, delivery: Delivery, *, begun: bool = True) -> None:
@@ -199,8 +209,10 @@ class Deliveries:
             return None
 
     # --- cancelled before it has begun --------------------------------------------------------------------------------
-    def _cancels_unbegun(self, delivery: Delivery, begun: bool) -> bool:
-        return delivery.id not in self._aside and self._canceller.take(delivery, begun=begun)
+    def _cancels_unbegun(self, route: Route, delivery: Delivery) -> bool:
+        if route.has_begun or not settles_before_begin(route.message) or delivery.id in self._aside:
+            return False
+        return self._canceller.take(delivery, begun=route.may_go)
 
     async def _unbegun(self, id: str) -> Start | None:
         """Return the start of an invocation whose body cannot have begun, else None.
@@ -263,7 +275,7 @@ class Deliveries:
     async def _deliver_due(self) -> None:
         """Queue the delayed starts that are due, and deliver the wakes later than `_rung_to`, where the last run ended.
 
-        A commit that sets an earlier wake meanwhile resets `_rung_to` and the alarm: see `_committed`.
+        A write that sets an earlier wake meanwhile resets `_rung_to` and the alarm: see `_wake_by`.
         """
         now = self._clock.now()
         rung_to, self._rung_to = self._rung_to, max(self._rung_to, now)

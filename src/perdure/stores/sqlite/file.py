@@ -186,8 +186,11 @@ def _check_log(path: str, opened: Opened) -> None:
         return
     try:
         with closing(connect_to_read(path, "&immutable=1")) as db:
-            (without,) = db.execute("SELECT value FROM meta WHERE name = 'commit'").fetchone()
+            found = db.execute("SELECT value FROM meta WHERE name = 'commit'").fetchone()
     except sqlite3.Error:
+        found = None
+    without: object = None if found is None else found[0]
+    if not isinstance(without, int):
         return  # the log holds its first commits, or a checkpoint was interrupted: the log repairs it
     if without + commits < opened.commit_number:
         text = (

@@ -207,9 +207,8 @@ class SqliteReader:
         return Journal(tuple(decode_frame(data, id) for _, data, _ in rows), len(rows), done=True)  # one transaction
 
     async def revision(self, id: str, /) -> int:
-        query = "SELECT revision FROM invocation WHERE id = ?"
-        found = await self._read(lambda db: db.execute(query, (id,)).fetchone())
-        return 0 if found is None else found[0]
+        query = "SELECT ifnull(max(revision), 0) FROM frame WHERE id = ?"  # the row changes with the status only
+        return (await self._read(lambda db: db.execute(query, (id,)).fetchone()))[0]
 
     async def outcome(self, id: str, /) -> Outcome | None:
         def read(db: sqlite3.Connection) -> Outcome | None:

@@ -9,7 +9,6 @@ from typing import Any
 from msgspec import Struct
 
 from perdure.core.journal import Message, Start, Status, settles_before_begin
-from perdure.errors import Conflict
 from perdure.stores.port import Committed, Transition
 
 
@@ -23,6 +22,24 @@ class Accept(Struct):
     new: bool = True
 
 
+class Route(Struct):
+    """Where a message goes: it waits for its start, unless it `may_go` to a worker at once.
+
+    `has_begun` says that a worker has had the start, so that only a worker can apply the message.
+    """
+
+    message: Message
+    handler: str
+    has_begun: bool
+    may_go: bool
+
+    @classmethod
+    def of(cls, message: Message, handler: str, status: Status, sequence: int | None) -> Route:
+        has_begun = status not in ("pending", "scheduled")
+        is_put_off = status == "scheduled" or (status == "pending" and sequence is None)
+        return cls(message, handler, has_begun, has_begun or (is_put_off and settles_before_begin(message)))
+
+
 def _ignore(revision: int, error: Exception | None) -> None:
     pass
 
@@ -32,9 +49,8 @@ class Unit(Struct, eq=False):
 
     `strict` makes an id that exists with another input an error; `must_exist`, a message to an unknown id. `position`
     is for an invocation that enlists for a key. A commit calls `told`, the others resolve `future`. `ended` says that
-    the transition ends the claim. The writer fills in `routes` (message, handler, whether it may be delivered before
-    the start), `granted` (sequence, id, start, checksum: starts that now hold their key) and `woken` (id and handler of
-    invocations that began earlier and now hold their key).
+    the transition ends the claim. The writer fills in `routes`, `granted` (sequence, id, start, checksum: starts that
+    now hold their key) and `woken` (id and handler of invocations that began earlier and now hold their key).
     """
 
     accepts: Sequence[Accept] = ()
@@ -51,7 +67,7 @@ class Unit(Struct, eq=False):
     purged: int = 0
     position: int = 0
     future: asyncio.Future[Any] | None = None
-    routes: list[tuple[Message, str, bool]] = []
+    routes: list[Route] = []
     granted: list[tuple[int, str, bytes, int]] = []
     woken: list[tuple[str, str]] = []
     error: Exception | None = None
@@ -69,13 +85,3 @@ class Unit(Struct, eq=False):
         self.routes.clear()
         self.granted.clear()
         self.woken.clear()
-
-
-def may_be_routed(message: Message, status: Status, sequence: int | None) -> bool:
-    """Report whether a message may be delivered now: the body has begun, or a cancel comes before the start is due."""
-    is_not_due = status == "scheduled" or (status == "pending" and sequence is None)
-    return status not in ("pending", "scheduled") or (is_not_due and settles_before_begin(message))
-
-
-def conflict(id: str, expected: int) -> Conflict:
-    return Conflict(f"the journal of {id!r} is not at revision {expected}", invocation_id=id)

@@ -23,7 +23,7 @@ from perdure.core.journal import (
     encode_message,
 )
 from perdure.errors import StoreDamaged, StoreError
-from perdure.stores.port import Transition, id_conflict, identity_of, unknown
+from perdure.stores.port import Transition, conflict, id_conflict, identity_of, unknown
 from perdure.stores.sql.index import SETTLED
 from perdure.stores.sqlite.faults import Mismatch, about, explain, quietly
 from perdure.stores.sqlite.file import Opened, connect, side_file
@@ -31,7 +31,7 @@ from perdure.stores.sqlite.keys import Keys, queue_deadline
 from perdure.stores.sqlite.lock import make_beside, open_apart
 from perdure.stores.sqlite.moved import MoveDetector
 from perdure.stores.sqlite.schema import NO_TIME, NOTHING_OPEN, answer_checksum, frame_checksum, state_checksum
-from perdure.stores.sqlite.unit import Accept, Unit, conflict, may_be_routed
+from perdure.stores.sqlite.unit import Accept, Route, Unit
 
 BATCH_LIMIT = 2_000
 """Transitions, submits and posts that share one transaction at most."""
@@ -393,4 +393,4 @@ def _insert_messages(db: sqlite3.Connection, unit: Unit) -> None:
             (message.id, message.to, data, zlib.crc32(data)),
         )
         if inserted.rowcount:
-            unit.routes.append((message, row[0], may_be_routed(message, row[1], row[2])))
+            unit.routes.append(Route.of(message, *row))

@@ -12,6 +12,8 @@ from perdure.core.journal import (
     Paused,
     Released,
     Resume,
+    Resumed,
+    Returned,
     Status,
 )
 from perdure.core.values import encode
@@ -117,14 +119,22 @@ class Changes(StoreCase):
             assert await store.mail(start.id) == [pause, resume, cancel]
             delivery = next(each for each in [await inbox.next() for _ in range(4)] if each.item == pause)
             await self.commit(start, revision, self.frame(Paused(at, "asked for", "z")), "paused", delivery)
-            store = await self.reopened()
             assert await store.mail(start.id) == [resume, cancel]
+            revision = (await store.journal(start.id)).revision
+            frame = self.frame(self.claim(2), Resumed(at, "y"), Released(at))
+            await self.commit(start, revision, frame, "suspended")  # its delivery is not acknowledged yet
+            assert await store.mail(start.id) == [cancel]
+            store = await self.reopened()
+            assert await store.mail(start.id) == [cancel]
             assert await store.mail("nobody") == []
 
     async def test_revision_is_that_of_the_journal_and_zero_without_one(self) -> None:
         async with self.opened() as store:
             assert await store.revision("nobody") == 0
             inbox = self.inbox()
+            running, first = await self.begun(inbox)
+            second = await self.commit(running, first, self.frame(Returned(0, 1.0, encode(1))))
+            assert await store.revision(running.id) == second > first
             start, revision = await self.suspended(inbox)
             inbox.subscription.close()
             await store.submit([self.start("queued")])

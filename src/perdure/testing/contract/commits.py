@@ -13,6 +13,7 @@ from perdure.core.journal import (
     Failed,
     Fired,
     Frame,
+    Join,
     Message,
     Parent,
     Paused,
@@ -150,6 +151,18 @@ class Commits(StoreCase):
             assert came[Start].item == child
             assert came[Message].item == told
             assert await store.answer("asked") == Answer("asked", "no")
+
+    async def test_message_for_what_the_same_commit_starts_is_delivered_after_it(self) -> None:
+        async with self.opened():
+            inbox = self.inbox(room=10)
+            start, revision = await self.begun(inbox)
+            for n, key in enumerate((None, "k")):
+                child = self.start(f"child{n}", key=key, parent=Parent(start.id, 0, n))
+                told = self.message(child.id, Join(child))
+                effects = Effects((child,), (told,))
+                frame = self.frame(commands=[CallChild(n, child)])
+                revision = await self.commit(start, revision, frame, effects=effects)
+                assert [(await inbox.next()).item for _ in range(2)] == [child, told]
 
     async def test_redo_of_effects_changes_nothing_that_was_done(self) -> None:
         async with self.opened() as store:

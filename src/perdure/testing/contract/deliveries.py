@@ -124,6 +124,16 @@ class Deliveries(StoreCase):
             first.subscription.hand_back(delivery)
             assert (await second.next_message())[1] == message
 
+    async def test_declined_start_goes_to_another_and_not_to_who_declined_it(self) -> None:
+        async with self.opened() as store:
+            first = self.inbox(room=5)
+            await store.submit([self.start("a")])
+            first.subscription.decline(await first.next_start(), "it cannot be run here")
+            await first.stays_empty(1.0)  # a store may bring it again after a moment
+            second = self.inbox(room=5)
+            assert await second.starts(1) == ["a"]
+            await first.stays_empty(self.calm)
+
     async def test_claimed_invocation_comes_to_another_when_its_owner_closes(self) -> None:
         async with self.opened():
             first = self.inbox()

@@ -218,6 +218,16 @@ class Keys(StoreCase):
             assert start is not None
             assert store.clock.now() >= start.due + 0.1
 
+    async def test_who_waits_for_its_key_is_woken_if_its_time_limit_has_passed_when_it_is_accepted(self) -> None:
+        async with self.opened() as store:
+            inbox = self.inbox(room=100)
+            await store.submit([self.start("a0", key="k")])
+            await self.granted(inbox, "a0")
+            past = store.clock.now() - 5
+            await store.submit([self.start("a1", key="k", at=past, due=past, timeout=0.1)])
+            woken = await inbox.next()
+            assert (woken.id, woken.item) == ("a1", Wake())
+
     async def test_line_that_is_full_refuses_a_client_and_takes_what_workflows_send(self) -> None:
         async with self.opened(key_queue_limit=2) as store:
             inbox = self.inbox(room=100)

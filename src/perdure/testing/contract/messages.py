@@ -123,6 +123,15 @@ class Messages(StoreCase):
                 revision = await self.commit(start, revision, self.frame(Fired(1, 1.0)), None, delivery)
             await idle.stays_empty(self.calm)
 
+    async def test_cancellation_of_what_has_begun_comes_to_the_worker_that_joins_at_that_moment(self) -> None:
+        async with self.opened() as store:
+            start, _ = await self.suspended(self.inbox())
+            store = await self.reopened()
+            message = self.message(start.id, Cancel())
+            await store.post(message)
+            inbox = self.inbox()
+            assert (await inbox.next_message())[1] == message
+
     async def test_unacknowledged_message_comes_again(self) -> None:
         async with self.opened() as store:
             first = self.inbox()

@@ -4,6 +4,7 @@ import asyncio
 
 from perdure.core.journal import (
     Parent,
+    Start,
 )
 from perdure.core.values import encode
 from perdure.errors import IdConflict
@@ -38,6 +39,24 @@ class Submit(StoreCase):
                 assert await store.submit([later]) == [False]
                 assert await store.start(first.id) == first
             assert len(await store.search(Filter())) == 2
+
+    async def test_existing_id_with_another_time_or_key_changes_nothing(self) -> None:
+        async with self.opened() as store:
+            late = store.clock.now() + 900
+            await store.submit([self.start("late", due=late), self.start("now"), self.start("keyed", key="k")])
+            again = [self.start("late"), self.start("now", due=late), self.start("keyed", key="l")]
+            for start in (*again, self.start("keyed")):
+                assert await store.submit([start]) == [False]
+            rows = {row.id: (row.status, row.key) for row in await store.search(Filter())}
+            assert rows == {"late": ("scheduled", None), "now": ("pending", None), "keyed": ("pending", "k")}
+            for id, (status, key) in rows.items():
+                row = await store.row(id)
+                assert row is not None
+                assert (row.status, row.key) == (status, key)
+            inbox = self.inbox(room=10)
+            came = [(await inbox.next_start()).item for _ in range(2)]
+            assert {start.key for start in came if isinstance(start, Start)} == {None, "k"}
+            await inbox.stays_empty(self.calm)
 
     async def test_existing_id_with_another_input_or_handler_is_a_conflict_and_none_is_accepted(self) -> None:
         async with self.opened() as store:

@@ -198,12 +198,22 @@ class Holdings(custody.Custody[Hold]):
                 delivery = self._take_first(*queue)
                 if (owner := self._owners.get(delivery.id)) is not None:
                     self.hand(owner, delivery)  # an invocation has one owner for all its deliveries
-                    continue
-                member.credit -= 1
-                self.taken.append((member, delivery))
+                elif (taker := self._taker_of(delivery, member)) is not None:
+                    taker.credit -= 1
+                    self.taken.append((taker, delivery))
+                else:
+                    self._keep(delivery)
         if len(self.taken) > before:
             self._actions.admit()
         self._actions.wants()
+
+    def _taker_of(self, delivery: Delivery, first: Member) -> Member | None:
+        """Return a member with room for a start that it has not declined: `first`, if it is one."""
+        partition = self._partition_of(delivery.id)
+        for member in (first, *self.members):
+            if member.credit > 0 and member.takes(partition) and member.may_take(delivery):
+                return member
+        return None
 
     def room(self, handler: str, partition: int) -> int:
         """Return for how many more starts of a handler, from a partition, there is room."""

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-
 from perdure.core.journal import Message, Start, decode_message, decode_start
 from perdure.errors import NewerJournal, StoreDamaged
 from perdure.stores.jetstream.journal.blobs import Blobs
@@ -44,10 +42,11 @@ class Finder:
     async def mail(self, id: str) -> list[Message]:
         """Read the unacknowledged messages for an invocation, oldest first."""
         stream = self._layout.stream("Q", self._layout.partition(id))
-        subjects = (self._layout.messages(id), self._layout.all_passed_on(id))
-        stored = await asyncio.gather(*(self._wire.all(stream, subject) for subject in subjects))
+        # One after the other: a message that is passed on meanwhile is put there first, and then taken from here.
+        here = await self._wire.all(stream, self._layout.messages(id))
+        passed_on = await self._wire.all(stream, self._layout.all_passed_on(id))
         found: dict[str, Message] = {}
-        for each in (*stored[0], *stored[1]):
+        for each in (*here, *passed_on):
             facts = facts_of(each.headers)
             if facts.kind == "message":
                 try:

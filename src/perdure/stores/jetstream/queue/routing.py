@@ -192,6 +192,8 @@ class Routing:
             again = await self._journals.tail(delivery.id)
             if again.has_frames:
                 self._route(delivery, name, again)
+            elif again.facts.kind == "reserved" != tail.facts.kind:
+                await self._route_before_begin(delivery, name, again)  # it was accepted at this very moment
             else:
                 await self._drop(delivery)
             return

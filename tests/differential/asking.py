@@ -1,0 +1,59 @@
+"""Reads one store, and makes its answers comparable."""
+
+from __future__ import annotations
+
+from perdure.stores.port import Filter
+from tests.differential import normal
+from tests.differential.operations import Count, ReadKey, ReadWhat, Search, Served
+from tests.differential.sides import Side
+from tests.differential.state import AGO_SECONDS, State
+
+
+async def read(side: Side, what: ReadWhat, id: str) -> object:
+    """Read one invocation."""
+    store = side.store
+    match what:
+        case "journal":
+            journal = await store.journal(id)
+            return normal.frames(journal.frames), side.number_of(id, journal.revision)
+        case "revision":
+            return side.number_of(id, await store.revision(id))
+        case "outcome":
+            return normal.outcome(await store.outcome(id))
+        case "mail":
+            return normal.mail(await store.mail(id))
+        case "start":
+            return await store.start(id)
+        case "row":
+            return normal.row(await store.row(id))
+
+
+async def query(state: State, side: Side, operation: ReadKey | Search | Count | Served) -> object:
+    """Read keys, lists and counts."""
+    match operation:
+        case ReadKey(key=key):
+            return await side.store.key(key)
+        case Search():
+            return [normal.row(row) for row in await side.store.search(await _filter(state, operation))]
+        case Count():
+            return await side.store.counts()
+        case Served():
+            return sorted(side.store.served()), [side.store.serves(each) for each in ("h", "g", "nobody's")]
+
+
+async def _filter(state: State, search: Search) -> Filter:
+    before = None
+    if search.page and (rows := await state.first.store.search(Filter())):
+        middle = rows[len(rows) // 2]
+        before = (middle.created_at, middle.id)
+    return Filter(
+        search.status,
+        search.handler,
+        search.key,
+        search.prefix,
+        before,
+        search.limit,
+        search.id,
+        None if search.after is None else state.base - AGO_SECONDS + search.after,
+        None if search.until is None else state.base - AGO_SECONDS + search.until,
+    )
