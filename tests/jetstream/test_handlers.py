@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, cast
 
 import pytest
 
 from examples.services.nats_server import Server
 from perdure import Client, workflow
 from perdure.connect import client_from
-from perdure.core.journal import Start
+from perdure.core.journal import Accepted, Claimed, Frame, Message, Pause, Released, Start, encode_message
 from perdure.errors import StoreClosed
 from perdure.stores.jetstream import JetStreamStore
 from perdure.stores.jetstream.care import consumers
+from perdure.stores.jetstream.journal.journals import Journals, Tails
+from perdure.stores.jetstream.layout.facts import Facts, lines_of
 from perdure.stores.jetstream.ownership.holdings import Actions, Holdings, Token
-from perdure.stores.port import Delivery
+from perdure.stores.port import Delivery, Transition, committed
 
 PARTITIONS = 4
 
@@ -184,3 +187,70 @@ async def test_store_whose_opening_is_cancelled_leaves_no_connection(own_nats: S
     await asyncio.wait([opening])
     assert opening.cancelled()
     assert not store.wire.is_up
+
+
+def then_set(work: Callable[[str], None], event: asyncio.Event, reply: str) -> None:
+    work(reply)
+    event.set()
+
+
+async def test_passed_on_message_that_reaches_a_process_whose_worker_has_just_left_is_not_lost(
+    nats: Server, namespace: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    leaving = JetStreamStore([nats.url], namespace=namespace, shards=1)
+    await leaving.open()
+    start = Start("a", "h", b"", 1.0, 1.0, 7)
+    claim = Claimed(1.0, 1, leaving.name, "3.11", "0")
+    revision = await committed(leaving, Transition("a", 0, Frame(leaving.name, 1.0, [Accepted(start), claim])))
+    released = Frame(leaving.name, 1.0, [Released(1.0)])
+    await committed(leaving, Transition("a", revision, released, status="suspended", released=True))
+    subscription = leaving.subscribe(["h"], lambda _: None)
+    await leaving.ready()
+    journals: Journals = vars(leaving)["_journals"]
+    read, came, left = journals.tails, asyncio.Event(), asyncio.Event()
+
+    async def when_it_has_left(ids: Sequence[str]) -> Tails:
+        came.set()
+        await left.wait()
+        return await read(ids)
+
+    message, disposed = Message("m", "a", 1.0, Pause()), asyncio.Event()
+    for name in ("acknowledge", "hand_back"):
+        dispose: Callable[[str], None] = getattr(leaving.wire, name)
+        monkeypatch.setattr(leaving.wire, name, partial(then_set, dispose, disposed))
+    monkeypatch.setattr(journals, "tails", when_it_has_left)
+    headers = lines_of(Facts("a", kind="message"))
+    await leaving.wire.store(leaving.layout.passed_on("h", "a", "m"), encode_message(message), headers=headers)
+    async with asyncio.timeout(60):
+        await came.wait()
+        subscription.close()
+        left.set()
+        await disposed.wait()
+        await leaving.aclose()
+        serving = JetStreamStore([nats.url], namespace=namespace, shards=1)
+        await serving.open()
+        try:
+            deliveries: asyncio.Queue[Delivery] = asyncio.Queue()
+            serving.subscribe(["h"], deliveries.put_nowait)
+            assert (await deliveries.get()).item == message
+        finally:
+            await serving.aclose()
+
+
+async def test_worker_that_leaves_while_its_consumers_are_made_pulls_nothing_afterwards(
+    nats: Server, namespace: str
+) -> None:
+    store = JetStreamStore([nats.url], namespace=namespace, shards=2)
+    await store.open()
+    try:
+        subscription = store.subscribe(["h"], lambda _: None)
+        await asyncio.sleep(0)  # it has begun to make them
+        subscription.close()
+        await store.ready()
+        pullers = cast("dict[str, object]", vars(vars(store)["_deliveries"])["_pullers"])
+        assert pullers == {}
+        store.subscribe(["h"], lambda _: None)
+        await store.ready()
+        assert len(pullers) == 4, "starts, messages, keys, what is passed on"
+    finally:
+        await store.aclose()

@@ -40,6 +40,11 @@ class Token(Struct, eq=False):
         """Report whether it is a start, which is redelivered only to a worker with room for one."""
         return self.reply.split(".")[-6].startswith("start-")
 
+    @property
+    def is_passed_on(self) -> bool:
+        """Report whether it comes from the queue of workers that serve its handler."""
+        return self.reply.split(".")[-6].startswith("to-")
+
 
 class Hold(custody.Hold, eq=False):
     """What one worker holds of one invocation, and what delivers it to another process if this one dies."""

@@ -159,12 +159,13 @@ class Deliveries:
         if before is not None:
             await asyncio.wait([before])
         layout = self._layout
-        served = sorted({handler for member in self.holdings.members for handler in member.handlers})
+        served = sorted(self.holdings.served())
         while self._open:
             try:
                 lease = self.leases.lease
                 pulls = [
                     self._pull(
+                        each,
                         *consumer_of_starts(layout, each, lease),
                         partial(self._starts_wanted, each),
                         self._took(self._start_came),
@@ -172,12 +173,19 @@ class Deliveries:
                     for each in served
                 ]
                 pulls.append(
-                    self._pull(*consumer_of_messages(layout, lease), _messages_wanted, self._took(self._message_came))
+                    self._pull(
+                        "", *consumer_of_messages(layout, lease), _messages_wanted, self._took(self._message_came)
+                    )
                 )
-                pulls.append(self._pull(*consumer_of_keys(layout, lease), _messages_wanted, self._took(self._key_came)))
+                pulls.append(
+                    self._pull("", *consumer_of_keys(layout, lease), _messages_wanted, self._took(self._key_came))
+                )
                 pulls += [
                     self._pull(
-                        *consumer_of_passed_on(layout, each, lease), _messages_wanted, self._took(self._message_came)
+                        each,
+                        *consumer_of_passed_on(layout, each, lease),
+                        _messages_wanted,
+                        self._took(self._message_came),
                     )
                     for each in served
                 ]
@@ -194,8 +202,14 @@ class Deliveries:
         self._want()
 
     async def _pull(
-        self, name: str, settings: dict[str, Any], wanted: Callable[[int], int], arrived: Callable[[Arrival], None]
+        self,
+        handler: str,
+        name: str,
+        settings: dict[str, Any],
+        wanted: Callable[[int], int],
+        arrived: Callable[[Arrival], None],
     ) -> None:
+        """Pull a consumer of one handler, or of all if it is empty, unless the workers that serve it leave first."""
         if name in self._pullers:
             return
         streams = [self._layout.stream("Q", partition) for partition in range(self._layout.partitions)]
@@ -206,7 +220,8 @@ class Deliveries:
         await asyncio.gather(
             *(ensure_consumer(self._wire, stream, name, found) for stream, found in zip(streams, each, strict=True))
         )
-        if self._open:
+        is_served = self.holdings.serves(handler) if handler else bool(self.holdings.members)
+        if self._open and is_served:
             self._pullers[name] = [
                 Puller(
                     self._wire,
@@ -252,7 +267,7 @@ class Deliveries:
 
     def _left(self, _: Member) -> None:
         """Stop pulling for handlers that no worker here serves any more."""
-        served = {handler for member in self.holdings.members for handler in member.handlers}
+        served = self.holdings.served()
         for each in self._offers.keys() - served:
             self._wire.unsubscribe(sid := self._offers.pop(each))
             self._wire.forget(sid)
@@ -370,6 +385,15 @@ class Deliveries:
 
         return came
 
+    def _take_later(self, arrival: Arrival, take: Coroutine[Any, Any, None]) -> None:
+        """Take an arrival in the background; if the store closes before that ends, it is given back."""
+
+        def ended(task: asyncio.Task[None]) -> None:
+            if task.cancelled():
+                self.leases.requeue(self._token(arrival))
+
+        self._tasks.spawn(self._take(arrival, take)).add_done_callback(ended)
+
     async def _take(self, arrival: Arrival, take: Coroutine[Any, Any, None]) -> None:
         """Take an arrival that has to be read first, or defer it if it cannot be taken."""
         try:
@@ -392,7 +416,7 @@ class Deliveries:
 
     def _start_came(self, arrival: Arrival) -> None:
         if arrival.facts.blob:
-            self._tasks.spawn(self._take(arrival, self._large_start_came(arrival)))
+            self._take_later(arrival, self._large_start_came(arrival))
             return
         self._queue_start(arrival, decode_start(arrival.data))
 
@@ -407,7 +431,7 @@ class Deliveries:
 
     def _message_came(self, arrival: Arrival) -> None:
         if arrival.facts.blob:
-            self._tasks.spawn(self._take(arrival, self._large_message_came(arrival)))
+            self._take_later(arrival, self._large_message_came(arrival))
         elif arrival.facts.kind == "wake" and arrival.facts.id:
             name = arrival.subject.rpartition(".")[2]
             token = self._token(arrival)
@@ -429,7 +453,7 @@ class Deliveries:
         if arrival.facts.kind == "look":
             self.look_at_key(arrival.data.decode(), self._token(arrival))
         else:
-            self._tasks.spawn(self._take(arrival, self._enter(arrival)))
+            self._take_later(arrival, self._enter(arrival))
 
     async def _enter(self, arrival: Arrival) -> None:
         """Put a delayed start, which is due now, into the queue of its key."""

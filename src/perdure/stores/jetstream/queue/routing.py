@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
+from functools import partial
+from typing import Any
 
 import msgspec
 
@@ -125,19 +127,26 @@ class Routing:
             self._routing = True
             self._tasks.spawn(self._route_all())
 
+    def _spawn(self, delivery: Delivery, work: Coroutine[Any, Any, None]) -> None:
+        """Go on with a delivery in the background; if the store closes before that ends, it is given back."""
+        self._tasks.spawn(work).add_done_callback(partial(self._give_back, delivery))
+
+    def _give_back(self, delivery: Delivery, task: asyncio.Task[None]) -> None:
+        if task.cancelled() and isinstance(delivery.token, Token):
+            self._leases.requeue(delivery.token)
+
     def _route(self, delivery: Delivery, name: str, tail: Tail) -> None:
         if (member := self._holdings.owner(delivery.id)) is not None:
             self._hand_to_owner(member, delivery)
         elif tail.facts.kind == "gone":
-            self._tasks.spawn(self._drop(delivery))
+            self._spawn(delivery, self._drop(delivery))
         elif tail.problem and not tail.facts.owner:
             self.defer(delivery, tail.problem)
         elif not tail.has_frames:
-            self._tasks.spawn(self._route_before_begin(delivery, name, tail))
+            self._spawn(delivery, self._route_before_begin(delivery, name, tail))
         elif tail.facts.owner not in ("", self._name):
-            self._tasks.spawn(
-                self._offer(delivery, name, tail, self._layout.offers(tail.facts.owner), self._deliver_here)
-            )
+            subject = self._layout.offers(tail.facts.owner)
+            self._spawn(delivery, self._offer(delivery, name, tail, subject, self._deliver_here))
         else:
             self._deliver_here(delivery, name, tail)
 
@@ -163,7 +172,7 @@ class Routing:
             self.defer(delivery, tail.problem)
         elif self._holdings.serves(delivery.handler) and python not in ("", self._python):
             subject = self._layout.offers_of(python, delivery.handler)
-            self._tasks.spawn(self._offer(delivery, name, tail, subject, self._deliver_to_other_python))
+            self._spawn(delivery, self._offer(delivery, name, tail, subject, self._deliver_to_other_python))
         else:
             self._deliver_to_worker(delivery, name, tail)
 
@@ -176,7 +185,7 @@ class Routing:
         if tail.facts.owner:  # that process is gone
             delivery.attempt = max(2, delivery.attempt)
         if not self._holdings.serves(delivery.handler):
-            self._tasks.spawn(self._pass_on(delivery, name))
+            self._spawn(delivery, self._pass_on(delivery, name))
         elif isinstance(delivery.item, Wake) and not delivery.token.urgent:
             self._holdings.wake(delivery)
         else:
@@ -211,17 +220,21 @@ class Routing:
     async def _pass_on(self, delivery: Delivery, name: str) -> None:
         """Move a delivery to the queue of workers that serve its handler."""
         item = delivery.item
+        # One that is in that queue already would be found there by the guard below, and lost. And a process that serves
+        # nothing any more gives back what is still on its way to it: then messages keep their order.
+        if delivery.token.is_passed_on or not self._holdings.members:
+            self._leases.requeue(delivery.token)
+            return
         subject = self._layout.passed_on(delivery.handler, delivery.id, name)
-        try:
-            if isinstance(item, Message):
-                facts, data = await self._blobs.save(
-                    item.to, Facts(item.to, kind="message"), msgspec.msgpack.encode(item)
-                )
-            else:
-                facts, data = Facts(delivery.id, kind="wake", number=delivery.token.number), b""
-            await self._wire.store(subject, data, expected=0, headers=lines_of(facts))
-        except WrongSequence:
-            log.debug("%s was passed on already", subject)
+        if isinstance(item, Message):
+            facts, data = await self._blobs.save(item.to, Facts(item.to, kind="message"), msgspec.msgpack.encode(item))
+            try:
+                await self._wire.store(subject, data, expected=0, headers=lines_of(facts))
+            except WrongSequence:
+                log.debug("%s was passed on already", subject)
+        else:  # without a guard: a wake that is there may be an earlier one, on which a worker is acting already
+            facts = Facts(delivery.id, kind="wake", number=delivery.token.number)
+            await self._wire.store(subject, b"", headers=lines_of(facts))
         self._leases.acknowledge(delivery.token)
 
     def look_at_parked(self) -> None:
