@@ -40,10 +40,11 @@ class Fault(Struct):
     only: Kind | None = None
     code: int = 0  # which of the codes of its kind
     killed: bool = False
+    file: str | None = None
     seen: int = 0
 
     def fails(self, kind: Kind, file: str) -> int | None:
-        if file.startswith("store.db-lock") or self.only not in (None, kind):
+        if file.startswith("store.db-lock") or self.only not in (None, kind) or self.file not in (None, file):
             return None
         self.seen += 1
         if not self.first < self.seen <= self.first + self.times:
@@ -153,3 +154,15 @@ async def test_a_disk_that_fails_loses_nothing_that_was_acknowledged(layer: Laye
         refused.update(each.split(":")[0] for each in work.done.refused)
         assert all("store.db" in each for each in work.done.refused), "an error that does not name the file"
     assert refused >= {"StoreError", StoreFull.__name__}
+
+
+async def test_a_checkpoint_that_fails_at_any_write_is_no_failure_of_the_store(
+    layer: Layer, folder: Path, seed: int
+) -> None:
+    """It leaves a database of old and new pages, which is not a foreign file: the log has all of them."""
+    await suffer(layer, folder, Fault(0, 0))
+    count = sum(each.kind == "write" and each.file == "store.db" for each in layer.actions)
+    assert count > 50
+    for first in range(0 if ALL else seed % 4, count, 1 if ALL else 4):
+        work = await suffer(layer, folder, Fault(first, 1, "write", code=first % 2, file="store.db"))
+        assert not work.done.refused, f"{first}: {work.done.refused}"

@@ -167,6 +167,22 @@ async def test_the_copy_that_a_log_continues_is_fine(left: Path) -> None:
     await store.aclose()
 
 
+async def test_a_checkpoint_that_was_cut_short_where_the_commit_number_is_stored_is_repaired_by_the_log(
+    left: Path,
+) -> None:
+    shutil.copy(left / "old.db", left / "s.db")
+    with closing(sqlite3.connect(left / "old.db")) as db:
+        (page,) = db.execute("SELECT rootpage FROM sqlite_master WHERE name = 'meta'").fetchone()
+    with (left / "s.db").open("r+b") as file:
+        file.seek((page - 1) * 4_096 + 3)
+        file.write(b"\0\0")  # the page holds no rows
+    with closing(sqlite3.connect(f"file:{left}/s.db?immutable=1", uri=True)) as db:
+        assert db.execute("SELECT count(*) FROM meta").fetchone() == (0,)
+    store = await opened(left / "s.db")
+    assert await store.start("b29") == start("b29")
+    await store.aclose()
+
+
 async def test_a_log_without_its_shared_memory_is_recovered(left: Path) -> None:
     assert not (left / "s.db-shm").exists()
     view = await looked_at(left / "s.db")
