@@ -66,6 +66,13 @@ from perdure.stores.port import Delivery, Journal, Key, Transition, Wake, commit
 STOP_POLL_SECONDS = 0.002
 """How often a stopping worker checks whether its last commit has ended."""
 
+KEY_LOOK_SECONDS = 1.0
+"""How long a retry waits for the wake that says that it has its key before it looks by itself; then twice as long.
+
+Where processes share a store, the wake may have gone to another, which has no retry in hand and drops it."""
+
+KEY_LOOK_LONGEST_SECONDS = 30.0
+
 COMMIT_PATIENCE_SECONDS = 10.0
 """How long a stopping worker waits for a last commit that its store does not take."""
 
@@ -75,13 +82,14 @@ log = logging.getLogger("perdure.worker")
 class Runner(Live):
     """Runs one invocation. Made with its first delivery; `take` adds the others."""
 
-    __slots__ = ("_awaits_key", "_force_frame", "_unwritten")
+    __slots__ = ("_awaits_key", "_force_frame", "_key_looks", "_unwritten")
 
     def __init__(self, home: Home, delivery: Delivery, fault: str | None = None) -> None:
         super().__init__(home, delivery, fault)
         self._unwritten: Ready | None = None  # the body's requests, while the first frame is held back
         self._force_frame = False
         self._awaits_key = False  # a retry in the inbox waits in the queue of its key
+        self._key_looks = 0  # how often it has looked
 
     # --- the inbox ----------------------------------------------------------------------------------------------------
     def advance(self) -> None:
@@ -145,9 +153,17 @@ class Runner(Live):
         self._commit(found.transition, then)
 
     def _look_for_key(self) -> None:
-        """Wait until the key is ours; read it again if we were woken meanwhile."""
+        """Wait until the key is ours; read it again if we were woken meanwhile, or after a while."""
         self._awaits_key = True
         if any(isinstance(delivery.item, Wake) for delivery in self._inbox):
+            self.home.schedule(self)
+            return
+        wait = min(KEY_LOOK_SECONDS * 2 ** min(self._key_looks, 16), KEY_LOOK_LONGEST_SECONDS)
+        self._key_looks += 1
+        self.home.loop.call_later(wait, self._look_again, self._key_looks)
+
+    def _look_again(self, look: int) -> None:
+        if self._awaits_key and look == self._key_looks and not self.closed:
             self.home.schedule(self)
 
     def _retry(self, start: Start, frames: Sequence[Frame], delivery: Delivery, message: Message) -> None:

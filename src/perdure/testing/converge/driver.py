@@ -52,6 +52,7 @@ class Driver:
         self._interpreter = interpreter
         self._folder = folder
         self._plan = plan
+        self._endings = Endings(client)
         self._left = 0
         self._seen_failed: set[str] = set()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -147,7 +148,7 @@ class Driver:
         await self._mend_all()
         if self._left or int(self._folder.last(STARTED) or 0) < len(self._plan.roots):
             return False
-        endings = Endings(self._client)
+        endings = self._endings
         await endings.look()
         must_end = Model(self._plan.roots, self._cancels()).must_end()
         return not endings.left and not endings.broken and must_end <= endings.outcomes.keys()

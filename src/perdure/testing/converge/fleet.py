@@ -8,6 +8,7 @@ import random
 import sys
 import time
 from asyncio.subprocess import PIPE, Process
+from collections.abc import Callable
 from typing import BinaryIO
 
 import msgspec
@@ -17,6 +18,8 @@ from perdure.testing.converge.options import BadOption, Options
 
 UP_SECONDS = 120.0
 """How long a process may take until it serves."""
+LEAST_SHARE = 0.25
+"""The time between a start and a kill, as a share of what the start takes: with less, hardly anything would end."""
 
 
 class Failed(Exception):
@@ -36,21 +39,26 @@ class Fleet:
         self._log: BinaryIO = (folder.path / LOG).open("ab")
 
     async def start(self) -> None:
-        """Start all. Raises `BadOption` if a start takes longer than there is between two kills."""
+        """Start all. Raises `BadOption` if a start takes far longer than there is between two kills."""
         began = time.monotonic()
         self._processes.append(await self._start_one())
         took = time.monotonic() - began
-        if took > self._options.kill_every:
+        if self._options.kill_every < LEAST_SHARE * took:
             self.end()
-            raise BadOption(f"--kill-every {self._options.kill_every:g}: a process takes {took:.1f} s until it serves")
+            raise BadOption(
+                f"--kill-every {self._options.kill_every:g}: a process takes {took:.1f} s until it serves; give at "
+                f"least {LEAST_SHARE * took:.1f}"
+            )
         for _ in range(self._count - 1):
             self._processes.append(await self._start_one())
 
-    async def kill_now_and_then(self) -> None:
-        """Kill one after the other, each some time after the one before has been replaced."""
+    async def kill_now_and_then(self, is_over: Callable[[], bool]) -> None:
+        """Kill one after the other, each some time after the one before has been replaced, until all is over."""
         chance = random.Random(self._options.seed + 1)  # noqa: S311  it must be repeatable
         while True:
             await asyncio.sleep(self._options.kill_every)
+            if is_over():
+                continue
             victim = self._processes.pop(chance.randrange(len(self._processes)))
             if victim.returncode is not None:
                 raise Failed(f"a process ended by itself, with exit code {victim.returncode}: see the end of its log")

@@ -11,6 +11,7 @@ import time
 from collections.abc import Generator, Sequence
 from pathlib import Path
 
+from perdure.client import Client
 from perdure.connect import connect, make_streams
 from perdure.errors import InvalidOption, StoreError
 from perdure.testing.converge.driver import Driver
@@ -99,6 +100,7 @@ class Run:
             say("\n".join(["the log ends:", *self._folder.lines(LOG)[-LOG_LINES:]]))
             async with connect(self._url) as client:
                 say(await what_is_left(client))
+                await self._compare(client, fleet.kills)
             return 1
         finally:
             fleet.end()
@@ -115,7 +117,10 @@ class Run:
                 raise BadOption(f"--url {self._url}: there are {total} invocations; give a store of its own")
 
     async def _until_over(self, fleet: Fleet) -> None:
-        tasks = [asyncio.ensure_future(fleet.kill_now_and_then()), asyncio.ensure_future(self._watch(fleet))]
+        tasks = [
+            asyncio.ensure_future(fleet.kill_now_and_then(self._has_ended)),
+            asyncio.ensure_future(self._watch(fleet)),
+        ]
         if not self._is_file:
             tasks.append(asyncio.ensure_future(self._drive()))
         try:
@@ -127,6 +132,11 @@ class Run:
             for each in tasks:
                 each.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
+
+    def _has_ended(self) -> bool:
+        """Report whether everything seems to have ended: then there is a last look, which takes a while."""
+        settled = self._folder.last(SETTLED)
+        return self._folder.last(STARTED) == str(self._options.programs) and (settled or "").endswith(" 0")
 
     async def _drive(self) -> None:
         async with connect(self._url) as client:
@@ -151,8 +161,13 @@ class Run:
 
     async def _verdict(self, kills: int) -> int:
         async with connect(self._url) as client:
-            found = await differences(client, self._interpreter, self._folder, self._plan, kills)
-            for each in found[:SHOWN]:
-                say(await shown(each, client, self._plan, self._options.seed))
-        say(f"{self._options.programs} programs, {kills} kills, difference {len(found)}")
+            found = await self._compare(client, kills)
+        say(f"{self._options.programs} programs, {kills} kills, difference {found}")
         return 1 if found else 0
+
+    async def _compare(self, client: Client, kills: int) -> int:
+        """Show some differences, and return how many there are."""
+        found = await differences(client, self._interpreter, self._folder, self._plan, kills)
+        for each in found[:SHOWN]:
+            say(await shown(each, client, self._plan, self._options.seed))
+        return len(found)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+
 from perdure.client import Client
 from perdure.core.lifecycle import SETTLED
 from perdure.errors import WaitTimeout
@@ -10,6 +12,9 @@ from perdure.testing.programs.program import Outcome, Program, program_in, waits
 
 RESULT_SECONDS = 1.0
 """How long there is a wait for the outcome of what is said to have ended."""
+
+BATCH = 50
+"""So many are looked at together."""
 
 
 class Endings:
@@ -32,13 +37,16 @@ class Endings:
     async def look(self) -> None:
         """Look at all invocations."""
         self.broken, self.left = {}, {}
+        ended: list[str] = []
         async for each in self._client.list(handler=self._handler):
             if each.id in self.ids:
                 continue
             if each.status in SETTLED:
-                await self._note(each.id)
+                ended.append(each.id)
             else:
                 self.left[each.id] = each.status
+        for at in range(0, len(ended), BATCH):
+            await asyncio.gather(*map(self._note, ended[at : at + BATCH]))
 
     async def _note(self, id: str) -> None:
         handle = self._client.handle(id)
