@@ -193,10 +193,7 @@ class Runner(Live):
         self._note_deadline(start)
         said = {command.n for command in ready.commands}.union(ready.cancels)  # `_write` and `_durable` see to these
         for n, pending in turn.pending.items():
-            unwanted = (
-                pending.cancel_requested and n not in ready.cancels
-            )  # before the failure: it must not begin again
-            if n not in said or unwanted:
+            if n not in said:
                 self._take_up(n, pending)
         if ready.outcome is not None:
             entries.append(ready.outcome)

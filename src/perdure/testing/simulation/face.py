@@ -69,6 +69,7 @@ class Face:
         self._home = home
         self._deliver: Callable[[Delivery], None] | None = None
         self._lost: Callable[[str], None] | None = None
+        self._left: set[str] = set()  # what the worker was told that it lost, and has got nothing for since
 
     async def open(self) -> None:
         pass
@@ -170,6 +171,8 @@ class Face:
             told(revision or 0, error)
 
         id, sent = transition.id, self._by_the_stores_clock(transition)
+        if id in self._left:
+            self._server.breach(11, f"{id}: {self.name} writes what it was told that it lost")
         self._write("commit", id, lambda reply: self._store.commit(sent, reply), written)
 
     def _by_the_stores_clock(self, transition: Transition) -> Transition:
@@ -232,6 +235,7 @@ class Face:
 
     def take(self, delivery: Delivery) -> None:
         """Hand a delivery to the worker."""
+        self._left.discard(delivery.id)
         if self._deliver is not None:
             self._deliver(delivery)
 
@@ -244,6 +248,7 @@ class Face:
         self._server.trace.count("process told that it was taken over")
         if self._lost is not None:
             self._lost(id)
+            self._left.add(id)
 
     # --- reads --------------------------------------------------------------------------------------------------------
     async def _ask(self, what: str, id: str, question: Callable[[], Coroutine[Any, Any, T]]) -> T:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures
 from collections.abc import Callable, Coroutine, Iterator
 from contextlib import suppress
 from random import Random
-from typing import Any, Protocol
+from typing import Any, ParamSpec, Protocol, TypeVar
 
 from perdure.authoring.step import StepHost, StepInfo, Work
 from perdure.client import Client
+from perdure.core.journal import Start
+from perdure.core.turn import Turn
 from perdure.operations.local import Local
 from perdure.runtime.worker import Worker
 from perdure.testing.programs import Interpreter
@@ -22,6 +25,12 @@ from perdure.testing.simulation.plan import Plan
 from perdure.testing.simulation.server import Server
 from perdure.testing.simulation.shared import LEASE_SECONDS
 from perdure.testing.simulation.trace import Trace
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+THREAD_SECONDS = 0.02
+"""A step in a thread takes as long, at most."""
 
 RESTART_SECONDS = 3.0
 """A process begins again within so many seconds."""
@@ -112,8 +121,37 @@ class NoWatch:
         pass
 
 
+class Threads(concurrent.futures.Executor):
+    """Runs functions a little later in the process itself, in place of threads: a cancelled wait does not end them."""
+
+    def __init__(self, process: Process, chance: Random) -> None:
+        self._process = process
+        self._chance = chance
+
+    def submit(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> concurrent.futures.Future[T]:
+        future: concurrent.futures.Future[T] = concurrent.futures.Future()
+
+        def work() -> None:
+            if future.set_running_or_notify_cancel():
+                future.set_result(fn(*args, **kwargs))  # what `Attempt` submits raises nothing
+
+        self._process.call_later(self._chance.random() * THREAD_SECONDS, work)
+        return future
+
+
 class CountedWorker(Worker):
-    """A worker that tells what it has in hand."""
+    """A worker that tells what it has in hand. With a chance of `raises`, making a turn fails as nobody foresaw."""
+
+    simulated_threads: Threads
+    raises: float = 0.0
+
+    def threads(self) -> Any:
+        return self.simulated_threads
+
+    def make_turn(self, start: Start, /) -> Turn:
+        if self.raises and self.chance.random() < self.raises:
+            raise RuntimeError(UNFORESEEN)
+        return super().make_turn(start)
 
     def leaks(self) -> Iterator[str]:
         """Name what an idle worker should have given back."""
@@ -146,6 +184,8 @@ class WorkerMachine(Machine):
             watch=NoWatch,
             replace=lambda work: self._seen(work, process),
         )
+        self.worker.simulated_threads = Threads(process, self.chance)
+        self.worker.raises = plan.noise.raises
         process.at_drop.append(self.worker.halt)
         await self.worker.__aenter__()
 

@@ -95,6 +95,7 @@ class Noise(Struct, frozen=True):
     twice: float = 0.0
     hurry: float = 0.0
     delay: float = 0.0
+    raises: float = 0.0
 
 
 class Plan(Struct, frozen=True):
@@ -123,7 +124,7 @@ def plan_of(seed: int) -> Plan:
     """Draw the plan of a seed. A third of all seeds have no requests beside starts, and some no faults."""
     chance = Random(f"plan {seed}")  # noqa: S311  repeatable on purpose
     large = chance.random() < LARGE
-    author = Author(Random(f"programs {seed}"), threads=False, large=large)  # noqa: S311  repeatable on purpose
+    author = Author(Random(f"programs {seed}"), large=large)  # noqa: S311  repeatable on purpose
     programs = author.programs(chance.randint(1, MOST_PROGRAMS))
     workers, clients = chance.randint(1, MOST_WORKERS), chance.randint(1, MOST_CLIENTS)
     names = [*(f"worker{n}" for n in range(workers)), *(f"client{n}" for n in range(clients))]
@@ -138,6 +139,7 @@ def plan_of(seed: int) -> Plan:
             twice=chance.choice((0.0, 0.0, 0.02, 0.2)),
             hurry=chance.choice((0.0, 0.0, 0.01, 0.1)),
             delay=chance.choice((0.001, 0.05, 2.0)),
+            raises=chance.choice((0.0, 0.0, 0.0, 0.0, 0.03)),
         ),
         workers,
         clients,

@@ -28,6 +28,9 @@ from perdure.testing.simulation.story import FORGOTTEN, Story
 from perdure.testing.simulation.trace import Trace
 from perdure.testing.simulation.violation import Violation
 
+EVERY_LOGGER = "perdure"
+"""The parent of all loggers of the engine."""
+
 OUTAGE_SECONDS = 5.0
 """After an outage processes begin again within so many seconds."""
 
@@ -200,7 +203,7 @@ def run(plan: Plan, *, last: int = 60) -> Result:
 @contextmanager
 def _quiet() -> Generator[None]:
     """Let the engine log nothing, since faults are what is asked for; and let the collector rest, which is no part."""
-    log, collects = logging.getLogger("perdure"), gc.isenabled()
+    log, collects = logging.getLogger(EVERY_LOGGER), gc.isenabled()
     level = log.level
     log.setLevel(logging.CRITICAL + 1)
     gc.disable()

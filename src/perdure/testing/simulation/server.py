@@ -15,6 +15,7 @@ from perdure.testing.simulation.loop import Process, World
 from perdure.testing.simulation.plan import Noise
 from perdure.testing.simulation.shared import LEASE_SECONDS, Author, SharedStore, Witness, WriterDied
 from perdure.testing.simulation.trace import Trace
+from perdure.testing.simulation.violation import Violation
 
 if TYPE_CHECKING:
     from perdure.testing.simulation.face import Face
@@ -46,6 +47,10 @@ class Server:
         except WriterDied:
             self.trace.count("crash between append and acknowledgement")
             face.crash()
+
+    def breach(self, number: int, text: str) -> None:
+        """Report that an invariant does not hold."""
+        self.process.world.report(Violation(number, text))
 
     # --- leases -------------------------------------------------------------------------------------------------------
     def ended(self, face: Face, after: float) -> None:

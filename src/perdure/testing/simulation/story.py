@@ -162,16 +162,28 @@ class Story:
         if awakeable in self._answered:
             return
         value, rejected = self._asks[awakeable]
-        try:
-            if rejected:
-                await self._insist(lambda: client.reject(awakeable, value))
-            else:
-                await self._insist(lambda: client.resolve(awakeable, value))
-        except (MessageRefused, UnknownInvocation):
-            self._scene.trace.count("answer refused")
-        except WaitTimeout:
-            pass
-        self._answered.add(awakeable)
+        while awakeable not in self._answered:
+            try:
+                if rejected:
+                    await self._insist(lambda: client.reject(awakeable, value))
+                else:
+                    await self._insist(lambda: client.resolve(awakeable, value))
+            except (MessageRefused, UnknownInvocation):
+                self._scene.trace.count("answer refused")
+                if self._waits(awakeable):  # it was set aside after an unforeseen exception
+                    await asyncio.sleep(AGAIN_SECONDS)
+                    continue
+            except WaitTimeout:
+                pass
+            self._answered.add(awakeable)
+
+    def _waits(self, awakeable: str) -> bool:
+        """Report whether an awakeable has no answer in the journal yet, and may get one."""
+        id, generation, n, _ = awakeable.rsplit("~", 3)
+        life = self._scene.observer.lives.get(id)
+        if life is None or life.outcome is not None or life.generation != int(generation):
+            return False
+        return int(n) in life.commands and int(n) not in life.answers
 
     # --- results ------------------------------------------------------------------------------------------------------
     async def _result(self, client: Client, id: str) -> None:

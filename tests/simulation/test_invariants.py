@@ -1,0 +1,316 @@
+"""Each invariant of ARCHITECTURE.md by its number and words, with a breach that the observer of the simulation finds.
+
+1-16 are those of ARCHITECTURE.md. That bad frames are found is shown here on frames made for it; that bad *code* is
+found is shown by tests/simulation/test_planted_bugs.py on the engine itself. 14, journals of every release, is tested
+with real ones: tests/core/test_journal.py, tests/testing/golden, tests/old and tests/upgrade.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from random import Random
+from typing import Any, cast
+
+import pytest
+
+from perdure.core.failures import failure_of
+from perdure.core.ids import idempotency_key
+from perdure.core.journal import (
+    Accepted,
+    CallChild,
+    CallStep,
+    CancelRequested,
+    Claimed,
+    Command,
+    Completed,
+    Entry,
+    Failed,
+    Fired,
+    Frame,
+    Granted,
+    Paused,
+    Released,
+    Returned,
+    SendStart,
+    SetTimer,
+    Start,
+    encode_frame,
+)
+from perdure.runtime.slots import Slots
+from perdure.stores.local.dispatch import Member
+from perdure.stores.port import Transition
+from perdure.testing.programs import Program, interpreter
+from perdure.testing.programs.program import Nap
+from perdure.testing.simulation import INVARIANTS, Plan, run
+from perdure.testing.simulation.clock import ProcessClock
+from perdure.testing.simulation.face import Face, Home
+from perdure.testing.simulation.faults import Faults
+from perdure.testing.simulation.loop import Process, World
+from perdure.testing.simulation.observer import Observer
+from perdure.testing.simulation.plan import Act, Noise
+from perdure.testing.simulation.server import Server
+from perdure.testing.simulation.trace import Trace
+from perdure.testing.simulation.violation import Violation
+
+ROOT = Path(__file__).resolve().parents[2]
+FAILURE = failure_of(ValueError("no"))
+
+
+def test_invariants_are_those_of_the_architecture() -> None:
+    text = (ROOT / "ARCHITECTURE.md").read_text().partition("## Invariants")[2].partition("\n## ")[0]
+    listed = {int(number): words for number, words in re.findall(r"^(\d+)\. (.+)\.$", text, re.MULTILINE)}
+    assert listed
+    for number, words in listed.items():
+        assert words.lower().startswith(INVARIANTS[number].lower()), number
+
+
+# --- frames that must be found ----------------------------------------------------------------------------------------
+class Author:
+    """A process that writes."""
+
+    member: Member | None = None
+
+    def __init__(self, name: str, at: float = 100.0) -> None:
+        self.name = name
+        self._at = at
+
+    def now(self) -> float:
+        return self._at
+
+
+A, B = Author("a"), Author("b")
+
+
+class Journals:
+    """Writes frames that an observer sees."""
+
+    def __init__(self) -> None:
+        self.found: list[Violation] = []
+        self.observer = Observer(self.found.append, Trace(World(Random(1))))
+        self.frames: dict[str, list[bytes]] = {}
+
+    def write(
+        self,
+        author: Author,
+        id: str,
+        *entries: Entry,
+        commands: Sequence[Command] = (),
+        cancels: Sequence[int] = (),
+        expected: int | None = None,
+        at: float = 100.0,
+    ) -> None:
+        frames = self.frames.setdefault(id, [])
+        frame = Frame(author.name, at, [*entries], [*commands], {}, [*cancels])
+        frames.append(encode_frame(frame))
+        before = len(frames) - 1 if expected is None else expected
+        self.observer.wrote(author, Transition(id, before, frame), frame, len(frames))
+
+    def begin(self, author: Author, id: str, *commands: Command, key: str | None = None) -> None:
+        entries: list[Entry] = [Accepted(started(id, key)), Claimed(1.0, 1, author.name, "3.11", "0")]
+        if key is not None:
+            entries.append(Granted(1.0, 0))
+        self.write(author, id, *entries, commands=commands)
+
+    def ends(self) -> list[Violation]:
+        return [*self.observer.end(lambda id: self.frames[id], lambda _: False)]
+
+    @property
+    def numbers(self) -> list[int]:
+        return [each.number for each in self.found]
+
+
+def started(id: str, key: str | None = None) -> Start:
+    return Start(id, "handler", b"\x80", 1.0, 1.0, 7, key)
+
+
+STEP = CallStep(0, "step", b"d")
+
+
+@pytest.fixture
+def journals() -> Journals:
+    return Journals()
+
+
+def test_1_an_acknowledged_result_is_never_lost_or_changed(journals: Journals) -> None:
+    journals.begin(A, "x", STEP)
+    journals.write(A, "x", Returned(0, 2.0, b"\x01"))
+    assert journals.numbers == []
+    journals.write(A, "x", Returned(0, 2.0, b"\x02"))
+    assert journals.numbers == [1]
+    journals.frames["x"].pop()
+    assert 1 in [each.number for each in journals.ends()]
+
+
+def test_2_a_step_whose_result_was_acknowledged_never_runs_again(journals: Journals) -> None:
+    journals.begin(A, "x", STEP)
+    key = idempotency_key("x", 0, 0, "step")
+    journals.observer.step_begins("a", "x", key, "step", 1, is_owner=True)
+    journals.write(A, "x", Returned(0, 2.0, b"\x01"))
+    assert journals.numbers == []
+    journals.observer.step_begins("a", "x", key, "step", 2, is_owner=True)
+    assert journals.numbers == [2]
+
+
+def test_3_a_commit_names_the_revision_that_it_extends(journals: Journals) -> None:
+    journals.begin(A, "x", STEP)
+    journals.write(A, "x", Returned(0, 2.0, b"\x01"), expected=0)
+    assert journals.numbers == [3]
+
+
+def test_4_at_most_one_owner_makes_progress(journals: Journals) -> None:
+    journals.begin(A, "x", STEP)
+    journals.write(B, "x", Returned(0, 2.0, b"\x01"))
+    assert journals.numbers == [4]
+    journals.write(B, "x", Claimed(2.0, 3, "b", "3.11", "0"))
+    assert journals.numbers == [4, 4]  # epoch 2 is left out
+
+
+def test_5_invocations_of_a_key_never_overlap_and_start_in_the_order_of_acceptance(journals: Journals) -> None:
+    for id in ("x", "y", "z"):
+        journals.observer.queued(id, 0, "k")
+    journals.begin(A, "x", key="k")
+    assert journals.numbers == []
+    journals.begin(B, "z", key="k")
+    assert journals.numbers == [5, 5]  # x has the key, and y was accepted before
+
+
+def test_6_a_timer_never_fires_early_and_fires_once(journals: Journals) -> None:
+    journals.begin(A, "x", SetTimer(0, 50.0), SetTimer(1, 200.0))
+    journals.write(A, "x", Fired(0, 100.0))
+    assert journals.numbers == []
+    journals.write(A, "x", Fired(1, 100.0))
+    journals.write(A, "x", Fired(0, 100.0))
+    assert journals.numbers == [6, 1]
+    journals.write(A, "x", Fired(7, 100.0))
+    assert journals.numbers == [6, 1, 6]
+
+
+def test_7_an_accepted_start_or_message_is_processed_once_per_id(journals: Journals) -> None:
+    journals.begin(A, "x")
+    journals.write(A, "x", Paused(2.0, "why", "m"))
+    assert journals.numbers == []
+    journals.write(A, "x", CancelRequested(2.0, message="m"))
+    journals.write(A, "x", Accepted(started("x")))
+    assert journals.numbers == [7, 7]
+
+
+def test_8_a_settled_invocation_changes_only_by_a_retry(journals: Journals) -> None:
+    journals.begin(A, "x")
+    journals.write(A, "x", Completed(2.0, b"\x01"))
+    assert journals.numbers == []
+    journals.write(A, "x", Claimed(3.0, 2, "a", "3.11", "0"))
+    assert journals.numbers == [8]
+
+
+def test_9_a_cancellation_reaches_every_descendant(journals: Journals) -> None:
+    journals.begin(A, "x", CallChild(0, started("child")))
+    journals.write(A, "x", CancelRequested(2.0), cancels=[0])
+    journals.begin(A, "child")
+    journals.write(A, "child", Completed(3.0, b"\x01"))
+    assert journals.numbers == []
+    assert 9 in [each.number for each in journals.ends()]  # it was never told
+    journals.begin(A, "y", CallChild(0, started("other")))
+    journals.write(A, "y", Failed(2.0, FAILURE))
+    assert journals.numbers == [9]  # its child is left behind
+
+
+def test_13_when_faults_stop_every_invocation_ends(journals: Journals) -> None:
+    journals.begin(A, "x", STEP)
+    journals.write(A, "x", Released(2.0))
+    assert [each.number for each in journals.ends()] == [13]
+
+
+def test_15_no_derived_id_names_two_commands(journals: Journals) -> None:
+    journals.begin(A, "x", SendStart(0, started("same")))
+    assert journals.numbers == []
+    journals.begin(A, "y", SendStart(0, started("same")))
+    journals.write(A, "x", commands=[SendStart(0, started("other"))])
+    assert journals.numbers == [15, 15]
+
+
+def test_16_retention_never_makes_anything_run_again(journals: Journals) -> None:
+    journals.begin(A, "x")
+    journals.write(A, "x", Completed(2.0, b"\x01"))
+    journals.observer.removed(["x"])
+    assert journals.numbers == []
+    journals.observer.step_begins("a", "x", "key", "step", 1, is_owner=True)
+    assert journals.numbers == [16]
+    journals.begin(A, "y")
+    journals.observer.removed(["y"])
+    assert journals.numbers == [16, 16]  # it had not settled
+
+
+def test_18_durable_first_visible_second(journals: Journals) -> None:
+    journals.begin(A, "x")
+    journals.observer.step_begins("a", "x", idempotency_key("x", 0, 0, "step"), "step", 1, is_owner=True)
+    assert journals.numbers == [18]
+
+
+# --- runs that must be found ------------------------------------------------------------------------------------------
+def plan(*programs: Program, **options: Any) -> Plan:
+    acts = [Act(0.1 * n, 0, "start", program.tag) for n, program in enumerate(programs)]
+    return Plan(1, [*programs], acts, [], **options)
+
+
+def test_0_an_exception_that_reaches_a_loop_is_found() -> None:
+    world = World(Random(1))
+    process = Process(world, "some")
+
+    def raises() -> None:
+        raise RuntimeError("nobody foresaw this")
+
+    process.call_soon(raises)
+    with pytest.raises(Violation, match="an exception reached the loop: RuntimeError: nobody foresaw this"):
+        world.run()
+
+
+def test_10_replay_is_a_fixed_point(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A body that is not deterministic diverges when its journal is replayed at the end."""
+    drawn = itertools.count(1)
+
+    async def longer_each_time(seconds: float) -> str:
+        await asyncio.sleep(next(drawn) * seconds)
+        return "slept"
+
+    monkeypatch.setattr(interpreter, "_nap", longer_each_time)
+    found = run(plan(Program("p1", [Nap(1.0)], chosen=True)))
+    assert found.violation is not None
+    assert found.violation.number == 10
+
+
+def test_11_after_a_divergence_or_close_nothing_leaves_the_turn() -> None:
+    """A worker that writes what it was told that it lost is found: it should have closed the turn."""
+    world = World(Random(1))
+    trace = Trace(world)
+    server = Server(world, Observer(world.report, trace), Noise(), Random(1), trace)
+    process = Process(world, "worker")
+    face = Face(server, process, ProcessClock(process), Faults("worker", []), cast("Home", None))
+    face.subscribe(["handler"], lambda _: None, lost=lambda _: None)
+    face.tell_lost("x")
+    process.call_soon(face.commit, Transition("x", 0, None), print)
+    with pytest.raises(Violation, match=r"invariant 11 .*worker writes what it was told that it lost"):
+        world.run()
+
+
+def test_12_limits_are_never_exceeded_and_slots_never_leak(monkeypatch: pytest.MonkeyPatch) -> None:
+    def leaks(self: Slots[Any], holder: Any) -> None:
+        """Give nothing back."""
+
+    monkeypatch.setattr(Slots, "release", leaks)
+    found = run(plan(Program("p1", [], chosen=True)))
+    assert found.violation is not None
+    assert found.violation.number == 12
+
+
+def test_17_what_the_engine_came_to_is_what_the_model_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def never(_: float) -> str:
+        return "never slept"
+
+    monkeypatch.setattr(interpreter, "_nap", never)
+    found = run(plan(Program("p1", [Nap(1.0)], chosen=True)))
+    assert found.violation is not None
+    assert found.violation.number == 17
