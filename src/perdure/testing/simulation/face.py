@@ -44,12 +44,11 @@ Write = Callable[[Told], None]
 
 
 class Home(Protocol):
-    """What the process is: it can be made to crash, to stop, to fail, and to go down with all others."""
+    """What the process is: it can be made to crash, to stop, and to go down with all others."""
 
     def crash(self) -> None: ...
     def stop(self, grace: float) -> None: ...
     def outage(self) -> None: ...
-    def fail_next(self) -> None: ...
 
 
 class Face:
@@ -149,8 +148,6 @@ class Face:
                 self.process.call_later(fault.amount, self._renew)
             case "clock":
                 self.clock.jump(fault.amount)
-            case "callback raises":
-                self._home.fail_next()
             case "stop":
                 self._home.stop(fault.amount)
             case "outage":

@@ -92,10 +92,6 @@ class Machine:
     def outage(self) -> None:
         self.scene.fault_outage()
 
-    def fail_next(self) -> None:
-        """Raise what nobody foresaw in the next callback that can."""
-        raise NotImplementedError
-
     def go_down(self) -> None:
         """End with all others; `start` comes from outside."""
         self._end("goes down")
@@ -172,7 +168,6 @@ class WorkerMachine(Machine):
         assert face is not None
         operations = Local(lambda: face, chance=self.chance)
         self._running: dict[str, int] = {}  # attempts in progress, by invocation
-        self._fails_next = False
         self.worker = CountedWorker(
             operations.opened,
             [self.scene.interpreter.workflow],
@@ -182,7 +177,7 @@ class WorkerMachine(Machine):
             retention=plan.retention,
             chance=self.chance,
             watch=NoWatch,
-            replace=lambda work: self._seen(work, process),
+            replace=lambda work: _SeenWork(work, self, process),
         )
         self.worker.simulated_threads = Threads(process, self.chance)
         self.worker.raises = plan.noise.raises
@@ -199,17 +194,6 @@ class WorkerMachine(Machine):
         self.scene.trace.note("stops", process=process.name)
         await worker.stop(grace)
         process.call_soon(self.crash)
-
-    def fail_next(self) -> None:
-        self._fails_next = True
-
-    def _seen(self, work: Work, process: Process) -> _SeenWork:
-        if self._fails_next:
-            self._fails_next = False
-            self.scene.trace.note("callback fails", process=process.name)
-            self.scene.trace.count("exception contained")
-            raise RuntimeError(UNFORESEEN)
-        return _SeenWork(work, self, process)
 
     def step_begins(self, process: Process, info: StepInfo, name: str) -> None:
         face = self.face

@@ -37,7 +37,6 @@ WriteFault = Literal[
     "stand still",  # the process stops for a while after it has asked
     "redelivery",  # all that is held is delivered once more
     "clock",  # the clock of the process jumps ahead
-    "callback raises",  # what begins its next step raises what nobody foresaw
     "stop",  # the process is asked to end, and hands over
     "outage",  # every process and the store end, and begin again with what was written
 ]
@@ -51,7 +50,7 @@ OFTEN: tuple[WriteFault, ...] = ("crash within",) * 4
 WRITE_FAULTS: tuple[WriteFault, ...] = (*get_args(WriteFault), *OFTEN)
 """What a write may meet. A crash within a commit has many places, and most commits have few."""
 READ_FAULTS: tuple[ReadFault, ...] = get_args(ReadFault)
-ONLY_WORKERS = ("fenced", "callback raises", "stop", "redelivery", "newer")
+ONLY_WORKERS = ("fenced", "stop", "redelivery", "newer")
 Verb = Literal["start", "cancel", "force", "pause", "resume", "retry", "purge", "describe"]
 REQUESTS: tuple[Verb, ...] = (
     "cancel",
