@@ -119,6 +119,3 @@ class Server:
 
     def removed(self, ids: Collection[str], before: float, /) -> None:
         self._witness.removed(ids, before)
-
-    def breach(self, number: int, text: str) -> None:
-        self._witness.breach(number, text)

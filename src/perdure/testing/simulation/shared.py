@@ -45,10 +45,6 @@ class Witness(Protocol):
         """Note that a purge of what settled by `before` has removed invocations."""
         ...
 
-    def breach(self, number: int, text: str) -> None:
-        """Report that an invariant does not hold."""
-        ...
-
 
 class Author(Protocol):
     """The process behind a commit."""
