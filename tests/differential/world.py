@@ -239,7 +239,7 @@ class World:
             return self._skipped()  # on a server what a frame starts again is dropped once it was purged
         answers = [await self._committed(side, operation, planned) for side in self._state.sides]
         if isinstance(answers[0], int):
-            self._note_commit(body, planned, started)
+            self._note_commit(body, planned)
         if operation.wake == "soon" or any(isinstance(new, New) and new.due == "soon" for new in operation.more):
             await self._comparison.soon()
         return answers
@@ -280,13 +280,13 @@ class World:
             return len(side.revisions[id]) if grown else f"revision {answer} after {side.revisions[id]}"
         return side.number_of(id, answer)
 
-    def _note_commit(self, body: Body, planned: Plan, started: Sequence[Start]) -> None:
+    def _note_commit(self, body: Body, planned: Plan) -> None:
         if planned.frame is not None:
             body.frames.append(planned.frame)
             body.effects = planned.effects
         ended = planned.released or (planned.frame is not None and planned.frame.outcome is not None)
         body.owned = not ended
-        for start in started:
+        for start in planned.effects.starts:
             self._state.exists(start)
         for message in planned.effects.messages:
             self._state.messages.setdefault(message.id, message)
