@@ -13,6 +13,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 from random import Random
+from math import inf
 from typing import Any, cast
 
 import pytest
@@ -235,12 +236,12 @@ def test_15_no_derived_id_names_two_commands(journals: Journals) -> None:
 def test_16_retention_never_makes_anything_run_again(journals: Journals) -> None:
     journals.begin(A, "x")
     journals.write(A, "x", Completed(2.0, b"\x01"))
-    journals.observer.removed(["x"])
+    journals.observer.removed(["x"], inf)
     assert journals.numbers == []
     journals.observer.step_begins("a", "x", "key", "step", 1, is_owner=True)
     assert journals.numbers == [16]
     journals.begin(A, "y")
-    journals.observer.removed(["y"])
+    journals.observer.removed(["y"], inf)
     assert journals.numbers == [16, 16]  # it had not settled
 
 
