@@ -296,9 +296,8 @@ def test_new_steps_are_those_that_are_wanted_and_have_not_begun_early() -> None:
     assert [each.n for each in steps.new(ready, known)] == [0, 3]
     steps.begun_early.add(0)
     assert [each.n for each in steps.new(ready, known)] == [3]
-    assert steps.begins(ready, known)
     steps.begun_early.add(3)
-    assert not steps.begins(ready, known)
+    assert not steps.new(ready, known)
 
 
 def test_step_that_has_not_begun_ends_at_once_when_it_is_cancelled() -> None:

@@ -33,15 +33,12 @@ R_co = TypeVar("R_co", covariant=True)
 
 
 # --- inside a step ----------------------------------------------------------------------------------------------------
-class StepInfo:
+class StepInfo(Struct, frozen=True, eq=False):
     """Information for a running step. `attempt` counts from 1."""
 
-    __slots__ = ("_key_parts", "attempt", "invocation_id")
-
-    def __init__(self, invocation_id: str, generation: int, n: int, name: str, attempt: int) -> None:
-        self.invocation_id = invocation_id
-        self.attempt = attempt
-        self._key_parts = (generation, n, name)
+    invocation_id: str
+    attempt: int
+    _key_parts: tuple[int, int, str]  # generation, number and name
 
     @property
     def idempotency_key(self) -> str:
@@ -102,7 +99,7 @@ class Step(Generic[P, R_co]):
         if isinstance(fn, Step):
             raise NotAWorkflow(f"step {cast('Step[..., Any]', fn).name!r} is already a step: decorate it once")
         check_step(fn)
-        self._fn = fn
+        self.fn: Callable[P, Any] = fn
         self._rename(name or name_of(fn))
         self.retry = retry or DEFAULT_RETRY
         self.timeout = None if timeout is None else seconds(f"timeout of step {self.name!r}", timeout, positive=True)
@@ -110,11 +107,6 @@ class Step(Generic[P, R_co]):
         self._signature: Signature | None = None
         self._bound: dict[str, Signature] = {}
         functools.update_wrapper(self, fn, updated=())
-
-    @property
-    def fn(self) -> Callable[P, Any]:
-        """The plain function."""
-        return self._fn
 
     def __call__(self, /, *args: P.args, **kwargs: P.kwargs) -> Coroutine[object, None, R_co]:
         turn = current_turn()
@@ -148,10 +140,10 @@ class Step(Generic[P, R_co]):
         if self._static or target is None:
             return self
         bound = copy_of(self)
-        bound._fn = self._fn.__get__(target)  # noqa: SLF001
+        bound.fn = self.fn.__get__(target)
         signature = self._bound.get("signature")
         if signature is None:
-            signature = self._bound["signature"] = Signature.of(self._fn, skip_self=True)
+            signature = self._bound["signature"] = Signature.of(self.fn, skip_self=True)
         bound._signature = signature  # noqa: SLF001
         bound._static = True  # noqa: SLF001
         return bound
@@ -159,13 +151,13 @@ class Step(Generic[P, R_co]):
     def signature(self) -> Signature:
         """Return the parameters and types, which are resolved on the first call."""
         if self._signature is None:
-            self._signature = Signature.of(self._fn)
+            self._signature = Signature.of(self.fn)
         return self._signature
 
     async def _plain(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if self.is_async:
-            return await self._fn(*args, **kwargs)
-        result = await asyncio.to_thread(self._fn, *args, **kwargs)
+            return await self.fn(*args, **kwargs)
+        result = await asyncio.to_thread(self.fn, *args, **kwargs)
         return await result if inspect.isawaitable(result) else result
 
     async def _durable(self, turn: Turn, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

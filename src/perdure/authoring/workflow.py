@@ -83,7 +83,7 @@ class Workflow(Generic[P, R_co]):
             raise InvalidOption(f"workflow {self.name!r}: aliases must be a list of names, not one str")
         self.aliases = tuple(check_name("a workflow's alias", alias) for alias in aliases)
         limit = None if timeout is None else seconds(f"timeout of workflow {self.name!r}", timeout, positive=True)
-        self._options = StartOptions(timeout=limit)
+        self.options = StartOptions(timeout=limit)  # set by `using`
         self._signature: Signature | None = None
         self._loose = loose
         self._reference = reference
@@ -103,11 +103,6 @@ class Workflow(Generic[P, R_co]):
     def where(self) -> str:
         """Where the function is defined, for error texts."""
         return where_of(self._fn)
-
-    @property
-    def options(self) -> StartOptions:
-        """The options set by `using`."""
-        return self._options
 
     def __call__(self, /, *args: P.args, **kwargs: P.kwargs) -> Coroutine[object, None, R_co]:
         turn = current_turn()
@@ -145,7 +140,7 @@ class Workflow(Generic[P, R_co]):
             changes["delay"] = _checked_delay(delay)
         if timeout is not None:
             changes["timeout"] = seconds(f"timeout of workflow {self.name!r}", timeout, positive=True)
-        other._options = replace(self._options, **changes)  # noqa: SLF001
+        other.options = replace(self.options, **changes)
         return other
 
     # --- for the engine -----------------------------------------------------------------------------------------------
@@ -170,7 +165,7 @@ class Workflow(Generic[P, R_co]):
 
         `held` are the keys of the ancestors that wait for it.
         """
-        options = self._options
+        options = self.options
         if options.key in held:
             raise KeyDeadlock(
                 f"workflow {self.name!r} needs key {options.key!r}, which its parent or an ancestor holds while it "

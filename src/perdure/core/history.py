@@ -13,6 +13,7 @@ from perdure.core.journal import (
     Answering,
     Attempted,
     CallChild,
+    CallStep,
     Cancelled,
     CancelRequested,
     Claimed,
@@ -83,19 +84,20 @@ class History(Struct):
         only_claim = not frame.commands
         first = self.start is None
         for entry in frame.entries:
-            if type(entry) is Accepted:
-                self.start = entry.start
-                continue
-            if type(entry) is Claimed:
-                self._claim(entry)
-                continue
             if type(entry) is not Returned or entry.message is not None:
+                if type(entry) is Accepted:
+                    self.start = entry.start
+                    continue
+                if type(entry) is Claimed:
+                    self._claim(entry)
+                    continue
                 self.note(entry)
             only_claim = False
             if self.deaths or self.unclaimed_deaths:
                 self.deaths = self.unclaimed_deaths = 0
         for command in frame.commands:
-            self._issue(command)
+            if type(command) is not CallStep:
+                self._issue(command)
         if frame.cancels and self.children:
             self.children_unwanted.update(n for n in frame.cancels if n in self.children)
         if frame.state and self.granted is not None:
@@ -222,9 +224,11 @@ class History(Struct):
     def status(self) -> Status:
         """The status that follows from the journal."""
         if self.outcome is None:
-            if self.waits_for_key and self.paused is None and not self.claimed:
-                return "pending"
-            return "paused" if self.paused is not None else "running" if self.claimed else "suspended"
+            if self.paused is not None:
+                return "paused"
+            if self.claimed:
+                return "running"
+            return "pending" if self.waits_for_key else "suspended"
         match self.outcome:
             case Completed():
                 return "completed"

@@ -34,6 +34,7 @@ class Host(Protocol):
     clock: Clock
     chance: Random
 
+    def failure_of(self, error: BaseException, /) -> Failure: ...
     def threads(self) -> concurrent.futures.ThreadPoolExecutor: ...
     def channel(self, service: str, /) -> Any: ...
 
@@ -41,60 +42,59 @@ class Host(Protocol):
 class Attempt:
     """One attempt of a step in progress: its task, and the parts of the worker that the step may use."""
 
-    __slots__ = ("_escaped", "_host", "_owner", "began", "busy_threads", "cancelled", "task", "work")
+    __slots__ = ("_escaped", "_host", "_owner", "_value", "began", "busy_threads", "cancelled", "task", "work")
 
     def __init__(self, work: Work, info: StepInfo, host: Host, owner: Owner) -> None:
         self.work = work
         self.cancelled = False  # the body asked it to end
         self.busy_threads = 0
         self.began = host.clock.now()
+        self._value: bytes | None = None  # the encoded result
         self._escaped: BaseException | None = None  # an exception that the task must not raise
         self._host = host
         self._owner = owner
         context = contextvars.copy_context()
         context.run(current_step.set, info)
-        self.task: asyncio.Task[bytes] = host.loop.create_task(self._run(info), name=work.name, context=context)
+        self.task: asyncio.Task[None] = host.loop.create_task(self._run(info), name=work.name, context=context)
 
     @property
     def is_over(self) -> bool:
         """Whether its task and all its threads have ended."""
         return not self.busy_threads and self.task.done()
 
-    async def _run(self, info: StepInfo) -> bytes:
+    async def _run(self, info: StepInfo) -> None:
         work = self.work
         try:
             if work.timeout is None:
-                return await work.run(self, info)
-            async with asyncio.timeout(work.timeout):
-                return await work.run(self, info)
+                self._value = await work.run(self, info)
+            else:
+                async with asyncio.timeout(work.timeout):
+                    self._value = await work.run(self, info)
         except (KeyboardInterrupt, SystemExit) as error:
             self._escaped = error  # raised by a task, it would end the host's loop and the service
-            return b""
 
-    def fact(
-        self, n: int, number: int, at: float, limit: int, failure_of: Callable[[BaseException], Failure], /
-    ) -> Answering:
+    def fact(self, n: int, number: int, at: float, /) -> Answering:
         """Return the entry for the end of this attempt, which is attempt `number` of command `n`.
 
-        `limit` is the most bytes that a result may have. If the step is to be retried, the entry says when. An
-        exception of a policy or translator is a failure of the step.
+        If the step is to be retried, the entry says when. An exception of a policy or translator is a failure of the
+        step.
         """
-        task, work, took = self.task, self.work, at - self.began
-        if task.cancelled():
+        value, limit, took = self._value, self._host.store.payload_limit, at - self.began
+        if value is not None and len(value) <= limit:
+            return Returned(n, at, value, None, took)
+        task, work = self.task, self.work
+        if value is not None:
+            error: BaseException = too_large(f"the result of step {work.name!r}", len(value), limit)
+        elif task.cancelled():
             if self.cancelled:
                 return Interrupted(n, at, took)
-            error: BaseException = RuntimeError(
-                f"step {work.name!r} raised CancelledError, though nothing had cancelled it"
-            )
-        elif (raised := task.exception() if self._escaped is None else self._escaped) is None:
-            value = task.result()
-            if len(value) <= limit:
-                return Returned(n, at, value, None, took)
-            error = too_large(f"the result of step {work.name!r}", len(value), limit)
+            error = RuntimeError(f"step {work.name!r} raised CancelledError, though nothing had cancelled it")
         else:
+            raised = task.exception() if self._escaped is None else self._escaped
+            assert raised is not None, "an attempt without a value has raised"
             error = raised
         try:
-            failure = failure_of(error)
+            failure = self._host.failure_of(error)
             if not self.cancelled:
                 wait = next_wait(work.retry, error, number, self._host.chance.random())
                 if wait is not None:

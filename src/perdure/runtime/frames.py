@@ -47,10 +47,10 @@ class Round(Struct, eq=False):
 
     at: float
     entries: list[Entry] = []
-    answers: list[Answer] = []
+    answers: tuple[Answer, ...] = ()
     taken: list[Delivery] = []  # to be acknowledged by the commit
     inbox: list[Delivery] = []  # messages that came too late: refused once the outcome is durable
-    attempted: list[Attempted] = []  # due times of next attempts
+    attempted: tuple[Attempted, ...] = ()  # due times of next attempts
     resumed: bool = False  # commands that wait for an answer must be taken up
 
 
@@ -66,7 +66,7 @@ def gather(record: Record, turn: Turn, arrivals: Sequence[Answering], inbox: lis
         turn.deliver(entry)
         round.entries.append(entry)
         if type(entry) is Attempted:
-            round.attempted.append(entry)
+            round.attempted += (entry,)
     for delivery in inbox:
         if type(delivery.item) is not Message:
             round.taken.append(delivery)
@@ -116,10 +116,10 @@ def take_message(record: Record, message: Message, turn: Turn | None, round: Rou
     """Apply a message, or repeat the answer to it."""
     history = record.history
     if message.id in history.messages:
-        round.answers.append(Answer(message.id, history.messages[message.id]))
+        round.answers += (Answer(message.id, history.messages[message.id]),)
         return
     if repeats(message, history, round.at):
-        round.answers.append(Answer(message.id))
+        round.answers += (Answer(message.id),)
         return
     entry = apply(message, history, turn, round.at)
     if entry is None:

@@ -70,10 +70,6 @@ class InProgress(Generic[A]):
         return [(n, each) for n, each in pending.items() if n not in known]
 
     # --- what begins --------------------------------------------------------------------------------------------------
-    def begins(self, ready: Ready, pending: Mapping[int, Pending]) -> bool:
-        """Report whether steps will begin once a frame with these commands is durable."""
-        return bool(self.waiting) or (bool(ready.commands) and bool(self.new(ready, pending)))
-
     def new(self, ready: Ready, pending: Mapping[int, Pending]) -> list[Waiting]:
         """Return the steps to begin among commands that were just issued."""
         found: list[Waiting] = []

@@ -6,8 +6,9 @@ Values only: no loop, no store, no clock. `opening` and `frames` decide by it; `
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 
-from msgspec import Struct, field
+from msgspec import Struct
 from msgspec.structs import replace
 
 from perdure.core.effects import NO_EFFECTS, Effects, effects_of
@@ -15,6 +16,8 @@ from perdure.core.history import History
 from perdure.core.journal import Accepted, Answer, Claimed, Entry, Frame, Granted, Start, Status
 from perdure.core.turn import Turn
 from perdure.stores.port import Journal, Key
+
+_NOT_READ = Key()
 
 
 class Writer(Struct, frozen=True):
@@ -25,7 +28,8 @@ class Writer(Struct, frozen=True):
     hash_seed: str
 
 
-class Record(Struct, eq=False):
+@dataclass(slots=True, eq=False)  # a Struct's attributes take longer to set
+class Record:
     """One invocation, as this worker last read or wrote it."""
 
     id: str
@@ -33,7 +37,7 @@ class Record(Struct, eq=False):
     start: Start | None = None
     history: History = field(default_factory=History)
     revision: int = 0
-    key: Key = Key()  # as last read, while the key is not granted
+    key: Key = _NOT_READ  # as last read, while the key is not granted
     granted: Granted | None = None  # goes into the next frame
     status: Status | None = None  # the status in the index
     owned: bool = False  # our claim is in the journal and not released

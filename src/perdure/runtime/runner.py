@@ -47,6 +47,7 @@ from perdure.runtime.frames import (
     release_now,
 )
 from perdure.runtime.home import Home
+from perdure.runtime.in_progress import Waiting
 from perdure.runtime.live import Live
 from perdure.runtime.opening import (
     Begin,
@@ -92,8 +93,8 @@ class Runner(Live):
         self._key_looks = 0  # how often it has looked
 
     # --- the inbox ----------------------------------------------------------------------------------------------------
-    def advance(self) -> None:
-        """Do one round, as far as possible now: see the module's docstring."""
+    def advance(self, at: float) -> None:
+        """Do one round at the time `at`, as far as possible now: see the module's docstring."""
         try:
             if self._store != "idle" or self.closed:
                 return
@@ -106,7 +107,7 @@ class Runner(Live):
                     self._read(self._whole, self._loaded)
                     return
                 self._open(start, ())
-            self._round()
+            self._round(at)
         except BaseException as error:  # noqa: BLE001  everything is contained here
             self.contain(error)
 
@@ -117,7 +118,7 @@ class Runner(Live):
         match opening(record, frames, self._inbox, must_claim=self._must_claim):
             case Begin(start=start, frames=frames):
                 self._open(start, frames)
-                self._round()
+                self._round(self.home.clock.now())
             case TakeOver(start=start):
                 self._take_over(start)
             case Settled(start=start):
@@ -200,14 +201,15 @@ class Runner(Live):
         self._write(start, Round(at, entries, taken=self._taken), ready, ready.outcome)
 
     # --- one round ----------------------------------------------------------------------------------------------------
-    def _round(self) -> None:
+    def _round(self, at: float) -> None:
         record = self.record
         start = record.start
         assert start is not None
-        round, ready = self._gather(self.home.clock.now())
+        round, ready = self._gather(at)
         self._inbox = round.inbox
-        self._taken += round.taken
-        round.taken = self._taken
+        if self._taken:
+            round.taken[:0] = self._taken
+        self._taken = round.taken
         if (unwritten := self._unwritten) is not None:
             ready.commands[:0] = unwritten.commands
             self._unwritten = None
@@ -269,8 +271,12 @@ class Runner(Live):
     def _write(self, start: Start, round: Round, ready: Ready, outcome: Outcome | None) -> None:
         """Commit the next frame, or do without one if there is nothing to record."""
         record, steps, turn = self.record, self.steps, self.turn
-        pending = {} if turn is None else turn.pending
-        begins = record.history.paused is None and turn is not None and steps.begins(ready, pending)
+        pending, new, begins = {}, (), False
+        if turn is not None:
+            pending = turn.pending
+            if record.history.paused is None:
+                new = steps.new(ready, pending) if ready.commands else ()
+                begins = bool(new or steps.waiting)
         if is_empty(ready, round) and not (begins and not record.owned):
             if record.revision and not (record.owned and not steps.needs_claim):
                 self._without_frame(round)
@@ -279,7 +285,7 @@ class Runner(Live):
                 self._let_go(round.taken)  # woken too early; the store keeps its position
                 return
         for n in ready.cancels:
-            steps.cancel_unbegun(n, pending.get(n), self.home.clock.now())
+            steps.cancel_unbegun(n, pending.get(n), round.at)
         for command in ready.commands:
             if type(command) is SetTimer and command.n in pending:
                 self._note_time(command.due, command.n)
@@ -287,7 +293,8 @@ class Runner(Live):
         release = outcome is None and not in_progress and not steps.stopping  # then `stop` releases, and sets a wake
         released = Released(round.at, self._next_due(), self._stuck_at()) if release else None
         transition = compose(record, start, round, ready, outcome, released)
-        self._commit(transition, self._settled if outcome is not None else partial(self._durable, ready, release))
+        then = self._settled if outcome is not None else partial(self._durable, new, ready.cancels, release)
+        self._commit(transition, then)
 
     def _without_frame(self, round: Round) -> None:
         """Answer and acknowledge what needs no frame, once the journal is known to be unchanged.
@@ -320,18 +327,17 @@ class Runner(Live):
             self._begin_anew(round.taken)
 
     # --- after a commit -----------------------------------------------------------------------------------------------
-    def _durable(self, ready: Ready, released: bool) -> None:
-        """Act on a frame that is durable."""
-        turn, steps = self.turn, self.steps
-        may_begin = self.record.history.paused is None
-        if turn is not None:
-            for n in ready.cancels:
-                steps.interrupt(self, n)
-            if may_begin and ready.commands:
-                for step in steps.new(ready, turn.pending):
-                    steps.begin(self, step)
+    def _durable(self, new: Sequence[Waiting], cancels: Sequence[int], released: bool) -> None:
+        """Act on a frame that is durable: begin its `new` steps, interrupt those that the body asked to end."""
+        steps = self.steps
+        if self.turn is not None:
+            if cancels:
+                for n in cancels:
+                    steps.interrupt(self, n)
+            for step in new:
+                steps.begin(self, step)
         steps.begun_early.clear()
-        if may_begin and steps.waiting:
+        if steps.waiting and self.record.history.paused is None:
             steps.begin_waiting(self)
         if not released and self._agenda is not None:
             self._arm()  # while the turn exists: a time limit must end a running step

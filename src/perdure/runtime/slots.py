@@ -46,7 +46,7 @@ class Slots(Generic[H]):
 
     def acquire(self, holder: H) -> bool:
         """Give a slot if one is free; otherwise the holder waits for one."""
-        if self.are_free:
+        if self.taken < self._limit:
             self.take(holder)
             return True
         if holder not in self.wanting:
@@ -82,7 +82,7 @@ class Slots(Generic[H]):
         if waiting is not None:
             waiting.append(delivery)
             return True
-        if is_start and not self.are_free:
+        if is_start and self.taken >= self._limit:
             self.starts[delivery.id] = [delivery]
             return True
         return False

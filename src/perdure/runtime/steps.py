@@ -57,7 +57,7 @@ class Steps(InProgress[Attempt]):
             self.waiting.append(step)
             return
         work: Work = step.work
-        info = StepInfo(owner.id, step.generation, step.n, work.name, step.attempts + 1)
+        info = StepInfo(owner.id, step.attempts + 1, (step.generation, step.n, work.name))
         attempt = owner.home.begin_attempt(work, info, owner)
         self.running[step.n] = attempt
         attempt.task.add_done_callback(partial(self._ended, owner, step.n, step.attempts + 1, attempt))
@@ -95,7 +95,7 @@ class Steps(InProgress[Attempt]):
             self.arrivals.append(Interrupted(n, at, at - attempt.began))
             owner.arrived()
 
-    def _ended(self, owner: Owner, n: int, number: int, attempt: Attempt, task: asyncio.Task[bytes]) -> None:
+    def _ended(self, owner: Owner, n: int, number: int, attempt: Attempt, task: asyncio.Task[None]) -> None:
         try:
             if self.running.get(n) is attempt and not attempt.busy_threads:
                 del self.running[n]  # nearly all: as `ended`, in less time
@@ -108,7 +108,7 @@ class Steps(InProgress[Attempt]):
                 owner.settle_down()
             elif not owner.closed and not (self.stopping and task.cancelled()):
                 home = owner.home
-                fact = attempt.fact(n, number, home.clock.now(), home.store.payload_limit, home.failure_of)
+                fact = attempt.fact(n, number, home.clock.now())
                 if type(fact) is not Returned:
                     _log_failure(owner, attempt, number, fact)
                 self.arrivals.append(fact)

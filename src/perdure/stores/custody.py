@@ -15,7 +15,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection
 from typing import Generic, TypeVar
 
-from msgspec import Struct, field
+from msgspec import Struct
 from msgspec.structs import replace
 
 from perdure.background import RateLimitedLog
@@ -39,7 +39,7 @@ class Hold(Struct, eq=False):
 
     id: str
     handler: str
-    deliveries: list[Delivery] = field(default_factory=list[Delivery])
+    deliveries: list[Delivery] = []
     claimed: bool = False
 
 

@@ -8,6 +8,7 @@ before it writes anything: a frame whose effects could not be written would leav
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable, Iterator
 from typing import cast
 
@@ -20,11 +21,14 @@ from perdure.errors import InvalidOption
 SEARCH_LIMIT_BYTES = 65_536
 """Longer data is not searched. It holds large values of users, and few fields: walking them costs less."""
 
+_may_be_not_finite = re.compile(rb"\xcb[\x7f\xff]").search
+# A float64 of msgpack whose exponent is all ones begins so. Other bytes may, too: then the fields are walked. A pattern
+# takes half as long as `in` does for two pieces of bytes: `in` takes each for a number first, and formats an error.
+
 
 def check_finite(data: bytes, value: Struct) -> None:
     """Refuse `value`, encoded as `data`, if a field of it is NaN or infinite. Values of users are bytes, and pass."""
-    # A float64 of msgpack whose exponent is all ones begins so. Other bytes may, too: then the fields are walked.
-    if len(data) > SEARCH_LIMIT_BYTES or b"\xcb\x7f" in data or b"\xcb\xff" in data:
+    if len(data) > SEARCH_LIMIT_BYTES or _may_be_not_finite(data):
         for field in _not_finite(value, type(value).__name__):
             raise InvalidOption(f"{field} is not a finite number: nothing was recorded; pass a finite one")
 

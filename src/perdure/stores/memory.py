@@ -10,14 +10,14 @@ from __future__ import annotations
 
 import asyncio
 import heapq
-from collections import Counter
 from collections.abc import Callable, Collection, Sequence
 from functools import partial
 from typing import Any, TypeVar
 
-from perdure.core.effects import Effects, Enlist, Release
+from perdure.core.effects import NO_EFFECTS, Effects, Enlist, Release
 from perdure.core.journal import (
     Answer,
+    Frame,
     Message,
     Outcome,
     Start,
@@ -56,7 +56,10 @@ from perdure.stores.port import (
     unknown,
 )
 
+A = TypeVar("A")
 T = TypeVar("T")
+
+_NONE: frozenset[str] = frozenset()
 
 Hook = Callable[[str, str], None]
 """Called before each write with its kind and the invocation's id; may raise `Crashed`."""
@@ -103,6 +106,7 @@ class MemoryStore:
     def _begin(self) -> None:
         """Set up the state that a process holds in memory."""
         self._down = False
+        self._pumping = False
         self._opened_at = self._sequence
         self._read_due()
         self._notices = Notices()
@@ -133,20 +137,20 @@ class MemoryStore:
 
     # --- starts and messages ------------------------------------------------------------------------------------------
     def submit(self, starts: Sequence[Start], /) -> asyncio.Future[list[bool]]:
-        def write() -> list[bool]:
-            together: dict[str, bytes] = {}
-            joining = Counter[str]()
-            check_starts(starts)
-            for start in starts:
-                known = self._digests.get(start.id) or together.setdefault(start.id, identity_of(start))
-                if known != identity_of(start):
-                    raise id_conflict(start.id)
-                if start.key is not None:
-                    joining[start.key] += start.id not in self._rows
-                    self._check_line(start.key, joining[start.key])
-            return [self._accept(start) for start in starts]
+        return self._durably(self._submit, starts)
 
-        return self._durably(write)
+    def _submit(self, starts: Sequence[Start]) -> list[bool]:
+        together: dict[str, bytes] = {}
+        joining: dict[str, int] = {}
+        check_starts(starts)
+        for start in starts:
+            identity = identity_of(start)
+            if identity != (self._digests.get(start.id) or together.setdefault(start.id, identity)):
+                raise id_conflict(start.id)
+            if start.key is not None:
+                joining[start.key] = joining.get(start.key, 0) + (start.id not in self._rows)
+                self._check_line(start.key, joining[start.key])
+        return [self._accept(start, together.get(start.id)) for start in starts]
 
     def _check_line(self, key: str, joining: int) -> None:
         ahead = len(self._lines.get(key, ())) + joining - 1
@@ -155,12 +159,12 @@ class MemoryStore:
         if joining and ahead >= self.key_queue_limit:
             raise key_queue_full(key, ahead)
 
-    def _accept(self, start: Start) -> bool:
+    def _accept(self, start: Start, identity: bytes | None = None) -> bool:
         if start.id in self._rows:
             return False
         now = self.clock.now()
         self._write("start", start.id)
-        self._digests[start.id] = identity_of(start)
+        self._digests[start.id] = identity or identity_of(start)
         self._starts[start.id] = start
         due = self._due_at(start)
         status: Status = "scheduled" if due > now else "pending"
@@ -187,7 +191,16 @@ class MemoryStore:
             self._grant(start.key)
         else:
             self._dispatcher.queue(Delivery(start.id, start.handler, start, fresh=True, token=self._sequence))
-            self._soon(self._dispatcher.pump)
+            self._pump_soon()
+
+    def _pump_soon(self) -> None:
+        if not self._pumping:  # once for all that is queued in this round of the loop
+            self._pumping = True
+            self._soon(self._pump)
+
+    def _pump(self) -> None:
+        self._pumping = False
+        self._dispatcher.pump()
 
     # --- keys ---------------------------------------------------------------------------------------------------------
     def _grant(self, name: str) -> None:
@@ -202,15 +215,9 @@ class MemoryStore:
         if generation == 0 and id in self._queued:
             start = self._queued[id][1]
             self._dispatcher.queue_granted(Delivery(id, start.handler, start, fresh=True, token=sequence))
-            self._soon(self._dispatcher.pump)
+            self._pump_soon()
         else:
             self._soon(partial(self._dispatcher.offer, Delivery(id, self._rows[id].handler, Wake())))
-
-    def _change_key(self, id: str, effects: Effects) -> None:
-        if effects.release is not None:
-            self._release(id, effects.release)
-        if effects.enlist is not None:
-            self._enlist(id, effects.enlist)
 
     def _release(self, id: str, release: Release) -> None:
         key = self._keys.get(release.key, Key())
@@ -251,13 +258,13 @@ class MemoryStore:
         return self._keys.get(name, Key())
 
     def post(self, message: Message, /) -> asyncio.Future[None]:
-        def write() -> None:
-            check_message(message)
-            if message.to not in self._rows:
-                raise unknown(message.to)
-            self._put(message)
+        return self._durably(self._post, message)
 
-        return self._durably(write)
+    def _post(self, message: Message) -> None:
+        check_message(message)
+        if message.to not in self._rows:
+            raise unknown(message.to)
+        self._put(message)
 
     def _put(self, message: Message) -> None:
         row = self._rows.get(message.to)
@@ -266,7 +273,7 @@ class MemoryStore:
         self._write("message", message.to)
         self._messages[message.id] = message
         self._mail.setdefault(message.to, set()).add(message.id)
-        self._soon(lambda: self._route(message, 1))
+        self._soon(partial(self._route, message, 1))
 
     def _route(self, message: Message, attempt: int) -> None:
         row = self._rows[message.to]
@@ -352,28 +359,14 @@ class MemoryStore:
         asyncio.get_running_loop().call_soon(told, revision, error)
 
     def _commit(self, transition: Transition) -> int:
-        id, effects = transition.id, transition.effects
-        outcome = transition.outcome
-        check_effects(id, effects)
-        if transition.frame is not None:
-            frame = encode_frame(transition.frame)
-            check_finite(frame, transition.frame)
-            frames = self._frames.get(id, [])
-            if len(frames) != transition.expected:
-                raise conflict(id, transition.expected)
-            self._write("frame", id)
-            self._frames.setdefault(id, []).append(frame)
-            self._undone[id] = frozenset(start.id for start in effects.starts)
-        for start in effects.starts:
-            self._accept(start)
-        for message in effects.messages:
-            self._put(message)
-        for answer in effects.answers:
-            self._write("answer", id)
-            self._answers[answer.message] = answer
-            self._mail.setdefault(id, set()).add(answer.message)
-            self._soon(lambda answer=answer: self._notices.answered(answer))
-        self._change_key(id, effects)
+        id, frame, effects = transition.id, transition.frame, transition.effects
+        outcome = None if frame is None else frame.outcome
+        if effects is not NO_EFFECTS:
+            check_effects(id, effects)
+        if frame is not None:
+            self._append(id, transition.expected, frame, effects)
+        if effects is not NO_EFFECTS:
+            self._do(id, effects)
         ended = transition.released or outcome is not None
         # A wake is replaced after the effects, like an acknowledgement: it may be what redoes them.
         if ended and effects.wake is not None:
@@ -392,9 +385,35 @@ class MemoryStore:
         for delivery in transition.acknowledge:
             self._forget(delivery)
         if outcome is not None:
-            self._soon(lambda: self._notices.settled(id, outcome))
+            self._soon(partial(self._notices.settled, id, outcome))
         self._dispatcher.committed(id, transition.acknowledge, ended=ended)  # before any caller hears of it
         return len(self._frames[id])
+
+    def _append(self, id: str, expected: int, frame: Frame, effects: Effects) -> None:
+        data = encode_frame(frame)
+        check_finite(data, frame)
+        frames = self._frames.get(id) or []
+        if len(frames) != expected:
+            raise conflict(id, expected)
+        self._write("frame", id)
+        frames.append(data)
+        self._frames[id] = frames
+        self._undone[id] = frozenset(start.id for start in effects.starts) if effects.starts else _NONE
+
+    def _do(self, id: str, effects: Effects) -> None:
+        for start in effects.starts:
+            self._accept(start)
+        for message in effects.messages:
+            self._put(message)
+        for answer in effects.answers:
+            self._write("answer", id)
+            self._answers[answer.message] = answer
+            self._mail.setdefault(id, set()).add(answer.message)
+            self._soon(partial(self._notices.answered, answer))
+        if effects.release is not None:
+            self._release(id, effects.release)
+        if effects.enlist is not None:
+            self._enlist(id, effects.enlist)
 
     def _set_wake(self, id: str, at: float) -> None:
         self._write("wake", id)
@@ -564,11 +583,11 @@ class MemoryStore:
         if self._down:
             raise StoreClosed("memory: the store is closed, or its process crashed")
 
-    def _durably(self, write: Callable[[], T]) -> asyncio.Future[T]:
+    def _durably(self, write: Callable[[A], T], what: A) -> asyncio.Future[T]:
         future: asyncio.Future[T] = asyncio.get_running_loop().create_future()
         try:
             self._check()
-            future.set_result(write())
+            future.set_result(write(what))
         except Exception as error:  # noqa: BLE001  it ends the future instead
             future.set_exception(error)
         return future

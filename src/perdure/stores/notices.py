@@ -106,6 +106,7 @@ class Notices:
         self._answers: dict[str, list[_Waiting[Answer]]] = {}
         self._feeds: dict[str | None, list[Feed]] = {}  # by the id that they watch, None for all others
         self.feeds_made = 0
+        self.watched = False  # there is a feed
 
     def watch(self, id: str) -> asyncio.Future[Outcome]:
         """Return a future of the next outcome of an invocation."""
@@ -139,6 +140,7 @@ class Notices:
         self.feeds_made += 1
         feed = Feed(filter, self, self.feeds_made)
         self._feeds.setdefault(filter.id, []).append(feed)
+        self.watched = True
         return feed
 
     def forget(self, feed: Feed) -> None:
@@ -147,11 +149,7 @@ class Notices:
             feeds.remove(feed)
             if not feeds:
                 del self._feeds[feed.filter.id]
-
-    @property
-    def watched(self) -> bool:
-        """Report whether there is any feed."""
-        return bool(self._feeds)
+                self.watched = bool(self._feeds)
 
     def wants(self, id: str) -> bool:
         """Report whether any feed may want the changes of an invocation."""

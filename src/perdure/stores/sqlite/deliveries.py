@@ -13,6 +13,7 @@ from collections.abc import Awaitable, Callable, Collection, Sequence
 from typing import Any, TypeVar
 
 from perdure.background import Tasks
+from perdure.core.effects import NO_EFFECTS, Effects
 from perdure.core.journal import Message, Start, settles_before_begin
 from perdure.errors import StoreClosed, StoreError
 from perdure.stores.clock import Alarm, SystemClock
@@ -84,6 +85,16 @@ class Deliveries:
     # --- after a write ------------------------------------------------------------------------------------------------
     def written(self, unit: Unit) -> None:
         """Deliver what a unit contains, now that it is durable."""
+        if unit.accepts or unit.promoted or unit.messages:
+            self._deliver(unit)
+        if (transition := unit.transition) is not None:
+            self.dispatcher.committed(transition.id, transition.acknowledge, ended=unit.ended)
+            if transition.effects is not NO_EFFECTS:
+                self._note_effects(transition.effects, ended=unit.ended)
+        if unit.granted or unit.woken:
+            self._deliver_granted(unit)
+
+    def _deliver(self, unit: Unit) -> None:
         for accept in unit.accepts:
             if accept.new:
                 self._queue(accept)
@@ -97,8 +108,8 @@ class Deliveries:
                 self._route(route)
         if unit.must_exist and not unit.routes:  # a duplicate, which may have been answered
             self.unanswered.difference_update(message.id for message in unit.messages)
-        if (transition := unit.transition) is not None:
-            self._committed(transition, unit.ended)
+
+    def _deliver_granted(self, unit: Unit) -> None:
         for sequence, id, data, checksum in unit.granted:
             if (start := self._start(id, data, checksum)) is not None:
                 self.dispatcher.queue_granted(Delivery(id, start.handler, start, fresh=True, token=sequence))
@@ -129,9 +140,7 @@ class Deliveries:
             self._rung_to = 0.0
         self._alarm.by(at)
 
-    def _committed(self, transition: Transition, ended: bool) -> None:
-        effects = transition.effects
-        self.dispatcher.committed(transition.id, transition.acknowledge, ended=ended)
+    def _note_effects(self, effects: Effects, *, ended: bool) -> None:
         if ended and effects.wake is not None:
             self._wake_by(effects.wake)
         for answer in effects.answers:

@@ -150,19 +150,20 @@ class SqliteStore(SqliteReader):
             self._loop.call_soon(told, 0, error)
 
     def _unit_of(self, transition: Transition, told: Committed) -> Unit:
-        effects, frame = transition.effects, transition.frame
+        effects, frame, data = transition.effects, transition.frame, None
         if effects is not NO_EFFECTS:
             check_effects(transition.id, effects)
+        if frame is not None:
+            data = encode_frame(frame)
+            check_finite(data, frame)
         unit = Unit(
+            accepts=[self._accept(start) for start in effects.starts] if effects.starts else (),
             transition=transition,
             ended=transition.released or (frame is not None and frame.outcome is not None),
             told=told,
-            accepts=[self._accept(start) for start in effects.starts] if effects.starts else (),
+            frame=data,
             messages=effects.messages,
         )
-        if frame is not None:
-            unit.frame = encode_frame(frame)
-            check_finite(unit.frame, frame)
         if effects.enlist is not None:
             unit.position = self._deliveries.next_position()
         for delivery in transition.acknowledge:
@@ -213,15 +214,13 @@ class SqliteStore(SqliteReader):
         elif self._open:
             try:
                 self._deliveries.written(unit)
-                if unit.ended:
-                    self._tell_outcome(unit)
-                if (transition := unit.transition) is not None and transition.effects.answers:
-                    for answer in transition.effects.answers:
-                        self._notices.answered(answer)
+                if (transition := unit.transition) is not None and (unit.ended or transition.effects.answers):
+                    self._notify(transition)
             except Exception:
                 log.exception("%s", about(self.path, f"delivering after the write of {unit.about()} failed"))
         if (transition := unit.transition) is not None:
-            unit.told(transition.expected + (unit.frame is not None), unit.error)
+            told = unit.told
+            told(transition.expected + (unit.frame is not None), unit.error)
         elif (future := unit.future) is not None and not future.done():
             if unit.error is not None:
                 future.set_exception(unit.error)
@@ -230,9 +229,12 @@ class SqliteStore(SqliteReader):
             else:
                 future.set_result([accept.new for accept in unit.accepts] if unit.strict else None)
 
-    def _tell_outcome(self, unit: Unit) -> None:
-        if (transition := unit.transition) is not None and (outcome := transition.outcome) is not None:
+    def _notify(self, transition: Transition) -> None:
+        """Tell the outcome and the answers to those who wait for them."""
+        if (outcome := transition.outcome) is not None:
             self._notices.settled(transition.id, outcome)
+        for answer in transition.effects.answers:
+            self._notices.answered(answer)
 
     # --- changes ------------------------------------------------------------------------------------------------------
     def _note_changes(self, units: Sequence[Unit]) -> None:
