@@ -90,7 +90,12 @@ def breaches(contents: Contents, now: float) -> Iterator[str]:
         for breach in _breaches_of(id, row, contents, now):
             yield f"invocation {id} ({row.status}): {breach}"
     for name, key in contents.keys.items():
-        if key.holder is not None and not _is_brought(key.holder, contents.rows[key.holder], contents, now):
+        if key.holder is None:
+            continue
+        row = contents.rows.get(key.holder)
+        if row is None:
+            yield f"key {name} is held by {key.holder}, which does not exist"
+        elif not _is_brought(key.holder, row, contents, now):
             history = History.of(contents.journals.get(key.holder, []))
             if history.outcome is not None:
                 yield f"key {name} is held by {key.holder}, which is {history.status} and will not release it"

@@ -5,7 +5,8 @@ It keeps its own account of each invocation, from the frames alone, and believes
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator
+import itertools
+from collections.abc import Callable, Collection, Iterator, Sequence
 
 from msgspec import Struct, field
 
@@ -20,6 +21,7 @@ from perdure.core.journal import (
     Claimed,
     Command,
     Entry,
+    Failed,
     Fired,
     Frame,
     Granted,
@@ -39,6 +41,8 @@ from perdure.core.journal import (
     decode_frame,
     encode_frame,
 )
+from perdure.core.values import type_name
+from perdure.errors import InvocationTimedOut
 from perdure.stores.port import Transition
 from perdure.testing.simulation.shared import Author
 from perdure.testing.simulation.trace import Trace
@@ -61,6 +65,7 @@ class Life(Struct):
     outcome: Outcome | None = None
     outcomes: list[Outcome] = field(default_factory=list[Outcome])  # of all generations
     settled_at: int = 0  # the number of the write
+    settled_when: float = 0.0  # by the store's clock
     generation: int = 0
     granted: int = -1
     commands: dict[int, Command] = field(default_factory=dict[int, Command])
@@ -100,13 +105,15 @@ class Observer:
     def queued(self, id: str, generation: int, key: str, /) -> None:
         self._queues.setdefault(key, []).append((id, generation))
 
-    def removed(self, ids: Collection[str], /) -> None:
+    def removed(self, ids: Collection[str], before: float, /) -> None:
         for id in ids:
             life = self.lives.pop(id, None)
             if life is not None:
                 self.gone[id] = life
                 if life.outcome is None:
                     self.breach(16, f"{id} is purged, and has not settled")
+                elif life.settled_when > before:
+                    self.breach(1, f"{id} is purged by what settled before {before}, and settled {life.settled_when}")
             self.purged.add(id)
             self._trace.count("purge")
 
@@ -186,7 +193,8 @@ class Observer:
     def _answer(self, life: Life, entry: Answer, now: float | None) -> None:
         command = life.commands.get(entry.n)
         if entry.n in life.answers:
-            self.breach(1, f"{life.id}: command #{entry.n} has an answer, and gets another")
+            number = 6 if isinstance(entry, Fired) else 1
+            self.breach(number, f"{life.id}: command #{entry.n} has an answer, and gets another")
         if command is None and not isinstance(entry, (Returned, Raised, Interrupted)):
             self.breach(6, f"{life.id}: timer #{entry.n} fires, and was never set")
         life.answers[entry.n] = entry
@@ -216,6 +224,7 @@ class Observer:
         self._trace.count("retry")
         if type(life.outcome).__name__ != "Failed":
             self.breach(8, f"{life.id} is retried, and has not failed")
+        results = results_to_keep(life)
         life.outcome = None
         life.generation = entry.generation
         life.commands, life.answers = {}, {}
@@ -231,9 +240,11 @@ class Observer:
             life.commands.pop(command.n, None)
         for n in entry.again:
             life.answers.pop(n, None)
+        for n in results - life.answers.keys():
+            self.breach(2, f"{life.id} is retried, and step #{n} loses its result")
 
     def _settle(self, life: Life, outcome: Outcome) -> None:
-        life.outcome, life.settled_at = outcome, self._writes
+        life.outcome, life.settled_at, life.settled_when = outcome, self._writes, self._trace.time()
         life.outcomes.append(outcome)
         if isinstance(outcome, Cancelled):
             life.cancelled_at = life.cancelled_at or self._writes
@@ -280,6 +291,14 @@ class Observer:
             self.breach(2, f"{id}: step #{n} {name} has a result, and runs again")
 
     # --- in the end ---------------------------------------------------------------------------------------------------
+    def left(self, left: Sequence[tuple[str, str]]) -> None:
+        """Note that invocations do not end, though nothing fails any more; they are given with their statuses."""
+        for id, life in self.lives.items():
+            for child in life.cancels:
+                if child in self.lives and self.lives[child].outcome is None:
+                    self.breach(9, f"{id} was to end its child {child}, which does not end")
+        self.breach(13, f"these have not ended: {left}")
+
     def end(self, frames_of: Callable[[str], list[bytes]], was_told: Callable[[str], bool]) -> Iterator[Violation]:
         """Name what does not hold when all is over."""
         for id, life in self.lives.items():
@@ -299,6 +318,17 @@ class Observer:
         elif life.settled_at > since and not life.cancelled_at:
             if not was_told(f"cancel:{child}") and not was_told(f"force:{child}"):
                 yield Violation(9, f"{id} was to end its child {child}, which was never told")
+
+
+def results_to_keep(life: Life) -> set[int]:
+    """Return the steps whose results a retry must keep: those from before the failure that it supersedes."""
+    failed = life.outcome
+    if not isinstance(failed, Failed) or failed.failure.type == type_name(InvocationTimedOut):
+        return set()
+    causes = failed.causes or [failed.cause]
+    before = itertools.takewhile(lambda n: n not in causes, life.answers)
+    steps = (n for n in before if isinstance(life.commands.get(n), CallStep))
+    return {n for n in steps if isinstance(life.answers[n], Returned)}
 
 
 def _message_of(entry: Entry) -> str | None:

@@ -15,6 +15,7 @@ MOST_WORKERS = 3
 MOST_CLIENTS = 2
 MOST_FAULTS = 10
 MOST_FAULT_NUMBER = 45
+MOST_CLIENT_FAULT_NUMBER = 12
 """Faults hit one of the first so many writes, or reads, of a process."""
 LARGE = 0.02
 """The share of seeds whose programs may have large results, which cost time."""
@@ -45,7 +46,9 @@ ReadFault = Literal[
     "newer",  # the journal has entries that this process does not know
 ]
 FaultKind = WriteFault | ReadFault
-WRITE_FAULTS: tuple[WriteFault, ...] = get_args(WriteFault)
+OFTEN: tuple[WriteFault, ...] = ("crash within",) * 4
+WRITE_FAULTS: tuple[WriteFault, ...] = (*get_args(WriteFault), *OFTEN)
+"""What a write may meet. A crash within a commit has many places, and most commits have few."""
 READ_FAULTS: tuple[ReadFault, ...] = get_args(ReadFault)
 ONLY_WORKERS = ("fenced", "stop", "redelivery", "newer")
 Verb = Literal["start", "cancel", "force", "pause", "resume", "retry", "purge", "describe"]
@@ -171,12 +174,13 @@ def _faults(chance: Random, names: list[str], workers: int) -> list[Fault]:
         kind: FaultKind = chance.choice(kinds)
         if name.startswith("client") and kind in ONLY_WORKERS:
             kind = "crash before"
-        number = 1 + int(chance.random() ** 1.5 * MOST_FAULT_NUMBER)
+        most = MOST_CLIENT_FAULT_NUMBER if name.startswith("client") else MOST_FAULT_NUMBER
+        number = 1 + int(chance.random() ** 1.5 * most)
         found.append(Fault(name, number, kind, _amount(chance, kind)))
     return found
 
 
 def _amount(chance: Random, kind: FaultKind) -> float:
     if kind == "crash within":
-        return float(chance.randint(1, MOST_WITHIN))
+        return float(1 + int(chance.random() ** 2 * MOST_WITHIN))
     return round(chance.choice((0.02, 1.0, 30.0)) * chance.random(), 4)

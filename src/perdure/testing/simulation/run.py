@@ -14,11 +14,11 @@ import msgspec
 from msgspec import Struct
 
 from perdure.authoring.context import Context
-from perdure.core.journal import decode_frame
+from perdure.core.journal import CallStep, OpenAwakeable, decode_frame
 from perdure.core.turn import Turn
 from perdure.testing.programs import KEYS, Interpreter
 from perdure.testing.replay import ended_without_its_body
-from perdure.testing.simulation.expected import differences, told_of
+from perdure.testing.simulation.expected import differences, program_of, told_of
 from perdure.testing.simulation.loop import World
 from perdure.testing.simulation.machines import ClientMachine, Machine, WorkerMachine
 from perdure.testing.simulation.observer import Life, Observer
@@ -100,10 +100,13 @@ class Run:
             raise Violation(13, str(error)) from error
         if left := store.undelivered():
             raise Violation(13, f"these were never acknowledged: {left}")
+        if unanswered := store.unanswered():
+            raise Violation(7, f"these were processed, and their senders have no answer: {unanswered}")
         for machine in self.workers:
             self._check_slots(machine)
         for life in (*self.observer.lives.values(), *self.observer.gone.values()):
             self._check_told(life)
+            self._check_cleanup(life)
             self._replay(life)
         if found := [*self._differences()]:
             raise Violation(17, "; ".join(found[:MOST_DIFFERENCES]))
@@ -124,6 +127,18 @@ class Run:
         told = self.story.told.get(life.id, FORGOTTEN)
         if told not in (FORGOTTEN, *ended):
             raise Violation(1, f"{life.id}: a client was told {told!r}, and it ended with {ended}")
+
+    def _check_cleanup(self, life: Life) -> None:
+        """Check that a body that waits in a `try` for ever has run its `finally`."""
+        program = program_of(life)
+        if program is None or not program.endless or not life.outcome:
+            return
+        commands = life.commands.values()
+        began = any(isinstance(each, OpenAwakeable) for each in commands)
+        if not began or ended_without_its_body([decode_frame(data, life.id) for data in life.frames]):
+            return
+        if not any(isinstance(each, CallStep) and each.n in life.answers for each in commands):
+            raise Violation(9, f"{life.id} ended as {told_of(life.outcome)}, and its cleanup has not run")
 
     def _replay(self, life: Life) -> None:
         """Replay a journal: it must be a fixed point."""

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, cast
 
 from msgspec.structs import replace
 
-from perdure.core.journal import Claimed, Frame
+from perdure.core.journal import Claimed, Frame, Start
 from perdure.stores.port import Delivery, Transition
 from perdure.testing.simulation.clock import ProcessClock
 from perdure.testing.simulation.loop import Process, World
@@ -85,6 +85,8 @@ class Server:
         """Pass a delivery on: late perhaps, and perhaps twice."""
         delay = self.delay()
         self.trace.note("delivers", delivery.id, (face.name, type(delivery.item).__name__, delivery.attempt))
+        if isinstance(start := delivery.item, Start) and not self.store.is_due(start):
+            self.breach(6, f"{start.id} is due at {start.due}, and is delivered earlier")
         face.process.receive(face.take, delivery, delay=delay)
         if self.noise.twice and self.chance.random() < self.noise.twice:
             self.process.receive(self._deliver_again, delivery, delay=self.chance.random() * self.noise.delay)
@@ -115,5 +117,5 @@ class Server:
     def committed(self, author: Author | None, transition: Transition, /) -> None:
         self._witness.committed(author, transition)
 
-    def removed(self, ids: Collection[str], /) -> None:
-        self._witness.removed(ids)
+    def removed(self, ids: Collection[str], before: float, /) -> None:
+        self._witness.removed(ids, before)

@@ -11,7 +11,7 @@ from typing import Protocol
 
 from msgspec.structs import replace
 
-from perdure.core.effects import Enlist
+from perdure.core.effects import SENT_BY_WORKFLOWS, Enlist
 from perdure.core.journal import Frame, Start, decode_frame
 from perdure.core.lifecycle import SETTLED
 from perdure.stores.local.dispatch import Dispatcher, Fetch, Hold, Member
@@ -41,7 +41,9 @@ class Witness(Protocol):
         """Note that a transition is written as a whole."""
         ...
 
-    def removed(self, ids: Collection[str], /) -> None: ...
+    def removed(self, ids: Collection[str], before: float, /) -> None:
+        """Note that a purge of what settled by `before` has removed invocations."""
+        ...
 
 
 class Author(Protocol):
@@ -88,6 +90,9 @@ class SharedDispatcher(Dispatcher):
         for delivery in held.deliveries:
             if not any(delivery.item is each for each in done):
                 self.hand(member, replace(delivery, attempt=delivery.attempt + 1, fresh=False))
+        if ended:
+            for delivery in self._parked.pop(id, ()):  # as the owner's own commit would
+                self.hand(member, delivery)
         self._drop_if_done(member, hold)
 
     def expire(self, member: Member) -> None:
@@ -114,6 +119,7 @@ class SharedStore(MemoryStore):
     def __init__(self, clock: Clock, witness: Witness) -> None:
         self._witness = witness
         self._dies_in: int | None = None
+        self._purges_before = 0.0
         self._apart: dict[str, float] = {}  # by how much the clock of a start's author was ahead of this store's
         super().__init__(clock)
 
@@ -178,11 +184,11 @@ class SharedStore(MemoryStore):
         if outcome is not None:
             self._soon(lambda: self._notices.settled(id, outcome))
 
-    def _accept(self, start: Start) -> bool:
+    def _accept(self, start: Start, identity: bytes | None = None) -> bool:
         author = self.dispatcher.author
         if author is not None and start.id not in self._apart:
             self._apart[start.id] = author.now() - self.clock.now()
-        return super()._accept(start)
+        return super()._accept(start, identity)
 
     def _due_at(self, start: Start) -> float:
         if start.due <= start.at:  # no delay was asked for: the clock of its author may be ahead of the next one's
@@ -200,9 +206,13 @@ class SharedStore(MemoryStore):
         if self._sequence != before:
             self._witness.queued(id, enlist.generation, enlist.key)
 
+    async def purge(self, before: float, /, *, limit: int, id: str | None = None) -> int:
+        self._purges_before = before
+        return await super().purge(before, limit=limit, id=id)
+
     def _remove(self, id: str) -> None:
         super()._remove(id)
-        self._witness.removed((id,))
+        self._witness.removed((id,), self._purges_before)
 
     # --- what a check reads -------------------------------------------------------------------------------------------
     def frames_of(self, id: str) -> list[bytes]:
@@ -212,6 +222,16 @@ class SharedStore(MemoryStore):
     def was_told(self, message_id: str) -> bool:
         """Tell whether a message with this id was ever accepted."""
         return message_id in self._messages or message_id in self._answers
+
+    def is_due(self, start: Start) -> bool:
+        """Report whether a start may be delivered by now."""
+        return self.clock.now() >= SharedStore._due_at(self, start)
+
+    def unanswered(self) -> list[str]:
+        """Return the ids of messages from clients that were processed without an answer."""
+        ids = {message for mail in self._mail.values() for message in mail}
+        done = ids - self._messages.keys() - self._answers.keys()
+        return sorted(message for message in done if not message.startswith(SENT_BY_WORKFLOWS))
 
     def is_forgotten(self, id: str) -> bool:
         """Tell whether nothing is kept of an invocation."""

@@ -6,6 +6,7 @@ import hashlib
 from collections import Counter
 from typing import Any
 
+from perdure.testing.simulation.clock import EPOCH
 from perdure.testing.simulation.loop import World
 
 Event = tuple[float, str, str, str, Any]
@@ -18,6 +19,10 @@ class Trace:
         self._world = world
         self.events: list[Event] = []
         self.rare: Counter[str] = Counter()
+
+    def time(self) -> float:
+        """Return what the clock of the store shows."""
+        return self._world.now + EPOCH
 
     def note(self, what: str, id: str = "", more: Any = "", *, process: str | None = None) -> None:
         """Add an event of the process that runs now."""
