@@ -178,11 +178,11 @@ async def test_interrupt_in_one_invocation_leaves_the_rest_of_its_batch_schedule
     struck: list[str] = []
     original = runner.Runner.advance
 
-    def advance(self: Any, at: float) -> None:
+    def advance(self: Any) -> None:
         if self.handler == "bad" and not struck:
             struck.append(self.id)
             raise KeyboardInterrupt
-        original(self, at)
+        original(self)
 
     monkeypatch.setattr(runner.Runner, "advance", advance)
 

@@ -8,6 +8,9 @@ from collections.abc import Iterator
 
 import pytest
 
+from perdure.core.effects import Effects
+from perdure.core.journal import Accepted
+from perdure.errors import Conflict
 from perdure.stores.memory import MemoryStore
 from perdure.stores.port import Store
 from perdure.stores.sqlite import SqliteStore
@@ -34,6 +37,15 @@ class TestMemoryStore(EmbeddedContract):
         assert isinstance(store, MemoryStore)
         store.restart()
         return store
+
+    async def test_first_commit_that_comes_after_a_purge_is_refused(self) -> None:
+        """In a simulation several processes share the store: one that stood still may come so late."""
+        async with self.opened() as store:
+            start = await self.completed(self.inbox())
+            assert await self.purge(start.id) == 1
+            with pytest.raises(Conflict):
+                await self.commit(start, 0, self.frame(Accepted(start), self.claim()), "running", effects=Effects())
+            assert not (await store.journal(start.id)).frames
 
 
 class TestSqliteStore(EmbeddedContract):

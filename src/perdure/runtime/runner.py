@@ -93,8 +93,8 @@ class Runner(Live):
         self._key_looks = 0  # how often it has looked
 
     # --- the inbox ----------------------------------------------------------------------------------------------------
-    def advance(self, at: float) -> None:
-        """Do one round at the time `at`, as far as possible now: see the module's docstring."""
+    def advance(self) -> None:
+        """Do one round, as far as possible now: see the module's docstring."""
         try:
             if self._store != "idle" or self.closed:
                 return
@@ -107,7 +107,7 @@ class Runner(Live):
                     self._read(self._whole, self._loaded)
                     return
                 self._open(start, ())
-            self._round(at)
+            self._round(self.home.clock.now())
         except BaseException as error:  # noqa: BLE001  everything is contained here
             self.contain(error)
 

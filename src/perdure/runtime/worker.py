@@ -281,10 +281,9 @@ class Worker:
         scheduled, self._scheduled = self._scheduled, []
         batch = iter(scheduled)
         try:
-            at = self.clock.now()  # one time for all: the facts that they record have times of their own
             for runner in batch:
                 runner.scheduled = False
-                runner.advance(at)
+                runner.advance()
         finally:
             for runner in batch:  # an interrupt hit one of them: the rest run in the next round
                 runner.scheduled = False

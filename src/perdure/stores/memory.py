@@ -393,7 +393,7 @@ class MemoryStore:
         data = encode_frame(frame)
         check_finite(data, frame)
         frames = self._frames.get(id) or []
-        if len(frames) != expected:
+        if len(frames) != expected or id not in self._rows:  # it may have ended elsewhere, and been purged
             raise conflict(id, expected)
         self._write("frame", id)
         frames.append(data)

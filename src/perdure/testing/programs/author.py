@@ -10,6 +10,7 @@ from perdure.testing.programs.program import (
     KEYS,
     NAMES,
     NAP_SECONDS,
+    SHORTEST_SECONDS,
     AnyOperation,
     Ask,
     Branch,
@@ -77,7 +78,8 @@ class Author:
         return [self._value() for _ in range(self._chance.randint(least, most))]
 
     def _seconds(self) -> float:
-        return round(self._chance.random() * NAP_SECONDS, 4)
+        """Draw a time that is not 0: `wait_for(…, 0)` does not begin what it is to wait for."""
+        return round(max(SHORTEST_SECONDS, self._chance.random() * NAP_SECONDS), 4)
 
     def _free(self, held: Sequence[str]) -> list[str]:
         return [key for key in self._keys if not held or key > max(held)]

@@ -20,6 +20,8 @@ LOG = "log"
 """The part of the state in which invocations write down what they do to it: see `noted`."""
 NAP_SECONDS = 0.04
 """Naps, waits that are given up, and delays are no longer."""
+SHORTEST_SECONDS = 0.0001
+"""They are no shorter."""
 
 Result = list[Any] | str
 """What an operation gives: text, or a list of results."""
