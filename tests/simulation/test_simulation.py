@@ -12,11 +12,15 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from pathlib import Path
+from typing import Any
 
 import pytest
 
+from perdure.runtime.slots import Slots
 from perdure.testing.simulation import plan_of, run
 from perdure.testing.simulation.__main__ import explain, main
+from perdure.testing.simulation.plan import decode
 
 SEEDS = int(os.environ.get("PERDURE_SEEDS") or 300)
 PARTS = 6
@@ -39,6 +43,29 @@ def test_all_invariants_hold_on_fresh_seeds(part: int) -> None:
         result = run(plan_of(seed))
         if result.violation is not None:
             pytest.fail(explain(result, shrinks=True, last=60), pytrace=False)
+
+
+FOUND = sorted((Path(__file__).parent / "found").glob("*.json"))
+
+
+@pytest.mark.parametrize("path", FOUND, ids=lambda path: path.stem)
+def test_plans_that_found_a_fault_hold_now(path: Path) -> None:
+    assert run(decode(path.read_bytes())).violation is None
+
+
+def test_seed_that_fails_is_made_smaller_and_tells_how_to_see_it_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    def leaks(self: Slots[Any], holder: Any) -> None:
+        """Give nothing back."""
+
+    monkeypatch.setattr(Slots, "release", leaks)
+    results = (run(plan_of(seed)) for seed in range(100) if len(plan_of(seed).programs) > 2)
+    found = next(each for each in results if each.violation is not None and each.violation.number == 12)
+    told = explain(found, shrinks=True, last=5)
+    seed = found.plan.seed
+    assert f"seed {seed}: invariant 12 (limits are never exceeded and slots never leak)" in told
+    assert f"1 programs, 0 faults (of {len(found.plan.programs)} and {len(found.plan.faults)})" in told
+    assert "the last 5 events:" in told
+    assert f"again:  python -m perdure.testing.simulation --seed {seed}" in told
 
 
 # --- the same seed, the same trace ------------------------------------------------------------------------------------

@@ -56,6 +56,7 @@ class Live(Exchange):
                 return
             if self._agenda is not None:
                 self._agenda.clear()
+            self.steps.waiting.clear()  # another worker may have run what waited here when this one let go
             self._take_up_all(turn)
         self._note_deadline(start)
 

@@ -64,6 +64,9 @@ class Unserved:
         except StoreError as error:
             log.debug("cannot see whether invocation %s has begun: %s", start.id, error)
             return
+        except Exception:
+            log.exception("cannot see whether invocation %s has begun", start.id)
+            return
         if row is None or row.status != "pending":
             return
         self._quiet_until[start.handler] = asyncio.get_running_loop().time() + REPEAT_SECONDS

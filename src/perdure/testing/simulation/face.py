@@ -12,7 +12,7 @@ from typing import Any, Protocol, TypeVar
 
 from msgspec.structs import replace
 
-from perdure.core.journal import Answer, Message, Outcome, Start
+from perdure.core.journal import Answer, Claimed, Message, Outcome, Start
 from perdure.errors import Conflict, NewerJournal, StoreFull, StoreUnavailable
 from perdure.stores.local.dispatch import Member
 from perdure.stores.port import (
@@ -168,7 +168,9 @@ class Face:
             told(revision or 0, error)
 
         id, sent = transition.id, self._by_the_stores_clock(transition)
-        if id in self._left:
+        if transition.frame is not None and any(type(entry) is Claimed for entry in transition.frame.entries):
+            self._left.discard(id)  # it takes it over anew: a delivery was still in hand
+        elif id in self._left:
             self._server.breach(11, f"{id}: {self.name} writes what it was told that it lost")
         self._write("commit", id, lambda reply: self._store.commit(sent, reply), written)
 

@@ -90,6 +90,9 @@ class SharedDispatcher(Dispatcher):
         for delivery in held.deliveries:
             if not any(delivery.item is each for each in done):
                 self.hand(member, replace(delivery, attempt=delivery.attempt + 1, fresh=False))
+        if ended:
+            for delivery in self._parked.pop(id, ()):  # as the owner's own commit would
+                self.hand(member, delivery)
         self._drop_if_done(member, hold)
 
     def expire(self, member: Member) -> None:
