@@ -184,11 +184,11 @@ class SharedStore(MemoryStore):
         if outcome is not None:
             self._soon(lambda: self._notices.settled(id, outcome))
 
-    def _accept(self, start: Start) -> bool:
+    def _accept(self, start: Start, identity: bytes | None = None) -> bool:
         author = self.dispatcher.author
         if author is not None and start.id not in self._apart:
             self._apart[start.id] = author.now() - self.clock.now()
-        return super()._accept(start)
+        return super()._accept(start, identity)
 
     def _due_at(self, start: Start) -> float:
         if start.due <= start.at:  # no delay was asked for: the clock of its author may be ahead of the next one's
