@@ -6,6 +6,7 @@ failure, those of what was not synced. A file that lost what was synced is refus
 
 from __future__ import annotations
 
+import itertools
 import os
 import random
 import shutil
@@ -110,12 +111,13 @@ async def test_log_that_is_cut_at_any_byte_of_its_last_commits_is_refused(
     """It was synced, so this is no power failure. What is left is shorter, and never taken for the whole."""
     recording = await recorded(layer, folder)
     log = "store.db-wal"
-    commits = [at for at, _ in recording.work.history if recording.actions[at - 1].file == log][-3:]
+    history, actions = [at for at, _ in recording.work.history], recording.actions
+    commits = [pair for pair in itertools.pairwise(history) if actions[pair[1] - 1].file == log]
     rng = random.Random(seed)
-    for moment in commits:
+    for before, moment in commits[-3:]:
         whole = next(iter(disks(recording.actions, moment, rng, 0)))
         assert whole.files["store.db-commit"]
-        begin = next(each.at for each in reversed(recording.actions[:moment]) if each.file == log and each.at == 0)
+        begin = min(each.at for each in actions[before:moment] if each.file == log and each.kind == "write")
         sizes = [*range(begin, len(whole.files[log]))]
         for size in sizes if ALL else sorted(rng.sample(sizes, 60)):
             disk = Disk({**whole.files, log: whole.files[log][:size]}, f"cut to {size}")
