@@ -55,7 +55,7 @@ async def test_verbs_are_applied_by_the_worker_and_its_refusal_is_a_failure(node
         assert result == "yes"
         code, text = await told(node, tmp_path, "backup", "copy.db")
         assert code == 1
-        assert "nats stream backup" in text
+        assert "back up its streams" in text
 
 
 async def test_retry_that_waits_for_a_key_says_who_holds_it(node: Server, tmp_path: Path) -> None:

@@ -221,7 +221,7 @@ async def test_status_that_a_fake_raises_is_tried_again_as_the_policy_says() -> 
 async def test_fake_that_gives_something_else_than_the_reply_fails_at_once(reply: object) -> None:
     async with Environment(reserves) as env:
         env.fake("TicketService.Reserve", lambda _: reply)
-        with pytest.raises(Unencodable, match=r"the fake of TicketService\.Reserve gave a"):
+        with pytest.raises(Unencodable, match=r"the fake of TicketService\.Reserve returned a"):
             await env.client.run(reserves, "T-1")
 
 
