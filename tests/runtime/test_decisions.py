@@ -325,11 +325,11 @@ def test_slot_is_needed_until_the_last_thread_of_an_abandoned_step_ends() -> Non
     steps.running[0] = attempt
     assert steps.leave_behind(0, attempt)
     assert not steps.leave_behind(0, attempt)
-    assert steps.needs_slot()
+    assert steps.needs_slot(is_paused=False)
     assert not steps.ended(0, attempt)
-    assert steps.needs_slot()
+    assert steps.needs_slot(is_paused=False)
     attempt.is_over = True
-    assert not steps.needs_slot()
+    assert not steps.needs_slot(is_paused=False)
 
 
 def test_open_commands_are_those_of_which_nothing_has_arrived_or_waits() -> None:
@@ -347,4 +347,4 @@ def test_abandoned_steps_are_given_back_to_be_cancelled_and_nothing_waits() -> N
     steps.arrivals.append(Returned(2, 1.0, b""))
     assert steps.abandon() == [attempt]
     assert not steps.needs_claim
-    assert steps.needs_slot()
+    assert steps.needs_slot(is_paused=False)

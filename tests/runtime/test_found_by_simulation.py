@@ -9,7 +9,7 @@ from typing import Any, cast
 
 import pytest
 
-from perdure import Client, Context, step, workflow
+from perdure import Client, Context, connect, step, workflow
 from perdure.connect import client_from
 from perdure.core.ids import awakeable_id
 from perdure.core.journal import Message, Start
@@ -54,6 +54,12 @@ async def passes(x: int) -> int:
 
 @workflow
 async def waits(x: int) -> int:
+    return await passes(x)
+
+
+@workflow
+async def waits_later(ctx: Context, x: int) -> int:
+    await ctx.awakeable(int)
     return await passes(x)
 
 
@@ -267,6 +273,27 @@ async def test_every_start_that_is_delivered_counts_as_one_that_was_asked_for() 
         assert (came, store.credits) == (["one"], [1])
         store.redeliver()
         assert (came, store.credits) == (["one", "one"], [0])
+
+
+# --- slots ------------------------------------------------------------------------------------------------------------
+async def test_paused_invocation_that_waited_for_a_slot_holds_none() -> None:
+    async with connect("memory:") as client, client.worker(waits, waits_later, three_steps, max_concurrent=1):
+        async with asyncio.timeout(SOON):
+            later = await client.start(waits_later, 1)
+            while not (promises := (await later.describe()).awakeables):
+                await asyncio.sleep(0)
+            first = await client.start(waits, 1)
+            while (await first.describe()).current_step is None:
+                await asyncio.sleep(0)
+            await client.resolve(promises[0].id, 1)
+            while (await later.describe()).current_step is None:  # it waits for the slot that the first one has
+                await asyncio.sleep(0)
+            await later.pause()
+            Gate.open.set()
+            assert await first.result() == 1
+            assert await client.run(three_steps, 1) == 4, "the slot is free while the other is paused"
+            await later.resume()
+            assert await later.result() == 1
 
 
 # --- what fails too late to matter ------------------------------------------------------------------------------------

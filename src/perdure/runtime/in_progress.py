@@ -58,11 +58,11 @@ class InProgress(Generic[A]):
         """Whether something is in progress or to be journaled."""
         return bool(self.running or self.waiting or self.arrivals)
 
-    def needs_slot(self) -> bool:
-        """Report whether anything is in progress, abandoned steps included."""
+    def needs_slot(self, *, is_paused: bool) -> bool:
+        """Report whether anything is in progress, abandoned steps included; what waits during a pause is not."""
         if self.left_behind:
             self.left_behind = {each for each in self.left_behind if not each.is_over}
-        return bool(self.running or self.left_behind or self.waiting or self.arrivals)
+        return bool(self.running or self.left_behind or self.arrivals or (self.waiting and not is_paused))
 
     def open(self, pending: Mapping[int, Pending]) -> list[tuple[int, Pending]]:
         """Return the pending commands that have no arrival and do not wait here."""

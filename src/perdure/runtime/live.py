@@ -151,7 +151,8 @@ class Live(Exchange):
     def settle_down(self) -> None:
         """Give the slot back once nothing is in progress, abandoned steps included."""
         try:
-            if self.has_slot and self._store == "idle" and not self.steps.needs_slot():
-                self.home.release_slot(self)
+            if self.has_slot and self._store == "idle":
+                if not self.steps.needs_slot(is_paused=self.record.history.paused is not None):
+                    self.home.release_slot(self)
         except BaseException as error:  # noqa: BLE001  as `contained`, in less time
             self.contain(error)
