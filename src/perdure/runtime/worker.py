@@ -283,7 +283,9 @@ class Worker:
         try:
             for runner in batch:
                 runner.scheduled = False
-                runner.advance()
+                if not runner.closed:
+                    self._cached.pop(runner.id, None)  # it may not be idle now: one that is must not be evicted
+                    runner.advance()
         finally:
             for runner in batch:  # an interrupt hit one of them: the rest run in the next round
                 runner.scheduled = False

@@ -165,6 +165,10 @@ class SharedStore(MemoryStore):
         super()._write(kind, id)
 
     def _commit(self, transition: Transition) -> int:
+        if transition.frame is None and transition.expected != len(self._frames.get(transition.id) or ()):
+            transition = replace(
+                transition, status=None
+            )  # of a former owner: an index of journals goes by their frames
         author = self.dispatcher.author
         before = len(self._frames.get(transition.id, ()))
         try:
