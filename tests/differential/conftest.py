@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import logging
 import os
-import random
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 
@@ -26,14 +25,19 @@ def _quiet(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.CRITICAL, "perdure")
 
 
+SEED = 2
+"""The suite runs the same sequences each time: fresh ones still find what is not decided (docs/decisions.md, 68)."""
+
+
 @pytest.fixture
 def seed() -> int:
-    return int(os.environ.get("PERDURE_SEED") or random.randrange(2**32))
+    """The first seed: `PERDURE_SEED=$RANDOM pytest` runs fresh sequences."""
+    return int(os.environ.get("PERDURE_SEED") or SEED)
 
 
 @pytest.fixture
 def count() -> int | None:
-    """How many sequences to run: `PERDURE_SEQUENCES=... pytest`. None: as many as the suite has time for."""
+    """How many sequences to run: `PERDURE_SEQUENCES=... pytest`. None: as many as the suite runs."""
     named = os.environ.get("PERDURE_SEQUENCES")
     return int(named) if named else None
 

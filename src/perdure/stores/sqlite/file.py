@@ -43,6 +43,8 @@ LOOK_LIMIT_BYTES = 16 * 1024 * 1024
 """Files up to this size are checked completely when they are opened to read only, which takes a quarter of a second."""
 HEADER_BYTES = 100
 """The size of the header, which every database has."""
+WAL_HEADER_BYTES = 32
+"""The size of the header of a write-ahead log; the frames follow."""
 _TABLES = {"meta", "invocation", "frame", "message"}
 WITH_KEYS = 2
 """The first schema version with keys."""
@@ -96,7 +98,7 @@ def refuse_lost(path: str) -> None:
     if remembered := remembered_commit(path):
         lost = f"it is missing or empty, and had {remembered} commits: restore it"
         raise StoreDamaged(about(path, f"{lost}, or remove {side_file(path)} to begin anew"))
-    if _size(path + "-wal"):
+    if _size(path + "-wal") > WAL_HEADER_BYTES:  # one that holds no frame holds no commit
         lost = f"it is missing or empty, but its log {path}-wal exists: restore it"
         raise StoreDamaged(about(path, f"{lost}, or remove the log to begin anew"))
 
