@@ -107,7 +107,7 @@ class Runner(Live):
                     self._read(self._whole, self._loaded)
                     return
                 self._open(start, ())
-            self._round(self.home.clock.now())
+            self._round()
         except BaseException as error:  # noqa: BLE001  everything is contained here
             self.contain(error)
 
@@ -118,7 +118,7 @@ class Runner(Live):
         match opening(record, frames, self._inbox, must_claim=self._must_claim):
             case Begin(start=start, frames=frames):
                 self._open(start, frames)
-                self._round(self.home.clock.now())
+                self._round()
             case TakeOver(start=start):
                 self._take_over(start)
             case Settled(start=start):
@@ -201,11 +201,11 @@ class Runner(Live):
         self._write(start, Round(at, entries, taken=self._taken), ready, ready.outcome)
 
     # --- one round ----------------------------------------------------------------------------------------------------
-    def _round(self, at: float) -> None:
+    def _round(self) -> None:
         record = self.record
         start = record.start
         assert start is not None
-        round, ready = self._gather(at)
+        round, ready = self._gather(self.home.clock.now())
         self._inbox = round.inbox
         if self._taken:
             round.taken[:0] = self._taken

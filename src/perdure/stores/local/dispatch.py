@@ -264,7 +264,7 @@ class Dispatcher(custody.Custody[Hold]):
         return line
 
     def _was_read(self, line: Line, granted: Delivery) -> bool:
-        """Tell whether a start was read from the table between the commit that granted it its key and now."""
+        """Report whether a start was read from the table between the commit that granted it its key and now."""
         hold = self.hold_of(granted.id)
         in_hand = hold is not None and any(isinstance(each.item, Start) for each in hold.deliveries)
         return in_hand or granted.token in line.keyed

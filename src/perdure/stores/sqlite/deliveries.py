@@ -50,9 +50,8 @@ class Deliveries:
     ) -> None:
         self.dispatcher = Dispatcher(self._fetch, self._forget)
         self.last = 0
-        self.unanswered: set[str] = (
-            set()
-        )  # messages posted here that have no answer yet: the file need not be read for one
+        # Messages posted here that have no answer yet: the file need not be read for one.
+        self.unanswered: set[str] = set()
         self._path = path
         self._clock = clock
         self._read = read

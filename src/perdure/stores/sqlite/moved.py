@@ -66,7 +66,7 @@ class MoveDetector:
         return meta if isinstance(meta.get("secret"), bytes) and isinstance(meta.get("commit"), int) else None
 
     def _may_be_half_way(self, size: int) -> bool:
-        """Tell whether a database that cannot be read without its log may be ours: a checkpoint only lets it grow."""
+        """Report whether a database that cannot be read without its log may be ours: a checkpoint only lets it grow."""
         if size < self._changed_at[1]:
             return False
         try:

@@ -92,7 +92,7 @@ class Face:
         return self.clock.now()
 
     def owns(self, id: str) -> bool:
-        """Tell whether this process holds an invocation, as the store knows it."""
+        """Report whether this process holds an invocation, as the store knows it."""
         member = self.member
         return member is not None and member.open and self._store.dispatcher.owner(id) is member
 

@@ -224,7 +224,7 @@ class SharedStore(MemoryStore):
         return self._frames.get(id, [])
 
     def was_told(self, message_id: str) -> bool:
-        """Tell whether a message with this id was ever accepted."""
+        """Report whether a message with this id was ever accepted."""
         return message_id in self._messages or message_id in self._answers
 
     def is_due(self, start: Start) -> bool:
@@ -238,5 +238,5 @@ class SharedStore(MemoryStore):
         return sorted(message for message in done if not message.startswith(SENT_BY_WORKFLOWS))
 
     def is_forgotten(self, id: str) -> bool:
-        """Tell whether nothing is kept of an invocation."""
+        """Report whether nothing is kept of an invocation."""
         return id not in self._rows
