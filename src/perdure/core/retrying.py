@@ -96,7 +96,8 @@ def sort(plan: Plan, issued: int, pending: Mapping[int, Pending], at: float, /) 
             kept.append(entry)
     kept = [entry for entry in kept if entry.n not in again]
     answered = {entry.n for entry in kept if not isinstance(entry, Attempted)}
-    again |= {n for n, each in pending.items() if isinstance(each.command, SetTimer) and n not in answered}
+    kept_timers = {n for n, each in pending.items() if n < issued and isinstance(each.command, SetTimer)}
+    again |= kept_timers - answered
     return [*kept], sorted(again)
 
 

@@ -177,8 +177,8 @@ class MemoryStore:
         return True
 
     def _due_at(self, start: Start) -> float:
-        """Return when a start is due by the clock of this store: by the one clock of a process, as it says."""
-        return start.due
+        """Return when a start is due by the clock of this store."""
+        return min(start.due, self.clock.now()) if start.is_due(start.at) else start.due
 
     def _enqueue(self, start: Start) -> None:
         self._sequence += 1

@@ -174,7 +174,7 @@ class SqliteStore(SqliteReader):
     def _accept(self, start: Start) -> Accept:
         data = encode_start(start)
         check_finite(data, start)
-        if start.due > self.clock.now():
+        if not start.is_due(self.clock.now()):
             return Accept(start, data, "scheduled", 0)
         return Accept(start, data, "pending", self._deliveries.next_position())
 
