@@ -186,7 +186,7 @@ async def test_worker_that_stops_during_a_commit_does_not_release_a_step_that_no
 
 @pytest.mark.parametrize("always_replay", [True, False])
 async def test_worker_that_stops_writes_nothing_after_its_release(always_replay: bool) -> None:
-    held: list[Callable[[], None]] = []
+    held: list[Callable[[], object]] = []
 
     def lag(store: TroubledStore, transition: Transition, told: Committed) -> None:
         store.write(transition, lambda revision, error: held.append(lambda: told(revision, error)))
