@@ -26,7 +26,7 @@ def log_error(log: logging.Logger, text: str, *values: object, error: BaseExcept
     try:
         log.error(text, *values, exc_info=(type(error), error, at))
     except Exception:  # noqa: BLE001  its methods raise, or a handler of the program does
-        log.error(text + ": %s\n%s", *values, type(error).__name__, "".join(traceback.format_tb(at)))
+        log.error("%s: %s\n%s", text % values, type(error).__name__, "".join(traceback.format_tb(at)))
 
 
 _traceback_of = vars(BaseException)["__traceback__"].__get__
