@@ -41,7 +41,7 @@ def main(arguments: Sequence[str]) -> int:
         with place(options, path) as url:
             code = asyncio.run(Run(options, url, Folder(path)).run())
     except (BadOption, PerdureError, OSError, RuntimeError) as error:
-        print(error, file=sys.stderr)
+        sys.stderr.write(f"{error}\n")
         code = 2
     except KeyboardInterrupt:
         code = INTERRUPTED
