@@ -32,6 +32,11 @@ RETRY_SECONDS = 1.0
 """How long to wait before a failed read is retried."""
 DUE_BATCH_LIMIT = 1_000
 """Delayed starts that are queued in one transaction at most."""
+DUE_STARTS = (
+    "SELECT id, start, checksum FROM invocation WHERE status = 'scheduled' AND due <= ? ORDER BY due, sequence LIMIT ?"
+)
+"""Finds delayed starts that are due. A release before stored them without a sequence, so they come first: they were
+accepted first."""
 
 log = logging.getLogger("perdure.sqlite")
 
@@ -289,11 +294,7 @@ class Deliveries:
         rung_to, self._rung_to = self._rung_to, max(self._rung_to, now)
 
         def read(db: sqlite3.Connection) -> tuple[list[Any], list[Any], Any]:
-            starts = db.execute(
-                "SELECT id, start, checksum FROM invocation WHERE status = 'scheduled' AND due <= ? ORDER BY due "
-                "LIMIT ?",
-                (now, DUE_BATCH_LIMIT),
-            ).fetchall()
+            starts = db.execute(DUE_STARTS, (now, DUE_BATCH_LIMIT)).fetchall()
             wakes = db.execute(
                 "SELECT id, handler, wake FROM invocation WHERE wake > ? AND wake <= ? ORDER BY wake",
                 (rung_to, now),

@@ -174,9 +174,8 @@ class SqliteStore(SqliteReader):
     def _accept(self, start: Start) -> Accept:
         data = encode_start(start)
         check_finite(data, start)
-        if start.due > self.clock.now():
-            return Accept(start, data, "scheduled", 0)
-        return Accept(start, data, "pending", self._deliveries.next_position())
+        status = "scheduled" if start.due > self.clock.now() else "pending"
+        return Accept(start, data, status, self._deliveries.next_position())
 
     def _enqueue(self, unit: Unit) -> asyncio.Future[Any]:
         unit.future = future = self._loop.create_future()

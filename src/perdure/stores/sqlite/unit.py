@@ -13,7 +13,11 @@ from perdure.stores.port import Committed, Transition
 
 
 class Accept(Struct):
-    """A start with the status and position to store it with."""
+    """A start with the status and position to store it with.
+
+    The position is in the queue of its handler or key. While it is scheduled, it tells the order of acceptance among
+    those that are due together; it gets another position when it is due.
+    """
 
     start: Start
     data: bytes

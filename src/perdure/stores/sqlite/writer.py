@@ -325,7 +325,8 @@ _CHANGE_STATUS = (
 
 def _row_of(accept: Accept, now: float) -> tuple[Any, ...]:
     start = accept.start
-    sequence = 0 if start.key is not None else accept.sequence
+    waits = start.key is not None and accept.status == "pending"
+    sequence = 0 if waits else accept.sequence
     wake = queue_deadline(start) if accept.status == "pending" else None
     return (
         start.id,
