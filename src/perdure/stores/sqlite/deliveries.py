@@ -261,6 +261,8 @@ class Deliveries:
         if isinstance(delivery.item, Message):
             self.unanswered.discard(delivery.item.id)
             self._enqueue(Unit(done_messages=[delivery.item.id]))
+        elif isinstance(delivery.item, Wake) and delivery.token is not None:
+            self._enqueue(Unit(done_wakes=[(delivery.id, delivery.token)]))
 
     # --- due starts and wakes -----------------------------------------------------------------------------------------
     def _ring(self) -> None:
@@ -307,9 +309,9 @@ class Deliveries:
             return starts, wakes, following
 
         starts, wakes, following = await self._read(read)
-        for id, handler, _ in wakes:
+        for id, handler, at in wakes:
             if id not in self._aside:
-                self.dispatcher.wake(Delivery(id, handler, Wake()))
+                self.dispatcher.wake(Delivery(id, handler, Wake(), token=at))
         await self._queue_due(starts)
         if len(starts) == DUE_BATCH_LIMIT:
             self._ring()

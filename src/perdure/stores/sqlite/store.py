@@ -23,6 +23,7 @@ from perdure.stores.port import (
     Delivery,
     Filter,
     Transition,
+    Wake,
 )
 from perdure.stores.sql.index import SETTLED
 from perdure.stores.sqlite.backup import Backups
@@ -169,6 +170,8 @@ class SqliteStore(SqliteReader):
         for delivery in transition.acknowledge:
             if type(delivery.item) is Message:
                 unit.done_messages = (*unit.done_messages, delivery.item.id)
+            elif delivery.token is not None and transition.status is None and type(delivery.item) is Wake:
+                unit.done_wakes = (*unit.done_wakes, (delivery.id, delivery.token))  # a change of status replaces it
         return unit
 
     def _accept(self, start: Start) -> Accept:

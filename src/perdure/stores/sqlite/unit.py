@@ -66,6 +66,7 @@ class Unit(Struct, eq=False):
     messages: Sequence[Message] = ()
     must_exist: bool = False
     done_messages: Sequence[str] = ()
+    done_wakes: Sequence[tuple[str, float]] = ()  # ids, and the times for which they were set
     promoted: Sequence[tuple[int, Start]] = ()
     purge: Sequence[tuple[str, float]] = ()  # ids, and the time after which they must not have changed
     purged: int = 0

@@ -252,10 +252,10 @@ def _apply(
         db.executemany(_CHANGE_STATUS, changes)
     _write_messages_and_promote(db, batch, now)
     keys.apply(db, batch)
-    _write_answers(db, batch)
+    _write_acknowledgements(db, batch)
 
 
-def _write_answers(db: sqlite3.Connection, batch: Sequence[Unit]) -> None:
+def _write_acknowledgements(db: sqlite3.Connection, batch: Sequence[Unit]) -> None:
     answers: list[tuple[Any, ...]] = []
     done: list[tuple[int, str]] = []
     for unit in batch:  # nearly all have neither
@@ -263,10 +263,25 @@ def _write_answers(db: sqlite3.Connection, batch: Sequence[Unit]) -> None:
             answers += map(_answer_row, unit.transition.effects.answers)
         if unit.done_messages:
             done += [(answer_checksum(message, None), message) for message in unit.done_messages]
+        if unit.done_wakes:
+            _forget_wakes(db, unit.done_wakes)
     if answers:
         db.executemany(_ANSWER, answers)
     if done:
         db.executemany("UPDATE message SET answered = 1, answer_checksum = ? WHERE id = ? AND answered = 0", done)
+
+
+def _forget_wakes(db: sqlite3.Connection, wakes: Sequence[tuple[str, float]]) -> None:
+    """Forget wakes that were acknowledged, unless others were set meanwhile. A damaged row stays as it is."""
+    query = "SELECT status, sequence, updated_at, revision, state_checksum FROM invocation WHERE id = ? AND wake = ?"
+    for id, at in wakes:
+        row = db.execute(query, (id, at)).fetchone()
+        if row is None:
+            continue
+        status, sequence, updated_at, revision, recorded = row
+        if state_checksum(id, status, sequence, updated_at, at, revision) == recorded:
+            checksum = state_checksum(id, status, sequence, updated_at, None, revision)
+            db.execute("UPDATE invocation SET wake = NULL, state_checksum = ? WHERE id = ?", (checksum, id))
 
 
 def _purge(db: sqlite3.Connection, chosen: Sequence[tuple[str, float]]) -> int:
