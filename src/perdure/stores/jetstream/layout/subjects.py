@@ -174,3 +174,7 @@ class Layout:
     def offers_of(self, python: str, handler: str) -> str:
         """Name the subject of offers to any process that serves a handler on this minor version of Python."""
         return f"{self.namespace}.minor.{token(python)}.{token(handler)}"
+
+    def offers_to_holder(self, handler: str) -> str:
+        """Name the subject of offers to whichever process that serves a handler holds the invocation."""
+        return f"{self.namespace}.holder.{token(handler)}"
