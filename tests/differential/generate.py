@@ -47,9 +47,9 @@ class Profile(Struct, frozen=True):
 
     `waits`: something may be due in the middle of a sequence. `later`: time may jump. `counted`: room for starts is
     scarce, so that their order matters. `batches`: several starts may be made by one call or frame: those that have no
-    key may then go out on a server in any order. `ages`: a purge may be
-    limited to some, the oldest: stores differ in whether the refusal of a late message makes its invocation younger.
-    `again`: what was delivered may have to come again, in an order that a server does not promise.
+    key may then go out on a server in any order. `ages`: a purge may be limited to some, the oldest: stores differ in
+    whether the refusal of a late message makes its invocation younger. `again`: what was delivered may have to come
+    again, in an order that a server does not promise.
     """
 
     length: int = LENGTH
