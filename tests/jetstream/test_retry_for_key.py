@@ -16,7 +16,7 @@ from tests.jetstream.liveness import check_liveness
 
 RESULT_SECONDS = 30.0
 RETRIES = 12
-"""Half of the grants reach a worker that does not have the retry, if chance decides: in all of these it hardly fails."""
+"""Left to chance, half of the grants go to a worker that does not have the retry."""
 
 attempts: dict[str, int] = {}
 

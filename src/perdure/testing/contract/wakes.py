@@ -29,7 +29,7 @@ class Wakes(StoreCase):
         """Whether it was acknowledged alone or by a commit that sets no other."""
         async with self.opened() as store:
             inbox = self.inbox()
-            first, _ = await self.suspended(inbox, wake=store.clock.now())
+            await self.suspended(inbox, wake=store.clock.now())
             inbox.subscription.acknowledge(await inbox.next())
             second, revision = await self.suspended(inbox, wake=store.clock.now())
             delivery = await inbox.next()

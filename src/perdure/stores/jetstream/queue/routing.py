@@ -2,8 +2,9 @@
 
 A message for an invocation that another process owns is offered to that process. A retry that waits for its key has no
 owner yet: the wake that tells of the grant is offered to all processes, and the one that has the retry in hand takes
-it. A process that does not serve the handler passes a delivery on to those that do. An invocation that ran on another minor version of Python goes to workers of that
-version, as long as there are any, since the order of commands may differ between versions.
+it. A process that does not serve the handler passes a delivery on to those that do. An invocation that ran on another
+minor version of Python goes to workers of that version, as long as there are any, since the order of commands may
+differ between versions.
 """
 
 from __future__ import annotations
