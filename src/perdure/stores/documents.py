@@ -24,8 +24,8 @@ COLLECTION_LIMIT_BYTES = 100
 """The longest name of a collection, as UTF-8."""
 WRITES_LIMIT = 500
 """Documents that are written or checked together at most."""
-SCAN_LIMIT = 1_000
-"""Documents that one scan returns at most."""
+SCAN_LIMIT = 200
+"""Documents that one scan returns at most, unless it says otherwise."""
 DELETE_BATCH = 200
 """Documents that the deletion of a range removes at a time."""
 SEPARATOR = "\0"

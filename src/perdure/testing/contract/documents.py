@@ -94,7 +94,7 @@ class Documents(StoreCase):
             assert seen == first
             many: Sequence[Write] = [Put(("many", f"{n:03}"), b"%d" % n, if_revision=0) for n in range(300)]
             revisions = await documents.write(NOTES, many)
-            found = await documents.scan(NOTES, Scan("many\0"))
+            found = await documents.scan(NOTES, Scan("many\0", limit=1_000))
             assert found == [Document(each.key, b"%d" % n, revisions[n]) for n, each in enumerate(many)]
 
     async def test_document_that_was_deleted_may_be_made_again(self) -> None:
