@@ -113,8 +113,12 @@ class Runner(Live):
 
     # --- a journal that was read --------------------------------------------------------------------------------------
     def _loaded(self, found: tuple[Journal, Start | None, Key]) -> None:
-        record, frames = self.record, found[0].frames
+        record, frames, was_owned = self.record, found[0].frames, self.record.owned
         record.read(*found)
+        if was_owned and not record.owned:
+            log.info("invocation %s: reloading: another worker has written since", self.id)
+            self._begin_anew(self._taken)
+            return
         match opening(record, frames, self._inbox, must_claim=self._must_claim):
             case Begin(start=start, frames=frames):
                 self._open(start, frames)
@@ -287,8 +291,9 @@ class Runner(Live):
         for n in ready.cancels:
             steps.cancel_unbegun(n, pending.get(n), round.at)
         for command in ready.commands:
-            if type(command) is SetTimer and command.n in pending:
-                self._note_time(command.due, command.n)
+            if type(command) is SetTimer and (waits := pending.get(command.n)) is not None:
+                if waits.command is command:  # a retry may issue it once more in the same frame, due later
+                    self._note_time(command.due, command.n)
         in_progress = begins or steps.running or steps.arrivals
         release = outcome is None and not in_progress and not steps.stopping  # then `stop` releases, and sets a wake
         released = Released(round.at, self._next_due(), self._stuck_at()) if release else None
@@ -432,6 +437,7 @@ class Runner(Live):
     async def _release(self) -> None:
         at = self.home.clock.now()
         transition = release_now(self.record, self.steps.take_arrivals(), self._taken, at)
+        self._store = "busy"  # until `close`: what is due meanwhile is for the next owner
         try:
             await committed(self.home.store, transition)
         except PerdureError as error:

@@ -323,7 +323,8 @@ class Store(Protocol):
 
         Where processes share a store: only starts of `partitions` come (None: of all). What this worker holds goes to
         others once it has been silent for `lease` seconds. `lost` is called with the id of an invocation that another
-        worker has claimed, before a commit of it reports the conflict.
+        worker has claimed, before a commit of it reports the conflict. Neither callback raises anything but an exit or
+        interrupt.
         """
         ...
 
