@@ -33,6 +33,7 @@ from perdure.stores.finite import check_effects, check_finite, check_message, ch
 from perdure.stores.liveness import Contents, breaches
 from perdure.stores.local.canceller import Canceller
 from perdure.stores.local.dispatch import Dispatcher, Member, Page
+from perdure.stores.local.documents import MemoryDocuments
 from perdure.stores.notices import Feed, Notices
 from perdure.stores.port import (
     KEY_QUEUE_LIMIT,
@@ -101,6 +102,7 @@ class MemoryStore:
         self._keys: dict[str, Key] = {}
         self._lines: dict[str, dict[tuple[str, int], int]] = {}  # by key: waiting ids with their positions
         self._sequence = 0
+        self.documents = MemoryDocuments(self._check, self._write)
         self._begin()
 
     def _begin(self) -> None:

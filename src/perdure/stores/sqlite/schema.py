@@ -56,6 +56,13 @@ CREATE INDEX message_open ON message (invocation) WHERE answered = 0;
 {_KEYS}
 {BY_DUE}
 """
+DOCUMENTS = """
+CREATE TABLE IF NOT EXISTS document (
+    collection TEXT NOT NULL, key BLOB NOT NULL, value BLOB NOT NULL, revision INTEGER NOT NULL,
+    checksum INTEGER NOT NULL, UNIQUE (collection, key)
+);
+"""
+"""Run at every opening. Earlier releases serve a file with this table, and leave it alone: hence no new version."""
 MIGRATIONS = {
     1: f"DROP INDEX invocation_by_time; DROP INDEX invocation_by_status; {_INDEXES} {_KEYS}",
     2: f"DROP INDEX invocation_by_time; DROP INDEX invocation_by_status; DROP INDEX invocation_settled; {INDEXES}",

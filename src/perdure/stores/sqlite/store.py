@@ -180,6 +180,10 @@ class SqliteStore(SqliteReader):
         status = "scheduled" if start.due > self.clock.now() else "pending"
         return Accept(start, data, status, self._deliveries.next_position())
 
+    def _write_documents(self, unit: Unit) -> asyncio.Future[Any]:
+        self._check()
+        return self._enqueue(unit)
+
     def _enqueue(self, unit: Unit) -> asyncio.Future[Any]:
         unit.future = future = self._loop.create_future()
         self._put(unit)
@@ -228,6 +232,8 @@ class SqliteStore(SqliteReader):
                 future.set_exception(unit.error)
             elif unit.purge:
                 future.set_result(unit.purged)
+            elif unit.documents is not None:
+                future.set_result(unit.documents.revisions)
             else:
                 future.set_result([accept.new for accept in unit.accepts] if unit.strict else None)
 

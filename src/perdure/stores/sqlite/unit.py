@@ -9,6 +9,7 @@ from typing import Any
 from msgspec import Struct
 
 from perdure.core.journal import Message, Start, Status, settles_before_begin
+from perdure.stores.documents import Fence, Write
 from perdure.stores.port import Committed, Transition
 
 
@@ -44,6 +45,15 @@ class Route(Struct):
         return cls(message, handler, has_begun, has_begun or (is_put_off and settles_before_begin(message)))
 
 
+class DocumentWrites(Struct):
+    """Writes of documents that are made together. The writer fills in `revisions`."""
+
+    collection: str
+    writes: Sequence[Write]
+    fence: Fence | None = None
+    revisions: list[int] = []
+
+
 def _ignore(revision: int, error: Exception | None) -> None:
     pass
 
@@ -71,6 +81,7 @@ class Unit(Struct, eq=False):
     purge: Sequence[tuple[str, float]] = ()  # ids, and the time after which they must not have changed
     purged: int = 0
     position: int = 0
+    documents: DocumentWrites | None = None
     future: asyncio.Future[Any] | None = None
     routes: list[Route] = []
     granted: list[tuple[int, str, bytes, int]] = []
@@ -81,6 +92,8 @@ class Unit(Struct, eq=False):
         """Describe the unit, for the log."""
         if self.transition is not None:
             return f"a commit to invocation {self.transition.id!r}"
+        if self.documents is not None:
+            return f"documents of collection {self.documents.collection!r}"
         ids = [*(accept.start.id for accept in self.accepts), *(message.to for message in self.messages)]
         ids += [start.id for _, start in self.promoted]
         return f"requests for {', '.join(map(repr, ids[:3]))}" if ids else "the store's own housekeeping"

@@ -25,6 +25,7 @@ from perdure.core.journal import (
 from perdure.errors import StoreDamaged, StoreError
 from perdure.stores.port import Transition, conflict, id_conflict, identity_of, unknown
 from perdure.stores.sql.index import SETTLED
+from perdure.stores.sqlite import documents
 from perdure.stores.sqlite.faults import Mismatch, about, explain, quietly
 from perdure.stores.sqlite.file import Opened, connect, side_file
 from perdure.stores.sqlite.keys import Keys, queue_deadline
@@ -231,7 +232,10 @@ def _apply(
     changes: list[tuple[Any, ...]] = []
     inserts: list[tuple[Any, ...]] = []
     seen: dict[str, bytes] = {}
+    documented: list[Unit] = []
     for unit in batch:
+        if unit.documents is not None:
+            documented.append(unit)
         if (transition := unit.transition) is not None:
             if unit.frame is not None:
                 revision = transition.expected + 1
@@ -253,6 +257,8 @@ def _apply(
     _write_messages_and_promote(db, batch, now)
     keys.apply(db, batch)
     _write_acknowledgements(db, batch)
+    if documented:
+        documents.apply(db, documented)
 
 
 def _write_acknowledgements(db: sqlite3.Connection, batch: Sequence[Unit]) -> None:
