@@ -11,15 +11,16 @@ import pytest
 
 from perdure import Client, Context, connect, step, workflow
 from perdure.connect import client_from
+from perdure.core.effects import NO_EFFECTS
 from perdure.core.ids import awakeable_id
-from perdure.core.journal import Message, Start
+from perdure.core.journal import Claimed, Frame, Message, Released, Returned, Start
 from perdure.core.values import encode
 from perdure.errors import StoreUnavailable
 from perdure.runtime import exchange
 from perdure.runtime.worker import Worker
 from perdure.stores.clock import VirtualClock
 from perdure.stores.memory import MemoryStore
-from perdure.stores.port import Committed, Delivery, Filter, Journal, Store, Transition, Wake
+from perdure.stores.port import Clock, Committed, Delivery, Filter, Journal, Store, Transition, Wake, committed
 
 SOON = 30.0
 
@@ -33,6 +34,13 @@ async def add(x: int) -> int:
 async def three_steps(x: int) -> int:
     for _ in range(3):
         x = await add(x)
+    return x
+
+
+@workflow
+async def sleeps_after(x: int) -> int:
+    x = await passes(x)
+    await asyncio.sleep(5)
     return x
 
 
@@ -102,8 +110,10 @@ class OpenWorker(Worker):
 class TroubledStore(OpenStore):
     """Does something else with the commit of one frame."""
 
-    def __init__(self, number: int, instead: Callable[[TroubledStore, Transition, Committed], None]) -> None:
-        super().__init__()
+    def __init__(
+        self, number: int, instead: Callable[[TroubledStore, Transition, Committed], None], clock: Clock | None = None
+    ) -> None:
+        super().__init__(clock)
         self._number = number
         self._instead = instead
 
@@ -122,7 +132,7 @@ def worker_on(store: MemoryStore, **options: Any) -> OpenWorker:
     async def opened() -> Store:
         return store
 
-    return OpenWorker(opened, [three_steps, promises, waits], **options)
+    return OpenWorker(opened, [three_steps, promises, sleeps_after, waits], **options)
 
 
 def client_of(store: MemoryStore) -> Client:
@@ -172,6 +182,55 @@ async def test_worker_that_stops_during_a_commit_does_not_release_a_step_that_no
         async with worker_on(store):
             assert await soon(handle.result()) == 42
             await soon(resolving)
+
+
+@pytest.mark.parametrize("always_replay", [True, False])
+async def test_worker_that_stops_writes_nothing_after_its_release(always_replay: bool) -> None:
+    held: list[Callable[[], object]] = []
+
+    def lag(store: TroubledStore, transition: Transition, told: Committed) -> None:
+        store.write(transition, lambda revision, error: held.append(lambda: told(revision, error)))
+
+    clock = VirtualClock()
+    store = TroubledStore(3, lag, clock)
+    async with client_of(store) as client:
+        worker = worker_on(store, always_replay=always_replay)
+        await worker.__aenter__()
+        handle = await client.start(sleeps_after.using(id="it"), 1)
+        async with asyncio.timeout(SOON):
+            while (await handle.describe()).current_step is None:
+                await asyncio.sleep(0)
+            stopping = asyncio.create_task(worker.stop(grace=SOON))
+            await asyncio.sleep(0)
+            Gate.open.set()  # the timer is set and armed while the worker stops
+            while not held:
+                await asyncio.sleep(0)
+        clock.move_to(clock.now() + 5)  # the release is written, and its worker does not know yet
+        for _ in range(20):
+            await asyncio.sleep(0)
+        held.pop()()
+        await soon(stopping)
+        frames = (await store.journal("it")).frames
+        assert [type(frame.entries[-1]) for frame in frames] == [Claimed, Returned, Released]
+        async with worker_on(store):
+            assert await soon(handle.result()) == 1
+
+
+async def test_owner_that_reads_of_another_claim_writes_nothing() -> None:
+    """The guard cannot tell: what it read is the revision that it would extend."""
+    store = OpenStore()
+    async with client_of(store) as client, worker_on(store, always_replay=True) as worker:
+        await client.start(waits.using(id="it"), 1)
+        async with asyncio.timeout(SOON):
+            while not worker.steps_in_progress or not (await store.journal("it")).frames:
+                await asyncio.sleep(0)
+        frame = Frame("another", 1.0, [Claimed(1.0, 2, "another", "3.13", "0")])
+        await committed(store, Transition("it", 1, frame, NO_EFFECTS))
+        Gate.open.set()
+        async with asyncio.timeout(SOON):
+            while worker.steps_in_progress or not worker.quiet:
+                await asyncio.sleep(0)
+        assert len((await store.journal("it")).frames) == 2
 
 
 # --- room for starts --------------------------------------------------------------------------------------------------

@@ -46,9 +46,11 @@ class Record:
     redo: Effects = NO_EFFECTS  # effects of the last frame, if another worker wrote it: they come first
 
     def read(self, journal: Journal, start: Start | None, key: Key) -> None:
-        """Fold the frames that the store has."""
+        """Fold the frames that the store has. An owner keeps its claim only if it is still the last one."""
+        epoch = self.history.epoch
         self.revision, self.all_done, self.key = journal.revision, journal.done, key
         self.history = History.of(journal.frames)
+        self.owned = self.owned and self.history.claimed and self.history.epoch == epoch
         self.start = self.history.start or start
         self.status = self.history.status if journal.frames else None
 

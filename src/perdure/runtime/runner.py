@@ -70,7 +70,8 @@ STOP_POLL_SECONDS = 0.002
 KEY_LOOK_SECONDS = 1.0
 """How long a retry waits for the wake that says that it has its key before it looks by itself; then twice as long.
 
-Where processes share a store, the wake may have gone to another, which has no retry in hand and drops it."""
+Where processes share a store, the wake may have gone to another, which has no retry in hand and drops it: a process of
+an earlier release hands it to any, and one that holds the invocation for something else may have taken it."""
 
 KEY_LOOK_LONGEST_SECONDS = 30.0
 
@@ -113,8 +114,12 @@ class Runner(Live):
 
     # --- a journal that was read --------------------------------------------------------------------------------------
     def _loaded(self, found: tuple[Journal, Start | None, Key]) -> None:
-        record, frames = self.record, found[0].frames
+        record, frames, was_owned = self.record, found[0].frames, self.record.owned
         record.read(*found)
+        if was_owned and not record.owned:
+            log.info("invocation %s: reloading: another worker has written since", self.id)
+            self._begin_anew(self._taken)
+            return
         match opening(record, frames, self._inbox, must_claim=self._must_claim):
             case Begin(start=start, frames=frames):
                 self._open(start, frames)
@@ -432,6 +437,7 @@ class Runner(Live):
     async def _release(self) -> None:
         at = self.home.clock.now()
         transition = release_now(self.record, self.steps.take_arrivals(), self._taken, at)
+        self._store = "busy"  # until `close`: what is due meanwhile is for the next owner
         try:
             await committed(self.home.store, transition)
         except PerdureError as error:
