@@ -22,7 +22,7 @@ from typing import Any, Protocol, Self
 from perdure.authoring.context import Context
 from perdure.authoring.step import StepInfo, Work
 from perdure.authoring.workflow import Workflow
-from perdure.background import RateLimitedLog
+from perdure.background import RateLimitedLog, log_error
 from perdure.core.failures import Failure, FailureTranslator, failure_of
 from perdure.core.journal import Start
 from perdure.core.retry import whole_number
@@ -203,7 +203,8 @@ class Worker:
         ends = await asyncio.gather(*(runner.stop(grace) for runner in runners), return_exceptions=True)
         for runner, end in zip(runners, ends, strict=True):
             if end is not None:
-                log.error("invocation %s could not be handed over: it is redelivered instead", runner.id, exc_info=end)
+                text = "invocation %s could not be handed over: it is redelivered instead"
+                log_error(log, text, runner.id, error=end)
         await self._parts.aclose()
 
     def halt(self) -> None:
