@@ -10,6 +10,7 @@
     │   ├── InvocationTimedOut            it exceeded its own timeout        (also a TimeoutError)
     │   ├── WaitTimeout                   only the waiting timed out         (also a TimeoutError)
     │   ├── AwakeableRejected             it was rejected from outside, with a reason
+    │   ├── AwakeableExpired              nobody answered it in its time    (also a TimeoutError)
     │   ├── RemoteError                   it raised a class that is not loaded here
     │   ├── NotRecorded                   an attribute of an exception that could not be recorded
     │   └── NonRetryable                  for users to raise and derive from: no further attempt
@@ -101,6 +102,14 @@ class WaitTimeout(PerdureError, TimeoutError):
         super().__init__(text)
         self.invocation_id = invocation_id
         self.timeout = timeout
+
+
+class AwakeableExpired(PerdureError, TimeoutError):
+    """Nobody answered the awakeable before it expired."""
+
+    def __init__(self, text: str = "", *, awakeable_id: str = "") -> None:
+        super().__init__(text)
+        self.awakeable_id = awakeable_id
 
 
 class AwakeableRejected(PerdureError):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Generator, Iterable, Sequence
 from datetime import UTC, datetime
 from random import Random
 from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar, cast, overload
@@ -12,14 +12,15 @@ from uuid import UUID
 
 from perdure.authoring.children import run_children
 from perdure.authoring.group import SETTLE_SECONDS, Group, Wait
+from perdure.authoring.workflow import Delay, checked_delay, due_at
 from perdure.core.context import BodyContext
 from perdure.core.ids import check_name, seed_of
-from perdure.core.journal import Start
+from perdure.core.journal import NOT_ASKED, Asked, Start
 from perdure.core.retry import Duration, Retry
 from perdure.core.turn import Turn
 from perdure.core.types import decoder, validator
 from perdure.core.values import agrees, encode
-from perdure.errors import Undecodable
+from perdure.errors import InvalidOption, LimitExceeded, Undecodable
 
 if TYPE_CHECKING:
     import grpc.aio
@@ -32,6 +33,10 @@ R = TypeVar("R")
 S = TypeVar("S")
 T = TypeVar("T")
 T_co = TypeVar("T_co", covariant=True)
+
+
+TEXT_LIMIT_BYTES = 10_000
+"""The longest title, description or assignee of an awakeable."""
 
 
 class Awakeable(Generic[T_co]):
@@ -118,9 +123,26 @@ class Context(BodyContext):
 
         return turn.send(start, workflow.given(args, kwargs))
 
-    def awakeable(self, type: TypeForm[T], /) -> Awakeable[T]:
-        """Return a promise of a value of `type`, to be resolved from outside."""
+    def awakeable(
+        self,
+        type: TypeForm[T],
+        /,
+        *,
+        title: str | None = None,
+        description: str | None = None,
+        assignees: Sequence[str] = (),
+        expires: Delay | None = None,
+    ) -> Awakeable[T]:
+        """Return a promise of a value of `type`, to be resolved from outside.
+
+        `title`, `description` and `assignees` are told to people who look for what waits for them; they are no
+        permission. After `expires` (seconds, a timedelta or an aware datetime) it takes no answer, and awaiting it
+        raises `AwakeableExpired`, a `TimeoutError`.
+        """
         turn, read, validate = self._turn, decoder(type), validator(type)
+        asked = NOT_ASKED
+        if title is not None or description is not None or assignees or expires is not None:
+            asked = _asked(turn, title, description, assignees, expires)
 
         def decode(data: bytes) -> T:
             try:
@@ -130,7 +152,7 @@ class Context(BodyContext):
                     return read(data)  # it was valid when it was recorded
                 raise
 
-        id, future = turn.open_awakeable(decode)
+        id, future = turn.open_awakeable(decode, asked)
         return Awakeable(id, future)
 
     def stub(
@@ -154,6 +176,31 @@ class Context(BodyContext):
         have not ended then are `Unsettled`.
         """
         return await run_children(self._turn, calls, wait=wait, concurrency=concurrency, settle=settle)
+
+
+def _asked(turn: Turn, title: object, description: object, assignees: object, expires: Delay | None) -> Asked:
+    for name, text in (("title", title), ("description", description)):
+        if text is not None:
+            _check_text(name, text)
+    if isinstance(assignees, str) or not isinstance(assignees, Sequence):
+        raise InvalidOption(f"ctx.awakeable(assignees={assignees!r}): give a list of str")
+    for each in cast("Sequence[object]", assignees):
+        _check_text("assignees", each)
+    expires_at = None
+    if expires is not None:
+        expires_at = due_at(checked_delay(expires, "expires"), turn.loop.time(), "expires")
+    return Asked(cast("Any", title), cast("Any", description), tuple(cast("Sequence[str]", assignees)), expires_at)
+
+
+def _check_text(name: str, text: object) -> None:
+    if not isinstance(text, str):
+        raise InvalidOption(f"ctx.awakeable({name}={text!r}): give a str")
+    if len(data := encode(text, f"the {name} of an awakeable")) > TEXT_LIMIT_BYTES:
+        raise LimitExceeded(
+            f"ctx.awakeable({name}={text[:20]!r}…): {len(data):,} bytes, and the limit is {TEXT_LIMIT_BYTES:,}",
+            size=len(data),
+            limit=TEXT_LIMIT_BYTES,
+        )
 
 
 class _WorkflowLogger(logging.LoggerAdapter[logging.Logger]):

@@ -137,7 +137,7 @@ class Workflow(Generic[P, R_co]):
         if key is not None:
             changes["key"] = check_name("a key", key)
         if delay is not None:
-            changes["delay"] = _checked_delay(delay)
+            changes["delay"] = checked_delay(delay)
         if timeout is not None:
             changes["timeout"] = seconds(f"timeout of workflow {self.name!r}", timeout, positive=True)
         other.options = replace(self.options, **changes)
@@ -317,19 +317,20 @@ class _WorkflowFactory:
 workflow = _WorkflowFactory()
 
 
-def _checked_delay(delay: Delay) -> Delay:
+def checked_delay(delay: Delay, name: str = "delay") -> Delay:
+    """Return a delay, or raise `InvalidOption`; `name` is the option, for error texts."""
     if isinstance(delay, datetime):
         if delay.tzinfo is None:
-            raise InvalidOption(f"delay={delay!r} has no time zone: give an aware datetime, or seconds")
+            raise InvalidOption(f"{name}={delay!r} has no time zone: give an aware datetime, or seconds")
         return delay
-    return seconds("delay", delay)
+    return seconds(name, delay)
 
 
-def due_at(delay: Delay, at: float) -> float:
-    """Return when a start that is submitted at `at` with a delay is due."""
+def due_at(delay: Delay, at: float, name: str = "delay") -> float:
+    """Return when a delay from `at` on is over; `name` is the option, for error texts."""
     if isinstance(delay, datetime):
         due = delay.timestamp()
         if due > at + DURATION_LIMIT_SECONDS:
-            raise InvalidOption(f"delay={delay!r} is too far in the future")
+            raise InvalidOption(f"{name}={delay!r} is too far in the future")
         return max(due, at)
-    return at + seconds("delay", delay)
+    return at + seconds(name, delay)

@@ -15,7 +15,7 @@ from rich.text import Text
 from perdure.cli.summary import duration_text
 from perdure.cli.terminal import print_rich
 from perdure.cli.values import as_builtin, to_text
-from perdure.operations.describe import Invocation, JournalStep
+from perdure.operations.describe import AwakeableInfo, Invocation, JournalStep
 
 VALUE_LIMIT = 80
 """Characters of a value in a row of a table."""
@@ -195,11 +195,22 @@ def _fields(one: Invocation) -> Iterable[tuple[str, str | Text]]:
     for name, value in one.state.items():
         yield "state", f"{shown(name)} = {shown(value, FIELD_LIMIT)}"
     for awakeable in one.awakeables:
-        yield "awakeable", f"{awakeable.id} ({'answered' if awakeable.resolved else 'open'})"
+        yield "awakeable", f"{awakeable.id} ({_told(awakeable)})"
     if one.status == "completed":
         yield "result", shown(one.result, FIELD_LIMIT)
     if one.error is not None:
         yield "error", shown(one.error, FIELD_LIMIT)
+
+
+def _told(awakeable: AwakeableInfo) -> str:
+    told = ["answered" if awakeable.resolved else "open"]
+    if awakeable.expires_at is not None and not awakeable.resolved:
+        told.append(f"until {time_text(awakeable.expires_at)}")
+    if awakeable.assignees:
+        told.append(f"for {shown(', '.join(awakeable.assignees), FIELD_LIMIT)}")
+    if awakeable.title is not None:
+        told.append(shown(awakeable.title, FIELD_LIMIT))
+    return ", ".join(told)
 
 
 def _counted(steps: Sequence[JournalStep]) -> str:

@@ -20,8 +20,10 @@ from msgspec.structs import replace
 from perdure.core.context import BodyContext
 from perdure.core.ids import awakeable_id, derived_id
 from perdure.core.journal import (
+    NOT_ASKED,
     Answering,
     Arguments,
+    Asked,
     CallChild,
     CallStep,
     Command,
@@ -39,7 +41,7 @@ from perdure.core.loop import Future, Loop
 from perdure.core.pending import Pending, Ready
 from perdure.core.recorded import Divergence
 from perdure.core.retry import DURATION_LIMIT_SECONDS
-from perdure.errors import CalledOutsideWorkflow, InvalidOption, LimitExceeded, TurnClosed, too_large
+from perdure.errors import AwakeableExpired, CalledOutsideWorkflow, InvalidOption, LimitExceeded, TurnClosed, too_large
 
 COMMANDS_PER_DRAIN_LIMIT = 100_000
 """Commands that a body may issue between two waits; more are most likely an endless loop."""
@@ -79,6 +81,7 @@ class Issuer:
         "_ahead",
         "_boundaries",
         "_context",
+        "_expiries",
         "_issued",
         "_issued_in_drain",
         "_open_ended",
@@ -131,6 +134,7 @@ class Issuer:
         self._ready = Ready()
         self._recorded: deque[Command] | None = None
         self._recorded_state: dict[str, bytes | None] = {}
+        self._expiries: dict[int, asyncio.TimerHandle] = {}  # of awakeables, by their numbers
         self._timers: dict[int, int] = {}  # id of a TimerHandle -> command
         self._patches: dict[str, bool] = {}
         self._random: Random | None = None
@@ -187,15 +191,38 @@ class Issuer:
         self._issue(command, given)
         return command.start.id
 
-    def open_awakeable(self, decode: Callable[[bytes], Any]) -> tuple[str, asyncio.Future[Any]]:
+    def open_awakeable(
+        self, decode: Callable[[bytes], Any], asked: Asked = NOT_ASKED
+    ) -> tuple[str, asyncio.Future[Any]]:
         """Issue an awakeable, and return its id and its future."""
         n = self._next()
-        command = OpenAwakeable(n)
-        self._issue(command)
+        command = self._issue(OpenAwakeable(n, asked))
+        assert isinstance(command, OpenAwakeable)
         future = Future[Any](loop=self.loop)
         generation = self._generation_of(n)
         self.pending[n] = Pending(command, future, decode, generation=generation)
-        return self.name_awakeable(generation, n), future
+        id = self.name_awakeable(generation, n)
+        if (expires_at := command.asked.expires_at) is not None:
+            timer = self._expiries[n] = self.loop.call_at(expires_at, self._expire, n, id)
+            future.add_done_callback(lambda _: timer.cancel())
+        return id, future
+
+    def expiry_of(self, n: int) -> float | None:
+        """Return when awakeable `n`, which waits, expires: by its timer, since a retry sets it anew."""
+        timer = self._expiries.get(n)
+        number = None if timer is None else self._timers.get(id(timer))
+        command = None if number is None else self.pending[number].command
+        return command.due if isinstance(command, SetTimer) else None
+
+    def _expire(self, n: int, id: str) -> None:
+        """End an awakeable whose time is over."""
+        pending = self.pending.pop(n, None)
+        if pending is not None and pending.future is not None and not pending.future.done():
+            assert isinstance(pending.command, OpenAwakeable)
+            title = pending.command.asked.title
+            text = f"awakeable {id if title is None else f'{title!r} ({id})'} expired: nobody answered it in time"
+            pending.future.set_exception(AwakeableExpired(text, awakeable_id=id))
+            pending.future.exception()  # nobody may wait for it
 
     def name_awakeable(self, generation: int, n: int) -> str:
         """Return the id of an awakeable. A replay outside its store has no secret, and is given the ids."""
@@ -330,7 +357,8 @@ class Issuer:
         if self._payload_limit is not None and len(data) > self._payload_limit:
             raise too_large(what, len(data), self._payload_limit)
 
-    def _issue(self, command: Command, given: Arguments | None = None) -> None:
+    def _issue(self, command: Command, given: Arguments | None = None) -> Command:
+        """Issue a command, and return it, or the recorded one that it repeats."""
         self._issued_in_drain += 1
         if self._issued_in_drain > COMMANDS_PER_DRAIN_LIMIT:
             text = (
@@ -341,7 +369,7 @@ class Issuer:
             )
         if self._recorded is None or (self._open_ended and not self._recorded):
             self._ready.commands.append(command)
-            return
+            return command
         recorded = self._recorded.popleft() if self._recorded else None
         if recorded is None or not repeats(command, recorded, given):
             asked = describe(command) + changed_arguments(command, recorded, given)
@@ -349,6 +377,7 @@ class Issuer:
             raise TurnClosed(self.start.id)
         if self._ahead:
             self._catch_up()
+        return recorded
 
     def _catch_up(self) -> None:
         """Give the body the time that a replay has for it, once it has issued what was issued before."""

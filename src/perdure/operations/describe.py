@@ -17,6 +17,7 @@ from perdure.core.generations import current, retry_in
 from perdure.core.ids import awakeable_id
 from perdure.core.journal import (
     Answering,
+    Asked,
     Attempted,
     CallChild,
     CallStep,
@@ -86,6 +87,10 @@ class AwakeableInfo(Struct, frozen=True):
     id: str
     resolved: bool
     created_at: datetime
+    title: str | None = None
+    description: str | None = None
+    assignees: tuple[str, ...] = ()
+    expires_at: datetime | None = None
 
 
 class Invocation(Struct, frozen=True):
@@ -158,7 +163,7 @@ def from_journal(
             if isinstance(command, OpenAwakeable):
                 if command.n not in awakeables:  # a retry opens the same one again
                     id = awakeable_id(start.id, generation, command.n, secret)
-                    awakeables[command.n] = AwakeableInfo(id, resolved=False, created_at=_time(frame.at))
+                    awakeables[command.n] = _awakeable(id, command.asked, frame.at)
             steps[command.n] = _begun(command, frame.at, awakeables.get(command.n))
         for entry in frame.entries:
             if isinstance(entry, (Returned, Raised, Fired, Interrupted, Attempted)):
@@ -193,6 +198,12 @@ def from_journal(
         mail=tuple(map(_verb, mail)),
         **known,
     )
+
+
+def _awakeable(id: str, asked: Asked, at: float) -> AwakeableInfo:
+    expires_at = None if asked.expires_at is None else _time(asked.expires_at)
+    told = (asked.title, asked.description, asked.assignees, expires_at)
+    return AwakeableInfo(id, False, _time(at), *told)
 
 
 def _change(state: dict[str, Any], changes: Mapping[str, bytes | None]) -> None:

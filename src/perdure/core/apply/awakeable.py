@@ -60,4 +60,7 @@ def _awaited(
         return Refused(
             at, message.id, "this awakeable is resolved or rejected already, or nothing waits for it any more"
         )
+    expires_at = turn.expiry_of(request.n)
+    if expires_at is not None and min(at, message.at) >= expires_at:  # its timer has yet to fire
+        return Refused(at, message.id, "this awakeable has expired")
     return pending

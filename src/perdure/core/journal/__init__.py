@@ -11,7 +11,9 @@ All times are seconds since the Unix epoch, as floats.
 from __future__ import annotations
 
 from perdure.core.journal.commands import (
+    NOT_ASKED,
     Arguments,
+    Asked,
     CallChild,
     CallStep,
     Command,
@@ -75,11 +77,13 @@ from perdure.core.journal.starts import (
 from perdure.core.journal.status import STATUSES, Status, known_status
 
 __all__ = [
+    "NOT_ASKED",
     "STATUSES",
     "Accepted",
     "Answer",
     "Answering",
     "Arguments",
+    "Asked",
     "Attempted",
     "CallChild",
     "CallStep",

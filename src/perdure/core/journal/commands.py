@@ -44,10 +44,23 @@ class SendStart(Struct, frozen=True, array_like=True, gc=False, tag="send"):
     start: Start
 
 
+class Asked(Struct, frozen=True, omit_defaults=True, gc=False):
+    """What people are told of an awakeable, and when it expires, in seconds since the Unix epoch."""
+
+    title: str | None = None
+    description: str | None = None
+    assignees: tuple[str, ...] = ()
+    expires_at: float | None = None
+
+
+NOT_ASKED = Asked()
+
+
 class OpenAwakeable(Struct, frozen=True, array_like=True, gc=False, tag="awakeable"):
     """Promise an answer from outside. The id is derived, so the journal does not hold it."""
 
     n: int
+    asked: Asked = NOT_ASKED
 
 
 class MarkPatch(Struct, frozen=True, array_like=True, gc=False, tag="patch"):
@@ -89,6 +102,8 @@ def repeats(issued: Command, recorded: Command, /, given: Arguments | None = Non
         if (issued.n, issued.name) != (recorded.n, recorded.name):
             return False
         return issued.digest == recorded.digest or (given is not None and given.repeat(recorded))
+    if type(issued) is OpenAwakeable and type(recorded) is OpenAwakeable:
+        return issued.n == recorded.n  # what people were told stands
     return issued == recorded
 
 
