@@ -94,7 +94,7 @@ async def client(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterato
 
 async def test_invocation_that_lets_its_expiry_escape_fails_by_name(client: Client) -> None:
     handle = await client.start(brief)
-    with pytest.raises(AwakeableExpired, match="awakeable 'Quick' .* expired: nobody answered it in time") as caught:
+    with pytest.raises(AwakeableExpired, match=r"awakeable 'Quick' .* expired: nobody answered it in time") as caught:
         await handle.result()
     (asked,) = (await handle.describe()).awakeables
     assert caught.value.awakeable_id == asked.id
