@@ -220,7 +220,10 @@ def test_what_json_cannot_hold_is_shown_as_its_repr() -> None:
     assert plain({(1, 2): object}) == {"(1, 2)": repr(object)}
     assert plain(float("nan")) is None
     at = datetime(2026, 11, 20, tzinfo=UTC)
-    assert plain(AwakeableInfo("a", True, at)) == {"id": "a", "resolved": True, "created_at": at.isoformat()}
+    assert plain(AwakeableInfo("a", True, at, "Expense")) == {
+        **{"id": "a", "resolved": True, "created_at": at.isoformat(), "title": "Expense"},
+        **{"description": None, "assignees": [], "expires_at": None},
+    }
 
 
 def test_age_is_told_in_a_unit_that_suits_it() -> None:
