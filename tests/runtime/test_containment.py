@@ -10,6 +10,7 @@ import sys
 import threading
 from collections.abc import Callable
 from datetime import timedelta
+from pathlib import Path
 from typing import Any, cast
 
 import pytest
@@ -22,6 +23,7 @@ from perdure.runtime import exchange, retention, runner
 from perdure.runtime import worker as worker_module
 from perdure.runtime.retention import Sweep
 from perdure.runtime.worker import Worker
+from perdure.stores import custody
 from perdure.stores.clock import VirtualClock
 from perdure.stores.memory import MemoryStore
 from perdure.stores.port import Committed, Delivery, Journal, Store, Transition
@@ -288,6 +290,62 @@ async def test_step_that_exits_is_told_to_the_caller_with_its_name() -> None:
     async with connect("memory:") as client, client.worker(good, calls):
         with pytest.raises(RemoteError, match="SystemExit"):
             await asyncio.wait_for(client.run(calls), SOON)
+        assert await asyncio.wait_for(client.run(good, "on"), SOON) == "ON"
+
+
+class False_(Exception):
+    """An exception with a length, as one has that holds many errors: without any, it is false."""
+
+    def __len__(self) -> int:
+        return 0
+
+
+class Undecided(Exception):
+    def __bool__(self) -> bool:
+        raise RuntimeError("neither")
+
+
+class Delegating(Exception):
+    def __getattr__(self, name: str) -> Any:
+        return {"status": 404}[name]
+
+
+@pytest.mark.parametrize("where", ["step", "body", "callback", "task"])
+@pytest.mark.parametrize("kind", [False_, Undecided, Delegating])
+async def test_an_exception_with_odd_methods_is_one_of_its_place_and_logged(
+    kind: type[Exception], where: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    def raises() -> None:
+        raise kind("odd")
+
+    async def raises_in_task() -> None:
+        raises()
+
+    failing = step(retry=Retry(max_attempts=1))(raises)
+
+    @workflow(name="meets")
+    async def meets() -> str:
+        if where == "step":
+            await failing()
+        elif where == "body":
+            raises()
+        elif where == "callback":
+            asyncio.get_running_loop().call_soon(raises)
+        else:
+            asyncio.get_running_loop().create_task(raises_in_task())
+        await asyncio.sleep(0.001)
+        gc.collect()
+        return "went on"
+
+    async with connect("memory:") as client, client.worker(good, meets, max_concurrent=1):
+        handle = await client.start(meets)
+        if where in ("step", "body"):
+            with pytest.raises(kind, match="odd"):
+                await asyncio.wait_for(handle.result(), SOON)
+        else:
+            assert await asyncio.wait_for(handle.result(), SOON) == "went on"
+            *_, record = (each for each in caplog.records if handle.id in each.getMessage())
+            assert "raise kind" in (record.exc_text or record.getMessage())
         assert await asyncio.wait_for(client.run(good, "on"), SOON) == "ON"
 
 
@@ -637,6 +695,84 @@ async def test_sweep_that_meets_any_exception_is_logged_and_sweeps_again(
         assert (await client.stats()).by_status == {}
         await sweep.stop()
     assert sum(bool(each.exc_info) for each in caplog.records) == 3
+
+
+# --- callbacks of the store -------------------------------------------------------------------------------------------
+def raising_for(id: str, inside: Any, name: str, monkeypatch: pytest.MonkeyPatch, times: int = 1) -> None:
+    """Let a method raise as often as it is called for one invocation."""
+    original, left = getattr(inside, name), [times]
+
+    def method(delivery: Any, *args: Any, **options: Any) -> Any:
+        if id in (delivery, getattr(delivery, "id", "")) and left[0]:
+            left[0] -= 1
+            raise ZeroDivisionError("nobody foresaw this")
+        return original(delivery, *args, **options)
+
+    monkeypatch.setattr(inside, name, method)
+
+
+@pytest.mark.parametrize("url", ["memory:", "sqlite:"])
+@pytest.mark.parametrize("concurrency", [1, 100])
+async def test_delivery_that_cannot_be_taken_is_handed_back_and_the_others_go_on(
+    url: str,
+    concurrency: int,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setattr(custody, "DECLINED_SECONDS", 0.01)
+    async with connect(f"{url}{tmp_path / 'store.db'}" if url == "sqlite:" else url) as client:
+        handles = await asyncio.gather(*(client.start(good.using(id=f"good{n}"), f"w{n}") for n in range(GOOD)))
+        worker = client.worker(good, max_concurrent=concurrency)
+        raising_for("good3", cast("Any", worker)._slots, "keep_waiting", monkeypatch, times=2)  # noqa: SLF001
+        async with worker:
+            results = await asyncio.wait_for(asyncio.gather(*(handle.result() for handle in handles)), SOON)
+            inside: Any = worker
+            while inside._slots.taken:  # noqa: SLF001
+                await asyncio.sleep(0)
+    assert results == [f"W{n}" for n in range(GOOD)]
+    told = [each for each in caplog.records if "good3" in each.getMessage() and each.exc_info]
+    assert len(told) == 2, "logged with its traceback, each time"
+
+
+async def test_invocation_that_another_worker_took_is_closed_whatever_is_raised_meanwhile(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    store = MemoryStore()
+    async with client_of(store) as client, client.worker(asks, good) as worker:
+        handle = await client.start(asks.using(id="taken"))
+        while (await handle.describe()).status != "suspended":
+            await asyncio.sleep(0)
+        inside: Any = worker
+        runner_of_it = inside._runners["taken"]  # noqa: SLF001
+        raising_for("taken", inside._slots, "drop", monkeypatch)  # noqa: SLF001
+        inside._lost("taken")  # noqa: SLF001
+        assert runner_of_it.closed
+        assert await asyncio.wait_for(client.run(good, "x"), SOON) == "X"
+    assert any("taken" in each.getMessage() and each.exc_info for each in caplog.records)
+
+
+async def test_runner_that_pauses_after_a_fault_and_cannot_be_made_hands_the_invocation_back(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(custody, "DECLINED_SECONDS", 0.01)
+    made = runner.Runner.__init__
+    failed: list[str] = []
+
+    def make(self: Any, home: Any, delivery: Delivery, fault: str | None = None) -> None:
+        if fault is not None and not failed:
+            failed.append(fault)
+            raise ZeroDivisionError("nobody foresaw this")
+        made(self, home, delivery, fault)
+
+    monkeypatch.setattr(runner.Runner, "__init__", make)
+    async with client_of(MemoryStore()) as client, client.worker(good) as worker:
+        raising_for("bad", worker, "make_turn", monkeypatch)
+        handle = await client.start(good.using(id="bad"), "x")
+        assert await asyncio.wait_for(client.run(good, "y"), SOON) == "Y"
+        assert await asyncio.wait_for(handle.result(), SOON) == "X"
+    assert failed
+    assert "is handed back" in caplog.text
 
 
 # --- one runner for each invocation -----------------------------------------------------------------------------------

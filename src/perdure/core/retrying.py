@@ -75,7 +75,8 @@ def sort(plan: Plan, issued: int, pending: Mapping[int, Pending], at: float, /) 
 
     A result is kept. A failure is dropped if it made the invocation fail too, or was caused by a cancellation after the
     cut. Interrupted steps run on. The time at rest does not count for timers. What failed after the body had asked it
-    to end is not issued again: it ends as asked.
+    to end is not issued again: it ends as asked. A child that has not answered ends or is issued again likewise: its
+    outcome may have come when nothing waited for it any more, and is not told again.
     """
     causes = [n for n in plan.cut.causes if n in pending]
     kept: list[Answering] = [Interrupted(n, at) for n in causes if pending[n].cancel_requested]
@@ -96,7 +97,16 @@ def sort(plan: Plan, issued: int, pending: Mapping[int, Pending], at: float, /) 
             kept.append(entry)
     kept = [entry for entry in kept if entry.n not in again]
     answered = {entry.n for entry in kept if not isinstance(entry, Attempted)}
-    again |= {n for n, each in pending.items() if isinstance(each.command, SetTimer) and n not in answered}
+    for n, waiting in pending.items():
+        if n in answered or n in again:
+            continue
+        if isinstance(waiting.command, SetTimer):
+            again.add(n)
+        elif isinstance(waiting.command, CallChild) and n < issued:
+            if waiting.cancel_requested:
+                kept.append(Interrupted(n, at))
+            else:
+                again.add(n)
     return [*kept], sorted(again)
 
 

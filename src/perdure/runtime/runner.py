@@ -70,7 +70,8 @@ STOP_POLL_SECONDS = 0.002
 KEY_LOOK_SECONDS = 1.0
 """How long a retry waits for the wake that says that it has its key before it looks by itself; then twice as long.
 
-Where processes share a store, the wake may have gone to another, which has no retry in hand and drops it."""
+Where processes share a store, the wake may have gone to another, which has no retry in hand and drops it: a process of
+an earlier release hands it to any, and one that holds the invocation for something else may have taken it."""
 
 KEY_LOOK_LONGEST_SECONDS = 30.0
 
@@ -291,8 +292,9 @@ class Runner(Live):
         for n in ready.cancels:
             steps.cancel_unbegun(n, pending.get(n), round.at)
         for command in ready.commands:
-            if type(command) is SetTimer and command.n in pending:
-                self._note_time(command.due, command.n)
+            if type(command) is SetTimer and (waits := pending.get(command.n)) is not None:
+                if waits.command is command:  # a retry may issue it once more in the same frame, due later
+                    self._note_time(command.due, command.n)
         in_progress = begins or steps.running or steps.arrivals
         release = outcome is None and not in_progress and not steps.stopping  # then `stop` releases, and sets a wake
         released = Released(round.at, self._next_due(), self._stuck_at()) if release else None

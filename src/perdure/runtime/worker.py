@@ -22,7 +22,7 @@ from typing import Any, Protocol, Self
 from perdure.authoring.context import Context
 from perdure.authoring.step import StepInfo, Work
 from perdure.authoring.workflow import Workflow
-from perdure.background import RateLimitedLog
+from perdure.background import RateLimitedLog, log_error
 from perdure.core.failures import Failure, FailureTranslator, failure_of
 from perdure.core.journal import Start
 from perdure.core.retry import whole_number
@@ -203,7 +203,8 @@ class Worker:
         ends = await asyncio.gather(*(runner.stop(grace) for runner in runners), return_exceptions=True)
         for runner, end in zip(runners, ends, strict=True):
             if end is not None:
-                log.error("invocation %s could not be handed over: it is redelivered instead", runner.id, exc_info=end)
+                text = "invocation %s could not be handed over: it is redelivered instead"
+                log_error(log, text, runner.id, error=end)
         await self._parts.aclose()
 
     def halt(self) -> None:
@@ -238,24 +239,53 @@ class Worker:
         self._ask()  # for another, if it took no slot: it came again, or after a message
 
     def _take(self, delivery: Delivery) -> None:
-        is_start = type(delivery.item) is Start
-        if not self._running:
-            return
-        runner = self._runners.get(delivery.id)
-        if runner is not None:
-            self._cached.pop(delivery.id, None)
-            runner.take(delivery)
-        elif not self._slots.keep_waiting(delivery, is_start=is_start):
-            self._admit(delivery)
+        try:
+            is_start = type(delivery.item) is Start
+            if not self._running:
+                return
+            runner = self._runners.get(delivery.id)
+            if runner is not None:
+                self._cached.pop(delivery.id, None)
+                runner.take(delivery)
+            elif not self._slots.keep_waiting(delivery, is_start=is_start):
+                self._admit(delivery)
+        except BaseException as error:  # noqa: BLE001  the store's callbacks raise nothing
+            self._decline(delivery, error)
+
+    def _decline(self, delivery: Delivery, error: BaseException) -> None:
+        """Hand back all that this worker holds of an invocation, after an exception that nobody foresaw."""
+        id = delivery.id
+        try:
+            self._forget(id)
+        finally:
+            if isinstance(error, (KeyboardInterrupt, SystemExit)):
+                raise error
+            log.error("invocation %s (%s): unexpected exception", id, delivery.handler, exc_info=error)
+            reason = f"it cannot be taken: {type(error).__name__}: {error}"
+            self.loop.call_soon(self._hand_back, delivery, reason)  # the store may be in the middle of handing it over
+
+    def _hand_back(self, delivery: Delivery, reason: str) -> None:
+        if self._running:
+            self._forget(delivery.id)  # one that was made meanwhile does not know of this delivery
+            self.subscription.decline(delivery, reason)
 
     def _lost(self, id: str) -> None:
         """Close an invocation that another process has taken over: its steps are interrupted, unjournaled."""
-        self._slots.drop(id)
+        try:
+            self._forget(id)
+            self._ask()  # a start that waited for a slot leaves room for another
+        except Exception:
+            log.exception("invocation %s, which another worker has taken over: unexpected exception", id)
+
+    def _forget(self, id: str) -> None:
+        """Close the runner of an invocation without a trace."""
         runner = self._runners.pop(id, None)
-        if runner is not None:
-            self._cached.pop(id, None)
-            runner.close()
-        self._ask()  # a start that waited for a slot leaves room for another
+        self._cached.pop(id, None)
+        try:
+            self._slots.drop(id)
+        finally:
+            if runner is not None:
+                runner.close()
 
     def _admit(self, delivery: Delivery) -> None:
         runner = self._runners[delivery.id] = Runner(self, delivery)
@@ -315,9 +345,7 @@ class Worker:
         while self._slots.wanting and self._running and (waiting := self._slots.next_runner()) is not None:
             waiting.slot_granted()
         while self._slots.starts and self._running and (deliveries := self._slots.next_start()) is not None:
-            start, *more = deliveries
-            self._admit(start)
-            for delivery in more:
+            for delivery in deliveries:
                 self._take(delivery)
         self._ask()
 
@@ -351,11 +379,13 @@ class Worker:
         """After an unexpected exception, give the deliveries to a new runner, which pauses the invocation."""
         if not self._running:
             return
-        first, *more = deliveries
-        runner = self._runners[first.id] = Runner(self, first, reason)
-        runner.take(first)
-        for delivery in more:
-            runner.take(delivery)
+        first = deliveries[0]
+        try:
+            runner = self._runners[first.id] = Runner(self, first, reason)
+            for delivery in deliveries:
+                runner.take(delivery)
+        except BaseException as error:  # noqa: BLE001  nothing else would hand them back
+            self._decline(first, error)
 
     def commit_failed(self, id: str, error: BaseException, /) -> None:
         """Log that the store does not take commits, rate-limited: each is retried every second."""

@@ -24,6 +24,7 @@ from perdure.core.effects import NO_EFFECTS, Effects
 from perdure.core.journal import Answer, Frame, Message, Outcome, Start, Status
 from perdure.core.values import digest
 from perdure.errors import Conflict, IdConflict, InvalidOption, LimitExceeded, UnknownInvocation
+from perdure.stores.documents import DocumentStore
 
 PAYLOAD_LIMIT_BYTES = 64 * 1024 * 1024
 """The most bytes that one encoded value may take, unless `connect` is told otherwise."""
@@ -278,6 +279,11 @@ class Store(Protocol):
         """The most bytes that one value may take, encoded."""
         ...
 
+    @property
+    def documents(self) -> DocumentStore:
+        """What the store keeps beside invocations."""
+        ...
+
     async def open(self) -> None:
         """Make ready, or raise a `StoreError` that says what is wrong."""
         ...
@@ -317,7 +323,8 @@ class Store(Protocol):
 
         Where processes share a store: only starts of `partitions` come (None: of all). What this worker holds goes to
         others once it has been silent for `lease` seconds. `lost` is called with the id of an invocation that another
-        worker has claimed, before a commit of it reports the conflict.
+        worker has claimed, before a commit of it reports the conflict. Neither callback raises anything but an exit or
+        interrupt.
         """
         ...
 
