@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, time, timedelta
 from decimal import Decimal
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple, TypedDict
+from typing import Annotated, Any, Literal, NamedTuple, NoReturn, TypedDict
 from uuid import UUID
 
 import attrs
@@ -21,6 +21,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from examples.services.hello_pb2 import HelloRequest
 from perdure.core.json_schema import json_schema
 from perdure.core.json_values import DEPTH_LIMIT, from_json, to_json
 from perdure.core.schema import Schema, decode_schema, schema_of, schema_of_fields
@@ -155,6 +156,7 @@ SAMPLES: list[tuple[Any, Any, Any]] = [
     (tuple[int, str], (1, "a"), [1, "a"]),
     (tuple[int, ...], (1, 2, 3), [1, 2, 3]),
     (dict[str, int], {"a": 1}, {"a": 1}),
+    (dict[Color, int], {Color.RED: 1}, {"red": 1}),
     (dict[int, str], {1: "a", -2: "b"}, {"$perdure": {"map": [[1, "a"], [-2, "b"]]}}),
     (dict[date, int], {NOW.date(): 1}, {"2026-11-30": 1}),
     (Mapping[str, bytes], {"a": b"x"}, {"a": "eA=="}),
@@ -285,6 +287,17 @@ WRONG: list[tuple[Any, Any, list[tuple[str, str]]]] = [
     ),
     (Any, {"$perdure": 1}, [("", '{"$perdure": {"?": …}} does not say a value')]),
     (Any, {"a": [{"$perdure": {"int": "1e5"}}]}, [("/a/0", '{"$perdure": {"int": …}} does not say a value')]),
+    (Cat, {"type": "dog", "name": "x"}, [("/type", 'expected "cat", got "dog"')]),
+    (Annotated[list[int], msgspec.Meta(min_length=2)], [1], [("", "expected a length of at least 2, got 1")]),
+    (Annotated[float, msgspec.Meta(multiple_of=2)], 3, [("", "expected a number that is a multiple of 2, got 3")]),
+    (Right, 4, [("", "expected a number that is made of the bits of 3, got 4")]),
+    (dict[str, int], [], [("", "expected an object, got a list")]),
+    (One, "x", [("", "expected an object, got a string")]),
+    (
+        dict[int, int],
+        {"$perdure": {"map": [[1]]}},
+        [("", '{"$perdure": {"map": …}} does not say a value, and an object is expected')],
+    ),
     (Any, {"$perdure": {"map": [[[1], 2]]}}, [("/$perdure/map/0", "a list or an object cannot be a key")]),
 ]
 
@@ -301,6 +314,10 @@ def test_errors_are_all_reported_up_to_a_limit() -> None:
     with pytest.raises(ValueRefused, match=r"^the value does not fit its type: /0: .* \(and 19 more\)$") as caught:
         from_json(schema_of(list[int]), ["x"] * 100)
     assert len(caught.value.errors) == 20
+
+
+def test_keys_that_are_integers_are_taken_as_text_too() -> None:
+    assert msgspec.msgpack.decode(from_json(schema_of(dict[int, str]), {"1": "a", "-2": "b"})) == {1: "a", -2: "b"}
 
 
 def test_depth_is_bounded_before_anything_is_read() -> None:
@@ -379,6 +396,86 @@ def test_what_is_taken_decodes_in_the_worker_and_is_stable(annotation: Any, valu
         assert "fits" in str(error)  # noqa: PT017  a union of classes that only the author can tell apart
     again = to_json(schema, data)
     assert to_json(schema, from_json(schema, sent(again))) == again
+
+
+@dataclass
+class Loose:
+    what: object
+    made: Any = field(default_factory=object)
+
+
+class Shown(pydantic.BaseModel):
+    price: Decimal
+
+    @pydantic.field_serializer("price")
+    def show(self, price: Decimal) -> str:
+        return f"{price} EUR"
+
+
+class Opaque:
+    pass
+
+
+class Odd(pydantic.BaseModel):
+    model_config = pydantic.ConfigDict(arbitrary_types_allowed=True, extra="forbid")
+    size: Annotated[int, pydantic.Field(gt=3)]
+    what: Opaque | None = None
+
+
+ODD = (
+    '{"kind":"object","fields":[["size",{"kind":"int"},true,null],["what",{"kind":"any"},false,"wA=="]],'
+    '"is_strict":true}'
+)
+
+
+@pytest.mark.parametrize(
+    ("annotation", "node"),
+    [
+        (NoReturn, '{"kind":"null"}'),
+        (Annotated[User, "a note"], '{"kind":"class","name":"User"}'),
+        (Annotated[int, msgspec.Meta(title="an age")], '{"kind":"int"}'),
+        (Any, '{"kind":"any"}'),
+        (HelloRequest, '{"kind":"bytes"}'),
+        (Shown, '{"kind":"any"}'),
+        (Loose, '{"kind":"object","fields":[["what",{"kind":"any"},true,null],["made",{"kind":"any"},false,null]]}'),
+        (
+            Odd,
+            ODD,
+        ),
+    ],
+    ids=str,
+)
+def test_types_that_say_little_are_described_by_what_is_recorded(annotation: Any, node: str) -> None:
+    schema = schema_of(annotation)
+    found = schema.root if schema.root.name in ("User", "") else schema.classes[schema.root.name]
+    assert msgspec.json.encode(found).decode() == node
+
+
+def test_classes_beyond_the_limit_are_anything(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("perdure.core.schema.CLASSES_LIMIT", 1)
+    schema = schema_of(tuple[One, Other, One])
+    assert [*schema.classes] == ["One"]
+    assert [each.kind for each in schema.root.items] == ["class", "any", "class"]
+
+
+def test_extension_type_is_shown_and_not_taken() -> None:
+    shown = to_json(schema_of(Any), msgspec.msgpack.encode(msgspec.msgpack.Ext(5, b"x")))
+    assert [*shown["$perdure"]] == ["other"]
+    with pytest.raises(ValueRefused):
+        from_json(schema_of(Any), shown)
+
+
+def test_lists_are_written_by_place_and_what_does_not_fit_as_if_nothing_were_known() -> None:
+    assert to_json(schema_of(tuple[bytes, int]), encode([b"x", b"y", b"z"])) == [
+        "eA==",
+        {"$perdure": {"bytes": "eQ=="}},
+        {"$perdure": {"bytes": "eg=="}},
+    ]
+    assert to_json(schema_of(int), encode({"a": b"x"})) == {"a": {"$perdure": {"bytes": "eA=="}}}
+    assert to_json(schema_of(Cat | Dog), encode({"type": "cow", "name": b"x"})) == {
+        "type": "cow",
+        "name": {"$perdure": {"bytes": "eA=="}},
+    }
 
 
 def test_encoded_schema_is_compact_and_readable() -> None:

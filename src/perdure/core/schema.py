@@ -10,7 +10,7 @@ import enum
 import hashlib
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
-from typing import Annotated, Any, Literal, NoReturn, cast, get_args, get_origin
+from typing import Any, Literal, cast, get_origin
 
 import msgspec
 import msgspec.inspect as inspect
@@ -74,7 +74,7 @@ class Node(Struct, frozen=True, omit_defaults=True):
     | `int`, `float` | within `bounds`; the one named `flags` has all bits that the value may have |
     | `values` | one of `values` |
     | `datetime` | with a time zone if `is_aware`, without one if not; None: either |
-    | `union` | one of `items`; if `is_choice`, several of them may fit a value |
+    | `union` | one of `items`, the first that a value fits |
     | `class` | the class `name` of the schema |
     """
 
@@ -87,7 +87,6 @@ class Node(Struct, frozen=True, omit_defaults=True):
     tag: tuple[str, str | int] | None = None
     values: tuple[str | int | None, ...] = ()
     is_strict: bool = False
-    is_choice: bool = False
     is_aware: bool | None = None
     least: int | None = None
     most: int | None = None
@@ -160,13 +159,7 @@ class _Builder:
         }
 
     def of(self, annotation: Any) -> Node:
-        origin, arguments = get_origin(annotation), get_args(annotation)
-        if annotation is NoReturn:
-            return Node("null")
-        if origin is Annotated and isinstance(arguments[0], type) and issubclass(arguments[0], _model()):
-            annotation = arguments[0]
-        wire = wire_type(annotation, read=_reads)
-        return self._node(inspect.type_info(wire))
+        return self._node(inspect.type_info(wire_type(annotation, read=_reads)))
 
     def _node(self, info: Any) -> Node:
         if isinstance(info, inspect.Metadata):
@@ -223,12 +216,10 @@ class _Builder:
 
     # --- classes that msgspec does not know ---------------------------------------------------------------------------
     def _custom(self, cls: Any) -> Node:
-        if not isinstance(cls, type):
-            cls = get_origin(cls) or cls
         if cls is object:
             return ANY
         if issubclass(cls, _HasOptions):
-            return Node("union", items=tuple(self.of(each) for each in _options_of(cls)), is_choice=True)
+            return Node("union", items=tuple(self.of(each) for each in _options_of(cls)))
         if issubclass(cls, _model()):
             return self._class(cls)
         if issubclass(cls, loaded("google.protobuf.message", "Message")):
