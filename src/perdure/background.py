@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+import traceback
 from collections import OrderedDict
 from collections.abc import Callable, Coroutine, Iterator
 from typing import Any
@@ -17,6 +18,18 @@ LOG_AGAIN_SECONDS = 60.0
 
 MESSAGES_LIMIT = 100
 """Different messages that a rate-limited log remembers; it forgets the oldest first."""
+
+
+def log_error(log: logging.Logger, text: str, *values: object, error: BaseException) -> None:
+    """Log an exception with its traceback, also one of an author's class that is false, or cannot be shown."""
+    at = _traceback_of(error)
+    try:
+        log.error(text, *values, exc_info=(type(error), error, at))
+    except Exception:  # noqa: BLE001  its methods raise, or a handler of the program does
+        log.error("%s: %s\n%s", text % values, type(error).__name__, "".join(traceback.format_tb(at)))
+
+
+_traceback_of = vars(BaseException)["__traceback__"].__get__
 
 
 class Tasks:
@@ -50,7 +63,7 @@ class Tasks:
     def _ended(self, task: asyncio.Task[Any]) -> None:
         self._tasks.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:
-            self._log.error("background task %s failed", task.get_name(), exc_info=error)
+            log_error(self._log, "background task %s failed", task.get_name(), error=error)
 
 
 class RateLimitedLog:

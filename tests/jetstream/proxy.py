@@ -17,8 +17,9 @@ class Proxy:
         self._target = target
         (self.port,) = free_ports(1)
         self._server: asyncio.Server | None = None
-        self._flows = asyncio.Event()
-        self._flows.set()
+        self._flows = asyncio.Event()  # towards the server
+        self._answers = asyncio.Event()  # from the server
+        self.flow()
         self._passing: set[asyncio.Task[None]] = set()
         self._open: set[asyncio.StreamWriter] = set()
 
@@ -47,22 +48,28 @@ class Proxy:
     def stall(self) -> None:
         """Let nothing pass, either way; nobody is told."""
         self._flows.clear()
+        self._answers.clear()
+
+    def stall_answers(self) -> None:
+        """Let nothing pass from the server; what is sent arrives there."""
+        self._answers.clear()
 
     def flow(self) -> None:
         self._flows.set()
+        self._answers.set()
 
     async def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         there, back = await asyncio.open_connection(HOST, self._target)
         self._open |= {writer, back}
-        for source, sink in ((reader, back), (there, writer)):
-            task = asyncio.create_task(self._pass(source, sink))
+        for source, sink, flows in ((reader, back, self._flows), (there, writer, self._answers)):
+            task = asyncio.create_task(self._pass(source, sink, flows))
             self._passing.add(task)
             task.add_done_callback(self._passing.discard)
 
-    async def _pass(self, source: asyncio.StreamReader, sink: asyncio.StreamWriter) -> None:
+    async def _pass(self, source: asyncio.StreamReader, sink: asyncio.StreamWriter, flows: asyncio.Event) -> None:
         with contextlib.suppress(OSError):
             while data := await source.read(CHUNK_BYTES):
-                await self._flows.wait()
+                await flows.wait()
                 sink.write(data)
                 await sink.drain()
         sink.close()

@@ -70,7 +70,8 @@ STOP_POLL_SECONDS = 0.002
 KEY_LOOK_SECONDS = 1.0
 """How long a retry waits for the wake that says that it has its key before it looks by itself; then twice as long.
 
-Where processes share a store, the wake may have gone to another, which has no retry in hand and drops it."""
+Where processes share a store, the wake may have gone to another, which has no retry in hand and drops it: a process of
+an earlier release hands it to any, and one that holds the invocation for something else may have taken it."""
 
 KEY_LOOK_LONGEST_SECONDS = 30.0
 

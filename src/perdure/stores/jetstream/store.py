@@ -29,6 +29,7 @@ from perdure.stores.jetstream.care.janitor import PERIOD_SECONDS, Janitor
 from perdure.stores.jetstream.care.overdue import LOOK_SECONDS, Overdue
 from perdure.stores.jetstream.care.purge import Purge
 from perdure.stores.jetstream.commits import Commits
+from perdure.stores.jetstream.documents.documents import JetStreamDocuments
 from perdure.stores.jetstream.index.projection import Projection
 from perdure.stores.jetstream.index.rows import Rows
 from perdure.stores.jetstream.journal.blobs import Blobs
@@ -112,6 +113,7 @@ class JetStreamStore:
         self._tasks = tasks = Background(wire.limited_log)
         self._writing = Writing()
         self._notices = Notices()
+        self.documents = JetStreamDocuments(wire, layout, self._writing, tasks, self._check, self._check_writable)
         self._finder = Finder(wire, layout, journals, keys, blobs)
         self._rows = Rows(wire, layout, self._finder)
         self._watching = Watching(wire, layout, self._notices, journals, keys, blobs, tasks)
@@ -221,6 +223,9 @@ class JetStreamStore:
     def _check(self) -> None:
         if not self._open:
             raise self._closed()
+
+    def _check_writable(self) -> None:
+        """Raise if this store is only read."""
 
     def _reconnected(self) -> None:
         self._deliveries.reconnected()

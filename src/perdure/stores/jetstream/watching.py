@@ -75,8 +75,11 @@ class Watching:
         tail = await self._journals.tail(id)
         if tail.facts.status not in SETTLED or not tail.has_frames:
             return None
-        if tail.facts.key is not None and (await self._keys.read(tail.facts.key)).holder == id:
-            return None  # only once its key is released: the caller may read the state of the key next
+        if tail.facts.key is not None and (key := await self._keys.read(tail.facts.key)).holder == id:
+            history = History.of((await self._journals.read(id))[0])
+            if key.granted_to(id, history.generation):
+                return None  # only once its key is released: the caller may read the state of the key next
+            return history.outcome  # it is to be retried
         frame = await self._journals.last_frame(id)
         if frame is None or frame.outcome is not None:
             return None if frame is None else frame.outcome

@@ -78,7 +78,7 @@ class Deliveries:
         self._name = name
         self._clock = clock
         self._python = python
-        self._offers: dict[str, int] = {}  # handlers whose invocations may be offered to this process
+        self._offers: dict[str, list[int]] = {}  # by handler: subscriptions to offers of its invocations
         self.leases = leases = Leases(wire, layout, journals, name, clock, tasks)
         self.holdings = leases.holdings = Holdings(
             layout.partition,
@@ -138,8 +138,11 @@ class Deliveries:
         self.leases.lease = lease
         member = self.holdings.join(handlers, deliver, partitions, lost)
         for each in {*handlers} - self._offers.keys():
-            subject = self._layout.offers_of(self._python, each)
-            self._offers[each] = self._wire.subscribe(subject, partial(self.routing.offered, True), group="workers")
+            to_any, to_holder = self._layout.offers_of(self._python, each), self._layout.offers_to_holder(each)
+            self._offers[each] = [
+                self._wire.subscribe(to_any, partial(self.routing.offered, True), group="workers"),
+                self._wire.subscribe(to_holder, self.routing.offered_to_holder),
+            ]
         before, self._joining = self._joining, None
         self._joining = self._tasks.spawn(self._serve(before))
         self.every("renew", lease / RENEWALS_IN_A_LEASE, self._renew)
@@ -269,8 +272,9 @@ class Deliveries:
         """Stop pulling for handlers that no worker here serves any more."""
         served = self.holdings.served()
         for each in self._offers.keys() - served:
-            self._wire.unsubscribe(sid := self._offers.pop(each))
-            self._wire.forget(sid)
+            for sid in self._offers.pop(each):
+                self._wire.unsubscribe(sid)
+                self._wire.forget(sid)
         names = {consumer_of_starts(self._layout, handler, 0)[0] for handler in served}
         names |= {consumer_of_passed_on(self._layout, handler, 0)[0] for handler in served}
         if served:

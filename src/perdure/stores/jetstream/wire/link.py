@@ -321,7 +321,7 @@ class Link:
                 if self.now() > patience:
                     text = "the cluster has no leader: more than half of its nodes must be up"
                     raise StoreUnavailable(f"jetstream: {what} is not possible now: {text}")
-            self._check()
+            self.check_open()
             await asyncio.sleep(RETRY_SECONDS)
         where = shown(self.servers[0])
         raise StoreUnavailable(
@@ -329,7 +329,8 @@ class Link:
             "in a cluster, more than half of the nodes must be up"
         )
 
-    def _check(self) -> None:
+    def check_open(self) -> None:
+        """Raise `StoreClosed` after `close`."""
         if self._closed:
             raise StoreClosed("jetstream: the store is closed")
 
