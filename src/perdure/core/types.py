@@ -273,7 +273,9 @@ def _union(annotation: object, members: tuple[Any, ...], wired: tuple[Any, ...],
     except TypeError:
         some = tuple(member for member in members if member is not type(None))
         options = tuple((type_name(member), read(member)) for member in some)
-        choice: Any = _HasAnyInstance("Choice", (Choice,), {"name": type_name(annotation), "options": options})
+        choice: Any = _HasAnyInstance(
+            "Choice", (Choice,), {"name": type_name(annotation), "options": options, "members": some}
+        )
         return choice if len(some) == len(members) else choice | None
     return union
 
@@ -301,6 +303,7 @@ class Choice(metaclass=_HasAnyInstance):  # msgspec checks that `from_wire` retu
 
     name: ClassVar[str]
     options: ClassVar[tuple[tuple[str, Callable[[bytes], Any]], ...]]
+    members: ClassVar[tuple[Any, ...]]
 
     @classmethod
     def pick(cls, value: object) -> object:
