@@ -4,8 +4,8 @@ import asyncio
 
 from perdure.core.effects import Effects
 from perdure.core.journal import (
-    Answer,
     Accepted,
+    Answer,
     CallStep,
     Cancel,
     Completed,
