@@ -29,7 +29,7 @@ SUITE_SECONDS = 10.0
 SUITE_CUTS = 60
 """Random cuts of each commit that the suite tries."""
 ALL_CUTS = 2_000
-"""Cuts of each commit that `PERDURE_DISK=all` tries at most. One at every byte took an hour, and nearly all of those are
+"""Cuts of each commit that `PERDURE_DISK=all` tries at most. One at every byte took an hour, and nearly all are
 somewhere in a page, which is one and the same to SQLite."""
 HEADER_BYTES, FRAME_HEADER_BYTES = 32, 24  # of a log, and of a page in it: https://www.sqlite.org/fileformat2.html
 FRESH = Start("fresh", "work", b"\x80", 1e9, 1e9, 3)
