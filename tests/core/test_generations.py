@@ -650,6 +650,96 @@ def test_repaired_code_goes_on_with_siblings_that_its_failure_had_cancelled():
     assert turn.divergence is None
 
 
+@pytest.mark.parametrize("make", [step, child])
+@pytest.mark.parametrize("fails", [True, False])
+@pytest.mark.parametrize("batch", [1, 2, 3])
+def test_repaired_code_goes_on_with_a_sibling_that_its_failure_cancelled_and_that_did_not_end_as_asked(
+    make: Callable[[str], Any], fails: bool, batch: int
+):
+    code = Code()
+
+    async def body(ctx: Context) -> Any:
+        async def checks() -> Any:
+            one = await step("one")
+            if not code.good:
+                raise Refusal("bug")
+            return one
+
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(checks()), group.create_task(make("two")), group.create_task(make("three"))]
+        return [task.result() for task in tasks]
+
+    driver = Driver(body, batch=batch)
+    driver.commit()
+    driver.returns(0, "one")
+    driver.interrupts(2)
+    if fails:
+        driver.raises(1, BAD)
+    else:
+        driver.returns(1, "two")
+    driver.commit()
+    assert failed(driver).cause == (1 if fails else None)
+    entries = driver.retries()
+    assert [type(entry) for entry in entries] == [Retried, Interrupted, Interrupted if fails else Returned]
+    failed(driver)
+    driver.check_replay()
+    code.good = True
+    driver.retries()
+    driver.finish()
+    assert driver.value == ["one", "two", "three"]
+    turn = driver.fresh()
+    turn.replay(driver.frames)
+    assert turn.divergence is None
+    driver.check_ids()
+
+
+def test_a_result_that_came_after_its_cancellation_is_kept_by_repaired_code():
+    code = Code()
+
+    async def body(ctx: Context) -> Any:
+        two = asyncio.create_task(step("two"))
+        one = await step("one")
+        if not code.good:
+            two.cancel()
+            await asyncio.wait([two])
+            raise Refusal("bug")
+        return [one, await two]
+
+    driver = Driver(body)
+    one = driver.names.index("one")
+    driver.returns(one, "one")
+    driver.returns(1 - one, "two")
+    failed(driver)
+    code.good = True
+    entries = driver.retries()
+    assert [type(entry) for entry in entries] == [Retried, Returned]
+    assert retried(entries).again == []
+    assert driver.value == ["one", "two"]
+    turn = driver.fresh()
+    turn.replay(driver.frames)
+    assert turn.divergence is None
+
+
+def test_what_a_body_did_after_the_end_that_it_had_asked_for_is_kept():
+    async def body(ctx: Context) -> Any:
+        two = asyncio.create_task(step("two"))
+        await step("one")
+        two.cancel()
+        await asyncio.wait([two])
+        sends()
+        raise Refusal("bug")
+
+    driver = Driver(body)
+    one = driver.names.index("one")
+    driver.returns(one, "one")
+    driver.returns(1 - one, "two")
+    failed(driver)
+    driver.retries()
+    failed(driver)
+    assert len(driver.started) == 1
+    driver.check_replay()
+
+
 def test_a_body_that_raised_before_any_fact_is_run_again_with_the_step_it_had_cancelled():
     code = Code()
 

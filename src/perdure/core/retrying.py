@@ -82,23 +82,20 @@ def sort(plan: Plan, issued: int, pending: Mapping[int, Pending], at: float, /) 
     kept: list[Answering] = [Interrupted(n, at) for n in causes if pending[n].cancel_requested]
     again = {n for n in causes if not pending[n].cancel_requested}
     for entry in plan.cut.later:
-        if not isinstance(entry, Answering) or entry.n >= issued:
+        if not isinstance(entry, Answering) or entry.n >= issued or entry.n in causes:
             continue
-        n, waiting = entry.n, pending.get(entry.n)
-        if waiting is None or n in again or n in causes:
+        waiting = pending.get(entry.n)
+        if waiting is None or entry.n in again:
             continue
-        ended_by_failure = n in plan.cancelled and not waiting.cancel_requested
-        if isinstance(entry, Interrupted) and ended_by_failure:
-            if isinstance(waiting.command, CallChild):
-                again.add(n)
-        elif isinstance(entry, Raised) and ended_by_failure:
-            again.add(n)
-        else:
-            kept.append(entry)
+        answer = _kept(plan, entry, waiting)
+        if answer is not None:
+            kept.append(answer)
+        elif not isinstance(entry, Interrupted) or isinstance(waiting.command, CallChild):
+            again.add(entry.n)
     kept = [entry for entry in kept if entry.n not in again]
-    answered = {entry.n for entry in kept if not isinstance(entry, Attempted)}
+    answered = again.union(entry.n for entry in kept if not isinstance(entry, Attempted))
     for n, waiting in pending.items():
-        if n in answered or n in again:
+        if n in answered:
             continue
         if isinstance(waiting.command, SetTimer):
             again.add(n)
@@ -108,6 +105,17 @@ def sort(plan: Plan, issued: int, pending: Mapping[int, Pending], at: float, /) 
             else:
                 again.add(n)
     return [*kept], sorted(again)
+
+
+def _kept(plan: Plan, entry: Answering, waiting: Pending) -> Answering | None:
+    """Return what a retry keeps of an answer that came after the cut; None if nothing."""
+    if not isinstance(entry, (Raised, Interrupted)):
+        return entry
+    if not waiting.cancel_requested:
+        return None if entry.n in plan.cancelled else entry
+    if isinstance(entry, Raised) and entry.n in plan.cut.unwanted:
+        return Interrupted(entry.n, entry.at)
+    return entry
 
 
 def issued_again(command: Command, retried: Retried, by: Start, /) -> Command:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
+import contextvars
 import gc
 import logging
 import os
@@ -153,6 +154,7 @@ class Worker:
         self._unserved = Unserved(self.store)
         parts.callback(self._unserved.close)
         self.loop = asyncio.get_running_loop()
+        self._variables = contextvars.copy_context()  # for what the worker logs: not those of a caller of the client
         self._raise_threshold(parts)
         self.watch = self._make_watch()
         parts.callback(self.watch.stop)
@@ -304,7 +306,7 @@ class Worker:
         if not runner.scheduled and not runner.closed:
             runner.scheduled = True
             if not self._scheduled:
-                self.loop.call_soon(self._advance)
+                self.loop.call_soon(self._advance, context=self._variables)
             self._scheduled.append(runner)
 
     def _advance(self) -> None:
@@ -422,9 +424,11 @@ class Worker:
         """Return an exception as the journal keeps it."""
         return failure_of(error, translators=self._translators())
 
-    def begin_attempt(self, work: Work, info: StepInfo, runner: Runner, /) -> Attempt:
-        """Begin one attempt of a step."""
-        return Attempt(work if self._replace is None else self._replace(work), info, self, runner)
+    def begin_attempt(
+        self, work: Work, info: StepInfo, runner: Runner, variables: contextvars.Context | None, /
+    ) -> Attempt:
+        """Begin one attempt of a step, with the context variables that its call had."""
+        return Attempt(work if self._replace is None else self._replace(work), info, self, runner, variables)
 
     def threads(self) -> concurrent.futures.ThreadPoolExecutor:
         """Return the pool in which sync steps run."""
