@@ -13,8 +13,8 @@ import attrs
 import msgspec
 import pydantic
 import pytest
+from typing_extensions import TypeAliasType
 
-from perdure.core import types
 from perdure.core.recording import encode_as
 from perdure.core.signature import Signature
 from perdure.core.types import decoder, validator
@@ -245,6 +245,15 @@ def test_instance_of_a_class_that_was_defined_anew_is_taken_as_one_of_it():
     old = dataclasses.make_dataclass("Base", [("x", int)])
     old.__module__, old.__qualname__ = Base.__module__, Base.__qualname__
     assert back(old(1), Base) == Base(1)
+
+
+@pytest.mark.parametrize(("fields", "named"), [(["x", "note"], "'note'"), (["x", "a", "b"], "'a' and 'b'")])
+def test_instance_of_a_class_that_was_defined_anew_with_other_fields_is_refused(fields: list[str], named: str):
+    anew = dataclasses.make_dataclass("Base", [(name, int, 0) for name in fields])
+    anew.__module__, anew.__qualname__ = Base.__module__, Base.__qualname__
+    for value, annotation in ((anew(1), Base), ([anew(1)], list[Base])):
+        with pytest.raises(Unencodable, match=f"was defined anew with other fields .{named}. than"):
+            encode_as(value, annotation, WHERE)
 
 
 # --- not validated again ----------------------------------------------------------------------------------------------
@@ -594,10 +603,11 @@ def test_hooked_items_of_sets_come_back_as_what_they_were():
     assert back(holder, HoldsEither) == holder
 
 
-def test_hooked_class_under_a_named_alias_comes_back(monkeypatch: pytest.MonkeyPatch):
-    class Alias:
-        def __init__(self, value: object) -> None:
-            self.__value__ = value
+alias: Any = TypeAliasType
+Counted = alias("Counted", Counts)
+CountedTree = alias("CountedTree", "Counts | list[CountedTree]")
 
-    monkeypatch.setattr(types, "_NAMED_ALIAS", Alias)
-    assert back(Counts(1), Alias(Counts)) == Counts(1)
+
+def test_hooked_class_under_a_named_alias_comes_back():
+    assert back(Counts(1), Counted) == Counts(1)
+    assert back([Counts(1), [Counts(2)]], CountedTree) == [Counts(1), [Counts(2)]]
