@@ -222,8 +222,13 @@ def test_what_json_cannot_hold_is_shown_as_its_repr() -> None:
     assert plain(float("nan")) is None
     at = datetime(2026, 11, 20, tzinfo=UTC)
     assert plain(AwakeableInfo("a", True, at, "Expense")) == {
-        **{"id": "a", "resolved": True, "created_at": at.isoformat(), "title": "Expense"},
-        **{"description": None, "assignees": [], "expires_at": None},
+        "id": "a",
+        "resolved": True,
+        "created_at": at.isoformat(),
+        "title": "Expense",
+        "description": None,
+        "assignees": [],
+        "expires_at": None,
     }
 
 

@@ -14,6 +14,7 @@ from msgspec.structs import replace
 
 from perdure.core.journal import Answer, Claimed, Message, Outcome, Start
 from perdure.errors import Conflict, NewerJournal, StoreFull, StoreUnavailable
+from perdure.stores.documents import Document, DocumentKey, DocumentStore, Fence, Scan, Write
 from perdure.stores.local.dispatch import Member
 from perdure.stores.port import (
     LEASE_SECONDS,
@@ -39,7 +40,7 @@ T = TypeVar("T")
 UNFORESEEN = "nobody foresaw this"
 
 Told = Callable[[Any, Exception | None], object]
-Write = Callable[[Told], None]
+Writing = Callable[[Told], None]
 """Writes, and calls back with the result; in the store's process."""
 
 
@@ -49,6 +50,23 @@ class Home(Protocol):
     def crash(self) -> None: ...
     def stop(self, grace: float) -> None: ...
     def outage(self) -> None: ...
+
+
+class _Documents:
+    """The documents, as one process sees them."""
+
+    def __init__(self, face: Face, kept: DocumentStore) -> None:
+        self._face = face
+        self._kept = kept
+
+    async def write(self, collection: str, writes: Sequence[Write], /, fence: Fence | None = None) -> list[int]:
+        return await self._face.ask("write", collection, lambda: self._kept.write(collection, writes, fence))
+
+    async def read(self, collection: str, keys: Sequence[DocumentKey], /) -> list[Document | None]:
+        return await self._face.ask("read", collection, lambda: self._kept.read(collection, keys))
+
+    async def scan(self, collection: str, which: Scan, /) -> list[Document]:
+        return await self._face.ask("scan", collection, lambda: self._kept.scan(collection, which))
 
 
 class Face:
@@ -68,6 +86,7 @@ class Face:
         self._home = home
         self._deliver: Callable[[Delivery], None] | None = None
         self._lost: Callable[[str], None] | None = None
+        self.documents = _Documents(self, server.store.documents)
         self._left: set[str] = set()  # what the worker was told that it lost, and has got nothing for since
 
     async def open(self) -> None:
@@ -97,7 +116,7 @@ class Face:
         return member is not None and member.open and self._store.dispatcher.owner(id) is member
 
     # --- writes -------------------------------------------------------------------------------------------------------
-    def _write(self, what: str, id: str, write: Write, told: Told) -> None:
+    def _write(self, what: str, id: str, write: Writing, told: Told) -> None:
         """Send a write, which meets the next fault of the plan."""
         fault = self._faults.of_write()
         if fault is None:
@@ -107,7 +126,7 @@ class Face:
         self._server.trace.count(fault.kind)
         self._faulty(fault, write, told)
 
-    def _faulty(self, fault: Fault, write: Write, told: Told) -> None:
+    def _faulty(self, fault: Fault, write: Writing, told: Told) -> None:
         """Send a write that a fault hits on its way, or on the way back."""
         reply = partial(self._reply, told)
         match fault.kind:
@@ -155,7 +174,7 @@ class Face:
             case _:
                 raise AssertionError(fault)
 
-    def _perform(self, write: Write, reply: Told, dies_in: int | None) -> None:
+    def _perform(self, write: Writing, reply: Told, dies_in: int | None) -> None:
         self._server.write(self, lambda: write(reply), dies_in)
 
     def _renew(self) -> None:
@@ -250,7 +269,8 @@ class Face:
             self._left.add(id)
 
     # --- reads --------------------------------------------------------------------------------------------------------
-    async def _ask(self, what: str, id: str, question: Callable[[], Coroutine[Any, Any, T]]) -> T:
+    async def ask(self, what: str, id: str, question: Callable[[], Coroutine[Any, Any, T]]) -> T:
+        """Ask the store's process something, and wait for the answer."""
         future: asyncio.Future[T] = self.process.create_future()
         told: Told = partial(_end, future)
         fault = self._faults.of_read()
@@ -263,31 +283,31 @@ class Face:
         return await future
 
     async def journal(self, id: str, /) -> Journal:
-        return await self._ask("journal", id, lambda: self._store.journal(id))
+        return await self.ask("journal", id, lambda: self._store.journal(id))
 
     async def revision(self, id: str, /) -> int:
-        return await self._ask("revision", id, lambda: self._store.revision(id))
+        return await self.ask("revision", id, lambda: self._store.revision(id))
 
     async def outcome(self, id: str, /) -> Outcome | None:
-        return await self._ask("outcome", id, lambda: self._store.outcome(id))
+        return await self.ask("outcome", id, lambda: self._store.outcome(id))
 
     async def start(self, id: str, /) -> Start | None:
-        return await self._ask("start", id, lambda: self._store.start(id))
+        return await self.ask("start", id, lambda: self._store.start(id))
 
     async def key(self, name: str, /) -> Key:
-        return await self._ask("key", name, lambda: self._store.key(name))
+        return await self.ask("key", name, lambda: self._store.key(name))
 
     async def mail(self, id: str, /) -> list[Message]:
-        return await self._ask("mail", id, lambda: self._store.mail(id))
+        return await self.ask("mail", id, lambda: self._store.mail(id))
 
     async def row(self, id: str, /) -> Row | None:
-        return await self._ask("row", id, lambda: self._store.row(id))
+        return await self.ask("row", id, lambda: self._store.row(id))
 
     async def search(self, filter: Filter, /) -> list[Row]:
-        return await self._ask("search", "", lambda: self._store.search(filter))
+        return await self.ask("search", "", lambda: self._store.search(filter))
 
     async def counts(self) -> Counts:
-        return await self._ask("counts", "", self._store.counts)
+        return await self.ask("counts", "", self._store.counts)
 
     # --- waits --------------------------------------------------------------------------------------------------------
     def watch(self, id: str, /) -> asyncio.Future[Outcome]:
