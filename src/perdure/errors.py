@@ -31,6 +31,7 @@
     │   │   └── PayloadTooLarge           ... by the size of a value
     │   ├── BadId, BadUrl                 malformed text                     (also ValueErrors)
     │   ├── IdConflict                    this id was started with another workflow or input
+    │   ├── ValueRefused                  a JSON value that does not fit its schema   (also a ValueError)
     │   ├── RevisionConflict              a document is at another revision than a write expects
     │   ├── Fenced                        a document was written by a process that lost the invocation
     │   ├── UnknownInvocation             there is no invocation with this id
@@ -245,7 +246,7 @@ class BadId(PerdureError, ValueError):
 
 
 class BadUrl(PerdureError, ValueError):
-    """Not the URL of a store: memory:, sqlite:PATH, nats://HOST:PORT or http(s)://HOST:PORT."""
+    """Not the URL of a store: memory:, sqlite:PATH or nats://HOST:PORT."""
 
 
 class IdConflict(PerdureError):
@@ -270,6 +271,14 @@ class RevisionConflict(PerdureError):
 
 class Fenced(PerdureError):
     """A document was written for an invocation or key by a process that has lost it. Nothing was written."""
+
+
+class ValueRefused(PerdureError, ValueError):
+    """A JSON value does not fit its schema. `errors` says where, as JSON pointers, and why."""
+
+    def __init__(self, text: str = "", *, errors: tuple[tuple[str, str], ...] = ()) -> None:
+        super().__init__(text)
+        self.errors = errors
 
 
 class UnknownInvocation(PerdureError):

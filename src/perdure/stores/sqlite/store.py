@@ -89,7 +89,7 @@ class SqliteStore(SqliteReader):
             source = Served(self.path)
             keys = Keys(self.path, self.key_queue_limit, self._aside)
             with explained(self.path):
-                self._writer = Writer(self.path, opened, self._loop, self._written, self._lose, keys)
+                self._writer = Writer(self.path, opened, self._loop, self._written, self._lose, keys, self.clock.now)
         except BaseException:
             if source is not None:
                 source.close()

@@ -11,7 +11,6 @@ import logging
 import os
 import sqlite3
 import threading
-import time
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, cast
@@ -47,7 +46,8 @@ class Writer:
     """Commits units, one transaction at a time, in its own thread.
 
     `written` is called on the loop with each batch. `lost` is called on the loop, once, when the file or its log was
-    moved, removed or replaced. From then on nothing is written or acknowledged.
+    moved, removed or replaced. From then on nothing is written or acknowledged. `now` is the time by the store's clock,
+    which the retention goes by too.
     """
 
     def __init__(
@@ -58,8 +58,10 @@ class Writer:
         written: Callable[[Sequence[Unit]], None],
         lost: Callable[[StoreError], None],
         keys: Keys,
+        now: Callable[[], float],
     ) -> None:
         self._path = path
+        self._now = now
         self._number = opened.commit_number
         self._loop = loop
         self._report = written
@@ -185,7 +187,7 @@ class Writer:
             unit.error = explain(self._path, error)
 
     def _transact(self, batch: list[Unit], *, alone: bool = False) -> None:
-        db, now = self._db, time.time()
+        db, now = self._db, self._now()
         if alone:
             batch[0].forget_reports()
         db.execute("BEGIN IMMEDIATE")
