@@ -17,6 +17,7 @@ from typing import Any, Protocol, TypeVar, assert_never, cast, runtime_checkable
 from msgspec.structs import replace
 
 from perdure.authoring.workflow import due_at
+from perdure.background import end
 from perdure.core import journal
 from perdure.core.exported import export
 from perdure.core.ids import check_name, new_id, parse_awakeable_id
@@ -114,8 +115,7 @@ class Local(Operations):
         if self._unserved is not None:
             self._unserved.close()
         if opening is not None:
-            opening.cancel()
-            await asyncio.wait([opening])
+            await end([opening])
             if store is None and not opening.cancelled() and opening.exception() is None:
                 store = opening.result()
         if store is not None:

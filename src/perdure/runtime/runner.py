@@ -76,7 +76,7 @@ an earlier release hands it to any, and one that holds the invocation for someth
 KEY_LOOK_LONGEST_SECONDS = 30.0
 
 COMMIT_PATIENCE_SECONDS = 10.0
-"""How long a stopping worker waits for a last commit that its store does not take."""
+"""How long a stopping worker waits for a last commit, and then for a release, that its store does not take."""
 
 log = logging.getLogger("perdure.worker")
 
@@ -440,7 +440,11 @@ class Runner(Live):
         transition = release_now(self.record, self.steps.take_arrivals(), self._taken, at)
         self._store = "busy"  # until `close`: what is due meanwhile is for the next owner
         try:
-            await committed(self.home.store, transition)
+            async with asyncio.timeout(COMMIT_PATIENCE_SECONDS):
+                await committed(self.home.store, transition)
+        except TimeoutError:
+            text = "invocation %s could not be released, it is redelivered instead: the store does not answer"
+            log.warning(text, self.id)
         except PerdureError as error:
             log.warning("invocation %s could not be released, it is redelivered instead: %s", self.id, error)
         except Exception:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any
 
+from perdure.background import end
 from perdure.core.history import History
 from perdure.core.journal import (
     Answer,
@@ -204,18 +205,20 @@ class JetStreamStore:
     async def aclose(self) -> None:
         self._ended = True
         if self._opening is not None:
-            self._opening.cancel()
-            await asyncio.wait([self._opening])
+            await end([self._opening])
         if not self._open:
             return
         self._open = False
         self._watching.close()
         if self.wire.is_up:
             await self._writing.finished(CLOSING_SECONDS)
-        await self._deliveries.close()
-        await self._projection.aclose()
-        await self.wire.close()
-        self._notices.fail(self._closed())
+        try:
+            await self._deliveries.close()
+            await self._projection.stop()
+        finally:
+            await self.wire.close()
+            self._notices.fail(self._closed())
+        await self._projection.aclose()  # what still reads has ended with the connection
 
     def _closed(self) -> StoreClosed:
         return StoreClosed("jetstream: the store is closed")

@@ -47,6 +47,8 @@ PULL_LEAST = 16
 """Starts that are requested from each partition at least, if there is room for that many in all."""
 QUEUED_SECONDS = 2.0
 """How long a prefetched start may wait for room here before it is requeued for other processes."""
+GIVING_BACK_SECONDS = 5.0
+"""How long closing waits until what is held here is given back."""
 PARKED_SECONDS = 0.5
 """How often messages for invocations that have not begun are routed again."""
 
@@ -301,11 +303,14 @@ class Deliveries:
             self.leases.requeue(each)
         last = [giving for hold in self.holdings.close() for giving in self._give_back(hold)]
         last += self.leases.hand_over_local_wakes(())
-        if self._wire.is_up:
-            await asyncio.gather(*last)
-        else:
+        if not self._wire.is_up:
             for each in last:
                 each.close()
+        elif last:
+            _, left = await asyncio.wait([self._tasks.spawn(each) for each in last], timeout=GIVING_BACK_SECONDS)
+            if left:
+                log.warning("%d invocations could not be handed over: they are redelivered instead", len(left))
+                await self._tasks.cancel()
 
     def _tokens_waiting(self) -> list[Token]:
         """Return the tokens of deliveries that no worker has yet."""

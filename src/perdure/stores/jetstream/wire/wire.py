@@ -15,6 +15,7 @@ from typing import Any
 
 from msgspec import Struct
 
+from perdure.background import Tasks
 from perdure.errors import StoreClosed, StoreError
 from perdure.stores.jetstream.wire.checks import no_room
 from perdure.stores.jetstream.wire.link import REQUEST_TIMEOUT_SECONDS, RETRY_SECONDS, Request, fail
@@ -84,7 +85,7 @@ class Wire(Reads):
         self._puts: dict[_Put, None] = {}  # not reported yet
         self._parked: list[_Put] = []  # to be sent after the reconnect
         self._none_left: asyncio.Future[None] | None = None
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks = Tasks(log)
         self._absent: dict[str, float] = {}  # streams that do not answer, and the time of the last check
 
     async def _finish(self) -> None:
@@ -234,9 +235,7 @@ class Wire(Reads):
             self._loop.call_later(RETRY_SECONDS / 10, self._send_put, put)
         elif error.err_code == WRONG_SEQUENCE:
             if put.sent > 1:
-                task = asyncio.ensure_future(self._look_for(put))
-                self._tasks.add(task)
-                task.add_done_callback(self._tasks.discard)
+                self._tasks.spawn(self._look_for(put))
             else:
                 self._tell(put, 0, WrongSequence(f"jetstream: {put.subject}: {error.description}"))
         else:
@@ -249,9 +248,7 @@ class Wire(Reads):
         if now < self._absent.get(stream, 0.0) + PATIENCE_SECONDS:
             return
         self._absent[stream] = now
-        task = asyncio.ensure_future(self._end_puts_of(stream))
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        self._tasks.spawn(self._end_puts_of(stream))
 
     async def _end_puts_of(self, stream: str) -> None:
         if (error := await self._why_silent(stream)) is not None:
@@ -276,6 +273,9 @@ class Wire(Reads):
                 log.warning("checking a put to %s failed, retrying: %s", put.subject, error)
                 self._put_lost(put)
             return
+        except Exception as error:
+            self._tell(put, 0, StoreError(f"jetstream: {put.subject}: it is unknown whether it was stored: {error!r}"))
+            raise
         self._tell(put, 0, PerhapsStored(f"jetstream: {put.subject}: another message was stored first"))
 
     def _tell(self, put: _Put, sequence: int, error: StoreError | None) -> None:
