@@ -164,11 +164,11 @@ class MemoryStore:
     def _accept(self, start: Start, identity: bytes | None = None) -> bool:
         if start.id in self._rows:
             return False
+        due = self._due_at(start)  # before `now`: that of a start without a delay may be this very moment
         now = self.clock.now()
         self._write("start", start.id)
         self._digests[start.id] = identity or identity_of(start)
         self._starts[start.id] = start
-        due = self._due_at(start)
         status: Status = "scheduled" if due > now else "pending"
         self._index(Row(start.id, start.handler, status, start.key, start.at, now, start.due))
         if status == "scheduled":
@@ -179,8 +179,8 @@ class MemoryStore:
         return True
 
     def _due_at(self, start: Start) -> float:
-        """Return when a start is due by the clock of this store: by the one clock of a process, as it says."""
-        return start.due
+        """Return when a start is due by the clock of this store."""
+        return min(start.due, self.clock.now()) if start.is_due(start.at) else start.due
 
     def _enqueue(self, start: Start) -> None:
         self._sequence += 1
@@ -324,7 +324,10 @@ class MemoryStore:
         for message in [*self._messages.values()]:
             row = self._rows[message.to]
             if row.handler in member.handlers and not self._dispatcher.holds(message):
-                self._soon(partial(self._route, message, 2))
+                if row.id in self._queued and not self._waits_in_line(row.id) and not self._dispatcher.owner(row.id):
+                    self._route(message, 2)  # it is parked, and so comes with its start, which may go out at once
+                else:
+                    self._soon(partial(self._route, message, 2))
         for key in self._lines:
             self._soon(partial(self._grant, key))  # its process may have died just before
         self._read_due()
