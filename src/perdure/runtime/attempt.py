@@ -153,8 +153,24 @@ class Attempt:
             finally:
                 del raised  # its traceback holds this frame
 
+        future: concurrent.futures.Future[tuple[Any, BaseException | None]] = concurrent.futures.Future()
+
+        def run() -> None:
+            if future.set_running_or_notify_cancel():
+                future.set_result(call())
+
+        def dropped(queued: concurrent.futures.Future[None]) -> None:
+            if queued.cancelled():  # the worker has ended
+                future.cancel()
+
         context = contextvars.copy_context()
-        future = self._host.threads().submit(context.run, call)
+        try:
+            self._host.threads().submit(context.run, run).add_done_callback(dropped)
+        except RuntimeError:
+            # No thread can be started. The pool has queued the call all the same, and would run it some time, beside
+            # later attempts. If a thread has taken it meanwhile, this attempt goes on.
+            if future.cancel():
+                raise
         self.busy_threads += 1
         future.add_done_callback(ended)
         value, error = await asyncio.wrap_future(future)
