@@ -140,24 +140,11 @@ class Attempt:
             self.busy_threads -= 1
             self._owner.settle_down()
 
-        def call() -> tuple[Any, BaseException | None]:
-            value, raised = None, None
-            try:
-                value = fn()
-            except BaseException as error:  # noqa: BLE001  a future refuses StopIteration, and takes some for its own
-                raised = error
-            if os.getpid() != self._host.pid:
-                _end_fork(self.work.name, raised)
-            try:
-                return value, raised
-            finally:
-                del raised  # its traceback holds this frame
-
         future: concurrent.futures.Future[tuple[Any, BaseException | None]] = concurrent.futures.Future()
 
         def run() -> None:
             if future.set_running_or_notify_cancel():
-                future.set_result(call())
+                future.set_result(self._call(fn))
 
         def dropped(queued: concurrent.futures.Future[None]) -> None:
             if queued.cancelled():  # the worker has ended
@@ -180,6 +167,20 @@ class Attempt:
         finally:
             del error  # its traceback holds this frame
         return value
+
+    def _call(self, fn: Callable[[], Any]) -> tuple[Any, BaseException | None]:
+        """Return the result of `fn` in a thread, or what it raised."""
+        value, raised = None, None
+        try:
+            value = fn()
+        except BaseException as error:  # noqa: BLE001  a future refuses StopIteration, and takes some for its own
+            raised = error
+        if os.getpid() != self._host.pid:
+            _end_fork(self.work.name, raised)
+        try:
+            return value, raised
+        finally:
+            del raised  # its traceback holds this frame
 
 
 def _end_fork(name: str, raised: BaseException | None) -> NoReturn:
