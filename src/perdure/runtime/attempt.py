@@ -14,6 +14,7 @@ import os
 import sys
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from random import Random
 from typing import Any, NoReturn, Protocol
 
@@ -29,6 +30,10 @@ THREADS_LIMIT = 64
 """Sync steps that one worker runs at the same time; others wait for a thread."""
 
 log = logging.getLogger("perdure.worker")
+
+
+_Outcome = tuple[Any, BaseException | None]
+"""What a function returned, or what it raised."""
 
 
 class Host(Protocol):
@@ -140,7 +145,7 @@ class Attempt:
             self.busy_threads -= 1
             self._owner.settle_down()
 
-        def call() -> tuple[Any, BaseException | None]:
+        def call() -> _Outcome:
             value, raised = None, None
             try:
                 value = fn()
@@ -153,24 +158,8 @@ class Attempt:
             finally:
                 del raised  # its traceback holds this frame
 
-        future: concurrent.futures.Future[tuple[Any, BaseException | None]] = concurrent.futures.Future()
-
-        def run() -> None:
-            if future.set_running_or_notify_cancel():
-                future.set_result(call())
-
-        def dropped(queued: concurrent.futures.Future[None]) -> None:
-            if queued.cancelled():  # the worker has ended
-                future.cancel()
-
         context = contextvars.copy_context()
-        try:
-            self._host.threads().submit(context.run, run).add_done_callback(dropped)
-        except RuntimeError:
-            # No thread can be started. The pool has queued the call all the same, and would run it some time, beside
-            # later attempts. If a thread has taken it meanwhile, this attempt goes on.
-            if future.cancel():
-                raise
+        future = _submitted(self._host.threads(), partial(context.run, call))
         self.busy_threads += 1
         future.add_done_callback(ended)
         value, error = await asyncio.wrap_future(future)
@@ -180,6 +169,30 @@ class Attempt:
         finally:
             del error  # its traceback holds this frame
         return value
+
+
+def _submitted(
+    pool: concurrent.futures.ThreadPoolExecutor, call: Callable[[], _Outcome]
+) -> concurrent.futures.Future[_Outcome]:
+    """Have `call` run in a thread of a pool. If this raises, it never runs."""
+    future: concurrent.futures.Future[_Outcome] = concurrent.futures.Future()
+
+    def run() -> None:
+        if future.set_running_or_notify_cancel():
+            future.set_result(call())
+
+    def dropped(queued: concurrent.futures.Future[None]) -> None:
+        if queued.cancelled():  # the worker has ended
+            future.cancel()
+
+    try:
+        pool.submit(run).add_done_callback(dropped)
+    except RuntimeError:
+        # No thread can be started. The pool has queued the call all the same, and would run it some time, beside later
+        # attempts. If a thread has taken it meanwhile, this attempt goes on.
+        if future.cancel():
+            raise
+    return future
 
 
 def _end_fork(name: str, raised: BaseException | None) -> NoReturn:
