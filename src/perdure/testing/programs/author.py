@@ -33,6 +33,7 @@ from perdure.testing.programs.program import (
     Send,
     Shield,
     Together,
+    WaysToDecide,
     WaysTogether,
     WaysToGiveUp,
     WaysToGuard,
@@ -147,11 +148,13 @@ class Author:
 
     def _work(self) -> Work:
         chance, value = self._chance, self._value()
-        match chance.choice(("plain", "plain", "fails", "fails", "own policy", "slow", "threaded", "large")):
+        match chance.choice(("plain", "plain", "fails", "fails", "own policy", "policy", "slow", "threaded", "large")):
             case "fails":
                 return Work(value, failures=chance.randint(1, 2))
             case "own policy":
                 return Work(value, failures=chance.randint(0, 3), attempts=chance.randint(1, 3))
+            case "policy":
+                return Work(value, failures=chance.randint(0, 2), policy=chance.choice(get_args(WaysToDecide)))
             case "slow" if chance.random() < 0.3:
                 return Work(value, slow=True)
             case "threaded" if self._threads:

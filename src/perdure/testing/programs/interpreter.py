@@ -14,6 +14,7 @@ from perdure.authoring.workflow import Workflow, workflow
 from perdure.core.retry import Retry
 from perdure.errors import AwakeableRejected, InvocationCancelled, InvocationTimedOut, KeyDeadlock
 from perdure.testing.programs import tools
+from perdure.testing.programs.policies import BROKEN_BY, policy_of
 from perdure.testing.programs.program import (
     LOG,
     NAP_SECONDS,
@@ -222,9 +223,11 @@ class _Body:
         step = steps.work_in_thread if operation.threaded else steps.work
         if operation.attempts is not None:
             step = step.using(retry=Retry(max_attempts=operation.attempts, initial=0.02, factor=2, jitter=0.5))
+        if operation.policy is not None:
+            step = step.using(retry=policy_of(operation.policy))
         try:
             found = await step(self._tag, value, operation.failures, operation.size)
-        except ConnectionError:
+        except (ConnectionError, *BROKEN_BY):
             return f"failed {value}"
         return f"{found.strip()} {len(found)}"
 

@@ -32,11 +32,14 @@ class Operation(Struct, frozen=True, tag=True):
 
 
 # --- alone ------------------------------------------------------------------------------------------------------------
+WaysToDecide = Literal["waits", "raises", "exits", "nonsense", "below zero", "on"]
+
+
 class Work(Operation, frozen=True):
     """A step that fails some times, and then gives a value, padded to a size.
 
-    `attempts` is its own retry policy. If it is `slow`, its first attempt outlasts its time limit. `threaded`: it is a
-    plain function.
+    `attempts` is its own retry policy, or it has a `policy` that decides by code of its own, which is broken but for
+    "waits". If it is `slow`, its first attempt outlasts its time limit. `threaded`: it is a plain function.
     """
 
     value: str
@@ -45,10 +48,13 @@ class Work(Operation, frozen=True):
     attempts: int | None = None
     slow: bool = False
     threaded: bool = False
+    policy: WaysToDecide | None = None
 
     @property
     def fails(self) -> bool:
-        """Whether it has failures for all its attempts."""
+        """Whether it has failures for all its attempts, or its policy breaks at the first of them."""
+        if self.policy is not None:
+            return self.failures > 0 and self.policy != "waits"
         return self.attempts is not None and self.failures >= self.attempts
 
 

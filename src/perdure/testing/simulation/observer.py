@@ -51,6 +51,9 @@ from perdure.testing.simulation.violation import Violation
 TIMER_SLACK_SECONDS = 1e-5
 """Times since the epoch are rounded to less than this."""
 
+BROKEN_POLICIES = ("PolicyError", "InvalidOption", "SystemExit")
+"""What a step fails with whose retry policy is broken."""
+
 Answer = Returned | Raised | Fired | Interrupted
 
 
@@ -198,6 +201,8 @@ class Observer:
         if command is None and not isinstance(entry, (Returned, Raised, Interrupted)):
             self.breach(6, f"{life.id}: timer #{entry.n} fires, and was never set")
         life.answers[entry.n] = entry
+        if isinstance(entry, Raised) and entry.failure.type.endswith(BROKEN_POLICIES):
+            self._trace.count("policy that is broken")
         if isinstance(entry, Fired) and isinstance(command, SetTimer):
             clock = entry.at if now is None else now
             if min(entry.at, clock) < command.due - TIMER_SLACK_SECONDS:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from random import Random
 from typing import Literal, get_args
 
 import msgspec
 from msgspec import Struct
+from msgspec.structs import replace
 
 from perdure.testing.programs import Author, Program
 
@@ -51,7 +53,7 @@ WRITE_FAULTS: tuple[WriteFault, ...] = (*get_args(WriteFault), *OFTEN)
 """What a write may meet. A crash within a commit has many places, and most commits have few."""
 READ_FAULTS: tuple[ReadFault, ...] = get_args(ReadFault)
 ONLY_WORKERS = ("fenced", "stop", "redelivery", "newer")
-Verb = Literal["start", "cancel", "force", "pause", "resume", "retry", "purge", "describe"]
+Verb = Literal["start", "cancel", "force", "pause", "resume", "retry", "purge", "describe", "watch", "watch all"]
 REQUESTS: tuple[Verb, ...] = (
     "cancel",
     "cancel",
@@ -64,6 +66,9 @@ REQUESTS: tuple[Verb, ...] = (
     "purge",
     "describe",
 )
+
+
+WATCHES: tuple[Verb, ...] = ("watch", "watch all")
 
 
 class Fault(Struct, frozen=True):
@@ -79,7 +84,7 @@ class Fault(Struct, frozen=True):
 
 
 class Act(Struct, frozen=True):
-    """What a client asks, and when."""
+    """What a client asks, and when. For "watch all", the tag is the status that is watched for, if there is one."""
 
     at: float
     client: int
@@ -88,13 +93,19 @@ class Act(Struct, frozen=True):
 
 
 class Noise(Struct, frozen=True):
-    """How often something happens that is no fault: chances from 0 to 1, and the longest delay in seconds."""
+    """How often something happens that may happen at any time: chances from 0 to 1, and the longest delay in seconds.
+
+    Deliveries and answers are late, deliveries come twice, time hurries while something is ready, making a turn raises,
+    the callbacks of a worker and the loops of watchers raise, and what a store pushes is lost.
+    """
 
     late: float = 0.0
     twice: float = 0.0
     hurry: float = 0.0
     delay: float = 0.0
     raises: float = 0.0
+    callbacks: float = 0.0
+    lost: float = 0.0
 
 
 class Plan(Struct, frozen=True):
@@ -121,6 +132,25 @@ decode = msgspec.json.Decoder(Plan).decode
 
 def plan_of(seed: int) -> Plan:
     """Draw the plan of a seed. A third of all seeds have no requests beside starts, and some no faults."""
+    plan = _plan_of(seed)
+    chance = Random(f"more {seed}")  # noqa: S311  repeatable on purpose
+    noise = replace(
+        plan.noise,
+        callbacks=chance.choice((0.0, 0.0, 0.0, 0.05)),
+        lost=chance.choice((0.0, 0.0, 0.1, 0.5)),
+    )
+    return replace(plan, noise=noise, acts=[*plan.acts, *_watches(chance, plan)])
+
+
+def _watches(chance: Random, plan: Plan) -> Iterator[Act]:
+    """Draw who watches a program, or all of them."""
+    for _ in range(chance.choice((0, 0, 1, 3))):
+        verb = chance.choice(WATCHES)
+        tag = chance.choice(plan.programs).tag if verb == "watch" else chance.choice(("", "failed", "suspended"))
+        yield Act(round(chance.random() * START_SECONDS, 4), chance.randrange(plan.clients), verb, tag)
+
+
+def _plan_of(seed: int) -> Plan:
     chance = Random(f"plan {seed}")  # noqa: S311  repeatable on purpose
     large = chance.random() < LARGE
     author = Author(Random(f"programs {seed}"), large=large)  # noqa: S311  repeatable on purpose

@@ -108,6 +108,11 @@ class Run:
             self._check_told(life)
             self._check_cleanup(life)
             self._replay(life)
+        for text in self.story.unseen():
+            raise Violation(20, text)
+        for machine in self.machines:
+            if machine.face is not None and (left := [each.filter.id for each in machine.face.feeds if each.filter.id]):
+                raise Violation(20, f"{machine.name} has left the feeds of {left} open")
         if found := [*self._differences()]:
             raise Violation(17, "; ".join(found[:MOST_DIFFERENCES]))
 

@@ -39,6 +39,14 @@ class Server:
         noise = self.noise
         return self.chance.random() * noise.delay if noise.late and self.chance.random() < noise.late else 0.0
 
+    def loses(self, what: str, /) -> bool:
+        """Draw whether what is pushed gets lost."""
+        if not self.noise.lost or self.chance.random() >= self.noise.lost:
+            return False
+        self.trace.note("loses", more=what)
+        self.trace.count(f"{what} lost")
+        return True
+
     def write(self, face: Face, write: Callable[[], None], dies_in: int | None = None) -> None:
         """Write for a process, which shows that it lives; it may end on the way."""
         self.renew(face)
@@ -58,6 +66,7 @@ class Server:
         self.process.receive(self._leave, face, delay=after)
 
     def _leave(self, face: Face) -> None:
+        face.close_feeds()
         if face.member is not None and face.member.open:
             self.trace.note("leaves", more=face.name)
             face.member.close()
@@ -111,7 +120,7 @@ class Server:
         """Tell the process that had claimed an invocation, and not released it, that another has."""
         before = self._claims.get(id)
         self._claims[id] = face = cast("Face", author)
-        if before is not None and before is not face:
+        if before is not None and before is not face and not self.loses("notice of a take-over"):
             before.tell_lost(id)
 
     def committed(self, author: Author | None, transition: Transition, /) -> None:

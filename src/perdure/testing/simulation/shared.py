@@ -6,6 +6,7 @@ many processes has: an owner that was declared dead may come back and write, if 
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Protocol
 
@@ -16,10 +17,13 @@ from perdure.core.journal import Frame, Start, decode_frame
 from perdure.core.lifecycle import SETTLED
 from perdure.stores.local.dispatch import Dispatcher, Fetch, Hold, Member
 from perdure.stores.memory import MemoryStore
-from perdure.stores.port import Clock, Delivery, Transition, Wake
+from perdure.stores.port import Clock, Delivery, Row, Transition, Wake
 
 LEASE_SECONDS = 15.0
 """How long a process may stand still before the store gives what it holds to others."""
+
+LOOK_SECONDS = 10.0
+"""How long after a wake was lost the store finds what is overdue."""
 
 
 class WriterDied(BaseException):
@@ -46,6 +50,14 @@ class Witness(Protocol):
         ...
 
 
+class Surroundings(Witness, Protocol):
+    """What is around the store."""
+
+    def loses(self, what: str, /) -> bool:
+        """Report whether what the store pushes gets lost now."""
+        ...
+
+
 class Author(Protocol):
     """The process behind a commit."""
 
@@ -59,9 +71,15 @@ class Author(Protocol):
 
 
 class SharedDispatcher(Dispatcher):
-    """Knows whose commit it is told of: the owner's, or that of a process whose lease has ended."""
+    """Knows whose commit it is told of: the owner's, or that of a process whose lease has ended.
+
+    Wakes may be lost, as `loses` says: one of a timer is found later, when the store looks for what is overdue; one
+    that says that a retry has its key, never.
+    """
 
     author: Author | None = None
+    loses: Callable[[str], bool]
+    awaits_key: Callable[[str], bool]
 
     def __init__(self, fetch: Fetch, forget: Callable[[Delivery], None], handler_of: Callable[[str], str]) -> None:
         super().__init__(fetch, forget)
@@ -79,6 +97,18 @@ class SharedDispatcher(Dispatcher):
                 owner.held[id].claimed = False
             if not ended:
                 self.offer(Delivery(id, self._handler_of(id), Wake(), attempt=2))
+
+    def wake(self, delivery: Delivery) -> None:
+        if self.loses("wake"):
+            asyncio.get_running_loop().call_later(LOOK_SECONDS, super().wake, delivery)
+        else:
+            super().wake(delivery)
+
+    def offer(self, delivery: Delivery, *, begun: bool = True) -> bool:
+        is_hint = isinstance(delivery.item, Wake) and delivery.attempt == 1 and self.owner(delivery.id) is not None
+        if is_hint and self.awaits_key(delivery.id) and self.loses("wake of a retry that has its key"):
+            return True
+        return super().offer(delivery, begun=begun)
 
     def _taken_over(self, id: str, member: Member, done: Sequence[object], *, ended: bool) -> None:
         """Let a member have what the journal says is its own, with what another has in hand for it."""
@@ -116,15 +146,18 @@ class SharedDispatcher(Dispatcher):
 class SharedStore(MemoryStore):
     """A memory store whose processes come, go and stand still. `witness` sees what is written."""
 
-    def __init__(self, clock: Clock, witness: Witness) -> None:
+    def __init__(self, clock: Clock, witness: Surroundings) -> None:
         self._witness = witness
         self._dies_in: int | None = None
         self._purges_before = 0.0
+        self.changes: list[Row] = []  # every row that was written to the index
         self._apart: dict[str, float] = {}  # by how much the clock of a start's author was ahead of this store's
         super().__init__(clock)
 
     def _make_dispatcher(self) -> SharedDispatcher:
         self.dispatcher = SharedDispatcher(self._fetch, self._forget, lambda id: self._rows[id].handler)
+        self.dispatcher.loses = self._witness.loses
+        self.dispatcher.awaits_key = lambda id: id in self._rows and self._rows[id].status in SETTLED
         return self.dispatcher
 
     # --- processes ----------------------------------------------------------------------------------------------------
@@ -187,6 +220,10 @@ class SharedStore(MemoryStore):
         outcome = decode_frame(self._frames[id][-1], id).outcome
         if outcome is not None:
             self._soon(lambda: self._notices.settled(id, outcome))
+
+    def _index(self, row: Row) -> None:
+        self.changes.append(row)
+        super()._index(row)
 
     def _accept(self, start: Start, identity: bytes | None = None) -> bool:
         author = self.dispatcher.author

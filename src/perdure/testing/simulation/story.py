@@ -6,7 +6,8 @@ A story outlives the processes that tell it: a client that begins anew does what
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import aclosing
 from typing import Any
 
 from perdure.client import Client
@@ -17,13 +18,15 @@ from perdure.errors import (
     UnknownInvocation,
     WaitTimeout,
 )
+from perdure.stores.port import Filter
 from perdure.testing.programs import Outcome, Program, encode, outcome_of
 from perdure.testing.programs.program import waits_to_be_mended
 from perdure.testing.simulation.expected import program_of, told_of
 from perdure.testing.simulation.face import UNFORESEEN
 from perdure.testing.simulation.loop import Process
 from perdure.testing.simulation.machines import ClientMachine, Scene
-from perdure.testing.simulation.plan import Act
+from perdure.testing.simulation.plan import WATCHES, Act
+from perdure.testing.simulation.watching import Seen, is_end, note, unseen, watching
 
 AGAIN_SECONDS = 0.5
 """How long after a failure a client asks again."""
@@ -57,6 +60,7 @@ class Story:
         self.cancels: dict[str, bool] = {}
         """What clients asked to cancel, by tag: True if that was accepted."""
         self._mended: set[str] = set()
+        self.seen: dict[int, Seen] = {}  # by watchers: the numbers of their acts
         self._answering: tuple[Client, Process] | None = None
 
     # --- what programs touch ------------------------------------------------------------------------------------------
@@ -84,7 +88,9 @@ class Story:
         acts = [(n, act) for n, act in enumerate(self._scene.plan.acts) if act.client == number]
         process.create_task(self._start_all(client, [(n, act) for n, act in acts if act.verb == "start"]))
         for n, act in acts:
-            if act.verb != "start":
+            if act.verb in WATCHES:
+                process.create_task(self._watch(client, n, act))
+            elif act.verb != "start":
                 process.create_task(self._once(client, n, act))
         if number == 0:
             self._answering = client, process
@@ -155,7 +161,7 @@ class Story:
                     await handle.purge()  # a start that is repeated would run it again
             case "describe":
                 await handle.describe()
-            case "start":
+            case "start" | "watch" | "watch all":
                 raise AssertionError(act)
 
     async def _answer(self, client: Client, awakeable: str) -> None:
@@ -184,6 +190,55 @@ class Story:
         if life is None or life.outcome is not None or life.generation != int(generation):
             return False
         return int(n) in life.commands and int(n) not in life.answers
+
+    # --- watchers -----------------------------------------------------------------------------------------------------
+    async def _watch(self, client: Client, n: int, act: Act) -> None:
+        """Watch one program to its end, or all for ever; begin anew after every exception."""
+        if act.verb == "watch" and (n in self._done or act.tag not in self._programs):
+            self._done.add(n)
+            return
+        await self._until(act.at)
+        while True:
+            filter = Filter(id=act.tag) if act.verb == "watch" else Filter(status=_status(act))
+            seen = self.seen[n] = Seen(f"{act.verb} {act.tag} of client{act.client}", filter)
+            watching.set(seen)
+            try:
+                if await self._has_seen_all(client, act, seen):
+                    break
+            except UnknownInvocation:
+                if act.tag in self._scene.observer.purged:
+                    break
+            except StoreError:
+                self._scene.trace.count("watcher begins anew")
+            except RuntimeError as error:
+                if UNFORESEEN not in str(error):
+                    raise
+                self._scene.trace.count("watcher raises")
+            await asyncio.sleep(AGAIN_SECONDS)
+        self._done.add(n)
+
+    async def _has_seen_all(self, client: Client, act: Act, seen: Seen) -> bool:
+        scene, told = self._scene, None
+        changes, breach = scene.server.store.changes, scene.observer.breach
+        raises, is_one = scene.plan.noise.callbacks, act.verb == "watch"
+        watched = client.handle(act.tag).watch() if is_one else client.watch(status=_status(act))
+        async with aclosing(watched):
+            async for told in watched:
+                scene.trace.note("sees", told.id, told.status)
+                note(seen, told, changes, breach, anew=not is_one)
+                if raises and scene.chance.random() < raises:
+                    raise RuntimeError(UNFORESEEN)
+        if not is_end(told):
+            breach(20, f"{seen.name} ends, and it has seen {told}")
+        scene.trace.count("watched to its end")
+        return True
+
+    def unseen(self) -> Iterator[str]:
+        """Name what those that watch all have not seen in the end."""
+        store, purged = self._scene.server.store, self._scene.observer.purged
+        for n, seen in self.seen.items():
+            if self._scene.plan.acts[n].verb == "watch all":
+                yield from unseen(seen, store.changes, lambda id: id in purged)
 
     # --- results ------------------------------------------------------------------------------------------------------
     async def _result(self, client: Client, id: str) -> None:
@@ -246,7 +301,8 @@ class Story:
 
     def _is_told(self) -> bool:
         acts = self._scene.plan.acts
-        return len(self._done) == len(acts) and all(
+        left = len(acts) - len(self._done) - [act.verb for act in acts].count("watch all")
+        return not left and all(
             act.tag in self.told for act in acts if act.verb == "start" and act.tag in self._programs
         )
 
@@ -261,6 +317,10 @@ class Story:
             self._scene.trace.count("resumed by the operator")
         except (IllegalTransition, MessageRefused, UnknownInvocation, WaitTimeout):
             pass
+
+
+def _status(act: Act) -> Any:
+    return act.tag or None
 
 
 def _text(program: Program) -> str:
