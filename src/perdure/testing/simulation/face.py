@@ -13,7 +13,7 @@ from typing import Any, Protocol, TypeVar
 from msgspec.structs import replace
 
 from perdure.core.journal import Answer, Claimed, Message, Outcome, Start
-from perdure.errors import Conflict, NewerJournal, StoreFull, StoreUnavailable
+from perdure.errors import Conflict, NewerJournal, StoreDamaged, StoreFull, StoreUnavailable
 from perdure.stores.local.dispatch import Member
 from perdure.stores.notices import Feed
 from perdure.stores.port import (
@@ -111,9 +111,9 @@ class Face:
             return
         self._server.trace.note(fault.kind, id, (what, fault.amount))
         self._server.trace.count(fault.kind)
-        self._faulty(fault, write, told)
+        self._faulty(fault, id, write, told)
 
-    def _faulty(self, fault: Fault, write: Write, told: Told) -> None:
+    def _faulty(self, fault: Fault, id: str, write: Write, told: Told) -> None:
         """Send a write that a fault hits on its way, or on the way back."""
         reply = partial(self.reply, told)
         match fault.kind:
@@ -136,6 +136,9 @@ class Face:
             case "fenced":
                 self.send(self._server.expire, self)
                 self.send(self._perform, write, reply, None)
+            case "later release" | "unknown":
+                self.send(self._perform, write, reply, None)
+                self.send(self._server.make_unreadable, id, fault.kind, fault.amount)
             case "redelivery":
                 self.send(self._store.redeliver)
                 self.send(self._perform, write, reply, None)
@@ -244,11 +247,16 @@ class Face:
         if self._deliver is not None:
             self._deliver(delivery)
 
+    def handed_back(self, id: str) -> None:
+        """Note that the worker gives back all that it holds of an invocation."""
+        self._server.handed_back(self, id)
+
     def tell_lost(self, id: str) -> None:
         """Tell the worker that another process has claimed an invocation."""
         self.process.receive(self._lose, id)
 
     def _lose(self, id: str) -> None:
+        self._server.handed_back(self, id)
         self._server.trace.note("lost", id)
         self._server.trace.count("process told that it was taken over")
         if self._lost is not None:
@@ -269,7 +277,11 @@ class Face:
         return await future
 
     async def journal(self, id: str, /) -> Journal:
-        return await self._ask("journal", id, lambda: self._store.journal(id))
+        try:
+            return await self._ask("journal", id, lambda: self._store.journal(id))
+        except (NewerJournal, StoreDamaged):
+            self._server.met_unreadable(self, id)
+            raise
 
     async def revision(self, id: str, /) -> int:
         return await self._ask("revision", id, lambda: self._store.revision(id))
@@ -415,6 +427,7 @@ class _FaceSubscription:
         self._face.with_member(lambda member: member.hand_back(delivery))
 
     def decline(self, delivery: Delivery, reason: str, /) -> None:
+        self._face.handed_back(delivery.id)
         self._face.with_member(lambda member: member.decline(delivery, reason))
 
     def close(self) -> None:

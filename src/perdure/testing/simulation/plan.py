@@ -21,6 +21,8 @@ MOST_CLIENT_FAULT_NUMBER = 12
 """Faults hit one of the first so many writes, or reads, of a process."""
 LARGE = 0.02
 """The share of seeds whose programs may have large results, which cost time."""
+UNREADABLE = 0.3
+"""The share of seeds in which a journal cannot be read for a while."""
 START_SECONDS = 0.6
 """Clients start their programs within so many seconds."""
 MOST_WITHIN = 8
@@ -47,11 +49,17 @@ ReadFault = Literal[
     "read raises",  # the store raises what no store should
     "newer",  # the journal has entries that this process does not know
 ]
-FaultKind = WriteFault | ReadFault
+JournalFault = Literal[
+    "later release",  # right after the write, a worker of a later release claims the invocation, and is gone
+    "unknown",  # right after the write, a frame appears that no release would write
+]
+"""For `amount` seconds no worker can read the journal then."""
+FaultKind = WriteFault | ReadFault | JournalFault
 OFTEN: tuple[WriteFault, ...] = ("crash within",) * 4
 WRITE_FAULTS: tuple[WriteFault, ...] = (*get_args(WriteFault), *OFTEN)
 """What a write may meet. A crash within a commit has many places, and most commits have few."""
 READ_FAULTS: tuple[ReadFault, ...] = get_args(ReadFault)
+JOURNAL_FAULTS: tuple[JournalFault, ...] = get_args(JournalFault)
 ONLY_WORKERS = ("fenced", "stop", "redelivery", "newer")
 Verb = Literal["start", "cancel", "force", "pause", "resume", "retry", "purge", "describe", "watch", "watch all"]
 REQUESTS: tuple[Verb, ...] = (
@@ -139,7 +147,17 @@ def plan_of(seed: int) -> Plan:
         callbacks=chance.choice((0.0, 0.0, 0.0, 0.05)),
         lost=chance.choice((0.0, 0.0, 0.1, 0.5)),
     )
-    return replace(plan, noise=noise, acts=[*plan.acts, *_watches(chance, plan)])
+    acts = [*plan.acts, *_watches(chance, plan)]
+    return replace(plan, noise=noise, acts=acts, faults=[*plan.faults, *_unreadable(chance, plan)])
+
+
+def _unreadable(chance: Random, plan: Plan) -> Iterator[Fault]:
+    """Draw which journal cannot be read for a while, if any."""
+    if chance.random() < UNREADABLE:
+        number = 1 + int(chance.random() * MOST_FAULT_NUMBER / 2)
+        seconds = chance.choice((2.0, 200.0, 3_000.0, 3_000.0))
+        worker = f"worker{chance.randrange(plan.workers)}"
+        yield Fault(worker, number, chance.choice(JOURNAL_FAULTS), seconds)
 
 
 def _watches(chance: Random, plan: Plan) -> Iterator[Act]:

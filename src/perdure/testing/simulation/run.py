@@ -16,7 +16,7 @@ from msgspec import Struct
 from perdure.authoring.context import Context
 from perdure.core.journal import CallStep, OpenAwakeable, decode_frame
 from perdure.core.turn import Turn
-from perdure.testing.programs import KEYS, Interpreter
+from perdure.testing.programs import KEYS, Interpreter, all_of
 from perdure.testing.replay import ended_without_its_body
 from perdure.testing.simulation.expected import differences, program_of, told_of
 from perdure.testing.simulation.loop import World
@@ -26,6 +26,7 @@ from perdure.testing.simulation.plan import Plan
 from perdure.testing.simulation.server import Server
 from perdure.testing.simulation.story import FORGOTTEN, Story
 from perdure.testing.simulation.trace import Trace
+from perdure.testing.simulation.unreadable import not_waiting_for
 from perdure.testing.simulation.violation import Violation
 
 EVERY_LOGGER = "perdure"
@@ -62,6 +63,7 @@ class Run:
         self.trace = Trace(self.world)
         self.observer = Observer(self.world.report, self.trace)
         self.server = Server(self.world, self.observer, plan.noise, self.chance, self.trace)
+        self.server.at_last_readable = self._check_others
         self.story = Story(self)
         self.interpreter = Interpreter(self.story)
         ahead = [*plan.ahead, *[0.0] * (plan.workers + plan.clients)]
@@ -88,6 +90,18 @@ class Run:
             self._check()
         finally:
             self.world.close()
+
+    def _check_others(self, id: str) -> None:
+        """Check that what need not wait for an invocation whose journal could not be read has ended."""
+        lives, unreadable = self.observer.lives, self.server.unreadable
+        programs = [program_of(lives[each]) for each in unreadable if each in lives]
+        free = {tag for root in self.plan.programs for tag in (each.tag for each in all_of(root))}
+        for program in programs:
+            free &= set[str]() if program is None else not_waiting_for(program.tag, self.plan.programs)
+        for life in lives.values():
+            program = program_of(life)
+            if program is not None and program.tag in free and life.outcome is None:
+                self.observer.breach(19, f"{life.id} was not served while {id} could not be read")
 
     # --- in the end ---------------------------------------------------------------------------------------------------
     def _check(self) -> None:

@@ -13,11 +13,12 @@ from typing import Protocol
 from msgspec.structs import replace
 
 from perdure.core.effects import SENT_BY_WORKFLOWS, Enlist
-from perdure.core.journal import Frame, Start, decode_frame
+from perdure.core.journal import Frame, Start, decode_frame, encode_frame
 from perdure.core.lifecycle import SETTLED
 from perdure.stores.local.dispatch import Dispatcher, Fetch, Hold, Member
 from perdure.stores.memory import MemoryStore
 from perdure.stores.port import Clock, Delivery, Row, Transition, Wake
+from perdure.testing.simulation.unreadable import Later, claim_of
 
 LEASE_SECONDS = 15.0
 """How long a process may stand still before the store gives what it holds to others."""
@@ -150,6 +151,7 @@ class SharedStore(MemoryStore):
         self._witness = witness
         self._dies_in: int | None = None
         self._purges_before = 0.0
+        self._sealed: dict[str, bytes] = {}  # the last frame of each journal that cannot be read, as it can be
         self.changes: list[Row] = []  # every row that was written to the index
         self._apart: dict[str, float] = {}  # by how much the clock of a start's author was ahead of this store's
         super().__init__(clock)
@@ -254,6 +256,26 @@ class SharedStore(MemoryStore):
     def _remove(self, id: str) -> None:
         super()._remove(id)
         self._witness.removed((id,), self._purges_before)
+
+    # --- journals that cannot be read ---------------------------------------------------------------------------------
+    def make_unreadable(self, id: str, kind: str) -> Frame | None:
+        """Let another release claim an invocation, whose journal cannot be read then; None if that may not be now."""
+        frames, row = self._frames.get(id), self._rows.get(id)
+        if not frames or row is None or row.status in (*SETTLED, "paused") or id in self._undone or id in self._sealed:
+            return None
+        if decode_frame(frames[-1], id).outcome is not None:
+            return None
+        frame, raw = claim_of(frames, self.clock.now(), kind)
+        self._sealed[id] = encode_frame(frame)
+        frames.append(raw)
+        self._index(replace(row, status="running", updated_at=self.clock.now()))
+        self._witness.wrote(Later(self.clock.now()), Transition(id, len(frames) - 1, frame), frame, len(frames))
+        return frame
+
+    def make_readable(self, id: str) -> None:
+        """Let the journal of an invocation be read again, and the invocation be claimed."""
+        self._frames[id][-1] = self._sealed.pop(id)
+        self.dispatcher.offer(Delivery(id, self._rows[id].handler, Wake(), attempt=2))
 
     # --- what a check reads -------------------------------------------------------------------------------------------
     def frames_of(self, id: str) -> list[bytes]:

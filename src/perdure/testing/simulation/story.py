@@ -14,6 +14,8 @@ from perdure.client import Client
 from perdure.errors import (
     IllegalTransition,
     MessageRefused,
+    NewerJournal,
+    StoreDamaged,
     StoreError,
     UnknownInvocation,
     WaitTimeout,
@@ -30,6 +32,9 @@ from perdure.testing.simulation.watching import Seen, is_end, note, unseen, watc
 
 AGAIN_SECONDS = 0.5
 """How long after a failure a client asks again."""
+
+UNREADABLE_SECONDS = 30.0
+"""How long it waits more if the journal cannot be read."""
 
 LOOK_SECONDS = 0.5
 LOOK_SECONDS_LONGEST = 60.0
@@ -123,6 +128,8 @@ class Story:
         while True:
             try:
                 return await ask()
+            except (NewerJournal, StoreDamaged):
+                await asyncio.sleep(UNREADABLE_SECONDS)
             except StoreError:
                 pass
             except RuntimeError as error:
