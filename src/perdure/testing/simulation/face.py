@@ -63,6 +63,7 @@ class Face:
         self.process = process
         self.name = process.name
         self.clock = clock
+        self.clocks_apart = server.store.clocks_apart
         self.secret = server.store.secret
         self.payload_limit = server.store.payload_limit
         self.member: Member | None = None

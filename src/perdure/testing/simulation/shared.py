@@ -23,6 +23,9 @@ from perdure.testing.simulation.unreadable import Later, claim_of
 LEASE_SECONDS = 15.0
 """How long a process may stand still before the store gives what it holds to others."""
 
+CLOCKS_APART_SECONDS = 300.0
+"""By how much the clocks of two processes differ at most, after all their jumps."""
+
 LOOK_SECONDS = 10.0
 """How long after a wake was lost the store finds what is overdue."""
 
@@ -155,6 +158,7 @@ class SharedStore(MemoryStore):
         self.changes: list[Row] = []  # every row that was written to the index
         self._apart: dict[str, float] = {}  # by how much the clock of a start's author was ahead of this store's
         super().__init__(clock)
+        self.clocks_apart = CLOCKS_APART_SECONDS
 
     def _make_dispatcher(self) -> SharedDispatcher:
         self.dispatcher = SharedDispatcher(self._fetch, self._forget, lambda id: self._rows[id].handler)
