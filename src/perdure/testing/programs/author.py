@@ -112,6 +112,7 @@ class Author:
             key,
             chosen=chance.random() < 0.5 if chosen is None else chosen,
             delay=self._seconds() if not alone and chance.random() < 0.1 else 0.0,
+            cleanup=chance.choice((0, 0, 0, 0, 0, 0, 0, 0, 1, 3)),
         )
 
     # --- operations ---------------------------------------------------------------------------------------------------
@@ -184,7 +185,14 @@ class Author:
 
     def _give_up(self, keys: list[str]) -> GiveUp:
         chance = self._chance
-        child = Program(self._tag(), [], chance.choice([None, *self._free(keys)]), chosen=True, endless=True)
+        child = Program(
+            self._tag(),
+            [],
+            chance.choice([None, *self._free(keys)]),
+            chosen=True,
+            endless=True,
+            cleanup=chance.randint(1, 3),
+        )
         ways: list[WaysToGiveUp] = [*get_args(WaysToGiveUp)]
         if chance.random() < 0.3:
             ways.remove("limit")

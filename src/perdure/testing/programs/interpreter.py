@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
-from collections.abc import Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, Protocol
 
 from perdure.authoring.context import Context
@@ -60,6 +60,8 @@ LASTING = Retry(max_attempts=1_000, initial=0.01, factor=1, jitter=0)
 """For a step with a time limit: on a slow machine many an attempt may be too late."""
 SLOW_SECONDS = 0.1
 """The time limit of a step that is slow at first."""
+CLEANUP = "clean_up"
+"""The name of the steps that a program does however it ends."""
 EVER_SECONDS = 86_400.0
 """How long a slow step would take, and how long a group may take to settle."""
 
@@ -81,10 +83,14 @@ class Outside(Protocol):
 
 
 class Interpreter:
-    """Runs programs. A worker serves its `workflow`, whose name is the same for each."""
+    """Runs programs. A worker serves its `workflow`, whose name is the same for each.
 
-    def __init__(self, outside: Outside) -> None:
+    `strays` is asked by a body before each operation whether it is to ask for something that its program does not say.
+    """
+
+    def __init__(self, outside: Outside, strays: Callable[[], bool] | None = None) -> None:
         self._outside = outside
+        self._strays = strays
         self.workflow: Workflow[[str], list[Any]] = workflow(name="interpret")(self.interpret)
 
     def started(self, program: Program) -> Workflow[[str], list[Any]]:
@@ -148,6 +154,20 @@ class Interpreter:
         self._begin()
         return "tidied up"
 
+    @step
+    async def clean_up(self, tag: str, number: int) -> None:
+        """Do a part of the cleanup, however the program ended."""
+        self._begin()
+
+    @step
+    async def stray(self, tag: str) -> None:
+        """Do what no program asks for."""
+
+    @property
+    def strays(self) -> bool:
+        """Whether a body is to ask for something else now."""
+        return self._strays is not None and self._strays()
+
     def _begin(self) -> None:
         info = step_info()
         self._outside.ran(info.idempotency_key, info.attempt)
@@ -171,12 +191,30 @@ class _Body:
 
     async def run(self) -> list[Any]:
         self._note()
+        if not self._program.cleanup:
+            return await self._do()
+        try:
+            return await self._do()
+        finally:
+            await self._clean_up(self._program.cleanup)
+
+    async def _do(self) -> list[Any]:
         if self._program.endless:
-            try:
-                await self._ctx.awakeable(str)
-            finally:
-                await self._steps.tidy_up(self._tag)
+            await self._ctx.awakeable(str)
         return [self._tag, *await self._each(self._program.operations)]
+
+    async def _clean_up(self, parts: int) -> None:
+        """Do all parts, whatever is cancelled meanwhile; end as cancelled then."""
+        cancelled: asyncio.CancelledError | None = None
+        done = 0
+        while done < parts:
+            try:
+                await self._steps.clean_up(self._tag, done)
+                done += 1
+            except asyncio.CancelledError as error:
+                cancelled = error
+        if cancelled is not None:
+            raise cancelled
 
     def _note(self, number: int | None = None) -> None:
         log = self._ctx.get(LOG, list[str], default=[])
@@ -186,6 +224,8 @@ class _Body:
         return [await self._one(each) for each in operations]
 
     async def _one(self, operation: AnyOperation) -> Result:
+        if self._steps.strays:
+            await self._steps.stray(self._tag)
         match operation:
             case Put() | Drop() | Get():
                 return self._use_state(operation)

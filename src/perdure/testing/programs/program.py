@@ -239,6 +239,8 @@ class Program(Struct, frozen=True):
     delay: float = 0.0
     endless: bool = False
     """It never ends by itself: whoever calls it gives it up."""
+    cleanup: int = 0
+    """However it ends, it does so many steps then, which it does again if they are cancelled."""
 
     @property
     def fails(self) -> bool:

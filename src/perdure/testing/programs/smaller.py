@@ -44,6 +44,8 @@ def smaller(program: Program) -> Iterator[Program]:
         yield replace(program, operations=operations)
     if program.key is not None:
         yield replace(program, key=None)
+    if program.cleanup > program.endless:
+        yield replace(program, cleanup=int(program.endless))
     if program.delay:
         yield replace(program, delay=0.0)
     for operations in _with_one_changed(program.operations, _simpler):

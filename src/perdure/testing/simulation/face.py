@@ -34,6 +34,7 @@ from perdure.testing.simulation.faults import Faults
 from perdure.testing.simulation.loop import Process
 from perdure.testing.simulation.plan import Fault
 from perdure.testing.simulation.server import Server
+from perdure.testing.simulation.violation import Violation
 from perdure.testing.simulation.watching import Seen, pushed, watching
 
 T = TypeVar("T")
@@ -454,6 +455,8 @@ def _drive(question: Coroutine[Any, Any, Any], told: Told) -> None:
         question.send(None)
     except StopIteration as found:
         told(found.value, None)
+    except Violation:
+        raise
     except Exception as error:  # noqa: BLE001  it is told instead
         told(None, error)
     else:

@@ -26,6 +26,7 @@ from perdure.testing.simulation.observer import Observer
 from perdure.testing.simulation.plan import Plan
 from perdure.testing.simulation.server import Server
 from perdure.testing.simulation.shared import LEASE_SECONDS
+from perdure.testing.simulation.silent import Silence
 from perdure.testing.simulation.trace import Trace
 
 P = ParamSpec("P")
@@ -157,6 +158,7 @@ class CountedWorker(Worker):
     """A worker that tells what it has in hand. With a chance of `raises`, making a turn fails as nobody foresaw."""
 
     simulated_threads: Threads
+    silence: Silence
     raises: float = 0.0
 
     def let_callbacks_raise(self, share: float, trace: Trace) -> None:
@@ -175,7 +177,7 @@ class CountedWorker(Worker):
     def make_turn(self, start: Start, /) -> Turn:
         if self.raises and self.chance.random() < self.raises:
             raise RuntimeError(UNFORESEEN)
-        return super().make_turn(start)
+        return self.silence.watch(super().make_turn(start))
 
     def leaks(self) -> Iterator[str]:
         """Name what an idle worker should have given back."""
@@ -208,6 +210,7 @@ class WorkerMachine(Machine):
             replace=lambda work: _SeenWork(work, self, process),
         )
         self.worker.simulated_threads = Threads(process, self.chance)
+        self.worker.silence = Silence(self.scene.observer.breach, self.scene.trace.count)
         self.worker.raises = plan.noise.raises
         if plan.noise.callbacks:
             self.worker.let_callbacks_raise(plan.noise.callbacks, self.scene.trace)

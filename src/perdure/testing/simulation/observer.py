@@ -48,6 +48,9 @@ from perdure.testing.simulation.shared import Author
 from perdure.testing.simulation.trace import Trace
 from perdure.testing.simulation.violation import Violation
 
+DIVERGES = "the code diverges"
+"""How the reason of a pause begins."""
+
 TIMER_SLACK_SECONDS = 1e-5
 """Times since the epoch are rounded to less than this."""
 
@@ -76,6 +79,8 @@ class Life(Struct):
     messages: set[str] = field(default_factory=set[str])
     keys: dict[str, int] = field(default_factory=dict[str, int])  # steps, by their idempotency keys
     cancels: dict[str, int] = field(default_factory=dict[str, int])  # children that are to end, and since which write
+    forces: dict[str, int] = field(default_factory=dict[str, int])  # ... by force
+    diverged: bool = False
     cancelled_at: int = 0  # the number of the write that brought its own cancellation
     was_paused: bool = False
 
@@ -146,8 +151,10 @@ class Observer:
             self._issue(life, command)
         for entry in frame.entries:
             self._note(life, entry, now)
+        self._check_silence(life, frame)
+        forced = isinstance(frame.outcome, Cancelled) and frame.outcome.forced
         for n in frame.cancels:
-            self._cancel(life, n)
+            self._cancel(life, n, forced=forced)
         if (outcome := frame.outcome) is not None:
             self._settle(life, outcome)
 
@@ -219,10 +226,26 @@ class Observer:
             if self._derived.setdefault(command.start.id, place) != place:
                 self.breach(15, f"{command.start.id} names {place} and {self._derived[command.start.id]}")
 
-    def _cancel(self, life: Life, n: int) -> None:
+    def _cancel(self, life: Life, n: int, *, forced: bool) -> None:
         command = life.commands.get(n)
         if isinstance(command, CallChild):
             life.cancels.setdefault(command.start.id, self._writes)
+            if forced:
+                life.forces[command.start.id] = self._writes
+                self._trace.count("forced end of one whose child runs")
+
+    def _check_silence(self, life: Life, frame: Frame) -> None:
+        """After a divergence nothing comes of the body until it is resumed with code that fits, but a forced end."""
+        for entry in frame.entries:
+            if isinstance(entry, Paused) and entry.reason.startswith(DIVERGES):
+                life.diverged = True
+            elif isinstance(entry, (Resumed, Retried)):
+                life.diverged = False
+        outcome = frame.outcome
+        forced = isinstance(outcome, Cancelled) and outcome.forced
+        asks = frame.commands or frame.state or ((frame.cancels or outcome is not None) and not forced)
+        if life.diverged and asks:
+            self.breach(11, f"{life.id}: its code diverged, and asks for {frame.commands or frame.cancels or outcome}")
 
     def _retry(self, life: Life, entry: Retried) -> None:
         """Take up what a retry keeps of the journal."""
@@ -292,6 +315,8 @@ class Observer:
         n = life.keys.get(key)
         if n is None:
             self.breach(18, f"{id}: step {name} begins before it is durable")
+        elif life.diverged:
+            self.breach(11, f"{id}: its code diverged, and step #{n} {name} begins")
         elif n in life.answers:
             self.breach(2, f"{id}: step #{n} {name} has a result, and runs again")
 
@@ -323,6 +348,9 @@ class Observer:
         elif life.settled_at > since and not life.cancelled_at:
             if not was_told(f"cancel:{child}") and not was_told(f"force:{child}"):
                 yield Violation(9, f"{id} was to end its child {child}, which was never told")
+        if life is not None and life.settled_at > self.lives[id].forces.get(child, life.settled_at):
+            if not was_told(f"force:{child}") and not (isinstance(life.outcome, Cancelled) and life.outcome.forced):
+                yield Violation(9, f"{id} was ended by force, and its child {child} was not told so")
 
 
 def results_to_keep(life: Life) -> set[int]:

@@ -21,6 +21,8 @@ MOST_CLIENT_FAULT_NUMBER = 12
 """Faults hit one of the first so many writes, or reads, of a process."""
 LARGE = 0.02
 """The share of seeds whose programs may have large results, which cost time."""
+OLDER = 0.2
+"""The share of seeds whose journals are read as older releases would have written them."""
 UNREADABLE = 0.3
 """The share of seeds in which a journal cannot be read for a while."""
 START_SECONDS = 0.6
@@ -104,7 +106,8 @@ class Noise(Struct, frozen=True):
     """How often something happens that may happen at any time: chances from 0 to 1, and the longest delay in seconds.
 
     Deliveries and answers are late, deliveries come twice, time hurries while something is ready, making a turn raises,
-    the callbacks of a worker and the loops of watchers raise, and what a store pushes is lost.
+    the callbacks of a worker and the loops of watchers raise, bodies that are replayed ask for something else than they
+    did, and what a store pushes is lost.
     """
 
     late: float = 0.0
@@ -113,6 +116,7 @@ class Noise(Struct, frozen=True):
     delay: float = 0.0
     raises: float = 0.0
     callbacks: float = 0.0
+    strays: float = 0.0
     lost: float = 0.0
 
 
@@ -130,6 +134,8 @@ class Plan(Struct, frozen=True):
     cache: int = 1_000
     always_replay: bool = False
     retention: float | None = None
+    older: bool = False
+    """Journals are read as older releases would have written them."""
     ahead: list[float] = []
     """By how much the clock of each process is ahead, workers first."""
 
@@ -145,10 +151,12 @@ def plan_of(seed: int) -> Plan:
     noise = replace(
         plan.noise,
         callbacks=chance.choice((0.0, 0.0, 0.0, 0.05)),
+        strays=chance.choice((0.0,) * 6 + (0.03,)),
         lost=chance.choice((0.0, 0.0, 0.1, 0.5)),
     )
     acts = [*plan.acts, *_watches(chance, plan)]
-    return replace(plan, noise=noise, acts=acts, faults=[*plan.faults, *_unreadable(chance, plan)])
+    faults = [*plan.faults, *_unreadable(chance, plan)]
+    return replace(plan, noise=noise, acts=acts, faults=faults, older=chance.random() < OLDER)
 
 
 def _unreadable(chance: Random, plan: Plan) -> Iterator[Fault]:

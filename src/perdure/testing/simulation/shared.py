@@ -15,10 +15,13 @@ from msgspec.structs import replace
 from perdure.core.effects import SENT_BY_WORKFLOWS, Enlist
 from perdure.core.journal import Frame, Start, decode_frame, encode_frame
 from perdure.core.lifecycle import SETTLED
+from perdure.errors import StoreError
 from perdure.stores.local.dispatch import Dispatcher, Fetch, Hold, Member
 from perdure.stores.memory import MemoryStore
-from perdure.stores.port import Clock, Delivery, Row, Transition, Wake
+from perdure.stores.port import Clock, Delivery, Journal, Row, Transition, Wake
+from perdure.testing.simulation.older import as_older
 from perdure.testing.simulation.unreadable import Later, claim_of
+from perdure.testing.simulation.violation import Violation
 
 LEASE_SECONDS = 15.0
 """How long a process may stand still before the store gives what it holds to others."""
@@ -154,6 +157,7 @@ class SharedStore(MemoryStore):
         self._witness = witness
         self._dies_in: int | None = None
         self._purges_before = 0.0
+        self.is_older = False
         self._sealed: dict[str, bytes] = {}  # the last frame of each journal that cannot be read, as it can be
         self.changes: list[Row] = []  # every row that was written to the index
         self._apart: dict[str, float] = {}  # by how much the clock of a start's author was ahead of this store's
@@ -280,6 +284,17 @@ class SharedStore(MemoryStore):
         """Let the journal of an invocation be read again, and the invocation be claimed."""
         self._frames[id][-1] = self._sealed.pop(id)
         self.dispatcher.offer(Delivery(id, self._rows[id].handler, Wake(), attempt=2))
+
+    # --- journals of older releases -----------------------------------------------------------------------------------
+    async def journal(self, id: str, /) -> Journal:
+        journal = await super().journal(id)
+        if not self.is_older:
+            return journal
+        try:
+            frames = [decode_frame(as_older(data), id) for data in self._frames.get(id, ())]
+            return replace(journal, frames=tuple(frames))
+        except StoreError as error:
+            raise Violation(14, f"{id}: its journal, as an older release would have written it: {error}") from error
 
     # --- what a check reads -------------------------------------------------------------------------------------------
     def frames_of(self, id: str) -> list[bytes]:
