@@ -26,7 +26,8 @@ from perdure.testing.programs.program import waits_to_be_mended
 from perdure.testing.simulation.expected import program_of, told_of
 from perdure.testing.simulation.face import UNFORESEEN
 from perdure.testing.simulation.loop import Process
-from perdure.testing.simulation.machines import ClientMachine, Scene
+from perdure.testing.simulation.machines import ClientMachine, Scene, WorkerMachine
+from perdure.testing.simulation.observer import DIVERGES
 from perdure.testing.simulation.plan import WATCHES, Act
 from perdure.testing.simulation.watching import Seen, is_end, note, unseen, watching
 
@@ -35,6 +36,9 @@ AGAIN_SECONDS = 0.5
 
 UNREADABLE_SECONDS = 30.0
 """How long it waits more if the journal cannot be read."""
+
+DEPLOY_SECONDS = 1.0
+"""How long a worker may take to stop when another takes its place."""
 
 LOOK_SECONDS = 0.5
 LOOK_SECONDS_LONGEST = 60.0
@@ -318,11 +322,21 @@ class Story:
         settled = ("completed", "failed", "cancelled")
         return [(each.id, each.status) for each in page.invocations if each.status not in settled]
 
+    def _deploy(self) -> None:
+        """Begin all workers anew, with code that fits."""
+        self._scene.trace.count("deployed after a divergence")
+        for machine in self._scene.machines:
+            if isinstance(machine, WorkerMachine):
+                machine.stop(DEPLOY_SECONDS)
+
     async def _resume(self, client: Client, id: str) -> None:
         try:
             await self._insist(client.handle(id).resume)
             self._scene.trace.count("resumed by the operator")
-        except (IllegalTransition, MessageRefused, UnknownInvocation, WaitTimeout):
+        except MessageRefused as error:
+            if DIVERGES in str(error):
+                self._deploy()
+        except (UnknownInvocation, WaitTimeout):
             pass
 
 
