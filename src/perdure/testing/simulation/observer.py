@@ -44,6 +44,7 @@ from perdure.core.journal import (
 from perdure.core.values import type_name
 from perdure.errors import InvocationTimedOut
 from perdure.stores.port import Transition
+from perdure.testing.programs import Program
 from perdure.testing.simulation.shared import Author
 from perdure.testing.simulation.trace import Trace
 from perdure.testing.simulation.violation import Violation
@@ -65,6 +66,7 @@ class Life(Struct):
 
     id: str
     start: Start | None = None
+    program: Program | None = None  # what it runs, once that was asked for
     frames: list[bytes] = field(default_factory=list[bytes])
     owner: str | None = None
     epoch: int = 0

@@ -11,6 +11,7 @@ from contextlib import aclosing
 from typing import Any
 
 from perdure.client import Client
+from perdure.core.journal import Failed
 from perdure.errors import (
     IllegalTransition,
     MessageRefused,
@@ -299,8 +300,8 @@ class Story:
         """Mend what waits for it, and retry it; return what there was."""
         broken: list[str] = []
         for life in [*self._scene.observer.lives.values()]:
-            program = program_of(life)
-            if program is None or life.outcome is None or not waits_to_be_mended(program, told_of(life.outcome)):
+            program = program_of(life) if isinstance(life.outcome, Failed) else None
+            if program is None or not waits_to_be_mended(program, told_of(life.outcome)):
                 continue
             self._mended.add(program.tag)
             broken.append(life.id)
