@@ -11,6 +11,7 @@ from perdure.testing.programs.program import (
     NAMES,
     NAP_SECONDS,
     SHORTEST_SECONDS,
+    Again,
     AnyOperation,
     Ask,
     Branch,
@@ -93,16 +94,25 @@ class Author:
         return chance.choice(free) if free and chance.random() < 0.6 else None
 
     def _program(
-        self, key: str | None, held: Sequence[str], *, alone: bool = False, chosen: bool | None = None
+        self,
+        key: str | None,
+        held: Sequence[str],
+        *,
+        alone: bool = False,
+        chosen: bool | None = None,
+        mends: float = 0.08,
     ) -> Program:
-        """Write a program; `held` are the keys of its ancestors, and their number how deep it is."""
+        """Write a program; `held` are the keys of its ancestors, and their number how deep it is.
+
+        `mends` is the chance that it fails until it is mended.
+        """
         chance = self._chance
         tag = self._tag()
         operations: list[AnyOperation] = []
         below = (*held, key or "")
         if key is None or key not in held:
             operations += (self._operation(below, alone) for _ in range(chance.randint(0, MOST_OPERATIONS)))
-            if not alone and chance.random() < 0.08:
+            if not alone and chance.random() < mends:
                 operations.insert(chance.randint(0, len(operations)), Mend())
             if chance.random() < 0.15:
                 operations.append(Break(caught=False))
@@ -168,9 +178,13 @@ class Author:
     def _nested(self, held: tuple[str, ...]) -> AnyOperation:
         chance = self._chance
         keys = [*filter(None, held)]
-        match chance.choice(("call", "call", "send", "send", "give up", "group", "beside", "beside", "beside")):
+        match chance.choice(
+            ("call", "call", "again", "send", "send", "give up", "group", "beside", "beside", "beside")
+        ):
             case "call":
                 return Call(self._program(self._key(keys), held))
+            case "again":
+                return Again(self._program(self._key(keys), held, chosen=True, mends=0.6))
             case "send":  # the keys of a sender mean nothing to what it sends
                 return Send(self._program(self._key(()), ("",) * len(held)))
             case "give up":

@@ -19,6 +19,7 @@ from perdure.testing.programs.program import (
     LOG,
     NAP_SECONDS,
     TIMED_OUT,
+    Again,
     AnyOperation,
     Ask,
     Branch,
@@ -47,6 +48,7 @@ from perdure.testing.programs.program import (
     decode,
     encode,
     failure_of,
+    has_failed,
     must_be_mended,
     noted,
     result_of,
@@ -62,6 +64,9 @@ SLOW_SECONDS = 0.1
 """The time limit of a step that is slow at first."""
 CLEANUP = "clean_up"
 """The name of the steps that a program does however it ends."""
+TIMES_AGAIN = 3
+AGAIN_SECONDS = 0.3
+"""How often, and how long after a failure, a child is awaited again."""
 EVER_SECONDS = 86_400.0
 """How long a slow step would take, and how long a group may take to settle."""
 
@@ -231,7 +236,7 @@ class _Body:
                 return self._use_state(operation)
             case Together() | Race() | Limit() | Shield() | Pass() | Guard():
                 return await self._beside(operation)
-            case Call() | Send() | Group() | GiveUp():
+            case Call() | Again() | Send() | Group() | GiveUp():
                 return await self._others(operation)
             case _:
                 return await self._alone(operation)
@@ -313,15 +318,17 @@ class _Body:
                 return ctx.get(name, str, default="nothing")
 
     # --- others -------------------------------------------------------------------------------------------------------
-    async def _others(self, operation: Call | Send | Group | GiveUp) -> Result:
+    async def _others(self, operation: Call | Again | Send | Group | GiveUp) -> Result:
         match operation:
             case Call(child):
-                try:
-                    return told_of(await self._steps.started(child)(_text(child)))
-                except KeyDeadlock as error:
-                    return f"refused {error.key}"
-                except (BrokenError, InvocationCancelled) as error:
-                    return told_of(outcome_of(error))
+                return await self._call(child)
+            case Again(child):
+                for _ in range(TIMES_AGAIN - 1):
+                    told = await self._call(child)
+                    if not has_failed(told):
+                        return told
+                    await asyncio.sleep(AGAIN_SECONDS)
+                return await self._call(child)
             case Send(sent):
                 self._ctx.send(self._steps.started(sent), _text(sent))
                 return result_of(operation)
@@ -329,6 +336,14 @@ class _Body:
                 return await self._group(members, concurrency, quota)
             case GiveUp():
                 return await self._give_up(operation)
+
+    async def _call(self, child: Program) -> Result:
+        try:
+            return told_of(await self._steps.started(child)(_text(child)))
+        except KeyDeadlock as error:
+            return f"refused {error.key}"
+        except (BrokenError, InvocationCancelled) as error:
+            return told_of(outcome_of(error))
 
     async def _group(self, members: Sequence[Program], concurrency: int, quota: int | None) -> Result:
         group = await self._ctx.run_all(

@@ -120,6 +120,15 @@ class Call(Operation, frozen=True):
     program: Program
 
 
+class Again(Operation, frozen=True):
+    """Await a child whose id is chosen; after a failure await it again under the same id, a few times.
+
+    Meanwhile a client may have retried it.
+    """
+
+    program: Program
+
+
 class Send(Operation, frozen=True):
     """Start another, and do not wait for it."""
 
@@ -215,6 +224,7 @@ AnyOperation = (
     | Drop
     | Get
     | Call
+    | Again
     | Send
     | Group
     | GiveUp
@@ -273,7 +283,7 @@ def branches_of(operation: AnyOperation) -> list[Branch]:
 def started_by(operation: AnyOperation) -> list[Program]:
     """Return what an operation itself starts, without its branches."""
     match operation:
-        case Call(program) | Send(program) | GiveUp(child=Program() as program):
+        case Call(program) | Again(program) | Send(program) | GiveUp(child=Program() as program):
             return [program]
         case Group(programs):
             return programs
@@ -369,6 +379,11 @@ def waits_to_be_mended(program: Program, outcome: Outcome) -> bool:
 def told_of(outcome: Outcome) -> Result:
     """Return what a parent makes of a child's outcome."""
     return f"child {CANCELLED}" if outcome is None else ["child", outcome]
+
+
+def has_failed(told: Result) -> bool:
+    """Report whether what a parent makes of a child's outcome is a failure."""
+    return isinstance(told, list) and isinstance(told[1], str)
 
 
 def noted(tag: str, number: int | None = None) -> str:

@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 from msgspec.structs import replace
 
 from perdure.testing.programs.program import (
+    Again,
     AnyOperation,
     Ask,
     Branch,
@@ -80,6 +81,8 @@ def _simpler(operation: AnyOperation) -> Iterator[AnyOperation]:
             yield Ask(value, rejected=False)
         case Call(program):
             yield from map(Call, smaller(program))
+        case Again(program):
+            yield from map(Again, smaller(program))
         case Send(program):
             yield from map(Send, smaller(program))
         case Group():

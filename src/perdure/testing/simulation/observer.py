@@ -82,6 +82,7 @@ class Life(Struct):
     keys: dict[str, int] = field(default_factory=dict[str, int])  # steps, by their idempotency keys
     cancels: dict[str, int] = field(default_factory=dict[str, int])  # children that are to end, and since which write
     forces: dict[str, int] = field(default_factory=dict[str, int])  # ... by force
+    awaited: set[str] = field(default_factory=set[str])  # children with chosen ids
     diverged: bool = False
     cancelled_at: int = 0  # the number of the write that brought its own cancellation
     was_paused: bool = False
@@ -223,6 +224,10 @@ class Observer:
         life.commands[command.n] = command
         if isinstance(command, CallStep):
             life.keys[idempotency_key(life.id, life.generation, command.n, command.name)] = command.n
+        if isinstance(command, CallChild) and command.start.chosen:
+            if command.start.id in life.awaited:
+                self._trace.count("child awaited again under its id")
+            life.awaited.add(command.start.id)
         if isinstance(command, (CallChild, SendStart)) and not command.start.chosen:
             place = (life.id, life.generation, command.n)
             if self._derived.setdefault(command.start.id, place) != place:
@@ -301,6 +306,12 @@ class Observer:
             ahead = self.lives.get(id)
             if queued == 0 and id not in self.purged and (ahead is None or (ahead.granted < 0 and not ahead.outcome)):
                 self.breach(5, f"{life.id} is granted key {key} before {id}, which was accepted earlier")
+
+    def running_children(self, life: Life) -> list[str]:
+        """Return the children that have begun, and whose end an invocation waits for."""
+        waits = (each for n, each in life.commands.items() if isinstance(each, CallChild) and n not in life.answers)
+        begun = (self.lives.get(each.start.id) for each in waits)
+        return [child.id for child in begun if child is not None and child.frames and child.outcome is None]
 
     # --- steps --------------------------------------------------------------------------------------------------------
     def step_begins(self, process: str, id: str, key: str, name: str, attempt: int, *, is_owner: bool) -> None:

@@ -11,6 +11,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from perdure.testing.programs import Author, Program
+from perdure.testing.programs.program import started_by
 
 MOST_PROGRAMS = 6
 MOST_WORKERS = 3
@@ -63,7 +64,20 @@ WRITE_FAULTS: tuple[WriteFault, ...] = (*get_args(WriteFault), *OFTEN)
 READ_FAULTS: tuple[ReadFault, ...] = get_args(ReadFault)
 JOURNAL_FAULTS: tuple[JournalFault, ...] = get_args(JournalFault)
 ONLY_WORKERS = ("fenced", "stop", "redelivery", "newer")
-Verb = Literal["start", "cancel", "force", "pause", "resume", "retry", "purge", "describe", "watch", "watch all"]
+Verb = Literal[
+    "start",
+    "cancel",
+    "force",
+    "force parent",  # as soon as a child of it runs
+    "pause",
+    "resume",
+    "retry",
+    "purge",
+    "purge children",  # all that have ended by then
+    "describe",
+    "watch",
+    "watch all",
+]
 REQUESTS: tuple[Verb, ...] = (
     "cancel",
     "cancel",
@@ -154,7 +168,7 @@ def plan_of(seed: int) -> Plan:
         strays=chance.choice((0.0,) * 6 + (0.03,)),
         lost=chance.choice((0.0, 0.0, 0.1, 0.5)),
     )
-    acts = [*plan.acts, *_watches(chance, plan)]
+    acts = [*plan.acts, *_watches(chance, plan), *_on_children(chance, plan)]
     faults = [*plan.faults, *_unreadable(chance, plan)]
     return replace(plan, noise=noise, acts=acts, faults=faults, older=chance.random() < OLDER)
 
@@ -166,6 +180,17 @@ def _unreadable(chance: Random, plan: Plan) -> Iterator[Fault]:
         seconds = chance.choice((2.0, 200.0, 3_000.0, 3_000.0))
         worker = f"worker{chance.randrange(plan.workers)}"
         yield Fault(worker, number, chance.choice(JOURNAL_FAULTS), seconds)
+
+
+def _on_children(chance: Random, plan: Plan) -> Iterator[Act]:
+    """Draw what is asked while children run, or have ended."""
+    parents = [each.tag for each in plan.programs if any(map(started_by, each.operations))]
+    if parents and chance.random() < 0.15:
+        yield Act(0.0, chance.randrange(plan.clients), "force parent", chance.choice(parents))
+    if parents and chance.random() < 0.2:
+        for _ in range(3):
+            at = chance.random() * chance.choice((START_SECONDS, 5.0))
+            yield Act(round(at, 4), chance.randrange(plan.clients), "purge children", parents[0])
 
 
 def _watches(chance: Random, plan: Plan) -> Iterator[Act]:

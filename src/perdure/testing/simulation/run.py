@@ -14,7 +14,7 @@ import msgspec
 from msgspec import Struct
 
 from perdure.authoring.context import Context
-from perdure.core.journal import CallStep, Interrupted, Returned, decode_frame
+from perdure.core.journal import CallStep, Returned, decode_frame
 from perdure.core.turn import Turn
 from perdure.testing.programs import KEYS, Interpreter, all_of
 from perdure.testing.programs.interpreter import CLEANUP
@@ -168,10 +168,10 @@ class Run:
         if life.cancelled_at:
             self.trace.count("cleanup after a cancellation")
         told = f"{life.id} ended as {told_of(life.outcome)}"
-        if ends.count(Returned) != program.cleanup:
+        if ends.count(Returned) < program.cleanup:
             raise Violation(9, f"{told}, and {ends.count(Returned)} of {program.cleanup} steps of its cleanup have run")
-        if ends.count(Interrupted) > 1:
-            raise Violation(9, f"{told}, and its cleanup was interrupted {ends.count(Interrupted)} times")
+        if len(ends) > program.cleanup + 1:  # a step that was cancelled is done again
+            raise Violation(9, f"{told}, and its cleanup was interrupted {len(ends) - program.cleanup} times")
 
     def _replay(self, life: Life, number: int, encoded: list[bytes]) -> None:
         """Replay a journal: it must be a fixed point."""

@@ -132,6 +132,17 @@ class SharedDispatcher(Dispatcher):
                 self.hand(member, delivery)
         self._drop_if_done(member, hold)
 
+    def taken_away(self, id: str) -> None:
+        """Offer what a member holds of an invocation anew: another process has claimed it, and is gone."""
+        owner = self._owners.pop(id, None)
+        for delivery in [] if owner is None else owner.held.pop(id).deliveries:
+            again = replace(delivery, attempt=delivery.attempt + 1, fresh=False)
+            if isinstance(delivery.item, Start):
+                self._line(delivery.handler).put_first(again)
+            else:
+                self.offer(again)
+        self.pump()
+
     def expire(self, member: Member) -> None:
         """Give what a silent member holds to others. It stays a member, and gets nothing until `revive`."""
         member.open = False
@@ -278,6 +289,7 @@ class SharedStore(MemoryStore):
         frames.append(raw)
         self._index(replace(row, status="running", updated_at=self.clock.now()))
         self._witness.wrote(Later(self.clock.now()), Transition(id, len(frames) - 1, frame), frame, len(frames))
+        self.dispatcher.taken_away(id)
         return frame
 
     def make_readable(self, id: str) -> None:

@@ -149,7 +149,7 @@ class Story:
         try:
             await self._insist(lambda: self._request(client, act))
             self._scene.trace.count(f"{act.verb} accepted")
-            if act.verb in ("cancel", "force"):
+            if act.verb in ("cancel", "force", "force parent"):
                 self.cancels[act.tag] = True
         except (IllegalTransition, MessageRefused, UnknownInvocation, WaitTimeout):
             self._scene.trace.count(f"{act.verb} refused")
@@ -161,6 +161,12 @@ class Story:
             case "cancel" | "force":
                 self.cancels.setdefault(act.tag, False)
                 await handle.cancel(force=act.verb == "force")
+            case "force parent":
+                await self._until_it_has_a_child(act.tag)
+                self.cancels.setdefault(act.tag, False)
+                await handle.cancel(force=True)
+            case "purge children":
+                await self._purge_children(client)
             case "pause":
                 await handle.pause()
             case "resume":
@@ -175,6 +181,27 @@ class Story:
                 await handle.describe()
             case "start" | "watch" | "watch all":
                 raise AssertionError(act)
+
+    async def _until_it_has_a_child(self, tag: str) -> None:
+        """Wait until a child of a program runs, or it has ended."""
+        observer = self._scene.observer
+        while tag not in observer.purged:
+            life = observer.lives.get(tag)
+            if life is not None and (life.outcome is not None or observer.running_children(life)):
+                return
+            await asyncio.sleep(LOOK_SECONDS / 10)
+
+    async def _purge_children(self, client: Client) -> None:
+        """Purge what has ended and has an id that nobody can use again."""
+        for life in [*self._scene.observer.lives.values()]:
+            start = life.start
+            if start is None or start.chosen or life.outcome is None or isinstance(life.outcome, Failed):
+                continue
+            try:
+                await client.handle(life.id).purge()
+                self._scene.trace.count("purge of a child")
+            except (IllegalTransition, UnknownInvocation):
+                self._scene.trace.count("purge of a child refused")
 
     async def _answer(self, client: Client, awakeable: str) -> None:
         if awakeable in self._answered:
