@@ -16,6 +16,7 @@ from msgspec import Struct
 from perdure.authoring.context import Context
 from perdure.core.journal import CallStep, Returned, decode_frame
 from perdure.core.turn import Turn
+from perdure.errors import StoreError
 from perdure.testing.programs import KEYS, Interpreter, all_of
 from perdure.testing.programs.interpreter import CLEANUP
 from perdure.testing.replay import ended_without_its_body
@@ -178,7 +179,10 @@ class Run:
         start = life.start
         if start is None:
             return
-        frames = [decode_frame(data, life.id) for data in encoded]
+        try:
+            frames = [decode_frame(data, life.id) for data in encoded]
+        except StoreError as error:
+            raise Violation(number, f"{life.id}: its journal, as an older release wrote it: {error}") from error
         if life.outcome is not None and ended_without_its_body(frames):
             frames = frames[:-1]
         workflow = self.interpreter.workflow

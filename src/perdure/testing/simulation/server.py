@@ -145,9 +145,9 @@ class Server:
         self._witness.queued(id, generation, key)
 
     def wrote(self, author: Author | None, transition: Transition, frame: Frame, size: int, /) -> None:
-        self._witness.wrote(author, transition, frame, size)
         if transition.id in self.unreadable:
             self.breach(19, f"{transition.id}: {author and author.name} writes into a journal that it cannot read")
+        self._witness.wrote(author, transition, frame, size)
         if author is not None and any(type(entry) is Claimed for entry in frame.entries):
             self._claimed(author, transition.id)
         if transition.released or frame.outcome is not None:

@@ -306,7 +306,7 @@ class SharedStore(MemoryStore):
             frames = [decode_frame(as_older(data), id) for data in self._frames.get(id, ())]
             return replace(journal, frames=tuple(frames))
         except StoreError as error:
-            raise Violation(14, f"{id}: its journal, as an older release would have written it: {error}") from error
+            raise Violation(14, f"{id}: its journal, as an older release wrote it: {error}") from error
 
     # --- what a check reads -------------------------------------------------------------------------------------------
     def frames_of(self, id: str) -> list[bytes]:

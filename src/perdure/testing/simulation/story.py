@@ -70,6 +70,7 @@ class Story:
         self.cancels: dict[str, bool] = {}
         """What clients asked to cancel, by tag: True if that was accepted."""
         self._mended: set[str] = set()
+        self._retrying: set[tuple[str, int]] = set()  # retries that wait for a key, by id and generation
         self.seen: dict[int, Seen] = {}  # by watchers: the numbers of their acts
         self._answering: tuple[Client, Process] | None = None
 
@@ -332,9 +333,13 @@ class Story:
                 continue
             self._mended.add(program.tag)
             broken.append(life.id)
+            if (life.id, life.generation) in self._retrying:
+                continue
             try:
                 await self._insist(client.handle(life.id).retry)
-            except (IllegalTransition, MessageRefused, UnknownInvocation, WaitTimeout):
+            except WaitTimeout:  # it was accepted, and is applied when it has its key
+                self._retrying.add((life.id, life.generation))
+            except (MessageRefused, UnknownInvocation):
                 self._scene.trace.count("retry of the operator refused")
         return broken
 
