@@ -168,7 +168,7 @@ def plan_of(seed: int) -> Plan:
         strays=chance.choice((0.0,) * 6 + (0.03,)),
         lost=chance.choice((0.0, 0.0, 0.1, 0.5)),
     )
-    acts = [*plan.acts, *_watches(chance, plan), *_on_children(chance, plan)]
+    acts = [*plan.acts, *_watches(chance, plan), *_on_children(chance, plan), *_cancels_again(chance, plan)]
     faults = [*plan.faults, *_unreadable(chance, plan)]
     return replace(plan, noise=noise, acts=acts, faults=faults, older=chance.random() < OLDER)
 
@@ -180,6 +180,13 @@ def _unreadable(chance: Random, plan: Plan) -> Iterator[Fault]:
         seconds = chance.choice((2.0, 200.0, 3_000.0, 3_000.0))
         worker = f"worker{chance.randrange(plan.workers)}"
         yield Fault(worker, number, chance.choice(JOURNAL_FAULTS), seconds)
+
+
+def _cancels_again(chance: Random, plan: Plan) -> Iterator[Act]:
+    """Draw which of those that a client cancels it cancels once more, a little later: cleanup may run by then."""
+    for act in plan.acts:
+        if act.verb == "cancel" and chance.random() < 0.5:
+            yield replace(act, at=round(act.at + chance.random() * chance.choice((0.0, 0.05, 1.0)), 4))
 
 
 def _on_children(chance: Random, plan: Plan) -> Iterator[Act]:
