@@ -164,7 +164,7 @@ BUGS = (
     Bug(forgets_children_when_forced_to_end, 9, "behind"),
     Bug(ends_a_cancelled_body_without_its_cleanup, 9, "cleanup"),
     Bug(forgets_that_a_body_diverged, 11, ""),
-    Bug(interrupts_cleanup_by_every_cancellation, 9, "interrupted"),
+    Bug(interrupts_cleanup_by_every_cancellation, 9, "once more"),
     Bug(ends_descendants_of_a_forced_end_gently, 9, "was not told so"),
     Bug(takes_the_failure_of_a_body_for_a_result, 17, ""),
     Bug(retries_steps_that_have_a_result, 2, "result"),

@@ -64,6 +64,7 @@ SLOW_SECONDS = 0.1
 """The time limit of a step that is slow at first."""
 CLEANUP = "clean_up"
 """The name of the steps that a program does however it ends."""
+CANCELLED_TWICE = "its cleanup was cancelled once more"
 TIMES_AGAIN = 3
 AGAIN_SECONDS = 0.3
 """How often, and how long after a failure, a child is awaited again."""
@@ -198,25 +199,30 @@ class _Body:
         self._note()
         if not self._program.cleanup:
             return await self._do()
+        cancelled: asyncio.CancelledError | None = None
         try:
             return await self._do()
+        except asyncio.CancelledError as error:
+            cancelled = error
+            raise
         finally:
-            await self._clean_up(self._program.cleanup)
+            await self._clean_up(self._program.cleanup, cancelled)
 
     async def _do(self) -> list[Any]:
         if self._program.endless:
             await self._ctx.awakeable(str)
         return [self._tag, *await self._each(self._program.operations)]
 
-    async def _clean_up(self, parts: int) -> None:
-        """Do all parts, whatever is cancelled meanwhile; end as cancelled then."""
-        cancelled: asyncio.CancelledError | None = None
+    async def _clean_up(self, parts: int, cancelled: asyncio.CancelledError | None) -> None:
+        """Do all parts, also if the cancellation comes meanwhile; end as cancelled then. It may come once."""
         done = 0
         while done < parts:
             try:
                 await self._steps.clean_up(self._tag, done)
                 done += 1
             except asyncio.CancelledError as error:
+                if cancelled is not None:
+                    raise RuntimeError(CANCELLED_TWICE) from error
                 cancelled = error
         if cancelled is not None:
             raise cancelled
