@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import gc
+import inspect
 import signal
 import sys
+import threading
 from collections.abc import Generator
 from types import FrameType
 from typing import Any
@@ -12,6 +16,26 @@ from typing import Any
 import pytest
 
 HANGS_AFTER_SECONDS = 400  # several times the slowest test on a machine with much else to do
+HANGS_AGAIN_AFTER_SECONDS = 60
+"""How long the end of a test that hangs may take, such as that of its fixtures, before that is given up too."""
+
+
+def _awaited_by(found: Any) -> Any:
+    """Return what a coroutine or generator awaits. What drives an async generator shows it to the collector alone."""
+    for name in ("cr_await", "ag_await", "gi_yieldfrom"):
+        if hasattr(found, name):
+            return getattr(found, name)
+    inside: list[Any] = [] if isinstance(found, asyncio.Future) else gc.get_referents(found)
+    return next((each for each in inside if inspect.isasyncgen(each) or asyncio.isfuture(each)), None)
+
+
+def _stack(task: asyncio.Task[Any]) -> Generator[str]:
+    """Yield the lines in which a task and what it awaits stand, the innermost last."""
+    found: Any = task.get_coro()
+    while found is not None:
+        frame = getattr(found, "cr_frame", None) or getattr(found, "ag_frame", None) or getattr(found, "gi_frame", None)
+        yield f"    {found!r}" if frame is None else f"    {frame.f_code.co_filename}:{frame.f_lineno} {found!r}"
+        found = _awaited_by(found)
 
 
 def _give_up(_signal: int, _frame: FrameType | None) -> None:
@@ -20,17 +44,37 @@ def _give_up(_signal: int, _frame: FrameType | None) -> None:
     except RuntimeError:  # no loop runs: the traceback of the failure says where the test is
         tasks = set()
     for task in tasks:
-        task.print_stack(file=sys.stderr)
+        print(repr(task), *_stack(task), sep="\n", file=sys.stderr)
+    print("threads:", *(each.name for each in threading.enumerate()), file=sys.stderr)
     pytest.fail(f"hangs: not done after {HANGS_AFTER_SECONDS} s; the captured stderr shows its tasks")
 
 
-@pytest.hookimpl(wrapper=True)
-def pytest_runtest_protocol() -> Generator[None, object, object]:
+@contextlib.contextmanager
+def _limited() -> Generator[None]:
     if not hasattr(signal, "setitimer"):  # Windows
-        return (yield)
+        yield
+        return
     signal.signal(signal.SIGALRM, _give_up)
-    signal.setitimer(signal.ITIMER_REAL, HANGS_AFTER_SECONDS)
+    signal.setitimer(signal.ITIMER_REAL, HANGS_AFTER_SECONDS, HANGS_AGAIN_AFTER_SECONDS)
     try:
-        return (yield)
+        yield
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_setup() -> Generator[None, object, object]:
+    with _limited():
+        return (yield)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call() -> Generator[None, object, object]:
+    with _limited():
+        return (yield)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_teardown() -> Generator[None, object, object]:
+    with _limited():
+        return (yield)

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 import functools
+import inspect
+import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from typing import Any, ParamSpec, TypeVar, cast
+from dataclasses import dataclass
+from typing import Annotated, Any, ParamSpec, TypeVar, cast
 
 import pytest
 
 from perdure import Context, step, workflow
-from perdure.errors import NotAsync, NotAWorkflow
+from perdure.errors import BadId, NotAsync, NotAWorkflow, Unencodable
 from perdure.testing import Environment
 
 P = ParamSpec("P")
@@ -49,6 +53,15 @@ def yields(n: int) -> Iterator[int]:
     yield n
 
 
+async def optional(ctx: Context | None = None) -> None: ...
+
+
+async def optional_by_name(ctx: "Context | None") -> None: ...  # noqa: UP037
+
+
+async def by_keyword(*, ctx: Context) -> None: ...
+
+
 class CallsAGenerator:
     def __call__(self, n: int) -> Iterator[int]:
         yield n
@@ -58,6 +71,9 @@ WRONG: list[tuple[object, str]] = [
     (cast("Any", unannotated), "parameter 'ctx' has no annotation"),
     (cast("Any", unannotated_context), "write `context: Context`"),
     (second, "parameter 'ctx' is the context, which must be the first"),
+    (optional, "parameter 'ctx' may be something else than the context, which is always passed: write `ctx: Context`"),
+    (optional_by_name, "write `ctx: Context`"),
+    (by_keyword, "parameter 'ctx' is the context, which must be the first parameter, and not by keyword only"),
     (Holder.method, "is a method, and a worker has no 'self' to give it"),
     (vars(Holder)["of_class"], "not on"),
     (Holder, "is a class"),
@@ -195,3 +211,134 @@ async def test_context_may_be_named_and_imported_as_one_likes() -> None:
 
     async with Environment(program) as env:
         assert await env.client.run(program, 3) == 3
+
+
+async def test_context_may_be_annotated_with_more() -> None:
+    @workflow
+    async def annotated(ctx: Annotated[Context, "of this invocation"], n: int) -> str:
+        return f"{ctx.invocation_id} {n}"
+
+    async with Environment(annotated) as env:
+        handle = await env.client.start(annotated, 3)
+        assert await handle.result() == f"{handle.id} 3"
+
+
+# --- callables --------------------------------------------------------------------------------------------------------
+class Multiplies:
+    def __init__(self, by: int) -> None:
+        self.by = by
+
+    async def __call__(self, n: int) -> int:
+        return self.by * n
+
+
+async def plus_one(n: int) -> int:
+    return n + 1
+
+
+def logged(fn: Callable[P, R]) -> Callable[P, R]:
+    @functools.wraps(fn)
+    def wrapper(*args: P.args, **kwargs: P.kwargs) -> R:
+        return fn(*args, **kwargs)
+
+    return wrapper
+
+
+@dataclass
+class Point:
+    x: int
+
+
+@step
+async def made_of(n: int) -> int:
+    return n
+
+
+CALLABLES: list[tuple[Any, object]] = [
+    (Multiplies(5), 15),
+    (logged(plus_one), 4),
+    (logged(logged(plus_one)), 4),
+    (functools.partial(plus_one, 3), 4),
+    (functools.partial(Multiplies(2)), 6),
+    (functools.partial(made_of), 3),
+    (logged(made_of), 3),
+]
+
+
+@pytest.mark.parametrize(("fn", "result"), CALLABLES)
+async def test_whatever_gives_a_coroutine_is_a_workflow_and_a_step(fn: Any, result: object) -> None:
+    args = () if getattr(fn, "args", ()) else (3,)
+    called = step(fn, name="called")
+
+    @workflow
+    async def calls() -> Any:
+        return await called(*args)
+
+    body = loosely(fn, name="body")
+    async with Environment(calls, body) as env:
+        assert await env.client.run(calls) == result
+        assert await env.client.run(body, *args) == result
+
+
+async def test_class_as_a_step_makes_an_instance() -> None:
+    make, partly = step(Point), step(functools.partial(Point, 4), name="partly")
+
+    @workflow
+    async def makes() -> list[Point]:
+        return [await make(3), await partly()]
+
+    async with Environment(makes) as env:
+        assert await env.client.run(makes) == [Point(3), Point(4)]
+
+
+@pytest.mark.parametrize("made", [made_of, Holder().method, workflow(plus_one)])
+def test_libraries_see_that_a_step_is_async(made: Any) -> None:
+    assert inspect.iscoroutinefunction(made) or inspect.iscoroutinefunction(made.__call__) or is_old
+    assert cast("Any", asyncio).iscoroutinefunction(made)
+
+
+is_old = sys.version_info < (3, 12)
+
+
+def test_libraries_see_on_each_python_that_a_step_is_async_by_how_it_is_called() -> None:
+    assert inspect.iscoroutinefunction(made_of.__call__)
+    assert not inspect.iscoroutinefunction(logged(cast("Any", lambda: None)))
+
+    @functools.wraps(made_of)
+    def in_a_script(n: int) -> int:
+        return asyncio.run(made_of(n))
+
+    assert not cast("Any", asyncio).iscoroutinefunction(in_a_script)
+    assert in_a_script(3) == 3
+
+
+class Account:
+    @step
+    async def method(self, n: int) -> int:
+        return n
+
+    @classmethod
+    @step
+    async def of_class(cls, n: int) -> int:
+        return n
+
+
+async def test_step_given_an_instance_or_class_says_how_to_call_it() -> None:
+    @workflow
+    async def unbound() -> int:
+        return await loose_step(Account.method.fn)(Account(), 3)
+
+    @workflow
+    async def of_class() -> int:
+        return await loose_step(Account.method.fn, name="of")(Account, 3)
+
+    async with Environment(unbound, of_class) as env:
+        for each in (unbound, of_class):
+            with pytest.raises(Unencodable, match="call it on an instance, or put @step above @classmethod"):
+                await env.client.run(each)
+
+
+@pytest.mark.parametrize("decorate", [step, workflow])
+def test_empty_name_is_refused(decorate: Any) -> None:
+    with pytest.raises(BadId):
+        decorate(plus_one, name="")

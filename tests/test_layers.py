@@ -23,7 +23,7 @@ SOURCE = Path(__file__).resolve().parents[1] / "src"
 
 LAYERS = (
     {"cli", "http", "integrations", "testing"},
-    {"client", "handle", "run_all", "calls", "connect", "blocking"},
+    {"client", "handle", "run_all", "calls", "documents", "connect", "blocking"},
     {"operations"},
     {"runtime"},
     {"stores"},
@@ -38,9 +38,11 @@ FACE = {"perdure", "perdure.__main__"}
 """Above all layers: they import what they like, and nothing imports them."""
 
 STORES = ("perdure.stores",)
-STORE_PORT = {"perdure.stores", "perdure.stores.port"}
+STORE_PORT = {"perdure.stores", "perdure.stores.port", "perdure.stores.documents"}
 CONCRETE_STORES = ("perdure.stores.memory", "perdure.stores.sqlite", "perdure.stores.jetstream")
-FACE_OF_OPERATIONS = tuple(f"perdure.{name}" for name in ("client", "handle", "run_all", "calls", "blocking", "cli"))
+FACE_OF_OPERATIONS = tuple(
+    f"perdure.{name}" for name in ("client", "handle", "run_all", "calls", "documents", "blocking", "cli")
+)
 """They know the port of the operations, and nothing of what it may be kept over."""
 BEHIND_OPERATIONS = (
     *STORES,

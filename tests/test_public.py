@@ -16,6 +16,8 @@ PUBLIC = {
     *("WaitDuration", "WaitForQuota", "WaitForever", "WaitQuotaOrDuration"),
     # flows
     *("Continue", "Flow", "Skip", "Stop"),
+    # documents
+    *("Check", "Delete", "Document", "Documents", "Put", "RevisionConflict"),
     # errors
     *("ChildCancelled", "InvocationCancelled", "InvocationTimedOut", "KeyDeadlock", "NonRetryable", "PerdureError"),
     *("RemoteError", "WaitTimeout"),

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from perdure import Client, Context, Handle, Retry, Workflow, connect, step, step_info, workflow
+from perdure import Client, Context, Failed, Handle, Retry, WaitDuration, Workflow, connect, step, step_info, workflow
 from perdure.connect import client_from
 from perdure.core.journal import Message, RetryInvocation
 from perdure.errors import AwakeableRejected, IllegalTransition, InvocationTimedOut, MessageRefused, StoreClosed
@@ -114,6 +114,40 @@ async def buggy() -> str:
 
 
 @workflow
+async def repaired_by_a_pause() -> str:
+    one = await act("one")
+    if "code" in broken:
+        raise KeyError(one)
+    await asyncio.sleep(600)
+    return one
+
+
+@workflow
+async def cleans_up() -> str:
+    """Need ten minutes to end."""
+    try:
+        await asyncio.sleep(1_000_000)
+    finally:
+        await asyncio.sleep(600)
+    return "never"
+
+
+@workflow
+async def three() -> str:
+    return await act("three")
+
+
+@workflow
+async def hurried_group(ctx: Context) -> list[str]:
+    """Raise the failure of a member, while another has not ended after it was cancelled."""
+    group = await ctx.run_all([three.bind(), cleans_up.bind()], wait=WaitDuration(60), settle=1)
+    failures = [each.error for each in group.results if isinstance(each, Failed)]
+    if failures:
+        raise failures[0]
+    return [each.status for each in group.results]
+
+
+@workflow
 async def asks(ctx: Context) -> str:
     answer = ctx.awakeable(str)
     ctx.set("asked", True)
@@ -141,6 +175,7 @@ async def undoes(ctx: Context) -> str:
 
 WORKFLOWS: tuple[Workflow[..., Any], ...] = (
     *(four_steps, thrice, grouped, parent, chooser, told, buggy, asks, hurries, undoes),
+    *(repaired_by_a_pause, cleans_up, three, hurried_group),
 )
 
 Open = Callable[[], Any]
@@ -364,6 +399,32 @@ async def test_time_at_rest_does_not_count():
         for each in (handle, other):
             await each.retry()
             await each.result()
+        env.store.check_liveness()
+
+
+@pytest.mark.parametrize("replay", [True, False])
+async def test_wait_that_repaired_code_adds_takes_its_time(replay: bool):
+    async with Environment(*WORKFLOWS, replay=replay) as env:
+        broken.add("code")
+        handle = await failed(env.client, repaired_by_a_pause)
+        await env.advance(3600)
+        broken.clear()
+        await handle.retry()
+        began = env.clock.now()
+        assert await handle.result() == "one"
+        assert env.clock.now() - began == pytest.approx(600, abs=1)
+
+
+@pytest.mark.parametrize("replay", [True, False])
+async def test_member_of_a_group_that_ended_while_its_parent_had_failed_runs_again(replay: bool):
+    async with Environment(*WORKFLOWS, replay=replay) as env:
+        broken.add("three")
+        handle = await failed(env.client, hurried_group)
+        await env.advance(3600)  # the other member ends: nothing waits for its outcome any more
+        broken.clear()
+        await handle.retry()
+        async with asyncio.timeout(30):
+            assert await handle.result() == ["cancelled", "cancelled"], "the time of the group had passed"
         env.store.check_liveness()
 
 

@@ -19,6 +19,7 @@ from perdure.client import Client
 from perdure.connect import connect
 from perdure.core.journal import Status
 from perdure.core.retry import Retry
+from perdure.documents import Check, Delete, Document, Documents, Put
 from perdure.errors import (
     ChildCancelled,
     InvocationCancelled,
@@ -27,6 +28,7 @@ from perdure.errors import (
     NonRetryable,
     PerdureError,
     RemoteError,
+    RevisionConflict,
     WaitTimeout,
 )
 from perdure.handle import Handle
@@ -41,11 +43,15 @@ __all__ = [
     "Awakeable",
     "Call",
     "Cancelled",
+    "Check",
     "ChildCancelled",
     "Client",
     "Completed",
     "Context",
     "Continue",
+    "Delete",
+    "Document",
+    "Documents",
     "Failed",
     "Flow",
     "Group",
@@ -57,8 +63,10 @@ __all__ = [
     "NonRetryable",
     "Page",
     "PerdureError",
+    "Put",
     "RemoteError",
     "Retry",
+    "RevisionConflict",
     "Skip",
     "Stats",
     "Status",

@@ -1,6 +1,6 @@
 """Work that no caller awaits: tasks that log how they fail, and log messages that do not repeat every second.
 
-For the runtime and the stores. Knows neither.
+Knows nothing of who uses it.
 """
 
 from __future__ import annotations
@@ -8,15 +8,44 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+import traceback
 from collections import OrderedDict
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Callable, Coroutine, Iterable, Iterator
 from typing import Any
 
 LOG_AGAIN_SECONDS = 60.0
 """How long a message that was logged is not logged again."""
 
+CANCEL_AGAIN_SECONDS = 1.0
+"""How long a cancelled task may take to end before it is cancelled again."""
+
 MESSAGES_LIMIT = 100
 """Different messages that a rate-limited log remembers; it forgets the oldest first."""
+
+
+async def end(tasks: Iterable[asyncio.Task[Any]], /) -> None:
+    """Cancel tasks, and wait until they have ended.
+
+    One that goes on is cancelled again: until Python 3.12, `asyncio.wait_for` loses a cancellation that comes together
+    with what it waits for, and libraries take some for errors of their own.
+    """
+    left = {*tasks}
+    while left:
+        for task in left:
+            task.cancel()
+        _, left = await asyncio.wait(left, timeout=CANCEL_AGAIN_SECONDS)
+
+
+def log_error(log: logging.Logger, text: str, *values: object, error: BaseException) -> None:
+    """Log an exception with its traceback, also one of an author's class that is false, or cannot be shown."""
+    at = _traceback_of(error)
+    try:
+        log.error(text, *values, exc_info=(type(error), error, at))
+    except Exception:  # noqa: BLE001  its methods raise, or a handler of the program does
+        log.error("%s: %s\n%s", text % values, type(error).__name__, "".join(traceback.format_tb(at)))
+
+
+_traceback_of = vars(BaseException)["__traceback__"].__get__
 
 
 class Tasks:
@@ -41,16 +70,12 @@ class Tasks:
 
     async def cancel(self) -> None:
         """Cancel all tasks, and wait until they have ended."""
-        tasks = [*self._tasks]
-        for task in tasks:
-            task.cancel()
-        if tasks:
-            await asyncio.wait(tasks)
+        await end(self._tasks)
 
     def _ended(self, task: asyncio.Task[Any]) -> None:
         self._tasks.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:
-            self._log.error("background task %s failed", task.get_name(), exc_info=error)
+            log_error(self._log, "background task %s failed", task.get_name(), error=error)
 
 
 class RateLimitedLog:

@@ -6,7 +6,7 @@ from collections.abc import AsyncGenerator, Iterable, Mapping
 from contextlib import AbstractAsyncContextManager
 from os import PathLike, fspath
 from types import ModuleType
-from typing import Any, ParamSpec, Protocol, Self, TypeVar, Unpack, cast, overload
+from typing import TYPE_CHECKING, Any, ParamSpec, Protocol, Self, TypeVar, Unpack, cast, overload
 
 from perdure.authoring.group import Group, Wait
 from perdure.authoring.workflow import Call, Workflow
@@ -17,16 +17,22 @@ from perdure.core.retry import Duration, seconds
 from perdure.core.turn import current_turn
 from perdure.core.types import decoder
 from perdure.core.values import encode
+from perdure.documents import Documents
 from perdure.errors import InvalidOption, NotAWorkflow
 from perdure.handle import Handle
 from perdure.operations.describe import Invocation
+from perdure.operations.documents import check_collection
 from perdure.operations.listing import PAGE_LIMIT, Filters, Page, Status, check_cursor, check_filters, check_limit
 from perdure.operations.port import ANSWER_WAIT_SECONDS, Operations, Stats, Submission
 from perdure.run_all import SETTLE_SECONDS, run_group
 from perdure.runtime.worker import CACHE_LIMIT, Translators, Worker
 
+if TYPE_CHECKING:
+    from typing_extensions import TypeForm
+
 P = ParamSpec("P")
 R = TypeVar("R")
+T = TypeVar("T")
 
 LIST_BATCH = 200
 """Invocations that `list` reads per page."""
@@ -187,6 +193,15 @@ class Client(AbstractAsyncContextManager["Client"]):
         refuse_in_body("client.state()")
         held = await self.operations.state(check_name("a key", key))
         return {name: decoder(Any)(value) for name, value in held.items()}
+
+    # --- documents ----------------------------------------------------------------------------------------------------
+    @overload
+    def documents(self, collection: str, /) -> Documents[Any]: ...
+    @overload
+    def documents(self, collection: str, type: TypeForm[T], /) -> Documents[T]: ...
+    def documents(self, collection: str, type: Any = Any, /) -> Documents[Any]:
+        """Return a collection of documents of one type (builtin types if none is given)."""
+        return Documents(self.operations, check_collection(collection), type)
 
     # --- awakeables ---------------------------------------------------------------------------------------------------
     async def resolve(

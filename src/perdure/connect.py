@@ -33,7 +33,7 @@ REPLICAS = (1, 3, 5)
 SHARDS_LIMIT = 64
 _NO_BACKUP = "a store in memory ends with its process; use sqlite:PATH to keep data"
 _BACKUP_OF_STREAMS = "back up its streams with the `nats` tool, see docs/how-to/run-on-jetstream.md"
-_EXPECTED = "use memory:, sqlite:PATH, nats://HOST:PORT or http(s)://HOST:PORT"
+_EXPECTED = "use memory:, sqlite:PATH or nats://HOST:PORT"
 
 
 def connect(
@@ -59,9 +59,9 @@ def connect(
 ) -> Client:
     """Return a client of the store that `url` names; it opens on first use, or on `async with`.
 
-    URLs: `memory:`, `sqlite:PATH`, `nats://HOST:PORT[,HOST:PORT...]` or `http(s)://HOST:PORT`. Default: the environment
-    variable `PERDURE_URL`, else `sqlite:perdure.db`. `payload_limit` is the largest encoded value, in bytes.
-    `read_only` opens an existing store without changing it, even a file that another process serves.
+    URLs: `memory:`, `sqlite:PATH` or `nats://HOST:PORT[,HOST:PORT...]`. Default: the environment variable
+    `PERDURE_URL`, else `sqlite:perdure.db`. `payload_limit` is the largest encoded value, in bytes. `read_only`
+    opens an existing store without changing it, even a file that another process serves.
 
     `timeout` (seconds or a timedelta) bounds how long opening the store, a start or a message waits for a store that is
     unavailable: `StoreUnavailable`. None: no bound, they wait until a server that was reached before is back.
@@ -187,7 +187,10 @@ def _store_of(
             path = rest.removeprefix("//")
             if not path or path == ":memory:":
                 raise BadUrl(f"{url!r}: name a file, as in sqlite:perdure.db; for a store in memory, use memory:")
-            path = os.path.abspath(os.path.expanduser(path))  # the store opens later, perhaps in another folder
+            try:  # absolute: the store opens later, perhaps in another folder
+                path = os.path.abspath(os.path.expanduser(path))
+            except FileNotFoundError as error:
+                raise BadUrl(f"{url!r}: the current folder was removed: name an absolute path") from error
             from perdure.stores.sqlite import SqliteStore, SqliteView  # noqa: PLC0415  only the store in use is imported
 
             if read_only:

@@ -31,6 +31,9 @@
     │   │   └── PayloadTooLarge           ... by the size of a value
     │   ├── BadId, BadUrl                 malformed text                     (also ValueErrors)
     │   ├── IdConflict                    this id was started with another workflow or input
+    │   ├── ValueRefused                  a JSON value that does not fit its schema   (also a ValueError)
+    │   ├── RevisionConflict              a document is at another revision than a write expects
+    │   ├── Fenced                        a document was written by a process that lost the invocation
     │   ├── UnknownInvocation             there is no invocation with this id
     │   ├── MessageRefused                resolved twice, rejected after resolve, wrong shape ...
     │   │   └── IllegalTransition         the status does not allow this verb
@@ -243,7 +246,7 @@ class BadId(PerdureError, ValueError):
 
 
 class BadUrl(PerdureError, ValueError):
-    """Not the URL of a store: memory:, sqlite:PATH, nats://HOST:PORT or http(s)://HOST:PORT."""
+    """Not the URL of a store: memory:, sqlite:PATH or nats://HOST:PORT."""
 
 
 class IdConflict(PerdureError):
@@ -252,6 +255,30 @@ class IdConflict(PerdureError):
     def __init__(self, text: str = "", *, invocation_id: str = "") -> None:
         super().__init__(text)
         self.invocation_id = invocation_id
+
+
+class RevisionConflict(PerdureError):
+    """A document is not at the revision that a write expects; `revision` is the one that it is at, 0 if there is none.
+
+    Nothing was written.
+    """
+
+    def __init__(self, text: str = "", *, key: str = "", revision: int = 0) -> None:
+        super().__init__(text)
+        self.key = key
+        self.revision = revision
+
+
+class Fenced(PerdureError):
+    """A document was written for an invocation or key by a process that has lost it. Nothing was written."""
+
+
+class ValueRefused(PerdureError, ValueError):
+    """A JSON value does not fit its schema. `errors` says where, as JSON pointers, and why."""
+
+    def __init__(self, text: str = "", *, errors: tuple[tuple[str, str], ...] = ()) -> None:
+        super().__init__(text)
+        self.errors = errors
 
 
 class UnknownInvocation(PerdureError):

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from perdure.cli.options import index_file
 from perdure.cli.tables import FIELD_LIMIT, VALUE_LIMIT, age_text, plain, shown
 from perdure.operations.describe import AwakeableInfo
 from tests.cli.command import perdure, started
@@ -263,3 +264,14 @@ def test_reader_that_stops_reading_ends_the_command_quietly(place: Path) -> None
         assert process.stderr is not None
         assert "Traceback" not in process.stderr.read()
     assert perdure("list", "--json", "--url", "sqlite:app.db", cwd=place).returncode == 0
+
+
+def test_index_is_kept_in_the_cache_of_the_user(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/ada")
+    assert index_file("sqlite:x.db") is None
+    monkeypatch.setenv("XDG_CACHE_HOME", "/var/cache/ada")
+    assert str(index_file("nats://n1")).startswith("/var/cache/ada/perdure/index-")
+    monkeypatch.setenv("XDG_CACHE_HOME", "relative")
+    assert str(index_file("nats://n1")).startswith("/home/ada/.cache/perdure/index-")
+    monkeypatch.setattr(os.path, "expanduser", str)  # returns the path as it is, as for a user without a home
+    assert index_file("nats://n1") is None

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import os
+import pty
 import re
 import signal
 import subprocess
+import sys
 from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
-from tests.cli.command import perdure, started
+from tests.cli.command import clean_environment, perdure, started
 
 pytestmark = pytest.mark.slow
 
@@ -181,6 +184,24 @@ def test_step_that_ends_within_its_grace_is_kept_and_the_same_command_goes_on(tm
     assert "waiting up to 10 s for steps in progress: fetch;" in err
     again = perdure(*command, cwd=tmp_path)
     assert (again.returncode, again.stdout, again.stderr) == (0, "fetched\n", "")  # the step does not begin again
+
+
+def test_step_in_progress_is_kept_when_the_terminal_is_closed(tmp_path: Path) -> None:
+    (tmp_path / "busy.py").write_text(APP)
+    command = ("run", "busy.py:fetches", "1", "--url", "sqlite:runs.db", "--id", "r-1")
+    pid, terminal = pty.fork()
+    if pid == 0:
+        os.chdir(tmp_path)
+        os.execve(sys.executable, [sys.executable, "-m", "perdure", *command], clean_environment())
+    printed = b""
+    while b"began" not in printed:
+        printed += os.read(terminal, 1000)
+    os.close(terminal)
+    os.kill(pid, signal.SIGHUP)  # its shell says so too
+    _, status = os.waitpid(pid, 0)
+    assert os.waitstatus_to_exitcode(status) == 128 + signal.SIGHUP
+    again = perdure(*command, cwd=tmp_path)
+    assert (again.returncode, again.stdout, again.stderr) == (0, "fetched\n", "")
 
 
 def test_many_steps_in_progress_are_counted(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -116,3 +117,29 @@ def test_streams_that_were_closed_are_open_for_what_it_starts(tmp_path: Path) ->
     done = shell("perdure run app.py --url sqlite:app.db <&- >&- 2>&-", tmp_path)
     assert done.returncode == 0
     assert (tmp_path / "seen").read_text() == str([os.stat(os.devnull).st_rdev] * 3)
+
+
+@pytest.mark.parametrize(
+    ("verb", "told"),
+    [
+        ("list", "'sqlite:perdure.db': the current folder was removed: name an absolute path"),
+        ("run app.py:hello x", "the current folder was removed: change to another one"),
+        ("worker app", "the current folder was removed: change to another one"),
+        ("backup copy.db --url sqlite:{place}/app.db", "copy.db: it, or its folder, does not exist"),
+    ],
+)
+def test_current_folder_that_was_removed_is_one_line(place: Path, tmp_path: Path, verb: str, told: str) -> None:
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    command = shlex.join([sys.executable, "-P", "-m", "perdure", *verb.format(place=place).split()])
+    ran = subprocess.run(
+        ["sh", "-c", f"rmdir {gone} && {command}"],
+        cwd=gone,
+        env=clean_environment(),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert ran.returncode in (1, 2)
+    assert told in ran.stderr
+    assert "Traceback" not in ran.stderr

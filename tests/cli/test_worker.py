@@ -24,7 +24,7 @@ def serving(*arguments: str, cwd: Path) -> Generator[tuple[subprocess.Popen[str]
         yield process, process.stdout.readline()
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 @pytest.mark.parametrize("url", ["memory:", "sqlite:runs.db"])
 def test_signal_ends_it_cleanly(folder: Path, url: str, number: signal.Signals) -> None:
     with serving("app.py:hello", "app.py:twice", "--url", url, "--max-concurrent", "7", cwd=folder) as (worker, line):

@@ -6,6 +6,7 @@ changes the same state and ends the same way. The body talks to `step`, which is
 
 from __future__ import annotations
 
+import asyncio
 import gc
 import sys
 from collections.abc import Callable, Coroutine, Iterable, Sequence
@@ -68,6 +69,11 @@ async def _step(turn: Turn, name: str, args: tuple[Any, ...]) -> Any:
 
 
 async def child(name: str, *args: Any) -> Any:
+    return await child_future(name, *args)
+
+
+def child_future(name: str, *args: Any) -> asyncio.Future[Any]:
+    """Issue a child that no task awaits, as `run_all` does: the body may end before it has answered."""
     turn = current_turn()
     assert turn is not None
 
@@ -75,7 +81,7 @@ async def child(name: str, *args: Any) -> Any:
         data = encode(args)
         return Start(id, name, data, turn.loop.now, turn.loop.now, 0, parent=parent, digest=digest(data))
 
-    return await turn.call_child(start, decoder(Any))
+    return turn.call_child(start, decoder(Any))
 
 
 def answer_of(pending: Pending) -> Any:

@@ -34,6 +34,7 @@ from hypothesis import strategies as st
 
 from perdure import errors
 from perdure.core import failures
+from perdure.core.causes import Causes
 from perdure.core.failures import Failure, FailureTranslator, failure_of, rebuild
 from perdure.core.types import decoder
 from perdure.core.values import encode
@@ -303,6 +304,104 @@ def test_an_exception_whose_traceback_cannot_be_formatted_is_recorded_even_so(mo
 
     monkeypatch.setattr(failures.tracebacks.TracebackException, "from_exception", refuse)
     assert failure_of(ValueError("x")).traceback == "ValueError: x\n"
+    assert "raise error\nValueError: y\n" in failure_of(raised(ValueError("y"))).traceback
+
+
+class Delegating(Exception):
+    """Looks its attributes up elsewhere, and does not find those that Python asks for."""
+
+    def __init__(self, data: dict[str, int]) -> None:
+        super().__init__("delegating")
+        self.data = data
+
+    def __getattr__(self, name: str) -> int:
+        return self.data[name]
+
+
+class WithoutArgs(Exception):
+    @property
+    def args(self) -> Any:  # pyright: ignore[reportIncompatibleVariableOverride]
+        raise ZeroDivisionError
+
+
+class WithoutDict(Exception):
+    @property
+    def __dict__(self) -> Any:  # pyright: ignore[reportIncompatibleVariableOverride]
+        raise ZeroDivisionError
+
+
+class Secretive(Exception):
+    def __getattribute__(self, name: str) -> Any:
+        if name in ("args", "__dict__", "__traceback__", "__cause__", "__notes__"):
+            raise RuntimeError(name)
+        return super().__getattribute__(name)
+
+
+class WithoutMembers(ExceptionGroup[Exception]):
+    @property
+    def exceptions(self) -> Any:
+        raise ZeroDivisionError
+
+
+@pytest.mark.parametrize(
+    "error", [Delegating({"a": 1}), WithoutArgs("a", 1), WithoutDict("a", 1), Secretive("a", 1)], ids=repr
+)
+def test_an_exception_whose_attributes_cannot_be_read_is_recorded_and_comes_back(error: Exception):
+    failure = wire(failure_of(raised(error)))
+    assert f"raise error\n{failure.type}" in failure.traceback
+    back = rebuild(failure)
+    assert type(back) is type(error)
+    assert str(back) == str(error)
+    assert wire(failure_of(back)) == failure
+
+
+def test_the_members_of_a_group_that_does_not_show_them_are_recorded():
+    back = rebuild(wire(failure_of(WithoutMembers("g", [ValueError(1)]))))
+    assert type(back) is WithoutMembers
+    assert [repr(each) for each in vars(BaseExceptionGroup)["exceptions"].__get__(back)] == ["ValueError(1)"]
+
+
+@pytest.mark.parametrize("error", [Secretive("a"), WithoutMembers("g", [ValueError(1)])], ids=["secretive", "group"])
+def test_the_cause_of_an_exception_that_does_not_show_it_is_found(error: Exception):
+    cause, causes = ValueError(2), Causes()
+    causes.add(cause, 7)
+    assert causes.of(raised(error, cause)) == [7]
+
+
+@pytest.mark.parametrize("notes", [None, 5, "a note"])
+def test_notes_that_are_no_list_are_shown(notes: Any):
+    error = ValueError("x")
+    error.__notes__ = notes
+    assert wire(failure_of(raised(error))).notes == ([] if notes is None else [repr(notes)])
+
+
+class Elusive(type):
+    def __getattribute__(cls, name: str) -> Any:
+        if name in ("__qualname__", "__module__"):
+            raise ZeroDivisionError
+        return super().__getattribute__(name)
+
+
+class OfElusiveClass(Exception, metaclass=Elusive):
+    pass
+
+
+def test_an_exception_whose_class_does_not_tell_its_name_is_recorded():
+    failure = wire(failure_of(raised(OfElusiveClass("text"))))
+    assert (failure.type, failure.message) == (f"{__name__}.OfElusiveClass", "text")
+    assert type(rebuild(failure)) is OfElusiveClass
+
+
+def test_an_exception_that_cannot_be_examined_at_all_is_recorded_by_its_text(monkeypatch: pytest.MonkeyPatch):
+    def refuse(*_: object) -> None:
+        raise ZeroDivisionError("odd")
+
+    monkeypatch.setattr(failures, "_slots", refuse)
+    failure = wire(failure_of(raised(Declined(Code.LIMIT, at=AT, price=Decimal(1)))))
+    assert failure.type == f"{__name__}.Declined"
+    assert "raise error" in failure.traceback
+    assert failure.traceback.endswith("(its attributes cannot be read: odd)\n")
+    assert isinstance(rebuild(failure), RemoteError)
 
 
 def test_an_exception_that_cannot_be_shown_once_rebuilt_is_a_remote_error():

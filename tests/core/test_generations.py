@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from typing import Any
 
 import msgspec
@@ -11,8 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from perdure.authoring.context import Context
+from perdure.core.effects import effects_of
 from perdure.core.failures import failure_of
 from perdure.core.generations import current, replayable
+from perdure.core.history import History
 from perdure.core.journal import (
     Accepted,
     Attempted,
@@ -36,7 +39,7 @@ from perdure.core.turn import current_turn
 from perdure.core.types import decoder
 from perdure.core.values import encode
 from perdure.errors import AwakeableRejected, ChildCancelled
-from tests.core.driver import START, Body, Driver, by_ranks, child, comparable, last, step
+from tests.core.driver import START, Body, Driver, by_ranks, child, child_future, comparable, last, step
 
 BAD = ValueError("bad")
 
@@ -357,9 +360,11 @@ def test_an_end_asked_for_before_the_failure_stays():
     driver.check_replay()
 
 
-def test_what_failed_when_it_was_asked_to_end_is_not_issued_again_and_ends_as_asked():
+@pytest.mark.parametrize("make", [step, child])
+def test_what_failed_when_it_was_asked_to_end_is_not_issued_again_and_ends_as_asked(make: Callable[[str], Any]):
     async def body(ctx: Context) -> Any:
-        doomed = asyncio.ensure_future(step("doomed"))
+        doomed = asyncio.ensure_future(make("doomed"))
+        await asyncio.sleep(0)
         await step("a")
         doomed.cancel()
         try:
@@ -368,8 +373,8 @@ def test_what_failed_when_it_was_asked_to_end_is_not_issued_again_and_ends_as_as
             return "ended"
 
     driver = Driver(body)
-    driver.returns(0 if driver.names[0] == "a" else 1, "a")
-    driver.raises(failed_cause(driver, "doomed"), BAD)
+    driver.returns(1, "a")
+    driver.raises(0, BAD)
     failed(driver)
     assert [type(entry) for entry in driver.retries()] == [Retried, Interrupted]
     driver.finish()
@@ -433,6 +438,58 @@ def test_a_child_that_the_failure_cancelled_is_started_anew(interrupted: bool):
     assert retried(driver.retries()).again == [0, 1]
     driver.finish()
     assert driver.value == ["other", "bad"]
+    driver.check_replay()
+
+
+async def first_of_group(ctx: Context) -> Any:
+    """Wait for the second of three children, ask the others to end, and end as the first does."""
+    fails, quick, slow = (child_future(name) for name in ("fails", "quick", "slow"))
+    await asyncio.wait([quick])
+    fails.cancel()
+    slow.cancel()
+    await asyncio.wait([fails])
+    await step("report")
+    return "ended" if fails.cancelled() else fails.result()
+
+
+@pytest.mark.parametrize("has_failed", [True, False])
+def test_a_child_that_was_asked_to_end_after_the_cut_is_started_anew_and_ends_if_the_body_asks_again(has_failed: bool):
+    """It failed in its cleanup, or its outcome found no parent any more: nothing brings that outcome again."""
+    driver = Driver(first_of_group)
+    driver.raises(0, BAD)
+    driver.returns(1, "quick")
+    assert driver.turn.pending[2].cancel_requested
+    if has_failed:
+        driver.raises(2, ValueError("in its cleanup"))
+    driver.returns(3, "report")
+    assert failed(driver).cause == 0
+    entries = driver.retries()
+    assert [type(entry) for entry in entries] == [Retried, Returned]
+    assert retried(entries).again == [0, 2]
+    frame = driver.frames[-1]
+    assert frame.cancels == [0, 2]
+    told = effects_of(START, frame, History.of(driver.frames)).messages
+    assert [message.to for message in told] == [each.id for each in driver.started[3:]]
+    driver.finish()
+    assert driver.value == "ended"
+    driver.check_replay()
+
+
+def test_a_child_that_was_asked_to_end_before_the_cut_and_has_not_answered_ends_as_asked():
+    driver = Driver(first_of_group)
+    driver.returns(1, "quick")
+    driver.raises(0, ValueError("in its cleanup"))
+    driver.returns(3, "report")
+    assert failed(driver).cause == 0
+    assert 2 in driver.turn.pending
+    entries = driver.retries()
+    assert [(type(entry), getattr(entry, "n", None)) for entry in entries] == [
+        (Retried, None),
+        (Interrupted, 0),
+        (Interrupted, 2),
+    ]
+    driver.finish()
+    assert driver.value == "ended"
     driver.check_replay()
 
 
@@ -591,6 +648,96 @@ def test_repaired_code_goes_on_with_siblings_that_its_failure_had_cancelled():
     turn = driver.fresh()
     turn.replay(driver.frames)
     assert turn.divergence is None
+
+
+@pytest.mark.parametrize("make", [step, child])
+@pytest.mark.parametrize("fails", [True, False])
+@pytest.mark.parametrize("batch", [1, 2, 3])
+def test_repaired_code_goes_on_with_a_sibling_that_its_failure_cancelled_and_that_did_not_end_as_asked(
+    make: Callable[[str], Any], fails: bool, batch: int
+):
+    code = Code()
+
+    async def body(ctx: Context) -> Any:
+        async def checks() -> Any:
+            one = await step("one")
+            if not code.good:
+                raise Refusal("bug")
+            return one
+
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(checks()), group.create_task(make("two")), group.create_task(make("three"))]
+        return [task.result() for task in tasks]
+
+    driver = Driver(body, batch=batch)
+    driver.commit()
+    driver.returns(0, "one")
+    driver.interrupts(2)
+    if fails:
+        driver.raises(1, BAD)
+    else:
+        driver.returns(1, "two")
+    driver.commit()
+    assert failed(driver).cause == (1 if fails else None)
+    entries = driver.retries()
+    assert [type(entry) for entry in entries] == [Retried, Interrupted, Interrupted if fails else Returned]
+    failed(driver)
+    driver.check_replay()
+    code.good = True
+    driver.retries()
+    driver.finish()
+    assert driver.value == ["one", "two", "three"]
+    turn = driver.fresh()
+    turn.replay(driver.frames)
+    assert turn.divergence is None
+    driver.check_ids()
+
+
+def test_a_result_that_came_after_its_cancellation_is_kept_by_repaired_code():
+    code = Code()
+
+    async def body(ctx: Context) -> Any:
+        two = asyncio.create_task(step("two"))
+        one = await step("one")
+        if not code.good:
+            two.cancel()
+            await asyncio.wait([two])
+            raise Refusal("bug")
+        return [one, await two]
+
+    driver = Driver(body)
+    one = driver.names.index("one")
+    driver.returns(one, "one")
+    driver.returns(1 - one, "two")
+    failed(driver)
+    code.good = True
+    entries = driver.retries()
+    assert [type(entry) for entry in entries] == [Retried, Returned]
+    assert retried(entries).again == []
+    assert driver.value == ["one", "two"]
+    turn = driver.fresh()
+    turn.replay(driver.frames)
+    assert turn.divergence is None
+
+
+def test_what_a_body_did_after_the_end_that_it_had_asked_for_is_kept():
+    async def body(ctx: Context) -> Any:
+        two = asyncio.create_task(step("two"))
+        await step("one")
+        two.cancel()
+        await asyncio.wait([two])
+        sends()
+        raise Refusal("bug")
+
+    driver = Driver(body)
+    one = driver.names.index("one")
+    driver.returns(one, "one")
+    driver.returns(1 - one, "two")
+    failed(driver)
+    driver.retries()
+    failed(driver)
+    assert len(driver.started) == 1
+    driver.check_replay()
 
 
 def test_a_body_that_raised_before_any_fact_is_run_again_with_the_step_it_had_cancelled():

@@ -13,8 +13,8 @@ import attrs
 import msgspec
 import pydantic
 import pytest
+from typing_extensions import TypeAliasType
 
-from perdure.core import types
 from perdure.core.recording import encode_as
 from perdure.core.signature import Signature
 from perdure.core.types import decoder, validator
@@ -594,10 +594,11 @@ def test_hooked_items_of_sets_come_back_as_what_they_were():
     assert back(holder, HoldsEither) == holder
 
 
-def test_hooked_class_under_a_named_alias_comes_back(monkeypatch: pytest.MonkeyPatch):
-    class Alias:
-        def __init__(self, value: object) -> None:
-            self.__value__ = value
+alias: Any = TypeAliasType
+Counted = alias("Counted", Counts)
+CountedTree = alias("CountedTree", "Counts | list[CountedTree]")
 
-    monkeypatch.setattr(types, "_NAMED_ALIAS", Alias)
-    assert back(Counts(1), Alias(Counts)) == Counts(1)
+
+def test_hooked_class_under_a_named_alias_comes_back():
+    assert back(Counts(1), Counted) == Counts(1)
+    assert back([Counts(1), [Counts(2)]], CountedTree) == [Counts(1), [Counts(2)]]

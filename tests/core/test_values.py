@@ -13,7 +13,7 @@ from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, timedelta, timezone
 from decimal import Decimal
-from typing import Annotated, Any, Generic, Literal, NamedTuple, Never, NoReturn, TypedDict, TypeVar
+from typing import Annotated, Any, Generic, Literal, NamedTuple, Never, NoReturn, TypedDict, TypeVar, Union
 from uuid import UUID
 
 import attrs
@@ -24,11 +24,11 @@ from google.protobuf.struct_pb2 import Struct as ProtobufStruct
 from google.protobuf.wrappers_pb2 import StringValue
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from typing_extensions import TypeAliasType
 
-from perdure.core import types as module
 from perdure.core.recording import encode_as
 from perdure.core.types import decoder, validator
-from perdure.core.values import PATH_LIMIT, agrees, digest, encode, encode_for_digest, map_header, type_name
+from perdure.core.values import PATH_LIMIT, agrees, digest, encode, encode_for_digest, is_alike, map_header, type_name
 from perdure.errors import AnnotationUnresolved, Undecodable, Unencodable
 
 T = TypeVar("T")
@@ -297,6 +297,26 @@ def test_protobuf_maps_are_written_in_one_order():
     assert decoder(ProtobufStruct)(encode(one)) == one
 
 
+class Incomparable(msgspec.Struct, eq=False):
+    n: int
+
+    def __eq__(self, other: object) -> bool:
+        raise TypeError("cannot be compared")
+
+
+@pytest.mark.parametrize(
+    ("value", "other", "same"),
+    [
+        (Decimal("sNaN"), Decimal("sNaN"), True),
+        ([Decimal("sNaN")], [Decimal(1)], False),
+        (Incomparable(1), Incomparable(1), True),
+        (Incomparable(1), Incomparable(2), False),
+    ],
+)
+def test_values_that_cannot_be_compared_are_alike_if_they_are_recorded_alike(value: Any, other: Any, same: bool):
+    assert is_alike(value, other) is same
+
+
 def test_nan_survives():
     assert str(decoder(float)(encode_as(float("nan"), float, "it"))) == "nan"
 
@@ -479,12 +499,59 @@ def test_an_annotation_that_nothing_decodes_is_named(annotation: Any, reason: st
         encode_as(1, annotation, "the result of step 'greet'")
 
 
-def test_a_named_alias_is_what_it_names(monkeypatch: pytest.MonkeyPatch):
-    class Alias:  # what `type X = ...` makes from Python 3.12 on
-        __value__ = list[object]
+alias: Any = TypeAliasType
+V = TypeVar("V")
+Ids = alias("Ids", list[int])
+Pairs = alias("Pairs", "tuple[V, list[V]]", type_params=(V,))
+Json = alias("Json", "bool | int | float | str | list[Json] | dict[str, Json] | None")
+Tree = alias("Tree", "dict[str, V | Tree[V]]", type_params=(V,))
+Left = alias("Left", "tuple[int, Right | None]")
+Right = alias("Right", "tuple[Left, ...]")
 
-    monkeypatch.setattr(module, "_NAMED_ALIAS", Alias)
-    assert decoder(Alias())(encode([1])) == [1]
+
+@pytest.mark.parametrize(
+    ("value", "annotation"),
+    [
+        ([1], Ids),
+        ([[1], [2]], list[Ids]),
+        ((1, [2]), Pairs[int]),
+        ({"a": [1, None, {"b": 2.5}], "c": True}, Json),
+        (None, Json),
+        ([[[["deep"]]]], Json),
+        ({"x": {"a": []}}, dict[str, Json]),
+        ({"a": 1, "b": {"c": 2}}, Tree[int]),
+        ({"a": Card("1"), "b": {"c": Card("2")}}, Tree[Card]),
+        ((1, ((2, None), (3, ((4, None),)))), Left),
+        ({"a": [1, None]}, pydantic.JsonValue),
+        ([{"a": 1}, "b"], list[pydantic.JsonValue]),
+    ],
+)
+def test_a_named_alias_is_what_it_names_also_if_that_holds_it(value: object, annotation: Any):
+    assert decoder(annotation)(encode_as(value, annotation, "it")) == value
+    assert validator(annotation)(encode(value)) == value
+
+
+@pytest.mark.parametrize(
+    ("value", "annotation", "reason"),
+    [
+        (["a"], Ids, "Expected `int`, got `str`"),
+        ({"a": [1, b"no"]}, Json, "Expected"),
+        ({"a": {"b": "c"}}, Tree[int], "Expected"),
+        ((1, ((2, 3),)), Left, "Expected"),
+    ],
+)
+def test_a_value_that_does_not_fit_what_an_alias_names_is_refused(value: object, annotation: Any, reason: str):
+    with pytest.raises(Unencodable, match="its annotation says") as caught:
+        encode_as(value, annotation, "the result of step 'greet'")
+    assert reason in str(caught.value)
+
+
+ByName: Any = Union[int, list["ByName"]]  # noqa: UP007
+
+
+def test_a_type_that_holds_itself_without_a_named_alias_is_refused_with_what_to_write():
+    with pytest.raises(AnnotationUnresolved, match=r"it holds itself.*TypeAliasType.*Any"):
+        decoder(ByName)
 
 
 def test_decoders_are_kept_ready():

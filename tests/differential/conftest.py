@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import logging
 import os
+import random
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 
@@ -25,14 +26,10 @@ def _quiet(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.CRITICAL, "perdure")
 
 
-SEED = 2
-"""The suite runs the same sequences each time: fresh ones still find what is not decided (docs/decisions.md, 68)."""
-
-
 @pytest.fixture
 def seed() -> int:
-    """The first seed: `PERDURE_SEED=$RANDOM pytest` runs fresh sequences."""
-    return int(os.environ.get("PERDURE_SEED") or SEED)
+    """The first seed, another one in each run: a failure prints the command that repeats it."""
+    return int(os.environ.get("PERDURE_SEED") or random.randrange(2**32))
 
 
 @pytest.fixture

@@ -46,9 +46,10 @@ class Profile(Struct, frozen=True):
     """What the stores that are compared can be asked for.
 
     `waits`: something may be due in the middle of a sequence. `later`: time may jump. `counted`: room for starts is
-    scarce, so that their order matters. `batches`: several starts may be submitted in one call. `ages`: a purge may be
-    limited to some, the oldest: stores differ in whether the refusal of a late message makes its invocation younger.
-    `again`: what was delivered may have to come again, in an order that a server does not promise.
+    scarce, so that their order matters. `batches`: several starts may be made by one call or frame: those that have no
+    key may then go out on a server in any order. `ages`: a purge may be limited to some, the oldest: stores differ in
+    whether the refusal of a late message makes its invocation younger. `again`: what was delivered may have to come
+    again, in an order that a server does not promise.
     """
 
     length: int = LENGTH
@@ -158,6 +159,8 @@ class Draw:
             choices: list[str] = ["step", "step", "awakeable", "new"]
             for _ in range(rng.choice((1, 1, 2))):
                 what = rng.choice(choices)
+                if what == "new" and not self._profile.batches:
+                    choices.remove(what)
                 more.append(self._new() if what == "new" else "step" if what == "step" else "awakeable")
         wake: Literal["past", "soon", "far"] | None = None
         if move == "suspend" and rng.random() < 0.6:

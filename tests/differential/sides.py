@@ -101,13 +101,15 @@ class Side:
         """Return what is in hand of all that must be. `begun` are the messages with which each journal has dealt.
 
         A wake is a hint: one that comes beside something else says nothing more. A message with which the journal has
-        dealt says what a wake says. A message that waits for its start may
-        come to a worker that has the invocation already, by a wake.
+        dealt says what a wake says, and so does a start of what has begun: on a server it may be what brings a claim. A
+        message that waits for its start may come to a worker that has the invocation already, by a wake.
         """
         compared: dict[str, set[str]] = {}
         for id, deliveries in self.in_hand.items():
             known = begun.get(id, ())
             names = {name_of(each) for each in deliveries if not _is_of(each, known)}
+            if id in begun and "start" in names:
+                names = names - {"start"} | {"wake"}
             if any(_is_of(each, known) for each in deliveries):
                 names.add("wake")
             if "start" not in names and id not in begun:

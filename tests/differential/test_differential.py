@@ -17,6 +17,7 @@ from perdure.core.journal import Message
 from perdure.stores.memory import MemoryStore
 from tests.differential.generate import Draw, Profile
 from tests.differential.operations import (
+    Acknowledge,
     Close,
     Commit,
     Count,
@@ -98,6 +99,23 @@ FOUND: dict[str, list[Operation]] = {
         Submit((New("b5"),)),
         Commit("b5", "step", more=(New("b7", key="k"),), state=(("x", 0),)),
         Commit("b7", "begin"),
+    ],
+    "a wake that was acknowledged, and another worker": [
+        Open("h"),
+        Submit((New("b0"),)),
+        Commit("b0", "begin"),
+        Commit("b0", "suspend", wake="past"),
+        Acknowledge("b0"),
+        Close("h"),
+        Open("h"),
+    ],
+    "a failed invocation that has its key again": [
+        Open("h"),
+        Submit((New("b0", key="l"),)),
+        Commit("b0", "fail"),
+        Post("m0", "b0", "resolve"),
+        Commit("b0", "enlist"),
+        Read("outcome", "b0"),
     ],
     "what is due while no worker is there": [
         Submit((New("b0", due="soon"), New("b1", key="k", due="soon"))),

@@ -8,7 +8,6 @@ How a page says what is to be done with a block:
 * A block whose first line is `# NAME.EXT` is a file of that name, for the blocks that follow.
 * ```` ```console ```` holds commands (`$ ...`) with their output, in which `...` stands for anything.
 * `<!-- fragment -->` on the line above keeps a block from running: it must compile, and import only what exists.
-* The warnings about failed attempts of steps may be left out of an output.
 * Anything else (```` ```sh ````, ```` ```toml ````) is to be read.
 
 The blocks of a page share a folder, which is new.
@@ -50,9 +49,6 @@ COMMAND_SECONDS = 60
 COMMENT = "<!-- fragment -->"
 BLOCK = re.compile(r"^(?P<mark>[^\n]*)\n```(?P<language>\w+)\n(?P<text>.*?)^```$", re.MULTILINE | re.DOTALL)
 CELL = re.compile(r"# In \[\d+\]\n")
-ATTEMPT = re.compile(
-    r"^(?:\S+ \S+ WARNING perdure\.worker: )?invocation \S+ \(.*\): attempt \d+.* failed: .*\n", re.MULTILINE
-)
 FILE = re.compile(r"# ([\w./-]+\.\w+)\n")
 
 
@@ -115,8 +111,7 @@ def run(command: list[str], folder: Path) -> tuple[int, str]:
 def matches(expected: str, printed: str) -> bool:
     """Compare output, where `...` stands for anything."""
     pattern = ".*".join(re.escape(part) for part in expected.split("..."))
-    without = ATTEMPT.sub("", printed)
-    return any(re.fullmatch(pattern, each.rstrip() + "\n", re.DOTALL) for each in (printed, without))
+    return re.fullmatch(pattern, printed.rstrip() + "\n", re.DOTALL) is not None
 
 
 def check_fragment(block: Block, where: str) -> None:
@@ -160,7 +155,7 @@ def test_programs_of_a_page_run_and_print_what_it_shows(page: Path, tmp_path: Pa
             if following and following[0].language == "text" and following[0].follows:
                 assert matches(following[0].text, printed), f"{where}:\n{printed}"
             else:
-                assert not ATTEMPT.sub("", printed), f"{where} prints something that the page does not show:\n{printed}"
+                assert not printed, f"{where} prints something that the page does not show:\n{printed}"
 
 
 NOTEBOOK = """

@@ -6,12 +6,15 @@ import asyncio
 from collections.abc import Sequence
 from typing import Any
 
+import pytest
+
 from examples.services.nats_server import Server
 from perdure import Client, Context, workflow
 from perdure.connect import client_from
 from perdure.stores.jetstream import JetStreamStore
 from perdure.stores.jetstream.keys.keys import Keys
 from perdure.stores.jetstream.queue.deliveries import Deliveries
+from perdure.stores.jetstream.watching import Watching
 from perdure.stores.port import Transition
 
 
@@ -97,3 +100,37 @@ async def test_note_that_comes_while_a_key_is_looked_at_has_it_looked_at_again(n
         await keys.ask_to_look("k")
         await looked.wait()
         assert await asyncio.wait_for(client.run(counts.using(key="k")), 30) == 1
+
+
+@workflow
+async def asks(ctx: Context) -> str:
+    return await ctx.awakeable(str)
+
+
+async def test_outcome_answer_and_end_of_a_watch_come_though_every_push_is_lost(
+    nats: Server, namespace: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def lose(*_: object) -> None:
+        pass
+
+    for name in ("_was_settled", "_answer_came", "_changed"):
+        monkeypatch.setattr(Watching, name, lose)
+
+    def client_on() -> Client:
+        return client_from(lambda: JetStreamStore([nats.url], namespace=namespace, shards=1))
+
+    async with client_on() as client, client.worker(asks), client_on() as elsewhere:
+        handle = await elsewhere.start(asks)
+        waiting = asyncio.ensure_future(elsewhere.handle(handle.id, asks).result())
+
+        async def watch() -> list[str]:
+            return [each.status async for each in handle.watch()]
+
+        watching = asyncio.ensure_future(watch())
+        async with asyncio.timeout(30):
+            while (await handle.describe()).status != "suspended":
+                await asyncio.sleep(0.01)
+            [opened] = (await handle.describe()).awakeables
+            await elsewhere.resolve(opened.id, "there")
+            assert await waiting == "there"
+            assert (await watching)[-1] == "completed"

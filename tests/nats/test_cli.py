@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -51,6 +52,9 @@ def test_warning_about_lost_writes_ends_when_it_is_noted_that_all_is_synced(node
     first = perdure("run", "app.py:hello", "World", *url, cwd=tmp_path)
     assert (first.returncode, first.stdout) == (0, "Hello, World!\n")
     assert "keeps one copy of everything. Unless it runs with `sync_interval: always`" in first.stderr
+    look = perdure("stats", *url, cwd=tmp_path, XDG_CACHE_HOME=str(tmp_path / "cache"))  # it writes nothing
+    assert (look.returncode, look.stderr) == (0, "")
+    assert stat.S_IMODE((tmp_path / "cache/perdure").stat().st_mode) == 0o700
     assert perdure("nats", "init", "--synced", *url, cwd=tmp_path).returncode == 0
     second = perdure("run", "app.py:hello", "World", *url, cwd=tmp_path)
     assert (second.returncode, second.stdout, second.stderr) == (0, "Hello, World!\n", "")

@@ -293,6 +293,62 @@ async def test_step_that_exits_is_told_to_the_caller_with_its_name() -> None:
         assert await asyncio.wait_for(client.run(good, "on"), SOON) == "ON"
 
 
+class False_(Exception):
+    """An exception with a length, as one has that holds many errors: without any, it is false."""
+
+    def __len__(self) -> int:
+        return 0
+
+
+class Undecided(Exception):
+    def __bool__(self) -> bool:
+        raise RuntimeError("neither")
+
+
+class Delegating(Exception):
+    def __getattr__(self, name: str) -> Any:
+        return {"status": 404}[name]
+
+
+@pytest.mark.parametrize("where", ["step", "body", "callback", "task"])
+@pytest.mark.parametrize("kind", [False_, Undecided, Delegating])
+async def test_an_exception_with_odd_methods_is_one_of_its_place_and_logged(
+    kind: type[Exception], where: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    def raises() -> None:
+        raise kind("odd")
+
+    async def raises_in_task() -> None:
+        raises()
+
+    failing = step(retry=Retry(max_attempts=1))(raises)
+
+    @workflow(name="meets")
+    async def meets() -> str:
+        if where == "step":
+            await failing()
+        elif where == "body":
+            raises()
+        elif where == "callback":
+            asyncio.get_running_loop().call_soon(raises)
+        else:
+            asyncio.get_running_loop().create_task(raises_in_task())
+        await asyncio.sleep(0.001)
+        gc.collect()
+        return "went on"
+
+    async with connect("memory:") as client, client.worker(good, meets, max_concurrent=1):
+        handle = await client.start(meets)
+        if where in ("step", "body"):
+            with pytest.raises(kind, match="odd"):
+                await asyncio.wait_for(handle.result(), SOON)
+        else:
+            assert await asyncio.wait_for(handle.result(), SOON) == "went on"
+            *_, record = (each for each in caplog.records if handle.id in each.getMessage())
+            assert "raise kind" in (record.exc_text or record.getMessage())
+        assert await asyncio.wait_for(client.run(good, "on"), SOON) == "ON"
+
+
 # --- policies ---------------------------------------------------------------------------------------------------------
 class Custom(Retry):
     answer: Any = None

@@ -58,6 +58,10 @@ async def test_step_started_when_its_first_attempt_began(kind: str, tmp_path: Pa
         assert each.took is not None
         assert described.created_at is not None
         assert described.created_at <= each.started_at <= each.ended_at
+        assert described.started_at is not None
+        assert described.ended_at is not None
+        assert described.started_at <= each.started_at
+        assert each.ended_at <= described.ended_at
     assert first.took is not None
     assert first.took >= TOOK * 0.9
     assert first.ended_at is not None

@@ -6,6 +6,7 @@ import asyncio
 import logging
 import random
 from collections.abc import Callable, Sequence
+from contextvars import Context
 from pathlib import Path
 from typing import Any, ClassVar, cast
 
@@ -108,8 +109,8 @@ class CountedWorker(Worker):
         turn.__class__ = CountedTurn
         return turn
 
-    def begin_attempt(self, work: Work, info: StepInfo, runner: Runner, /) -> Attempt:
-        attempt = super().begin_attempt(work, info, runner)
+    def begin_attempt(self, work: Work, info: StepInfo, runner: Runner, variables: Context | None, /) -> Attempt:
+        attempt = super().begin_attempt(work, info, runner, variables)
         self._steps_now += 1
         self.counts.began += 1
         self.counts.peak = max(self.counts.peak, self._steps_now)

@@ -12,14 +12,16 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from perdure.runtime.slots import Slots
+from perdure.testing.simulation import __main__ as command
 from perdure.testing.simulation import plan_of, run
-from perdure.testing.simulation.__main__ import explain, main
+from perdure.testing.simulation.__main__ import CHUNK, explain, main, run_seeds
 from perdure.testing.simulation.plan import decode
 
 SEEDS = int(os.environ.get("PERDURE_SEEDS") or 300)
@@ -153,6 +155,7 @@ def test_command_runs_one_seed_or_many(capsys: pytest.CaptureFixture[str]) -> No
         (["--seeds", "0"], "--seeds 0: give at least 1"),
         (["--seed", "x"], "invalid int value"),
         (["--plan", "/nowhere"], "/nowhere"),
+        (["--plan", "/nowhere", "--seed", "1"], "give --plan alone"),
     ],
 )
 def test_command_says_what_is_wrong_with_its_options(
@@ -161,3 +164,16 @@ def test_command_says_what_is_wrong_with_its_options(
     with pytest.raises(SystemExit):
         main(arguments)
     assert told in capsys.readouterr().err
+
+
+def test_no_more_processes_start_than_there_is_work_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    started: list[int] = []
+
+    class Pool(ThreadPoolExecutor):
+        def __init__(self, count: int) -> None:
+            started.append(count)
+            super().__init__(1)
+
+    monkeypatch.setattr(command, "ProcessPoolExecutor", Pool)
+    assert sum(each.events for each in run_seeds(0, CHUNK + 1, jobs=1_000_000)) > 0
+    assert started == [2]

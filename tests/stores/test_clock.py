@@ -11,7 +11,9 @@ from typing import Any
 import pytest
 
 from perdure import connect, workflow
+from perdure.operations.local import store_behind
 from perdure.stores.clock import ADOPT_SECONDS, SystemClock
+from perdure.stores.port import Filter
 
 HOUR = 3600.0
 
@@ -158,3 +160,20 @@ async def test_sleep_takes_its_time_while_the_clock_jumps(
         after = await client.start(sleeps, 0.1)
         await asyncio.wait_for(asyncio.gather(before.result(), after.result()), 30)
         assert time.monotonic() - began >= 0.5, "none is early"
+
+
+@pytest.mark.parametrize("kind", ["memory", "sqlite"])
+@pytest.mark.parametrize("jump", [-1e8, 1e8])
+async def test_retention_goes_by_the_clock_of_the_store(
+    kind: str, jump: float, offset: Callable[[float], None], tmp_path: Path
+) -> None:
+    url = "memory:" if kind == "memory" else f"sqlite:{tmp_path / 'db'}"
+    async with connect(url, retention=None) as client, client.worker(sleeps):
+        store = await store_behind(client.operations)
+        offset(jump)
+        began = store.clock.now()
+        await client.run(sleeps, 0)
+        assert await store.purge(began - HOUR, limit=10) == 0, "it ended just now"
+        (row,) = await store.search(Filter())
+        assert began <= row.updated_at <= store.clock.now()
+        assert await store.purge(store.clock.now(), limit=10) == 1

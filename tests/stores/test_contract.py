@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
+import random
 import tempfile
 from collections.abc import Iterator
 
@@ -27,6 +29,39 @@ class EmbeddedContract(StoreContract):
             assert await first.starts(3) == ["s0", "s1", "s2"]
             first.subscription.close()
             assert await self.inbox(room=4).starts(4) == ["s0", "s1", "s2", "s3"]
+
+    async def test_starts_that_are_due_together_come_in_the_order_accepted(self) -> None:
+        async with self.opened() as store:
+            due = store.clock.now() + 0.2
+            await store.submit([self.start(id, due=due) for id in "cab"])
+            await store.submit([self.start(id, due=due) for id in "fde"])
+            assert await self.inbox(room=6).starts(6) == [*"cabfde"]
+
+    async def test_starts_that_fell_due_together_meanwhile_come_in_the_order_accepted(self) -> None:
+        async with self.opened() as store:
+            due = store.clock.now() + 0.2
+            await store.submit([self.start(id, due=due) for id in "cab"])
+            store = await self.reopened()
+            await store.submit([self.start(id, due=due) for id in "fde"])
+            await asyncio.sleep(max(0.0, due - store.clock.now()))
+            await self.reopened()
+            assert await self.inbox(room=6).starts(6) == [*"cabfde"]
+
+    async def test_starts_of_a_key_that_are_due_together_get_it_in_the_order_accepted(self) -> None:
+        async with self.opened() as store:
+            due = store.clock.now() + 0.2
+            await store.submit([self.start(id, due=due, key="k") for id in "cab"])
+            inbox = self.inbox(room=3)
+            for id in "cab":
+                start, revision = await self.granted(inbox, id)
+                await self.settled(start, revision)
+
+    async def test_more_starts_than_are_queued_at_once_that_are_due_together_come_in_the_order_accepted(self) -> None:
+        async with self.opened() as store:
+            due = store.clock.now() + 1.0
+            ids = [f"s{n}" for n in random.Random(1).sample(range(2_500), 2_500)]
+            await store.submit([self.start(id, due=due) for id in ids])
+            assert await self.inbox(room=len(ids)).starts(len(ids)) == ids
 
 
 class TestMemoryStore(EmbeddedContract):

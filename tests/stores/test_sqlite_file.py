@@ -50,6 +50,7 @@ from perdure.errors import (
 from perdure.stores.port import Filter, Transition, committed
 from perdure.stores.sql.index import LIVELY, SETTLED, query_of
 from perdure.stores.sqlite import SqliteStore, SqliteView
+from perdure.stores.sqlite.deliveries import DUE_STARTS
 
 ROOT = Path(__file__).resolve().parents[2]
 FLIPS = 200
@@ -774,6 +775,7 @@ async def test_the_index_is_read_through_indexes(tmp_path: Path):
             (query_of(Filter(status="pending"), "id"), "INDEX"),
             (("SELECT handler, count(*) FROM invocation GROUP BY handler", []), "COVERING INDEX invocation_by_time"),
             ((f"SELECT status, count(*) FROM invocation WHERE {LIVELY} GROUP BY status", []), "by_status"),
+            ((DUE_STARTS, [1.0, 10]), "invocation_due"),
             ((f"SELECT id FROM invocation WHERE {SETTLED} AND updated_at <= 5 ORDER BY updated_at", []), "settled"),
         ):
             plan = " ".join(row[3] for row in db.execute(f"EXPLAIN QUERY PLAN {query}", values))

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import lzma
 import sqlite3
 from contextlib import closing
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 
@@ -15,7 +17,7 @@ from perdure.core.values import encode
 from perdure.errors import StoreError, StoreTooNew
 from perdure.stores.clock import VirtualClock
 from perdure.stores.port import Filter
-from perdure.stores.sqlite.schema import SCHEMA_VERSION, meta_checksum
+from perdure.stores.sqlite.schema import SCHEMA_VERSION, meta_checksum, state_checksum
 from tests.stores.test_sqlite_file import looked_at, opened, refusal_of, start
 
 SECOND = Path(__file__).resolve().parents[1] / "old" / "2026-11-28" / "sqlite.db.xz"
@@ -110,6 +112,38 @@ async def test_a_file_of_the_first_schema_is_brought_forward_and_loses_nothing(t
         assert (await store.key("k")).holder == "i0"
         await store.aclose()
     assert read(path, LAYOUT) == expected
+
+
+async def test_a_file_without_the_order_of_what_is_scheduled_gets_the_index_and_its_starts_come_first(
+    tmp_path: Path,
+) -> None:
+    """Earlier releases stored no sequence for what is scheduled, and did not have the index."""
+    path = tmp_path / "store.db"
+    clock = VirtualClock()
+    with mock.patch("perdure.stores.sqlite.reader.SystemClock", return_value=clock):
+        due = clock.now() + 100.0
+        store = await opened(path)
+        await store.submit([Start(id, "work", encode({}), 1.0, due, 3) for id in ("x", "y")])
+        await store.aclose()
+        expected = read(path, LAYOUT)
+        with closing(sqlite3.connect(path)) as db:
+            found = db.execute("SELECT id, status, updated_at, wake, revision FROM invocation").fetchall()
+            for id, status, at, wake, revision in found:
+                values = (state_checksum(id, status, None, at, wake, revision), id)
+                db.execute("UPDATE invocation SET sequence = NULL, state_checksum = ? WHERE id = ?", values)
+            db.execute("DROP INDEX invocation_due")
+            db.execute("CREATE INDEX invocation_scheduled ON invocation (due) WHERE status = 'scheduled'")
+            db.commit()
+        store = await opened(path)
+        assert read(path, LAYOUT) == expected
+        await store.submit([Start(id, "work", encode({}), 1.0, due, 3) for id in ("b", "a")])
+        came: list[str] = []
+        store.subscribe(["work"], lambda delivery: came.append(delivery.id)).request(4)
+        clock.move_to(due)
+        while len(came) < 4:
+            await asyncio.sleep(0.001)
+        assert came == ["x", "y", "b", "a"]
+        await store.aclose()
 
 
 async def test_a_later_schema_is_refused_and_left_alone(tmp_path: Path) -> None:

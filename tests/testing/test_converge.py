@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import re
+import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -97,9 +99,11 @@ def test_plan_follows_from_the_seed() -> None:
         ({"workers": 0}, "--workers 0: give more than 0"),
         ({"kill_every": -2.0}, "--kill-every -2: give more than 0"),
         ({"kill_every": float("nan")}, "--kill-every nan: give more than 0"),
+        ({"kill_every": float("inf")}, "--kill-every inf: give more than 0, and a finite number"),
         ({"stuck_after": 0.0}, "--stuck-after 0: give more than 0"),
         ({"seed": -3}, "--seed -3: give 0 or more"),
         ({"url": "nats://somewhere"}, "give one that begins with sqlite:"),
+        ({"store": "nats", "url": "http://me:secret@n1"}, "--url http://me:***@n1: with --store nats, give one that"),
     ],
 )
 def test_option_that_cannot_be_is_named(change: dict[str, object], text: str) -> None:
@@ -120,7 +124,45 @@ def test_command_line_says_what_is_wrong() -> None:
     assert "--store memory: give sqlite or nats" in bad.stderr
     hasty = command("--store", "sqlite", "--kill-every", "0.001", "--programs", "1")
     assert hasty.returncode == 2
-    assert re.search(r"--kill-every 0.001: a process takes [\d.]+ s until it serves", hasty.stdout)
+    assert re.search(r"--kill-every 0.001: a process takes [\d.]+ s until it serves", hasty.stderr)
+
+
+def test_secure_server_may_be_named() -> None:
+    assert check(replace(OPTIONS, store="nats", url="tls://n1,n2")).url == "tls://n1,n2"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("url", "told"), [("sqlite:", "name a file"), ("sqlite:no-such-folder/it.db", "no-such-folder does not exist")]
+)
+def test_store_that_cannot_be_opened_is_one_line(url: str, told: str, tmp_path: Path) -> None:
+    refused = subprocess.run(
+        [sys.executable, "-m", "perdure.testing.converge", "--store", "sqlite", "--url", url],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert refused.returncode == 2
+    assert told in refused.stderr
+    assert len(refused.stderr.splitlines()) == 1
+
+
+@pytest.mark.slow
+def test_interrupted_run_ends_without_a_traceback() -> None:
+    running = subprocess.Popen(
+        [sys.executable, "-m", "perdure.testing.converge", "--store", "sqlite", "--programs", "10000"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert running.stdout is not None
+    assert "10000 programs on sqlite" in running.stdout.readline()
+    running.send_signal(signal.SIGINT)
+    told, errors = running.communicate(timeout=60)
+    assert (running.returncode, errors) == (130, "")
+    (kept,) = re.findall(r"what was noted and logged is in (.+)", told)
+    shutil.rmtree(kept)
 
 
 @pytest.mark.slow
@@ -135,7 +177,7 @@ def test_store_that_is_in_use_is_refused(tmp_path: Path) -> None:
     asyncio.run(use())
     refused = command("--store", "sqlite", "--url", url, "--kill-every", str(SLOWEST_SECONDS))
     assert refused.returncode == 2
-    assert "there are 1 invocations; give a store of its own" in refused.stdout
+    assert "there are 1 invocations; give a store of its own" in refused.stderr
 
 
 @pytest.mark.slow
@@ -143,4 +185,4 @@ def test_run_without_a_server_says_where_to_get_one(monkeypatch: pytest.MonkeyPa
     monkeypatch.setenv("NATS_SERVER", "/nowhere/nats-server")
     missing = command("--store", "nats", "--programs", "1", "--kill-every", str(SLOWEST_SECONDS))
     assert missing.returncode == 2
-    assert "/nowhere/nats-server" in missing.stdout
+    assert "/nowhere/nats-server" in missing.stderr

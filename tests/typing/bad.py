@@ -6,7 +6,7 @@ from typing import Any
 
 from examples.services.hello_pb2 import HelloRequest, HelloResponse
 from examples.services.hello_pb2_grpc import HelloServiceStub
-from perdure import Context, Handle, Retry, Workflow, connect, step, workflow
+from perdure import Client, Context, Handle, Put, Retry, Workflow, connect, step, workflow
 from perdure.testing import Environment, replay
 
 @step
@@ -127,3 +127,19 @@ async def more() -> None:
         with client.blocking() as wait:
             q: str = wait(client.run(hello, "x"))      # error
             print(q)
+
+class Token:
+    name: str
+async def documents(client: Client) -> None:
+    notes = client.documents("notes", Token)
+    await notes.put("a", 7)                            # error
+    await notes.put("a", Token(), if_revision="new")   # error
+    await notes.put("a", Token(), revision=3)          # error
+    await notes.put_all([Put("a", 7)])                 # error
+    await notes.put_all({"a": Token()})                # error
+    (await notes.get("a")).value                       # error
+    await notes.range("a/")                            # error
+    await notes.delete(prefix="a/")                    # error
+    await notes.get(7)                                 # error
+    async for note in notes.range("a/"):
+        print(note.value.id)                           # error

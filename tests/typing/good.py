@@ -11,8 +11,9 @@ from typing import Any, assert_type
 from examples.services.hello_pb2 import HelloRequest, HelloResponse
 from examples.services.hello_pb2_grpc import HelloServiceStub
 from perdure import (
-    Awakeable, Call, Completed, Context, Continue, Failed, Flow, Group, Handle, Invocation, Page, Retry, Step,
-    WaitQuotaOrDuration, Workflow, connect, step, step_info, workflow,
+    Awakeable, Call, Check, Client, Completed, Context, Continue, Delete, Document, Documents, Failed, Flow, Group,
+    Handle, Invocation, Page, Put, Retry, RevisionConflict, Step, WaitQuotaOrDuration, Workflow, connect, step,
+    step_info, workflow,
 )
 from perdure.testing import Environment, crash_everywhere, replay
 
@@ -229,3 +230,28 @@ def takes_calls(calls: list[Call[int]]) -> None: ...
 takes_calls([hello.bind("x")])
 f: Callable[[str], Any] = hello
 _ = (untyped_result, slow_length, fetch2, step_info, AsyncIterator, Flow, Continue, twice, a_test)
+
+# --- documents
+@dataclass
+class Token:
+    name: str
+
+async def documents(client: Client) -> None:
+    notes = client.documents("notes", Token)
+    assert_type(notes, Documents[Token])
+    assert_type(client.documents("anything"), Documents[Any])
+    assert_type(client.documents("mixed", int | str), Documents[int | str])
+    note = await notes.get("ada/1")
+    assert_type(note, Document[Token] | None)
+    revision = await notes.put("ada/1", Token("x"), if_revision=0 if note is None else note.revision)
+    assert_type(revision, int)
+    try:
+        await notes.put_all([Put("ada/1", Token("y"), if_revision=revision), Delete("ada/2"), Check(("ada", "3"), 0)])
+        await notes.put_all([Put("ada/1", Token("y"), if_revision=revision), Put("ada/2", Token("z"))])
+    except RevisionConflict as conflict:
+        print(conflict.key, conflict.revision)
+    async for each in notes.range("ada/", after="ada/1", limit=10, reverse=True):
+        assert_type(each, Document[Token])
+    assert_type(await notes.get_many(["a", ("b", "c")]), list[Document[Token] | None])
+    assert_type(await notes.delete("ada/1"), bool)
+    assert_type(await notes.delete_range("ada/"), int)

@@ -5,14 +5,16 @@ A mistake that can be found here is an error here, not in the first invocation.
 
 from __future__ import annotations
 
+import asyncio
 import functools
 import inspect
+import sys
 from collections.abc import Callable
 from inspect import Parameter
 from typing import Any, TypeVar, cast
 
 from perdure.core.context import BodyContext
-from perdure.core.signature import is_context, parameters_of
+from perdure.core.signature import is_context, may_be_context, parameters_of
 from perdure.errors import NotAsync, NotAWorkflow
 
 T = TypeVar("T")
@@ -42,6 +44,18 @@ def is_async(fn: Any) -> bool:
     while isinstance(fn, functools.partial):
         fn = cast("functools.partial[Any]", fn).func
     return inspect.iscoroutinefunction(fn) or inspect.iscoroutinefunction(getattr(fn, "__call__", None))  # noqa: B004
+
+
+def mark_async(cls: type) -> None:
+    """Let `iscoroutinefunction` say yes to the instances of a class, so that decorators of libraries await them.
+
+    The class is marked and not each instance: `functools.wraps` would copy the mark to any wrapper of one.
+    """
+    if sys.version_info >= (3, 12):
+        inspect.markcoroutinefunction(cls)
+    else:
+        marked: Any = cls
+        marked._is_coroutine = vars(asyncio.coroutines)["_is_coroutine"]  # noqa: SLF001
 
 
 def line_of(fn: Any, /) -> str:
@@ -74,7 +88,7 @@ def check_workflow(fn: Any, /) -> None:
         raise NotAWorkflow(f"{where} is a class: @workflow goes on an async function")
     if _is_generator(fn):
         raise NotAsync(f"{where} is a generator: a workflow returns one value; return a list, or send what comes first")
-    if not inspect.iscoroutinefunction(fn):
+    if not is_async(fn) and not is_async(inspect.unwrap(fn)):  # a plain wrapper may pass a coroutine on
         raise NotAsync(f"{where} is not async: write `async def`; plain functions can be steps")
     _check_wrapper(fn, where)
     parameters = _parameters(fn)
@@ -89,9 +103,17 @@ def check_workflow(fn: Any, /) -> None:
             f"{where}: parameter {name!r} has no annotation, so it would be an input: write `{name}: Context` for the "
             "context, or annotate it with the type of the input"
         )
-    for one in parameters[1:]:
-        if is_context(one.annotation, fn, BodyContext):
-            raise NotAWorkflow(f"{where}: parameter {one.name!r} is the context, which must be the first parameter")
+    for place, one in enumerate(parameters):
+        if is_context(one.annotation, fn, BodyContext) and (place or one.kind not in _POSITIONAL):
+            raise NotAWorkflow(
+                f"{where}: parameter {one.name!r} is the context, which must be the first parameter, and not by "
+                "keyword only"
+            )
+        if may_be_context(one.annotation, fn, BodyContext):
+            raise NotAWorkflow(
+                f"{where}: parameter {one.name!r} may be something else than the context, which is always passed: "
+                f"write `{one.name}: Context`"
+            )
 
 
 def check_step(fn: Any, /) -> None:
@@ -106,7 +128,7 @@ def check_step(fn: Any, /) -> None:
         raise NotAWorkflow(f"{where} is a workflow: call it as a child, or decorate its function .fn")
     _check_wrapper(fn, where)
     for one in _parameters(fn):
-        if is_context(one.annotation, fn, BodyContext):
+        if is_context(one.annotation, fn, BodyContext) or may_be_context(one.annotation, fn, BodyContext):
             raise NotAWorkflow(
                 f"{where}: parameter {one.name!r} is a workflow's context, which is not passed to steps: pass the "
                 "values that the step needs, and call step_info() for the idempotency key"

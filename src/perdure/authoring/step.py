@@ -15,12 +15,12 @@ from typing import Any, Concatenate, Generic, ParamSpec, Protocol, Self, TypeVar
 
 from msgspec import Struct
 
-from perdure.authoring.functions import check_step, copy_of, is_async, name_of
+from perdure.authoring.functions import check_step, copy_of, is_async, mark_async, name_of
 from perdure.core.ids import check_name, idempotency_key
 from perdure.core.recording import encode_as
 from perdure.core.retry import DEFAULT_RETRY, Duration, Retry, seconds
 from perdure.core.signature import Signature
-from perdure.core.turn import Turn, current_turn
+from perdure.core.turn import current_turn
 from perdure.core.types import decoder
 from perdure.errors import CalledOutsideWorkflow, NotAWorkflow
 
@@ -100,7 +100,7 @@ class Step(Generic[P, R_co]):
             raise NotAWorkflow(f"step {cast('Step[..., Any]', fn).name!r} is already a step: decorate it once")
         check_step(fn)
         self.fn: Callable[P, Any] = fn
-        self._rename(name or name_of(fn))
+        self._rename(name_of(fn) if name is None else name)
         self.retry = retry or DEFAULT_RETRY
         self.timeout = None if timeout is None else seconds(f"timeout of step {self.name!r}", timeout, positive=True)
         self.is_async = is_async(fn)
@@ -108,9 +108,15 @@ class Step(Generic[P, R_co]):
         self._bound: dict[str, Signature] = {}
         functools.update_wrapper(self, fn, updated=())
 
-    def __call__(self, /, *args: P.args, **kwargs: P.kwargs) -> Coroutine[object, None, R_co]:
+    async def __call__(self, /, *args: P.args, **kwargs: P.kwargs) -> R_co:
         turn = current_turn()
-        return self._plain(args, kwargs) if turn is None else self._durable(turn, args, kwargs)
+        if turn is None:
+            return await self._plain(args, kwargs)
+        signature = self._signature or self.signature()
+        digest, checks = signature.digest_and_checks(args, kwargs)
+        work = StepWork(self, args, kwargs, self.name, self.retry, self.timeout)
+        given = signature.given(args, kwargs) if turn.replaying else None
+        return await turn.call_step(self.name, digest, self.decode_result, work, checks, given)
 
     def using(self, *, retry: Retry | None = None, timeout: Duration | None = None, name: str | None = None) -> Self:
         """Return this step with other options: `timeout` bounds one attempt, in seconds or as a timedelta."""
@@ -160,13 +166,6 @@ class Step(Generic[P, R_co]):
         result = await asyncio.to_thread(self.fn, *args, **kwargs)
         return await result if inspect.isawaitable(result) else result
 
-    async def _durable(self, turn: Turn, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        signature = self._signature or self.signature()
-        digest, checks = signature.digest_and_checks(args, kwargs)
-        work = StepWork(self, args, kwargs, self.name, self.retry, self.timeout)
-        given = signature.given(args, kwargs) if turn.replaying else None
-        return await turn.call_step(self.name, digest, self.decode_result, work, checks, given)
-
     @functools.cached_property
     def decode_result(self) -> Callable[[bytes], Any]:
         """Decodes a result by the annotation."""
@@ -179,6 +178,9 @@ class Step(Generic[P, R_co]):
     @functools.cached_property
     def _returns(self) -> Any:
         return self.signature().returns
+
+
+mark_async(Step)
 
 
 class StepWork(Struct, eq=False):

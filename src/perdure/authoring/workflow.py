@@ -15,7 +15,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from perdure.authoring.by_name import GivenLoosely, Loose, elsewhere, is_loose, named
-from perdure.authoring.functions import check_workflow, copy_of, is_same_code, line_of, name_of, where_of
+from perdure.authoring.functions import check_workflow, copy_of, is_same_code, line_of, mark_async, name_of, where_of
 from perdure.authoring.step import Step
 from perdure.core.context import BodyContext
 from perdure.core.ids import check_name, seed_of
@@ -74,7 +74,7 @@ class Workflow(Generic[P, R_co]):
             raise NotAWorkflow(f"{cast('Any', fn).name!r} is already a {kind}: decorate the function once")
         check_workflow(fn)
         self._fn = fn
-        self.name = check_name("a workflow's name", name or name_of(fn))
+        self.name = check_name("a workflow's name", name_of(fn) if name is None else name)
         self._where, self._the_result = (
             f"workflow {self.name!r}",
             f"the result of workflow {self.name!r}",
@@ -246,6 +246,9 @@ class Workflow(Generic[P, R_co]):
             return self.start_of(args, kwargs, id=id, at=turn.loop.now, seed=seed_of(id), parent=parent, held=held)
 
         return await turn.call_child(start, self.decode_result, self.given(args, kwargs))
+
+
+mark_async(Workflow)
 
 
 class Call(Struct, Generic[R_co], frozen=True):

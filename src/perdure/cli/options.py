@@ -60,7 +60,10 @@ def index_file(url: str | None) -> Path | None:
     if not used.startswith(("nats:", "tls:")):
         return None
     name = hashlib.blake2b(shown_url(used).encode(), digest_size=8).hexdigest()
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "perdure" / f"index-{name}.db"
+    folder = Path(os.environ.get("XDG_CACHE_HOME") or "")
+    if not folder.is_absolute():  # to be ignored, by the specification
+        folder = Path(os.path.expanduser("~")) / ".cache"
+    return folder / "perdure" / f"index-{name}.db" if folder.is_absolute() else None  # a user without a home
 
 
 def shown_url(url: str | None) -> str:

@@ -21,7 +21,8 @@ HASH_SEED = "0"
 END_OF_THREADS_SECONDS = 0.5
 """How long threads may take to notice that the process ends."""
 
-STOPPING_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+HANGUP = [] if sys.platform == "win32" else [signal.SIGHUP]
+STOPPING_SIGNALS = (signal.SIGINT, signal.SIGTERM, *HANGUP)
 _SHOW_CURSOR = b"\x1b[?25h"
 
 
@@ -62,8 +63,8 @@ Stop = Callable[[signal.Signals, "asyncio.Task[Any]"], None]
 def in_loop(work: Coroutine[Any, Any, int], stop: Stop | None = None) -> int:
     """Run `work` in a loop of uvloop, where it is installed; return its exit code, or that of the signal that ended it.
 
-    The first SIGINT or SIGTERM calls `stop` in the loop, which by default cancels `work`. The second ends the process
-    at once, even while something blocks the loop.
+    The first of `STOPPING_SIGNALS` calls `stop` in the loop, which by default cancels `work`. The second ends the
+    process at once, even while something blocks the loop.
     """
     signals = _Signals()
     with signals.handled(), asyncio.Runner(loop_factory=_loop_factory()) as runner:
@@ -74,7 +75,7 @@ def in_loop(work: Coroutine[Any, Any, int], stop: Stop | None = None) -> int:
 
 
 class _Signals:
-    """The SIGINT and SIGTERM that a command gets.
+    """The `STOPPING_SIGNALS` that a command gets.
 
     Handlers are set by `signal.signal`, not by the loop: Python calls them between two instructions of the main
     thread, so also while a body blocks the loop. A signal that the process was started to ignore, as a shell
@@ -120,6 +121,8 @@ class _Signals:
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if self.first is not None:
+            if number in HANGUP:  # a terminal that is closed sends it, and its shell sends it again
+                return
             self._end_now(signal.Signals(number), frame)
         self.first = signal.Signals(number)
         if self._react is not None:

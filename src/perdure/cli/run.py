@@ -147,7 +147,7 @@ async def _run(
 
 
 class Interruption:
-    """The reaction to the first SIGINT or SIGTERM: print what it waits for and what becomes of the runs, and cancel."""
+    """The reaction to the first signal: print what it waits for and what becomes of the runs, and cancel."""
 
     def __init__(self, target: str, options: Options) -> None:
         self._target = target
@@ -160,7 +160,8 @@ class Interruption:
 
     def begin(self, number: signal.Signals, command: asyncio.Task[Any]) -> None:
         if self.began:
-            say(f"{number.name}: {self._waited_for()}. {self._what_stays()}")
+            with contextlib.suppress(OSError):  # the terminal is closed
+                say(f"{number.name}: {self._waited_for()}. {self._what_stays()}")
         command.cancel()
 
     def _waited_for(self) -> str:

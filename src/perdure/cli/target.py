@@ -84,10 +84,17 @@ def load(text: str) -> Target:
         path, name = text, None
     elif not name or not path:
         raise click.UsageError(f"{text!r} is not a target: write app.py:workflow or pkg.app:workflow")
-    _search_first([Path.cwd()])
+    _search_first([_here()])
     if path.endswith(".py") or "/" in path or os.sep in path:
         return Target(path, _import_file(path), name)
     return Target(path, _import_module(path), name)
+
+
+def _here() -> Path:
+    try:
+        return Path.cwd()
+    except FileNotFoundError as error:
+        raise click.UsageError("the current folder was removed: change to another one") from error
 
 
 # --- importing --------------------------------------------------------------------------------------------------------
@@ -102,7 +109,7 @@ def _import_file(text: str) -> ModuleType:
         parts.insert(0, root.name)
         root = root.parent
     name = ".".join(parts)
-    _search_first([Path.cwd(), root])
+    _search_first([_here(), root])
     known = sys.modules.get(name)
     if known is not None and _is_of(known, path):
         return known
@@ -129,7 +136,7 @@ def _import_module(name: str) -> ModuleType:
         return importlib.import_module(name)
     except ModuleNotFoundError as error:
         if error.name is not None and f"{name}.".startswith(f"{error.name}."):
-            raise click.UsageError(f"there is no module {name}. {_files_in(Path.cwd())}") from error
+            raise click.UsageError(f"there is no module {name}. {_files_in(_here())}") from error
         raise _broken(name, error) from error
     except Exception as error:
         raise _broken(name, error) from error

@@ -91,7 +91,7 @@ def worker(
     drain_timeout: float,
     retention: float,
 ) -> int:
-    """Serve workflows until SIGINT or SIGTERM.
+    """Serve workflows until SIGINT, SIGTERM or SIGHUP.
 
     TARGET is app.py or pkg.app, for all workflows of the module, or app.py:workflow for one. After the signal the
     worker begins nothing new and lets steps in progress end; a second signal ends the process at once. Either way
@@ -124,7 +124,7 @@ async def _serve(client: Client, worker: Worker, stopping: Stopping, serving: st
 
 
 class Stopping:
-    """The reaction to the first SIGINT or SIGTERM: cancel the command while the store opens; later, stop serving."""
+    """The reaction to the first signal: cancel the command while the store opens; later, stop serving."""
 
     def __init__(self) -> None:
         self._came: asyncio.Future[signal.Signals] | None = None

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import sys
-from typing import cast
 
 SWEPT_AT = 64
 """Failures that are kept before unreferenced ones are dropped."""
 
 KEPT_LIMIT = 10_000
 """Failures kept at most. The oldest are forgotten then, and a retry does not begin at them."""
+
+
+# As Python keeps them: a class may define its own attributes, which may be anything, or raise.
+_cause_of = vars(BaseException)["__cause__"].__get__
+_context_of = vars(BaseException)["__context__"].__get__
+_members_of = vars(BaseExceptionGroup)["exceptions"].__get__
 
 
 class Causes:
@@ -46,11 +51,10 @@ class Causes:
             seen.add(id(one))
             if id(one) in self._known:
                 return [self._known[id(one)][1]]
-            if isinstance(one, BaseExceptionGroup):
-                members = cast("BaseExceptionGroup[BaseException]", one).exceptions
-                if causes := [n for member in members for n in self._of(member, seen)]:
+            if BaseExceptionGroup in type(one).__mro__:
+                if causes := [n for member in _members_of(one) for n in self._of(member, seen)]:
                     return causes
-            todo += [one.__cause__, one.__context__]
+            todo += [_cause_of(one), _context_of(one)]
         return []
 
     def _sweep(self) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import sys
 import traceback as tracebacks
 import types
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import PurePath
 from typing import Any, Protocol, cast
 
@@ -93,7 +93,28 @@ def failure_of(error: BaseException, /, *, translators: Sequence[FailureTranslat
 
     `failure_of(rebuild(failure))` is `failure` again, traceback included: it stays that of the first place.
     """
-    return _Recorder(translators).record(error, ())
+    try:
+        return _Recorder(translators).record(error, ())
+    except Exception as broken:  # noqa: BLE001  something of it raises even so: it is recorded by what is left
+        module, qualname = _names_of(type(error))
+        shown = f"{_text(error)}\n(its attributes cannot be read: {_text(broken)})\n"
+        return Failure(module, qualname, _text(error), traceback=_stack(_TRACEBACK.__get__(error)) + shown)
+
+
+# The attributes as Python keeps them: a class may define its own, which may be anything, or raise.
+_ARGS = vars(BaseException)["args"]
+_DICT = vars(BaseException)["__dict__"]
+_CAUSE = vars(BaseException)["__cause__"]
+_TRACEBACK = vars(BaseException)["__traceback__"]
+_MESSAGE_OF_GROUP = vars(BaseExceptionGroup)["message"]
+_MEMBERS = vars(BaseExceptionGroup)["exceptions"]
+_MODULE = vars(type)["__module__"]
+_QUALNAME = vars(type)["__qualname__"]
+_NAMES = vars(type)["__dict__"]
+
+
+def _names_of(cls: type[BaseException]) -> tuple[str, str]:
+    return str(_MODULE.__get__(cls)), _clean(_QUALNAME.__get__(cls))
 
 
 class _Recorder:
@@ -105,11 +126,11 @@ class _Recorder:
         self._left -= 1
         cls = type(error)
         members: Sequence[BaseException] = ()
-        args = error.args
-        group: Any = error
+        module, qualname = _names_of(cls)
+        args: tuple[Any, ...] = _ARGS.__get__(error)
         if BaseExceptionGroup in cls.__mro__:
-            args, members = (group.message,), group.exceptions
-        cause = error.__cause__
+            args, members = (_MESSAGE_OF_GROUP.__get__(error),), _MEMBERS.__get__(error)
+        cause: BaseException | None = _CAUSE.__get__(error)
         path = (*within, error)
         if self._left < 0 or len(path) >= DEPTH_LIMIT:
             cause, members = None, ()
@@ -117,8 +138,8 @@ class _Recorder:
         held = self._fields(error)
         fields = {_clean(name): _builtin(value) for name, value in held.items()}
         return Failure(
-            module=str(cls.__module__),
-            qualname=cls.__qualname__,
+            module=module,
+            qualname=qualname,
             message=_text(error),
             args=[_builtin(value) for value in args],
             fields=fields,
@@ -127,7 +148,7 @@ class _Recorder:
             traceback=remote if remote is not None else ("" if within else _traceback(error)),
             group=[self.record(member, path) for member in members],
             cause=None if cause is None or any(cause is one for one in path) else self.record(cause, path),
-            script=_script_name() if cls.__module__ == "__main__" else "",
+            script=_script_name() if module == "__main__" else "",
             unrecorded=[_clean(name) for name, value in held.items() if not _is_kept(value)],
         )
 
@@ -148,7 +169,7 @@ class _Recorder:
             # an unset builtin attribute reads as None; setting it would change the text of an OSError
             if value is not None or slot.__objclass__.__flags__ & _DEFINED_IN_PYTHON:
                 held[name] = value
-        held.update(error.__dict__)
+        held.update(_DICT.__get__(error))
         held.update(held.pop(_UNRECORDED, {}))  # pyright: ignore[reportCallIssue, reportArgumentType]  a mapping
         return {name: value for name, value in held.items() if name not in _OURS}
 
@@ -166,9 +187,9 @@ def rebuild(failure: Failure, /, *, translators: Sequence[FailureTranslator] = (
         error = RemoteError(failure.type, failure.message, failure.traceback)
     notes = [*failure.notes, _REMOTE + failure.traceback] if failure.traceback else failure.notes
     if notes:
-        _set(error, "__notes__", list(notes))
+        _DICT.__get__(error)["__notes__"] = list(notes)
     if failure.cause is not None:
-        _set(error, "__cause__", rebuild(failure.cause, translators=translators))
+        _CAUSE.__set__(error, rebuild(failure.cause, translators=translators))
     return error
 
 
@@ -196,11 +217,6 @@ def _translated(
     return None
 
 
-def _set(error: BaseException, name: str, value: object) -> None:
-    """Set an attribute even where the class is frozen."""
-    BaseException.__setattr__(error, name, value)
-
-
 _UNRECORDED = "__perdure_unrecorded__"
 
 
@@ -213,7 +229,7 @@ def _with_unrecorded(cls: type[BaseException]) -> type[BaseException]:
         return cls
 
     def refuse(self: BaseException, name: str) -> Any:
-        known: Mapping[str, str] = vars(self).get(_UNRECORDED, {})
+        known: Mapping[str, str] = _DICT.__get__(self).get(_UNRECORDED, {})
         told = type_name(cls)
         if name in known:
             raise NotRecorded(
@@ -226,7 +242,7 @@ def _with_unrecorded(cls: type[BaseException]) -> type[BaseException]:
         try:
             return cls.__str__(self)
         except NotRecorded:
-            return cast("str", vars(self).get(_MESSAGE, ""))
+            return cast("str", _DICT.__get__(self).get(_MESSAGE, ""))
 
     body: dict[str, Any] = {"__getattr__": refuse, "__str__": show, "__module__": cls.__module__, _UNRECORDED: ()}
     return type(cls.__name__, (cls,), {**body, "__qualname__": cls.__qualname__})
@@ -250,11 +266,11 @@ def _instance(cls: type[BaseException], failure: Failure, translators: Sequence[
         error = native.__new__(cls, failure.args[0], members)
     else:
         error = native.__new__(cls, *failure.args)
-        _set(error, "args", tuple(failure.args))
-    slots = _slots(cls)
+        _ARGS.__set__(error, tuple(failure.args))
+    slots, held = _slots(cls), _DICT.__get__(error)
     if cls is not whole:
-        error.__dict__[_UNRECORDED] = {name: _Text(failure.fields.get(name)) for name in failure.unrecorded}
-        error.__dict__[_MESSAGE] = failure.message
+        held[_UNRECORDED] = {name: _Text(failure.fields.get(name)) for name in failure.unrecorded}
+        held[_MESSAGE] = failure.message
     for name, value in failure.fields.items():
         if cls is not whole and name in failure.unrecorded:
             continue
@@ -262,7 +278,7 @@ def _instance(cls: type[BaseException], failure: Failure, translators: Sequence[
         if name in slots:
             slots[name].__set__(error, value)
         else:
-            error.__dict__[name] = value
+            held[name] = value
     return error
 
 
@@ -337,7 +353,7 @@ def _local_class(module: str, qualname: str) -> type[BaseException] | None:
     while waiting:
         for cls in type.__subclasses__(waiting.pop()):  # in the order they were made
             waiting.append(cls)
-            if cls.__qualname__ == qualname and cls.__module__ == module and _UNRECORDED not in vars(cls):
+            if _names_of(cls) == (module, qualname) and _UNRECORDED not in _NAMES.__get__(cls):
                 found = cls
     return found
 
@@ -390,12 +406,22 @@ def _notes(error: BaseException) -> tuple[list[str], str | None]:
     """Return an exception's notes, and separately the traceback that `rebuild` attached."""
     notes: list[str] = []
     remote: str | None = None
-    for note in getattr(error, "__notes__", ()):
+    for note in _notes_held(error):
         if isinstance(note, str) and note.startswith(_REMOTE):
             remote = note.removeprefix(_REMOTE) if remote is None else remote
         else:
             notes.append(_clean(note) if isinstance(note, str) else _shown(note))
     return notes, remote
+
+
+def _notes_held(error: BaseException) -> Iterable[object]:
+    try:
+        held: object = getattr(error, "__notes__", None)
+    except Exception:  # noqa: BLE001  a class with a `__getattr__` of its own may raise anything
+        held = _DICT.__get__(error).get("__notes__")
+    if held is None:
+        return ()
+    return cast("Iterable[object]", held) if isinstance(held, list | tuple) else (_Text(_shown(held)),)
 
 
 def _traceback(error: BaseException) -> str:
@@ -405,9 +431,19 @@ def _traceback(error: BaseException) -> str:
         _drop_leading_frames_of_ours(shown.stack)
         text = "".join(shown.format())
     except Exception:  # noqa: BLE001  a broken __str__ or __repr__ may break it; the failure is recorded even so
-        text = f"{type_name(type(error))}: {_text(error)}\n"
+        told = Failure(*_names_of(type(error)), _text(error))
+        text = f"{_stack(_TRACEBACK.__get__(error))}{told.type}: {told.message}\n"
     cut = text if len(text) <= TRACEBACK_LIMIT else f"…{text[-TRACEBACK_LIMIT + 1 :]}"
     return cut.encode("utf-8", "backslashreplace").decode()
+
+
+def _stack(traceback: types.TracebackType | None) -> str:
+    try:
+        stack = tracebacks.extract_tb(traceback)
+        _drop_leading_frames_of_ours(stack)
+        return "".join(["Traceback (most recent call last):\n", *stack.format()]) if stack else ""
+    except Exception:  # noqa: BLE001  a module's loader may break it; the failure is recorded even so
+        return ""
 
 
 def _drop_leading_frames_of_ours(stack: tracebacks.StackSummary) -> None:

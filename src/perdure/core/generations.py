@@ -84,7 +84,7 @@ class Cut(Struct, frozen=True):
 
     `causes` are the commands whose failures made the invocation fail; the cut is before the first of them. Without
     causes, the journal is kept to its end. `is_end`: nothing was issued after the cut. `at` is when the superseded part
-    began.
+    began. `unwanted` are causes that came after the cut too, of commands that the body had asked to end.
     """
 
     frames: int
@@ -93,6 +93,7 @@ class Cut(Struct, frozen=True):
     later: tuple[Entry, ...]
     at: float
     is_end: bool = False
+    unwanted: tuple[int, ...] = ()
 
 
 def cut_of(held: Sequence[Frame], failed: Failed, /) -> Cut:
@@ -100,35 +101,59 @@ def cut_of(held: Sequence[Frame], failed: Failed, /) -> Cut:
 
     If the body raised the failure of a command, the cut is before that failure; of several, before the one delivered
     first. If the time limit had passed, it is before that. Otherwise the body itself raised, and everything is kept but
-    the last cancellations, which the body may not request again when it runs with other code.
+    the last ends of what it had cancelled, which the body may not request again when it runs with other code.
     """
     delivered = _in_order_of_delivery(held)
+    left = _before_unwanted(held, delivered)
     causes = failed.causes or ([] if failed.cause is None else [failed.cause])
     timed_out = not causes and failed.failure.type == type_name(InvocationTimedOut)
     for index, (place, entry) in enumerate(delivered):
         later = delivered[index + 1 :]
+        if index == left:
+            break
         if isinstance(entry, Raised) and entry.n in causes:
             first = (entry.n, *(n for n in causes if n != entry.n))
             return Cut(*place, first, tuple(each for _, each in later), entry.at)
         if timed_out and isinstance(entry, CancelRequested) and entry.timed_out:
             return Cut(*place, (), tuple(each for _, each in later), entry.at)
-    return _cut_at_the_end(held, delivered, failed.at)
+    return _cut_at_the_end(held, delivered, left, failed.at, tuple(causes))
 
 
-def _cut_at_the_end(held: Sequence[Frame], delivered: Sequence[_Delivered], at: float) -> Cut:
-    asked = {n for frame in held for n in frame.cancels}
-    left = len(delivered)
-    while left and isinstance(entry := delivered[left - 1][1], Interrupted) and entry.n in asked:
-        left -= 1
+def _cut_at_the_end(
+    held: Sequence[Frame], delivered: Sequence[_Delivered], left: int, at: float, causes: tuple[int, ...]
+) -> Cut:
     if left == len(delivered):
         return Cut(len(held) - 1, len(held[-1].entries) - 1, (), (), at, is_end=True)  # all but the outcome
     later = tuple(each for _, each in delivered[left:])
-    if left == 0:  # requested before any fact: in the frame in which the body began
-        began = next(number for number, frame in enumerate(held) if frame.commands)
-        return Cut(began, _entries_before_facts(held[began]), (), later, at)
+    if left == 0:  # requested before any fact
+        began = _began(held)
+        return Cut(began, _entries_before_facts(held[began]), (), later, at, unwanted=causes)
     (number, index), before = delivered[left - 1]
     is_there = held[number].entries[index : index + 1] == [before]  # and did not wait for the end of a pause
-    return Cut(number, index + is_there, (), later, at)
+    return Cut(number, index + is_there, (), later, at, unwanted=causes)
+
+
+def _before_unwanted(held: Sequence[Frame], delivered: Sequence[_Delivered]) -> int:
+    """Count the facts before the last ones, which are answers to what the body had asked to end.
+
+    If the body issued more after that, only interruptions are such.
+    """
+    asked = {n for frame in held for n in frame.cancels}
+    left = len(delivered)
+    while left and isinstance(entry := delivered[left - 1][1], (Returned, Raised, Interrupted)) and entry.n in asked:
+        left -= 1
+    cut = delivered[left - 1][0][0] if left else _began(held)
+    if left == len(delivered) or not any(frame.commands for frame in held[cut + 1 :]):
+        return left
+    left = len(delivered)
+    while left and isinstance(entry := delivered[left - 1][1], Interrupted) and entry.n in asked:
+        left -= 1
+    return left
+
+
+def _began(held: Sequence[Frame]) -> int:
+    """Return the number of the frame in which the body began."""
+    return next((number for number, frame in enumerate(held) if frame.commands), 0)
 
 
 def _entries_before_facts(frame: Frame) -> int:

@@ -10,6 +10,7 @@ import asyncio
 from asyncio import events
 from collections import deque
 from collections.abc import Callable
+from contextvars import Context, copy_context
 from math import inf
 from random import Random
 from typing import Any, cast
@@ -151,7 +152,7 @@ class Issuer:
             return self._nothing()
         command = CallStep(self._next(), name, digest, checks)
         self._issue(command, given)
-        return self._await_answer(command, decode, work)
+        return self._await_answer(command, decode, work, copy_context())
 
     @property
     def keys_held(self) -> tuple[str, ...]:
@@ -343,13 +344,17 @@ class Issuer:
             raise TurnClosed(self.start.id)
 
     def _await_answer(
-        self, command: CallStep | CallChild, decode: Callable[[bytes], Any], work: object
+        self,
+        command: CallStep | CallChild,
+        decode: Callable[[bytes], Any],
+        work: object,
+        variables: Context | None = None,
     ) -> asyncio.Future[Any]:
         future = CommandFuture(loop=self.loop)
         future.n = command.n
         future.answer = None
         generation = self._generation_of(command.n) if self._boundaries else self.generation
-        self.pending[command.n] = Pending(command, future, decode, work, None, generation)
+        self.pending[command.n] = Pending(command, future, decode, work, None, generation, variables=variables)
         return future
 
     def _diverge(self, divergence: Divergence) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from contextvars import Context
 from typing import Any
 
 from msgspec import Struct
@@ -24,6 +25,7 @@ class Pending(Struct, eq=False):
     cancel_requested: bool = False
     attempts: int = 0
     retry_due: float = 0.0
+    variables: Context | None = None  # of the body, where it called a step
 
 
 class Ready(Struct, eq=False):

@@ -75,29 +75,47 @@ def sort(plan: Plan, issued: int, pending: Mapping[int, Pending], at: float, /) 
 
     A result is kept. A failure is dropped if it made the invocation fail too, or was caused by a cancellation after the
     cut. Interrupted steps run on. The time at rest does not count for timers. What failed after the body had asked it
-    to end is not issued again: it ends as asked.
+    to end is not issued again: it ends as asked. A child that has not answered ends or is issued again likewise: its
+    outcome may have come when nothing waited for it any more, and is not told again.
     """
     causes = [n for n in plan.cut.causes if n in pending]
     kept: list[Answering] = [Interrupted(n, at) for n in causes if pending[n].cancel_requested]
     again = {n for n in causes if not pending[n].cancel_requested}
     for entry in plan.cut.later:
-        if not isinstance(entry, Answering) or entry.n >= issued:
+        if not isinstance(entry, Answering) or entry.n >= issued or entry.n in causes:
             continue
-        n, waiting = entry.n, pending.get(entry.n)
-        if waiting is None or n in again or n in causes:
+        waiting = pending.get(entry.n)
+        if waiting is None or entry.n in again:
             continue
-        ended_by_failure = n in plan.cancelled and not waiting.cancel_requested
-        if isinstance(entry, Interrupted) and ended_by_failure:
-            if isinstance(waiting.command, CallChild):
-                again.add(n)
-        elif isinstance(entry, Raised) and ended_by_failure:
-            again.add(n)
-        else:
-            kept.append(entry)
+        answer = _kept(plan, entry, waiting)
+        if answer is not None:
+            kept.append(answer)
+        elif not isinstance(entry, Interrupted) or isinstance(waiting.command, CallChild):
+            again.add(entry.n)
     kept = [entry for entry in kept if entry.n not in again]
-    answered = {entry.n for entry in kept if not isinstance(entry, Attempted)}
-    again |= {n for n, each in pending.items() if isinstance(each.command, SetTimer) and n not in answered}
+    answered = again.union(entry.n for entry in kept if not isinstance(entry, Attempted))
+    for n, waiting in pending.items():
+        if n in answered:
+            continue
+        if isinstance(waiting.command, SetTimer):
+            again.add(n)
+        elif isinstance(waiting.command, CallChild) and n < issued:
+            if waiting.cancel_requested:
+                kept.append(Interrupted(n, at))
+            else:
+                again.add(n)
     return [*kept], sorted(again)
+
+
+def _kept(plan: Plan, entry: Answering, waiting: Pending) -> Answering | None:
+    """Return what a retry keeps of an answer that came after the cut; None if nothing."""
+    if not isinstance(entry, (Raised, Interrupted)):
+        return entry
+    if not waiting.cancel_requested:
+        return None if entry.n in plan.cancelled else entry
+    if isinstance(entry, Raised) and entry.n in plan.cut.unwanted:
+        return Interrupted(entry.n, entry.at)
+    return entry
 
 
 def issued_again(command: Command, retried: Retried, by: Start, /) -> Command:

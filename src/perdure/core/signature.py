@@ -14,7 +14,7 @@ import types
 import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from inspect import Parameter
-from typing import Any, Unpack, cast, get_args, get_origin
+from typing import Annotated, Any, Union, Unpack, cast, get_args, get_origin
 
 import msgspec
 
@@ -96,6 +96,8 @@ class Signature:
             raise NotAWorkflow(f"{name} cannot be called: give a function ({error})") from error
         except ValueError:
             signature = _ANYTHING
+        if isinstance(made := _called(fn), type):  # its signature is that of `__init__`, which returns None
+            signature = signature.replace(return_annotation=made)
         parameters = list(signature.parameters.values())[skip_self:]
         takes_context = bool(parameters) and is_context(parameters[0].annotation, fn, skip_context)
         return cls(fn, name, signature.replace(parameters=parameters[takes_context:]), takes_context)
@@ -254,7 +256,10 @@ class Signature:
         if isinstance(reason, Undecodable):
             text = f"{where}: {name!r} is a {error.type}, but {self.name}() takes {reason.annotation}: {reason.reason}"
             return InputRefused(text, parameter=name)
-        return Unencodable(f"{where}: {name!r}{str(error).removeprefix(where)}", path=error.path, type=error.type)
+        text = f"{where}: {name!r}{str(error).removeprefix(where)}"
+        if name in ("self", "cls") and name == self.parameters[0].name:
+            text += "; if this is a method, call it on an instance, or put @step above @classmethod"
+        return Unencodable(text, path=error.path, type=error.type)
 
     def _values(self, read: Callable[[bytes], Any], payload: bytes) -> Iterable[Any]:
         try:
@@ -437,7 +442,21 @@ def is_context(annotation: Any, fn: Callable[..., Any], context: type[BodyContex
             annotation = resolved(written, *_scope(fn))
         except Exception:  # noqa: BLE001  it may be resolved later, or never; its name tells
             return written.strip("'\" ").rpartition(".")[2] == context.written_as
+    while get_origin(annotation) is Annotated:
+        annotation = get_args(annotation)[0]
     return isinstance(annotation, type) and issubclass(annotation, context)
+
+
+def may_be_context(annotation: Any, fn: Callable[..., Any], context: type[BodyContext], /) -> bool:
+    """Report whether an annotation is a union of the context's type and others."""
+    written = getattr(annotation, "__forward_arg__", annotation)
+    if isinstance(written, str):
+        try:
+            annotation = resolved(written, *_scope(fn))
+        except Exception:  # noqa: BLE001  it may be resolved later, or never
+            return False
+    is_union = get_origin(annotation) in (Union, types.UnionType)
+    return is_union and any(is_context(member, fn, context) for member in get_args(annotation))
 
 
 def _scope(fn: Callable[..., Any]) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
@@ -452,6 +471,13 @@ def _scope(fn: Callable[..., Any]) -> tuple[Mapping[str, Any], Mapping[str, Any]
         except ValueError:  # not assigned yet
             continue
     return function.__globals__, local
+
+
+def _called(fn: Any) -> Any:
+    """Return what partials call in the end."""
+    while isinstance(fn, functools.partial):
+        fn = cast("functools.partial[Any]", fn).func
+    return fn
 
 
 def _function(fn: Any) -> types.FunctionType | None:

@@ -218,7 +218,10 @@ class Turn(Issuer):
         for n in again:
             command = self.pending[n].command
             if isinstance(command, CallChild) and command.start.chosen:
-                return f"its child {command.start.id!r} failed, and another cannot have the id that was chosen for it"
+                return (
+                    f"its child {command.start.id!r} failed or was cancelled, and another cannot have the id that was "
+                    "chosen for it"
+                )
         rested = max(0.0, at - cut.at)
         cause = planned.cause
         return [Retried(at, generation, cause, issued, message, cut.frames, cut.entries, again, rested), *kept]

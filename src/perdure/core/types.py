@@ -76,7 +76,7 @@ def wire_type(annotation: object, /, *, read: Read | None = None) -> Any:
     except AnnotationUnresolved:
         raise
     except Exception as error:  # msgspec: mostly TypeError; NameError for fields with unknown names
-        raise _unusable(annotation, str(error)) from error
+        raise _unusable(annotation, _why_unusable(error)) from error
     return wanted
 
 
@@ -171,6 +171,16 @@ def _unusable(annotation: object, reason: str) -> AnnotationUnresolved:
     return AnnotationUnresolved(f"annotation {name} cannot be used: {reason}", annotation=name, reason=reason)
 
 
+def _why_unusable(error: Exception) -> str:
+    if isinstance(error, RecursionError) or "ForwardRef(" in str(error) or "Type ''" in str(error):
+        return (
+            f"it holds itself, or a name that is not defined ({error}): give such a type a name by `type X = ...` "
+            '(from Python 3.12) or `typing_extensions.TypeAliasType("X", ...)`, and write Any for it in the fields of '
+            "classes"
+        )
+    return str(error)
+
+
 def _decodable() -> tuple[type[Any], ...]:
     known = (Choice, loaded("pydantic.main", "BaseModel"), loaded("google.protobuf.message", "Message"))
     return *known, *AS_TEXT
@@ -198,13 +208,49 @@ Read = Callable[[object], Callable[[bytes], Any]]
 _NAMED_ALIAS: Any = getattr(typing, "TypeAliasType", NeverLoaded)  # `type X = ...`, Python 3.12
 
 
+def _alias_in(annotation: Any) -> Any:
+    """Return the named alias that an annotation is, also one with arguments (`Tree[int]`); None if it is none."""
+    named = (_NAMED_ALIAS, loaded("typing_extensions", "TypeAliasType"))
+    found = annotation if isinstance(annotation, named) else get_origin(annotation)
+    return found if isinstance(found, named) else None
+
+
+def _named_by(annotation: Any, alias: Any) -> Any:
+    """Return what a named alias stands for, with its arguments in place of its parameters."""
+    value = resolved(alias.__value__, names_in(getattr(alias, "__module__", None)), {})
+    arguments: dict[Any, Any] = dict(zip(getattr(alias, "__type_params__", ()), get_args(annotation), strict=False))
+    parameters: tuple[Any, ...] = getattr(value, "__parameters__", ())
+    if isinstance(value, TypeVar):
+        return arguments.get(value, value)
+    return value[tuple(arguments.get(one, one) for one in parameters)] if parameters and arguments else value
+
+
+def _holds(annotation: Any, alias: Any, seen: set[Any]) -> bool:
+    """Report whether a named alias is anywhere in an annotation."""
+    inner = _alias_in(annotation)
+    if inner is alias:
+        return True
+    if inner is not None and inner not in seen:
+        seen.add(inner)
+        if _holds(_named_by(annotation, inner), alias, seen):
+            return True
+    return any(_holds(argument, alias, seen) for argument in get_args(annotation))
+
+
+@lru_cache(maxsize=DECODERS_LIMIT)
+def _recursion(annotation: Any, value: Any, read: Read) -> Any:
+    """Return a type for a named alias that holds itself: what it stands for is decoded when a value is met."""
+    return _HasAnyInstance("Recursion", (Recursion,), {"name": type_name(annotation), "value": value, "read": (read,)})
+
+
 def _wire_type(annotation: Any, read: Read) -> Any:
     if annotation is object or isinstance(annotation, TypeVar):
         return Any
     if annotation is NoReturn or annotation is typing.Never:
         return None
-    if isinstance(annotation, _NAMED_ALIAS):
-        return _wire_type(annotation.__value__, read)
+    if (alias := _alias_in(annotation)) is not None:
+        value = _named_by(annotation, alias)
+        return _recursion(annotation, value, read) if _holds(value, alias, set()) else _wire_type(value, read)
     origin, arguments = get_origin(annotation), get_args(annotation)
     if annotation is Iterable or origin is Iterable:
         return list[_wire_type(arguments[0] if arguments else Any, read)]
@@ -227,7 +273,9 @@ def _union(annotation: object, members: tuple[Any, ...], wired: tuple[Any, ...],
     except TypeError:
         some = tuple(member for member in members if member is not type(None))
         options = tuple((type_name(member), read(member)) for member in some)
-        choice: Any = _HasAnyInstance("Choice", (Choice,), {"name": type_name(annotation), "options": options})
+        choice: Any = _HasAnyInstance(
+            "Choice", (Choice,), {"name": type_name(annotation), "options": options, "members": some}
+        )
         return choice if len(some) == len(members) else choice | None
     return union
 
@@ -255,6 +303,7 @@ class Choice(metaclass=_HasAnyInstance):  # msgspec checks that `from_wire` retu
 
     name: ClassVar[str]
     options: ClassVar[tuple[tuple[str, Callable[[bytes], Any]], ...]]
+    members: ClassVar[tuple[Any, ...]]
 
     @classmethod
     def pick(cls, value: object) -> object:
@@ -279,6 +328,20 @@ class Choice(metaclass=_HasAnyInstance):  # msgspec checks that `from_wire` retu
             names = " and ".join(name for name, _ in fitting)
             raise ValueError(f"it fits {names}: tell them apart, as by a field `kind: Literal[...]` in each")
         raise ValueError(f"Expected `{cls.name}`: {'; '.join(reasons)}")
+
+
+class Recursion(Choice):
+    """A named alias that holds itself, such as that of JSON."""
+
+    value: ClassVar[Any]
+    read: ClassVar[tuple[Read]]
+
+    @classmethod
+    def pick(cls, value: object) -> object:
+        try:
+            return cls.read[0](cls.value)(encode_any(value))
+        except Undecodable as error:
+            raise ValueError(error.reason) from error
 
 
 # --- which classes a type holds ---------------------------------------------------------------------------------------
@@ -332,8 +395,8 @@ def _hook_of(cls: Any) -> str | None:
 
 def _rebuilt(annotation: Any, plain: Any) -> Any:
     """Convert builtin types as an annotation says. Hooks run, but cannot refuse or change what was recorded."""
-    if isinstance(annotation, _NAMED_ALIAS):
-        return _rebuilt(annotation.__value__, plain)
+    if (alias := _alias_in(annotation)) is not None:
+        return _rebuilt(_named_by(annotation, alias), plain)
     origin, arguments = get_origin(annotation), get_args(annotation)
     if origin is Annotated:
         return _rebuilt(arguments[0], plain)

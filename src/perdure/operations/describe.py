@@ -5,7 +5,7 @@ Values are decoded without the code that wrote them, to builtin types; one that 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any, assert_never, cast
 
@@ -186,7 +186,7 @@ def from_journal(
             *(row, open_steps, known.get("paused_because"), served, key_holder, stuck_at),
             retried=any(isinstance(message.request, RetryInvocation) for message in mail),
         ),
-        started_at=_first_claim(frames),
+        started_at=_began(frames, steps.values()),
         deadline=None if start.timeout is None else _time(begun_at + start.timeout),
         retries=generation,
         parent_id=None if start.parent is None else start.parent.id,
@@ -203,9 +203,11 @@ def _change(state: dict[str, Any], changes: Mapping[str, bytes | None]) -> None:
             state[name] = _value(data)
 
 
-def _first_claim(frames: Sequence[Frame]) -> datetime | None:
-    claims = (entry.at for frame in frames for entry in frame.entries if isinstance(entry, Claimed))
-    return next(map(_time, claims), None)
+def _began(frames: Sequence[Frame], steps: Iterable[JournalStep]) -> datetime | None:
+    """Return when a worker began with it: its first steps may have begun before the claim was committed."""
+    claims = (_time(entry.at) for frame in frames for entry in frame.entries if isinstance(entry, Claimed))
+    claimed = next(claims, None)
+    return claimed and min([claimed, *(step.started_at for step in steps if step.started_at is not None)])
 
 
 def _verb(message: Message) -> str:

@@ -6,16 +6,18 @@ It decides nothing about an invocation: it encodes requests as starts and messag
 from __future__ import annotations
 
 import asyncio
+import itertools
 import os
 import warnings
 import weakref
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Collection, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
 from random import Random, SystemRandom
 from typing import Any, Protocol, TypeVar, assert_never, cast, runtime_checkable
 
 from msgspec.structs import replace
 
 from perdure.authoring.workflow import due_at
+from perdure.background import end
 from perdure.core import journal
 from perdure.core.exported import export
 from perdure.core.ids import check_name, new_id, parse_awakeable_id
@@ -55,6 +57,7 @@ from perdure.operations.port import (
     nothing,
 )
 from perdure.runtime.unserved import Unserved
+from perdure.stores.documents import DELETE_BATCH, Delete, Document, DocumentKey, Put, Scan, Write
 from perdure.stores.port import Filter, Row, Store, unknown
 
 T = TypeVar("T")
@@ -112,8 +115,7 @@ class Local(Operations):
         if self._unserved is not None:
             self._unserved.close()
         if opening is not None:
-            opening.cancel()
-            await asyncio.wait([opening])
+            await end([opening])
             if store is None and not opening.cancelled() and opening.exception() is None:
                 store = opening.result()
         if store is not None:
@@ -410,6 +412,33 @@ class Local(Operations):
 
     async def serves(self, handler: str, /) -> bool | None:
         return (await self.opened()).serves(handler)
+
+    # --- documents ----------------------------------------------------------------------------------------------------
+    async def read_documents(self, collection: str, keys: Sequence[DocumentKey], /) -> list[Document | None]:
+        store = await self.opened()
+        return await store.documents.read(collection, keys)
+
+    async def write_documents(self, collection: str, writes: Sequence[Write], /) -> list[int]:
+        store = await self.opened()
+        for write in writes:
+            if isinstance(write, Put) and len(write.value) > store.payload_limit:
+                raise too_large(f"document {'/'.join(write.key)!r}", len(write.value), store.payload_limit)
+        writing = store.documents.write(collection, writes)
+        return await self._accepted(writing, f"documents of {collection!r}", "They may be written all the same")
+
+    async def scan_documents(self, collection: str, which: Scan, /) -> list[Document]:
+        store = await self.opened()
+        return await store.documents.scan(collection, which)
+
+    async def delete_documents(self, collection: str, prefix: str, /) -> int:
+        store = await self.opened()
+        removed, after = 0, None
+        while found := await store.documents.scan(collection, Scan(prefix, after, limit=DELETE_BATCH, values=False)):
+            after = found[-1].key
+            for _, group in itertools.groupby(found, lambda each: each.key[0]):
+                revisions = await store.documents.write(collection, [Delete(each.key) for each in group])
+                removed += sum(revision > 0 for revision in revisions)
+        return removed
 
     # --- keeping ------------------------------------------------------------------------------------------------------
     async def export(self, id: str, /) -> bytes:

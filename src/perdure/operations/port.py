@@ -10,7 +10,7 @@ an id that the store does not know.
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Callable, Collection, Mapping
+from collections.abc import AsyncGenerator, Callable, Collection, Mapping, Sequence
 from datetime import datetime
 from typing import Protocol
 
@@ -20,6 +20,7 @@ from perdure.core.failures import Failure
 from perdure.core.journal import Status
 from perdure.core.retry import Duration
 from perdure.operations.describe import Invocation
+from perdure.operations.documents import Document, DocumentKey, Scan, Write
 from perdure.operations.listing import Filters, Page
 
 ANSWER_WAIT_SECONDS = 30.0
@@ -157,6 +158,24 @@ class Operations(Protocol):
 
     async def serves(self, handler: str, /) -> bool | None:
         """Report whether a worker serves a handler; None where that cannot be known from here."""
+        ...
+
+    # --- documents ----------------------------------------------------------------------------------------------------
+    # Collections, keys and writes are checked by the caller.
+    async def read_documents(self, collection: str, keys: Sequence[DocumentKey], /) -> list[Document | None]:
+        """Read documents."""
+        ...
+
+    async def write_documents(self, collection: str, writes: Sequence[Write], /) -> list[int]:
+        """Make these writes, all or none, and return their revisions; `RevisionConflict` if one may not be made."""
+        ...
+
+    async def scan_documents(self, collection: str, which: Scan, /) -> list[Document]:
+        """Read documents in the order of their keys."""
+        ...
+
+    async def delete_documents(self, collection: str, prefix: str, /) -> int:
+        """Remove the documents whose joined keys begin with a prefix; return how many there were."""
         ...
 
     # --- keeping ------------------------------------------------------------------------------------------------------

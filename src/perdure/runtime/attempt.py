@@ -44,7 +44,9 @@ class Attempt:
 
     __slots__ = ("_escaped", "_host", "_owner", "_value", "began", "busy_threads", "cancelled", "task", "work")
 
-    def __init__(self, work: Work, info: StepInfo, host: Host, owner: Owner) -> None:
+    def __init__(
+        self, work: Work, info: StepInfo, host: Host, owner: Owner, variables: contextvars.Context | None
+    ) -> None:
         self.work = work
         self.cancelled = False  # the body asked it to end
         self.busy_threads = 0
@@ -53,7 +55,7 @@ class Attempt:
         self._escaped: BaseException | None = None  # an exception that the task must not raise
         self._host = host
         self._owner = owner
-        context = contextvars.copy_context()
+        context = contextvars.Context() if variables is None else variables.copy()
         context.run(current_step.set, info)
         self.task: asyncio.Task[None] = host.loop.create_task(self._run(info), name=work.name, context=context)
 

@@ -14,6 +14,8 @@ from collections.abc import Awaitable, Callable, Sequence
 from functools import partial, wraps
 from typing import Concatenate, Literal, ParamSpec, TypeVar
 
+from perdure.background import log_error
+from perdure.core.failures import failure_of
 from perdure.core.journal import Accepted, Start
 from perdure.errors import Conflict, NewerJournal, StoreClosed, StoreDamaged, StoreError
 from perdure.runtime.home import Home
@@ -244,7 +246,7 @@ class Exchange(ABC):
         if isinstance(error, (KeyboardInterrupt, SystemExit)):
             self.close()
             raise error
-        log.error("invocation %s (%s): unexpected exception", self.id, self.handler, exc_info=error)
+        log_error(log, "invocation %s (%s): unexpected exception", self.id, self.handler, error=error)
         if self.closed:
             return
         if self._fault is not None:
@@ -269,9 +271,13 @@ class Exchange(ABC):
 
 
 def _in_short(error: BaseException) -> str:
-    return f"{type(error).__name__}: {error}"
+    failure = failure_of(error)
+    return f"{failure.type}: {failure.message}"
 
 
 def _explain_fault(error: BaseException) -> str:
-    told = "".join(traceback.format_exception(error))
+    try:
+        told = "".join(traceback.format_exception(error))
+    except Exception:  # noqa: BLE001  an exception of the author's that cannot be shown
+        told = failure_of(error).traceback
     return f"unexpected exception {_in_short(error)}; mend the code, then resume\n{told[-REASON_LIMIT:]}"

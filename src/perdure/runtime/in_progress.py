@@ -6,6 +6,7 @@ It knows no loop, no worker and no store: an attempt is any object that says whe
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextvars import Context
 from typing import Any, Generic, Protocol, TypeVar
 
 from msgspec import Struct
@@ -33,10 +34,11 @@ class Waiting(Struct, frozen=True):
     work: Any  # of the runtime, which never looks inside here
     attempts: int
     generation: int
+    variables: Context | None = None  # of the body, where it called the step
 
     @classmethod
     def of(cls, n: int, pending: Pending) -> Waiting:
-        return cls(n, pending.work, pending.attempts, pending.generation)
+        return cls(n, pending.work, pending.attempts, pending.generation, pending.variables)
 
 
 class InProgress(Generic[A]):
@@ -76,7 +78,7 @@ class InProgress(Generic[A]):
         for command in ready.commands:
             if type(command) is CallStep and (waiting := pending.get(command.n)) is not None:
                 if not waiting.cancel_requested and command.n not in self.begun_early:
-                    found.append(Waiting(command.n, waiting.work, 0, waiting.generation))
+                    found.append(Waiting(command.n, waiting.work, 0, waiting.generation, waiting.variables))
         return found
 
     def queue(self, n: int, pending: Pending) -> None:

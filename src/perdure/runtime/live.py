@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TypeVar
 
+from perdure.background import log_error
 from perdure.core.journal import CallStep, Frame, Interrupted, SetTimer, Start
 from perdure.core.turn import Pending, Turn
 from perdure.errors import PerdureError
@@ -102,7 +103,11 @@ class Live(Exchange):
     def _report_unseen(self, turn: Turn) -> None:
         """Log exceptions of the body's tasks that nothing awaited, as asyncio does."""
         for context in turn.unseen:
-            log.error("invocation %s: %s", self.id, context.get("message"), exc_info=context.get("exception"))
+            text, message, error = "invocation %s: %s", context.get("message"), context.get("exception")
+            if error is None:
+                log.error(text, self.id, message)
+            else:
+                log_error(log, text, self.id, message, error=error)
         turn.unseen.clear()
 
     def _stuck_at(self) -> str | None:

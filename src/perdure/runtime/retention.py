@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import logging
 
+from perdure.background import end
 from perdure.errors import StoreClosed, StoreError
 from perdure.stores.port import Store
 
@@ -39,8 +40,7 @@ class Sweep:
 
     async def stop(self) -> None:
         """Stop between two pieces."""
-        self._task.cancel()
-        await asyncio.wait([self._task])
+        await end([self._task])
 
     async def _run(self) -> None:
         loop = asyncio.get_running_loop()

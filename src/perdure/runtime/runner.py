@@ -70,12 +70,13 @@ STOP_POLL_SECONDS = 0.002
 KEY_LOOK_SECONDS = 1.0
 """How long a retry waits for the wake that says that it has its key before it looks by itself; then twice as long.
 
-Where processes share a store, the wake may have gone to another, which has no retry in hand and drops it."""
+Where processes share a store, the wake may have gone to another, which has no retry in hand and drops it: a process of
+an earlier release hands it to any, and one that holds the invocation for something else may have taken it."""
 
 KEY_LOOK_LONGEST_SECONDS = 30.0
 
 COMMIT_PATIENCE_SECONDS = 10.0
-"""How long a stopping worker waits for a last commit that its store does not take."""
+"""How long a stopping worker waits for a last commit, and then for a release, that its store does not take."""
 
 log = logging.getLogger("perdure.worker")
 
@@ -291,8 +292,9 @@ class Runner(Live):
         for n in ready.cancels:
             steps.cancel_unbegun(n, pending.get(n), round.at)
         for command in ready.commands:
-            if type(command) is SetTimer and command.n in pending:
-                self._note_time(command.due, command.n)
+            if type(command) is SetTimer and (waits := pending.get(command.n)) is not None:
+                if waits.command is command:  # a retry may issue it once more in the same frame, due later
+                    self._note_time(command.due, command.n)
         in_progress = begins or steps.running or steps.arrivals
         release = outcome is None and not in_progress and not steps.stopping  # then `stop` releases, and sets a wake
         released = Released(round.at, self._next_due(), self._stuck_at()) if release else None
@@ -438,7 +440,11 @@ class Runner(Live):
         transition = release_now(self.record, self.steps.take_arrivals(), self._taken, at)
         self._store = "busy"  # until `close`: what is due meanwhile is for the next owner
         try:
-            await committed(self.home.store, transition)
+            async with asyncio.timeout(COMMIT_PATIENCE_SECONDS):
+                await committed(self.home.store, transition)
+        except TimeoutError:
+            text = "invocation %s could not be released, it is redelivered instead: the store does not answer"
+            log.warning(text, self.id)
         except PerdureError as error:
             log.warning("invocation %s could not be released, it is redelivered instead: %s", self.id, error)
         except Exception:

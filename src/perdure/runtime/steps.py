@@ -58,7 +58,7 @@ class Steps(InProgress[Attempt]):
             return
         work: Work = step.work
         info = StepInfo(owner.id, step.attempts + 1, (step.generation, step.n, work.name))
-        attempt = owner.home.begin_attempt(work, info, owner)
+        attempt = owner.home.begin_attempt(work, info, owner, step.variables)
         self.running[step.n] = attempt
         attempt.task.add_done_callback(partial(self._ended, owner, step.n, step.attempts + 1, attempt))
 

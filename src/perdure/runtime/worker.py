@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
+import contextvars
 import gc
 import logging
 import os
@@ -23,7 +24,7 @@ from typing import Any, Protocol, Self
 from perdure.authoring.context import Context
 from perdure.authoring.step import StepInfo, Work
 from perdure.authoring.workflow import Workflow
-from perdure.background import RateLimitedLog
+from perdure.background import RateLimitedLog, log_error
 from perdure.core.failures import Failure, FailureTranslator, failure_of
 from perdure.core.journal import Start
 from perdure.core.retry import whole_number
@@ -154,6 +155,7 @@ class Worker:
         self._unserved = Unserved(self.store)
         parts.callback(self._unserved.close)
         self.loop = asyncio.get_running_loop()
+        self._variables = contextvars.copy_context()  # for what the worker logs: not those of a caller of the client
         self._raise_threshold(parts)
         self.watch = self._make_watch()
         parts.callback(self.watch.stop)
@@ -204,7 +206,8 @@ class Worker:
         ends = await asyncio.gather(*(runner.stop(grace) for runner in runners), return_exceptions=True)
         for runner, end in zip(runners, ends, strict=True):
             if end is not None:
-                log.error("invocation %s could not be handed over: it is redelivered instead", runner.id, exc_info=end)
+                text = "invocation %s could not be handed over: it is redelivered instead"
+                log_error(log, text, runner.id, error=end)
         await self._parts.aclose()
 
     def halt(self) -> None:
@@ -298,7 +301,7 @@ class Worker:
         if not runner.scheduled and not runner.closed:
             runner.scheduled = True
             if not self._scheduled:
-                self.loop.call_soon(self._advance)
+                self.loop.call_soon(self._advance, context=self._variables)
             self._scheduled.append(runner)
 
     def _advance(self) -> None:
@@ -416,9 +419,11 @@ class Worker:
         """Return an exception as the journal keeps it."""
         return failure_of(error, translators=self._translators())
 
-    def begin_attempt(self, work: Work, info: StepInfo, runner: Runner, /) -> Attempt:
-        """Begin one attempt of a step."""
-        return Attempt(work if self._replace is None else self._replace(work), info, self, runner)
+    def begin_attempt(
+        self, work: Work, info: StepInfo, runner: Runner, variables: contextvars.Context | None, /
+    ) -> Attempt:
+        """Begin one attempt of a step, with the context variables that its call had."""
+        return Attempt(work if self._replace is None else self._replace(work), info, self, runner, variables)
 
     def threads(self) -> concurrent.futures.ThreadPoolExecutor:
         """Return the pool in which sync steps run."""

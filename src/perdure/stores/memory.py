@@ -33,6 +33,7 @@ from perdure.stores.finite import check_effects, check_finite, check_message, ch
 from perdure.stores.liveness import Contents, breaches
 from perdure.stores.local.canceller import Canceller
 from perdure.stores.local.dispatch import Dispatcher, Member, Page
+from perdure.stores.local.documents import MemoryDocuments
 from perdure.stores.notices import Feed, Notices
 from perdure.stores.port import (
     KEY_QUEUE_LIMIT,
@@ -102,6 +103,7 @@ class MemoryStore:
         self._keys: dict[str, Key] = {}
         self._lines: dict[str, dict[tuple[str, int], int]] = {}  # by key: waiting ids with their positions
         self._sequence = 0
+        self.documents = MemoryDocuments(self._check, self._write)
         self._begin()
 
     def _begin(self) -> None:
@@ -347,7 +349,13 @@ class MemoryStore:
                 self._write("acknowledge", delivery.id)
                 self._messages.pop(message_id, None)
             case Wake():
-                pass
+                self._forget_wake(delivery)
+
+    def _forget_wake(self, delivery: Delivery) -> None:
+        """Forget a wake, unless another was set meanwhile."""
+        if delivery.token is not None and self._wakes.get(delivery.id) == delivery.token:
+            self._write("wake", delivery.id)
+            del self._wakes[delivery.id]
 
     # --- transitions --------------------------------------------------------------------------------------------------
     def commit(self, transition: Transition, told: Committed, /) -> None:
@@ -370,6 +378,7 @@ class MemoryStore:
             self._do(id, effects)
         ended = transition.released or outcome is not None
         # A wake is replaced after the effects, like an acknowledgement: it may be what redoes them.
+        sets_wake = ended and effects.wake is not None
         if ended and effects.wake is not None:
             self._set_wake(id, effects.wake)
         if transition.status is not None:
@@ -384,7 +393,8 @@ class MemoryStore:
             self._scheduled.pop(id, None)  # cancelled before it was due
             self._queued.pop(id, None)  # ... or before a worker had it
         for delivery in transition.acknowledge:
-            self._forget(delivery)
+            if not (sets_wake and isinstance(delivery.item, Wake)):  # it may be set for the same time again
+                self._forget(delivery)
         if outcome is not None:
             self._soon(partial(self._notices.settled, id, outcome))
         self._dispatcher.committed(id, transition.acknowledge, ended=ended)  # before any caller hears of it
@@ -449,7 +459,7 @@ class MemoryStore:
                 self._index(Row(id, row.handler, "pending", row.key, row.created_at, now, row.due))
                 self._enqueue(start)
             elif self._wakes.get(id) == at:
-                self._dispatcher.wake(Delivery(id, self._rows[id].handler, Wake()))
+                self._dispatcher.wake(Delivery(id, self._rows[id].handler, Wake(), token=at))
         self._arm()
 
     # --- reading ------------------------------------------------------------------------------------------------------

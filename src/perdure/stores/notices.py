@@ -151,6 +151,10 @@ class Notices:
                 del self._feeds[feed.filter.id]
                 self.watched = bool(self._feeds)
 
+    def followed(self) -> list[str]:
+        """Return the ids of the invocations that feeds watch one by one."""
+        return [id for id in self._feeds if id is not None]
+
     def wants(self, id: str) -> bool:
         """Report whether any feed may want the changes of an invocation."""
         return None in self._feeds or id in self._feeds
@@ -164,9 +168,13 @@ class Notices:
 
     def missed(self) -> None:
         """Make all readers read the index."""
-        for feeds in self._feeds.values():
-            for feed in feeds:
-                feed.miss()
+        for id in self._feeds:
+            self.missed_of(id)
+
+    def missed_of(self, id: str | None) -> None:
+        """Make those read the index that watch one invocation, or, with None, all others."""
+        for feed in self._feeds.get(id, ()):
+            feed.miss()
 
     # --- all of it ----------------------------------------------------------------------------------------------------
     @property

@@ -24,6 +24,7 @@ from perdure.core.effects import NO_EFFECTS, Effects
 from perdure.core.journal import Answer, Frame, Message, Outcome, Start, Status
 from perdure.core.values import digest
 from perdure.errors import Conflict, IdConflict, InvalidOption, LimitExceeded, UnknownInvocation
+from perdure.stores.documents import DocumentStore
 
 PAYLOAD_LIMIT_BYTES = 64 * 1024 * 1024
 """The most bytes that one encoded value may take, unless `connect` is told otherwise."""
@@ -281,6 +282,11 @@ class Store(Protocol):
     @property
     def payload_limit(self) -> int:
         """The most bytes that one value may take, encoded."""
+        ...
+
+    @property
+    def documents(self) -> DocumentStore:
+        """What the store keeps beside invocations."""
         ...
 
     async def open(self) -> None:

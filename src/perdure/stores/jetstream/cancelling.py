@@ -72,6 +72,8 @@ class Cancelling:
         future: asyncio.Future[int] = asyncio.get_running_loop().create_future()
 
         def told(revision: int, error: Exception | None) -> None:
+            if future.done():
+                return
             if error is None:
                 future.set_result(revision)
             else:

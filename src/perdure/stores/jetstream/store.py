@@ -11,6 +11,7 @@ from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any
 
+from perdure.background import end
 from perdure.core.history import History
 from perdure.core.journal import (
     Answer,
@@ -29,6 +30,7 @@ from perdure.stores.jetstream.care.janitor import PERIOD_SECONDS, Janitor
 from perdure.stores.jetstream.care.overdue import LOOK_SECONDS, Overdue
 from perdure.stores.jetstream.care.purge import Purge
 from perdure.stores.jetstream.commits import Commits
+from perdure.stores.jetstream.documents.documents import JetStreamDocuments
 from perdure.stores.jetstream.index.projection import Projection
 from perdure.stores.jetstream.index.rows import Rows
 from perdure.stores.jetstream.journal.blobs import Blobs
@@ -113,6 +115,7 @@ class JetStreamStore:
         self._tasks = tasks = Background(wire.limited_log)
         self._writing = Writing()
         self._notices = Notices()
+        self.documents = JetStreamDocuments(wire, layout, self._writing, tasks, self._check, self._check_writable)
         self._finder = Finder(wire, layout, journals, keys, blobs)
         self._rows = Rows(wire, layout, self._finder)
         self._watching = Watching(wire, layout, self._notices, journals, keys, blobs, tasks)
@@ -203,18 +206,20 @@ class JetStreamStore:
     async def aclose(self) -> None:
         self._ended = True
         if self._opening is not None:
-            self._opening.cancel()
-            await asyncio.wait([self._opening])
+            await end([self._opening])
         if not self._open:
             return
         self._open = False
         self._watching.close()
         if self.wire.is_up:
             await self._writing.finished(CLOSING_SECONDS)
-        await self._deliveries.close()
-        await self._projection.aclose()
-        await self.wire.close()
-        self._notices.fail(self._closed())
+        try:
+            await self._deliveries.close()
+            await self._projection.stop()
+        finally:
+            await self.wire.close()
+            self._notices.fail(self._closed())
+        await self._projection.aclose()  # what still reads has ended with the connection
 
     def _closed(self) -> StoreClosed:
         return StoreClosed("jetstream: the store is closed")
@@ -222,6 +227,9 @@ class JetStreamStore:
     def _check(self) -> None:
         if not self._open:
             raise self._closed()
+
+    def _check_writable(self) -> None:
+        """Raise if this store is only read."""
 
     def _reconnected(self) -> None:
         self._deliveries.reconnected()

@@ -14,6 +14,9 @@ class JetStreamView(OnlyLooking, JetStreamStore):
 
     makes_streams = False
 
+    def _check_writable(self) -> None:
+        self._refuse_change("no document can be written")
+
     def _refuse_change(self, what: str) -> Never:
         self._check()
         raise StoreReadOnly(f"jetstream: the store was opened read-only, so {what}")

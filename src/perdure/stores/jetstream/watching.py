@@ -1,11 +1,13 @@
 """Pushes to waiting callers: outcomes of invocations, answers to messages, changes of rows.
 
-The server pushes each at most once. Awaited outcomes and answers are also polled, in case a push was lost.
+The server pushes each at most once. Awaited outcomes and answers, and invocations that are watched one by one, are also
+polled, in case a push was lost.
 """
 
 from __future__ import annotations
 
 import asyncio
+import random
 from collections.abc import Callable
 from functools import partial
 
@@ -36,6 +38,9 @@ POLLED_LIMIT = 1_000
 ANSWER_KEPT_SECONDS = 7 * 86_400
 """How long the answer to a client's message is kept."""
 
+POLLED_CHANGES_LIMIT = 100
+"""Invocations that are watched one by one of which so many are polled at a time at most."""
+
 POLLED_ANSWERS_LIMIT = 100
 """Answers that are polled at a time at most."""
 
@@ -62,6 +67,7 @@ class Watching:
         self._watched: dict[str, int] = {}  # subscriptions to outcomes, by invocation
         self._answers: dict[str, int] = {}  # subscriptions to answers, by message
         self._listening = False  # whether there is a subscription to changes of rows
+        self._polled: dict[str, int] = {}  # by invocation that is watched, the last message of its journal when polled
 
     def begin(self) -> None:
         self._poll = asyncio.get_running_loop().call_later(POLL_SECONDS, self._poll_all)
@@ -75,8 +81,11 @@ class Watching:
         tail = await self._journals.tail(id)
         if tail.facts.status not in SETTLED or not tail.has_frames:
             return None
-        if tail.facts.key is not None and (await self._keys.read(tail.facts.key)).holder == id:
-            return None  # only once its key is released: the caller may read the state of the key next
+        if tail.facts.key is not None and (key := await self._keys.read(tail.facts.key)).holder == id:
+            history = History.of((await self._journals.read(id))[0])
+            if key.granted_to(id, history.generation):
+                return None  # only once its key is released: the caller may read the state of the key next
+            return history.outcome  # it is to be retried
         frame = await self._journals.last_frame(id)
         if frame is None or frame.outcome is not None:
             return None if frame is None else frame.outcome
@@ -199,14 +208,28 @@ class Watching:
         subject = self._layout.told(self._layout.schedule(facts.id, "start"))
         self._wire.publish_with(subject, lines_of(replace(facts, status=status)))
 
+    async def _poll_changes(self) -> None:
+        """Read the invocations that are watched one by one: the last change of one may be all that its watcher gets."""
+        ids = self._notices.followed()
+        self._polled = {id: self._polled[id] for id in ids if id in self._polled}
+        if not ids:
+            return
+        if len(ids) > POLLED_CHANGES_LIMIT:
+            ids = random.sample(ids, POLLED_CHANGES_LIMIT)
+        for id, tail in (await self._journals.tails(ids)).items():
+            if tail.sequence and self._polled.get(id) != tail.sequence:
+                self._polled[id] = tail.sequence
+                self._notices.missed_of(id)
+
     def missed(self) -> None:
         """Tell feeds to list again: changes may have been missed while there was no connection."""
         self._notices.missed()
 
     # --- lost pushes --------------------------------------------------------------------------------------------------
     def _poll_all(self) -> None:
-        """Poll awaited outcomes and answers, a part at a time."""
+        """Poll what is awaited, a part at a time."""
         self._poll = asyncio.get_running_loop().call_later(POLL_SECONDS, self._poll_all)
         if self._wire.is_up:
             self._tasks.spawn(self._poll_outcomes())
             self._tasks.spawn(self._poll_answers())
+            self._tasks.spawn(self._poll_changes())

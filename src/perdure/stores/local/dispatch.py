@@ -48,7 +48,7 @@ Fetch = Callable[[str, int, int], Awaitable[Page]]
 class Hold(custody.Hold, eq=False):
     """What one worker holds of one invocation."""
 
-    woken: bool = False  # a wake fell due meanwhile
+    woken: Delivery | None = None  # a wake that fell due meanwhile
 
 
 Member = custody.Member[Hold]
@@ -114,7 +114,9 @@ class Dispatcher(custody.Custody[Hold]):
                     self._line(delivery.handler).put_first(again)
                 else:
                     self.offer(again, begun=begun)
-            if hold.claimed or hold.woken:
+            if hold.woken is not None:
+                self.offer(replace(hold.woken, attempt=2))
+            elif hold.claimed:
                 self.offer(Delivery(id, hold.handler, Wake(), attempt=2))
         self.pump()
 
@@ -191,18 +193,21 @@ class Dispatcher(custody.Custody[Hold]):
                 self._line(delivery.handler).put_first(again)
             else:
                 self.offer(again, begun=settled)
-        if hold.woken and not settled:
-            self.offer(Delivery(id, hold.handler, Wake()))
+        if hold.woken is not None and not settled:
+            self.offer(hold.woken)
         self.pump()
 
     # --- messages and wakes -------------------------------------------------------------------------------------------
     def wake(self, delivery: Delivery) -> None:
-        """Deliver a wake that is due; if a worker holds the invocation, once it lets go without a new release."""
+        """Deliver a wake that is due; if a worker holds the invocation, once it lets go without a new release.
+
+        Its token is the time for which it was set, so that the store can forget it when it is acknowledged.
+        """
         member = self._owners.get(delivery.id)
         if member is None:
             self.offer(delivery)
         else:
-            member.held[delivery.id].woken = True
+            member.held[delivery.id].woken = delivery
 
     def holds(self, message: Message) -> bool:
         """Report whether a worker holds a message, or it waits for its invocation to begin."""
@@ -233,7 +238,7 @@ class Dispatcher(custody.Custody[Hold]):
                 hold.deliveries.remove(delivery)
         hold.claimed = not ended
         if ended:
-            hold.woken = False
+            hold.woken = None
             for delivery in self._parked.pop(id, ()):  # cancelled before it began: this is refused now
                 self.hand(member, delivery)
             self._drop_if_done(member, hold)
@@ -254,8 +259,8 @@ class Dispatcher(custody.Custody[Hold]):
         return Hold(delivery.id, delivery.handler)
 
     def _let_gone(self, hold: Hold) -> None:
-        if hold.woken:
-            self.offer(Delivery(hold.id, hold.handler, Wake()))
+        if hold.woken is not None:
+            self.offer(hold.woken)
 
     def _line(self, handler: str) -> Line:
         line = self._lines.get(handler)

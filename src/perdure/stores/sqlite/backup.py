@@ -38,7 +38,8 @@ class Backups:
     async def take(self, target: str) -> None:
         """Copy a snapshot of the file to `target`, which must not exist."""
         stop = threading.Event()
-        target = os.path.abspath(os.path.expanduser(target))
+        with explained(target):
+            target = os.path.abspath(os.path.expanduser(target))
         # In its own thread: in the reading thread, reads would wait for it.
         pool = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="perdure-sqlite-backup")
         work = asyncio.get_running_loop().run_in_executor(pool, back_up, self._path, target, stop, self._source)

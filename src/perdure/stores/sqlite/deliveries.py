@@ -32,6 +32,11 @@ RETRY_SECONDS = 1.0
 """How long to wait before a failed read is retried."""
 DUE_BATCH_LIMIT = 1_000
 """Delayed starts that are queued in one transaction at most."""
+DUE_STARTS = (
+    "SELECT id, start, checksum FROM invocation WHERE status = 'scheduled' AND due <= ? ORDER BY due, sequence LIMIT ?"
+)
+"""Finds delayed starts that are due. A release before stored them without a sequence, so they come first: they were
+accepted first."""
 
 log = logging.getLogger("perdure.sqlite")
 
@@ -256,6 +261,8 @@ class Deliveries:
         if isinstance(delivery.item, Message):
             self.unanswered.discard(delivery.item.id)
             self._enqueue(Unit(done_messages=[delivery.item.id]))
+        elif isinstance(delivery.item, Wake) and delivery.token is not None:
+            self._enqueue(Unit(done_wakes=[(delivery.id, delivery.token)]))
 
     # --- due starts and wakes -----------------------------------------------------------------------------------------
     def _ring(self) -> None:
@@ -289,11 +296,7 @@ class Deliveries:
         rung_to, self._rung_to = self._rung_to, max(self._rung_to, now)
 
         def read(db: sqlite3.Connection) -> tuple[list[Any], list[Any], Any]:
-            starts = db.execute(
-                "SELECT id, start, checksum FROM invocation WHERE status = 'scheduled' AND due <= ? ORDER BY due "
-                "LIMIT ?",
-                (now, DUE_BATCH_LIMIT),
-            ).fetchall()
+            starts = db.execute(DUE_STARTS, (now, DUE_BATCH_LIMIT)).fetchall()
             wakes = db.execute(
                 "SELECT id, handler, wake FROM invocation WHERE wake > ? AND wake <= ? ORDER BY wake",
                 (rung_to, now),
@@ -306,9 +309,9 @@ class Deliveries:
             return starts, wakes, following
 
         starts, wakes, following = await self._read(read)
-        for id, handler, _ in wakes:
+        for id, handler, at in wakes:
             if id not in self._aside:
-                self.dispatcher.wake(Delivery(id, handler, Wake()))
+                self.dispatcher.wake(Delivery(id, handler, Wake(), token=at))
         await self._queue_due(starts)
         if len(starts) == DUE_BATCH_LIMIT:
             self._ring()

@@ -31,6 +31,8 @@ from perdure.stores.sqlite.checked import (
 from perdure.stores.sqlite.faults import about, explained
 from perdure.stores.sqlite.keys import verify_keys
 from perdure.stores.sqlite.schema import (
+    BY_DUE,
+    DOCUMENTS,
     MIGRATIONS,
     SCHEMA,
     SCHEMA_VERSION,
@@ -136,6 +138,8 @@ def open_file(path: str, aside: Aside) -> Opened:
                 _create(db)
             opened = read_meta(db, path)
             _migrate(db, opened)
+            _run_script(db, BY_DUE)
+            _run_script(db, DOCUMENTS)
             _note_name(db, path)
             last = "SELECT max(sequence) FROM (SELECT sequence FROM invocation UNION ALL SELECT sequence FROM line)"
             opened.sequence = db.execute(last).fetchone()[0] or 0

@@ -24,10 +24,12 @@ from perdure.stores.sql.index import COUNTS, counts_of, query_of
 from perdure.stores.sqlite.aside import Aside
 from perdure.stores.sqlite.backup import Backups
 from perdure.stores.sqlite.checked import ROW, check_frames, damaged, last_frame_of, message_of, row_of, start_of
+from perdure.stores.sqlite.documents import SqliteDocuments
 from perdure.stores.sqlite.faults import Mismatch, about, explained
 from perdure.stores.sqlite.file import connect
 from perdure.stores.sqlite.keys import read_key
 from perdure.stores.sqlite.look import Look, looked_at
+from perdure.stores.sqlite.unit import Unit
 
 T = TypeVar("T")
 
@@ -163,6 +165,10 @@ class SqliteReader:
         self._lost: StoreError | None = None  # why nothing can be read or written any more
         self._reading = ReadThread(self.path)
         self._aside = Aside(self.path)
+        self.documents = SqliteDocuments(self.path, self._read, self._write_documents)
+
+    def _write_documents(self, unit: Unit) -> asyncio.Future[Any]:
+        raise NotImplementedError
 
     def _check(self) -> None:
         if os.getpid() != self._pid:
@@ -304,6 +310,9 @@ class SqliteView(OnlyLooking, SqliteReader):
 
     def served(self) -> set[str]:
         return set()
+
+    def _write_documents(self, unit: Unit) -> asyncio.Future[Any]:
+        self._refuse_change("no document can be written")
 
     def _refuse_change(self, what: str) -> Never:
         self._check()

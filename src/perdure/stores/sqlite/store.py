@@ -23,6 +23,7 @@ from perdure.stores.port import (
     Delivery,
     Filter,
     Transition,
+    Wake,
 )
 from perdure.stores.sql.index import SETTLED
 from perdure.stores.sqlite.backup import Backups
@@ -88,7 +89,7 @@ class SqliteStore(SqliteReader):
             source = Served(self.path)
             keys = Keys(self.path, self.key_queue_limit, self._aside)
             with explained(self.path):
-                self._writer = Writer(self.path, opened, self._loop, self._written, self._lose, keys)
+                self._writer = Writer(self.path, opened, self._loop, self._written, self._lose, keys, self.clock.now)
         except BaseException:
             if source is not None:
                 source.close()
@@ -169,14 +170,19 @@ class SqliteStore(SqliteReader):
         for delivery in transition.acknowledge:
             if type(delivery.item) is Message:
                 unit.done_messages = (*unit.done_messages, delivery.item.id)
+            elif delivery.token is not None and transition.status is None and type(delivery.item) is Wake:
+                unit.done_wakes = (*unit.done_wakes, (delivery.id, delivery.token))  # a change of status replaces it
         return unit
 
     def _accept(self, start: Start) -> Accept:
         data = encode_start(start)
         check_finite(data, start)
-        if start.due > self.clock.now():
-            return Accept(start, data, "scheduled", 0)
-        return Accept(start, data, "pending", self._deliveries.next_position())
+        status = "scheduled" if start.due > self.clock.now() else "pending"
+        return Accept(start, data, status, self._deliveries.next_position())
+
+    def _write_documents(self, unit: Unit) -> asyncio.Future[Any]:
+        self._check()
+        return self._enqueue(unit)
 
     def _enqueue(self, unit: Unit) -> asyncio.Future[Any]:
         unit.future = future = self._loop.create_future()
@@ -226,6 +232,8 @@ class SqliteStore(SqliteReader):
                 future.set_exception(unit.error)
             elif unit.purge:
                 future.set_result(unit.purged)
+            elif unit.documents is not None:
+                future.set_result(unit.documents.revisions)
             else:
                 future.set_result([accept.new for accept in unit.accepts] if unit.strict else None)
 

@@ -9,11 +9,16 @@ from typing import Any
 from msgspec import Struct
 
 from perdure.core.journal import Message, Start, Status, settles_before_begin
+from perdure.stores.documents import Fence, Write
 from perdure.stores.port import Committed, Transition
 
 
 class Accept(Struct):
-    """A start with the status and position to store it with."""
+    """A start with the status and position to store it with.
+
+    The position is in the queue of its handler or key. While it is scheduled, it tells the order of acceptance among
+    those that are due together; it gets another position when it is due.
+    """
 
     start: Start
     data: bytes
@@ -40,6 +45,15 @@ class Route(Struct):
         return cls(message, handler, has_begun, has_begun or (is_put_off and settles_before_begin(message)))
 
 
+class DocumentWrites(Struct):
+    """Writes of documents that are made together. The writer fills in `revisions`."""
+
+    collection: str
+    writes: Sequence[Write]
+    fence: Fence | None = None
+    revisions: list[int] = []
+
+
 def _ignore(revision: int, error: Exception | None) -> None:
     pass
 
@@ -62,10 +76,12 @@ class Unit(Struct, eq=False):
     messages: Sequence[Message] = ()
     must_exist: bool = False
     done_messages: Sequence[str] = ()
+    done_wakes: Sequence[tuple[str, float]] = ()  # ids, and the times for which they were set
     promoted: Sequence[tuple[int, Start]] = ()
     purge: Sequence[tuple[str, float]] = ()  # ids, and the time after which they must not have changed
     purged: int = 0
     position: int = 0
+    documents: DocumentWrites | None = None
     future: asyncio.Future[Any] | None = None
     routes: list[Route] = []
     granted: list[tuple[int, str, bytes, int]] = []
@@ -76,6 +92,8 @@ class Unit(Struct, eq=False):
         """Describe the unit, for the log."""
         if self.transition is not None:
             return f"a commit to invocation {self.transition.id!r}"
+        if self.documents is not None:
+            return f"documents of collection {self.documents.collection!r}"
         ids = [*(accept.start.id for accept in self.accepts), *(message.to for message in self.messages)]
         ids += [start.id for _, start in self.promoted]
         return f"requests for {', '.join(map(repr, ids[:3]))}" if ids else "the store's own housekeeping"

@@ -11,7 +11,6 @@ import logging
 import os
 import sqlite3
 import threading
-import time
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, cast
@@ -25,6 +24,7 @@ from perdure.core.journal import (
 from perdure.errors import StoreDamaged, StoreError
 from perdure.stores.port import Transition, conflict, id_conflict, identity_of, unknown
 from perdure.stores.sql.index import SETTLED
+from perdure.stores.sqlite import documents
 from perdure.stores.sqlite.faults import Mismatch, about, explain, quietly
 from perdure.stores.sqlite.file import Opened, connect, side_file
 from perdure.stores.sqlite.keys import Keys, queue_deadline
@@ -46,7 +46,8 @@ class Writer:
     """Commits units, one transaction at a time, in its own thread.
 
     `written` is called on the loop with each batch. `lost` is called on the loop, once, when the file or its log was
-    moved, removed or replaced. From then on nothing is written or acknowledged.
+    moved, removed or replaced. From then on nothing is written or acknowledged. `now` is the time by the store's clock,
+    which the retention goes by too.
     """
 
     def __init__(
@@ -57,8 +58,10 @@ class Writer:
         written: Callable[[Sequence[Unit]], None],
         lost: Callable[[StoreError], None],
         keys: Keys,
+        now: Callable[[], float],
     ) -> None:
         self._path = path
+        self._now = now
         self._number = opened.commit_number
         self._loop = loop
         self._report = written
@@ -184,7 +187,7 @@ class Writer:
             unit.error = explain(self._path, error)
 
     def _transact(self, batch: list[Unit], *, alone: bool = False) -> None:
-        db, now = self._db, time.time()
+        db, now = self._db, self._now()
         if alone:
             batch[0].forget_reports()
         db.execute("BEGIN IMMEDIATE")
@@ -231,7 +234,10 @@ def _apply(
     changes: list[tuple[Any, ...]] = []
     inserts: list[tuple[Any, ...]] = []
     seen: dict[str, bytes] = {}
+    documented: list[Unit] = []
     for unit in batch:
+        if unit.documents is not None:
+            documented.append(unit)
         if (transition := unit.transition) is not None:
             if unit.frame is not None:
                 revision = transition.expected + 1
@@ -252,10 +258,12 @@ def _apply(
         db.executemany(_CHANGE_STATUS, changes)
     _write_messages_and_promote(db, batch, now)
     keys.apply(db, batch)
-    _write_answers(db, batch)
+    _write_acknowledgements(db, batch)
+    if documented:
+        documents.apply(db, documented)
 
 
-def _write_answers(db: sqlite3.Connection, batch: Sequence[Unit]) -> None:
+def _write_acknowledgements(db: sqlite3.Connection, batch: Sequence[Unit]) -> None:
     answers: list[tuple[Any, ...]] = []
     done: list[tuple[int, str]] = []
     for unit in batch:  # nearly all have neither
@@ -263,10 +271,25 @@ def _write_answers(db: sqlite3.Connection, batch: Sequence[Unit]) -> None:
             answers += map(_answer_row, unit.transition.effects.answers)
         if unit.done_messages:
             done += [(answer_checksum(message, None), message) for message in unit.done_messages]
+        if unit.done_wakes:
+            _forget_wakes(db, unit.done_wakes)
     if answers:
         db.executemany(_ANSWER, answers)
     if done:
         db.executemany("UPDATE message SET answered = 1, answer_checksum = ? WHERE id = ? AND answered = 0", done)
+
+
+def _forget_wakes(db: sqlite3.Connection, wakes: Sequence[tuple[str, float]]) -> None:
+    """Forget wakes that were acknowledged, unless others were set meanwhile. A damaged row stays as it is."""
+    query = "SELECT status, sequence, updated_at, revision, state_checksum FROM invocation WHERE id = ? AND wake = ?"
+    for id, at in wakes:
+        row = db.execute(query, (id, at)).fetchone()
+        if row is None:
+            continue
+        status, sequence, updated_at, revision, recorded = row
+        if state_checksum(id, status, sequence, updated_at, at, revision) == recorded:
+            checksum = state_checksum(id, status, sequence, updated_at, None, revision)
+            db.execute("UPDATE invocation SET wake = NULL, state_checksum = ? WHERE id = ?", (checksum, id))
 
 
 def _purge(db: sqlite3.Connection, chosen: Sequence[tuple[str, float]]) -> int:
@@ -325,7 +348,8 @@ _CHANGE_STATUS = (
 
 def _row_of(accept: Accept, now: float) -> tuple[Any, ...]:
     start = accept.start
-    sequence = 0 if start.key is not None else accept.sequence
+    waits = start.key is not None and accept.status == "pending"
+    sequence = 0 if waits else accept.sequence
     wake = queue_deadline(start) if accept.status == "pending" else None
     return (
         start.id,

@@ -10,6 +10,7 @@ from __future__ import annotations
 from perdure.testing.contract.changes import Changes
 from perdure.testing.contract.commits import Commits
 from perdure.testing.contract.deliveries import Deliveries
+from perdure.testing.contract.documents import Documents
 from perdure.testing.contract.index import Index
 from perdure.testing.contract.keys import Keys
 from perdure.testing.contract.lifetime import Lifetime
@@ -34,11 +35,25 @@ SECTIONS = (
     Retention,
     Payloads,
     Numbers,
+    Documents,
     Lifetime,
 )
 
 
 class StoreContract(
-    Submit, Deliveries, Commits, Messages, Watching, Wakes, Keys, Index, Changes, Retention, Payloads, Numbers, Lifetime
+    Submit,
+    Deliveries,
+    Commits,
+    Messages,
+    Watching,
+    Wakes,
+    Keys,
+    Index,
+    Changes,
+    Retention,
+    Payloads,
+    Numbers,
+    Documents,
+    Lifetime,
 ):
     """The whole suite. A subclass defines `make` and `reopen`; each test makes a store of its own."""

@@ -206,6 +206,7 @@ class Keys(StoreCase):
             await self.commit(start, revision, None, "failed", effects=Effects(enlist=Enlist("k", 1)))
             assert (await inbox.next()).id == "a0"
             assert await store.key("k") == Key("a0", 1)
+            assert isinstance(await store.outcome("a0"), Failed), "it has the key, and is not retried yet"
 
     async def test_who_waits_for_its_key_is_woken_at_its_time_limit(self) -> None:
         async with self.opened() as store:

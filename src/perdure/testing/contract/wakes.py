@@ -3,7 +3,8 @@
 import asyncio
 from collections.abc import Awaitable
 
-from perdure.core.journal import Completed, Paused, Released, Returned
+from perdure.core.effects import Effects
+from perdure.core.journal import Answer, Completed, Paused, Released, Returned
 from perdure.stores.port import Filter, Wake
 from perdure.testing.contract.shared import StoreCase, within
 
@@ -23,6 +24,39 @@ class Wakes(StoreCase):
             assert (delivery.id, type(delivery.item)) == (start.id, Wake)
             inbox.subscription.acknowledge(delivery)
             await inbox.stays_empty(self.calm)
+
+    async def test_acknowledged_wake_does_not_come_again(self) -> None:
+        """Whether it was acknowledged alone or by a commit that sets no other."""
+        async with self.opened() as store:
+            inbox = self.inbox()
+            await self.suspended(inbox, wake=store.clock.now())
+            inbox.subscription.acknowledge(await inbox.next())
+            second, revision = await self.suspended(inbox, wake=store.clock.now())
+            delivery = await inbox.next()
+            assert delivery.id == second.id
+            await self.commit(second, revision, None, None, delivery, effects=Effects((), (), (Answer("m"),)))
+            await self.suspended(inbox, wake=store.clock.now() + YEAR_SECONDS)
+            inbox.subscription.close()
+            inbox = self.inbox()
+            await inbox.stays_empty(self.calm)
+            await self.reopened()
+            inbox = self.inbox()
+            await inbox.stays_empty(self.calm)
+            kept = await self.suspended(inbox, self.start("kept"), wake=store.clock.now())
+            assert (await inbox.next()).id == kept[0].id
+            inbox.subscription.close()
+            assert (await self.inbox().next()).id == kept[0].id, "it was not acknowledged"
+
+    async def test_wake_that_is_set_again_for_the_same_time_comes_again(self) -> None:
+        async with self.opened() as store:
+            inbox = self.inbox()
+            due = store.clock.now()
+            start, revision = await self.suspended(inbox, wake=due)
+            delivery = await inbox.next()
+            await self.commit(start, revision, self.frame(self.claim(2), Released(due, due)), "suspended", delivery)
+            assert (await inbox.next()).id == start.id
+            await self.reopened()
+            assert (await self.inbox().next()).id == start.id
 
     async def test_wake_that_is_due_already_comes_at_once(self) -> None:
         async with self.opened() as store:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import math
 import random
 from collections.abc import Sequence
 
 from msgspec import Struct
+
+from perdure.connect import without_secrets
 
 PROGRAMS = 100
 KILL_EVERY_SECONDS = 2.0
@@ -43,13 +46,16 @@ def check(options: Options) -> Options:
         ("--kill-every", options.kill_every),
         ("--stuck-after", options.stuck_after),
     ):
-        if not value > 0:
-            raise BadOption(f"{name} {value:g}: give more than 0")
+        if not 0 < value < math.inf:
+            raise BadOption(f"{name} {value:g}: give more than 0, and a finite number")
     if options.seed < 0:
         raise BadOption(f"--seed {options.seed}: give 0 or more")
-    scheme = {"sqlite": "sqlite:", "nats": "nats:"}[options.store]
-    if options.url is not None and not options.url.startswith(scheme):
-        raise BadOption(f"--url {options.url}: with --store {options.store}, give one that begins with {scheme}")
+    schemes = {"sqlite": ("sqlite:",), "nats": ("nats:", "tls:")}[options.store]
+    if options.url is not None and not options.url.startswith(schemes):
+        raise BadOption(
+            f"--url {without_secrets(options.url)}: with --store {options.store}, give one that begins with "
+            f"{' or '.join(schemes)}"
+        )
     return options
 
 

@@ -44,9 +44,12 @@ async def serve(folder: Folder, url: str, options: Options) -> None:
 
 def end_with_stdin() -> None:
     """End this process when whoever started it has ended."""
+    stdin = sys.stdin.fileno()
 
     def read() -> None:
-        sys.stdin.buffer.read()
+        # Not through `sys.stdin`: its lock, held by this thread, would abort an interpreter that shuts down.
+        while os.read(stdin, 4096):
+            pass
         os._exit(0)
 
     threading.Thread(target=read, daemon=True).start()

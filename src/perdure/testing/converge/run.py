@@ -13,7 +13,7 @@ from pathlib import Path
 
 from perdure.client import Client
 from perdure.connect import connect, make_streams
-from perdure.errors import InvalidOption, StoreError
+from perdure.errors import PerdureError
 from perdure.testing.converge.driver import Driver
 from perdure.testing.converge.fleet import Failed, Fleet
 from perdure.testing.converge.folder import LOG, OVER, SETTLED, STARTED, Folder, FolderOutside
@@ -29,6 +29,8 @@ SAY_SECONDS = 5.0
 SHOWN = 5
 """So many differences are shown in full; the others are counted."""
 LOG_LINES = 20
+INTERRUPTED = 130
+"""The exit code after SIGINT."""
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -38,10 +40,12 @@ def main(arguments: Sequence[str]) -> int:
     try:
         with place(options, path) as url:
             code = asyncio.run(Run(options, url, Folder(path)).run())
-    except (BadOption, InvalidOption, StoreError, RuntimeError) as error:
-        say(f"{error}")
+    except (BadOption, PerdureError, OSError, RuntimeError) as error:
+        sys.stderr.write(f"{error}\n")
         code = 2
-    if code == 1:
+    except KeyboardInterrupt:
+        code = INTERRUPTED
+    if code in (1, INTERRUPTED):
         say(f"what was noted and logged is in {path}")
     else:
         shutil.rmtree(path, ignore_errors=True)

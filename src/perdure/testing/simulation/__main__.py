@@ -19,6 +19,9 @@ from perdure.testing.simulation.shrink import shrink
 CHUNK = 50
 """Seeds that one process runs at a time."""
 
+INTERRUPTED = 130
+"""The exit code after SIGINT."""
+
 MOST_FAILURES = 10
 """Failing seeds that are named; the first is explained."""
 
@@ -52,7 +55,7 @@ def run_seeds(first: int, count: int, jobs: int) -> Iterator[Chunk]:
     if jobs == 1:
         yield from (run_chunk(*chunk) for chunk in chunks)
         return
-    with ProcessPoolExecutor(jobs) as pool:
+    with ProcessPoolExecutor(min(jobs, len(chunks))) as pool:  # it may start all its processes at once
         yield from pool.map(run_chunk, *zip(*chunks, strict=True))
 
 
@@ -96,6 +99,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
             parser.error(f"--{name} {number}: give at least 1")
     if given.plan is None and given.seed is None and given.seeds is None:
         parser.error("give --seed, --seeds or --plan")
+    if given.plan is not None and (given.seed is not None or given.seeds is not None):
+        parser.error("a plan has its seed: give --plan alone, or --seed and --seeds")
+    try:
+        return _run(parser, given)
+    except KeyboardInterrupt:
+        return INTERRUPTED
+
+
+def _run(parser: argparse.ArgumentParser, given: argparse.Namespace) -> int:
     if given.plan is not None:
         return _one(_read(parser, given.plan), given)
     if given.seeds is not None:

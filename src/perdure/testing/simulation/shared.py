@@ -123,7 +123,7 @@ class SharedDispatcher(Dispatcher):
         held = Hold(id, self._handler_of(id)) if before is None else before.held.pop(id)
         self._owners[id] = member
         hold = member.held[id] = Hold(id, held.handler, claimed=not ended)
-        hold.woken = held.woken and not ended
+        hold.woken = None if ended else held.woken
         for delivery in held.deliveries:
             if not any(delivery.item is each for each in done):
                 self.hand(member, replace(delivery, attempt=delivery.attempt + 1, fresh=False))

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
+import contextlib
 import logging
 import secrets
 import time
@@ -42,6 +43,8 @@ PATIENCE_SECONDS = 5.0
 """How long reading may make no progress before the table is used as it is."""
 BEHIND_SECONDS = 0.005
 """How soon a consumer that lags behind its stream is pulled again."""
+STOP_SECONDS = 1.0
+"""How long stopping waits for an answer that is being read."""
 COMPARE_SECONDS = 60.0
 """After this time without a query, tombstones may have expired unread: it is less than ten of the shortest leases."""
 CONSUMER_SECONDS = 300
@@ -91,16 +94,23 @@ class Projection:
         self._partitions: list[_Partition] = []
         self.lag = Lag()
 
-    async def aclose(self) -> None:
-        """Close the table, and delete the consumers."""
-        if self._closed:
-            return
+    async def stop(self) -> None:
+        """Take no more questions, and delete the consumers, before the connection is closed."""
         self._closed = True
+        with contextlib.suppress(TimeoutError):  # without an answer of the server, reading never ends
+            async with asyncio.timeout(STOP_SECONDS), self._lock:
+                pass
+        for partition in self._partitions:
+            self._drop_consumer(partition)
+
+    async def aclose(self) -> None:
+        """Delete the consumers and close the table."""
+        if not self._closed:
+            await self.stop()
         async with self._lock:
-            for partition in self._partitions:
-                self._drop_consumer(partition)
-            if self._table is not None:
-                await self._in_thread(self._table.close)
+            table, self._table = self._table, None
+            if table is not None:
+                await self._in_thread(table.close)
             self._thread.shutdown(wait=False)
 
     def _check(self) -> None:

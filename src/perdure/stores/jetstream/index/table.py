@@ -67,6 +67,9 @@ _UNSETTLED = (
 )
 _WAITED_FOR = "SELECT DISTINCT key FROM invocation WHERE key > ? AND status = 'pending' ORDER BY key LIMIT ?"
 
+NEW_FOLDER_MODE = 0o700
+"""The mode of a new folder for the file: ids and keys may name people."""
+
 TEMPORARY = ""
 """SQLite's name for a temporary file, which is deleted with the connection. It costs a worker no memory."""
 
@@ -210,7 +213,7 @@ def _open(path: Path | None, identity: str) -> sqlite3.Connection:
     if path is None:
         return _connect(TEMPORARY, identity)
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        path.parent.mkdir(mode=NEW_FOLDER_MODE, parents=True, exist_ok=True)
         try:
             return _connect(str(path), identity)
         except sqlite3.OperationalError:  # locked, full, or cannot be opened

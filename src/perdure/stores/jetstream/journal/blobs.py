@@ -24,9 +24,14 @@ PIECES_AT_A_TIME = 8
 class Blobs:
     """Stores large payloads."""
 
+    _what = "invocation"
+
     def __init__(self, wire: Wire, layout: Layout) -> None:
         self._wire = wire
         self._layout = layout
+
+    def _subject(self, id: str, blob: str, piece: int | str) -> str:
+        return self._layout.blob(id, blob, piece)
 
     def is_large(self, data: bytes) -> bool:
         """Report whether a payload is too large for a message."""
@@ -46,7 +51,7 @@ class Blobs:
         for n in range(0, len(pieces), PIECES_AT_A_TIME):
             await asyncio.gather(
                 *(
-                    self._wire.store(self._layout.blob(id, name, m), piece)
+                    self._wire.store(self._subject(id, name, m), piece)
                     for m, piece in enumerate(pieces[n : n + PIECES_AT_A_TIME], start=n)
                 )
             )
@@ -60,22 +65,22 @@ class Blobs:
         """Read the data that `keep` wrote."""
         name, _, number = blob.partition(":")
         count = int(number)
-        stream = self._layout.stream("B", self._layout.partition(id))
+        stream = self._layout.stream_of(self._subject(id, name, 0))
         pieces: dict[int, bytes] = {}
         sequence = 1
         while len(pieces) < count and (
-            found := await self._wire.batch(stream, self._layout.blob(id, name, "*"), sequence, PIECES_AT_A_TIME)
+            found := await self._wire.batch(stream, self._subject(id, name, "*"), sequence, PIECES_AT_A_TIME)
         ):
             for each in found:
                 pieces[int(each.subject.rpartition(".")[2])] = each.data
             sequence = found[-1].sequence + 1
         for n in range(count):
             if n not in pieces:  # the replica that answered may lag: ask the leader
-                piece = await self._wire.last(stream, self._layout.blob(id, name, n))
+                piece = await self._wire.last(stream, self._subject(id, name, n))
                 if piece is None:
                     raise StoreDamaged(
-                        f"jetstream: piece {n} of {count} of a large payload of invocation {id!r} is missing: restore "
-                        "a backup"
+                        f"jetstream: piece {n} of {count} of a large payload of {self._what} {id!r} is missing: "
+                        "restore a backup"
                     )
                 pieces[n] = piece.data
         return b"".join(pieces[n] for n in range(count))

@@ -15,6 +15,8 @@ SERVER_AT_LEAST = (2, 15, 1)
 """Older servers ignore settings that they do not know, and report success."""
 
 STREAMS_OF_A_PARTITION = 4
+ATOMIC = "allow_atomic"
+"""The setting that permits atomic batches. Stores of earlier releases are given it when one is first written."""
 ROOM_BYTES = 1 << 20
 """Free storage that the account must have for each stream to be created."""
 
@@ -48,6 +50,7 @@ def _settings(
         "allow_rollup_hdrs": kind in "JQ",  # schedules need it
         "allow_msg_ttl": kind in "JK",
         "allow_msg_schedules": kind == "Q",
+        ATOMIC: kind == "K",
         "metadata": {"perdure-layout": str(VERSION), "perdure-shards": str(layout.partitions)},
     }
     if republish is not None:
@@ -119,7 +122,7 @@ def check_settings(found: dict[str, Any], wanted: dict[str, Any], where: str) ->
             f"{where}: stream {name} is one of {partitions} partitions, not {mine}: the number cannot be changed"
         )
     for field, value in wanted.items():
-        if field in ("num_replicas", "metadata", "name"):
+        if field in ("num_replicas", "metadata", "name", ATOMIC):  # see `Batches` for the last
             continue
         has = found.get(field)
         if field == "republish" and has is not None:

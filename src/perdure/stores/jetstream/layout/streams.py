@@ -71,7 +71,8 @@ async def prepare(
     check_clock(str(found[0].get("ts", "")), before, clock.machine_now(), where)
     config: dict[str, Any] = found[0]["config"]
     copies = int(config.get("num_replicas", 1))
-    warn_of_lost_writes(copies, config.get("metadata") or {}, where)
+    if make:  # what only reads is told nothing of writes
+        warn_of_lost_writes(copies, config.get("metadata") or {}, where)
     return copies
 
 

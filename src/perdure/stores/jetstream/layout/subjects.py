@@ -10,9 +10,13 @@
                                perdure.l.<s>.<key>.<id>.<n>          the queues of keys; no consumer covers them
                                perdure.l.<s>.=first                  a message that stays before them
     PERDURE_K_<s>  limits      perdure.k.<s>.key.<key>, .answer.<message>, .secret, .janitor   one per subject
+                               perdure.k.<s>.doc.<collection>.<part>.<part>...   documents, one per subject
+                               perdure.k.<s>.=guard.<n>              carries a guard of other subjects, and nothing else
     PERDURE_B_<s>  limits      perdure.b.<s>.<id>.<blob>.<n>         payloads too large for a message, in pieces
+                               perdure.b.<s>.=doc.<blob>.<n>         ... and those of documents
 
-`<s>` is the partition: that of the id; of the key for a key's subjects; of the message id for an answer.
+`<s>` is the partition: that of the id; of the key for a key's subjects; of the message id for an answer; of collection
+and first part for a document.
 `perdure` is the default namespace.
 """
 
@@ -21,7 +25,9 @@ from __future__ import annotations
 import functools
 import hashlib
 import re
+import urllib.parse
 import zlib
+from collections.abc import Sequence
 
 SHARDS = 4
 TOKEN_LIMIT_BYTES = 300
@@ -43,6 +49,17 @@ def token(name: str) -> str:
     if len(escaped) <= TOKEN_LIMIT_BYTES:
         return escaped
     return "~" + hashlib.blake2b(name.encode(), digest_size=20).hexdigest()
+
+
+def part_token(part: str) -> str:
+    """Escape a part of a document's key as one token, which `part_of` decodes."""
+    if _SAFE.fullmatch(part):
+        return part
+    return "".join(c if _SAFE.fullmatch(c) else "".join(f"%{b:02X}" for b in c.encode()) for c in part)
+
+
+def part_of(token: str) -> str:
+    return urllib.parse.unquote(token, errors="strict")
 
 
 class Layout:
@@ -160,6 +177,29 @@ class Layout:
     def blobs(self, id: str) -> str:
         return f"{self.namespace}.b.{self.partition(id)}.{token(id)}.>"
 
+    def document(self, collection: str, key: Sequence[str]) -> str:
+        tokens = ".".join(map(part_token, (collection, *key)))
+        return f"{self.namespace}.k.{self.partition_of_part(collection, key[0])}.doc.{tokens}"
+
+    def partition_of_part(self, collection: str, part: str) -> int:
+        """Return the partition of the documents under a first part, and of the tokens of their fences."""
+        return self.partition(f"{collection.removesuffix('=')}/{part}")
+
+    def documents(self, partition: int, collection: str, within: Sequence[str]) -> str:
+        """Match the documents of a collection in a partition whose keys begin with these parts and have more."""
+        return f"{self.namespace}.k.{partition}.doc.{'.'.join(map(part_token, (collection, *within)))}.>"
+
+    def document_key(self, subject: str) -> tuple[str, ...]:
+        """Return the key of a document from its subject."""
+        tokens = subject.removeprefix(f"{self.namespace}.k.").split(".")
+        return tuple(map(part_of, tokens[3:]))
+
+    def guard(self, partition: int, number: int) -> str:
+        return f"{self.namespace}.k.{partition}.=guard.{number}"
+
+    def document_blob(self, partition: int, blob: str, piece: int | str) -> str:
+        return f"{self.namespace}.b.{partition}.=doc.{blob}.{piece}"
+
     def settled(self, id: str) -> str:
         """Name the subject on which the outcome of an invocation is published."""
         return f"{self.namespace}.{EVENTS}.settled.{token(id)}"
@@ -174,3 +214,7 @@ class Layout:
     def offers_of(self, python: str, handler: str) -> str:
         """Name the subject of offers to any process that serves a handler on this minor version of Python."""
         return f"{self.namespace}.minor.{token(python)}.{token(handler)}"
+
+    def offers_to_holder(self, handler: str) -> str:
+        """Name the subject of offers to whichever process that serves a handler holds the invocation."""
+        return f"{self.namespace}.holder.{token(handler)}"

@@ -47,6 +47,8 @@ PULL_LEAST = 16
 """Starts that are requested from each partition at least, if there is room for that many in all."""
 QUEUED_SECONDS = 2.0
 """How long a prefetched start may wait for room here before it is requeued for other processes."""
+GIVING_BACK_SECONDS = 5.0
+"""How long closing waits until what is held here is given back."""
 PARKED_SECONDS = 0.5
 """How often messages for invocations that have not begun are routed again."""
 
@@ -78,7 +80,7 @@ class Deliveries:
         self._name = name
         self._clock = clock
         self._python = python
-        self._offers: dict[str, int] = {}  # handlers whose invocations may be offered to this process
+        self._offers: dict[str, list[int]] = {}  # by handler: subscriptions to offers of its invocations
         self.leases = leases = Leases(wire, layout, journals, name, clock, tasks)
         self.holdings = leases.holdings = Holdings(
             layout.partition,
@@ -138,8 +140,11 @@ class Deliveries:
         self.leases.lease = lease
         member = self.holdings.join(handlers, deliver, partitions, lost)
         for each in {*handlers} - self._offers.keys():
-            subject = self._layout.offers_of(self._python, each)
-            self._offers[each] = self._wire.subscribe(subject, partial(self.routing.offered, True), group="workers")
+            to_any, to_holder = self._layout.offers_of(self._python, each), self._layout.offers_to_holder(each)
+            self._offers[each] = [
+                self._wire.subscribe(to_any, partial(self.routing.offered, True), group="workers"),
+                self._wire.subscribe(to_holder, self.routing.offered_to_holder),
+            ]
         before, self._joining = self._joining, None
         self._joining = self._tasks.spawn(self._serve(before))
         self.every("renew", lease / RENEWALS_IN_A_LEASE, self._renew)
@@ -269,8 +274,9 @@ class Deliveries:
         """Stop pulling for handlers that no worker here serves any more."""
         served = self.holdings.served()
         for each in self._offers.keys() - served:
-            self._wire.unsubscribe(sid := self._offers.pop(each))
-            self._wire.forget(sid)
+            for sid in self._offers.pop(each):
+                self._wire.unsubscribe(sid)
+                self._wire.forget(sid)
         names = {consumer_of_starts(self._layout, handler, 0)[0] for handler in served}
         names |= {consumer_of_passed_on(self._layout, handler, 0)[0] for handler in served}
         if served:
@@ -297,11 +303,14 @@ class Deliveries:
             self.leases.requeue(each)
         last = [giving for hold in self.holdings.close() for giving in self._give_back(hold)]
         last += self.leases.hand_over_local_wakes(())
-        if self._wire.is_up:
-            await asyncio.gather(*last)
-        else:
+        if not self._wire.is_up:
             for each in last:
                 each.close()
+        elif last:
+            _, left = await asyncio.wait([self._tasks.spawn(each) for each in last], timeout=GIVING_BACK_SECONDS)
+            if left:
+                log.warning("%d invocations could not be handed over: they are redelivered instead", len(left))
+                await self._tasks.cancel()
 
     def _tokens_waiting(self) -> list[Token]:
         """Return the tokens of deliveries that no worker has yet."""

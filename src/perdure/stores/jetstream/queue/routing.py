@@ -1,8 +1,10 @@
 """Routes messages and wakes by what the journal says.
 
-A message for an invocation that another process owns is offered to that process. A process that does not serve the
-handler passes it on to those that do. An invocation that ran on another minor version of Python goes to workers of that
-version, as long as there are any, since the order of commands may differ between versions.
+A message for an invocation that another process owns is offered to that process. A retry that waits for its key has no
+owner yet: the wake that tells of the grant is offered to all processes, and the one that has the retry in hand takes
+it. A process that does not serve the handler passes a delivery on to those that do. An invocation that ran on another
+minor version of Python goes to workers of that version, as long as there are any, since the order of commands may
+differ between versions.
 """
 
 from __future__ import annotations
@@ -20,7 +22,7 @@ from perdure.core.journal import Answer, Message, decode_message, settles_before
 from perdure.errors import StoreError
 from perdure.stores.jetstream.journal.blobs import Blobs
 from perdure.stores.jetstream.journal.journals import Journals, Tail
-from perdure.stores.jetstream.keys.keys import LIMIT
+from perdure.stores.jetstream.keys.keys import GRANTED, LIMIT
 from perdure.stores.jetstream.layout.facts import Facts, facts_of, lines_of
 from perdure.stores.jetstream.layout.subjects import Layout
 from perdure.stores.jetstream.layout.subjects import token as escape
@@ -146,6 +148,9 @@ class Routing:
             self._spawn(delivery, self._route_before_begin(delivery, name, tail))
         elif tail.facts.owner not in ("", self._name):
             subject = self._layout.offers(tail.facts.owner)
+            self._spawn(delivery, self._offer(delivery, name, tail, subject, self._deliver_here))
+        elif name == GRANTED:
+            subject = self._layout.offers_to_holder(tail.facts.handler)
             self._spawn(delivery, self._offer(delivery, name, tail, subject, self._deliver_here))
         else:
             self._deliver_here(delivery, name, tail)
@@ -297,6 +302,11 @@ class Routing:
         token = token_of(offer, self._wire.now())
         name = escape(item.id) if isinstance(item, Message) else DUE
         self.route_soon(Delivery(offer.id, "", item, offer.attempt, token=token), name)
+
+    def offered_to_holder(self, subject: str, reply: str, data: bytes, headers: bytes) -> None:
+        """Take an offer that all processes get if this one holds the invocation. The others say nothing."""
+        if self._holdings.owner(decode_offer(data).id) is not None:
+            self.offered(False, subject, reply, data, headers)
 
     async def _fetch_offered(self, offer: Offer) -> None:
         """Read a large message that was offered. If that fails, it is not renewed, so it is redelivered."""

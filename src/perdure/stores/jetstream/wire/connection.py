@@ -14,6 +14,7 @@ from typing import Any, cast
 from nats.aio.client import Client as NatsClient
 from nats.errors import Error as NatsError
 
+from perdure.background import RateLimitedLog
 from perdure.stores.jetstream.wire.checks import denied_of
 from perdure.stores.jetstream.wire.protocol import Arrived
 
@@ -31,6 +32,7 @@ class Connection(NatsClient):
         super().__init__()
         self.handlers = arrived
         self._kicked = False
+        self._limited_log = RateLimitedLog(log)
 
     async def _process_msg(self, sid: int, subject: bytes, reply: bytes, data: bytes, headers: bytes) -> None:
         handler = self.handlers.get(sid)
@@ -41,9 +43,47 @@ class Connection(NatsClient):
                 log.exception("a message on %s could not be handled", subject.decode())
 
     async def _connect_to_server(self, s: Any) -> None:
-        if self._transport is not None:  # of a failed attempt: nothing else closes it
-            self._transport.close()
+        self._abandon()  # what a failed attempt has left: nothing else closes it
         await super()._connect_to_server(s)
+
+    async def _attempt_reconnect(self) -> None:
+        """Reconnect, whatever goes wrong: what nats-py does not foresee would end its attempts for ever."""
+        while True:
+            self._abandon()
+            try:
+                await super()._attempt_reconnect()
+            except Exception as error:  # noqa: BLE001  such as a file of credentials that is just being written
+                what = "an attempt to reconnect to the NATS server failed unexpectedly, retrying: %s"
+                self._limited_log(("reconnect", type(error)), what, error, exc_info=error)
+                self._status = NatsClient.RECONNECTING
+                await asyncio.sleep(self.options["reconnect_time_wait"])
+            else:
+                return
+
+    def _abandon(self) -> None:
+        """Drop a connection, with what is not sent yet.
+
+        nats-py waits until it is sent, for ever if the other end takes nothing any more.
+        """
+        for name in ("_reading_task", "_ping_interval_task", "_flusher_task"):
+            task: asyncio.Task[Any] | None = getattr(self, name)
+            if task is not None:
+                task.cancel()
+        self._abort()
+        self._transport = None
+
+    def _abort(self) -> None:
+        writer: asyncio.StreamWriter | None = getattr(self._transport, "_io_writer", None)
+        if writer is not None:
+            writer.transport.abort()
+
+    async def _process_pong(self) -> None:
+        pings: list[asyncio.Future[bool]] = getattr(self, "_pongs")  # noqa: B009  nats-py does not say of what
+        if pings and pings[0].done():  # its flush was given up: nats-py would end the loop that reads
+            del pings[0]
+            self._pings_outstanding = 0
+        else:
+            await super()._process_pong()
 
     async def _process_info(self, info: dict[str, Any], initial_connection: bool = False) -> None:
         """Process the server's INFO. If TLS was requested, refuse a server without it before any secret is sent."""
@@ -95,8 +135,15 @@ class Connection(NatsClient):
     async def _close(self, status: int, do_cbs: bool = True) -> None:
         if cast("object", self._flush_queue) is None:
             return  # it never began to connect
-        with contextlib.suppress(TimeoutError):  # after a failed TLS handshake, the transport never closes
-            await asyncio.wait_for(super()._close(status, do_cbs), CLOSE_TIMEOUT_SECONDS)
+        # The server may take nothing any more; after a failed TLS handshake, the transport never closes.
+        abort = asyncio.get_running_loop().call_later(CLOSE_TIMEOUT_SECONDS / 2, self._abort)
+        try:
+            with contextlib.suppress(TimeoutError, OSError):
+                async with asyncio.timeout(CLOSE_TIMEOUT_SECONDS):
+                    await super()._close(status, do_cbs)
+        finally:
+            abort.cancel()
+            self._abort()
 
     def send(self, command: bytes) -> None:
         """Send in this iteration of the loop, together with everything else sent in it."""
@@ -109,7 +156,7 @@ class Connection(NatsClient):
     def _kick(self) -> None:
         self._kicked = False
         queue = cast("asyncio.Queue[Any] | None", self._flush_queue)
-        if queue is not None and not queue.full():
+        if queue is not None and queue.empty():  # else a flush is to come, and sends this too
             queue.put_nowait(asyncio.get_running_loop().create_future())
 
     def drop_unsent(self) -> None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import secrets
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -95,7 +96,10 @@ class Link:
             self._went_down()
 
         async def up() -> None:
-            self._came_up()
+            try:
+                self._came_up()
+            except Exception:
+                log.exception("what should follow a reconnect failed")
 
         settings: dict[str, Any] = {
             "servers": self.servers,
@@ -142,17 +146,20 @@ class Link:
             self._sweeper.cancel()
         self._up = False
         self._handlers.clear()
-        await self._connection.close()
-        self._end()
-        requests, self._requests = self._requests, {}
-        for request in requests.values():
-            request.lost()
+        try:
+            await self._connection.close()
+        finally:
+            self._end()
+            requests, self._requests = self._requests, {}
+            for request in requests.values():
+                request.lost()
 
     async def flush(self) -> None:
         """Wait until the server has read everything that was sent."""
         if self._up:
             try:
-                await self._connection.flush(timeout=int(REQUEST_TIMEOUT_SECONDS))
+                async with asyncio.timeout(REQUEST_TIMEOUT_SECONDS):  # nats-py's own covers only a part
+                    await self._connection.flush(timeout=math.ceil(REQUEST_TIMEOUT_SECONDS))
             except (NatsError, OSError, TimeoutError) as error:
                 log.warning("the server has not read the last messages: %s", error)
 
@@ -269,8 +276,13 @@ class Link:
 
     def _answered(self, subject: str, _reply: str, data: bytes, headers: bytes) -> None:
         request = self._requests.get(subject)
-        if request is not None and request.answered(data, headers):
+        if request is None:
+            return
+        if request.answered(data, headers):
             self._requests.pop(subject, None)
+        elif self._requests.pop(subject, None) is not None:  # more is to come: its time begins anew
+            request.at = self._loop.time()
+            self._requests[subject] = request
 
     def _request(
         self,
@@ -321,7 +333,7 @@ class Link:
                 if self.now() > patience:
                     text = "the cluster has no leader: more than half of its nodes must be up"
                     raise StoreUnavailable(f"jetstream: {what} is not possible now: {text}")
-            self._check()
+            self.check_open()
             await asyncio.sleep(RETRY_SECONDS)
         where = shown(self.servers[0])
         raise StoreUnavailable(
@@ -329,19 +341,20 @@ class Link:
             "in a cluster, more than half of the nodes must be up"
         )
 
-    def _check(self) -> None:
+    def check_open(self) -> None:
+        """Raise `StoreClosed` after `close`."""
         if self._closed:
             raise StoreClosed("jetstream: the store is closed")
 
     def _sweep(self) -> None:
-        """Time out requests. They are in the order in which they were sent."""
+        """Time out requests. They are in the order in which something was last heard of them, or they were sent."""
+        self._sweeper = self._loop.call_later(SWEEP_SECONDS, self._sweep)
         late = self._loop.time() - REQUEST_TIMEOUT_SECONDS
         for name, request in [*self._requests.items()]:
             if request.at > late:
                 break
             del self._requests[name]
             request.lost()
-        self._sweeper = self._loop.call_later(SWEEP_SECONDS, self._sweep)
 
     def now(self) -> float:
         """Return the loop's time."""

@@ -23,6 +23,9 @@ NO_STREAM = 10059
 NOT_DELETED = frozenset({NO_MESSAGE, 10057, 10043})
 """There was nothing to delete."""
 FULL = frozenset({10077, 10023, 10047})
+BATCHES_DISABLED = 10174
+BATCH_AGAIN = frozenset({10176, 10210, 10211})
+"""The server has lost part of the batch, or has too many at once: it was not stored."""
 
 HEADER_LINE = b"NATS/1.0\r\n"
 
@@ -33,6 +36,10 @@ Arrived = Callable[[str, str, bytes, bytes], None]
 
 class WrongSequence(StoreError):
     """The guard of a put did not hold: the subject has another last message."""
+
+
+class PerhapsStored(WrongSequence):
+    """The guard of a put that was sent again did not hold: it, or another, was stored the first time."""
 
 
 class Stored(Struct, frozen=True):

@@ -99,9 +99,9 @@ class Reads(Link):
                 return await once()
             except StoreUnavailable as error:
                 last = error
-                self._check()
+                self.check_open()
                 await asyncio.sleep(RETRY_SECONDS)
-                self._check()
+                self.check_open()
             if self._up and self._loop.time() - begun > PATIENCE_SECONDS:
                 begun = self._loop.time()
                 if (error := await self._why_silent(stream)) is not None:

@@ -15,9 +15,10 @@ from typing import Any
 
 from msgspec import Struct
 
+from perdure.background import Tasks
 from perdure.errors import StoreClosed, StoreError
 from perdure.stores.jetstream.wire.checks import no_room
-from perdure.stores.jetstream.wire.link import REQUEST_TIMEOUT_SECONDS, RETRY_SECONDS, Request
+from perdure.stores.jetstream.wire.link import REQUEST_TIMEOUT_SECONDS, RETRY_SECONDS, Request, fail
 from perdure.stores.jetstream.wire.protocol import (
     FULL,
     HEADER_LINE,
@@ -25,6 +26,7 @@ from perdure.stores.jetstream.wire.protocol import (
     TOO_MANY,
     UNAVAILABLE,
     WRONG_SEQUENCE,
+    PerhapsStored,
     WrongSequence,
     decode_ack,
     status_of,
@@ -37,6 +39,25 @@ log = logging.getLogger("perdure.jetstream")
 
 PutTold = Callable[[int, StoreError | None], None]
 """Called once with the sequence of a put, or with its error (`WrongSequence` if its guard did not hold)."""
+
+
+class Guarded(Struct, frozen=True):
+    """A message to put. `expected` is the last sequence of `guards`, or of its own subject without it; None: any."""
+
+    subject: str
+    payload: bytes = b""
+    expected: int | None = None
+    guards: str = ""
+
+    @property
+    def lines(self) -> bytes:
+        """The header lines of the guard."""
+        if self.expected is None:
+            return b""
+        guard = b"Nats-Expected-Last-Subject-Sequence: %d\r\n" % self.expected
+        if self.guards:
+            guard += b"Nats-Expected-Last-Subject-Sequence-Subject: %s\r\n" % self.guards.encode()
+        return guard
 
 
 class _Put(Struct, eq=False):
@@ -64,7 +85,7 @@ class Wire(Reads):
         self._puts: dict[_Put, None] = {}  # not reported yet
         self._parked: list[_Put] = []  # to be sent after the reconnect
         self._none_left: asyncio.Future[None] | None = None
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks = Tasks(log)
         self._absent: dict[str, float] = {}  # streams that do not answer, and the time of the last check
 
     async def _finish(self) -> None:
@@ -98,13 +119,57 @@ class Wire(Reads):
         if self._closed:
             self._loop.call_soon(told, 0, StoreClosed("jetstream: the store is closed"))
             return
-        self._number += 1
-        name = b"%s.%d" % (self._inbox[7:].encode(), self._number)
+        name = self.new_name()
         guard = b"" if expected is None else b"Nats-Expected-Last-Subject-Sequence: %d\r\n" % expected
         lines = b"%s%s%s\r\n%s%s\r\n" % (HEADER_LINE, PUT_NAME, name, guard, headers)
         put = _Put(name, subject, lines, payload, expected, told, self._loop.time())
         self._puts[put] = None
         self._send_put(put)
+
+    def new_name(self) -> bytes:
+        """Return a unique name for a put of this connection."""
+        self._number += 1
+        return b"%s.%d" % (self._inbox[7:].encode(), self._number)
+
+    async def send_batch(self, name: bytes, batch: bytes, messages: Sequence[Guarded]) -> tuple[bytes, bytes] | None:
+        """Send the messages of an atomic batch, and return the server's answer to it; None if it was lost.
+
+        `name` is that of the put, `batch` the id of this attempt.
+        """
+        future: asyncio.Future[tuple[bytes, bytes] | None] = self._loop.create_future()
+
+        def answered(data: bytes, headers: bytes) -> bool:
+            if not future.done():
+                future.set_result((data, headers))
+            return True
+
+        def lost() -> None:
+            if not future.done():
+                future.set_result(None)
+
+        if self._deaf is not None:
+            raise self._deaf
+        if not self._up:
+            return None
+        for number, message in enumerate(messages, 1):
+            reply, commit = "", b""
+            if number == len(messages):
+                reply, commit = self._name(), b"Nats-Batch-Commit: 1\r\n"
+                self._requests[reply] = Request(
+                    message.subject, answered, lost, partial(fail, future), self._loop.time()
+                )
+            lines = b"%s%s%s\r\nNats-Batch-Id: %s\r\nNats-Batch-Sequence: %d\r\n%s%s\r\n" % (
+                *(HEADER_LINE, PUT_NAME, name, batch, number),
+                *(commit, message.lines),
+            )
+            self._connection.send(
+                b"HPUB %s %s %d %d\r\n%s%s\r\n"
+                % (
+                    *(message.subject.encode(), reply.encode(), len(lines), len(lines) + len(message.payload)),
+                    *(lines, message.payload),
+                )
+            )
+        return await future
 
     async def store(self, subject: str, payload: bytes, *, expected: int | None = None, headers: bytes = b"") -> int:
         """Put, wait for the outcome, and return the sequence or raise."""
@@ -170,9 +235,7 @@ class Wire(Reads):
             self._loop.call_later(RETRY_SECONDS / 10, self._send_put, put)
         elif error.err_code == WRONG_SEQUENCE:
             if put.sent > 1:
-                task = asyncio.ensure_future(self._look_for(put))
-                self._tasks.add(task)
-                task.add_done_callback(self._tasks.discard)
+                self._tasks.spawn(self._look_for(put))
             else:
                 self._tell(put, 0, WrongSequence(f"jetstream: {put.subject}: {error.description}"))
         else:
@@ -185,9 +248,7 @@ class Wire(Reads):
         if now < self._absent.get(stream, 0.0) + PATIENCE_SECONDS:
             return
         self._absent[stream] = now
-        task = asyncio.ensure_future(self._end_puts_of(stream))
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        self._tasks.spawn(self._end_puts_of(stream))
 
     async def _end_puts_of(self, stream: str) -> None:
         if (error := await self._why_silent(stream)) is not None:
@@ -212,7 +273,10 @@ class Wire(Reads):
                 log.warning("checking a put to %s failed, retrying: %s", put.subject, error)
                 self._put_lost(put)
             return
-        self._tell(put, 0, WrongSequence(f"jetstream: {put.subject}: another message was stored first"))
+        except Exception as error:
+            self._tell(put, 0, StoreError(f"jetstream: {put.subject}: it is unknown whether it was stored: {error!r}"))
+            raise
+        self._tell(put, 0, PerhapsStored(f"jetstream: {put.subject}: another message was stored first"))
 
     def _tell(self, put: _Put, sequence: int, error: StoreError | None) -> None:
         if self._puts.pop(put, put) is put:

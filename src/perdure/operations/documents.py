@@ -1,0 +1,31 @@
+"""What the operations on documents take and give: the types of the stores, where a document means the same."""
+
+from perdure.stores.documents import (
+    SCAN_LIMIT,
+    SEPARATOR,
+    Check,
+    Delete,
+    Document,
+    DocumentKey,
+    Put,
+    Scan,
+    Write,
+    check_collection,
+    check_key,
+    checked,
+)
+
+__all__ = [
+    "SCAN_LIMIT",
+    "SEPARATOR",
+    "Check",
+    "Delete",
+    "Document",
+    "DocumentKey",
+    "Put",
+    "Scan",
+    "Write",
+    "check_collection",
+    "check_key",
+    "checked",
+]

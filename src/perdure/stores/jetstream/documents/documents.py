@@ -1,0 +1,281 @@
+"""Implements the protocol of documents.
+
+The revision of a document is the sequence of its message. A single write is one put; several are one atomic batch, in
+which each message carries one guard. What needs a guard and has no message of its own (a check, a fence that is
+unchanged) is guarded by a message that has none, or by one that carries nothing else.
+
+A deletion is a message without a value, which is removed once it is stored. Values too large for a message are written
+in pieces before it, and removed after the message that replaces it: that message is guarded, so that no pieces are lost
+sight of.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import msgspec
+from msgspec import Struct
+
+from perdure.errors import StoreDamaged, StoreUnavailable
+from perdure.stores.documents import (
+    SEPARATOR,
+    Check,
+    Delete,
+    Document,
+    DocumentKey,
+    Fence,
+    Put,
+    Scan,
+    Write,
+    fence_key,
+    fence_write,
+    fences_of,
+    joined,
+    revision_conflict,
+)
+from perdure.stores.jetstream.background import Background
+from perdure.stores.jetstream.documents.blobs import DocumentBlobs
+from perdure.stores.jetstream.layout.subjects import Layout
+from perdure.stores.jetstream.wire.batches import Batches
+from perdure.stores.jetstream.wire.protocol import PerhapsStored, Stored, WrongSequence, raise_error
+from perdure.stores.jetstream.wire.wire import Guarded, Wire
+from perdure.stores.jetstream.writing import Writing
+
+READ_AT_A_TIME = 32
+"""Documents that one request reads: of up to 1 MiB each, and the server drops a client that reads too slowly."""
+NAMES_OF_A_PAGE = 100_000
+"""Subjects that the server lists in one answer."""
+
+
+class _Record(Struct, array_like=True, frozen=True):
+    """The payload of a document's message: its value, or the name of its pieces; or that it was deleted."""
+
+    value: bytes = b""
+    blob: str = ""
+    is_gone: bool = False
+
+
+class _Found(Struct, frozen=True):
+    """The last message of a document: its sequence, 0 if there is none, and what it holds."""
+
+    sequence: int = 0
+    record: _Record = _Record(is_gone=True)
+
+    @property
+    def revision(self) -> int:
+        return 0 if self.record.is_gone else self.sequence
+
+
+class _Plan(Struct):
+    """What a write puts: messages, and guards of subjects that it does not change."""
+
+    messages: list[Guarded] = []
+    guards: list[tuple[str, int]] = []
+    kept: list[str] = []  # blobs that were written for it
+    replaced: list[str] = []  # blobs that it makes superfluous
+    deletes: list[int] = []  # positions of messages that delete
+    puts: list[int] = []  # positions of messages that put, in the order of `revisions` that are None
+    revisions: list[int | None] = []  # the results; None: the sequence of a message that puts
+
+
+_encode = msgspec.msgpack.Encoder().encode
+_decode = msgspec.msgpack.Decoder(_Record).decode
+
+
+class JetStreamDocuments:
+    """The documents of a store. `check` raises if it is closed, `refuse` if it is only read."""
+
+    def __init__(
+        self,
+        wire: Wire,
+        layout: Layout,
+        writing: Writing,
+        tasks: Background,
+        check: Callable[[], None],
+        refuse: Callable[[], None],
+    ) -> None:
+        self._wire = wire
+        self._layout = layout
+        self._writing = writing
+        self._tasks = tasks
+        self._check = check
+        self._refuse = refuse
+        self._batches = Batches(wire)
+
+    # --- writing ------------------------------------------------------------------------------------------------------
+    async def write(self, collection: str, writes: Sequence[Write], /, fence: Fence | None = None) -> list[int]:
+        self._check()
+        self._refuse()
+        return await self._writing.work(self._write(collection, writes, fence))
+
+    async def _write(self, collection: str, writes: Sequence[Write], fence: Fence | None) -> list[int]:
+        partition = self._layout.partition_of_part(collection, writes[0].key[0])
+        blobs = DocumentBlobs(self._wire, self._layout, partition)
+        stream = self._layout.stream("K", partition)
+        while True:
+            plan = await self._plan(stream, blobs, collection, writes, fence)
+            try:
+                first = await self._put(stream, partition, plan)
+            except PerhapsStored as error:
+                raise StoreUnavailable(
+                    f"documents of {collection!r} under {writes[0].key[0]!r}: the connection broke during a write, and "
+                    "somebody has written since: whether this write was made is unknown. Read them again"
+                ) from error
+            except WrongSequence:  # another write came first: decide again, with what it wrote
+                for blob in plan.kept:
+                    self._tasks.spawn(blobs.remove(blob))
+                continue
+            for position in plan.deletes:
+                self._tasks.spawn(self._wire.delete(stream, first + position))
+            for blob in plan.replaced:
+                self._tasks.spawn(blobs.remove(blob))
+            puts = iter(plan.puts)
+            return [first + next(puts) if revision is None else revision for revision in plan.revisions]
+
+    async def _plan(
+        self, stream: str, blobs: DocumentBlobs, collection: str, writes: Sequence[Write], fence: Fence | None
+    ) -> _Plan:
+        """Decide what to put, from what is there. Raises `RevisionConflict` or `Fenced`."""
+        plan = _Plan()
+        subjects = [self._layout.document(collection, write.key) for write in writes]
+        part = writes[0].key[0]
+        if fence is not None:
+            subjects.append(self._layout.document(fences_of(collection), fence_key(part, fence)))
+        found = await self._find(stream, subjects)
+        for write, subject in zip(writes, subjects, strict=False):
+            at = found[subject]
+            if write.if_revision is not None and write.if_revision != at.revision:
+                raise revision_conflict(write.key, write.if_revision, at.revision)
+            match write:
+                case Put(key, value):
+                    record = _Record(value)
+                    if blobs.is_large(value):
+                        record = _Record(blob=await blobs.keep("/".join(key), value))
+                        plan.kept.append(record.blob)
+                    is_guarded = write.if_revision is not None or record.blob or at.record.blob
+                    plan.puts.append(len(plan.messages))
+                    plan.messages.append(Guarded(subject, _encode(record), at.sequence if is_guarded else None))
+                    plan.revisions.append(None)
+                    plan.replaced += [at.record.blob] if at.record.blob else []
+                case Delete() if at.revision:
+                    plan.deletes.append(len(plan.messages))
+                    plan.messages.append(Guarded(subject, _encode(_Record(is_gone=True)), at.sequence))
+                    plan.revisions.append(at.revision)
+                    plan.replaced += [at.record.blob] if at.record.blob else []
+                case Delete() | Check():
+                    plan.guards += [(subject, at.sequence)] if write.if_revision is not None else []
+                    plan.revisions.append(at.revision)
+        if fence is not None:
+            at = found[subjects[-1]]
+            key = fence_key(part, fence)
+            match fence_write(part, fence, Document(key, at.record.value, at.sequence) if at.revision else None):
+                case Put(value=value):
+                    plan.messages.append(Guarded(subjects[-1], _encode(_Record(value)), at.sequence))
+                case _:
+                    plan.guards.append((subjects[-1], at.sequence))
+        return plan
+
+    async def _put(self, stream: str, partition: int, plan: _Plan) -> int:
+        """Put the messages under all guards; return the sequence of the first."""
+        messages, guards = [*plan.messages], [*plan.guards]
+        for position, each in enumerate(messages):
+            if each.expected is None and guards:
+                subject, sequence = guards.pop()
+                messages[position] = Guarded(each.subject, each.payload, sequence, subject)
+        if not messages and len(guards) < 2:
+            return 0  # there is nothing to write, and the read was the check
+        for number, (subject, sequence) in enumerate(guards):
+            messages.append(Guarded(self._layout.guard(partition, number), b"", sequence, subject))
+        if len(messages) > 1:
+            return await self._batches.store(stream, messages)
+        (message,) = messages
+        if message.guards:
+            return await self._wire.store(message.subject, message.payload, headers=message.lines)
+        return await self._wire.store(message.subject, message.payload, expected=message.expected)
+
+    # --- reading ------------------------------------------------------------------------------------------------------
+    async def read(self, collection: str, keys: Sequence[DocumentKey], /) -> list[Document | None]:
+        self._check()
+        documents: dict[DocumentKey, Document] = {}
+        by_partition: dict[int, list[DocumentKey]] = {}
+        for key in keys:
+            by_partition.setdefault(self._layout.partition_of_part(collection, key[0]), []).append(key)
+        for partition, some in by_partition.items():
+            documents.update({each.key: each for each in await self._read(partition, collection, some)})
+        return [documents.get(key) for key in keys]
+
+    async def _read(self, partition: int, collection: str, keys: Sequence[DocumentKey]) -> list[Document]:
+        stream, blobs = self._layout.stream("K", partition), DocumentBlobs(self._wire, self._layout, partition)
+        subjects = [self._layout.document(collection, key) for key in keys]
+        found = await self._find(stream, subjects)
+        documents: list[Document] = []
+        for key, subject in zip(keys, subjects, strict=True):
+            at = found[subject]
+            while at.revision:
+                try:
+                    value = await self._value(blobs, key, at)
+                except StoreDamaged:  # its pieces are removed once another write has replaced it
+                    now = (await self._find(stream, [subject]))[subject]
+                    if now.sequence == at.sequence:
+                        raise
+                    at = now
+                else:
+                    documents.append(Document(key, value, at.revision))
+                    break
+        return documents
+
+    async def _value(self, blobs: DocumentBlobs, key: DocumentKey, found: _Found) -> bytes:
+        return await blobs.fetch("/".join(key), found.record.blob) if found.record.blob else found.record.value
+
+    async def scan(self, collection: str, which: Scan, /) -> list[Document]:
+        self._check()
+        *within, _ = which.prefix.split(SEPARATOR)
+        partitions = range(self._layout.partitions)
+        if within:
+            partitions = [self._layout.partition_of_part(collection, within[0])]
+        keys = [key for each in partitions for key in await self._keys(each, collection, within)]
+        keys = sorted((key for key in keys if which.has(joined(key))), reverse=which.reverse)
+        documents: list[Document] = []
+        while keys and len(documents) < which.limit:  # some may have been deleted meanwhile
+            some, keys = keys[: which.limit - len(documents)], keys[which.limit - len(documents) :]
+            documents += [each for each in await self.read(collection, some) if each is not None]
+        return documents if which.values else [Document(each.key, b"", each.revision) for each in documents]
+
+    async def _keys(self, partition: int, collection: str, within: Sequence[str]) -> list[DocumentKey]:
+        """Return the keys of documents in a partition that begin with these parts and have more, in no order."""
+        stream = self._layout.stream("K", partition)
+        filter = self._layout.documents(partition, collection, within)
+        found: list[str] = []
+        while True:
+            answer = await self._wire.api(f"STREAM.INFO.{stream}", {"subjects_filter": filter, "offset": len(found)})
+            raise_error(answer, stream)
+            state: dict[str, Any] = answer.get("state") or {}
+            subjects: dict[str, int] = state.get("subjects") or {}
+            found += subjects
+            if len(subjects) < NAMES_OF_A_PAGE:
+                return [self._layout.document_key(subject) for subject in found]
+
+    async def _find(self, stream: str, subjects: Sequence[str]) -> dict[str, _Found]:
+        """Read the last message of each document, from the leader."""
+        messages: dict[str, Stored] = {}
+        if self._wire.is_clustered:  # another replica may lag
+            for begin in range(0, len(subjects), READ_AT_A_TIME):
+                some = subjects[begin : begin + READ_AT_A_TIME]
+                for each in await asyncio.gather(*(self._wire.last(stream, subject) for subject in some)):
+                    messages.update({each.subject: each} if each is not None else {})
+        else:
+            for begin in range(0, len(subjects), READ_AT_A_TIME):
+                messages.update(await self._wire.last_of(stream, subjects[begin : begin + READ_AT_A_TIME]))
+        return {subject: _found(messages.get(subject)) for subject in subjects}
+
+
+def _found(message: Stored | None) -> _Found:
+    if message is None:
+        return _Found()
+    try:
+        return _Found(message.sequence, _decode(message.data))
+    except msgspec.DecodeError as error:
+        text = f"jetstream: {message.subject}: its message does not decode ({error}): restore a backup"
+        raise StoreDamaged(text) from error

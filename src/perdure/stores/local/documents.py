@@ -1,0 +1,74 @@
+"""The documents of the memory store."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from perdure.stores.documents import (
+    Check,
+    Delete,
+    Document,
+    DocumentKey,
+    Fence,
+    Put,
+    Scan,
+    Write,
+    fence_key,
+    fence_write,
+    fences_of,
+    joined,
+    revision_conflict,
+)
+
+
+class MemoryDocuments:
+    """Holds documents in dictionaries. `check` raises if the store is closed; `note` is called before each write."""
+
+    def __init__(self, check: Callable[[], None], note: Callable[[str, str], None]) -> None:
+        self._check = check
+        self._note = note
+        self._collections: dict[str, dict[DocumentKey, Document]] = {}
+        self._revision = 0
+
+    async def write(self, collection: str, writes: Sequence[Write], /, fence: Fence | None = None) -> list[int]:
+        self._check()
+        fences, token = fences_of(collection), None
+        if fence is not None:
+            part = writes[0].key[0]
+            token = fence_write(part, fence, self._of(fences).get(fence_key(part, fence)))
+        for write in writes:
+            found = self._of(collection).get(write.key)
+            revision = 0 if found is None else found.revision
+            if write.if_revision is not None and write.if_revision != revision:
+                raise revision_conflict(write.key, write.if_revision, revision)
+        self._note("documents", collection)
+        if isinstance(token, Put):
+            self._apply(fences, token)
+        return [self._apply(collection, write) for write in writes]
+
+    def _apply(self, collection: str, write: Write) -> int:
+        held = self._collections.setdefault(collection, {})
+        match write:
+            case Put(key, value):
+                self._revision += 1
+                held[key] = Document(key, value, self._revision)
+                return self._revision
+            case Delete(key):
+                found = held.pop(key, None)
+                return 0 if found is None else found.revision
+            case Check(_, revision):
+                return revision
+
+    async def read(self, collection: str, keys: Sequence[DocumentKey], /) -> list[Document | None]:
+        self._check()
+        return [self._of(collection).get(key) for key in keys]
+
+    async def scan(self, collection: str, which: Scan, /) -> list[Document]:
+        self._check()
+        found = [each for each in self._of(collection).values() if which.has(joined(each.key))]
+        found.sort(key=lambda each: each.key, reverse=which.reverse)
+        found = found[: which.limit]
+        return found if which.values else [Document(each.key, b"", each.revision) for each in found]
+
+    def _of(self, collection: str) -> dict[DocumentKey, Document]:
+        return self._collections.get(collection, {})
