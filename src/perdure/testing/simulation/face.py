@@ -65,6 +65,7 @@ class Face:
         self.name = process.name
         self.clock = clock
         self.clocks_apart = server.store.clocks_apart
+        self.documents = server.store.documents
         self.secret = server.store.secret
         self.payload_limit = server.store.payload_limit
         self.member: Member | None = None
