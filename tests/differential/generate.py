@@ -46,10 +46,11 @@ class Profile(Struct, frozen=True):
     """What the stores that are compared can be asked for.
 
     `waits`: something may be due in the middle of a sequence. `later`: time may jump. `counted`: room for starts is
-    scarce, so that their order matters. `batches`: several starts may be made by one call or frame: those that have no
-    key may then go out on a server in any order. `ages`: a purge may be limited to some, the oldest: stores differ in
-    whether the refusal of a late message makes its invocation younger. `again`: what was delivered may have to come
-    again, in an order that a server does not promise.
+    scarce, so that their order matters; then nothing is declined, since what was declined comes unasked, at some time.
+    `batches`: several starts may be made by one call or frame: those that have no key may then go out on a server in
+    any order. `ages`: a purge may be limited to some, the oldest: stores differ in whether the refusal of a late
+    message makes its invocation younger. `again`: what was delivered may have to come again, in an order that a server
+    does not promise.
     """
 
     length: int = LENGTH
@@ -202,7 +203,9 @@ class Draw:
         )
 
     def _handle(self) -> Operation:
-        ways = (Acknowledge, Acknowledge, HandBack, Decline) if self._profile.again else (Acknowledge,)
+        ways: list[type[Acknowledge | HandBack | Decline]] = [Acknowledge, Acknowledge]
+        if self._profile.again:
+            ways += [HandBack] if self._profile.counted else [HandBack, Decline]
         return self._rng.choice(ways)(self._id())
 
     def _subscription(self) -> Operation:

@@ -26,6 +26,12 @@ from tests.disk.work import Work, check
 ALL = os.environ.get("PERDURE_DISK") == "all"
 SUITE_SECONDS = 10.0
 """How long to try random moments, unless `PERDURE_DISK=all` asks for all of them."""
+SUITE_CUTS = 60
+"""Random cuts of each commit that the suite tries."""
+ALL_CUTS = 2_000
+"""Cuts of each commit that `PERDURE_DISK=all` tries at most. One at every byte took an hour, and nearly all are
+somewhere in a page, which is one and the same to SQLite."""
+HEADER_BYTES, FRAME_HEADER_BYTES = 32, 24  # of a log, and of a page in it: https://www.sqlite.org/fileformat2.html
 FRESH = Start("fresh", "work", b"\x80", 1e9, 1e9, 3)
 
 pytestmark = pytest.mark.usefixtures("often_checkpointed")
@@ -105,9 +111,27 @@ def sizes(disk: Disk) -> str:
     return ", ".join(f"{name} {len(data)}" for name, data in sorted(disk.files.items()))
 
 
-async def test_log_that_is_cut_at_any_byte_of_its_last_commits_is_refused(
-    layer: Layer, folder: Path, seed: int
-) -> None:
+def cuts(begin: int, end: int, page: int, count: int) -> list[int]:
+    """Return sizes of a log: all that end at or in a header, and others spread over the pages, `count` in all."""
+    in_headers: list[int] = []
+    in_pages: list[int] = []
+    for size in range(begin, end):
+        is_in_header = size < HEADER_BYTES or (size - HEADER_BYTES) % (FRAME_HEADER_BYTES + page) <= FRAME_HEADER_BYTES
+        (in_headers if is_in_header else in_pages).append(size)
+    step = max(1, len(in_pages) / max(1, count - len(in_headers)))
+    spread = [in_pages[int(n * step)] for n in range(int(len(in_pages) / step))]
+    return sorted(in_headers + spread)
+
+
+def test_cuts_are_at_all_bytes_of_headers_and_spread_over_the_pages() -> None:
+    assert cuts(0, 32 + 24 + 512, 512, 10_000) == [*range(32 + 24 + 512)]
+    found = cuts(0, 32 + 10 * (24 + 4096), 4096, 1_000)
+    assert 990 <= len(found) <= 1_000
+    assert {*range(33), *range(32 + 24 + 4096, 32 + 24 + 4096 + 25)} <= {*found}
+    assert max(after - before for before, after in itertools.pairwise(found)) < 100
+
+
+async def test_log_that_is_cut_in_its_last_commits_is_refused(layer: Layer, folder: Path, seed: int) -> None:
     """It was synced, so this is no power failure. What is left is shorter, and never taken for the whole."""
     recording = await recorded(layer, folder)
     log = "store.db-wal"
@@ -117,9 +141,11 @@ async def test_log_that_is_cut_at_any_byte_of_its_last_commits_is_refused(
     for before, moment in commits[-3:]:
         whole = next(iter(disks(recording.actions, moment, rng, 0)))
         assert whole.files["store.db-commit"]
-        begin = min(each.at for each in actions[before:moment] if each.file == log and each.kind == "write")
-        sizes = [*range(begin, len(whole.files[log]))]
-        for size in sizes if ALL else sorted(rng.sample(sizes, 60)):
+        writes = [each for each in actions[before:moment] if each.file == log and each.kind == "write"]
+        begin, end = min(each.at for each in writes), max(each.at + len(each.data) for each in writes)
+        page = int.from_bytes(whole.files["store.db"][16:18], "big")
+        sizes = cuts(begin, end, page, ALL_CUTS) if ALL else sorted(rng.sample(range(begin, end), SUITE_CUTS))
+        for size in sizes:
             disk = Disk({**whole.files, log: whole.files[log][:size]}, f"cut to {size}")
             await is_whole_or_refused(disk, recording, moment, folder / "found")
 

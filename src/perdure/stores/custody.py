@@ -19,7 +19,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from perdure.background import RateLimitedLog
-from perdure.core.journal import Start
+from perdure.core.journal import Message, Start
 from perdure.stores.port import Delivery
 
 DECLINED_LIMIT = 10_000
@@ -110,6 +110,11 @@ class Member(Generic[H]):
             self._custody.leave(self)
 
 
+def sent_at(delivery: Delivery) -> float:
+    """Return when a message was sent; 0 for what has no place among messages."""
+    return delivery.item.at if isinstance(delivery.item, Message) else 0.0
+
+
 class Custody(ABC, Generic[H]):
     """Hands deliveries to members, and knows which member holds what."""
 
@@ -178,7 +183,10 @@ class Custody(ABC, Generic[H]):
         member = self._owners.get(delivery.id)
         if member is None:
             if not begun:
-                self._parked.setdefault(delivery.id, []).append(delivery)
+                parked = self._parked.setdefault(delivery.id, [])
+                parked.append(delivery)
+                if delivery.attempt > 1:  # it was accepted before this process opened the store, or by those before
+                    parked.sort(key=sent_at)
                 return True
             serving = [member for member in self.members if member.may_take(delivery)]
             if not serving:

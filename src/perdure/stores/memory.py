@@ -325,7 +325,10 @@ class MemoryStore:
         for message in [*self._messages.values()]:
             row = self._rows[message.to]
             if row.handler in member.handlers and not self._dispatcher.holds(message):
-                self._soon(partial(self._route, message, 2))
+                if row.id in self._queued and not self._waits_in_line(row.id) and not self._dispatcher.owner(row.id):
+                    self._route(message, 2)  # it is parked, and so comes with its start, which may go out at once
+                else:
+                    self._soon(partial(self._route, message, 2))
         for key in self._lines:
             self._soon(partial(self._grant, key))  # its process may have died just before
         self._read_due()

@@ -349,7 +349,8 @@ class JetStreamStore:
         if mail:
             known = History.of((await self._journals.read(id))[0]).messages
             mail = [message for message in mail if message.id not in known]
-        return mail
+        # One that was refused once its invocation had settled is not in the journal, and is acknowledged after that.
+        return await self._watching.unanswered(mail)
 
     async def row(self, id: str, /) -> Row | None:
         self._check()

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import msgspec
@@ -17,7 +17,7 @@ from msgspec.structs import replace
 from perdure.background import Tasks
 from perdure.core.effects import SENT_BY_WORKFLOWS
 from perdure.core.history import History
-from perdure.core.journal import Answer, Outcome, Status
+from perdure.core.journal import Answer, Message, Outcome, Status
 from perdure.core.lifecycle import SETTLED
 from perdure.errors import StoreDamaged
 from perdure.stores.jetstream.index.rows import row_of
@@ -159,6 +159,12 @@ class Watching:
             return None if stored is None else _decode_answer(stored.data)
         except msgspec.DecodeError as error:
             raise StoreDamaged(f"jetstream: the answer to message {message_id!r} does not decode: {error}") from error
+
+    async def unanswered(self, messages: Sequence[Message]) -> list[Message]:
+        """Return those of these messages that have no answer."""
+        subjects = [self._layout.answer(message.id) for message in messages]
+        answers = await asyncio.gather(*(self._wire.last(self._layout.stream_of(each), each) for each in subjects))
+        return [message for message, answer in zip(messages, answers, strict=True) if answer is None]
 
     async def answer(self, message_id: str) -> Answer:
         """Wait for an answer: subscribe first, then read."""

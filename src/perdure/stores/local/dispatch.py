@@ -203,11 +203,11 @@ class Dispatcher(custody.Custody[Hold]):
 
         Its token is the time for which it was set, so that the store can forget it when it is acknowledged.
         """
-        member = self._owners.get(delivery.id)
-        if member is None:
+        hold = self.hold_of(delivery.id)
+        if hold is None:
             self.offer(delivery)
-        else:
-            member.held[delivery.id].woken = delivery
+        elif not any(isinstance(each.item, Wake) and each.token == delivery.token for each in hold.deliveries):
+            hold.woken = delivery  # else it is in hand: what is due is read again when a worker joins
 
     def holds(self, message: Message) -> bool:
         """Report whether a worker holds a message, or it waits for its invocation to begin."""

@@ -2,8 +2,10 @@
 
 import asyncio
 
+from perdure.core.effects import Effects
 from perdure.core.journal import (
     Accepted,
+    Answer,
     CallStep,
     Cancel,
     Completed,
@@ -127,6 +129,17 @@ class Changes(StoreCase):
             store = await self.reopened()
             assert await store.mail(start.id) == [cancel]
             assert await store.mail("nobody") == []
+
+    async def test_mail_that_was_refused_once_its_invocation_had_settled_is_not_listed(self) -> None:
+        async with self.opened() as store:
+            start = await self.completed(self.inbox())
+            messages = [self.message(start.id) for _ in range(2)]
+            for message in messages:
+                await store.post(message)
+            revision = await store.revision(start.id)
+            effects = Effects((), (), (Answer(messages[0].id, "too late"),))
+            await self.commit(start, revision, None, "completed", effects=effects)  # its delivery comes again
+            assert await store.mail(start.id) == messages[1:]
 
     async def test_revision_is_that_of_the_journal_and_zero_without_one(self) -> None:
         async with self.opened() as store:

@@ -113,6 +113,23 @@ class Messages(StoreCase):
             inbox.subscription.request(1)
             assert [(await inbox.next()).item for _ in range(2)] == [start, message]
 
+    async def test_messages_for_a_queued_start_come_in_the_order_sent_also_when_the_store_was_reopened_between(
+        self,
+    ) -> None:
+        async with self.opened() as store:
+            start = self.start()
+            await store.submit([start])
+            sent = [self.message(start.id) for _ in range(2)]
+            for message in sent:
+                await store.post(message)
+            store = await self.reopened()
+            sent += [self.message(start.id) for _ in range(2)]
+            for message in sent[2:]:
+                await store.post(message)
+            inbox = self.inbox(room=1)
+            assert await inbox.starts(1) == [start.id]
+            assert [(await inbox.next_message())[1] for _ in sent] == sent
+
     async def test_message_for_a_claimed_invocation_goes_to_its_owner(self) -> None:
         async with self.opened() as store:
             idle, owner = self.inbox(), self.inbox()

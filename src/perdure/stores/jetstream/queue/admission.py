@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from perdure.background import Tasks
 from perdure.core.journal import Message, Start
+from perdure.stores.custody import sent_at
 from perdure.stores.jetstream.journal.journals import Journals, Tail
 from perdure.stores.jetstream.layout.subjects import Layout
 from perdure.stores.jetstream.ownership.holdings import Holdings, Member
@@ -101,7 +102,7 @@ class Admission:
         parked = self._holdings.unpark(delivery.id)
         here = {each.item.id for each in parked if isinstance(each.item, Message)}
         parked += [Delivery(delivery.id, delivery.handler, each) for each in mail if each.id not in here]
-        for each in sorted(parked, key=_sent_at):
+        for each in sorted(parked, key=sent_at):
             self._holdings.offer(each, begun=False)
 
     def _admit(self, member: Member, delivery: Delivery, tail: Tail) -> None:
@@ -121,7 +122,3 @@ class Admission:
             if tail.sequence:
                 self._journals.note(delivery.id, tail)
             self._holdings.hand_taken(member, delivery)
-
-
-def _sent_at(delivery: Delivery) -> float:
-    return delivery.item.at if isinstance(delivery.item, Message) else 0.0
