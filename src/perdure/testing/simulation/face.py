@@ -402,7 +402,7 @@ class _FaceEvents:
 
     async def _read(self, feed: Feed) -> list[Row] | None:
         rows, changes = await feed.next(), self._server.store.changes
-        if rows is not None:
+        if rows is not None and not self._face.process.is_ended:  # else the store may be another by now
             if rows != (newest := pushed(changes, self._told, self.filter)):
                 self._server.breach(20, f"a feed of {self._face.name} tells {rows}, and this is new: {newest}")
             self._told = len(changes)
