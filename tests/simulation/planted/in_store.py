@@ -72,7 +72,7 @@ def loses_what_a_dead_worker_held(patch: pytest.MonkeyPatch) -> None:
     def leave(original: Any, dispatcher: Any, member: Any) -> None:
         for hold in member.held.values():
             hold.deliveries = [each for each in hold.deliveries if isinstance(each.item, Start)]
-            hold.claimed = hold.woken = False
+            hold.claimed, hold.woken = False, None
         original(dispatcher, member)
 
 
