@@ -13,9 +13,9 @@ from perdure.stores.port import Delivery, Transition
 from perdure.testing.simulation.clock import ProcessClock
 from perdure.testing.simulation.loop import Process, World
 from perdure.testing.simulation.plan import Noise
-from perdure.testing.simulation.shared import LEASE_SECONDS, Author, SharedStore, Witness, WriterDied
+from perdure.testing.simulation.shared import LEASE_SECONDS, Author, Later, SharedStore, Witness, WriterDied
 from perdure.testing.simulation.trace import Trace
-from perdure.testing.simulation.unreadable import HAND_BACK_SECONDS, SERVED_SECONDS, Later
+from perdure.testing.simulation.unreadable import HAND_BACK_SECONDS, SERVED_SECONDS
 from perdure.testing.simulation.violation import Violation
 
 if TYPE_CHECKING:

@@ -20,7 +20,7 @@ from perdure.stores.local.dispatch import Dispatcher, Fetch, Hold, Member
 from perdure.stores.memory import MemoryStore
 from perdure.stores.port import Clock, Delivery, Journal, Row, Transition, Wake
 from perdure.testing.simulation.older import as_older
-from perdure.testing.simulation.unreadable import Later, claim_of
+from perdure.testing.simulation.unreadable import LATER, claim_of
 from perdure.testing.simulation.violation import Violation
 
 LEASE_SECONDS = 15.0
@@ -75,6 +75,19 @@ class Author(Protocol):
     def now(self) -> float:
         """Return what the clock of the process shows."""
         ...
+
+
+class Later:
+    """The process of a later release, as the author of a frame."""
+
+    name = LATER
+    member: Member | None = None
+
+    def __init__(self, at: float) -> None:
+        self._at = at
+
+    def now(self) -> float:
+        return self._at
 
 
 class SharedDispatcher(Dispatcher):

@@ -15,7 +15,6 @@ import msgspec
 
 from perdure.core.history import History
 from perdure.core.journal import Claimed, Frame, decode_frame, encode_frame
-from perdure.stores.local.dispatch import Member
 from perdure.testing.programs import Program, all_of
 
 LATER = "later release"
@@ -32,19 +31,6 @@ HAND_BACK_SECONDS = 300.0
 
 SERVED_SECONDS = 3_000.0
 """By then all others have ended."""
-
-
-class Later:
-    """The process of a later release, as the author of a frame."""
-
-    name = LATER
-    member: Member | None = None
-
-    def __init__(self, at: float) -> None:
-        self._at = at
-
-    def now(self) -> float:
-        return self._at
 
 
 def claim_of(frames: Sequence[bytes], at: float, kind: str) -> tuple[Frame, bytes]:
