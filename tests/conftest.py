@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 
 HANGS_AFTER_SECONDS = 400  # several times the slowest test on a machine with much else to do
+"""The limit of a test that has no other: `pytest.mark.limit(seconds)`."""
 HANGS_AGAIN_AFTER_SECONDS = 60
 """How long the end of a test that hangs may take, such as that of its fixtures, before that is given up too."""
 
@@ -46,16 +47,18 @@ def _give_up(_signal: int, _frame: FrameType | None) -> None:
     for task in tasks:
         print(repr(task), *_stack(task), sep="\n", file=sys.stderr)
     print("threads:", *(each.name for each in threading.enumerate()), file=sys.stderr)
-    pytest.fail(f"hangs: not done after {HANGS_AFTER_SECONDS} s; the captured stderr shows its tasks")
+    pytest.fail("hangs: not done within its limit; the captured stderr shows its tasks")
 
 
 @contextlib.contextmanager
-def _limited() -> Generator[None]:
+def _limited(item: pytest.Item) -> Generator[None]:
     if not hasattr(signal, "setitimer"):  # Windows
         yield
         return
+    marker = item.get_closest_marker("limit")
+    seconds: float = HANGS_AFTER_SECONDS if marker is None else marker.args[0]
     signal.signal(signal.SIGALRM, _give_up)
-    signal.setitimer(signal.ITIMER_REAL, HANGS_AFTER_SECONDS, HANGS_AGAIN_AFTER_SECONDS)
+    signal.setitimer(signal.ITIMER_REAL, seconds, HANGS_AGAIN_AFTER_SECONDS)
     try:
         yield
     finally:
@@ -63,18 +66,18 @@ def _limited() -> Generator[None]:
 
 
 @pytest.hookimpl(wrapper=True)
-def pytest_runtest_setup() -> Generator[None, object, object]:
-    with _limited():
+def pytest_runtest_setup(item: pytest.Item) -> Generator[None, object, object]:
+    with _limited(item):
         return (yield)
 
 
 @pytest.hookimpl(wrapper=True)
-def pytest_runtest_call() -> Generator[None, object, object]:
-    with _limited():
+def pytest_runtest_call(item: pytest.Item) -> Generator[None, object, object]:
+    with _limited(item):
         return (yield)
 
 
 @pytest.hookimpl(wrapper=True)
-def pytest_runtest_teardown() -> Generator[None, object, object]:
-    with _limited():
+def pytest_runtest_teardown(item: pytest.Item) -> Generator[None, object, object]:
+    with _limited(item):
         return (yield)

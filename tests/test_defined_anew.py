@@ -10,6 +10,8 @@ import pytest
 from perdure import Workflow, connect, workflow
 from perdure.errors import NameTaken
 
+pytestmark = pytest.mark.limit(120)
+
 
 def old(version: int = 1) -> Workflow[[], int]:
     @workflow

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import enum
+import math
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from decimal import Decimal
@@ -89,7 +90,10 @@ def test_text_is_read_by_the_type(annotation: Any, text: str, value: Any) -> Non
         (bool, "yes", "it is not JSON"),
         (Cart, "{", "it is not JSON"),
         (Cart, '{"user": 1, "lines": []}', r"at `\$\.user`"),
-        (Color, "blue", "it is not JSON"),
+        (Color, "blue", "it does not fit: Invalid enum value 'blue'"),
+        (datetime, "2026-11-20", "it does not fit: Invalid RFC3339"),
+        (datetime, "noon", "it does not fit: Invalid RFC3339"),
+        (UUID, "abc", "it does not fit: Invalid UUID"),
         (bytes, "abcd", "it is not JSON"),
         (Any, '{"a": 1', "it is not JSON"),
         (str | list[str], '["a"', "it is not JSON"),
@@ -129,6 +133,8 @@ def test_sample_shows_the_fields_that_are_needed() -> None:
         (5, "5"),
         (True, "true"),
         ([1, "é"], '[1, "é"]'),
+        ([math.inf, {"a": -math.inf}, math.nan], '["inf", {"a": "-inf"}, "nan"]'),
+        (math.nan, '"nan"'),
         (Cart("u", [Line("a", 2)]), '{"user": "u", "lines": [{"sku": "a", "count": 2}], "note": "", "tags": {}}'),
         (datetime(2026, 11, 20, 12, tzinfo=UTC), '"2026-11-20T12:00:00Z"'),
         (b"bytes", '"Ynl0ZXM="'),

@@ -34,11 +34,13 @@ from perdure.core.journal import (
     Outcome,
     Parent,
     Raised,
+    Resumed,
     Retried,
     Returned,
     SendStart,
     SetTimer,
     Start,
+    Waited,
     decode_frame,
     describe,
     encode_frame,
@@ -141,7 +143,10 @@ def _due(command: Command) -> tuple[bool, float]:
 
 @dataclass
 class Driver:
-    """One invocation. `batch` entries make a frame; with `evict` the turn is closed and rebuilt before every entry."""
+    """One invocation. `batch` entries make a frame; with `evict` the turn is closed and rebuilt before every entry.
+
+    `begins` is when the body begins, if not when it is due.
+    """
 
     body: Body
     start: Start = START
@@ -152,9 +157,13 @@ class Driver:
     entries: list[Entry] = field(default_factory=list[Entry])
     now: float = START.due
     generation: int = 0
+    begins: float | None = None
 
     def __post_init__(self) -> None:
         self.turn = self.fresh()
+        if self.begins is not None:
+            self.now = self.begins
+            self.turn.wait_until(self.begins)
         self.give(Accepted(self.start))
 
     def fresh(self) -> Turn:
@@ -170,6 +179,8 @@ class Driver:
             assert self.turn.divergence is None, str(self.turn.divergence)
         self.turn.deliver(entry)
         self.entries.append(entry)
+        if (waited := self.turn.waited()) is not None:
+            self.entries.insert(-1 if isinstance(entry, Resumed) else 1, waited)
         if len(self.entries) >= self.batch:
             self.commit()
 
@@ -224,7 +235,7 @@ class Driver:
         return self.now
 
     def retries(self) -> list[Entry]:
-        """Retry after a failure; return what was recorded first."""
+        """Retry after a failure; return what was recorded first, without the time."""
         turn = self.fresh()
         at = self._tick()
         entries = turn.retry(self.frames, self.generation + 1, at, f"retry {self.generation + 1}")
@@ -236,7 +247,7 @@ class Driver:
             turn.deliver(entry)
         self.entries += entries
         self.commit()
-        return entries
+        return [entry for entry in entries if not isinstance(entry, Waited)]
 
     def refuses_to_retry(self, body: Body | None = None) -> str:
         turn = make_turn(body or self.body, self.start)
@@ -291,6 +302,9 @@ class Driver:
             else:
                 turn.replay(self.frames[:position])
             assert turn.divergence is None, str(turn.divergence)
+            for entry in entries:
+                if isinstance(entry, Waited) and entry.issued == 0:
+                    turn.wait_until(entry.at)
             for entry in entries:
                 turn.deliver(entry)
             ready = turn.ready()

@@ -471,6 +471,16 @@ def main_class() -> type[Exception]:
     return cast("type[Exception]", type("Mine", (Exception,), {"__module__": "__main__", "__qualname__": "Mine"}))
 
 
+def test_a_class_that_is_no_name_of_its_module_is_found_while_it_lives(monkeypatch: pytest.MonkeyPatch):
+    made = type("NoSuchKey", (LookupError,), {"__module__": "botocore.errorfactory"})  # as libraries make them
+    assert type(rebuild(wire(failure_of(made("x"))))) is made
+    cell = type("InCell", (Exception,), {"__module__": "__main__"})  # of a module that `exec` ran
+    script(monkeypatch)
+    assert type(rebuild(wire(failure_of(cell("x"))))) is cell
+    other = Failure("__main__", "InCell", "x", script="another")
+    assert isinstance(rebuild(other), RemoteError)
+
+
 def test_a_class_of_the_script_is_found_where_the_script_runs_and_where_it_is_imported(monkeypatch: pytest.MonkeyPatch):
     there, here = main_class(), main_class()
     script(monkeypatch, Mine=there, __file__="/x/my_app.py")

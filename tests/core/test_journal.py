@@ -52,6 +52,7 @@ from perdure.core.journal import (
     SetTimer,
     Settled,
     Start,
+    Waited,
     decode_frame,
     decode_message,
     decode_start,
@@ -151,6 +152,7 @@ GOLDEN_ENTRIES: list[tuple[Entry, str]] = [
         "9aa772657472696564cb3ff8000000000000010203a76d65737361676504059102cb401a000000000000",
     ),
     (Joined(1.5, Parent("up", 1, 3), "message"), ("94a66a6f696e6564cb3ff800000000000093a275700103a76d657373616765")),
+    (Waited(1.5, 3), "93a6776169746564cb3ff800000000000003"),
     (Completed(1.5, b"\x01"), "93a9636f6d706c65746564cb3ff8000000000000c40101"),
     (
         Failed(1.5, FAILURE, 4),

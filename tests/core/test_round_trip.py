@@ -247,6 +247,15 @@ def test_instance_of_a_class_that_was_defined_anew_is_taken_as_one_of_it():
     assert back(old(1), Base) == Base(1)
 
 
+@pytest.mark.parametrize(("fields", "named"), [(["x", "note"], "'note'"), (["x", "a", "b"], "'a' and 'b'")])
+def test_instance_of_a_class_that_was_defined_anew_with_other_fields_is_refused(fields: list[str], named: str):
+    anew = dataclasses.make_dataclass("Base", [(name, int, 0) for name in fields])
+    anew.__module__, anew.__qualname__ = Base.__module__, Base.__qualname__
+    for value, annotation in ((anew(1), Base), ([anew(1)], list[Base])):
+        with pytest.raises(Unencodable, match=f"was defined anew with other fields .{named}. than"):
+            encode_as(value, annotation, WHERE)
+
+
 # --- not validated again ----------------------------------------------------------------------------------------------
 class Deadline(pydantic.BaseModel):
     due: pydantic.FutureDatetime

@@ -15,6 +15,8 @@ from perdure.errors import InvocationCancelled
 from perdure.stores.jetstream import JetStreamStore
 from tests.jetstream.liveness import check_liveness
 
+pytestmark = pytest.mark.limit(120)
+
 ran: list[str] = []
 cleaned: list[str] = []
 gates: list[asyncio.Event] = []

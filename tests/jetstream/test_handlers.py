@@ -22,6 +22,8 @@ from perdure.stores.jetstream.layout.facts import Facts, lines_of
 from perdure.stores.jetstream.ownership.holdings import Actions, Holdings, Token
 from perdure.stores.port import Delivery, Transition, committed
 
+pytestmark = pytest.mark.limit(120)
+
 PARTITIONS = 4
 
 

@@ -30,7 +30,7 @@ from tests.runtime.test_newer_journals import OldRelease as OldStore
 from tests.runtime.test_newer_journals import worker_on
 
 ROOT = Path(__file__).parents[2]
-LIMIT_SECONDS = 60
+pytestmark = pytest.mark.limit(120)
 
 
 @workflow
@@ -108,15 +108,6 @@ async def site(nats: Server, namespace: str) -> AsyncIterator[Site]:
     async with made.client:
         await made.client.stats()
         yield made
-
-
-@pytest.fixture(autouse=True)
-async def in_time() -> AsyncIterator[None]:
-    task = asyncio.current_task()
-    assert task is not None
-    timer = asyncio.get_running_loop().call_later(LIMIT_SECONDS, task.cancel)
-    yield
-    timer.cancel()
 
 
 async def logged(caplog: pytest.LogCaptureFixture, text: str) -> None:

@@ -4,6 +4,7 @@ Of its files only test_dispatch_races is not run: it is about the dispatcher tha
 """
 
 from tests.scenarios.test_asyncio import *  # noqa: F403
+from tests.scenarios.test_body_time import *  # noqa: F403
 from tests.scenarios.test_cancel import *  # noqa: F403
 from tests.scenarios.test_changed_code import *  # noqa: F403
 from tests.scenarios.test_handover import *  # noqa: F403

@@ -13,6 +13,8 @@ from perdure.runtime import unserved
 from perdure.stores.jetstream import JetStreamStore
 from tests.test_client import doubles, starts_doubles, warned
 
+pytestmark = pytest.mark.limit(120)
+
 
 @pytest.mark.parametrize("how", ["child", "send", "child with a key"])
 async def test_child_or_send_that_no_worker_serves_is_warned_of(

@@ -6,6 +6,7 @@ import asyncio
 import functools
 import gc
 import logging
+import os
 import sys
 import threading
 from collections.abc import Callable
@@ -290,6 +291,48 @@ async def test_step_that_exits_is_told_to_the_caller_with_its_name() -> None:
     async with connect("memory:") as client, client.worker(good, calls):
         with pytest.raises(RemoteError, match="SystemExit"):
             await asyncio.wait_for(client.run(calls), SOON)
+        assert await asyncio.wait_for(client.run(good, "on"), SOON) == "ON"
+
+
+def forked(end: Callable[[], object]) -> int:
+    """Fork a process that does `end`, and return its exit code."""
+    pid = os.fork()
+    if pid == 0:
+        end()
+        return 0
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+@pytest.mark.parametrize("in_thread", [False, True])
+@pytest.mark.parametrize(
+    ("end", "code"),
+    [
+        (lambda: sys.exit(3), 3),
+        (lambda: sys.exit(), 0),
+        (lambda: sys.exit("text"), 1),
+        (lambda: 1 / 0, 1),
+        (lambda: None, 1),
+        (lambda: os._exit(5), 5),
+    ],
+)
+async def test_process_that_a_step_forks_ends_with_the_step(
+    end: Callable[[], object], code: int, in_thread: bool, tmp_path: Path
+) -> None:
+    def forks() -> int:
+        return forked(end)
+
+    async def forks_in_task() -> int:
+        return forked(end)
+
+    forking: Any = step(forks if in_thread else forks_in_task, retry=Retry(max_attempts=1))
+
+    @workflow
+    async def calls() -> int:
+        return await forking()
+
+    async with connect(f"sqlite:{tmp_path}/a.db") as client, client.worker(good, calls):
+        assert await asyncio.wait_for(client.run(calls), SOON) == code
         assert await asyncio.wait_for(client.run(good, "on"), SOON) == "ON"
 
 

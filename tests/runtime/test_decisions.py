@@ -28,10 +28,12 @@ from perdure.core.journal import (
     Refused,
     Released,
     Resume,
+    Resumed,
     RetryInvocation,
     Returned,
     SetTimer,
     Start,
+    Waited,
 )
 from perdure.core.turn import Pending, Ready, Turn
 from perdure.runtime.frames import compose, fire_due, gather, gather_stuck, is_empty, may_hold, outcome_of, release_now
@@ -222,6 +224,29 @@ def test_resume_asks_for_the_commands_to_be_taken_up() -> None:
     assert round.resumed
     assert turn.begun
     turn.close()
+
+
+async def sleeps(_: Turn) -> None:
+    await asyncio.sleep(5)
+
+
+def test_body_that_resumes_before_it_has_begun_begins_then() -> None:
+    paused = frame(Accepted(START), CLAIM, Paused(2.0, "its workers died"), Released(2.0))
+    turn = turn_of(sleeps)
+    turn.replay([paused])
+    round = gather(record(paused), turn, [], [sent(Resume())], 9.0)
+    assert round.entries == [Waited(9.0, 0), Resumed(9.0, "m")]
+    assert turn.ready().commands == [SetTimer(0, 14.0)]
+    turn.close()
+
+
+def test_time_at_which_a_body_begins_is_recorded_if_the_body_looks_at_it() -> None:
+    for body, recorded in ((steps_once, []), (sleeps, [Waited(9.0, 0)]), (returns, [])):
+        turn = turn_of(body)
+        round = gather(record(), turn, [], [started()], 9.0)
+        assert round.entries == recorded
+        assert may_hold(turn.ready(), round) is (body is steps_once)
+        turn.close()
 
 
 def test_stuck_invocation_is_paused_once_and_refuses_to_resume() -> None:

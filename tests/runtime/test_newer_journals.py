@@ -18,6 +18,8 @@ from perdure.stores import custody
 from perdure.stores.memory import MemoryStore
 from perdure.stores.port import Journal, Store
 
+pytestmark = pytest.mark.limit(120)
+
 
 class OldRelease:
     """The store as a worker of an older release sees it: it cannot read the journals of some invocations."""

@@ -8,9 +8,11 @@ from pathlib import Path
 import pytest
 
 from perdure import Context, Retry, connect, step, workflow
+from perdure.core.effects import Effects, Enlist
+from perdure.operations.local import store_behind
 from perdure.runtime import runner
 from perdure.runtime.worker import Worker
-from perdure.stores.port import Delivery, Wake
+from perdure.stores.port import Delivery, Transition, Wake, committed
 
 RESULT_SECONDS = 20.0
 
@@ -69,3 +71,19 @@ async def test_retry_looks_for_its_key_by_itself_when_no_wake_comes(url: str, mo
         await asyncio.wait_for(retrying, RESULT_SECONDS)
         assert await failed.result(timeout=RESULT_SECONDS) == "sold"
         assert dropped.is_set(), "the wake was not dropped: this shows nothing"
+
+
+async def test_key_that_an_earlier_owner_asks_for_too_late_is_given_back(url: str) -> None:
+    """Two workers had the retry in hand; one stood still, and asked for the key when the other had run the retry."""
+    Shop.sold_out = True
+    async with connect(url) as client, client.worker(sale):
+        failed = await client.start(sale.using(id="failed", key="shop"))
+        with pytest.raises(RuntimeError, match="sold out"):
+            await failed.result(timeout=RESULT_SECONDS)
+        Shop.sold_out = False
+        await failed.retry()
+        assert await failed.result(timeout=RESULT_SECONDS) == "sold"
+        store = await store_behind(client.operations)
+        late = Effects(enlist=Enlist("shop", 1))
+        await committed(store, Transition("failed", await store.revision("failed"), None, late, "completed", True))
+        assert await client.run(sale.using(key="shop", timeout=RESULT_SECONDS)) == "sold"

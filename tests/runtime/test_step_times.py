@@ -1,8 +1,9 @@
-"""A step's `started_at` is when its first attempt began, and how long its last one took is recorded."""
+"""When a step began and how long it took, as its journal says; and that a thread runs it once."""
 
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
@@ -87,3 +88,33 @@ async def test_times_of_steps_in_the_test_environment_are_those_of_its_clock() -
 def test_outcomes_of_older_releases_have_no_duration() -> None:
     make: Callable[..., Any] = Returned
     assert make(1, 1.5, b"\x01").took is None
+
+
+async def test_step_whose_thread_could_not_be_started_runs_once_it_can_and_only_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A pool of the standard library keeps in its queue what it refuses because no thread can be started."""
+    ran: list[int] = []
+    refusals = [3]
+    start = threading.Thread.start
+
+    def refuse(thread: threading.Thread) -> None:
+        if thread.name.startswith("perdure-step") and refusals[0]:
+            refusals[0] -= 1
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    @step(retry=Retry(initial=0.01))
+    def counted() -> int:
+        ran.append(1)
+        return len(ran)
+
+    @workflow
+    async def counts() -> int:
+        return await counted()
+
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    async with connect("memory:") as client:
+        async with client.worker(counts):
+            assert await client.run(counts) == 1
+        assert (refusals, len(ran)) == ([0], 1)  # the worker has ended, and its threads with it

@@ -336,11 +336,11 @@ class ProcessLab(Lab):
         assert process is not None
         assert reader is not None
         await asyncio.wait_for(process.wait(), WAIT_SECONDS)
-        await reader
+        await asyncio.wait_for(reader, WAIT_SECONDS)
         assert process.stdin is not None
         process.stdin.close()
         with contextlib.suppress(BrokenPipeError, ConnectionResetError):
-            await process.stdin.wait_closed()
+            await asyncio.wait_for(process.stdin.wait_closed(), WAIT_SECONDS)
         self._process = None
 
     @property

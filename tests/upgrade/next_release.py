@@ -92,7 +92,7 @@ CHANGES: dict[str, Changes] = {
     "core/history.py": [
         after("import (\n    Accepted,", "\n    Annotated,"),
         after("    start: Start | None = None\n", "    annotation: str | None = None\n"),
-        before("            case CancelRequested(message=message):\n", NOTED),
+        before("            case Retried():\n", NOTED),
         before('else "suspended"', 'else "annotated" if self.annotation is not None '),
     ],
     "core/lifecycle.py": [

@@ -152,7 +152,7 @@ class _Children(Generic[R]):
                 call.args,
                 call.kwargs,
                 id=id,
-                at=turn.loop.now,
+                at=turn.loop.time(),
                 seed=seed_of(id),
                 parent=parent,
                 held=turn.keys_held,

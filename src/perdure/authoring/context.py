@@ -79,7 +79,7 @@ class Context(BodyContext):
 
     def now(self) -> datetime:
         """Return the time of the last entry delivered to the body, in UTC. It is the same on replay."""
-        return datetime.fromtimestamp(self._turn.loop.now, UTC)
+        return datetime.fromtimestamp(self._turn.loop.time(), UTC)
 
     def uuid4(self) -> UUID:
         """Return a random UUID that is the same on replay."""
@@ -114,7 +114,7 @@ class Context(BodyContext):
         turn = self._turn
 
         def start(id: str) -> Start:
-            return workflow.start_of(args, kwargs, id=id, at=turn.loop.now, seed=seed_of(id))
+            return workflow.start_of(args, kwargs, id=id, at=turn.loop.time(), seed=seed_of(id))
 
         return turn.send(start, workflow.given(args, kwargs))
 

@@ -243,7 +243,7 @@ class Workflow(Generic[P, R_co]):
     async def _child(self, turn: Turn, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         def start(id: str, parent: Parent) -> Start:
             held = turn.keys_held
-            return self.start_of(args, kwargs, id=id, at=turn.loop.now, seed=seed_of(id), parent=parent, held=held)
+            return self.start_of(args, kwargs, id=id, at=turn.loop.time(), seed=seed_of(id), parent=parent, held=held)
 
         return await turn.call_child(start, self.decode_result, self.given(args, kwargs))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable
 from typing import Any, cast
 
@@ -35,9 +36,11 @@ def reader(annotation: Any, /) -> Callable[[str], Any]:
             return read(text)
         except msgspec.DecodeError as error:
             if not needs_quotes and not (takes_containers and text[:1] in ('"', "{", "[")):
-                quoted = json.dumps(text)
-                if _fits(read, quoted):
-                    return read(quoted)
+                try:
+                    return read(json.dumps(text))
+                except msgspec.ValidationError as quoted:
+                    if not is_json(text) and "got `str`" not in str(quoted):  # text of the right type
+                        raise ValueError(f"it does not fit: {quoted}") from error
             why = "it does not fit" if isinstance(error, msgspec.ValidationError) else "it is not JSON"
             raise ValueError(f"{why}: {error}") from error
 
@@ -80,9 +83,18 @@ def as_builtin(value: Any, /) -> Any:
 
         return json_format.MessageToDict(value, preserving_proto_field_name=True)
     try:
-        return json.loads(msgspec.json.encode(decoder(Any)(encode(value))))
+        return json.loads(msgspec.json.encode(_with_finite_numbers(decoder(Any)(encode(value)))))
     except (TypeError, ValueError, PerdureError):  # such as a mapping whose keys are tuples
         return repr(value)
+
+
+def _with_finite_numbers(value: Any) -> Any:
+    """Replace numbers that JSON does not have, which would become null."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else repr(value)
+    if isinstance(value, dict):
+        return {key: _with_finite_numbers(item) for key, item in cast("dict[Any, Any]", value).items()}
+    return [*map(_with_finite_numbers, cast("list[Any]", value))] if isinstance(value, list) else value
 
 
 def to_json(value: Any, /) -> str:

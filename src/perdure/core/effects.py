@@ -36,6 +36,7 @@ from perdure.core.journal import (
     SendStart,
     Settled,
     Start,
+    Waited,
 )
 
 
@@ -78,7 +79,7 @@ SENT_BY_WORKFLOWS = ("settled:", "cancel:", "force:", "join:")
 """Prefixes of the ids of messages that follow from frames. No caller waits for an answer to such a message."""
 
 NO_EFFECTS = Effects()
-_QUIET = frozenset({Accepted, Claimed, Granted, Completed})
+_QUIET = frozenset({Accepted, Claimed, Granted, Waited, Completed})
 
 
 def effects_of(start: Start, frame: Frame, history: History, /) -> Effects:

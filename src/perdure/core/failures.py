@@ -318,12 +318,15 @@ def _annotations(function: object) -> Mapping[str, object]:
 
 
 def _class_of(failure: Failure) -> type[BaseException] | None:
-    if "<locals>" in failure.qualname:
-        return _local_class(failure.module, failure.qualname)
     found: Any = _module_of(failure)
     for name in failure.qualname.split("."):
         found = getattr(found, "__dict__", {}).get(name)  # not getattr: modules may import on demand
-    return cast("type[BaseException]", found) if _is_exception(found) else None
+    if _is_exception(found):
+        return cast("type[BaseException]", found)
+    for module in _modules_of(failure):  # it was made in a function, as a library may, or its module was never imported
+        if (made := _living_class(module, failure.qualname)) is not None:
+            return made
+    return None
 
 
 def _is_exception(found: object) -> bool:
@@ -338,6 +341,14 @@ def _module_of(failure: Failure) -> object:
     return sys.modules.get(failure.module) or (sys.modules.get("__main__") if failure.module == mine else None)
 
 
+def _modules_of(failure: Failure) -> list[str]:
+    """Return the names that the class's module may have here, as `_module_of` finds it."""
+    mine = _script_name()
+    if failure.module == "__main__" and failure.script != mine:
+        return [failure.script] if failure.script else []
+    return [failure.module, *(["__main__"] if failure.module == mine else [])]
+
+
 def _script_name() -> str:
     """Return the name under which other processes import this `__main__`, "" if they cannot."""
     main = sys.modules.get("__main__")
@@ -347,7 +358,7 @@ def _script_name() -> str:
     return PurePath(getattr(main, "__file__", None) or "").stem
 
 
-def _local_class(module: str, qualname: str) -> type[BaseException] | None:
+def _living_class(module: str, qualname: str) -> type[BaseException] | None:
     found: type[BaseException] | None = None
     waiting: list[type[BaseException]] = [BaseException]
     while waiting:

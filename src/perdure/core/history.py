@@ -38,6 +38,7 @@ from perdure.core.journal import (
     Returned,
     Start,
     Status,
+    Waited,
 )
 
 DEATHS_LIMIT = 5
@@ -129,21 +130,25 @@ class History(Struct):
                 self.granted = generation
                 self.key_state = dict(state)
                 self.key_state_changed = False
-            case Paused() | Resumed():
-                self.paused = entry.reason if isinstance(entry, Paused) else None
-                self._answered(entry.message)
+            case Paused() | Resumed() | CancelRequested():
+                self._note_request(entry)
             case Refused(message=message, reason=reason):
                 self.messages[message] = reason
             case Retried():
                 self._retried(entry)
-            case CancelRequested(message=message):
-                self._answered(message)
             case Joined():
                 self._note_joined(entry)
             case Returned() | Raised() | Attempted() | Fired() | Interrupted():
                 self._note_answer(entry)
+            case Waited():
+                pass  # for the body alone
             case _:
                 assert_never(entry)
+
+    def _note_request(self, entry: Paused | Resumed | CancelRequested) -> None:
+        if not isinstance(entry, CancelRequested):
+            self.paused = entry.reason if isinstance(entry, Paused) else None
+        self._answered(entry.message)
 
     def _note_joined(self, entry: Joined) -> None:
         if entry.message not in self.messages:

@@ -76,6 +76,7 @@ class Issuer:
     """Issues the commands of one body. `secret` signs ids of awakeables; `stubs` and `context` are factories."""
 
     __slots__ = (
+        "_ahead",
         "_boundaries",
         "_context",
         "_issued",
@@ -90,6 +91,7 @@ class Issuer:
         "_secret",
         "_stubs",
         "_timers",
+        "begun",
         "divergence",
         "generation",
         "loop",
@@ -111,6 +113,7 @@ class Issuer:
     ) -> None:
         self.start = start
         self.generation = generation
+        self.begun = False
         self.loop = Loop(self, start.due, salt=start.seed & 0xFFFF_FFFF)
         self.pending: dict[int, Pending] = {}
         self.state: dict[str, bytes] = {}
@@ -120,6 +123,7 @@ class Issuer:
         self._stubs = stubs
         self._context = context
         self._payload_limit = payload_limit
+        self._ahead: list[tuple[int, float]] = []  # times that the body has once it has issued so many commands
         self._boundaries: list[tuple[int, int]] = []  # for each generation, the first command that it issues
         self._open_ended = False  # the replay ends where its recorded commands end, and the body may go on
         self._issued = 0
@@ -253,6 +257,7 @@ class Issuer:
     # --- what the loop tells ------------------------------------------------------------------------------------------
     def timer_set(self, timer: asyncio.TimerHandle, /) -> None:
         due = float(timer.when())
+        self.loop.looked = True  # at the time below
         if not -DURATION_LIMIT_SECONDS <= due - self.loop.now <= DURATION_LIMIT_SECONDS:
             if (bounded := self._bounded(due)) is None:
                 return
@@ -342,6 +347,18 @@ class Issuer:
             asked = describe(command) + changed_arguments(command, recorded, given)
             self._diverge(Divergence(describe(recorded), asked))
             raise TurnClosed(self.start.id)
+        if self._ahead:
+            self._catch_up()
+
+    def _catch_up(self) -> None:
+        """Give the body the time that a replay has for it, once it has issued what was issued before."""
+        while self._ahead and self._issued >= self._ahead[0][0]:
+            self._pass_time(self._ahead.pop(0)[1])
+
+    def _pass_time(self, at: float) -> None:
+        """Let it be `at`, at least; before the body begins, it has seen no other time."""
+        if at > self.loop.now or not self.begun:
+            self.loop.now = at
 
     def _await_answer(
         self,

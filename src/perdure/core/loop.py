@@ -137,6 +137,7 @@ class Loop(asyncio.AbstractEventLoop):
         "closed",
         "escaped",
         "host",
+        "looked",
         "now",
         "salt",
         "stopped",
@@ -145,6 +146,7 @@ class Loop(asyncio.AbstractEventLoop):
     def __init__(self, host: Host, now: float, *, salt: int = 0) -> None:
         self.host = host
         self.now = now
+        self.looked = False  # at the time: set here, and reset by the turn
         self.salt = salt  # the serial before the first: asyncio keeps the tasks of all loops in one set
         self.closed = False
         self.stopped = False
@@ -311,7 +313,7 @@ class Loop(asyncio.AbstractEventLoop):
     def call_later(
         self, delay: float, callback: Callable[..., object], *args: Any, context: Context | None = None
     ) -> asyncio.TimerHandle:
-        return self.call_at(self.now + delay, callback, *args, context=context)
+        return self.call_at(self.time() + delay, callback, *args, context=context)
 
     def _timer_handle_cancelled(self, handle: asyncio.TimerHandle) -> None:
         self.host.timer_cancelled(handle)
@@ -346,6 +348,7 @@ class Loop(asyncio.AbstractEventLoop):
         return task
 
     def time(self) -> float:
+        self.looked = True
         return self.now
 
     # False, without running Python code: asyncio asks for every callback, future and task.

@@ -71,6 +71,8 @@ def difference(value: Any, candidate: Any, path: str = "", /) -> Lost | None:
             if fields_of(cls) is None:
                 return Lost(path, type_name(cls), "", is_raw=True)
             return Lost(path, type_name(cls), _as_another(cls, expected))
+        if cls is not expected and (anew := _defined_anew(cls, expected)):
+            return Lost(path, type_name(cls), anew)
         hidden = _hidden_field(cls)
         if hidden is not None:
             reason = (
@@ -108,6 +110,17 @@ def _is_same_class(cls: Any, expected: Any) -> bool:
         return True
     mine, other = (getattr(each, "__pydantic_generic_metadata__", {}).get("origin") for each in (cls, expected))
     return (mine or cls) is (other or expected)
+
+
+def _defined_anew(cls: Any, expected: Any) -> str:
+    fields, known = ({field.name for field in fields_of(each) or ()} for each in (cls, expected))
+    if fields == known:
+        return ""
+    changed = " and ".join(map(repr, sorted(fields ^ known)))
+    return (
+        f", which was defined anew with other fields ({changed}) than the class of the annotation: define the function "
+        "that is annotated anew as well"
+    )
 
 
 def _as_another(cls: Any, expected: Any) -> str:

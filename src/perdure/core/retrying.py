@@ -95,11 +95,11 @@ def sort(plan: Plan, issued: int, pending: Mapping[int, Pending], at: float, /) 
     kept = [entry for entry in kept if entry.n not in again]
     answered = again.union(entry.n for entry in kept if not isinstance(entry, Attempted))
     for n, waiting in pending.items():
-        if n in answered:
+        if n in answered or n >= issued:  # new code has issued the latter, at the time of the retry
             continue
         if isinstance(waiting.command, SetTimer):
             again.add(n)
-        elif isinstance(waiting.command, CallChild) and n < issued:
+        elif isinstance(waiting.command, CallChild):
             if waiting.cancel_requested:
                 kept.append(Interrupted(n, at))
             else:

@@ -48,6 +48,7 @@ from perdure.core.journal import (
     Returned,
     SetTimer,
     Start,
+    Waited,
     describe,
 )
 from perdure.core.loop import Loop
@@ -92,7 +93,7 @@ class Turn(Issuer):
         "_resting",
         "_rests",
         "_translators",
-        "begun",
+        "_waited",
         "paused",
         "replaying",
         "waits_for_key",
@@ -114,7 +115,6 @@ class Turn(Issuer):
         super().__init__(
             start, secret=secret, generation=generation, stubs=stubs, context=context, payload_limit=payload_limit
         )
-        self.begun = False
         self.replaying = False
         self.paused = False
         self.waits_for_key = start.key is not None
@@ -129,6 +129,7 @@ class Turn(Issuer):
         self._causes = Causes()
         self._resting: int | None = None  # the timer of the present rest
         self._rests = 0  # rests in a row
+        self._waited: Waited | None = None  # until then, and whether that must be recorded is not known yet
         self._fatal: BaseException | None = None  # the error that ends the body, whatever its main task does
 
     @property
@@ -151,6 +152,29 @@ class Turn(Issuer):
                 return None
         waits = main if not main.done() else next(iter(self.loop.live_tasks()), None)
         return None if waits is None else line_of(waits)
+
+    def wait_until(self, at: float, /) -> None:
+        """Note, before the body begins or goes on after a pause, that this is not before `at`."""
+        loop, self._waited = self.loop, None
+        if not self.begun:
+            due, at = self.start.due, self.start.begins(at)
+            if at != due or loop.now != due:
+                self._waited = Waited(at, 0)
+        elif at > loop.now:
+            self._waited = Waited(at)
+        self._pass_time(at)
+        loop.looked = False
+
+    def waited(self) -> Waited | None:
+        """Return the entry that gives a replay the time of `wait_until`; None if the body has not looked at it.
+
+        Then the next fact tells the time, and first steps need not be durable before they begin: they are the same at
+        any time.
+        """
+        waited, self._waited = self._waited, None
+        if waited is None or not self.begun:
+            return None
+        return waited if self.loop.looked or waited.at < self.start.due else None
 
     def begin(self) -> None:
         """Start the body and run it until it waits."""
@@ -189,12 +213,18 @@ class Turn(Issuer):
         elif type(entry) is CancelRequested:
             self.cancel(entry)
         else:
-            if type(entry) is Retried:
-                self._retried(entry)
-            elif type(entry) is Accepted and not self.replaying and not self.waits_for_key:
-                self.begin()
-            return  # Claimed, outcomes and the like are not for the body
+            self._note(entry)
+            return
         self._drain()
+
+    def _note(self, entry: Entry) -> None:
+        """Take in what is no fact for the body. Claims, outcomes and the like do not concern it."""
+        if type(entry) is Retried:
+            self._retried(entry)
+        elif type(entry) is Waited:
+            self.loop.now = max(self.loop.now, entry.at)
+        elif type(entry) is Accepted and not self.replaying and not self.waits_for_key:
+            self.begin()
 
     def replay(self, frames: Sequence[Frame], /) -> None:
         """Deliver recorded frames, and check that the body asks for the same again."""
@@ -203,15 +233,18 @@ class Turn(Issuer):
     def retry(self, frames: Sequence[Frame], generation: int, at: float, message: str, /) -> list[Entry] | str:
         """Run a fresh turn to the cut from which its failed invocation is retried.
 
-        Return the entries to deliver and record next, `Retried` first, or the reason why it cannot be retried.
+        Return the entries to deliver and record next, `Waited` and `Retried` first, or the reason why it cannot be
+        retried.
         """
         planned = plan(frames, generation, at, message)
         cut = planned.cut
         self._replay(planned.before)
         self._boundaries = [*boundaries_in((*planned.before, planned.last)), (planned.recorded, generation)]
-        self._replay_cut(planned.last, open_ended=not cut.causes, to_its_end=cut.is_end)
+        open_ended = not cut.causes
+        self._replay_cut(planned.last, (planned.recorded, at), open_ended=open_ended, to_its_end=cut.is_end)
         if self.divergence is not None:
             return f"its code diverges from what is kept of its journal: {self.divergence}"
+        waited = Waited(at, planned.recorded if open_ended and self._issued >= planned.recorded else None)
         issued = min(self._issued, planned.recorded)
         self._boundaries[-1] = (issued, generation)
         kept, again = sort(planned, issued, self.pending, at)
@@ -224,14 +257,19 @@ class Turn(Issuer):
                 )
         rested = max(0.0, at - cut.at)
         cause = planned.cause
-        return [Retried(at, generation, cause, issued, message, cut.frames, cut.entries, again, rested), *kept]
+        retried = Retried(at, generation, cause, issued, message, cut.frames, cut.entries, again, rested)
+        return [waited, retried, *kept]
 
-    def _replay_cut(self, frame: Frame, *, open_ended: bool, to_its_end: bool) -> None:
+    def _replay_cut(self, frame: Frame, then: tuple[int, float], *, open_ended: bool, to_its_end: bool) -> None:
         """Deliver what a retry keeps of a frame: the body may issue only the first of the recorded commands.
 
-        If `open_ended`, a repaired body may ask for more.
+        If `open_ended`, a repaired body may ask for more, at the time that it is `then`.
         """
         self.replaying = True
+        self._ahead = _times_in(frame)
+        if open_ended:
+            self._ahead.append(then)
+        self._catch_up()
         self._recorded = deque(frame.commands)
         self._open_ended = open_ended
         if self._main is None and frame.commands:
@@ -242,6 +280,7 @@ class Turn(Issuer):
         if self.divergence is None and self._recorded and to_its_end:
             self._diverge(left_over(self._recorded[0]))
         self._recorded = None
+        self._ahead = []
         self._open_ended = False
         self.replaying = False
 
@@ -271,6 +310,8 @@ class Turn(Issuer):
         for frame in frames:
             self._recorded = deque(frame.commands)
             self._recorded_state = frame.state
+            self._ahead = _times_in(frame)
+            self._catch_up()
             ran = frame.commands or frame.state or frame.cancels or frame.outcome is not None
             if self._main is None and ran and not self.waits_for_key:
                 self.begin()  # not at Accepted: earlier frames may be claims of workers that died at once
@@ -287,6 +328,7 @@ class Turn(Issuer):
             self._ready = Ready()
         self._recorded = None
         self._recorded_state = {}
+        self._ahead = []
         self.replaying = False
 
     def ready(self) -> Ready:
@@ -402,7 +444,7 @@ class Turn(Issuer):
     def _rest(self, unrested: int) -> bool:
         """Let the body rest, unless the journal has no rest here; return whether it rests or has failed."""
         recorded = self._recorded
-        n, now = self._issued, self.loop.now
+        n, now = self._issued, self.loop.time()
         if not self.pending and self._rests >= resting.RESTS_LIMIT:
             self._give_up()
             return True
@@ -417,6 +459,7 @@ class Turn(Issuer):
         else:
             self._ready.commands.append(rest)
         self._issued = n + 1
+        self._catch_up()
         self._rests += 1
         self._resting = n
         self.pending[n] = Pending(rest, None, bytes)
@@ -478,6 +521,11 @@ class Turn(Issuer):
             asked = next((each for each in self._recorded or () if each.n == entry.n), None)
             answered = f"command #{entry.n}" if asked is None else describe(asked)
             self._diverge(Divergence(f"an answer to {answered}", f"{self._issued} commands and no more"))
+
+
+def _times_in(frame: Frame) -> list[tuple[int, float]]:
+    """Return the times that a body has within a frame, and how many commands it has issued by then."""
+    return [(each.issued, each.at) for each in frame.entries if type(each) is Waited and each.issued is not None]
 
 
 _FOR_THE_BODY = frozenset({Returned, Raised, Fired, Interrupted, CancelRequested})

@@ -9,10 +9,14 @@ from __future__ import annotations
 import asyncio
 import concurrent.futures
 import contextvars
+import logging
+import os
+import sys
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from random import Random
-from typing import Any, Protocol
+from typing import Any, NoReturn, Protocol
 
 from perdure.authoring.step import StepInfo, Work, current_step
 from perdure.core.failures import Failure
@@ -25,6 +29,12 @@ from perdure.stores.port import Clock, Store, unknown
 THREADS_LIMIT = 64
 """Sync steps that one worker runs at the same time; others wait for a thread."""
 
+log = logging.getLogger("perdure.worker")
+
+
+_Outcome = tuple[Any, BaseException | None]
+"""What a function returned, or what it raised."""
+
 
 class Host(Protocol):
     """Where attempts run: the worker."""
@@ -33,6 +43,7 @@ class Host(Protocol):
     store: Store
     clock: Clock
     chance: Random
+    pid: int
 
     def failure_of(self, error: BaseException, /) -> Failure: ...
     def threads(self) -> concurrent.futures.ThreadPoolExecutor: ...
@@ -74,6 +85,9 @@ class Attempt:
                     self._value = await work.run(self, info)
         except (KeyboardInterrupt, SystemExit) as error:
             self._escaped = error  # raised by a task, it would end the host's loop and the service
+        finally:
+            if os.getpid() != self._host.pid:
+                _end_fork(work.name, self._escaped or sys.exc_info()[1])
 
     def fact(self, n: int, number: int, at: float, /) -> Answering:
         """Return the entry for the end of this attempt, which is attempt `number` of command `n`.
@@ -131,14 +145,21 @@ class Attempt:
             self.busy_threads -= 1
             self._owner.settle_down()
 
-        def call() -> tuple[Any, BaseException | None]:
+        def call() -> _Outcome:
+            value, raised = None, None
             try:
-                return fn(), None
+                value = fn()
             except BaseException as error:  # noqa: BLE001  a future refuses StopIteration, and takes some for its own
-                return None, error
+                raised = error
+            if os.getpid() != self._host.pid:
+                _end_fork(self.work.name, raised)
+            try:
+                return value, raised
+            finally:
+                del raised  # its traceback holds this frame
 
         context = contextvars.copy_context()
-        future = self._host.threads().submit(context.run, call)
+        future = _submitted(self._host.threads(), partial(context.run, call))
         self.busy_threads += 1
         future.add_done_callback(ended)
         value, error = await asyncio.wrap_future(future)
@@ -148,6 +169,43 @@ class Attempt:
         finally:
             del error  # its traceback holds this frame
         return value
+
+
+def _submitted(
+    pool: concurrent.futures.ThreadPoolExecutor, call: Callable[[], _Outcome]
+) -> concurrent.futures.Future[_Outcome]:
+    """Have `call` run in a thread of a pool. If this raises, it never runs."""
+    future: concurrent.futures.Future[_Outcome] = concurrent.futures.Future()
+
+    def run() -> None:
+        if future.set_running_or_notify_cancel():
+            future.set_result(call())
+
+    def dropped(queued: concurrent.futures.Future[None]) -> None:
+        if queued.cancelled():  # the worker has ended
+            future.cancel()
+
+    try:
+        pool.submit(run).add_done_callback(dropped)
+    except RuntimeError:
+        # No thread can be started. The pool has queued the call all the same, and would run it some time, beside later
+        # attempts. If a thread has taken it meanwhile, this attempt goes on.
+        if future.cancel():
+            raise
+    return future
+
+
+def _end_fork(name: str, raised: BaseException | None) -> NoReturn:
+    """End a process that a step has forked, when it leaves the step: it must not serve this worker's work as well."""
+    code = 1
+    if isinstance(raised, SystemExit):
+        code = 0 if raised.code is None else raised.code if isinstance(raised.code, int) else 1
+    else:
+        told = "returned" if raised is None else f"raised {type(raised).__name__}"
+        log.error("process %d, which step %s has forked, %s: it ends; let it call os._exit", os.getpid(), name, told)
+    with suppress(Exception):
+        sys.stdout.flush()
+    os._exit(code & 0xFF)
 
 
 class Owner(Protocol):

@@ -58,8 +58,11 @@ class Round(Struct, eq=False):
 def gather(record: Record, turn: Turn, arrivals: Sequence[Answering], inbox: list[Delivery], at: float) -> Round:
     """Deliver all arrivals to the turn, one fact at a time, and begin the body if it may begin."""
     round = Round(at)
-    if not turn.begun and not _begin(record, turn, inbox, round):
-        return round
+    begins = not turn.begun
+    if begins:
+        turn.wait_until(at)
+        if not _begin(record, turn, inbox, round):
+            return round
     for entry in arrivals:
         if type(entry) is Attempted and _unwanted(turn, entry.n):
             entry = Interrupted(entry.n, entry.at, entry.took)
@@ -75,6 +78,8 @@ def gather(record: Record, turn: Turn, arrivals: Sequence[Answering], inbox: lis
         else:
             round.taken.append(delivery)
             take_message(record, delivery.item, turn, round)
+    if begins and (waited := turn.waited()) is not None:  # before the facts: a retry may cut the frame between them
+        round.entries.insert(0, waited)
     return round
 
 
@@ -129,10 +134,18 @@ def take_message(record: Record, message: Message, turn: Turn | None, round: Rou
         return
     history.note(entry)
     round.entries.append(entry)
-    if turn is not None:
+    if turn is None:
+        return
+    if not isinstance(entry, Resumed):
         turn.deliver(entry)
-        if isinstance(entry, Resumed):
-            round.resumed = True
+        return
+    round.resumed = True
+    goes_on = turn.begun  # if it begins now, `gather` sees to its time
+    if goes_on:
+        turn.wait_until(round.at)
+    turn.deliver(entry)
+    if goes_on and (waited := turn.waited()) is not None:
+        round.entries.insert(-1, waited)
 
 
 def fire_due(

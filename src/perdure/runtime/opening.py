@@ -159,10 +159,22 @@ def finish(record: Record, start: Start, deliveries: Sequence[Delivery], at: flo
             answers.append(answer)
     effects = record.effects_to_redo(start)
     messages = (*effects.messages, *replies)
-    effects = replace(effects, messages=messages, answers=(*effects.answers, *answers), enlist=enlist)
+    release = effects.release
+    if release is None and start.key is not None and _is_held_for_nothing(record):
+        release = Release(start.key, record.key.generation)
+    effects = replace(effects, messages=messages, answers=(*effects.answers, *answers), release=release, enlist=enlist)
     return Finish(
         Transition(record.id, record.revision, None, effects, record.history.status, True, taken), inbox, then
     )
+
+
+def _is_held_for_nothing(record: Record) -> bool:
+    """Report whether an invocation that has settled and released its key holds it again.
+
+    An owner that stood still while another ran a retry may ask for the key of that retry once more.
+    """
+    key = record.key
+    return record.all_done and key.holder == record.id and key.generation <= record.history.generation
 
 
 def _late_answer(record: Record, message: Message, at: float) -> Answer | None:

@@ -292,9 +292,8 @@ class Runner(Live):
         for n in ready.cancels:
             steps.cancel_unbegun(n, pending.get(n), round.at)
         for command in ready.commands:
-            if type(command) is SetTimer and (waits := pending.get(command.n)) is not None:
-                if waits.command is command:  # a retry may issue it once more in the same frame, due later
-                    self._note_time(command.due, command.n)
+            if type(command) is SetTimer and command.n in pending:
+                self._note_time(command.due, command.n)
         in_progress = begins or steps.running or steps.arrivals
         release = outcome is None and not in_progress and not steps.stopping  # then `stop` releases, and sets a wake
         released = Released(round.at, self._next_due(), self._stuck_at()) if release else None

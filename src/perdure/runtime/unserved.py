@@ -35,7 +35,8 @@ class Unserved:
         """Note that a start was accepted, which no worker here serves."""
         handler = start.handler
         loop = asyncio.get_running_loop()
-        when = loop.time() + max(0.0, start.due - self._store.clock.now()) + UNSERVED_SECONDS
+        now = self._store.clock.now()
+        when = loop.time() + (0.0 if start.is_due(now) else start.due - now) + UNSERVED_SECONDS
         look = self._looks.get(handler)
         if when < self._quiet_until.get(handler, 0.0) or (look is not None and look.when() <= when):
             return

@@ -155,6 +155,7 @@ class Worker:
         self._unserved = Unserved(self.store)
         parts.callback(self._unserved.close)
         self.loop = asyncio.get_running_loop()
+        self.pid = os.getpid()
         self._variables = contextvars.copy_context()  # for what the worker logs: not those of a caller of the client
         self._raise_threshold(parts)
         self.watch = self._make_watch()

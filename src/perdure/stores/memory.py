@@ -165,11 +165,11 @@ class MemoryStore:
     def _accept(self, start: Start, identity: bytes | None = None) -> bool:
         if start.id in self._rows:
             return False
+        due = self._due_at(start)  # before `now`: that of a start without a delay may be this very moment
         now = self.clock.now()
         self._write("start", start.id)
         self._digests[start.id] = identity or identity_of(start)
         self._starts[start.id] = start
-        due = self._due_at(start)
         status: Status = "scheduled" if due > now else "pending"
         self._index(Row(start.id, start.handler, status, start.key, start.at, now, start.due))
         if status == "scheduled":
@@ -180,8 +180,8 @@ class MemoryStore:
         return True
 
     def _due_at(self, start: Start) -> float:
-        """Return when a start is due by the clock of this store: by the one clock of a process, as it says."""
-        return start.due
+        """Return when a start is due by the clock of this store."""
+        return min(start.due, self.clock.now()) if start.is_due(start.at) else start.due
 
     def _enqueue(self, start: Start) -> None:
         self._sequence += 1

@@ -45,6 +45,7 @@ from perdure.core.journal.entries import (
     Resumed,
     Retried,
     Returned,
+    Waited,
 )
 from perdure.core.journal.frames import (
     Frame,
@@ -119,6 +120,7 @@ __all__ = [
     "Settled",
     "Start",
     "Status",
+    "Waited",
     "changed_arguments",
     "decode_frame",
     "decode_message",

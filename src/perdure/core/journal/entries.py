@@ -36,6 +36,19 @@ class Granted(Struct, frozen=True, array_like=True, gc=False, tag="granted"):
     state: dict[str, bytes] = {}
 
 
+class Waited(Struct, frozen=True, array_like=True, gc=False, tag="waited"):
+    """The body had to wait for a worker, a key, the end of a pause or a retry: from here on its time is at least `at`.
+
+    If `issued` is given, that holds from the moment within the frame at which the body has issued so many commands: 0
+    where it begins, which is when `at` takes the place of the time at which it was due; what is kept where it is
+    retried. Written only if the body looked at the time before another fact told it. Journals of earlier releases have
+    none: there a body begins at the time at which it was due.
+    """
+
+    at: float
+    issued: int | None = None
+
+
 class Released(Struct, frozen=True, array_like=True, gc=False, tag="released"):
     """The owner let go: nothing is in progress, and any worker that receives the next message may claim.
 
@@ -193,6 +206,7 @@ Entry = (
     Accepted
     | Claimed
     | Granted
+    | Waited
     | Released
     | Returned
     | Raised

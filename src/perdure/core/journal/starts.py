@@ -18,9 +18,10 @@ class Start(Struct, frozen=True, array_like=True, gc=False):
     """The request that an invocation exist.
 
     `input` is the msgpack map of the arguments by parameter name. `seed` makes randomness and derived ids a function
-    of the start, so that a rerun before the first frame gets the same. `due` is the earliest time to begin.
-    `chosen`: the caller chose the id, so it may exist already. `digest` identifies the input: it is the same for equal
-    arguments, whatever the order of their sets and mappings; empty if the start was made without one.
+    of the start, so that a rerun before the first frame gets the same. `due` is the earliest time to begin:
+    `at` for a start without a delay. `chosen`: the caller chose the id, so it may exist already. `digest` identifies
+    the input: it is the same for equal arguments, whatever the order of their sets and mappings; empty if the start was
+    made without one.
     """
 
     id: str
@@ -36,6 +37,14 @@ class Start(Struct, frozen=True, array_like=True, gc=False):
     held: tuple[str, ...] = ()  # keys held by the ancestors
     digest: bytes = b""
     sender: str | None = None  # the invocation that sent it, and does not wait for it
+
+    def is_due(self, now: float, /) -> bool:
+        """Report whether it is time to begin. Without a delay it always is: its author's clock may be ahead."""
+        return self.due <= self.at or self.due <= now
+
+    def begins(self, at: float, /) -> float:
+        """Return the time of a body that a worker begins at `at`: never before the time until which it was delayed."""
+        return at if self.due <= self.at else max(self.due, at)
 
 
 encode_start = msgspec.msgpack.Encoder().encode

@@ -65,7 +65,7 @@ class Accepting:
     def submit(self, starts: Sequence[Start], /) -> asyncio.Future[list[bool]]:
         if len(starts) == 1:
             start = starts[0]
-            if start.due <= self._clock.now():
+            if start.is_due(self._clock.now()):
                 if start.key is not None:
                     return self._writing.work(self._submit_keyed(start, self._lanes.add(start)))
                 if not start.chosen:
@@ -134,7 +134,7 @@ class Accepting:
             if isinstance(result, Exception):
                 continue
             accepted = start if result else await self._reserved(start.id)
-            if accepted is not None and accepted.key == key and accepted.due <= now:
+            if accepted is not None and accepted.key == key and accepted.is_due(now):
                 joined.append(accepted)
                 if accepted.timeout is not None:  # it must time out even if it never gets the key
                     await self._leases.set_wake(accepted.id, "limit", accepted.due + accepted.timeout, LIMIT)
@@ -189,7 +189,7 @@ class Accepting:
 
     async def _accept(self, start: Start, tail: Tail, *, sent: bool = False) -> bool:
         """Make a start durable; return false if its id exists. `sent`: by a workflow, and dropped if the id exists."""
-        if start.key is not None and start.due <= self._clock.now():
+        if start.key is not None and start.is_due(self._clock.now()):
             return await self._lanes.add(start, sent=True)  # the limit of a client's start was checked before
         new = True
         if start.chosen or start.key is not None:
@@ -213,7 +213,7 @@ class Accepting:
         if tail.facts.kind == "reserved":
             return False
         now = self._clock.now()
-        status: Status = "scheduled" if start.due > now else "pending"
+        status: Status = "pending" if start.is_due(now) else "scheduled"
         facts = facts_of_start(start, status, now, identity=identity_of(start).hex())
         facts, data = await self._blobs.save(start.id, facts, encode_start(start))
         subject = self._layout.journal(start.id)
@@ -233,7 +233,7 @@ class Accepting:
         now = self._clock.now()
         reserved = start.chosen or start.key is not None
         facts = facts_of_start(start, "pending", now, kind="start")
-        if start.due > now:
+        if not start.is_due(now):
             return await self._schedule(start, facts)
         if start.key is not None:
             return await self._lanes.add(start, sent=True)
@@ -264,7 +264,7 @@ class Accepting:
         return True
 
     async def send(self, start: Start) -> None:
-        if start.key is not None and start.due <= self._clock.now():
+        if start.key is not None and start.is_due(self._clock.now()):
             await self._lanes.add(start, sent=True)  # before any await, to keep the order sent
             return
         tail = await self._journals.tail(start.id) if start.chosen or start.key is not None else NOTHING

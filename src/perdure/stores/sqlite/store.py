@@ -177,7 +177,7 @@ class SqliteStore(SqliteReader):
     def _accept(self, start: Start) -> Accept:
         data = encode_start(start)
         check_finite(data, start)
-        status = "scheduled" if start.due > self.clock.now() else "pending"
+        status = "pending" if start.is_due(self.clock.now()) else "scheduled"
         return Accept(start, data, status, self._deliveries.next_position())
 
     def _write_documents(self, unit: Unit) -> asyncio.Future[Any]:

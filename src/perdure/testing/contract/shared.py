@@ -51,6 +51,7 @@ from perdure.core.journal import (
     Settled,
     Start,
     Status,
+    Waited,
 )
 from perdure.core.values import encode
 from perdure.errors import PerdureError
@@ -264,6 +265,7 @@ def samples(start: Start) -> tuple[list[Entry], list[Command]]:
         Cancelled(2.0, forced=True, message="m7"),
         Retried(2.0, 1, 7, 9, "m8", 3, 2, [7, 8]),
         Joined(2.0, Parent("up", 1, 2), "m9"),
+        Waited(2.0, 3),
     ]
     commands: list[Command] = [
         CallStep(0, "step", b"digest"),

@@ -2,13 +2,15 @@
 
 import asyncio
 
+from perdure.core.effects import Effects
 from perdure.core.journal import (
+    Accepted,
     Parent,
     Start,
 )
 from perdure.core.values import encode
 from perdure.errors import IdConflict
-from perdure.stores.port import Filter
+from perdure.stores.port import Filter, Transition, committed
 from perdure.testing.contract.shared import (
     HANDLER,
     StoreCase,
@@ -128,6 +130,46 @@ class Submit(StoreCase):
             assert await inbox.starts(1) == ["late"]
             assert store.clock.now() >= due
             await inbox.stays_empty(self.calm)
+
+    async def test_start_without_a_delay_is_due_at_once_though_its_authors_clock_is_ahead(self) -> None:
+        async with self.opened() as store:
+            inbox = self.inbox(room=100)
+            ahead = store.clock.now() + 3_600
+            plain, keyed = self.start(at=ahead, due=ahead), self.start("keyed", at=ahead, due=ahead, key="k")
+            chosen = [self.start(f"chosen-{n}", at=ahead, due=ahead) for n in range(2)]
+            await store.submit([plain])
+            await store.submit([keyed])
+            await store.submit(chosen)
+            ids = {plain.id, keyed.id, *(each.id for each in chosen)}
+            for id in ids:
+                row = await store.row(id)
+                assert row is not None
+                assert (row.status, row.due) == ("pending", ahead)
+            assert {row.id for row in await store.search(Filter(status="pending"))} == ids
+            assert {*await inbox.starts(len(ids))} == ids
+
+    async def test_what_a_worker_with_a_clock_ahead_starts_is_due_at_once(self) -> None:
+        async with self.opened() as store:
+            inbox = self.inbox(room=100)
+            await store.submit([start := self.start()])
+            delivery = await inbox.next_start()
+            ahead = store.clock.now() + 3_600
+            sent = [
+                self.start(None, at=ahead, due=ahead, sender=start.id),
+                self.start("chosen", at=ahead, due=ahead, sender=start.id),
+                self.start(None, at=ahead, due=ahead, key="k", sender=start.id),
+            ]
+            frame = self.frame(Accepted(start), self.claim())
+            effects = Effects(starts=tuple(sent))
+            await committed(store, Transition(start.id, 0, frame, effects, None, False, [delivery]))
+            assert {*await inbox.starts(3)} == {each.id for each in sent}
+
+    async def test_start_without_a_delay_survives_reopening_by_a_clock_that_is_behind(self) -> None:
+        async with self.opened() as store:
+            ahead = store.clock.now() + 3_600
+            await store.submit([self.start("first", at=ahead, due=ahead)])
+            await self.reopened()
+            assert await self.inbox(room=1).starts(1) == ["first"]
 
     async def test_delayed_start_survives_reopening(self) -> None:
         async with self.opened() as store:

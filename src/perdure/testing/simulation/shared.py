@@ -266,9 +266,8 @@ class SharedStore(MemoryStore):
         return super()._accept(start, identity)
 
     def _due_at(self, start: Start) -> float:
-        if start.due <= start.at:  # no delay was asked for: the clock of its author may be ahead of the next one's
-            return min(start.due, self.clock.now())
-        return start.due - self._apart.get(start.id, 0.0)
+        due = super()._due_at(start)
+        return due if start.is_due(start.at) else due - self._apart.get(start.id, 0.0)
 
     def _enqueue(self, start: Start) -> None:
         if start.key is not None:

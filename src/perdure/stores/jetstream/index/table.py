@@ -203,7 +203,8 @@ class Table:
 def _row(facts: Facts, sequence: int, shard: int, now: float) -> tuple[Any, ...]:
     status = facts.status
     if facts.kind != "frame":  # it has not begun
-        status = "scheduled" if facts.due > now else "pending"
+        delayed = facts.due > facts.created_at and facts.due > now
+        status = "scheduled" if delayed else "pending"
     times = (facts.created_at, facts.at, facts.due)
     return (facts.id, facts.handler, status, facts.key, *times, shard, sequence)
 
