@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 import asyncio
 import functools
 import inspect
@@ -10,6 +11,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from dataclasses import dataclass
 from typing import Annotated, Any, ParamSpec, TypeVar, cast
 
+import attrs
 import pytest
 
 from perdure import Context, step, workflow
@@ -342,3 +344,46 @@ async def test_step_given_an_instance_or_class_says_how_to_call_it() -> None:
 def test_empty_name_is_refused(decorate: Any) -> None:
     with pytest.raises(BadId):
         decorate(plus_one, name="")
+
+
+@attrs.define
+class Base:
+    n: int
+
+    @step
+    async def method(self) -> int:
+        return self.n
+
+
+@attrs.define
+class Derived(Base):
+    @step
+    async def method(self) -> int:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return 1 + await super().method()
+
+
+async def test_step_of_a_class_with_slots_calls_its_base() -> None:
+    @workflow
+    async def calls() -> int:
+        return await Derived(3).method()
+
+    async with Environment(calls) as env:
+        assert await env.client.run(calls) == 4
+
+
+def test_abstract_method_may_be_a_step() -> None:
+    class Abstract(abc.ABC):
+        @step
+        @abc.abstractmethod
+        async def below(self) -> None: ...
+
+        @abc.abstractmethod
+        @step
+        async def above(self) -> None: ...
+
+    assert Abstract.__abstractmethods__ == {"below", "above"}
+
+
+def test_step_and_workflow_show_their_names() -> None:
+    assert repr(made_of) == "<step 'made_of'>"
+    assert repr(loosely(plus_one, name="adds")) == "<workflow 'adds'>"

@@ -50,7 +50,7 @@ class Comparison:
         """Say how a store differs from the first in what it has delivered and told, if one does."""
         expected = self._state.first
         for side in self._state.sides:
-            self._acknowledge_hints(side)
+            self.acknowledge_hints(side)
         held, told = self.held(expected), self._told(expected)
         begun = await self._begun_by_store(expected)
         for side in self._state.sides[1:]:
@@ -65,7 +65,7 @@ class Comparison:
     def held(self, side: Side) -> dict[str, set[str]]:
         return side.compared({id: body.history.messages for id, body in self._state.bodies.items() if body.frames})
 
-    def _acknowledge_hints(self, side: Side) -> None:
+    def acknowledge_hints(self, side: Side) -> None:
         """Do what a worker does with that for which there is nothing to do."""
         first = self._state.first.held()
         for id, names in side.held().items():

@@ -402,9 +402,11 @@ class World:
         for side in self._state.sides[1:]:
             removed = await side.store.purge(before, limit=operation.limit, id=id)
             deadline = time.monotonic() + self._state.patience / 4
-            # What was acknowledged a moment ago may still be on its way to the store: it is asked again.
+            # What was acknowledged a moment ago may still be on its way to the store, and a wake that was replaced may
+            # come at this moment: it is asked again.
             while removed < first and time.monotonic() < deadline:
                 await asyncio.sleep(0.01)
+                self._comparison.acknowledge_hints(side)
                 removed += await side.store.purge(before, limit=first - removed, id=id)
             answers.append(removed)
         for each in [*self._state.bodies]:

@@ -107,6 +107,16 @@ class Step(Generic[P, R_co]):
         self._signature: Signature | None = None
         self._bound: dict[str, Signature] = {}
         functools.update_wrapper(self, fn, updated=())
+        if getattr(fn, "__isabstractmethod__", False):
+            self.__isabstractmethod__ = True
+
+    def __repr__(self) -> str:
+        return f"<step {self.name!r}>"
+
+    @property
+    def __closure__(self) -> Any:
+        """The cells of the function: a class decorator that makes the class anew (attrs) sets its `super()` there."""
+        return getattr(self.fn, "__closure__", None)
 
     async def __call__(self, /, *args: P.args, **kwargs: P.kwargs) -> R_co:
         turn = current_turn()

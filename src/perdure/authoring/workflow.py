@@ -113,6 +113,9 @@ class Workflow(Generic[P, R_co]):
             raise CalledOutsideWorkflow(f"workflow {self.name!r} can be called only from a workflow: {where}")
         return self._child(turn, args, kwargs)
 
+    def __repr__(self) -> str:
+        return f"<workflow {self.name!r}>"
+
     def bind(self, /, *args: P.args, **kwargs: P.kwargs) -> Call[R_co]:
         """Return this workflow with its options and arguments, without starting it."""
         return Call(self, args, kwargs)
