@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator
 from contextlib import aclosing
 from datetime import UTC, datetime, timedelta
@@ -13,11 +14,13 @@ import pytest
 from msgspec.structs import replace
 
 from perdure import Client, Context, Invocation, Retry, WaitTimeout, connect, step, workflow
+from perdure.connect import client_from
 from perdure.errors import BadId, InvalidOption, StoreClosed, Unencodable, UnknownInvocation
 from perdure.operations.describe import from_journal
 from perdure.operations.listing import PAGE_LIMIT
 from perdure.operations.local import store_behind
 from perdure.stores import notices
+from perdure.stores.memory import MemoryStore
 from perdure.testing import Environment
 
 
@@ -257,6 +260,26 @@ async def test_watcher_that_falls_too_far_behind_reads_the_index(
         while len(seen) < 50:
             seen.add((await anext(watching)).id)
         assert "old" not in seen
+
+
+async def test_watcher_whose_clock_is_ahead_misses_nothing_that_it_reads_from_the_index() -> None:
+    """A change bears the time of who made it: on a shared store, of another process."""
+
+    class SharedMemory(MemoryStore):
+        def now(self) -> float:
+            return time.time() + 20.0
+
+    store = SharedMemory()
+    store.clocks_apart = 60.0
+    async with client_from(lambda: store) as client, asyncio.timeout(60), aclosing(client.watch()) as watching:
+        await client.stats()
+        clock, store.clock = store.clock, cast("Any", store)
+        first = asyncio.ensure_future(anext(watching))
+        await asyncio.sleep(0)
+        store.clock = clock
+        await started(client, "missed")
+        cast("Any", store)._notices.missed()  # noqa: SLF001  as after a new connection
+        assert (await first).id == "missed"
 
 
 async def test_watch_ends_with_the_store(client: Client) -> None:

@@ -257,6 +257,17 @@ def test_stuck_invocation_is_paused_once_and_refuses_to_resume() -> None:
     assert [type(each) for each in again.entries] == [Refused]
 
 
+def test_stuck_invocation_that_was_never_granted_its_key_is_cancelled_without_its_body() -> None:
+    for frames in (
+        [],
+        [frame(Accepted(KEYED), Claimed(2.0, 1, "other", "3.11", "0"), Paused(2.0, "why"), Released(2.0))],
+    ):
+        known = record(*frames, start=KEYED)
+        round = gather_stuck(known, "why", [], [sent(Cancel())], 3.0)
+        assert [type(each) for each in round.entries] == [Cancelled]
+        assert known.history.outcome is not None
+
+
 def test_timers_and_next_attempts_that_are_due_are_told_apart() -> None:
     async def waits(turn: Turn) -> None:
         turn.loop.call_at(5.0, int)

@@ -2,7 +2,7 @@
 
 1-16 are those of ARCHITECTURE.md. That bad frames are found is shown here on frames made for it; that bad *code* is
 found is shown by tests/simulation/test_planted_bugs.py on the engine itself. 14, journals of every release, is tested
-with real ones: tests/core/test_journal.py, tests/testing/golden, tests/old and tests/upgrade.
+with real ones, too: tests/core/test_journal.py, tests/testing/golden, tests/old and tests/upgrade.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from random import Random
 from typing import Any, cast
 
 import pytest
+from msgspec.structs import replace
 
 from perdure.core.failures import failure_of
 from perdure.core.ids import idempotency_key
@@ -24,6 +25,7 @@ from perdure.core.journal import (
     Accepted,
     CallChild,
     CallStep,
+    Cancelled,
     CancelRequested,
     Claimed,
     Command,
@@ -35,15 +37,19 @@ from perdure.core.journal import (
     Granted,
     Paused,
     Released,
+    Resumed,
     Returned,
     SendStart,
     SetTimer,
     Start,
+    decode_frame,
     encode_frame,
 )
+from perdure.operations.describe import from_row
+from perdure.runtime.exchange import Exchange
 from perdure.runtime.slots import Slots
 from perdure.stores.local.dispatch import Member
-from perdure.stores.port import Transition
+from perdure.stores.port import Filter, Row, Transition
 from perdure.testing.programs import Program, interpreter
 from perdure.testing.programs.program import Nap
 from perdure.testing.simulation import INVARIANTS, Plan, run
@@ -52,10 +58,12 @@ from perdure.testing.simulation.face import Face, Home
 from perdure.testing.simulation.faults import Faults
 from perdure.testing.simulation.loop import Process, World
 from perdure.testing.simulation.observer import Observer
-from perdure.testing.simulation.plan import Act, Noise
+from perdure.testing.simulation.older import as_older
+from perdure.testing.simulation.plan import Act, Fault, Noise
 from perdure.testing.simulation.server import Server
 from perdure.testing.simulation.trace import Trace
 from perdure.testing.simulation.violation import Violation
+from perdure.testing.simulation.watching import Seen, note, unseen
 
 ROOT = Path(__file__).resolve().parents[2]
 FAILURE = failure_of(ValueError("no"))
@@ -251,6 +259,44 @@ def test_18_durable_first_visible_second(journals: Journals) -> None:
     assert journals.numbers == [18]
 
 
+def test_9_what_is_ended_by_force_ends_its_children_by_force(journals: Journals) -> None:
+    journals.begin(A, "x", CallChild(0, started("child")))
+    journals.write(A, "x", Cancelled(2.0, forced=True), cancels=[0])
+    journals.begin(A, "child")
+    journals.write(A, "child", CancelRequested(3.0), Cancelled(3.0))
+    assert journals.numbers == []
+    assert [each.number for each in journals.ends()] == [9]
+
+
+def test_11_after_a_divergence_nothing_comes_of_the_body(journals: Journals) -> None:
+    journals.begin(A, "x", STEP)
+    journals.write(A, "x", Paused(2.0, "the code diverges from the journal: it does"))
+    assert journals.numbers == []
+    journals.write(A, "x", commands=[CallStep(1, "step", b"d")])
+    assert journals.numbers == [11]
+    journals.observer.step_begins("a", "x", idempotency_key("x", 0, 0, "step"), "step", 1, is_owner=True)
+    assert journals.numbers == [11, 11]
+    journals.write(A, "x", Resumed(3.0), commands=[CallStep(2, "step", b"d")])
+    assert journals.numbers == [11, 11]
+
+
+def test_20_a_watcher_sees_changes_in_their_order_and_every_end() -> None:
+    rows = [Row("x", "handler", status, None, 1.0, at, 1.0) for at, status in enumerate(("pending", "running"), 1)]
+    found: list[int] = []
+    seen = Seen("a watcher", Filter(), began=0)
+
+    def see(row: Row) -> None:
+        note(seen, from_row(row), rows, lambda number, _: found.append(number))
+
+    see(rows[1])
+    assert found == []
+    assert [*unseen(seen, rows, lambda _: False)] == []
+    see(rows[0])
+    assert found == [20]  # an earlier state after a later one
+    rows.append(Row("x", "handler", "completed", None, 1.0, 3.0, 1.0))
+    assert len([*unseen(seen, rows, lambda _: False)]) == 1
+
+
 # --- runs that must be found ------------------------------------------------------------------------------------------
 def plan(*programs: Program, **options: Any) -> Plan:
     acts = [Act(0.1 * n, 0, "start", program.tag) for n, program in enumerate(programs)]
@@ -295,6 +341,41 @@ def test_11_after_a_divergence_or_close_nothing_leaves_the_turn() -> None:
     process.call_soon(face.commit, Transition("x", 0, None), print)
     with pytest.raises(Violation, match=r"invariant 11 .*worker writes what it was told that it lost"):
         world.run()
+
+
+def test_14_journals_of_every_release_replay_on_the_current_code() -> None:
+    """What older releases did not write can be left out of every frame, and nothing else."""
+    entries: list[Entry] = [
+        Returned(0, 2.0, b"\x01", "m", 0.5),
+        Returned(1, 2.0, b"\x01", None, 0.5),
+        Released(2.0, 9.0),
+    ]
+    frame = Frame("a", 2.0, [*entries, Failed(2.0, FAILURE, 1, [1])], [SetTimer(2, 9.0)])
+    older = as_older(encode_frame(frame))
+    assert len(older) < len(encode_frame(frame))
+    read = decode_frame(older)
+    assert read.entries[0] == Returned(0, 2.0, b"\x01", "m")
+    assert read.entries[1:3] == [Returned(1, 2.0, b"\x01"), entries[2]]
+    assert read.entries[3] == Failed(2.0, FAILURE, 1)
+    assert read.commands == frame.commands
+    assert as_older(encode_frame(read)) == older
+
+
+def test_19_what_a_release_cannot_read_it_leaves_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A worker that keeps what it cannot read is found, and without that bug the run is clean."""
+    found = plan(Program("p1", [Nap(1.0), Nap(1.0)], chosen=True), workers=1)
+    found = replace(found, faults=[Fault("worker0", 1, "later release", 3_000.0)])
+    result = run(found)
+    assert result.violation is None
+    assert result.rare["journal that a worker cannot read"]
+
+    def keeps(self: Any, _: str) -> None:
+        self._leave()
+
+    monkeypatch.setattr(Exchange, "_decline", keeps)
+    result = run(found)
+    assert result.violation is not None
+    assert result.violation.number == 19
 
 
 def test_12_limits_are_never_exceeded_and_slots_never_leak(monkeypatch: pytest.MonkeyPatch) -> None:

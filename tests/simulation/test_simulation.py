@@ -108,8 +108,27 @@ RARE = (
     "newer",
     "unforeseen",
     "stand still",
+    "policy that is broken",
+    "callback raises: delivery",
+    "callback raises: notice of a take-over",
+    "watcher raises",
+    "watched to its end",
+    "push lost",
+    "change lost",
+    "wake lost",
+    "wake of a retry that has its key lost",
+    "notice of a take-over lost",
+    "journal that cannot be read: later release",
+    "journal that cannot be read: unknown",
+    "journal that a worker cannot read",
+    "divergence",
+    "deployed after a divergence",
+    "cleanup after a cancellation",
+    "forced end of one whose child runs",
+    "child awaited again under its id",
+    "purge of a child",
 )
-REACHED_WITHIN = 400
+REACHED_WITHIN = 300
 
 
 def test_rare_paths_are_reached() -> None:

@@ -179,6 +179,10 @@ def fire_due(
 def gather_stuck(record: Record, why: str, arrivals: Sequence[Answering], inbox: list[Delivery], at: float) -> Round:
     """Pause an invocation that the code here does not fit; only messages that need no code are applied."""
     round = Round(at)
+    key = None if record.start is None else record.start.key
+    if key is not None and record.history.granted != record.history.generation:
+        if _cancelled_unseen(record, inbox, round):
+            return round  # its body has not run, and on resuming the cancellation would begin it without its key
     if record.history.paused is None:
         paused = Paused(at, why)
         record.history.note(paused)

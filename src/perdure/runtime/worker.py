@@ -17,6 +17,7 @@ import sys
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Collection, Sequence
 from contextlib import AsyncExitStack
+from functools import partial
 from random import Random, SystemRandom
 from typing import Any, Protocol, Self
 
@@ -257,15 +258,12 @@ class Worker:
 
     def _decline(self, delivery: Delivery, error: BaseException) -> None:
         """Hand back all that this worker holds of an invocation, after an exception that nobody foresaw."""
-        id = delivery.id
-        try:
-            self._forget(id)
-        finally:
-            if isinstance(error, (KeyboardInterrupt, SystemExit)):
-                raise error
-            log.error("invocation %s (%s): unexpected exception", id, delivery.handler, exc_info=error)
-            reason = f"it cannot be taken: {type(error).__name__}: {error}"
-            self.loop.call_soon(self._hand_back, delivery, reason)  # the store may be in the middle of handing it over
+        self._forget(delivery.id)
+        if isinstance(error, (KeyboardInterrupt, SystemExit)):
+            raise error
+        log.error("invocation %s (%s): unexpected exception", delivery.id, delivery.handler, exc_info=error)
+        reason = f"it cannot be taken: {type(error).__name__}: {error}"
+        self.loop.call_soon(self._hand_back, delivery, reason)  # the store may be in the middle of handing it over
 
     def _hand_back(self, delivery: Delivery, reason: str) -> None:
         if self._running:
@@ -274,21 +272,18 @@ class Worker:
 
     def _lost(self, id: str) -> None:
         """Close an invocation that another process has taken over: its steps are interrupted, unjournaled."""
-        try:
-            self._forget(id)
-            self._ask()  # a start that waited for a slot leaves room for another
-        except Exception:
-            log.exception("invocation %s, which another worker has taken over: unexpected exception", id)
+        self._forget(id)
+        self._ask()  # a start that waited for a slot leaves room for another
 
     def _forget(self, id: str) -> None:
-        """Close the runner of an invocation without a trace."""
+        """Close the runner of an invocation without a trace, whatever is raised meanwhile."""
         runner = self._runners.pop(id, None)
         self._cached.pop(id, None)
-        try:
-            self._slots.drop(id)
-        finally:
-            if runner is not None:
-                runner.close()
+        for end in (partial(self._slots.drop, id), *(() if runner is None else (runner.close,))):
+            try:
+                end()
+            except Exception:
+                log.exception("invocation %s: unexpected exception when this worker lets go of it", id)
 
     def _admit(self, delivery: Delivery) -> None:
         runner = self._runners[delivery.id] = Runner(self, delivery)

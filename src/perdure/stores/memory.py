@@ -81,6 +81,7 @@ class MemoryStore:
         key_queue_limit: int = KEY_QUEUE_LIMIT,
     ) -> None:
         self.clock: Clock = clock or SystemClock()
+        self.clocks_apart = 0.0
         self.secret = b"memory"
         self.payload_limit = payload_limit
         self.key_queue_limit = key_queue_limit

@@ -275,6 +275,11 @@ class Store(Protocol):
         ...
 
     @property
+    def clocks_apart(self) -> float:
+        """How many seconds the clocks of two processes that share it may differ; 0 where there is one clock."""
+        ...
+
+    @property
     def payload_limit(self) -> int:
         """The most bytes that one value may take, encoded."""
         ...

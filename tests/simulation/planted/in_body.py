@@ -13,6 +13,7 @@ from perdure.core.effects import Effects
 from perdure.core.generations import Cut
 from perdure.core.history import History
 from perdure.core.journal import Answering, Cancel, Cancelled, CancelRequested, Completed, Failed, Frame, Outcome, Start
+from perdure.core.pending import Ready
 from perdure.core.turn import Turn
 from perdure.runtime import frames, record
 from tests.simulation.planted.bug import Bug, instead
@@ -113,6 +114,48 @@ def stands_still_when_a_timer_fires(patch: pytest.MonkeyPatch) -> None:
         original(self, replace(entry, at=0.0))
 
 
+def forgets_that_a_body_diverged(patch: pytest.MonkeyPatch) -> None:
+    """A divergence is noted, and the body asks on."""
+
+    @instead(patch, Turn, "ready")
+    def ready(_: Any, self: Any) -> Ready:
+        asked, self._ready, self.divergence = self._ready, Ready(), None
+        return asked
+
+    @instead(patch, Turn, "replay")
+    def replay(original: Any, self: Any, found: Sequence[Frame]) -> None:
+        original(self, found)
+        if self.divergence is not None:
+            self.divergence, self.loop.stopped = None, False
+            self._ready.commands += [each.command for each in self.pending.values()]
+
+
+def interrupts_cleanup_by_every_cancellation(patch: pytest.MonkeyPatch) -> None:
+    """A second cancellation is raised in the body, too."""
+
+    @instead(patch, Turn, "cancel")
+    def cancel(original: Any, self: Any, request: CancelRequested) -> None:
+        self._cancel_requested = None
+        original(self, request)
+
+
+def ends_descendants_of_a_forced_end_gently(patch: pytest.MonkeyPatch) -> None:
+    """The children of what is ended by force are cancelled as if nobody had asked for force."""
+
+    for module in (frames, record):
+
+        @instead(patch, module, "effects_of")
+        def effects_of(original: Any, start: Start, frame: Frame, history: History) -> Effects:
+            effects: Effects = original(start, frame, history)
+            told = [
+                replace(each, id=each.id.replace("force:", "cancel:"), request=Cancel(False))
+                if isinstance(each.request, Cancel)
+                else each
+                for each in effects.messages
+            ]
+            return replace(effects, messages=tuple(told)) if told else effects
+
+
 BUGS = (
     Bug(replays_entries_in_another_order, 10, ""),
     Bug(replays_without_the_last_frame, 15, "two commands"),
@@ -120,6 +163,9 @@ BUGS = (
     Bug(does_not_tell_a_child_of_its_cancellation, 9, "never told"),
     Bug(forgets_children_when_forced_to_end, 9, "behind"),
     Bug(ends_a_cancelled_body_without_its_cleanup, 9, "cleanup"),
+    Bug(forgets_that_a_body_diverged, 11, ""),
+    Bug(interrupts_cleanup_by_every_cancellation, 9, "once more"),
+    Bug(ends_descendants_of_a_forced_end_gently, 9, "was not told so"),
     Bug(takes_the_failure_of_a_body_for_a_result, 17, ""),
     Bug(retries_steps_that_have_a_result, 2, "result"),
     Bug(loses_changes_of_the_state, 17, "state"),

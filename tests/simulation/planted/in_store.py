@@ -5,19 +5,25 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import suppress
 from typing import Any
 
+import msgspec
 import pytest
 from msgspec.structs import replace
 
 from perdure.core.effects import Release
-from perdure.core.journal import Start
+from perdure.core.journal import Frame, Start, decode_frame, reading
+from perdure.core.lifecycle import SETTLED
+from perdure.errors import StoreError
 from perdure.stores.local.dispatch import Dispatcher
 from perdure.stores.memory import MemoryStore
-from perdure.stores.port import Key, Transition
+from perdure.stores.notices import Feed, Notices
+from perdure.stores.port import Journal, Key, Row, Transition
 from tests.simulation.planted.bug import Bug, instead
 
 LATE_SECONDS = 1.0
+RETURNED_LENGTH = 6
 EARLY_SECONDS = 0.01
 
 
@@ -66,7 +72,7 @@ def loses_what_a_dead_worker_held(patch: pytest.MonkeyPatch) -> None:
     def leave(original: Any, dispatcher: Any, member: Any) -> None:
         for hold in member.held.values():
             hold.deliveries = [each for each in hold.deliveries if isinstance(each.item, Start)]
-            hold.claimed = hold.woken = False
+            hold.claimed, hold.woken = False, None
         original(dispatcher, member)
 
 
@@ -140,6 +146,47 @@ def starts_before_the_delay_is_over(patch: pytest.MonkeyPatch) -> None:
         original(store, at - EARLY_SECONDS if id in store._scheduled else at, id)
 
 
+def skips_frames_that_it_cannot_read(patch: pytest.MonkeyPatch) -> None:
+    """A journal is read without the frames that this release does not know."""
+
+    @instead(patch, MemoryStore, "journal")
+    async def journal(_: Any, store: Any, id: str) -> Journal:
+        frames: list[Frame] = []
+        for data in store._frames.get(id, ()):
+            with suppress(StoreError):
+                frames.append(decode_frame(data, id))
+        return Journal(tuple(frames), len(store._frames.get(id, ())), done=id not in store._undone)
+
+
+def requires_what_older_releases_did_not_write(patch: pytest.MonkeyPatch) -> None:
+    """A result without its duration is taken for damage."""
+
+    @instead(patch, reading, "_frame")
+    def frame(original: Any, data: bytes) -> Frame:
+        raw: Any = msgspec.msgpack.decode(data)
+        if any(each[0] == "returned" and len(each) < RETURNED_LENGTH for each in raw[2]):
+            raise msgspec.ValidationError(f"expected an array of length {RETURNED_LENGTH}")
+        return original(data)
+
+
+def tells_a_slow_watcher_the_first_change(patch: pytest.MonkeyPatch) -> None:
+    """A feed keeps the first of the changes that its reader has not read, not the last."""
+
+    @instead(patch, Feed, "push")
+    def push(original: Any, feed: Any, row: Row) -> None:
+        if row.id not in feed._changed:
+            original(feed, row)
+
+
+def does_not_tell_a_watcher_of_an_end(patch: pytest.MonkeyPatch) -> None:
+    """The last change of an invocation is pushed to nobody."""
+
+    @instead(patch, Notices, "changed")
+    def changed(original: Any, notices: Any, row: Row, made: int) -> None:
+        if row.status not in SETTLED:
+            original(notices, row, made)
+
+
 BUGS = (
     Bug(acknowledges_before_it_appends, 13, ""),
     Bug(does_not_check_the_revision, 3, "extends revision"),
@@ -152,5 +199,9 @@ BUGS = (
     Bug(tells_an_outcome_before_it_is_durable, 18, "not durable"),
     Bug(purges_what_has_not_settled, 16, "has not settled"),
     Bug(purges_before_the_retention_is_over, 1, "is purged"),
+    Bug(skips_frames_that_it_cannot_read, 19, "writes into a journal"),
+    Bug(requires_what_older_releases_did_not_write, 14, "older release"),
+    Bug(tells_a_slow_watcher_the_first_change, 20, ""),
+    Bug(does_not_tell_a_watcher_of_an_end, 20, ""),
     Bug(starts_before_the_delay_is_over, 6, "is delivered earlier"),
 )

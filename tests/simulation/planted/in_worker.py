@@ -21,7 +21,8 @@ from perdure.runtime.opening import Begin, Settled
 from perdure.runtime.record import Record
 from perdure.runtime.runner import Runner
 from perdure.runtime.slots import Slots
-from perdure.stores.port import Transition
+from perdure.runtime.worker import Worker
+from perdure.stores.port import Transition, Wake
 from tests.simulation.planted.bug import Bug, instead
 
 EARLY_SECONDS = 0.01
@@ -137,6 +138,50 @@ def forgets_what_waited_during_a_pause(patch: pytest.MonkeyPatch) -> None:
         pass
 
 
+def takes_what_cannot_be_taken_for_taken(patch: pytest.MonkeyPatch) -> None:
+    """A delivery at which something unforeseen is raised is dropped."""
+
+    @instead(patch, Worker, "_decline")
+    def decline(_: Any, __: Any, ___: Any, ____: BaseException) -> None:
+        pass
+
+
+def does_not_look_for_its_key(patch: pytest.MonkeyPatch) -> None:
+    """A retry waits for the wake that says that it has its key, and looks no more by itself."""
+
+    @instead(patch, Runner, "_look_for_key")
+    def look_for_key(_: Any, self: Any) -> None:
+        self._awaits_key = True
+        if any(isinstance(delivery.item, Wake) for delivery in self._inbox):
+            self.home.schedule(self)
+
+
+def ignores_that_it_was_taken_over(patch: pytest.MonkeyPatch) -> None:
+    """A worker that is told that another has an invocation goes on with it."""
+
+    @instead(patch, Worker, "_lost")
+    def lost(_: Any, __: Any, ___: str) -> None:
+        pass
+
+
+# --- journals that cannot be read -------------------------------------------------------------------------------------
+def keeps_what_it_cannot_read(patch: pytest.MonkeyPatch) -> None:
+    """A worker that cannot read a journal keeps what it holds of the invocation."""
+
+    @instead(patch, Exchange, "_decline")
+    def decline(_: Any, self: Any, __: str) -> None:
+        self._leave()
+
+
+def ends_at_a_journal_that_it_cannot_read(patch: pytest.MonkeyPatch) -> None:
+    """A worker that cannot read a journal serves nothing more."""
+
+    @instead(patch, Exchange, "_decline")
+    def decline(original: Any, self: Any, reason: str) -> None:
+        original(self, reason)
+        self.home.loop.call_soon(self.home.halt)
+
+
 # --- timers -----------------------------------------------------------------------------------------------------------
 def fires_timers_early(patch: pytest.MonkeyPatch) -> None:
     """A timer fires shortly before it is due."""
@@ -221,6 +266,11 @@ BUGS = (
     Bug(applies_a_message_twice, 7, "applied twice"),
     Bug(runs_what_has_settled, 13, "never acknowledged"),
     Bug(forgets_what_waited_during_a_pause, 13, ""),
+    Bug(takes_what_cannot_be_taken_for_taken, 13, ""),
+    Bug(does_not_look_for_its_key, 13, ""),
+    Bug(ignores_that_it_was_taken_over, 11, "was told that it lost"),
+    Bug(keeps_what_it_cannot_read, 19, "has not handed it back"),
+    Bug(ends_at_a_journal_that_it_cannot_read, 19, "was not served"),
     Bug(fires_timers_early, 6, "is due at"),
     Bug(fires_timers_twice, 6, ""),
     Bug(runs_steps_again_that_waited_for_a_slot, 2, "runs again"),

@@ -44,7 +44,7 @@ from perdure.stores.jetstream.queue.deliveries import Deliveries
 from perdure.stores.jetstream.queue.finding import Finder
 from perdure.stores.jetstream.watching import Watching
 from perdure.stores.jetstream.wire.access import shown
-from perdure.stores.jetstream.wire.checks import check_clock
+from perdure.stores.jetstream.wire.checks import CLOCK_LIMIT_SECONDS, check_clock
 from perdure.stores.jetstream.wire.wire import Wire
 from perdure.stores.jetstream.writing import Writing
 from perdure.stores.notices import Feed, Notices
@@ -96,6 +96,7 @@ class JetStreamStore:
         janitor_seconds: float = PERIOD_SECONDS,
     ) -> None:
         self.clock = SystemClock()
+        self.clocks_apart = 2 * CLOCK_LIMIT_SECONDS
         self.secret = b""
         self.payload_limit = payload_limit
         self.key_queue_limit = key_queue_limit

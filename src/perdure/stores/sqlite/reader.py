@@ -157,6 +157,7 @@ class SqliteReader:
         self.path = os.path.realpath(os.path.expanduser(path))  # the name beside which SQLite keeps its log
         self.clock = SystemClock()
         self.payload_limit = payload_limit
+        self.clocks_apart = 0.0
         self.key_queue_limit = key_queue_limit
         self.secret = b""
         self._pid = os.getpid()

@@ -11,6 +11,7 @@ from perdure.testing.programs.program import (
     NAMES,
     NAP_SECONDS,
     SHORTEST_SECONDS,
+    Again,
     AnyOperation,
     Ask,
     Branch,
@@ -33,6 +34,7 @@ from perdure.testing.programs.program import (
     Send,
     Shield,
     Together,
+    WaysToDecide,
     WaysTogether,
     WaysToGiveUp,
     WaysToGuard,
@@ -92,16 +94,25 @@ class Author:
         return chance.choice(free) if free and chance.random() < 0.6 else None
 
     def _program(
-        self, key: str | None, held: Sequence[str], *, alone: bool = False, chosen: bool | None = None
+        self,
+        key: str | None,
+        held: Sequence[str],
+        *,
+        alone: bool = False,
+        chosen: bool | None = None,
+        mends: float = 0.08,
     ) -> Program:
-        """Write a program; `held` are the keys of its ancestors, and their number how deep it is."""
+        """Write a program; `held` are the keys of its ancestors, and their number how deep it is.
+
+        `mends` is the chance that it fails until it is mended.
+        """
         chance = self._chance
         tag = self._tag()
         operations: list[AnyOperation] = []
         below = (*held, key or "")
         if key is None or key not in held:
             operations += (self._operation(below, alone) for _ in range(chance.randint(0, MOST_OPERATIONS)))
-            if not alone and chance.random() < 0.08:
+            if not alone and chance.random() < mends:
                 operations.insert(chance.randint(0, len(operations)), Mend())
             if chance.random() < 0.15:
                 operations.append(Break(caught=False))
@@ -111,6 +122,7 @@ class Author:
             key,
             chosen=chance.random() < 0.5 if chosen is None else chosen,
             delay=self._seconds() if not alone and chance.random() < 0.1 else 0.0,
+            cleanup=chance.choice((0, 0, 0, 0, 0, 0, 0, 0, 1, 3)),
         )
 
     # --- operations ---------------------------------------------------------------------------------------------------
@@ -147,11 +159,13 @@ class Author:
 
     def _work(self) -> Work:
         chance, value = self._chance, self._value()
-        match chance.choice(("plain", "plain", "fails", "fails", "own policy", "slow", "threaded", "large")):
+        match chance.choice(("plain", "plain", "fails", "fails", "own policy", "policy", "slow", "threaded", "large")):
             case "fails":
                 return Work(value, failures=chance.randint(1, 2))
             case "own policy":
                 return Work(value, failures=chance.randint(0, 3), attempts=chance.randint(1, 3))
+            case "policy":
+                return Work(value, failures=chance.randint(0, 2), policy=chance.choice(get_args(WaysToDecide)))
             case "slow" if chance.random() < 0.3:
                 return Work(value, slow=True)
             case "threaded" if self._threads:
@@ -164,9 +178,13 @@ class Author:
     def _nested(self, held: tuple[str, ...]) -> AnyOperation:
         chance = self._chance
         keys = [*filter(None, held)]
-        match chance.choice(("call", "call", "send", "send", "give up", "group", "beside", "beside", "beside")):
+        match chance.choice(
+            ("call", "call", "again", "send", "send", "give up", "group", "beside", "beside", "beside")
+        ):
             case "call":
                 return Call(self._program(self._key(keys), held))
+            case "again":
+                return Again(self._program(self._key(keys), held, chosen=True, mends=0.6))
             case "send":  # the keys of a sender mean nothing to what it sends
                 return Send(self._program(self._key(()), ("",) * len(held)))
             case "give up":
@@ -181,7 +199,14 @@ class Author:
 
     def _give_up(self, keys: list[str]) -> GiveUp:
         chance = self._chance
-        child = Program(self._tag(), [], chance.choice([None, *self._free(keys)]), chosen=True, endless=True)
+        child = Program(
+            self._tag(),
+            [],
+            chance.choice([None, *self._free(keys)]),
+            chosen=True,
+            endless=True,
+            cleanup=chance.randint(1, 3),
+        )
         ways: list[WaysToGiveUp] = [*get_args(WaysToGiveUp)]
         if chance.random() < 0.3:
             ways.remove("limit")

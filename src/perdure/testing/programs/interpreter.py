@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
-from collections.abc import Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, Protocol
 
 from perdure.authoring.context import Context
@@ -14,10 +14,12 @@ from perdure.authoring.workflow import Workflow, workflow
 from perdure.core.retry import Retry
 from perdure.errors import AwakeableRejected, InvocationCancelled, InvocationTimedOut, KeyDeadlock
 from perdure.testing.programs import tools
+from perdure.testing.programs.policies import BROKEN_BY, policy_of
 from perdure.testing.programs.program import (
     LOG,
     NAP_SECONDS,
     TIMED_OUT,
+    Again,
     AnyOperation,
     Ask,
     Branch,
@@ -46,6 +48,7 @@ from perdure.testing.programs.program import (
     decode,
     encode,
     failure_of,
+    has_failed,
     must_be_mended,
     noted,
     result_of,
@@ -59,6 +62,12 @@ LASTING = Retry(max_attempts=1_000, initial=0.01, factor=1, jitter=0)
 """For a step with a time limit: on a slow machine many an attempt may be too late."""
 SLOW_SECONDS = 0.1
 """The time limit of a step that is slow at first."""
+CLEANUP = "clean_up"
+"""The name of the steps that a program does however it ends."""
+CANCELLED_TWICE = "its cleanup was cancelled once more"
+TIMES_AGAIN = 3
+AGAIN_SECONDS = 0.3
+"""How often, and how long after a failure, a child is awaited again."""
 EVER_SECONDS = 86_400.0
 """How long a slow step would take, and how long a group may take to settle."""
 
@@ -80,10 +89,14 @@ class Outside(Protocol):
 
 
 class Interpreter:
-    """Runs programs. A worker serves its `workflow`, whose name is the same for each."""
+    """Runs programs. A worker serves its `workflow`, whose name is the same for each.
 
-    def __init__(self, outside: Outside) -> None:
+    `strays` is asked by a body before each operation whether it is to ask for something that its program does not say.
+    """
+
+    def __init__(self, outside: Outside, strays: Callable[[], bool] | None = None) -> None:
         self._outside = outside
+        self._strays = strays
         self.workflow: Workflow[[str], list[Any]] = workflow(name="interpret")(self.interpret)
 
     def started(self, program: Program) -> Workflow[[str], list[Any]]:
@@ -147,6 +160,20 @@ class Interpreter:
         self._begin()
         return "tidied up"
 
+    @step
+    async def clean_up(self, tag: str, number: int) -> None:
+        """Do a part of the cleanup, however the program ended."""
+        self._begin()
+
+    @step
+    async def stray(self, tag: str) -> None:
+        """Do what no program asks for."""
+
+    @property
+    def strays(self) -> bool:
+        """Whether a body is to ask for something else now."""
+        return self._strays is not None and self._strays()
+
     def _begin(self) -> None:
         info = step_info()
         self._outside.ran(info.idempotency_key, info.attempt)
@@ -170,12 +197,35 @@ class _Body:
 
     async def run(self) -> list[Any]:
         self._note()
+        if not self._program.cleanup:
+            return await self._do()
+        cancelled: asyncio.CancelledError | None = None
+        try:
+            return await self._do()
+        except asyncio.CancelledError as error:
+            cancelled = error
+            raise
+        finally:
+            await self._clean_up(self._program.cleanup, cancelled)
+
+    async def _do(self) -> list[Any]:
         if self._program.endless:
-            try:
-                await self._ctx.awakeable(str)
-            finally:
-                await self._steps.tidy_up(self._tag)
+            await self._ctx.awakeable(str)
         return [self._tag, *await self._each(self._program.operations)]
+
+    async def _clean_up(self, parts: int, cancelled: asyncio.CancelledError | None) -> None:
+        """Do all parts, also if the cancellation comes meanwhile; end as cancelled then. It may come once."""
+        done = 0
+        while done < parts:
+            try:
+                await self._steps.clean_up(self._tag, done)
+                done += 1
+            except asyncio.CancelledError as error:
+                if cancelled is not None:
+                    raise RuntimeError(CANCELLED_TWICE) from error
+                cancelled = error
+        if cancelled is not None:
+            raise cancelled
 
     def _note(self, number: int | None = None) -> None:
         log = self._ctx.get(LOG, list[str], default=[])
@@ -185,12 +235,14 @@ class _Body:
         return [await self._one(each) for each in operations]
 
     async def _one(self, operation: AnyOperation) -> Result:
+        if self._steps.strays:
+            await self._steps.stray(self._tag)
         match operation:
             case Put() | Drop() | Get():
                 return self._use_state(operation)
             case Together() | Race() | Limit() | Shield() | Pass() | Guard():
                 return await self._beside(operation)
-            case Call() | Send() | Group() | GiveUp():
+            case Call() | Again() | Send() | Group() | GiveUp():
                 return await self._others(operation)
             case _:
                 return await self._alone(operation)
@@ -222,9 +274,11 @@ class _Body:
         step = steps.work_in_thread if operation.threaded else steps.work
         if operation.attempts is not None:
             step = step.using(retry=Retry(max_attempts=operation.attempts, initial=0.02, factor=2, jitter=0.5))
+        if operation.policy is not None:
+            step = step.using(retry=policy_of(operation.policy))
         try:
             found = await step(self._tag, value, operation.failures, operation.size)
-        except ConnectionError:
+        except (ConnectionError, *BROKEN_BY):
             return f"failed {value}"
         return f"{found.strip()} {len(found)}"
 
@@ -270,15 +324,17 @@ class _Body:
                 return ctx.get(name, str, default="nothing")
 
     # --- others -------------------------------------------------------------------------------------------------------
-    async def _others(self, operation: Call | Send | Group | GiveUp) -> Result:
+    async def _others(self, operation: Call | Again | Send | Group | GiveUp) -> Result:
         match operation:
             case Call(child):
-                try:
-                    return told_of(await self._steps.started(child)(_text(child)))
-                except KeyDeadlock as error:
-                    return f"refused {error.key}"
-                except (BrokenError, InvocationCancelled) as error:
-                    return told_of(outcome_of(error))
+                return await self._call(child)
+            case Again(child):
+                for _ in range(TIMES_AGAIN - 1):
+                    told = await self._call(child)
+                    if not has_failed(told):
+                        return told
+                    await asyncio.sleep(AGAIN_SECONDS)
+                return await self._call(child)
             case Send(sent):
                 self._ctx.send(self._steps.started(sent), _text(sent))
                 return result_of(operation)
@@ -286,6 +342,14 @@ class _Body:
                 return await self._group(members, concurrency, quota)
             case GiveUp():
                 return await self._give_up(operation)
+
+    async def _call(self, child: Program) -> Result:
+        try:
+            return told_of(await self._steps.started(child)(_text(child)))
+        except KeyDeadlock as error:
+            return f"refused {error.key}"
+        except (BrokenError, InvocationCancelled) as error:
+            return told_of(outcome_of(error))
 
     async def _group(self, members: Sequence[Program], concurrency: int, quota: int | None) -> Result:
         group = await self._ctx.run_all(

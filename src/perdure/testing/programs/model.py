@@ -24,6 +24,7 @@ from perdure.testing.programs.program import (
     LOG,
     LOST,
     TIMED_OUT,
+    Again,
     AnyOperation,
     Branch,
     Break,
@@ -115,7 +116,7 @@ class Model:
     def _enter_operation(self, operation: AnyOperation, program: Program, maybe: bool) -> list[str]:
         held = self._held[program.tag]
         match operation:
-            case Call(child):
+            case Call(child) | Again(child):
                 return [] if child.key in held else _first(child, self._enter(child, held, maybe=maybe))
             case Send(sent):
                 self._chains.append(self._enter(sent, (), maybe=maybe))
@@ -255,10 +256,12 @@ class Model:
         match operation:
             case Get():
                 return next(states, "nothing")
+            case Call(child) | Again(child) if child.key in self._held[program.tag]:
+                return f"refused {child.key}"
             case Call(child):
-                if child.key in self._held[program.tag]:
-                    return f"refused {child.key}"
                 return self._told_of(child, outcomes)
+            case Again(child):
+                return Choice([self._told_of(child, outcomes), told_of(outcomes.get(child.tag))])
             case Group(members, _, None):
                 return [self._told_of(each, outcomes) for each in members]
             case Group(members):

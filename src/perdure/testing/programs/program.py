@@ -32,11 +32,14 @@ class Operation(Struct, frozen=True, tag=True):
 
 
 # --- alone ------------------------------------------------------------------------------------------------------------
+WaysToDecide = Literal["waits", "raises", "exits", "nonsense", "below zero", "on"]
+
+
 class Work(Operation, frozen=True):
     """A step that fails some times, and then gives a value, padded to a size.
 
-    `attempts` is its own retry policy. If it is `slow`, its first attempt outlasts its time limit. `threaded`: it is a
-    plain function.
+    `attempts` is its own retry policy, or it has a `policy` that decides by code of its own, which is broken but for
+    "waits". If it is `slow`, its first attempt outlasts its time limit. `threaded`: it is a plain function.
     """
 
     value: str
@@ -45,10 +48,13 @@ class Work(Operation, frozen=True):
     attempts: int | None = None
     slow: bool = False
     threaded: bool = False
+    policy: WaysToDecide | None = None
 
     @property
     def fails(self) -> bool:
-        """Whether it has failures for all its attempts."""
+        """Whether it has failures for all its attempts, or its policy breaks at the first of them."""
+        if self.policy is not None:
+            return self.failures > 0 and self.policy != "waits"
         return self.attempts is not None and self.failures >= self.attempts
 
 
@@ -110,6 +116,15 @@ class Get(Operation, frozen=True):
 # --- others -----------------------------------------------------------------------------------------------------------
 class Call(Operation, frozen=True):
     """Await a child, and catch its failure."""
+
+    program: Program
+
+
+class Again(Operation, frozen=True):
+    """Await a child whose id is chosen; after a failure await it again under the same id, a few times.
+
+    Meanwhile a client may have retried it.
+    """
 
     program: Program
 
@@ -209,6 +224,7 @@ AnyOperation = (
     | Drop
     | Get
     | Call
+    | Again
     | Send
     | Group
     | GiveUp
@@ -233,6 +249,8 @@ class Program(Struct, frozen=True):
     delay: float = 0.0
     endless: bool = False
     """It never ends by itself: whoever calls it gives it up."""
+    cleanup: int = 0
+    """However it ends, it does so many steps then, which it does again if they are cancelled."""
 
     @property
     def fails(self) -> bool:
@@ -265,7 +283,7 @@ def branches_of(operation: AnyOperation) -> list[Branch]:
 def started_by(operation: AnyOperation) -> list[Program]:
     """Return what an operation itself starts, without its branches."""
     match operation:
-        case Call(program) | Send(program) | GiveUp(child=Program() as program):
+        case Call(program) | Again(program) | Send(program) | GiveUp(child=Program() as program):
             return [program]
         case Group(programs):
             return programs
@@ -361,6 +379,11 @@ def waits_to_be_mended(program: Program, outcome: Outcome) -> bool:
 def told_of(outcome: Outcome) -> Result:
     """Return what a parent makes of a child's outcome."""
     return f"child {CANCELLED}" if outcome is None else ["child", outcome]
+
+
+def has_failed(told: Result) -> bool:
+    """Report whether what a parent makes of a child's outcome is a failure."""
+    return isinstance(told, list) and isinstance(told[1], str)
 
 
 def noted(tag: str, number: int | None = None) -> str:

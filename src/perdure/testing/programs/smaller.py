@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 from msgspec.structs import replace
 
 from perdure.testing.programs.program import (
+    Again,
     AnyOperation,
     Ask,
     Branch,
@@ -44,6 +45,8 @@ def smaller(program: Program) -> Iterator[Program]:
         yield replace(program, operations=operations)
     if program.key is not None:
         yield replace(program, key=None)
+    if program.cleanup > program.endless:
+        yield replace(program, cleanup=int(program.endless))
     if program.delay:
         yield replace(program, delay=0.0)
     for operations in _with_one_changed(program.operations, _simpler):
@@ -78,6 +81,8 @@ def _simpler(operation: AnyOperation) -> Iterator[AnyOperation]:
             yield Ask(value, rejected=False)
         case Call(program):
             yield from map(Call, smaller(program))
+        case Again(program):
+            yield from map(Again, smaller(program))
         case Send(program):
             yield from map(Send, smaller(program))
         case Group():

@@ -80,7 +80,7 @@ def explain(found: Result, *, shrinks: bool, last: int) -> str:
 
 
 def _settings(plan: Plan) -> str:
-    named = ("workers", "clients", "max_concurrent", "cache", "always_replay", "retention", "ahead", "noise")
+    named = ("workers", "clients", "max_concurrent", "cache", "always_replay", "retention", "older", "ahead", "noise")
     return ", ".join(f"{name}={getattr(plan, name)}" for name in named)
 
 

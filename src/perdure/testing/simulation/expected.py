@@ -16,7 +16,9 @@ from perdure.testing.simulation.observer import Life
 
 def program_of(life: Life) -> Program | None:
     """Return the program that an invocation runs, if its journal has begun."""
-    return None if life.start is None else decode(msgspec.msgpack.decode(life.start.input)["text"])
+    if life.program is None and life.start is not None:
+        life.program = decode(msgspec.msgpack.decode(life.start.input)["text"])
+    return life.program
 
 
 def told_of(outcome: Outcome | None) -> Told:

@@ -13,9 +13,10 @@ from typing import Any, Protocol, TypeVar
 from msgspec.structs import replace
 
 from perdure.core.journal import Answer, Claimed, Message, Outcome, Start
-from perdure.errors import Conflict, NewerJournal, StoreFull, StoreUnavailable
+from perdure.errors import Conflict, NewerJournal, StoreDamaged, StoreFull, StoreUnavailable
 from perdure.stores.documents import Document, DocumentKey, DocumentStore, Fence, Scan, Write
 from perdure.stores.local.dispatch import Member
+from perdure.stores.notices import Feed
 from perdure.stores.port import (
     LEASE_SECONDS,
     Committed,
@@ -34,10 +35,15 @@ from perdure.testing.simulation.faults import Faults
 from perdure.testing.simulation.loop import Process
 from perdure.testing.simulation.plan import Fault
 from perdure.testing.simulation.server import Server
+from perdure.testing.simulation.violation import Violation
+from perdure.testing.simulation.watching import Seen, pushed, watching
 
 T = TypeVar("T")
 
 UNFORESEEN = "nobody foresaw this"
+
+POLL_SECONDS = 1.0
+"""How long after a push was lost it is found by the poll."""
 
 Told = Callable[[Any, Exception | None], object]
 Writing = Callable[[Told], None]
@@ -76,6 +82,8 @@ class Face:
         self.process = process
         self.name = process.name
         self.clock = clock
+        self.clocks_apart = server.store.clocks_apart
+        self.documents = server.store.documents
         self.secret = server.store.secret
         self.payload_limit = server.store.payload_limit
         self.member: Member | None = None
@@ -87,6 +95,7 @@ class Face:
         self._deliver: Callable[[Delivery], None] | None = None
         self._lost: Callable[[str], None] | None = None
         self.documents = _Documents(self, server.store.documents)
+        self.feeds: list[_FaceEvents] = []  # those that the process has not closed
         self._left: set[str] = set()  # what the worker was told that it lost, and has got nothing for since
 
     async def open(self) -> None:
@@ -96,12 +105,12 @@ class Face:
         pass
 
     # --- messages -----------------------------------------------------------------------------------------------------
-    def _send(self, work: Callable[..., object], *args: Any, delay: float = 0.0) -> None:
+    def send(self, work: Callable[..., object], *args: Any, delay: float = 0.0) -> None:
         """Have the store's process do something, after all that was sent before without a delay."""
         if not self.process.is_ended:
             self._server.process.receive(work, *args, delay=delay)
 
-    def _reply(self, told: Told, value: Any, error: Exception | None, delay: float = 0.0) -> None:
+    def reply(self, told: Told, value: Any, error: Exception | None, delay: float = 0.0) -> None:
         self.process.receive(told, value, error, delay=delay or self._server.delay())
 
     def crash(self) -> None:
@@ -120,47 +129,50 @@ class Face:
         """Send a write, which meets the next fault of the plan."""
         fault = self._faults.of_write()
         if fault is None:
-            self._send(self._perform, write, partial(self._reply, told), None)
+            self.send(self._perform, write, partial(self.reply, told), None)
             return
         self._server.trace.note(fault.kind, id, (what, fault.amount))
         self._server.trace.count(fault.kind)
-        self._faulty(fault, write, told)
+        self._faulty(fault, id, write, told)
 
-    def _faulty(self, fault: Fault, write: Writing, told: Told) -> None:
+    def _faulty(self, fault: Fault, id: str, write: Writing, told: Told) -> None:
         """Send a write that a fault hits on its way, or on the way back."""
-        reply = partial(self._reply, told)
+        reply = partial(self.reply, told)
         match fault.kind:
             case "crash before":
                 self._home.crash()
             case "crash within":
-                self._send(self._perform, write, reply, int(fault.amount))
+                self.send(self._perform, write, reply, int(fault.amount))
             case "refused":
-                self._send(reply, None, StoreFull("the store is full, as the plan says"))
+                self.send(reply, None, StoreFull("the store is full, as the plan says"))
             case "answer lost":
                 away = StoreUnavailable("the store is away, as the plan says")
-                self._send(self._perform, write, _nothing, None)
-                self._send(reply, None, away)
+                self.send(self._perform, write, _nothing, None)
+                self.send(reply, None, away)
             case "unforeseen":
-                self._send(reply, None, RuntimeError(UNFORESEEN))
+                self.send(reply, None, RuntimeError(UNFORESEEN))
             case "slow":
-                self._send(self._perform, write, reply, None, delay=fault.amount)
+                self.send(self._perform, write, reply, None, delay=fault.amount)
             case "late answer":
-                self._send(self._perform, write, partial(self._reply, told, delay=fault.amount), None)
+                self.send(self._perform, write, partial(self.reply, told, delay=fault.amount), None)
             case "fenced":
-                self._send(self._server.expire, self)
-                self._send(self._perform, write, reply, None)
+                self.send(self._server.expire, self)
+                self.send(self._perform, write, reply, None)
+            case "later release" | "unknown":
+                self.send(self._perform, write, reply, None)
+                self.send(self._server.make_unreadable, id, fault.kind, fault.amount)
             case "redelivery":
-                self._send(self._store.redeliver)
-                self._send(self._perform, write, reply, None)
+                self.send(self._store.redeliver)
+                self.send(self._perform, write, reply, None)
             case _:
-                self._send(self._perform, write, reply, None)
+                self.send(self._perform, write, reply, None)
                 self._hit(fault)
 
     def _hit(self, fault: Fault) -> None:
         """Let a fault hit the process, right after it has sent a write."""
         match fault.kind:
             case "crash after":
-                self._send(self._home.crash)
+                self.send(self._home.crash)
             case "stand still":
                 self._server.stands_still(self, fault.amount)
                 self.process.stand_still(fault.amount)
@@ -170,7 +182,7 @@ class Face:
             case "stop":
                 self._home.stop(fault.amount)
             case "outage":
-                self._send(self._home.outage)
+                self.send(self._home.outage)
             case _:
                 raise AssertionError(fault)
 
@@ -178,7 +190,7 @@ class Face:
         self._server.write(self, lambda: write(reply), dies_in)
 
     def _renew(self) -> None:
-        self._send(self._server.renew, self)
+        self.send(self._server.renew, self)
 
     def commit(self, transition: Transition, told: Committed, /) -> None:
         def written(revision: Any, error: Exception | None) -> None:
@@ -235,7 +247,7 @@ class Face:
         lease: float = LEASE_SECONDS,
     ) -> Subscription:
         self._deliver, self._lost = deliver, lost
-        self._send(self._join, [*handlers])
+        self.send(self._join, [*handlers])
         return _FaceSubscription(self)
 
     def _join(self, handlers: list[str]) -> None:
@@ -249,7 +261,7 @@ class Face:
             if self.member is not None:
                 work(self.member)
 
-        self._send(do)
+        self.send(do)
 
     def take(self, delivery: Delivery) -> None:
         """Hand a delivery to the worker."""
@@ -257,11 +269,16 @@ class Face:
         if self._deliver is not None:
             self._deliver(delivery)
 
+    def handed_back(self, id: str) -> None:
+        """Note that the worker gives back all that it holds of an invocation."""
+        self._server.handed_back(self, id)
+
     def tell_lost(self, id: str) -> None:
         """Tell the worker that another process has claimed an invocation."""
         self.process.receive(self._lose, id)
 
     def _lose(self, id: str) -> None:
+        self._server.handed_back(self, id)
         self._server.trace.note("lost", id)
         self._server.trace.count("process told that it was taken over")
         if self._lost is not None:
@@ -275,15 +292,19 @@ class Face:
         told: Told = partial(_end, future)
         fault = self._faults.of_read()
         if fault is None:
-            self._send(lambda: _drive(question(), partial(self._reply, told)))
+            self.send(lambda: _drive(question(), partial(self.reply, told)))
         else:
             self._server.trace.note(fault.kind, id, what)
             self._server.trace.count(fault.kind)
-            self._send(self._reply, told, None, _read_error(fault, id))
+            self.send(self.reply, told, None, _read_error(fault, id))
         return await future
 
     async def journal(self, id: str, /) -> Journal:
-        return await self.ask("journal", id, lambda: self._store.journal(id))
+        try:
+            return await self.ask("journal", id, lambda: self._store.journal(id))
+        except (NewerJournal, StoreDamaged):
+            self._server.met_unreadable(self, id)
+            raise
 
     async def revision(self, id: str, /) -> int:
         return await self.ask("revision", id, lambda: self._store.revision(id))
@@ -312,7 +333,7 @@ class Face:
     # --- waits --------------------------------------------------------------------------------------------------------
     def watch(self, id: str, /) -> asyncio.Future[Outcome]:
         future: asyncio.Future[Outcome] = self.process.create_future()
-        self._send(lambda: self._pass_on(self._store.watch(id), future))
+        self.send(lambda: self._pass_on(self._store.watch(id), future))
         return future
 
     async def answer(self, message_id: str, /) -> Answer:
@@ -321,26 +342,96 @@ class Face:
         def ask() -> None:
             self._pass_on(self._server.process.create_task(self._store.answer(message_id)), future)
 
-        self._send(ask)
+        self.send(ask)
         return await future
 
     def _pass_on(self, inner: asyncio.Future[T], future: asyncio.Future[T]) -> None:
+        """Push what is awaited, once; a push that is lost is found by the next poll."""
+
         def ended(done: asyncio.Future[T]) -> None:
             if not done.cancelled():
                 error = done.exception()
                 value = None if error is not None else done.result()
-                self._reply(partial(_end, future), value, error)  # pyright: ignore[reportArgumentType]
+                delay = POLL_SECONDS if self._server.loses("push") else 0.0
+                self.reply(partial(_end, future), value, error, delay)  # pyright: ignore[reportArgumentType]
 
         inner.add_done_callback(ended)
 
     def events(self, filter: Filter, /) -> Events:
-        raise NotImplementedError("simulated clients watch single outcomes")
+        return _FaceEvents(self, self._server, filter, watching.get())
+
+    def close_feeds(self) -> None:
+        """Have the store push nothing more to a process that has ended."""
+        for each in [*self.feeds]:
+            each.close_in_store()
 
     def serves(self, handler: str, /) -> bool:
         return self._store.serves(handler)
 
     def served(self) -> Collection[str]:
         return self._store.served()
+
+
+class _FaceEvents:
+    """A feed of the store, read by messages. What was pushed and not read may be lost: the reader is told so."""
+
+    def __init__(self, face: Face, server: Server, filter: Filter, seen: Seen | None) -> None:
+        self.filter = filter
+        self._face = face
+        self._server = server
+        self._seen = seen
+        self._feed: Feed | None = None
+        self._reading: asyncio.Task[list[Row] | None] | None = None
+        self._told = 0  # of all changes, those of which the reader was told
+        face.feeds.append(self)
+        face.send(self._open)
+
+    async def next(self) -> list[Row] | None:
+        future: asyncio.Future[list[Row] | None] = self._face.process.create_future()
+        self._face.send(self._next, future)
+        return await future
+
+    def close(self) -> None:
+        self._face.send(self.close_in_store)
+
+    # --- in the store's process ---------------------------------------------------------------------------------------
+    def _open(self) -> None:
+        if self in self._face.feeds:
+            self._feed = self._server.store.events(self.filter)
+            self._told = len(self._server.store.changes)
+            if self._seen is not None:
+                self._seen.began = self._told
+
+    def close_in_store(self) -> None:
+        if self in self._face.feeds:
+            self._face.feeds.remove(self)
+        if self._feed is not None:
+            self._feed.close()
+        if self._reading is not None:
+            self._reading.cancel()
+
+    def _next(self, future: asyncio.Future[list[Row] | None]) -> None:
+        feed = self._feed
+        if feed is None or self not in self._face.feeds:
+            return
+        if self._server.loses("change"):
+            feed.miss()
+            self._told = len(self._server.store.changes)
+        self._reading = self._server.process.create_task(self._read(feed))
+        self._reading.add_done_callback(partial(self._tell, future))
+
+    async def _read(self, feed: Feed) -> list[Row] | None:
+        rows, changes = await feed.next(), self._server.store.changes
+        if rows is not None and not self._face.process.is_ended:  # else the store may be another by now
+            if rows != (newest := pushed(changes, self._told, self.filter)):
+                self._server.breach(20, f"a feed of {self._face.name} tells {rows}, and this is new: {newest}")
+            self._told = len(changes)
+        return rows
+
+    def _tell(self, future: asyncio.Future[list[Row] | None], reading: asyncio.Task[list[Row] | None]) -> None:
+        if not reading.cancelled() and self in self._face.feeds:
+            error = reading.exception()
+            self._face.reply(partial(_end, future), None if error is not None else reading.result(), error)  # pyright: ignore[reportArgumentType]
 
 
 class _FaceSubscription:
@@ -359,6 +450,7 @@ class _FaceSubscription:
         self._face.with_member(lambda member: member.hand_back(delivery))
 
     def decline(self, delivery: Delivery, reason: str, /) -> None:
+        self._face.handed_back(delivery.id)
         self._face.with_member(lambda member: member.decline(delivery, reason))
 
     def close(self) -> None:
@@ -384,6 +476,8 @@ def _drive(question: Coroutine[Any, Any, Any], told: Told) -> None:
         question.send(None)
     except StopIteration as found:
         told(found.value, None)
+    except Violation:
+        raise
     except Exception as error:  # noqa: BLE001  it is told instead
         told(None, error)
     else:

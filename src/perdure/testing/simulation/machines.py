@@ -14,7 +14,9 @@ from perdure.client import Client
 from perdure.core.journal import Start
 from perdure.core.turn import Turn
 from perdure.operations.local import Local
+from perdure.runtime.slots import Slots
 from perdure.runtime.worker import Worker
+from perdure.stores.port import Delivery
 from perdure.testing.programs import Interpreter
 from perdure.testing.simulation.clock import ProcessClock
 from perdure.testing.simulation.face import UNFORESEEN, Face
@@ -24,6 +26,7 @@ from perdure.testing.simulation.observer import Observer
 from perdure.testing.simulation.plan import Plan
 from perdure.testing.simulation.server import Server
 from perdure.testing.simulation.shared import LEASE_SECONDS
+from perdure.testing.simulation.silent import Silence
 from perdure.testing.simulation.trace import Trace
 
 P = ParamSpec("P")
@@ -135,11 +138,38 @@ class Threads(concurrent.futures.Executor):
         return future
 
 
+class OddSlots(Slots[Any]):
+    """Slots that raise, as `oddly` says, when a delivery is taken or an invocation goes to another worker."""
+
+    def __init__(self, limit: int, oddly: Callable[[str], None]) -> None:
+        super().__init__(limit)
+        self._oddly = oddly
+
+    def keep_waiting(self, delivery: Delivery, *, is_start: bool) -> bool:
+        self._oddly("delivery")
+        return super().keep_waiting(delivery, is_start=is_start)
+
+    def drop(self, id: str) -> None:
+        self._oddly("notice of a take-over")
+        super().drop(id)
+
+
 class CountedWorker(Worker):
     """A worker that tells what it has in hand. With a chance of `raises`, making a turn fails as nobody foresaw."""
 
     simulated_threads: Threads
+    silence: Silence
     raises: float = 0.0
+
+    def let_callbacks_raise(self, share: float, trace: Trace) -> None:
+        """Let some of what the store calls raise within the worker."""
+
+        def oddly(what: str) -> None:
+            if self.chance.random() < share:
+                trace.count(f"callback raises: {what}")
+                raise RuntimeError(UNFORESEEN)
+
+        self._slots = OddSlots(self.max_concurrent, oddly)
 
     def threads(self) -> Any:
         return self.simulated_threads
@@ -147,7 +177,7 @@ class CountedWorker(Worker):
     def make_turn(self, start: Start, /) -> Turn:
         if self.raises and self.chance.random() < self.raises:
             raise RuntimeError(UNFORESEEN)
-        return super().make_turn(start)
+        return self.silence.watch(super().make_turn(start))
 
     def leaks(self) -> Iterator[str]:
         """Name what an idle worker should have given back."""
@@ -180,7 +210,10 @@ class WorkerMachine(Machine):
             replace=lambda work: _SeenWork(work, self, process),
         )
         self.worker.simulated_threads = Threads(process, self.chance)
+        self.worker.silence = Silence(self.scene.observer.breach, self.scene.trace.count)
         self.worker.raises = plan.noise.raises
+        if plan.noise.callbacks:
+            self.worker.let_callbacks_raise(plan.noise.callbacks, self.scene.trace)
         process.at_drop.append(self.worker.halt)
         await self.worker.__aenter__()
 

@@ -44,12 +44,19 @@ from perdure.core.journal import (
 from perdure.core.values import type_name
 from perdure.errors import InvocationTimedOut
 from perdure.stores.port import Transition
+from perdure.testing.programs import Program
 from perdure.testing.simulation.shared import Author
 from perdure.testing.simulation.trace import Trace
 from perdure.testing.simulation.violation import Violation
 
+DIVERGES = "the code diverges"
+"""How the reason of a pause begins."""
+
 TIMER_SLACK_SECONDS = 1e-5
 """Times since the epoch are rounded to less than this."""
+
+BROKEN_POLICIES = ("PolicyError", "InvalidOption", "SystemExit")
+"""What a step fails with whose retry policy is broken."""
 
 Answer = Returned | Raised | Fired | Interrupted
 
@@ -59,6 +66,7 @@ class Life(Struct):
 
     id: str
     start: Start | None = None
+    program: Program | None = None  # what it runs, once that was asked for
     frames: list[bytes] = field(default_factory=list[bytes])
     owner: str | None = None
     epoch: int = 0
@@ -73,6 +81,9 @@ class Life(Struct):
     messages: set[str] = field(default_factory=set[str])
     keys: dict[str, int] = field(default_factory=dict[str, int])  # steps, by their idempotency keys
     cancels: dict[str, int] = field(default_factory=dict[str, int])  # children that are to end, and since which write
+    forces: dict[str, int] = field(default_factory=dict[str, int])  # ... by force
+    awaited: set[str] = field(default_factory=set[str])  # children with chosen ids
+    diverged: bool = False
     cancelled_at: int = 0  # the number of the write that brought its own cancellation
     was_paused: bool = False
 
@@ -143,8 +154,10 @@ class Observer:
             self._issue(life, command)
         for entry in frame.entries:
             self._note(life, entry, now)
+        self._check_silence(life, frame)
+        forced = isinstance(frame.outcome, Cancelled) and frame.outcome.forced
         for n in frame.cancels:
-            self._cancel(life, n)
+            self._cancel(life, n, forced=forced)
         if (outcome := frame.outcome) is not None:
             self._settle(life, outcome)
 
@@ -198,6 +211,8 @@ class Observer:
         if command is None and not isinstance(entry, (Returned, Raised, Interrupted)):
             self.breach(6, f"{life.id}: timer #{entry.n} fires, and was never set")
         life.answers[entry.n] = entry
+        if isinstance(entry, Raised) and entry.failure.type.endswith(BROKEN_POLICIES):
+            self._trace.count("policy that is broken")
         if isinstance(entry, Fired) and isinstance(command, SetTimer):
             clock = entry.at if now is None else now
             if min(entry.at, clock) < command.due - TIMER_SLACK_SECONDS:
@@ -209,15 +224,35 @@ class Observer:
         life.commands[command.n] = command
         if isinstance(command, CallStep):
             life.keys[idempotency_key(life.id, life.generation, command.n, command.name)] = command.n
+        if isinstance(command, CallChild) and command.start.chosen:
+            if command.start.id in life.awaited:
+                self._trace.count("child awaited again under its id")
+            life.awaited.add(command.start.id)
         if isinstance(command, (CallChild, SendStart)) and not command.start.chosen:
             place = (life.id, life.generation, command.n)
             if self._derived.setdefault(command.start.id, place) != place:
                 self.breach(15, f"{command.start.id} names {place} and {self._derived[command.start.id]}")
 
-    def _cancel(self, life: Life, n: int) -> None:
+    def _cancel(self, life: Life, n: int, *, forced: bool) -> None:
         command = life.commands.get(n)
         if isinstance(command, CallChild):
             life.cancels.setdefault(command.start.id, self._writes)
+            if forced:
+                life.forces[command.start.id] = self._writes
+                self._trace.count("forced end of one whose child runs")
+
+    def _check_silence(self, life: Life, frame: Frame) -> None:
+        """After a divergence nothing comes of the body until it is resumed with code that fits, but a forced end."""
+        for entry in frame.entries:
+            if isinstance(entry, Paused) and entry.reason.startswith(DIVERGES):
+                life.diverged = True
+            elif isinstance(entry, (Resumed, Retried)):
+                life.diverged = False
+        outcome = frame.outcome
+        forced = isinstance(outcome, Cancelled) and outcome.forced
+        asks = frame.commands or frame.state or ((frame.cancels or outcome is not None) and not forced)
+        if life.diverged and asks:
+            self.breach(11, f"{life.id}: its code diverged, and asks for {frame.commands or frame.cancels or outcome}")
 
     def _retry(self, life: Life, entry: Retried) -> None:
         """Take up what a retry keeps of the journal."""
@@ -272,6 +307,12 @@ class Observer:
             if queued == 0 and id not in self.purged and (ahead is None or (ahead.granted < 0 and not ahead.outcome)):
                 self.breach(5, f"{life.id} is granted key {key} before {id}, which was accepted earlier")
 
+    def running_children(self, life: Life) -> list[str]:
+        """Return the children that have begun, and whose end an invocation waits for."""
+        waits = (each for n, each in life.commands.items() if isinstance(each, CallChild) and n not in life.answers)
+        begun = (self.lives.get(each.start.id) for each in waits)
+        return [child.id for child in begun if child is not None and child.frames and child.outcome is None]
+
     # --- steps --------------------------------------------------------------------------------------------------------
     def step_begins(self, process: str, id: str, key: str, name: str, attempt: int, *, is_owner: bool) -> None:
         """Note that a step begins; `is_owner`: the lease of its process is valid, as far as the store knows."""
@@ -287,6 +328,8 @@ class Observer:
         n = life.keys.get(key)
         if n is None:
             self.breach(18, f"{id}: step {name} begins before it is durable")
+        elif life.diverged:
+            self.breach(11, f"{id}: its code diverged, and step #{n} {name} begins")
         elif n in life.answers:
             self.breach(2, f"{id}: step #{n} {name} has a result, and runs again")
 
@@ -318,6 +361,9 @@ class Observer:
         elif life.settled_at > since and not life.cancelled_at:
             if not was_told(f"cancel:{child}") and not was_told(f"force:{child}"):
                 yield Violation(9, f"{id} was to end its child {child}, which was never told")
+        if life is not None and life.settled_at > self.lives[id].forces.get(child, life.settled_at):
+            if not was_told(f"force:{child}") and not (isinstance(life.outcome, Cancelled) and life.outcome.forced):
+                yield Violation(9, f"{id} was ended by force, and its child {child} was not told so")
 
 
 def results_to_keep(life: Life) -> set[int]:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from random import Random
 from typing import Literal, get_args
 
 import msgspec
 from msgspec import Struct
+from msgspec.structs import replace
 
 from perdure.testing.programs import Author, Program
+from perdure.testing.programs.program import started_by
 
 MOST_PROGRAMS = 6
 MOST_WORKERS = 3
@@ -19,6 +22,10 @@ MOST_CLIENT_FAULT_NUMBER = 12
 """Faults hit one of the first so many writes, or reads, of a process."""
 LARGE = 0.02
 """The share of seeds whose programs may have large results, which cost time."""
+OLDER = 0.2
+"""The share of seeds whose journals are read as older releases would have written them."""
+UNREADABLE = 0.3
+"""The share of seeds in which a journal cannot be read for a while."""
 START_SECONDS = 0.6
 """Clients start their programs within so many seconds."""
 MOST_WITHIN = 8
@@ -45,13 +52,32 @@ ReadFault = Literal[
     "read raises",  # the store raises what no store should
     "newer",  # the journal has entries that this process does not know
 ]
-FaultKind = WriteFault | ReadFault
+JournalFault = Literal[
+    "later release",  # right after the write, a worker of a later release claims the invocation, and is gone
+    "unknown",  # right after the write, a frame appears that no release would write
+]
+"""For `amount` seconds no worker can read the journal then."""
+FaultKind = WriteFault | ReadFault | JournalFault
 OFTEN: tuple[WriteFault, ...] = ("crash within",) * 4
 WRITE_FAULTS: tuple[WriteFault, ...] = (*get_args(WriteFault), *OFTEN)
 """What a write may meet. A crash within a commit has many places, and most commits have few."""
 READ_FAULTS: tuple[ReadFault, ...] = get_args(ReadFault)
+JOURNAL_FAULTS: tuple[JournalFault, ...] = get_args(JournalFault)
 ONLY_WORKERS = ("fenced", "stop", "redelivery", "newer")
-Verb = Literal["start", "cancel", "force", "pause", "resume", "retry", "purge", "describe"]
+Verb = Literal[
+    "start",
+    "cancel",
+    "force",
+    "force parent",  # as soon as a child of it runs
+    "pause",
+    "resume",
+    "retry",
+    "purge",
+    "purge children",  # all that have ended by then
+    "describe",
+    "watch",
+    "watch all",
+]
 REQUESTS: tuple[Verb, ...] = (
     "cancel",
     "cancel",
@@ -64,6 +90,9 @@ REQUESTS: tuple[Verb, ...] = (
     "purge",
     "describe",
 )
+
+
+WATCHES: tuple[Verb, ...] = ("watch", "watch all")
 
 
 class Fault(Struct, frozen=True):
@@ -79,7 +108,7 @@ class Fault(Struct, frozen=True):
 
 
 class Act(Struct, frozen=True):
-    """What a client asks, and when."""
+    """What a client asks, and when. For "watch all", the tag is the status that is watched for, if there is one."""
 
     at: float
     client: int
@@ -88,13 +117,21 @@ class Act(Struct, frozen=True):
 
 
 class Noise(Struct, frozen=True):
-    """How often something happens that is no fault: chances from 0 to 1, and the longest delay in seconds."""
+    """How often something happens that may happen at any time: chances from 0 to 1, and the longest delay in seconds.
+
+    Deliveries and answers are late, deliveries come twice, time hurries while something is ready, making a turn raises,
+    the callbacks of a worker and the loops of watchers raise, bodies that are replayed ask for something else than they
+    did, and what a store pushes is lost.
+    """
 
     late: float = 0.0
     twice: float = 0.0
     hurry: float = 0.0
     delay: float = 0.0
     raises: float = 0.0
+    callbacks: float = 0.0
+    strays: float = 0.0
+    lost: float = 0.0
 
 
 class Plan(Struct, frozen=True):
@@ -111,6 +148,8 @@ class Plan(Struct, frozen=True):
     cache: int = 1_000
     always_replay: bool = False
     retention: float | None = None
+    older: bool = False
+    """Journals are read as older releases would have written them."""
     ahead: list[float] = []
     """By how much the clock of each process is ahead, workers first."""
 
@@ -121,6 +160,55 @@ decode = msgspec.json.Decoder(Plan).decode
 
 def plan_of(seed: int) -> Plan:
     """Draw the plan of a seed. A third of all seeds have no requests beside starts, and some no faults."""
+    plan = _plan_of(seed)
+    chance = Random(f"more {seed}")  # noqa: S311  repeatable on purpose
+    noise = replace(
+        plan.noise,
+        callbacks=chance.choice((0.0, 0.0, 0.0, 0.05)),
+        strays=chance.choice((0.0,) * 6 + (0.03,)),
+        lost=chance.choice((0.0, 0.0, 0.1, 0.5)),
+    )
+    acts = [*plan.acts, *_watches(chance, plan), *_on_children(chance, plan), *_cancels_again(chance, plan)]
+    faults = [*plan.faults, *_unreadable(chance, plan)]
+    return replace(plan, noise=noise, acts=acts, faults=faults, older=chance.random() < OLDER)
+
+
+def _unreadable(chance: Random, plan: Plan) -> Iterator[Fault]:
+    """Draw which journal cannot be read for a while, if any."""
+    if chance.random() < UNREADABLE:
+        number = 1 + int(chance.random() * MOST_FAULT_NUMBER / 2)
+        seconds = chance.choice((2.0, 200.0, 3_000.0, 3_000.0))
+        worker = f"worker{chance.randrange(plan.workers)}"
+        yield Fault(worker, number, chance.choice(JOURNAL_FAULTS), seconds)
+
+
+def _cancels_again(chance: Random, plan: Plan) -> Iterator[Act]:
+    """Draw which of those that a client cancels it cancels once more, a little later: cleanup may run by then."""
+    for act in plan.acts:
+        if act.verb == "cancel" and chance.random() < 0.5:
+            yield replace(act, at=round(act.at + chance.random() * chance.choice((0.0, 0.05, 1.0)), 4))
+
+
+def _on_children(chance: Random, plan: Plan) -> Iterator[Act]:
+    """Draw what is asked while children run, or have ended."""
+    parents = [each.tag for each in plan.programs if any(map(started_by, each.operations))]
+    if parents and chance.random() < 0.15:
+        yield Act(0.0, chance.randrange(plan.clients), "force parent", chance.choice(parents))
+    if parents and chance.random() < 0.2:
+        for _ in range(3):
+            at = chance.random() * chance.choice((START_SECONDS, 5.0))
+            yield Act(round(at, 4), chance.randrange(plan.clients), "purge children", parents[0])
+
+
+def _watches(chance: Random, plan: Plan) -> Iterator[Act]:
+    """Draw who watches a program, or all of them."""
+    for _ in range(chance.choice((0, 0, 1, 3))):
+        verb = chance.choice(WATCHES)
+        tag = chance.choice(plan.programs).tag if verb == "watch" else chance.choice(("", "failed", "suspended"))
+        yield Act(round(chance.random() * START_SECONDS, 4), chance.randrange(plan.clients), verb, tag)
+
+
+def _plan_of(seed: int) -> Plan:
     chance = Random(f"plan {seed}")  # noqa: S311  repeatable on purpose
     large = chance.random() < LARGE
     author = Author(Random(f"programs {seed}"), large=large)  # noqa: S311  repeatable on purpose

@@ -14,18 +14,23 @@ import msgspec
 from msgspec import Struct
 
 from perdure.authoring.context import Context
-from perdure.core.journal import CallStep, OpenAwakeable, decode_frame
+from perdure.core.journal import CallStep, Returned, decode_frame
 from perdure.core.turn import Turn
-from perdure.testing.programs import KEYS, Interpreter
+from perdure.errors import StoreError
+from perdure.testing.programs import KEYS, Interpreter, all_of
+from perdure.testing.programs.interpreter import CANCELLED_TWICE, CLEANUP
 from perdure.testing.replay import ended_without_its_body
 from perdure.testing.simulation.expected import differences, program_of, told_of
 from perdure.testing.simulation.loop import World
 from perdure.testing.simulation.machines import ClientMachine, Machine, WorkerMachine
 from perdure.testing.simulation.observer import Life, Observer
+from perdure.testing.simulation.older import as_older
 from perdure.testing.simulation.plan import Plan
 from perdure.testing.simulation.server import Server
+from perdure.testing.simulation.silent import strays
 from perdure.testing.simulation.story import FORGOTTEN, Story
 from perdure.testing.simulation.trace import Trace
+from perdure.testing.simulation.unreadable import not_waiting_for
 from perdure.testing.simulation.violation import Violation
 
 EVERY_LOGGER = "perdure"
@@ -62,8 +67,10 @@ class Run:
         self.trace = Trace(self.world)
         self.observer = Observer(self.world.report, self.trace)
         self.server = Server(self.world, self.observer, plan.noise, self.chance, self.trace)
+        self.server.store.is_older = plan.older
+        self.server.at_last_readable = self._check_others
         self.story = Story(self)
-        self.interpreter = Interpreter(self.story)
+        self.interpreter = Interpreter(self.story, strays=self._strays if plan.noise.strays else None)
         ahead = [*plan.ahead, *[0.0] * (plan.workers + plan.clients)]
         self.workers = [WorkerMachine(self, f"worker{n}", ahead[n]) for n in range(plan.workers)]
         clients = [
@@ -89,6 +96,21 @@ class Run:
         finally:
             self.world.close()
 
+    def _strays(self) -> bool:
+        return not self.world.is_over and strays(self.chance, self.plan.noise.strays)
+
+    def _check_others(self, id: str) -> None:
+        """Check that what need not wait for an invocation whose journal could not be read has ended."""
+        lives, unreadable = self.observer.lives, self.server.unreadable
+        programs = [program_of(lives[each]) for each in unreadable if each in lives]
+        free = {tag for root in self.plan.programs for tag in (each.tag for each in all_of(root))}
+        for program in programs:
+            free &= set[str]() if program is None else not_waiting_for(program.tag, self.plan.programs)
+        for life in lives.values():
+            program = program_of(life)
+            if program is not None and program.tag in free and life.outcome is None:
+                self.observer.breach(19, f"{life.id} was not served while {id} could not be read")
+
     # --- in the end ---------------------------------------------------------------------------------------------------
     def _check(self) -> None:
         store = self.server.store
@@ -107,7 +129,14 @@ class Run:
         for life in (*self.observer.lives.values(), *self.observer.gone.values()):
             self._check_told(life)
             self._check_cleanup(life)
-            self._replay(life)
+            self._replay(life, 10, life.frames)
+            if self.plan.older:
+                self._replay(life, 14, [*map(as_older, life.frames)])
+        for text in self.story.unseen():
+            raise Violation(20, text)
+        for machine in self.machines:
+            if machine.face is not None and (left := [each.filter.id for each in machine.face.feeds if each.filter.id]):
+                raise Violation(20, f"{machine.name} has left the feeds of {left} open")
         if found := [*self._differences()]:
             raise Violation(17, "; ".join(found[:MOST_DIFFERENCES]))
 
@@ -129,23 +158,31 @@ class Run:
             raise Violation(1, f"{life.id}: a client was told {told!r}, and it ended with {ended}")
 
     def _check_cleanup(self, life: Life) -> None:
-        """Check that a body that waits in a `try` for ever has run its `finally`."""
+        """Check that the body has run all of its cleanup, and that only one cancellation came to it meanwhile."""
         program = program_of(life)
-        if program is None or not program.endless or not life.outcome:
+        if program is None or not program.cleanup or life.outcome is None:
             return
-        commands = life.commands.values()
-        began = any(isinstance(each, OpenAwakeable) for each in commands)
-        if not began or ended_without_its_body([decode_frame(data, life.id) for data in life.frames]):
+        if ended_without_its_body([decode_frame(data, life.id) for data in life.frames]):
             return
-        if not any(isinstance(each, CallStep) and each.n in life.answers for each in commands):
-            raise Violation(9, f"{life.id} ended as {told_of(life.outcome)}, and its cleanup has not run")
+        steps = [each for each in life.commands.values() if isinstance(each, CallStep) and each.name == CLEANUP]
+        ends = [type(life.answers.get(each.n)) for each in steps]
+        if life.cancelled_at:
+            self.trace.count("cleanup after a cancellation")
+        told = f"{life.id} ended as {told_of(life.outcome)}"
+        if CANCELLED_TWICE in told:
+            raise Violation(9, told)
+        if ends.count(Returned) < program.cleanup:
+            raise Violation(9, f"{told}, and {ends.count(Returned)} of {program.cleanup} steps of its cleanup have run")
 
-    def _replay(self, life: Life) -> None:
+    def _replay(self, life: Life, number: int, encoded: list[bytes]) -> None:
         """Replay a journal: it must be a fixed point."""
         start = life.start
         if start is None:
             return
-        frames = [decode_frame(data, life.id) for data in life.frames]
+        try:
+            frames = [decode_frame(data, life.id) for data in encoded]
+        except StoreError as error:
+            raise Violation(number, f"{life.id}: its journal, as an older release wrote it: {error}") from error
         if life.outcome is not None and ended_without_its_body(frames):
             frames = frames[:-1]
         workflow = self.interpreter.workflow
@@ -154,10 +191,10 @@ class Run:
         try:
             turn.replay(frames)
             if turn.divergence is not None:
-                raise Violation(10, f"{life.id}: {turn.divergence}")
+                raise Violation(number, f"{life.id}: {turn.divergence}")
             ready = turn.ready()
             if ready.commands or ready.state or ready.cancels or ready.outcome is not None:
-                raise Violation(10, f"{life.id}: its replay asks for more than the journal holds: {ready}")
+                raise Violation(number, f"{life.id}: its replay asks for more than the journal holds: {ready}")
         finally:
             turn.close()
 

@@ -6,20 +6,31 @@ many processes has: an owner that was declared dead may come back and write, if 
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Protocol
 
 from msgspec.structs import replace
 
 from perdure.core.effects import SENT_BY_WORKFLOWS, Enlist
-from perdure.core.journal import Frame, Start, decode_frame
+from perdure.core.journal import Frame, Start, decode_frame, encode_frame
 from perdure.core.lifecycle import SETTLED
+from perdure.errors import StoreError
 from perdure.stores.local.dispatch import Dispatcher, Fetch, Hold, Member
 from perdure.stores.memory import MemoryStore
-from perdure.stores.port import Clock, Delivery, Transition, Wake
+from perdure.stores.port import Clock, Delivery, Journal, Row, Transition, Wake
+from perdure.testing.simulation.older import as_older
+from perdure.testing.simulation.unreadable import LATER, claim_of
+from perdure.testing.simulation.violation import Violation
 
 LEASE_SECONDS = 15.0
 """How long a process may stand still before the store gives what it holds to others."""
+
+CLOCKS_APART_SECONDS = 300.0
+"""By how much the clocks of two processes differ at most, after all their jumps."""
+
+LOOK_SECONDS = 10.0
+"""How long after a wake was lost the store finds what is overdue."""
 
 
 class WriterDied(BaseException):
@@ -46,6 +57,14 @@ class Witness(Protocol):
         ...
 
 
+class Surroundings(Witness, Protocol):
+    """What is around the store."""
+
+    def loses(self, what: str, /) -> bool:
+        """Report whether what the store pushes gets lost now."""
+        ...
+
+
 class Author(Protocol):
     """The process behind a commit."""
 
@@ -58,10 +77,29 @@ class Author(Protocol):
         ...
 
 
+class Later:
+    """The process of a later release, as the author of a frame."""
+
+    name = LATER
+    member: Member | None = None
+
+    def __init__(self, at: float) -> None:
+        self._at = at
+
+    def now(self) -> float:
+        return self._at
+
+
 class SharedDispatcher(Dispatcher):
-    """Knows whose commit it is told of: the owner's, or that of a process whose lease has ended."""
+    """Knows whose commit it is told of: the owner's, or that of a process whose lease has ended.
+
+    Wakes may be lost, as `loses` says: one of a timer is found later, when the store looks for what is overdue; one
+    that says that a retry has its key, never.
+    """
 
     author: Author | None = None
+    loses: Callable[[str], bool]
+    awaits_key: Callable[[str], bool]
 
     def __init__(self, fetch: Fetch, forget: Callable[[Delivery], None], handler_of: Callable[[str], str]) -> None:
         super().__init__(fetch, forget)
@@ -80,6 +118,18 @@ class SharedDispatcher(Dispatcher):
             if not ended:
                 self.offer(Delivery(id, self._handler_of(id), Wake(), attempt=2))
 
+    def wake(self, delivery: Delivery) -> None:
+        if self.loses("wake"):
+            asyncio.get_running_loop().call_later(LOOK_SECONDS, super().wake, delivery)
+        else:
+            super().wake(delivery)
+
+    def offer(self, delivery: Delivery, *, begun: bool = True) -> bool:
+        is_hint = isinstance(delivery.item, Wake) and delivery.attempt == 1 and self.owner(delivery.id) is not None
+        if is_hint and self.awaits_key(delivery.id) and self.loses("wake of a retry that has its key"):
+            return True
+        return super().offer(delivery, begun=begun)
+
     def _taken_over(self, id: str, member: Member, done: Sequence[object], *, ended: bool) -> None:
         """Let a member have what the journal says is its own, with what another has in hand for it."""
         before = self._owners.pop(id, None)
@@ -94,6 +144,17 @@ class SharedDispatcher(Dispatcher):
             for delivery in self._parked.pop(id, ()):  # as the owner's own commit would
                 self.hand(member, delivery)
         self._drop_if_done(member, hold)
+
+    def taken_away(self, id: str) -> None:
+        """Offer what a member holds of an invocation anew: another process has claimed it, and is gone."""
+        owner = self._owners.pop(id, None)
+        for delivery in [] if owner is None else owner.held.pop(id).deliveries:
+            again = replace(delivery, attempt=delivery.attempt + 1, fresh=False)
+            if isinstance(delivery.item, Start):
+                self._line(delivery.handler).put_first(again)
+            else:
+                self.offer(again)
+        self.pump()
 
     def expire(self, member: Member) -> None:
         """Give what a silent member holds to others. It stays a member, and gets nothing until `revive`."""
@@ -116,15 +177,21 @@ class SharedDispatcher(Dispatcher):
 class SharedStore(MemoryStore):
     """A memory store whose processes come, go and stand still. `witness` sees what is written."""
 
-    def __init__(self, clock: Clock, witness: Witness) -> None:
+    def __init__(self, clock: Clock, witness: Surroundings) -> None:
         self._witness = witness
         self._dies_in: int | None = None
         self._purges_before = 0.0
+        self.is_older = False
+        self._sealed: dict[str, bytes] = {}  # the last frame of each journal that cannot be read, as it can be
+        self.changes: list[Row] = []  # every row that was written to the index
         self._apart: dict[str, float] = {}  # by how much the clock of a start's author was ahead of this store's
         super().__init__(clock)
+        self.clocks_apart = CLOCKS_APART_SECONDS
 
     def _make_dispatcher(self) -> SharedDispatcher:
         self.dispatcher = SharedDispatcher(self._fetch, self._forget, lambda id: self._rows[id].handler)
+        self.dispatcher.loses = self._witness.loses
+        self.dispatcher.awaits_key = lambda id: id in self._rows and self._rows[id].status in SETTLED
         return self.dispatcher
 
     # --- processes ----------------------------------------------------------------------------------------------------
@@ -188,6 +255,10 @@ class SharedStore(MemoryStore):
         if outcome is not None:
             self._soon(lambda: self._notices.settled(id, outcome))
 
+    def _index(self, row: Row) -> None:
+        self.changes.append(row)
+        super()._index(row)
+
     def _accept(self, start: Start, identity: bytes | None = None) -> bool:
         author = self.dispatcher.author
         if author is not None and start.id not in self._apart:
@@ -216,6 +287,38 @@ class SharedStore(MemoryStore):
     def _remove(self, id: str) -> None:
         super()._remove(id)
         self._witness.removed((id,), self._purges_before)
+
+    # --- journals that cannot be read ---------------------------------------------------------------------------------
+    def make_unreadable(self, id: str, kind: str) -> Frame | None:
+        """Let another release claim an invocation, whose journal cannot be read then; None if that may not be now."""
+        frames, row = self._frames.get(id), self._rows.get(id)
+        if not frames or row is None or row.status in (*SETTLED, "paused") or id in self._undone or id in self._sealed:
+            return None
+        if decode_frame(frames[-1], id).outcome is not None:
+            return None
+        frame, raw = claim_of(frames, self.clock.now(), kind)
+        self._sealed[id] = encode_frame(frame)
+        frames.append(raw)
+        self._index(replace(row, status="running", updated_at=self.clock.now()))
+        self._witness.wrote(Later(self.clock.now()), Transition(id, len(frames) - 1, frame), frame, len(frames))
+        self.dispatcher.taken_away(id)
+        return frame
+
+    def make_readable(self, id: str) -> None:
+        """Let the journal of an invocation be read again, and the invocation be claimed."""
+        self._frames[id][-1] = self._sealed.pop(id)
+        self.dispatcher.offer(Delivery(id, self._rows[id].handler, Wake(), attempt=2))
+
+    # --- journals of older releases -----------------------------------------------------------------------------------
+    async def journal(self, id: str, /) -> Journal:
+        journal = await super().journal(id)
+        if not self.is_older:
+            return journal
+        try:
+            frames = [decode_frame(as_older(data), id) for data in self._frames.get(id, ())]
+            return replace(journal, frames=tuple(frames))
+        except StoreError as error:
+            raise Violation(14, f"{id}: its journal, as an older release wrote it: {error}") from error
 
     # --- what a check reads -------------------------------------------------------------------------------------------
     def frames_of(self, id: str) -> list[bytes]:

@@ -73,6 +73,7 @@ def _plainer(plan: Plan) -> Iterator[Plan]:
         "cache": 1_000,
         "always_replay": False,
         "retention": None,
+        "older": False,
         "ahead": [0.0] * len(plan.ahead),
     }
     for name, value in plain.items():

@@ -6,27 +6,40 @@ A story outlives the processes that tell it: a client that begins anew does what
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import aclosing
 from typing import Any
 
 from perdure.client import Client
+from perdure.core.journal import Failed
 from perdure.errors import (
     IllegalTransition,
     MessageRefused,
+    NewerJournal,
+    StoreDamaged,
     StoreError,
     UnknownInvocation,
     WaitTimeout,
 )
+from perdure.stores.port import Filter
 from perdure.testing.programs import Outcome, Program, encode, outcome_of
 from perdure.testing.programs.program import waits_to_be_mended
 from perdure.testing.simulation.expected import program_of, told_of
 from perdure.testing.simulation.face import UNFORESEEN
 from perdure.testing.simulation.loop import Process
-from perdure.testing.simulation.machines import ClientMachine, Scene
-from perdure.testing.simulation.plan import Act
+from perdure.testing.simulation.machines import ClientMachine, Scene, WorkerMachine
+from perdure.testing.simulation.observer import DIVERGES
+from perdure.testing.simulation.plan import WATCHES, Act
+from perdure.testing.simulation.watching import Seen, is_end, note, unseen, watching
 
 AGAIN_SECONDS = 0.5
 """How long after a failure a client asks again."""
+
+UNREADABLE_SECONDS = 30.0
+"""How long it waits more if the journal cannot be read."""
+
+DEPLOY_SECONDS = 1.0
+"""How long a worker may take to stop when another takes its place."""
 
 LOOK_SECONDS = 0.5
 LOOK_SECONDS_LONGEST = 60.0
@@ -57,6 +70,8 @@ class Story:
         self.cancels: dict[str, bool] = {}
         """What clients asked to cancel, by tag: True if that was accepted."""
         self._mended: set[str] = set()
+        self._retrying: set[tuple[str, int]] = set()  # retries that wait for a key, by id and generation
+        self.seen: dict[int, Seen] = {}  # by watchers: the numbers of their acts
         self._answering: tuple[Client, Process] | None = None
 
     # --- what programs touch ------------------------------------------------------------------------------------------
@@ -84,7 +99,9 @@ class Story:
         acts = [(n, act) for n, act in enumerate(self._scene.plan.acts) if act.client == number]
         process.create_task(self._start_all(client, [(n, act) for n, act in acts if act.verb == "start"]))
         for n, act in acts:
-            if act.verb != "start":
+            if act.verb in WATCHES:
+                process.create_task(self._watch(client, n, act))
+            elif act.verb != "start":
                 process.create_task(self._once(client, n, act))
         if number == 0:
             self._answering = client, process
@@ -117,6 +134,8 @@ class Story:
         while True:
             try:
                 return await ask()
+            except (NewerJournal, StoreDamaged):
+                await asyncio.sleep(UNREADABLE_SECONDS)
             except StoreError:
                 pass
             except RuntimeError as error:
@@ -131,7 +150,7 @@ class Story:
         try:
             await self._insist(lambda: self._request(client, act))
             self._scene.trace.count(f"{act.verb} accepted")
-            if act.verb in ("cancel", "force"):
+            if act.verb in ("cancel", "force", "force parent"):
                 self.cancels[act.tag] = True
         except (IllegalTransition, MessageRefused, UnknownInvocation, WaitTimeout):
             self._scene.trace.count(f"{act.verb} refused")
@@ -143,6 +162,12 @@ class Story:
             case "cancel" | "force":
                 self.cancels.setdefault(act.tag, False)
                 await handle.cancel(force=act.verb == "force")
+            case "force parent":
+                await self._until_it_has_a_child(act.tag)
+                self.cancels.setdefault(act.tag, False)
+                await handle.cancel(force=True)
+            case "purge children":
+                await self._purge_children(client)
             case "pause":
                 await handle.pause()
             case "resume":
@@ -155,8 +180,29 @@ class Story:
                     await handle.purge()  # a start that is repeated would run it again
             case "describe":
                 await handle.describe()
-            case "start":
+            case "start" | "watch" | "watch all":
                 raise AssertionError(act)
+
+    async def _until_it_has_a_child(self, tag: str) -> None:
+        """Wait until a child of a program runs, or it has ended."""
+        observer = self._scene.observer
+        while tag not in observer.purged:
+            life = observer.lives.get(tag)
+            if life is not None and (life.outcome is not None or observer.running_children(life)):
+                return
+            await asyncio.sleep(LOOK_SECONDS / 10)
+
+    async def _purge_children(self, client: Client) -> None:
+        """Purge what has ended and has an id that nobody can use again."""
+        for life in [*self._scene.observer.lives.values()]:
+            start = life.start
+            if start is None or start.chosen or life.outcome is None or isinstance(life.outcome, Failed):
+                continue
+            try:
+                await client.handle(life.id).purge()
+                self._scene.trace.count("purge of a child")
+            except (IllegalTransition, UnknownInvocation):
+                self._scene.trace.count("purge of a child refused")
 
     async def _answer(self, client: Client, awakeable: str) -> None:
         if awakeable in self._answered:
@@ -184,6 +230,55 @@ class Story:
         if life is None or life.outcome is not None or life.generation != int(generation):
             return False
         return int(n) in life.commands and int(n) not in life.answers
+
+    # --- watchers -----------------------------------------------------------------------------------------------------
+    async def _watch(self, client: Client, n: int, act: Act) -> None:
+        """Watch one program to its end, or all for ever; begin anew after every exception."""
+        if act.verb == "watch" and (n in self._done or act.tag not in self._programs):
+            self._done.add(n)
+            return
+        await self._until(act.at)
+        while True:
+            filter = Filter(id=act.tag) if act.verb == "watch" else Filter(status=_status(act))
+            seen = self.seen[n] = Seen(f"{act.verb} {act.tag} of client{act.client}", filter)
+            watching.set(seen)
+            try:
+                if await self._has_seen_all(client, act, seen):
+                    break
+            except UnknownInvocation:
+                if act.tag in self._scene.observer.purged:
+                    break
+            except StoreError:
+                self._scene.trace.count("watcher begins anew")
+            except RuntimeError as error:
+                if UNFORESEEN not in str(error):
+                    raise
+                self._scene.trace.count("watcher raises")
+            await asyncio.sleep(AGAIN_SECONDS)
+        self._done.add(n)
+
+    async def _has_seen_all(self, client: Client, act: Act, seen: Seen) -> bool:
+        scene, told = self._scene, None
+        changes, breach = scene.server.store.changes, scene.observer.breach
+        raises, is_one = scene.plan.noise.callbacks, act.verb == "watch"
+        watched = client.handle(act.tag).watch() if is_one else client.watch(status=_status(act))
+        async with aclosing(watched):
+            async for told in watched:
+                scene.trace.note("sees", told.id, told.status)
+                note(seen, told, changes, breach, anew=not is_one)
+                if raises and scene.chance.random() < raises:
+                    raise RuntimeError(UNFORESEEN)
+        if not is_end(told):
+            breach(20, f"{seen.name} ends, and it has seen {told}")
+        scene.trace.count("watched to its end")
+        return True
+
+    def unseen(self) -> Iterator[str]:
+        """Name what those that watch all have not seen in the end."""
+        store, purged = self._scene.server.store, self._scene.observer.purged
+        for n, seen in self.seen.items():
+            if self._scene.plan.acts[n].verb == "watch all":
+                yield from unseen(seen, store.changes, lambda id: id in purged)
 
     # --- results ------------------------------------------------------------------------------------------------------
     async def _result(self, client: Client, id: str) -> None:
@@ -233,20 +328,25 @@ class Story:
         """Mend what waits for it, and retry it; return what there was."""
         broken: list[str] = []
         for life in [*self._scene.observer.lives.values()]:
-            program = program_of(life)
-            if program is None or life.outcome is None or not waits_to_be_mended(program, told_of(life.outcome)):
+            program = program_of(life) if isinstance(life.outcome, Failed) else None
+            if program is None or not waits_to_be_mended(program, told_of(life.outcome)):
                 continue
             self._mended.add(program.tag)
             broken.append(life.id)
+            if (life.id, life.generation) in self._retrying:
+                continue
             try:
                 await self._insist(client.handle(life.id).retry)
-            except (IllegalTransition, MessageRefused, UnknownInvocation, WaitTimeout):
+            except WaitTimeout:  # it was accepted, and is applied when it has its key
+                self._retrying.add((life.id, life.generation))
+            except (MessageRefused, UnknownInvocation):
                 self._scene.trace.count("retry of the operator refused")
         return broken
 
     def _is_told(self) -> bool:
         acts = self._scene.plan.acts
-        return len(self._done) == len(acts) and all(
+        left = len(acts) - len(self._done) - [act.verb for act in acts].count("watch all")
+        return not left and all(
             act.tag in self.told for act in acts if act.verb == "start" and act.tag in self._programs
         )
 
@@ -255,12 +355,26 @@ class Story:
         settled = ("completed", "failed", "cancelled")
         return [(each.id, each.status) for each in page.invocations if each.status not in settled]
 
+    def _deploy(self) -> None:
+        """Begin all workers anew, with code that fits."""
+        self._scene.trace.count("deployed after a divergence")
+        for machine in self._scene.machines:
+            if isinstance(machine, WorkerMachine):
+                machine.stop(DEPLOY_SECONDS)
+
     async def _resume(self, client: Client, id: str) -> None:
         try:
             await self._insist(client.handle(id).resume)
             self._scene.trace.count("resumed by the operator")
-        except (IllegalTransition, MessageRefused, UnknownInvocation, WaitTimeout):
+        except MessageRefused as error:
+            if DIVERGES in str(error):
+                self._deploy()
+        except (UnknownInvocation, WaitTimeout):
             pass
+
+
+def _status(act: Act) -> Any:
+    return act.tag or None
 
 
 def _text(program: Program) -> str:

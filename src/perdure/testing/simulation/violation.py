@@ -22,8 +22,10 @@ INVARIANTS = {
     16: "retention never makes anything run again",
     17: "what the engine came to is what the model says",
     18: "durable first, visible second",
+    19: "what a release cannot read it leaves alone, and it serves the others",
+    20: "a watcher sees changes in their order, and every end",
 }
-"""By their numbers in ARCHITECTURE.md, and three that stand in its text."""
+"""By their numbers in ARCHITECTURE.md, and those that stand in its text or in the docstrings of the face."""
 
 
 class Violation(Exception):
