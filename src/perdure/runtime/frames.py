@@ -51,6 +51,7 @@ class Round(Struct, eq=False):
     taken: list[Delivery] = []  # to be acknowledged by the commit
     inbox: list[Delivery] = []  # messages that came too late: refused once the outcome is durable
     attempted: tuple[Attempted, ...] = ()  # due times of next attempts
+    begins: bool = False  # the body had not begun before
     resumed: bool = False  # commands that wait for an answer must be taken up
 
 
@@ -58,7 +59,7 @@ class Round(Struct, eq=False):
 def gather(record: Record, turn: Turn, arrivals: Sequence[Answering], inbox: list[Delivery], at: float) -> Round:
     """Deliver all arrivals to the turn, one fact at a time, and begin the body if it may begin."""
     round = Round(at)
-    begins = not turn.begun
+    round.begins = begins = not turn.begun
     if begins:
         turn.wait_until(at)
         if not _begin(record, turn, inbox, round):
@@ -149,7 +150,7 @@ def take_message(record: Record, message: Message, turn: Turn | None, round: Rou
         turn.deliver(entry)
         return
     round.resumed = True
-    goes_on = turn.begun  # if it begins now, `gather` sees to its time
+    goes_on = turn.begun and not round.begins  # if it begins now, `gather` sees to its time
     if goes_on:
         turn.wait_until(round.at)
     turn.deliver(entry)
