@@ -334,12 +334,13 @@ class Story:
                 continue
             self._mended.add(program.tag)
             broken.append(life.id)
-            if (life.id, life.generation) in self._retrying:
-                continue
+            handle, generation = client.handle(life.id), (life.id, life.generation)
             try:
-                await self._insist(client.handle(life.id).retry)
-            except WaitTimeout:  # it was accepted, and is applied when it has its key
-                self._retrying.add((life.id, life.generation))
+                if generation in self._retrying and "retry" in (await self._insist(handle.describe)).mail:
+                    continue
+                await self._insist(handle.retry)
+            except WaitTimeout:  # it was accepted, and is applied or refused when it has its key
+                self._retrying.add(generation)
             except (MessageRefused, UnknownInvocation):
                 self._scene.trace.count("retry of the operator refused")
         return broken
