@@ -221,7 +221,8 @@ class Story:
                     await asyncio.sleep(AGAIN_SECONDS)
                     continue
             except WaitTimeout:
-                pass
+                if self._waits(awakeable):  # it was accepted, and may be refused for all that
+                    continue
             self._answered.add(awakeable)
 
     def _waits(self, awakeable: str) -> bool:
