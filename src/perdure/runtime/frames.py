@@ -92,6 +92,10 @@ def _unwanted(turn: Turn, n: int) -> bool:
 
 def _begin(record: Record, turn: Turn, inbox: list[Delivery], round: Round) -> bool:
     """Begin the body if it may; false if the invocation was cancelled before it could run."""
+    if (request := turn.cancelled_unbegun) is not None:
+        ended = timed_out(turn.start, round.at) if request.timed_out else Cancelled(round.at, message=request.message)
+        _end_unseen(record, ended, inbox, round)
+        return False
     may_begin = record.may_begin(turn, has_start=has_start(inbox))
     if (record.revision == 0 or not may_begin) and _cancelled_unseen(record, inbox, round):
         return False
@@ -109,13 +113,18 @@ def _cancelled_unseen(record: Record, inbox: list[Delivery], round: Round) -> bo
     """Settle an invocation that was cancelled before its body could run. Other messages are refused after that."""
     for delivery in inbox:
         if type(delivery.item) is Message and isinstance(delivery.item.request, Cancel):
-            round.inbox = [each for each in inbox if isinstance(each.item, Message) and each is not delivery]
-            round.taken = [each for each in inbox if each not in round.inbox]
-            ended = Cancelled(round.at, message=delivery.item.id)
-            record.history.note(ended)
-            round.entries.append(ended)
+            rest = [each for each in inbox if each is not delivery]
+            _end_unseen(record, Cancelled(round.at, message=delivery.item.id), rest, round)
+            round.taken.append(delivery)
             return True
     return False
+
+
+def _end_unseen(record: Record, outcome: Outcome, inbox: list[Delivery], round: Round) -> None:
+    for delivery in inbox:
+        (round.inbox if isinstance(delivery.item, Message) else round.taken).append(delivery)
+    record.history.note(outcome)
+    round.entries.append(outcome)
 
 
 def take_message(record: Record, message: Message, turn: Turn | None, round: Round) -> None:
