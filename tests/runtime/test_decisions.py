@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from perdure.core.effects import Release
 from perdure.core.failures import Failure
 from perdure.core.history import DEATHS_LIMIT
 from perdure.core.journal import (
@@ -16,6 +17,7 @@ from perdure.core.journal import (
     CallStep,
     Cancel,
     Cancelled,
+    CancelRequested,
     Claimed,
     Completed,
     Entry,
@@ -52,6 +54,7 @@ from perdure.runtime.opening import (
 )
 from perdure.runtime.record import Record, Writer
 from perdure.stores.port import Delivery, Journal, Key, Wake
+from perdure.testing.replay import ended_without_its_body
 
 START = Start("id", "handler", b"\x80", 1.0, 1.0, 7)
 KEYED = Start("id", "handler", b"\x80", 1.0, 1.0, 7, "key")
@@ -266,6 +269,30 @@ def test_stuck_invocation_that_was_never_granted_its_key_is_cancelled_without_it
         round = gather_stuck(known, "why", [], [sent(Cancel())], 3.0)
         assert [type(each) for each in round.entries] == [Cancelled]
         assert known.history.outcome is not None
+
+
+@pytest.mark.parametrize(("timed_out", "outcome"), [(False, Cancelled), (True, Failed)])
+@pytest.mark.parametrize("has_key", [False, True])
+def test_cancellation_that_an_earlier_release_recorded_without_the_key_ends_the_invocation_without_its_body(
+    timed_out: bool, outcome: type, has_key: bool
+) -> None:
+    paused = frame(Accepted(KEYED), CLAIM, Paused(2.0, "why"), Released(2.0))
+    request = CancelRequested(3.0, timed_out=True) if timed_out else CancelRequested(3.0, message="c")
+    asked = frame(Claimed(3.0, 2, "other", "3.11", "0"), request, Released(3.0))
+    known = record(paused, asked, start=KEYED, key=Key("id" if has_key else "other"))
+    turn = turn_of(steps_once, KEYED)
+    turn.replay([paused, asked])
+    resume = sent(Resume())
+    round = gather(known, turn, [], [woken(), resume], 4.0)
+    assert [type(each) for each in round.entries] == [outcome]
+    assert isinstance(known.history.outcome, outcome)
+    assert round.inbox == [resume]  # refused once the outcome is durable
+    assert not turn.begun
+    ended = compose(known, KEYED, round, Ready(), known.history.outcome, None)
+    assert ended.effects.release == Release("key", 0)
+    assert ended.frame is not None
+    assert ended_without_its_body([paused, asked, ended.frame])  # and replays as such
+    turn.close()
 
 
 def test_timers_and_next_attempts_that_are_due_are_told_apart() -> None:

@@ -21,6 +21,7 @@ from perdure.runtime.worker import Worker
 from perdure.stores.clock import VirtualClock
 from perdure.stores.memory import MemoryStore
 from perdure.stores.port import Clock, Committed, Delivery, Filter, Journal, Store, Transition, Wake, committed
+from perdure.testing import replay
 
 SOON = 30.0
 
@@ -375,3 +376,31 @@ async def test_read_that_fails_after_the_invocation_left_does_not_reach_the_hand
             await asyncio.sleep(0)
         gc.collect()
     assert reached == []
+
+
+@workflow
+async def naps(x: int) -> int:
+    await asyncio.sleep(1)
+    return x
+
+
+async def test_body_that_begins_late_and_is_paused_and_resumed_in_its_first_round_replays() -> None:
+    """The note that it began late was dropped when it was resumed."""
+    clock = VirtualClock()
+    store = MemoryStore(clock)
+    async with client_of(store) as client:
+        handle = await client.start(naps, 3)
+        clock.move_to(clock.now() + 10)
+        asked = [asyncio.ensure_future(ask()) for ask in (handle.pause, handle.resume)]
+        for _ in range(5):
+            await asyncio.sleep(0)
+        async with client.worker(naps, cache=0):
+            await asyncio.wait_for(asyncio.gather(*asked), SOON)
+            assert "Resumed" in str((await store.journal(handle.id)).frames[0]), "all in the first round"
+            result = asyncio.ensure_future(handle.result())
+            async with asyncio.timeout(SOON):
+                while not result.done():
+                    clock.move_to(clock.now() + 1)
+                    await asyncio.sleep(0)
+            assert await result == 3
+            replay(naps, await handle.export())

@@ -216,13 +216,13 @@ class Issuer:
 
     def _expire(self, n: int, id: str) -> None:
         """End an awakeable whose time is over."""
-        pending = self.pending.pop(n, None)
-        if pending is not None and pending.future is not None and not pending.future.done():
-            assert isinstance(pending.command, OpenAwakeable)
-            title = pending.command.asked.title
-            text = f"awakeable {id if title is None else f'{title!r} ({id})'} expired: nobody answered it in time"
-            pending.future.set_exception(AwakeableExpired(text, awakeable_id=id))
-            pending.future.exception()  # nobody may wait for it
+        pending = self.pending.pop(n)  # an answer cancels the timer
+        assert isinstance(pending.command, OpenAwakeable)
+        assert pending.future is not None
+        title = pending.command.asked.title
+        text = f"awakeable {id if title is None else f'{title!r} ({id})'} expired: nobody answered it in time"
+        pending.future.set_exception(AwakeableExpired(text, awakeable_id=id))
+        pending.future.exception()  # nobody may wait for it
 
     def name_awakeable(self, generation: int, n: int) -> str:
         """Return the id of an awakeable. A replay outside its store has no secret, and is given the ids."""

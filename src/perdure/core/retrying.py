@@ -82,10 +82,10 @@ def sort(plan: Plan, issued: int, pending: Mapping[int, Pending], at: float, /) 
     kept: list[Answering] = [Interrupted(n, at) for n in causes if pending[n].cancel_requested]
     again = {n for n in causes if not pending[n].cancel_requested}
     for entry in plan.cut.later:
-        if not isinstance(entry, Answering) or entry.n >= issued or entry.n in causes:
+        if not isinstance(entry, Answering) or entry.n >= issued:
             continue
         waiting = pending.get(entry.n)
-        if waiting is None or entry.n in again:
+        if waiting is None or entry.n in again or entry.n in causes:
             continue
         answer = _kept(plan, entry, waiting)
         if answer is not None:

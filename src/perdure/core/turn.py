@@ -139,6 +139,16 @@ class Turn(Issuer):
 
     # --- driving ------------------------------------------------------------------------------------------------------
     @property
+    def cancelled_unbegun(self) -> CancelRequested | None:
+        """The cancellation of a body that waits for its key, as an earlier release recorded it during a pause.
+
+        When such a body goes on, the cancellation would begin it without the key.
+        """
+        if not self.waits_for_key or self.begun:
+            return None
+        return next((each for each in self._held if isinstance(each, CancelRequested)), None)
+
+    @property
     def stuck_at(self) -> str | None:
         """Where the body is stuck (`app.py:12, in body`): it waits, or polls for long, and nothing can let it go on.
 

@@ -51,6 +51,7 @@ class Round(Struct, eq=False):
     taken: list[Delivery] = []  # to be acknowledged by the commit
     inbox: list[Delivery] = []  # messages that came too late: refused once the outcome is durable
     attempted: tuple[Attempted, ...] = ()  # due times of next attempts
+    begins: bool = False  # the body had not begun before
     resumed: bool = False  # commands that wait for an answer must be taken up
 
 
@@ -58,7 +59,7 @@ class Round(Struct, eq=False):
 def gather(record: Record, turn: Turn, arrivals: Sequence[Answering], inbox: list[Delivery], at: float) -> Round:
     """Deliver all arrivals to the turn, one fact at a time, and begin the body if it may begin."""
     round = Round(at)
-    begins = not turn.begun
+    round.begins = begins = not turn.begun
     if begins:
         turn.wait_until(at)
         if not _begin(record, turn, inbox, round):
@@ -91,6 +92,10 @@ def _unwanted(turn: Turn, n: int) -> bool:
 
 def _begin(record: Record, turn: Turn, inbox: list[Delivery], round: Round) -> bool:
     """Begin the body if it may; false if the invocation was cancelled before it could run."""
+    if (request := turn.cancelled_unbegun) is not None:
+        ended = timed_out(turn.start, round.at) if request.timed_out else Cancelled(round.at, message=request.message)
+        _end_unseen(record, ended, inbox, round)
+        return False
     may_begin = record.may_begin(turn, has_start=has_start(inbox))
     if (record.revision == 0 or not may_begin) and _cancelled_unseen(record, inbox, round):
         return False
@@ -108,13 +113,18 @@ def _cancelled_unseen(record: Record, inbox: list[Delivery], round: Round) -> bo
     """Settle an invocation that was cancelled before its body could run. Other messages are refused after that."""
     for delivery in inbox:
         if type(delivery.item) is Message and isinstance(delivery.item.request, Cancel):
-            round.inbox = [each for each in inbox if isinstance(each.item, Message) and each is not delivery]
-            round.taken = [each for each in inbox if each not in round.inbox]
-            ended = Cancelled(round.at, message=delivery.item.id)
-            record.history.note(ended)
-            round.entries.append(ended)
+            rest = [each for each in inbox if each is not delivery]
+            _end_unseen(record, Cancelled(round.at, message=delivery.item.id), rest, round)
+            round.taken.append(delivery)
             return True
     return False
+
+
+def _end_unseen(record: Record, outcome: Outcome, inbox: list[Delivery], round: Round) -> None:
+    for delivery in inbox:
+        (round.inbox if isinstance(delivery.item, Message) else round.taken).append(delivery)
+    record.history.note(outcome)
+    round.entries.append(outcome)
 
 
 def take_message(record: Record, message: Message, turn: Turn | None, round: Round) -> None:
@@ -140,7 +150,7 @@ def take_message(record: Record, message: Message, turn: Turn | None, round: Rou
         turn.deliver(entry)
         return
     round.resumed = True
-    goes_on = turn.begun  # if it begins now, `gather` sees to its time
+    goes_on = turn.begun and not round.begins  # if it begins now, `gather` sees to its time
     if goes_on:
         turn.wait_until(round.at)
     turn.deliver(entry)

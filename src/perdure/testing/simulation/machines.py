@@ -192,6 +192,7 @@ class WorkerMachine(Machine):
     """Runs workers."""
 
     worker: CountedWorker | None = None
+    _entered: Process | None = None  # the last one whose worker serves
 
     async def main(self, process: Process) -> None:
         face, plan = self.face, self.scene.plan
@@ -216,10 +217,14 @@ class WorkerMachine(Machine):
             self.worker.let_callbacks_raise(plan.noise.callbacks, self.scene.trace)
         process.at_drop.append(self.worker.halt)
         await self.worker.__aenter__()
+        self._entered = process
 
     def stop(self, grace: float) -> None:
         process, worker = self.process, self.worker
         if process is None or worker is None or process.is_ended:
+            return
+        if self._entered is not process:
+            self.crash()
             return
         process.receive(lambda: process.create_task(self._stop(process, worker, grace)))
 

@@ -10,8 +10,8 @@ import msgspec
 from msgspec import Struct
 from msgspec.structs import replace
 
-from perdure.testing.programs import Author, Program
-from perdure.testing.programs.program import started_by
+from perdure.testing.programs import Author, Program, all_of
+from perdure.testing.programs.program import Again, started_by, walk
 
 MOST_PROGRAMS = 6
 MOST_WORKERS = 3
@@ -170,7 +170,14 @@ def plan_of(seed: int) -> Plan:
     )
     acts = [*plan.acts, *_watches(chance, plan), *_on_children(chance, plan), *_cancels_again(chance, plan)]
     faults = [*plan.faults, *_unreadable(chance, plan)]
-    return replace(plan, noise=noise, acts=acts, faults=faults, older=chance.random() < OLDER)
+    older = chance.random() < OLDER
+    # A child of a chosen id that was purged runs again when it is awaited again: nothing else is promised.
+    retention = None if any(map(_awaits_again, plan.programs)) else plan.retention
+    return replace(plan, noise=noise, acts=acts, faults=faults, older=older, retention=retention)
+
+
+def _awaits_again(root: Program) -> bool:
+    return any(isinstance(each, Again) for program in all_of(root) for each in walk(program.operations))
 
 
 def _unreadable(chance: Random, plan: Plan) -> Iterator[Fault]:

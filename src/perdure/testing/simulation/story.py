@@ -185,12 +185,13 @@ class Story:
 
     async def _until_it_has_a_child(self, tag: str) -> None:
         """Wait until a child of a program runs, or it has ended."""
-        observer = self._scene.observer
+        observer, wait = self._scene.observer, LOOK_SECONDS / 20
         while tag not in observer.purged:
             life = observer.lives.get(tag)
             if life is not None and (life.outcome is not None or observer.running_children(life)):
                 return
-            await asyncio.sleep(LOOK_SECONDS / 10)
+            await asyncio.sleep(wait)
+            wait = min(wait * 1.2, LOOK_SECONDS_LONGEST)
 
     async def _purge_children(self, client: Client) -> None:
         """Purge what has ended and has an id that nobody can use again."""
