@@ -8,13 +8,14 @@ from asyncio.subprocess import PIPE, Process
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from examples.services.nats_server import Cluster, Server
 from perdure import Check, Client, Delete, Put, RevisionConflict, connect
 from perdure.connect import client_from
-from perdure.errors import StoreUnavailable
+from perdure.errors import StoreError, StoreUnavailable
 from perdure.stores.documents import Document, Fence, Scan
 from perdure.stores.documents import Put as Write
 from perdure.stores.jetstream import JetStreamStore
@@ -125,6 +126,65 @@ async def test_deletions_and_replaced_pieces_leave_nothing_behind(nats: Server, 
         await _until(lambda: wire.count(layout.stream("K", partition), subjects), 0)
 
 
+async def test_pieces_of_a_write_that_is_refused_or_given_up_are_removed(
+    nats: Server, namespace: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with store_on(nats.url, namespace) as store:
+        documents, wire, layout = store.documents, store.wire, store.layout
+        partition = layout.partition_of_part("notes", "a")
+        subject = layout.document_blob(partition, "*", "*")
+
+        async def pieces() -> int:
+            return await wire.count(layout.stream("B", partition), subject)
+
+        large = bytes(3_000_000)
+        await documents.write("notes", [Write(("a", "1"), b"x")])
+        for _ in range(2):
+            with pytest.raises(RevisionConflict):
+                await documents.write("notes", [Write(("a", "2"), large), Write(("a", "1"), b"y", if_revision=0)])
+        await _until(pieces, 0)
+
+        put: Callable[..., Awaitable[int]] = getattr(documents, "_put")  # noqa: B009
+        other = iter([layout.document("notes", ("a", "2"))])
+
+        async def put_after_another(*arguments: object) -> int:
+            for subject in other:
+                await wire.store(subject, b"\x93\xc4\x01z\xa0\xc2")
+            return await put(*arguments)
+
+        monkeypatch.setattr(documents, "_put", put_after_another)
+        await documents.write("notes", [Write(("a", "2"), large)])
+        await _until(pieces, 6)
+
+        begun = asyncio.Event()
+
+        async def put_that_takes_long(*arguments: object) -> int:
+            begun.set()
+            await asyncio.sleep(0.05)
+            return await put(*arguments)
+
+        monkeypatch.setattr(documents, "_put", put_that_takes_long)
+        writing = asyncio.ensure_future(documents.write("notes", [Write(("a", "2"), b"small")]))
+        await begun.wait()
+        writing.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await writing
+        await _until(pieces, 0)
+
+        monkeypatch.undo()
+        store_message = wire.store
+
+        async def store_in_vain(subject: str, payload: bytes, **options: Any) -> int:
+            await store_message(subject, payload, **options)
+            raise StoreError("no room")
+
+        monkeypatch.setattr(wire, "store", store_in_vain)
+        with pytest.raises(StoreError, match="no room"):
+            await documents.write("notes", [Write(("a", "3"), large)])
+        monkeypatch.undo()
+        await _until(pieces, 0)
+
+
 async def _until(count: Callable[[], Awaitable[int]], wanted: int) -> None:
     async with asyncio.timeout(60):
         while await count() != wanted:
@@ -174,6 +234,46 @@ async def test_write_whose_answer_is_lost_is_made_once(
                 found = await documents.read("counts", [("a", str(n)) for n in range(writes)])
                 assert [each and each.revision for each in found] == revisions
             assert [each and each.value for each in found] == [b"5"] * writes
+    finally:
+        way.flow()
+        await way.cut()
+
+
+@pytest.mark.parametrize("writes", [1, 3])
+async def test_write_that_is_repeated_does_not_undo_what_was_written_in_between(
+    nats: Server, namespace: str, monkeypatch: pytest.MonkeyPatch, writes: int
+) -> None:
+    way = Proxy(nats.port)
+    await way.mend()
+    try:
+        async with store_on(way.url, namespace) as store, store_on(nats.url, namespace) as other:
+            documents, keys = store.documents, [("a", str(n)) for n in range(writes)]
+            put: Callable[..., Awaitable[int]] = getattr(documents, "_put")  # noqa: B009
+
+            def put_without_an_answer(*arguments: object) -> Awaitable[int]:
+                way.stall_answers()
+                return put(*arguments)
+
+            monkeypatch.setattr(documents, "_put", put_without_an_answer)
+            writing = asyncio.create_task(documents.write("notes", [Write(key, b"first") for key in keys]))
+            found: list[Document | None] = [None]
+            async with asyncio.timeout(60):
+                while found[0] is None:
+                    await asyncio.sleep(0.01)
+                    found = await other.documents.read("notes", keys)
+            assert not writing.done()
+            monkeypatch.undo()
+            second = [Write(each.key, b"second", if_revision=each.revision) for each in found if each is not None]
+            await other.documents.write("notes", second)
+            await way.cut()
+            way.flow()
+            await way.mend()
+            async with asyncio.timeout(60):
+                (error,) = await asyncio.gather(writing, return_exceptions=True)
+            found = await other.documents.read("notes", keys)
+            assert [each and each.value for each in found] == [b"second"] * writes
+            assert isinstance(error, StoreUnavailable)
+            assert "whether this write was made is unknown" in str(error)
     finally:
         way.flow()
         await way.cut()

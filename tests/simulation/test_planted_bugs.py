@@ -10,7 +10,8 @@ from perdure.testing.simulation import plan_of, run
 from tests.simulation.planted import BUGS, SEEDS_LIMIT, Bug, hunt
 from tests.simulation.planted.__main__ import main
 
-FIRST = int(os.environ.get("PERDURE_SEED") or int.from_bytes(os.urandom(4), "big"))
+FIRST = int(os.environ.get("PERDURE_SEED") or 7)
+"""Where every hunt begins: the same seeds each time, since some bugs take a hundred. `PERDURE_SEED` names others."""
 
 
 @pytest.mark.parametrize("bug", BUGS, ids=lambda bug: bug.plant.__name__)

@@ -21,6 +21,7 @@ from perdure.testing.converge.plan import Plan, plan
 from perdure.testing.converge.verdict import differences, shown
 from perdure.testing.programs import Interpreter, Program, encode
 from perdure.testing.programs.program import Work
+from tests.cli.command import hear_interrupts
 
 OPTIONS = Options("sqlite", programs=60, seed=5, kill_every=1.0, workers=2, stuck_after=120.0)
 SLOWEST_SECONDS = 64.0
@@ -155,11 +156,16 @@ def test_interrupted_run_ends_without_a_traceback() -> None:
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        preexec_fn=hear_interrupts,  # a shell that runs the tests in the background has them ignored
     )
-    assert running.stdout is not None
-    assert "10000 programs on sqlite" in running.stdout.readline()
-    running.send_signal(signal.SIGINT)
-    told, errors = running.communicate(timeout=60)
+    with running:
+        assert running.stdout is not None
+        assert "10000 programs on sqlite" in running.stdout.readline()
+        running.send_signal(signal.SIGINT)
+        try:
+            told, errors = running.communicate(timeout=60)
+        finally:
+            running.kill()
     assert (running.returncode, errors) == (130, "")
     (kept,) = re.findall(r"what was noted and logged is in (.+)", told)
     shutil.rmtree(kept)

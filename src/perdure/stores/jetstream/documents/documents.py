@@ -1,24 +1,25 @@
 """Implements the protocol of documents.
 
-The revision of a document is the sequence of its message. A single write is one put; several are one atomic batch, in
-which each message carries one guard. What needs a guard and has no message of its own (a check, a fence that is
-unchanged) is guarded by a message that has none, or by one that carries nothing else.
+The revision of a document is the sequence of its message. A single write is one put; several are one atomic batch.
+Every message is guarded by the sequence of the one that it replaces, whatever the caller asked for: the put is repeated
+when a connection breaks, and must not undo what others have written since the first time. What has no message of its
+own (a check, a fence that is unchanged) is guarded by one that carries nothing else.
 
 A deletion is a message without a value, which is removed once it is stored. Values too large for a message are written
-in pieces before it, and removed after the message that replaces it: that message is guarded, so that no pieces are lost
-sight of.
+in pieces before it, and removed when it was refused, or after the message that replaces it.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
+from weakref import WeakValueDictionary
 
 import msgspec
 from msgspec import Struct
 
-from perdure.errors import StoreDamaged, StoreUnavailable
+from perdure.errors import StoreDamaged, StoreError, StoreUnavailable
 from perdure.stores.documents import (
     SEPARATOR,
     Check,
@@ -73,7 +74,7 @@ class _Plan(Struct):
 
     messages: list[Guarded] = []
     guards: list[tuple[str, int]] = []
-    kept: list[str] = []  # blobs that were written for it
+    kept: dict[str, tuple[str, bytes]] = {}  # blobs to be written for it: of which document, and what they hold
     replaced: list[str] = []  # blobs that it makes superfluous
     deletes: list[int] = []  # positions of messages that delete
     puts: list[int] = []  # positions of messages that put, in the order of `revisions` that are None
@@ -103,6 +104,7 @@ class JetStreamDocuments:
         self._check = check
         self._refuse = refuse
         self._batches = Batches(wire)
+        self._turns: WeakValueDictionary[tuple[str, str], asyncio.Lock] = WeakValueDictionary()
 
     # --- writing ------------------------------------------------------------------------------------------------------
     async def write(self, collection: str, writes: Sequence[Write], /, fence: Fence | None = None) -> list[int]:
@@ -111,31 +113,60 @@ class JetStreamDocuments:
         return await self._writing.work(self._write(collection, writes, fence))
 
     async def _write(self, collection: str, writes: Sequence[Write], fence: Fence | None) -> list[int]:
-        partition = self._layout.partition_of_part(collection, writes[0].key[0])
-        blobs = DocumentBlobs(self._wire, self._layout, partition)
-        stream = self._layout.stream("K", partition)
-        while True:
-            plan = await self._plan(stream, blobs, collection, writes, fence)
+        part = (collection, writes[0].key[0])
+        if part not in self._turns:
             try:
-                first = await self._put(stream, partition, plan)
-            except PerhapsStored as error:
-                raise StoreUnavailable(
-                    f"documents of {collection!r} under {writes[0].key[0]!r}: the connection broke during a write, and "
-                    "somebody has written since: whether this write was made is unknown. Read them again"
-                ) from error
-            except WrongSequence:  # another write came first: decide again, with what it wrote
-                for blob in plan.kept:
-                    self._tasks.spawn(blobs.remove(blob))
-                continue
-            for position in plan.deletes:
-                self._tasks.spawn(self._wire.delete(stream, first + position))
-            for blob in plan.replaced:
-                self._tasks.spawn(blobs.remove(blob))
-            puts = iter(plan.puts)
-            return [first + next(puts) if revision is None else revision for revision in plan.revisions]
+                return await self._attempt(collection, writes, fence)
+            except WrongSequence:
+                pass  # another write came first: decide again, with what it wrote
+        # One write of this process at a time, where they are in each other's way.
+        async with self._turns.setdefault(part, asyncio.Lock()):
+            while True:
+                try:
+                    return await self._attempt(collection, writes, fence)
+                except WrongSequence:
+                    continue
+
+    async def _attempt(self, collection: str, writes: Sequence[Write], fence: Fence | None) -> list[int]:
+        part = writes[0].key[0]
+        partition = self._layout.partition_of_part(collection, part)
+        stream, blobs = self._layout.stream("K", partition), DocumentBlobs(self._wire, self._layout, partition)
+        plan = await self._plan(stream, collection, writes, fence, blobs)
+        # A caller that is cancelled does not wait for the outcome, and what must follow it follows.
+        first = await asyncio.shield(self._writing.work(self._settle(stream, partition, plan, blobs)))
+        if isinstance(first, PerhapsStored):
+            raise StoreUnavailable(
+                f"documents of {collection!r} under {part!r}: the connection broke during a write, and somebody has "
+                "written since: whether this write was made is unknown. Read them again"
+            ) from first
+        if isinstance(first, StoreError):
+            raise first
+        puts = iter(plan.puts)
+        return [first + next(puts) if revision is None else revision for revision in plan.revisions]
+
+    async def _settle(self, stream: str, partition: int, plan: _Plan, blobs: DocumentBlobs) -> int | StoreError:
+        """Put the messages and remove what is superfluous then; return the sequence of the first, or the error."""
+        named = False
+        try:
+            for blob, (what, value) in plan.kept.items():
+                await blobs.write(what, blob, value)
+            named = True
+            first = await self._put(stream, partition, plan)
+        except StoreError as error:
+            if not named or isinstance(error, WrongSequence):  # no message names them, or none does any more
+                self._remove(blobs, plan.kept)
+            return error
+        for position in plan.deletes:
+            self._tasks.spawn(self._wire.delete(stream, first + position))
+        self._remove(blobs, plan.replaced)
+        return first
+
+    def _remove(self, blobs: DocumentBlobs, names: Iterable[str]) -> None:
+        for blob in names:
+            self._tasks.spawn(blobs.remove(blob))
 
     async def _plan(
-        self, stream: str, blobs: DocumentBlobs, collection: str, writes: Sequence[Write], fence: Fence | None
+        self, stream: str, collection: str, writes: Sequence[Write], fence: Fence | None, blobs: DocumentBlobs
     ) -> _Plan:
         """Decide what to put, from what is there. Raises `RevisionConflict` or `Fenced`."""
         plan = _Plan()
@@ -152,11 +183,10 @@ class JetStreamDocuments:
                 case Put(key, value):
                     record = _Record(value)
                     if blobs.is_large(value):
-                        record = _Record(blob=await blobs.keep("/".join(key), value))
-                        plan.kept.append(record.blob)
-                    is_guarded = write.if_revision is not None or record.blob or at.record.blob
+                        record = _Record(blob=blobs.new_name(value))
+                        plan.kept[record.blob] = "/".join(key), value
                     plan.puts.append(len(plan.messages))
-                    plan.messages.append(Guarded(subject, _encode(record), at.sequence if is_guarded else None))
+                    plan.messages.append(Guarded(subject, _encode(record), at.sequence))
                     plan.revisions.append(None)
                     plan.replaced += [at.record.blob] if at.record.blob else []
                 case Delete() if at.revision:
@@ -179,11 +209,7 @@ class JetStreamDocuments:
 
     async def _put(self, stream: str, partition: int, plan: _Plan) -> int:
         """Put the messages under all guards; return the sequence of the first."""
-        messages, guards = [*plan.messages], [*plan.guards]
-        for position, each in enumerate(messages):
-            if each.expected is None and guards:
-                subject, sequence = guards.pop()
-                messages[position] = Guarded(each.subject, each.payload, sequence, subject)
+        messages, guards = [*plan.messages], plan.guards
         if not messages and len(guards) < 2:
             return 0  # there is nothing to write, and the read was the check
         for number, (subject, sequence) in enumerate(guards):
@@ -191,8 +217,6 @@ class JetStreamDocuments:
         if len(messages) > 1:
             return await self._batches.store(stream, messages)
         (message,) = messages
-        if message.guards:
-            return await self._wire.store(message.subject, message.payload, headers=message.lines)
         return await self._wire.store(message.subject, message.payload, expected=message.expected)
 
     # --- reading ------------------------------------------------------------------------------------------------------

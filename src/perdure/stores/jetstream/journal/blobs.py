@@ -45,17 +45,30 @@ class Blobs:
 
     async def keep(self, id: str, data: bytes) -> str:
         """Write data in pieces, whatever its size; return the name to fetch it by."""
-        name = secrets.token_hex(8)
-        size = min(PIECE_BYTES, self._wire.payload_limit)
+        blob = self.new_name(data)
+        await self.write(id, blob, data)
+        return blob
+
+    def new_name(self, data: bytes) -> str:
+        """Return a unique name for data, which tells how many pieces it has."""
+        return f"{secrets.token_hex(8)}:{-(-len(data) // self._piece_bytes)}"
+
+    @property
+    def _piece_bytes(self) -> int:
+        return min(PIECE_BYTES, self._wire.payload_limit)
+
+    async def write(self, id: str, blob: str, data: bytes) -> None:
+        """Write data in pieces under the name that `new_name` gave it."""
+        name, size = blob.partition(":")[0], self._piece_bytes
         pieces = [data[at : at + size] for at in range(0, len(data), size)]
         for n in range(0, len(pieces), PIECES_AT_A_TIME):
-            await asyncio.gather(
-                *(
-                    self._wire.store(self._subject(id, name, m), piece)
-                    for m, piece in enumerate(pieces[n : n + PIECES_AT_A_TIME], start=n)
-                )
+            some = (
+                self._wire.store(self._subject(id, name, m), piece)
+                for m, piece in enumerate(pieces[n : n + PIECES_AT_A_TIME], start=n)
             )
-        return f"{name}:{len(pieces)}"
+            for outcome in await asyncio.gather(*some, return_exceptions=True):  # none is in flight after a failure
+                if isinstance(outcome, BaseException):
+                    raise outcome
 
     async def load(self, id: str, facts: Facts, data: bytes) -> bytes:
         """Return the payload of a message."""
