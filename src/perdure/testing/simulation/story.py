@@ -221,9 +221,22 @@ class Story:
                     await asyncio.sleep(AGAIN_SECONDS)
                     continue
             except WaitTimeout:
-                if self._waits(awakeable):  # it was accepted, and may be refused for all that
+                if await self._is_to_be_answered_again(client, awakeable):
                     continue
             self._answered.add(awakeable)
+
+    async def _is_to_be_answered_again(self, client: Client, awakeable: str) -> bool:
+        """Wait until an answer that was accepted is applied or refused; report whether it was refused."""
+        id, _, n, _ = awakeable.rsplit("~", 3)
+        answer = f"{'reject' if self._asks[awakeable][1] else 'resolve'} #{n}"
+        while True:
+            try:
+                described = await self._insist(client.handle(id).describe)
+            except UnknownInvocation:
+                return False
+            if answer not in described.mail:
+                return self._waits(awakeable)
+            await asyncio.sleep(UNREADABLE_SECONDS)
 
     def _waits(self, awakeable: str) -> bool:
         """Report whether an awakeable has no answer in the journal yet, and may get one."""
