@@ -128,14 +128,15 @@ class Worker:
         if self._running:
             raise InvalidOption("this worker is running already: make another with client.worker(...)")
         self._running = True
-        parts = AsyncExitStack()  # undone in reverse by `stop`, or when entering fails half way
+        self._parts = parts = AsyncExitStack()  # undone in reverse by `stop`, or when entering fails half way
         try:
             await self._enter(parts)
+            if not self._running:
+                raise InvalidOption("this worker was stopped while it began to serve")
         except BaseException:
             self._running = False
             await parts.aclose()
             raise
-        self._parts = parts
         return self
 
     def serves(self, workflow: Workflow[..., Any]) -> Workflow[..., Any] | None:
