@@ -127,6 +127,14 @@ async def test_long_ranges_are_read_and_deleted_in_pieces(client: Client) -> Non
     assert await keys_of(numbers) == []
 
 
+async def test_prefix_that_is_no_text_is_refused(notes: Documents[Note]) -> None:
+    for prefix in ("\ud800", "ada/\ud800"):
+        with pytest.raises(InvalidOption, match="cannot be encoded as UTF-8"):
+            await keys_of(notes, prefix)
+        with pytest.raises(InvalidOption, match="cannot be encoded as UTF-8"):
+            await notes.delete_range(prefix)
+
+
 @pytest.mark.parametrize(
     ("key", "why"),
     [

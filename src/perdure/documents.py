@@ -175,6 +175,10 @@ def _parts(key: object) -> tuple[str, ...]:
 def _prefix(prefix: object) -> str:
     """Return a prefix of joined keys."""
     if isinstance(prefix, str):
+        try:
+            prefix.encode()
+        except UnicodeEncodeError as error:
+            raise InvalidOption(f"prefix {prefix!r}: it cannot be encoded as UTF-8: {error.reason}") from None
         return kept.SEPARATOR.join(prefix.split("/"))
     if isinstance(prefix, tuple):
         return kept.SEPARATOR.join([*_parts(cast("object", prefix)), ""])

@@ -113,6 +113,27 @@ class Other:
     b: str
 
 
+class Ask(pydantic.BaseModel):
+    """With `Offer`, a union that holds itself, and whose members cannot be told apart by their first fields."""
+
+    n: int
+    next: Ask | Offer | None = None
+
+
+class Offer(pydantic.BaseModel):
+    n: int
+    price: int = 0
+    next: Ask | Offer | None = None
+
+
+class Early(pydantic.BaseModel):
+    late: Late
+
+
+class Late(pydantic.BaseModel):
+    n: int
+
+
 class User(pydantic.BaseModel):
     name: str
     age: int = 0
@@ -250,8 +271,16 @@ WRONG: list[tuple[Any, Any, list[tuple[str, str]]]] = [
     (None, 0, [("", "expected null, got the number 0")]),
     (str, None, [("", "expected a string, got null")]),
     (str, "\ud800", [("", "the string has half of a surrogate pair, which is no character")]),
+    (Color, "\ud800", [("", 'expected one of "red", "green", got "\\ud800"')]),
+    (UUID, "\ud800", [("", 'expected a UUID, got "\\ud800"')]),
+    (dict[str, int], {"\ud800": 1}, [(r"/\ud800", "the string has half of a surrogate pair, which is no character")]),
     (bytes, "a", [("", "expected bytes as base64, got a string that is no base64")]),
     (datetime, "yesterday", [("", "expected a time such as '2026-11-30T12:00:00Z', got \"yesterday\"")]),
+    (
+        datetime,
+        "0001-01-01T00:00:00+14:00",
+        [("", "expected a time such as '2026-11-30T12:00:00Z', got \"0001-01-01T00:00:00+14:00\"")],
+    ),
     (date, "2026-13-01", [("", "expected a date such as '2026-11-30', got \"2026-13-01\"")]),
     (Decimal, 1.5, [("", "expected a decimal number as a string, such as '1.50', got the number 1.5")]),
     (UUID, "x", [("", 'expected a UUID, got "x"')]),
@@ -285,6 +314,7 @@ WRONG: list[tuple[Any, Any, list[tuple[str, str]]]] = [
         {"$perdure": {"bytes": "eA=="}},
         [("", '{"$perdure": {"bytes": …}} does not say a value, and an integer is expected')],
     ),
+    (Any, {"$perdure": {"\ud800": 1}}, [("", r'{"$perdure": {"\ud800": …}} does not say a value')]),
     (Any, {"$perdure": 1}, [("", '{"$perdure": {"?": …}} does not say a value')]),
     (Any, {"a": [{"$perdure": {"int": "1e5"}}]}, [("/a/0", '{"$perdure": {"int": …}} does not say a value')]),
     (Cat, {"type": "dog", "name": "x"}, [("/type", 'expected "cat", got "dog"')]),
@@ -327,6 +357,22 @@ def test_depth_is_bounded_before_anything_is_read() -> None:
     assert from_json(schema_of(Any), deep)
     with pytest.raises(ValueRefused, match="nested more than 64 levels deep"):
         from_json(schema_of(Any), [deep])
+
+
+def test_union_that_holds_itself_is_read_in_time_that_does_not_double_with_each_level() -> None:
+    deep: Any = {"n": "x"}
+    for _ in range(DEPTH_LIMIT - 1):
+        deep = {"n": 1, "next": deep}
+    with pytest.raises(ValueRefused, match="expected a Ask or a Offer"):
+        from_json(schema_of(Ask | Offer), deep)
+
+
+def test_model_whose_annotations_name_later_classes_has_one_schema_before_and_after_it_is_used() -> None:
+    before = schema_of(Early)
+    Early(late=Late(n=1))
+    assert before == schema_of(Early)
+    with pytest.raises(ValueRefused, match="/late/n: expected an integer"):
+        from_json(before, {"late": {"n": "x"}})
 
 
 def test_input_of_a_handler_is_an_object_of_its_parameters() -> None:

@@ -13,6 +13,7 @@ all, there is an object with one field:
 from __future__ import annotations
 
 import base64
+import json
 import math
 import operator
 import re
@@ -182,12 +183,17 @@ _BOUNDS: dict[str, tuple[str, Callable[[float, float], bool]]] = {
 }
 
 
+_Known = dict[tuple[int, int, str], tuple[Any, list[tuple[str, str]]]]
+"""What was read, and what was wrong, for each union, value and place."""
+
+
 class _Reader:
     """Converts and checks at once. What is wrong is collected, with JSON pointers (RFC 6901)."""
 
-    def __init__(self, schema: Schema) -> None:
+    def __init__(self, schema: Schema, known: _Known | None = None) -> None:
         self.errors: list[tuple[str, str]] = []
         self._schema = schema
+        self._known: _Known = {} if known is None else known
         self._readers: dict[str, Callable[[Node, Any, str], Any]] = {
             "null": lambda node, value, at: None if value is None else self._expected(node, value, at),
             "bool": lambda node, value, at: value if isinstance(value, bool) else self._expected(node, value, at),
@@ -258,7 +264,8 @@ class _Reader:
         type, name = _TEXTS[node.kind]
         try:
             found = msgspec.convert(value, type)
-        except msgspec.ValidationError:
+            encode_any(found)  # not every time with a zone is in the calendar of UTC
+        except (ValueError, OverflowError):  # of msgspec, or of half of a surrogate pair
             return self.refuse(at, f"expected {name}, got {_shown(value)}")
         if isinstance(found, datetime) and node.is_aware is not None and (found.tzinfo is not None) != node.is_aware:
             return self.refuse(at, f"expected a time {'with' if node.is_aware else 'without'} a time zone")
@@ -347,6 +354,20 @@ class _Reader:
 
     # --- what may be several things -----------------------------------------------------------------------------------
     def _union(self, node: Node, value: Any, at: str) -> Any:
+        if not isinstance(value, list | dict):
+            return self._one_of_members(node, value, at)
+        # Once for each place: members that hold the union again would take time exponential in the depth.
+        place = id(node), id(cast("object", value)), at
+        if place not in self._known:
+            attempt = _Reader(self._schema, self._known)
+            found = attempt._one_of_members(node, value, at)
+            self._known[place] = found, attempt.errors
+        found, errors = self._known[place]
+        for where, why in errors:
+            self.refuse(where, why)
+        return found
+
+    def _one_of_members(self, node: Node, value: Any, at: str) -> Any:
         members = [self._schema.node(each) for each in node.items]
         if isinstance(value, dict) and _mark_of(value) is None:
             tagged = [each for each in members if each.tag is not None and each.kind == "object"]
@@ -361,7 +382,7 @@ class _Reader:
                 return self.refuse(f"{at}/{_escaped(tag)}", f"expected one of {names}")
         reasons: list[list[tuple[str, str]]] = []
         for each in members:
-            attempt = _Reader(self._schema)
+            attempt = _Reader(self._schema, self._known)
             found = attempt.value(each, value, at)
             if not attempt.errors:
                 return found
@@ -408,7 +429,7 @@ class _Reader:
             case _:
                 pass
         wanted = "" if node.kind == "any" else f", and {_named(node)} is expected"
-        return self.refuse(at, f'{{"{MARK}": {{"{kind}": …}}}} does not say a value{wanted}')
+        return self.refuse(at, f'{{"{MARK}": {{"{_text_of(kind)}": …}}}} does not say a value{wanted}')
 
 
 def _mark_of(value: Any) -> tuple[str, Any] | None:
@@ -422,11 +443,19 @@ def _mark_of(value: Any) -> tuple[str, Any] | None:
 
 
 def _escaped(name: str) -> str:
-    return name.replace("~", "~0").replace("/", "~1")
+    return _text_of(name).replace("~", "~0").replace("/", "~1")
+
+
+def _text_of(text: str) -> str:
+    """Return text that can be encoded: halves of surrogate pairs are shown."""
+    return text.encode(errors="backslashreplace").decode()
 
 
 def _shown(value: Any) -> str:
-    text = msgspec.json.encode(value).decode()
+    try:
+        text = msgspec.json.encode(value).decode()
+    except UnicodeEncodeError:  # half of a surrogate pair, which is shown escaped
+        text = json.dumps(value)
     return text if len(text) <= 60 else f"{text[:60]}…"
 
 

@@ -229,6 +229,7 @@ class _Builder:
     def _pydantic(self, cls: Any) -> Node:
         if writes_itself(cls):
             return ANY
+        cls.model_rebuild(raise_errors=False)  # pydantic finds what an annotation names when the model is first used
         if cls.__pydantic_root_model__:
             return self._of_pydantic(cls.model_fields["root"].annotation)
         defaults = {field.name: field.default for field in fields_of(cls) or ()}

@@ -16,6 +16,7 @@ from perdure.core.journal import (
     Entry,
     Frame,
     Message,
+    OpenAwakeable,
     Returned,
     SendStart,
     SetTimer,
@@ -39,7 +40,7 @@ class Numbers(StoreCase):
         frames = [each for _, each in everywhere(Frame, math.nan)]
         assert {type(entry) for frame in frames for entry in frame.entries} == {*get_args(Entry)}
         tried = {type(command) for frame in frames for command in frame.commands}
-        assert tried == {SetTimer, CallChild, SendStart}
+        assert tried == {SetTimer, CallChild, SendStart, OpenAwakeable}
         assert {path for path, _ in everywhere(Start, math.nan)} == {"Start.at", "Start.due", "Start.timeout"}
         paths = {path for path, _ in everywhere(Message, math.nan)}
         assert {"Message.at", "Message.request.outcome.at", "Message.request.start.due"} <= paths
