@@ -12,7 +12,7 @@ from perdure.core.types import decoder, validator
 from perdure.core.values import encode
 from perdure.errors import InvalidOption, Undecodable, Unencodable
 from perdure.operations import documents as kept
-from perdure.operations.documents import SCAN_LIMIT
+from perdure.operations.documents import SCAN_BYTES, SCAN_LIMIT
 from perdure.operations.port import Operations
 
 T = TypeVar("T")
@@ -131,11 +131,11 @@ class Documents(Generic[T]):
         beyond = None if after is None else _parts(after)
         while limit is None or limit > 0:
             size = SCAN_LIMIT if limit is None else min(limit, SCAN_LIMIT)
-            which = kept.Scan(_prefix(prefix), beyond, bool(reverse), size)
+            which = kept.Scan(_prefix(prefix), beyond, bool(reverse), size, bytes=SCAN_BYTES)
             found = await self._operations.scan_documents(self._collection, which)
             for each in found:
                 yield self._document(each)
-            if len(found) < size:
+            if not which.is_full(found):
                 return
             beyond = found[-1].key
             limit = None if limit is None else limit - len(found)

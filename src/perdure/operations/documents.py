@@ -1,6 +1,7 @@
 """What the operations on documents take and give: the types of the stores, where a document means the same."""
 
 from perdure.stores.documents import (
+    SCAN_BYTES,
     SCAN_LIMIT,
     SEPARATOR,
     Check,
@@ -16,6 +17,7 @@ from perdure.stores.documents import (
 )
 
 __all__ = [
+    "SCAN_BYTES",
     "SCAN_LIMIT",
     "SEPARATOR",
     "Check",

@@ -10,7 +10,8 @@ read again and get the new revision.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Iterable, Sequence
 from typing import Protocol
 
 import msgspec
@@ -26,6 +27,8 @@ WRITES_LIMIT = 500
 """Documents that are written or checked together at most."""
 SCAN_LIMIT = 200
 """Documents that one scan returns at most, unless it says otherwise."""
+SCAN_BYTES = 8 * 1024 * 1024
+"""About how many bytes of values `range` reads at a time: documents may have 64 MiB each."""
 DELETE_BATCH = 200
 """Documents that the deletion of a range removes at a time."""
 SEPARATOR = "\0"
@@ -81,7 +84,8 @@ class Fence(Struct, frozen=True):
 class Scan(Struct, frozen=True):
     """Which documents of a collection to read: those whose joined key begins with `prefix`, beyond the key `after`.
 
-    In ascending order, or descending if `reverse`. Without `values`, the documents have empty ones.
+    In ascending order, or descending if `reverse`. Without `values`, the documents have empty ones. With `bytes`, no
+    more are read once their values have so many: there are fewer than `limit` then, at least one, and more may follow.
     """
 
     prefix: str = ""
@@ -89,6 +93,23 @@ class Scan(Struct, frozen=True):
     reverse: bool = False
     limit: int = SCAN_LIMIT
     values: bool = True
+    bytes: int | None = None
+
+    def take(self, documents: Iterable[Document]) -> list[Document]:
+        """Return the first of these documents, up to where they are enough."""
+        found: list[Document] = []
+        size = 0
+        for each in itertools.islice(documents, self.limit):
+            found.append(each)
+            size += len(each.value)
+            if self.bytes is not None and size >= self.bytes:
+                break
+        return found
+
+    def is_full(self, found: Sequence[Document]) -> bool:
+        """Report whether more documents may follow these."""
+        size = sum(len(each.value) for each in found)
+        return len(found) >= self.limit or (self.bytes is not None and size >= self.bytes)
 
     def has(self, joined_key: str) -> bool:
         """Report whether a joined key is among them, whatever the limit."""

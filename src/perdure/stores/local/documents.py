@@ -67,8 +67,7 @@ class MemoryDocuments:
         self._check()
         found = [each for each in self._of(collection).values() if which.has(joined(each.key))]
         found.sort(key=lambda each: each.key, reverse=which.reverse)
-        found = found[: which.limit]
-        return found if which.values else [Document(each.key, b"", each.revision) for each in found]
+        return which.take(each if which.values else Document(each.key, b"", each.revision) for each in found)
 
     def _of(self, collection: str) -> dict[DocumentKey, Document]:
         return self._collections.get(collection, {})

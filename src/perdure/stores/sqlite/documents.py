@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import sqlite3
 import zlib
 from collections.abc import Awaitable, Callable, Sequence
@@ -65,10 +66,12 @@ class SqliteDocuments:
         query, values = _query_of(collection, which)
 
         def read(db: sqlite3.Connection) -> list[Document]:
-            rows = db.execute(query, values).fetchall() if _has_table(db) else []
-            if not which.values:
-                return [Document(_key_of(key), b"", revision) for key, revision in rows]
-            return [_document_of(collection, key, *row) for key, *row in rows]
+            if not _has_table(db):
+                return []
+            with contextlib.closing(db.execute(query, values)) as rows:
+                if not which.values:
+                    return [Document(_key_of(key), b"", revision) for key, revision in rows]
+                return which.take(_document_of(collection, key, *row) for key, *row in rows)
 
         return await self._checked(read)
 

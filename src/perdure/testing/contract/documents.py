@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Sequence
 
 from perdure.errors import Fenced, RevisionConflict, StoreClosed
-from perdure.stores.documents import Check, Delete, Document, DocumentStore, Fence, Put, Scan, Write
+from perdure.stores.documents import Check, Delete, Document, DocumentKey, DocumentStore, Fence, Put, Scan, Write
 from perdure.testing.contract.shared import MIB, StoreCase, raised_by
 
 NOTES = "notes"
@@ -203,6 +203,30 @@ class Documents(StoreCase):
             store = await self.reopened()
             found = await store.documents.scan(NOTES, Scan())
             assert sorted(len(each.value) for each in found) == [0, 1, 3, 3, MIB - 1, MIB, 5 * MIB + 1]
+
+    async def test_scan_of_limited_size_ends_early_and_goes_on_where_it_ended(self) -> None:
+        async with self.opened() as store:
+            documents = store.documents
+            keys = [("a", f"{n:02}") for n in range(24)]
+            for key in keys:
+                await documents.write(NOTES, [Put(key, key[1].encode() * (MIB // 8))])
+            for reverse in (False, True):
+                read: list[DocumentKey] = []
+                pages = 0
+                while True:
+                    which = Scan("a\0", read[-1] if read else None, reverse, bytes=MIB)
+                    found = await documents.scan(NOTES, which)
+                    assert sum(len(each.value) for each in found) <= 2 * MIB
+                    read += [each.key for each in found]
+                    pages += 1
+                    if not which.is_full(found):
+                        break
+                assert read == (keys[::-1] if reverse else keys)
+                assert pages > 3
+            (found,) = await documents.scan(NOTES, Scan("a\0", bytes=1, limit=1))
+            assert found.key == keys[0]
+            assert len(await documents.scan(NOTES, Scan("a\0", bytes=1))) < len(keys)
+            assert len(await documents.scan(NOTES, Scan("a\0", values=False, bytes=1))) == len(keys)
 
     async def test_documents_of_a_closed_store_are_refused(self) -> None:
         async with self.opened() as store:

@@ -46,6 +46,8 @@ from perdure.stores.jetstream.writing import Writing
 
 READ_AT_A_TIME = 32
 """Documents that one request reads: of up to 1 MiB each, and the server drops a client that reads too slowly."""
+FIRST_READ = 4
+"""Documents that a scan of limited size reads before it knows how large they are."""
 NAMES_OF_A_PAGE = 100_000
 """Subjects that the server lists in one answer."""
 
@@ -222,15 +224,20 @@ class JetStreamDocuments:
     # --- reading ------------------------------------------------------------------------------------------------------
     async def read(self, collection: str, keys: Sequence[DocumentKey], /) -> list[Document | None]:
         self._check()
+        return await self._read_each(collection, keys)
+
+    async def _read_each(
+        self, collection: str, keys: Sequence[DocumentKey], *, values: bool = True
+    ) -> list[Document | None]:
         documents: dict[DocumentKey, Document] = {}
         by_partition: dict[int, list[DocumentKey]] = {}
         for key in keys:
             by_partition.setdefault(self._layout.partition_of_part(collection, key[0]), []).append(key)
         for partition, some in by_partition.items():
-            documents.update({each.key: each for each in await self._read(partition, collection, some)})
+            documents.update({each.key: each for each in await self._read(partition, collection, some, values)})
         return [documents.get(key) for key in keys]
 
-    async def _read(self, partition: int, collection: str, keys: Sequence[DocumentKey]) -> list[Document]:
+    async def _read(self, partition: int, collection: str, keys: Sequence[DocumentKey], values: bool) -> list[Document]:
         stream, blobs = self._layout.stream("K", partition), DocumentBlobs(self._wire, self._layout, partition)
         subjects = [self._layout.document(collection, key) for key in keys]
         found = await self._find(stream, subjects)
@@ -239,7 +246,7 @@ class JetStreamDocuments:
             at = found[subject]
             while at.revision:
                 try:
-                    value = await self._value(blobs, key, at)
+                    value = await self._value(blobs, key, at) if values else b""
                 except StoreDamaged:  # its pieces are removed once another write has replaced it
                     now = (await self._find(stream, [subject]))[subject]
                     if now.sequence == at.sequence:
@@ -262,10 +269,22 @@ class JetStreamDocuments:
         keys = [key for each in partitions for key in await self._keys(each, collection, within)]
         keys = sorted((key for key in keys if which.has(joined(key))), reverse=which.reverse)
         documents: list[Document] = []
-        while keys and len(documents) < which.limit:  # some may have been deleted meanwhile
-            some, keys = keys[: which.limit - len(documents)], keys[which.limit - len(documents) :]
-            documents += [each for each in await self.read(collection, some) if each is not None]
-        return documents if which.values else [Document(each.key, b"", each.revision) for each in documents]
+        while keys and not which.is_full(documents):  # some may have been deleted meanwhile
+            count = self._next_read(which, documents)
+            some, keys = keys[:count], keys[count:]
+            found = await self._read_each(collection, some, values=which.values)
+            documents += [each for each in found if each is not None]
+        return documents
+
+    def _next_read(self, which: Scan, documents: Sequence[Document]) -> int:
+        """Return how many documents a scan reads next: as many as are wanted, by the size of those before."""
+        left = which.limit - len(documents)
+        if which.bytes is None or not which.values:
+            return left
+        if not documents:
+            return min(left, FIRST_READ)
+        size = sum(len(each.value) for each in documents)
+        return min(left, 1 + (which.bytes - size) * len(documents) // max(size, 1))
 
     async def _keys(self, partition: int, collection: str, within: Sequence[str]) -> list[DocumentKey]:
         """Return the keys of documents in a partition that begin with these parts and have more, in no order."""
