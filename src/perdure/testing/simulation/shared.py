@@ -156,6 +156,11 @@ class SharedDispatcher(Dispatcher):
                 self.offer(again)
         self.pump()
 
+    @property
+    def has_declined(self) -> bool:
+        """Report whether something that was declined is to be offered again."""
+        return bool(self._declined)
+
     def expire(self, member: Member) -> None:
         """Give what a silent member holds to others. It stays a member, and gets nothing until `revive`."""
         member.open = False
@@ -328,6 +333,11 @@ class SharedStore(MemoryStore):
     def was_told(self, message_id: str) -> bool:
         """Report whether a message with this id was ever accepted."""
         return message_id in self._messages or message_id in self._answers
+
+    @property
+    def has_declined(self) -> bool:
+        """Report whether something that no process could take is to come again."""
+        return self.dispatcher.has_declined
 
     def is_due(self, start: Start) -> bool:
         """Report whether a start may be delivered by now."""

@@ -332,12 +332,14 @@ class Story:
                         await self._resume(client, id)
                 if self._scene.world.now > END_SECONDS:
                     self._scene.observer.breach(13, f"these have not ended: {left}, {broken}")
-            elif self._is_told():
+            elif self._is_told() and not self._scene.server.store.has_declined:
                 await asyncio.sleep(CALM_SECONDS)
                 if not (await self._mend(client) or await self._insist(lambda: self._left(client))):
                     self._scene.world.is_over = True
             elif self._scene.world.now > END_SECONDS:
-                self._scene.observer.breach(13, "all have ended, and not all clients are told")
+                self._scene.observer.breach(
+                    13, "all have ended, and not all clients are told, or something never comes again"
+                )
 
     async def _mend(self, client: Client) -> list[str]:
         """Mend what waits for it, and retry it; return what there was."""
