@@ -1,8 +1,9 @@
 """Atomic batches: several guarded puts to one stream, all stored or none.
 
 The server gathers the messages of a batch by its id, and stores them when the last one commits it. What it lost of a
-batch, it does not store. If no answer comes, as on a slow line or one that breaks, and the batch is not there, it is sent
-again under another id; then its guards tell that it, or another message, was stored the first time: `PerhapsStored`.
+batch, it does not store. If no answer comes, as on a slow line or one that breaks, and the batch is not there, it is
+sent again under another id; then its guards tell that it, or another message, was stored the first time:
+`PerhapsStored`.
 """
 
 from __future__ import annotations

@@ -156,7 +156,7 @@ class Wire(Reads):
             raise self._deaf
         connection = self.reconnects
         for number, message in enumerate(messages, 1):
-            while self._up and self.unsent > UNSENT_LIMIT_BYTES:
+            while self._up and self.unsent > UNSENT_LIMIT_BYTES:  # noqa: ASYNC110  nothing tells when it is sent
                 await asyncio.sleep(UNSENT_POLL_SECONDS)
             if not self._up or self.reconnects != connection:  # the server drops what it has of the batch
                 return None
