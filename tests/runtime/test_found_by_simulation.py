@@ -12,10 +12,11 @@ import pytest
 from perdure import Client, Context, connect, step, workflow
 from perdure.connect import client_from
 from perdure.core.effects import NO_EFFECTS
+from perdure.core.history import DEATHS_LIMIT
 from perdure.core.ids import awakeable_id
-from perdure.core.journal import Claimed, Frame, Message, Released, Returned, Start
+from perdure.core.journal import Accepted, Claimed, Frame, Message, Released, Returned, Start
 from perdure.core.values import encode
-from perdure.errors import StoreUnavailable
+from perdure.errors import InvocationCancelled, StoreUnavailable
 from perdure.runtime import exchange
 from perdure.runtime.worker import Worker
 from perdure.stores.clock import VirtualClock
@@ -354,6 +355,28 @@ async def test_paused_invocation_that_waited_for_a_slot_holds_none() -> None:
             assert await client.run(three_steps, 1) == 4, "the slot is free while the other is paused"
             await later.resume()
             assert await later.result() == 1
+
+
+async def test_invocation_that_is_paused_since_its_workers_died_keeps_a_message_in_hand() -> None:
+    """The cache was full, and dropped it with the message."""
+    store = MemoryStore()
+    async with client_of(store) as client:
+        handle = await client.start(waits.using(id="it"), 1)
+        start = await store.start("it")
+        assert start is not None
+        for n in range(DEATHS_LIMIT):
+            claim = Claimed(1.0, n + 1, "another", "3.13", "0")
+            frame = Frame("another", 1.0, [claim] if n else [Accepted(start), claim])
+            await committed(store, Transition("it", n, frame, NO_EFFECTS))
+        asked = asyncio.ensure_future(handle.cancel())
+        for _ in range(5):
+            await asyncio.sleep(0)
+        async with client.worker(waits, cache=0):
+            await soon(asked)
+            assert (await handle.describe()).status == "paused"
+            await soon(handle.resume())
+            with pytest.raises(InvocationCancelled):
+                await soon(handle.result())
 
 
 # --- what fails too late to matter ------------------------------------------------------------------------------------

@@ -34,6 +34,7 @@ from perdure.testing.programs import (
 )
 from perdure.testing.programs.program import (
     ALL_OPERATIONS,
+    Again,
     AnyOperation,
     Ask,
     Break,
@@ -232,6 +233,9 @@ EXAMPLES: list[AnyOperation] = [
     Call(FAILING),
     Call(Program("m", [Mend()])),
     Call(Program("r", [], "k0")),
+    Again(Program("g", [Work("v1")], chosen=True)),
+    Again(Program("h", [Break(caught=False)], chosen=True)),
+    Again(Program("i", [Mend()], chosen=True)),
     Send(CHILD),
     Group([CHILD, FAILING, Program("d", [Nap(0.01)])], concurrency=2),
     Group([CHILD, Program("d", [Nap(0.01)])], concurrency=2, quota=1),

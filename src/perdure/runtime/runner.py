@@ -142,7 +142,8 @@ class Runner(Live):
             self._must_claim = False
             if claim.paused_because is not None:
                 self._forget_turn()
-                self._rest()
+                if not self._inbox:  # else the cache may drop it with a message in hand
+                    self._rest()
             self.home.schedule(self)
 
         self._commit(claim.transition, claimed)

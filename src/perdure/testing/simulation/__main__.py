@@ -140,6 +140,8 @@ def _many(given: argparse.Namespace) -> int:
         total.rare.update(chunk.rare)
         total.events += chunk.events
         total.seconds += chunk.seconds
+        for seed, text in chunk.failed.items():
+            print(f"seed {seed}: {text}", file=sys.stderr, flush=True)  # a long run need not end first
     took = time.monotonic() - began
     for path, count in sorted(total.rare.items()):
         print(f"{count:10,} {path}")

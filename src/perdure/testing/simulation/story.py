@@ -221,8 +221,22 @@ class Story:
                     await asyncio.sleep(AGAIN_SECONDS)
                     continue
             except WaitTimeout:
-                pass
+                if await self._is_to_be_answered_again(client, awakeable):
+                    continue
             self._answered.add(awakeable)
+
+    async def _is_to_be_answered_again(self, client: Client, awakeable: str) -> bool:
+        """Wait until an answer that was accepted is applied or refused; report whether it was refused."""
+        id, _, n, _ = awakeable.rsplit("~", 3)
+        answer = f"{'reject' if self._asks[awakeable][1] else 'resolve'} #{n}"
+        while True:
+            try:
+                described = await self._insist(client.handle(id).describe)
+            except UnknownInvocation:
+                return False
+            if answer not in described.mail:
+                return self._waits(awakeable)
+            await asyncio.sleep(UNREADABLE_SECONDS)
 
     def _waits(self, awakeable: str) -> bool:
         """Report whether an awakeable has no answer in the journal yet, and may get one."""
@@ -334,12 +348,13 @@ class Story:
                 continue
             self._mended.add(program.tag)
             broken.append(life.id)
-            if (life.id, life.generation) in self._retrying:
-                continue
+            handle, generation = client.handle(life.id), (life.id, life.generation)
             try:
-                await self._insist(client.handle(life.id).retry)
-            except WaitTimeout:  # it was accepted, and is applied when it has its key
-                self._retrying.add((life.id, life.generation))
+                if generation in self._retrying and "retry" in (await self._insist(handle.describe)).mail:
+                    continue
+                await self._insist(handle.retry)
+            except WaitTimeout:  # it was accepted, and is applied or refused when it has its key
+                self._retrying.add(generation)
             except (MessageRefused, UnknownInvocation):
                 self._scene.trace.count("retry of the operator refused")
         return broken
