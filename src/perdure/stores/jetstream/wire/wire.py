@@ -35,7 +35,7 @@ from perdure.stores.jetstream.wire.reads import PATIENCE_SECONDS, Reads
 
 PUT_NAME = b"Perdure-Put: "
 
-UNSENT_LIMIT_BYTES = 1024 * 1024
+UNSENT_BYTES = 1024 * 1024
 """How much of a batch may wait to be sent before the rest of it waits: so the answer to its end comes in time."""
 UNSENT_POLL_SECONDS = 0.002
 """How often a batch that waits looks whether it may go on."""
@@ -156,7 +156,7 @@ class Wire(Reads):
             raise self._deaf
         connection = self.reconnects
         for number, message in enumerate(messages, 1):
-            while self._up and self.unsent > UNSENT_LIMIT_BYTES:  # noqa: ASYNC110  nothing tells when it is sent
+            while self._up and self.unsent > UNSENT_BYTES:  # noqa: ASYNC110  nothing tells when it is sent
                 await asyncio.sleep(UNSENT_POLL_SECONDS)
             if not self._up or self.reconnects != connection:  # the server drops what it has of the batch
                 return None
