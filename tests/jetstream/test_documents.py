@@ -19,6 +19,7 @@ from perdure.errors import StoreError, StoreUnavailable
 from perdure.stores.documents import Document, Fence, Scan
 from perdure.stores.documents import Put as Write
 from perdure.stores.jetstream import JetStreamStore
+from perdure.stores.jetstream.wire import link
 from tests.jetstream.proxy import Proxy
 
 TRANSFERS = 12
@@ -274,6 +275,37 @@ async def test_write_that_is_repeated_does_not_undo_what_was_written_in_between(
             assert [each and each.value for each in found] == [b"second"] * writes
             assert isinstance(error, StoreUnavailable)
             assert "whether this write was made is unknown" in str(error)
+    finally:
+        way.flow()
+        await way.cut()
+
+
+async def test_large_batch_on_a_slow_line_is_stored_and_waits_in_no_buffer(
+    nats: Server, namespace: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    way = Proxy(nats.port)
+    await way.mend()
+    try:
+        async with store_on(way.url, namespace) as store:
+            await store.documents.write("notes", [Write(("a", "x"), b""), Write(("a", "y"), b"")])
+            monkeypatch.setattr(link, "REQUEST_TIMEOUT_SECONDS", 0.5)  # the batch takes several times as long
+            monkeypatch.setattr(link, "SWEEP_SECONDS", 0.1)
+            way.seconds_a_chunk = 0.01
+            writes = [Write(("a", f"{n:02}"), bytes([n]) * 900_000) for n in range(20)]
+            async with asyncio.timeout(60):
+                writing = asyncio.ensure_future(store.documents.write("notes", writes))
+                most = 0
+                while not writing.done():
+                    await asyncio.wait([writing], timeout=0.01)
+                    most = max(most, store.wire.unsent)
+                revisions = await writing
+            assert most < 4_000_000
+            way.seconds_a_chunk = 0.0
+            found = await store.documents.read("notes", [each.key for each in writes])
+            assert [each and (each.value, each.revision) for each in found] == [
+                (each.value, revision) for each, revision in zip(writes, revisions, strict=True)
+            ]
+            assert revisions == [*range(revisions[0], revisions[0] + 20)]
     finally:
         way.flow()
         await way.cut()

@@ -1,8 +1,9 @@
 """Atomic batches: several guarded puts to one stream, all stored or none.
 
 The server gathers the messages of a batch by its id, and stores them when the last one commits it. What it lost of a
-batch, it does not store. If the connection breaks before the answer, the batch is sent again under another id; then its
-guards tell that it, or another message, was stored the first time: `PerhapsStored`.
+batch, it does not store. If no answer comes, as on a slow line or one that breaks, and the batch is not there, it is
+sent again under another id; then its guards tell that it, or another message, was stored the first time:
+`PerhapsStored`.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import asyncio
 from collections.abc import Sequence
 from typing import Any
 
-from perdure.errors import StoreError
+from perdure.errors import StoreError, StoreUnavailable
 from perdure.stores.jetstream.wire.checks import no_room
 from perdure.stores.jetstream.wire.link import RETRY_SECONDS
 from perdure.stores.jetstream.wire.protocol import (
@@ -55,6 +56,8 @@ class Batches:
                 if answer is None or status_of(answer[1]) == UNAVAILABLE:
                     self._wire.check_open()
                     await asyncio.sleep(RETRY_SECONDS)
+                    if answer is None and (stored := await self._was_stored(stream, name, messages)) is not None:
+                        return stored
                     continue
                 ack = decode_ack(answer[0])
                 if ack.error is None:
@@ -72,6 +75,14 @@ class Batches:
                     await asyncio.sleep(RETRY_SECONDS)
                 else:
                     raise StoreError(f"{text} ({code})")
+
+    async def _was_stored(self, stream: str, name: bytes, messages: Sequence[Guarded]) -> int | None:
+        """Return the sequence of the first message if the last one is there, before all is sent again."""
+        try:
+            found = await self._wire.last(stream, messages[-1].subject)
+        except StoreUnavailable:
+            return None
+        return found.sequence - len(messages) + 1 if found is not None and found.header(PUT_NAME) == name else None
 
     async def _look_for(self, stream: str, name: bytes, messages: Sequence[Guarded]) -> int:
         """Return the sequence of the first message if an attempt before the last was stored."""

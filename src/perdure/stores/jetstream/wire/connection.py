@@ -159,6 +159,12 @@ class Connection(NatsClient):
         if queue is not None and queue.empty():  # else a flush is to come, and sends this too
             queue.put_nowait(asyncio.get_running_loop().create_future())
 
+    @property
+    def unsent(self) -> int:
+        """How many bytes wait to be sent, here and in the transport."""
+        writer: asyncio.StreamWriter | None = getattr(self._transport, "_io_writer", None)
+        return self._pending_data_size + (0 if writer is None else writer.transport.get_write_buffer_size())
+
     def drop_unsent(self) -> None:
         """Drop the send buffer."""
         self._pending = []

@@ -168,6 +168,11 @@ class Link:
         return self._up
 
     @property
+    def unsent(self) -> int:
+        """How many bytes wait to be sent."""
+        return self._connection.unsent
+
+    @property
     def payload_limit(self) -> int:
         """The largest payload of a message, in bytes."""
         return self._connection.max_payload - PAYLOAD_ROOM_BYTES

@@ -35,6 +35,11 @@ from perdure.stores.jetstream.wire.reads import PATIENCE_SECONDS, Reads
 
 PUT_NAME = b"Perdure-Put: "
 
+UNSENT_BYTES = 1024 * 1024
+"""How much of a batch may wait to be sent before the rest of it waits: so the answer to its end comes in time."""
+UNSENT_POLL_SECONDS = 0.002
+"""How often a batch that waits looks whether it may go on."""
+
 log = logging.getLogger("perdure.jetstream")
 
 PutTold = Callable[[int, StoreError | None], None]
@@ -149,9 +154,12 @@ class Wire(Reads):
 
         if self._deaf is not None:
             raise self._deaf
-        if not self._up:
-            return None
+        connection = self.reconnects
         for number, message in enumerate(messages, 1):
+            while self._up and self.unsent > UNSENT_BYTES:  # noqa: ASYNC110  nothing tells when it is sent
+                await asyncio.sleep(UNSENT_POLL_SECONDS)
+            if not self._up or self.reconnects != connection:  # the server drops what it has of the batch
+                return None
             reply, commit = "", b""
             if number == len(messages):
                 reply, commit = self._name(), b"Nats-Batch-Commit: 1\r\n"
