@@ -48,6 +48,19 @@ async def test_a_message_that_waits_for_its_start_is_known_to_be_here_when_anoth
     dispatcher.close()
 
 
+async def test_what_is_declined_after_the_store_has_ended_is_left_alone() -> None:
+    async def fetch(_handler: str, after: int, _limit: int) -> Page:
+        return Page([], after, whole=True)
+
+    got: list[Delivery] = []
+    dispatcher = Dispatcher(fetch, lambda _: None)
+    member = dispatcher.join(["work"], got.append)
+    dispatcher.offer(Delivery("a", "work", Message("m", "a", 1.0, Pause())))
+    dispatcher.close()
+    member.decline(got[0], "it cannot be taken")
+    assert len(got) == 1
+
+
 async def until(reached: Callable[[], bool]) -> None:
     async with asyncio.timeout(30):
         while not reached():

@@ -89,6 +89,8 @@ class Member(Generic[H]):
         self._custody.take_back(self, delivery)
 
     def decline(self, delivery: Delivery, reason: str, /) -> None:
+        if not self.open:
+            return  # what it held is for others already
         declined = self.declined[delivery.id] = self.declined.pop(delivery.id, None) or Declined()
         wait = min(DECLINED_SECONDS * 2 ** min(declined.times, 16), DECLINED_LONGEST_SECONDS)
         declined.times += 1
