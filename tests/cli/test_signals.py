@@ -194,7 +194,7 @@ def test_step_in_progress_is_kept_when_the_terminal_is_closed(tmp_path: Path) ->
         os.chdir(tmp_path)
         os.execve(sys.executable, [sys.executable, "-m", "perdure", *command], clean_environment())
     printed = b""
-    while b"began" not in printed:
+    while b"began\r\n" not in printed:  # all of it: a step whose output fails has failed
         printed += os.read(terminal, 1000)
     os.close(terminal)
     os.kill(pid, signal.SIGHUP)  # its shell says so too
