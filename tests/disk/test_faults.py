@@ -156,6 +156,17 @@ async def test_a_disk_that_fails_loses_nothing_that_was_acknowledged(layer: Laye
     assert refused >= {"StoreError", StoreFull.__name__}
 
 
+async def test_what_an_opening_could_not_sync_is_not_built_upon(layer: Layer, folder: Path) -> None:
+    """The next opening reads it from memory, as if it were on the disk, where it may never be."""
+    for first in range(12):
+        for times in (1, 3, 40):
+            try:
+                await suffer(layer, folder, Fault(first, times, "sync"))
+            except BaseException as error:
+                error.add_note(f"{times} syncs from the {first + 1}th on fail")
+                raise
+
+
 async def test_a_checkpoint_that_fails_at_any_write_is_no_failure_of_the_store(
     layer: Layer, folder: Path, seed: int
 ) -> None:

@@ -788,3 +788,22 @@ async def test_a_status_that_does_not_exist_finds_nothing(tmp_path: Path):
     await fill(store)
     assert await store.search(Filter(status="x' OR '1' = '1")) == []  # type: ignore[arg-type]
     await store.aclose()
+
+
+async def test_log_that_another_program_reads_stays_and_that_is_said(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "store.db"
+    store = SqliteStore(str(path))
+    await store.open()
+    await store.submit([start("one")])
+    with closing(sqlite3.connect(path, isolation_level=None)) as reader:
+        reader.execute("BEGIN")
+        reader.execute("SELECT * FROM meta").fetchall()
+        await store.aclose()
+        assert path.with_name("store.db-wal").stat().st_size > 0
+        store = SqliteStore(str(path))
+        await store.open()
+        assert "another program reads it, so its log goes on as an earlier process left it" in caplog.text
+        assert await store.start("one") is not None
+        await store.aclose()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import secrets
 import sqlite3
@@ -31,8 +32,7 @@ from perdure.stores.sqlite.checked import (
 from perdure.stores.sqlite.faults import about, explained
 from perdure.stores.sqlite.keys import verify_keys
 from perdure.stores.sqlite.schema import (
-    BY_DUE,
-    DOCUMENTS,
+    ADDITIONS,
     MIGRATIONS,
     SCHEMA,
     SCHEMA_VERSION,
@@ -50,6 +50,8 @@ WAL_HEADER_BYTES = 32
 _TABLES = {"meta", "invocation", "frame", "message"}
 WITH_KEYS = 2
 """The first schema version with keys."""
+
+log = logging.getLogger("perdure.sqlite")
 
 
 class Opened(Struct):
@@ -138,9 +140,8 @@ def open_file(path: str, aside: Aside) -> Opened:
                 _create(db)
             opened = read_meta(db, path)
             _migrate(db, opened)
-            _run_script(db, BY_DUE)
-            _run_script(db, DOCUMENTS)
             _note_name(db, path)
+            _merge_log(db, path)
             last = "SELECT max(sequence) FROM (SELECT sequence FROM invocation UNION ALL SELECT sequence FROM line)"
             opened.sequence = db.execute(last).fetchone()[0] or 0
             return opened
@@ -171,7 +172,17 @@ def _note_name(db: sqlite3.Connection, path: str) -> None:
     name = os.fsencode(path)
     if db.execute("SELECT value FROM meta WHERE name = 'name'").fetchone() != (name,):
         db.execute("INSERT OR REPLACE INTO meta VALUES ('name', ?)", (name,))
-        db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+
+
+def _merge_log(db: sqlite3.Connection, path: str) -> None:
+    """Write an earlier process's log into the database, and begin it anew.
+
+    What that process failed to sync is read as if it were on the disk, where it may never be; what followed it in the
+    log would be lost with it.
+    """
+    (busy, *_) = db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+    if busy:
+        log.warning("%s", about(path, "another program reads it, so its log goes on as an earlier process left it"))
 
 
 def check_commit(path: str, opened: Opened, remembered: int) -> None:
@@ -282,14 +293,14 @@ def read_meta(db: sqlite3.Connection, path: str) -> Opened:
 
 
 def _migrate(db: sqlite3.Connection, opened: Opened) -> None:
-    """Migrate a file of an earlier release to the current schema, in one transaction."""
-    if opened.schema == SCHEMA_VERSION:
-        return
+    """Migrate a file of an earlier release to the current schema, in one transaction; write only what is missing."""
     db.execute("BEGIN IMMEDIATE")
     for version in range(opened.schema, SCHEMA_VERSION):
         _run_script(db, MIGRATIONS[version])
-    changed = [(SCHEMA_VERSION, "schema"), (meta_checksum(SCHEMA_VERSION, opened.secret), "checksum")]
-    db.executemany("UPDATE meta SET value = ? WHERE name = ?", changed)
+    _run_script(db, ADDITIONS)
+    if opened.schema != SCHEMA_VERSION:
+        changed = [(SCHEMA_VERSION, "schema"), (meta_checksum(SCHEMA_VERSION, opened.secret), "checksum")]
+        db.executemany("UPDATE meta SET value = ? WHERE name = ?", changed)
     db.execute("COMMIT")
 
 

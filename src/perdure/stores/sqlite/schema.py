@@ -13,12 +13,17 @@ column or index that they do not maintain. It does not rise for a new entry, com
 release sets aside the invocations that have one, and serves the others."""
 READABLE_VERSION = 2
 """The first version that can be read without a migration."""
-BY_DUE = """
+ADDITIONS = """
 DROP INDEX IF EXISTS invocation_scheduled;
 CREATE INDEX IF NOT EXISTS invocation_due ON invocation (due, sequence) WHERE status = 'scheduled';
+CREATE TABLE IF NOT EXISTS document (
+    collection TEXT NOT NULL, key BLOB NOT NULL, value BLOB NOT NULL, revision INTEGER NOT NULL,
+    checksum INTEGER NOT NULL, UNIQUE (collection, key)
+);
 """
-"""An index that came without a new version, since SQLite maintains it whatever release serves the file. It replaces one
-that did not tell the order of what is due together. It is made whenever a file that lacks it is opened to be served."""
+"""What came without a new version, since a file that has it can be served by any release: an index, which SQLite
+maintains, in place of one that did not tell the order of what is due together; and a table that earlier releases leave
+alone. Made whenever a file that lacks it is opened to be served."""
 NO_TIME = -1.0
 """The wake of an invocation that has none, where None cannot be used."""
 _KEYS = """
@@ -54,15 +59,8 @@ CREATE TABLE message (
 CREATE INDEX message_open ON message (invocation) WHERE answered = 0;
 {_INDEXES}
 {_KEYS}
-{BY_DUE}
+{ADDITIONS}
 """
-DOCUMENTS = """
-CREATE TABLE IF NOT EXISTS document (
-    collection TEXT NOT NULL, key BLOB NOT NULL, value BLOB NOT NULL, revision INTEGER NOT NULL,
-    checksum INTEGER NOT NULL, UNIQUE (collection, key)
-);
-"""
-"""Run at every opening. Earlier releases serve a file with this table, and leave it alone: hence no new version."""
 MIGRATIONS = {
     1: f"DROP INDEX invocation_by_time; DROP INDEX invocation_by_status; {_INDEXES} {_KEYS}",
     2: f"DROP INDEX invocation_by_time; DROP INDEX invocation_by_status; DROP INDEX invocation_settled; {INDEXES}",
