@@ -11,7 +11,7 @@ read again and get the new revision.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Protocol
 
 import msgspec
@@ -240,6 +240,25 @@ def checked(writes: Sequence[Write]) -> Sequence[Write]:
             f"keys under {first!r} and {second!r} cannot be written together: all must have the same first part"
         )
     return writes
+
+
+Find = Callable[[str, DocumentKey], Document | None]
+"""Finds a document of a collection, as it is before a write."""
+
+
+def check_writes(find: Find, collection: str, writes: Sequence[Write], fence: Fence | None) -> Write | None:
+    """Raise `Fenced` or `RevisionConflict` if these may not be made; return what becomes of the token of the fence."""
+    token: Write | None = None
+    if fence is not None:
+        part = writes[0].key[0]
+        token = fence_write(part, fence, find(fences_of(collection), fence_key(part, fence)))
+    for write in writes:
+        if write.if_revision is not None or isinstance(write, Delete):  # what is removed must be readable
+            found = find(collection, write.key)
+            revision = 0 if found is None else found.revision
+            if write.if_revision is not None and write.if_revision != revision:
+                raise revision_conflict(write.key, write.if_revision, revision)
+    return token
 
 
 def revision_conflict(key: DocumentKey, expected: int, found: int) -> RevisionConflict:

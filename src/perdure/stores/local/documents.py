@@ -13,11 +13,9 @@ from perdure.stores.documents import (
     Put,
     Scan,
     Write,
-    fence_key,
-    fence_write,
+    check_writes,
     fences_of,
     joined,
-    revision_conflict,
 )
 
 
@@ -32,18 +30,10 @@ class MemoryDocuments:
 
     async def write(self, collection: str, writes: Sequence[Write], /, fence: Fence | None = None) -> list[int]:
         self._check()
-        fences, token = fences_of(collection), None
-        if fence is not None:
-            part = writes[0].key[0]
-            token = fence_write(part, fence, self._of(fences).get(fence_key(part, fence)))
-        for write in writes:
-            found = self._of(collection).get(write.key)
-            revision = 0 if found is None else found.revision
-            if write.if_revision is not None and write.if_revision != revision:
-                raise revision_conflict(write.key, write.if_revision, revision)
+        token = check_writes(lambda where, key: self._of(where).get(key), collection, writes, fence)
         self._note("documents", collection)
         if isinstance(token, Put):
-            self._apply(fences, token)
+            self._apply(fences_of(collection), token)
         return [self._apply(collection, write) for write in writes]
 
     def _apply(self, collection: str, write: Write) -> int:

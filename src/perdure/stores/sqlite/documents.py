@@ -7,6 +7,7 @@ import contextlib
 import sqlite3
 import zlib
 from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
 from typing import Any, Protocol, TypeVar
 
 from perdure.errors import PerdureError, StoreDamaged
@@ -19,11 +20,9 @@ from perdure.stores.documents import (
     Put,
     Scan,
     Write,
-    fence_key,
-    fence_write,
+    check_writes,
     fences_of,
     joined,
-    revision_conflict,
     split,
 )
 from perdure.stores.sqlite.checked import RESTORE
@@ -36,6 +35,7 @@ _LAST = "SELECT value FROM meta WHERE name = 'document'"
 _NOTE_LAST = "INSERT OR REPLACE INTO meta VALUES ('document', ?)"
 _READ = "SELECT value, revision, checksum FROM document WHERE collection = ? AND key = ?"
 _PUT = "INSERT OR REPLACE INTO document (collection, key, value, revision, checksum) VALUES (?, ?, ?, ?, ?)"
+_REVISION = "SELECT revision FROM document WHERE collection = ? AND key = ?"
 _DELETE = "DELETE FROM document WHERE collection = ? AND key = ?"
 
 
@@ -58,26 +58,32 @@ class SqliteDocuments:
 
     async def read(self, collection: str, keys: Sequence[DocumentKey], /) -> list[Document | None]:
         def read(db: sqlite3.Connection) -> list[Document | None]:
-            return [_read_one(db, collection, key) for key in keys] if _has_table(db) else [None] * len(keys)
+            return [_read_one(db, collection, key) for key in keys]
 
-        return await self._checked(read)
+        return await self._checked(read, [None] * len(keys))
 
     async def scan(self, collection: str, which: Scan, /) -> list[Document]:
         query, values = _query_of(collection, which)
 
         def read(db: sqlite3.Connection) -> list[Document]:
-            if not _has_table(db):
-                return []
             with contextlib.closing(db.execute(query, values)) as rows:
                 if not which.values:
                     return [Document(_key_of(key), b"", revision) for key, revision in rows]
                 return which.take(_document_of(collection, key, *row) for key, *row in rows)
 
-        return await self._checked(read)
+        return await self._checked(read, [])
 
-    async def _checked(self, read: Callable[[sqlite3.Connection], T]) -> T:
+    async def _checked(self, read: Callable[[sqlite3.Connection], T], nothing: T) -> T:
+        def checked(db: sqlite3.Connection) -> T:
+            try:
+                return read(db)
+            except sqlite3.OperationalError:
+                if _has_table(db):
+                    raise
+                return nothing  # a file of an earlier release, which is only read
+
         try:
-            return await self._read(read)
+            return await self._read(checked)
         except _Damaged as error:
             raise StoreDamaged(about(self._path, str(error))) from None
 
@@ -94,7 +100,7 @@ def apply(db: sqlite3.Connection, units: Sequence[Unit]) -> None:
         writes = unit.documents
         assert writes is not None
         try:
-            token = _checked_writes(db, writes)
+            token = check_writes(partial(_read_one, db), writes.collection, writes.writes, writes.fence)
         except (PerdureError, _Damaged) as error:
             unit.error = StoreDamaged(str(error)) if isinstance(error, _Damaged) else error
             continue
@@ -109,28 +115,14 @@ def apply(db: sqlite3.Connection, units: Sequence[Unit]) -> None:
                     _put(db, writes.collection, write, last)
                     writes.revisions.append(last)
                 case Delete(key):
-                    found = _read_one(db, writes.collection, key)
-                    db.execute(_DELETE, (writes.collection, _encoded(key)))
-                    writes.revisions.append(0 if found is None else found.revision)
+                    place = (writes.collection, _encoded(key))
+                    (revision,) = db.execute(_REVISION, place).fetchone() or (0,)
+                    db.execute(_DELETE, place)
+                    writes.revisions.append(revision)
                 case Check(_, revision):
                     writes.revisions.append(revision)
     if last != before:
         db.execute(_NOTE_LAST, (last,))
-
-
-def _checked_writes(db: sqlite3.Connection, writes: DocumentWrites) -> Write | None:
-    """Raise if these writes may not be made; return what becomes of the token of their fence."""
-    token: Write | None = None
-    if (fence := writes.fence) is not None:
-        part = writes.writes[0].key[0]
-        token = fence_write(part, fence, _read_one(db, fences_of(writes.collection), fence_key(part, fence)))
-    for write in writes.writes:
-        if write.if_revision is not None or isinstance(write, Delete):
-            found = _read_one(db, writes.collection, write.key)
-            revision = 0 if found is None else found.revision
-            if write.if_revision is not None and revision != write.if_revision:
-                raise revision_conflict(write.key, write.if_revision, revision)
-    return token
 
 
 def _put(db: sqlite3.Connection, collection: str, put: Put, revision: int) -> None:
@@ -184,5 +176,5 @@ def _checksum(collection: str, key: bytes, value: bytes, revision: int) -> int:
 
 
 def _has_table(db: sqlite3.Connection) -> bool:
-    """Report whether the file has documents: none of an earlier release has."""
+    """Report whether the file has a table of documents: one of an earlier release has none."""
     return db.execute("SELECT 1 FROM sqlite_master WHERE name = 'document'").fetchone() is not None

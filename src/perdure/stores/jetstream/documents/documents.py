@@ -30,11 +30,10 @@ from perdure.stores.documents import (
     Put,
     Scan,
     Write,
+    check_writes,
     fence_key,
-    fence_write,
     fences_of,
     joined,
-    revision_conflict,
 )
 from perdure.stores.jetstream.background import Background
 from perdure.stores.jetstream.documents.blobs import DocumentBlobs
@@ -173,14 +172,17 @@ class JetStreamDocuments:
         """Decide what to put, from what is there. Raises `RevisionConflict` or `Fenced`."""
         plan = _Plan()
         subjects = [self._layout.document(collection, write.key) for write in writes]
-        part = writes[0].key[0]
         if fence is not None:
-            subjects.append(self._layout.document(fences_of(collection), fence_key(part, fence)))
+            subjects.append(self._layout.document(fences_of(collection), fence_key(writes[0].key[0], fence)))
         found = await self._find(stream, subjects)
+
+        def find(where: str, key: DocumentKey) -> Document | None:
+            at = found[self._layout.document(where, key)]
+            return Document(key, at.record.value, at.revision) if at.revision else None
+
+        token = check_writes(find, collection, writes, fence)
         for write, subject in zip(writes, subjects, strict=False):
             at = found[subject]
-            if write.if_revision is not None and write.if_revision != at.revision:
-                raise revision_conflict(write.key, write.if_revision, at.revision)
             match write:
                 case Put(key, value):
                     record = _Record(value)
@@ -199,14 +201,10 @@ class JetStreamDocuments:
                 case Delete() | Check():
                     plan.guards += [(subject, at.sequence)] if write.if_revision is not None else []
                     plan.revisions.append(at.revision)
-        if fence is not None:
-            at = found[subjects[-1]]
-            key = fence_key(part, fence)
-            match fence_write(part, fence, Document(key, at.record.value, at.sequence) if at.revision else None):
-                case Put(value=value):
-                    plan.messages.append(Guarded(subjects[-1], _encode(_Record(value)), at.sequence))
-                case _:
-                    plan.guards.append((subjects[-1], at.sequence))
+        if isinstance(token, Put):
+            plan.messages.append(Guarded(subjects[-1], _encode(_Record(token.value)), found[subjects[-1]].sequence))
+        elif token is not None:
+            plan.guards.append((subjects[-1], found[subjects[-1]].sequence))
         return plan
 
     async def _put(self, stream: str, partition: int, plan: _Plan) -> int:
