@@ -79,18 +79,21 @@ class Batches:
     async def _was_stored(self, stream: str, name: bytes, messages: Sequence[Guarded]) -> int | None:
         """Return the sequence of the first message if the last one is there, before all is sent again."""
         try:
-            found = await self._wire.last(stream, messages[-1].subject)
+            return await self._place_of(len(messages) - 1, stream, name, messages)
         except StoreUnavailable:
             return None
-        return found.sequence - len(messages) + 1 if found is not None and found.header(PUT_NAME) == name else None
 
     async def _look_for(self, stream: str, name: bytes, messages: Sequence[Guarded]) -> int:
         """Return the sequence of the first message if an attempt before the last was stored."""
-        for position, message in enumerate(messages):
-            found = await self._wire.last(stream, message.subject)
-            if found is not None and found.header(PUT_NAME) == name:
-                return found.sequence - position
+        for position in range(len(messages)):
+            if (first := await self._place_of(position, stream, name, messages)) is not None:
+                return first
         raise PerhapsStored(f"jetstream: {messages[0].subject}: another message was stored first")
+
+    async def _place_of(self, position: int, stream: str, name: bytes, messages: Sequence[Guarded]) -> int | None:
+        """Return the sequence of the first message if the one at `position` is there."""
+        found = await self._wire.last(stream, messages[position].subject)
+        return found.sequence - position if found is not None and found.header(PUT_NAME) == name else None
 
     async def _enable(self, stream: str) -> None:
         info = await self._wire.api(f"STREAM.INFO.{stream}")

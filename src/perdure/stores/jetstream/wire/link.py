@@ -47,6 +47,10 @@ PAYLOAD_ROOM_BYTES = 16 * 1024
 log = logging.getLogger("perdure.jetstream")
 
 
+Answer = tuple[bytes, bytes]
+"""Payload and headers of an answer."""
+
+
 class Request(Struct, eq=False):
     subject: str
     answered: Callable[[bytes, bytes], bool]  # payload and headers; True if no more is expected
@@ -271,8 +275,14 @@ class Link:
     def publish_with(self, subject: str, headers: bytes) -> None:
         """Send a hint that consists of header lines."""
         if self._up:
-            lines = b"%s%s\r\n" % (HEADER_LINE, headers)
-            self._connection.send(b"HPUB %s %d %d\r\n%s\r\n" % (subject.encode(), len(lines), len(lines), lines))
+            self._send(subject, "", b"%s%s\r\n" % (HEADER_LINE, headers), b"")
+
+    def _send(self, subject: str, reply: str, lines: bytes, payload: bytes) -> None:
+        """Send a message with header lines, the empty one at the end among them."""
+        self._connection.send(
+            b"HPUB %s %s %d %d\r\n%s%s\r\n"
+            % (subject.encode(), reply.encode(), len(lines), len(lines) + len(payload), lines, payload)
+        )
 
     # --- requests -----------------------------------------------------------------------------------------------------
     def _name(self) -> str:
@@ -307,9 +317,15 @@ class Link:
         self._requests[name] = Request(subject, answered, lost, failed, self._loop.time())
         self.publish(subject, payload, name)
 
-    async def request(self, subject: str, payload: bytes = b"") -> tuple[bytes, bytes] | None:
+    async def request(self, subject: str, payload: bytes = b"") -> Answer | None:
         """Return payload and headers of the answer; None if the connection broke or the answer timed out."""
-        future: asyncio.Future[tuple[bytes, bytes] | None] = self._loop.create_future()
+        request, future = self._awaited(subject)
+        self._request(subject, payload, request.answered, request.lost, request.failed)
+        return await future
+
+    def _awaited(self, subject: str) -> tuple[Request, asyncio.Future[Answer | None]]:
+        """Make a request, and the future of its answer: None if the connection breaks or the answer times out."""
+        future: asyncio.Future[Answer | None] = self._loop.create_future()
 
         def answered(data: bytes, headers: bytes) -> bool:
             if not future.done():
@@ -320,8 +336,7 @@ class Link:
             if not future.done():
                 future.set_result(None)
 
-        self._request(subject, payload, answered, lost, partial(fail, future))
-        return await future
+        return Request(subject, answered, lost, partial(fail, future), self._loop.time()), future
 
     async def api(self, what: str, body: object = None) -> dict[str, Any]:
         """Call the JetStream API, with retries. The answer may hold an `error`."""

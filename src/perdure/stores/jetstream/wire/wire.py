@@ -18,7 +18,7 @@ from msgspec import Struct
 from perdure.background import Tasks
 from perdure.errors import StoreClosed, StoreError
 from perdure.stores.jetstream.wire.checks import no_room
-from perdure.stores.jetstream.wire.link import REQUEST_TIMEOUT_SECONDS, RETRY_SECONDS, Request, fail
+from perdure.stores.jetstream.wire.link import REQUEST_TIMEOUT_SECONDS, RETRY_SECONDS, Answer, Request
 from perdure.stores.jetstream.wire.protocol import (
     FULL,
     HEADER_LINE,
@@ -47,22 +47,22 @@ PutTold = Callable[[int, StoreError | None], None]
 
 
 class Guarded(Struct, frozen=True):
-    """A message to put. `expected` is the last sequence of `guards`, or of its own subject without it; None: any."""
+    """A message to put. `expected` is the last sequence of the subject that it `guards`, or else of its own."""
 
     subject: str
-    payload: bytes = b""
-    expected: int | None = None
+    payload: bytes
+    expected: int
     guards: str = ""
 
     @property
     def lines(self) -> bytes:
         """The header lines of the guard."""
-        if self.expected is None:
-            return b""
-        guard = b"Nats-Expected-Last-Subject-Sequence: %d\r\n" % self.expected
-        if self.guards:
-            guard += b"Nats-Expected-Last-Subject-Sequence-Subject: %s\r\n" % self.guards.encode()
-        return guard
+        other = b"Nats-Expected-Last-Subject-Sequence-Subject: %s\r\n" % self.guards.encode() if self.guards else b""
+        return _guard(self.expected) + other
+
+
+def _guard(expected: int | None) -> bytes:
+    return b"" if expected is None else b"Nats-Expected-Last-Subject-Sequence: %d\r\n" % expected
 
 
 class _Put(Struct, eq=False):
@@ -125,8 +125,7 @@ class Wire(Reads):
             self._loop.call_soon(told, 0, StoreClosed("jetstream: the store is closed"))
             return
         name = self.new_name()
-        guard = b"" if expected is None else b"Nats-Expected-Last-Subject-Sequence: %d\r\n" % expected
-        lines = b"%s%s%s\r\n%s%s\r\n" % (HEADER_LINE, PUT_NAME, name, guard, headers)
+        lines = b"%s%s%s\r\n%s%s\r\n" % (HEADER_LINE, PUT_NAME, name, _guard(expected), headers)
         put = _Put(name, subject, lines, payload, expected, told, self._loop.time())
         self._puts[put] = None
         self._send_put(put)
@@ -136,24 +135,14 @@ class Wire(Reads):
         self._number += 1
         return b"%s.%d" % (self._inbox[7:].encode(), self._number)
 
-    async def send_batch(self, name: bytes, batch: bytes, messages: Sequence[Guarded]) -> tuple[bytes, bytes] | None:
+    async def send_batch(self, name: bytes, batch: bytes, messages: Sequence[Guarded]) -> Answer | None:
         """Send the messages of an atomic batch, and return the server's answer to it; None if it was lost.
 
         `name` is that of the put, `batch` the id of this attempt.
         """
-        future: asyncio.Future[tuple[bytes, bytes] | None] = self._loop.create_future()
-
-        def answered(data: bytes, headers: bytes) -> bool:
-            if not future.done():
-                future.set_result((data, headers))
-            return True
-
-        def lost() -> None:
-            if not future.done():
-                future.set_result(None)
-
         if self._deaf is not None:
             raise self._deaf
+        request, future = self._awaited(messages[-1].subject)
         connection = self.reconnects
         for number, message in enumerate(messages, 1):
             while self._up and self.unsent > UNSENT_BYTES:  # noqa: ASYNC110  nothing tells when it is sent
@@ -163,20 +152,13 @@ class Wire(Reads):
             reply, commit = "", b""
             if number == len(messages):
                 reply, commit = self._name(), b"Nats-Batch-Commit: 1\r\n"
-                self._requests[reply] = Request(
-                    message.subject, answered, lost, partial(fail, future), self._loop.time()
-                )
+                request.at = self._loop.time()
+                self._requests[reply] = request
             lines = b"%s%s%s\r\nNats-Batch-Id: %s\r\nNats-Batch-Sequence: %d\r\n%s%s\r\n" % (
                 *(HEADER_LINE, PUT_NAME, name, batch, number),
                 *(commit, message.lines),
             )
-            self._connection.send(
-                b"HPUB %s %s %d %d\r\n%s%s\r\n"
-                % (
-                    *(message.subject.encode(), reply.encode(), len(lines), len(lines) + len(message.payload)),
-                    *(lines, message.payload),
-                )
-            )
+            self._send(message.subject, reply, lines, message.payload)
         return await future
 
     async def store(self, subject: str, payload: bytes, *, expected: int | None = None, headers: bytes = b"") -> int:
@@ -217,10 +199,7 @@ class Wire(Reads):
             partial(self._tell, put, 0),
             self._loop.time(),
         )
-        self._connection.send(
-            b"HPUB %s %s %d %d\r\n%s%s\r\n"
-            % (put.subject.encode(), reply.encode(), len(lines), len(lines) + len(payload), lines, payload)
-        )
+        self._send(put.subject, reply, lines, payload)
 
     def _put_lost(self, put: _Put) -> None:
         if put in self._puts:
