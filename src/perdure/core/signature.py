@@ -436,12 +436,9 @@ def is_context(annotation: Any, fn: Callable[..., Any], context: type[BodyContex
     """Report whether an annotation is the context's type; compare names if it cannot be resolved."""
     if context is None:
         return False
-    written = getattr(annotation, "__forward_arg__", annotation)
-    if isinstance(written, str):
-        try:
-            annotation = resolved(written, *_scope(fn))
-        except Exception:  # noqa: BLE001  it may be resolved later, or never; its name tells
-            return written.strip("'\" ").rpartition(".")[2] == context.written_as
+    annotation = _in_scope(annotation, fn)
+    if isinstance(annotation, str):
+        return annotation.strip("'\" ").rpartition(".")[2] == context.written_as
     while get_origin(annotation) is Annotated:
         annotation = get_args(annotation)[0]
     return isinstance(annotation, type) and issubclass(annotation, context)
@@ -449,14 +446,20 @@ def is_context(annotation: Any, fn: Callable[..., Any], context: type[BodyContex
 
 def may_be_context(annotation: Any, fn: Callable[..., Any], context: type[BodyContext], /) -> bool:
     """Report whether an annotation is a union of the context's type and others."""
-    written = getattr(annotation, "__forward_arg__", annotation)
-    if isinstance(written, str):
-        try:
-            annotation = resolved(written, *_scope(fn))
-        except Exception:  # noqa: BLE001  it may be resolved later, or never
-            return False
+    annotation = _in_scope(annotation, fn)
     is_union = get_origin(annotation) in (Union, types.UnionType)
     return is_union and any(is_context(member, fn, context) for member in get_args(annotation))
+
+
+def _in_scope(annotation: Any, fn: Callable[..., Any]) -> Any:
+    """Return an annotation of a function, resolved; as text if that fails, since it may be resolved later, or never."""
+    written = getattr(annotation, "__forward_arg__", annotation)
+    if not isinstance(written, str):
+        return annotation
+    try:
+        return resolved(written, *_scope(fn))
+    except Exception:  # noqa: BLE001  whatever its names raise
+        return written
 
 
 def _scope(fn: Callable[..., Any]) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
