@@ -17,6 +17,7 @@ from perdure.client import Client
 from perdure.connect import client_from
 from perdure.stores.jetstream import JetStreamStore
 from tests.jetstream.liveness import check_liveness, store_of
+from tests.jetstream.proxy import Proxy
 from tests.scenarios.conftest import MakeLab
 from tests.scenarios.engine import Options
 from tests.scenarios.fleet import ManyProcesses
@@ -40,6 +41,16 @@ def own_nats(tmp_path: Path) -> Iterator[Server]:
     folder.mkdir()
     with server(folder) as node:
         yield node
+
+
+@pytest.fixture
+async def way(nats: Server) -> AsyncIterator[Proxy]:
+    """A way to the server that a test may cut, stall or slow down."""
+    proxy = Proxy(nats.port)
+    await proxy.mend()
+    yield proxy
+    proxy.flow()
+    await proxy.cut()
 
 
 @pytest.fixture(scope="module")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -27,15 +27,6 @@ PIECES = 30
 """More than the buffers of the system take between a client, a proxy and a server."""
 HINTS = 1_100
 """More than nats-py's queue of flushes takes."""
-
-
-@pytest.fixture
-async def way(nats: Server) -> AsyncIterator[Proxy]:
-    proxy = Proxy(nats.port)
-    await proxy.mend()
-    yield proxy
-    proxy.flow()
-    await proxy.cut()
 
 
 def connection_of(wire: Wire) -> Connection:

@@ -207,108 +207,88 @@ async def test_deletion_whose_process_died_before_it_was_complete_is_none_for_re
 
 
 @pytest.mark.parametrize("writes", [1, 3])
-async def test_write_whose_answer_is_lost_is_made_once(
-    nats: Server, namespace: str, tmp_path: Path, writes: int
-) -> None:
-    way = Proxy(nats.port)
-    await way.mend()
-    try:
-        async with store_on(way.url, namespace) as store:
-            documents = store.documents
-            await documents.write("counts", [Write(("a", str(n)), b"0") for n in range(writes)])
-            found: list[Document | None] = []
-            for turn in range(5):
-                found = await documents.read("counts", [("a", str(n)) for n in range(writes)])
-                changes = [
-                    Write(each.key, b"%d" % (int(each.value) + 1), if_revision=each.revision)
-                    for each in found
-                    if each is not None
-                ]
-                way.stall_answers()
-                writing = asyncio.create_task(documents.write("counts", changes))
-                await asyncio.sleep(0.05 * turn)
-                await way.cut()
-                way.flow()
-                await way.mend()
-                async with asyncio.timeout(60):
-                    revisions = await writing
-                found = await documents.read("counts", [("a", str(n)) for n in range(writes)])
-                assert [each and each.revision for each in found] == revisions
-            assert [each and each.value for each in found] == [b"5"] * writes
-    finally:
-        way.flow()
-        await way.cut()
-
-
-@pytest.mark.parametrize("writes", [1, 3])
-async def test_write_that_is_repeated_does_not_undo_what_was_written_in_between(
-    nats: Server, namespace: str, monkeypatch: pytest.MonkeyPatch, writes: int
-) -> None:
-    way = Proxy(nats.port)
-    await way.mend()
-    try:
-        async with store_on(way.url, namespace) as store, store_on(nats.url, namespace) as other:
-            documents, keys = store.documents, [("a", str(n)) for n in range(writes)]
-            put: Callable[..., Awaitable[int]] = getattr(documents, "_put")  # noqa: B009
-
-            def put_without_an_answer(*arguments: object) -> Awaitable[int]:
-                way.stall_answers()
-                return put(*arguments)
-
-            monkeypatch.setattr(documents, "_put", put_without_an_answer)
-            writing = asyncio.create_task(documents.write("notes", [Write(key, b"first") for key in keys]))
-            found: list[Document | None] = [None]
-            async with asyncio.timeout(60):
-                while found[0] is None:
-                    await asyncio.sleep(0.01)
-                    found = await other.documents.read("notes", keys)
-            assert not writing.done()
-            monkeypatch.undo()
-            second = [Write(each.key, b"second", if_revision=each.revision) for each in found if each is not None]
-            await other.documents.write("notes", second)
+async def test_write_whose_answer_is_lost_is_made_once(way: Proxy, namespace: str, writes: int) -> None:
+    async with store_on(way.url, namespace) as store:
+        documents = store.documents
+        await documents.write("counts", [Write(("a", str(n)), b"0") for n in range(writes)])
+        found: list[Document | None] = []
+        for turn in range(5):
+            found = await documents.read("counts", [("a", str(n)) for n in range(writes)])
+            changes = [
+                Write(each.key, b"%d" % (int(each.value) + 1), if_revision=each.revision)
+                for each in found
+                if each is not None
+            ]
+            way.stall_answers()
+            writing = asyncio.create_task(documents.write("counts", changes))
+            await asyncio.sleep(0.05 * turn)
             await way.cut()
             way.flow()
             await way.mend()
             async with asyncio.timeout(60):
-                (error,) = await asyncio.gather(writing, return_exceptions=True)
-            found = await other.documents.read("notes", keys)
-            assert [each and each.value for each in found] == [b"second"] * writes
-            assert isinstance(error, StoreUnavailable)
-            assert "whether this write was made is unknown" in str(error)
-    finally:
-        way.flow()
+                revisions = await writing
+            found = await documents.read("counts", [("a", str(n)) for n in range(writes)])
+            assert [each and each.revision for each in found] == revisions
+        assert [each and each.value for each in found] == [b"5"] * writes
+
+
+@pytest.mark.parametrize("writes", [1, 3])
+async def test_write_that_is_repeated_does_not_undo_what_was_written_in_between(
+    nats: Server, way: Proxy, namespace: str, monkeypatch: pytest.MonkeyPatch, writes: int
+) -> None:
+    async with store_on(way.url, namespace) as store, store_on(nats.url, namespace) as other:
+        documents, keys = store.documents, [("a", str(n)) for n in range(writes)]
+        put: Callable[..., Awaitable[int]] = getattr(documents, "_put")  # noqa: B009
+
+        def put_without_an_answer(*arguments: object) -> Awaitable[int]:
+            way.stall_answers()
+            return put(*arguments)
+
+        monkeypatch.setattr(documents, "_put", put_without_an_answer)
+        writing = asyncio.create_task(documents.write("notes", [Write(key, b"first") for key in keys]))
+        found: list[Document | None] = [None]
+        async with asyncio.timeout(60):
+            while found[0] is None:
+                await asyncio.sleep(0.01)
+                found = await other.documents.read("notes", keys)
+        assert not writing.done()
+        monkeypatch.undo()
+        second = [Write(each.key, b"second", if_revision=each.revision) for each in found if each is not None]
+        await other.documents.write("notes", second)
         await way.cut()
+        way.flow()
+        await way.mend()
+        async with asyncio.timeout(60):
+            (error,) = await asyncio.gather(writing, return_exceptions=True)
+        found = await other.documents.read("notes", keys)
+        assert [each and each.value for each in found] == [b"second"] * writes
+        assert isinstance(error, StoreUnavailable)
+        assert "whether this write was made is unknown" in str(error)
 
 
 async def test_large_batch_on_a_slow_line_is_stored_and_waits_in_no_buffer(
-    nats: Server, namespace: str, monkeypatch: pytest.MonkeyPatch
+    way: Proxy, namespace: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    way = Proxy(nats.port)
-    await way.mend()
-    try:
-        async with store_on(way.url, namespace) as store:
-            await store.documents.write("notes", [Write(("a", "x"), b""), Write(("a", "y"), b"")])
-            monkeypatch.setattr(link, "REQUEST_TIMEOUT_SECONDS", 0.5)  # the batch takes several times as long
-            monkeypatch.setattr(link, "SWEEP_SECONDS", 0.1)
-            way.seconds_a_chunk = 0.01
-            writes = [Write(("a", f"{n:02}"), bytes([n]) * 900_000) for n in range(20)]
-            async with asyncio.timeout(60):
-                writing = asyncio.ensure_future(store.documents.write("notes", writes))
-                most = 0
-                while not writing.done():
-                    await asyncio.wait([writing], timeout=0.01)
-                    most = max(most, store.wire.unsent)
-                revisions = await writing
-            assert most < 4_000_000
-            way.seconds_a_chunk = 0.0
-            found = await store.documents.read("notes", [each.key for each in writes])
-            assert [each and (each.value, each.revision) for each in found] == [
-                (each.value, revision) for each, revision in zip(writes, revisions, strict=True)
-            ]
-            assert revisions == [*range(revisions[0], revisions[0] + 20)]
-    finally:
-        way.flow()
-        await way.cut()
+    async with store_on(way.url, namespace) as store:
+        await store.documents.write("notes", [Write(("a", "x"), b""), Write(("a", "y"), b"")])
+        monkeypatch.setattr(link, "REQUEST_TIMEOUT_SECONDS", 0.5)  # the batch takes several times as long
+        monkeypatch.setattr(link, "SWEEP_SECONDS", 0.1)
+        way.seconds_a_chunk = 0.01
+        writes = [Write(("a", f"{n:02}"), bytes([n]) * 900_000) for n in range(20)]
+        async with asyncio.timeout(60):
+            writing = asyncio.ensure_future(store.documents.write("notes", writes))
+            most = 0
+            while not writing.done():
+                await asyncio.wait([writing], timeout=0.01)
+                most = max(most, store.wire.unsent)
+            revisions = await writing
+        assert most < 4_000_000
+        way.seconds_a_chunk = 0.0
+        found = await store.documents.read("notes", [each.key for each in writes])
+        assert [each and (each.value, each.revision) for each in found] == [
+            (each.value, revision) for each, revision in zip(writes, revisions, strict=True)
+        ]
+        assert revisions == [*range(revisions[0], revisions[0] + 20)]
 
 
 async def test_two_clients_share_documents_at_once(nats: Server, namespace: str) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
@@ -14,15 +13,6 @@ from tests.jetstream.test_processes import LEASE_SECONDS, SLACK_SECONDS, Join, c
 from tests.scenarios import bodies, keyed
 from tests.scenarios.engine import Options
 from tests.scenarios.lab import JetStreamLab
-
-
-@pytest.fixture
-async def way(nats: Server) -> AsyncIterator[Proxy]:
-    proxy = Proxy(nats.port)
-    await proxy.mend()
-    yield proxy
-    proxy.flow()
-    await proxy.cut()
 
 
 @pytest.mark.parametrize("how", ["cut", "stall"])
