@@ -12,6 +12,7 @@ queue/     from the work queue to the workers here: pulls, routing, offers to ot
 ownership/ what the workers here hold, and their leases
 journal/   frames, large payloads in pieces, long journals in segments
 keys/      queue, holder and state of each key
+documents/ documents, in the streams of keys
 index/     rows, lists and counts, in a SQLite table that follows the streams
 care/      the janitor, overdue schedules, idle consumers, retention
 """

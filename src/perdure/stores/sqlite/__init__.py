@@ -7,16 +7,18 @@ share one fsync. A second thread reads through its own connection. Deliveries ar
     invocation   one row each: its start, status, position in the queue, next wake; changes only with the status
     frame        the journals: (id, revision) -> bytes, each with a checksum
     message      what was posted, and its answer
-    meta         schema version, secret, number of the last commit
+    document     values that belong to no invocation: (collection, key) -> bytes, each with a checksum
+    meta         schema version, secret, number of the last commit, last revision of a document
 
 Four files lie beside the database: SQLite's own `-wal` and `-shm`; `-lock`, which keeps out earlier releases, since
 they know no other lock; and `-commit`, which holds the number of the last commit. `-commit` is written after each
 commit and not synced. SQLite silently drops what follows a damaged page of the WAL: a database whose commit number is
-lower than the one in `-commit` has lost acknowledged writes, and is refused.
+lower than the one in `-commit` has lost acknowledged writes, and is refused. A log that an earlier process left is
+written into the database before anything is added: what was read from it may never have been synced.
 
 * `store` implements the Store protocol on the loop, and `reader` the half of it that only reads, which is also the
   store of a `read_only` client. `deliveries` delivers from the file. `writer` commits `unit`s in its thread; `keys` is
-  its part for keys. `backup` copies the file while it is served.
+  its part for keys, `documents` that for documents. `backup` copies the file while it is served.
 * `file` opens and checks; `look` opens to read only; `lock` excludes other processes; `moved` detects that the file was
   moved, removed or replaced.
 * `schema` defines the tables and checksums, `checked` verifies rows against their checksums, `aside` holds the
