@@ -169,14 +169,19 @@ class Driver:
     def fresh(self) -> Turn:
         return make_turn(self.body, self.start)
 
+    def replayed(self) -> Turn:
+        """Replay the journal in a fresh turn, and check that it does not diverge."""
+        turn = self.fresh()
+        turn.replay(self.frames)
+        assert turn.divergence is None, str(turn.divergence)
+        return turn
+
     # --- one entry at a time ------------------------------------------------------------------------------------------
     def give(self, entry: Entry) -> None:
         if self.evict and self.turn.begun:
             self.commit()
             self.turn.close()
-            self.turn = self.fresh()
-            self.turn.replay(self.frames)
-            assert self.turn.divergence is None, str(self.turn.divergence)
+            self.turn = self.replayed()
         self.turn.deliver(entry)
         self.entries.append(entry)
         if (waited := self.turn.waited()) is not None:
@@ -318,9 +323,7 @@ class Driver:
             with nothing_happens():
                 turn.close()
         self.check_ids()
-        turn = self.fresh()
-        turn.replay(self.frames)
-        assert turn.divergence is None, str(turn.divergence)
+        turn = self.replayed()
         assert turn.state == self.turn.state
         assert turn.pending.keys() == self.turn.pending.keys()
         assert turn.loop.now == self.turn.loop.now

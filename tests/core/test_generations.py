@@ -593,9 +593,7 @@ def test_a_body_that_raised_is_run_again_over_what_it_has():
     assert driver.value == ["one", "two"]
     assert len(driver.started) == 1
     assert driver.turn.pending == {}
-    turn = driver.fresh()
-    turn.replay(driver.frames)
-    assert turn.divergence is None
+    driver.replayed()
     driver.check_ids()
 
 
@@ -616,9 +614,7 @@ def test_a_body_that_raised_at_once_is_run_again():
     assert driver.turn.pending[1].generation == 2
     driver.finish()
     assert driver.value == "other"
-    turn = driver.fresh()
-    turn.replay(driver.frames)
-    assert turn.divergence is None
+    driver.replayed()
 
 
 def test_repaired_code_goes_on_with_siblings_that_its_failure_had_cancelled():
@@ -645,9 +641,7 @@ def test_repaired_code_goes_on_with_siblings_that_its_failure_had_cancelled():
     driver.finish()
     assert driver.value == ["one", "two"]
     assert answered(driver, "one") == 1
-    turn = driver.fresh()
-    turn.replay(driver.frames)
-    assert turn.divergence is None
+    driver.replayed()
 
 
 @pytest.mark.parametrize("make", [step, child])
@@ -687,9 +681,7 @@ def test_repaired_code_goes_on_with_a_sibling_that_its_failure_cancelled_and_tha
     driver.retries()
     driver.finish()
     assert driver.value == ["one", "two", "three"]
-    turn = driver.fresh()
-    turn.replay(driver.frames)
-    assert turn.divergence is None
+    driver.replayed()
     driver.check_ids()
 
 
@@ -715,9 +707,7 @@ def test_a_result_that_came_after_its_cancellation_is_kept_by_repaired_code():
     assert [type(entry) for entry in entries] == [Retried, Returned]
     assert retried(entries).again == []
     assert driver.value == ["one", "two"]
-    turn = driver.fresh()
-    turn.replay(driver.frames)
-    assert turn.divergence is None
+    driver.replayed()
 
 
 def test_what_a_body_did_after_the_end_that_it_had_asked_for_is_kept():
