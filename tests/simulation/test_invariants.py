@@ -164,6 +164,17 @@ def test_2_a_step_whose_result_was_acknowledged_never_runs_again(journals: Journ
     assert journals.numbers == [2]
 
 
+def test_2_a_former_owner_may_begin_a_step_before_it_knows(journals: Journals) -> None:
+    journals.begin(A, "x", STEP)
+    key = idempotency_key("x", 0, 0, "step")
+    journals.write(B, "x", Claimed(2.0, 2, "b", "3.11", "0"), Returned(0, 2.0, b"\x01"), Released(2.0))
+    journals.observer.step_begins("a", "x", key, "step", 1, is_owner=True)  # a delivery came, and it has not claimed
+    assert journals.numbers == []
+    journals.write(A, "x", Claimed(3.0, 3, "a", "3.11", "0"))
+    journals.observer.step_begins("a", "x", key, "step", 1, is_owner=True)
+    assert journals.numbers == [2]
+
+
 def test_3_a_commit_names_the_revision_that_it_extends(journals: Journals) -> None:
     journals.begin(A, "x", STEP)
     journals.write(A, "x", Returned(0, 2.0, b"\x01"), expected=0)

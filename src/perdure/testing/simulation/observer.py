@@ -69,6 +69,7 @@ class Life(Struct):
     program: Program | None = None  # what it runs, once that was asked for
     frames: list[bytes] = field(default_factory=list[bytes])
     owner: str | None = None
+    claimed_by: str | None = None  # the process of the last claim, whether it was released or not
     epoch: int = 0
     outcome: Outcome | None = None
     outcomes: list[Outcome] = field(default_factory=list[Outcome])  # of all generations
@@ -172,7 +173,7 @@ class Observer:
                 self.breach(4, f"{life.id}: epoch {claim.epoch} follows {life.epoch}")
             if life.owner is not None and life.owner != frame.writer:
                 self._trace.count("take-over of a claimed invocation")
-            life.epoch, life.owner = claim.epoch, frame.writer
+            life.epoch, life.owner, life.claimed_by = claim.epoch, frame.writer, _name(author)
         if life.owner is not None and life.owner != frame.writer:
             self.breach(4, f"{life.id}: {_name(author)} wrote into what {self._authors.get(life.owner)} had claimed")
         if life.owner is None and author is not None:
@@ -315,14 +316,18 @@ class Observer:
 
     # --- steps --------------------------------------------------------------------------------------------------------
     def step_begins(self, process: str, id: str, key: str, name: str, attempt: int, *, is_owner: bool) -> None:
-        """Note that a step begins; `is_owner`: the lease of its process is valid, as far as the store knows."""
+        """Note that a step begins; `is_owner`: the lease of its process is valid, as far as the store knows.
+
+        A process that stood still may get a new delivery, and in the same instant the answer to a commit that it sent
+        before another claimed and let go. It begins the steps of that commit as a former owner: it has not claimed anew.
+        """
         self._trace.note("step", id, (name, attempt), process=process)
         if id in self.purged:
             self.breach(16, f"{id} was purged, and step {name} runs")
         life = self.lives.get(id)
         if life is None or not life.frames:
             return  # its first frame is held back
-        if not is_owner:
+        if not is_owner or life.claimed_by != process:
             self._trace.count("step begun by a former owner")
             return
         n = life.keys.get(key)
