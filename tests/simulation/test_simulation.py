@@ -27,8 +27,7 @@ from perdure.testing.simulation.plan import decode
 SEEDS = int(os.environ.get("PERDURE_SEEDS") or 300)
 PARTS = 6
 """Seeds are run in so many tests, so that several processes share them."""
-_NAMED = os.environ.get("PERDURE_SEED") or os.environ.get("PERDURE_SIMULATION_SEED")
-FIRST = int(_NAMED or int.from_bytes(os.urandom(4), "big"))
+FIRST = int(os.environ.get("PERDURE_SEED") or int.from_bytes(os.urandom(4), "big"))
 BUDGET_SECONDS = float(os.environ.get("PERDURE_SIMULATION_SECONDS") or 20)
 """Processor time for the seeds of one part: a machine that is slow runs fewer of them."""
 FEWEST = 10
