@@ -16,6 +16,7 @@ from perdure.core.history import History
 from perdure.core.journal import Frame, decode_message, decode_start
 from perdure.core.lifecycle import SETTLED
 from perdure.stores.jetstream import JetStreamStore
+from perdure.stores.jetstream.care.consumers import Consumers
 from perdure.stores.jetstream.index.rows import row_of
 from perdure.stores.jetstream.journal.blobs import Blobs
 from perdure.stores.jetstream.journal.journals import Journals, Tail, tail_of
@@ -55,9 +56,11 @@ async def check_liveness(store: JetStreamStore) -> None:
 
 async def breaches_of(store: JetStreamStore) -> list[str]:
     """Say what nothing will ever bring about. Reads everything."""
+    passed_over = await Consumers(store.wire, store.layout).passed_over()
     queue = await _read_queue(store)
     journals = await _read_journals(store)
-    return [*_breaches(queue, journals, await _read_keys(store, queue, journals), store.clock.now())]
+    found = [*_breaches(queue, journals, await _read_keys(store, queue, journals), store.clock.now())]
+    return [*found, *(f"consumer {each.consumer} passed over {each.sequence} of {each.stream}" for each in passed_over)]
 
 
 @dataclass

@@ -11,9 +11,12 @@ import pytest
 from examples.services.nats_server import Server
 from perdure import Client, Context, step, workflow
 from perdure.connect import client_from
-from perdure.errors import InvocationCancelled
+from perdure.errors import InvocationCancelled, WaitTimeout
 from perdure.stores.jetstream import JetStreamStore
+from perdure.stores.jetstream.layout.subjects import Layout
 from tests.jetstream.liveness import check_liveness
+from tests.jetstream.test_one_bad import asks
+from tests.jetstream.test_wire import wired
 
 pytestmark = pytest.mark.limit(120)
 
@@ -124,6 +127,40 @@ async def test_place_behind_the_holder_of_a_key_is_given_up_and_the_others_keep_
         assert [await first.result(), await third.result()] == ["first", "third"]
     assert ran == ["first", "third"]
     assert cleaned == ["first", "third"]
+
+
+async def test_message_that_waits_for_another_invocation_stays_with_the_consumer(nats: Server, namespace: str) -> None:
+    """A purge of the cancellation, as up to 2026-11-30, made the server pass over what was delivered before it.
+
+    Only an unlucky order showed it: a later acknowledgement moves the floor, and what lies below never comes again.
+    """
+    gates.append(asyncio.Event())
+    ran.clear()
+    store = JetStreamStore([nats.url], namespace=namespace, shards=1)
+    async with client_from(lambda: store) as client, client.worker(holds, asks, max_concurrent=2):
+        await client.start(holds.using(key="k"), "first")
+        while not ran:
+            await asyncio.sleep(0.01)
+        waiting = await client.start(holds.using(key="k"), "waiting")
+        cancelled = [await client.start(holds.using(key="k"), f"cancelled {n}") for n in range(3)]
+        with pytest.raises(WaitTimeout):
+            await waiting.pause(timeout=0.1)
+        for each in cancelled:
+            await each.cancel()
+            handle = await client.start(asks)
+            while (found := await handle.describe()).status != "suspended":
+                await asyncio.sleep(0.01)
+            await client.resolve(found.awakeables[0].id, 1)
+            assert await handle.result(timeout=20) == 1
+        await asyncio.sleep(0.2)  # acknowledgements are not answered
+        layout = Layout(namespace, 1)
+        async with wired(nats.url, f"beside-{namespace}") as wire:
+            message = await wire.last(layout.stream("Q", 0), layout.messages(waiting.id))
+            about = await wire.api(f"CONSUMER.INFO.{layout.stream('Q', 0)}.msg")
+        assert message is not None
+        assert about["num_ack_pending"] == 1
+        assert about["ack_floor"]["stream_seq"] < message.sequence
+        gates[-1].set()
 
 
 async def test_invocation_that_a_worker_has_begun_runs_its_cleanup(client: Client) -> None:

@@ -19,6 +19,7 @@ import pytest
 from examples.services.nats_server import Server
 from perdure import Client, Context, workflow
 from perdure.connect import client_from
+from perdure.errors import WaitTimeout
 from perdure.stores.jetstream import JetStreamStore
 from perdure.stores.jetstream.keys.keys import Record
 from perdure.stores.port import Filter
@@ -99,6 +100,34 @@ async def test_timer_whose_schedule_was_deleted_fires(make_lab: MakeLab) -> None
         [said] = await look(store)
         assert said.startswith(f"invocation {id} would never continue: something is due at ")
         await lab.result(id)
+        await check_liveness(store)
+
+
+async def test_message_that_its_consumer_passed_over_is_queued_again(store: JetStreamStore) -> None:
+    """As releases before 2026-12-01 left it: a purge moves the server's floor past what was delivered before."""
+    layout = store.layout
+    ids = iter(id for id in map("{:03}".format, range(100)) if layout.partition(id) == 0)
+    async with client_on(store) as client:
+        async with client.worker(child):
+            first, second, third = [await client.start(child.using(id=next(ids), key="k")) for _ in range(3)]
+            for each in (second, third):
+                with pytest.raises(WaitTimeout):
+                    await each.pause(timeout=0.1)  # these wait in the worker for their invocations to begin
+            await remove(store, layout.messages(third.id))
+            for number in range(3):
+                handle = await client.start(child.using(id=next(ids)))
+                await until(lambda id=handle.id: store.search(Filter(id=id, status="suspended")))
+                [awakeable] = (await handle.describe()).awakeables
+                await client.resolve(awakeable.id, number)
+                assert await handle.result() == number
+        await is_broken(store, "consumer msg passed over")
+        [said] = await look(store)
+        assert said.startswith("1 messages in ")
+        async with client.worker(child):
+            [awakeable] = (await first.describe()).awakeables
+            await client.resolve(awakeable.id, 1)
+            await until(lambda: store.search(Filter(id=second.id, status="paused")))
+            await second.resume()
         await check_liveness(store)
 
 
@@ -226,6 +255,7 @@ DIES = """
 import asyncio, os, signal, sys
 from perdure import Client
 from perdure.connect import client_from
+from perdure.errors import WaitTimeout
 from perdure.stores.jetstream import JetStreamStore
 from perdure.stores.jetstream.accepting import Accepting
 from tests.jetstream.test_janitor import submitted

@@ -86,7 +86,7 @@ class Cancelling:
             self._layout.message(id, message.id),
             self._layout.passed_on_to_any(id, token(message.id)),
         ):
-            await self._wire.purge(self._layout.stream("Q", self._layout.partition(id)), subject)
+            await self._wire.remove(self._layout.stream("Q", self._layout.partition(id)), subject)
 
     async def _reserve(self, start: Start) -> None:
         """Store the start on the subject of its journal while it is in no queue."""

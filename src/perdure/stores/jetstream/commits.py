@@ -264,7 +264,7 @@ class Commits:
             if tail is not None and tail.facts.key is not None:
                 subject = self._layout.delayed(id, tail.facts.key)
                 await self._wire.purge(self._layout.stream_of(subject), subject)
-            await self._wire.purge(self._layout.stream("Q", self._layout.partition(id)), self._layout.any_start(id))
+            await self._wire.remove(self._layout.stream("Q", self._layout.partition(id)), self._layout.any_start(id))
 
     async def _change_key(self, id: str, effects: Effects) -> None:
         if effects.release is not None:

@@ -3,7 +3,8 @@
 Every unsettled invocation has a delivery, a wake or a position in a key queue, or waits for a message from outside
 (`stores.liveness`). Operators delete messages, backups are restored in part, and programs have bugs. So one process
 with workers at a time searches for invocations that will never be delivered to a worker, for keys that will never be
-granted, and for reserved ids without a queued start, which clients leave that die while they submit.
+granted, for reserved ids without a queued start, which clients leave that die while they submit, and for messages that
+the server would not deliver (`consumers`).
 
 The subjects of the queue name all invocations that will be delivered; only the journals of others are read, at a
 limited rate. A suspect is checked again some leases later. If it has not changed, it is reported and gets a wake, a
@@ -137,15 +138,16 @@ class Janitor:
         self._journals = self._shared.apart()  # a separate cache: the workers' tails must not be replaced
         done: list[str] = []
         suspects: list[Suspect] = []
-        idle, began = await self._consumers.idle(), self._wire.now()
+        idle, passed_over, began = await self._consumers.idle(), await self._consumers.passed_over(), self._wire.now()
         async for suspect in self._suspects(self._clock.now() - patience):
             suspects.append(suspect)
             if len(suspects) == SUSPECTS_LIMIT:
                 done += await self._check_again_and_repair(suspects, patience)
                 suspects = []
         done += await self._check_again_and_repair(suspects, patience)
-        if idle:
+        if idle or passed_over:
             await asyncio.sleep(max(0.0, began + patience - self._wire.now()))
+            done += await self._consumers.queue_again(passed_over & await self._consumers.passed_over())
             again = await self._consumers.idle()
             done += await self._consumers.remove(dict(idle.items() & again.items()))
         return done

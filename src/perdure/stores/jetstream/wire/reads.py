@@ -181,10 +181,19 @@ class Reads(Link):
         return await self._read(stream, once)
 
     async def purge(self, stream: str, subject: str) -> int:
-        """Remove all messages whose subject matches, and return how many."""
+        """Remove all messages whose subject matches, and return how many. Never of what a consumer delivers: `remove`.
+
+        The server (2.15.1) moves the floor of such a consumer past what it has delivered before a purged message and
+        nobody has acknowledged yet. After the next acknowledgements it never delivers that again.
+        """
         answer = await self.api(f"STREAM.PURGE.{stream}", {"filter": subject})
         raise_error(answer, stream)
         return int(answer.get("purged", 0))
+
+    async def remove(self, stream: str, subject: str) -> None:
+        """Remove messages that may have been delivered: one after the other, the last one first."""
+        while (found := await self.last(stream, subject)) is not None:
+            await self.delete(stream, found.sequence)
 
     async def delete(self, stream: str, sequence: int) -> None:
         """Remove one message, unless it is removed already."""
