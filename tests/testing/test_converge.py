@@ -73,7 +73,7 @@ async def test_difference_is_shown_with_seed_program_both_sides_and_journal(tmp_
     ran = Program("p1", [Work("v1")], chosen=True)
     async with connect("memory:") as client, client.worker(interpreter.workflow):
         await client.run(interpreter.started(ran), encode(ran).decode())
-        right = Plan([], [ran], set(), set())
+        right = Plan([], [ran])
         assert await differences(client, interpreter, folder, right, kills=0) == []
         wrong = replace(right, roots=[replace(ran, operations=[Work("v2")])])
         (found,) = await differences(client, interpreter, folder, wrong, kills=0)

@@ -1,4 +1,4 @@
-"""The client of a run: it starts the programs, answers them, and mends, pauses and cancels some.
+"""The client of a run: it starts the programs, answers them, and mends, pauses, cancels, ends and purges some.
 
 Its process may be killed at any moment, and goes on in another: how far it is, is in the folder.
 """
@@ -13,7 +13,14 @@ from typing import Any
 
 from perdure.client import Client
 from perdure.core.lifecycle import SETTLED as SETTLED_STATUSES
-from perdure.errors import MessageRefused, PerdureError, StoreUnavailable, UnknownInvocation, WaitTimeout
+from perdure.errors import (
+    IllegalTransition,
+    MessageRefused,
+    PerdureError,
+    StoreUnavailable,
+    UnknownInvocation,
+    WaitTimeout,
+)
 from perdure.testing.converge.folder import (
     ACCEPTED,
     ANSWERED,
@@ -22,12 +29,25 @@ from perdure.testing.converge.folder import (
     CANCELS,
     MENDED,
     OVER,
+    PURGED,
     SETTLED,
     STARTED,
     Folder,
+    note_purge,
+    purges_in,
 )
 from perdure.testing.converge.plan import Plan
-from perdure.testing.programs import Endings, Interpreter, Model, Program, encode, program_in
+from perdure.testing.programs import (
+    Endings,
+    Interpreter,
+    Model,
+    Outcome,
+    Program,
+    encode,
+    outcome_of,
+    program_in,
+    waits_to_be_mended,
+)
 
 GROUP = 5
 """So many programs are started at a time, at most."""
@@ -40,6 +60,8 @@ ANSWER_SECONDS = 10.0
 """How long there is a wait until an answer is applied; then it is given again."""
 RETRY_SECONDS = 2.0
 """How long there is a wait until a retry is applied; one that waits for its key stays."""
+PURGE_SECONDS = 60.0
+"""How long in the end there is a wait for purges."""
 
 _REFUSED = (MessageRefused, WaitTimeout, UnknownInvocation, StoreUnavailable)
 
@@ -56,15 +78,22 @@ class Driver:
         self._left = 0
         self._seen_failed: set[str] = set()
         self._tasks: set[asyncio.Task[None]] = set()
+        self._purges: set[asyncio.Task[None]] = set()
 
     async def drive(self) -> None:
         """Go on from where the folder says, until everything has ended."""
+        for each in self._plan.roots[: int(self._folder.last(STARTED) or 0)]:
+            self._purge_when_it_ends(each)
         async with asyncio.TaskGroup() as group:
             answering = group.create_task(self._answer())
             starting = group.create_task(self._start())
             while not (await self._is_over() and starting.done()):  # noqa: ASYNC110  a store is looked at
                 await asyncio.sleep(LOOK_SECONDS)
             answering.cancel()
+        if self._purges:
+            await asyncio.wait(self._purges, timeout=PURGE_SECONDS)
+        for each in (*self._tasks, *self._purges):
+            each.cancel()
         self._folder.append(OVER, "over")
 
     # --- starting -----------------------------------------------------------------------------------------------------
@@ -82,6 +111,7 @@ class Driver:
             self._folder.append(STARTED, str(at))
             for each in group:
                 self._disturb(each, chance)
+                self._purge_when_it_ends(each)
 
     async def _start_one(self, program: Program) -> None:
         await self._client.start(self._interpreter.started(program), encode(program).decode())
@@ -91,6 +121,8 @@ class Driver:
             self._later(chance.random() * DISTURB_SECONDS, self._pause(program.tag))
         if program.tag in self._plan.cancelled:
             self._later(chance.random() * DISTURB_SECONDS, self._cancel(program.tag))
+        if program.tag in self._plan.forced:
+            self._later(chance.random() * DISTURB_SECONDS, self._cancel(program.tag, force=True))
 
     def _later(self, seconds: float, action: Coroutine[Any, Any, None]) -> None:
         async def act() -> None:
@@ -105,10 +137,42 @@ class Driver:
     async def _pause(self, tag: str) -> None:
         await self._client.handle(tag).pause()
 
-    async def _cancel(self, tag: str) -> None:
+    async def _cancel(self, tag: str, *, force: bool = False) -> None:
         self._folder.append(CANCELS, f"{ASKED} {tag}")
-        await self._client.handle(tag).cancel()
+        await self._client.handle(tag).cancel(force=force)
         self._folder.append(CANCELS, f"{ACCEPTED} {tag}")
+
+    # --- purging ------------------------------------------------------------------------------------------------------
+    def _purge_when_it_ends(self, program: Program) -> None:
+        if program.tag in self._plan.purged and program.tag not in self._folder.lines(PURGED):
+            task = asyncio.ensure_future(self._purge(program))
+            self._purges.add(task)
+            task.add_done_callback(self._purges.discard)
+
+    async def _purge(self, program: Program) -> None:
+        """Purge a program when it has ended. How it ended is noted before: then nobody can ask the store for it."""
+        tag = program.tag
+        handle = self._client.handle(tag)
+        while tag not in purges_in(self._folder):
+            try:
+                outcome: Outcome = await handle.result(timeout=ANSWER_SECONDS)
+            except (WaitTimeout, StoreUnavailable):
+                continue
+            except Exception as error:  # noqa: BLE001  what the program failed with
+                outcome = outcome_of(error)
+            if not waits_to_be_mended(program, outcome):
+                note_purge(self._folder, tag, outcome)
+            await asyncio.sleep(LOOK_SECONDS)
+        while True:
+            try:
+                await handle.purge()
+            except UnknownInvocation:  # purged, and the process was killed before it was told
+                break
+            except (IllegalTransition, StoreUnavailable):  # something of it is still being processed
+                await asyncio.sleep(LOOK_SECONDS)
+            else:
+                break
+        self._folder.append(PURGED, tag)
 
     # --- answering ----------------------------------------------------------------------------------------------------
     async def _answer(self) -> None:
@@ -149,6 +213,7 @@ class Driver:
         if self._left or int(self._folder.last(STARTED) or 0) < len(self._plan.roots):
             return False
         endings = self._endings
+        endings.know(purges_in(self._folder))
         await endings.look()
         must_end = Model(self._plan.roots, self._cancels()).must_end()
         return not endings.left and not endings.broken and must_end <= endings.outcomes.keys()
@@ -162,7 +227,11 @@ class Driver:
 
     async def _mend_all(self) -> None:
         failed = [each.id async for each in self._client.list(status="failed") if each.id not in self._seen_failed]
-        await asyncio.gather(*map(self._mend, failed))
+        await asyncio.gather(*map(self._mend_one, failed))
+
+    async def _mend_one(self, id: str) -> None:
+        with contextlib.suppress(*_REFUSED):  # it may have been purged meanwhile
+            await self._mend(id)
 
     async def _mend(self, id: str) -> None:
         handle = self._client.handle(id)
@@ -174,5 +243,4 @@ class Driver:
             return
         if program.tag not in self._folder.lines(MENDED):
             self._folder.append(MENDED, program.tag)
-        with contextlib.suppress(*_REFUSED):
-            await handle.retry(timeout=RETRY_SECONDS)
+        await handle.retry(timeout=RETRY_SECONDS)

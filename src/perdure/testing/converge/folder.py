@@ -5,6 +5,11 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+import msgspec
+from msgspec import Struct
+
+from perdure.testing.programs.program import Outcome
+
 
 class Folder:
     """Files of lines. One line is one write of the system: lines of several processes never mix."""
@@ -38,7 +43,7 @@ class Folder:
 
 RUNS, ASKS, ANSWERED, MENDED = "runs", "asks", "answered", "mended"
 STARTED, SETTLED, OVER = "started", "settled", "over"
-CANCELS = "cancels"
+CANCELS, PURGES, PURGED = "cancels", "purges", "purged"
 ASKED, ACCEPTED = "asked", "accepted"
 LOG = "log"
 
@@ -66,3 +71,21 @@ def cancels_in(folder: Folder) -> dict[str, bool]:
         word, tag = line.split()
         found[tag] = found.get(tag, False) or word == ACCEPTED
     return found
+
+
+class Told(Struct, frozen=True):
+    """How a program had ended before its purge was asked for."""
+
+    tag: str
+    outcome: Outcome
+
+
+def note_purge(folder: Folder, tag: str, outcome: Outcome) -> None:
+    """Note how a program has ended, before it is purged."""
+    folder.append(PURGES, msgspec.json.encode(Told(tag, outcome)).decode())
+
+
+def purges_in(folder: Folder) -> dict[str, Outcome]:
+    """Return how those had ended of which a purge was asked for, by tag."""
+    told = (msgspec.json.decode(line, type=Told) for line in folder.lines(PURGES))
+    return {each.tag: each.outcome for each in told}

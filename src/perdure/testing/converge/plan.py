@@ -1,4 +1,4 @@
-"""What a run does, by its seed: its programs, and whom a client pauses and cancels."""
+"""What a run does, by its seed: its programs, and whom a client pauses, cancels, ends by force and purges."""
 
 from __future__ import annotations
 
@@ -11,16 +11,20 @@ from perdure.testing.programs import Author, Program
 PROGRAMS_PER_KEY = 40
 LEAST_KEYS = 4
 DISTURBED_SHARE = 0.05
-"""How many of the programs are paused, and how many cancelled."""
+"""How many of the programs are paused, how many cancelled, and how many ended by force."""
+PURGED_SHARE = 0.1
+"""How many of the programs are purged once they have ended."""
 
 
 class Plan(Struct, frozen=True):
-    """The programs that a client starts, and those of them that it pauses and cancels."""
+    """The programs that a client starts, and those of them that it pauses, cancels, ends by force and purges."""
 
     keys: list[str]
     roots: list[Program]
-    paused: set[str]
-    cancelled: set[str]
+    paused: set[str] = set()
+    cancelled: set[str] = set()
+    forced: set[str] = set()
+    purged: set[str] = set()
 
 
 def plan(seed: int, count: int) -> Plan:
@@ -30,4 +34,5 @@ def plan(seed: int, count: int) -> Plan:
     roots = Author(chance, keys=keys).programs(count)
     tags = [each.tag for each in roots]
     some = round(DISTURBED_SHARE * count)
-    return Plan(keys, roots, {*chance.sample(tags, some)}, {*chance.sample(tags, some)})
+    paused, cancelled, forced = ({*chance.sample(tags, some)} for _ in range(3))
+    return Plan(keys, roots, paused, cancelled, forced, {*chance.sample(tags, round(PURGED_SHARE * count))})

@@ -9,7 +9,7 @@ from msgspec import Struct
 from perdure.client import Client
 from perdure.errors import PerdureError
 from perdure.operations.local import store_behind
-from perdure.testing.converge.folder import RUNS, Folder, cancels_in
+from perdure.testing.converge.folder import PURGED, RUNS, Folder, cancels_in, purges_in
 from perdure.testing.converge.plan import Plan
 from perdure.testing.programs import Endings, Interpreter, Model, all_of, encode
 from perdure.testing.programs.journals import flaws
@@ -28,8 +28,11 @@ async def differences(
 ) -> list[Difference]:
     """Return what differs from the model, is wrong in a journal, or does not replay."""
     endings = Endings(client)
+    endings.know(purges_in(folder))
     await endings.look()
     found = [Difference(each) for each in endings.flaws]
+    back = {*folder.lines(PURGED)} & (endings.ids.keys() | endings.left.keys() | endings.broken.keys())
+    found += (Difference("it was purged, and is there", id) for id in sorted(back))
     found += (Difference(f"it has not ended: {status}", id) for id, status in endings.left.items())
     states = {key: await client.state(key) for key in plan.keys}
     ids = {tag: id for id, tag in endings.ids.items()}

@@ -9,7 +9,17 @@ from perdure.testing.programs.author import Author
 from perdure.testing.programs.endings import Endings
 from perdure.testing.programs.interpreter import Interpreter, Outside, outcome_of
 from perdure.testing.programs.model import Model
-from perdure.testing.programs.program import KEYS, LOG, Outcome, Program, all_of, decode, encode, program_in
+from perdure.testing.programs.program import (
+    KEYS,
+    LOG,
+    Outcome,
+    Program,
+    all_of,
+    decode,
+    encode,
+    program_in,
+    waits_to_be_mended,
+)
 from perdure.testing.programs.smaller import smaller, smaller_lists
 
 __all__ = [
@@ -29,4 +39,5 @@ __all__ = [
     "program_in",
     "smaller",
     "smaller_lists",
+    "waits_to_be_mended",
 ]

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Mapping
 
 from perdure.client import Client
 from perdure.core.lifecycle import SETTLED
-from perdure.errors import WaitTimeout
+from perdure.errors import UnknownInvocation, WaitTimeout
 from perdure.testing.programs.interpreter import outcome_of
 from perdure.testing.programs.program import Outcome, Program, program_in, waits_to_be_mended
 
@@ -22,6 +23,7 @@ class Endings:
 
     def __init__(self, client: Client, handler: str = "interpret") -> None:
         self._client = client
+        self._ids: dict[str, str] = {}  # by tag
         self._handler = handler
         self.ids: dict[str, str] = {}
         """The tags of what has ended, by id."""
@@ -33,6 +35,11 @@ class Endings:
         """What failed and waits to be mended and retried, by id."""
         self.left: dict[str, str] = {}
         """The statuses of those that have not ended, by id, those that are broken left out."""
+
+    def know(self, outcomes: Mapping[str, Outcome]) -> None:
+        """Take in how some had ended, by tag: they may be purged by now. One that is there must have ended so."""
+        for tag, outcome in outcomes.items():
+            self._compare(tag, outcome)
 
     async def look(self) -> None:
         """Look at all invocations."""
@@ -50,11 +57,16 @@ class Endings:
 
     async def _note(self, id: str) -> None:
         handle = self._client.handle(id)
-        found = await handle.describe()
+        try:
+            found = await handle.describe()
+        except UnknownInvocation:  # it was purged since it was listed
+            return
         program = program_in(found.input)
         outcome: Outcome
         try:
             outcome = await handle.result(timeout=RESULT_SECONDS)
+        except UnknownInvocation:
+            return
         except WaitTimeout:  # what the list says of it is old: it is being retried
             self.left[id] = found.status
             return
@@ -63,8 +75,12 @@ class Endings:
         if waits_to_be_mended(program, outcome):
             self.broken[id] = program
             return
-        if program.tag in self.outcomes:
-            others = [other for other, tag in self.ids.items() if tag == program.tag]
-            self.flaws.append(f"{program.tag} ran as two invocations, {id} and {others[0]}")
+        self._compare(program.tag, outcome)
+        if (other := self._ids.setdefault(program.tag, id)) != id:
+            self.flaws.append(f"{program.tag} ran as two invocations, {id} and {other}")
         self.ids[id] = program.tag
-        self.outcomes[program.tag] = outcome
+
+    def _compare(self, tag: str, outcome: Outcome) -> None:
+        known = self.outcomes.setdefault(tag, outcome)
+        if known != outcome:
+            self.flaws.append(f"{tag} had come to {known}, and now to {outcome}")

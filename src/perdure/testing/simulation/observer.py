@@ -318,8 +318,8 @@ class Observer:
     def step_begins(self, process: str, id: str, key: str, name: str, attempt: int, *, is_owner: bool) -> None:
         """Note that a step begins; `is_owner`: the lease of its process is valid, as far as the store knows.
 
-        A process that stood still may get a new delivery, and in the same instant the answer to a commit that it sent
-        before another claimed and let go. It begins the steps of that commit as a former owner: it has not claimed anew.
+        A process that stood still may get a new delivery, and in the same instant the answer to a commit that it
+        sent before another claimed and let go. It begins the steps of that commit as a former owner.
         """
         self._trace.note("step", id, (name, attempt), process=process)
         if id in self.purged:
