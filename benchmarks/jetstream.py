@@ -207,7 +207,7 @@ async def long(_rounds: int, _count: int) -> None:
             frames = len((await store.journal(handle.id)).frames)
             took = time.perf_counter() - began
             layout = store.layout
-            left = await store.wire.count(layout.stream("J", layout.shard(handle.id)), layout.journal(handle.id))
+            left = await store.wire.count(layout.stream("J", layout.partition(handle.id)), layout.journal(handle.id))
     first, last = (statistics.median(times[at : at + 1_000]) * 1000 for at in (0, LONG - 1_000))
     print(
         f"{LONG:,} steps in one invocation: {first:.2f} ms a step among the first 1,000, {last:.2f} among the last; ",

@@ -20,9 +20,19 @@ from perdure.core.values import encode
 from perdure.documents import Documents
 from perdure.errors import InvalidOption, NotAWorkflow
 from perdure.handle import Handle
-from perdure.operations.describe import Invocation
+from perdure.operations.describe import AwakeableInfo, Invocation
 from perdure.operations.documents import check_collection
-from perdure.operations.listing import PAGE_LIMIT, Filters, Page, Status, check_cursor, check_filters, check_limit
+from perdure.operations.listing import (
+    PAGE_LIMIT,
+    AwakeableFilters,
+    Filters,
+    Page,
+    Status,
+    check_awakeable_filters,
+    check_cursor,
+    check_filters,
+    check_limit,
+)
 from perdure.operations.port import ANSWER_WAIT_SECONDS, Operations, Stats, Submission
 from perdure.run_all import SETTLE_SECONDS, run_group
 from perdure.runtime.worker import CACHE_LIMIT, Translators, Worker
@@ -35,7 +45,7 @@ R = TypeVar("R")
 T = TypeVar("T")
 
 LIST_BATCH = 200
-"""Invocations that `list` reads per page."""
+"""Invocations or awakeables that `list` and `awakeables` read per page."""
 
 
 class MakeWorker(Protocol):
@@ -204,6 +214,29 @@ class Client(AbstractAsyncContextManager["Client"]):
         return Documents(self.operations, check_collection(collection), type)
 
     # --- awakeables ---------------------------------------------------------------------------------------------------
+    def awakeables(
+        self, *, open: bool | None = True, handler: str | None = None, assignee: str | None = None
+    ) -> AsyncGenerator[AwakeableInfo, None]:
+        """Iterate over awakeables, oldest first: those that take an answer, unless `open` is False, or None for all.
+
+        An awakeable is open until it is resolved or rejected, it expires, or its invocation ends.
+        `handler` is the name of the workflow, `assignee` one of those named to `ctx.awakeable`. They are read page by
+        page. A wrong filter raises `InvalidOption` or `BadId` at once.
+        """
+        refuse_in_body("client.awakeables()")
+        filters = AwakeableFilters(open=open, handler=handler, assignee=assignee)
+        check_awakeable_filters(filters)
+        return self._awakeables(filters)
+
+    async def _awakeables(self, filters: AwakeableFilters) -> AsyncGenerator[AwakeableInfo, None]:
+        cursor: str | None = None
+        while True:
+            page = await self.operations.awakeables(filters, limit=LIST_BATCH, cursor=cursor)
+            for each in page.awakeables:
+                yield each
+            if (cursor := page.next) is None:
+                return
+
     async def resolve(
         self, awakeable_id: str, value: object = None, /, *, timeout: Duration = ANSWER_WAIT_SECONDS
     ) -> None:

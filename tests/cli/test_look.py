@@ -221,10 +221,12 @@ def test_what_json_cannot_hold_is_shown_as_its_repr() -> None:
     assert plain({(1, 2): object}) == {"(1, 2)": repr(object)}
     assert plain(float("nan")) == "nan"
     at = datetime(2026, 11, 20, tzinfo=UTC)
-    assert plain(AwakeableInfo("a", True, at, "Expense")) == {
+    assert plain(AwakeableInfo("a", True, at, "x", "expense", "Expense")) == {
         "id": "a",
         "resolved": True,
         "created_at": at.isoformat(),
+        "invocation_id": "x",
+        "handler": "expense",
         "title": "Expense",
         "description": None,
         "assignees": [],

@@ -14,6 +14,7 @@ from msgspec.structs import replace
 from examples.services.nats_server import Server, server
 from perdure.core.journal import Status
 from perdure.errors import StoreUnavailable
+from perdure.stores.awakeables import Awakeable
 from perdure.stores.clock import SystemClock
 from perdure.stores.jetstream.index import projection as module
 from perdure.stores.jetstream.index.projection import Projection
@@ -72,7 +73,10 @@ class Streams:
 
     @contextlib.asynccontextmanager
     async def index(self, path: Path | None = None) -> AsyncGenerator[Projection]:
-        made = Projection(self.wire, self.layout, SystemClock(), path)
+        async def read(id: str, open: Sequence[tuple[int, int]] | None) -> list[Awakeable]:
+            raise AssertionError(f"the journal of {id} is read, where {open} are open")
+
+        made = Projection(self.wire, self.layout, SystemClock(), read, path)
         try:
             yield made
         finally:

@@ -20,6 +20,7 @@ from perdure import Client, connect
 from perdure.connect import translators_in_use
 from perdure.core.exported import load
 from perdure.core.journal import Frame
+from perdure.core.lifecycle import SETTLED
 from perdure.operations.local import store_behind
 from perdure.runtime.worker import Worker
 from perdure.testing import replay
@@ -138,6 +139,15 @@ async def test_old_store_is_listed_counted_and_described_as_it_was(client: Clien
         assert load(seen.history) == load(told.history), id
     assert {name: now.stats[name] for name in then.stats} == then.stats
     assert now.states == then.states
+
+
+async def test_awakeables_of_an_old_store_are_listed(client: Client, then: Then) -> None:
+    described = [await client.handle(id).describe() for id in then.invocations]
+    expected = {
+        each.id for one in described if one.status not in SETTLED for each in one.awakeables if not each.resolved
+    }
+    assert len(expected) > 3
+    assert {each.id async for each in client.awakeables()} == expected
 
 
 @pytest.mark.parametrize("kind", ["sqlite"], indirect=True)

@@ -179,7 +179,7 @@ def test_first_round_begins_the_body_and_may_hold_its_frame() -> None:
     assert round.taken == [start]
     assert may_hold(ready, round)
     assert not is_empty(ready, round)
-    transition = compose(known, START, round, ready, None, None)
+    transition = compose(known, START, None, round, ready, None, None)
     written = transition.frame
     assert written is not None
     assert [type(each) for each in written.entries] == [Accepted, Claimed]
@@ -192,7 +192,7 @@ def test_outcome_is_the_last_entry_and_ends_the_claim() -> None:
     turn = turn_of(returns)
     round = gather(known, turn, [], [started()], 1.0)
     ready, outcome = outcome_of(known, turn.ready(), round)
-    transition = compose(known, START, round, ready, outcome, None)
+    transition = compose(known, START, None, round, ready, outcome, None)
     assert isinstance(transition.outcome, Completed)
     assert not known.owned
     assert transition.status == "completed"
@@ -288,7 +288,7 @@ def test_cancellation_that_an_earlier_release_recorded_without_the_key_ends_the_
     assert isinstance(known.history.outcome, outcome)
     assert round.inbox == [resume]  # refused once the outcome is durable
     assert not turn.begun
-    ended = compose(known, KEYED, round, Ready(), known.history.outcome, None)
+    ended = compose(known, KEYED, None, round, Ready(), known.history.outcome, None)
     assert ended.effects.release == Release("key", 0)
     assert ended.frame is not None
     assert ended_without_its_body([paused, asked, ended.frame])  # and replays as such

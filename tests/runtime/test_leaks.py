@@ -21,6 +21,7 @@ IN_FLIGHT = 400
 SUSPENDED = 2_000
 DURABLE = {
     *("_rows", "_digests", "_queued", "_scheduled", "_starts", "_frames", "_messages", "_answers", "_wakes", "_mail"),
+    "_awakeables",
     *("_due", "writes"),
 }
 """What the memory store holds instead of a disk."""

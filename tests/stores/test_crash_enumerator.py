@@ -312,7 +312,7 @@ PROGRAMS = (
     Program("a child that sleeps", parent_of_sleeper, 1, {"add 0 1": 1}, points=23, rows=2),
     Program("a shared child", twins, (10, 10), {"add 0 10": 1}, points=23, rows=2),
     Program("send", sender, derived_id(ID, 0, 1), {"add 0 1": 1, "add 0 10": 1}, points=8, rows=2, twice=True),
-    Program("awakeable", asker, 5, {"hand_out": 1, "add 5 0": 1}, resolve, points=10),
+    Program("awakeable", asker, 5, {"hand_out": 1, "add 5 0": 1}, resolve, points=11),
     Program("pause and resume", sleeper, 1, {"add 0 1": 1}, pause_and_resume, points=22),
     Program("cancel", cleaner, InvocationCancelled, {"clean_up": 1}, cancel, points=13, twice=True),
     Program("a caught failure", catcher, 1, {"fails": 1, "add 0 1": 1}, points=6, twice=True),

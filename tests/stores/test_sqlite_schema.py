@@ -26,6 +26,8 @@ LAYOUT = "SELECT name, sql FROM sqlite_master ORDER BY name"
 FIRST = (
     "DROP TABLE key",
     "DROP TABLE line",
+    "DROP TABLE awakeable",
+    "DROP TABLE assignee",
     "DROP INDEX invocation_by_time",
     "DROP INDEX invocation_by_status",
     "DROP INDEX invocation_settled",
@@ -33,7 +35,7 @@ FIRST = (
     "CREATE INDEX invocation_by_time ON invocation (created_at, id)",
     "CREATE INDEX invocation_by_status ON invocation (status, handler)",
 )
-"""What makes the first schema of the present one: it had no keys, and other indexes."""
+"""What makes the first schema of the present one: it had no keys, no index of awakeables, and other indexes."""
 
 
 def read(path: Path, query: str) -> list[Any]:

@@ -1,4 +1,4 @@
-"""`perdure list`, `show`, `journal`, `stats`: read only, also a file that another process serves."""
+"""`perdure list`, `awakeables`, `show`, `journal`, `stats`: read only, also a file that another process serves."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from perdure.cli.reporting import reporting
 from perdure.cli.tables import (
     ROWS_LIMIT,
     indexed,
+    print_awakeables,
     print_counts,
     print_description,
     print_invocations,
@@ -22,8 +23,8 @@ from perdure.cli.tables import (
     print_steps,
 )
 from perdure.connect import connect
-from perdure.operations.describe import Invocation
-from perdure.operations.listing import STATUSES, Filters
+from perdure.operations.describe import AwakeableInfo, Invocation
+from perdure.operations.listing import STATUSES, AwakeableFilters, Filters
 
 LIST_LIMIT = 50
 """Default number of invocations in the table of `list`."""
@@ -115,6 +116,49 @@ async def _list(
 
 
 @click.command()
+@click.option("--handler", metavar="NAME", help="Only those of this workflow.")
+@click.option("--assignee", metavar="NAME", help="Only those that name this assignee.")
+@click.option("--all", "everything", is_flag=True, help="Those that were answered or have expired, too.")
+@click.option("--quiet", "-q", is_flag=True, help="Print only ids, one per line.")
+@json_option("Print one JSON object per line.")
+@url_option
+@reporting
+def awakeables(
+    *, handler: str | None, assignee: str | None, everything: bool, quiet: bool, as_json: bool, url: str | None
+) -> int:
+    """List what waits for an answer, oldest first.
+
+    Answer one with `perdure resolve ID VALUE` or `perdure reject ID REASON`.
+    """
+    if quiet and as_json:
+        raise click.UsageError("--quiet and --json exclude each other")
+
+    def print_some(found: Sequence[AwakeableInfo]) -> None:
+        if quiet or as_json:
+            for each in found:
+                print_json(each) if as_json else click.echo(each.id)
+        elif found:
+            print_awakeables(found)
+
+    filters = AwakeableFilters(open=None if everything else True, handler=handler, assignee=assignee)
+    return in_loop(_awakeables(url, filters, print_some))
+
+
+async def _awakeables(
+    url: str | None, filters: AwakeableFilters, print_some: Callable[[Sequence[AwakeableInfo]], None]
+) -> int:
+    async with connect(url, read_only=True, index=index_file(url)) as client:
+        some: list[AwakeableInfo] = []
+        async for each in client.awakeables(**filters):
+            some.append(each)
+            if len(some) == ROWS_LIMIT:
+                print_some(some)
+                some = []
+        print_some(some)
+    return 0
+
+
+@click.command()
 @click.argument("id")
 @json_option("Print one JSON object: values whole, and the journal.")
 @url_option
@@ -175,4 +219,4 @@ async def _stats(url: str | None, as_json: bool) -> int:
     return 0
 
 
-COMMANDS = (list_, show, journal, stats)
+COMMANDS = (list_, awakeables, show, journal, stats)

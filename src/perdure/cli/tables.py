@@ -104,6 +104,18 @@ def print_invocations(found: Sequence[Invocation]) -> None:
     print_table(["id", "handler", "status", *(["key"] if with_key else []), "created", "changed"], rows)
 
 
+def print_awakeables(found: Sequence[AwakeableInfo]) -> None:
+    """Print a table of awakeables."""
+    rows = [
+        [
+            *(each.id, each.handler, shown(each.title or ""), shown(", ".join(each.assignees))),
+            *(age_text(each.created_at), time_text(each.expires_at), "answered" if each.resolved else "open"),
+        ]
+        for each in found
+    ]
+    print_table(["id", "handler", "title", "assignees", "created", "expires", "status"], rows)
+
+
 def print_steps(steps: Sequence[JournalStep]) -> None:
     """Print the commands of a journal and their outcomes."""
     rows = [

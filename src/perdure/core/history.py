@@ -11,6 +11,7 @@ from msgspec import Struct
 from perdure.core.journal import (
     Accepted,
     Answering,
+    Asked,
     Attempted,
     CallChild,
     CallStep,
@@ -45,6 +46,14 @@ DEATHS_LIMIT = 5
 """Claims in a row that ran the body without a new entry or release, before an invocation is paused."""
 
 
+class Made(Struct, frozen=True, gc=False):
+    """An awakeable that the body made: in which generation and frame time, and what people are told of it."""
+
+    generation: int
+    at: float
+    asked: Asked
+
+
 class History(Struct):
     """A journal, folded. `of` reads one; `add` keeps it up to date."""
 
@@ -59,7 +68,7 @@ class History(Struct):
     unclaimed_deaths: int = 0
     children: dict[int, Start] = {}
     children_ended: set[int] = set()  # children whose command is answered
-    awakeables: dict[int, int] = {}  # the generation of each, by its command
+    awakeables: dict[int, Made] = {}  # by command
     answers: dict[int, bytes] = {}  # digests of what messages answered, by command
     children_unwanted: set[int] = set()  # children that the body asked to end
     joined: list[Parent] = []  # parents that await it besides the one that started it
@@ -98,7 +107,7 @@ class History(Struct):
                 self.deaths = self.unclaimed_deaths = 0
         for command in frame.commands:
             if type(command) is not CallStep:
-                self._issue(command)
+                self._issue(command, frame.at)
         if frame.cancels and self.children:
             self.children_unwanted.update(n for n in frame.cancels if n in self.children)
         if frame.state and self.granted is not None:
@@ -108,11 +117,12 @@ class History(Struct):
         elif first:
             self.unclaimed_deaths = 1  # a first frame that only claims follows a worker that died without a claim
 
-    def _issue(self, command: Command) -> None:
+    def _issue(self, command: Command, at: float) -> None:
         if type(command) is CallChild:
             self.children[command.n] = command.start
         elif type(command) is OpenAwakeable:
-            self.awakeables.setdefault(command.n, self.generation)  # a retry opens the same one again
+            made = Made(self.generation, at, command.asked)
+            self.awakeables.setdefault(command.n, made)  # a retry opens the same one again
 
     def note(self, entry: Entry) -> None:
         """Fold one entry, perhaps before its frame is written. Folding it again changes nothing."""
@@ -190,7 +200,8 @@ class History(Struct):
 
     def was_answered(self, n: int, generation: int, answer: Returned | Raised) -> bool:
         """Report whether awakeable `n` of a generation has this very answer."""
-        return self.awakeables.get(n) == generation and self.answers.get(n) == _digest_of(answer)
+        made = self.awakeables.get(n)
+        return made is not None and made.generation == generation and self.answers.get(n) == _digest_of(answer)
 
     def _answered(self, message: str | None) -> None:
         if message is not None:

@@ -79,6 +79,7 @@ class Issuer:
 
     __slots__ = (
         "_ahead",
+        "_awakeables",
         "_boundaries",
         "_context",
         "_expiries",
@@ -134,6 +135,7 @@ class Issuer:
         self._ready = Ready()
         self._recorded: deque[Command] | None = None
         self._recorded_state: dict[str, bytes | None] = {}
+        self._awakeables: set[int] = set()  # those that may be open
         self._expiries: dict[int, asyncio.TimerHandle] = {}  # of awakeables, by their numbers
         self._timers: dict[int, int] = {}  # id of a TimerHandle -> command
         self._patches: dict[str, bool] = {}
@@ -201,11 +203,20 @@ class Issuer:
         future = Future[Any](loop=self.loop)
         generation = self._generation_of(n)
         self.pending[n] = Pending(command, future, decode, generation=generation)
+        self._awakeables.add(n)
         id = self.name_awakeable(generation, n)
         if (expires_at := command.asked.expires_at) is not None:
             timer = self._expiries[n] = self.loop.call_at(expires_at, self._expire, n, id)
             future.add_done_callback(lambda _: timer.cancel())
         return id, future
+
+    def open_awakeables(self) -> list[int]:
+        """Return the commands of the awakeables whose answers the body still waits for or may await later, in order."""
+        for n in [*self._awakeables]:
+            pending = self.pending.get(n)
+            if pending is None or pending.future is None or pending.future.done():
+                self._awakeables.discard(n)
+        return sorted(self._awakeables)
 
     def expiry_of(self, n: int) -> float | None:
         """Return when awakeable `n`, which waits, expires: by its timer, since a retry sets it anew."""

@@ -51,6 +51,7 @@ from perdure.core.journal import (
 from perdure.core.lifecycle import SETTLED
 from perdure.core.types import decoder
 from perdure.errors import Undecodable
+from perdure.stores.awakeables import Awakeable, is_open
 from perdure.stores.port import Row
 
 WAITS_LIMIT = 5
@@ -82,11 +83,13 @@ class JournalStep(Struct, frozen=True):
 
 
 class AwakeableInfo(Struct, frozen=True):
-    """An awakeable of an invocation."""
+    """An awakeable of an invocation. One that is `resolved` takes no answer: it has one, or nothing waits for it."""
 
     id: str
     resolved: bool
     created_at: datetime
+    invocation_id: str = ""
+    handler: str = ""
     title: str | None = None
     description: str | None = None
     assignees: tuple[str, ...] = ()
@@ -163,7 +166,7 @@ def from_journal(
             if isinstance(command, OpenAwakeable):
                 if command.n not in awakeables:  # a retry opens the same one again
                     id = awakeable_id(start.id, generation, command.n, secret)
-                    awakeables[command.n] = _awakeable(id, command.asked, frame.at)
+                    awakeables[command.n] = _awakeable(id, start, command.asked, frame.at)
             steps[command.n] = _begun(command, frame.at, awakeables.get(command.n))
         for entry in frame.entries:
             if isinstance(entry, (Returned, Raised, Fired, Interrupted, Attempted)):
@@ -200,10 +203,20 @@ def from_journal(
     )
 
 
-def _awakeable(id: str, asked: Asked, at: float) -> AwakeableInfo:
+def _awakeable(id: str, start: Start, asked: Asked, at: float) -> AwakeableInfo:
+    return AwakeableInfo(id, False, _time(at), start.id, start.handler, *_told(asked))
+
+
+def _told(asked: Asked) -> tuple[str | None, str | None, tuple[str, ...], datetime | None]:
     expires_at = None if asked.expires_at is None else _time(asked.expires_at)
-    told = (asked.title, asked.description, asked.assignees, expires_at)
-    return AwakeableInfo(id, False, _time(at), *told)
+    return asked.title, asked.description, asked.assignees, expires_at
+
+
+def from_index(awakeable: Awakeable, secret: bytes, now: float) -> AwakeableInfo:
+    """Return what the index knows of an awakeable."""
+    id = awakeable_id(awakeable.invocation, awakeable.generation, awakeable.n, secret)
+    place = (awakeable.invocation, awakeable.handler)
+    return AwakeableInfo(id, not is_open(awakeable, now), _time(awakeable.at), *place, *_told(awakeable.asked))
 
 
 def _change(state: dict[str, Any], changes: Mapping[str, bytes | None]) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import binascii
 from datetime import datetime
-from typing import Any, TypedDict, get_args
+from typing import Any, TypedDict, TypeVar, get_args
 
 import msgspec
 from msgspec import Struct
@@ -13,8 +13,11 @@ from msgspec import Struct
 from perdure.core.ids import check_name
 from perdure.core.journal import Status
 from perdure.errors import InvalidOption
-from perdure.operations.describe import Invocation
+from perdure.operations.describe import AwakeableInfo, Invocation
+from perdure.stores.awakeables import Awakeable, AwakeableFilter, Place
 from perdure.stores.port import Filter, Row
+
+T = TypeVar("T")
 
 PAGE_LIMIT = 1_000
 """The most invocations on one page."""
@@ -31,6 +34,21 @@ class Filters(TypedDict, total=False):
     id_prefix: str | None
     created_after: datetime | None
     created_before: datetime | None
+
+
+class AwakeableFilters(TypedDict, total=False):
+    """Filters of awakeables: all given ones must match. `open` is true for those that take an answer; None: all."""
+
+    open: bool | None
+    handler: str | None
+    assignee: str | None
+
+
+class AwakeablePage(Struct, frozen=True):
+    """Some awakeables, oldest first, and the cursor of the page after them: None on the last one."""
+
+    awakeables: tuple[AwakeableInfo, ...]
+    next: str | None = None
 
 
 class Page(Struct, frozen=True):
@@ -59,9 +77,26 @@ def filter_of(
     return Filter(status, handler, key, id_prefix, created_after=after, created_before=before)
 
 
+def awakeable_filter_of(
+    now: float, *, open: bool | None = True, handler: str | None = None, assignee: str | None = None
+) -> AwakeableFilter:
+    """Return the filter of awakeables for the index, or raise `InvalidOption` or `BadId` naming the wrong one."""
+    if open is not None and not isinstance(open, bool):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise InvalidOption(f"open={open!r}: give True, False, or None for all")
+    for name, text in (("handler", handler), ("assignee", assignee)):
+        if text is not None:
+            check_name(f"{name} to look for", text)
+    return AwakeableFilter(now, open, handler, assignee)
+
+
 def check_filters(filters: Filters) -> None:
     """Raise `InvalidOption` or `BadId`, naming the filter that is wrong."""
     filter_of(**filters)
+
+
+def check_awakeable_filters(filters: AwakeableFilters) -> None:
+    """Raise `InvalidOption` or `BadId`, naming the filter that is wrong."""
+    awakeable_filter_of(0.0, **filters)
 
 
 def check_cursor(cursor: str | None) -> None:
@@ -86,12 +121,26 @@ def cursor_of(row: Row) -> str:
 
 def position_of(cursor: str) -> tuple[float, str]:
     """Return the position that a cursor names, or raise `InvalidOption`."""
+    return _decoded(cursor, tuple[float, str])
+
+
+def _decoded(cursor: str, type: type[T]) -> T:
     try:
         data = base64.urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4))
-        return msgspec.msgpack.decode(data, type=tuple[float, str])
+        return msgspec.msgpack.decode(data, type=type)
     except (TypeError, ValueError, binascii.Error, msgspec.DecodeError) as error:
         shown: Any = cursor[:40] if isinstance(cursor, str) else cursor  # pyright: ignore[reportUnnecessaryIsInstance]
         raise InvalidOption(f"cursor={shown!r}: pass the `next` of a page, unchanged") from error
+
+
+def cursor_of_awakeable(awakeable: Awakeable) -> str:
+    """Return the cursor of the page after an awakeable."""
+    return base64.urlsafe_b64encode(msgspec.msgpack.encode(awakeable.place)).rstrip(b"=").decode()
+
+
+def place_of(cursor: str) -> Place:
+    """Return the place that a cursor of awakeables names, or raise `InvalidOption`."""
+    return _decoded(cursor, Place)
 
 
 def _time(name: str, at: datetime | None) -> float | None:

@@ -44,8 +44,20 @@ from perdure.errors import (
     WaitTimeout,
     too_large,
 )
-from perdure.operations.describe import Invocation, from_journal, from_row
-from perdure.operations.listing import PAGE_LIMIT, Filters, Page, cursor_of, filter_of, position_of
+from perdure.operations.describe import Invocation, from_index, from_journal, from_row
+from perdure.operations.listing import (
+    PAGE_LIMIT,
+    AwakeableFilters,
+    AwakeablePage,
+    Filters,
+    Page,
+    awakeable_filter_of,
+    cursor_of,
+    cursor_of_awakeable,
+    filter_of,
+    place_of,
+    position_of,
+)
 from perdure.operations.port import (
     ANSWER_WAIT_SECONDS,
     Operations,
@@ -364,6 +376,13 @@ class Local(Operations):
         filter = replace(filter_of(**filters), before=before, limit=limit + 1)
         rows = await (await self.opened()).search(filter)
         return Page(tuple(map(from_row, rows[:limit])), cursor_of(rows[limit - 1]) if len(rows) > limit else None)
+
+    async def awakeables(self, filters: AwakeableFilters, /, *, limit: int, cursor: str | None = None) -> AwakeablePage:
+        store = await self.opened()
+        now, after = store.clock.now(), None if cursor is None else place_of(cursor)
+        found = await store.awakeables(replace(awakeable_filter_of(now, **filters), after=after, limit=limit + 1))
+        told = tuple(from_index(each, store.secret, now) for each in found[:limit])
+        return AwakeablePage(told, cursor_of_awakeable(found[limit - 1]) if len(found) > limit else None)
 
     async def watch(self, id: str, /) -> AsyncGenerator[Invocation, None]:
         store = await self.opened()

@@ -21,7 +21,7 @@ from perdure.core.journal import Status
 from perdure.core.retry import Duration
 from perdure.operations.describe import Invocation
 from perdure.operations.documents import Document, DocumentKey, Scan, Write
-from perdure.operations.listing import Filters, Page
+from perdure.operations.listing import AwakeableFilters, AwakeablePage, Filters, Page
 
 ANSWER_WAIT_SECONDS = 30.0
 """How long `pause`, `resume`, `cancel`, `retry`, `resolve` and `reject` wait until they are applied.
@@ -138,6 +138,10 @@ class Operations(Protocol):
 
     async def page(self, filters: Filters, /, *, limit: int, cursor: str | None = None) -> Page:
         """Return at most `limit` invocations, newest first, and the cursor of the page after them."""
+        ...
+
+    async def awakeables(self, filters: AwakeableFilters, /, *, limit: int, cursor: str | None = None) -> AwakeablePage:
+        """Return at most `limit` awakeables, oldest first, and the cursor of the page after them."""
         ...
 
     def watch(self, id: str, /) -> AsyncGenerator[Invocation, None]:

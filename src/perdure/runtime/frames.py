@@ -243,7 +243,13 @@ def is_empty(ready: Ready, round: Round) -> bool:
 
 
 def compose(
-    record: Record, start: Start, round: Round, ready: Ready, outcome: Outcome | None, released: Released | None
+    record: Record,
+    start: Start,
+    turn: Turn | None,
+    round: Round,
+    ready: Ready,
+    outcome: Outcome | None,
+    released: Released | None,
 ) -> Transition:
     """Make the next frame and its effects. `released` ends the claim until the wake, or until something comes."""
     at = round.at
@@ -264,7 +270,8 @@ def compose(
     changed = status if status != record.status or released is not None else None
     record.status = status
     record.owned = released is None and outcome is None
-    return Transition(record.id, record.revision, frame, effects, changed, released is not None, round.taken)
+    open = record.open_awakeables(start, turn) if record.history.awakeables else None
+    return Transition(record.id, record.revision, frame, effects, changed, released is not None, round.taken, open)
 
 
 def release_now(record: Record, arrivals: Sequence[Answering], taken: Sequence[Delivery], at: float) -> Transition:

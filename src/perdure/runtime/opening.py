@@ -163,9 +163,9 @@ def finish(record: Record, start: Start, deliveries: Sequence[Delivery], at: flo
     if release is None and start.key is not None and _is_held_for_nothing(record):
         release = Release(start.key, record.key.generation)
     effects = replace(effects, messages=messages, answers=(*effects.answers, *answers), release=release, enlist=enlist)
-    return Finish(
-        Transition(record.id, record.revision, None, effects, record.history.status, True, taken), inbox, then
-    )
+    awakeables = () if record.history.awakeables else None
+    transition = Transition(record.id, record.revision, None, effects, record.history.status, True, taken, awakeables)
+    return Finish(transition, inbox, then)
 
 
 def _is_held_for_nothing(record: Record) -> bool:

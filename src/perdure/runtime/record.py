@@ -15,6 +15,7 @@ from perdure.core.effects import NO_EFFECTS, Effects, effects_of
 from perdure.core.history import History
 from perdure.core.journal import Accepted, Answer, Claimed, Entry, Frame, Granted, Start, Status
 from perdure.core.turn import Turn
+from perdure.stores.awakeables import Awakeable
 from perdure.stores.port import Journal, Key
 
 _NOT_READ = Key()
@@ -43,6 +44,7 @@ class Record:
     owned: bool = False  # our claim is in the journal and not released
     all_done: bool = False  # the effects of the last frame are known to be done
     has_written: bool = False
+    awakeables: Sequence[Awakeable] | None = None  # those that are open in the index; None: not known
     redo: Effects = NO_EFFECTS  # effects of the last frame, if another worker wrote it: they come first
 
     def read(self, journal: Journal, start: Start | None, key: Key) -> None:
@@ -53,6 +55,7 @@ class Record:
         self.owned = self.owned and self.history.claimed and self.history.epoch == epoch
         self.start = self.history.start or start
         self.status = self.history.status if journal.frames else None
+        self.awakeables = None
 
     def claim(self, at: float) -> Claimed:
         writer = self.writer
@@ -69,6 +72,25 @@ class Record:
             entries.append(self.granted)
             self.granted = None
         return entries
+
+    def open_awakeables(self, start: Start, turn: Turn | None) -> Sequence[Awakeable] | None:
+        """Return those that are open now, if the index may have others; None if it has these."""
+        made = self.history.awakeables
+        if not made:
+            return None
+        found: list[Awakeable] = []
+        if self.history.outcome is None:
+            if turn is None:
+                return None  # its code does not fit: what is open stays so
+            for n in turn.open_awakeables():
+                asked, expires_at = made[n].asked, turn.expiry_of(n)
+                if expires_at != asked.expires_at:  # a retry waits anew
+                    asked = replace(asked, expires_at=expires_at)
+                found.append(Awakeable(start.id, start.handler, made[n].generation, n, made[n].at, asked))
+        if found == self.awakeables:
+            return None
+        self.awakeables = found
+        return found
 
     def may_begin(self, turn: Turn, *, has_start: bool) -> bool:
         """Report whether we hold the body's key, or it needs none. A wake or message alone does not begin a body."""

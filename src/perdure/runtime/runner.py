@@ -298,7 +298,7 @@ class Runner(Live):
         in_progress = begins or steps.running or steps.arrivals
         release = outcome is None and not in_progress and not steps.stopping  # then `stop` releases, and sets a wake
         released = Released(round.at, self._next_due(), self._stuck_at()) if release else None
-        transition = compose(record, start, round, ready, outcome, released)
+        transition = compose(record, start, turn, round, ready, outcome, released)
         then = self._settled if outcome is not None else partial(self._durable, new, ready.cancels, release)
         self._commit(transition, then)
 

@@ -28,6 +28,7 @@ from perdure.core.journal import (
 )
 from perdure.core.lifecycle import SETTLED
 from perdure.errors import StoreClosed
+from perdure.stores.awakeables import Awakeable, AwakeableFilter, merged, passes
 from perdure.stores.clock import Alarm, SystemClock
 from perdure.stores.finite import check_effects, check_finite, check_message, check_starts
 from perdure.stores.liveness import Contents, breaches
@@ -93,6 +94,7 @@ class MemoryStore:
         self._scheduled: dict[str, Start] = {}
         self._starts: dict[str, Start] = {}
         self._frames: dict[str, list[bytes]] = {}
+        self._awakeables: dict[str, list[Awakeable]] = {}
         self._messages: dict[str, Message] = {}
         self._answers: dict[str, Answer] = {}
         self._mail: dict[str, set[str]] = {}  # ids of all messages that an invocation got
@@ -384,11 +386,7 @@ class MemoryStore:
         sets_wake = ended and effects.wake is not None
         if ended and effects.wake is not None:
             self._set_wake(id, effects.wake)
-        if transition.status is not None:
-            self._write("index", id)
-            row = self._rows[id]
-            self._index(Row(id, row.handler, transition.status, row.key, row.created_at, self.clock.now(), row.due))
-            self._undone.pop(id, None)
+        self._change_index(transition)
         if ended and effects.wake is None and id in self._wakes:
             self._write("wake", id)
             del self._wakes[id]
@@ -402,6 +400,17 @@ class MemoryStore:
             self._soon(partial(self._notices.settled, id, outcome))
         self._dispatcher.committed(id, transition.acknowledge, ended=ended)  # before any caller hears of it
         return len(self._frames[id])
+
+    def _change_index(self, transition: Transition) -> None:
+        id = transition.id
+        if transition.status is not None or transition.awakeables is not None:
+            self._write("index", id)
+        if transition.awakeables is not None:
+            self._awakeables[id] = merged(self._awakeables.get(id, ()), transition.awakeables)
+        if transition.status is not None:
+            row = self._rows[id]
+            self._index(Row(id, row.handler, transition.status, row.key, row.created_at, self.clock.now(), row.due))
+            self._undone.pop(id, None)
 
     def _append(self, id: str, expected: int, frame: Frame, effects: Effects) -> None:
         data = encode_frame(frame)
@@ -512,6 +521,11 @@ class MemoryStore:
         rows = sorted(self._rows.values(), key=lambda row: (row.created_at, row.id), reverse=True)
         return [row for row in rows if matches(row, filter)][: filter.limit]
 
+    async def awakeables(self, filter: AwakeableFilter, /) -> list[Awakeable]:
+        self._check()
+        found = (each for made in self._awakeables.values() for each in made if passes(each, filter))
+        return sorted(found, key=lambda each: each.place)[: filter.limit]
+
     async def counts(self) -> Counts:
         self._check()
         counts = Counts()
@@ -542,7 +556,8 @@ class MemoryStore:
         for message_id in self._mail.pop(id, ()):
             self._answers.pop(message_id, None)
         self._write("purge", id)  # in one write: without its frames it would run again
-        for table in (self._rows, self._digests, self._starts, self._frames, self._wakes, self._undone):
+        tables = (self._rows, self._digests, self._starts, self._frames, self._wakes, self._undone, self._awakeables)
+        for table in tables:
             table.pop(id, None)
 
     @property

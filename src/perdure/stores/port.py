@@ -24,6 +24,7 @@ from perdure.core.effects import NO_EFFECTS, Effects
 from perdure.core.journal import Answer, Frame, Message, Outcome, Start, Status
 from perdure.core.values import digest
 from perdure.errors import Conflict, IdConflict, InvalidOption, LimitExceeded, UnknownInvocation
+from perdure.stores.awakeables import Awakeable, AwakeableFilter
 from perdure.stores.documents import DocumentStore
 
 PAYLOAD_LIMIT_BYTES = 64 * 1024 * 1024
@@ -108,8 +109,10 @@ class Subscription(Protocol):
 class Transition(Struct):
     """One commit of an invocation: a frame guarded by the revision that it extends, and its effects.
 
-    Without a frame it redoes the effects of the last one. `status` is for the index: given when it changes and with
-    every release, None otherwise. `released` ends the claim: the next delivery may go to any worker.
+    Without a frame it redoes the effects of the last one. `status` and `awakeables` are for the index. The status is
+    given when it changes and with every release, None otherwise. The awakeables are all that are open now, None if they
+    are those of the commit before; one that is not among them any more stays in the index as answered. `released` ends
+    the claim: the next delivery may go to any worker.
     """
 
     id: str
@@ -119,6 +122,7 @@ class Transition(Struct):
     status: Status | None = None
     released: bool = False
     acknowledge: Sequence[Delivery] = ()
+    awakeables: Sequence[Awakeable] | None = None
 
     @property
     def outcome(self) -> Outcome | None:
@@ -388,6 +392,10 @@ class Store(Protocol):
 
     async def search(self, filter: Filter, /) -> list[Row]:
         """List invocations, newest first."""
+        ...
+
+    async def awakeables(self, filter: AwakeableFilter, /) -> list[Awakeable]:
+        """List awakeables, oldest first."""
         ...
 
     async def counts(self) -> Counts:

@@ -21,6 +21,7 @@ from perdure.core.journal import (
 )
 from perdure.core.lifecycle import SETTLED
 from perdure.errors import StoreClosed, StoreUnfit
+from perdure.stores.awakeables import Awakeable, AwakeableFilter, made_by
 from perdure.stores.clock import SystemClock
 from perdure.stores.finite import check_message, check_starts
 from perdure.stores.jetstream.accepting import Accepting
@@ -119,7 +120,8 @@ class JetStreamStore:
         self._finder = Finder(wire, layout, journals, keys, blobs)
         self._rows = Rows(wire, layout, self._finder)
         self._watching = Watching(wire, layout, self._notices, journals, keys, blobs, tasks)
-        self._projection = Projection(wire, layout, self.clock, None if index is None else Path(index).expanduser())
+        path = None if index is None else Path(index).expanduser()
+        self._projection = Projection(wire, layout, self.clock, self.read_awakeables, path)
         self._deliveries = Deliveries(
             wire,
             layout,
@@ -363,6 +365,16 @@ class JetStreamStore:
     async def search(self, filter: Filter, /) -> list[Row]:
         self._check()
         return await self._projection.search(filter)
+
+    async def awakeables(self, filter: AwakeableFilter, /) -> list[Awakeable]:
+        self._check()
+        return await self._projection.awakeables(filter)
+
+    async def read_awakeables(self, id: str, open: Sequence[tuple[int, int]] | None) -> list[Awakeable]:
+        """Read the awakeables of an invocation from its journal, of which these are open."""
+        frames, _ = await self._journals.apart().read(id)  # a separate cache: the workers' tails must not be replaced
+        history = History.of(frames)
+        return [] if history.start is None else made_by(history.start, history, open)
 
     async def counts(self) -> Counts:
         self._check()

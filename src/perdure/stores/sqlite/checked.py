@@ -27,6 +27,11 @@ def damaged(path: str, what: str) -> StoreDamaged:
     return StoreDamaged(about(path, f"{what}: {RESTORE}"))
 
 
+def damaged_awakeable(path: str, invocation: str) -> StoreDamaged:
+    """Return the error for a row of the index of awakeables."""
+    return damaged(path, f"an awakeable of invocation {invocation!r} was changed in the index")
+
+
 def start_of(path: str, id: str, data: bytes, checksum: int) -> Start:
     with suppress(*_OF_ANOTHER_TYPE):
         if zlib.crc32(data) == checksum and (start := decode_start(data)).id == id:

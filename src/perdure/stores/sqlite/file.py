@@ -13,11 +13,15 @@ from typing import Any, cast
 
 from msgspec import Struct
 
+from perdure.core.history import History
+from perdure.core.journal import decode_frame
 from perdure.errors import (
     StoreDamaged,
     StoreError,
     StoreTooNew,
 )
+from perdure.stores.awakeables import made_by
+from perdure.stores.sql import awakeables
 from perdure.stores.sql.index import SETTLED
 from perdure.stores.sqlite.aside import Aside
 from perdure.stores.sqlite.checked import (
@@ -26,6 +30,7 @@ from perdure.stores.sqlite.checked import (
     check_frames,
     check_state,
     damaged,
+    damaged_awakeable,
     message_of,
     start_of,
 )
@@ -36,6 +41,7 @@ from perdure.stores.sqlite.schema import (
     MIGRATIONS,
     SCHEMA,
     SCHEMA_VERSION,
+    WITH_AWAKEABLES,
     meta_checksum,
 )
 
@@ -154,7 +160,7 @@ def _examine(path: str, remembered: int, aside: Aside) -> None:
         _check_name(db, path)
         check_commit(path, opened, remembered)
         _check_log(path, opened)
-        verify(db, path, aside, has_keys=opened.schema >= WITH_KEYS)
+        verify(db, path, aside, opened.schema)
 
 
 def _check_name(db: sqlite3.Connection, path: str) -> None:
@@ -298,10 +304,29 @@ def _migrate(db: sqlite3.Connection, opened: Opened) -> None:
     for version in range(opened.schema, SCHEMA_VERSION):
         _run_script(db, MIGRATIONS[version])
     _run_script(db, ADDITIONS)
+    if opened.schema < WITH_AWAKEABLES:
+        _index_awakeables(db)
     if opened.schema != SCHEMA_VERSION:
         changed = [(SCHEMA_VERSION, "schema"), (meta_checksum(SCHEMA_VERSION, opened.secret), "checksum")]
         db.executemany("UPDATE meta SET value = ? WHERE name = ?", changed)
     db.execute("COMMIT")
+
+
+_AWAKEABLE_TAG = b"awakeable"  # of the command, in the encoded frame
+
+
+def _index_awakeables(db: sqlite3.Connection) -> None:
+    """Fill the tables of awakeables from the journals. One that cannot be read is set aside elsewhere."""
+    of_any = "SELECT DISTINCT id FROM frame WHERE instr(data, ?) ORDER BY id"
+    for (id,) in db.execute(of_any, (_AWAKEABLE_TAG,)).fetchall():
+        rows = db.execute("SELECT data FROM frame WHERE id = ? ORDER BY revision", (id,))
+        try:
+            history = History.of(decode_frame(data, id) for (data,) in rows)
+        except StoreError as error:
+            log.warning("the awakeables of invocation %s are not in the index: %s", id, error)
+            continue
+        if history.start is not None:
+            awakeables.put(db, made_by(history.start, history))
 
 
 def remembered_commit(path: str) -> int:
@@ -313,13 +338,15 @@ def remembered_commit(path: str) -> int:
     return int(text) if text.isdigit() else 0
 
 
-def verify(db: sqlite3.Connection, path: str, aside: Aside, *, has_keys: bool = True) -> None:
+def verify(db: sqlite3.Connection, path: str, aside: Aside, schema: int = SCHEMA_VERSION) -> None:
     """Check every page and every row of a small file; of a large one, the keys and unsettled invocations.
 
     Damaged pages refuse the file. A row that does not match its checksum sets only its own invocation aside.
     """
-    if has_keys:
+    if schema >= WITH_KEYS:
         verify_keys(db, path, aside)
+    if schema >= WITH_AWAKEABLES:
+        _verify_awakeables(db, path, aside)
     if os.path.getsize(path) > VERIFY_LIMIT_BYTES:
         _verify_rows(db, path, f"WHERE NOT {SETTLED}", aside)
         return
@@ -337,6 +364,12 @@ def verify(db: sqlite3.Connection, path: str, aside: Aside, *, has_keys: bool = 
             check_answer(path, to, id, answer, answered, recorded)
         except StoreError as error:
             aside.add(to, error)
+
+
+def _verify_awakeables(db: sqlite3.Connection, path: str, aside: Aside) -> None:
+    for row in db.execute(f"SELECT {awakeables.STORED} FROM awakeable"):
+        if awakeables.decode(row) is None:
+            aside.add(row[0], damaged_awakeable(path, row[0]))
 
 
 def _verify_rows(db: sqlite3.Connection, path: str, where: str, aside: Aside) -> None:

@@ -102,7 +102,7 @@ class Look:
                 raise StoreError(about(self.path, f"{text}: serve it once with this release, which migrates it"))
             check_commit(self.path, opened, remembered)
             if os.path.getsize(self.path) <= LOOK_LIMIT_BYTES:
-                verify(db, self.path, self._aside)
+                verify(db, self.path, self._aside, opened.schema)
             db.execute("COMMIT")
             return opened
 

@@ -16,14 +16,25 @@ from typing import Any, Never, Protocol, TypeVar
 from perdure.core.journal import Answer, Message, Outcome, Start, decode_frame, known_status
 from perdure.core.lifecycle import SETTLED as SETTLED_STATUSES
 from perdure.errors import StoreClosed, StoreDamaged, StoreError, StoreReadOnly
+from perdure.stores.awakeables import Awakeable, AwakeableFilter
 from perdure.stores.clock import SystemClock
 from perdure.stores.notices import Feed
 from perdure.stores.port import KEY_QUEUE_LIMIT, PAYLOAD_LIMIT_BYTES, Counts, Filter, Journal, Key, Row
 from perdure.stores.read_only import OnlyLooking
+from perdure.stores.sql import awakeables
 from perdure.stores.sql.index import COUNTS, counts_of, query_of
 from perdure.stores.sqlite.aside import Aside
 from perdure.stores.sqlite.backup import Backups
-from perdure.stores.sqlite.checked import ROW, check_frames, damaged, last_frame_of, message_of, row_of, start_of
+from perdure.stores.sqlite.checked import (
+    ROW,
+    check_frames,
+    damaged,
+    damaged_awakeable,
+    last_frame_of,
+    message_of,
+    row_of,
+    start_of,
+)
 from perdure.stores.sqlite.documents import SqliteDocuments
 from perdure.stores.sqlite.faults import Mismatch, about, explained
 from perdure.stores.sqlite.file import connect
@@ -265,6 +276,27 @@ class SqliteReader:
         query, values = query_of(filter, ROW)
         found = await self._read(lambda db: db.execute(query, values).fetchall())
         return [row for each in found if (row := self._listed(each)) is not None]
+
+    async def awakeables(self, filter: AwakeableFilter, /) -> list[Awakeable]:
+        """List awakeables, oldest first. Those whose row is damaged are left out, and set their invocation aside."""
+
+        def read(db: sqlite3.Connection) -> list[Any]:
+            try:
+                return db.execute(query, values).fetchall()
+            except sqlite3.OperationalError as error:
+                if "no such table" not in str(error):
+                    raise
+                text = "an earlier release wrote it, without an index of awakeables: serve it once with this release"
+                raise StoreError(about(self.path, text)) from error
+
+        query, values = awakeables.query_of(filter)
+        found: list[Awakeable] = []
+        for row in await self._read(read):
+            if (awakeable := awakeables.decode(row)) is not None:
+                found.append(awakeable)
+            else:
+                self._aside.add(row[0], damaged_awakeable(self.path, row[0]))
+        return found
 
     async def counts(self) -> Counts:
         return counts_of(await self._read(lambda db: db.execute(COUNTS).fetchall()))

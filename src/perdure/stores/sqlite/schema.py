@@ -5,9 +5,10 @@ from __future__ import annotations
 import struct
 import zlib
 
+from perdure.stores.sql import awakeables
 from perdure.stores.sql.index import INDEXES
 
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 """The version that this release writes. It rises when earlier releases can no longer serve the file: with a table,
 column or index that they do not maintain. It does not rise for a new entry, command, request or status: an earlier
 release sets aside the invocations that have one, and serves the others."""
@@ -59,13 +60,17 @@ CREATE TABLE message (
 CREATE INDEX message_open ON message (invocation) WHERE answered = 0;
 {_INDEXES}
 {_KEYS}
+{awakeables.TABLES}
 {ADDITIONS}
 """
 MIGRATIONS = {
     1: f"DROP INDEX invocation_by_time; DROP INDEX invocation_by_status; {_INDEXES} {_KEYS}",
     2: f"DROP INDEX invocation_by_time; DROP INDEX invocation_by_status; DROP INDEX invocation_settled; {INDEXES}",
+    3: awakeables.TABLES,  # `file` fills them
 }
 """By version: the script that migrates a file to the next one."""
+WITH_AWAKEABLES = 4
+"""The first version that indexes awakeables."""
 
 NOTHING_OPEN = (
     "NOT EXISTS (SELECT 1 FROM message INDEXED BY message_open WHERE invocation = invocation.id AND answered = 0)"

@@ -22,7 +22,9 @@ from perdure.core.journal import (
     encode_message,
 )
 from perdure.errors import StoreDamaged, StoreError
+from perdure.stores.awakeables import Awakeable
 from perdure.stores.port import Transition, conflict, id_conflict, identity_of, unknown
+from perdure.stores.sql import awakeables
 from perdure.stores.sql.index import SETTLED
 from perdure.stores.sqlite import documents
 from perdure.stores.sqlite.faults import Mismatch, about, explain, quietly
@@ -256,11 +258,19 @@ def _apply(
         db.executemany(_INSERT_INVOCATION, inserts)
     if changes:
         db.executemany(_CHANGE_STATUS, changes)
-    _write_messages_and_promote(db, batch, now)
+    _write_the_rest(db, batch, now)
     keys.apply(db, batch)
     _write_acknowledgements(db, batch)
     if documented:
         documents.apply(db, documented)
+
+
+def _note_awakeables(db: sqlite3.Connection, transition: Transition, open: Sequence[Awakeable]) -> None:
+    if transition.frame is None:  # a late redo changes nothing
+        last = db.execute("SELECT max(revision) FROM frame WHERE id = ?", (transition.id,)).fetchone()
+        if last != (transition.expected,):
+            return
+    awakeables.note(db, transition.id, open)
 
 
 def _write_acknowledgements(db: sqlite3.Connection, batch: Sequence[Unit]) -> None:
@@ -307,8 +317,11 @@ def _change_row(transition: Transition, status: Status, now: float) -> tuple[Any
     return status, now, NO_TIME if wake is None else wake, revision, checksum, id, revision
 
 
-def _write_messages_and_promote(db: sqlite3.Connection, batch: Sequence[Unit], now: float) -> None:
+def _write_the_rest(db: sqlite3.Connection, batch: Sequence[Unit], now: float) -> None:
+    """Write awakeables, messages and promoted starts, which few units have."""
     for unit in batch:
+        if (transition := unit.transition) is not None and transition.awakeables is not None:
+            _note_awakeables(db, transition, transition.awakeables)
         if unit.messages:
             _insert_messages(db, unit)
         if unit.promoted:
@@ -328,6 +341,7 @@ _MAY_GO = f"SELECT 1 FROM invocation WHERE id = ? AND {SETTLED} AND updated_at <
 _PURGE = (
     "DELETE FROM message WHERE invocation = ?",
     "DELETE FROM frame WHERE id = ?",
+    *awakeables.PURGE,
     "DELETE FROM invocation WHERE id = ?",
 )
 _ANSWER = "UPDATE message SET answered = 1, answer = ?, answer_checksum = ? WHERE id = ? AND answered = 0"

@@ -7,6 +7,7 @@ above 1 is a hint; an effect is idempotent, not free.
 
 from __future__ import annotations
 
+from perdure.testing.contract.awakeables import Awakeables
 from perdure.testing.contract.changes import Changes
 from perdure.testing.contract.commits import Commits
 from perdure.testing.contract.deliveries import Deliveries
@@ -31,6 +32,7 @@ SECTIONS = (
     Wakes,
     Keys,
     Index,
+    Awakeables,
     Changes,
     Retention,
     Payloads,
@@ -49,6 +51,7 @@ class StoreContract(
     Wakes,
     Keys,
     Index,
+    Awakeables,
     Changes,
     Retention,
     Payloads,

@@ -55,6 +55,7 @@ from perdure.core.journal import (
 )
 from perdure.core.values import encode
 from perdure.errors import PerdureError
+from perdure.stores.awakeables import Awakeable
 from perdure.stores.port import Delivery, Store, Subscription, Transition, committed
 
 T = TypeVar("T")
@@ -195,6 +196,7 @@ class StoreCase:
         status: Status | None = None,
         *taken: Delivery,
         effects: Effects | None = None,
+        awakeables: Sequence[Awakeable] | None = None,
     ) -> int:
         """Commit a frame with its effects; `Released` in it releases the claim."""
         if effects is None:
@@ -203,7 +205,7 @@ class StoreCase:
                 before = (await self.store.journal(start.id)).frames[:expected]
                 effects = effects_of(start, frame, History.of([*before, frame]))
         released = frame is not None and any(isinstance(entry, Released) for entry in frame.entries)
-        transition = Transition(start.id, expected, frame, effects, status, released, taken)
+        transition = Transition(start.id, expected, frame, effects, status, released, taken, awakeables)
         return await within(self.patience, committed(self.store, transition), "not committed")
 
     async def begun(self, inbox: Inbox, start: Start | None = None) -> tuple[Start, int]:

@@ -14,6 +14,7 @@ from msgspec.structs import replace
 
 from perdure.core.journal import Answer, Claimed, Message, Outcome, Start
 from perdure.errors import Conflict, NewerJournal, StoreDamaged, StoreFull, StoreUnavailable
+from perdure.stores.awakeables import Awakeable, AwakeableFilter
 from perdure.stores.documents import Document, DocumentKey, DocumentStore, Fence, Scan, Write
 from perdure.stores.local.dispatch import Member
 from perdure.stores.notices import Feed
@@ -326,6 +327,9 @@ class Face:
 
     async def search(self, filter: Filter, /) -> list[Row]:
         return await self.ask("search", "", lambda: self._store.search(filter))
+
+    async def awakeables(self, filter: AwakeableFilter, /) -> list[Awakeable]:
+        return await self.ask("search", "", lambda: self._store.awakeables(filter))
 
     async def counts(self) -> Counts:
         return await self.ask("counts", "", self._store.counts)

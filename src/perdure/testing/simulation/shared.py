@@ -238,9 +238,8 @@ class SharedStore(MemoryStore):
 
     def _commit(self, transition: Transition) -> int:
         if transition.frame is None and transition.expected != len(self._frames.get(transition.id) or ()):
-            transition = replace(
-                transition, status=None
-            )  # of a former owner: an index of journals goes by their frames
+            # Of a former owner: an index of journals goes by their frames.
+            transition = replace(transition, status=None, awakeables=None)
         author = self.dispatcher.author
         before = len(self._frames.get(transition.id, ()))
         try:

@@ -16,7 +16,7 @@ import contextlib
 import logging
 import secrets
 import time
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -25,7 +25,8 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from perdure.errors import StoreClosed, StoreError, StoreUnavailable
-from perdure.stores.jetstream.index.table import Position, Table, Told
+from perdure.stores.awakeables import Awakeable, AwakeableFilter
+from perdure.stores.jetstream.index.table import Position, Table, Told, Unread
 from perdure.stores.jetstream.layout.facts import facts_of
 from perdure.stores.jetstream.layout.subjects import Layout
 from perdure.stores.jetstream.wire.protocol import status_of
@@ -53,7 +54,13 @@ CONSUMER_SECONDS = 300
 STATUS_HEARTBEAT = 100
 STATUS_NO_MORE = (404, 408)
 
+READ_TOGETHER = 50
+"""Journals that are read concurrently for their awakeables."""
+
 T = TypeVar("T")
+
+ReadAwakeables = Callable[[str, "Sequence[tuple[int, int]] | None"], Awaitable["list[Awakeable]"]]
+"""Reads the awakeables of an invocation from its journal, of which these are open, by generation and command."""
 
 log = logging.getLogger("perdure.jetstream")
 
@@ -79,8 +86,11 @@ class _Partition(Struct):
 class Projection:
     """Lists and counts invocations. `path` is the file of the table; None: a temporary file."""
 
-    def __init__(self, wire: Wire, layout: Layout, clock: Clock, path: Path | None = None) -> None:
+    def __init__(
+        self, wire: Wire, layout: Layout, clock: Clock, read: ReadAwakeables, path: Path | None = None
+    ) -> None:
         self._wire = wire
+        self._read_awakeables = read
         self._layout = layout
         self._clock = clock
         self._path = path
@@ -126,6 +136,31 @@ class Projection:
         """Count invocations by status and by handler."""
         counts = await self._ask(Table.counts)
         return replace(counts, is_current=self.lag.complete, behind=self.lag.messages)
+
+    async def awakeables(self, filter: AwakeableFilter) -> list[Awakeable]:
+        """List the awakeables that match a filter, oldest first.
+
+        The headers of frames tell which are open. What people are told of them is in the journals, each of which is
+        read once after it opened some.
+        """
+        after, only_open = "", filter.is_open is True
+        while True:
+            unread = await self._ask(lambda table, after=after: table.unread(READ_TOGETHER, after, only_open=only_open))
+            if not unread:
+                break
+            found = await asyncio.gather(*map(self._awakeables_of, unread))
+            await self._ask(lambda table, found=found: table.note_awakeables(found))
+            after = unread[-1].id
+        return await self._ask(lambda table: table.awakeables(filter))
+
+    async def _awakeables_of(self, unread: Unread) -> tuple[Unread, list[Awakeable]]:
+        try:
+            return unread, await self._read_awakeables(unread.id, unread.open)
+        except StoreUnavailable:
+            raise
+        except StoreError as error:
+            log.warning("the awakeables of invocation %s are not listed: %s", unread.id, error)
+            return unread, []
 
     async def settled(self, before: float, limit: int) -> list[str]:
         """Return the ids of invocations that settled before a time, oldest first."""

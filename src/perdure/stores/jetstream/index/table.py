@@ -13,15 +13,19 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+import msgspec
 from msgspec import Struct
+from msgspec.structs import replace
 
 from perdure.errors import StoreDamaged
+from perdure.stores.awakeables import Awakeable, AwakeableFilter
 from perdure.stores.jetstream.layout.facts import Facts
 from perdure.stores.jetstream.layout.subjects import token
 from perdure.stores.port import Counts, Filter, Row
+from perdure.stores.sql import awakeables
 from perdure.stores.sql.index import COUNTS, INDEXES, SETTLED, counts_of, query_of
 
-VERSION = 2
+VERSION = 3
 """A file of another version is rebuilt."""
 BUSY_SECONDS = 10.0
 """How long to wait for another process that holds the file's lock."""
@@ -33,12 +37,14 @@ log = logging.getLogger("perdure.jetstream")
 _SCHEMA = f"""
 CREATE TABLE invocation (
     id TEXT PRIMARY KEY, handler TEXT NOT NULL, status TEXT NOT NULL, key TEXT, created_at REAL NOT NULL,
-    updated_at REAL NOT NULL, due REAL NOT NULL, shard INTEGER NOT NULL, sequence INTEGER NOT NULL
+    updated_at REAL NOT NULL, due REAL NOT NULL, shard INTEGER NOT NULL, sequence INTEGER NOT NULL, open TEXT, read TEXT
 ) WITHOUT ROWID;
 CREATE INDEX invocation_by_key ON invocation (key, created_at) WHERE key IS NOT NULL;
 CREATE INDEX invocation_pending ON invocation (created_at, id) WHERE status = 'pending';
 CREATE INDEX invocation_scheduled ON invocation (due) WHERE status = 'scheduled';
+CREATE INDEX invocation_unread ON invocation (id) WHERE open IS NOT read;
 {INDEXES}
+{awakeables.TABLES}
 CREATE TABLE gone (id TEXT PRIMARY KEY, sequence INTEGER NOT NULL, shard INTEGER NOT NULL) WITHOUT ROWID;
 CREATE TABLE position (
     shard INTEGER PRIMARY KEY, journal INTEGER NOT NULL, queue INTEGER NOT NULL, looked_at REAL NOT NULL
@@ -46,11 +52,14 @@ CREATE TABLE position (
 CREATE TABLE meta (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
 """
 # `shard` is the partition. `sequence` is that of the last message of the journal, 0 for a start that is only queued.
-_INSERT = "INSERT INTO invocation VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)"
+# `open` names the open awakeables, in JSON: NULL if it never had any. `read` is what `open` was when the table of
+# awakeables was last made to agree with it.
+_INSERT = "INSERT INTO invocation VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, NULL)"
 _TOLD = (
     f"{_INSERT} ON CONFLICT (id) DO UPDATE SET handler = excluded.handler, status = excluded.status, "
     "key = excluded.key, created_at = excluded.created_at, updated_at = excluded.updated_at, due = excluded.due, "
-    "shard = excluded.shard, sequence = excluded.sequence WHERE excluded.sequence > invocation.sequence"
+    "shard = excluded.shard, sequence = excluded.sequence, open = excluded.open "
+    "WHERE excluded.sequence > invocation.sequence"
 )
 _QUEUED = f"{_INSERT} ON CONFLICT (id) DO NOTHING"
 _PROMOTE = "UPDATE invocation SET status = 'pending', updated_at = due WHERE status = 'scheduled' AND due <= ?"
@@ -66,6 +75,12 @@ _UNSETTLED = (
     f"SELECT id FROM invocation WHERE id > ? AND shard = ? AND NOT {SETTLED} AND updated_at <= ? ORDER BY id LIMIT ?"
 )
 _WAITED_FOR = "SELECT DISTINCT key FROM invocation WHERE key > ? AND status = 'pending' ORDER BY key LIMIT ?"
+
+_UNREAD = "SELECT id, open FROM invocation INDEXED BY invocation_unread WHERE open IS NOT read AND id > ?"
+_IS_READ = "UPDATE invocation SET read = ? WHERE id = ?"
+
+NOT_KNOWN = "?"
+"""The `open` of an invocation whose last frame does not tell, since an earlier release wrote it."""
 
 NEW_FOLDER_MODE = 0o700
 """The mode of a new folder for the file: ids and keys may name people."""
@@ -89,6 +104,17 @@ class Position(Struct, frozen=True):
     looked_at: float = 0.0
 
 
+class Unread(Struct, frozen=True):
+    """An invocation whose awakeables in the table may not be what its last frame tells.
+
+    `open` are those that are open now, None if that is not known.
+    """
+
+    id: str
+    tells: str | None
+    open: tuple[tuple[int, int], ...] | None
+
+
 class Table:
     """The rows. Not thread-safe."""
 
@@ -103,7 +129,7 @@ class Table:
     def clear(self) -> None:
         """Forget everything."""
         with self._db as db:
-            for table in ("invocation", "gone", "position"):
+            for table in ("invocation", "gone", "position", "awakeable", "assignee"):
                 db.execute(f"DELETE FROM {table}")
 
     def positions(self) -> dict[int, Position]:
@@ -129,6 +155,46 @@ class Table:
     def waited_for(self, limit: int, after: str) -> list[str]:
         """Return the keys for which invocations wait, in order."""
         return [key for (key,) in self._read(_WAITED_FOR, (after, limit))]
+
+    # --- awakeables ---------------------------------------------------------------------------------------------------
+    def awakeables(self, filter: AwakeableFilter) -> list[Awakeable]:
+        query, values = awakeables.query_of(filter)
+        return [each for row in self._read(query, values) if (each := awakeables.decode(row)) is not None]
+
+    def unread(self, limit: int, after: str, *, only_open: bool) -> list[Unread]:
+        """Return invocations whose journals must be read for their awakeables, in order.
+
+        `only_open` leaves out those that have none open and of which the table knows none. What the table can tell by
+        itself, that some were answered, is brought up to date here.
+        """
+        found: list[Unread] = []
+        query = f"{_UNREAD} AND (open <> '[]' OR read IS NOT NULL)" if only_open else _UNREAD
+        while len(found) < limit and (rows := self._read(f"{query} ORDER BY id LIMIT ?", (after, limit))):
+            for id, tells in rows:
+                open = None if tells == NOT_KNOWN else _decode_open(tells or "[]")
+                if not self._agrees(id, tells, open):
+                    found.append(Unread(id, tells, open))
+            after = rows[-1][0]
+        return found
+
+    def _agrees(self, id: str, tells: str | None, open: tuple[tuple[int, int], ...] | None) -> bool:
+        """Make the table agree with the last frame without the journal, if it has the awakeables that are open."""
+        known = {(each.generation, each.n): each for each in awakeables.of(self._db, id)}
+        if open is None or not known or not known.keys() >= {*open}:
+            return False
+        with self._db as db:
+            awakeables.note(db, id, [replace(known[each], is_open=True) for each in open])
+            db.execute(_IS_READ, (tells, id))
+        return True
+
+    def note_awakeables(self, found: Iterable[tuple[Unread, Sequence[Awakeable]]]) -> None:
+        """Take in the awakeables of invocations, as their journals have them."""
+        with self._db as db:
+            for unread, made in found:
+                for statement in awakeables.PURGE:
+                    db.execute(statement, (unread.id,))
+                awakeables.put(db, made)
+                db.execute(_IS_READ, (unread.tells, unread.id))
 
     def _read(self, query: str, values: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
         try:
@@ -167,6 +233,8 @@ class Table:
             db.executemany(_TOLD, [_row(each.facts, each.sequence, shard, now) for each in last.values()])
             for id, sequence in gone.items():
                 db.execute("DELETE FROM invocation WHERE id = ? AND sequence < ?", (id, sequence))
+                for statement in awakeables.PURGE:
+                    db.execute(statement, (id,))
                 db.execute("INSERT OR REPLACE INTO gone VALUES (?, ?, ?)", (id, sequence, shard))
             db.execute(_POSITION, (shard, found[-1].sequence, 0, 0.0))
 
@@ -186,7 +254,8 @@ class Table:
                 (shard, read_to, since),
             ).fetchall()
             missing = [(id,) for (id,) in rows if token(id) not in there]
-            db.executemany("DELETE FROM invocation WHERE id = ?", missing)
+            for statement in ("DELETE FROM invocation WHERE id = ?", *awakeables.PURGE):
+                db.executemany(statement, missing)
             gone = db.execute("SELECT id FROM gone WHERE shard = ? AND sequence <= ?", (shard, read_to)).fetchall()
             db.executemany("DELETE FROM gone WHERE id = ?", [(id,) for (id,) in gone if token(id) not in there])
         return len(missing)
@@ -206,7 +275,18 @@ def _row(facts: Facts, sequence: int, shard: int, now: float) -> tuple[Any, ...]
         delayed = facts.due > facts.created_at and facts.due > now
         status = "scheduled" if delayed else "pending"
     times = (facts.created_at, facts.at, facts.due)
-    return (facts.id, facts.handler, status, facts.key, *times, shard, sequence)
+    return (facts.id, facts.handler, status, facts.key, *times, shard, sequence, _open_of(facts))
+
+
+def _open_of(facts: Facts) -> str | None:
+    if facts.asks:
+        return _encode_open(facts.open).decode()
+    rests = facts.kind == "frame" and facts.status in ("suspended", "paused")  # else a worker of today will tell
+    return NOT_KNOWN if facts.asks is None and rests else None
+
+
+_encode_open = msgspec.json.Encoder().encode
+_decode_open = msgspec.json.Decoder(tuple[tuple[int, int], ...]).decode
 
 
 # --- files ------------------------------------------------------------------------------------------------------------

@@ -307,6 +307,12 @@ class Journals:
         if changed is None and not tail.has_frames:
             changed = "running"
         wake = transition.effects.wake if transition.released else None
+        asks, open = facts.asks, facts.open
+        if transition.awakeables is not None:
+            asks = asks or bool(transition.awakeables)
+            open = tuple((each.generation, each.n) for each in transition.awakeables)
+        elif transition.released:
+            asks = bool(asks)
         return data, Facts(
             transition.id,
             facts.handler,
@@ -321,11 +327,13 @@ class Journals:
             zlib.crc32(data, facts.sum),
             epoch,
             "" if ended else self._name,
-            quiet=changed is None,
+            quiet=changed is None and open == facts.open,
             wake=facts.wake if wake is None else wake,
             has_blobs=facts.has_blobs or bool(facts.blob) or self._blobs.is_large(data),
             packed=facts.packed,
             python=python,
+            asks=asks,
+            open=open,
         )
 
 

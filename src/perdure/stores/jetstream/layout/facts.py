@@ -23,7 +23,9 @@ class Facts(Struct, frozen=True, omit_defaults=True):
     `blob` names the pieces that hold the payload, as `<blob>:<count>`, and `has_blobs` says that some payload of the
     invocation is in pieces. `identity` tells starts of one id apart. `quiet` says that nothing changed in the index.
     `wake` is the last time at which the invocation asked to be woken. `packed` counts the frames that are in segments
-    (`packs`). `python` is the minor version of the last claim.
+    (`packs`). `python` is the minor version of the last claim. `asks` says whether it ever had an open awakeable: not
+    known before its first release, nor of one that a release before 2026-12-01 wrote. `open` are those that are open
+    now, by generation and command.
     """
 
     id: str = ""
@@ -46,6 +48,8 @@ class Facts(Struct, frozen=True, omit_defaults=True):
     has_blobs: bool = False
     packed: int = 0
     python: str = ""
+    asks: bool | None = None
+    open: tuple[tuple[int, int], ...] = ()
 
     @property
     def is_pack(self) -> bool:
