@@ -33,8 +33,9 @@ def submission_of(workflow: Workflow[..., Any], args: tuple[Any, ...], kwargs: d
             options.key,
             options.delay,
             options.timeout,
+            options.tags,
         )
-    return Submission(id, workflow.name, data, digest, True, options.key, options.delay, options.timeout)
+    return Submission(id, workflow.name, data, digest, True, options.key, options.delay, options.timeout, options.tags)
 
 
 def value_of(id: str, outcome: Outcome, workflow: Workflow[..., Any] | None, translators: Translators) -> Any:

@@ -34,7 +34,7 @@ async def approval(ctx: Context, amount: int) -> str:
     ctx.set("cart", {"items": ["a", b"bytes"]})
     await greet("boss")
     try:
-        return await ctx.awakeable(str)
+        return await ctx.awakeable(str, title=f"Is {amount} right?", assignees=["boss"])
     finally:
         ctx.set("asked", True)
 
@@ -71,7 +71,7 @@ async def fill(url: str) -> dict[str, str]:
             await client.handle("gone").cancel()
             await reached(client, "gone", "cancelled")
         await client.start(hello.using(id="later", delay=86_400), "tomorrow")
-        await client.start(hello.using(id="queued"), "soon")
+        await client.start(hello.using(id="queued", tags={"tenant": "acme", "from": "web"}), "soon")
         return {id: (await client.handle(id).describe()).awakeables[0].id for id in ("ask-1", "ask-2", "gone")}
 
 

@@ -24,6 +24,25 @@ def objects(text: str) -> list[dict[str, Any]]:
     return [json.loads(line) for line in text.splitlines()]
 
 
+# --- awakeables -------------------------------------------------------------------------------------------------------
+def test_awakeables_are_those_that_wait_for_an_answer_oldest_first(run: Run, place: Path) -> None:
+    code, out, _ = run("awakeables")
+    assert code == 0
+    lines = out.splitlines()
+    assert len(lines) == 4
+    assert lines[0].split() == ["id", "handler", "title", "assignees", "created", "expires", "status"]
+    assert all("Is 5 right?" in line and "boss" in line and "open" in line for line in lines[1:])
+    found = objects(run("awakeables", "--json")[1])
+    assert [each["invocation_id"] for each in found] == ["ask-1", "ask-2", "paused"]
+    assert run("awakeables", "-q", "--assignee", "boss")[1].splitlines() == [each["id"] for each in found]
+    assert run("awakeables", "-q", "--handler", "hello") == (0, "", "")
+    every = objects(run("awakeables", "--all", "--json")[1])
+    assert {each["invocation_id"]: each["resolved"] for each in every} == {
+        **{each["invocation_id"]: False for each in found},
+        "gone": True,
+    }
+
+
 # --- list -------------------------------------------------------------------------------------------------------------
 def test_list_is_a_table_newest_first(run: Run) -> None:
     code, out, err = run("list")
@@ -41,7 +60,8 @@ def test_list_as_json_is_an_object_on_a_line(run: Run) -> None:
     assert code == 0
     assert [each["id"] for each in found] == ALL
     later = found[1]
-    assert set(later) == {"id", "handler", "status", "key", "created_at", "updated_at", "due"}
+    assert set(later) == {"id", "handler", "status", "key", "tags", "created_at", "updated_at", "due"}
+    assert found[0]["tags"] == {"tenant": "acme", "from": "web"}
     assert later["status"] == "scheduled"
     assert datetime.fromisoformat(later["due"]) > datetime.now(UTC)
 
@@ -52,6 +72,9 @@ def test_list_as_json_is_an_object_on_a_line(run: Run) -> None:
         (["--status", "failed"], ["broken-2", "broken"]),
         (["--handler", "approval", "--id-prefix", "ask"], ["ask-2", "ask-1"]),
         (["--key", "none"], []),
+        (["--tag", "tenant:acme"], ["queued"]),
+        (["--tag", "tenant:acme", "--tag", "from:web"], ["queued"]),
+        (["--tag", "tenant:acme", "--tag", "from:shop"], []),
         (["--created-after", "1h"], ALL),
         (["--created-before", "1h"], []),
         (["--created-before", "2000-01-01"], []),
@@ -88,6 +111,10 @@ def test_list_of_nothing_prints_nothing(run: Run) -> None:
         (["list", "--limit", "1", "--all"], "exclude each other"),
         (["list", "--json", "-q"], "exclude each other"),
         (["list", "--cursor", "x"], "pass the `next` of a page"),
+        (["list", "--tag", "tenant"], "'tenant' is not NAME:VALUE, as in tenant:acme"),
+        (["list", "--tag", "a:1", "--tag", "a:2"], "the tag 'a' is given twice"),
+        (["awakeables", "--json", "-q"], "exclude each other"),
+        (["awakeables", "--assignee", ""], "assignee to look for must have at least one character"),
         (["list", "--id-prefix", ""], "id_prefix to look for must have at least one character"),
         (["list", "--url", "memory:"], "a new store in memory is empty; name a file"),
         (["list", "--url", "sqlite:"], "name a file"),
@@ -134,7 +161,7 @@ def test_show_says_what_it_waits_for(run: Run, place: Path) -> None:
     assert code == 0
     assert shown["status"] == "suspended"
     assert shown["waits for"] == f"AWAKEABLE:{awakeable}"
-    assert shown["awakeable"] == f"{awakeable} (open)"
+    assert shown["awakeable"] == f"{awakeable} (open, for boss, Is 5 right?)"
     assert shown["input"] == '{"amount": 5}'
     assert shown["state"] == 'cart = {"items": ["a", "Ynl0ZXM="]}'
     assert shown["steps"] == "1 completed, 1 pending"

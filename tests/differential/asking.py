@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from perdure.stores.awakeables import AwakeableFilter
 from perdure.stores.port import Filter
 from tests.differential import normal
-from tests.differential.operations import Count, ReadKey, ReadWhat, Search, Served
+from tests.differential.operations import Awaiting, Count, ReadKey, ReadWhat, Search, Served
 from tests.differential.sides import Side
 from tests.differential.state import AGO_SECONDS, State
 
@@ -28,13 +29,15 @@ async def read(side: Side, what: ReadWhat, id: str) -> object:
             return normal.row(await store.row(id))
 
 
-async def query(state: State, side: Side, operation: ReadKey | Search | Count | Served) -> object:
+async def query(state: State, side: Side, operation: ReadKey | Search | Awaiting | Count | Served) -> object:
     """Read keys, lists and counts."""
     match operation:
         case ReadKey(key=key):
             return await side.store.key(key)
         case Search():
             return [normal.row(row) for row in await side.store.search(await _filter(state, operation))]
+        case Awaiting():
+            return await side.store.awakeables(await _awakeable_filter(state, operation))
         case Count():
             return await side.store.counts()
         case Served():
@@ -56,4 +59,12 @@ async def _filter(state: State, search: Search) -> Filter:
         search.id,
         None if search.after is None else state.base - AGO_SECONDS + search.after,
         None if search.until is None else state.base - AGO_SECONDS + search.until,
+        () if search.tag is None else (("t", search.tag),),
     )
+
+
+async def _awakeable_filter(state: State, wanted: Awaiting) -> AwakeableFilter:
+    after = None
+    if wanted.page and (found := await state.first.store.awakeables(AwakeableFilter(state.now(), None))):
+        after = found[len(found) // 2].place
+    return AwakeableFilter(state.now(), wanted.is_open, wanted.handler, wanted.assignee, after, wanted.limit)

@@ -12,6 +12,7 @@ from perdure.core.history import History
 from perdure.core.journal import (
     Accepted,
     Answer,
+    Asked,
     CallChild,
     CallStep,
     Cancel,
@@ -45,6 +46,7 @@ from perdure.core.journal import (
 )
 from perdure.core.unbegun import cancelled_unbegun
 from perdure.core.values import encode
+from perdure.stores.awakeables import Awakeable, made_by
 from perdure.stores.port import Delivery, Key
 from tests.differential.operations import Commit
 
@@ -87,6 +89,7 @@ class Plan(Struct):
     status: Status | None
     released: bool
     takes: Callable[[Delivery], bool]
+    awakeables: list[Awakeable] | None = None
 
 
 class Hand(Struct):
@@ -202,7 +205,9 @@ def _goes_on(
     released = operation.move in ("pause", "suspend")
     status = after.status
     changed = status if released or not body.frames or status != history.status else None
-    return Plan(frame, effects, changed, released, _takes(answered, history.messages))
+    told = [each for each in made_by(start, after) if each.is_open or after.outcome is not None]
+    takes = _takes(answered, history.messages)
+    return Plan(frame, effects, changed, released, takes, told if after.awakeables else None)
 
 
 def _outcome(move: str, at: float) -> Completed | Failed | Cancelled | None:
@@ -225,7 +230,7 @@ def _commands(operation: Commit, body: Body, started: list[Start]) -> list[Comma
             case "step":
                 commands.append(CallStep(n, "s", b"d"))
             case "awakeable":
-                commands.append(OpenAwakeable(n))
+                commands.append(OpenAwakeable(n, Asked(f"#{n}", assignees=("ada", "bo")[: n % 3])))
             case _:
                 started_by_it = next(starts)
                 commands.append(

@@ -12,6 +12,7 @@ from tests.differential.operations import (
     HANDLERS,
     Acknowledge,
     Answered,
+    Awaiting,
     Close,
     Commit,
     Count,
@@ -88,6 +89,7 @@ class Draw:
             self._commit: 50,
             self._read: 9,
             self._search: 5,
+            self._awaiting: 3,
             self._handle: 5,
             self._subscription: 6,
             self._wait: 4,
@@ -131,7 +133,8 @@ class Draw:
             due = "now"  # on a server it takes a worker to put it into the queue of its key
         value = 1 if again and rng.random() < 0.5 else 0
         handler = "g" if rng.random() < 0.2 else "h"
-        return New(id, value, key, due, limit, handler, chosen)
+        tag = rng.choice("uv") if rng.random() < 0.3 else None
+        return New(id, value, key, due, limit, handler, chosen, tag)
 
     def _submit(self) -> Submit:
         count = self._rng.choice((0, 1, 1, 1, 1, 1, 1, 2, 3)) if self._profile.batches else 1
@@ -198,6 +201,17 @@ class Draw:
             maybe(self._id(), 0.1),
             rng.randrange(12) if rng.random() < 0.2 else None,
             rng.randrange(12) if rng.random() < 0.2 else None,
+            rng.random() < 0.2,
+            rng.choice((100, 100, 1, 3)),
+            maybe(rng.choice("uv")),
+        )
+
+    def _awaiting(self) -> Awaiting:
+        rng = self._rng
+        return Awaiting(
+            rng.choice((True, True, False, None)),
+            rng.choice(HANDLERS) if rng.random() < 0.2 else None,
+            rng.choice(("ada", "bo")) if rng.random() < 0.2 else None,
             rng.random() < 0.2,
             rng.choice((100, 100, 1, 3)),
         )

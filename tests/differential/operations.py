@@ -19,7 +19,10 @@ Due = Literal["now", "soon", "far"]
 
 
 class New(Struct, frozen=True):
-    """A start to submit. Two of one id with another `value` or handler conflict; `limit` is its time limit."""
+    """A start to submit. Two of one id with another `value` or handler conflict; `limit` is its time limit.
+
+    `tag` is the value of the one tag that it may have.
+    """
 
     id: str
     value: int = 0
@@ -28,6 +31,7 @@ class New(Struct, frozen=True):
     limit: Due | None = None
     handler: str = "h"
     chosen: bool = True
+    tag: str | None = None
 
 
 class Submit(Struct, frozen=True):
@@ -152,6 +156,17 @@ class Search(Struct, frozen=True):
     until: int | None = None
     page: bool = False
     limit: int = 100
+    tag: str | None = None
+
+
+class Awaiting(Struct, frozen=True):
+    """List awakeables; `page` continues at the middle of a list."""
+
+    is_open: bool | None = True
+    handler: str | None = None
+    assignee: str | None = None
+    page: bool = False
+    limit: int = 100
 
 
 class Count(Struct, frozen=True):
@@ -183,7 +198,7 @@ class Purge(Struct, frozen=True):
 
 
 Change = Submit | Post | Commit | Acknowledge | HandBack | Decline | Open | More | Close | Reopen | Later | Purge
-Operation = Change | Read | ReadKey | Search | Count | Served | Answered | Watch
+Operation = Change | Read | ReadKey | Search | Awaiting | Count | Served | Answered | Watch
 
 
 def code_of(operations: list[Operation]) -> str:

@@ -35,6 +35,7 @@ from tests.differential.comparing import Comparison, Difference
 from tests.differential.operations import (
     Acknowledge,
     Answered,
+    Awaiting,
     Change,
     Close,
     Commit,
@@ -108,6 +109,7 @@ class World:
             for what in ("journal", "mail", "row", "start", "outcome"):
                 await self._compare(number, Read(what, id))
         await self._compare(number, Search())
+        await self._compare(number, Awaiting(None))
         await self._compare(number, Count())
 
     async def _compare(self, number: int, operation: Operation) -> None:
@@ -126,7 +128,7 @@ class World:
                 return await self._each(lambda side: read(side, what, id))
             case ReadKey():
                 return await self._read_key(operation)
-            case Search() | Count() | Served():
+            case Search() | Awaiting() | Count() | Served():
                 return await self._each(lambda side: query(self._state, side, operation))
             case Answered(message=message):
                 return self._await_answer(message)
@@ -167,7 +169,10 @@ class World:
         if new.limit is not None:
             limit = self._state.when(new.limit, due) - due + (FAR_SECONDS if new.due == "far" else 0.0)
         value = encode({"x": new.value})
-        return Start(new.id, new.handler, value, at, due, 7, new.key, limit, parent, new.chosen, sender=sender)
+        tags = () if new.tag is None else (("t", new.tag),)
+        return Start(
+            *(new.id, new.handler, value, at, due, 7, new.key, limit, parent, new.chosen), sender=sender, tags=tags
+        )
 
     async def _submit(self, news: Sequence[New]) -> list[object]:
         starts = [self._start_of(new) for new in news]
@@ -265,7 +270,8 @@ class World:
             case _:
                 pass
         taken = [each for each in side.in_hand.get(id, ()) if planned.takes(each)]
-        transition = Transition(id, expected, planned.frame, planned.effects, planned.status, planned.released, taken)
+        told = (planned.effects, planned.status, planned.released, taken, planned.awakeables)
+        transition = Transition(id, expected, planned.frame, *told)
 
         async def commit(side: Side) -> int:
             return await committed(side.store, transition)

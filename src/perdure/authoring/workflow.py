@@ -7,7 +7,7 @@ is an error that names `client.run`. Nothing is registered: a worker serves the 
 from __future__ import annotations
 
 import functools
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, Concatenate, Generic, ParamSpec, Protocol, Self, TypeVar, cast, final, overload
 
@@ -23,6 +23,7 @@ from perdure.core.journal import Arguments, Parent, Start
 from perdure.core.recording import encode_as
 from perdure.core.retry import DURATION_LIMIT_SECONDS, Duration, seconds
 from perdure.core.signature import Signature, identity_of_arguments
+from perdure.core.tags import Tags, check_tags
 from perdure.core.turn import Turn, current_turn
 from perdure.core.types import decoder
 from perdure.errors import CalledOutsideWorkflow, InvalidOption, KeyDeadlock, NameTaken, NotAWorkflow
@@ -49,6 +50,7 @@ class StartOptions(Struct, frozen=True):
     key: str | None = None
     delay: Delay | None = None
     timeout: float | None = None
+    tags: Tags = ()
 
 
 class Workflow(Generic[P, R_co]):
@@ -127,11 +129,13 @@ class Workflow(Generic[P, R_co]):
         key: str | None = None,
         delay: Delay | None = None,
         timeout: Duration | None = None,
+        tags: Mapping[str, str] | None = None,
     ) -> Self:
         """Return this workflow with options for one start.
 
         `id` makes the start idempotent. Invocations of one `key` run one at a time, in order, and share state. `delay`
         (seconds, a timedelta, or an aware datetime) delays the start; `timeout` bounds the run from when it is due.
+        `tags` (at most 20) are names and values to find it by, as in `client.list(tags={"tenant": "acme"})`.
         """
         other = copy_of(self)
         changes: dict[str, Any] = {}
@@ -143,6 +147,8 @@ class Workflow(Generic[P, R_co]):
             changes["delay"] = checked_delay(delay)
         if timeout is not None:
             changes["timeout"] = seconds(f"timeout of workflow {self.name!r}", timeout, positive=True)
+        if tags is not None:
+            changes["tags"] = check_tags(tags)
         other.options = replace(self.options, **changes)
         return other
 
@@ -189,6 +195,7 @@ class Workflow(Generic[P, R_co]):
             options.id is not None,
             held,
             identity,
+            tags=options.tags,
         )
 
     def check_beside(self, served: Workflow[..., Any], /) -> None:

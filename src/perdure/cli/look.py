@@ -9,7 +9,7 @@ from typing import Any, cast
 
 import click
 
-from perdure.cli.options import index_file, json_option, url_option
+from perdure.cli.options import index_file, json_option, tag_option, url_option
 from perdure.cli.process import in_loop
 from perdure.cli.reporting import reporting
 from perdure.cli.tables import (
@@ -50,6 +50,7 @@ def _moment(_: click.Context, parameter: click.Parameter, text: str | None) -> d
 @click.option("--handler", metavar="NAME", help="Only those of this workflow.")
 @click.option("--key", help="Only those of this key.")
 @click.option("--id-prefix", metavar="TEXT", help="Only those whose id begins with this.")
+@tag_option("Only those that have this tag; repeat it for those that have all of them.")
 @click.option("--created-after", callback=_moment, metavar="TIME", help="Only those created at this time or later.")
 @click.option("--created-before", callback=_moment, metavar="TIME", help="Only those created before this time.")
 @click.option(

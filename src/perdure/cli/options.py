@@ -26,6 +26,23 @@ def json_option(help: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]
     return click.option("--json", "as_json", is_flag=True, help=help)
 
 
+def _tags(_: click.Context, parameter: click.Parameter, texts: Sequence[str]) -> dict[str, str] | None:
+    found: dict[str, str] = {}
+    for text in texts:
+        name, colon, value = text.partition(":")
+        if not (name and colon and value):
+            raise click.BadParameter(f"{text!r} is not NAME:VALUE, as in tenant:acme", param=parameter)
+        if name in found:
+            raise click.BadParameter(f"the tag {name!r} is given twice", param=parameter)
+        found[name] = value
+    return found or None
+
+
+def tag_option(help: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Return the option `--tag`, which may be repeated, with a help text."""
+    return click.option("--tag", "tags", multiple=True, callback=_tags, metavar="NAME:VALUE", help=help)
+
+
 def _services(_: click.Context, parameter: click.Parameter, texts: Sequence[str]) -> dict[str, str]:
     found: dict[str, str] = {}
     for text in texts:

@@ -17,7 +17,7 @@ import click
 from perdure.authoring.workflow import Workflow
 from perdure.cli.arguments import NUMBER, Arguments, numbered
 from perdure.cli.batch import run_batch
-from perdure.cli.options import services_option, shown_url, url_option
+from perdure.cli.options import services_option, shown_url, tag_option, url_option
 from perdure.cli.process import fix_hash_seed, in_loop
 from perdure.cli.reporting import FAILURE, reporting
 from perdure.cli.summary import message_of
@@ -49,6 +49,7 @@ class Options:
     max_concurrent: int | None = None
     id: str | None = None
     key: str | None = None
+    tags: dict[str, str] | None = None
     no_worker: bool = False
     as_json: bool = False
 
@@ -83,6 +84,7 @@ class Options:
 )
 @click.option("--id", help="Id of the run; with --count, a prefix. Repeating the command runs what has not ended.")
 @click.option("--key", help="Runs of one key go one at a time, in order, and share state.")
+@tag_option("A tag of the runs, to find them by; repeat it for more.")
 @click.option("--no-worker", is_flag=True, help="Start and wait only: workers elsewhere serve the store.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 @reporting
@@ -202,11 +204,12 @@ def _limited(workflow: Workflow[..., Any], timeout: float | None) -> Workflow[..
 
 
 def _of_run(workflow: Workflow[..., Any], options: Options, number: int) -> Workflow[..., Any]:
-    """Return the workflow with the id and key of one run."""
-    if options.id is None and options.key is None:
+    """Return the workflow with the id, key and tags of one run."""
+    if options.id is None and options.key is None and options.tags is None:
         return workflow
     id = options.id if options.id is None or options.count == 1 else f"{options.id}-{number:06d}"
-    return workflow.using(id=id, key=None if options.key is None else numbered(options.key, number))
+    key = None if options.key is None else numbered(options.key, number)
+    return workflow.using(id=id, key=key, tags=options.tags)
 
 
 async def _once(

@@ -108,6 +108,7 @@ class Invocation(Struct, frozen=True):
     handler: str
     status: Status
     key: str | None = None
+    tags: Mapping[str, str] = {}
     created_at: datetime | None = None
     updated_at: datetime | None = None
     due: datetime | None = None
@@ -134,9 +135,8 @@ class Invocation(Struct, frozen=True):
 
 def from_row(row: Row) -> Invocation:
     """Return what the index knows."""
-    return Invocation(
-        row.id, row.handler, row.status, row.key, _time(row.created_at), _time(row.updated_at), _time(row.due)
-    )
+    times = (_time(row.created_at), _time(row.updated_at), _time(row.due))
+    return Invocation(row.id, row.handler, row.status, row.key, dict(row.tags), *times)
 
 
 def from_journal(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+from collections.abc import Mapping
 from datetime import datetime
 from typing import Any, TypedDict, TypeVar, get_args
 
@@ -12,6 +13,7 @@ from msgspec import Struct
 
 from perdure.core.ids import check_name
 from perdure.core.journal import Status
+from perdure.core.tags import check_tags
 from perdure.errors import InvalidOption
 from perdure.operations.describe import AwakeableInfo, Invocation
 from perdure.stores.awakeables import Awakeable, AwakeableFilter, Place
@@ -34,6 +36,7 @@ class Filters(TypedDict, total=False):
     id_prefix: str | None
     created_after: datetime | None
     created_before: datetime | None
+    tags: Mapping[str, str] | None
 
 
 class AwakeableFilters(TypedDict, total=False):
@@ -66,6 +69,7 @@ def filter_of(
     id_prefix: str | None = None,
     created_after: datetime | None = None,
     created_before: datetime | None = None,
+    tags: Mapping[str, str] | None = None,
 ) -> Filter:
     """Return the filter for the index, or raise `InvalidOption` or `BadId` naming the wrong one."""
     if status is not None and status not in STATUSES:
@@ -74,7 +78,8 @@ def filter_of(
         if text is not None:
             check_name(f"{name} to look for", text)
     after, before = _time("created_after", created_after), _time("created_before", created_before)
-    return Filter(status, handler, key, id_prefix, created_after=after, created_before=before)
+    having = () if tags is None else check_tags(tags)
+    return Filter(status, handler, key, id_prefix, created_after=after, created_before=before, tags=having)
 
 
 def awakeable_filter_of(

@@ -245,6 +245,7 @@ class Local(Operations):
             asked.is_chosen,
             (),
             asked.digest,
+            tags=asked.tags,
         )
 
     def _new_seed(self) -> int:
@@ -296,7 +297,7 @@ class Local(Operations):
             raise InvalidOption(f"{both}: to run another workflow, use client.start")
         start = self._start_of(store, call)
         timeout = old.timeout if start.timeout is None else start.timeout
-        return replace(start, key=start.key or old.key, timeout=timeout)
+        return replace(start, key=start.key or old.key, timeout=timeout, tags=start.tags or old.tags)
 
     # --- talking ------------------------------------------------------------------------------------------------------
     async def pause(self, id: str, /, *, timeout: Duration = ANSWER_WAIT_SECONDS) -> None:

@@ -19,6 +19,7 @@ from msgspec import Struct
 from perdure.core.failures import Failure
 from perdure.core.journal import Status
 from perdure.core.retry import Duration
+from perdure.core.tags import Tags
 from perdure.operations.describe import Invocation
 from perdure.operations.documents import Document, DocumentKey, Scan, Write
 from perdure.operations.listing import AwakeableFilters, AwakeablePage, Filters, Page
@@ -44,6 +45,7 @@ class Submission(Struct, frozen=True):
     key: str | None = None
     delay: Duration | datetime | None = None
     timeout: float | None = None
+    tags: Tags = ()
 
 
 class Value(Struct, frozen=True):

@@ -18,6 +18,7 @@ from perdure.core.history import DEATHS_LIMIT
 from perdure.core.journal import Accepted, Answer, Entry, Frame, Granted, Message, Paused, Refused, Released, Start
 from perdure.core.turn import Turn
 from perdure.runtime.record import Record
+from perdure.stores.awakeables import made_by
 from perdure.stores.port import Delivery, Transition, Wake
 
 
@@ -163,7 +164,7 @@ def finish(record: Record, start: Start, deliveries: Sequence[Delivery], at: flo
     if release is None and start.key is not None and _is_held_for_nothing(record):
         release = Release(start.key, record.key.generation)
     effects = replace(effects, messages=messages, answers=(*effects.answers, *answers), release=release, enlist=enlist)
-    awakeables = () if record.history.awakeables else None
+    awakeables = made_by(start, record.history) if record.history.awakeables else None
     transition = Transition(record.id, record.revision, None, effects, record.history.status, True, taken, awakeables)
     return Finish(transition, inbox, then)
 

@@ -15,7 +15,7 @@ from perdure.core.effects import NO_EFFECTS, Effects, effects_of
 from perdure.core.history import History
 from perdure.core.journal import Accepted, Answer, Claimed, Entry, Frame, Granted, Start, Status
 from perdure.core.turn import Turn
-from perdure.stores.awakeables import Awakeable
+from perdure.stores.awakeables import Awakeable, made_by
 from perdure.stores.port import Journal, Key
 
 _NOT_READ = Key()
@@ -74,14 +74,16 @@ class Record:
         return entries
 
     def open_awakeables(self, start: Start, turn: Turn | None) -> Sequence[Awakeable] | None:
-        """Return those that are open now, if the index may have others; None if it has these."""
+        """Return what to tell the index: those that are open now, in the end all; None if it knows them."""
         made = self.history.awakeables
         if not made:
             return None
         found: list[Awakeable] = []
-        if self.history.outcome is None:
-            if turn is None:
-                return None  # its code does not fit: what is open stays so
+        if self.history.outcome is not None:
+            found = made_by(start, self.history)
+        elif turn is None:
+            return None  # its code does not fit: what is open stays so
+        else:
             for n in turn.open_awakeables():
                 asked, expires_at = made[n].asked, turn.expiry_of(n)
                 if expires_at != asked.expires_at:  # a retry waits anew

@@ -61,10 +61,10 @@ def passes(awakeable: Awakeable, filter: AwakeableFilter) -> bool:
     )
 
 
-def merged(known: Iterable[Awakeable], open: Sequence[Awakeable]) -> list[Awakeable]:
-    """Return the awakeables of an invocation, of which these are open now; all others that were known are answered."""
+def merged(known: Iterable[Awakeable], told: Sequence[Awakeable]) -> list[Awakeable]:
+    """Return the awakeables of an invocation after a commit that told of these: others that were known are not open."""
     found = {(each.generation, each.n): replace(each, is_open=False) for each in known}
-    found.update(((each.generation, each.n), each) for each in open)
+    found.update(((each.generation, each.n), each) for each in told)
     return [*found.values()]
 
 

@@ -173,7 +173,7 @@ class MemoryStore:
         self._digests[start.id] = identity or identity_of(start)
         self._starts[start.id] = start
         status: Status = "scheduled" if due > now else "pending"
-        self._index(Row(start.id, start.handler, status, start.key, start.at, now, start.due))
+        self._index(Row(start.id, start.handler, status, start.key, start.at, now, start.due, start.tags))
         if status == "scheduled":
             self._scheduled[start.id] = start
             self._note_due(due, start.id)
@@ -409,7 +409,8 @@ class MemoryStore:
             self._awakeables[id] = merged(self._awakeables.get(id, ()), transition.awakeables)
         if transition.status is not None:
             row = self._rows[id]
-            self._index(Row(id, row.handler, transition.status, row.key, row.created_at, self.clock.now(), row.due))
+            times = (row.created_at, self.clock.now(), row.due)
+            self._index(Row(id, row.handler, transition.status, row.key, *times, row.tags))
             self._undone.pop(id, None)
 
     def _append(self, id: str, expected: int, frame: Frame, effects: Effects) -> None:
@@ -468,7 +469,7 @@ class MemoryStore:
                 row = self._rows[id]
                 self._write("due", id)
                 del self._scheduled[id]
-                self._index(Row(id, row.handler, "pending", row.key, row.created_at, now, row.due))
+                self._index(Row(id, row.handler, "pending", row.key, row.created_at, now, row.due, row.tags))
                 self._enqueue(start)
             elif self._wakes.get(id) == at:
                 self._dispatcher.wake(Delivery(id, self._rows[id].handler, Wake(), token=at))

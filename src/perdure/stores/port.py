@@ -22,6 +22,7 @@ from msgspec import Struct
 
 from perdure.core.effects import NO_EFFECTS, Effects
 from perdure.core.journal import Answer, Frame, Message, Outcome, Start, Status
+from perdure.core.tags import Tags
 from perdure.core.values import digest
 from perdure.errors import Conflict, IdConflict, InvalidOption, LimitExceeded, UnknownInvocation
 from perdure.stores.awakeables import Awakeable, AwakeableFilter
@@ -110,9 +111,9 @@ class Transition(Struct):
     """One commit of an invocation: a frame guarded by the revision that it extends, and its effects.
 
     Without a frame it redoes the effects of the last one. `status` and `awakeables` are for the index. The status is
-    given when it changes and with every release, None otherwise. The awakeables are all that are open now, None if they
-    are those of the commit before; one that is not among them any more stays in the index as answered. `released` ends
-    the claim: the next delivery may go to any worker.
+    given when it changes and with every release, None otherwise. The awakeables are all that are open now, or of what
+    has settled all, and None if they are those of the commit before. One that is not among them any more stays in the
+    index, and is not open. `released` ends the claim: the next delivery may go to any worker.
     """
 
     id: str
@@ -155,6 +156,7 @@ class Row(Struct, frozen=True):
     created_at: float
     updated_at: float
     due: float
+    tags: Tags = ()
 
 
 class Key(Struct, frozen=True):
@@ -172,8 +174,8 @@ class Key(Struct, frozen=True):
 class Filter(Struct, frozen=True):
     """Which invocations to list: every field that is set must match. Newest first; `before` continues a page.
 
-    They were created at `created_after` or later, and earlier than `created_before`. Neither `before` nor `limit`
-    means anything to `events`.
+    They have all of `tags`, and perhaps more. They were created at `created_after` or later, and earlier than
+    `created_before`. Neither `before` nor `limit` means anything to `events`.
     """
 
     status: Status | None = None
@@ -185,6 +187,7 @@ class Filter(Struct, frozen=True):
     id: str | None = None
     created_after: float | None = None
     created_before: float | None = None
+    tags: Tags = ()
 
 
 def matches(row: Row, filter: Filter) -> bool:
@@ -197,6 +200,7 @@ def matches(row: Row, filter: Filter) -> bool:
         and (filter.id_prefix is None or row.id.startswith(filter.id_prefix))
         and (filter.created_after is None or row.created_at >= filter.created_after)
         and (filter.created_before is None or row.created_at < filter.created_before)
+        and (not filter.tags or {*filter.tags} <= {*row.tags})
         and (filter.before is None or (row.created_at, row.id) < filter.before)
     )
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import msgspec
 from msgspec import Struct
 
+from perdure.core.tags import Tags
+
 
 class Parent(Struct, frozen=True, array_like=True, gc=False):
     """The parent that waits for an invocation: command `n` of generation `generation` of invocation `id`."""
@@ -21,7 +23,7 @@ class Start(Struct, frozen=True, array_like=True, gc=False):
     of the start, so that a rerun before the first frame gets the same. `due` is the earliest time to begin:
     `at` for a start without a delay. `chosen`: the caller chose the id, so it may exist already. `digest` identifies
     the input: it is the same for equal arguments, whatever the order of their sets and mappings; empty if the start was
-    made without one.
+    made without one. `tags` are to find it by.
     """
 
     id: str
@@ -37,6 +39,7 @@ class Start(Struct, frozen=True, array_like=True, gc=False):
     held: tuple[str, ...] = ()  # keys held by the ancestors
     digest: bytes = b""
     sender: str | None = None  # the invocation that sent it, and does not wait for it
+    tags: Tags = ()
 
     def is_due(self, now: float, /) -> bool:
         """Report whether it is time to begin. Without a delay it always is: its author's clock may be ahead."""

@@ -59,11 +59,11 @@ def of(db: sqlite3.Connection, invocation: str) -> list[Awakeable]:
     return [each for row in db.execute(_ALL, (invocation,)) if (each := decode(row)) is not None]
 
 
-def note(db: sqlite3.Connection, invocation: str, open: Sequence[Awakeable]) -> None:
-    """Note which awakeables of an invocation are open now; all others that are known are answered."""
+def note(db: sqlite3.Connection, invocation: str, told: Sequence[Awakeable]) -> None:
+    """Note what a commit told of the awakeables of an invocation: others that are known are not open."""
     known = of(db, invocation)
     before = {*known}
-    put(db, [each for each in merged(known, open) if each not in before])
+    put(db, [each for each in merged(known, told) if each not in before])
 
 
 def put(db: sqlite3.Connection, awakeables: Iterable[Awakeable]) -> None:

@@ -1,17 +1,32 @@
 """The index in SQL: how rows are found and counted in a table `invocation`, for all stores that keep one in SQLite.
 
-The table has at least the columns of `COLUMNS`, and the indexes of `INDEXES`.
+The table has at least the columns of `COLUMNS`, and the indexes of `INDEXES`. Beside it is the table of `TAGS`: a row
+for each tag, with the time of creation, by which an invocation with it is found.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
-from perdure.stores.port import Counts, Filter
+import msgspec
 
-COLUMNS = "id, handler, status, key, created_at, updated_at, due"
-"""Those of a `Row`, in its order."""
+from perdure.core.tags import Tags
+from perdure.stores.port import Counts, Filter, Row
+
+COLUMNS = "id, handler, status, key, created_at, updated_at, due, tags"
+"""Those that `row_of` takes. Tags are in JSON, NULL if there are none."""
+BEFORE_TAGS = COLUMNS.replace(", tags", ", NULL")
+"""The same of a table without tags."""
+TAGS = """
+CREATE TABLE tag (
+    name TEXT NOT NULL, value TEXT NOT NULL, at REAL NOT NULL, invocation TEXT NOT NULL,
+    PRIMARY KEY (name, value, at, invocation)
+) WITHOUT ROWID;
+CREATE INDEX tag_of ON tag (invocation);
+"""
+PUT_TAG = "INSERT OR IGNORE INTO tag VALUES (?, ?, ?, ?)"
+PURGE_TAGS = "DELETE FROM tag WHERE invocation = ?"
 LIVELY = "status <> 'pending' AND status <> 'completed'"
 """The statuses that have an index, those of later releases among them. The two that nearly every invocation has at its
 ends do without: rows that wait are in an index of their own, and one that is completed is found by its time. That saves
@@ -30,6 +45,26 @@ COUNTS = (  # each from an index alone; what is left is completed
 )
 
 
+_encode_tags = msgspec.json.Encoder().encode
+_decode_tags = msgspec.json.Decoder(Tags).decode
+
+
+def tags_text(tags: Tags) -> str:
+    """Return tags for the column; empty if there are none."""
+    return _encode_tags(tags).decode() if tags else ""
+
+
+def tag_rows(id: str, created_at: float, tags: Tags) -> list[tuple[str, str, float, str]]:
+    """Return the rows of `TAGS` for an invocation."""
+    return [(name, value, created_at, id) for name, value in tags]
+
+
+def row_of(columns: Sequence[Any]) -> Row:
+    """Return the row of columns selected by `COLUMNS`."""
+    id, handler, status, key, created_at, updated_at, due, tags = columns
+    return Row(id, handler, status, key, created_at, updated_at, due, _decode_tags(tags) if tags else ())
+
+
 def counts_of(rows: Iterable[tuple[Any, Any, int]]) -> Counts:
     """Return what `COUNTS` found."""
     counts = Counts()
@@ -46,8 +81,21 @@ def counts_of(rows: Iterable[tuple[Any, Any, int]]) -> Counts:
 def query_of(filter: Filter, columns: str = COLUMNS) -> tuple[str, list[Any]]:
     """Return the query that lists what passes a filter, newest first, and its values."""
     conditions, values = _conditions(filter)
+    place, source = "created_at, id", "invocation"
+    if filter.tags:
+        place, source = "tag.at, tag.invocation", "tag CROSS JOIN invocation"  # the rows of a tag are read, in order
+        conditions += ["invocation.id = tag.invocation AND tag.name = ? AND tag.value = ?"]
+        values += filter.tags[0]
+        for each in filter.tags[1:]:
+            other = "SELECT 1 FROM tag t WHERE (t.name, t.value, t.at, t.invocation) = (?, ?, tag.at, tag.invocation)"
+            conditions.append(f"EXISTS ({other})")
+            values += each
+    if filter.before is not None:
+        conditions.append(f"({place}) < (?, ?)")
+        values += filter.before
     where = f"WHERE {' AND '.join(conditions)} " if conditions else ""
-    return f"SELECT {columns} FROM invocation {where}ORDER BY created_at DESC, id DESC LIMIT ?", [*values, filter.limit]
+    order = ", ".join(f"{each} DESC" for each in place.split(", "))
+    return f"SELECT {columns} FROM {source} {where}ORDER BY {order} LIMIT ?", [*values, filter.limit]
 
 
 def _conditions(filter: Filter) -> tuple[list[str], list[Any]]:
@@ -71,7 +119,4 @@ def _conditions(filter: Filter) -> tuple[list[str], list[Any]]:
     if filter.id_prefix is not None:
         conditions.append("id >= ? AND id < ?")
         values += [filter.id_prefix, filter.id_prefix + "\U0010ffff"]
-    if filter.before is not None:
-        conditions.append("(created_at, id) < (?, ?)")
-        values += filter.before
     return conditions, values

@@ -11,6 +11,7 @@ from typing import Any
 from perdure.core.journal import Frame, Message, Start, decode_frame, decode_message, decode_start
 from perdure.errors import StoreDamaged
 from perdure.stores.port import Row, identity_of
+from perdure.stores.sql import index
 from perdure.stores.sql.index import COLUMNS
 from perdure.stores.sqlite.faults import about
 from perdure.stores.sqlite.schema import answer_checksum, frame_checksum, state_checksum
@@ -49,7 +50,7 @@ def message_of(path: str, to: str, data: bytes, checksum: int) -> Message:
 def row_of(path: str, found: Sequence[Any]) -> Row:
     """Return the `Row` of columns selected by `ROW`."""
     *described, sequence, wake, revision, checksum = found
-    row = Row(*described)
+    row = index.row_of(described)
     check_state(path, row.id, row.status, sequence, row.updated_at, wake, revision, checksum)
     return row
 
@@ -71,8 +72,9 @@ def check_state(
 
 
 def check_described(path: str, start: Start, described: Sequence[Any]) -> None:
-    """Check the columns that repeat fields of the start: handler, key, created_at, due and identity."""
-    if [*described] != [start.handler, start.key, start.at, start.due, identity_of(start)]:
+    """Check the columns that repeat fields of the start: handler, key, created_at, due, identity and tags."""
+    tags = index.tags_text(start.tags) or None
+    if [*described] != [start.handler, start.key, start.at, start.due, identity_of(start), tags]:
         raise damaged(path, f"the row of invocation {start.id!r} was changed")
 
 

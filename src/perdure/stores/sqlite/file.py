@@ -21,7 +21,7 @@ from perdure.errors import (
     StoreTooNew,
 )
 from perdure.stores.awakeables import made_by
-from perdure.stores.sql import awakeables
+from perdure.stores.sql import awakeables, index
 from perdure.stores.sql.index import SETTLED
 from perdure.stores.sqlite.aside import Aside
 from perdure.stores.sqlite.checked import (
@@ -42,6 +42,7 @@ from perdure.stores.sqlite.schema import (
     SCHEMA,
     SCHEMA_VERSION,
     WITH_AWAKEABLES,
+    WITH_TAGS,
     meta_checksum,
 )
 
@@ -348,12 +349,14 @@ def verify(db: sqlite3.Connection, path: str, aside: Aside, schema: int = SCHEMA
     if schema >= WITH_AWAKEABLES:
         _verify_awakeables(db, path, aside)
     if os.path.getsize(path) > VERIFY_LIMIT_BYTES:
-        _verify_rows(db, path, f"WHERE NOT {SETTLED}", aside)
+        _verify_rows(db, path, f"WHERE NOT {SETTLED}", aside, schema)
         return
     (verdict,) = db.execute("PRAGMA integrity_check(1)").fetchone()
     if verdict != "ok":
         raise StoreDamaged(about(path, f"SQLite finds it damaged: {verdict}"))
-    _verify_rows(db, path, "", aside)
+    _verify_rows(db, path, "", aside, schema)
+    if schema >= WITH_TAGS:
+        _verify_tags(db, path, aside)
     for (stray,) in db.execute("SELECT DISTINCT id FROM frame WHERE id NOT IN (SELECT id FROM invocation)"):
         aside.add(stray, damaged(path, f"the row of invocation {stray!r} is missing, but its journal exists"))
     query = "SELECT invocation, id, data, checksum, answer, answered, answer_checksum FROM message"
@@ -372,10 +375,24 @@ def _verify_awakeables(db: sqlite3.Connection, path: str, aside: Aside) -> None:
             aside.add(row[0], damaged_awakeable(path, row[0]))
 
 
-def _verify_rows(db: sqlite3.Connection, path: str, where: str, aside: Aside) -> None:
+def _verify_tags(db: sqlite3.Connection, path: str, aside: Aside) -> None:
+    """Check that the index of tags has those of the invocations, and no others."""
+    have = set(cast("list[tuple[str, str, float, str]]", db.execute("SELECT name, value, at, invocation FROM tag")))
+    wanted: set[tuple[str, str, float, str]] = set()
+    for id, start, checksum in db.execute("SELECT id, start, checksum FROM invocation WHERE tags IS NOT NULL"):
+        try:
+            found = start_of(path, id, start, checksum)
+        except StoreError:
+            continue  # it is set aside already
+        wanted.update(index.tag_rows(id, found.at, found.tags))
+    for *_, id in have ^ wanted:
+        aside.add(id, damaged(path, f"a tag of invocation {id!r} was changed in the index"))
+
+
+def _verify_rows(db: sqlite3.Connection, path: str, where: str, aside: Aside, schema: int) -> None:
     query = (
-        "SELECT id, handler, key, created_at, due, identity, start, checksum, status, sequence, updated_at, wake, "
-        f"revision, state_checksum FROM invocation {where}"
+        f"SELECT id, handler, key, created_at, due, identity, {'tags' if schema >= WITH_TAGS else 'NULL'}, start, "
+        f"checksum, status, sequence, updated_at, wake, revision, state_checksum FROM invocation {where}"
     )
     for id, *described, data, checksum, status, sequence, at, wake, revision, recorded in db.execute(query):
         try:

@@ -22,7 +22,7 @@ from perdure.stores.notices import Feed
 from perdure.stores.port import KEY_QUEUE_LIMIT, PAYLOAD_LIMIT_BYTES, Counts, Filter, Journal, Key, Row
 from perdure.stores.read_only import OnlyLooking
 from perdure.stores.sql import awakeables
-from perdure.stores.sql.index import COUNTS, counts_of, query_of
+from perdure.stores.sql.index import BEFORE_TAGS, COLUMNS, COUNTS, counts_of, query_of
 from perdure.stores.sqlite.aside import Aside
 from perdure.stores.sqlite.backup import Backups
 from perdure.stores.sqlite.checked import (
@@ -258,8 +258,8 @@ class SqliteReader:
 
     async def row(self, id: str, /) -> Row | None:
         self._aside.check(id)
-        found = await self._read(lambda db: db.execute(f"SELECT {ROW} FROM invocation WHERE id = ?", (id,)).fetchone())
-        return None if found is None else row_of(self.path, found)
+        found = await self._read(lambda db: _rows(db, f"SELECT {ROW} FROM invocation WHERE id = ?", (id,)))
+        return row_of(self.path, found[0]) if found else None
 
     # --- keys and lists -----------------------------------------------------------------------------------------------
     async def key(self, name: str, /) -> Key:
@@ -274,7 +274,7 @@ class SqliteReader:
     async def search(self, filter: Filter, /) -> list[Row]:
         """List invocations, newest first. Those whose row is damaged are left out."""
         query, values = query_of(filter, ROW)
-        found = await self._read(lambda db: db.execute(query, values).fetchall())
+        found = await self._read(lambda db: _rows(db, query, values))
         return [row for each in found if (row := self._listed(each)) is not None]
 
     async def awakeables(self, filter: AwakeableFilter, /) -> list[Awakeable]:
@@ -349,6 +349,18 @@ class SqliteView(OnlyLooking, SqliteReader):
     def _refuse_change(self, what: str) -> Never:
         self._check()
         raise StoreReadOnly(about(self.path, f"it was opened read-only, so {what}"))
+
+
+def _rows(db: sqlite3.Connection, query: str, values: Sequence[Any]) -> list[Any]:
+    """Read rows for `row_of`. In a file that an earlier release wrote, no invocation has tags."""
+    try:
+        return db.execute(query, values).fetchall()
+    except sqlite3.OperationalError as error:
+        if "no such table: tag" in str(error):
+            return []
+        if "no such column: tags" not in str(error):
+            raise
+        return db.execute(query.replace(COLUMNS, BEFORE_TAGS), values).fetchall()
 
 
 def _is_gone(db: sqlite3.Connection, id: str) -> bool:

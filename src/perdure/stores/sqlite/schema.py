@@ -6,7 +6,7 @@ import struct
 import zlib
 
 from perdure.stores.sql import awakeables
-from perdure.stores.sql.index import INDEXES
+from perdure.stores.sql.index import INDEXES, TAGS
 
 SCHEMA_VERSION = 4
 """The version that this release writes. It rises when earlier releases can no longer serve the file: with a table,
@@ -45,7 +45,7 @@ CREATE TABLE invocation (
     identity BLOB NOT NULL, start BLOB NOT NULL, checksum INTEGER NOT NULL,
     status TEXT NOT NULL, sequence INTEGER, updated_at REAL NOT NULL, wake REAL, revision INTEGER NOT NULL,
     state_checksum INTEGER NOT NULL
-) WITHOUT ROWID;
+, tags TEXT) WITHOUT ROWID;
 CREATE INDEX invocation_by_key ON invocation (key, created_at) WHERE key IS NOT NULL;
 CREATE INDEX invocation_queued ON invocation (handler, sequence) WHERE status = 'pending';
 CREATE INDEX invocation_wake ON invocation (wake) WHERE wake IS NOT NULL;
@@ -61,16 +61,17 @@ CREATE INDEX message_open ON message (invocation) WHERE answered = 0;
 {_INDEXES}
 {_KEYS}
 {awakeables.TABLES}
+{TAGS}
 {ADDITIONS}
 """
 MIGRATIONS = {
     1: f"DROP INDEX invocation_by_time; DROP INDEX invocation_by_status; {_INDEXES} {_KEYS}",
     2: f"DROP INDEX invocation_by_time; DROP INDEX invocation_by_status; DROP INDEX invocation_settled; {INDEXES}",
-    3: awakeables.TABLES,  # `file` fills them
+    3: f"ALTER TABLE invocation ADD COLUMN tags TEXT; {TAGS} {awakeables.TABLES}",  # `file` fills the latter
 }
 """By version: the script that migrates a file to the next one."""
-WITH_AWAKEABLES = 4
-"""The first version that indexes awakeables."""
+WITH_TAGS = WITH_AWAKEABLES = 4
+"""The first version that has tags, and that indexes awakeables."""
 
 NOTHING_OPEN = (
     "NOT EXISTS (SELECT 1 FROM message INDEXED BY message_open WHERE invocation = invocation.id AND answered = 0)"

@@ -24,7 +24,7 @@ from perdure.core.journal import (
 from perdure.errors import StoreDamaged, StoreError
 from perdure.stores.awakeables import Awakeable
 from perdure.stores.port import Transition, conflict, id_conflict, identity_of, unknown
-from perdure.stores.sql import awakeables
+from perdure.stores.sql import awakeables, index
 from perdure.stores.sql.index import SETTLED
 from perdure.stores.sqlite import documents
 from perdure.stores.sqlite.faults import Mismatch, about, explain, quietly
@@ -265,12 +265,12 @@ def _apply(
         documents.apply(db, documented)
 
 
-def _note_awakeables(db: sqlite3.Connection, transition: Transition, open: Sequence[Awakeable]) -> None:
+def _note_awakeables(db: sqlite3.Connection, transition: Transition, told: Sequence[Awakeable]) -> None:
     if transition.frame is None:  # a late redo changes nothing
         last = db.execute("SELECT max(revision) FROM frame WHERE id = ?", (transition.id,)).fetchone()
         if last != (transition.expected,):
             return
-    awakeables.note(db, transition.id, open)
+    awakeables.note(db, transition.id, told)
 
 
 def _write_acknowledgements(db: sqlite3.Connection, batch: Sequence[Unit]) -> None:
@@ -318,8 +318,12 @@ def _change_row(transition: Transition, status: Status, now: float) -> tuple[Any
 
 
 def _write_the_rest(db: sqlite3.Connection, batch: Sequence[Unit], now: float) -> None:
-    """Write awakeables, messages and promoted starts, which few units have."""
+    """Write tags, awakeables, messages and promoted starts, which few units have."""
     for unit in batch:
+        for accept in unit.accepts:
+            if accept.start.tags and accept.new:
+                start = accept.start
+                db.executemany(index.PUT_TAG, index.tag_rows(start.id, start.at, start.tags))
         if (transition := unit.transition) is not None and transition.awakeables is not None:
             _note_awakeables(db, transition, transition.awakeables)
         if unit.messages:
@@ -342,6 +346,7 @@ _PURGE = (
     "DELETE FROM message WHERE invocation = ?",
     "DELETE FROM frame WHERE id = ?",
     *awakeables.PURGE,
+    index.PURGE_TAGS,
     "DELETE FROM invocation WHERE id = ?",
 )
 _ANSWER = "UPDATE message SET answered = 1, answer = ?, answer_checksum = ? WHERE id = ? AND answered = 0"
@@ -351,8 +356,8 @@ _PROMOTE = (
 )
 _INSERT_INVOCATION = (
     "INSERT INTO invocation (id, handler, key, created_at, due, identity, start, checksum, status, sequence, "
-    "updated_at, wake, revision, state_checksum) VALUES (?, ?, nullif(?, ''), ?, ?, ?, ?, ?, ?, nullif(?, 0), ?, "
-    f"nullif(?, {NO_TIME}), 0, ?)"
+    "updated_at, wake, revision, state_checksum, tags) VALUES (?, ?, nullif(?, ''), ?, ?, ?, ?, ?, ?, nullif(?, 0), ?, "
+    f"nullif(?, {NO_TIME}), 0, ?, nullif(?, ''))"
 )
 _CHANGE_STATUS = (
     f"UPDATE invocation SET status = ?, sequence = NULL, updated_at = ?, wake = nullif(?, {NO_TIME}), revision = ?, "
@@ -379,6 +384,7 @@ def _row_of(accept: Accept, now: float) -> tuple[Any, ...]:
         now,
         NO_TIME if wake is None else wake,
         state_checksum(start.id, accept.status, sequence or None, now, wake, 0),
+        index.tags_text(start.tags),
     )
 
 

@@ -57,6 +57,42 @@ class Index(StoreCase):
             for filter, expected in cases.items():
                 assert [row.id for row in await store.search(filter)] == expected, filter
 
+    async def test_search_by_tags_finds_what_has_all_of_them_newest_first(self) -> None:
+        async with self.opened() as store:
+            inbox = self.inbox()
+            now = store.clock.now()
+            acme, web, other = ("tenant", "acme"), ("from", "web"), ("tenant", "other é/%")
+            starts = [
+                self.start("a", at=now, tags=(web, acme)),
+                self.start("b", at=now + 1, tags=(acme,)),
+                self.start("c", at=now + 2, tags=(other,)),
+                self.start("d", at=now + 3),
+                self.start("e", at=now + 4, due=now + 900, tags=(acme,)),
+            ]
+            await self.completed(inbox, starts[0])
+            await store.submit(starts[1:])
+            cases = {
+                Filter(tags=(acme,)): ["e", "b", "a"],
+                Filter(tags=(acme,), limit=2): ["e", "b"],
+                Filter(tags=(acme,), before=(now + 1, "b")): ["a"],
+                Filter(tags=(web, acme)): ["a"],
+                Filter(tags=(other,)): ["c"],
+                Filter(tags=(("tenant", "acm"),)): [],
+                Filter(tags=(("tenan", "acme"),)): [],
+                Filter(tags=(acme,), status="completed"): ["a"],
+                Filter(tags=(acme,), status="scheduled", handler=HANDLER): ["e"],
+                Filter(tags=(acme,), id_prefix="b", created_after=now + 1): ["b"],
+            }
+            for _ in range(2):
+                for filter, expected in cases.items():
+                    assert [row.id for row in await store.search(filter)] == expected, filter
+                rows = {row.id: row for row in await store.search(Filter())}
+                assert {id: row.tags for id, row in rows.items()} == {each.id: each.tags for each in starts}
+                assert [await store.row(id) for id in rows] == [*rows.values()]
+                store = await self.reopened()
+            assert await store.purge(now + 10, limit=10) == 1
+            assert [row.id for row in await store.search(Filter(tags=(acme,)))] == ["e", "b"]
+
     async def test_search_goes_on_page_by_page_without_gaps_or_repeats(self) -> None:
         async with self.opened() as store:
             now = store.clock.now()

@@ -16,7 +16,8 @@ from perdure.stores.port import Row
 
 def row_of(facts: Facts, status: Status | None = None) -> Row:
     """Return the row of facts."""
-    return Row(facts.id, facts.handler, status or facts.status, facts.key, facts.created_at, facts.at, facts.due)
+    times = (facts.created_at, facts.at, facts.due)
+    return Row(facts.id, facts.handler, status or facts.status, facts.key, *times, facts.tags)
 
 
 class Rows:
@@ -41,7 +42,7 @@ class Rows:
         status: Status = "scheduled" if is_scheduled else "pending"
         if tail.facts.kind == "reserved":
             return row_of(tail.facts, status)
-        return Row(id, start.handler, status, start.key, start.at, start.at, start.due)
+        return Row(id, start.handler, status, start.key, start.at, start.at, start.due, start.tags)
 
     async def _is_scheduled(self, id: str, key: str | None) -> bool:
         subject = self._layout.delayed(id, key)

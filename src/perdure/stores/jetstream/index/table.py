@@ -22,7 +22,7 @@ from perdure.stores.awakeables import Awakeable, AwakeableFilter
 from perdure.stores.jetstream.layout.facts import Facts
 from perdure.stores.jetstream.layout.subjects import token
 from perdure.stores.port import Counts, Filter, Row
-from perdure.stores.sql import awakeables
+from perdure.stores.sql import awakeables, index
 from perdure.stores.sql.index import COUNTS, INDEXES, SETTLED, counts_of, query_of
 
 VERSION = 3
@@ -37,13 +37,15 @@ log = logging.getLogger("perdure.jetstream")
 _SCHEMA = f"""
 CREATE TABLE invocation (
     id TEXT PRIMARY KEY, handler TEXT NOT NULL, status TEXT NOT NULL, key TEXT, created_at REAL NOT NULL,
-    updated_at REAL NOT NULL, due REAL NOT NULL, shard INTEGER NOT NULL, sequence INTEGER NOT NULL, open TEXT, read TEXT
+    updated_at REAL NOT NULL, due REAL NOT NULL, shard INTEGER NOT NULL, sequence INTEGER NOT NULL, open TEXT,
+    tags TEXT, read TEXT
 ) WITHOUT ROWID;
 CREATE INDEX invocation_by_key ON invocation (key, created_at) WHERE key IS NOT NULL;
 CREATE INDEX invocation_pending ON invocation (created_at, id) WHERE status = 'pending';
 CREATE INDEX invocation_scheduled ON invocation (due) WHERE status = 'scheduled';
 CREATE INDEX invocation_unread ON invocation (id) WHERE open IS NOT read;
 {INDEXES}
+{index.TAGS}
 {awakeables.TABLES}
 CREATE TABLE gone (id TEXT PRIMARY KEY, sequence INTEGER NOT NULL, shard INTEGER NOT NULL) WITHOUT ROWID;
 CREATE TABLE position (
@@ -54,7 +56,7 @@ CREATE TABLE meta (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
 # `shard` is the partition. `sequence` is that of the last message of the journal, 0 for a start that is only queued.
 # `open` names the open awakeables, in JSON: NULL if it never had any. `read` is what `open` was when the table of
 # awakeables was last made to agree with it.
-_INSERT = "INSERT INTO invocation VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, NULL)"
+_INSERT = "INSERT INTO invocation VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, nullif(?, ''), NULL)"
 _TOLD = (
     f"{_INSERT} ON CONFLICT (id) DO UPDATE SET handler = excluded.handler, status = excluded.status, "
     "key = excluded.key, created_at = excluded.created_at, updated_at = excluded.updated_at, due = excluded.due, "
@@ -129,7 +131,7 @@ class Table:
     def clear(self) -> None:
         """Forget everything."""
         with self._db as db:
-            for table in ("invocation", "gone", "position", "awakeable", "assignee"):
+            for table in ("invocation", "gone", "position", "awakeable", "assignee", "tag"):
                 db.execute(f"DELETE FROM {table}")
 
     def positions(self) -> dict[int, Position]:
@@ -139,7 +141,7 @@ class Table:
     # --- answers ------------------------------------------------------------------------------------------------------
     def search(self, filter: Filter) -> list[Row]:
         query, values = query_of(filter)
-        return [Row(*each) for each in self._read(query, values)]
+        return [index.row_of(each) for each in self._read(query, values)]
 
     def counts(self) -> Counts:
         return counts_of(self._read(COUNTS))
@@ -214,10 +216,12 @@ class Table:
 
     def add_queued(self, found: Iterable[tuple[int, Facts]], now: float) -> None:
         """Insert rows for queued starts that have no journal yet, given with their partitions."""
-        rows = [_row(facts, 0, shard, now) for shard, facts in found if facts.handler]
-        gone = self._gone([row[0] for row in rows])
-        with self._db as db:  # a leftover start of a purged invocation is not a new one
-            db.executemany(_QUEUED, [row for row in rows if row[0] not in gone])
+        queued = [each for each in found if each[1].handler]
+        gone = self._gone([facts.id for _, facts in queued])
+        left = [each for each in queued if each[1].id not in gone]  # one of a purged invocation is not a new one
+        with self._db as db:
+            db.executemany(_QUEUED, [_row(facts, 0, shard, now) for shard, facts in left])
+            db.executemany(index.PUT_TAG, _tags(facts for _, facts in left))
 
     def add_told(self, shard: int, found: Sequence[Told], now: float) -> None:
         """Apply messages of the journals, in order, and advance the position with them, in one transaction."""
@@ -229,13 +233,15 @@ class Table:
                 gone[facts.id] = each.sequence
             elif facts.kind in ("frame", "reserved") and facts.id and (facts.is_pack or not facts.quiet):
                 last[facts.id] = each
+        there = [each for id, each in last.items() if each.sequence > gone.get(id, 0)]
         with self._db as db:
-            db.executemany(_TOLD, [_row(each.facts, each.sequence, shard, now) for each in last.values()])
-            for id, sequence in gone.items():
+            for id, sequence in gone.items():  # first: an id may be used again
                 db.execute("DELETE FROM invocation WHERE id = ? AND sequence < ?", (id, sequence))
-                for statement in awakeables.PURGE:
+                for statement in (*awakeables.PURGE, index.PURGE_TAGS):
                     db.execute(statement, (id,))
                 db.execute("INSERT OR REPLACE INTO gone VALUES (?, ?, ?)", (id, sequence, shard))
+            db.executemany(_TOLD, [_row(each.facts, each.sequence, shard, now) for each in there])
+            db.executemany(index.PUT_TAG, _tags(each.facts for each in there))
             db.execute(_POSITION, (shard, found[-1].sequence, 0, 0.0))
 
     def note(self, shard: int, position: Position) -> None:
@@ -254,7 +260,7 @@ class Table:
                 (shard, read_to, since),
             ).fetchall()
             missing = [(id,) for (id,) in rows if token(id) not in there]
-            for statement in ("DELETE FROM invocation WHERE id = ?", *awakeables.PURGE):
+            for statement in ("DELETE FROM invocation WHERE id = ?", *awakeables.PURGE, index.PURGE_TAGS):
                 db.executemany(statement, missing)
             gone = db.execute("SELECT id FROM gone WHERE shard = ? AND sequence <= ?", (shard, read_to)).fetchall()
             db.executemany("DELETE FROM gone WHERE id = ?", [(id,) for (id,) in gone if token(id) not in there])
@@ -275,7 +281,12 @@ def _row(facts: Facts, sequence: int, shard: int, now: float) -> tuple[Any, ...]
         delayed = facts.due > facts.created_at and facts.due > now
         status = "scheduled" if delayed else "pending"
     times = (facts.created_at, facts.at, facts.due)
-    return (facts.id, facts.handler, status, facts.key, *times, shard, sequence, _open_of(facts))
+    tags = index.tags_text(facts.tags)
+    return (facts.id, facts.handler, status, facts.key, *times, shard, sequence, _open_of(facts), tags)
+
+
+def _tags(found: Iterable[Facts]) -> list[tuple[str, str, float, str]]:
+    return [row for facts in found for row in index.tag_rows(facts.id, facts.created_at, facts.tags)]
 
 
 def _open_of(facts: Facts) -> str | None:

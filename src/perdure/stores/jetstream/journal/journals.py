@@ -310,7 +310,7 @@ class Journals:
         asks, open = facts.asks, facts.open
         if transition.awakeables is not None:
             asks = asks or bool(transition.awakeables)
-            open = tuple((each.generation, each.n) for each in transition.awakeables)
+            open = tuple((each.generation, each.n) for each in transition.awakeables if each.is_open)
         elif transition.released:
             asks = bool(asks)
         return data, Facts(
@@ -334,6 +334,7 @@ class Journals:
             python=python,
             asks=asks,
             open=open,
+            tags=facts.tags,
         )
 
 

@@ -11,6 +11,7 @@ from msgspec.structs import replace
 from perdure.core.journal import Start, Status
 from perdure.core.journal.reading import TAG_LENGTH_LIMIT
 from perdure.core.journal.status import STATUSES
+from perdure.core.tags import Tags
 
 
 class Facts(Struct, frozen=True, omit_defaults=True):
@@ -25,7 +26,7 @@ class Facts(Struct, frozen=True, omit_defaults=True):
     `wake` is the last time at which the invocation asked to be woken. `packed` counts the frames that are in segments
     (`packs`). `python` is the minor version of the last claim. `asks` says whether it ever had an open awakeable: not
     known before its first release, nor of one that a release before 2026-12-01 wrote. `open` are those that are open
-    now, by generation and command.
+    now, by generation and command. `tags` are those of the start.
     """
 
     id: str = ""
@@ -50,6 +51,7 @@ class Facts(Struct, frozen=True, omit_defaults=True):
     python: str = ""
     asks: bool | None = None
     open: tuple[tuple[int, int], ...] = ()
+    tags: Tags = ()
 
     @property
     def is_pack(self) -> bool:
@@ -119,4 +121,5 @@ def problem_of(facts: Facts) -> str:
 def facts_of_start(start: Start, status: Status, at: float, *, kind: str = "reserved", identity: str = "") -> Facts:
     """Return the facts of a start."""
     parent = start.sender if start.parent is None else start.parent.id
-    return Facts(start.id, start.handler, status, start.key, parent, start.at, start.due, at, kind, identity=identity)
+    times = (start.at, start.due, at)
+    return Facts(start.id, start.handler, status, start.key, parent, *times, kind, identity=identity, tags=start.tags)
