@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import enum
 import sqlite3
 from collections.abc import AsyncIterator
@@ -11,9 +12,25 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
-from perdure import Check, Client, Context, Delete, Document, Documents, Put, RevisionConflict, connect, workflow
+from perdure import (
+    Check,
+    Client,
+    Context,
+    Delete,
+    Document,
+    Documents,
+    Put,
+    RevisionConflict,
+    connect,
+    step,
+    step_info,
+    workflow,
+)
+from perdure.authoring.step import StepInfo
 from perdure.errors import (
+    Fenced,
     InvalidOption,
     IoInWorkflow,
     LimitExceeded,
@@ -285,3 +302,62 @@ async def test_file_of_an_earlier_release_has_no_documents_until_it_is_served(tm
         assert await keys_of(looker.documents("notes", str)) == []
     async with connect(url) as client:
         await client.documents("notes", str).put("a", "x")
+
+
+# --- fences -----------------------------------------------------------------------------------------------------------
+infos: list[StepInfo] = []
+
+
+@step
+async def notes_its_claim(of: str) -> str:
+    infos.append(step_info())
+    return of
+
+
+@workflow
+async def claims(of: str) -> str:
+    await asyncio.sleep(0.01)  # so that its steps begin after the first frame
+    return await notes_its_claim(of)
+
+
+async def claim_of(client: Client, workflow: Any, of: str) -> StepInfo:
+    await client.run(workflow, of)
+    return infos.pop()
+
+
+async def test_write_of_an_earlier_holder_of_a_key_is_refused_once_a_later_one_has_written(client: Client) -> None:
+    numbers = client.documents("numbers", int)
+    async with client.worker(claims):
+        keyed = claims.using(key="k")
+        first, second = await claim_of(client, keyed, "first"), await claim_of(client, keyed, "second")
+        assert (first.key, second.key) == ("k", "k")
+        assert 0 < (first.grant or 0) < (second.grant or 0)
+        await numbers.put_all([Put("a/1", 1)], fence=first)
+        await numbers.put_all([Put("a/1", 2)], fence=second)
+        with pytest.raises(Fenced):
+            await numbers.put_all([Put("a/1", 3), Put("a/2", 3)], fence=first)
+        assert [each.value async for each in numbers.range("a/")] == [2]
+        await numbers.put_all([Put("b/1", 1)], fence=first)  # nothing was written there in the name of the key
+        other = await claim_of(client, claims.using(key="other"), "other")
+        await numbers.put_all([Put("a/1", 4)], fence=other)
+        await numbers.put_all([Put("a/1", 5)], fence=second)
+
+
+async def test_write_of_an_earlier_claim_of_an_invocation_is_refused_once_a_later_one_has_written(
+    client: Client,
+) -> None:
+    numbers = client.documents("numbers", int)
+    async with client.worker(claims):
+        info = await claim_of(client, claims, "it")
+    assert (info.key, info.grant) == (None, None)
+    assert info.epoch > 0
+    later = replace(info, epoch=info.epoch + 1)
+    await numbers.put_all([Put("a", 1)], fence=info)
+    await numbers.put_all([Put("a", 2)], fence=later)
+    with pytest.raises(Fenced, match="documents under 'a': this write is made for 'invocation"):
+        await numbers.put_all([Delete("a")], fence=info)
+
+
+async def test_a_fence_is_what_step_info_tells(client: Client) -> None:
+    with pytest.raises(InvalidOption, match=r"put_all\(fence='me'\): give step_info\(\)"):
+        await client.documents("n", int).put_all([Put("a", 1)], fence="me")  # type: ignore[arg-type]

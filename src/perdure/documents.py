@@ -7,6 +7,7 @@ from typing import Any, Generic, TypeVar, cast
 
 from msgspec import Struct
 
+from perdure.authoring.step import StepInfo
 from perdure.calls import refuse_in_body
 from perdure.core.types import decoder, validator
 from perdure.core.values import encode
@@ -92,15 +93,22 @@ class Documents(Generic[T]):
         (revision,) = await self.put_all([Put(key, value, if_revision)])
         return revision
 
-    async def put_all(self, writes: Iterable[Put[T] | Delete | Check], /) -> list[int]:
+    async def put_all(
+        self, writes: Iterable[Put[T] | Delete | Check], /, *, fence: StepInfo | None = None
+    ) -> list[int]:
         """Make several writes, all or none, and return the revision of each; at most 500.
 
         Their keys have the same first part. `RevisionConflict` if a document is not at the revision that a write
         names. The revision of a `Delete` is that of the document which it removed, 0 if there was none.
+
+        `fence=step_info()` in a step makes them in the name of its invocation, or of its key if it has one: `Fenced` if
+        a later owner has written there, under the same first part and with a fence of its own. So a worker that stood
+        still, and whose invocation went on elsewhere, cannot undo what was written since.
         """
         refuse_in_body("documents.put()")
         encoded = [self._encoded(write) for write in writes]
-        return await self._operations.write_documents(self._collection, kept.checked(encoded))
+        claim = None if fence is None else _fence_of(fence)
+        return await self._operations.write_documents(self._collection, kept.checked(encoded), claim)
 
     async def delete(self, key: Key, /, *, if_revision: int | None = None) -> bool:
         """Remove a document; return whether there was one. `if_revision` as in `put`."""
@@ -161,6 +169,14 @@ class Documents(Generic[T]):
                 return kept.Check(_parts(key), if_revision)
             case _:
                 raise InvalidOption(f"put_all([{write!r}]): give Put, Delete and Check")
+
+
+def _fence_of(info: StepInfo) -> kept.Fence:
+    if not isinstance(info, StepInfo):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise InvalidOption(f"put_all(fence={info!r}): give step_info()")
+    if info.key is None:
+        return kept.Fence(f"invocation {info.invocation_id}", (info.epoch,))
+    return kept.Fence(f"key {info.key}", (info.grant or 0, info.epoch))
 
 
 def _parts(key: object) -> tuple[str, ...]:

@@ -33,7 +33,7 @@ async def query(state: State, side: Side, operation: ReadKey | Search | Awaiting
     """Read keys, lists and counts."""
     match operation:
         case ReadKey(key=key):
-            return await side.store.key(key)
+            return normal.key(await side.store.key(key))
         case Search():
             return [normal.row(row) for row in await side.store.search(await _filter(state, operation))]
         case Awaiting():

@@ -34,11 +34,19 @@ R_co = TypeVar("R_co", covariant=True)
 
 # --- inside a step ----------------------------------------------------------------------------------------------------
 class StepInfo(Struct, frozen=True, eq=False):
-    """Information for a running step. `attempt` counts from 1."""
+    """Information for a running step. `attempt` counts from 1.
+
+    `epoch` is the number of the claim under which the worker runs it, 0 if it began before the claim was durable. With
+    a key, `grant` is the number of the key's grant, greater than that of every earlier one. Both tell a worker that has
+    lost the invocation from the one that has it now: see `documents.put_all(..., fence=step_info())`.
+    """
 
     invocation_id: str
     attempt: int
     _key_parts: tuple[int, int, str]  # generation, number and name
+    epoch: int = 0
+    key: str | None = None
+    grant: int | None = None
 
     @property
     def idempotency_key(self) -> str:

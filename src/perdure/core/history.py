@@ -77,6 +77,7 @@ class History(Struct):
     generation: int = 0  # number of retries
     retried_at: float | None = None
     granted: int | None = None  # the last generation that was granted the key
+    grant: int = 0  # the number of that grant
     key_state: dict[str, bytes] = {}  # state of the key, as this invocation leaves it
     key_state_changed: bool = False
     stuck_at: str | None = None  # where the body was stuck at the last release
@@ -136,8 +137,8 @@ class History(Struct):
                 self.start = start
             case Claimed():
                 self._claim(entry)
-            case Granted(generation=generation, state=state):
-                self.granted = generation
+            case Granted(generation=generation, state=state, grant=grant):
+                self.granted, self.grant = generation, grant
                 self.key_state = dict(state)
                 self.key_state_changed = False
             case Paused() | Resumed() | CancelRequested():

@@ -69,7 +69,7 @@ from perdure.operations.port import (
     nothing,
 )
 from perdure.runtime.unserved import Unserved
-from perdure.stores.documents import DELETE_BATCH, Delete, Document, DocumentKey, Put, Scan, Write
+from perdure.stores.documents import DELETE_BATCH, Delete, Document, DocumentKey, Fence, Put, Scan, Write
 from perdure.stores.port import Filter, Row, Store, unknown
 
 T = TypeVar("T")
@@ -438,12 +438,14 @@ class Local(Operations):
         store = await self.opened()
         return await store.documents.read(collection, keys)
 
-    async def write_documents(self, collection: str, writes: Sequence[Write], /) -> list[int]:
+    async def write_documents(
+        self, collection: str, writes: Sequence[Write], fence: Fence | None = None, /
+    ) -> list[int]:
         store = await self.opened()
         for write in writes:
             if isinstance(write, Put) and len(write.value) > store.payload_limit:
                 raise too_large(f"document {'/'.join(write.key)!r}", len(write.value), store.payload_limit)
-        writing = store.documents.write(collection, writes)
+        writing = store.documents.write(collection, writes, fence)
         return await self._accepted(writing, f"documents of {collection!r}", "They may be written all the same")
 
     async def scan_documents(self, collection: str, which: Scan, /) -> list[Document]:

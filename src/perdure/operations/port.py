@@ -21,7 +21,7 @@ from perdure.core.journal import Status
 from perdure.core.retry import Duration
 from perdure.core.tags import Tags
 from perdure.operations.describe import Invocation
-from perdure.operations.documents import Document, DocumentKey, Scan, Write
+from perdure.operations.documents import Document, DocumentKey, Fence, Scan, Write
 from perdure.operations.listing import AwakeableFilters, AwakeablePage, Filters, Page
 
 ANSWER_WAIT_SECONDS = 30.0
@@ -172,8 +172,13 @@ class Operations(Protocol):
         """Read documents."""
         ...
 
-    async def write_documents(self, collection: str, writes: Sequence[Write], /) -> list[int]:
-        """Make these writes, all or none, and return their revisions; `RevisionConflict` if one may not be made."""
+    async def write_documents(
+        self, collection: str, writes: Sequence[Write], fence: Fence | None = None, /
+    ) -> list[int]:
+        """Make these writes, all or none, and return their revisions.
+
+        `RevisionConflict` if one may not be made; `Fenced` if a later owner of what the fence names has written there.
+        """
         ...
 
     async def scan_documents(self, collection: str, which: Scan, /) -> list[Document]:

@@ -101,7 +101,8 @@ def _begin(record: Record, turn: Turn, inbox: list[Delivery], round: Round) -> b
         return False
     if turn.waits_for_key:
         if may_begin:
-            record.granted = granted = Granted(round.at, record.history.generation, record.key.state)
+            key = record.key
+            record.granted = granted = Granted(round.at, record.history.generation, key.state, key.grant)
             record.history.note(granted)
             turn.deliver(granted)
     elif record.history.paused is None:

@@ -197,7 +197,7 @@ def retry_entries(
     if isinstance(entries, str):
         return entries
     if turn.start.key is not None:
-        entries.insert(0, Granted(at, generation, record.key.state))
+        entries.insert(0, Granted(at, generation, record.key.state, record.key.grant))
     for entry in entries:
         turn.deliver(entry)
     return entries if turn.divergence is None else record.explain(turn)

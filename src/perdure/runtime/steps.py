@@ -13,6 +13,7 @@ from perdure.core.journal import Answering, Attempted, Interrupted, Raised, Retu
 from perdure.runtime.attempt import Attempt
 from perdure.runtime.home import Home
 from perdure.runtime.in_progress import InProgress, Waiting
+from perdure.runtime.record import Record
 
 CANCEL_GRACE_SECONDS = 10.0
 """How long a cancelled step may take to end before its end is journaled without it."""
@@ -26,6 +27,7 @@ class Owner(Protocol):
     id: str
     handler: str
     has_slot: bool
+    record: Record
 
     @property
     def home(self) -> Home: ...
@@ -57,7 +59,11 @@ class Steps(InProgress[Attempt]):
             self.waiting.append(step)
             return
         work: Work = step.work
-        info = StepInfo(owner.id, step.attempts + 1, (step.generation, step.n, work.name))
+        history, start = owner.record.history, owner.record.start
+        claim = (history.epoch, None, None)
+        if start is not None and start.key is not None:
+            claim = (history.epoch, start.key, history.grant)
+        info = StepInfo(owner.id, step.attempts + 1, (step.generation, step.n, work.name), *claim)
         attempt = owner.home.begin_attempt(work, info, owner, step.variables)
         self.running[step.n] = attempt
         attempt.task.add_done_callback(partial(self._ended, owner, step.n, step.attempts + 1, attempt))

@@ -216,7 +216,7 @@ class MemoryStore:
         (id, generation), sequence = next(iter(line.items()))
         self._write("key", id)
         self._leave_line(name, id, generation)
-        self._keys[name] = Key(id, generation, key.state)
+        self._keys[name] = Key(id, generation, key.state, sequence)
         if generation == 0 and id in self._queued:
             start = self._queued[id][1]
             self._dispatcher.queue_granted(Delivery(id, start.handler, start, fresh=True, token=sequence))

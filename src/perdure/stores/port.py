@@ -160,11 +160,16 @@ class Row(Struct, frozen=True):
 
 
 class Key(Struct, frozen=True):
-    """A key: the invocation that holds it, in which generation, and its state as the last holder left it."""
+    """A key: the invocation that holds it, in which generation, and its state as the last holder left it.
+
+    `grant` is the number of the grant, greater than that of every earlier one of this key; 0 if nobody holds it, or if
+    an earlier release granted it.
+    """
 
     holder: str | None = None
     generation: int = 0
     state: dict[str, bytes] = {}
+    grant: int = 0
 
     def granted_to(self, id: str, generation: int, /) -> bool:
         """Report whether an invocation holds it."""

@@ -29,11 +29,13 @@ class Granted(Struct, frozen=True, array_like=True, gc=False, tag="granted"):
     """The invocation holds its key, and its body may run. `state` is the key's state: replay reads it here.
 
     The key is released when the invocation settles; a retry, in `generation` 1 and up, has to be granted it again.
+    `grant` is the number of the grant, greater than that of every earlier one of the key.
     """
 
     at: float
     generation: int
     state: dict[str, bytes] = {}
+    grant: int = 0
 
 
 class Waited(Struct, frozen=True, array_like=True, gc=False, tag="waited"):

@@ -42,6 +42,7 @@ from perdure.stores.sqlite.schema import (
     SCHEMA,
     SCHEMA_VERSION,
     WITH_AWAKEABLES,
+    WITH_GRANTS,
     WITH_TAGS,
     meta_checksum,
 )
@@ -345,7 +346,7 @@ def verify(db: sqlite3.Connection, path: str, aside: Aside, schema: int = SCHEMA
     Damaged pages refuse the file. A row that does not match its checksum sets only its own invocation aside.
     """
     if schema >= WITH_KEYS:
-        verify_keys(db, path, aside)
+        verify_keys(db, path, aside, with_grants=schema >= WITH_GRANTS)
     if schema >= WITH_AWAKEABLES:
         _verify_awakeables(db, path, aside)
     if os.path.getsize(path) > VERIFY_LIMIT_BYTES:

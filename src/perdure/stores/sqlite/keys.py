@@ -25,19 +25,27 @@ from perdure.stores.sqlite.unit import Unit
 
 log = logging.getLogger("perdure.sqlite")
 
+_KEY = "holder, generation, state, number, checksum"
+_KEY_BEFORE_GRANTS = _KEY.replace("number", "0")
+
 _encode_state = msgspec.msgpack.Encoder().encode
 _decode_state = msgspec.msgpack.Decoder(dict[str, bytes]).decode
 
 
 def read_key(db: sqlite3.Connection, name: str) -> Key:
     """Read a key. A key without a row has no holder and no state. A damaged row raises `Mismatch`."""
-    row = db.execute("SELECT holder, generation, state, checksum FROM key WHERE name = ?", (name,)).fetchone()
+    try:
+        row = db.execute(f"SELECT {_KEY} FROM key WHERE name = ?", (name,)).fetchone()
+    except sqlite3.OperationalError as error:  # a view of a file that an earlier release wrote
+        if "no such column: number" not in str(error):
+            raise
+        row = db.execute(f"SELECT {_KEY_BEFORE_GRANTS} FROM key WHERE name = ?", (name,)).fetchone()
     if row is None:
         return Key()
-    holder, generation, state, checksum = row
-    if key_checksum(name, holder, generation, state) != checksum:
+    holder, generation, state, grant, checksum = row
+    if key_checksum(name, holder, generation, state, grant) != checksum:
         raise Mismatch(StoreDamaged(f"the row of key {name!r} was changed; {RESTORE}"))
-    return Key(holder, generation, _decode_state(state))
+    return Key(holder, generation, _decode_state(state), grant)
 
 
 class Keys:
@@ -53,8 +61,11 @@ class Keys:
         """Forget the cached lengths: a transaction was rolled back."""
         self._waiting.clear()
 
-    def apply(self, db: sqlite3.Connection, batch: Sequence[Unit]) -> None:
-        """Write the changes of a batch to keys, then grant those of these keys that are free."""
+    def apply(self, db: sqlite3.Connection, batch: Sequence[Unit], commit: int) -> None:
+        """Write the changes of a batch to keys, then grant those of these keys that are free.
+
+        `commit` is the number of this transaction, and so of its grants: sequences begin anew in a file at rest.
+        """
         touched: dict[str, Unit] = {}
         for unit in batch:
             for accept in unit.accepts:
@@ -75,7 +86,7 @@ class Keys:
                 self._add(db, enlist.key, unit.position, id, enlist.generation)
                 touched[enlist.key] = unit
         for key, unit in touched.items():
-            self._grant(db, key, unit)
+            self._grant(db, key, unit, commit)
 
     def _add(
         self, db: sqlite3.Connection, key: str, sequence: int, id: str, generation: int, *, strict: bool = False
@@ -109,7 +120,7 @@ class Keys:
             left = db.execute("DELETE FROM line WHERE id = ? AND generation = ?", (id, release.generation)).rowcount
             self._count_less(release.key, left)
 
-    def _grant(self, db: sqlite3.Connection, name: str, unit: Unit) -> None:
+    def _grant(self, db: sqlite3.Connection, name: str, unit: Unit, commit: int) -> None:
         """Grant a free key to the first in its queue."""
         key = read_key(db, name)
         if key.holder is not None:
@@ -120,7 +131,7 @@ class Keys:
         sequence, id, generation = first
         db.execute("DELETE FROM line WHERE key = ? AND sequence = ?", (name, sequence))
         self._count_less(name, 1)
-        _write_key(db, name, Key(id, generation, key.state))
+        _write_key(db, name, Key(id, generation, key.state, commit))
         handler, status, data, start_checksum, at, wake, revision = db.execute(
             "SELECT handler, status, start, checksum, updated_at, wake, revision FROM invocation WHERE id = ?", (id,)
         ).fetchone()
@@ -151,9 +162,9 @@ class Keys:
 
 def _write_key(db: sqlite3.Connection, name: str, key: Key) -> None:
     state = _encode_state(key.state)
-    checksum = key_checksum(name, key.holder, key.generation, state)
-    row = (name, key.holder, key.generation, state, checksum)
-    db.execute("INSERT OR REPLACE INTO key VALUES (?, ?, ?, ?, ?)", row)
+    checksum = key_checksum(name, key.holder, key.generation, state, key.grant)
+    row = (name, key.holder, key.generation, state, key.grant, checksum)
+    db.execute(f"INSERT OR REPLACE INTO key (name, {_KEY}) VALUES (?, ?, ?, ?, ?, ?)", row)
 
 
 def queue_deadline(start: Start) -> float | None:
@@ -161,10 +172,11 @@ def queue_deadline(start: Start) -> float | None:
     return None if start.key is None or start.timeout is None else start.due + start.timeout
 
 
-def verify_keys(db: sqlite3.Connection, path: str, aside: Aside) -> None:
+def verify_keys(db: sqlite3.Connection, path: str, aside: Aside, *, with_grants: bool) -> None:
     """Set aside invocations whose position in a queue is damaged, and log keys that cannot be used."""
-    for name, holder, generation, state, checksum in db.execute("SELECT * FROM key"):
-        if key_checksum(name, holder, generation, state) != checksum:
+    columns = _KEY if with_grants else _KEY_BEFORE_GRANTS
+    for name, holder, generation, state, grant, checksum in db.execute(f"SELECT name, {columns} FROM key"):
+        if key_checksum(name, holder, generation, state, grant) != checksum:
             _log_damaged(path, f"the row of key {name!r} was changed: invocations that need this key wait; {RESTORE}")
     for key, sequence, id, generation, checksum in db.execute("SELECT * FROM line"):
         if line_checksum(key, sequence, id, generation) != checksum:

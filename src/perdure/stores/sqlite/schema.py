@@ -38,6 +38,12 @@ CREATE TABLE line (
 CREATE INDEX line_by_id ON line (id);
 """
 _INDEXES = f"{INDEXES}CREATE INDEX message_of ON message (invocation);\n"
+_VERSION_4 = f"""
+ALTER TABLE invocation ADD COLUMN tags TEXT;
+ALTER TABLE key ADD COLUMN number INTEGER NOT NULL DEFAULT 0;
+{awakeables.TABLES}
+{TAGS}
+"""
 SCHEMA = f"""
 CREATE TABLE meta (name TEXT PRIMARY KEY, value) WITHOUT ROWID;
 CREATE TABLE invocation (
@@ -45,7 +51,7 @@ CREATE TABLE invocation (
     identity BLOB NOT NULL, start BLOB NOT NULL, checksum INTEGER NOT NULL,
     status TEXT NOT NULL, sequence INTEGER, updated_at REAL NOT NULL, wake REAL, revision INTEGER NOT NULL,
     state_checksum INTEGER NOT NULL
-, tags TEXT) WITHOUT ROWID;
+) WITHOUT ROWID;
 CREATE INDEX invocation_by_key ON invocation (key, created_at) WHERE key IS NOT NULL;
 CREATE INDEX invocation_queued ON invocation (handler, sequence) WHERE status = 'pending';
 CREATE INDEX invocation_wake ON invocation (wake) WHERE wake IS NOT NULL;
@@ -60,18 +66,17 @@ CREATE TABLE message (
 CREATE INDEX message_open ON message (invocation) WHERE answered = 0;
 {_INDEXES}
 {_KEYS}
-{awakeables.TABLES}
-{TAGS}
+{_VERSION_4}
 {ADDITIONS}
 """
 MIGRATIONS = {
     1: f"DROP INDEX invocation_by_time; DROP INDEX invocation_by_status; {_INDEXES} {_KEYS}",
     2: f"DROP INDEX invocation_by_time; DROP INDEX invocation_by_status; DROP INDEX invocation_settled; {INDEXES}",
-    3: f"ALTER TABLE invocation ADD COLUMN tags TEXT; {TAGS} {awakeables.TABLES}",  # `file` fills the latter
+    3: _VERSION_4,  # `file` fills the table of awakeables
 }
 """By version: the script that migrates a file to the next one."""
-WITH_TAGS = WITH_AWAKEABLES = 4
-"""The first version that has tags, and that indexes awakeables."""
+WITH_TAGS = WITH_AWAKEABLES = WITH_GRANTS = 4
+"""The first version that has tags, an index of awakeables, and the numbers of grants."""
 
 NOTHING_OPEN = (
     "NOT EXISTS (SELECT 1 FROM message INDEXED BY message_open WHERE invocation = invocation.id AND answered = 0)"
@@ -93,8 +98,9 @@ def state_checksum(
 _pack_times = struct.Struct("<dd").pack
 
 
-def key_checksum(name: str, holder: str | None, generation: int, state: bytes) -> int:
-    return zlib.crc32(state, zlib.crc32(f"{name}\n{holder!r}\n{generation}".encode()))
+def key_checksum(name: str, holder: str | None, generation: int, state: bytes, grant: int = 0) -> int:
+    checksum = zlib.crc32(state, zlib.crc32(f"{name}\n{holder!r}\n{generation}".encode()))
+    return zlib.crc32(str(grant).encode(), checksum) if grant else checksum
 
 
 def line_checksum(key: str, sequence: int, id: str, generation: int) -> int:

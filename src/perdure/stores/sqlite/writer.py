@@ -194,7 +194,7 @@ class Writer:
             batch[0].forget_reports()
         db.execute("BEGIN IMMEDIATE")
         try:
-            _apply(db, batch, now, self._tails, self._keys, alone=alone)
+            _apply(db, batch, now, self._tails, self._keys, self._number + 1, alone=alone)
             for unit in batch:
                 if unit.purge:  # after everything else: a message of this transaction keeps its invocation
                     unit.purged = _purge(db, unit.purge)
@@ -225,9 +225,16 @@ _FrameRow = tuple[str, int, bytearray, int]
 
 
 def _apply(
-    db: sqlite3.Connection, batch: Sequence[Unit], now: float, tails: Mapping[str, int], keys: Keys, *, alone: bool
+    db: sqlite3.Connection,
+    batch: Sequence[Unit],
+    now: float,
+    tails: Mapping[str, int],
+    keys: Keys,
+    commit: int,
+    *,
+    alone: bool,
 ) -> None:
-    """Write the units of a batch: frames first, acknowledgements last.
+    """Write the units of a batch as transaction number `commit`: frames first, acknowledgements last.
 
     Generated ids are assumed to be new. If one exists, the insert fails, and each unit is written again `alone`, which
     looks up every id.
@@ -259,7 +266,7 @@ def _apply(
     if changes:
         db.executemany(_CHANGE_STATUS, changes)
     _write_the_rest(db, batch, now)
-    keys.apply(db, batch)
+    keys.apply(db, batch, commit)
     _write_acknowledgements(db, batch)
     if documented:
         documents.apply(db, documented)

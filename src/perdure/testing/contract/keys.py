@@ -2,6 +2,8 @@
 
 import asyncio
 
+from msgspec.structs import replace
+
 from perdure.core.effects import Effects, Enlist, Release
 from perdure.core.failures import failure_of
 from perdure.core.journal import (
@@ -46,6 +48,10 @@ class Keys(StoreCase):
         first = self.frame(Accepted(start), self.claim(), grant, commands=[CallStep(0, "s", b"d")])
         return start, await self.commit(start, 0, first, "running", delivery)
 
+    async def key(self, name: str) -> Key:
+        """Read a key, without the number of its grant, which is the store's own."""
+        return replace(await self.store.key(name), grant=0)
+
     async def settled(self, start: Start, revision: int, outcome: Outcome | None = None, **state: bytes | None) -> int:
         """End an invocation, with changes of its key's state."""
         outcome = outcome or Completed(self.store.clock.now(), b"\xc0")
@@ -55,6 +61,37 @@ class Keys(StoreCase):
     async def test_key_that_nobody_used_has_no_holder_and_no_state(self) -> None:
         async with self.opened() as store:
             assert await store.key("unused") == Key()
+
+    async def test_number_of_a_grant_is_greater_than_all_before_it(self) -> None:
+        async with self.opened() as store:
+            assert (await store.key("k")).grant == 0
+            inbox = self.inbox(room=100)
+            grants: list[int] = []
+            for n in range(3):  # nothing is held or queued in between
+                await store.submit([self.start(f"a{n}", key="k")])
+                start, revision = await self.granted(inbox, f"a{n}")
+                grants.append((await store.key("k")).grant)
+                await self.settled(start, revision)
+                store = await self.reopened()
+                inbox = self.inbox(room=100)
+            await store.submit([self.start(f"b{n}", key="k") for n in range(2)])
+            start, revision = await self.granted(inbox, "b0")
+            grants.append((await store.key("k")).grant)
+            failed = Failed(store.clock.now(), failure_of(ValueError("no")))
+            revision = await self.settled(start, revision, failed)
+            again = Effects(enlist=Enlist("k", 1))
+            await self.commit(start, revision, None, "failed", effects=again)
+            start, revision = await self.granted(inbox, "b1")
+            grants.append((await store.key("k")).grant)
+            await self.settled(start, revision)
+            for _ in range(int(self.patience / 0.01)):
+                if (await store.key("k")).granted_to("b0", 1):
+                    break
+                await asyncio.sleep(0.01)
+            assert (await store.key("k")).granted_to("b0", 1)
+            grants.append((await store.key("k")).grant)
+            assert grants == sorted({*grants})
+            assert grants[0] > 0
 
     async def test_starts_of_a_key_come_one_at_a_time_in_the_order_accepted(self) -> None:
         async with self.opened() as store:
@@ -81,17 +118,17 @@ class Keys(StoreCase):
             start, revision = await self.granted(inbox, "a0")
             await self.settled(start, revision, x=b"1", y=b"2")
             start, revision = await self.granted(inbox, "a1")
-            assert await store.key("k") == Key("a1", 0, {"x": b"1", "y": b"2"})
+            assert await self.key("k") == Key("a1", 0, {"x": b"1", "y": b"2"})
             failed = Failed(start.at, failure_of(ValueError("no")))
             await self.settled(start, revision, failed, x=None, y=b"3")
             start, revision = await self.granted(inbox, "a2")
             assert (await store.key("k")).state == {"y": b"3"}
             await self.settled(start, revision)
             store = await self.reopened()
-            assert await store.key("k") == Key("a3", 0, {"y": b"3"})
+            assert await self.key("k") == Key("a3", 0, {"y": b"3"})
             start, revision = await self.granted(self.inbox(room=1), "a3")
             await self.settled(start, revision, y=None)
-            assert await store.key("k") == Key()
+            assert await self.key("k") == Key()
 
     async def test_line_and_holder_survive_reopening(self) -> None:
         async with self.opened() as store:
@@ -145,7 +182,7 @@ class Keys(StoreCase):
             await self.commit(waiting, 0, ended, "cancelled", delivery)
             _, late = await inbox.next_message()  # it waited for a start that does not come now
             assert isinstance(late.request, Pause)
-            assert await store.key("k") == Key("a0")
+            assert await self.key("k") == Key("a0")
             await self.settled(start, revision)
             await self.granted(inbox, "a2")
 
@@ -159,7 +196,7 @@ class Keys(StoreCase):
             for generation in (0, 1):
                 again = Effects(release=Release("k", generation, {"x": b"lost"}))
                 await self.commit(start, revision, None, "completed", effects=again)
-            assert await store.key("k") == Key("a1", 0, {"x": b"1"})
+            assert await self.key("k") == Key("a1", 0, {"x": b"1"})
             await inbox.stays_empty(self.calm)
 
     async def test_redone_release_grants_the_key_once(self) -> None:
@@ -190,10 +227,10 @@ class Keys(StoreCase):
             await self.settled(third, third_revision)
             woken = await inbox.next()
             assert (woken.id, woken.item) == ("a0", Wake())
-            assert await store.key("k") == Key("a0", 1, {"x": b"2"})
+            assert await self.key("k") == Key("a0", 1, {"x": b"2"})
             await self.commit(first, revision, None, "failed", effects=Effects(enlist=Enlist("k", 1)))
             await self.commit(first, revision, None, "failed", effects=Effects(release=Release("k", 0, {"x": b"lost"})))
-            assert await store.key("k") == Key("a0", 1, {"x": b"2"})
+            assert await self.key("k") == Key("a0", 1, {"x": b"2"})
             await self.commit(first, revision, None, "failed", woken, effects=Effects(release=Release("k", 1)))
             await self.granted(inbox, "a3")
 
@@ -205,7 +242,7 @@ class Keys(StoreCase):
             revision = await self.settled(start, revision, Failed(start.at, failure_of(ValueError("no"))))
             await self.commit(start, revision, None, "failed", effects=Effects(enlist=Enlist("k", 1)))
             assert (await inbox.next()).id == "a0"
-            assert await store.key("k") == Key("a0", 1)
+            assert await self.key("k") == Key("a0", 1)
             assert isinstance(await store.outcome("a0"), Failed), "it has the key, and is not retried yet"
 
     async def test_who_waits_for_its_key_is_woken_at_its_time_limit(self) -> None:

@@ -58,6 +58,7 @@ class Record(Struct, frozen=True, array_like=True):
     holder: str | None = None
     generation: int = 0
     state: dict[str, bytes] = {}
+    grant: int = 0
 
 
 class Copy(Struct, frozen=True, array_like=True):
@@ -91,7 +92,7 @@ class Keys:
 
     async def read(self, name: str) -> Key:
         record, _ = await self._checked_record(name, repair=False)
-        return Key(record.holder, record.generation, record.state)
+        return Key(record.holder, record.generation, record.state, record.grant)
 
     async def _record(self, name: str) -> tuple[Record, int]:
         subject = self._layout.key(name)
@@ -305,7 +306,7 @@ class Keys:
 
     async def _grant(self, record: Record, sequence: int, first: Stored) -> bool:
         id, generation = await self._waiting_at(first)
-        granted = Record(record.name, id, generation, record.state)
+        granted = Record(record.name, id, generation, record.state, first.sequence)
         if not await self._write(granted, sequence):
             return False
         await self._hand_over(granted, first)
