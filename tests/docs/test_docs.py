@@ -92,6 +92,7 @@ def run(command: list[str], folder: Path) -> tuple[int, str]:
     """Run a command, and return its exit code and all that it printed."""
     path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
     environment = {**os.environ, "PYTHONPATH": path, "PYTHONUNBUFFERED": "1", "NO_COLOR": "1"}
+    environment["GRPC_VERBOSITY"] = "ERROR"  # grpc's own notes, as of a connection that ends, are not the program's
     environment.pop("PERDURE_URL", None)
     environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{environment['PATH']}"
     ran = subprocess.run(
