@@ -231,7 +231,7 @@ class Table:
             facts = each.facts
             if facts.kind == "gone":
                 gone[facts.id] = each.sequence
-            elif facts.kind in ("frame", "reserved") and facts.id and (facts.is_pack or not facts.quiet):
+            elif facts.kind in ("frame", "reserved") and facts.id and (facts.is_pack or facts.asks or not facts.quiet):
                 last[facts.id] = each
         there = [each for id, each in last.items() if each.sequence > gone.get(id, 0)]
         with self._db as db:

@@ -327,7 +327,7 @@ class Journals:
             zlib.crc32(data, facts.sum),
             epoch,
             "" if ended else self._name,
-            quiet=changed is None and open == facts.open,
+            quiet=changed is None,
             wake=facts.wake if wake is None else wake,
             has_blobs=facts.has_blobs or bool(facts.blob) or self._blobs.is_large(data),
             packed=facts.packed,

@@ -22,11 +22,11 @@ class Facts(Struct, frozen=True, omit_defaults=True):
     child or by a send. `number` counts frames from 1; in a wake, it is that of the frame that set it. `sum` is the
     running checksum of the journal. `owner` is the store whose worker holds the claim, `epoch` that of the claim.
     `blob` names the pieces that hold the payload, as `<blob>:<count>`, and `has_blobs` says that some payload of the
-    invocation is in pieces. `identity` tells starts of one id apart. `quiet` says that nothing changed in the index.
-    `wake` is the last time at which the invocation asked to be woken. `packed` counts the frames that are in segments
-    (`packs`). `python` is the minor version of the last claim. `asks` says whether it ever had an open awakeable: not
-    known before its first release, nor of one that a release before 2026-12-01 wrote. `open` are those that are open
-    now, by generation and command. `tags` are those of the start.
+    invocation is in pieces. `identity` tells starts of one id apart. `quiet` says that its row in the index stays as it
+    is. `wake` is the last time at which the invocation asked to be woken. `packed` counts the frames that are in
+    segments (`packs`). `python` is the minor version of the last claim. `asks` says whether it ever had an open
+    awakeable: not known before its first release, nor of one that a release before 2026-12-01 wrote. `open` are those
+    that are open now, by generation and command. `tags` are those of the start.
     """
 
     id: str = ""
