@@ -86,8 +86,10 @@ class Consumers:
 
     async def _first_below_floor(self, stream: str, info: dict[str, Any]) -> Stored | None:
         acknowledged: dict[str, Any] = info.get("ack_floor") or {}
-        floor = int(acknowledged.get("stream_seq", 0))
-        first = await self._wire.first(stream, info["config"]["filter_subject"]) if floor else None
+        floor, subject = int(acknowledged.get("stream_seq", 0)), info["config"].get("filter_subject")
+        if not floor or not subject:  # a consumer without a filter is none of ours
+            return None
+        first = await self._wire.first(stream, subject)
         return first if first is not None and first.sequence <= floor else None
 
     async def queue_again(self, passed_over: set[PassedOver]) -> list[str]:
