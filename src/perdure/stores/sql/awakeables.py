@@ -1,7 +1,7 @@
 """Awakeables in SQL: a table for all stores that keep their index in SQLite.
 
-A row holds the whole awakeable; the other columns repeat what is searched by. Those of an invocation are few, so they
-are read, merged and written together. SQLite only; the caller has begun a transaction.
+A row holds the whole awakeable, but for whether it is open, which is a column: so that closing one needs no row read or
+encoded. The other columns repeat what is searched by. SQLite only; the caller has begun a transaction.
 """
 
 from __future__ import annotations
@@ -12,16 +12,16 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 import msgspec
+from msgspec.structs import replace
 
-from perdure.stores.awakeables import Awakeable, AwakeableFilter, merged
+from perdure.stores.awakeables import Awakeable, AwakeableFilter
 
 TABLES = """
 CREATE TABLE awakeable (
     invocation TEXT NOT NULL, generation INTEGER NOT NULL, n INTEGER NOT NULL, at REAL NOT NULL, handler TEXT NOT NULL,
-    is_open INTEGER NOT NULL, expires_at REAL, data BLOB NOT NULL, checksum INTEGER NOT NULL,
+    expires_at REAL, data BLOB NOT NULL, is_open INTEGER NOT NULL, checksum INTEGER NOT NULL,
     PRIMARY KEY (invocation, generation, n)
 ) WITHOUT ROWID;
-CREATE INDEX awakeable_by_time ON awakeable (at, invocation, generation, n);
 CREATE INDEX awakeable_open ON awakeable (at, invocation, generation, n) WHERE is_open = 1;
 CREATE TABLE assignee (
     name TEXT NOT NULL, at REAL NOT NULL, invocation TEXT NOT NULL, generation INTEGER NOT NULL, n INTEGER NOT NULL,
@@ -31,11 +31,20 @@ CREATE INDEX assignee_of ON assignee (invocation);
 """
 PURGE = ("DELETE FROM awakeable WHERE invocation = ?", "DELETE FROM assignee WHERE invocation = ?")
 """What removes the awakeables of an invocation."""
-STORED = "invocation, data, checksum"
-"""The columns that `decode` takes."""
+STORED = "invocation, data, is_open, checksum"
+"""The columns that `decode` takes. The checksum is that of `data`, and one more if it is open."""
 
 _ALL = f"SELECT {STORED} FROM awakeable WHERE invocation = ?"
-_PUT = "INSERT OR REPLACE INTO awakeable VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)"
+_OPEN = "SELECT generation, n FROM awakeable WHERE invocation = ? AND is_open = 1"
+_CLOSE = (
+    "UPDATE awakeable SET is_open = 0, checksum = checksum - 1 "
+    "WHERE invocation = ? AND generation = ? AND n = ? AND is_open = 1"
+)
+_PUT = (
+    "INSERT INTO awakeable VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (invocation, generation, n) DO UPDATE SET "
+    "expires_at = excluded.expires_at, data = excluded.data, is_open = excluded.is_open, checksum = excluded.checksum "
+    "WHERE checksum <> excluded.checksum"
+)
 _ASSIGN = "INSERT OR IGNORE INTO assignee VALUES (?, ?, ?, ?, ?)"
 
 _encode = msgspec.msgpack.Encoder().encode
@@ -44,14 +53,16 @@ _decode = msgspec.msgpack.Decoder(Awakeable).decode
 
 def decode(row: Sequence[Any]) -> Awakeable | None:
     """Return the awakeable of a row; None if the row was changed."""
-    invocation, data, checksum = row
+    invocation, data, is_open, checksum = row
     try:
-        if zlib.crc32(data) != checksum:
+        if is_open not in (0, 1) or zlib.crc32(data) + is_open != checksum:
             return None
         awakeable = _decode(data)
     except (TypeError, msgspec.DecodeError):
         return None
-    return awakeable if awakeable.invocation == invocation else None
+    if awakeable.invocation != invocation:
+        return None
+    return awakeable if is_open else replace(awakeable, is_open=False)
 
 
 def of(db: sqlite3.Connection, invocation: str) -> list[Awakeable]:
@@ -61,19 +72,23 @@ def of(db: sqlite3.Connection, invocation: str) -> list[Awakeable]:
 
 def note(db: sqlite3.Connection, invocation: str, told: Sequence[Awakeable]) -> None:
     """Note what a commit told of the awakeables of an invocation: others that are known are not open."""
-    known = of(db, invocation)
-    before = {*known}
-    put(db, [each for each in merged(known, told) if each not in before])
+    were_open = db.execute(_OPEN, (invocation,)).fetchall()
+    are_open = {(each.generation, each.n) for each in told if each.is_open}
+    if left := [(invocation, *place) for place in were_open if place not in are_open]:
+        db.executemany(_CLOSE, left)
+    if len(are_open) != len(told) or len(are_open) + len(left) != len(were_open):  # else all that are told are known
+        put(db, told)
 
 
 def put(db: sqlite3.Connection, awakeables: Iterable[Awakeable]) -> None:
     """Write awakeables as they are."""
     for each in awakeables:
-        data = _encode(each)
+        data = _encode(each if each.is_open else replace(each, is_open=True))
         place = (each.at, each.invocation, each.generation, each.n)
-        found = (each.handler, each.is_open, each.asked.expires_at, data, zlib.crc32(data))
+        found = (each.handler, each.asked.expires_at, data, each.is_open, zlib.crc32(data) + each.is_open)
         db.execute(_PUT, (each.invocation, each.generation, each.n, each.at, *found))
-        db.executemany(_ASSIGN, [(name, *place) for name in each.asked.assignees])
+        if each.asked.assignees:
+            db.executemany(_ASSIGN, [(name, *place) for name in each.asked.assignees])
 
 
 def query_of(filter: AwakeableFilter) -> tuple[str, list[Any]]:
