@@ -18,17 +18,21 @@ import pytest
 from perdure.core.effects import Effects, Release
 from perdure.core.journal import (
     Accepted,
+    Asked,
     Cancel,
     Claimed,
     Completed,
+    Entry,
     Frame,
     Granted,
     Message,
+    OpenAwakeable,
     Released,
     Start,
 )
 from perdure.core.values import encode
 from perdure.errors import NewerJournal, StoreDamaged, StoreError
+from perdure.stores.awakeables import Awakeable, AwakeableFilter
 from perdure.stores.local import dispatch
 from perdure.stores.port import Delivery, Filter, Store, Transition, committed
 from perdure.stores.sqlite import SqliteStore, deliveries
@@ -139,6 +143,54 @@ async def test_a_changed_row_sets_one_invocation_aside_and_no_other(
     listed = {row.id for row in await store.search(Filter())}
     assert listed >= (ALL | {"scheduled", "waits", "waits too"}) - {bad}
     assert await store.submit([start("new")]) == [True]
+    await store.aclose()
+
+
+async def indexed(path: Path) -> None:
+    """Write two invocations with tags and an open awakeable each, `bad` and `good`."""
+    store = await opened(path)
+    for id in ("bad", "good"):
+        tagged = Start(id, "work", encode({}), 1e9, 1e9, 3, tags=(("tenant", id),))
+        await store.submit([tagged])
+        asked = Asked("Title", assignees=("ada",), expires_at=NEVER)
+        entries: list[Entry] = [Accepted(tagged), Claimed(1.0, 1, "w", "3.11", "0"), Released(1.0)]
+        frame = Frame("w", 1.0, entries, [OpenAwakeable(0, asked)])
+        awakeables = [Awakeable(id, "work", 0, 0, 1.0, asked)]
+        await committed(store, Transition(id, 0, frame, status="suspended", released=True, awakeables=awakeables))
+    await store.aclose()
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "UPDATE invocation SET tags = '{' WHERE id = 'bad'",
+        "UPDATE invocation SET tags = NULL WHERE id = 'bad'",
+        "UPDATE invocation SET tags = x'ff' WHERE id = 'bad'",
+        "UPDATE tag SET value = 'good' WHERE invocation = 'bad'",
+        "DELETE FROM tag WHERE invocation = 'bad'",
+        "UPDATE awakeable SET data = x'00' WHERE invocation = 'bad'",
+        "UPDATE awakeable SET data = 'text' WHERE invocation = 'bad'",
+        "UPDATE awakeable SET is_open = 0 WHERE invocation = 'bad'",
+        "UPDATE awakeable SET is_open = 7 WHERE invocation = 'bad'",
+        "UPDATE awakeable SET checksum = 'x' WHERE invocation = 'bad'",
+        "UPDATE awakeable SET at = 2.0 WHERE invocation = 'bad'",
+        "UPDATE awakeable SET handler = 'other' WHERE invocation = 'bad'",
+        "UPDATE awakeable SET expires_at = NULL WHERE invocation = 'bad'",
+        "UPDATE assignee SET name = 'bo' WHERE invocation = 'bad'",
+        "DELETE FROM assignee WHERE invocation = 'bad'",
+    ],
+)
+async def test_a_changed_row_of_the_index_sets_its_invocation_aside(statement: str, tmp_path: Path) -> None:
+    path = tmp_path / "s.db"
+    await indexed(path)
+    change(path, statement)
+    store = await opened(path)
+    assert store.set_aside == ["bad"]
+    assert "good" in {row.id for row in await store.search(Filter())}
+    assert [row.id for row in await store.search(Filter(tags=(("tenant", "good"),)))][:1] == ["good"]
+    assert "good" in {each.invocation for each in await store.awakeables(AwakeableFilter(0.0, assignee="ada"))}
+    with pytest.raises(StoreDamaged, match="bad"):
+        await store.row("bad")
     await store.aclose()
 
 

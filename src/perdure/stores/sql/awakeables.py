@@ -65,6 +65,16 @@ def decode(row: Sequence[Any]) -> Awakeable | None:
     return awakeable if is_open else replace(awakeable, is_open=False)
 
 
+def searched_by(awakeable: Awakeable) -> tuple[int, int, float, str, float | None]:
+    """Return the columns that repeat what is searched by: generation, n, at, handler, expires_at."""
+    return awakeable.generation, awakeable.n, awakeable.at, awakeable.handler, awakeable.asked.expires_at
+
+
+def assignees_of(awakeable: Awakeable) -> list[tuple[str, float, str, int, int]]:
+    """Return the rows of the table of assignees for an awakeable."""
+    return [(name, *awakeable.place) for name in dict.fromkeys(awakeable.asked.assignees)]
+
+
 def of(db: sqlite3.Connection, invocation: str) -> list[Awakeable]:
     """Return the awakeables of an invocation."""
     return [each for row in db.execute(_ALL, (invocation,)) if (each := decode(row)) is not None]
@@ -84,11 +94,10 @@ def put(db: sqlite3.Connection, awakeables: Iterable[Awakeable]) -> None:
     """Write awakeables as they are."""
     for each in awakeables:
         data = _encode(each if each.is_open else replace(each, is_open=True))
-        place = (each.at, each.invocation, each.generation, each.n)
-        found = (each.handler, each.asked.expires_at, data, each.is_open, zlib.crc32(data) + each.is_open)
-        db.execute(_PUT, (each.invocation, each.generation, each.n, each.at, *found))
+        row = (each.invocation, *searched_by(each), data, each.is_open, zlib.crc32(data) + each.is_open)
+        db.execute(_PUT, row)
         if each.asked.assignees:
-            db.executemany(_ASSIGN, [(name, *place) for name in each.asked.assignees])
+            db.executemany(_ASSIGN, assignees_of(each))
 
 
 def query_of(filter: AwakeableFilter) -> tuple[str, list[Any]]:

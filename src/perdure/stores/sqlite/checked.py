@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any
 
+import msgspec
+
 from perdure.core.journal import Frame, Message, Start, decode_frame, decode_message, decode_start
 from perdure.errors import StoreDamaged
 from perdure.stores.port import Row, identity_of
@@ -50,7 +52,10 @@ def message_of(path: str, to: str, data: bytes, checksum: int) -> Message:
 def row_of(path: str, found: Sequence[Any]) -> Row:
     """Return the `Row` of columns selected by `ROW`."""
     *described, sequence, wake, revision, checksum = found
-    row = index.row_of(described)
+    try:
+        row = index.row_of(described)
+    except (msgspec.DecodeError, *_OF_ANOTHER_TYPE) as error:
+        raise damaged(path, f"the tags of invocation {found[0]!r} were changed") from error
     check_state(path, row.id, row.status, sequence, row.updated_at, wake, revision, checksum)
     return row
 

@@ -371,9 +371,20 @@ def verify(db: sqlite3.Connection, path: str, aside: Aside, schema: int = SCHEMA
 
 
 def _verify_awakeables(db: sqlite3.Connection, path: str, aside: Aside) -> None:
-    for row in db.execute(f"SELECT {awakeables.STORED} FROM awakeable"):
-        if awakeables.decode(row) is None:
-            aside.add(row[0], damaged_awakeable(path, row[0]))
+    """Check the index of awakeables: each row, the columns that are searched by, and the assignees."""
+    columns = "generation, n, at, handler, expires_at"
+    assigned: set[tuple[str, float, str, int, int]] = set()
+    for *stored, generation, n, at, handler, expires_at in db.execute(
+        f"SELECT {awakeables.STORED}, {columns} FROM awakeable"
+    ):
+        found = awakeables.decode(stored)
+        if found is None or awakeables.searched_by(found) != (generation, n, at, handler, expires_at):
+            aside.add(stored[0], damaged_awakeable(path, stored[0]))
+        else:
+            assigned.update(awakeables.assignees_of(found))
+    have = set(cast("list[tuple[str, float, str, int, int]]", db.execute("SELECT * FROM assignee")))
+    for _, _, id, *_ in have ^ assigned:
+        aside.add(id, damaged_awakeable(path, id))
 
 
 def _verify_tags(db: sqlite3.Connection, path: str, aside: Aside) -> None:

@@ -141,7 +141,11 @@ class Table:
     # --- answers ------------------------------------------------------------------------------------------------------
     def search(self, filter: Filter) -> list[Row]:
         query, values = query_of(filter)
-        return [index.row_of(each) for each in self._read(query, values)]
+        found = self._read(query, values)
+        try:
+            return [index.row_of(each) for each in found]
+        except (msgspec.DecodeError, TypeError, ValueError) as error:
+            raise self._damaged(error) from error
 
     def counts(self) -> Counts:
         return counts_of(self._read(COUNTS))
@@ -204,8 +208,10 @@ class Table:
         except sqlite3.OperationalError:
             raise
         except sqlite3.DatabaseError as error:
-            text = f"the index in {self._path} is damaged ({error}): delete that file, and it is rebuilt"
-            raise StoreDamaged(text) from error
+            raise self._damaged(error) from error
+
+    def _damaged(self, error: Exception) -> StoreDamaged:
+        return StoreDamaged(f"the index in {self._path} is damaged ({error}): delete that file, and it is rebuilt")
 
     # --- following ----------------------------------------------------------------------------------------------------
     def promote(self, now: float) -> None:
