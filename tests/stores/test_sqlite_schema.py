@@ -15,6 +15,7 @@ import pytest
 from perdure.core.journal import Start
 from perdure.core.values import encode
 from perdure.errors import StoreError, StoreTooNew
+from perdure.stores.awakeables import AwakeableFilter
 from perdure.stores.clock import VirtualClock
 from perdure.stores.port import Filter
 from perdure.stores.sqlite.schema import SCHEMA_VERSION, meta_checksum, state_checksum
@@ -79,6 +80,13 @@ async def test_a_file_of_the_release_before_is_looked_at_as_it_is_and_brought_fo
     view = await looked_at(path)
     rows = await view.search(Filter(limit=1_000))
     assert (await view.counts()).by_status == statuses
+    assert await view.search(Filter(tags=(("a", "b"),))) == []
+    held = [name for (name,) in read(path, "SELECT name FROM key WHERE holder IS NOT NULL")]
+    assert held
+    for name in held:
+        assert (await view.key(name)).holder is not None
+    with pytest.raises(StoreError, match="without an index of awakeables: serve it once with this release"):
+        await view.awakeables(AwakeableFilter(0.0))
     await view.aclose()
     assert path.read_bytes() == whole
     store = await opened(path)
