@@ -91,6 +91,21 @@ def test_a_value_of_the_wrong_shape_is_refused_and_the_awakeable_stays(driver: D
     assert driver.turn.waits_for(0) is not None
 
 
+def test_an_awakeable_is_open_until_it_is_answered(driver: Driver):
+    assert driver.turn.open_awakeables() == [0]
+    driver.returns(0, 7)
+    assert driver.turn.open_awakeables() == []
+
+
+def test_a_cancellation_during_a_pause_is_known_before_the_body_begins(driver: Driver):
+    assert driver.turn.cancelled_unbegun is None  # it has begun
+    turn = make_turn(body, replace(START, key="k"))
+    assert turn.cancelled_unbegun is None
+    turn.deliver(Paused(1.0, "asked for"))
+    turn.deliver(CancelRequested(2.0))
+    assert turn.cancelled_unbegun == CancelRequested(2.0)
+
+
 def test_a_second_answer_is_refused(driver: Driver):
     driver.returns(0, 7)
     for request in (Resolve(0, encode(8)), Reject(0, "late")):
