@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime, timedelta
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import click
 
@@ -26,6 +26,8 @@ from perdure.connect import connect
 from perdure.operations.describe import AwakeableInfo, Invocation
 from perdure.operations.listing import STATUSES, AwakeableFilters, Filters
 
+T = TypeVar("T", Invocation, AwakeableInfo)
+
 LIST_LIMIT = 50
 """Default number of invocations in the table of `list`."""
 
@@ -43,6 +45,23 @@ def _moment(_: click.Context, parameter: click.Parameter, text: str | None) -> d
     except (ValueError, OverflowError) as error:
         text = f"{text!r} is not a time: give 2026-11-20, 2026-11-20T12:00:00Z, or how long ago, as in 90m"
         raise click.BadParameter(text, param=parameter) from error
+
+
+def _printing(
+    print_rows: Callable[[Sequence[T]], None], as_object: Callable[[T], object], *, quiet: bool, as_json: bool
+) -> Callable[[Sequence[T]], None]:
+    """Return what prints a page of a list: as a table, as ids with --quiet, or as objects with --json."""
+    if quiet and as_json:
+        raise click.UsageError("--quiet and --json exclude each other")
+
+    def print_page(found: Sequence[T]) -> None:
+        if quiet or as_json:
+            for each in found:
+                print_json(as_object(each)) if as_json else click.echo(each.id)
+        elif found:
+            print_rows(found)
+
+    return print_page
 
 
 @click.command("list")
@@ -80,17 +99,9 @@ def list_(
     """
     if limit is not None and everything:
         raise click.UsageError("--limit and --all exclude each other")
-    if quiet and as_json:
-        raise click.UsageError("--quiet and --json exclude each other")
+    print_page = _printing(print_invocations, indexed, quiet=quiet, as_json=as_json)
     if limit is None and not (everything or quiet or as_json):
         limit = LIST_LIMIT
-
-    def print_page(found: Sequence[Invocation]) -> None:
-        if quiet or as_json:
-            for each in found:
-                print_json(indexed(each)) if as_json else click.echo(each.id)
-        elif found:
-            print_invocations(found)
 
     return in_loop(_list(url, limit, cursor, cast("Filters", filters), print_page))
 
@@ -131,16 +142,7 @@ def awakeables(
 
     Answer one with `perdure resolve ID VALUE` or `perdure reject ID REASON`.
     """
-    if quiet and as_json:
-        raise click.UsageError("--quiet and --json exclude each other")
-
-    def print_some(found: Sequence[AwakeableInfo]) -> None:
-        if quiet or as_json:
-            for each in found:
-                print_json(each) if as_json else click.echo(each.id)
-        elif found:
-            print_awakeables(found)
-
+    print_some = _printing(print_awakeables, lambda each: each, quiet=quiet, as_json=as_json)
     filters = AwakeableFilters(open=None if everything else True, handler=handler, assignee=assignee)
     return in_loop(_awakeables(url, filters, print_some))
 

@@ -74,9 +74,7 @@ def filter_of(
     """Return the filter for the index, or raise `InvalidOption` or `BadId` naming the wrong one."""
     if status is not None and status not in STATUSES:
         raise InvalidOption(f"status={status!r}: there is none of this name; it is one of {', '.join(STATUSES)}")
-    for name, text in (("handler", handler), ("key", key), ("id_prefix", id_prefix)):
-        if text is not None:
-            check_name(f"{name} to look for", text)
+    _check_names(handler=handler, key=key, id_prefix=id_prefix)
     after, before = _time("created_after", created_after), _time("created_before", created_before)
     having = () if tags is None else check_tags(tags)
     return Filter(status, handler, key, id_prefix, created_after=after, created_before=before, tags=having)
@@ -88,10 +86,14 @@ def awakeable_filter_of(
     """Return the filter of awakeables for the index, or raise `InvalidOption` or `BadId` naming the wrong one."""
     if open is not None and not isinstance(open, bool):  # pyright: ignore[reportUnnecessaryIsInstance]
         raise InvalidOption(f"open={open!r}: give True, False, or None for all")
-    for name, text in (("handler", handler), ("assignee", assignee)):
+    _check_names(handler=handler, assignee=assignee)
+    return AwakeableFilter(now, open, handler, assignee)
+
+
+def _check_names(**names: str | None) -> None:
+    for name, text in names.items():
         if text is not None:
             check_name(f"{name} to look for", text)
-    return AwakeableFilter(now, open, handler, assignee)
 
 
 def check_filters(filters: Filters) -> None:
@@ -121,12 +123,16 @@ def check_limit(limit: int, most: int | None = None) -> int:
 
 def cursor_of(row: Row) -> str:
     """Return the cursor of the page after a row. It names a position in the order of creation."""
-    return base64.urlsafe_b64encode(msgspec.msgpack.encode((row.created_at, row.id))).rstrip(b"=").decode()
+    return _encoded((row.created_at, row.id))
 
 
 def position_of(cursor: str) -> tuple[float, str]:
     """Return the position that a cursor names, or raise `InvalidOption`."""
     return _decoded(cursor, tuple[float, str])
+
+
+def _encoded(position: tuple[object, ...]) -> str:
+    return base64.urlsafe_b64encode(msgspec.msgpack.encode(position)).rstrip(b"=").decode()
 
 
 def _decoded(cursor: str, type: type[T]) -> T:
@@ -140,7 +146,7 @@ def _decoded(cursor: str, type: type[T]) -> T:
 
 def cursor_of_awakeable(awakeable: Awakeable) -> str:
     """Return the cursor of the page after an awakeable."""
-    return base64.urlsafe_b64encode(msgspec.msgpack.encode(awakeable.place)).rstrip(b"=").decode()
+    return _encoded(awakeable.place)
 
 
 def place_of(cursor: str) -> Place:

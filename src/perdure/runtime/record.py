@@ -76,8 +76,6 @@ class Record:
     def open_awakeables(self, start: Start, turn: Turn | None) -> Sequence[Awakeable] | None:
         """Return what to tell the index: those that are open now, in the end all; None if it knows them."""
         made = self.history.awakeables
-        if not made:
-            return None
         found: list[Awakeable] = []
         if self.history.outcome is not None:
             found = made_by(start, self.history)

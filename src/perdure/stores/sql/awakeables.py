@@ -15,6 +15,7 @@ import msgspec
 from msgspec.structs import replace
 
 from perdure.stores.awakeables import Awakeable, AwakeableFilter
+from perdure.stores.sql.index import select
 
 TABLES = """
 CREATE TABLE awakeable (
@@ -120,6 +121,5 @@ def query_of(filter: AwakeableFilter) -> tuple[str, list[Any]]:
     if filter.after is not None:
         conditions.append(f"({place}) > (?, ?, ?, ?)")
         values += filter.after
-    where = f"WHERE {' AND '.join(conditions)} " if conditions else ""
     columns = ", ".join(f"w.{each}" for each in STORED.split(", "))
-    return f"SELECT {columns} FROM {source} {where}ORDER BY {place} LIMIT ?", [*values, filter.limit]
+    return select(columns, source, conditions, place), [*values, filter.limit]

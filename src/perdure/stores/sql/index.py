@@ -93,9 +93,14 @@ def query_of(filter: Filter, columns: str = COLUMNS) -> tuple[str, list[Any]]:
     if filter.before is not None:
         conditions.append(f"({place}) < (?, ?)")
         values += filter.before
-    where = f"WHERE {' AND '.join(conditions)} " if conditions else ""
     order = ", ".join(f"{each} DESC" for each in place.split(", "))
-    return f"SELECT {columns} FROM {source} {where}ORDER BY {order} LIMIT ?", [*values, filter.limit]
+    return select(columns, source, conditions, order), [*values, filter.limit]
+
+
+def select(columns: str, source: str, conditions: Sequence[str], order: str) -> str:
+    """Return a query of what meets all conditions, whose last value is a limit."""
+    where = f"WHERE {' AND '.join(conditions)} " if conditions else ""
+    return f"SELECT {columns} FROM {source} {where}ORDER BY {order} LIMIT ?"
 
 
 def _conditions(filter: Filter) -> tuple[list[str], list[Any]]:

@@ -78,6 +78,7 @@ _UNSETTLED = (
 )
 _WAITED_FOR = "SELECT DISTINCT key FROM invocation WHERE key > ? AND status = 'pending' ORDER BY key LIMIT ?"
 
+_PURGE_BESIDE = (*awakeables.PURGE, index.PURGE_TAGS)
 _UNREAD = "SELECT id, open FROM invocation INDEXED BY invocation_unread WHERE open IS NOT read AND id > ?"
 _IS_READ = "UPDATE invocation SET read = ? WHERE id = ?"
 
@@ -243,7 +244,7 @@ class Table:
         with self._db as db:
             for id, sequence in gone.items():  # first: an id may be used again
                 db.execute("DELETE FROM invocation WHERE id = ? AND sequence < ?", (id, sequence))
-                for statement in (*awakeables.PURGE, index.PURGE_TAGS):
+                for statement in _PURGE_BESIDE:
                     db.execute(statement, (id,))
                 db.execute("INSERT OR REPLACE INTO gone VALUES (?, ?, ?)", (id, sequence, shard))
             db.executemany(_TOLD, [_row(each.facts, each.sequence, shard, now) for each in there])
@@ -266,7 +267,7 @@ class Table:
                 (shard, read_to, since),
             ).fetchall()
             missing = [(id,) for (id,) in rows if token(id) not in there]
-            for statement in ("DELETE FROM invocation WHERE id = ?", *awakeables.PURGE, index.PURGE_TAGS):
+            for statement in ("DELETE FROM invocation WHERE id = ?", *_PURGE_BESIDE):
                 db.executemany(statement, missing)
             gone = db.execute("SELECT id FROM gone WHERE shard = ? AND sequence <= ?", (shard, read_to)).fetchall()
             db.executemany("DELETE FROM gone WHERE id = ?", [(id,) for (id,) in gone if token(id) not in there])
