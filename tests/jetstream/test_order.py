@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Sequence
 
 import pytest
@@ -10,7 +11,8 @@ import pytest
 from examples.services.nats_server import Server
 from perdure.core.journal import Accepted, Claimed, Frame, Message, Pause, Released, Start
 from perdure.stores.jetstream import JetStreamStore
-from perdure.stores.jetstream.journal.journals import Journals, Tails
+from perdure.stores.jetstream.journal.journals import Journals, Tail, Tails
+from perdure.stores.jetstream.queue.finding import Finder
 from perdure.stores.port import Delivery, Transition, committed
 
 
@@ -42,6 +44,43 @@ async def test_message_that_comes_while_earlier_ones_are_looked_at_stays_behind_
         sent = [Message(f"m{n}", "a", float(n), Pause()) for n in range(60)]
         for message in sent:
             await elsewhere.post(message)
+        assert [(await asyncio.wait_for(came.get(), 5)).item for _ in sent] == sent
+    finally:
+        await elsewhere.aclose()
+        await store.aclose()
+
+
+async def test_messages_whose_start_is_looked_up_faster_for_the_later_ones_come_in_order(
+    nats: Server, namespace: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where a replica lags, a look-up asks the leader as well."""
+    store = JetStreamStore([nats.url], namespace=namespace, shards=1)
+    elsewhere = JetStreamStore([nats.url], namespace=namespace, shards=1)
+    await store.open()
+    await elsewhere.open()
+    came: asyncio.Queue[Delivery] = asyncio.Queue()
+    finder: Finder = vars(store)["_finder"]
+    find, pauses = finder.start, iter([0.4, 0.2, 0.1])
+
+    async def slower_first(id: str, tail: Tail) -> tuple[Start, bool] | None:
+        found = await find(id, tail)
+        await asyncio.sleep(next(pauses, 0.0))
+        return found
+
+    try:
+        now = time.time()  # messages are not read ahead for a start that has not waited
+        start = Start("a", "h", b"", now, now, 7)
+        await elsewhere.submit([start])
+        sent = [Message(f"m{n}", "a", now + n, Pause()) for n in range(5)]
+        for message in sent[:4]:
+            await elsewhere.post(message)
+        monkeypatch.setattr(finder, "start", slower_first)
+        subscription = store.subscribe(["h"], came.put_nowait)
+        await store.ready()
+        await asyncio.sleep(0.1)
+        subscription.request(1)
+        assert (await asyncio.wait_for(came.get(), 5)).item == start
+        await elsewhere.post(sent[4])  # its invocation has an owner by now
         assert [(await asyncio.wait_for(came.get(), 5)).item for _ in sent] == sent
     finally:
         await elsewhere.aclose()

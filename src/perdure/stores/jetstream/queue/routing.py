@@ -14,6 +14,7 @@ import logging
 from collections.abc import Callable, Coroutine
 from functools import partial
 from typing import Any
+from weakref import WeakValueDictionary
 
 import msgspec
 
@@ -86,11 +87,13 @@ class Routing:
         self._offers = Offers(wire, blobs)
         self.came: list[tuple[Delivery, str]] = []  # to be routed, with the last token of the subject
         self._routing = False
+        self._lines: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()  # by id; see `_route`
         self.is_open = True
 
     # --- messages and wakes -------------------------------------------------------------------------------------------
     def route_soon(self, delivery: Delivery, name: str) -> None:
-        if not self.came and (member := self._holdings.owner(delivery.id)) is not None:
+        must_wait = self.came or delivery.id in self._lines
+        if not must_wait and (member := self._holdings.owner(delivery.id)) is not None:
             self._hand_to_owner(member, delivery)
             return
         self.came.append((delivery, name))  # after those being routed, some of which may be for the same id
@@ -138,14 +141,27 @@ class Routing:
             self._leases.requeue(delivery.token)
 
     def _route(self, delivery: Delivery, name: str, tail: Tail) -> None:
+        """Route a delivery after those that came before it for the same invocation: the order is that of sending."""
+        if delivery.id in self._lines or _may_not_have_begun(tail):
+            line = self._lines.setdefault(delivery.id, asyncio.Lock())
+            self._spawn(delivery, self._route_in_line(line, delivery, name, tail))
+        else:
+            self._route_now(delivery, name, tail)
+
+    async def _route_in_line(self, line: asyncio.Lock, delivery: Delivery, name: str, tail: Tail) -> None:
+        async with line:  # it is fair: they come as they were sent
+            if _may_not_have_begun(tail) and self._holdings.owner(delivery.id) is None:
+                await self._route_before_begin(delivery, name, tail)
+            else:
+                self._route_now(delivery, name, tail)
+
+    def _route_now(self, delivery: Delivery, name: str, tail: Tail) -> None:
         if (member := self._holdings.owner(delivery.id)) is not None:
             self._hand_to_owner(member, delivery)
         elif tail.facts.kind == "gone":
             self._spawn(delivery, self._drop(delivery))
         elif tail.problem and not tail.facts.owner:
             self.defer(delivery, tail.problem)
-        elif not tail.has_frames:
-            self._spawn(delivery, self._route_before_begin(delivery, name, tail))
         elif tail.facts.owner not in ("", self._name):
             subject = self._layout.offers(tail.facts.owner)
             self._spawn(delivery, self._offer(delivery, name, tail, subject, self._deliver_here))
@@ -204,8 +220,8 @@ class Routing:
             return
         if found is None:
             again = await self._journals.tail(delivery.id)
-            if again.has_frames:
-                self._route(delivery, name, again)
+            if not _may_not_have_begun(again):
+                self._route_now(delivery, name, again)
             elif again.facts.kind == "reserved" != tail.facts.kind:
                 await self._route_before_begin(delivery, name, again)  # it was accepted at this very moment
             else:
@@ -320,12 +336,18 @@ class Routing:
             self.route_soon(Delivery(offer.id, "", message, offer.attempt, token=token), escape(message.id))
 
 
+def _may_not_have_begun(tail: Tail) -> bool:
+    """Report whether an invocation may be queued, and no more, according to the tail of its journal."""
+    return not (tail.has_frames or tail.facts.kind == "gone" or (tail.problem and not tail.facts.owner))
+
+
 def _is_same(one: Delivery, other: Delivery) -> bool:
     """Report whether two deliveries are of the same message in the queue."""
+    if type(one.item) is not type(other.item):
+        return False
+    if not (isinstance(one.token, Token) and isinstance(other.token, Token)):  # read ahead: see `Admission`
+        return isinstance(one.item, Message) and one.item == other.item
     return (
-        isinstance(one.token, Token)
-        and isinstance(other.token, Token)
-        and one.token.sequence == other.token.sequence
-        and type(one.item) is type(other.item)
+        one.token.sequence == other.token.sequence
         and one.token.reply.split(".")[2:4] == other.token.reply.split(".")[2:4]
     )
