@@ -22,20 +22,18 @@ def submission_of(workflow: Workflow[..., Any], args: tuple[Any, ...], kwargs: d
         raise NotAWorkflow(f"{workflow!r} is not a workflow: decorate the function with @workflow")
     data, digest = workflow.encode_arguments(args, kwargs)
     options = workflow.options
-    id = options.id
-    if id is None:
-        return Submission(
-            new_id(time.time(), os.urandom(10)),
-            workflow.name,
-            data,
-            digest,
-            False,
-            options.key,
-            options.delay,
-            options.timeout,
-            options.tags,
-        )
-    return Submission(id, workflow.name, data, digest, True, options.key, options.delay, options.timeout, options.tags)
+    return Submission(
+        options.id or new_id(time.time(), os.urandom(10)),
+        workflow.name,
+        data,
+        digest,
+        options.id is not None,
+        options.key,
+        options.delay,
+        options.timeout,
+        options.tags,
+        workflow.interface_hash,
+    )
 
 
 def value_of(id: str, outcome: Outcome, workflow: Workflow[..., Any] | None, translators: Translators) -> Any:

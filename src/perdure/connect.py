@@ -13,6 +13,7 @@ from perdure.client import Client
 from perdure.core.retry import Duration, seconds, whole_number
 from perdure.errors import BadUrl, InvalidOption
 from perdure.operations.local import Local
+from perdure.runtime.publishing import publish
 from perdure.runtime.retention import RETENTION_SECONDS
 from perdure.runtime.worker import Worker
 from perdure.stores.port import PAYLOAD_LIMIT_BYTES, no_partitions
@@ -104,7 +105,7 @@ def client_from(
 ) -> Client:
     """Return a client of the store that `make_store` returns; `options` are those of `Local`."""
     operations = Local(make_store, **options)
-    make_worker = partial(worker_of, operations.opened, retention=retention, shards=shards)
+    make_worker = partial(worker_of, operations.opened, retention=retention, shards=shards, publish=publish)
     return Client(operations, make_worker, translators_in_use)
 
 

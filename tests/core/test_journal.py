@@ -196,6 +196,8 @@ SENT = msgspec.structs.replace(DIGESTED, sender="s")
 GOLDEN_SENT_START = "9d" + GOLDEN_DIGESTED_START.removeprefix("9c") + "a173"
 TAGGED = msgspec.structs.replace(SENT, tags=(("n", "v"),))
 GOLDEN_TAGGED_START = "9e" + GOLDEN_SENT_START.removeprefix("9d") + "9192a16ea176"
+DESCRIBED = msgspec.structs.replace(TAGGED, interface=b"\x02")
+GOLDEN_DESCRIBED_START = "9f" + GOLDEN_TAGGED_START.removeprefix("9e") + "c40102"
 GOLDEN_MESSAGE = (Message("m", "to", 1.5, Pause()), "94a16da2746fcb3ff800000000000091a57061757365")
 GOLDEN_ANSWER = (Answer("m", "why"), "92a16da3776879")
 
@@ -227,8 +229,9 @@ def test_frames_starts_messages_and_answers_are_written_and_read_as_they_were():
     assert decode_start(bytes.fromhex(GOLDEN_START)) == START
     assert decode_start(bytes.fromhex(GOLDEN_DIGESTED_START)) == DIGESTED
     assert decode_start(bytes.fromhex(GOLDEN_SENT_START)) == SENT
-    assert encode_start(TAGGED).hex() == GOLDEN_TAGGED_START
     assert decode_start(bytes.fromhex(GOLDEN_TAGGED_START)) == TAGGED
+    assert encode_start(DESCRIBED).hex() == GOLDEN_DESCRIBED_START
+    assert decode_start(bytes.fromhex(GOLDEN_DESCRIBED_START)) == DESCRIBED
     message, golden = GOLDEN_MESSAGE
     assert encode_message(message).hex() == golden
     assert decode_message(bytes.fromhex(golden)) == message

@@ -469,7 +469,7 @@ class Odd(pydantic.BaseModel):
 
 
 ODD = (
-    '{"kind":"object","fields":[["size",{"kind":"int"},true,null],["what",{"kind":"any"},false,"wA=="]],'
+    '{"kind":"object","fields":[["size",{"kind":"int"},true,null,""],["what",{"kind":"any"},false,"wA==",""]],'
     '"is_strict":true}'
 )
 
@@ -483,7 +483,10 @@ ODD = (
         (Any, '{"kind":"any"}'),
         (HelloRequest, '{"kind":"bytes"}'),
         (Shown, '{"kind":"any"}'),
-        (Loose, '{"kind":"object","fields":[["what",{"kind":"any"},true,null],["made",{"kind":"any"},false,null]]}'),
+        (
+            Loose,
+            '{"kind":"object","fields":[["what",{"kind":"any"},true,null,""],["made",{"kind":"any"},false,null,""]]}',
+        ),
         (
             Odd,
             ODD,
@@ -527,7 +530,7 @@ def test_lists_are_written_by_place_and_what_does_not_fit_as_if_nothing_were_kno
 def test_encoded_schema_is_compact_and_readable() -> None:
     assert schema_of(Cat | None).encode() == (
         b'{"root":{"kind":"union","items":[{"kind":"class","name":"Cat"},{"kind":"null"}]},"classes":{"Cat":{"kind":'
-        b'"object","fields":[["name",{"kind":"str"},true,null],["lives",{"kind":"int"},false,"CQ=="]],"tag":["type",'
+        b'"object","fields":[["name",{"kind":"str"},true,null,""],["lives",{"kind":"int"},false,"CQ==",""]],"tag":["type",'
         b'"cat"]}}}'
     )
     assert isinstance(decode_schema(b'{"root":{"kind":"any"}}'), Schema)

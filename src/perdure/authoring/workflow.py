@@ -7,6 +7,8 @@ is an error that names `client.run`. Nothing is registered: a worker serves the 
 from __future__ import annotations
 
 import functools
+import inspect
+import logging
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, Concatenate, Generic, ParamSpec, Protocol, Self, TypeVar, cast, final, overload
@@ -31,6 +33,10 @@ from perdure.errors import CalledOutsideWorkflow, InvalidOption, KeyDeadlock, Na
 if TYPE_CHECKING:
     from typing_extensions import TypeForm  # in every type checker's own stubs: nothing to install
 
+    from perdure.core.interface import Interface
+
+
+log = logging.getLogger("perdure.workflow")
 
 C = TypeVar("C", bound=BodyContext)
 P = ParamSpec("P")
@@ -196,7 +202,27 @@ class Workflow(Generic[P, R_co]):
             held,
             identity,
             tags=options.tags,
+            interface=self.interface_hash,
         )
+
+    @functools.cached_property
+    def interface(self) -> Interface | None:
+        """What it takes and returns, as data; None for a reference by name. Raises `AnnotationUnresolved`."""
+        from perdure.core.interface import interface_of  # noqa: PLC0415  most programs import it a little later
+
+        if self._loose is not None:
+            return None
+        description = inspect.getdoc(self._fn) or ""
+        return interface_of(self.signature(), self._returns, description.partition("\n\n")[0])
+
+    @functools.cached_property
+    def interface_hash(self) -> bytes:
+        """The name of the interface, as starts carry it; empty if it has none."""
+        try:
+            return b"" if self.interface is None else self.interface.hash
+        except Exception as error:  # noqa: BLE001  annotations may be anything; the worker that publishes it says so
+            log.debug("workflow %r cannot be described: %s", self.name, error)
+            return b""
 
     def check_beside(self, served: Workflow[..., Any], /) -> None:
         """Raise `NameTaken` if `served`, which a worker here serves by this name, has other code: that would run."""

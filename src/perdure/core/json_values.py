@@ -17,7 +17,7 @@ import json
 import math
 import operator
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import date, datetime, time, timedelta
 from decimal import Decimal
 from typing import Any, cast
@@ -67,7 +67,7 @@ class _Writer:
                 text = value.isoformat().replace("+00:00", "Z")
                 return text if self._is(node, "datetime") else _marked("datetime", text)
             case list():
-                return self._list(self._among(node, ("list", "set", "tuple", "array")), cast("list[Any]", value))
+                return self._list(among(self._schema, node, LISTS), cast("list[Any]", value))
             case dict():
                 return self._map(node, cast("dict[Any, Any]", value))
             case _:  # an extension type
@@ -82,7 +82,7 @@ class _Writer:
         return [self.value(nodes[n] if n < len(nodes) else ANY, item) for n, item in enumerate(items)]
 
     def _map(self, node: Node, value: dict[Any, Any]) -> Any:
-        node = self._among(node, ("map", "object"), value)
+        node = among(self._schema, node, MAPS, value)
         types = {field.name: field.type for field in node.fields}
         rest = node.item if node.kind == "map" and node.item is not None else ANY
         if all(isinstance(key, str) for key in value) and set(value) != {MARK}:
@@ -90,24 +90,30 @@ class _Writer:
         keys = node.key if node.kind == "map" and node.key is not None else ANY
         return _marked("map", [[self.value(keys, key), self.value(rest, item)] for key, item in value.items()])
 
-    def _members(self, node: Node) -> list[Node]:
-        node = self._schema.node(node)
-        return [each for item in node.items for each in self._members(item)] if node.kind == "union" else [node]
-
     def _is(self, node: Node, kind: str) -> bool:
         """Report whether a text can only mean this kind."""
-        kinds = {each.kind for each in self._members(node)}
+        kinds = {each.kind for each in _members(self._schema, node)}
         return kind in kinds and kinds <= {kind, *_NOT_TEXT}
-
-    def _among(self, node: Node, kinds: Sequence[str], value: dict[Any, Any] | None = None) -> Node:
-        """Return the member of a union that a list or map belongs to, `any` if that is not certain."""
-        found = [each for each in self._members(node) if each.kind in kinds]
-        if value is not None and len(found) > 1:
-            found = [each for each in found if each.tag is not None and value.get(each.tag[0]) == each.tag[1]]
-        return found[0] if len(found) == 1 else ANY
 
 
 _NOT_TEXT = ("null", "bool", "int", "float", "list", "set", "tuple", "array", "map", "object")
+
+
+LISTS = ("list", "set", "tuple", "array")
+MAPS = ("map", "object")
+
+
+def among(schema: Schema, node: Node, kinds: Sequence[str], value: Mapping[Any, Any] | None = None, /) -> Node:
+    """Return the member of a union that a list or map belongs to, `any` if that is not certain."""
+    found = [each for each in _members(schema, node) if each.kind in kinds]
+    if value is not None and len(found) > 1:
+        found = [each for each in found if each.tag is not None and value.get(each.tag[0]) == each.tag[1]]
+    return found[0] if len(found) == 1 else ANY
+
+
+def _members(schema: Schema, node: Node) -> list[Node]:
+    node = schema.node(node)
+    return [each for item in node.items for each in _members(schema, item)] if node.kind == "union" else [node]
 
 
 def _marked(kind: str, what: Any) -> dict[str, Any]:

@@ -52,13 +52,15 @@ Kind = Literal[
 class Field(Struct, frozen=True, omit_defaults=True, array_like=True):
     """A field of an object or array: its recorded name, its type, and its recorded default, if it has a fixed one.
 
-    A field that is not required may be left out; then it has its default, or one that is made anew.
+    A field that is not required may be left out; then it has its default, or one that is made anew. `attribute` is its
+    name in the class, if that is another one than is recorded, or if none is recorded.
     """
 
     name: str
     type: Node
     required: bool = True
     default: bytes | None = None
+    attribute: str = ""
 
 
 class Node(Struct, frozen=True, omit_defaults=True):
@@ -195,9 +197,10 @@ class _Builder:
         return name
 
     def _object(self, info: Any) -> Node:
-        fields = tuple(self._field(each) for each in info.fields)
         if isinstance(info, inspect.NamedTupleType):
-            return Node("array", fields=fields)
+            return Node("array", fields=tuple(self._field(each) for each in info.fields))
+        is_array = isinstance(info, inspect.StructType) and info.array_like
+        fields = tuple(self._field(each, is_named=not is_array) for each in info.fields)
         if not isinstance(info, inspect.StructType):
             return Node("object", fields=fields)
         tag = None
@@ -206,13 +209,14 @@ class _Builder:
         kind: Kind = "array" if info.array_like else "object"
         return Node(kind, fields=fields, tag=tag, is_strict=info.forbid_unknown_fields)
 
-    def _field(self, field: inspect.Field) -> Field:
+    def _field(self, field: inspect.Field, *, is_named: bool = True) -> Field:
         default = None
         if field.default is not msgspec.NODEFAULT and field.default is not msgspec.UNSET:
             default = _recorded(lambda: field.default)
         elif field.default_factory is not msgspec.NODEFAULT:
             default = _recorded(field.default_factory)
-        return Field(field.encode_name, self._node(field.type), field.required, default)
+        attribute = "" if is_named and field.encode_name == field.name else field.name
+        return Field(field.encode_name, self._node(field.type), field.required, default, attribute)
 
     # --- classes that msgspec does not know ---------------------------------------------------------------------------
     def _custom(self, cls: Any) -> Node:

@@ -43,6 +43,7 @@ from perdure.core.values import (
     encode_scalar,
     forms,
     map_header,
+    map_of,
     type_name,
 )
 from perdure.errors import AnnotationUnresolved, InputRefused, NotAWorkflow, Undecodable, Unencodable
@@ -399,9 +400,15 @@ def identity_of_arguments(positional: Sequence[Any], named: Mapping[str, Any], /
         encode_scalar(value) if value.__class__ in SCALARS else encode_for_digest(value, "an argument")
         for value in positional
     ]
+    return digest_of_pieces(pieces, {name: encode_for_digest(value, "an argument") for name, value in named.items()})
+
+
+def digest_of_pieces(positional: Sequence[bytes], named: Mapping[str, bytes], /) -> bytes:
+    """Return the digest of arguments that are encoded for one."""
+    pieces = b"".join(positional)
     if named:
-        pieces += (_NAMED_FOLLOW, encode_for_digest(dict(named), "an argument"))
-    return digest(b"".join(pieces))
+        pieces += _NAMED_FOLLOW + map_of(sorted(encode(name) + value for name, value in named.items()))
+    return digest(pieces)
 
 
 _NAMED_FOLLOW = b"\xc1"  # no msgpack value begins with it

@@ -164,7 +164,7 @@ def canonical(value: Any, unordered: bool = False, omits: Omits = never) -> byte
     if isinstance(value, dict):
         entries = cast("dict[Any, Any]", value).items()
         pieces = [canonical(key, unordered, omits) + canonical(item, unordered, omits) for key, item in entries]
-        return _map_of(sorted(pieces))
+        return map_of(sorted(pieces))
     if isinstance(value, list | tuple | set | frozenset):
         values = cast("Iterable[Any]", value)
         items = [
@@ -174,7 +174,7 @@ def canonical(value: Any, unordered: bool = False, omits: Omits = never) -> byte
             items.sort()
         elif isinstance(value, tuple):
             _drop_defaults(cast("tuple[Any, ...]", value), items, omits)
-        return _header(0x90, 0xDC, len(items)) + b"".join(items)
+        return list_of(items)
     fields = fields_of(value.__class__)
     if fields is not None:
         return _canonical_fields(value, fields, unordered, omits)
@@ -200,7 +200,7 @@ def _canonical_fields(value: Any, fields: Sequence[Field], unordered: bool, omit
         others = ((name, item) for name, item in held.items() if name not in known)
         pieces += [canonical(name, unordered, omits) + canonical(item, unordered, omits) for name, item in others]
         pieces.sort()
-    return _map_of(pieces)
+    return map_of(pieces)
 
 
 def _omitted(value: Any, field: Field, omits: Omits) -> bool:
@@ -209,8 +209,14 @@ def _omitted(value: Any, field: Field, omits: Omits) -> bool:
     return canonical(getattr(value, field.name, None)) == field.default and omits(value.__class__, field)
 
 
-def _map_of(pieces: Sequence[bytes]) -> bytes:
+def map_of(pieces: Sequence[bytes], /) -> bytes:
+    """Return a msgpack map of encoded pairs."""
     return map_header(len(pieces)) + b"".join(pieces)
+
+
+def list_of(items: Sequence[bytes], /) -> bytes:
+    """Return a msgpack list of encoded items."""
+    return _header(0x90, 0xDC, len(items)) + b"".join(items)
 
 
 def _drop_defaults(value: tuple[Any, ...], items: list[bytes], omits: Omits) -> None:

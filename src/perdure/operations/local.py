@@ -246,6 +246,7 @@ class Local(Operations):
             (),
             asked.digest,
             tags=asked.tags,
+            interface=asked.interface,
         )
 
     def _new_seed(self) -> int:

@@ -34,7 +34,8 @@ The message is durable before they wait."""
 class Submission(Struct, frozen=True):
     """One workflow to start: the encoded arguments and how to run them.
 
-    `is_chosen`: the caller chose the id, so it may exist already. `digest` identifies the input.
+    `is_chosen`: the caller chose the id, so it may exist already. `digest` identifies the input, and `interface` is the
+    hash of what the handler takes, as the caller knows it.
     """
 
     id: str
@@ -46,6 +47,7 @@ class Submission(Struct, frozen=True):
     delay: Duration | datetime | None = None
     timeout: float | None = None
     tags: Tags = ()
+    interface: bytes = b""
 
 
 class Value(Struct, frozen=True):

@@ -15,7 +15,7 @@ import logging
 import os
 import sys
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable, Collection, Sequence
+from collections.abc import Awaitable, Callable, Collection, Coroutine, Sequence
 from contextlib import AsyncExitStack
 from functools import partial
 from random import Random, SystemRandom
@@ -24,7 +24,7 @@ from typing import Any, Protocol, Self
 from perdure.authoring.context import Context
 from perdure.authoring.step import StepInfo, Work
 from perdure.authoring.workflow import Workflow
-from perdure.background import RateLimitedLog, log_error
+from perdure.background import RateLimitedLog, end, log_error
 from perdure.core.failures import Failure, FailureTranslator, failure_of
 from perdure.core.journal import Start
 from perdure.core.retry import whole_number
@@ -70,6 +70,10 @@ Translators = Callable[[], Sequence[FailureTranslator]]
 """Gives the translators of exceptions that are not plain Python, such as gRPC's."""
 
 
+Publish = Callable[[Store, Collection[Workflow[..., Any]]], Coroutine[Any, Any, None]]
+"""Tells programs without the code what the workflows take and return. It logs what fails, and raises nothing."""
+
+
 class Worker:
     """Serves workflows from a store until it is stopped. Use it as an async context manager, or `await serve()`."""
 
@@ -91,6 +95,7 @@ class Worker:
         lease: float = LEASE_SECONDS,
         chance: Random | None = None,
         watch: Callable[[], Watch] = DrainWatch,
+        publish: Publish | None = None,
     ) -> None:
         whole_number("worker(max_concurrent=…)", max_concurrent)
         whole_number("worker(cache=…)", cache, least=0)
@@ -111,6 +116,7 @@ class Worker:
         self._partitions = partitions
         self._lease = lease
         self._make_watch = watch
+        self._publish = publish
         self.beside: list[Worker] = []  # its client's running workers: none serves other code under the same name
         self._runners: dict[str, Runner] = {}
         self._cached: OrderedDict[str, Runner] = OrderedDict()
@@ -170,6 +176,9 @@ class Worker:
         parts.callback(self.subscription.close)
         parts.callback(self._forget_all)
         self._ask()
+        if self._publish is not None:
+            publishing = self.loop.create_task(self._publish(self.store, self.workflows.values()))
+            parts.push_async_callback(end, [publishing])
         if self._retention is not None:
             parts.push_async_callback(Sweep(self.store, self._retention).stop)
 
@@ -205,11 +214,11 @@ class Worker:
         self._running = False
         runners = [*self._runners.values()]
         grace = self._stop_grace if grace is None else grace
-        ends = await asyncio.gather(*(runner.stop(grace) for runner in runners), return_exceptions=True)
-        for runner, end in zip(runners, ends, strict=True):
-            if end is not None:
+        stopped = await asyncio.gather(*(runner.stop(grace) for runner in runners), return_exceptions=True)
+        for runner, error in zip(runners, stopped, strict=True):
+            if error is not None:
                 text = "invocation %s could not be handed over: it is redelivered instead"
-                log_error(log, text, runner.id, error=end)
+                log_error(log, text, runner.id, error=error)
         await self._parts.aclose()
 
     def halt(self) -> None:
@@ -280,9 +289,9 @@ class Worker:
         """Close the runner of an invocation without a trace, whatever is raised meanwhile."""
         runner = self._runners.pop(id, None)
         self._cached.pop(id, None)
-        for end in (partial(self._slots.drop, id), *(() if runner is None else (runner.close,))):
+        for let_go in (partial(self._slots.drop, id), *(() if runner is None else (runner.close,))):
             try:
-                end()
+                let_go()
             except Exception:
                 log.exception("invocation %s: unexpected exception when this worker lets go of it", id)
 

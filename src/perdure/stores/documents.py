@@ -23,6 +23,8 @@ KEY_LIMIT_BYTES = 1_000
 """The longest key, as UTF-8, with one byte between its parts."""
 COLLECTION_LIMIT_BYTES = 100
 """The longest name of a collection, as UTF-8."""
+OWN_PREFIX = "perdure."
+"""Collections that begin with this hold what Perdure keeps for itself; users cannot name them."""
 WRITES_LIMIT = 500
 """Documents that are written or checked together at most."""
 SCAN_LIMIT = 200
@@ -185,6 +187,8 @@ def check_collection(name: str) -> str:
     """Return the name of a collection, or raise `InvalidOption`."""
     if not isinstance(name, str) or not name or not name.isprintable() or "=" in name:  # pyright: ignore[reportUnnecessaryIsInstance]
         raise InvalidOption(f"documents({name!r}): name the collection with printable characters, without '='")
+    if name.startswith(OWN_PREFIX):
+        raise InvalidOption(f"documents({name!r}): collections that begin with {OWN_PREFIX!r} are Perdure's own")
     if (size := len(name.encode())) > COLLECTION_LIMIT_BYTES:
         raise LimitExceeded(
             f"documents({name[:20]!r}…): the name has {size:,} bytes, and the limit is {COLLECTION_LIMIT_BYTES}",

@@ -23,7 +23,8 @@ class Start(Struct, frozen=True, array_like=True, gc=False):
     of the start, so that a rerun before the first frame gets the same. `due` is the earliest time to begin:
     `at` for a start without a delay. `chosen`: the caller chose the id, so it may exist already. `digest` identifies
     the input: it is the same for equal arguments, whatever the order of their sets and mappings; empty if the start was
-    made without one. `tags` are to find it by.
+    made without one. `tags` are to find it by. `interface` is the hash of what the handler takes and returns, as the
+    caller knows it (`core.interface`); empty if it does not.
     """
 
     id: str
@@ -40,6 +41,7 @@ class Start(Struct, frozen=True, array_like=True, gc=False):
     digest: bytes = b""
     sender: str | None = None  # the invocation that sent it, and does not wait for it
     tags: Tags = ()
+    interface: bytes = b""
 
     def is_due(self, now: float, /) -> bool:
         """Report whether it is time to begin. Without a delay it always is: its author's clock may be ahead."""

@@ -1,0 +1,79 @@
+"""One request: what it brings, and what its endpoint answers with."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import msgspec
+from msgspec import Struct
+from starlette.requests import Request
+from starlette.responses import Response
+
+from perdure.core.interface import MISSING
+from perdure.core.json_values import DEPTH_LIMIT
+from perdure.http.problems import Problem
+
+if TYPE_CHECKING:
+    from perdure.http.service import Service
+
+S = TypeVar("S", bound=Struct)
+
+DEPTH_TEXT = f"the body is nested more than {DEPTH_LIMIT} levels deep"
+_STRINGS = re.compile(rb'"(?:[^"\\]|\\.)*"')
+
+
+class Exchange:
+    """A request, its parameters from the path, its body as received, and the service that it is for."""
+
+    def __init__(self, request: Request, parameters: Mapping[str, str], body: bytes, service: Service) -> None:
+        self.request = request
+        self.parameters = parameters
+        self.body = body
+        self.service = service
+
+    def header(self, name: str) -> str | None:
+        return self.request.headers.get(name)
+
+    def json(self) -> Any:
+        """Return the body as builtin types; `MISSING` if there is none."""
+        if not self.body.strip():
+            return MISSING
+        return self._decoded(Any)
+
+    def struct(self, type: type[S]) -> S:
+        """Return the body by a type; an empty one is an empty object."""
+        return self._decoded(type) if self.body.strip() else msgspec.convert({}, type)
+
+    def _decoded(self, type: Any) -> Any:
+        if _depth(self.body) > DEPTH_LIMIT:
+            raise Problem(400, "bad-json", DEPTH_TEXT, wrong=[("", DEPTH_TEXT)])
+        try:
+            return msgspec.json.decode(self.body, type=type)
+        except msgspec.ValidationError as error:
+            text, _, path = str(error).partition(" - at `$")
+            pointer = "".join(f"/{part}" for part in re.findall(r"[^.\[\]`]+", path))
+            raise Problem(422, "value-refused", f"the body: {error}", wrong=[(pointer, text)]) from None
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+            raise Problem(400, "bad-json", f"the body is not JSON: {error}") from None
+
+
+def _depth(data: bytes) -> int:
+    """Return how deep JSON is nested, without decoding it."""
+    if data.count(b"[") + data.count(b"{") <= DEPTH_LIMIT:
+        return 0
+    depth = most = 0
+    for byte in _STRINGS.sub(b"", data):
+        if byte in b"[{":
+            depth += 1
+            most = max(most, depth)
+        elif byte in b"]}":
+            depth -= 1
+    return most
+
+
+def json_response(content: object, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
+    """Return an answer as JSON. No cache keeps it."""
+    found = {"Cache-Control": "no-store", **(headers or {})}
+    return Response(msgspec.json.encode(content), status, found, "application/json")
