@@ -41,7 +41,7 @@ STORES = ("perdure.stores",)
 STORE_PORT = {f"perdure.stores{name}" for name in ("", ".port", ".documents", ".awakeables")}
 CONCRETE_STORES = ("perdure.stores.memory", "perdure.stores.sqlite", "perdure.stores.jetstream")
 FACE_OF_OPERATIONS = tuple(
-    f"perdure.{name}" for name in ("client", "handle", "run_all", "calls", "documents", "blocking", "cli")
+    f"perdure.{name}" for name in ("client", "handle", "run_all", "calls", "documents", "blocking", "cli", "http")
 )
 """They know the port of the operations, and nothing of what it may be kept over."""
 BEHIND_OPERATIONS = (

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from perdure import errors
 from perdure.core import lifecycle
+from perdure.http.api import ROUTES
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 
@@ -21,7 +22,16 @@ def tree() -> str:
     return "".join(f"{line.removeprefix('    ')}\n" for line in drawn.splitlines())
 
 
-TABLES = {"reference/statuses.md": transitions, "reference/errors.md": tree}
+def routes() -> str:
+    """The routes of the HTTP API."""
+    width = max(len(each.path) for each in ROUTES)
+    return "".join(
+        f"{each.method:4} {each.path:{width}} {each.role:8} {each.summary.partition('. ')[0].rstrip('.')}\n"
+        for each in ROUTES
+    )
+
+
+TABLES = {"reference/statuses.md": transitions, "reference/errors.md": tree, "reference/http.md": routes}
 """Each is the one text block of its page."""
 
 

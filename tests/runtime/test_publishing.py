@@ -30,7 +30,7 @@ async def hello(ctx: Context, name: str, times: int = 1) -> list[str]:
 
 
 @workflow
-async def odd(what: NotThere) -> None: ...  # type: ignore[name-defined]  # noqa: F821  # pyright: ignore
+async def odd(what: NotThere) -> None: ...  # noqa: F821  # pyright: ignore[reportUndefinedVariable, reportUnknownParameterType]
 
 
 @pytest.fixture(params=["memory:", "sqlite:{}/store.db"])

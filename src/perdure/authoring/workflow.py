@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import functools
 import inspect
-import logging
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, Concatenate, Generic, ParamSpec, Protocol, Self, TypeVar, cast, final, overload
@@ -20,7 +19,7 @@ from perdure.authoring.by_name import GivenLoosely, Loose, elsewhere, is_loose, 
 from perdure.authoring.functions import check_workflow, copy_of, is_same_code, line_of, mark_async, name_of, where_of
 from perdure.authoring.step import Step
 from perdure.core.context import BodyContext
-from perdure.core.ids import check_name, seed_of
+from perdure.core.ids import check_name, check_new_id, seed_of
 from perdure.core.journal import Arguments, Parent, Start
 from perdure.core.recording import encode_as
 from perdure.core.retry import DURATION_LIMIT_SECONDS, Duration, seconds
@@ -35,8 +34,6 @@ if TYPE_CHECKING:
 
     from perdure.core.interface import Interface
 
-
-log = logging.getLogger("perdure.workflow")
 
 C = TypeVar("C", bound=BodyContext)
 P = ParamSpec("P")
@@ -146,7 +143,7 @@ class Workflow(Generic[P, R_co]):
         other = copy_of(self)
         changes: dict[str, Any] = {}
         if id is not None:
-            changes["id"] = check_name("an invocation's id", id)
+            changes["id"] = check_new_id(id)
         if key is not None:
             changes["key"] = check_name("a key", key)
         if delay is not None:
@@ -220,8 +217,7 @@ class Workflow(Generic[P, R_co]):
         """The name of the interface, as starts carry it; empty if it has none."""
         try:
             return b"" if self.interface is None else self.interface.hash
-        except Exception as error:  # noqa: BLE001  annotations may be anything; the worker that publishes it says so
-            log.debug("workflow %r cannot be described: %s", self.name, error)
+        except Exception:  # noqa: BLE001  annotations may be anything; the worker that publishes it logs why
             return b""
 
     def check_beside(self, served: Workflow[..., Any], /) -> None:

@@ -17,6 +17,7 @@ from perdure.cli.nats import nats
 from perdure.cli.process import ended, open_standard_streams
 from perdure.cli.reporting import UNWRITABLE, report, report_unwritable
 from perdure.cli.run import run
+from perdure.cli.serving import serve
 from perdure.cli.worker import worker
 
 
@@ -33,6 +34,7 @@ def commands(context: click.Context) -> None:
 
 commands.add_command(run)
 commands.add_command(worker)
+commands.add_command(serve)
 commands.add_command(nats)
 for verb in (*look.COMMANDS, *operate.COMMANDS):
     commands.add_command(verb)

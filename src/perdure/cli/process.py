@@ -74,6 +74,23 @@ def in_loop(work: Coroutine[Any, Any, int], stop: Stop | None = None) -> int:
             return 1 if signals.first is None else 128 + signals.first
 
 
+class Stopping:
+    """The reaction to the first signal: cancel the command while the store opens; later, stop serving."""
+
+    def __init__(self) -> None:
+        self._came: asyncio.Future[signal.Signals] | None = None
+
+    def expected(self) -> asyncio.Future[signal.Signals]:
+        self._came = asyncio.get_running_loop().create_future()
+        return self._came
+
+    def begin(self, number: signal.Signals, command: asyncio.Task[Any]) -> None:
+        if self._came is None:
+            command.cancel()
+        elif not self._came.done():
+            self._came.set_result(number)
+
+
 class _Signals:
     """The `STOPPING_SIGNALS` that a command gets.
 

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
-import signal
-from typing import Any
+from contextlib import AsyncExitStack
+from typing import TYPE_CHECKING
 
 import click
 
 from perdure.cli.options import services_option, shown_url, url_option
-from perdure.cli.process import fix_hash_seed, in_loop
+from perdure.cli.process import Stopping, fix_hash_seed, in_loop
 from perdure.cli.reporting import reporting
+from perdure.cli.serving import begin_to_serve, chosen_address, http_options
 from perdure.cli.target import load
 from perdure.cli.terminal import show_logs
 from perdure.client import Client
@@ -19,6 +19,9 @@ from perdure.connect import SHARDS_LIMIT, connect
 from perdure.core.retry import seconds
 from perdure.runtime.retention import RETENTION_SECONDS
 from perdure.runtime.worker import LEASE_SECONDS, STOP_GRACE_SECONDS, Worker
+
+if TYPE_CHECKING:
+    from perdure.http.server import Address
 
 log = logging.getLogger("perdure.cli")
 
@@ -80,6 +83,7 @@ def _partitions(_: click.Context, parameter: click.Parameter, text: str | None) 
     metavar="SECONDS",
     help="How long completed, cancelled and failed invocations are kept; 0 keeps them for ever.",
 )
+@http_options
 @reporting
 def worker(
     targets: tuple[str, ...],
@@ -90,6 +94,8 @@ def worker(
     lease: float,
     drain_timeout: float,
     retention: float,
+    http_port: int | None,
+    http_address: Address | None,
 ) -> int:
     """Serve workflows until SIGINT, SIGTERM or SIGHUP.
 
@@ -97,6 +103,7 @@ def worker(
     worker begins nothing new and lets steps in progress end; a second signal ends the process at once. Either way
     nothing is lost: the next worker goes on from the journal.
     """
+    address = chosen_address(http_port, http_address)
     grace = seconds("--drain-timeout", drain_timeout)
     fix_hash_seed()
     found = [load(target) for target in targets]
@@ -108,33 +115,22 @@ def worker(
         *served, max_concurrent=max_concurrent, services=services or None, partitions=partitions, lease=lease
     )
     names = ", ".join(sorted(each.name for each in served))
-    serving = f"Serving {names} on {shown_url(url)}, at most {max_concurrent} at a time. Ctrl-C stops."
+    serving = f"Serving {names} on {shown_url(url)}, at most {max_concurrent} at a time."
     stopping = Stopping()
-    return in_loop(_serve(client, running, stopping, serving, grace), stopping.begin)
+    return in_loop(_serve(client, running, stopping, serving, grace, address), stopping.begin)
 
 
-async def _serve(client: Client, worker: Worker, stopping: Stopping, serving: str, drain_timeout: float) -> int:
+async def _serve(
+    client: Client, worker: Worker, stopping: Stopping, serving: str, drain_timeout: float, address: Address | None
+) -> int:
     async with client, worker as running:
-        came = stopping.expected()
-        click.echo(serving)
-        log.info("%s: stopping; steps in progress have %g s to end", (await came).name, drain_timeout)
+        async with AsyncExitStack() as parts:  # no request comes to a worker that takes nothing new
+            if address is not None:
+                server = await begin_to_serve(parts, client, address)
+                serving += f" HTTP at {server.address}."
+            came = stopping.expected()
+            click.echo(f"{serving} Ctrl-C stops.")
+            log.info("%s: stopping; steps in progress have %g s to end", (await came).name, drain_timeout)
         await running.stop(drain_timeout)
     log.info("stopped")
     return 0
-
-
-class Stopping:
-    """The reaction to the first signal: cancel the command while the store opens; later, stop serving."""
-
-    def __init__(self) -> None:
-        self._came: asyncio.Future[signal.Signals] | None = None
-
-    def expected(self) -> asyncio.Future[signal.Signals]:
-        self._came = asyncio.get_running_loop().create_future()
-        return self._came
-
-    def begin(self, number: signal.Signals, command: asyncio.Task[Any]) -> None:
-        if self._came is None:
-            command.cancel()
-        elif not self._came.done():
-            self._came.set_result(number)

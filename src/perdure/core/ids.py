@@ -73,6 +73,18 @@ def check_name(what: str, text: str) -> str:
     return text
 
 
+RESERVED_IDS = frozenset({".", "..", "stats"})
+"""Ids that no new invocation may have: in the path of a URL they mean something else."""
+
+
+def check_new_id(id: str) -> str:
+    """Return the id that a user chose for a new invocation, or raise `BadId`."""
+    check_name("an invocation's id", id)
+    if id in RESERVED_IDS:
+        raise BadId(f"an invocation cannot have the id {id!r}: in a URL it means something else")
+    return id
+
+
 def _is_number(text: str) -> bool:
     return text.isdecimal() and len(text) <= _NUMBER_LENGTH_LIMIT
 

@@ -59,6 +59,10 @@ _STATUS_OF: dict[str, Status] = {
 }
 
 
+MISFIT = "the value has the wrong shape"
+"""How the reason begins why an answer was refused that its awakeable cannot have."""
+
+
 def diagram() -> str:
     """Draw the table for the documentation, one line for each status."""
     lines: list[str] = []

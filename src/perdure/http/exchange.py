@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, TypeVar
+from urllib.parse import quote
 
 import msgspec
 from msgspec import Struct
@@ -32,6 +33,11 @@ class Exchange:
         self.parameters = parameters
         self.body = body
         self.service = service
+
+    @property
+    def root(self) -> str:
+        """The path under which the application is mounted."""
+        return quote(self.request.scope.get("root_path", ""))
 
     def header(self, name: str) -> str | None:
         return self.request.headers.get(name)

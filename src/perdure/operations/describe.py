@@ -101,7 +101,8 @@ class Invocation(Struct, frozen=True):
 
     `waiting_for` lists what it waits for, as text. `result` is in builtin types. `epoch` counts claims, `retries`
     retries. `started_at` is when a worker first accepted it, `ended_at` when it settled, `deadline` the end of its time
-    limit. `mail` lists messages that are not yet applied or refused, oldest first.
+    limit. `mail` lists messages that are not yet applied or refused, oldest first. `interface` is the hash of what its
+    handler took and returned, as the caller of the start knew it.
     """
 
     id: str
@@ -131,6 +132,7 @@ class Invocation(Struct, frozen=True):
     parent_id: str | None = None
     traceback: str | None = None
     mail: tuple[str, ...] = ()
+    interface: str | None = None
 
 
 def from_row(row: Row) -> Invocation:
@@ -199,6 +201,7 @@ def from_journal(
         retries=generation,
         parent_id=None if start.parent is None else start.parent.id,
         mail=tuple(map(_verb, mail)),
+        interface=start.interface.hex() or None,
         **known,
     )
 

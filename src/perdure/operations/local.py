@@ -20,7 +20,7 @@ from perdure.authoring.workflow import due_at
 from perdure.background import end
 from perdure.core import journal
 from perdure.core.exported import export
-from perdure.core.ids import check_name, new_id, parse_awakeable_id
+from perdure.core.ids import check_new_id, new_id, parse_awakeable_id
 from perdure.core.journal import (
     Cancel,
     Message,
@@ -282,7 +282,7 @@ class Local(Operations):
             raise IllegalTransition(text, invocation_id=id, reason=reason, status=row.status)
         start = self._start_again(store, old, call, handlers)
         if new_id is not None:
-            start = replace(start, id=check_name("an invocation's id", new_id), chosen=True)
+            start = replace(start, id=check_new_id(new_id), chosen=True)
         if start.id == id:
             raise InvalidOption(f"restart(id={id!r}): that is its own id; give another, or use retry()")
         await self._submit(store, start)

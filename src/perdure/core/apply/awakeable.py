@@ -5,7 +5,7 @@ from __future__ import annotations
 from perdure.core.failures import failure_of
 from perdure.core.history import History
 from perdure.core.journal import Entry, Message, OpenAwakeable, Raised, Refused, Reject, Resolve, Returned
-from perdure.core.lifecycle import SETTLED
+from perdure.core.lifecycle import MISFIT, SETTLED
 from perdure.core.turn import Pending, Turn
 from perdure.errors import AwakeableRejected, Undecodable
 
@@ -17,7 +17,7 @@ def resolve(request: Resolve, message: Message, history: History, turn: Turn | N
     try:
         pending.decode(request.value)
     except Undecodable as error:
-        return Refused(at, message.id, f"the value has the wrong shape: {error}")
+        return Refused(at, message.id, f"{MISFIT}: {error}")
     return Returned(request.n, at, request.value, message.id)
 
 

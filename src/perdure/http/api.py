@@ -1,0 +1,540 @@
+"""The routes: what each takes, and what it answers with."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import os
+import re
+import time
+from datetime import datetime
+from typing import Annotated, Any, Literal, cast
+from urllib.parse import quote
+
+import msgspec
+from msgspec import UNSET, Meta, Struct, UnsetType
+from starlette.responses import Response
+
+from perdure.authoring.workflow import checked_delay
+from perdure.core.ids import check_name, check_new_id, new_id
+from perdure.core.interface import classes_of, identity, input_from_json, input_schema
+from perdure.core.json_schema import json_schema
+from perdure.core.json_values import from_json
+from perdure.core.lifecycle import MISFIT
+from perdure.core.retry import seconds
+from perdure.core.tags import check_tags
+from perdure.core.values import digest
+from perdure.errors import IdConflict, MessageRefused, WaitTimeout
+from perdure.http.exchange import Exchange, json_response
+from perdure.http.feed import changes
+from perdure.http.openapi import document_of
+from perdure.http.problems import Problem
+from perdure.http.routes import Body, NoQuery, Route
+from perdure.http.views import (
+    UNTYPED,
+    Accepted,
+    Applied,
+    AwakeablePageView,
+    Ended,
+    HandlerList,
+    HandlerView,
+    Health,
+    JournalPage,
+    KeyView,
+    StatsView,
+    WorkflowPage,
+    WorkflowView,
+    awakeable_row,
+    ended_of,
+    plain,
+    row_of,
+    step_of,
+    workflow_of,
+)
+from perdure.operations.interfaces import Handler
+from perdure.operations.listing import PAGE_LIMIT, AwakeableFilters, Filters, Status
+from perdure.operations.port import Outcome, Submission
+
+STEPS_SHOWN = 200
+"""Steps that an invocation is shown with; its journal's own route has all."""
+WAIT_LIMIT_SECONDS = 300.0
+"""The longest that a request waits for a result."""
+APPLY_SECONDS = 5.0
+"""How long a request waits until it is applied to an invocation. It is durable before."""
+IDEMPOTENCY_KEY_LIMIT = 255
+"""Characters of an idempotency key."""
+
+Limit = Annotated[int, Meta(ge=1, le=PAGE_LIMIT)]
+Seconds = Annotated[float, Meta(ge=0)]
+
+
+# --- health -----------------------------------------------------------------------------------------------------------
+async def live(_: Exchange, __: NoQuery) -> Response:
+    return json_response(Health("live"))
+
+
+async def ready(exchange: Exchange, _: NoQuery) -> Response:
+    await exchange.service.operations.open()
+    return json_response(Health("ready"))
+
+
+# --- looking ----------------------------------------------------------------------------------------------------------
+class ListQuery(Struct):
+    """Filters: all that are given must match. A `tag` is NAME:VALUE, and may be repeated."""
+
+    status: Status | None = None
+    handler: str | None = None
+    key: str | None = None
+    id_prefix: str | None = None
+    tag: list[str] = []
+    created_after: datetime | None = None
+    created_before: datetime | None = None
+    limit: Limit = 100
+    cursor: str | None = None
+
+
+async def list_workflows(exchange: Exchange, query: ListQuery) -> Response:
+    filters = Filters(
+        status=query.status,
+        handler=query.handler,
+        key=query.key,
+        id_prefix=query.id_prefix,
+        created_after=query.created_after,
+        created_before=query.created_before,
+        tags=_tags(query.tag) or None,
+    )
+    page = await exchange.service.operations.page(filters, limit=query.limit, cursor=query.cursor)
+    return json_response(WorkflowPage([row_of(each) for each in page.invocations], page.next))
+
+
+def _tags(texts: list[str]) -> dict[str, str]:
+    found: dict[str, str] = {}
+    for text in texts:
+        name, colon, value = text.partition(":")
+        if not (name and colon and value) or name in found:
+            why = "it is given twice" if name in found else "it is not NAME:VALUE, as in tenant:acme"
+            raise Problem(400, "bad-query", f"tag {text[:60]!r}: {why}", wrong=[("tag", why)])
+        found[name] = value
+    return found
+
+
+async def stats(exchange: Exchange, _: NoQuery) -> Response:
+    found = await exchange.service.operations.stats()
+    return json_response(StatsView(found.total, dict(found.by_status), dict(found.by_handler)))
+
+
+async def show_workflow(exchange: Exchange, _: NoQuery) -> Response:
+    service = exchange.service
+    found = await service.operations.describe(exchange.parameters["id"])
+    interface = await service.interfaces.of_invocation(found.handler, found.interface)
+    return json_response(workflow_of(found, interface, STEPS_SHOWN))
+
+
+class JournalQuery(Struct, rename={"first": "from"}):
+    """The number of the first step, and how many."""
+
+    first: Annotated[int, Meta(ge=0)] = 0
+    limit: Limit = PAGE_LIMIT
+
+
+async def show_journal(exchange: Exchange, query: JournalQuery) -> Response:
+    found = await exchange.service.operations.describe(exchange.parameters["id"])
+    steps = [each for each in found.journal if each.number >= query.first]
+    next = steps[query.limit].number if len(steps) > query.limit else None
+    return json_response(JournalPage([step_of(each) for each in steps[: query.limit]], next))
+
+
+class WaitQuery(Struct):
+    """How long to wait, in seconds."""
+
+    wait: Seconds = 0.0
+
+
+async def result(exchange: Exchange, query: WaitQuery) -> Response:
+    service, id = exchange.service, exchange.parameters["id"]
+    invocation = await service.operations.look(id)
+    limit = _wait_seconds(exchange, query.wait) or 0.0
+    outcome = await service.wait(_result(exchange, id, limit), limit + 1.0, exchange)
+    return await _ended(exchange, id, invocation.handler, outcome)
+
+
+async def _result(exchange: Exchange, id: str, limit: float) -> Outcome | None:
+    try:
+        return await exchange.service.operations.result(id, timeout=limit)
+    except WaitTimeout:
+        return None
+
+
+async def _ended(exchange: Exchange, id: str, handler: str, outcome: Outcome | None) -> Response:
+    if outcome is None:
+        return json_response(_accepted(exchange, id), 202)
+    interface = await exchange.service.interfaces.of_invocation(handler, None)
+    return json_response(ended_of(id, outcome, interface))
+
+
+async def history(exchange: Exchange, _: NoQuery) -> Response:
+    data = await exchange.service.operations.export(exchange.parameters["id"])
+    return Response(data, 200, {"Cache-Control": "no-store"}, "application/octet-stream")
+
+
+async def show_key(exchange: Exchange, _: NoQuery) -> Response:
+    key = check_name("a key", exchange.parameters["key"])
+    held = await exchange.service.operations.state(key)
+    return json_response(KeyView(key, {name: _untyped(value) for name, value in held.items()}))
+
+
+def _untyped(data: bytes) -> Any:
+    return plain(msgspec.msgpack.decode(data))
+
+
+# --- handlers ---------------------------------------------------------------------------------------------------------
+async def list_handlers(exchange: Exchange, _: NoQuery) -> Response:
+    found = await exchange.service.interfaces.handlers()
+    return json_response(HandlerList([_handler_view(each) for each in found]))
+
+
+async def show_handler(exchange: Exchange, _: NoQuery) -> Response:
+    return json_response(_handler_view(await _handler(exchange, exchange.parameters["handler"])))
+
+
+def _handler_view(handler: Handler) -> HandlerView:
+    interface = handler.interface
+    classes, _ = classes_of(interface, where="#/$defs/")
+    input = input_schema(interface, where="#/$defs/")
+    described = {**input, "$defs": classes} if classes else input
+    return HandlerView(handler.name, interface.description, handler.hash, described, json_schema(interface.result))
+
+
+async def _handler(exchange: Exchange, name: str) -> Handler:
+    found = await exchange.service.interfaces.handler(check_name("a handler's name", name))
+    if found is None:
+        text = f"no worker has served a handler {name!r} here: /api/handlers lists those that there are"
+        raise Problem(404, "unknown-handler", text)
+    return found
+
+
+# --- running ----------------------------------------------------------------------------------------------------------
+class InvokeQuery(Struct):
+    """Options of the start. `delay` and `timeout` are in seconds, `tag` is NAME:VALUE and may be repeated.
+
+    With `wait`, in seconds, the answer is the result if it comes in that time.
+    """
+
+    id: str | None = None
+    key: str | None = None
+    delay: Seconds | None = None
+    timeout: Seconds | None = None
+    tag: list[str] = []
+    wait: Seconds | None = None
+
+
+async def invoke(exchange: Exchange, query: InvokeQuery) -> Response:
+    service = exchange.service
+    handler = await _handler(exchange, exchange.parameters["handler"])
+    submission = _submission(exchange, handler, query, exchange.json())
+    limit = _wait_seconds(exchange, query.wait)
+    try:
+        if limit is None:
+            await service.operations.start(submission)
+            return json_response(_accepted(exchange, submission.id), 202)
+        outcome = await _run(exchange, submission, limit)
+    except IdConflict as error:
+        if "idempotency-key" in exchange.request.headers:
+            text = "this Idempotency-Key was used for another input, or other options: use a new one"
+            raise Problem(422, "idempotency-key-reused", text) from error
+        raise
+    if outcome is None:
+        return json_response(_accepted(exchange, submission.id), 202)
+    return json_response(ended_of(submission.id, outcome, handler.interface))
+
+
+async def _run(exchange: Exchange, submission: Submission, limit: float) -> Outcome | None:
+    """Start an invocation and wait for it; return None if it has not ended in time. It is durable then."""
+    service, accepted = exchange.service, asyncio.Event()
+    outcome = await service.wait(service.operations.run(submission, accepted.set), limit, exchange)
+    if outcome is None and not accepted.is_set():
+        await service.operations.start(submission)  # the same one: it is accepted once
+    return outcome
+
+
+def _submission(exchange: Exchange, handler: Handler, query: InvokeQuery, body: Any) -> Submission:
+    interface = handler.interface
+    input = input_from_json(interface, body)
+    found = identity(interface, input)
+    tags = check_tags(_tags(query.tag))
+    key = None if query.key is None else check_name("a key", query.key)
+    delay = None if query.delay is None else cast("float", checked_delay(query.delay))
+    timeout = None if query.timeout is None else seconds("timeout", query.timeout, positive=True)
+    id, is_chosen = query.id, query.id is not None
+    once = exchange.header("idempotency-key")
+    if once is not None:
+        if id is not None:
+            raise Problem(400, "bad-query", "give an id or an Idempotency-Key, not both")
+        id, is_chosen = _id_for(handler.name, once), True
+        found = digest(found + msgspec.msgpack.encode((key, tags, timeout, delay)))  # these must be the same too
+    elif id is not None:
+        check_new_id(id)
+    else:
+        id = new_id(time.time(), os.urandom(10))
+    return Submission(id, handler.name, input, found, is_chosen, key, delay, timeout, tags, bytes.fromhex(handler.hash))
+
+
+def _id_for(handler: str, once: str) -> str:
+    """Return the id of the invocation that an idempotency key stands for."""
+    text = once.strip()
+    if not text or len(text) > IDEMPOTENCY_KEY_LIMIT or not text.isprintable():
+        raise Problem(400, "bad-idempotency-key", f"an Idempotency-Key has 1 to {IDEMPOTENCY_KEY_LIMIT} characters")
+    return hashlib.blake2b(f"{handler}\n{text}".encode(), digest_size=16, person=b"perdure-once").hexdigest()
+
+
+def _accepted(exchange: Exchange, id: str) -> Accepted:
+    at = f"{exchange.root}/api/workflows/{quote(id, safe='')}"
+    return Accepted(id, at, f"{at}/result")
+
+
+def _wait_seconds(exchange: Exchange, asked: float | None) -> float | None:
+    """Return how long the caller wants to wait, by `?wait=` or `Prefer: wait=` (RFC 7240); None if it does not."""
+    if asked is None and (prefer := exchange.header("prefer")) is not None:
+        found = re.search(r"(?:^|[,;\s])wait\s*=\s*(\d{1,6})", prefer)
+        asked = None if found is None else float(found[1])
+    if asked is None:
+        return None
+    return min(seconds("wait", asked), WAIT_LIMIT_SECONDS)
+
+
+# --- operating --------------------------------------------------------------------------------------------------------
+class CancelBody(Struct, forbid_unknown_fields=True):
+    """`force`: end it at once, without cleanup."""
+
+    force: bool = False
+
+
+class RestartBody(Struct, forbid_unknown_fields=True):
+    """Other input than it had, and the id of the new invocation, if they are to be chosen."""
+
+    input: Any = UNSET
+    id: str | UnsetType = UNSET
+
+
+Verb = Literal["pause", "resume", "cancel", "retry"]
+
+
+async def pause(exchange: Exchange, _: NoQuery) -> Response:
+    return await _apply(exchange, "pause")
+
+
+async def resume(exchange: Exchange, _: NoQuery) -> Response:
+    return await _apply(exchange, "resume")
+
+
+async def retry(exchange: Exchange, _: NoQuery) -> Response:
+    return await _apply(exchange, "retry")
+
+
+async def cancel(exchange: Exchange, _: NoQuery) -> Response:
+    return await _apply(exchange, "cancel", force=exchange.struct(CancelBody).force)
+
+
+async def _apply(exchange: Exchange, verb: Verb, **options: Any) -> Response:
+    operations, id = exchange.service.operations, exchange.parameters["id"]
+    status = 200
+    try:
+        await getattr(operations, verb)(id, timeout=APPLY_SECONDS, **options)
+    except WaitTimeout:
+        status = 202  # it is durable, and applied when a worker gets to it
+    return json_response(Applied(id, (await operations.look(id)).status), status)
+
+
+async def restart(exchange: Exchange, _: NoQuery) -> Response:
+    operations, id = exchange.service.operations, exchange.parameters["id"]
+    body = exchange.struct(RestartBody)
+    call, handlers = None, tuple[str, ...]()
+    if body.input is not UNSET:
+        invocation = await operations.look(id)
+        handler = await _handler(exchange, invocation.handler)
+        call = _submission(exchange, handler, InvokeQuery(), body.input)
+        handlers = (invocation.handler, handler.name)
+    chosen = None if isinstance(body.id, UnsetType) else check_new_id(body.id)
+    new = await operations.restart(id, call, new_id=chosen, handlers=handlers)
+    return json_response(_accepted(exchange, new), 202)
+
+
+async def purge(exchange: Exchange, _: NoQuery) -> Response:
+    id = exchange.parameters["id"]
+    status = (await exchange.service.operations.look(id)).status
+    await exchange.service.operations.purge(id)
+    return json_response(Applied(id, status))
+
+
+# --- awakeables -------------------------------------------------------------------------------------------------------
+class AwakeableQuery(Struct):
+    """Filters: all that are given must match. Without `open`, those that take an answer and those that do not."""
+
+    open: bool | None = None
+    handler: str | None = None
+    assignee: str | None = None
+    limit: Limit = 100
+    cursor: str | None = None
+
+
+async def list_awakeables(exchange: Exchange, query: AwakeableQuery) -> Response:
+    filters = AwakeableFilters(open=query.open, handler=query.handler, assignee=query.assignee)
+    page = await exchange.service.operations.awakeables(filters, limit=query.limit, cursor=query.cursor)
+    return json_response(AwakeablePageView([awakeable_row(each) for each in page.awakeables], page.next))
+
+
+class ResolveBody(Struct, forbid_unknown_fields=True):
+    """The value of the awakeable; null if there is none. A string may also hold the value as JSON."""
+
+    result: Any = None
+
+
+class RejectBody(Struct, forbid_unknown_fields=True):
+    """Why it is rejected."""
+
+    error: str
+
+
+async def resolve(exchange: Exchange, _: NoQuery) -> Response:
+    operations, awakeable = exchange.service.operations, exchange.parameters["id"]
+    id, _n = await operations.awakeable(awakeable)
+    value = exchange.struct(ResolveBody).result
+    given = [value, *_decoded(value)]
+    for place, each in enumerate(given):
+        data = from_json(UNTYPED, each, what="the result")
+        try:
+            await operations.resolve(awakeable, data, timeout=APPLY_SECONDS)
+        except WaitTimeout:
+            return json_response(Applied(id, (await operations.look(id)).status), 202)
+        except MessageRefused as error:
+            if not error.reason.startswith(MISFIT):
+                raise
+            if place + 1 == len(given):
+                raise Problem(422, "value-refused", str(error), wrong=[("/result", error.reason)]) from error
+        else:
+            break
+    return json_response(Applied(id, (await operations.look(id)).status))
+
+
+def _decoded(value: Any) -> list[Any]:
+    """Return what a string holds as JSON, if it does: the form in which other engines take results."""
+    if not isinstance(value, str) or value.lstrip()[:1] not in ("{", "[", '"'):
+        return []
+    try:
+        return [msgspec.json.decode(value)]
+    except msgspec.DecodeError:
+        return []
+
+
+async def reject(exchange: Exchange, _: NoQuery) -> Response:
+    operations, awakeable = exchange.service.operations, exchange.parameters["id"]
+    id, _n = await operations.awakeable(awakeable)
+    status = 200
+    try:
+        await operations.reject(awakeable, exchange.struct(RejectBody).error, timeout=APPLY_SECONDS)
+    except WaitTimeout:
+        status = 202
+    return json_response(Applied(id, (await operations.look(id)).status), status)
+
+
+# --- events -----------------------------------------------------------------------------------------------------------
+async def events(exchange: Exchange, _: NoQuery) -> Response:
+    last = exchange.header("last-event-id")
+    return await exchange.service.stream(exchange, exchange.service.feed.read(last))
+
+
+async def workflow_events(exchange: Exchange, _: NoQuery) -> Response:
+    operations, id = exchange.service.operations, exchange.parameters["id"]
+    await operations.look(id)
+    return await exchange.service.stream(exchange, changes(operations, id))
+
+
+# --- the document -----------------------------------------------------------------------------------------------------
+async def openapi(exchange: Exchange, _: NoQuery) -> Response:
+    return json_response(document_of(exchange.service.routes))
+
+
+WORKFLOW = "/api/workflows/{id}"
+AWAKEABLE = "/api/awakeables/{id}"
+STREAM = "text/event-stream"
+
+ROUTES: tuple[Route, ...] = (
+    Route("GET", "/health/live", "anybody", live, "Whether this process answers.", gives=Health),
+    Route("GET", "/health/ready", "read", ready, "Whether the store is open.", gives=Health),
+    Route("GET", "/health", "read", ready, "The same.", gives=Health),
+    Route("GET", "/api/workflows", "read", list_workflows, "List invocations.", ListQuery, gives=WorkflowPage),
+    Route("GET", "/api/workflows/stats", "read", stats, "Count invocations.", gives=StatsView),
+    Route("GET", WORKFLOW, "read", show_workflow, "Show an invocation.", gives=WorkflowView, also=(404,)),
+    Route(
+        *("GET", f"{WORKFLOW}/journal", "read", show_journal, "Show its steps."),
+        query=JournalQuery,
+        gives=JournalPage,
+        also=(404,),
+    ),
+    Route(
+        *("GET", f"{WORKFLOW}/result", "read", result, "Wait for its result. 202: it has not ended."),
+        query=WaitQuery,
+        gives=Ended,
+        also=(404,),
+    ),
+    Route(
+        *("GET", f"{WORKFLOW}/events", "read", workflow_events, "Follow its status until it ends."),
+        media=STREAM,
+        also=(404,),
+    ),
+    Route(
+        *("GET", f"{WORKFLOW}/export", "read", history, "Its history, for perdure.testing.replay."),
+        media="application/octet-stream",
+        also=(404,),
+    ),
+    Route(
+        *("POST", "/api/workflows/{handler}/invoke", "operate", invoke),
+        "Start an invocation. The answer comes after it is durable; with `wait`, it is the result if that comes in "
+        "time. The body is the value of the one parameter, or an object by name.",
+        query=InvokeQuery,
+        body=Body.INPUT,
+        gives=Accepted,
+        status=202,
+        also=(404, 409, 422),
+    ),
+    Route("POST", f"{WORKFLOW}/pause", "operate", pause, "Pause it.", gives=Applied, also=(404, 409)),
+    Route("POST", f"{WORKFLOW}/resume", "operate", resume, "Resume it.", gives=Applied, also=(404, 409)),
+    Route(
+        *("POST", f"{WORKFLOW}/cancel", "operate", cancel, "Cancel it; it cleans up, unless by force."),
+        body=CancelBody,
+        gives=Applied,
+        also=(404, 409, 422),
+    ),
+    Route("POST", f"{WORKFLOW}/retry", "operate", retry, "Retry what failed.", gives=Applied, also=(404, 409)),
+    Route(
+        *("POST", f"{WORKFLOW}/restart", "operate", restart, "Start it anew under another id."),
+        body=RestartBody,
+        gives=Accepted,
+        status=202,
+        also=(404, 409, 422),
+    ),
+    Route("POST", f"{WORKFLOW}/purge", "admin", purge, "Remove it for ever.", gives=Applied, also=(404, 409)),
+    Route(
+        *("GET", "/api/awakeables", "read", list_awakeables, "List awakeables."),
+        query=AwakeableQuery,
+        gives=AwakeablePageView,
+    ),
+    Route(
+        *("POST", f"{AWAKEABLE}/resolve", "operate", resolve, "Resolve an awakeable."),
+        body=ResolveBody,
+        gives=Applied,
+        also=(404, 409, 422),
+    ),
+    Route(
+        *("POST", f"{AWAKEABLE}/reject", "operate", reject, "Reject an awakeable."),
+        body=RejectBody,
+        gives=Applied,
+        also=(404, 409, 422),
+    ),
+    Route("GET", "/api/handlers", "read", list_handlers, "List handlers.", gives=HandlerList),
+    Route("GET", "/api/handlers/{handler}", "read", show_handler, "Show a handler.", gives=HandlerView, also=(404,)),
+    Route("GET", "/api/keys/{key}", "read", show_key, "Show the state of a key.", gives=KeyView),
+    Route("GET", "/api/events", "read", events, "Follow all changes: ids and statuses.", media=STREAM),
+    Route("GET", "/openapi.json", "read", openapi, "This document."),
+)
+"""All routes. Where two fit a path, the first one counts."""

@@ -1,0 +1,131 @@
+"""The changes of all invocations, as one numbered stream that any number of clients read."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+from collections import deque
+from collections.abc import AsyncGenerator
+from typing import Any
+
+import msgspec
+
+from perdure.background import end, log_error
+from perdure.errors import StoreClosed, StoreError
+from perdure.operations.describe import Invocation
+from perdure.operations.listing import Filters
+from perdure.operations.port import Operations
+
+KEPT_EVENTS = 1_000
+"""Events that are kept for clients that come back, or read slowly."""
+COMMENT_SECONDS = 15.0
+"""How often a stream without events gets a comment: proxies close what is silent."""
+AGAIN_SECONDS = 1.0
+"""How long the feed waits after a failure of the store."""
+
+log = logging.getLogger("perdure.http")
+
+Event = tuple[int, bytes]
+"""Its number, and what is sent."""
+
+
+class Feed:
+    """Reads the changes once, from the first reader on. Event ids are of this server, and count from 1."""
+
+    def __init__(self, operations: Operations) -> None:
+        self._operations = operations
+        self._name = os.urandom(6).hex()
+        self._kept: deque[Event] = deque(maxlen=KEPT_EVENTS)
+        self._count = 0
+        self._news = asyncio.Event()
+        self._pump: asyncio.Task[None] | None = None
+        self._closed = False
+
+    async def aclose(self) -> None:
+        """End all streams, each with a closing event."""
+        self._closed = True
+        self._wake()
+        if self._pump is not None:
+            await end([self._pump])
+
+    async def read(self, last_id: str | None) -> AsyncGenerator[bytes, None]:
+        """Yield events after the one named, without end. `reset` says that some may be missing."""
+        if self._pump is None:
+            self._pump = asyncio.get_running_loop().create_task(self._run())
+        place = self._place_of(last_id)
+        if place is None:
+            place = self._count
+            if last_id is not None:
+                yield self._reset()
+        yield b": welcome\n\n"
+        while not self._closed:
+            if place < self._first - 1:
+                place = self._count
+                yield self._reset()
+            for number, data in [*self._kept]:
+                if number > place:
+                    yield data
+                    place = number
+            if place == self._count and not self._closed:
+                news = self._news
+                try:
+                    await asyncio.wait_for(news.wait(), COMMENT_SECONDS)
+                except TimeoutError:
+                    yield b": nothing new\n\n"
+        yield b"event: closing\ndata: {}\n\n"
+
+    @property
+    def _first(self) -> int:
+        return self._kept[0][0] if self._kept else self._count + 1
+
+    def _place_of(self, last_id: str | None) -> int | None:
+        """Return the number in an event id; None if it is not of this server, or too old."""
+        name, _, number = (last_id or "").rpartition("-")
+        if name != self._name or not number.isdecimal() or len(number) > 18:
+            return None
+        place = int(number)
+        return place if self._first - 1 <= place <= self._count else None
+
+    def _reset(self) -> bytes:
+        return b"id: %s-%d\nevent: reset\ndata: {}\n\n" % (self._name.encode(), self._count)
+
+    async def _run(self) -> None:
+        while True:
+            try:
+                async for invocation in self._operations.watch_all(Filters()):
+                    self._add("changed", _told(invocation))
+            except StoreClosed:
+                return
+            except Exception as error:  # noqa: BLE001  readers hear of it, and the feed goes on
+                if isinstance(error, StoreError):
+                    log.warning("the changes cannot be read, trying again: %s", error)
+                else:
+                    log_error(log, "the changes cannot be read, trying again", error=error)
+            self._add("reset", {})
+            await asyncio.sleep(AGAIN_SECONDS)
+
+    def _add(self, event: str, data: dict[str, Any]) -> None:
+        self._count += 1
+        head = b"id: %s-%d\nevent: %s\n" % (self._name.encode(), self._count, event.encode())
+        self._kept.append((self._count, head + b"data: %s\n\n" % msgspec.json.encode(data)))
+        self._wake()
+
+    def _wake(self) -> None:
+        self._news.set()
+        self._news = asyncio.Event()
+
+
+def _told(invocation: Invocation) -> dict[str, Any]:
+    return {
+        "invocation_id": invocation.id,
+        "handler": invocation.handler,
+        "status": invocation.status,
+        "updated_at": invocation.updated_at,
+    }
+
+
+async def changes(operations: Operations, id: str) -> AsyncGenerator[bytes, None]:
+    """Yield the statuses of one invocation, the present one first, until it settles."""
+    async for invocation in operations.watch(id):
+        yield b"event: changed\ndata: %s\n\n" % msgspec.json.encode(_told(invocation))

@@ -1,0 +1,87 @@
+"""The OpenAPI document (3.1) of the routes, made from their table and types."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from importlib.metadata import version
+from typing import Any
+
+import msgspec
+from msgspec import Struct
+
+from perdure.http.problems import MEDIA_TYPE, ProblemDocument
+from perdure.http.routes import Body, Route
+
+COMPONENTS = "#/components/schemas/{name}"
+EVERY_ROUTE = (400, 403, 405, 421, 429, 500, 503)
+"""Statuses of problems that every route may answer with."""
+WITH_BODY = (408, 413, 415)
+"""... and every route that takes a body."""
+
+Json = dict[str, Any]
+
+
+def document_of(routes: Iterable[Route]) -> Json:
+    """Return the document."""
+    routes = [*routes]
+    types = [ProblemDocument, *(each.gives for each in routes if each.gives is not None)]
+    types += [each.body for each in routes if isinstance(each.body, type)]
+    _, components = msgspec.json.schema_components([*dict.fromkeys(types)], ref_template=COMPONENTS)
+    paths: dict[str, Json] = {}
+    for route in routes:
+        paths.setdefault(route.path, {})[route.method.lower()] = _operation(route)
+    return {
+        "openapi": "3.1.0",
+        "info": {"title": "Perdure", "version": version("perdure")},
+        "paths": paths,
+        "components": {"schemas": components},
+    }
+
+
+def _operation(route: Route) -> Json:
+    parameters = [
+        {"name": name, "in": "path", "required": True, "schema": {"type": "string", "minLength": 1}}
+        for name in route.parameters
+    ]
+    found: Json = {
+        "operationId": route.name,
+        "summary": route.summary,
+        "x-role": route.role,
+        "parameters": [*parameters, *_query(route.query)],
+        "responses": _responses(route),
+    }
+    if route.method != "GET":
+        found["requestBody"] = _body(route)
+    return found
+
+
+def _query(type: type[Struct]) -> list[Json]:
+    found: list[Json] = []
+    for field in msgspec.structs.fields(type):
+        (schema,), _ = msgspec.json.schema_components([field.type], ref_template=COMPONENTS)
+        if isinstance(field.default, int | float | str):
+            schema = {**schema, "default": field.default}
+        found.append({"name": field.encode_name, "in": "query", "required": field.required, "schema": schema})
+    return found
+
+
+def _body(route: Route) -> Json:
+    schema: Json = {}
+    if isinstance(route.body, type):
+        schema = _reference(route.body)
+    elif route.body is Body.NONE:
+        schema = {"type": "object", "additionalProperties": False}
+    return {"required": False, "content": {"application/json": {"schema": schema}}}
+
+
+def _responses(route: Route) -> Json:
+    content: Json = {} if route.gives is None else {"schema": _reference(route.gives)}
+    found: Json = {str(route.status): {"description": "As asked.", "content": {route.media: content}}}
+    for status in sorted({*EVERY_ROUTE, *(WITH_BODY if route.method != "GET" else (415,)), *route.also}):
+        problem = {MEDIA_TYPE: {"schema": _reference(ProblemDocument)}}
+        found[str(status)] = {"description": "A problem.", "content": problem}
+    return found
+
+
+def _reference(type: Any) -> Json:
+    return {"$ref": COMPONENTS.format(name=type.__name__)}

@@ -1,0 +1,184 @@
+"""Serves an application on this process's event loop, at an address of this machine."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import ipaddress
+import logging
+import os
+import socket
+import stat
+from collections.abc import Generator
+from contextlib import AbstractAsyncContextManager
+from typing import Self
+
+import uvicorn
+from msgspec import Struct
+
+from perdure.errors import InvalidOption
+from perdure.http.service import Service
+
+KEEP_ALIVE_SECONDS = 75.0
+"""How long a connection may be idle: longer than most proxies keep theirs."""
+STOP_SECONDS = 5.0
+"""How long requests may take to end when the server stops, once those that wait are answered."""
+STARTED_SECONDS = 0.005
+"""How often it is looked whether the server has started."""
+BACKLOG = 2_048
+"""Connections that may wait to be accepted."""
+
+log = logging.getLogger("perdure.http")
+
+
+class Address(Struct, frozen=True):
+    """Where a server listens: a host and port, or the path of a socket file."""
+
+    host: str = ""
+    port: int = 0
+    path: str = ""
+
+    def __str__(self) -> str:
+        if self.path:
+            return f"unix:{self.path}"
+        return f"http://{f'[{self.host}]' if ':' in self.host else self.host}:{self.port}"
+
+    @property
+    def is_local(self) -> bool:
+        """Whether only programs of this machine can reach it."""
+        if self.path or self.host == "localhost":
+            return True
+        try:
+            return ipaddress.ip_address(self.host).is_loopback
+        except ValueError:
+            return False
+
+
+def address_of(text: str) -> Address:
+    """Read `PORT`, `HOST:PORT`, `[HOST]:PORT` or `unix:PATH`; `InvalidOption` for anything else."""
+    if text.startswith("unix:") and len(text) > len("unix:"):
+        return Address(path=os.path.abspath(text.removeprefix("unix:")))
+    host, _, port = text.rpartition(":")
+    host = host.removeprefix("[").removesuffix("]") if host.startswith("[") else host
+    if port.isdecimal() and len(port) <= 5 and int(port) <= 65_535 and (":" not in host or "[" in text):
+        return Address(host or "127.0.0.1", int(port))
+    raise InvalidOption(f"{text!r} is no address: give PORT, HOST:PORT or unix:PATH, as in 8080 or unix:perdure.sock")
+
+
+class Server(AbstractAsyncContextManager["Server"]):
+    """Serves from `async with` on. `address` has the port that was chosen, if 0 was asked for."""
+
+    def __init__(self, service: Service, address: Address) -> None:
+        if not address.is_local:
+            raise InvalidOption(
+                f"{address} can be reached from other machines, and this store has no tokens: listen on 127.0.0.1 or "
+                "a socket file (unix:PATH)"
+            )
+        self.address = address
+        self._service = service
+
+    async def __aenter__(self) -> Self:
+        listener = _listener(self.address)
+        if not self.address.path:
+            self.address = Address(self.address.host, listener.getsockname()[1])
+        config = uvicorn.Config(
+            self._service,
+            loop="none",
+            http="httptools",
+            ws="none",
+            lifespan="off",
+            log_config=None,
+            log_level=logging.WARNING,
+            access_log=False,
+            server_header=False,
+            proxy_headers=False,
+            backlog=BACKLOG,
+            timeout_keep_alive=int(KEEP_ALIVE_SECONDS),
+            timeout_graceful_shutdown=int(STOP_SECONDS),
+        )
+        self._server = _Uvicorn(config)
+        self._listener = listener
+        self._serving = asyncio.get_running_loop().create_task(self._server.serve([listener]))
+        while not self._server.started and not self._serving.done():  # noqa: ASYNC110
+            await asyncio.sleep(STARTED_SECONDS)  # uvicorn tells it by this flag only
+        if self._serving.done():
+            await self._serving
+        log.info("listening on %s", self.address)
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.stop()
+
+    async def stop(self) -> None:
+        """Take no more requests, answer those that wait, and close all connections."""
+        self._server.should_exit = True
+        await self._service.aclose()
+        await asyncio.wait([self._serving])
+        self._listener.close()
+        if self.address.path:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(self.address.path)
+
+
+class _Uvicorn(uvicorn.Server):
+    """uvicorn, on a loop whose signals are another's."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Generator[None]:
+        yield
+
+
+def _listener(address: Address) -> socket.socket:
+    """Return a listening socket, or raise `InvalidOption` that says why there is none."""
+    if address.path:
+        return _listener_at(address.path)
+    family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind((address.host, address.port))
+        listener.listen(BACKLOG)
+    except OSError as error:
+        listener.close()
+        why = "another program listens there: choose another port" if error.errno == errno.EADDRINUSE else str(error)
+        raise InvalidOption(f"cannot listen on {address}: {why}") from error
+    listener.setblocking(False)
+    return listener
+
+
+def _listener_at(path: str) -> socket.socket:
+    """Listen on a socket file that only its owner may use. One that a dead server left behind is replaced."""
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        if _is_left_behind(path):
+            os.unlink(path)
+        before = os.umask(0o177)  # the file is made with mode 0600, and is never wider
+        try:
+            listener.bind(path)
+        finally:
+            os.umask(before)
+        listener.listen(BACKLOG)
+    except OSError as error:
+        listener.close()
+        why = "another program listens there" if error.errno == errno.EADDRINUSE else str(error)
+        raise InvalidOption(f"cannot listen on unix:{path}: {why}") from error
+    listener.setblocking(False)
+    return listener
+
+
+def _is_left_behind(path: str) -> bool:
+    """Report whether a path is a socket file on which nobody listens."""
+    try:
+        if not stat.S_ISSOCK(os.stat(path).st_mode):
+            return False
+    except FileNotFoundError:
+        return False
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        try:
+            probe.connect(path)
+        except ConnectionRefusedError:
+            return True
+        except OSError:
+            return False
+    return False
