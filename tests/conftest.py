@@ -39,6 +39,15 @@ def _stack(task: asyncio.Task[Any]) -> Generator[str]:
         found = _awaited_by(found)
 
 
+def _hear_hangups() -> None:
+    """Undo what `nohup` does: the processes that tests start inherit it, and these hear SIGHUP as any other does."""
+    if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)
+
+
+_hear_hangups()
+
+
 def _give_up(_signal: int, _frame: FrameType | None) -> None:
     try:
         tasks: set[asyncio.Task[Any]] = asyncio.all_tasks()

@@ -51,7 +51,7 @@ BEHIND_OPERATIONS = (
 )
 SIMULATION = {f"perdure.testing.simulation.{name}" for name in ("face", "shared")}
 COMPOSERS = {"perdure.connect", "perdure.testing.environment", *SIMULATION}
-"""Who put a client together: they may know concrete stores, and the integrations that extras bring."""
+"""Who put a client together: they may know concrete stores, a server, and the integrations that extras bring."""
 
 CORE_OUTSIDERS = {"msgspec", "typing_extensions"}
 VALUES_OUTSIDERS = CORE_OUTSIDERS | {"pydantic", "google"}
@@ -173,7 +173,7 @@ def imports_point_down(modules: Iterable[Module]) -> Iterator[str]:
             continue
         for name in (target for found in each.imports() for target in targets(found, known)):
             layer = layer_of(name)
-            if each.name in COMPOSERS and is_within(name, ["perdure.integrations"]):
+            if each.name in COMPOSERS and is_within(name, ["perdure.integrations", "perdure.http.remote"]):
                 continue
             if name in FACE:
                 yield f"{each.name} imports from {name}, which is above all layers: use the module that defines it"

@@ -34,7 +34,7 @@ REPLICAS = (1, 3, 5)
 SHARDS_LIMIT = 64
 _NO_BACKUP = "a store in memory ends with its process; use sqlite:PATH to keep data"
 _BACKUP_OF_STREAMS = "back up its streams with the `nats` tool, see docs/how-to/run-on-jetstream.md"
-_EXPECTED = "use memory:, sqlite:PATH or nats://HOST:PORT"
+_EXPECTED = "use memory:, sqlite:PATH, nats://HOST:PORT or http://HOST:PORT"
 
 
 def connect(
@@ -60,7 +60,8 @@ def connect(
 ) -> Client:
     """Return a client of the store that `url` names; it opens on first use, or on `async with`.
 
-    URLs: `memory:`, `sqlite:PATH` or `nats://HOST:PORT[,HOST:PORT...]`. Default: the environment variable
+    URLs: `memory:`, `sqlite:PATH`, `nats://HOST:PORT[,HOST:PORT...]`, or the HTTP API of a server, `http://HOST:PORT`,
+    `https://…` or `http+unix:PATH`. Default: the environment variable
     `PERDURE_URL`, else `sqlite:perdure.db`. `payload_limit` is the largest encoded value, in bytes. `read_only`
     opens an existing store without changing it, even a file that another process serves.
 
@@ -81,10 +82,12 @@ def connect(
     existing store keeps its own numbers; `shards`, if given, must be equal. `index` is the file for this machine's copy
     of the index (default: a temporary file).
     """
+    used = url_in_use(url)
+    if used.startswith(("http:", "https:", "http+unix:")):
+        return _client_of_server(used, token, tls, timeout)
     access = {"user": user, "password": password, "token": token, "nkey": nkey, "credentials": credentials, "tls": tls}
     access |= {"tls_ca": tls_ca, "tls_cert": tls_cert, "tls_key": tls_key}
     shared = {"replicas": replicas, "shards": shards, "index": index}
-    used = url_in_use(url)
     make_store = _store_of(used, payload_limit, read_only, _given(access), _given(shared))
     kept = None if retention is None else seconds("connect(retention=…)", retention, positive=True)
     limit = None if timeout is None else seconds("connect(timeout=…)", timeout, positive=True)
@@ -98,6 +101,25 @@ def connect(
         retention=kept,
         shards=shards if is_shared else 1,
     )
+
+
+def _client_of_server(url: str, token: str | None, tls: SSLContext | None, timeout: Duration | None) -> Client:
+    """Return a client of a server that speaks HTTP."""
+    from perdure.http.remote import Remote  # noqa: PLC0415  only who speaks HTTP imports it
+
+    limit = None if timeout is None else seconds("connect(timeout=…)", timeout, positive=True)
+    scheme, _, rest = url.partition(":")
+    name, socket = without_secrets(url), None
+    if scheme == "http+unix":
+        socket, url = os.path.abspath(rest.removeprefix("//")), "http://localhost"
+    elif not rest.removeprefix("//").strip("/"):
+        raise BadUrl(f"{url!r}: name a host, as in http://127.0.0.1:8080")
+    remote = Remote(url, name=name, token=token, timeout=limit, tls=tls, socket=socket)
+    return Client(remote, _no_worker, translators_in_use)
+
+
+def _no_worker(*_: object, **__: object) -> Worker:
+    raise InvalidOption("a client of a server has no worker: connect to the store itself, where the worker is to run")
 
 
 def client_from(
@@ -199,8 +221,6 @@ def _store_of(
             return lambda: SqliteStore(path, payload_limit=limit)
         case "nats" | "tls":
             return _jetstream_of(url, limit, read_only, access, shared)
-        case "http" | "https":
-            raise BadUrl(f"{without_secrets(url)!r}: this release has no {scheme} store; use memory: or sqlite:PATH")
         case _:
             raise BadUrl(f"{without_secrets(url)!r} is not the URL of a store: {_EXPECTED}")
 

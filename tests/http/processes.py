@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
+PROGRAMS = str(Path(__file__).parent / "programs.py")
 
 
 class Process:

@@ -18,11 +18,9 @@ from perdure.errors import StoreUnavailable
 from perdure.http import feed as feeds
 from perdure.http.routes import by_role
 from tests.http.conftest import Site, site_on
-from tests.http.processes import Process
+from tests.http.processes import PROGRAMS, Process
 from tests.http.programs import WORKFLOWS
 from tests.http.test_routes import problem
-
-PROGRAMS = str(Path(__file__).parent / "programs.py")
 
 
 # --- waiting ----------------------------------------------------------------------------------------------------------
@@ -145,7 +143,7 @@ async def test_feed_goes_on_after_the_store_could_not_be_read(
 
 
 async def test_silent_stream_gets_comments(memory_site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(feeds, "COMMENT_SECONDS", 0.05)
+    monkeypatch.setattr("perdure.http.service.IDLE_SECONDS", 0.05)
     async with memory_site.http.stream("GET", "/api/events") as response:
         lines = response.aiter_lines()
         assert [await anext(lines) for _ in range(3)] == [": welcome", "", ": nothing new"]

@@ -11,6 +11,7 @@ from collections.abc import Collection
 from perdure.client import Client
 from perdure.errors import InvalidOption
 from perdure.http.api import ROUTES
+from perdure.http.clients import routes
 from perdure.http.guard import LOCAL_NAMES, Guard
 from perdure.http.service import BODY_LIMIT_BYTES, WAITING_LIMIT, Service
 
@@ -37,4 +38,4 @@ def app(
         raise InvalidOption(f"app(max_waiting={max_waiting}, max_body={max_body}): give at least 1")
     names = None if open else (LOCAL_NAMES if allowed_hosts is None else frozenset(allowed_hosts))
     guard = None if open else Guard(names)
-    return Service(client.operations, ROUTES, guard, waiting_limit=max_waiting, body_limit=max_body)
+    return Service(client.operations, (*ROUTES, *routes()), guard, waiting_limit=max_waiting, body_limit=max_body)

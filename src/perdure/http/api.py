@@ -30,6 +30,7 @@ from perdure.http.feed import changes
 from perdure.http.openapi import document_of
 from perdure.http.problems import Problem
 from perdure.http.routes import Body, NoQuery, Route
+from perdure.http.service import SERVER_SENT_EVENTS
 from perdure.http.views import (
     UNTYPED,
     Accepted,
@@ -440,13 +441,13 @@ async def reject(exchange: Exchange, _: NoQuery) -> Response:
 # --- events -----------------------------------------------------------------------------------------------------------
 async def events(exchange: Exchange, _: NoQuery) -> Response:
     last = exchange.header("last-event-id")
-    return await exchange.service.stream(exchange, exchange.service.feed.read(last))
+    return await exchange.service.stream(exchange, exchange.service.feed.read(last), SERVER_SENT_EVENTS)
 
 
 async def workflow_events(exchange: Exchange, _: NoQuery) -> Response:
     operations, id = exchange.service.operations, exchange.parameters["id"]
     await operations.look(id)
-    return await exchange.service.stream(exchange, changes(operations, id))
+    return await exchange.service.stream(exchange, changes(operations, id), SERVER_SENT_EVENTS)
 
 
 # --- the document -----------------------------------------------------------------------------------------------------

@@ -19,8 +19,6 @@ from perdure.operations.port import Operations
 
 KEPT_EVENTS = 1_000
 """Events that are kept for clients that come back, or read slowly."""
-COMMENT_SECONDS = 15.0
-"""How often a stream without events gets a comment: proxies close what is silent."""
 AGAIN_SECONDS = 1.0
 """How long the feed waits after a failure of the store."""
 
@@ -40,12 +38,8 @@ class Feed:
         self._count = 0
         self._news = asyncio.Event()
         self._pump: asyncio.Task[None] | None = None
-        self._closed = False
 
     async def aclose(self) -> None:
-        """End all streams, each with a closing event."""
-        self._closed = True
-        self._wake()
         if self._pump is not None:
             await end([self._pump])
 
@@ -59,7 +53,7 @@ class Feed:
             if last_id is not None:
                 yield self._reset()
         yield b": welcome\n\n"
-        while not self._closed:
+        while True:
             if place < self._first - 1:
                 place = self._count
                 yield self._reset()
@@ -67,13 +61,8 @@ class Feed:
                 if number > place:
                     yield data
                     place = number
-            if place == self._count and not self._closed:
-                news = self._news
-                try:
-                    await asyncio.wait_for(news.wait(), COMMENT_SECONDS)
-                except TimeoutError:
-                    yield b": nothing new\n\n"
-        yield b"event: closing\ndata: {}\n\n"
+            if place == self._count:
+                await self._news.wait()
 
     @property
     def _first(self) -> int:
@@ -109,10 +98,7 @@ class Feed:
         self._count += 1
         head = b"id: %s-%d\nevent: %s\n" % (self._name.encode(), self._count, event.encode())
         self._kept.append((self._count, head + b"data: %s\n\n" % msgspec.json.encode(data)))
-        self._wake()
-
-    def _wake(self) -> None:
-        self._news.set()
+        self._news.set()  # for those that wait now; others wait for the next
         self._news = asyncio.Event()
 
 

@@ -66,6 +66,8 @@ def _query(type: type[Struct]) -> list[Json]:
 
 
 def _body(route: Route) -> Json:
+    if route.body is Body.EXACT:
+        return {"required": True, "content": {"application/msgpack": {}}}
     schema: Json = {}
     if isinstance(route.body, type):
         schema = _reference(route.body)

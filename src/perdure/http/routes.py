@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from enum import Enum
+from functools import cache
 from typing import Any, Literal
 from urllib.parse import unquote_to_bytes
 
@@ -31,7 +32,7 @@ class Body(Enum):
 
     NONE = "none"
     INPUT = "the input of a handler, as JSON"
-    JSON = "JSON"
+    EXACT = "the arguments of an operation, in msgpack"
 
 
 class Route(Struct, frozen=True):
@@ -114,7 +115,7 @@ def _decoded(segment: bytes) -> str:
 
 def query_of(route: Route, items: Iterable[tuple[str, str]]) -> Struct:
     """Return the query parameters by the type of the route, or raise a `Problem` that names the wrong one."""
-    fields = {field.encode_name: field for field in msgspec.structs.fields(route.query)}
+    fields = _fields_of(route.query)
     found: dict[str, Any] = {}
     for name, text in items:
         field = fields.get(name)
@@ -136,6 +137,11 @@ def query_of(route: Route, items: Iterable[tuple[str, str]]) -> Struct:
     if missing:
         raise _wrong_query(missing[0], "it is missing")
     return route.query(**{fields[name].name: value for name, value in found.items()})
+
+
+@cache  # as many as there are routes
+def _fields_of(type: type[Struct]) -> dict[str, msgspec.structs.FieldInfo]:
+    return {field.encode_name: field for field in msgspec.structs.fields(type)}
 
 
 def _is_list(type: Any) -> bool:

@@ -8,6 +8,7 @@ from collections.abc import AsyncGenerator, Coroutine, Sequence
 from typing import Any, TypeVar
 from urllib.parse import quote
 
+from msgspec import Struct
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 from starlette.types import Message, Receive, Scope, Send
@@ -34,7 +35,23 @@ WAITING_LIMIT = 1_000
 STREAMS_LIMIT = 1_000
 """Streams of events that may be open at a time."""
 
+UNWATCHED_SECONDS = 0.05
+"""How long a request waits before it is watched whether its client goes away, which has its price."""
+IDLE_SECONDS = 15.0
+"""How often a stream without events says so: proxies close what is silent, and clients notice a server that is gone."""
+
 log = logging.getLogger("perdure.http")
+
+
+class Framing(Struct, frozen=True):
+    """A kind of stream: its media type, and what is sent when nothing happens, and when the server stops."""
+
+    media: str
+    idle: bytes
+    last: bytes
+
+
+SERVER_SENT_EVENTS = Framing("text/event-stream", b": nothing new\n\n", b"event: closing\ndata: {}\n\n")
 
 
 class Service:
@@ -52,7 +69,7 @@ class Service:
         self.operations = operations
         self.interfaces = Interfaces(operations)
         self.routes = tuple(routes)
-        self.is_closing = False
+        self._closing = asyncio.Event()
         self._guard = guard
         self._router = Router(routes)
         self._waiting_limit = waiting_limit
@@ -63,10 +80,14 @@ class Service:
 
     async def aclose(self) -> None:
         """Answer the requests that wait as if their time were over, and end all streams."""
-        self.is_closing = True
+        self._closing.set()
         await end([*self._waits])
         if self._feed is not None:
             await self._feed.aclose()
+
+    @property
+    def is_closing(self) -> bool:
+        return self._closing.is_set()
 
     @property
     def feed(self) -> Feed:
@@ -109,9 +130,10 @@ class Service:
         if request.method in READS:
             return b""
         kind = headers.get("content-type", "").partition(";")[0].strip().lower()
-        if kind != "application/json" and not kind.endswith("+json"):
+        wanted = "application/msgpack" if route.body is Body.EXACT else "application/json"
+        if kind != wanted and not (route.body is not Body.EXACT and kind.endswith("+json")):
             got = f"not {kind}" if kind else "and this request has none"
-            text = f"the Content-Type of a request that changes something is application/json, {got}"
+            text = f"the Content-Type of a request that changes something is {wanted}, {got}"
             raise Problem(415, "wrong-content-type", text)
         pieces: list[bytes] = []
         size, limit = 0, self._body_limit
@@ -134,46 +156,67 @@ class Service:
             raise Problem(400, "unexpected-body", "this route takes no body")
         return body
 
+    def _too_many(self, why: str) -> Problem:
+        """Return the problem of a request that is one too many, or too late."""
+        again = {"Retry-After": "1"}
+        if self.is_closing:
+            return Problem(503, "stopping", "this server stops: send it again a little later", headers=again)
+        return Problem(429, "busy", f"{why}: send it again a little later", headers=again)
+
     # --- waiting ------------------------------------------------------------------------------------------------------
     async def wait(self, waiting: Coroutine[Any, Any, T], seconds: float, exchange: Exchange) -> T | None:
         """Return what is waited for; None once the time is over, the client is gone, or the server stops."""
         if self.is_closing or len(self._waits) >= self._waiting_limit:
             waiting.close()
-            raise busy(f"{len(self._waits):,} requests wait for a result already")
+            raise self._too_many(f"{len(self._waits):,} requests wait for a result already")
         task = asyncio.ensure_future(waiting)
-        gone = asyncio.ensure_future(_gone(exchange.request.receive))
         self._waits.add(task)
+        watching: list[asyncio.Task[Any]] = [task]
         try:
-            await asyncio.wait([task, gone], timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait(watching, timeout=min(seconds, UNWATCHED_SECONDS))
+            if not task.done() and seconds > UNWATCHED_SECONDS:
+                watching.append(asyncio.ensure_future(_gone(exchange.request.receive)))
+                left = seconds - UNWATCHED_SECONDS
+                await asyncio.wait(watching, timeout=left, return_when=asyncio.FIRST_COMPLETED)
             return task.result() if task.done() and not task.cancelled() else None
         finally:
             self._waits.discard(task)
-            await end([each for each in (task, gone) if not each.done()])
+            if still := [each for each in watching if not each.done()]:
+                await end(still)
 
-    async def stream(self, exchange: Exchange, events: AsyncGenerator[bytes, None]) -> Response:
-        """Return a response that sends events as they come."""
+    async def stream(self, exchange: Exchange, events: AsyncGenerator[bytes, None], framing: Framing) -> Response:
+        """Return a response that sends events as they come, until they end or the server stops."""
         headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
         if exchange.request.method == "HEAD":
             await events.aclose()
-            return Response(b"", 200, headers, "text/event-stream")
+            return Response(b"", 200, headers, framing.media)
         if self.is_closing or self._streams >= STREAMS_LIMIT:
             await events.aclose()
-            raise busy(f"{self._streams:,} streams are open already")
-        return StreamingResponse(self._counted(events), 200, headers, "text/event-stream")
+            raise self._too_many(f"{self._streams:,} streams are open already")
+        return StreamingResponse(self._sent(events, framing), 200, headers, framing.media)
 
-    async def _counted(self, events: AsyncGenerator[bytes, None]) -> AsyncGenerator[bytes, None]:
+    async def _sent(self, events: AsyncGenerator[bytes, None], framing: Framing) -> AsyncGenerator[bytes, None]:
         self._streams += 1
+        closing = asyncio.ensure_future(self._closing.wait())
+        coming = asyncio.ensure_future(_next(events))
         try:
-            async for each in events:
-                yield each
+            while not closing.done():
+                await asyncio.wait([coming, closing], timeout=IDLE_SECONDS, return_when=asyncio.FIRST_COMPLETED)
+                if not coming.done():
+                    yield framing.last if closing.done() else framing.idle
+                elif (event := coming.result()) is not None:
+                    yield event
+                    coming = asyncio.ensure_future(_next(events))
+                else:
+                    return
         finally:
             self._streams -= 1
+            await end([each for each in (coming, closing) if not each.done()])
             await events.aclose()
 
 
-def busy(why: str) -> Problem:
-    """Return the problem of a request that is one too many."""
-    return Problem(429, "busy", f"{why}: send it again a little later", headers={"Retry-After": "1"})
+async def _next(events: AsyncGenerator[bytes, None]) -> bytes | None:
+    return await anext(events, None)
 
 
 async def _gone(receive: Receive) -> Message:

@@ -1,0 +1,131 @@
+"""The routes that other Perdure clients use: see `exact`."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import AsyncGenerator
+from functools import partial
+from typing import TypeVar
+
+import msgspec
+from starlette.responses import Response
+
+from perdure.background import log_error
+from perdure.errors import PerdureError, WaitTimeout
+from perdure.http.exact import (
+    CALLS,
+    FRAME_HEADER_BYTES,
+    MEDIA_TYPE,
+    PREFIX,
+    Operation,
+    SentError,
+    SentOutcome,
+    decode,
+    encode,
+)
+from perdure.http.exchange import Exchange
+from perdure.http.problems import Problem, problem_of
+from perdure.http.routes import Body, NoQuery, Route
+from perdure.http.service import Framing
+from perdure.operations.describe import Invocation
+from perdure.operations.listing import Filters
+
+WAIT_LIMIT_SECONDS = 30.0
+"""The longest that one request of a client waits for a result; the client asks again."""
+
+T = TypeVar("T")
+
+log = logging.getLogger("perdure.http")
+
+
+async def call(operation: Operation, exchange: Exchange, _: NoQuery) -> Response:
+    """Carry out an operation."""
+    arguments = _arguments(exchange, operation.takes)
+    try:
+        given = await operation.call(exchange.service.operations, *arguments)
+    except PerdureError as error:
+        return _refused(error)
+    return Response(encode(given), 200, {"Cache-Control": "no-store"}, MEDIA_TYPE)
+
+
+async def result(exchange: Exchange, _: NoQuery) -> Response:
+    """Wait for an outcome, at most for a while. 202: it has not ended."""
+    id, limit = _arguments(exchange, tuple[str, float])
+    limit = min(max(0.0, limit), WAIT_LIMIT_SECONDS)
+    operations = exchange.service.operations
+    try:
+        outcome = await exchange.service.wait(operations.result(id, timeout=limit), limit + 1.0, exchange)
+    except WaitTimeout:
+        outcome = None
+    except PerdureError as error:
+        return _refused(error)
+    if outcome is None:
+        return Response(b"", 202, {"Cache-Control": "no-store"}, MEDIA_TYPE)
+    return Response(encode(SentOutcome.of(outcome)), 200, {"Cache-Control": "no-store"}, MEDIA_TYPE)
+
+
+async def watch(exchange: Exchange, _: NoQuery) -> Response:
+    """Stream the statuses of an invocation."""
+    (id,) = _arguments(exchange, tuple[str])
+    return await _stream(exchange, exchange.service.operations.watch(id))
+
+
+async def watch_all(exchange: Exchange, _: NoQuery) -> Response:
+    """Stream the changes of invocations that pass filters."""
+    (filters,) = _arguments(exchange, tuple[Filters])
+    return await _stream(exchange, exchange.service.operations.watch_all(filters))
+
+
+async def _stream(exchange: Exchange, changes: AsyncGenerator[Invocation, None]) -> Response:
+    return await exchange.service.stream(exchange, _frames(changes), Framing(MEDIA_TYPE, _frame(b""), b""))
+
+
+async def _frames(changes: AsyncGenerator[Invocation, None]) -> AsyncGenerator[bytes, None]:
+    """Yield changes as frames, each after its length. What ends them is the last: an error, or nothing."""
+    try:
+        try:
+            async for each in changes:
+                yield _frame(encode((each, None)))
+        except PerdureError as error:
+            yield _frame(encode((None, SentError.of(error))))
+            return
+        except Exception as error:
+            log_error(log, "a stream of changes ended: unexpected exception", error=error)
+            raise
+        yield _frame(encode((None, None)))
+    finally:
+        await changes.aclose()
+
+
+def _frame(data: bytes) -> bytes:
+    return len(data).to_bytes(FRAME_HEADER_BYTES, "big") + data
+
+
+def _arguments(exchange: Exchange, type: type[T]) -> T:
+    try:
+        return decode(exchange.body, type)
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        raise Problem(422, "value-refused", f"the arguments do not fit the operation: {error}") from None
+
+
+def _refused(error: PerdureError) -> Response:
+    problem = problem_of(error)
+    status = 500 if problem is None else problem.status
+    return Response(encode(SentError.of(error)), status, {"Cache-Control": "no-store"}, MEDIA_TYPE)
+
+
+def routes() -> tuple[Route, ...]:
+    """Return the routes, one for each operation."""
+    found = [
+        Route(
+            *("POST", f"{PREFIX}{name}", operation.role, partial(call, operation)),
+            f"The operation {name} of a Perdure client.",
+            body=Body.EXACT,
+            media=MEDIA_TYPE,
+        )
+        for name, operation in CALLS.items()
+    ]
+    for name, endpoint in (("result", result), ("watch", watch), ("watch_all", watch_all)):
+        summary = f"The operation {name} of a Perdure client."
+        found.append(Route("POST", f"{PREFIX}{name}", "read", endpoint, summary, body=Body.EXACT, media=MEDIA_TYPE))
+    return tuple(found)

@@ -1,0 +1,284 @@
+"""The operations as another Perdure client calls them: exact values, in msgpack, one route for each operation.
+
+`POST /api/client/NAME` takes a list of arguments and answers with a result, or with an error that the caller raises
+again, with its attributes. The routes beside these are for people and other languages; this is the inner form, for
+clients of about the same release.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Collection, Sequence
+from datetime import datetime, timedelta
+from typing import Any, get_type_hints
+
+import msgspec
+from msgspec import Struct
+
+from perdure import errors
+from perdure.core.failures import Failure
+from perdure.core.retry import Duration, seconds
+from perdure.core.tags import Tags
+from perdure.errors import PerdureError
+from perdure.http.routes import Role
+from perdure.operations.describe import Invocation
+from perdure.operations.documents import Check, Delete, Document, DocumentKey, Fence, Put, Scan, Write
+from perdure.operations.listing import AwakeableFilters, AwakeablePage, Filters, Page
+from perdure.operations.port import Operations, Outcome, Stats, Submission, Value, WasCancelled
+
+MEDIA_TYPE = "application/msgpack"
+PREFIX = "/api/client/"
+FRAME_HEADER_BYTES = 4
+"""The length of a frame of a stream, in front of it, in network order."""
+
+
+# --- what msgpack has no form for -------------------------------------------------------------------------------------
+class SentSubmission(Struct, frozen=True, array_like=True):
+    """A submission, with its delay in seconds or as a time."""
+
+    id: str
+    handler: str
+    input: bytes
+    digest: bytes
+    is_chosen: bool
+    key: str | None
+    delay: float | datetime | None
+    timeout: float | None
+    tags: Tags
+    interface: bytes
+
+    @classmethod
+    def of(cls, asked: Submission) -> SentSubmission:
+        delay = seconds("delay", asked.delay) if isinstance(asked.delay, timedelta) else asked.delay
+        first = (asked.id, asked.handler, asked.input, asked.digest, asked.is_chosen, asked.key)
+        return cls(*first, delay, asked.timeout, asked.tags, asked.interface)
+
+    def restored(self) -> Submission:
+        return Submission(*(getattr(self, name) for name in self.__struct_fields__))
+
+
+class SentOutcome(Struct, frozen=True, array_like=True):
+    """How an invocation ended: one of the two, or cancelled."""
+
+    value: bytes | None = None
+    failure: Failure | None = None
+
+    @classmethod
+    def of(cls, outcome: Outcome) -> SentOutcome:
+        if isinstance(outcome, Value):
+            return cls(value=outcome.data)
+        return cls(failure=outcome) if isinstance(outcome, Failure) else cls()
+
+    def restored(self) -> Outcome:
+        if self.value is not None:
+            return Value(self.value)
+        return WasCancelled() if self.failure is None else self.failure
+
+
+class SentWrite(Struct, frozen=True, array_like=True):
+    """A write of a document."""
+
+    kind: str
+    key: DocumentKey
+    value: bytes = b""
+    if_revision: int | None = None
+
+    @classmethod
+    def of(cls, write: Write) -> SentWrite:
+        value = write.value if isinstance(write, Put) else b""
+        return cls(type(write).__name__, write.key, value, write.if_revision)
+
+    def restored(self) -> Write:
+        if self.kind == "Put":
+            return Put(self.key, self.value, self.if_revision)
+        return Delete(self.key, self.if_revision) if self.kind == "Delete" else Check(self.key, self.if_revision or 0)
+
+
+class SentError(Struct, frozen=True, array_like=True):
+    """One of Perdure's exceptions: its class, its text, and its attributes as far as they can be sent."""
+
+    name: str
+    text: str
+    fields: dict[str, Any]
+
+    @classmethod
+    def of(cls, error: PerdureError) -> SentError:
+        kind = next(each for each in type(error).__mro__ if getattr(errors, each.__name__, None) is each)
+        fields = {name: value for name, value in vars(error).items() if _is_plain(value)}
+        return cls(kind.__name__, str(error), fields)
+
+    def restored(self) -> PerdureError:
+        kind = getattr(errors, self.name, PerdureError)
+        if not (isinstance(kind, type) and issubclass(kind, PerdureError)):
+            kind = PerdureError
+        error = kind(self.text)
+        vars(error).update({name: value for name, value in self.fields.items() if name in vars(error)})
+        return error
+
+
+def _is_plain(value: object) -> bool:
+    return value is None or isinstance(value, str | int | float | bool)
+
+
+# --- the operations ---------------------------------------------------------------------------------------------------
+class Operation(Struct, frozen=True):
+    """An operation: who may call it, and how it is carried out. The annotations say what it takes and gives."""
+
+    role: Role
+    call: Callable[..., Awaitable[Any]]
+
+    @property
+    def takes(self) -> Any:
+        """The type of its arguments: a tuple."""
+        hints = get_type_hints(self.call)
+        types = [hint for name, hint in hints.items() if name not in ("operations", "return")]
+        return tuple.__class_getitem__(tuple(types))
+
+    @property
+    def gives(self) -> Any:
+        return get_type_hints(self.call)["return"]
+
+
+async def _start(operations: Operations, asked: SentSubmission) -> None:
+    await operations.start(asked.restored())
+
+
+async def _restart(
+    operations: Operations, id: str, call: SentSubmission | None, new_id: str | None, handlers: list[str]
+) -> str:
+    restored = None if call is None else call.restored()
+    return await operations.restart(id, restored, new_id=new_id, handlers=handlers)
+
+
+async def _pause(operations: Operations, id: str, timeout: float) -> None:
+    await operations.pause(id, timeout=timeout)
+
+
+async def _resume(operations: Operations, id: str, timeout: float) -> None:
+    await operations.resume(id, timeout=timeout)
+
+
+async def _cancel(operations: Operations, id: str, force: bool, timeout: float) -> None:
+    await operations.cancel(id, force=force, timeout=timeout)
+
+
+async def _retry(operations: Operations, id: str, timeout: float) -> None:
+    await operations.retry(id, timeout=timeout)
+
+
+async def _resolve(operations: Operations, awakeable_id: str, value: bytes, timeout: float) -> None:
+    await operations.resolve(awakeable_id, value, timeout=timeout)
+
+
+async def _reject(operations: Operations, awakeable_id: str, reason: str, timeout: float) -> None:
+    await operations.reject(awakeable_id, reason, timeout=timeout)
+
+
+async def _awakeable(operations: Operations, awakeable_id: str) -> tuple[str, int]:
+    return await operations.awakeable(awakeable_id)
+
+
+async def _look(operations: Operations, id: str) -> Invocation:
+    return await operations.look(id)
+
+
+async def _describe(operations: Operations, id: str) -> Invocation:
+    return await operations.describe(id)
+
+
+async def _page(operations: Operations, filters: Filters, limit: int, cursor: str | None) -> Page:
+    return await operations.page(filters, limit=limit, cursor=cursor)
+
+
+async def _awakeables(
+    operations: Operations, filters: AwakeableFilters, limit: int, cursor: str | None
+) -> AwakeablePage:
+    return await operations.awakeables(filters, limit=limit, cursor=cursor)
+
+
+async def _stats(operations: Operations) -> Stats:
+    return await operations.stats()
+
+
+async def _state(operations: Operations, key: str) -> dict[str, bytes]:
+    return dict(await operations.state(key))
+
+
+async def _serves(operations: Operations, handler: str) -> bool | None:
+    return await operations.serves(handler)
+
+
+async def _read_documents(operations: Operations, collection: str, keys: list[DocumentKey]) -> list[Document | None]:
+    return await operations.read_documents(collection, keys)
+
+
+async def _write_documents(
+    operations: Operations, collection: str, writes: list[SentWrite], fence: Fence | None
+) -> list[int]:
+    return await operations.write_documents(collection, [each.restored() for each in writes], fence)
+
+
+async def _scan_documents(operations: Operations, collection: str, which: Scan) -> list[Document]:
+    return await operations.scan_documents(collection, which)
+
+
+async def _delete_documents(operations: Operations, collection: str, prefix: str) -> int:
+    return await operations.delete_documents(collection, prefix)
+
+
+async def _export(operations: Operations, id: str) -> bytes:
+    return await operations.export(id)
+
+
+async def _purge(operations: Operations, id: str) -> None:
+    await operations.purge(id)
+
+
+CALLS: dict[str, Operation] = {
+    "start": Operation("operate", _start),
+    "restart": Operation("operate", _restart),
+    "pause": Operation("operate", _pause),
+    "resume": Operation("operate", _resume),
+    "cancel": Operation("operate", _cancel),
+    "retry": Operation("operate", _retry),
+    "resolve": Operation("operate", _resolve),
+    "reject": Operation("operate", _reject),
+    "awakeable": Operation("read", _awakeable),
+    "look": Operation("read", _look),
+    "describe": Operation("read", _describe),
+    "page": Operation("read", _page),
+    "awakeables": Operation("read", _awakeables),
+    "stats": Operation("read", _stats),
+    "state": Operation("read", _state),
+    "serves": Operation("read", _serves),
+    "read_documents": Operation("read", _read_documents),
+    "write_documents": Operation("operate", _write_documents),
+    "scan_documents": Operation("read", _scan_documents),
+    "delete_documents": Operation("operate", _delete_documents),
+    "export": Operation("read", _export),
+    "purge": Operation("admin", _purge),
+}
+"""All operations that are calls. `result` waits, and `watch` and `watch_all` are streams: see `clients`."""
+
+
+def sent_filters(filters: Any) -> dict[str, Any]:
+    """Return filters as they are sent."""
+    return {name: value for name, value in filters.items() if value is not None or name == "open"}
+
+
+def sent_seconds(timeout: Duration) -> float:
+    return seconds("timeout", timeout)
+
+
+def sent_handlers(handlers: Collection[str]) -> list[str]:
+    return [*handlers]
+
+
+def sent_writes(writes: Sequence[Write]) -> list[SentWrite]:
+    return [SentWrite.of(each) for each in writes]
+
+
+encode = msgspec.msgpack.encode
+
+
+def decode(data: bytes, type: Any) -> Any:
+    return msgspec.msgpack.decode(data, type=type)

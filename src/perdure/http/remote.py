@@ -1,0 +1,337 @@
+"""The operations over HTTP: `connect("http://…")` is a client of a server, the same as one of a store.
+
+Requests wait while the server cannot be reached, as those of a store do, at most `timeout`. One that may have arrived
+is sent again only if a second one changes nothing: a start, since its id is chosen here, and whatever only reads.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import ssl
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Collection, Mapping, Sequence
+from typing import Any
+
+import httpx
+import msgspec
+
+from perdure.background import RateLimitedLog
+from perdure.core.lifecycle import SETTLED
+from perdure.core.retry import Duration
+from perdure.errors import StoreClosed, StoreError, StoreUnavailable, WaitTimeout
+from perdure.http.clients import WAIT_LIMIT_SECONDS
+from perdure.http.exact import (
+    CALLS,
+    FRAME_HEADER_BYTES,
+    MEDIA_TYPE,
+    PREFIX,
+    SentError,
+    SentOutcome,
+    SentSubmission,
+    decode,
+    encode,
+    sent_filters,
+    sent_handlers,
+    sent_seconds,
+    sent_writes,
+)
+from perdure.http.problems import MEDIA_TYPE as PROBLEM_MEDIA_TYPE
+from perdure.http.problems import ProblemDocument
+from perdure.http.service import IDLE_SECONDS
+from perdure.operations.describe import Invocation
+from perdure.operations.documents import Document, DocumentKey, Fence, Scan, Write
+from perdure.operations.listing import AwakeableFilters, AwakeablePage, Filters, Page, Status
+from perdure.operations.port import ANSWER_WAIT_SECONDS, Operations, Outcome, Stats, Submission, nothing
+
+CONNECT_SECONDS = 5.0
+"""How long a connection may take to be made."""
+READ_SECONDS = 3 * IDLE_SECONDS
+"""How long a server may be silent while it is waited for: it says something more often."""
+RETRY_SECONDS = 0.5
+"""The back-off before a request is sent again."""
+CONNECTIONS_LIMIT = 1_000
+"""Connections to one server: each request that waits for a result holds one."""
+REPEATABLE = {name for name, each in CALLS.items() if each.role == "read"} | {"start", "result", "watch", "watch_all"}
+"""Operations of which a second request changes nothing."""
+
+NOT_SENT = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout)
+"""Errors of requests of which nothing was sent."""
+
+log = logging.getLogger("perdure.client")
+
+
+class Remote(Operations):
+    """The operations of a server. `name` is its URL, without secrets."""
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        name: str,
+        token: str | None = None,
+        timeout: float | None = None,
+        tls: ssl.SSLContext | None = None,
+        socket: str | None = None,
+    ) -> None:
+        self._url = url.rstrip("/")
+        self._name = name
+        self._timeout = timeout
+        self._headers = {} if token is None else {"Authorization": f"Bearer {token}"}
+        self._tls = tls
+        self._socket = socket
+        self._http: httpx.AsyncClient | None = None
+        self._closed = False
+        self._log = RateLimitedLog(log)
+
+    # --- life ---------------------------------------------------------------------------------------------------------
+    async def open(self) -> None:
+        try:
+            await self._call("serves", "")
+        except BaseException:
+            await self._close()
+            raise
+
+    async def aclose(self) -> None:
+        self._closed = True
+        await self._close()
+
+    async def _close(self) -> None:
+        http, self._http = self._http, None
+        if http is not None:
+            await http.aclose()
+
+    def _client(self) -> httpx.AsyncClient:
+        if self._closed:
+            raise StoreClosed(f"this client of {self._name} is closed: connect again")
+        if self._http is None:
+            limits = httpx.Limits(max_connections=CONNECTIONS_LIMIT, max_keepalive_connections=CONNECTIONS_LIMIT)
+            verify: ssl.SSLContext | bool = True if self._tls is None else self._tls
+            transport = httpx.AsyncHTTPTransport(verify=verify, limits=limits, uds=self._socket, trust_env=False)
+            self._http = httpx.AsyncClient(
+                transport=transport,
+                headers=self._headers,
+                timeout=httpx.Timeout(READ_SECONDS, connect=CONNECT_SECONDS),
+                trust_env=False,
+            )
+        return self._http
+
+    # --- requests -----------------------------------------------------------------------------------------------------
+    async def _call(self, name: str, *arguments: object) -> Any:
+        return decode((await self._send(name, arguments)).content, CALLS[name].gives)
+
+    async def _send(self, name: str, arguments: tuple[object, ...], waits: float = 0.0) -> httpx.Response:
+        """Send a request until it is answered; raise what the answer says is wrong."""
+        content = encode(arguments)
+        deadline = None if self._timeout is None else asyncio.get_running_loop().time() + self._timeout
+        while True:
+            try:
+                response = await self._client().post(
+                    f"{self._url}{PREFIX}{name}",
+                    content=content,
+                    headers={"Content-Type": MEDIA_TYPE},
+                    timeout=httpx.Timeout(READ_SECONDS + waits, connect=CONNECT_SECONDS),
+                )
+            except httpx.TransportError as error:
+                self._check_open()
+                await self._again(name, error, deadline)
+                continue
+            except httpx.InvalidURL as error:
+                raise StoreError(f"{self._name}: {error}") from error
+            if _is_to_be_repeated(response):
+                await self._again(name, _detail(response), deadline)
+                continue
+            _raise_refusal(response, self._name)
+            return response
+
+    async def _again(self, name: str, why: Exception | str, deadline: float | None) -> None:
+        """Wait before a request is sent again, or raise `StoreUnavailable` if it must not be."""
+        arrived = isinstance(why, Exception) and not isinstance(why, NOT_SENT)
+        text = f"{self._name} cannot be reached: {_text(why)}"
+        if arrived and name not in REPEATABLE:
+            again = "The request may have been carried out all the same: look at the invocation, then send it again"
+            raise StoreUnavailable(f"{text}. {again}")
+        if deadline is not None and asyncio.get_running_loop().time() + RETRY_SECONDS > deadline:
+            raise StoreUnavailable(f"{text}, for {self._timeout:g} s")
+        self._log("away", "%s; retrying", text, level=logging.WARNING)
+        await asyncio.sleep(RETRY_SECONDS)
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise StoreClosed(f"this client of {self._name} is closed: connect again")
+
+    # --- running ------------------------------------------------------------------------------------------------------
+    async def run(self, submission: Submission, accepted: Callable[[], object] = nothing, /) -> Outcome:
+        await self.start(submission)
+        accepted()
+        return await self.result(submission.id)
+
+    async def start(self, submission: Submission, /) -> None:
+        await self._call("start", SentSubmission.of(submission))
+
+    async def result(self, id: str, /, *, timeout: float | None = None) -> Outcome:
+        loop = asyncio.get_running_loop()
+        end = None if timeout is None else loop.time() + timeout
+        while True:
+            left = WAIT_LIMIT_SECONDS if end is None else min(WAIT_LIMIT_SECONDS, max(0.0, end - loop.time()))
+            response = await self._send("result", (id, left), left)
+            if response.status_code != 202:
+                found: SentOutcome = decode(response.content, SentOutcome)
+                return found.restored()
+            if end is not None and loop.time() >= end:
+                text = f"invocation {id!r} has not ended within {timeout} s; it goes on"
+                raise WaitTimeout(text, invocation_id=id, timeout=timeout or 0.0)
+
+    async def restart(
+        self, id: str, call: Submission | None, /, *, new_id: str | None, handlers: Collection[str] = ()
+    ) -> str:
+        sent = None if call is None else SentSubmission.of(call)
+        return await self._call("restart", id, sent, new_id, sent_handlers(handlers))
+
+    # --- talking ------------------------------------------------------------------------------------------------------
+    async def pause(self, id: str, /, *, timeout: Duration = ANSWER_WAIT_SECONDS) -> None:
+        await self._call("pause", id, sent_seconds(timeout))
+
+    async def resume(self, id: str, /, *, timeout: Duration = ANSWER_WAIT_SECONDS) -> None:
+        await self._call("resume", id, sent_seconds(timeout))
+
+    async def cancel(self, id: str, /, *, force: bool = False, timeout: Duration = ANSWER_WAIT_SECONDS) -> None:
+        await self._call("cancel", id, bool(force), sent_seconds(timeout))
+
+    async def retry(self, id: str, /, *, timeout: Duration = ANSWER_WAIT_SECONDS) -> None:
+        await self._call("retry", id, sent_seconds(timeout))
+
+    async def resolve(self, awakeable_id: str, value: bytes, /, *, timeout: Duration = ANSWER_WAIT_SECONDS) -> None:
+        await self._call("resolve", awakeable_id, value, sent_seconds(timeout))
+
+    async def reject(self, awakeable_id: str, reason: str, /, *, timeout: Duration = ANSWER_WAIT_SECONDS) -> None:
+        await self._call("reject", awakeable_id, reason, sent_seconds(timeout))
+
+    async def awakeable(self, awakeable_id: str, /) -> tuple[str, int]:
+        return await self._call("awakeable", awakeable_id)
+
+    # --- looking ------------------------------------------------------------------------------------------------------
+    async def look(self, id: str, /) -> Invocation:
+        return await self._call("look", id)
+
+    async def describe(self, id: str, /) -> Invocation:
+        return await self._call("describe", id)
+
+    async def page(self, filters: Filters, /, *, limit: int, cursor: str | None = None) -> Page:
+        return await self._call("page", sent_filters(filters), limit, cursor)
+
+    async def awakeables(self, filters: AwakeableFilters, /, *, limit: int, cursor: str | None = None) -> AwakeablePage:
+        return await self._call("awakeables", sent_filters(filters), limit, cursor)
+
+    async def watch(self, id: str, /) -> AsyncGenerator[Invocation, None]:
+        seen: Status | None = None
+        while seen not in SETTLED:
+            async with contextlib.aclosing(self._stream("watch", (id,))) as changes:
+                async for each in changes:
+                    if each.status != seen:  # when a connection was lost, the present status comes again
+                        seen = each.status
+                        yield each
+
+    async def watch_all(self, filters: Filters, /) -> AsyncGenerator[Invocation, None]:
+        while True:
+            async with contextlib.aclosing(self._stream("watch_all", (sent_filters(filters),))) as changes:
+                async for each in changes:
+                    yield each
+
+    async def _stream(self, name: str, arguments: tuple[object, ...]) -> AsyncGenerator[Invocation, None]:
+        """Yield the changes of one connection. It ends with the connection, or with what they end with."""
+        deadline = None if self._timeout is None else asyncio.get_running_loop().time() + self._timeout
+        try:
+            async with self._client().stream(
+                "POST", f"{self._url}{PREFIX}{name}", content=encode(arguments), headers={"Content-Type": MEDIA_TYPE}
+            ) as response:
+                if response.status_code != 200:
+                    await response.aread()
+                    if _is_to_be_repeated(response):
+                        await self._again(name, _detail(response), deadline)
+                        return
+                    _raise_refusal(response, self._name)
+                async for data in _frames(response.aiter_bytes()):
+                    invocation, error = decode(data, tuple[Invocation | None, SentError | None])
+                    if error is not None:
+                        raise error.restored()
+                    if invocation is None:
+                        return
+                    yield invocation
+        except httpx.TransportError as error:
+            self._check_open()
+            await self._again(name, error, deadline)
+
+    async def stats(self) -> Stats:
+        return await self._call("stats")
+
+    async def state(self, key: str, /) -> Mapping[str, bytes]:
+        return await self._call("state", key)
+
+    async def serves(self, handler: str, /) -> bool | None:
+        return await self._call("serves", handler)
+
+    # --- documents ----------------------------------------------------------------------------------------------------
+    async def read_documents(self, collection: str, keys: Sequence[DocumentKey], /) -> list[Document | None]:
+        return await self._call("read_documents", collection, [*keys])
+
+    async def write_documents(
+        self, collection: str, writes: Sequence[Write], fence: Fence | None = None, /
+    ) -> list[int]:
+        return await self._call("write_documents", collection, sent_writes(writes), fence)
+
+    async def scan_documents(self, collection: str, which: Scan, /) -> list[Document]:
+        return await self._call("scan_documents", collection, which)
+
+    async def delete_documents(self, collection: str, prefix: str, /) -> int:
+        return await self._call("delete_documents", collection, prefix)
+
+    # --- keeping ------------------------------------------------------------------------------------------------------
+    async def export(self, id: str, /) -> bytes:
+        return await self._call("export", id)
+
+    async def purge(self, id: str, /) -> None:
+        await self._call("purge", id)
+
+    async def backup(self, target: str, /) -> None:
+        raise StoreError(f"{self._name}: a backup is made where the store is: connect to its URL there")
+
+
+async def _frames(pieces: AsyncIterator[bytes]) -> AsyncGenerator[bytes, None]:
+    """Yield the frames of a stream, without those that only say that it lives."""
+    buffer = b""
+    async for piece in pieces:
+        buffer += piece
+        while len(buffer) >= FRAME_HEADER_BYTES:
+            end = FRAME_HEADER_BYTES + int.from_bytes(buffer[:FRAME_HEADER_BYTES], "big")
+            if len(buffer) < end:
+                break
+            frame, buffer = buffer[FRAME_HEADER_BYTES:end], buffer[end:]
+            if frame:
+                yield frame
+
+
+def _raise_refusal(response: httpx.Response, name: str) -> None:
+    """Raise what an answer says is wrong."""
+    if response.status_code < 400:
+        return
+    if response.headers.get("content-type") == MEDIA_TYPE:
+        error: SentError = decode(response.content, SentError)
+        raise error.restored()
+    raise StoreError(f"{name} answers {response.status_code}: {_detail(response)}")
+
+
+def _is_to_be_repeated(response: httpx.Response) -> bool:
+    """Report whether a server is busy, or stops, and has done nothing."""
+    return response.status_code in (429, 503) and response.headers.get("content-type") == PROBLEM_MEDIA_TYPE
+
+
+def _detail(response: httpx.Response) -> str:
+    try:
+        return msgspec.json.decode(response.content, type=ProblemDocument).detail
+    except (msgspec.MsgspecError, UnicodeDecodeError):
+        return "this is not the HTTP API of Perdure, or a proxy in front of it answers"
+
+
+def _text(why: Exception | str) -> str:
+    return why if isinstance(why, str) else str(why) or type(why).__name__
