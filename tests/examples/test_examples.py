@@ -134,6 +134,24 @@ async def test_example_prints_what_happens(name: str) -> None:
     assert re.fullmatch(PATTERNS[name], out), out
 
 
+async def test_query_example_sends_the_requests_that_it_shows() -> None:
+    check_query(await output("examples.query", "--port", "0"))
+
+
+def check_query(out: str) -> None:
+    commands = re.findall(r"^\$ (.*)$", out, re.MULTILINE)
+    assert len(commands) == 10
+    assert re.fullmatch(r'curl "http://localhost:\d+/api/workflows"', commands[0])
+    answers = [json.loads(each) for each in re.findall(r"^\{$.*?^\}", out, re.MULTILINE | re.DOTALL)]
+    listed, shown, stats, completed, failed, approvals, one, awakeables, _, result = answers
+    assert sorted(each["status"] for each in listed["workflows"]) == ["completed", "failed", "suspended"]
+    assert (shown["handler"], shown["current_step_type"][:10]) == ("expense_approval", "AWAKEABLE:")
+    assert stats["by_status"] == {"completed": 1, "failed": 1, "suspended": 1}
+    assert [len(each["workflows"]) for each in (completed, failed, approvals, one)] == [1, 1, 1, 1]
+    assert len(awakeables["awakeables"]) == 1
+    assert result["result"] == "✅ Approved: $120.00 for Ada"
+
+
 async def test_approval_example_takes_a_no_for_an_answer() -> None:
     assert await output("examples.approval", "--reject") == ASKED + "❌ Rejected: $120.00 (too much)\n"
 

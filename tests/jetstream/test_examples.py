@@ -8,7 +8,7 @@ import pytest
 
 from examples.services.nats_server import Options, Server, server
 from perdure.stores.jetstream.layout.streams import make
-from tests.examples.test_examples import OUTPUT, PATTERNS, output
+from tests.examples.test_examples import OUTPUT, PATTERNS, check_query, output
 
 pytestmark = pytest.mark.slow
 
@@ -25,6 +25,13 @@ async def test_example_prints_the_same_on_a_nats_server(name: str, monkeypatch: 
         assert sorted(out.splitlines()) == sorted(OUTPUT[name].splitlines())
     else:
         assert re.fullmatch(PATTERNS[name], out), out
+
+
+async def test_query_example_sends_its_requests_to_a_nats_server(monkeypatch: pytest.MonkeyPatch) -> None:
+    with server(options=Options(sync_interval="always")) as node:
+        await prepare(node)
+        monkeypatch.setenv("PERDURE_URL", node.url)
+        check_query(await output("examples.query", "--port", "0"))
 
 
 async def prepare(node: Server) -> None:

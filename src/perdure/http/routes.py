@@ -66,43 +66,52 @@ class Route(Struct, frozen=True):
 
 
 class Router:
-    """Finds the route of a request by its raw path. Each segment is decoded once, after the path was split."""
+    """Finds the route of a request by its raw path. Each segment is decoded once, after the path was split.
+
+    A shape says which segments of a path are literal. Routes are looked up by their literal segments, for each shape of
+    that length: those with more of them come first.
+    """
 
     def __init__(self, routes: Iterable[Route]) -> None:
-        self._routes = [(route, route.path.encode().split(b"/")) for route in routes]
+        self._shapes: dict[int, list[_Shape]] = {}
+        for route in routes:
+            pattern = route.path.encode().split(b"/")
+            literal = tuple(n for n, part in enumerate(pattern) if not part.startswith(b"{"))
+            shapes = self._shapes.setdefault(len(pattern), [])
+            shape = next((each for each in shapes if each.literal == literal), None)
+            if shape is None:
+                shape = _Shape(literal, tuple(n for n in range(len(pattern)) if n not in literal), {})
+                shapes.append(shape)
+                shapes.sort(key=lambda each: -len(each.literal))
+            shape.routes.setdefault(tuple(pattern[n] for n in literal), {}).setdefault(route.method, route)
 
     def match(self, method: str, raw_path: bytes) -> tuple[Route, dict[str, str]]:
         """Return the route and its parameters, or raise a `Problem`."""
         segments = raw_path.split(b"/")
-        allowed: dict[str, tuple[Route, dict[str, str]]] = {}
-        for route, pattern in self._routes:
-            found = _parameters(pattern, segments)
-            if found is not None:
-                allowed.setdefault(route.method, (route, found))
         wanted = "GET" if method == "HEAD" else method
-        if wanted in allowed:
-            return allowed[wanted]
+        allowed: set[str] = set()
+        for shape in self._shapes.get(len(segments), ()):
+            found = shape.routes.get(tuple([segments[n] for n in shape.literal]))
+            if found is None or not all(segments[n] for n in shape.parameters):
+                continue
+            if (route := found.get(wanted)) is not None:
+                names = route.parameters
+                return route, {name: _decoded(segments[n]) for name, n in zip(names, shape.parameters, strict=True)}
+            allowed.update(found, ["HEAD"] if "GET" in found else [])
         shown = raw_path.decode("ascii", "replace")
         if allowed:
-            methods = ", ".join(sorted({*allowed, *(["HEAD"] if "GET" in allowed else [])}))
+            methods = ", ".join(sorted(allowed))
             text = f"{shown} takes {methods}, not {method}"
             raise Problem(405, "wrong-method", text, headers={"Allow": methods})
         raise Problem(404, "no-such-route", f"there is nothing at {shown}: /openapi.json lists what there is")
 
 
-def _parameters(pattern: list[bytes], segments: list[bytes]) -> dict[str, str] | None:
-    """Return the parameters of a path that fits, None for one that does not."""
-    if len(pattern) != len(segments):
-        return None
-    found: dict[str, str] = {}
-    for part, segment in zip(pattern, segments, strict=True):
-        if part.startswith(b"{"):
-            if not segment:
-                return None
-            found[part[1:-1].decode()] = _decoded(segment)
-        elif part != segment:
-            return None
-    return found
+class _Shape(Struct, frozen=True):
+    """Paths of one length: the places of their literal segments and of their parameters, and their routes."""
+
+    literal: tuple[int, ...]
+    parameters: tuple[int, ...]
+    routes: dict[tuple[bytes, ...], dict[str, Route]]
 
 
 def _decoded(segment: bytes) -> str:
