@@ -159,6 +159,33 @@ async def test_idempotency_key_makes_one_start_of_many(site: Site) -> None:
     assert problem(await send("", 3)) == (400, "bad-idempotency-key")
 
 
+async def test_batch_is_accepted_together_or_not_at_all(site: Site) -> None:
+    starts = [{"handler": "add", "input": n, "id": f"b{n}", "tags": {"n": str(n)}, "key": "k"} for n in range(50)]
+    starts.append({"handler": "greet"})
+    response = await site.post("/api/workflows:batch", {"starts": starts})
+    assert response.status_code == 202
+    found = response.json()["workflows"]
+    assert [each["invocation_id"] for each in found[:-1]] == [f"b{n}" for n in range(50)]
+    assert (await site.get(found[49]["result_url"] + "?wait=30")).json()["result"] == 50
+    assert (await site.get(found[50]["result_url"] + "?wait=30")).json()["result"] == ["you"]
+    assert (await site.post("/api/workflows:batch", {"starts": starts[:50]})).status_code == 202
+    new = {"handler": "add", "input": 1, "id": "new"}
+    for wrong, status, pointers in (
+        ([new, {"handler": "add", "input": 9, "id": "b1"}], 409, []),
+        ([new, new], 422, ["/starts"]),
+        ([new, {"handler": "add", "input": "x"}], 422, ["/starts/1/input"]),
+        ([new, {"handler": "expense", "input": {"amount": "1", "note": 3}}], 422, ["/starts/1/input/note"]),
+        ([new, {"handler": "nobody"}, {"handler": "add", "input": 1, "key": ""}], 422, ["/starts/1", "/starts/2"]),
+        ([], 422, ["/starts"]),
+        ([new] * 1_001, 422, ["/starts"]),
+        ([{**new, "when": 1}], 422, ["/starts/0"]),
+    ):
+        refused = await site.post("/api/workflows:batch", {"starts": wrong})
+        assert refused.status_code == status, refused.text
+        assert [each["pointer"] for each in refused.json().get("errors", ())] == pointers
+    assert (await site.get("/api/workflows/stats")).json()["total"] == 51
+
+
 # --- looking ----------------------------------------------------------------------------------------------------------
 async def test_list_by_pages_and_filters(site: Site) -> None:
     ids = [await site.invoke("add", n, tag=f"half:{n % 2}") for n in range(7)]

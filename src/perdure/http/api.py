@@ -7,6 +7,8 @@ import hashlib
 import os
 import re
 import time
+from collections import Counter
+from collections.abc import Mapping
 from datetime import datetime
 from typing import Annotated, Any, Literal, cast
 from urllib.parse import quote
@@ -17,14 +19,14 @@ from starlette.responses import Response
 
 from perdure.authoring.workflow import checked_delay
 from perdure.core.ids import check_name, check_new_id, new_id
-from perdure.core.interface import classes_of, identity, input_from_json, input_schema
+from perdure.core.interface import MISSING, classes_of, identity, input_from_json, input_schema
 from perdure.core.json_schema import json_schema
-from perdure.core.json_values import from_json
+from perdure.core.json_values import ERRORS_LIMIT, from_json
 from perdure.core.lifecycle import MISFIT
 from perdure.core.retry import seconds
 from perdure.core.tags import check_tags
 from perdure.core.values import digest
-from perdure.errors import IdConflict, MessageRefused, WaitTimeout
+from perdure.errors import IdConflict, MessageRefused, PerdureError, ValueRefused, WaitTimeout
 from perdure.http.exchange import Exchange, json_response
 from perdure.http.feed import changes
 from perdure.http.openapi import document_of
@@ -34,6 +36,7 @@ from perdure.http.service import SERVER_SENT_EVENTS
 from perdure.http.views import (
     UNTYPED,
     Accepted,
+    AllAccepted,
     Applied,
     AwakeablePageView,
     Ended,
@@ -62,6 +65,8 @@ WAIT_LIMIT_SECONDS = 300.0
 """The longest that a request waits for a result."""
 APPLY_SECONDS = 5.0
 """How long a request waits until it is applied to an invocation. It is durable before."""
+BATCH_LIMIT = 1_000
+"""Starts that are accepted together at most."""
 IDEMPOTENCY_KEY_LIMIT = 255
 """Characters of an idempotency key."""
 
@@ -232,7 +237,7 @@ class InvokeQuery(Struct):
 async def invoke(exchange: Exchange, query: InvokeQuery) -> Response:
     service = exchange.service
     handler = await _handler(exchange, exchange.parameters["handler"])
-    submission = _submission(exchange, handler, query, exchange.json())
+    submission = _submission(exchange, handler, query, exchange.json(), _tags(query.tag))
     limit = _wait_seconds(exchange, query.wait)
     try:
         if limit is None:
@@ -258,26 +263,76 @@ async def _run(exchange: Exchange, submission: Submission, limit: float) -> Outc
     return outcome
 
 
-def _submission(exchange: Exchange, handler: Handler, query: InvokeQuery, body: Any) -> Submission:
+class BatchStart(Struct, forbid_unknown_fields=True):
+    """One start: the handler, its input, and the options of the start. `delay` and `timeout` are in seconds."""
+
+    handler: str
+    input: Any = UNSET
+    id: str | None = None
+    key: str | None = None
+    delay: Seconds | None = None
+    timeout: Seconds | None = None
+    tags: dict[str, str] = {}
+
+
+class Batch(Struct, forbid_unknown_fields=True):
+    """Starts that are accepted together, or not at all."""
+
+    starts: Annotated[list[BatchStart], Meta(min_length=1, max_length=BATCH_LIMIT)]
+
+
+async def invoke_all(exchange: Exchange, _: NoQuery) -> Response:
+    found: list[Submission] = []
+    wrong: list[tuple[str, str]] = []
+    for number, each in enumerate(exchange.struct(Batch).starts):
+        options = InvokeQuery(each.id, each.key, each.delay, each.timeout)
+        body = MISSING if each.input is UNSET else each.input
+        try:
+            handler = await _handler(exchange, each.handler)
+            found.append(_submission(exchange, handler, options, body, each.tags, is_one=False))
+        except ValueRefused as error:
+            wrong += [(f"/starts/{number}/input{at}", why) for at, why in error.errors]
+        except (Problem, PerdureError) as error:
+            wrong.append((f"/starts/{number}", str(error)))
+    counts = Counter(each.id for each in found)
+    wrong += [("/starts", f"the id {id!r} is given twice") for id, count in counts.items() if count > 1]
+    if wrong:
+        text = f"{len(wrong)} things are wrong with the starts, and none was accepted: {wrong[0][0]}: {wrong[0][1]}"
+        raise Problem(422, "value-refused", text, wrong=wrong[:ERRORS_LIMIT])
+    await exchange.service.operations.start_all(found)
+    return json_response(AllAccepted([_accepted(exchange, each.id) for each in found]), 202)
+
+
+def _submission(
+    exchange: Exchange,
+    handler: Handler,
+    query: InvokeQuery,
+    body: Any,
+    tags: Mapping[str, str],
+    *,
+    is_one: bool = True,
+) -> Submission:
     interface = handler.interface
     input = input_from_json(interface, body)
     found = identity(interface, input)
-    tags = check_tags(_tags(query.tag))
+    checked = check_tags(tags)
     key = None if query.key is None else check_name("a key", query.key)
     delay = None if query.delay is None else cast("float", checked_delay(query.delay))
     timeout = None if query.timeout is None else seconds("timeout", query.timeout, positive=True)
     id, is_chosen = query.id, query.id is not None
-    once = exchange.header("idempotency-key")
+    once = exchange.header("idempotency-key") if is_one else None
     if once is not None:
         if id is not None:
             raise Problem(400, "bad-query", "give an id or an Idempotency-Key, not both")
         id, is_chosen = _id_for(handler.name, once), True
-        found = digest(found + msgspec.msgpack.encode((key, tags, timeout, delay)))  # these must be the same too
+        found = digest(found + msgspec.msgpack.encode((key, checked, timeout, delay)))  # these must be the same too
     elif id is not None:
         check_new_id(id)
     else:
         id = new_id(time.time(), os.urandom(10))
-    return Submission(id, handler.name, input, found, is_chosen, key, delay, timeout, tags, bytes.fromhex(handler.hash))
+    return Submission(
+        id, handler.name, input, found, is_chosen, key, delay, timeout, checked, bytes.fromhex(handler.hash)
+    )
 
 
 def _id_for(handler: str, once: str) -> str:
@@ -353,7 +408,7 @@ async def restart(exchange: Exchange, _: NoQuery) -> Response:
     if body.input is not UNSET:
         invocation = await operations.look(id)
         handler = await _handler(exchange, invocation.handler)
-        call = _submission(exchange, handler, InvokeQuery(), body.input)
+        call = _submission(exchange, handler, InvokeQuery(), body.input, {}, is_one=False)
         handlers = (invocation.handler, handler.name)
     chosen = None if isinstance(body.id, UnsetType) else check_new_id(body.id)
     new = await operations.restart(id, call, new_id=chosen, handlers=handlers)
@@ -495,6 +550,14 @@ ROUTES: tuple[Route, ...] = (
         query=InvokeQuery,
         body=Body.INPUT,
         gives=Accepted,
+        status=202,
+        also=(404, 409, 422),
+    ),
+    Route(
+        *("POST", "/api/workflows:batch", "operate", invoke_all),
+        f"Start up to {BATCH_LIMIT:,} invocations together, or none.",
+        body=Batch,
+        gives=AllAccepted,
         status=202,
         also=(404, 409, 422),
     ),

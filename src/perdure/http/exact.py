@@ -142,6 +142,10 @@ async def _start(operations: Operations, asked: SentSubmission) -> None:
     await operations.start(asked.restored())
 
 
+async def _start_all(operations: Operations, asked: list[SentSubmission]) -> None:
+    await operations.start_all([each.restored() for each in asked])
+
+
 async def _restart(
     operations: Operations, id: str, call: SentSubmission | None, new_id: str | None, handlers: list[str]
 ) -> str:
@@ -235,6 +239,7 @@ async def _purge(operations: Operations, id: str) -> None:
 
 CALLS: dict[str, Operation] = {
     "start": Operation("operate", _start),
+    "start_all": Operation("operate", _start_all),
     "restart": Operation("operate", _restart),
     "pause": Operation("operate", _pause),
     "resume": Operation("operate", _resume),

@@ -52,7 +52,13 @@ RETRY_SECONDS = 0.5
 """The back-off before a request is sent again."""
 CONNECTIONS_LIMIT = 1_000
 """Connections to one server: each request that waits for a result holds one."""
-REPEATABLE = {name for name, each in CALLS.items() if each.role == "read"} | {"start", "result", "watch", "watch_all"}
+REPEATABLE = {name for name, each in CALLS.items() if each.role == "read"} | {
+    "start",
+    "start_all",
+    "result",
+    "watch",
+    "watch_all",
+}
 """Operations of which a second request changes nothing."""
 
 NOT_SENT = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout)
@@ -168,6 +174,9 @@ class Remote(Operations):
 
     async def start(self, submission: Submission, /) -> None:
         await self._call("start", SentSubmission.of(submission))
+
+    async def start_all(self, submissions: Sequence[Submission], /) -> None:
+        await self._call("start_all", [SentSubmission.of(each) for each in submissions])
 
     async def result(self, id: str, /, *, timeout: float | None = None) -> Outcome:
         loop = asyncio.get_running_loop()

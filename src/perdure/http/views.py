@@ -153,6 +153,12 @@ class Accepted(Struct, frozen=True):
     result_url: str
 
 
+class AllAccepted(Struct, frozen=True):
+    """Starts that are durable, in the order in which they were given."""
+
+    workflows: list[Accepted]
+
+
 class Ended(Struct, frozen=True):
     """How an invocation ended: completed with a `result`, failed with an `error`, or cancelled."""
 

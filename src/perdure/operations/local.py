@@ -217,15 +217,27 @@ class Local(Operations):
         store = self._store or await self.opened()
         await self._submit(store, self._start_of(store, submission))
 
+    async def start_all(self, submissions: Sequence[Submission], /) -> None:
+        store = self._store or await self.opened()
+        await self._submit_all(store, [self._start_of(store, each) for each in submissions])
+
     async def _submit(self, store: Store, start: Start) -> bool:
-        if self._timeout is None:
-            (is_new,) = await store.submit((start,))
-        else:
-            again = f"It may be accepted all the same: start it again with using(id={start.id!r}), which runs it once"
-            (is_new,) = await self._accepted(store.submit((start,)), f"the start of invocation {start.id!r}", again)
-        if not store.serves(start.handler) and self._unserved is not None:
-            self._unserved.note(start)
+        (is_new,) = await self._submit_all(store, (start,))
         return is_new
+
+    async def _submit_all(self, store: Store, starts: Sequence[Start]) -> list[bool]:
+        if self._timeout is None:
+            are_new = await store.submit(starts)
+        else:
+            first = starts[0].id
+            what = f"the start of invocation {first!r}" + (f" and {len(starts) - 1} more" if len(starts) > 1 else "")
+            again = f"It may be accepted all the same: start it again with using(id={first!r}), which runs it once"
+            are_new = await self._accepted(store.submit(starts), what, again)
+        if self._unserved is not None:
+            for start in starts:
+                if not store.serves(start.handler):
+                    self._unserved.note(start)
+        return are_new
 
     def _start_of(self, store: Store, asked: Submission) -> Start:
         if len(asked.input) > store.payload_limit:

@@ -104,6 +104,10 @@ class Operations(Protocol):
         """Start an invocation; return when the start is durable."""
         ...
 
+    async def start_all(self, submissions: Sequence[Submission], /) -> None:
+        """Start invocations; return when all starts are durable. `IdConflict` starts none."""
+        ...
+
     async def result(self, id: str, /, *, timeout: float | None = None) -> Outcome:
         """Wait for the outcome of an invocation; `WaitTimeout` after `timeout` seconds."""
         ...
