@@ -255,7 +255,7 @@ class BadId(PerdureError, ValueError):
 
 
 class BadUrl(PerdureError, ValueError):
-    """Not the URL of a store: memory:, sqlite:PATH or nats://HOST:PORT."""
+    """Not the URL of a store: memory:, sqlite:PATH, nats://HOST:PORT or http://HOST:PORT."""
 
 
 class IdConflict(PerdureError):

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import signal
+import subprocess
+import sys
 from collections.abc import AsyncGenerator
 from contextlib import AsyncExitStack
 from datetime import UTC, datetime, timedelta
@@ -15,6 +17,7 @@ from typing import Any
 import pytest
 
 from perdure import InvocationCancelled, connect, http, workflow
+from perdure.calls import submission_of
 from perdure.client import Client
 from perdure.errors import (
     AwakeableRejected,
@@ -35,7 +38,7 @@ from perdure.http.server import Server, address_of
 from perdure.operations.port import Operations
 from perdure.testing.replay import replay
 from tests.http.conftest import Site, site_on
-from tests.http.processes import PROGRAMS, Process
+from tests.http.processes import ENVIRONMENT, PROGRAMS, Process
 from tests.http.programs import WORKFLOWS, Approval, Expense, add, echo, expense, failing, sleeping
 from tests.http.test_routes import problem
 
@@ -250,6 +253,43 @@ async def test_wrong_arguments_are_refused(memory_site: Site) -> None:
         assert problem(response) == (422, "value-refused")
     response = await memory_site.send("/api/client/look", encode(["x"]))
     assert problem(response) == (415, "wrong-content-type")
+
+
+async def test_many_starts_are_accepted_together(remote: Client) -> None:
+    starts = [submission_of(add.using(id=f"s{n}"), (n,), {}) for n in range(20)]
+    await remote.operations.start_all(starts)
+    assert await remote.handle("s19", add).result() == 20
+    with pytest.raises(IdConflict):
+        await remote.operations.start_all([submission_of(add.using(id="s3"), (9,), {})])
+
+
+@pytest.mark.slow
+def test_command_line_works_over_a_server(tmp_path: Path) -> None:
+    server = Process(tmp_path, "worker", PROGRAMS)
+    url = ("--url", server.base)
+
+    def perdure(*arguments: str) -> str:
+        command = [sys.executable, "-m", "perdure", *arguments]
+        ran = subprocess.run(command, env=ENVIRONMENT, cwd=tmp_path, capture_output=True, text=True, timeout=60)
+        assert ran.returncode == 0, ran.stderr
+        return ran.stdout
+
+    assert perdure("run", f"{PROGRAMS}:add", "3", "--no-worker", *url) == "4\n"
+    with connect(server.base).blocking() as wait:
+        client = connect(server.base)
+        handle = wait(client.start(expense.using(id="e"), Expense(Decimal(1))))
+        wait(client.aclose())
+    while not (awakeable := perdure("awakeables", "--quiet", *url).strip()):
+        pass
+    assert perdure("list", "--quiet", "--status", "suspended", *url) == "e\n"
+    assert "AWAKEABLE" in perdure("journal", "e", *url)
+    perdure("pause", "e", *url)
+    perdure("resume", "e", *url)
+    perdure("resolve", awakeable, '{"approved": true}', *url)
+    while "completed" not in perdure("show", handle.id, *url):
+        pass
+    assert "2 in all" in perdure("stats", *url)
+    server.stop(signal.SIGTERM)
 
 
 def test_every_operation_of_the_port_has_a_route() -> None:

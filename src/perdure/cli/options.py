@@ -17,7 +17,7 @@ PORT_LIMIT = 65_535
 url_option = click.option(
     "--url",
     metavar="URL",
-    help=f"The store: memory:, sqlite:PATH or nats://HOST:PORT.  [default: $PERDURE_URL, else {DEFAULT_URL}]",
+    help=f"memory:, sqlite:PATH, nats://HOST:PORT or http://HOST:PORT.  [default: $PERDURE_URL, else {DEFAULT_URL}]",
 )
 
 
