@@ -13,6 +13,7 @@ from collections.abc import Sequence
 import click
 
 from perdure.cli import look, operate
+from perdure.cli.dev import dev
 from perdure.cli.nats import nats
 from perdure.cli.process import ended, open_standard_streams
 from perdure.cli.reporting import UNWRITABLE, report, report_unwritable
@@ -34,6 +35,7 @@ def commands(context: click.Context) -> None:
 
 commands.add_command(run)
 commands.add_command(worker)
+commands.add_command(dev)
 commands.add_command(serve)
 commands.add_command(nats)
 for verb in (*look.COMMANDS, *operate.COMMANDS):
