@@ -105,15 +105,15 @@ def connect(
 
 def _client_of_server(url: str, token: str | None, tls: SSLContext | None, timeout: Duration | None) -> Client:
     """Return a client of a server that speaks HTTP."""
-    from perdure.http.remote import Remote  # noqa: PLC0415  only who speaks HTTP imports it
+    from perdure.http.remote import Remote, check_url  # noqa: PLC0415  only who speaks HTTP imports it
 
     limit = None if timeout is None else seconds("connect(timeout=…)", timeout, positive=True)
     scheme, _, rest = url.partition(":")
     name, socket = without_secrets(url), None
     if scheme == "http+unix":
         socket, url = os.path.abspath(rest.removeprefix("//")), "http://localhost"
-    elif not rest.removeprefix("//").strip("/"):
-        raise BadUrl(f"{url!r}: name a host, as in http://127.0.0.1:8080")
+    else:
+        check_url(url, name)
     remote = Remote(url, name=name, token=token, timeout=limit, tls=tls, socket=socket)
     return Client(remote, _no_worker, translators_in_use)
 

@@ -17,6 +17,7 @@ import msgspec
 import pydantic
 import pytest
 
+from perdure.authoring.by_name import named
 from perdure.core.interface import (
     MISSING,
     Interface,
@@ -170,7 +171,7 @@ def test_input_from_json_is_that_of_a_typed_caller(
     signature, interface = made(fn)
     recorded = signature.encode(args, kwargs, "the input")
     ours = input_from_json(interface, as_json)
-    assert signature.decode(ours, validated=False) == signature.decode(recorded)
+    assert signature.decode(named(ours, signature), validated=False) == signature.decode(recorded)
     assert identity(interface, ours) == identity(interface, recorded) == signature.identity(args, kwargs)
     if as_json is not MISSING and as_json is not None:
         check(interface, as_json)
@@ -215,8 +216,9 @@ def test_one_optional_parameter_may_be_left_out() -> None:
     async def greet(name: str = "you") -> str: ...
 
     signature, interface = made(greet)
-    assert decode_any(input_from_json(interface, MISSING)) == {}
-    assert decode_any(input_from_json(interface, "ada")) == {"name": "ada"}
+    assert decode_any(input_from_json(interface, MISSING)) == {"*": []}
+    assert decode_any(input_from_json(interface, "ada")) == {"*": [], "name": "ada"}
+    assert input_schema(interface, where="#") == {"type": "string", "default": "you"}
     assert identity(interface, input_from_json(interface, MISSING)) == signature.identity((), {})
 
 
@@ -232,7 +234,7 @@ def test_default_that_cannot_be_recorded_is_not_described() -> None:
     async def odd(it: Any = object()) -> None: ...  # noqa: B008
 
     _, interface = made(odd)
-    assert interface.input.root.fields[0].default is None
+    assert interface.defaults == {}
     assert not interface.input.root.fields[0].required
 
 

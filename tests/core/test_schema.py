@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, time, timedelta
 from decimal import Decimal
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple, NoReturn, TypedDict
+from typing import Annotated, Any, Generic, Literal, NamedTuple, NoReturn, TypedDict, TypeVar
 from uuid import UUID
 
 import attrs
@@ -28,6 +28,8 @@ from perdure.core.schema import Schema, decode_schema, schema_of, schema_of_fiel
 from perdure.core.types import decoder, validator
 from perdure.core.values import encode
 from perdure.errors import Undecodable, ValueRefused
+
+T = TypeVar("T")
 
 
 class Color(enum.Enum):
@@ -376,13 +378,95 @@ def test_model_whose_annotations_name_later_classes_has_one_schema_before_and_af
 
 
 def test_input_of_a_handler_is_an_object_of_its_parameters() -> None:
-    schema = schema_of_fields([("order", Item, True, None), ("times", int, False, encode(1))])
+    schema = schema_of_fields([("order", Item, True), ("times", int, False)])
     data = from_json(schema, {"order": {"name": "x", "price": "1"}})
-    assert msgspec.msgpack.decode(data) == {"order": {"name": "x", "price": "1"}}
+    filled: dict[str, Any] = {"name": "x", "price": "1", "tags": [], "notes": [], "color": "red"}
+    assert msgspec.msgpack.decode(data) == {"order": filled}
     with pytest.raises(ValueRefused) as caught:
         from_json(schema, {"times": "x", "more": 1})
     assert [at for at, _ in caught.value.errors] == ["", "/times", "/more"]
-    assert json_schema(schema)["properties"]["times"] == {"type": "integer", "default": 1}
+    assert json_schema(schema)["properties"]["times"] == {"type": "integer"}
+
+
+def test_value_that_may_be_several_members_of_a_union_is_refused() -> None:
+    """As the worker does, and before anything is recorded."""
+
+    @dataclass
+    class One:
+        x: int
+        y: int = 1
+
+    @dataclass
+    class Other:
+        x: int
+        z: str = "q"
+
+    for annotation, value in ((str | datetime, "2024-01-01T00:00:00"), (Color | str, "red"), (One | Other, {"x": 1})):
+        with pytest.raises(ValueRefused, match="it may be"):
+            from_json(schema_of(annotation), value)
+    read = from_json(schema_of(One | Other), {"x": 1, "z": "p"})
+    assert msgspec.msgpack.decode(read) == {"x": 1, "z": "p"}
+    with pytest.raises(ValueRefused, match="it may be"):
+        from_json(schema_of(One | dict[str, int]), {"x": 1, "y": 2})
+
+
+def test_model_that_takes_other_fields_keeps_them() -> None:
+    class Open(pydantic.BaseModel, extra="allow"):
+        a: int
+
+    schema = schema_of(Open)
+    assert msgspec.msgpack.decode(from_json(schema, {"a": 1, "b": [b"x".decode()]})) == {"a": 1, "b": ["x"]}
+    assert json_schema(schema)["$defs"]["Open"]["additionalProperties"] == {}
+
+
+def test_named_alias_that_holds_itself_is_described() -> None:
+    schema = schema_of(pydantic.JsonValue)
+    assert msgspec.msgpack.decode(from_json(schema, {"a": [1, {"b": None}]})) == {"a": [1, {"b": None}]}
+    jsonschema.validate({"a": [1]}, json_schema(schema))
+
+
+def test_class_whose_name_is_no_part_of_a_uri_is_described() -> None:
+    class Page(pydantic.BaseModel, Generic[T]):
+        item: T
+
+    schema = schema_of(Page[Literal["a/b"]])
+    jsonschema.validate({"item": "a/b"}, json_schema(schema))
+
+
+def test_times_are_checked_for_their_zone() -> None:
+    aware, naive = (schema_of(Annotated[time, msgspec.Meta(tz=tz)]) for tz in (True, False))
+    assert from_json(aware, "12:00:00Z")
+    assert from_json(naive, "12:00:00")
+    for schema, text in ((aware, "12:00:00"), (naive, "12:00:00Z")):
+        with pytest.raises(ValueRefused, match="a time with"):
+            from_json(schema, text)
+
+
+def test_integer_that_is_a_large_float_is_one() -> None:
+    assert msgspec.msgpack.decode(from_json(schema_of(float), 10**20)) == 1e20
+    with pytest.raises(ValueRefused, match="too large"):
+        from_json(schema_of(float), 10**400)
+
+
+def test_list_without_a_required_field_in_its_middle_is_refused() -> None:
+    class Late(msgspec.Struct, array_like=True, kw_only=True):
+        a: int = 1
+        b: int
+
+    schema = schema_of(Late)
+    for value in ([5], [1, 2, 3, 4][:1]):
+        with pytest.raises(ValueRefused):
+            from_json(schema, value)
+    assert json_schema(schema)["$defs"]["Late"]["minItems"] == 2
+
+
+def test_what_is_nested_too_deep_is_written_as_far_as_it_goes() -> None:
+    value: Any = 1
+    for _ in range(300):
+        value = [value]
+    shown = json.dumps(to_json(schema_of(Any), encode(value)))
+    assert shown.count("[") == 200
+    assert "levels deep" in shown
 
 
 def test_classes_of_one_name_are_kept_apart() -> None:

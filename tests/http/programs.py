@@ -8,6 +8,8 @@ from datetime import datetime
 from decimal import Decimal
 from typing import Any
 
+import pydantic
+
 from perdure import Context, Retry, step, workflow
 
 
@@ -81,4 +83,34 @@ async def many(count: int) -> int:
     return total
 
 
-WORKFLOWS = (add, greet, echo, expense, failing, sleeping, returns_bytes, many)
+@workflow
+async def nested(depth: int) -> Any:
+    found: Any = 1
+    for _ in range(depth):
+        found = [found]
+    return found
+
+
+class Amount(pydantic.BaseModel):
+    amount: int
+
+    @pydantic.field_validator("amount")
+    @classmethod
+    def check(cls, amount: int) -> int:
+        if amount <= 0:
+            raise ValueError("give a positive amount")
+        return amount * 10
+
+
+@workflow
+async def checked(value: Amount) -> int:
+    return value.amount
+
+
+@workflow
+async def two_awakeables(ctx: Context) -> int:
+    first, second = ctx.awakeable(int), ctx.awakeable(int)
+    return await first + await second
+
+
+WORKFLOWS = (nested, checked, two_awakeables, add, greet, echo, expense, failing, sleeping, returns_bytes, many)

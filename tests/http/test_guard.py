@@ -135,8 +135,8 @@ async def test_hostile_bodies_are_refused_and_change_nothing(memory_site: Site) 
     path = "/api/workflows/echo/invoke"
     deep, wide = "[" * 100_000 + "]" * 100_000, "[" + "[]," * 100_000 + "[]]"
     assert problem(await memory_site.send(path, deep)) == (400, "bad-json")
-    assert problem(await memory_site.send(path, "[" * 65 + "]" * 65)) == (400, "bad-json")
-    assert problem(await memory_site.send(path, '{"a":' * 65 + "1" + "}" * 65)) == (400, "bad-json")
+    assert problem(await memory_site.send(path, "[" * 66 + "]" * 66)) == (400, "bad-json")
+    assert problem(await memory_site.send(path, '{"a":' * 66 + "1" + "}" * 66)) == (400, "bad-json")
     assert problem(await memory_site.send(path, "{")) == (400, "bad-json")
     assert problem(await memory_site.send(path, b"\xff")) == (400, "bad-json")
     assert problem(await memory_site.send(path, '"\\ud800"')) == (400, "bad-json")
@@ -148,6 +148,63 @@ async def test_hostile_bodies_are_refused_and_change_nothing(memory_site: Site) 
     assert (await memory_site.send(path, wide)).status_code == 202
     brackets = '"' + "[" * 1_000 + '\\"]"'
     assert (await memory_site.send(path, brackets)).status_code == 202
+
+
+async def test_body_that_was_written_to_take_long_does_not(memory_site: Site) -> None:
+    """A pattern that looked for the ends of strings took a time quadratic in the length: hours for this one."""
+    attack = "[" * 66 + '"' + '\\"' * 1_000_000
+    assert problem(await memory_site.send("/api/workflows/echo/invoke", attack)) == (400, "bad-json")
+
+
+async def test_client_that_goes_away_while_it_sends_is_no_error(
+    memory_site: Site, caplog: pytest.LogCaptureFixture
+) -> None:
+    address = memory_site.server.address
+    _, writer = await asyncio.open_connection(address.host, address.port)
+    head = b"POST /api/workflows/echo/invoke HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+    writer.write(head + b"Content-Length: 10\r\n\r\n12")
+    await writer.drain()
+    await asyncio.sleep(0.05)
+    writer.close()
+    await writer.wait_closed()
+    await asyncio.sleep(0.05)
+    assert (await memory_site.get("/health")).status_code == 200
+    assert not [each for each in caplog.records if each.levelname == "ERROR"]
+
+
+async def test_server_that_stops_while_a_body_arrives_says_so(
+    memory_site: Site, caplog: pytest.LogCaptureFixture
+) -> None:
+    address = memory_site.server.address
+    reader, writer = await asyncio.open_connection(address.host, address.port)
+    head = b"POST /api/workflows/echo/invoke HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+    writer.write(head + b"Content-Length: 10\r\n\r\n12")
+    await asyncio.sleep(0.05)
+    await memory_site.server.stop()
+    assert b" 503 " in await reader.readline()
+    writer.close()
+    assert not [each for each in caplog.records if each.levelname == "ERROR"]
+
+
+@pytest.mark.parametrize("query", ["id=%FF", "key=%FE", "tag=%FF:a", "%FF=1", "&".join(["tag=a:b"] * 101)])
+async def test_query_that_is_not_utf8_or_too_long_is_refused(memory_site: Site, query: str) -> None:
+    assert problem(await memory_site.post(f"/api/workflows/add/invoke?{query}", 1)) == (400, "bad-query")
+
+
+async def test_every_address_of_loopback_is_served(memory_site: Site) -> None:
+    for name in ("127.0.0.2", "127.1.2.3:8080", "[::1]:1"):
+        assert (await memory_site.get("/health", headers={"Host": name})).status_code == 200
+    assert problem(await memory_site.get("/health", headers={"Host": "10.0.0.1"})) == (421, "wrong-host")
+
+
+async def test_socket_file_of_a_successor_stays(tmp_path: Path) -> None:
+    path = f"{tmp_path}/perdure.sock"
+    async with AsyncExitStack() as parts:
+        first = await site_on(parts, "memory:", address=f"unix:{path}")
+        os.unlink(path)
+        second = await site_on(parts, "memory:", address=f"unix:{path}")
+        await first.server.stop()
+        assert (await second.get("/health")).status_code == 200
 
 
 async def test_body_without_a_length_is_bounded_too(memory_site: Site) -> None:

@@ -14,6 +14,7 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from perdure import InvocationCancelled, connect, http, workflow
@@ -26,6 +27,7 @@ from perdure.errors import (
     IdConflict,
     IllegalTransition,
     InvalidOption,
+    PayloadTooLarge,
     RevisionConflict,
     StoreClosed,
     StoreError,
@@ -33,7 +35,7 @@ from perdure.errors import (
     UnknownInvocation,
     WaitTimeout,
 )
-from perdure.http.exact import CALLS, SentError, decode, encode
+from perdure.http.exact import CALLS, SentError, SentSubmission, decode, encode
 from perdure.http.server import Server, address_of
 from perdure.operations.port import Operations
 from perdure.testing.replay import replay
@@ -290,6 +292,68 @@ def test_command_line_works_over_a_server(tmp_path: Path) -> None:
         pass
     assert "2 in all" in perdure("stats", *url)
     server.stop(signal.SIGTERM)
+
+
+async def test_large_values_pass_and_too_large_ones_are_refused(memory_site: Site) -> None:
+    async with connect(str(memory_site.server.address)) as remote:
+        value = b"x" * 20_000_000
+        assert await remote.run(echo, value) == value
+        with pytest.raises(PayloadTooLarge):
+            await remote.start(echo, b"x" * 70_000_000)
+        with pytest.raises(PayloadTooLarge):
+            await remote.start(echo, b"x" * 90_000_000)
+
+
+async def test_message_waits_as_long_as_it_is_told(remote: Client) -> None:
+    handle = await remote.start(unserved)
+    with pytest.raises(WaitTimeout):
+        await handle.pause(timeout=0.05)
+
+
+async def test_watch_tells_what_changed_while_the_server_was_away() -> None:
+    async with AsyncExitStack() as parts:
+        site = await site_on(parts, "memory:", *WORKFLOWS)
+        client = await parts.enter_async_context(connect(str(site.server.address)))
+        changes = client.watch()
+        first = asyncio.ensure_future(anext(changes))
+        await asyncio.sleep(0.2)
+        await site.server.stop()
+        await site.client.run(add.using(id="between"), 1)
+        await asyncio.sleep(0.1)
+        port = site.server.address.port
+        await parts.enter_async_context(Server(http.app(site.client), address_of(str(port))))
+        assert (await first).id == "between"
+        await changes.aclose()
+
+
+@pytest.mark.parametrize("url", ["http://h:99999", "http://h:1/x?y", "http://h:x", "http://h/#a"])
+def test_wrong_url_is_refused(url: str) -> None:
+    with pytest.raises(BadUrl):
+        connect(url)
+
+
+async def test_what_no_store_can_hold_is_refused_by_the_routes_of_clients(memory_site: Site) -> None:
+    def start(**changes: Any) -> Any:
+        sent = SentSubmission.of(submission_of(add.using(id="x"), (1,), {}))
+        return ("start", [msgspec.structs.replace(sent, **changes)])
+
+    wrong: list[Any] = [
+        *(start(id=id) for id in ("", "..", "stats", "a\0b", "x" * 500)),
+        *(
+            start(handler=""),
+            start(key=""),
+            start(timeout=-5.0),
+            start(tags=(("", ""),)),
+            start(tags=(("a", "b"),) * 2),
+        ),
+        *(("page", [{}, limit, None]) for limit in (-1, 0, 2**62)),
+        ("awakeables", [{}, -1, None]),
+        ("write_documents", ["c", [["Nope", ["a"], b"", None]], None]),
+    ]
+    for name, arguments in wrong:
+        response = await memory_site.send(f"/api/client/{name}", encode(arguments), content_type="application/msgpack")
+        assert response.status_code in (400, 422), (name, arguments, response.status_code)
+    assert (await memory_site.get("/api/workflows/stats")).json()["total"] == 0
 
 
 def test_every_operation_of_the_port_has_a_route() -> None:

@@ -5,13 +5,18 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
+from contextlib import AsyncExitStack
+from decimal import Decimal
+from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 
+from perdure import workflow
 from perdure.testing.replay import replay
-from tests.http.conftest import Site
-from tests.http.programs import add
+from tests.http.conftest import Site, site_on
+from tests.http.programs import WORKFLOWS, Expense, add, expense, nested
 
 
 def problem(response: Any) -> tuple[int, str]:
@@ -90,7 +95,11 @@ async def test_options_of_a_start(site: Site) -> None:
     id = await site.invoke("expense", {"amount": "12.50"}, id="e/1", key="k", tag="a:b", timeout=100, delay=0)
     assert id == "e/1"
     found = (await site.get("/api/workflows/e%2F1")).json()
-    assert (found["key"], found["tags"], found["input"]) == ("k", {"a": "b"}, {"request": {"amount": "12.50"}})
+    assert (found["key"], found["tags"], found["input"]) == (
+        "k",
+        {"a": "b"},
+        {"request": {"amount": "12.50", "note": "", "at": None}},
+    )
     assert found["deadline"] is not None
     later = await site.invoke("add", 1, delay=600)
     assert (await site.get(f"/api/workflows/{later}")).json()["status"] == "scheduled"
@@ -157,6 +166,76 @@ async def test_idempotency_key_makes_one_start_of_many(site: Site) -> None:
     assert problem(await send("k1", 3, "add/invoke?id=x")) == (400, "bad-query")
     assert problem(await send("x" * 256, 3)) == (400, "bad-idempotency-key")
     assert problem(await send("", 3)) == (400, "bad-idempotency-key")
+
+
+async def test_idempotency_key_of_a_restart_makes_one_invocation(site: Site) -> None:
+    done = await site.invoke("add", 1)
+    await site.until(done, "completed")
+
+    async def send(body: Any, key: str = "k") -> Any:
+        return await site.post(f"/api/workflows/{done}/restart", body, headers={"Idempotency-Key": key})
+
+    ids = {(await send({})).json()["invocation_id"] for _ in range(3)}
+    assert len(ids) == 1
+    assert problem(await send({"input": 7})) == (422, "idempotency-key-reused")
+    assert problem(await send({"id": "x"})) == (400, "bad-body")
+    again = await site.post("/api/workflows/add/invoke", 1, headers={"Idempotency-Key": "k"})
+    assert again.json()["invocation_id"] not in ids
+    misfit = await send({"input": "x"}, "other")
+    assert [each["pointer"] for each in misfit.json()["errors"]] == ["/input"]
+
+
+async def test_idempotency_key_and_id_hold_when_a_workflow_is_renamed() -> None:
+    @workflow
+    async def before(number: int) -> int:
+        return number
+
+    @workflow(aliases=["before"])
+    async def renamed(number: int) -> int:
+        return number
+
+    async with AsyncExitStack() as parts:
+        site = await site_on(parts, "memory:")
+        ids: list[set[str]] = []
+        for served in (before, renamed):
+            async with site.client.worker(served):
+                while (await site.get("/api/handlers/before")).json().get("name") != served.name:
+                    await asyncio.sleep(0.05)
+                once = await site.post("/api/workflows/before/invoke?wait=30", 1, headers={"Idempotency-Key": "k"})
+                chosen = await site.post("/api/workflows/before/invoke?wait=30&id=i", 1)
+                ids.append({once.json()["invocation_id"], chosen.json()["invocation_id"]})
+        assert ids[0] == ids[1]
+        assert (await site.get("/api/workflows/stats")).json()["total"] == 2
+
+
+async def test_wait_may_be_asked_for_by_a_header_on_a_result_too(memory_site: Site) -> None:
+    id = await memory_site.invoke("sleeping", 0.3)
+    ended = await memory_site.get(f"/api/workflows/{id}/result", headers={"Prefer": "wait=30"})
+    assert (ended.status_code, ended.json()["result"]) == (200, "slept")
+
+
+async def test_deep_result_is_shown_as_far_as_it_goes(memory_site: Site) -> None:
+    deep = await memory_site.client.run(nested, 600)
+    assert isinstance(deep, list)
+    response = await memory_site.post("/api/workflows/nested/invoke?wait=30", 600)
+    assert response.status_code == 200
+    assert "nested more than 200 levels deep" in response.text
+    assert (await memory_site.get(response.json()["invocation_id"] and "/api/workflows")).status_code == 200
+
+
+async def test_result_is_shown_by_the_types_that_its_start_named(memory_site: Site) -> None:
+    id = await memory_site.invoke("returns_bytes", 2)
+    shown = await memory_site.until(id, "completed")
+    assert shown["result"] == (await memory_site.get(f"/api/workflows/{id}/result")).json()["result"] == "eHg="
+
+
+async def test_validators_of_the_author_are_run_by_the_worker(memory_site: Site) -> None:
+    """The server does not know them. What they refuse pauses the invocation; what they change, they change."""
+    ok = await memory_site.post("/api/workflows/checked/invoke?wait=30", {"amount": 2})
+    assert ok.json()["result"] == 20
+    id = await memory_site.invoke("checked", {"amount": -1})
+    paused = await memory_site.until(id, "paused")
+    assert "positive" in paused["paused_because"]
 
 
 async def test_batch_is_accepted_together_or_not_at_all(site: Site) -> None:
@@ -352,6 +431,38 @@ async def test_awakeable_is_listed_and_resolved_with_json_or_with_json_in_a_stri
     assert (await site.get("/api/awakeables?open=true")).json() == {"awakeables": [], "next": None}
     (closed,) = (await site.get("/api/awakeables")).json()["awakeables"]
     assert closed["open"] is False
+
+
+async def test_answer_that_is_given_while_no_worker_runs_is_applied_later(tmp_path: Path) -> None:
+    async with AsyncExitStack() as parts:
+        site = await site_on(parts, f"sqlite:{tmp_path}/s.db")
+        async with site.client.worker(*WORKFLOWS):
+            handle = await site.client.start(expense, Expense(Decimal(3)))
+            (awakeable,) = (await site.until(handle.id, "suspended"))["awakeables"]
+        with mock.patch("perdure.http.api.APPLY_SECONDS", 0.1):
+            accepted = await site.post(f"/api/awakeables/{awakeable}/resolve", {"result": '{"approved": true}'})
+        assert accepted.status_code == 202
+        async with site.client.worker(*WORKFLOWS):
+            assert await handle.result() == "approved"
+
+
+async def test_hostile_answers_are_refused(memory_site: Site) -> None:
+    id = await memory_site.invoke("expense", {"amount": "3"})
+    (awakeable,) = (await memory_site.until(id, "suspended"))["awakeables"]
+    path = f"/api/awakeables/{awakeable}"
+    assert problem(await memory_site.send(f"{path}/reject", "")) == (422, "value-refused")
+    assert problem(await memory_site.post(f"{path}/resolve", {"result": "[" * 100_000})) == (422, "value-refused")
+    misfit = await memory_site.post(f"{path}/resolve", {"result": {"$perdure": {"map": 1}}})
+    assert [each["pointer"] for each in misfit.json()["errors"]] == ["/result"]
+
+
+async def test_awakeable_that_was_answered_while_paused_is_not_open(memory_site: Site) -> None:
+    id = await memory_site.invoke("two_awakeables", {})
+    first, second = (await memory_site.until(id, "suspended"))["awakeables"]
+    await memory_site.post(f"/api/workflows/{id}/pause")
+    assert (await memory_site.post(f"/api/awakeables/{first}/resolve", {"result": 1})).status_code == 200
+    (left,) = (await memory_site.get("/api/awakeables?open=true")).json()["awakeables"]
+    assert left["id"] == second
 
 
 async def test_awakeable_is_rejected(site: Site) -> None:

@@ -73,7 +73,7 @@ async def events_of(lines: AsyncIterator[str]) -> AsyncIterator[dict[str, Any]]:
     event: dict[str, Any] = {}
     async for line in lines:
         name, _, value = line.partition(": ")
-        if not line and event:
+        if not line and "data" in event:
             yield event
             event = {}
         elif name in ("id", "event"):
@@ -146,7 +146,9 @@ async def test_silent_stream_gets_comments(memory_site: Site, monkeypatch: pytes
     monkeypatch.setattr("perdure.http.service.IDLE_SECONDS", 0.05)
     async with memory_site.http.stream("GET", "/api/events") as response:
         lines = response.aiter_lines()
-        assert [await anext(lines) for _ in range(3)] == [": welcome", "", ": nothing new"]
+        assert await anext(lines) == ": welcome"
+        assert (await anext(lines)).startswith("id: ")
+        assert [await anext(lines) for _ in range(2)] == ["", ": nothing new"]
     head = await memory_site.http.head("/api/events")
     assert (head.status_code, head.content) == (200, b"")
 

@@ -8,7 +8,7 @@ from msgspec import Struct
 
 from perdure.core.journal import CallStep, Start
 from perdure.core.recording import encode_as
-from perdure.core.signature import Signature, changed_inputs
+from perdure.core.signature import POSITIONAL, Signature, changed_inputs
 from perdure.core.types import decoder
 from perdure.core.values import encode
 from perdure.errors import CalledOutsideWorkflow, InputRefused, Undecodable, Unencodable
@@ -36,7 +36,7 @@ class Loose(Struct, frozen=True):
                 encode_as(value, type, f"the argument of workflow {name!r}")
             except Unencodable as error:
                 raise InputRefused(f"workflow {name!r}: {error}") from error
-        return encode({_POSITIONAL: list(args), **kwargs}, f"the arguments of workflow {name!r}")
+        return encode({POSITIONAL: list(args), **kwargs}, f"the arguments of workflow {name!r}")
 
 
 class GivenLoosely(Struct, eq=False):
@@ -52,11 +52,10 @@ class GivenLoosely(Struct, eq=False):
     def changed(self, recorded: CallStep | Start, /) -> list[str]:
         """Return the names of those that differ from the recorded ones."""
         assert isinstance(recorded, Start)
-        return changed_inputs({_POSITIONAL: list(self.args), **self.kwargs}, recorded.input)
+        return changed_inputs({POSITIONAL: list(self.args), **self.kwargs}, recorded.input)
 
 
-_POSITIONAL = "*"
-_POSITIONAL_FIRST = encode(_POSITIONAL)
+_POSITIONAL_FIRST = encode(POSITIONAL)
 
 
 def is_loose(data: bytes, /) -> bool:
@@ -69,7 +68,7 @@ def named(data: bytes, signature: Signature) -> bytes:
     if not is_loose(data):
         return data
     recorded: dict[str, Any] = decoder(dict[str, Any])(data)
-    args: list[Any] = recorded.pop(_POSITIONAL)
+    args: list[Any] = recorded.pop(POSITIONAL)
     names = [one.name for one in signature.parameters if one.kind in (one.POSITIONAL_ONLY, one.POSITIONAL_OR_KEYWORD)]
     rest = next((one.name for one in signature.parameters if one.kind is one.VAR_POSITIONAL), None)
     named = dict(zip(names, args, strict=False))

@@ -79,7 +79,7 @@ async def _supervise(command: list[str], folder: Path, stopping: Stopping) -> in
 
 
 async def _end(worker: asyncio.subprocess.Process, ending: asyncio.Future[int]) -> None:
-    """Stop a worker, if it runs: a terminal may have sent it the signal already, and a second one would end it at once."""
+    """Stop a worker, if it runs. A terminal may have sent it the signal too, and a second one would end it at once."""
     if not ending.done():
         await asyncio.wait([ending], timeout=0.1)
     if not ending.done():

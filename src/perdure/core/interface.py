@@ -18,18 +18,19 @@ from msgspec.structs import replace
 from perdure.core.json_schema import Json, definitions, root_schema
 from perdure.core.json_values import LISTS, MAPS, among, from_json, to_json
 from perdure.core.schema import Field, Node, Schema, schema_of, schema_of_fields
-from perdure.core.signature import Signature, digest_of_pieces
+from perdure.core.signature import POSITIONAL, Signature, digest_of_pieces
 from perdure.core.values import SCALARS, canonical, decode_any, encode_any, encode_scalar, list_of, map_of
 from perdure.errors import ValueRefused
 
-POSITIONAL = (Parameter.POSITIONAL_ONLY, Parameter.POSITIONAL_OR_KEYWORD)
+BY_POSITION = (Parameter.POSITIONAL_ONLY, Parameter.POSITIONAL_OR_KEYWORD)
 
 
 class Interface(Struct, frozen=True, omit_defaults=True):
     """The parameters of a handler, as fields of an object, and its result.
 
     `positional` are those that a caller may give by position. `rest` names the one that takes further positional ones
-    (`*args`), `others` the one that takes further named ones (`**kwargs`).
+    (`*args`), `others` the one that takes further named ones (`**kwargs`). `defaults` are recorded values. They are
+    only shown: an input does not have the parameters that its caller left out.
     """
 
     input: Schema
@@ -38,6 +39,7 @@ class Interface(Struct, frozen=True, omit_defaults=True):
     rest: str | None = None
     others: str | None = None
     description: str = ""
+    defaults: dict[str, bytes] = {}
 
     def encode(self) -> bytes:
         """Return it as JSON, the same for equal ones."""
@@ -62,19 +64,23 @@ _encode = msgspec.json.Encoder(order="deterministic").encode
 def interface_of(signature: Signature, returns: Any, description: str = "") -> Interface:
     """Return the interface of a function. Raises `AnnotationUnresolved`."""
     types = signature.types
-    fields: list[tuple[str, object, bool, bytes | None]] = []
+    fields: list[tuple[str, object, bool]] = []
     named: dict[Any, str] = {}
+    defaults: dict[str, bytes] = {}
     for one in signature.parameters:
         required = one.default is Parameter.empty and one.kind not in (Parameter.VAR_POSITIONAL, Parameter.VAR_KEYWORD)
-        fields.append((one.name, types[one.name], required, _default_of(one)))
+        fields.append((one.name, types[one.name], required))
         named[one.kind] = one.name
+        if (default := _default_of(one)) is not None:
+            defaults[one.name] = default
     return Interface(
         schema_of_fields(fields),
         schema_of(returns),
-        tuple(one.name for one in signature.parameters if one.kind in POSITIONAL),
+        tuple(one.name for one in signature.parameters if one.kind in BY_POSITION),
         named.get(Parameter.VAR_POSITIONAL),
         named.get(Parameter.VAR_KEYWORD),
         description,
+        defaults,
     )
 
 
@@ -99,10 +105,10 @@ def input_from_json(interface: Interface, value: Any, /) -> bytes:
     if only is not None and (value is not MISSING or only.required):
         if value is MISSING:
             raise ValueRefused(f"the input is missing: {only.name!r}", errors=(("", "it is missing"),))
-        return encode_any({only.name: decode_any(from_json(_schema(interface, only.type), value, what="the input"))})
+        return _recorded({only.name: decode_any(from_json(_schema(interface, only.type), value, what="the input"))})
     given: Any = {} if value is MISSING or (value is None and not interface.input.root.fields) else value
     if interface.others is None or not isinstance(given, dict):
-        return from_json(interface.input, given, what="the input")
+        return _recorded(decode_any(from_json(interface.input, given, what="the input")))
     root, mapping = interface.input.root, cast("dict[str, Any]", given)
     known = {field.name: field for field in root.fields}
     taken = known.pop(interface.others)
@@ -111,7 +117,12 @@ def input_from_json(interface: Interface, value: Any, /) -> bytes:
     found = decode_any(from_json(_schema(interface, ours), named, what="the input"))
     if others:
         found[taken.name] = decode_any(from_json(_schema(interface, taken.type), others, what="the input"))
-    return encode_any(found)
+    return _recorded(found)
+
+
+def _recorded(arguments: dict[str, Any]) -> bytes:
+    """Record arguments as a caller does that has not the classes, so that the worker validates them."""
+    return encode_any({POSITIONAL: [], **arguments})
 
 
 def input_to_json(interface: Interface, data: bytes, /) -> Any:
@@ -123,12 +134,20 @@ def input_schema(interface: Interface, /, *, where: str) -> Json:
     """Return the JSON Schema of what `input_from_json` takes; its classes are elsewhere, as `where` says."""
     only = interface.only
     if only is not None:
-        return root_schema(_schema(interface, only.type), where=where)
+        described = root_schema(_schema(interface, only.type), where=where)
+        return {**described, **_default(interface, only)}
     described = root_schema(interface.input, where=where)
+    for field in interface.input.root.fields:
+        described["properties"][field.name].update(_default(interface, field))
     if interface.others is not None:
         taken: Json = described["properties"].pop(interface.others)
         described["additionalProperties"] = taken.get("additionalProperties", {})
     return described
+
+
+def _default(interface: Interface, field: Field) -> Json:
+    recorded = interface.defaults.get(field.name)
+    return {} if recorded is None else {"default": to_json(_schema(interface, field.type), recorded)}
 
 
 def classes_of(interface: Interface, /, *, where: str) -> tuple[Json, Json]:

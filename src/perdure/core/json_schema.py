@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from perdure.core.json_values import MARK, to_json
+from perdure.core.json_values import MARK, least_length, to_json
 from perdure.core.schema import Field, Node, Schema
 
 Json = dict[str, Any]
@@ -93,7 +93,7 @@ class _Describer:
     def _array(self, node: Node) -> Json:
         tag = [] if node.tag is None else [{"const": node.tag[1]}]
         fields = [self._field(field) for field in node.fields]
-        required = len(tag) + sum(field.required for field in node.fields)
+        required = len(tag) + least_length(node)
         return self._items([*tag, *fields], required, is_open=not node.is_strict)
 
     def _map(self, node: Node) -> Json:
@@ -110,7 +110,8 @@ class _Describer:
         tag: Json = {} if node.tag is None else {node.tag[0]: {"const": node.tag[1]}}
         fields = {field.name: self._field(field) for field in node.fields}
         required = [*tag, *(field.name for field in node.fields if field.required)]
-        return _object({**tag, **fields}, required, is_strict=node.is_strict)
+        described = _object({**tag, **fields}, required, is_strict=node.is_strict)
+        return described if node.item is None else {**described, "additionalProperties": self.describe(node.item)}
 
     def _field(self, field: Field) -> Json:
         described = self.describe(field.type)

@@ -31,6 +31,8 @@ from perdure.errors import ValueRefused
 
 DEPTH_LIMIT = 64
 """How deep a JSON value may be nested."""
+WRITTEN_DEPTH_LIMIT = 200
+"""Levels of a recorded value that are written as JSON; of what is nested deeper, only that is said."""
 ERRORS_LIMIT = 20
 """Errors that are reported of one value."""
 SAFE_INT = 2**53
@@ -50,10 +52,20 @@ def to_json(schema: Schema, data: bytes, /) -> Any:
 class _Writer:
     def __init__(self, schema: Schema) -> None:
         self._schema = schema
+        self._depth = 0
 
     def value(self, node: Node, value: Any) -> Any:
         node = self._schema.node(node)
+        self._depth += 1
+        try:
+            return self._value(node, value)
+        finally:
+            self._depth -= 1
+
+    def _value(self, node: Node, value: Any) -> Any:
         match value:
+            case list() | dict() if self._depth > WRITTEN_DEPTH_LIMIT:
+                return _marked("other", f"nested more than {WRITTEN_DEPTH_LIMIT} levels deep")
             case None | bool() | str():
                 return value
             case int():
@@ -124,7 +136,7 @@ def _marked(kind: str, what: Any) -> dict[str, Any]:
 def from_json(schema: Schema, value: Any, /, *, what: str = "the value") -> bytes:
     """Return the recorded form of a value that was decoded from JSON. Raises `ValueRefused`, with all that is wrong."""
     reader = _Reader(schema)
-    if _is_deeper(value, DEPTH_LIMIT):
+    if is_deeper(value, DEPTH_LIMIT):
         reader.refuse("", f"it is nested more than {DEPTH_LIMIT} levels deep")
         found = None
     else:
@@ -137,7 +149,8 @@ def from_json(schema: Schema, value: Any, /, *, what: str = "the value") -> byte
     return encode_any(found)
 
 
-def _is_deeper(value: Any, limit: int) -> bool:
+def is_deeper(value: Any, limit: int, /) -> bool:
+    """Report whether lists and maps are nested deeper than that."""
     level: list[Any] = [value]
     for _ in range(limit + 1):
         inner: list[Any] = []
@@ -178,6 +191,7 @@ _NAMES = {
     "object": "an object",
     **{kind: name for kind, (_, name) in _TEXTS.items()},
 }
+_FLOAT_MOST = 2**1023
 _INT_LEAST, _INT_MOST = -(2**63), 2**64 - 1
 _BOUNDS: dict[str, tuple[str, Callable[[float, float], bool]]] = {
     "gt": ("greater than", operator.gt),
@@ -236,6 +250,8 @@ class _Reader:
         is_int = isinstance(value, int) and not isinstance(value, bool)
         if not is_int and not (isinstance(value, float) and node.kind == "float"):
             return self._expected(node, value, at)
+        if is_int and node.kind == "float" and SAFE_INT < abs(value) < _FLOAT_MOST:
+            value, is_int = float(value), False
         if is_int and not _INT_LEAST <= value <= _INT_MOST:
             return self.refuse(at, "the integer is too large: at most 64 bits")
         for name, bound in node.bounds.items():
@@ -273,7 +289,8 @@ class _Reader:
             encode_any(found)  # not every time with a zone is in the calendar of UTC
         except (ValueError, OverflowError):  # of msgspec, or of half of a surrogate pair
             return self.refuse(at, f"expected {name}, got {_shown(value)}")
-        if isinstance(found, datetime) and node.is_aware is not None and (found.tzinfo is not None) != node.is_aware:
+        has_zone = isinstance(found, datetime | time) and found.tzinfo is not None
+        if node.is_aware is not None and has_zone != node.is_aware:
             return self.refuse(at, f"expected a time {'with' if node.is_aware else 'without'} a time zone")
         return found
 
@@ -308,7 +325,7 @@ class _Reader:
                 return self.refuse(f"{at}/0", f"expected {_shown(node.tag[1])}")
             found.append(items[0])
         rest = items[len(found) :]
-        required = sum(field.required for field in node.fields)
+        required = least_length(node)
         if len(rest) < required or (node.is_strict and len(rest) > len(node.fields)):
             return self.refuse(at, f"expected a list of {required + len(found)} or more, got one of {len(items)}")
         for n, (field, item) in enumerate(zip(node.fields, rest, strict=False), start=len(found)):
@@ -330,6 +347,11 @@ class _Reader:
                 found[field.name] = self.value(field.type, value[field.name], f"{at}/{_escaped(field.name)}")
             elif field.required:
                 self.refuse(at, f"the field {field.name!r} is missing")
+            elif field.default is not None:
+                found[field.name] = decode_any(field.default)  # as a caller with the classes records it
+        if node.item is not None:
+            others = [name for name in value if name not in known and name not in found]
+            found |= {name: self.value(node.item, value[name], f"{at}/{_escaped(name)}") for name in others}
         if node.is_strict:
             for name in value:
                 if name not in known and not (node.tag is not None and name == node.tag[0]):
@@ -387,12 +409,22 @@ class _Reader:
                 tag = cast("tuple[str, str | int]", tagged[0].tag)[0]
                 return self.refuse(f"{at}/{_escaped(tag)}", f"expected one of {names}")
         reasons: list[list[tuple[str, str]]] = []
+        fitting: list[tuple[Node, Any]] = []
         for each in members:
             attempt = _Reader(self._schema, self._known)
             found = attempt.value(each, value, at)
-            if not attempt.errors:
+            if attempt.errors:
+                reasons.append(attempt.errors)
+            elif not node.is_strict:
                 return found
-            reasons.append(attempt.errors)
+            else:
+                fitting.append((each, found))
+        fitting = [each for each in fitting if _keeps_all(each[0], value)] or fitting
+        if len(fitting) == 1:
+            return fitting[0][1]
+        if fitting:
+            names = " and ".join(dict.fromkeys(_named(each) for each, _ in fitting))
+            return self.refuse(at, f"it may be {names}: add what tells them apart")
         likely = [errors for errors in reasons if any(where != at for where, _ in errors)]
         if len(likely) == 1:  # the others failed at once: it was meant to be this one
             for where, why in likely[0]:
@@ -436,6 +468,19 @@ class _Reader:
                 pass
         wanted = "" if node.kind == "any" else f", and {_named(node)} is expected"
         return self.refuse(at, f'{{"{MARK}": {{"{_text_of(kind)}": …}}}} does not say a value{wanted}')
+
+
+def _keeps_all(node: Node, value: Any) -> bool:
+    """Report whether a value that fits a member of a union has no fields that the member does not know."""
+    if node.kind != "object" or node.item is not None or not isinstance(value, dict):
+        return True
+    names = {field.name for field in node.fields} | ({node.tag[0]} if node.tag is not None else set[str]())
+    return cast("dict[str, Any]", value).keys() <= names
+
+
+def least_length(node: Node) -> int:
+    """Return how many fields an array has at least: up to the last one that is required."""
+    return max((n for n, field in enumerate(node.fields, start=1) if field.required), default=0)
 
 
 def _mark_of(value: Any) -> tuple[str, Any] | None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import enum
 import hashlib
+import re
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from typing import Any, Literal, cast, get_origin
@@ -16,7 +17,7 @@ import msgspec
 import msgspec.inspect as inspect
 from msgspec import Struct
 
-from perdure.core.types import Choice, wire_type
+from perdure.core.types import Choice, Recursion, wire_type
 from perdure.core.values import decode_any, encode_any, fields_of, loaded, writes_itself
 from perdure.errors import AnnotationUnresolved
 
@@ -71,12 +72,13 @@ class Node(Struct, frozen=True, omit_defaults=True):
     | `list`, `set` | of `item`; `least` and `most` bound their lengths, as those of `str` and `bytes` |
     | `tuple` | one of each of `items` |
     | `map` | from `key` to `item` |
-    | `object` | a map with `fields` by name, and `tag`, a name and a value, if it is told apart by that |
+    | `object` | a map with `fields` by name, and `tag`, a name and a value, if it is told apart by that; if it takes
+      other fields, these are of `item` |
     | `array` | the same as a list, the tag first |
     | `int`, `float` | within `bounds`; the one named `flags` has all bits that the value may have |
     | `values` | one of `values` |
-    | `datetime` | with a time zone if `is_aware`, without one if not; None: either |
-    | `union` | one of `items`, the first that a value fits |
+    | `datetime`, `time` | with a time zone if `is_aware`, without one if not; None: either |
+    | `union` | one of `items`, the first that a value fits; the only one, if `is_strict` |
     | `class` | the class `name` of the schema |
     """
 
@@ -129,10 +131,10 @@ def schema_of(annotation: object, /) -> Schema:
     return Schema(root, builder.classes)
 
 
-def schema_of_fields(fields: Iterable[tuple[str, object, bool, bytes | None]], /) -> Schema:
-    """Return the schema of an object with these fields: name, annotation, whether it is required, default."""
+def schema_of_fields(fields: Iterable[tuple[str, object, bool]], /) -> Schema:
+    """Return the schema of an object with these fields: name, annotation, whether it is required."""
     builder = _Builder()
-    made = tuple(Field(name, builder.of(type), required, default) for name, type, required, default in fields)
+    made = tuple(Field(name, builder.of(type), required) for name, type, required in fields)
     return Schema(Node("object", fields=made, is_strict=True), builder.classes)
 
 
@@ -152,6 +154,7 @@ class _Builder:
             **dict.fromkeys((inspect.TypedDictType, inspect.NamedTupleType), lambda info: self._class(info.cls, info)),
             inspect.StrType: _string,
             inspect.DateTimeType: lambda info: Node("datetime", is_aware=info.tz),
+            inspect.TimeType: lambda info: Node("time", is_aware=info.tz),
             inspect.TupleType: lambda info: Node("tuple", items=tuple(map(self._node, info.item_types))),
             inspect.DictType: self._map,
             inspect.EnumType: lambda info: _values_of(info.cls),
@@ -190,6 +193,7 @@ class _Builder:
         return Node("class", name=self._names[cls])
 
     def _free(self, wanted: str) -> str:
+        wanted = re.sub(r"[^\w.-]+", "_", wanted).strip("_") or "Class"  # it becomes part of a URI
         name, number = wanted, 1
         while name in self.classes:
             number += 1
@@ -198,7 +202,7 @@ class _Builder:
 
     def _object(self, info: Any) -> Node:
         if isinstance(info, inspect.NamedTupleType):
-            return Node("array", fields=tuple(self._field(each) for each in info.fields))
+            return Node("array", fields=tuple(self._field(each) for each in info.fields), is_strict=True)
         is_array = isinstance(info, inspect.StructType) and info.array_like
         fields = tuple(self._field(each, is_named=not is_array) for each in info.fields)
         if not isinstance(info, inspect.StructType):
@@ -222,13 +226,23 @@ class _Builder:
     def _custom(self, cls: Any) -> Node:
         if cls is object:
             return ANY
+        if issubclass(cls, Recursion):
+            return self._recursion(cls)
         if issubclass(cls, _HasOptions):
-            return Node("union", items=tuple(self.of(each) for each in _options_of(cls)))
+            return Node("union", items=tuple(self.of(each) for each in _options_of(cls)), is_strict=True)
         if issubclass(cls, _model()):
             return self._class(cls)
         if issubclass(cls, loaded("google.protobuf.message", "Message")):
             return Node("bytes")
         return Node("str")  # written as text
+
+    def _recursion(self, cls: Any) -> Node:
+        """Return a reference to a named alias that holds itself."""
+        if cls not in self._names:
+            self._names[cls] = name = self._free(cls.name)
+            self.classes[name] = ANY  # it holds itself
+            self.classes[name] = self.of(cls.value)
+        return Node("class", name=self._names[cls])
 
     def _pydantic(self, cls: Any) -> Node:
         if writes_itself(cls):
@@ -241,7 +255,8 @@ class _Builder:
             Field(name, self._of_pydantic(field.annotation), field.is_required(), defaults.get(name))
             for name, field in cls.model_fields.items()
         )
-        return Node("object", fields=fields, is_strict=cls.model_config.get("extra") == "forbid")
+        extra = cls.model_config.get("extra")
+        return Node("object", fields=fields, is_strict=extra == "forbid", item=ANY if extra == "allow" else None)
 
     def _of_pydantic(self, annotation: Any) -> Node:
         """Return the node of a field. pydantic's own rules are checked by the worker, and not said here."""
@@ -258,7 +273,6 @@ _SIMPLE: Mapping[type[Any], Kind] = {
     inspect.NoneType: "null",
     inspect.BoolType: "bool",
     inspect.DateType: "date",
-    inspect.TimeType: "time",
     inspect.TimeDeltaType: "duration",
     inspect.DecimalType: "decimal",
     inspect.UUIDType: "uuid",

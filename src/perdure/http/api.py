@@ -8,7 +8,8 @@ import os
 import re
 import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
 from datetime import datetime
 from typing import Annotated, Any, Literal, cast
 from urllib.parse import quote
@@ -21,7 +22,7 @@ from perdure.authoring.workflow import checked_delay
 from perdure.core.ids import check_name, check_new_id, new_id
 from perdure.core.interface import MISSING, classes_of, identity, input_from_json, input_schema
 from perdure.core.json_schema import json_schema
-from perdure.core.json_values import ERRORS_LIMIT, from_json
+from perdure.core.json_values import DEPTH_LIMIT, ERRORS_LIMIT, from_json, is_deeper
 from perdure.core.lifecycle import MISFIT
 from perdure.core.retry import seconds
 from perdure.core.tags import check_tags
@@ -67,6 +68,8 @@ APPLY_SECONDS = 5.0
 """How long a request waits until it is applied to an invocation. It is durable before."""
 BATCH_LIMIT = 1_000
 """Starts that are accepted together at most."""
+LARGE_BODY_BYTES = 64 * 1024
+"""A body beyond this is converted in a thread, so that other requests and the worker go on."""
 IDEMPOTENCY_KEY_LIMIT = 255
 """Characters of an idempotency key."""
 
@@ -153,14 +156,15 @@ async def show_journal(exchange: Exchange, query: JournalQuery) -> Response:
 class WaitQuery(Struct):
     """How long to wait, in seconds."""
 
-    wait: Seconds = 0.0
+    wait: Seconds | None = None
 
 
 async def result(exchange: Exchange, query: WaitQuery) -> Response:
     service, id = exchange.service, exchange.parameters["id"]
     invocation = await service.operations.look(id)
-    limit = _wait_seconds(exchange, query.wait) or 0.0
-    outcome = await service.wait(_result(exchange, id, limit), limit + 1.0, exchange)
+    limit = _wait_seconds(exchange, query.wait)
+    waiting = _result(exchange, id, limit or 0.0)
+    outcome = await (service.wait(waiting, limit + 1.0, exchange) if limit else waiting)
     return await _ended(exchange, id, invocation.handler, outcome)
 
 
@@ -174,7 +178,8 @@ async def _result(exchange: Exchange, id: str, limit: float) -> Outcome | None:
 async def _ended(exchange: Exchange, id: str, handler: str, outcome: Outcome | None) -> Response:
     if outcome is None:
         return json_response(_accepted(exchange, id), 202)
-    interface = await exchange.service.interfaces.of_invocation(handler, None)
+    described = await exchange.service.operations.describe(id)
+    interface = await exchange.service.interfaces.of_invocation(handler, described.interface)
     return json_response(ended_of(id, outcome, interface))
 
 
@@ -214,7 +219,10 @@ def _handler_view(handler: Handler) -> HandlerView:
 async def _handler(exchange: Exchange, name: str) -> Handler:
     found = await exchange.service.interfaces.handler(check_name("a handler's name", name))
     if found is None:
-        text = f"no worker has served a handler {name!r} here: /api/handlers lists those that there are"
+        text = (
+            f"no worker has served a handler {name!r} here, or its parameters cannot be described, which its worker "
+            "logged: /api/handlers lists those that there are"
+        )
         raise Problem(404, "unknown-handler", text)
     return found
 
@@ -237,7 +245,11 @@ class InvokeQuery(Struct):
 async def invoke(exchange: Exchange, query: InvokeQuery) -> Response:
     service = exchange.service
     handler = await _handler(exchange, exchange.parameters["handler"])
-    submission = _submission(exchange, handler, query, exchange.json(), _tags(query.tag))
+    tags = _tags(query.tag)
+    if len(exchange.body) > LARGE_BODY_BYTES:  # the others go on meanwhile
+        submission = await asyncio.to_thread(_submission_of, exchange, handler, query, tags)
+    else:
+        submission = _submission_of(exchange, handler, query, tags)
     limit = _wait_seconds(exchange, query.wait)
     try:
         if limit is None:
@@ -246,12 +258,15 @@ async def invoke(exchange: Exchange, query: InvokeQuery) -> Response:
         outcome = await _run(exchange, submission, limit)
     except IdConflict as error:
         if "idempotency-key" in exchange.request.headers:
-            text = "this Idempotency-Key was used for another input, or other options: use a new one"
-            raise Problem(422, "idempotency-key-reused", text) from error
+            raise _key_reused() from error
         raise
     if outcome is None:
         return json_response(_accepted(exchange, submission.id), 202)
     return json_response(ended_of(submission.id, outcome, handler.interface))
+
+
+def _submission_of(exchange: Exchange, handler: Handler, query: InvokeQuery, tags: Mapping[str, str]) -> Submission:
+    return _submission(exchange, handler, query, exchange.json(), tags)
 
 
 async def _run(exchange: Exchange, submission: Submission, limit: float) -> Outcome | None:
@@ -324,23 +339,41 @@ def _submission(
     if once is not None:
         if id is not None:
             raise Problem(400, "bad-query", "give an id or an Idempotency-Key, not both")
-        id, is_chosen = _id_for(handler.name, once), True
+        id, is_chosen = _id_for(handler.asked, once), True
         found = digest(found + msgspec.msgpack.encode((key, checked, timeout, delay)))  # these must be the same too
     elif id is not None:
         check_new_id(id)
     else:
         id = new_id(time.time(), os.urandom(10))
     return Submission(
-        id, handler.name, input, found, is_chosen, key, delay, timeout, checked, bytes.fromhex(handler.hash)
+        id, handler.asked, input, found, is_chosen, key, delay, timeout, checked, bytes.fromhex(handler.hash)
     )
 
 
 def _id_for(handler: str, once: str) -> str:
     """Return the id of the invocation that an idempotency key stands for."""
     text = once.strip()
-    if not text or len(text) > IDEMPOTENCY_KEY_LIMIT or not text.isprintable():
-        raise Problem(400, "bad-idempotency-key", f"an Idempotency-Key has 1 to {IDEMPOTENCY_KEY_LIMIT} characters")
+    if not text or len(text) > IDEMPOTENCY_KEY_LIMIT or not (text.isascii() and text.isprintable()):
+        raise Problem(
+            400,
+            "bad-idempotency-key",
+            f"an Idempotency-Key has 1 to {IDEMPOTENCY_KEY_LIMIT} printable characters, best of ASCII",
+        )
     return hashlib.blake2b(f"{handler}\n{text}".encode(), digest_size=16, person=b"perdure-once").hexdigest()
+
+
+def _key_reused() -> Problem:
+    text = "this Idempotency-Key was used for another input, or other options: use a new one"
+    return Problem(422, "idempotency-key-reused", text)
+
+
+@contextmanager
+def pointed(at: str) -> Generator[None]:
+    """Let errors in a part of the body point to where that part is."""
+    try:
+        yield
+    except ValueRefused as error:
+        raise ValueRefused(str(error), errors=tuple((at + each, why) for each, why in error.errors)) from error
 
 
 def _accepted(exchange: Exchange, id: str) -> Accepted:
@@ -408,10 +441,20 @@ async def restart(exchange: Exchange, _: NoQuery) -> Response:
     if body.input is not UNSET:
         invocation = await operations.look(id)
         handler = await _handler(exchange, invocation.handler)
-        call = _submission(exchange, handler, InvokeQuery(), body.input, {}, is_one=False)
+        with pointed("/input"):
+            call = _submission(exchange, handler, InvokeQuery(), body.input, {}, is_one=False)
         handlers = (invocation.handler, handler.name)
     chosen = None if isinstance(body.id, UnsetType) else check_new_id(body.id)
-    new = await operations.restart(id, call, new_id=chosen, handlers=handlers)
+    if (once := exchange.header("idempotency-key")) is not None:
+        if chosen is not None:
+            raise Problem(400, "bad-body", "give an id or an Idempotency-Key, not both")
+        chosen = _id_for(f"restart {id}", once)
+    try:
+        new = await operations.restart(id, call, new_id=chosen, handlers=handlers)
+    except IdConflict as error:
+        if once is None:
+            raise
+        raise _key_reused() from error
     return json_response(_accepted(exchange, new), 202)
 
 
@@ -455,9 +498,10 @@ async def resolve(exchange: Exchange, _: NoQuery) -> Response:
     operations, awakeable = exchange.service.operations, exchange.parameters["id"]
     id, _n = await operations.awakeable(awakeable)
     value = exchange.struct(ResolveBody).result
-    given = [value, *_decoded(value)]
+    given = [*_decoded(value), value]
     for place, each in enumerate(given):
-        data = from_json(UNTYPED, each, what="the result")
+        with pointed("/result"):
+            data = from_json(UNTYPED, each, what="the result")
         try:
             await operations.resolve(awakeable, data, timeout=APPLY_SECONDS)
         except WaitTimeout:
@@ -474,12 +518,13 @@ async def resolve(exchange: Exchange, _: NoQuery) -> Response:
 
 def _decoded(value: Any) -> list[Any]:
     """Return what a string holds as JSON, if it does: the form in which other engines take results."""
-    if not isinstance(value, str) or value.lstrip()[:1] not in ("{", "[", '"'):
+    if not isinstance(value, str) or value.lstrip()[:1] not in ("{", "["):
         return []
     try:
-        return [msgspec.json.decode(value)]
-    except msgspec.DecodeError:
+        found = msgspec.json.decode(value)
+    except (msgspec.DecodeError, RecursionError, UnicodeEncodeError):
         return []
+    return [] if is_deeper(found, DEPTH_LIMIT) else [found]
 
 
 async def reject(exchange: Exchange, _: NoQuery) -> Response:
@@ -495,6 +540,7 @@ async def reject(exchange: Exchange, _: NoQuery) -> Response:
 
 # --- events -----------------------------------------------------------------------------------------------------------
 async def events(exchange: Exchange, _: NoQuery) -> Response:
+    await exchange.service.operations.open()  # a store that is closed is told before the stream begins
     last = exchange.header("last-event-id")
     return await exchange.service.stream(exchange, exchange.service.feed.read(last), SERVER_SENT_EVENTS)
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 import logging
 from collections.abc import AsyncGenerator
 from functools import partial
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import msgspec
 from starlette.responses import Response
 
 from perdure.background import log_error
-from perdure.errors import PerdureError, WaitTimeout
+from perdure.errors import PerdureError, StoreUnavailable, WaitTimeout
 from perdure.http.exact import (
     CALLS,
     FRAME_HEADER_BYTES,
@@ -42,10 +42,26 @@ async def call(operation: Operation, exchange: Exchange, _: NoQuery) -> Response
     """Carry out an operation."""
     arguments = _arguments(exchange, operation.takes)
     try:
-        given = await operation.call(exchange.service.operations, *arguments)
+        calling = operation.call(exchange.service.operations, *arguments)
+        if operation.waits:
+            given = await _waited(exchange, operation, calling, arguments[-1])
+        else:
+            given = await calling
     except PerdureError as error:
         return _refused(error)
     return Response(encode(given), 200, {"Cache-Control": "no-store"}, MEDIA_TYPE)
+
+
+async def _waited(exchange: Exchange, operation: Operation, calling: Any, seconds: float) -> Any:
+    """Carry out an operation that waits until it is applied, unless the client goes away or the server stops."""
+
+    async def called() -> tuple[Any]:
+        return (await calling,)
+
+    given = await exchange.service.wait(called(), seconds + 1.0, exchange)
+    if given is None:
+        raise StoreUnavailable("this server stops: the message may be accepted, and is applied later then")
+    return given[0]
 
 
 async def result(exchange: Exchange, _: NoQuery) -> Response:

@@ -9,20 +9,22 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Collection, Sequence
 from datetime import datetime, timedelta
-from typing import Any, get_type_hints
+from typing import Any, Literal, get_type_hints
 
 import msgspec
 from msgspec import Struct
 
 from perdure import errors
+from perdure.authoring.workflow import checked_delay
 from perdure.core.failures import Failure
-from perdure.core.retry import Duration, seconds
-from perdure.core.tags import Tags
-from perdure.errors import PerdureError
+from perdure.core.ids import check_name, check_new_id
+from perdure.core.retry import seconds
+from perdure.core.tags import Tags, check_tags
+from perdure.errors import InvalidOption, PerdureError
 from perdure.http.routes import Role
 from perdure.operations.describe import Invocation
 from perdure.operations.documents import Check, Delete, Document, DocumentKey, Fence, Put, Scan, Write
-from perdure.operations.listing import AwakeableFilters, AwakeablePage, Filters, Page
+from perdure.operations.listing import PAGE_LIMIT, AwakeableFilters, AwakeablePage, Filters, Page, check_limit
 from perdure.operations.port import Operations, Outcome, Stats, Submission, Value, WasCancelled
 
 MEDIA_TYPE = "application/msgpack"
@@ -53,6 +55,17 @@ class SentSubmission(Struct, frozen=True, array_like=True):
         return cls(*first, delay, asked.timeout, asked.tags, asked.interface)
 
     def restored(self) -> Submission:
+        """Return the submission, or raise what a client here raises for one that no store can hold."""
+        check_new_id(self.id)
+        check_name("a workflow's name", self.handler)
+        if self.key is not None:
+            check_name("a key", self.key)
+        if self.timeout is not None:
+            seconds("timeout", self.timeout, positive=True)
+        if self.delay is not None:
+            checked_delay(self.delay)
+        if check_tags(dict(self.tags)) != self.tags:
+            raise InvalidOption("tags: they are given twice, or not in order")
         return Submission(*(getattr(self, name) for name in self.__struct_fields__))
 
 
@@ -77,7 +90,7 @@ class SentOutcome(Struct, frozen=True, array_like=True):
 class SentWrite(Struct, frozen=True, array_like=True):
     """A write of a document."""
 
-    kind: str
+    kind: Literal["Put", "Delete", "Check"]
     key: DocumentKey
     value: bytes = b""
     if_revision: int | None = None
@@ -85,7 +98,8 @@ class SentWrite(Struct, frozen=True, array_like=True):
     @classmethod
     def of(cls, write: Write) -> SentWrite:
         value = write.value if isinstance(write, Put) else b""
-        return cls(type(write).__name__, write.key, value, write.if_revision)
+        kind: Any = type(write).__name__
+        return cls(kind, write.key, value, write.if_revision)
 
     def restored(self) -> Write:
         if self.kind == "Put":
@@ -121,10 +135,14 @@ def _is_plain(value: object) -> bool:
 
 # --- the operations ---------------------------------------------------------------------------------------------------
 class Operation(Struct, frozen=True):
-    """An operation: who may call it, and how it is carried out. The annotations say what it takes and gives."""
+    """An operation: who may call it, and how it is carried out. The annotations say what it takes and gives.
+
+    One that `waits` takes as its last argument how long, in seconds.
+    """
 
     role: Role
     call: Callable[..., Awaitable[Any]]
+    waits: bool = False
 
     @property
     def takes(self) -> Any:
@@ -190,13 +208,13 @@ async def _describe(operations: Operations, id: str) -> Invocation:
 
 
 async def _page(operations: Operations, filters: Filters, limit: int, cursor: str | None) -> Page:
-    return await operations.page(filters, limit=limit, cursor=cursor)
+    return await operations.page(filters, limit=check_limit(limit, PAGE_LIMIT), cursor=cursor)
 
 
 async def _awakeables(
     operations: Operations, filters: AwakeableFilters, limit: int, cursor: str | None
 ) -> AwakeablePage:
-    return await operations.awakeables(filters, limit=limit, cursor=cursor)
+    return await operations.awakeables(filters, limit=check_limit(limit, PAGE_LIMIT), cursor=cursor)
 
 
 async def _stats(operations: Operations) -> Stats:
@@ -241,12 +259,12 @@ CALLS: dict[str, Operation] = {
     "start": Operation("operate", _start),
     "start_all": Operation("operate", _start_all),
     "restart": Operation("operate", _restart),
-    "pause": Operation("operate", _pause),
-    "resume": Operation("operate", _resume),
-    "cancel": Operation("operate", _cancel),
-    "retry": Operation("operate", _retry),
-    "resolve": Operation("operate", _resolve),
-    "reject": Operation("operate", _reject),
+    "pause": Operation("operate", _pause, waits=True),
+    "resume": Operation("operate", _resume, waits=True),
+    "cancel": Operation("operate", _cancel, waits=True),
+    "retry": Operation("operate", _retry, waits=True),
+    "resolve": Operation("operate", _resolve, waits=True),
+    "reject": Operation("operate", _reject, waits=True),
     "awakeable": Operation("read", _awakeable),
     "look": Operation("read", _look),
     "describe": Operation("read", _describe),
@@ -268,10 +286,6 @@ CALLS: dict[str, Operation] = {
 def sent_filters(filters: Any) -> dict[str, Any]:
     """Return filters as they are sent."""
     return {name: value for name, value in filters.items() if value is not None or name == "open"}
-
-
-def sent_seconds(timeout: Duration) -> float:
-    return seconds("timeout", timeout)
 
 
 def sent_handlers(handlers: Collection[str]) -> list[str]:

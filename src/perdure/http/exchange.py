@@ -13,7 +13,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from perdure.core.interface import MISSING
-from perdure.core.json_values import DEPTH_LIMIT
+from perdure.core.json_values import DEPTH_LIMIT, is_deeper
 from perdure.http.problems import Problem
 
 if TYPE_CHECKING:
@@ -22,7 +22,6 @@ if TYPE_CHECKING:
 S = TypeVar("S", bound=Struct)
 
 DEPTH_TEXT = f"the body is nested more than {DEPTH_LIMIT} levels deep"
-_STRINGS = re.compile(rb'"(?:[^"\\]|\\.)*"')
 
 
 class Exchange:
@@ -50,33 +49,24 @@ class Exchange:
 
     def struct(self, type: type[S]) -> S:
         """Return the body by a type; an empty one is an empty object."""
-        return self._decoded(type) if self.body.strip() else msgspec.convert({}, type)
+        if not self.body.strip():
+            self.body = b"{}"
+        return self._decoded(type)
 
     def _decoded(self, type: Any) -> Any:
-        if _depth(self.body) > DEPTH_LIMIT:
-            raise Problem(400, "bad-json", DEPTH_TEXT, wrong=[("", DEPTH_TEXT)])
         try:
-            return msgspec.json.decode(self.body, type=type)
+            found = msgspec.json.decode(self.body)
+            if is_deeper(found, DEPTH_LIMIT):
+                raise RecursionError
+            return found if type is Any else msgspec.json.decode(self.body, type=type)
+        except RecursionError:
+            raise Problem(400, "bad-json", DEPTH_TEXT, wrong=[("", DEPTH_TEXT)]) from None
         except msgspec.ValidationError as error:
             text, _, path = str(error).partition(" - at `$")
             pointer = "".join(f"/{part}" for part in re.findall(r"[^.\[\]`]+", path))
             raise Problem(422, "value-refused", f"the body: {error}", wrong=[(pointer, text)]) from None
         except (msgspec.DecodeError, UnicodeDecodeError) as error:
             raise Problem(400, "bad-json", f"the body is not JSON: {error}") from None
-
-
-def _depth(data: bytes) -> int:
-    """Return how deep JSON is nested, without decoding it."""
-    if data.count(b"[") + data.count(b"{") <= DEPTH_LIMIT:
-        return 0
-    depth = most = 0
-    for byte in _STRINGS.sub(b"", data):
-        if byte in b"[{":
-            depth += 1
-            most = max(most, depth)
-        elif byte in b"]}":
-            depth -= 1
-    return most
 
 
 def json_response(content: object, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:

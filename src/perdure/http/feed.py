@@ -52,7 +52,7 @@ class Feed:
             place = self._count
             if last_id is not None:
                 yield self._reset()
-        yield b": welcome\n\n"
+        yield b": welcome\nid: %s-%d\n\n" % (self._name.encode(), place)
         while True:
             if place < self._first - 1:
                 place = self._count
@@ -62,6 +62,8 @@ class Feed:
                     yield data
                     place = number
             if place == self._count:
+                if self._pump.done():
+                    return  # the store is closed
                 await self._news.wait()
 
     @property
@@ -85,6 +87,7 @@ class Feed:
                 async for invocation in self._operations.watch_all(Filters()):
                     self._add("changed", _told(invocation))
             except StoreClosed:
+                self._news.set()
                 return
             except Exception as error:  # noqa: BLE001  readers hear of it, and the feed goes on
                 if isinstance(error, StoreError):

@@ -7,6 +7,7 @@ from, and a name that an attacker's DNS points to this machine is not a name of 
 
 from __future__ import annotations
 
+import ipaddress
 from collections.abc import Collection
 
 from starlette.requests import Request
@@ -24,7 +25,7 @@ class Guard:
     """Refuses requests of others. `names` are those that the `Host` header may have; None: any."""
 
     def __init__(self, names: Collection[str] | None = LOCAL_NAMES) -> None:
-        self._names = None if names is None else {each.lower() for each in names}
+        self._names = None if names is None else frozenset(each.lower() for each in names)
 
     def check(self, request: Request) -> None:
         """Raise a `Problem` for a request that must not be answered."""
@@ -36,7 +37,7 @@ class Guard:
         host = headers.get("host", "")
         if len(headers.getlist("host")) != 1:
             raise Problem(400, "bad-host", "a request has one Host header")
-        if self._names is not None and _name(host).lower() not in self._names:
+        if self._names is not None and not self._is_ours(_name(host).lower()):
             known = ", ".join(sorted(self._names))
             raise Problem(421, "wrong-host", f"Host {host[:100]!r} is none of this server's names: {known}")
         site = headers.get("sec-fetch-site")
@@ -45,6 +46,18 @@ class Guard:
         origin = headers.get("origin")
         if origin is not None and origin.lower() != f"{request.url.scheme}://{host}".lower():
             raise Problem(403, "cross-site", f"a page of {origin[:100]} may not use this server")
+
+    def _is_ours(self, name: str) -> bool:
+        """Report whether a host is this one. Nobody's DNS has a say about an address of loopback."""
+        return self._names is None or name in self._names or (self._names == LOCAL_NAMES and is_loopback(name))
+
+
+def is_loopback(host: str) -> bool:
+    """Report whether a host is a loopback address."""
+    try:
+        return ipaddress.ip_address(host.removeprefix("[").removesuffix("]")).is_loopback
+    except ValueError:
+        return False
 
 
 def _name(host: str) -> str:

@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import logging
 import ssl
+import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Collection, Mapping, Sequence
 from typing import Any
 
@@ -18,8 +19,8 @@ import msgspec
 
 from perdure.background import RateLimitedLog
 from perdure.core.lifecycle import SETTLED
-from perdure.core.retry import Duration
-from perdure.errors import StoreClosed, StoreError, StoreUnavailable, WaitTimeout
+from perdure.core.retry import Duration, seconds
+from perdure.errors import BadUrl, PayloadTooLarge, StoreClosed, StoreError, StoreUnavailable, WaitTimeout
 from perdure.http.clients import WAIT_LIMIT_SECONDS
 from perdure.http.exact import (
     CALLS,
@@ -33,15 +34,14 @@ from perdure.http.exact import (
     encode,
     sent_filters,
     sent_handlers,
-    sent_seconds,
     sent_writes,
 )
 from perdure.http.problems import MEDIA_TYPE as PROBLEM_MEDIA_TYPE
 from perdure.http.problems import ProblemDocument
-from perdure.http.service import IDLE_SECONDS
+from perdure.http.service import EXACT_LIMIT_BYTES, IDLE_SECONDS
 from perdure.operations.describe import Invocation
 from perdure.operations.documents import Document, DocumentKey, Fence, Scan, Write
-from perdure.operations.listing import AwakeableFilters, AwakeablePage, Filters, Page, Status
+from perdure.operations.listing import PAGE_LIMIT, AwakeableFilters, AwakeablePage, Filters, Page, Status
 from perdure.operations.port import ANSWER_WAIT_SECONDS, Operations, Outcome, Stats, Submission, nothing
 
 CONNECT_SECONDS = 5.0
@@ -52,6 +52,8 @@ RETRY_SECONDS = 0.5
 """The back-off before a request is sent again."""
 CONNECTIONS_LIMIT = 1_000
 """Connections to one server: each request that waits for a result holds one."""
+CLOCKS_APART_SECONDS = 5.0
+"""How far the clocks of client and server may be apart, without a change being missed after a connection was lost."""
 REPEATABLE = {name for name, each in CALLS.items() if each.role == "read"} | {
     "start",
     "start_all",
@@ -61,6 +63,7 @@ REPEATABLE = {name for name, each in CALLS.items() if each.role == "read"} | {
 }
 """Operations of which a second request changes nothing."""
 
+PORT_LIMIT = 65_535
 NOT_SENT = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout)
 """Errors of requests of which nothing was sent."""
 
@@ -123,8 +126,13 @@ class Remote(Operations):
         return self._http
 
     # --- requests -----------------------------------------------------------------------------------------------------
-    async def _call(self, name: str, *arguments: object) -> Any:
-        return decode((await self._send(name, arguments)).content, CALLS[name].gives)
+    async def _call(self, name: str, *arguments: object, waits: float = 0.0) -> Any:
+        return decode((await self._send(name, arguments, waits)).content, CALLS[name].gives)
+
+    async def _tell(self, name: str, *arguments: object, timeout: Duration) -> None:
+        """Send a message to an invocation, and wait until it is applied."""
+        limit = seconds("timeout", timeout)
+        await self._call(name, *arguments, limit, waits=limit)
 
     async def _send(self, name: str, arguments: tuple[object, ...], waits: float = 0.0) -> httpx.Response:
         """Send a request until it is answered; raise what the answer says is wrong."""
@@ -147,6 +155,8 @@ class Remote(Operations):
             if _is_to_be_repeated(response):
                 await self._again(name, _detail(response), deadline)
                 continue
+            if response.status_code == 413:
+                raise PayloadTooLarge(f"{self._name}: {_detail(response)}", size=len(content), limit=EXACT_LIMIT_BYTES)
             _raise_refusal(response, self._name)
             return response
 
@@ -199,22 +209,22 @@ class Remote(Operations):
 
     # --- talking ------------------------------------------------------------------------------------------------------
     async def pause(self, id: str, /, *, timeout: Duration = ANSWER_WAIT_SECONDS) -> None:
-        await self._call("pause", id, sent_seconds(timeout))
+        await self._tell("pause", id, timeout=timeout)
 
     async def resume(self, id: str, /, *, timeout: Duration = ANSWER_WAIT_SECONDS) -> None:
-        await self._call("resume", id, sent_seconds(timeout))
+        await self._tell("resume", id, timeout=timeout)
 
     async def cancel(self, id: str, /, *, force: bool = False, timeout: Duration = ANSWER_WAIT_SECONDS) -> None:
-        await self._call("cancel", id, bool(force), sent_seconds(timeout))
+        await self._tell("cancel", id, bool(force), timeout=timeout)
 
     async def retry(self, id: str, /, *, timeout: Duration = ANSWER_WAIT_SECONDS) -> None:
-        await self._call("retry", id, sent_seconds(timeout))
+        await self._tell("retry", id, timeout=timeout)
 
     async def resolve(self, awakeable_id: str, value: bytes, /, *, timeout: Duration = ANSWER_WAIT_SECONDS) -> None:
-        await self._call("resolve", awakeable_id, value, sent_seconds(timeout))
+        await self._tell("resolve", awakeable_id, value, timeout=timeout)
 
     async def reject(self, awakeable_id: str, reason: str, /, *, timeout: Duration = ANSWER_WAIT_SECONDS) -> None:
-        await self._call("reject", awakeable_id, reason, sent_seconds(timeout))
+        await self._tell("reject", awakeable_id, reason, timeout=timeout)
 
     async def awakeable(self, awakeable_id: str, /) -> tuple[str, int]:
         return await self._call("awakeable", awakeable_id)
@@ -242,10 +252,28 @@ class Remote(Operations):
                         yield each
 
     async def watch_all(self, filters: Filters, /) -> AsyncGenerator[Invocation, None]:
+        since, is_first = time.time(), True
         while True:
             async with contextlib.aclosing(self._stream("watch_all", (sent_filters(filters),))) as changes:
+                if not is_first:  # what changed while the server was away
+                    async for each in self._changed_since(filters, since):
+                        yield each
+                is_first = False
                 async for each in changes:
+                    if each.updated_at is not None:
+                        since = max(since, each.updated_at.timestamp())
                     yield each
+
+    async def _changed_since(self, filters: Filters, since: float) -> AsyncGenerator[Invocation, None]:
+        """Read the whole index for changes."""
+        cursor: str | None = None
+        while True:
+            page = await self.page(filters, limit=PAGE_LIMIT, cursor=cursor)
+            for each in page.invocations:
+                if each.updated_at is not None and each.updated_at.timestamp() >= since - CLOCKS_APART_SECONDS:
+                    yield each
+            if (cursor := page.next) is None:
+                return
 
     async def _stream(self, name: str, arguments: tuple[object, ...]) -> AsyncGenerator[Invocation, None]:
         """Yield the changes of one connection. It ends with the connection, or with what they end with."""
@@ -344,3 +372,14 @@ def _detail(response: httpx.Response) -> str:
 
 def _text(why: Exception | str) -> str:
     return why if isinstance(why, str) else str(why) or type(why).__name__
+
+
+def check_url(url: str, name: str) -> None:
+    """Raise `BadUrl` for the URL of no server."""
+    try:
+        found = httpx.URL(url)
+    except httpx.InvalidURL as error:
+        raise BadUrl(f"{name!r}: {error}") from error
+    is_port = found.port is None or 0 < found.port <= PORT_LIMIT
+    if not found.host or not is_port or found.query or found.fragment:
+        raise BadUrl(f"{name!r}: name a host, a port, and the path of the API if it has one: http://127.0.0.1:8080")

@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping
 from enum import Enum
 from functools import cache
 from typing import Any, Literal
-from urllib.parse import unquote_to_bytes
+from urllib.parse import parse_qsl, unquote_to_bytes
 
 import msgspec
 from msgspec import Struct
@@ -14,6 +14,9 @@ from starlette.responses import Response
 
 from perdure.http.exchange import Exchange
 from perdure.http.problems import Problem
+
+QUERY_LIMIT = 100
+"""Query parameters of one request."""
 
 Method = Literal["GET", "POST"]
 Role = Literal["anybody", "read", "operate", "admin"]
@@ -122,6 +125,16 @@ def _decoded(segment: bytes) -> str:
         raise Problem(400, "bad-path", f"{shown!r} in the path is not UTF-8, percent-encoded") from None
 
 
+def query_items(query: bytes) -> list[tuple[str, str]]:
+    """Return the names and texts in the query of a URL, or raise a `Problem`."""
+    try:
+        return parse_qsl(query.decode("ascii"), keep_blank_values=True, errors="strict", max_num_fields=QUERY_LIMIT)
+    except UnicodeDecodeError:
+        raise Problem(400, "bad-query", "the query is not UTF-8, percent-encoded") from None
+    except ValueError:
+        raise Problem(400, "bad-query", f"the query has more than {QUERY_LIMIT} parameters") from None
+
+
 def query_of(route: Route, items: Iterable[tuple[str, str]]) -> Struct:
     """Return the query parameters by the type of the route, or raise a `Problem` that names the wrong one."""
     fields = _fields_of(route.query)
@@ -140,6 +153,8 @@ def query_of(route: Route, items: Iterable[tuple[str, str]]) -> Struct:
     for name, text in found.items():
         try:
             found[name] = msgspec.convert(text, fields[name].type, strict=False)
+            if found[name] is None:  # "null"
+                raise msgspec.ValidationError("expected a value")
         except msgspec.ValidationError as error:
             raise _wrong_query(name, f"{str(error).lower()}, got {str(text)[:60]!r}") from None
     missing = [name for name, field in fields.items() if field.required and name not in found]

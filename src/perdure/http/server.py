@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
-import ipaddress
 import logging
 import os
 import socket
@@ -18,6 +17,7 @@ import uvicorn
 from msgspec import Struct
 
 from perdure.errors import InvalidOption
+from perdure.http.guard import is_loopback
 from perdure.http.service import Service
 
 KEEP_ALIVE_SECONDS = 75.0
@@ -47,12 +47,7 @@ class Address(Struct, frozen=True):
     @property
     def is_local(self) -> bool:
         """Whether only programs of this machine can reach it."""
-        if self.path or self.host == "localhost":
-            return True
-        try:
-            return ipaddress.ip_address(self.host).is_loopback
-        except ValueError:
-            return False
+        return bool(self.path) or self.host == "localhost" or is_loopback(self.host)
 
 
 def address_of(text: str) -> Address:
@@ -80,6 +75,7 @@ class Server(AbstractAsyncContextManager["Server"]):
 
     async def __aenter__(self) -> Self:
         listener = _listener(self.address)
+        self._file = _identity(self.address.path)
         if not self.address.path:
             self.address = Address(self.address.host, listener.getsockname()[1])
         config = uvicorn.Config(
@@ -116,9 +112,8 @@ class Server(AbstractAsyncContextManager["Server"]):
         await self._service.aclose()
         await asyncio.wait([self._serving])
         self._listener.close()
-        if self.address.path:
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(self.address.path)
+        if self.address.path and _identity(self.address.path) == self._file:  # else it is that of a successor
+            os.unlink(self.address.path)
 
 
 class _Uvicorn(uvicorn.Server):
@@ -165,6 +160,15 @@ def _listener_at(path: str) -> socket.socket:
         raise InvalidOption(f"cannot listen on unix:{path}: {why}") from error
     listener.setblocking(False)
     return listener
+
+
+def _identity(path: str) -> tuple[int, int] | None:
+    """Return what tells a file from a later one of the same name."""
+    try:
+        found = os.stat(path)
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
 
 
 def _is_left_behind(path: str) -> bool:

@@ -9,16 +9,17 @@ from typing import Any, TypeVar
 from urllib.parse import quote
 
 from msgspec import Struct
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response, StreamingResponse
 from starlette.types import Message, Receive, Scope, Send
 
 from perdure.background import end, log_error
+from perdure.errors import PerdureError
 from perdure.http.exchange import Exchange
 from perdure.http.feed import Feed
 from perdure.http.guard import READS, Guard
 from perdure.http.problems import Problem, answer, problem_of, unexpected
-from perdure.http.routes import Body, Route, Router, query_of
+from perdure.http.routes import Body, Route, Router, query_items, query_of
 from perdure.operations.interfaces import Interfaces
 from perdure.operations.port import Operations
 
@@ -26,8 +27,8 @@ T = TypeVar("T")
 
 BODY_LIMIT_BYTES = 4 * 1024 * 1024
 """The largest body of a request, unless the application is told otherwise."""
-READ_ON = 4
-"""A body that is too large is read on, to so many times the limit: many clients see no answer before they sent all."""
+EXACT_LIMIT_BYTES = 80 * 1024 * 1024
+"""The largest request of another Perdure client: more than the largest value that a store takes by default."""
 BODY_SECONDS = 10.0
 """How long a request may take to arrive."""
 WAITING_LIMIT = 1_000
@@ -76,11 +77,14 @@ class Service:
         self._body_limit = body_limit
         self._waits: set[asyncio.Task[Any]] = set()
         self._streams = 0
+        self._receiving: set[asyncio.Timeout] = set()
         self._feed: Feed | None = None
 
     async def aclose(self) -> None:
         """Answer the requests that wait as if their time were over, and end all streams."""
         self._closing.set()
+        for patience in self._receiving:
+            patience.reschedule(asyncio.get_running_loop().time())
         await end([*self._waits])
         if self._feed is not None:
             await self._feed.aclose()
@@ -111,9 +115,11 @@ class Service:
             if self._guard is not None:
                 self._guard.check(request)
             route, parameters = self._router.match(request.method, raw_path)
-            query = query_of(route, request.query_params.multi_items())
+            query = query_of(route, query_items(request.scope["query_string"]))
             body = await self._body_of(request, route)
             return await route.endpoint(Exchange(request, parameters, body, self), query)
+        except ClientDisconnect:
+            return Response(status_code=400)  # nobody reads it
         except Exception as error:  # noqa: BLE001  one request fails, the others do not notice
             problem = problem_of(error)
             if problem is None:
@@ -136,23 +142,27 @@ class Service:
             text = f"the Content-Type of a request that changes something is {wanted}, {got}"
             raise Problem(415, "wrong-content-type", text)
         pieces: list[bytes] = []
-        size, limit = 0, self._body_limit
+        size, limit = 0, self._body_limit if route.body is not Body.EXACT else max(self._body_limit, EXACT_LIMIT_BYTES)
+        patience = asyncio.timeout(BODY_SECONDS)
         try:
-            async with asyncio.timeout(BODY_SECONDS):
+            async with patience:
+                self._receiving.add(patience)
                 async for piece in request.stream():
                     size += len(piece)
-                    if size > limit * READ_ON:
-                        break
-                    if size <= limit:
+                    if size <= limit:  # the rest is read too: many clients see no answer before they have sent all
                         pieces.append(piece)
         except TimeoutError:
+            if self.is_closing:
+                raise self._too_many("") from None
             text = f"the body did not arrive within {BODY_SECONDS:g} s"
             raise Problem(408, "slow-body", text, headers={"Connection": "close"}) from None
+        finally:
+            self._receiving.discard(patience)
         if size > limit:
             text = f"the body is larger than {limit:,} bytes, which is the limit"
             raise Problem(413, "too-large", text, headers={"Connection": "close"})
         body = b"".join(pieces)
-        if route.body is Body.NONE and body.strip() not in (b"", b"{}"):
+        if route.body is Body.NONE and b"".join(body.split()) not in (b"", b"{}"):
             raise Problem(400, "unexpected-body", "this route takes no body")
         return body
 
@@ -204,7 +214,7 @@ class Service:
                 await asyncio.wait([coming, closing], timeout=IDLE_SECONDS, return_when=asyncio.FIRST_COMPLETED)
                 if not coming.done():
                     yield framing.last if closing.done() else framing.idle
-                elif (event := coming.result()) is not None:
+                elif (event := await _told(coming)) is not None:
                     yield event
                     coming = asyncio.ensure_future(_next(events))
                 else:
@@ -213,6 +223,17 @@ class Service:
             self._streams -= 1
             await end([each for each in (coming, closing) if not each.done()])
             await events.aclose()
+
+
+async def _told(coming: asyncio.Future[bytes | None]) -> bytes | None:
+    """Return an event; None at the end, also if that is an error: the client comes again, and is told then."""
+    try:
+        return await coming
+    except PerdureError as error:
+        log.info("a stream ends: %s", error)
+    except Exception as error:  # noqa: BLE001  one stream ends, the others go on
+        log_error(log, "a stream ends: unexpected exception", error=error)
+    return None
 
 
 async def _next(events: AsyncGenerator[bytes, None]) -> bytes | None:

@@ -49,6 +49,7 @@ from perdure.core.journal import (
     Status,
 )
 from perdure.core.lifecycle import SETTLED
+from perdure.core.signature import POSITIONAL
 from perdure.core.types import decoder
 from perdure.errors import Undecodable
 from perdure.stores.awakeables import Awakeable, is_open
@@ -187,7 +188,7 @@ def from_journal(
     open_steps = [step for step in steps.values() if step.status == "pending"]
     return replace(
         from_row(row),
-        input=_mapping(_value(start.input)),
+        input=_input(start.input),
         journal=tuple(steps.values()),
         current_step=open_steps[0] if open_steps and row.status not in SETTLED else None,
         state=state,
@@ -354,6 +355,14 @@ def _value(data: bytes) -> Any:
         return _decode(data)
     except Undecodable:
         return f"<{len(data):,} bytes that do not decode>"
+
+
+def _input(data: bytes) -> Mapping[str, Any]:
+    """Return an input by name. What its recorder gave no names is under `*`."""
+    found = dict(_mapping(_value(data)))
+    if not found.get(POSITIONAL, True):
+        del found[POSITIONAL]
+    return found
 
 
 def _mapping(value: Any) -> Mapping[str, Any]:

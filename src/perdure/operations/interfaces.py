@@ -20,11 +20,12 @@ INTERFACES_LIMIT = 1_000
 
 
 class Handler(Struct, frozen=True):
-    """A handler and its present interface. `name` is that of the workflow, also where it was asked for by an alias."""
+    """A handler and its present interface. It was `asked` for by its `name` or by an older one."""
 
     name: str
     hash: str
     interface: Interface
+    asked: str
 
 
 class Interfaces:
@@ -66,7 +67,7 @@ class Interfaces:
 
     async def _handler_of(self, name: str, of: Published) -> Handler | None:
         interface = await self.interface(of.interface)
-        return None if interface is None else Handler(of.name or name, of.interface, interface)
+        return None if interface is None else Handler(of.name or name, of.interface, interface, name)
 
     async def interface(self, hash: str | None, /) -> Interface | None:
         """Return an interface by its hash; None if it was never published, or a newer release did."""

@@ -83,6 +83,8 @@ class Record:
             return None  # its code does not fit: what is open stays so
         else:
             for n in turn.open_awakeables():
+                if n in self.history.answers:  # of one that is paused: the body has not heard it yet
+                    continue
                 asked, expires_at = made[n].asked, turn.expiry_of(n)
                 if expires_at != asked.expires_at:  # a retry waits anew
                     asked = replace(asked, expires_at=expires_at)
