@@ -11,6 +11,7 @@ from perdure.core.ids import (
     ID_LENGTH_LIMIT,
     awakeable_id,
     check_name,
+    check_new_id,
     derived_id,
     idempotency_key,
     new_id,
@@ -151,3 +152,12 @@ def test_a_name_that_no_store_could_hold_is_refused_and_the_text_says_why(text: 
 def test_an_awakeables_id_that_is_no_text_is_refused(id: Any) -> None:
     with pytest.raises(BadId, match="an awakeable's id must be a str"):
         parse_awakeable_id(id, b"secret")
+
+
+def test_new_invocation_cannot_have_an_id_that_means_something_else_in_a_url():
+    assert check_new_id("order/1") == "order/1"
+    for id in (".", "..", "stats"):
+        with pytest.raises(BadId, match="in a URL it means something else"):
+            check_new_id(id)
+    with pytest.raises(BadId):
+        check_new_id("")
