@@ -231,6 +231,38 @@ async def test_body_that_does_not_arrive_is_given_up(memory_site: Site, monkeypa
     writer.close()
 
 
+async def raw(site: Site, *pieces: bytes) -> bytes:
+    """Send bytes as they are, and return what comes until the server closes the connection."""
+    address = site.server.address
+    reader, writer = await asyncio.open_connection(address.host, address.port)
+    try:
+        for piece in pieces:
+            writer.write(piece)
+            await asyncio.sleep(0.01)
+        return await reader.read()
+    finally:
+        writer.close()
+
+
+async def test_head_that_is_too_large_is_refused(memory_site: Site) -> None:
+    begin = b"GET /health HTTP/1.1\r\nHost: localhost\r\nX-Long: "
+    assert (await raw(memory_site, begin, *[b"a" * 20_000] * 3)).startswith(b"HTTP/1.1 431 ")
+    names = b"".join(b"X-%d: a\r\n" % n for n in range(5_000))
+    assert (await raw(memory_site, b"GET /health HTTP/1.1\r\n", names)).startswith(b"HTTP/1.1 431 ")
+    assert (await memory_site.get("/health", headers={"X-Long": "a" * 20_000})).status_code == 200
+
+
+async def test_head_that_does_not_arrive_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("perdure.http.server.HEAD_SECONDS", 0.1)
+    async with AsyncExitStack() as parts:
+        site = await site_on(parts, "memory:")
+        for pieces in ((), (b"GET /hea",), (b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\nGET /he",)):
+            assert b"HTTP/1.1 408 " in await raw(site, *pieces)
+        assert (await site.get("/health")).status_code == 200
+        await asyncio.sleep(0.2)
+        assert (await site.get("/health")).status_code == 200  # the connection was idle, which is no head that is late
+
+
 # --- mounted ----------------------------------------------------------------------------------------------------------
 async def test_mounted_application_works_below_its_path() -> None:
     async with AsyncExitStack() as parts:

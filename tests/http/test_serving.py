@@ -223,6 +223,10 @@ async def test_document_describes_every_route(memory_site: Site) -> None:
     assert described == {(route.method, route.path) for route in memory_site.service.routes}
     names = [each["operationId"] for path in document["paths"].values() for each in path.values()]
     assert len({*names}) == len(names)
+    invoke = document["paths"]["/api/workflows/{handler}/invoke"]["post"]
+    assert {"200", "202", "404", "409", "422", "429"} <= {*invoke["responses"]}
+    assert {"Idempotency-Key", "Prefer", "wait", "key"} <= {each["name"] for each in invoke["parameters"]}
+    assert "202" in document["paths"]["/api/workflows/{id}/pause"]["post"]["responses"]
     assert {*by_role(memory_site.service.routes)} == {"anybody", "read", "operate", "admin"}
 
 

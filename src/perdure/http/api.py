@@ -559,6 +559,7 @@ async def openapi(exchange: Exchange, _: NoQuery) -> Response:
 WORKFLOW = "/api/workflows/{id}"
 AWAKEABLE = "/api/awakeables/{id}"
 STREAM = "text/event-stream"
+LATER = ((202, Applied),)
 
 ROUTES: tuple[Route, ...] = (
     Route("GET", "/health/live", "anybody", live, "Whether this process answers.", gives=Health),
@@ -577,6 +578,8 @@ ROUTES: tuple[Route, ...] = (
         *("GET", f"{WORKFLOW}/result", "read", result, "Wait for its result. 202: it has not ended."),
         query=WaitQuery,
         gives=Ended,
+        gives_too=((202, Accepted),),
+        headers=("Prefer",),
         also=(404,),
     ),
     Route(
@@ -597,6 +600,8 @@ ROUTES: tuple[Route, ...] = (
         body=Body.INPUT,
         gives=Accepted,
         status=202,
+        gives_too=((200, Ended),),
+        headers=("Idempotency-Key", "Prefer"),
         also=(404, 409, 422),
     ),
     Route(
@@ -607,20 +612,33 @@ ROUTES: tuple[Route, ...] = (
         status=202,
         also=(404, 409, 422),
     ),
-    Route("POST", f"{WORKFLOW}/pause", "operate", pause, "Pause it.", gives=Applied, also=(404, 409)),
-    Route("POST", f"{WORKFLOW}/resume", "operate", resume, "Resume it.", gives=Applied, also=(404, 409)),
+    Route("POST", f"{WORKFLOW}/pause", "operate", pause, "Pause it.", gives=Applied, gives_too=LATER, also=(404, 409)),
+    Route(
+        "POST", f"{WORKFLOW}/resume", "operate", resume, "Resume it.", gives=Applied, gives_too=LATER, also=(404, 409)
+    ),
     Route(
         *("POST", f"{WORKFLOW}/cancel", "operate", cancel, "Cancel it; it cleans up, unless by force."),
         body=CancelBody,
         gives=Applied,
+        gives_too=LATER,
         also=(404, 409, 422),
     ),
-    Route("POST", f"{WORKFLOW}/retry", "operate", retry, "Retry what failed.", gives=Applied, also=(404, 409)),
+    Route(
+        "POST",
+        f"{WORKFLOW}/retry",
+        "operate",
+        retry,
+        "Retry what failed.",
+        gives=Applied,
+        gives_too=LATER,
+        also=(404, 409),
+    ),
     Route(
         *("POST", f"{WORKFLOW}/restart", "operate", restart, "Start it anew under another id."),
         body=RestartBody,
         gives=Accepted,
         status=202,
+        headers=("Idempotency-Key",),
         also=(404, 409, 422),
     ),
     Route("POST", f"{WORKFLOW}/purge", "admin", purge, "Remove it for ever.", gives=Applied, also=(404, 409)),
@@ -633,18 +651,28 @@ ROUTES: tuple[Route, ...] = (
         *("POST", f"{AWAKEABLE}/resolve", "operate", resolve, "Resolve an awakeable."),
         body=ResolveBody,
         gives=Applied,
+        gives_too=LATER,
         also=(404, 409, 422),
     ),
     Route(
         *("POST", f"{AWAKEABLE}/reject", "operate", reject, "Reject an awakeable."),
         body=RejectBody,
         gives=Applied,
+        gives_too=LATER,
         also=(404, 409, 422),
     ),
     Route("GET", "/api/handlers", "read", list_handlers, "List handlers.", gives=HandlerList),
     Route("GET", "/api/handlers/{handler}", "read", show_handler, "Show a handler.", gives=HandlerView, also=(404,)),
     Route("GET", "/api/keys/{key}", "read", show_key, "Show the state of a key.", gives=KeyView),
-    Route("GET", "/api/events", "read", events, "Follow all changes: ids and statuses.", media=STREAM),
+    Route(
+        "GET",
+        "/api/events",
+        "read",
+        events,
+        "Follow all changes: ids and statuses.",
+        media=STREAM,
+        headers=("Last-Event-ID",),
+    ),
     Route("GET", "/openapi.json", "read", openapi, "This document."),
 )
 """All routes. Where two fit a path, the first one counts."""

@@ -18,6 +18,12 @@ EVERY_ROUTE = (400, 403, 405, 421, 429, 500, 503)
 WITH_BODY = (408, 413, 415)
 """... and every route that takes a body."""
 
+ANSWERS = {
+    200: "It has ended.",
+    202: "It has not ended, or not been applied, in that time. It is durable.",
+}
+"""What an answer means that a route gives beside its usual one."""
+
 Json = dict[str, Any]
 
 
@@ -25,6 +31,7 @@ def document_of(routes: Iterable[Route]) -> Json:
     """Return the document."""
     routes = [*routes]
     types = [ProblemDocument, *(each.gives for each in routes if each.gives is not None)]
+    types += [type for each in routes for _, type in each.gives_too]
     types += [each.body for each in routes if isinstance(each.body, type)]
     _, components = msgspec.json.schema_components([*dict.fromkeys(types)], ref_template=COMPONENTS)
     paths: dict[str, Json] = {}
@@ -47,12 +54,16 @@ def _operation(route: Route) -> Json:
         "operationId": route.name,
         "summary": route.summary,
         "x-role": route.role,
-        "parameters": [*parameters, *_query(route.query)],
+        "parameters": [*parameters, *_query(route.query), *map(_header, route.headers)],
         "responses": _responses(route),
     }
     if route.method != "GET":
         found["requestBody"] = _body(route)
     return found
+
+
+def _header(name: str) -> Json:
+    return {"name": name, "in": "header", "required": False, "schema": {"type": "string"}}
 
 
 def _query(type: type[Struct]) -> list[Json]:
@@ -79,6 +90,9 @@ def _body(route: Route) -> Json:
 def _responses(route: Route) -> Json:
     content: Json = {} if route.gives is None else {"schema": _reference(route.gives)}
     found: Json = {str(route.status): {"description": "As asked.", "content": {route.media: content}}}
+    for status, type in route.gives_too:
+        content = {"application/json": {"schema": _reference(type)}}
+        found[str(status)] = {"description": ANSWERS[status], "content": content}
     for status in sorted({*EVERY_ROUTE, *(WITH_BODY if route.method != "GET" else (415,)), *route.also}):
         problem = {MEDIA_TYPE: {"schema": _reference(ProblemDocument)}}
         found[str(status)] = {"description": "A problem.", "content": problem}

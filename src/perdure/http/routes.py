@@ -41,7 +41,8 @@ class Body(Enum):
 class Route(Struct, frozen=True):
     """One operation. `path` has parameters in braces, each a whole segment; `gives` is the type of what it answers.
 
-    `also` are the statuses of problems beside those that every route may answer with.
+    `gives_too` are other answers that are no problems, by status. `headers` are those of the request that mean
+    something here. `also` are the statuses of problems beside those that every route may answer with.
     """
 
     method: Method
@@ -54,6 +55,8 @@ class Route(Struct, frozen=True):
     gives: Any = None
     status: int = 200
     media: str = "application/json"
+    gives_too: tuple[tuple[int, Any], ...] = ()
+    headers: tuple[str, ...] = ()
     also: tuple[int, ...] = ()
 
     @property

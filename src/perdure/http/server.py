@@ -15,6 +15,7 @@ from typing import Self
 
 import uvicorn
 from msgspec import Struct
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from perdure.errors import InvalidOption
 from perdure.http.guard import is_loopback
@@ -26,6 +27,10 @@ STOP_SECONDS = 5.0
 """How long requests may take to end when the server stops, once those that wait are answered."""
 STARTED_SECONDS = 0.005
 """How often it is looked whether the server has started."""
+HEAD_LIMIT_BYTES = 32 * 1024
+"""The largest head of a request: its line and headers."""
+HEAD_SECONDS = 10.0
+"""How long the head of a request may take to arrive."""
 BACKLOG = 2_048
 """Connections that may wait to be accepted."""
 
@@ -81,7 +86,7 @@ class Server(AbstractAsyncContextManager["Server"]):
         config = uvicorn.Config(
             self._service,
             loop="none",
-            http="httptools",
+            http=_Protocol,
             ws="none",
             lifespan="off",
             log_config=None,
@@ -114,6 +119,54 @@ class Server(AbstractAsyncContextManager["Server"]):
         self._listener.close()
         if self.address.path and _identity(self.address.path) == self._file:  # else it is that of a successor
             os.unlink(self.address.path)
+
+
+class _Protocol(HttpToolsProtocol):
+    """uvicorn's protocol, with bounds on the head of a request: how large it is, and how long it takes to arrive."""
+
+    _in_head = True
+    _head_bytes = 0
+    _patience: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:
+        super().connection_made(transport)
+        self._expect_head()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._end_of_head()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        if self._in_head:
+            self._head_bytes += len(data)
+            if self._head_bytes > HEAD_LIMIT_BYTES:
+                self._refuse(431, "Request Header Fields Too Large")
+
+    def on_message_begin(self) -> None:
+        super().on_message_begin()
+        self._expect_head()
+
+    def on_headers_complete(self) -> None:
+        self._end_of_head()
+        super().on_headers_complete()
+
+    def _expect_head(self) -> None:
+        self._end_of_head()
+        self._in_head, self._head_bytes = True, 0
+        self._patience = self.loop.call_later(HEAD_SECONDS, self._refuse, 408, "Request Timeout")
+
+    def _end_of_head(self) -> None:
+        self._in_head = False
+        if self._patience is not None:
+            self._patience.cancel()
+            self._patience = None
+
+    def _refuse(self, status: int, phrase: str) -> None:
+        self._end_of_head()
+        if not self.transport.is_closing():
+            self.transport.write(b"HTTP/1.1 %d %s\r\nConnection: close\r\n\r\n" % (status, phrase.encode()))
+            self.transport.close()
 
 
 class _Uvicorn(uvicorn.Server):
