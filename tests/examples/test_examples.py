@@ -168,7 +168,7 @@ async def test_example_uses_the_store_that_the_environment_names(
 
 def test_every_example_is_tested_and_has_a_target_of_make() -> None:
     found = {path.stem for path in (ROOT / "examples").glob("*.py")} - {"__init__", "stage"}
-    assert found == {*OUTPUT, *PATTERNS, "concurrent", "killed"}
+    assert found == {*OUTPUT, *PATTERNS, "concurrent", "killed", "query"}
     listed = re.search(r"^EXAMPLES := ((?:.*\\\n)*.*)$", (ROOT / "Makefile").read_text(), re.MULTILINE)
     assert listed is not None
     assert {name.replace("-", "_") for name in listed[1].replace("\\\n", " ").split()} == found

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import signal
 import subprocess
 import sys
@@ -376,6 +375,5 @@ async def unserved() -> None: ...
 
 
 async def test_start_of_a_workflow_that_nobody_serves_waits_for_a_worker(remote: Client) -> None:
-    logging.getLogger("perdure.client").setLevel(logging.ERROR)
     handle = await remote.start(unserved)
     assert (await handle.describe()).status == "pending"

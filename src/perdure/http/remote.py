@@ -382,4 +382,5 @@ def check_url(url: str, name: str) -> None:
         raise BadUrl(f"{name!r}: {error}") from error
     is_port = found.port is None or 0 < found.port <= PORT_LIMIT
     if not found.host or not is_port or found.query or found.fragment:
-        raise BadUrl(f"{name!r}: name a host, a port, and the path of the API if it has one: http://127.0.0.1:8080")
+        text = "name a host, a port, and the path of the API if it has one, as in http://127.0.0.1:8080; or use memory:"
+        raise BadUrl(f"{name!r}: {text}, sqlite:PATH or nats://HOST:PORT")
