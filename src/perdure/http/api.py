@@ -19,6 +19,7 @@ from msgspec import UNSET, Meta, Struct, UnsetType
 from starlette.responses import Response
 
 from perdure.authoring.workflow import checked_delay
+from perdure.background import end
 from perdure.core.ids import check_name, check_new_id, new_id
 from perdure.core.interface import MISSING, classes_of, identity, input_from_json, input_schema
 from perdure.core.json_schema import json_schema
@@ -272,10 +273,22 @@ def _submission_of(exchange: Exchange, handler: Handler, query: InvokeQuery, tag
 async def _run(exchange: Exchange, submission: Submission, limit: float) -> Outcome | None:
     """Start an invocation and wait for it; return None if it has not ended in time. It is durable then."""
     service, accepted = exchange.service, asyncio.Event()
-    outcome = await service.wait(service.operations.run(submission, accepted.set), limit, exchange)
-    if outcome is None and not accepted.is_set():
-        await service.operations.start(submission)  # the same one: it is accepted once
-    return outcome
+    running = asyncio.ensure_future(service.operations.run(submission, accepted.set))
+    accepting = asyncio.ensure_future(accepted.wait())
+    try:
+        outcome = await service.wait(_shielded(running), limit, exchange)
+        if outcome is None:
+            await asyncio.wait([running, accepting], return_when=asyncio.FIRST_COMPLETED)
+            if running.done():
+                outcome = running.result()
+        return outcome
+    finally:
+        await end([each for each in (running, accepting) if not each.done()])
+
+
+async def _shielded(running: asyncio.Future[Outcome]) -> Outcome:
+    """Wait without ending what is waited for: a start must not be given up half way."""
+    return await asyncio.shield(running)
 
 
 class BatchStart(Struct, forbid_unknown_fields=True):

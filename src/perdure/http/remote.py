@@ -16,6 +16,7 @@ from typing import Any
 
 import httpx
 import msgspec
+from msgspec.structs import replace
 
 from perdure.background import RateLimitedLog
 from perdure.core.lifecycle import SETTLED
@@ -183,10 +184,10 @@ class Remote(Operations):
         return await self.result(submission.id)
 
     async def start(self, submission: Submission, /) -> None:
-        await self._call("start", SentSubmission.of(submission))
+        await self._call("start", _repeatable(submission))
 
     async def start_all(self, submissions: Sequence[Submission], /) -> None:
-        await self._call("start_all", [SentSubmission.of(each) for each in submissions])
+        await self._call("start_all", [_repeatable(each) for each in submissions])
 
     async def result(self, id: str, /, *, timeout: float | None = None) -> Outcome:
         loop = asyncio.get_running_loop()
@@ -332,6 +333,11 @@ class Remote(Operations):
 
     async def backup(self, target: str, /) -> None:
         raise StoreError(f"{self._name}: a backup is made where the store is: connect to its URL there")
+
+
+def _repeatable(submission: Submission) -> SentSubmission:
+    """Return a submission as it is sent. It may be sent again, so a store has to look whether its id exists."""
+    return SentSubmission.of(replace(submission, is_chosen=True))
 
 
 async def _frames(pieces: AsyncIterator[bytes]) -> AsyncGenerator[bytes, None]:
