@@ -14,7 +14,7 @@ from perdure.client import Client
 from perdure.core.interface import decode_interface, identity, input_from_json
 from perdure.errors import InvalidOption, StoreFull
 from perdure.operations.local import store_behind
-from perdure.runtime.publishing import HANDLERS, INTERFACES, Published, decode_published, publish
+from perdure.runtime.publishing import HANDLERS, INTERFACES, Published, publish, published
 from perdure.stores.documents import Put
 from perdure.stores.memory import MemoryStore
 from perdure.stores.port import Store
@@ -41,7 +41,7 @@ def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 async def handler(store: Store, name: str) -> Published | None:
     """Return what is published of a handler."""
     (document,) = await store.documents.read(HANDLERS, [(name,)])
-    return None if document is None else decode_published(document.value)
+    return None if document is None else published(document.value)
 
 
 async def eventually(store: Store, name: str) -> Published:
@@ -137,6 +137,18 @@ async def test_store_that_takes_no_documents_stops_no_worker(
     await publish(store, [hello])
     assert "cannot be published" in caplog.text
     assert (str(error) or type(error).__name__) in caplog.text
+
+
+def test_what_a_workflow_takes_is_resolved_once_for_all_its_options() -> None:
+    """A start with an id is most often a start of a copy: it must not read the annotations again each time."""
+
+    @workflow
+    async def other(name: str) -> None: ...
+
+    one, two = other.using(id="one"), other.using(id="one").using(key="k")
+    assert one.signature() is two.signature() is other.signature()
+    assert one.interface is two.interface is other.interface
+    assert one.interface_hash is two.interface_hash is other.interface_hash
 
 
 async def test_users_cannot_name_these_collections() -> None:

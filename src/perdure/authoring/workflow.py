@@ -89,6 +89,7 @@ class Workflow(Generic[P, R_co]):
         self.aliases = tuple(check_name("a workflow's alias", alias) for alias in aliases)
         limit = None if timeout is None else seconds(f"timeout of workflow {self.name!r}", timeout, positive=True)
         self.options = StartOptions(timeout=limit)  # set by `using`
+        self._original: Workflow[P, R_co] = self  # of copies with other options: what is resolved is resolved once
         self._signature: Signature | None = None
         self._loose = loose
         self._reference = reference
@@ -159,7 +160,9 @@ class Workflow(Generic[P, R_co]):
     def signature(self) -> Signature:
         """Return the parameters and types, which are resolved on the first call."""
         if self._signature is None:
-            self._signature = Signature.of(self._fn, skip_context=BodyContext)
+            original = self._original
+            made = Signature.of(self._fn, skip_context=BodyContext) if original is self else original.signature()
+            self._signature = made
         return self._signature
 
     def start_of(
@@ -207,6 +210,8 @@ class Workflow(Generic[P, R_co]):
         """What it takes and returns, as data; None for a reference by name. Raises `AnnotationUnresolved`."""
         from perdure.core.interface import interface_of  # noqa: PLC0415  most programs import it a little later
 
+        if self._original is not self:
+            return self._original.interface
         if self._loose is not None:
             return None
         description = inspect.getdoc(self._fn) or ""
@@ -215,6 +220,8 @@ class Workflow(Generic[P, R_co]):
     @functools.cached_property
     def interface_hash(self) -> bytes:
         """The name of the interface, as starts carry it; empty if it has none."""
+        if self._original is not self:
+            return self._original.interface_hash
         try:
             return b"" if self.interface is None else self.interface.hash
         except Exception:  # noqa: BLE001  annotations may be anything; the worker that publishes it logs why

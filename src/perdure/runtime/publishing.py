@@ -40,7 +40,7 @@ class Published(Struct, frozen=True, omit_defaults=True):
     name: str | None = None
 
 
-decode_published = msgspec.json.Decoder(Published).decode
+_decode = msgspec.json.Decoder(Published).decode
 _encode = msgspec.json.encode
 
 
@@ -97,7 +97,7 @@ async def _write_changed(store: Store, handlers: Mapping[str, Published]) -> Non
 def published(data: bytes) -> Published | None:
     """Decode a handler that was published; None if this release cannot read it."""
     try:
-        return decode_published(data)
+        return _decode(data)
     except msgspec.MsgspecError:
         return None
 
