@@ -83,11 +83,11 @@ def connect(
     of the index (default: a temporary file).
     """
     used = url_in_use(url)
-    if used.startswith(("http:", "https:", "http+unix:")):
-        return _client_of_server(used, token, tls, timeout)
     access = {"user": user, "password": password, "token": token, "nkey": nkey, "credentials": credentials, "tls": tls}
     access |= {"tls_ca": tls_ca, "tls_cert": tls_cert, "tls_key": tls_key}
     shared = {"replicas": replicas, "shards": shards, "index": index}
+    if used.startswith(("http:", "https:", "http+unix:")):
+        return _client_of_server(used, _given(access), _given(shared | {"payload_limit": payload_limit}), timeout)
     make_store = _store_of(used, payload_limit, read_only, _given(access), _given(shared))
     kept = None if retention is None else seconds("connect(retention=…)", retention, positive=True)
     limit = None if timeout is None else seconds("connect(timeout=…)", timeout, positive=True)
@@ -103,10 +103,14 @@ def connect(
     )
 
 
-def _client_of_server(url: str, token: str | None, tls: SSLContext | None, timeout: Duration | None) -> Client:
+def _client_of_server(url: str, access: dict[str, Any], shared: dict[str, Any], timeout: Duration | None) -> Client:
     """Return a client of a server that speaks HTTP."""
     from perdure.http.remote import Remote, check_url  # noqa: PLC0415  only who speaks HTTP imports it
 
+    token, tls = access.pop("token", None), access.pop("tls", None)
+    if access or shared:
+        first = next(iter(access | shared))
+        raise InvalidOption(f"connect({first}=…) is for a store, not for the server {without_secrets(url)!r}")
     limit = None if timeout is None else seconds("connect(timeout=…)", timeout, positive=True)
     scheme, _, rest = url.partition(":")
     name, socket = without_secrets(url), None

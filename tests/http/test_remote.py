@@ -331,6 +331,13 @@ def test_wrong_url_is_refused(url: str) -> None:
         connect(url)
 
 
+@pytest.mark.parametrize("option", ["user", "tls_ca", "replicas", "index", "payload_limit"])
+def test_option_of_a_store_is_refused_for_a_server(option: str) -> None:
+    options: dict[str, Any] = {option: 3}
+    with pytest.raises(InvalidOption, match=rf"connect\({option}=…\) is for a store"):
+        connect("http://127.0.0.1:8080", **options)
+
+
 async def test_what_no_store_can_hold_is_refused_by_the_routes_of_clients(memory_site: Site) -> None:
     def start(**changes: Any) -> Any:
         sent = SentSubmission.of(submission_of(add.using(id="x"), (1,), {}))
