@@ -36,6 +36,5 @@ def app(
     """
     if max_waiting < 1 or max_body < 1:
         raise InvalidOption(f"app(max_waiting={max_waiting}, max_body={max_body}): give at least 1")
-    names = None if open else (LOCAL_NAMES if allowed_hosts is None else frozenset(allowed_hosts))
-    guard = None if open else Guard(names)
+    guard = None if open else Guard(LOCAL_NAMES if allowed_hosts is None else allowed_hosts)
     return Service(client.operations, (*ROUTES, *routes()), guard, waiting_limit=max_waiting, body_limit=max_body)

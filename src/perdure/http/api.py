@@ -8,7 +8,7 @@ import os
 import re
 import time
 from collections import Counter
-from collections.abc import Generator, Mapping
+from collections.abc import Awaitable, Generator, Mapping
 from contextlib import contextmanager
 from datetime import datetime
 from typing import Annotated, Any, Literal, cast
@@ -162,11 +162,14 @@ class WaitQuery(Struct):
 
 async def result(exchange: Exchange, query: WaitQuery) -> Response:
     service, id = exchange.service, exchange.parameters["id"]
-    invocation = await service.operations.look(id)
     limit = _wait_seconds(exchange, query.wait)
     waiting = _result(exchange, id, limit or 0.0)
     outcome = await (service.wait(waiting, limit + 1.0, exchange) if limit else waiting)
-    return await _ended(exchange, id, invocation.handler, outcome)
+    if outcome is None:
+        return json_response(_accepted(exchange, id), 202)
+    described = await service.operations.describe(id)
+    interface = await service.interfaces.of_invocation(described.handler, described.interface)
+    return json_response(ended_of(id, outcome, interface))
 
 
 async def _result(exchange: Exchange, id: str, limit: float) -> Outcome | None:
@@ -174,14 +177,6 @@ async def _result(exchange: Exchange, id: str, limit: float) -> Outcome | None:
         return await exchange.service.operations.result(id, timeout=limit)
     except WaitTimeout:
         return None
-
-
-async def _ended(exchange: Exchange, id: str, handler: str, outcome: Outcome | None) -> Response:
-    if outcome is None:
-        return json_response(_accepted(exchange, id), 202)
-    described = await exchange.service.operations.describe(id)
-    interface = await exchange.service.interfaces.of_invocation(handler, described.interface)
-    return json_response(ended_of(id, outcome, interface))
 
 
 async def history(exchange: Exchange, _: NoQuery) -> Response:
@@ -246,11 +241,13 @@ class InvokeQuery(Struct):
 async def invoke(exchange: Exchange, query: InvokeQuery) -> Response:
     service = exchange.service
     handler = await _handler(exchange, exchange.parameters["handler"])
-    tags = _tags(query.tag)
-    if len(exchange.body) > LARGE_BODY_BYTES:  # the others go on meanwhile
-        submission = await asyncio.to_thread(_submission_of, exchange, handler, query, tags)
-    else:
-        submission = _submission_of(exchange, handler, query, tags)
+    tags, once = _tags(query.tag), exchange.header("idempotency-key")
+
+    def converted() -> Submission:
+        return _submission(handler, query, exchange.json(), tags, once)
+
+    is_large = len(exchange.body) > LARGE_BODY_BYTES  # then the others go on meanwhile
+    submission = await asyncio.to_thread(converted) if is_large else converted()
     limit = _wait_seconds(exchange, query.wait)
     try:
         if limit is None:
@@ -258,16 +255,12 @@ async def invoke(exchange: Exchange, query: InvokeQuery) -> Response:
             return json_response(_accepted(exchange, submission.id), 202)
         outcome = await _run(exchange, submission, limit)
     except IdConflict as error:
-        if "idempotency-key" in exchange.request.headers:
-            raise _key_reused() from error
-        raise
+        if once is None:
+            raise
+        raise _key_reused() from error
     if outcome is None:
         return json_response(_accepted(exchange, submission.id), 202)
     return json_response(ended_of(submission.id, outcome, handler.interface))
-
-
-def _submission_of(exchange: Exchange, handler: Handler, query: InvokeQuery, tags: Mapping[str, str]) -> Submission:
-    return _submission(exchange, handler, query, exchange.json(), tags)
 
 
 async def _run(exchange: Exchange, submission: Submission, limit: float) -> Outcome | None:
@@ -317,7 +310,7 @@ async def invoke_all(exchange: Exchange, _: NoQuery) -> Response:
         body = MISSING if each.input is UNSET else each.input
         try:
             handler = await _handler(exchange, each.handler)
-            found.append(_submission(exchange, handler, options, body, each.tags, is_one=False))
+            found.append(_submission(handler, options, body, each.tags))
         except ValueRefused as error:
             wrong += [(f"/starts/{number}/input{at}", why) for at, why in error.errors]
         except (Problem, PerdureError) as error:
@@ -332,23 +325,16 @@ async def invoke_all(exchange: Exchange, _: NoQuery) -> Response:
 
 
 def _submission(
-    exchange: Exchange,
-    handler: Handler,
-    query: InvokeQuery,
-    body: Any,
-    tags: Mapping[str, str],
-    *,
-    is_one: bool = True,
+    handler: Handler, query: InvokeQuery, body: Any, tags: Mapping[str, str], once: str | None = None
 ) -> Submission:
-    interface = handler.interface
-    input = input_from_json(interface, body)
-    found = identity(interface, input)
+    """Return what to start; `once` is its idempotency key."""
+    input = input_from_json(handler.interface, body)
+    found = identity(handler.interface, input)
     checked = check_tags(tags)
     key = None if query.key is None else check_name("a key", query.key)
     delay = None if query.delay is None else cast("float", checked_delay(query.delay))
     timeout = None if query.timeout is None else seconds("timeout", query.timeout, positive=True)
     id, is_chosen = query.id, query.id is not None
-    once = exchange.header("idempotency-key") if is_one else None
     if once is not None:
         if id is not None:
             raise Problem(400, "bad-query", "give an id or an Idempotency-Key, not both")
@@ -367,11 +353,8 @@ def _id_for(handler: str, once: str) -> str:
     """Return the id of the invocation that an idempotency key stands for."""
     text = once.strip()
     if not text or len(text) > IDEMPOTENCY_KEY_LIMIT or not (text.isascii() and text.isprintable()):
-        raise Problem(
-            400,
-            "bad-idempotency-key",
-            f"an Idempotency-Key has 1 to {IDEMPOTENCY_KEY_LIMIT} printable characters, best of ASCII",
-        )
+        why = f"an Idempotency-Key has 1 to {IDEMPOTENCY_KEY_LIMIT} printable ASCII characters"
+        raise Problem(400, "bad-idempotency-key", why)
     return hashlib.blake2b(f"{handler}\n{text}".encode(), digest_size=16, person=b"perdure-once").hexdigest()
 
 
@@ -438,13 +421,20 @@ async def cancel(exchange: Exchange, _: NoQuery) -> Response:
 
 
 async def _apply(exchange: Exchange, verb: Verb, **options: Any) -> Response:
-    operations, id = exchange.service.operations, exchange.parameters["id"]
+    id = exchange.parameters["id"]
+    return await _applied(
+        exchange, id, getattr(exchange.service.operations, verb)(id, timeout=APPLY_SECONDS, **options)
+    )
+
+
+async def _applied(exchange: Exchange, id: str, telling: Awaitable[None]) -> Response:
+    """Tell an invocation something. 202: it is durable, and applied when a worker gets to it."""
     status = 200
     try:
-        await getattr(operations, verb)(id, timeout=APPLY_SECONDS, **options)
+        await telling
     except WaitTimeout:
-        status = 202  # it is durable, and applied when a worker gets to it
-    return json_response(Applied(id, (await operations.look(id)).status), status)
+        status = 202
+    return json_response(Applied(id, (await exchange.service.operations.look(id)).status), status)
 
 
 async def restart(exchange: Exchange, _: NoQuery) -> Response:
@@ -455,7 +445,7 @@ async def restart(exchange: Exchange, _: NoQuery) -> Response:
         invocation = await operations.look(id)
         handler = await _handler(exchange, invocation.handler)
         with pointed("/input"):
-            call = _submission(exchange, handler, InvokeQuery(), body.input, {}, is_one=False)
+            call = _submission(handler, InvokeQuery(), body.input, {})
         handlers = (invocation.handler, handler.name)
     chosen = None if isinstance(body.id, UnsetType) else check_new_id(body.id)
     if (once := exchange.header("idempotency-key")) is not None:
@@ -511,22 +501,17 @@ async def resolve(exchange: Exchange, _: NoQuery) -> Response:
     operations, awakeable = exchange.service.operations, exchange.parameters["id"]
     id, _n = await operations.awakeable(awakeable)
     value = exchange.struct(ResolveBody).result
-    given = [*_decoded(value), value]
-    for place, each in enumerate(given):
+    misfit = MessageRefused()
+    for each in (*_decoded(value), value):
         with pointed("/result"):
             data = from_json(UNTYPED, each, what="the result")
         try:
-            await operations.resolve(awakeable, data, timeout=APPLY_SECONDS)
-        except WaitTimeout:
-            return json_response(Applied(id, (await operations.look(id)).status), 202)
+            return await _applied(exchange, id, operations.resolve(awakeable, data, timeout=APPLY_SECONDS))
         except MessageRefused as error:
             if not error.reason.startswith(MISFIT):
                 raise
-            if place + 1 == len(given):
-                raise Problem(422, "value-refused", str(error), wrong=[("/result", error.reason)]) from error
-        else:
-            break
-    return json_response(Applied(id, (await operations.look(id)).status))
+            misfit = error
+    raise Problem(422, "value-refused", str(misfit), wrong=[("/result", misfit.reason)])
 
 
 def _decoded(value: Any) -> list[Any]:
@@ -543,12 +528,8 @@ def _decoded(value: Any) -> list[Any]:
 async def reject(exchange: Exchange, _: NoQuery) -> Response:
     operations, awakeable = exchange.service.operations, exchange.parameters["id"]
     id, _n = await operations.awakeable(awakeable)
-    status = 200
-    try:
-        await operations.reject(awakeable, exchange.struct(RejectBody).error, timeout=APPLY_SECONDS)
-    except WaitTimeout:
-        status = 202
-    return json_response(Applied(id, (await operations.look(id)).status), status)
+    reason = exchange.struct(RejectBody).error
+    return await _applied(exchange, id, operations.reject(awakeable, reason, timeout=APPLY_SECONDS))
 
 
 # --- events -----------------------------------------------------------------------------------------------------------

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import logging
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Awaitable
 from functools import partial
 from typing import Any, TypeVar
 
 import msgspec
 from starlette.responses import Response
 
-from perdure.background import log_error
 from perdure.errors import PerdureError, StoreUnavailable, WaitTimeout
 from perdure.http.exact import (
     CALLS,
@@ -35,8 +33,6 @@ WAIT_LIMIT_SECONDS = 30.0
 
 T = TypeVar("T")
 
-log = logging.getLogger("perdure.http")
-
 
 async def call(operation: Operation, exchange: Exchange, _: NoQuery) -> Response:
     """Carry out an operation."""
@@ -44,7 +40,7 @@ async def call(operation: Operation, exchange: Exchange, _: NoQuery) -> Response
     try:
         calling = operation.call(exchange.service.operations, *arguments)
         if operation.waits:
-            given = await _waited(exchange, operation, calling, arguments[-1])
+            given = await _waited(exchange, calling, arguments[-1])
         else:
             given = await calling
     except PerdureError as error:
@@ -52,7 +48,7 @@ async def call(operation: Operation, exchange: Exchange, _: NoQuery) -> Response
     return Response(encode(given), 200, {"Cache-Control": "no-store"}, MEDIA_TYPE)
 
 
-async def _waited(exchange: Exchange, operation: Operation, calling: Any, seconds: float) -> Any:
+async def _waited(exchange: Exchange, calling: Awaitable[Any], seconds: float) -> Any:
     """Carry out an operation that waits until it is applied, unless the client goes away or the server stops."""
 
     async def called() -> tuple[Any]:
@@ -104,11 +100,8 @@ async def _frames(changes: AsyncGenerator[Invocation, None]) -> AsyncGenerator[b
                 yield _frame(encode((each, None)))
         except PerdureError as error:
             yield _frame(encode((None, SentError.of(error))))
-            return
-        except Exception as error:
-            log_error(log, "a stream of changes ended: unexpected exception", error=error)
-            raise
-        yield _frame(encode((None, None)))
+        else:
+            yield _frame(encode((None, None)))
     finally:
         await changes.aclose()
 

@@ -7,8 +7,9 @@ clients of about the same release.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Collection, Sequence
+from collections.abc import Awaitable, Callable
 from datetime import datetime, timedelta
+from functools import cache
 from typing import Any, Literal, get_type_hints
 
 import msgspec
@@ -147,13 +148,20 @@ class Operation(Struct, frozen=True):
     @property
     def takes(self) -> Any:
         """The type of its arguments: a tuple."""
-        hints = get_type_hints(self.call)
-        types = [hint for name, hint in hints.items() if name not in ("operations", "return")]
-        return tuple.__class_getitem__(tuple(types))
+        return _types_of(self.call)[0]
 
     @property
     def gives(self) -> Any:
-        return get_type_hints(self.call)["return"]
+        """The type of its result."""
+        return _types_of(self.call)[1]
+
+
+@cache  # as many as there are operations
+def _types_of(call: Callable[..., Awaitable[Any]]) -> tuple[Any, Any]:
+    hints = get_type_hints(call)
+    gives = hints.pop("return")
+    del hints["operations"]
+    return tuple.__class_getitem__(tuple(hints.values())), gives
 
 
 async def _start(operations: Operations, asked: SentSubmission) -> None:
@@ -286,14 +294,6 @@ CALLS: dict[str, Operation] = {
 def sent_filters(filters: Any) -> dict[str, Any]:
     """Return filters as they are sent."""
     return {name: value for name, value in filters.items() if value is not None or name == "open"}
-
-
-def sent_handlers(handlers: Collection[str]) -> list[str]:
-    return [*handlers]
-
-
-def sent_writes(writes: Sequence[Write]) -> list[SentWrite]:
-    return [SentWrite.of(each) for each in writes]
 
 
 encode = msgspec.msgpack.encode

@@ -58,7 +58,7 @@ class Exchange:
             found = msgspec.json.decode(self.body)
             if is_deeper(found, DEPTH_LIMIT):
                 raise RecursionError
-            return found if type is Any else msgspec.json.decode(self.body, type=type)
+            return found if type is Any else msgspec.convert(found, type)
         except RecursionError:
             raise Problem(400, "bad-json", DEPTH_TEXT, wrong=[("", DEPTH_TEXT)]) from None
         except msgspec.ValidationError as error:

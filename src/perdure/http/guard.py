@@ -19,13 +19,15 @@ LOCAL_NAMES = frozenset({"localhost", "127.0.0.1", "[::1]"})
 FORWARDED = ("forwarded", "via", "x-forwarded-for", "x-forwarded-host", "x-forwarded-proto", "x-real-ip")
 """Headers that proxies add."""
 READS = ("GET", "HEAD")
+PORT_LIMIT = 65_535
+"""The greatest port."""
 
 
 class Guard:
-    """Refuses requests of others. `names` are those that the `Host` header may have; None: any."""
+    """Refuses requests of others. `names` are those that the `Host` header may have."""
 
-    def __init__(self, names: Collection[str] | None = LOCAL_NAMES) -> None:
-        self._names = None if names is None else frozenset(each.lower() for each in names)
+    def __init__(self, names: Collection[str]) -> None:
+        self._names = frozenset(each.lower() for each in names)
 
     def check(self, request: Request) -> None:
         """Raise a `Problem` for a request that must not be answered."""
@@ -37,7 +39,7 @@ class Guard:
         host = headers.get("host", "")
         if len(headers.getlist("host")) != 1:
             raise Problem(400, "bad-host", "a request has one Host header")
-        if self._names is not None and not self._is_ours(_name(host).lower()):
+        if not self._is_ours(_name(host).lower()):
             known = ", ".join(sorted(self._names))
             raise Problem(421, "wrong-host", f"Host {host[:100]!r} is none of this server's names: {known}")
         site = headers.get("sec-fetch-site")
@@ -49,7 +51,7 @@ class Guard:
 
     def _is_ours(self, name: str) -> bool:
         """Report whether a host is this one. Nobody's DNS has a say about an address of loopback."""
-        return self._names is None or name in self._names or (self._names == LOCAL_NAMES and is_loopback(name))
+        return name in self._names or (self._names == LOCAL_NAMES and is_loopback(name))
 
 
 def is_loopback(host: str) -> bool:

@@ -31,12 +31,12 @@ from perdure.http.exact import (
     SentError,
     SentOutcome,
     SentSubmission,
+    SentWrite,
     decode,
     encode,
     sent_filters,
-    sent_handlers,
-    sent_writes,
 )
+from perdure.http.guard import PORT_LIMIT
 from perdure.http.problems import MEDIA_TYPE as PROBLEM_MEDIA_TYPE
 from perdure.http.problems import ProblemDocument
 from perdure.http.service import EXACT_LIMIT_BYTES, IDLE_SECONDS
@@ -64,7 +64,6 @@ REPEATABLE = {name for name, each in CALLS.items() if each.role == "read"} | {
 }
 """Operations of which a second request changes nothing."""
 
-PORT_LIMIT = 65_535
 NOT_SENT = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout)
 """Errors of requests of which nothing was sent."""
 
@@ -112,8 +111,7 @@ class Remote(Operations):
             await http.aclose()
 
     def _client(self) -> httpx.AsyncClient:
-        if self._closed:
-            raise StoreClosed(f"this client of {self._name} is closed: connect again")
+        self._check_open()
         if self._http is None:
             limits = httpx.Limits(max_connections=CONNECTIONS_LIMIT, max_keepalive_connections=CONNECTIONS_LIMIT)
             verify: ssl.SSLContext | bool = True if self._tls is None else self._tls
@@ -206,7 +204,7 @@ class Remote(Operations):
         self, id: str, call: Submission | None, /, *, new_id: str | None, handlers: Collection[str] = ()
     ) -> str:
         sent = None if call is None else SentSubmission.of(call)
-        return await self._call("restart", id, sent, new_id, sent_handlers(handlers))
+        return await self._call("restart", id, sent, new_id, [*handlers])
 
     # --- talking ------------------------------------------------------------------------------------------------------
     async def pause(self, id: str, /, *, timeout: Duration = ANSWER_WAIT_SECONDS) -> None:
@@ -316,7 +314,7 @@ class Remote(Operations):
     async def write_documents(
         self, collection: str, writes: Sequence[Write], fence: Fence | None = None, /
     ) -> list[int]:
-        return await self._call("write_documents", collection, sent_writes(writes), fence)
+        return await self._call("write_documents", collection, [SentWrite.of(each) for each in writes], fence)
 
     async def scan_documents(self, collection: str, which: Scan, /) -> list[Document]:
         return await self._call("scan_documents", collection, which)

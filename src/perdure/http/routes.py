@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable
 from enum import Enum
 from functools import cache
 from typing import Any, Literal
@@ -177,11 +177,3 @@ def _is_list(type: Any) -> bool:
 
 def _wrong_query(name: str, why: str) -> Problem:
     return Problem(400, "bad-query", f"query parameter {name!r}: {why}", wrong=[(name, why)])
-
-
-def by_role(routes: Iterable[Route]) -> Mapping[Role, list[Route]]:
-    """Return the routes of each role."""
-    found: dict[Role, list[Route]] = {}
-    for route in routes:
-        found.setdefault(route.role, []).append(route)
-    return found

@@ -18,7 +18,7 @@ from msgspec import Struct
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from perdure.errors import InvalidOption
-from perdure.http.guard import is_loopback
+from perdure.http.guard import PORT_LIMIT, is_loopback
 from perdure.http.service import Service
 
 KEEP_ALIVE_SECONDS = 75.0
@@ -61,7 +61,7 @@ def address_of(text: str) -> Address:
         return Address(path=os.path.abspath(text.removeprefix("unix:")))
     host, _, port = text.rpartition(":")
     host = host.removeprefix("[").removesuffix("]") if host.startswith("[") else host
-    if port.isdecimal() and len(port) <= 5 and int(port) <= 65_535 and (":" not in host or "[" in text):
+    if port.isdecimal() and len(port) <= 5 and int(port) <= PORT_LIMIT and (":" not in host or "[" in text):
         return Address(host or "127.0.0.1", int(port))
     raise InvalidOption(f"{text!r} is no address: give PORT, HOST:PORT or unix:PATH, as in 8080 or unix:perdure.sock")
 
@@ -179,40 +179,34 @@ class _Uvicorn(uvicorn.Server):
 
 def _listener(address: Address) -> socket.socket:
     """Return a listening socket, or raise `InvalidOption` that says why there is none."""
-    if address.path:
-        return _listener_at(address.path)
-    family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
+    family = socket.AF_UNIX if address.path else socket.AF_INET6 if ":" in address.host else socket.AF_INET
     listener = socket.socket(family, socket.SOCK_STREAM)
     try:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind((address.host, address.port))
+        if address.path:
+            _bind_to_file(listener, address.path)
+        else:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listener.bind((address.host, address.port))
         listener.listen(BACKLOG)
     except OSError as error:
         listener.close()
-        why = "another program listens there: choose another port" if error.errno == errno.EADDRINUSE else str(error)
+        why = str(error)
+        if error.errno == errno.EADDRINUSE:
+            why = "another program listens there" + ("" if address.path else ": choose another port")
         raise InvalidOption(f"cannot listen on {address}: {why}") from error
     listener.setblocking(False)
     return listener
 
 
-def _listener_at(path: str) -> socket.socket:
-    """Listen on a socket file that only its owner may use. One that a dead server left behind is replaced."""
-    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+def _bind_to_file(listener: socket.socket, path: str) -> None:
+    """Bind to a socket file that only its owner may use. One that a dead server left behind is replaced."""
+    if _is_left_behind(path):
+        os.unlink(path)
+    before = os.umask(0o177)  # the file is made with mode 0600, and is never wider
     try:
-        if _is_left_behind(path):
-            os.unlink(path)
-        before = os.umask(0o177)  # the file is made with mode 0600, and is never wider
-        try:
-            listener.bind(path)
-        finally:
-            os.umask(before)
-        listener.listen(BACKLOG)
-    except OSError as error:
-        listener.close()
-        why = "another program listens there" if error.errno == errno.EADDRINUSE else str(error)
-        raise InvalidOption(f"cannot listen on unix:{path}: {why}") from error
-    listener.setblocking(False)
-    return listener
+        listener.bind(path)
+    finally:
+        os.umask(before)
 
 
 def _identity(path: str) -> tuple[int, int] | None:
