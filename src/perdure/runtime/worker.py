@@ -29,7 +29,7 @@ from perdure.core.failures import Failure, FailureTranslator, failure_of
 from perdure.core.journal import Start
 from perdure.core.retry import whole_number
 from perdure.core.turn import StubMaker, Turn
-from perdure.errors import InvalidOption, NameTaken, ServiceUnknown, StoreError, too_large
+from perdure.errors import InvalidOption, NameTaken, ServiceUnknown, StoreClosed, StoreError, too_large
 from perdure.runtime.attempt import THREADS_LIMIT, Attempt
 from perdure.runtime.home import Watch
 from perdure.runtime.record import Writer
@@ -73,6 +73,13 @@ Translators = Callable[[], Sequence[FailureTranslator]]
 Publish = Callable[[Store, Collection[Workflow[..., Any]]], Coroutine[Any, Any, None]]
 """Tells programs without the code what the workflows take and return. It logs what fails, and raises nothing."""
 
+Duty = Callable[[], Coroutine[Any, Any, None]]
+"""What workers do beside their invocations, such as starting what is scheduled. Several workers of a store may do it at
+a time. It runs until it is cancelled; one that fails begins anew."""
+
+DUTY_AGAIN_SECONDS = 5.0
+"""How long a duty rests after it has failed."""
+
 
 class Worker:
     """Serves workflows from a store until it is stopped. Use it as an async context manager, or `await serve()`."""
@@ -96,6 +103,7 @@ class Worker:
         chance: Random | None = None,
         watch: Callable[[], Watch] = DrainWatch,
         publish: Publish | None = None,
+        duties: Sequence[Duty] = (),
     ) -> None:
         whole_number("worker(max_concurrent=…)", max_concurrent)
         whole_number("worker(cache=…)", cache, least=0)
@@ -117,6 +125,7 @@ class Worker:
         self._lease = lease
         self._make_watch = watch
         self._publish = publish
+        self._duties = duties
         self.beside: list[Worker] = []  # its client's running workers: none serves other code under the same name
         self._runners: dict[str, Runner] = {}
         self._cached: OrderedDict[str, Runner] = OrderedDict()
@@ -179,6 +188,8 @@ class Worker:
         if self._publish is not None:
             publishing = self.loop.create_task(self._publish(self.store, self.workflows.values()))
             parts.push_async_callback(end, [publishing])
+        if self._duties:
+            parts.push_async_callback(end, [self.loop.create_task(_on_duty(duty)) for duty in self._duties])
         if self._retention is not None:
             parts.push_async_callback(Sweep(self.store, self._retention).stop)
 
@@ -452,6 +463,21 @@ class Worker:
                 service=service,
             )
         return self._channels.channel(service)
+
+
+async def _on_duty(duty: Duty) -> None:
+    """Do a duty until the worker stops. What it raises is logged, and stops nothing else."""
+    while True:
+        try:
+            await duty()
+        except StoreClosed:
+            return
+        except StoreError as error:
+            log.warning("a duty of this worker rests for %g s: %s", DUTY_AGAIN_SECONDS, error)
+        except Exception as error:  # noqa: BLE001  the invocations go on
+            text = "a duty of this worker has failed, and begins anew in %g s"
+            log_error(log, text, DUTY_AGAIN_SECONDS, error=error)
+        await asyncio.sleep(DUTY_AGAIN_SECONDS)
 
 
 def by_name(workflows: Sequence[Workflow[..., Any]]) -> dict[str, Workflow[..., Any]]:
