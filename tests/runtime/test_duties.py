@@ -7,10 +7,11 @@ import logging
 
 import pytest
 
-from perdure import connect, workflow
-from perdure.errors import StoreUnavailable
+from perdure import Client, connect, workflow
+from perdure.errors import StoreClosed, StoreUnavailable
+from perdure.operations.local import Local
 from perdure.runtime import worker as module
-from perdure.runtime.worker import Worker
+from perdure.runtime.worker import Duty, Worker
 
 
 @workflow
@@ -18,7 +19,14 @@ async def greet(name: str) -> str:
     return f"Hello, {name}"
 
 
-async def test_a_duty_that_fails_begins_anew_and_its_worker_goes_on(caplog, monkeypatch):
+def with_duty(client: Client, duty: Duty) -> Worker:
+    assert isinstance(client.operations, Local)
+    return Worker(client.operations.opened, [greet], duties=[duty])
+
+
+async def test_a_duty_that_fails_begins_anew_and_its_worker_goes_on(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(module, "DUTY_AGAIN_SECONDS", 0.0)
     begun = 0
     done, ended = asyncio.Event(), asyncio.Event()
@@ -38,7 +46,7 @@ async def test_a_duty_that_fails_begins_anew_and_its_worker_goes_on(caplog, monk
 
     async with connect("memory:") as client:
         with caplog.at_level(logging.WARNING, "perdure.worker"):
-            async with Worker(client.operations.opened, [greet], duties=[duty]):
+            async with with_duty(client, duty):
                 assert await client.run(greet, "Ada") == "Hello, Ada"
                 await done.wait()
         assert ended.is_set()
@@ -51,15 +59,15 @@ async def test_a_duty_that_fails_begins_anew_and_its_worker_goes_on(caplog, monk
 
 
 @pytest.mark.parametrize("is_done", [True, False])
-async def test_a_worker_stops_whether_its_duty_is_done_or_not(is_done):
+async def test_a_worker_stops_whether_its_duty_is_done_or_not(is_done: bool) -> None:
     async def duty() -> None:
         if not is_done:
             await asyncio.get_running_loop().create_future()
-        raise module.StoreClosed("closed")
+        raise StoreClosed("closed")
 
     async with (
         connect("memory:") as client,
         asyncio.timeout(10),
-        Worker(client.operations.opened, [greet], duties=[duty]),
+        with_duty(client, duty),
     ):
         assert await client.run(greet, "Ada") == "Hello, Ada"
