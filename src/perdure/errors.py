@@ -266,6 +266,10 @@ class IdConflict(PerdureError):
         self.invocation_id = invocation_id
 
 
+class AccessDenied(PerdureError):
+    """A server refuses: the token is missing, unknown, expired or revoked, or does not permit this."""
+
+
 class RevisionConflict(PerdureError):
     """A document is not at the revision that a write expects; `revision` is the one that it is at, 0 if there is none.
 
@@ -296,6 +300,12 @@ class UnknownInvocation(PerdureError):
     def __init__(self, text: str = "", *, invocation_id: str = "") -> None:
         super().__init__(text)
         self.invocation_id = invocation_id
+
+
+def unknown(id: str) -> UnknownInvocation:
+    """Return the error for an id that a store does not know."""
+    text = f"no invocation {id!r} here: it was never started in this store, or its retention has ended"
+    return UnknownInvocation(text, invocation_id=id)
 
 
 class MessageRefused(PerdureError):

@@ -22,7 +22,8 @@ from perdure.core.ids import check_name, check_new_id
 from perdure.core.retry import seconds
 from perdure.core.tags import Tags, check_tags
 from perdure.errors import InvalidOption, PerdureError
-from perdure.http.routes import Role
+from perdure.operations.access import Access, Role, Token
+from perdure.operations.audit import Link
 from perdure.operations.describe import Invocation
 from perdure.operations.documents import Check, Delete, Document, DocumentKey, Fence, Put, Scan, Write
 from perdure.operations.listing import PAGE_LIMIT, AwakeableFilters, AwakeablePage, Filters, Page, check_limit
@@ -138,12 +139,13 @@ def _is_plain(value: object) -> bool:
 class Operation(Struct, frozen=True):
     """An operation: who may call it, and how it is carried out. The annotations say what it takes and gives.
 
-    One that `waits` takes as its last argument how long, in seconds.
+    One that `waits` takes as its last argument how long, in seconds. One that `shows_payloads` returns values.
     """
 
     role: Role
     call: Callable[..., Awaitable[Any]]
     waits: bool = False
+    shows_payloads: bool = False
 
     @property
     def takes(self) -> Any:
@@ -263,6 +265,22 @@ async def _purge(operations: Operations, id: str) -> None:
     await operations.purge(id)
 
 
+async def _add_token(operations: Operations, access: Access, expires: datetime | None) -> str:
+    return await operations.add_token(access, expires=expires)
+
+
+async def _revoke_token(operations: Operations, id: str) -> None:
+    await operations.revoke_token(id)
+
+
+async def _tokens(operations: Operations) -> list[Token]:
+    return await operations.tokens()
+
+
+async def _audit(operations: Operations, after: int) -> list[Link]:
+    return await operations.audit(after)
+
+
 CALLS: dict[str, Operation] = {
     "start": Operation("operate", _start),
     "start_all": Operation("operate", _start_all),
@@ -279,14 +297,18 @@ CALLS: dict[str, Operation] = {
     "page": Operation("read", _page),
     "awakeables": Operation("read", _awakeables),
     "stats": Operation("read", _stats),
-    "state": Operation("read", _state),
+    "state": Operation("read", _state, shows_payloads=True),
     "serves": Operation("read", _serves),
-    "read_documents": Operation("read", _read_documents),
+    "read_documents": Operation("read", _read_documents, shows_payloads=True),
     "write_documents": Operation("operate", _write_documents),
-    "scan_documents": Operation("read", _scan_documents),
+    "scan_documents": Operation("read", _scan_documents, shows_payloads=True),
     "delete_documents": Operation("operate", _delete_documents),
-    "export": Operation("read", _export),
+    "export": Operation("read", _export, shows_payloads=True),
     "purge": Operation("admin", _purge),
+    "add_token": Operation("admin", _add_token),
+    "revoke_token": Operation("admin", _revoke_token),
+    "tokens": Operation("admin", _tokens),
+    "audit": Operation("admin", _audit),
 }
 """All operations that are calls. `result` waits, and `watch` and `watch_all` are streams: see `clients`."""
 

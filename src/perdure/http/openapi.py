@@ -13,8 +13,9 @@ from perdure.http.problems import MEDIA_TYPE, ProblemDocument
 from perdure.http.routes import Body, Route
 
 COMPONENTS = "#/components/schemas/{name}"
-EVERY_ROUTE = (400, 403, 405, 421, 429, 500, 503)
+EVERY_ROUTE = (400, 401, 403, 405, 421, 429, 500, 503)
 """Statuses of problems that every route may answer with."""
+NO_CONTENT = 204
 WITH_BODY = (408, 413, 415)
 """... and every route that takes a body."""
 
@@ -41,7 +42,11 @@ def document_of(routes: Iterable[Route]) -> Json:
         "openapi": "3.1.0",
         "info": {"title": "Perdure", "version": version("perdure")},
         "paths": paths,
-        "components": {"schemas": components},
+        "components": {
+            "schemas": components,
+            "securitySchemes": {"token": {"type": "http", "scheme": "bearer"}},
+        },
+        "security": [{"token": []}, {}],
     }
 
 
@@ -54,6 +59,7 @@ def _operation(route: Route) -> Json:
         "operationId": route.name,
         "summary": route.summary,
         "x-role": route.role,
+        **({"security": []} if route.role == "anybody" else {}),
         "parameters": [*parameters, *_query(route.query), *map(_header, route.headers)],
         "responses": _responses(route),
     }
@@ -89,7 +95,8 @@ def _body(route: Route) -> Json:
 
 def _responses(route: Route) -> Json:
     content: Json = {} if route.gives is None else {"schema": _reference(route.gives)}
-    found: Json = {str(route.status): {"description": "As asked.", "content": {route.media: content}}}
+    described: Json = {} if route.status == NO_CONTENT else {"content": {route.media: content}}
+    found: Json = {str(route.status): {"description": "As asked.", **described}}
     for status, type in route.gives_too:
         content = {"application/json": {"schema": _reference(type)}}
         found[str(status)] = {"description": ANSWERS[status], "content": content}

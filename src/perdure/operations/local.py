@@ -11,6 +11,7 @@ import os
 import warnings
 import weakref
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
+from datetime import UTC, datetime
 from random import Random, SystemRandom
 from typing import Any, Protocol, TypeVar, assert_never, cast, runtime_checkable
 
@@ -43,7 +44,10 @@ from perdure.errors import (
     StoreUnavailable,
     WaitTimeout,
     too_large,
+    unknown,
 )
+from perdure.operations.access import Access, Token, add_token, revoke_token, tokens
+from perdure.operations.audit import Link, read
 from perdure.operations.describe import Invocation, from_index, from_journal, from_row
 from perdure.operations.listing import (
     PAGE_LIMIT,
@@ -70,7 +74,7 @@ from perdure.operations.port import (
 )
 from perdure.runtime.unserved import Unserved
 from perdure.stores.documents import DELETE_BATCH, Delete, Document, DocumentKey, Fence, Put, Scan, Write
-from perdure.stores.port import Filter, Row, Store, unknown
+from perdure.stores.port import Filter, Row, Store
 
 T = TypeVar("T")
 
@@ -474,6 +478,22 @@ class Local(Operations):
                 revisions = await store.documents.write(collection, [Delete(each.key) for each in group])
                 removed += sum(revision > 0 for revision in revisions)
         return removed
+
+    # --- access -------------------------------------------------------------------------------------------------------
+    async def add_token(self, access: Access, /, *, expires: datetime | None = None) -> str:
+        return await add_token(self, access, expires, await self._now())
+
+    async def revoke_token(self, id: str, /) -> None:
+        await revoke_token(self, id, await self._now())
+
+    async def tokens(self) -> list[Token]:
+        return await tokens(self)
+
+    async def audit(self, after: int = 0, /) -> list[Link]:
+        return await read(self, after)
+
+    async def _now(self) -> datetime:
+        return datetime.fromtimestamp((await self.opened()).clock.now(), UTC)
 
     # --- keeping ------------------------------------------------------------------------------------------------------
     async def export(self, id: str, /) -> bytes:
