@@ -27,7 +27,7 @@ LAYERS = (
     {"operations"},
     {"runtime"},
     {"stores"},
-    {"background"},
+    {"background", "encryption"},
     {"authoring"},
     {"core"},
     {"errors"},
@@ -78,7 +78,18 @@ IMPORT_BUDGET_MS = 100
 ASYNCIO_MS = 40
 IMPORT_RUNS = 7
 NOT_AT_IMPORT = {
-    *("click", "google.protobuf", "grpc", "langgraph", "nats", "opentelemetry", "pydantic", "rich", "starlette"),
+    *(
+        "click",
+        "cryptography",
+        "google.protobuf",
+        "grpc",
+        "langgraph",
+        "nats",
+        "opentelemetry",
+        "pydantic",
+        "rich",
+        "starlette",
+    ),
     *("uvicorn", "uvloop"),
 }
 

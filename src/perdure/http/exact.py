@@ -257,8 +257,8 @@ async def _delete_documents(operations: Operations, collection: str, prefix: str
     return await operations.delete_documents(collection, prefix)
 
 
-async def _export(operations: Operations, id: str) -> bytes:
-    return await operations.export(id)
+async def _export(operations: Operations, id: str, plain: bool) -> bytes:
+    return await operations.export(id, plain=plain)
 
 
 async def _purge(operations: Operations, id: str) -> None:

@@ -74,7 +74,7 @@ from perdure.operations.port import (
 )
 from perdure.runtime.unserved import Unserved
 from perdure.stores.documents import DELETE_BATCH, Delete, Document, DocumentKey, Fence, Put, Scan, Write
-from perdure.stores.port import Filter, Row, Store
+from perdure.stores.port import Filter, Row, SealsValues, Store, shown
 
 T = TypeVar("T")
 
@@ -92,7 +92,8 @@ class Local(Operations):
     `name` is the store's name in texts. `timeout` bounds how long a start or message waits to be accepted, in seconds;
     None leaves that to the store. `instead_of_backup` names the remedy if the store cannot copy itself.
     `holds_resources`: an open store has files, threads or connections, and a warning is given if it is never closed.
-    `chance` draws the ids and seeds; the system's generator unless a simulation brings its own.
+    `chance` draws the ids and seeds; the system's generator unless a simulation brings its own. `seal` returns the open
+    store as it is used: one that encrypts values, if it is sealed.
     """
 
     def __init__(
@@ -104,6 +105,7 @@ class Local(Operations):
         instead_of_backup: str = "copy what it is made of",
         holds_resources: bool = False,
         chance: Random | None = None,
+        seal: Callable[[Store], Awaitable[Store]] | None = None,
     ) -> None:
         self._make_store = make_store
         self._name = name
@@ -111,6 +113,7 @@ class Local(Operations):
         self._instead_of_backup = instead_of_backup
         self._holds_resources = holds_resources
         self._chance = chance or SystemRandom()
+        self._seal = seal
         self._store: Store | None = None
         self._closed = False
         self._opening: asyncio.Task[Store] | None = None
@@ -184,6 +187,12 @@ class Local(Operations):
             if here is not None and here.cancelling():  # a library may take a cancellation for a failure of its own
                 raise asyncio.CancelledError from None
             raise
+        if self._seal is not None:
+            try:
+                store = await self._seal(store)
+            except BaseException:
+                await store.aclose()
+                raise
         self._writer = self._chance.randbytes(10).hex()  # at the first use: a forked child opens its own store
         if self._holds_resources:
             self._warning = weakref.finalize(self, _warn_of_unclosed, self._name, os.getpid())
@@ -379,7 +388,7 @@ class Local(Operations):
         return from_row(row)
 
     async def describe(self, id: str, /) -> Invocation:
-        store = await self.opened()
+        store = shown(await self.opened())
         row = await store.row(id)
         start = await store.start(id)
         if row is None or start is None:
@@ -396,7 +405,7 @@ class Local(Operations):
         return Page(tuple(map(from_row, rows[:limit])), cursor_of(rows[limit - 1]) if len(rows) > limit else None)
 
     async def awakeables(self, filters: AwakeableFilters, /, *, limit: int, cursor: str | None = None) -> AwakeablePage:
-        store = await self.opened()
+        store = shown(await self.opened())
         now, after = store.clock.now(), None if cursor is None else place_of(cursor)
         found = await store.awakeables(replace(awakeable_filter_of(now, **filters), after=after, limit=limit + 1))
         told = tuple(from_index(each, store.secret, now) for each in found[:limit])
@@ -445,7 +454,7 @@ class Local(Operations):
         return Stats(total, counts.by_status, counts.by_handler, counts.is_current, counts.behind)
 
     async def state(self, key: str, /) -> Mapping[str, bytes]:
-        return (await (await self.opened()).key(key)).state
+        return (await shown(await self.opened()).key(key)).state
 
     async def serves(self, handler: str, /) -> bool | None:
         return (await self.opened()).serves(handler)
@@ -496,12 +505,15 @@ class Local(Operations):
         return datetime.fromtimestamp((await self.opened()).clock.now(), UTC)
 
     # --- keeping ------------------------------------------------------------------------------------------------------
-    async def export(self, id: str, /) -> bytes:
+    async def export(self, id: str, /, *, plain: bool = False) -> bytes:
         store = await self.opened()
-        start = await store.start(id)
+        kept, sealed_in = store, b""
+        if isinstance(store, SealsValues) and not plain:
+            kept, sealed_in = store.inner, store.store_id
+        start = await kept.start(id)
         if start is None:
             raise unknown(id)
-        return export((await store.journal(id)).frames, start, store.secret)
+        return export((await kept.journal(id)).frames, start, store.secret, sealed_in)
 
     async def purge(self, id: str, /) -> None:
         store = await self.opened()
@@ -517,6 +529,8 @@ class Local(Operations):
 
     async def backup(self, target: str, /) -> None:
         store = await self.opened()
+        if isinstance(store, SealsValues):
+            store = store.inner
         if not isinstance(store, HasBackup):
             raise StoreError(f"{self._name} makes no backup of itself: {self._instead_of_backup}")
         await store.backup(target)

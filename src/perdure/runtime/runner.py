@@ -62,7 +62,7 @@ from perdure.runtime.opening import (
     retry_entries,
     take_over,
 )
-from perdure.stores.port import Delivery, Journal, Key, Transition, Wake, committed
+from perdure.stores.port import Delivery, Journal, Key, Transition, Wake, committed, loggable
 
 STOP_POLL_SECONDS = 0.002
 """How often a stopping worker checks whether its last commit has ended."""
@@ -136,7 +136,8 @@ class Runner(Live):
         claim = take_over(self.record, start, self._inbox, self.home.clock.now())
         self._inbox = claim.inbox
         if claim.paused_because is not None:
-            log.error("invocation %s (%s) is paused: %s", self.id, self.handler, claim.paused_because)
+            told = loggable(self.home.store, claim.paused_because)
+            log.error("invocation %s (%s) is paused: %s", self.id, self.handler, told)
 
         def claimed() -> None:
             self._must_claim = False
@@ -234,7 +235,8 @@ class Runner(Live):
         arrivals, steps.arrivals = steps.arrivals, []
         if self._stuck is not None:
             if self.record.history.paused is None:
-                log.error("invocation %s (%s) is paused: %s", self.id, self.handler, self._stuck)
+                told = loggable(self.home.store, self._stuck)
+                log.error("invocation %s (%s) is paused: %s", self.id, self.handler, told)
             return gather_stuck(self.record, self._stuck, arrivals, inbox, at), Ready()
         turn = self.turn
         assert turn is not None
