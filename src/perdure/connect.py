@@ -131,7 +131,7 @@ def _codec_in_use(codec: Codec | None) -> Codec | None:
     """Return the codec given, or one with the keys of the file that the environment names, if it names one."""
     path = os.environ.get(KEYS_FILE_VARIABLE)
     if codec is not None or not path:
-        if codec is not None and (isinstance(codec, type) or not callable(getattr(codec, "encode", None))):
+        if codec is not None and (isinstance(codec, type) or not callable(getattr(codec, "takes_plain", None))):
             raise InvalidOption(
                 f"connect(codec={type(codec).__name__}): give perdure.encryption.Encrypted({{name: key}})"
             )

@@ -136,8 +136,7 @@ class Runner(Live):
         claim = take_over(self.record, start, self._inbox, self.home.clock.now())
         self._inbox = claim.inbox
         if claim.paused_because is not None:
-            told = loggable(self.home.store, claim.paused_because)
-            log.error("invocation %s (%s) is paused: %s", self.id, self.handler, told)
+            log.error("invocation %s (%s) is paused: %s", self.id, self.handler, claim.paused_because)
 
         def claimed() -> None:
             self._must_claim = False
