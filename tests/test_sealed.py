@@ -7,7 +7,8 @@ import base64
 import contextlib
 import logging
 import sqlite3
-from collections.abc import AsyncIterator, Iterator
+import zlib
+from collections.abc import AsyncGenerator, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -17,8 +18,9 @@ import pytest
 
 from examples.services.nats_server import Server, server
 from perdure import connect
+from perdure.cli import main
 from perdure.client import Client
-from perdure.core.journal import decode_frame, encode_frame
+from perdure.core.journal import decode_frame, decode_message, encode_frame, encode_message
 from perdure.core.values import digest, encode
 from perdure.encryption import Encrypted
 from perdure.errors import (
@@ -29,6 +31,7 @@ from perdure.errors import (
     Tampered,
     UnknownInvocation,
     Unsealed,
+    WaitTimeout,
 )
 from perdure.operations.describe import AwakeableInfo
 from perdure.operations.local import store_behind
@@ -36,10 +39,12 @@ from perdure.stores.sealed import Sealed
 from perdure.stores.sqlite.schema import frame_checksum
 from perdure.testing import replay
 from tests import sealed_programs as programs
+from tests.http.conftest import site_on
 from tests.sealed_programs import LONG, SHORT, WORKFLOWS, Order, child, counts, everything, failing, sent
 
 NEW, OLD = b"n" * 32, b"o" * 32
 WAIT_SECONDS = 60.0
+
 
 def codec(**options: Any) -> Encrypted:
     return Encrypted({"new": NEW, "old": OLD}, **options)
@@ -62,7 +67,7 @@ def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 
 
 @contextlib.asynccontextmanager
-async def working(url: str, used: Encrypted | None = None, **options: Any) -> AsyncIterator[Client]:
+async def working(url: str, used: Encrypted | None = None, **options: Any) -> AsyncGenerator[Client]:
     async with connect(url, codec=used or codec(), **options) as client, client.worker(*WORKFLOWS):
         yield client
 
@@ -177,6 +182,15 @@ async def test_planted_values_are_found_in_a_plain_file(tmp_path: Path) -> None:
     async with connect(f"sqlite:{tmp_path}/store.db") as client, client.worker(*WORKFLOWS):
         await whole_program(client, "one")
     found = planted_in(files_in(tmp_path))
+    for form in ("long", "upper", "short, msgpack", "digest 0", "digest 1", "digest 2", "digest 3"):
+        assert any(each.startswith(f"{form} in") for each in found), form
+
+
+async def test_planted_values_are_found_on_a_plain_server(tmp_path: Path) -> None:
+    with server(tmp_path) as node:
+        async with connect(node.url) as client, client.worker(*WORKFLOWS):
+            await whole_program(client, "plain")
+            found = planted_in(files_in(tmp_path))
     for form in ("long", "upper", "short, msgpack", "digest 0", "digest 1", "digest 2", "digest 3"):
         assert any(each.startswith(f"{form} in") for each in found), form
 
@@ -298,15 +312,33 @@ async def test_without_keys_values_are_shown_as_sealed_and_nothing_can_be_starte
 async def test_the_command_line_and_programs_take_their_keys_from_a_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    url, keys = f"sqlite:{tmp_path}/store.db", tmp_path / "keys"
-    keys.write_text(f"# ours\nnew {base64.b64encode(NEW).decode()}\n\nold {base64.b64encode(OLD).decode()}\n")
-    monkeypatch.setenv("PERDURE_KEYS_FILE", str(keys))
+    url = f"sqlite:{tmp_path}/store.db"
+    monkeypatch.setenv("PERDURE_KEYS_FILE", str(keys_file(tmp_path)))
     async with connect(url) as client, client.worker(sent):
         assert await client.run(sent.using(id="x"), LONG) == LONG
         assert isinstance(await store_behind(client.operations), Sealed)
     monkeypatch.delenv("PERDURE_KEYS_FILE")
     async with connect(url, codec=codec(), read_only=True) as client:
         assert (await client.handle("x").describe()).result == LONG
+
+
+def test_perdure_show_takes_the_keys_from_the_file_and_shows_sealed_without(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    url = f"sqlite:{tmp_path}/store.db"
+
+    async def fill() -> None:
+        async with working(url) as client:
+            await client.run(sent.using(id="x"), LONG)
+
+    asyncio.run(fill())
+    assert main(["show", "x", "--url", url]) == 0
+    shown = capsys.readouterr().out
+    assert "sealed" in shown
+    assert LONG not in shown
+    monkeypatch.setenv("PERDURE_KEYS_FILE", str(keys_file(tmp_path)))
+    assert main(["show", "x", "--url", url]) == 0
+    assert LONG in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -338,12 +370,49 @@ def test_what_is_no_codec_is_refused() -> None:
         connect("http://localhost:1", codec=codec())
 
 
+async def test_a_server_without_keys_shows_sealed_and_does_not_answer(tmp_path: Path) -> None:
+    url = f"sqlite:{tmp_path}/store.db"
+    async with working(url) as client:
+        await client.start(everything.using(id="over-http"), Order(LONG, SHORT), "over-http")
+        asked = await asked_by(client, "over-http")
+        await client.run(child.using(id="done"), Order(LONG, SHORT))
+    async with contextlib.AsyncExitStack() as parts:
+        site = await site_on(parts, url)
+        found = (await site.get("/api/workflows/over-http")).json()
+        assert found["input"] == {"sealed": "sealed"}
+        assert found["journal"][0]["result"] == "sealed"
+        assert next(iter(found["awakeables"].values()))["title"] == "sealed"
+        assert (await site.get("/api/workflows/done")).json()["result"] == "sealed"
+        for refused in (
+            await site.get("/api/workflows/done/result"),
+            await site.get("/api/workflows/done/export"),
+            await site.post(f"/api/awakeables/{asked.id}/resolve", {"value": {"note": "x", "amount": 1}}),
+            await site.post("/api/workflows/sent/invoke", "x"),
+        ):
+            assert (refused.status_code, refused.json()["type"]) == (503, "urn:perdure:problem:sealed")
+    async with contextlib.AsyncExitStack() as parts:
+        parts.enter_context(pytest.MonkeyPatch.context()).setenv("PERDURE_KEYS_FILE", str(keys_file(tmp_path)))
+        site = await site_on(parts, url)
+        assert (await site.get("/api/workflows/done")).json()["result"] == {"note": LONG.upper(), "amount": SHORT + 1}
+        for query, expected in (("", False), ("?plain=true", True)):
+            export = (await site.get(f"/api/workflows/done/export{query}")).content
+            assert (b'sealed_in": ""' in export) is expected
+
+
+def keys_file(folder: Path) -> Path:
+    path = folder / "keys"
+    path.write_text(f"# ours\nnew {base64.b64encode(NEW).decode()}\n\nold {base64.b64encode(OLD).decode()}\n")
+    return path
+
+
 # --- a store that was in use -----------------------------------------------------------------------------------------
 async def test_a_store_that_was_in_use_goes_on_while_plain_values_are_allowed(tmp_path: Path) -> None:
     url = f"sqlite:{tmp_path}/store.db"
     async with connect(url) as client, client.worker(*WORKFLOWS):
         await client.start(everything.using(id="before"), Order(LONG, SHORT), "before")
         asked = await asked_by(client, "before")
+    with pytest.raises(Unsealed, match="allow_plain_until"):
+        await connect(url, codec=codec()).operations.open()
     lenient = codec(allow_plain_until=datetime.now(UTC) + timedelta(hours=1))
     async with working(url, lenient) as client:
         assert (await client.start(everything.using(id="before"), Order(LONG, SHORT), "before")).id == "before"
@@ -380,6 +449,34 @@ async def test_a_value_that_was_put_into_the_row_of_another_is_refused_and_the_o
         assert (await client.handle("mine").describe()).result == "tampered"
         assert await client.handle("theirs").result() == "of theirs"
         assert await client.run(sent, "good") == "good"
+
+
+async def test_a_message_that_was_changed_sets_its_invocation_aside_and_the_others_go_on(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    url = f"sqlite:{tmp_path}/store.db"
+    async with working(url) as client:
+        for id in ("one", "two"):
+            await client.start(everything.using(id=id), Order(LONG, SHORT), id)
+        asked = [await asked_by(client, id) for id in ("one", "two")]
+    async with connect(url, codec=codec()) as client:
+        for each in asked:
+            with pytest.raises(WaitTimeout):
+                await client.resolve(each.id, Order(each.invocation_id, SHORT), timeout=0.01)
+    with contextlib.closing(sqlite3.connect(tmp_path / "store.db")) as db:
+        found = dict(db.execute("SELECT invocation, data FROM message WHERE answered = 0").fetchall())
+        one, two = decode_message(found["one"]), decode_message(found["two"])
+        mixed = encode_message(msgspec.structs.replace(one, request=two.request))
+        change = "UPDATE message SET data = ?, checksum = ? WHERE id = ?"
+        db.execute(change, (mixed, zlib.crc32(mixed), one.id))
+        db.commit()
+    async with working(url) as client:
+        assert (await client.handle("two").result(timeout=WAIT_SECONDS))[-2] == "two"
+        async with asyncio.timeout(WAIT_SECONDS):
+            while "invocation one is set aside" not in caplog.text:
+                await asyncio.sleep(0.02)
+        assert await client.run(sent, "good") == "good"
+        assert (await client.handle("one").describe()).status == "suspended"
 
 
 # --- identity, exports, purge -----------------------------------------------------------------------------------------

@@ -136,8 +136,10 @@ def _codec_in_use(codec: Codec | None) -> Codec | None:
                 f"connect(codec={type(codec).__name__}): give perdure.encryption.Encrypted({{name: key}})"
             )
         return codec
-    from perdure.encryption import Encrypted  # noqa: PLC0415  cryptography is an extra
-
+    try:
+        from perdure.encryption import Encrypted  # noqa: PLC0415  cryptography is an extra
+    except ImportError as error:
+        raise InvalidOption(f"{KEYS_FILE_VARIABLE} is set: {error}") from error
     return Encrypted(_keys_in(path))
 
 

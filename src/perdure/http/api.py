@@ -603,6 +603,7 @@ ROUTES: tuple[Route, ...] = (
     ),
     Route(
         *("GET", f"{WORKFLOW}/export", "read", history, "Its history, for perdure.testing.replay."),
+        query=ExportQuery,
         media="application/octet-stream",
         also=(404,),
         shows_payloads=True,

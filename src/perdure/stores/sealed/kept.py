@@ -14,7 +14,7 @@ import msgspec
 from msgspec import Struct
 from msgspec.structs import replace
 
-from perdure.errors import KeyMissing, RevisionConflict, StoreReadOnly, Tampered
+from perdure.errors import KeyMissing, RevisionConflict, StoreReadOnly, Tampered, Unsealed
 from perdure.stores.documents import Document, Put
 from perdure.stores.port import Filter, Store
 from perdure.stores.sealed.fields import (
@@ -71,12 +71,13 @@ def _decoded(document: Document) -> Kept:
 async def unlock(store: Store, codec: Codec) -> tuple[Kept, Secrets]:
     """Return what a store keeps, opened. A store that was never sealed is from now on.
 
-    Raises `KeyMissing` if the codec has none of its keys.
+    Raises `KeyMissing` if the codec has none of its keys, and `Unsealed` if the store was in use before and the codec
+    takes no plain values.
     """
     while True:
         found = await read_kept(store)
         kept, revision = (Kept(secrets.token_bytes(STORE_ID_BYTES)), 0) if found is None else found
-        opened = await _new_secrets(store) if found is None else _opened(kept, codec)
+        opened = await _new_secrets(store, codec) if found is None else _opened(kept, codec)
         missing = [name for name in codec.names if name not in kept.under]
         if not missing:
             return kept, opened
@@ -92,9 +93,14 @@ async def unlock(store: Store, codec: Codec) -> tuple[Kept, Secrets]:
         return kept, opened
 
 
-async def _new_secrets(store: Store) -> Secrets:
+async def _new_secrets(store: Store, codec: Codec) -> Secrets:
     """Return new secrets. In a store that was in use, ids of awakeables were given out, and have to stay valid."""
     in_use = await store.search(Filter(limit=1))
+    if in_use and not codec.takes_plain(store.clock.now()):
+        raise Unsealed(
+            "this store has invocations, and was never sealed, or the document of its keys was removed: connect with "
+            "Encrypted(…, allow_plain_until=…) to seal what is written from now on"
+        )
     digests = DigestKey(secrets.token_bytes(DIGEST_KEY_NAME_BYTES), secrets.token_bytes(DIGEST_KEY_BYTES))
     return Secrets(digests, store.secret if in_use else secrets.token_bytes(SECRET_BYTES))
 

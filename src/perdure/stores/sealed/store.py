@@ -32,7 +32,7 @@ from perdure.stores.port import (
     identity_of,
 )
 from perdure.stores.sealed.documents import SealedDocuments
-from perdure.stores.sealed.fields import Fields, Opening, Sealing, Showing, is_sealed, no_codec
+from perdure.stores.sealed.fields import TEXT, Fields, Opening, Sealing, Showing, is_sealed, no_codec
 from perdure.stores.sealed.kept import read_kept, unlock
 from perdure.stores.sealed.walk import (
     answer_with,
@@ -160,7 +160,7 @@ class Sealed:
     async def answer(self, message_id: str, /) -> Answer:
         answer = await self.inner.answer(message_id)
         # A store refuses by itself what is for nobody: such a reason is its own, and holds no value.
-        is_plain = answer.refused is not None and not answer.refused.startswith("sealed:")
+        is_plain = answer.refused is not None and not answer.refused.startswith(TEXT)
         return answer if is_plain else answer_with(self._opening, answer)
 
     # --- deliveries ---------------------------------------------------------------------------------------------------
@@ -300,6 +300,10 @@ class _SealedSubscription:
         self._deliver = deliver
         self._lost = lost
         self._is_open = True
+        self._declining: set[str] = (
+            set()
+        )  # invocations that go back in the next round of the loop, with all their deliveries
+        self._starts_missing = 0
 
     def take(self, delivery: Delivery) -> None:
         item = delivery.item
@@ -309,20 +313,25 @@ class _SealedSubscription:
             elif isinstance(item, Message):
                 item = message_with(self._opening, item)
         except Unopened as error:
-            # Later: the store is in the middle of handing it over.
-            asyncio.get_running_loop().call_soon(self._decline, delivery, str(error))
+            self._starts_missing += isinstance(item, Start)
+            if delivery.id not in self._declining:
+                self._declining.add(delivery.id)
+                # Later: the store is in the middle of handing it over.
+                asyncio.get_running_loop().call_soon(self._decline, delivery, str(error))
             return
         self._deliver(Delivery(delivery.id, delivery.handler, item, delivery.attempt, delivery.fresh, delivery))
 
     def _decline(self, delivery: Delivery, reason: str) -> None:
+        self._declining.discard(delivery.id)
         if not self._is_open:
             return
         self._reports("unopened", "invocation %s is set aside: %s", delivery.id, reason)
         if self._lost is not None:
             self._lost(delivery.id)  # what else this worker holds of it goes back too
         self.inner.decline(delivery, reason)
-        if isinstance(delivery.item, Start):
-            self.inner.request(1)  # the worker asked for a start, and has got none
+        missing, self._starts_missing = self._starts_missing, 0
+        if missing:
+            self.inner.request(missing)  # the worker asked for starts that it has not got
 
     def request(self, starts: int, /) -> None:
         self.inner.request(starts)
