@@ -349,6 +349,9 @@ def test_perdure_show_takes_the_keys_from_the_file_and_shows_sealed_without(
         ("new !!!!", "line 1: the key 'new' is not base64"),
         ("new aaaa\nnew aaaa", "line 2: its name is there before"),
         ("new aaaa", "has 3 bytes, not 32"),
+        ("allow_plain_until tomorrow", "line 1: 'tomorrow' is no time"),
+        ("allow_plain_until 2026-12-08T00:00:00Z", "no key in it"),
+        (f"new {'a' * 43}=\nallow_plain_until 2026-12-08T00:00:00", "time zone"),
         (None, "cannot be read"),
     ],
 )
@@ -428,6 +431,18 @@ async def test_a_store_that_was_in_use_goes_on_while_plain_values_are_allowed(tm
 
 
 # --- an attacker -----------------------------------------------------------------------------------------------------
+async def test_the_file_of_keys_may_allow_plain_values_for_a_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url, path = f"sqlite:{tmp_path}/store.db", keys_file(tmp_path)
+    async with connect(url) as client, client.worker(sent):
+        await client.run(sent.using(id="before"), LONG)
+    path.write_text(f"{path.read_text()}allow_plain_until {datetime.now(UTC) + timedelta(hours=1):%Y-%m-%dT%H:%M:%SZ}")
+    monkeypatch.setenv("PERDURE_KEYS_FILE", str(path))
+    async with connect(url) as client:
+        assert await client.handle("before").result() == LONG
+
+
 async def test_a_value_that_was_put_into_the_row_of_another_is_refused_and_the_others_go_on(tmp_path: Path) -> None:
     url, path = f"sqlite:{tmp_path}/store.db", tmp_path / "store.db"
     async with working(url) as client:

@@ -8,6 +8,7 @@ import functools
 import os
 import sys
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+from datetime import datetime
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -38,6 +39,8 @@ TOKEN_VARIABLE = "PERDURE_TOKEN"
 """The environment variable with the token for a server, where none is given."""
 KEYS_FILE_VARIABLE = "PERDURE_KEYS_FILE"
 """The environment variable with the file of the keys for sealed stores, where no codec is given."""
+PLAIN_UNTIL = "allow_plain_until"
+"""A line of that file which begins so has a time instead of a key."""
 REPLICAS = (1, 3, 5)
 SHARDS_LIMIT = 64
 _NO_BACKUP = "a store in memory ends with its process; use sqlite:PATH to keep data"
@@ -140,12 +143,17 @@ def _codec_in_use(codec: Codec | None) -> Codec | None:
         from perdure.encryption import Encrypted  # noqa: PLC0415  cryptography is an extra
     except ImportError as error:
         raise InvalidOption(f"{KEYS_FILE_VARIABLE} is set: {error}") from error
-    return Encrypted(_keys_in(path))
+    keys, plain_until = _keys_in(path)
+    return Encrypted(keys, allow_plain_until=plain_until)
 
 
-def _keys_in(path: str) -> dict[str, bytes]:
-    """Read keys from lines `NAME BASE64`; the first encrypts. Empty lines and those that begin with # are skipped."""
+def _keys_in(path: str) -> tuple[dict[str, bytes], datetime | None]:
+    """Read keys from lines `NAME BASE64`, of which the first encrypts, and perhaps a line `allow_plain_until TIME`.
+
+    Empty lines and those that begin with # are skipped.
+    """
     where, keys = f"{KEYS_FILE_VARIABLE}={path}", dict[str, bytes]()
+    plain_until: datetime | None = None
     try:
         with open(path, encoding="utf-8") as file:
             lines = file.read().splitlines()
@@ -159,12 +167,19 @@ def _keys_in(path: str) -> dict[str, bytes]:
             why = "its name is there before" if words[0] in keys else "it is not a name and a key in base64"
             raise InvalidOption(f"{where}: line {number}: {why}")
         try:
-            keys[words[0]] = base64.b64decode(words[1], validate=True)
+            if words[0] == PLAIN_UNTIL:
+                plain_until = datetime.fromisoformat(words[1])
+            else:
+                keys[words[0]] = base64.b64decode(words[1], validate=True)
         except binascii.Error:
             raise InvalidOption(f"{where}: line {number}: the key {words[0]!r} is not base64") from None
+        except ValueError:
+            raise InvalidOption(
+                f"{where}: line {number}: {words[1]!r} is no time, as 2026-12-08T00:00:00Z is"
+            ) from None
     if not keys:
         raise InvalidOption(f"{where}: there is no key in it: write lines NAME BASE64")
-    return keys
+    return keys, plain_until
 
 
 def opened_history(loaded: Loaded, codec: Codec | None) -> Loaded:
