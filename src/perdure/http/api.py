@@ -34,7 +34,7 @@ from perdure.http.exchange import Exchange, json_response
 from perdure.http.feed import changes
 from perdure.http.openapi import document_of
 from perdure.http.problems import Problem
-from perdure.http.routes import Body, NoQuery, Route
+from perdure.http.routes import IDEMPOTENCY_KEY_LIMIT, Body, NoQuery, Route
 from perdure.http.service import SERVER_SENT_EVENTS
 from perdure.http.views import (
     UNTYPED,
@@ -73,8 +73,6 @@ BATCH_LIMIT = 1_000
 """Starts that are accepted together at most."""
 LARGE_BODY_BYTES = 64 * 1024
 """A body beyond this is converted in a thread, so that other requests and the worker go on."""
-IDEMPOTENCY_KEY_LIMIT = 255
-"""Characters of an idempotency key."""
 
 Limit = Annotated[int, Meta(ge=1, le=PAGE_LIMIT)]
 Seconds = Annotated[float, Meta(ge=0)]

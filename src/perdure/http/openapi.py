@@ -10,7 +10,7 @@ import msgspec
 from msgspec import Struct
 
 from perdure.http.problems import MEDIA_TYPE, ProblemDocument
-from perdure.http.routes import Body, Route
+from perdure.http.routes import IDEMPOTENCY_KEY_LIMIT, Body, Route
 
 COMPONENTS = "#/components/schemas/{name}"
 EVERY_ROUTE = (400, 401, 403, 405, 421, 429, 500, 503)
@@ -24,6 +24,11 @@ ANSWERS = {
     202: "It has not ended, or not been applied, in that time. It is durable.",
 }
 """What an answer means that a route gives beside its usual one."""
+
+HEADERS: dict[str, dict[str, Any]] = {
+    "Idempotency-Key": {"type": "string", "pattern": f"^[!-~]{{1,{IDEMPOTENCY_KEY_LIMIT}}}$"},
+}
+"""The schemas of request headers, where they say more than that it is text."""
 
 Json = dict[str, Any]
 
@@ -69,7 +74,8 @@ def _operation(route: Route) -> Json:
 
 
 def _header(name: str) -> Json:
-    return {"name": name, "in": "header", "required": False, "schema": {"type": "string"}}
+    schema = HEADERS.get(name, {"type": "string"})
+    return {"name": name, "in": "header", "required": False, "schema": schema}
 
 
 def _query(type: type[Struct]) -> list[Json]:
@@ -90,7 +96,7 @@ def _body(route: Route) -> Json:
         schema = _reference(route.body)
     elif route.body is Body.NONE:
         schema = {"type": "object", "additionalProperties": False}
-    return {"required": False, "content": {"application/json": {"schema": schema}}}
+    return {"required": True, "content": {"application/json": {"schema": schema}}}
 
 
 def _responses(route: Route) -> Json:

@@ -19,6 +19,9 @@ from perdure.operations.access import Role
 QUERY_LIMIT = 100
 """Query parameters of one request."""
 
+IDEMPOTENCY_KEY_LIMIT = 255
+"""Characters of an idempotency key."""
+
 Method = Literal["GET", "POST", "DELETE"]
 Needed = Role | Literal["anybody"]
 """The role that a route needs. What anybody may use tells nothing, or is guarded by a proof of its own."""
