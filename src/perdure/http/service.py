@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Generator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
+from http import HTTPStatus
 from typing import Any, TypeVar
 from urllib.parse import quote
 
@@ -42,6 +43,8 @@ WAITING_LIMIT = 1_000
 STREAMS_LIMIT = 1_000
 """Streams of events that may be open at a time."""
 
+TARGET_LIMIT = 500
+"""Characters of what a request was about, in the audit."""
 SHARES = 2
 """One caller with a name may have a part of the waits and streams open: so many could have theirs at a time."""
 RIGHTS_SECONDS = 2.0
@@ -152,6 +155,7 @@ class Service:
             response = answer(self._problem(error, request, raw_path))
         if route is not None and exchange is not None:
             await self._audit(route, exchange, response)
+        response.headers["X-Content-Type-Options"] = "nosniff"
         return response
 
     def _problem(self, error: Exception, request: Request, raw_path: bytes) -> Problem:
@@ -178,9 +182,11 @@ class Service:
     async def _audit(self, route: Route, exchange: Exchange, response: Response) -> None:
         """Record who did what, where callers have names."""
         is_act = (exchange.request.method not in READS and route.role not in ("read", "anybody")) or route.audited
+        if route.role == "anybody" and response.status_code >= HTTPStatus.BAD_REQUEST:
+            is_act = False  # anybody could fill the audit
         if self.gate.is_named and is_act:
-            admitted = exchange.admitted
-            done = (admitted.access.name, route.name, exchange.target, response.status_code, admitted.source)
+            admitted, target = exchange.admitted, exchange.target[:TARGET_LIMIT]
+            done = (admitted.access.name, route.name, target, response.status_code, admitted.source)
             await self._auditor.record(Entry(datetime.now(UTC), *done))
 
     async def _body_of(self, request: Request, route: Route) -> bytes:
