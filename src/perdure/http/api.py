@@ -69,6 +69,10 @@ WAIT_LIMIT_SECONDS = 300.0
 """The longest that a request waits for a result."""
 APPLY_SECONDS = 5.0
 """How long a request waits until it is applied to an invocation. It is durable before."""
+UNKNOWN_SECONDS = 30.0
+"""How long a start waits for a handler that no worker has served yet, if it is asked to."""
+UNKNOWN_LOOK_SECONDS = 0.25
+"""How often it is looked whether one has."""
 BATCH_LIMIT = 1_000
 """Starts that are accepted together at most."""
 LARGE_BODY_BYTES = 64 * 1024
@@ -231,7 +235,8 @@ async def _handler(exchange: Exchange, name: str) -> Handler:
 class InvokeQuery(Struct):
     """Options of the start. `delay` and `timeout` are in seconds, `tag` is NAME:VALUE and may be repeated.
 
-    With `wait`, in seconds, the answer is the result if it comes in that time.
+    With `wait`, in seconds, the answer is the result if it comes in that time. `unknown=accept`: where no worker has
+    served the handler yet, wait for one, at most 30 s.
     """
 
     id: str | None = None
@@ -240,10 +245,14 @@ class InvokeQuery(Struct):
     timeout: Seconds | None = None
     tag: list[str] = []
     wait: Seconds | None = None
+    unknown: Literal["accept"] | None = None
 
 
 async def invoke(exchange: Exchange, query: InvokeQuery) -> Response:
-    handler = await _handler(exchange, exchange.parameters["handler"])
+    name = exchange.parameters["handler"]
+    if query.unknown == "accept":
+        await exchange.service.wait(_published(exchange, name), UNKNOWN_SECONDS, exchange)
+    handler = await _handler(exchange, name)
     tags, once = _tags(query.tag), exchange.header("idempotency-key")
 
     def converted() -> Submission:
@@ -265,6 +274,12 @@ async def invoke(exchange: Exchange, query: InvokeQuery) -> Response:
     if outcome is None:
         return json_response(_accepted(exchange, submission.id), 202)
     return json_response(ended_of(submission.id, outcome, handler.interface, shown=exchange.access.payloads))
+
+
+async def _published(exchange: Exchange, name: str) -> None:
+    """Wait until a worker has published a handler."""
+    while await exchange.service.interfaces.handler(name) is None:
+        await asyncio.sleep(UNKNOWN_LOOK_SECONDS)
 
 
 async def _run(exchange: Exchange, submission: Submission, limit: float) -> Outcome | None:
