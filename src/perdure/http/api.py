@@ -278,7 +278,7 @@ async def invoke(exchange: Exchange, query: InvokeQuery) -> Response:
 
 async def _published(exchange: Exchange, name: str) -> None:
     """Wait until a worker has published a handler."""
-    while await exchange.service.interfaces.handler(name) is None:
+    while await exchange.service.interfaces.handler(name) is None:  # noqa: ASYNC110  documents have no watch
         await asyncio.sleep(UNKNOWN_LOOK_SECONDS)
 
 
