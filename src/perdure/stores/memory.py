@@ -519,8 +519,8 @@ class MemoryStore:
 
     async def search(self, filter: Filter, /) -> list[Row]:
         self._check()
-        rows = sorted(self._rows.values(), key=lambda row: (row.created_at, row.id), reverse=True)
-        return [row for row in rows if matches(row, filter)][: filter.limit]
+        found = (row for row in self._rows.values() if matches(row, filter))
+        return heapq.nlargest(filter.limit, found, key=lambda row: (row.created_at, row.id))
 
     async def awakeables(self, filter: AwakeableFilter, /) -> list[Awakeable]:
         self._check()

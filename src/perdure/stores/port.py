@@ -180,7 +180,8 @@ class Filter(Struct, frozen=True):
     """Which invocations to list: every field that is set must match. Newest first; `before` continues a page.
 
     They have all of `tags`, and perhaps more. They were created at `created_after` or later, and earlier than
-    `created_before`. Neither `before` nor `limit` means anything to `events`.
+    `created_before`. A search in SQL stops `within` so many seconds, and raises `QueryTooSlow`. Neither `before` nor
+    `limit` nor `within` means anything to `events`.
     """
 
     status: Status | None = None
@@ -193,6 +194,7 @@ class Filter(Struct, frozen=True):
     created_after: float | None = None
     created_before: float | None = None
     tags: Tags = ()
+    within: float | None = None
 
 
 def matches(row: Row, filter: Filter) -> bool:

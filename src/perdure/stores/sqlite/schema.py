@@ -37,12 +37,14 @@ CREATE TABLE line (
 ) WITHOUT ROWID;
 CREATE INDEX line_by_id ON line (id);
 """
-_INDEXES = f"{INDEXES}CREATE INDEX message_of ON message (invocation);\n"
+_MESSAGE_OF = "CREATE INDEX message_of ON message (invocation);"
 _VERSION_4 = f"""
 ALTER TABLE invocation ADD COLUMN tags TEXT;
 ALTER TABLE key ADD COLUMN number INTEGER NOT NULL DEFAULT 0;
 {awakeables.TABLES}
 {TAGS}
+{INDEXES}
+CREATE INDEX invocation_queued ON invocation (handler, sequence, status) WHERE status = 'pending';
 """
 SCHEMA = f"""
 CREATE TABLE meta (name TEXT PRIMARY KEY, value) WITHOUT ROWID;
@@ -53,7 +55,6 @@ CREATE TABLE invocation (
     state_checksum INTEGER NOT NULL
 ) WITHOUT ROWID;
 CREATE INDEX invocation_by_key ON invocation (key, created_at) WHERE key IS NOT NULL;
-CREATE INDEX invocation_queued ON invocation (handler, sequence) WHERE status = 'pending';
 CREATE INDEX invocation_wake ON invocation (wake) WHERE wake IS NOT NULL;
 CREATE TABLE frame (
     id TEXT NOT NULL, revision INTEGER NOT NULL, data BLOB NOT NULL, checksum INTEGER NOT NULL,
@@ -64,15 +65,19 @@ CREATE TABLE message (
     answered INTEGER NOT NULL DEFAULT 0, answer_checksum INTEGER NOT NULL DEFAULT 0
 ) WITHOUT ROWID;
 CREATE INDEX message_open ON message (invocation) WHERE answered = 0;
-{_INDEXES}
+{_MESSAGE_OF}
 {_KEYS}
 {_VERSION_4}
 {ADDITIONS}
 """
 MIGRATIONS = {
-    1: f"DROP INDEX invocation_by_time; DROP INDEX invocation_by_status; {_INDEXES} {_KEYS}",
-    2: f"DROP INDEX invocation_by_time; DROP INDEX invocation_by_status; DROP INDEX invocation_settled; {INDEXES}",
-    3: _VERSION_4,  # `file` fills the table of awakeables
+    1: f"{_MESSAGE_OF} {_KEYS}",
+    2: "",  # other indexes of invocations, as now
+    3: (
+        "DROP INDEX invocation_by_time; DROP INDEX invocation_by_status; DROP INDEX IF EXISTS invocation_settled;"
+        "DROP INDEX invocation_queued;"
+        f"{_VERSION_4}"  # `file` fills the table of awakeables
+    ),
 }
 """By version: the script that migrates a file to the next one."""
 WITH_TAGS = WITH_AWAKEABLES = WITH_GRANTS = 4

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import sqlite3
-from collections.abc import Iterable, Sequence
+from collections.abc import Generator, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +22,11 @@ from perdure.stores.awakeables import Awakeable, AwakeableFilter
 from perdure.stores.jetstream.layout.facts import Facts
 from perdure.stores.jetstream.layout.subjects import token
 from perdure.stores.port import Counts, Filter, Row
-from perdure.stores.sql import awakeables, index
-from perdure.stores.sql.index import COUNTS, INDEXES, SETTLED, counts_of, query_of
+from perdure.stores.sql import awakeables, finding, index
+from perdure.stores.sql.bounds import Bounded
+from perdure.stores.sql.index import COUNTS, INDEXES, SETTLED, counts_of
 
-VERSION = 3
+VERSION = 4
 """A file of another version is rebuilt."""
 BUSY_SECONDS = 10.0
 """How long to wait for another process that holds the file's lock."""
@@ -41,7 +42,7 @@ CREATE TABLE invocation (
     tags TEXT, read TEXT
 ) WITHOUT ROWID;
 CREATE INDEX invocation_by_key ON invocation (key, created_at) WHERE key IS NOT NULL;
-CREATE INDEX invocation_pending ON invocation (created_at, id) WHERE status = 'pending';
+CREATE INDEX invocation_queued ON invocation (handler, created_at, status) WHERE status = 'pending';
 CREATE INDEX invocation_scheduled ON invocation (due) WHERE status = 'scheduled';
 CREATE INDEX invocation_unread ON invocation (id) WHERE open IS NOT read;
 {INDEXES}
@@ -141,8 +142,8 @@ class Table:
 
     # --- answers ------------------------------------------------------------------------------------------------------
     def search(self, filter: Filter) -> list[Row]:
-        query, values = query_of(filter)
-        found = self._read(query, values)
+        with self._explained():
+            found = finding.search(Bounded(self._db, filter.within), filter)
         try:
             return [index.row_of(each) for each in found]
         except (msgspec.DecodeError, TypeError, ValueError) as error:
@@ -204,8 +205,13 @@ class Table:
                 db.execute(_IS_READ, (unread.tells, unread.id))
 
     def _read(self, query: str, values: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
-        try:
+        with self._explained():
             return self._db.execute(query, values).fetchall()
+
+    @contextlib.contextmanager
+    def _explained(self) -> Generator[None]:
+        try:
+            yield
         except sqlite3.OperationalError:
             raise
         except sqlite3.DatabaseError as error:
