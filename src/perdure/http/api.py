@@ -58,7 +58,7 @@ from perdure.http.views import (
     workflow_of,
 )
 from perdure.operations.interfaces import Handler
-from perdure.operations.listing import PAGE_LIMIT, AwakeableFilters, Filters, Status
+from perdure.operations.listing import PAGE_LIMIT, QUERY_SECONDS, AwakeableFilters, Filters, Status
 from perdure.operations.port import Outcome, Submission
 
 STEPS_SHOWN = 200
@@ -113,7 +113,9 @@ async def list_workflows(exchange: Exchange, query: ListQuery) -> Response:
         created_before=query.created_before,
         tags=_tags(query.tag) or None,
     )
-    page = await exchange.service.operations.page(filters, limit=query.limit, cursor=query.cursor)
+    page = await exchange.service.operations.page(
+        filters, limit=query.limit, cursor=query.cursor, within=QUERY_SECONDS
+    )
     return json_response(WorkflowPage([row_of(each) for each in page.invocations], page.next))
 
 
@@ -481,7 +483,9 @@ class AwakeableQuery(Struct):
 
 async def list_awakeables(exchange: Exchange, query: AwakeableQuery) -> Response:
     filters = AwakeableFilters(open=query.open, handler=query.handler, assignee=query.assignee)
-    page = await exchange.service.operations.awakeables(filters, limit=query.limit, cursor=query.cursor)
+    page = await exchange.service.operations.awakeables(
+        filters, limit=query.limit, cursor=query.cursor, within=QUERY_SECONDS
+    )
     return json_response(AwakeablePageView([awakeable_row(each) for each in page.awakeables], page.next))
 
 

@@ -25,7 +25,15 @@ from perdure.errors import InvalidOption, PerdureError
 from perdure.http.routes import Role
 from perdure.operations.describe import Invocation
 from perdure.operations.documents import Check, Delete, Document, DocumentKey, Fence, Put, Scan, Write
-from perdure.operations.listing import PAGE_LIMIT, AwakeableFilters, AwakeablePage, Filters, Page, check_limit
+from perdure.operations.listing import (
+    PAGE_LIMIT,
+    QUERY_SECONDS,
+    AwakeableFilters,
+    AwakeablePage,
+    Filters,
+    Page,
+    check_limit,
+)
 from perdure.operations.port import Operations, Outcome, Stats, Submission, Value, WasCancelled
 
 MEDIA_TYPE = "application/msgpack"
@@ -216,13 +224,15 @@ async def _describe(operations: Operations, id: str) -> Invocation:
 
 
 async def _page(operations: Operations, filters: Filters, limit: int, cursor: str | None) -> Page:
-    return await operations.page(filters, limit=check_limit(limit, PAGE_LIMIT), cursor=cursor)
+    limit = check_limit(limit, PAGE_LIMIT)
+    return await operations.page(filters, limit=limit, cursor=cursor, within=QUERY_SECONDS)
 
 
 async def _awakeables(
     operations: Operations, filters: AwakeableFilters, limit: int, cursor: str | None
 ) -> AwakeablePage:
-    return await operations.awakeables(filters, limit=check_limit(limit, PAGE_LIMIT), cursor=cursor)
+    limit = check_limit(limit, PAGE_LIMIT)
+    return await operations.awakeables(filters, limit=limit, cursor=cursor, within=QUERY_SECONDS)
 
 
 async def _stats(operations: Operations) -> Stats:

@@ -235,10 +235,14 @@ class Remote(Operations):
     async def describe(self, id: str, /) -> Invocation:
         return await self._call("describe", id)
 
-    async def page(self, filters: Filters, /, *, limit: int, cursor: str | None = None) -> Page:
+    async def page(
+        self, filters: Filters, /, *, limit: int, cursor: str | None = None, within: float | None = None
+    ) -> Page:
         return await self._call("page", sent_filters(filters), limit, cursor)
 
-    async def awakeables(self, filters: AwakeableFilters, /, *, limit: int, cursor: str | None = None) -> AwakeablePage:
+    async def awakeables(
+        self, filters: AwakeableFilters, /, *, limit: int, cursor: str | None = None, within: float | None = None
+    ) -> AwakeablePage:
         return await self._call("awakeables", sent_filters(filters), limit, cursor)
 
     async def watch(self, id: str, /) -> AsyncGenerator[Invocation, None]:

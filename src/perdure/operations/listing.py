@@ -24,6 +24,9 @@ T = TypeVar("T")
 PAGE_LIMIT = 1_000
 """The most invocations on one page."""
 
+QUERY_SECONDS = 0.25
+"""How long a query of the index may take that came over HTTP. It stops then, with `QueryTooSlow`."""
+
 STATUSES: tuple[Status, ...] = get_args(Status)
 
 

@@ -385,16 +385,21 @@ class Local(Operations):
         served = store.serves(row.handler)
         return from_journal(row, start, recorded.frames, mail, store.secret, served=served, key_holder=holder)
 
-    async def page(self, filters: Filters, /, *, limit: int, cursor: str | None = None) -> Page:
+    async def page(
+        self, filters: Filters, /, *, limit: int, cursor: str | None = None, within: float | None = None
+    ) -> Page:
         before = None if cursor is None else position_of(cursor)
-        filter = replace(filter_of(**filters), before=before, limit=limit + 1)
+        filter = replace(filter_of(**filters), before=before, limit=limit + 1, within=within)
         rows = await (await self.opened()).search(filter)
         return Page(tuple(map(from_row, rows[:limit])), cursor_of(rows[limit - 1]) if len(rows) > limit else None)
 
-    async def awakeables(self, filters: AwakeableFilters, /, *, limit: int, cursor: str | None = None) -> AwakeablePage:
+    async def awakeables(
+        self, filters: AwakeableFilters, /, *, limit: int, cursor: str | None = None, within: float | None = None
+    ) -> AwakeablePage:
         store = await self.opened()
         now, after = store.clock.now(), None if cursor is None else place_of(cursor)
-        found = await store.awakeables(replace(awakeable_filter_of(now, **filters), after=after, limit=limit + 1))
+        filter = replace(awakeable_filter_of(now, **filters), after=after, limit=limit + 1, within=within)
+        found = await store.awakeables(filter)
         told = tuple(from_index(each, store.secret, now) for each in found[:limit])
         return AwakeablePage(told, cursor_of_awakeable(found[limit - 1]) if len(found) > limit else None)
 

@@ -144,12 +144,20 @@ class Operations(Protocol):
         """Return what the index and the journal know of an invocation."""
         ...
 
-    async def page(self, filters: Filters, /, *, limit: int, cursor: str | None = None) -> Page:
-        """Return at most `limit` invocations, newest first, and the cursor of the page after them."""
+    async def page(
+        self, filters: Filters, /, *, limit: int, cursor: str | None = None, within: float | None = None
+    ) -> Page:
+        """Return at most `limit` invocations, newest first, and the cursor of the page after them.
+
+        A query of the index that takes longer than `within` seconds stops with `QueryTooSlow`. A server has its own
+        limit.
+        """
         ...
 
-    async def awakeables(self, filters: AwakeableFilters, /, *, limit: int, cursor: str | None = None) -> AwakeablePage:
-        """Return at most `limit` awakeables, oldest first, and the cursor of the page after them."""
+    async def awakeables(
+        self, filters: AwakeableFilters, /, *, limit: int, cursor: str | None = None, within: float | None = None
+    ) -> AwakeablePage:
+        """Return at most `limit` awakeables, oldest first, and the cursor of the page after them; `within` as above."""
         ...
 
     def watch(self, id: str, /) -> AsyncGenerator[Invocation, None]:

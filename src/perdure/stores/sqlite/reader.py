@@ -282,7 +282,7 @@ class SqliteReader:
 
         def read(db: sqlite3.Connection) -> list[Any]:
             try:
-                return db.execute(query, values).fetchall()
+                return Bounded(db, filter.within).rows(query, values)
             except sqlite3.OperationalError as error:
                 if "no such table" not in str(error):
                     raise

@@ -166,8 +166,9 @@ class Table:
 
     # --- awakeables ---------------------------------------------------------------------------------------------------
     def awakeables(self, filter: AwakeableFilter) -> list[Awakeable]:
-        query, values = awakeables.query_of(filter)
-        return [each for row in self._read(query, values) if (each := awakeables.decode(row)) is not None]
+        with self._explained():
+            found = Bounded(self._db, filter.within).rows(*awakeables.query_of(filter))
+        return [each for row in found if (each := awakeables.decode(row)) is not None]
 
     def unread(self, limit: int, after: str, *, only_open: bool) -> list[Unread]:
         """Return invocations whose journals must be read for their awakeables, in order.
