@@ -113,9 +113,7 @@ async def list_workflows(exchange: Exchange, query: ListQuery) -> Response:
         created_before=query.created_before,
         tags=_tags(query.tag) or None,
     )
-    page = await exchange.service.operations.page(
-        filters, limit=query.limit, cursor=query.cursor, within=QUERY_SECONDS
-    )
+    page = await exchange.service.operations.page(filters, limit=query.limit, cursor=query.cursor, within=QUERY_SECONDS)
     return json_response(WorkflowPage([row_of(each) for each in page.invocations], page.next))
 
 

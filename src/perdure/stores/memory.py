@@ -410,7 +410,7 @@ class MemoryStore:
         if transition.status is not None:
             row = self._rows[id]
             times = (row.created_at, self.clock.now(), row.due)
-            self._index(Row(id, row.handler, transition.status, row.key, *times, row.tags))
+            self._index(Row(id, row.handler, transition.status, row.key, *times, row.tags, transition.wait))
             self._undone.pop(id, None)
 
     def _append(self, id: str, expected: int, frame: Frame, effects: Effects) -> None:

@@ -27,6 +27,7 @@ from perdure.core.values import digest
 from perdure.errors import Conflict, IdConflict, InvalidOption, LimitExceeded, UnknownInvocation
 from perdure.stores.awakeables import Awakeable, AwakeableFilter
 from perdure.stores.documents import DocumentStore
+from perdure.stores.waits import Wait
 
 PAYLOAD_LIMIT_BYTES = 64 * 1024 * 1024
 """The most bytes that one encoded value may take, unless `connect` is told otherwise."""
@@ -110,8 +111,9 @@ class Subscription(Protocol):
 class Transition(Struct):
     """One commit of an invocation: a frame guarded by the revision that it extends, and its effects.
 
-    Without a frame it redoes the effects of the last one. `status` and `awakeables` are for the index. The status is
-    given when it changes and with every release, None otherwise. The awakeables are all that are open now, or of what
+    Without a frame it redoes the effects of the last one. `status`, `wait` and `awakeables` are for the index. The
+    status is given when it or the wait changes and with every release, None otherwise. With it, the wait is what the
+    invocation waits for from now on, if it is known. The awakeables are all that are open now, or of what
     has settled all, and None if they are those of the commit before. One that is not among them any more stays in the
     index, and is not open. `released` ends the claim: the next delivery may go to any worker.
     """
@@ -124,6 +126,7 @@ class Transition(Struct):
     released: bool = False
     acknowledge: Sequence[Delivery] = ()
     awakeables: Sequence[Awakeable] | None = None
+    wait: Wait | None = None
 
     @property
     def outcome(self) -> Outcome | None:
@@ -147,7 +150,7 @@ class Journal(Struct, frozen=True):
 
 
 class Row(Struct, frozen=True):
-    """What the index knows of an invocation."""
+    """What the index knows of an invocation. `wait` is what a commit told last that it waits for."""
 
     id: str
     handler: str
@@ -157,6 +160,7 @@ class Row(Struct, frozen=True):
     updated_at: float
     due: float
     tags: Tags = ()
+    wait: Wait | None = None
 
 
 class Key(Struct, frozen=True):

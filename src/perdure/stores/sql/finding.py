@@ -28,8 +28,8 @@ _PRIMARY_KEY = "INDEXED BY sqlite_autoindex_invocation_1"
 class Way(Struct, frozen=True):
     """A way to find rows: by an index, or by the tag at this position in the filter.
 
-    Only entries that match in these `fields` of the filter are read further, or counted. They come newest first, or
-    else all of them are read and sorted.
+    Entries that match in these `fields` of the filter are read, or counted. They come newest first, or else all of them
+    are read and sorted.
     """
 
     fields: frozenset[str]
@@ -49,7 +49,7 @@ def ways_of(filter: Filter) -> list[Way]:
     if filter.key is not None:
         found.append(Way(_TIMES | {"key"}, "INDEXED BY invocation_by_key"))
     if filter.status not in (None, "pending", "completed"):
-        found.append(Way(_TIMES | {"status", "handler"}, "INDEXED BY invocation_by_status"))
+        found.append(Way(_TIMES | {"status"}, "INDEXED BY invocation_by_status"))
     if filter.handler is not None:
         found.append(Way(_TIMES | {"handler"}, "INDEXED BY invocation_by_handler"))
     if not found:  # each of the others reads less
@@ -59,7 +59,7 @@ def ways_of(filter: Filter) -> list[Way]:
     if filter.status == "pending":
         found.append(Way(frozenset({"status", "handler"}), "INDEXED BY invocation_queued"))
     if filter.status == "completed":
-        found.append(Way(frozenset({"status", "handler"}), "INDEXED BY invocation_settled"))
+        found.append(Way(frozenset({"status"}), "INDEXED BY invocation_settled"))
     if filter.id_prefix is not None:
         found.append(Way(frozenset({"id_prefix"}), _PRIMARY_KEY))
     return found

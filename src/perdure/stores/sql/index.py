@@ -13,11 +13,12 @@ import msgspec
 
 from perdure.core.tags import Tags
 from perdure.stores.port import Counts, Row
+from perdure.stores.waits import Wait
 
-COLUMNS = "id, handler, status, key, created_at, updated_at, due, tags"
-"""Those that `row_of` takes. Tags are in JSON, NULL if there are none."""
-BEFORE_TAGS = COLUMNS.replace(", tags", ", NULL")
-"""The same of a table without tags."""
+COLUMNS = "id, handler, status, key, created_at, updated_at, due, tags, wait"
+"""Those that `row_of` takes. Tags and the wait are in JSON, NULL if there are none."""
+BEFORE_TAGS = COLUMNS.replace(", tags, wait", ", NULL, NULL")
+"""The same of a table without them."""
 TAGS = """
 CREATE TABLE tag (
     name TEXT NOT NULL, value TEXT NOT NULL, at REAL NOT NULL, invocation TEXT NOT NULL,
@@ -48,13 +49,19 @@ COUNTS = (  # each from an index alone; what is left is completed
 )
 
 
-_encode_tags = msgspec.json.Encoder().encode
+_encode_tags = _encode_wait = msgspec.json.Encoder().encode
 _decode_tags = msgspec.json.Decoder(Tags).decode
+_decode_wait = msgspec.json.Decoder(Wait).decode
 
 
 def tags_text(tags: Tags) -> str:
     """Return tags for the column; empty if there are none."""
     return _encode_tags(tags).decode() if tags else ""
+
+
+def wait_text(wait: Wait | None) -> str:
+    """Return a wait for the column; empty if there is none."""
+    return "" if wait is None else _encode_wait(wait).decode()
 
 
 def tag_rows(id: str, created_at: float, tags: Tags) -> list[tuple[str, str, float, str]]:
@@ -64,8 +71,9 @@ def tag_rows(id: str, created_at: float, tags: Tags) -> list[tuple[str, str, flo
 
 def row_of(columns: Sequence[Any]) -> Row:
     """Return the row of columns selected by `COLUMNS`."""
-    id, handler, status, key, created_at, updated_at, due, tags = columns
-    return Row(id, handler, status, key, created_at, updated_at, due, _decode_tags(tags) if tags else ())
+    id, handler, status, key, created_at, updated_at, due, tags, wait = columns
+    told = (_decode_tags(tags) if tags else (), _decode_wait(wait) if wait else None)
+    return Row(id, handler, status, key, created_at, updated_at, due, *told)
 
 
 def counts_of(rows: Iterable[tuple[Any, Any, int]]) -> Counts:

@@ -40,6 +40,7 @@ CREATE INDEX line_by_id ON line (id);
 _MESSAGE_OF = "CREATE INDEX message_of ON message (invocation);"
 _VERSION_4 = f"""
 ALTER TABLE invocation ADD COLUMN tags TEXT;
+ALTER TABLE invocation ADD COLUMN wait TEXT;
 ALTER TABLE key ADD COLUMN number INTEGER NOT NULL DEFAULT 0;
 {awakeables.TABLES}
 {TAGS}
@@ -81,7 +82,7 @@ MIGRATIONS = {
 }
 """By version: the script that migrates a file to the next one."""
 WITH_TAGS = WITH_AWAKEABLES = WITH_GRANTS = 4
-"""The first version that has tags, an index of awakeables, and the numbers of grants."""
+"""The first version that has tags and waits, an index of awakeables, and the numbers of grants."""
 
 NOTHING_OPEN = (
     "NOT EXISTS (SELECT 1 FROM message INDEXED BY message_open WHERE invocation = invocation.id AND answered = 0)"
@@ -94,10 +95,17 @@ def frame_checksum(id: str, revision: int, data: bytes) -> int:
 
 
 def state_checksum(
-    id: str, status: str, sequence: int | None, updated_at: float, wake: float | None, revision: int
+    id: str,
+    status: str,
+    sequence: int | None,
+    updated_at: float,
+    wake: float | None,
+    revision: int,
+    wait: str | None = None,
 ) -> int:
     times = _pack_times(updated_at, NO_TIME if wake is None else wake)
-    return zlib.crc32(times, zlib.crc32(f"{id}\n{status}\n{sequence}\n{revision}".encode()))
+    checksum = zlib.crc32(times, zlib.crc32(f"{id}\n{status}\n{sequence}\n{revision}".encode()))
+    return zlib.crc32(wait.encode(), checksum) if wait else checksum
 
 
 _pack_times = struct.Struct("<dd").pack

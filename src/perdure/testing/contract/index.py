@@ -1,6 +1,8 @@
 """Invocations can be searched and counted."""
 
+from perdure.core.journal import Released, Resumed
 from perdure.stores.port import Filter, Row
+from perdure.stores.waits import Wait
 from perdure.testing.contract.shared import HANDLER, StoreCase
 
 
@@ -92,6 +94,36 @@ class Index(StoreCase):
                 store = await self.reopened()
             assert await store.purge(now + 10, limit=10) == 1
             assert [row.id for row in await store.search(Filter(tags=(acme,)))] == ["e", "b"]
+
+    async def test_wait_is_told_with_the_status_and_stays_until_the_next(self) -> None:
+        async with self.opened() as store:
+            inbox = self.inbox()
+            start, revision = await self.begun(inbox)
+            row = await store.row(start.id)
+            assert row is not None
+            assert row.wait is None
+            now = store.clock.now()
+            for wait in (
+                Wait("é" * 40, now, more=3),
+                Wait("charge", now - 5, now + 900, attempt=3),
+                None,
+                Wait("SLEEP", now, now + 60),
+            ):
+                frame = self.frame(Resumed(store.clock.now()), Released(store.clock.now()))
+                revision = await self.commit(start, revision, frame, "suspended", wait=wait)
+                for _ in range(2):
+                    row = await store.row(start.id)
+                    assert row is not None
+                    assert row.wait == wait
+                    assert await store.search(Filter()) == [row]
+                    store = await self.reopened()
+            frame = self.frame(self.claim(2), Resumed(store.clock.now()))
+            revision = await self.commit(start, revision, frame)  # says nothing of the row
+            assert await store.row(start.id) == row
+            revision = await self.commit(start, revision, self.frame(Resumed(store.clock.now())), "running")
+            row = await store.row(start.id)
+            assert row is not None
+            assert (row.status, row.wait) == ("running", None)
 
     async def test_search_goes_on_page_by_page_without_gaps_or_repeats(self) -> None:
         async with self.opened() as store:

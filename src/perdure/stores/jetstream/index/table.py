@@ -39,7 +39,7 @@ _SCHEMA = f"""
 CREATE TABLE invocation (
     id TEXT PRIMARY KEY, handler TEXT NOT NULL, status TEXT NOT NULL, key TEXT, created_at REAL NOT NULL,
     updated_at REAL NOT NULL, due REAL NOT NULL, shard INTEGER NOT NULL, sequence INTEGER NOT NULL, open TEXT,
-    tags TEXT, read TEXT
+    tags TEXT, wait TEXT, read TEXT
 ) WITHOUT ROWID;
 CREATE INDEX invocation_by_key ON invocation (key, created_at) WHERE key IS NOT NULL;
 CREATE INDEX invocation_queued ON invocation (handler, created_at, status) WHERE status = 'pending';
@@ -57,11 +57,11 @@ CREATE TABLE meta (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
 # `shard` is the partition. `sequence` is that of the last message of the journal, 0 for a start that is only queued.
 # `open` names the open awakeables, in JSON: NULL if it never had any. `read` is what `open` was when the table of
 # awakeables was last made to agree with it.
-_INSERT = "INSERT INTO invocation VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, nullif(?, ''), NULL)"
+_INSERT = "INSERT INTO invocation VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, nullif(?, ''), nullif(?, ''), NULL)"
 _TOLD = (
     f"{_INSERT} ON CONFLICT (id) DO UPDATE SET handler = excluded.handler, status = excluded.status, "
     "key = excluded.key, created_at = excluded.created_at, updated_at = excluded.updated_at, due = excluded.due, "
-    "shard = excluded.shard, sequence = excluded.sequence, open = excluded.open "
+    "shard = excluded.shard, sequence = excluded.sequence, open = excluded.open, wait = excluded.wait "
     "WHERE excluded.sequence > invocation.sequence"
 )
 _QUEUED = f"{_INSERT} ON CONFLICT (id) DO NOTHING"
@@ -296,7 +296,8 @@ def _row(facts: Facts, sequence: int, shard: int, now: float) -> tuple[Any, ...]
         status = "scheduled" if delayed else "pending"
     times = (facts.created_at, facts.at, facts.due)
     tags = index.tags_text(facts.tags)
-    return (facts.id, facts.handler, status, facts.key, *times, shard, sequence, _open_of(facts), tags)
+    wait = index.wait_text(facts.wait)
+    return (facts.id, facts.handler, status, facts.key, *times, shard, sequence, _open_of(facts), tags, wait)
 
 
 def _tags(found: Iterable[Facts]) -> list[tuple[str, str, float, str]]:
