@@ -140,7 +140,7 @@ def ways_of(db: sqlite3.Connection, filter: Filter) -> Iterable[str]:
     for way in finding.ways_of(filter):
         query, values = finding.query_of(filter, way)
         plan = "; ".join(row[3] for row in db.execute(f"EXPLAIN QUERY PLAN {query}", values))
-        yield f"{plan} ({db.execute(*finding.count_of(filter, way)).fetchone()[0]:,})"
+        yield f"{plan} ({db.execute(*finding.count_of(filter, way, finding.COUNT_LIMITS[-1])).fetchone()[0]:,})"
 
 
 def measure(db: sqlite3.Connection, count: int, only: str, *, plans: bool) -> None:

@@ -232,11 +232,15 @@ async def test_each_crash_and_replay_tells_the_same() -> None:
 async def test_plain_invocation_writes_nothing_more(monkeypatch: pytest.MonkeyPatch) -> None:
     """Its row changes when it begins and when it ends, whatever steps it has."""
     writes: list[str] = []
+
+    def note(kind: str, _id: str) -> None:
+        writes.append(kind)
+
     async with connect("memory:") as client:
         store = await store_behind(client.operations)
         assert isinstance(store, MemoryStore)
         async with client.worker(many):
-            monkeypatch.setattr(store, "hook", lambda kind, _id: writes.append(kind))
+            monkeypatch.setattr(store, "hook", note)
             await client.run(many, 5)
     assert writes.count("frame") > 2
     assert writes.count("index") == 2

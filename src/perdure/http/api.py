@@ -10,7 +10,7 @@ import time
 from collections import Counter
 from collections.abc import Awaitable, Generator, Mapping
 from contextlib import contextmanager
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
 from typing import Annotated, Any, Literal, cast
 from urllib.parse import quote
 
@@ -47,6 +47,7 @@ from perdure.http.views import (
     Health,
     JournalPage,
     KeyView,
+    MinuteList,
     StatsView,
     WorkflowPage,
     WorkflowView,
@@ -67,6 +68,8 @@ WAIT_LIMIT_SECONDS = 300.0
 """The longest that a request waits for a result."""
 APPLY_SECONDS = 5.0
 """How long a request waits until it is applied to an invocation. It is durable before."""
+MINUTES_SHOWN = timedelta(hours=1)
+"""How far back minutes are counted if no time is given."""
 BATCH_LIMIT = 1_000
 """Starts that are accepted together at most."""
 LARGE_BODY_BYTES = 64 * 1024
@@ -131,6 +134,19 @@ def _tags(texts: list[str]) -> dict[str, str]:
 async def stats(exchange: Exchange, _: NoQuery) -> Response:
     found = await exchange.service.operations.stats()
     return json_response(StatsView(found.total, dict(found.by_status), dict(found.by_handler)))
+
+
+class MinutesQuery(Struct):
+    """Since when, by default an hour ago and at most a day; only of one handler."""
+
+    since: datetime | None = None
+    handler: str | None = None
+
+
+async def minutes(exchange: Exchange, query: MinutesQuery) -> Response:
+    since = query.since or datetime.now(UTC) - MINUTES_SHOWN
+    found = await exchange.service.operations.minutes(since=since, handler=query.handler)
+    return json_response(MinuteList(found))
 
 
 async def show_workflow(exchange: Exchange, _: NoQuery) -> Response:
@@ -563,6 +579,11 @@ ROUTES: tuple[Route, ...] = (
     Route("GET", "/health", "read", ready, "The same.", gives=Health),
     Route("GET", "/api/workflows", "read", list_workflows, "List invocations.", ListQuery, gives=WorkflowPage),
     Route("GET", "/api/workflows/stats", "read", stats, "Count invocations.", gives=StatsView),
+    Route(
+        *("GET", "/api/stats/minutes", "read", minutes, "Count what ended, by minutes."),
+        query=MinutesQuery,
+        gives=MinuteList,
+    ),
     Route("GET", WORKFLOW, "read", show_workflow, "Show an invocation.", gives=WorkflowView, also=(404,)),
     Route(
         *("GET", f"{WORKFLOW}/journal", "read", show_journal, "Show its steps."),

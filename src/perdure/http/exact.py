@@ -34,7 +34,7 @@ from perdure.operations.listing import (
     Page,
     check_limit,
 )
-from perdure.operations.port import Operations, Outcome, Stats, Submission, Value, WasCancelled
+from perdure.operations.port import Minute, Operations, Outcome, Stats, Submission, Value, WasCancelled
 
 MEDIA_TYPE = "application/msgpack"
 PREFIX = "/api/client/"
@@ -239,6 +239,10 @@ async def _stats(operations: Operations) -> Stats:
     return await operations.stats()
 
 
+async def _minutes(operations: Operations, since: datetime, handler: str | None) -> list[Minute]:
+    return await operations.minutes(since=since, handler=handler)
+
+
 async def _state(operations: Operations, key: str) -> dict[str, bytes]:
     return dict(await operations.state(key))
 
@@ -289,6 +293,7 @@ CALLS: dict[str, Operation] = {
     "page": Operation("read", _page),
     "awakeables": Operation("read", _awakeables),
     "stats": Operation("read", _stats),
+    "minutes": Operation("read", _minutes),
     "state": Operation("read", _state),
     "serves": Operation("read", _serves),
     "read_documents": Operation("read", _read_documents),

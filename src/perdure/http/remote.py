@@ -12,6 +12,7 @@ import logging
 import ssl
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Collection, Mapping, Sequence
+from datetime import datetime
 from typing import Any
 
 import httpx
@@ -43,7 +44,7 @@ from perdure.http.service import EXACT_LIMIT_BYTES, IDLE_SECONDS
 from perdure.operations.describe import Invocation
 from perdure.operations.documents import Document, DocumentKey, Fence, Scan, Write
 from perdure.operations.listing import PAGE_LIMIT, AwakeableFilters, AwakeablePage, Filters, Page, Status
-from perdure.operations.port import ANSWER_WAIT_SECONDS, Operations, Outcome, Stats, Submission, nothing
+from perdure.operations.port import ANSWER_WAIT_SECONDS, Minute, Operations, Outcome, Stats, Submission, nothing
 
 CONNECT_SECONDS = 5.0
 """How long a connection may take to be made."""
@@ -304,6 +305,9 @@ class Remote(Operations):
 
     async def stats(self) -> Stats:
         return await self._call("stats")
+
+    async def minutes(self, *, since: datetime, handler: str | None = None) -> list[Minute]:
+        return await self._call("minutes", since, handler)
 
     async def state(self, key: str, /) -> Mapping[str, bytes]:
         return await self._call("state", key)

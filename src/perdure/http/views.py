@@ -19,7 +19,7 @@ from perdure.core.schema import ANY, Schema
 from perdure.core.values import encode_any
 from perdure.operations.describe import AwakeableInfo, Invocation, JournalStep
 from perdure.operations.listing import Status
-from perdure.operations.port import Outcome, Value
+from perdure.operations.port import Minute, Outcome, Value
 
 UNTYPED = Schema(ANY)
 
@@ -204,6 +204,12 @@ class StatsView(Struct, frozen=True):
     total: int
     by_status: Mapping[Status, int]
     by_handler: Mapping[str, int]
+
+
+class MinuteList(Struct, frozen=True):
+    """What ended, by minute, handler and status, in order. What was purged is not counted."""
+
+    minutes: list[Minute]
 
 
 class KeyView(Struct, frozen=True):

@@ -11,6 +11,7 @@ import os
 import warnings
 import weakref
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
+from datetime import UTC, datetime
 from random import Random, SystemRandom
 from typing import Any, Protocol, TypeVar, assert_never, cast, runtime_checkable
 
@@ -46,7 +47,9 @@ from perdure.errors import (
 )
 from perdure.operations.describe import Invocation, from_index, from_journal, from_row
 from perdure.operations.listing import (
+    MINUTES_KEPT,
     PAGE_LIMIT,
+    QUERY_SECONDS,
     AwakeableFilters,
     AwakeablePage,
     Filters,
@@ -60,6 +63,7 @@ from perdure.operations.listing import (
 )
 from perdure.operations.port import (
     ANSWER_WAIT_SECONDS,
+    Minute,
     Operations,
     Outcome,
     Stats,
@@ -444,6 +448,14 @@ class Local(Operations):
         counts = await (await self.opened()).counts()
         total = sum(counts.by_status.values())
         return Stats(total, counts.by_status, counts.by_handler, counts.is_current, counts.behind)
+
+    async def minutes(self, *, since: datetime, handler: str | None = None) -> list[Minute]:
+        asked = filter_of(created_after=since, handler=handler)  # checked as in a filter
+        store = await self.opened()
+        first = max(asked.created_after or 0.0, store.clock.now() - MINUTES_KEPT.total_seconds())
+        found = await store.minutes(first, handler=handler, within=QUERY_SECONDS)
+        times = ((datetime.fromtimestamp(each.at, UTC), each) for each in found)
+        return [Minute(at, each.handler, each.status, each.count, each.seconds, each.longest) for at, each in times]
 
     async def state(self, key: str, /) -> Mapping[str, bytes]:
         return (await (await self.opened()).key(key)).state

@@ -78,6 +78,20 @@ class Stats(Struct, frozen=True, omit_defaults=True):
     behind: int = 0
 
 
+class Minute(Struct, frozen=True):
+    """How many invocations of a handler ended with a status in the minute that begins at `at`.
+
+    `seconds` is how long they took together, from when they were due; `longest` how long the longest took.
+    """
+
+    at: datetime
+    handler: str
+    status: Status
+    count: int
+    seconds: float
+    longest: float
+
+
 def nothing() -> None:
     """Do nothing: for a caller that does not need to hear when its start is durable."""
 
@@ -170,6 +184,13 @@ class Operations(Protocol):
 
     async def stats(self) -> Stats:
         """Count invocations."""
+        ...
+
+    async def minutes(self, *, since: datetime, handler: str | None = None) -> list[Minute]:
+        """Count what ended since a time, by minute, handler and status: at most of the last 24 hours.
+
+        It is a query of the index that stops with `QueryTooSlow` as one over HTTP does.
+        """
         ...
 
     async def state(self, key: str, /) -> Mapping[str, bytes]:

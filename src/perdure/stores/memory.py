@@ -39,6 +39,7 @@ from perdure.stores.notices import Feed, Notices
 from perdure.stores.port import (
     KEY_QUEUE_LIMIT,
     LEASE_SECONDS,
+    MINUTE_SECONDS,
     PAYLOAD_LIMIT_BYTES,
     Clock,
     Committed,
@@ -47,6 +48,7 @@ from perdure.stores.port import (
     Filter,
     Journal,
     Key,
+    Minute,
     Row,
     Transition,
     Wake,
@@ -534,6 +536,18 @@ class MemoryStore:
             counts.by_status[row.status] = counts.by_status.get(row.status, 0) + 1
             counts.by_handler[row.handler] = counts.by_handler.get(row.handler, 0) + 1
         return counts
+
+    async def minutes(
+        self, since: float, /, *, handler: str | None = None, within: float | None = None
+    ) -> list[Minute]:
+        self._check()
+        ended: dict[tuple[float, str, Status], list[float]] = {}
+        for row in self._rows.values():
+            if row.status in SETTLED and row.updated_at >= since and handler in (None, row.handler):
+                minute = row.updated_at // MINUTE_SECONDS * MINUTE_SECONDS
+                took = max(0.0, row.updated_at - row.due)
+                ended.setdefault((minute, row.handler, row.status), []).append(took)
+        return [Minute(*of, len(took), sum(took), max(took)) for of, took in sorted(ended.items())]
 
     async def purge(self, before: float, /, *, limit: int, id: str | None = None) -> int:
         self._check()

@@ -244,6 +244,23 @@ class Counts(Struct, frozen=True):
     behind: int = 0
 
 
+class Minute(Struct, frozen=True):
+    """How many invocations of a handler ended with a status in a minute, given by the time at which it begins.
+
+    `seconds` is how long they took together, from when they were due; `longest` how long the longest took.
+    """
+
+    at: float
+    handler: str
+    status: Status
+    count: int
+    seconds: float
+    longest: float
+
+
+MINUTE_SECONDS = 60
+
+
 def unknown(id: str) -> UnknownInvocation:
     """Return the error for an id that a store does not know."""
     text = f"no invocation {id!r} here: it was never started in this store, or its retention has ended"
@@ -415,6 +432,15 @@ class Store(Protocol):
 
     async def counts(self) -> Counts:
         """Count invocations."""
+        ...
+
+    async def minutes(
+        self, since: float, /, *, handler: str | None = None, within: float | None = None
+    ) -> list[Minute]:
+        """Count what ended since a time, by minute, handler and status, in order. What was purged is not counted.
+
+        An invocation that is retried counts when it ends for the last time. `within` as in `Filter`.
+        """
         ...
 
     async def purge(self, before: float, /, *, limit: int, id: str | None = None) -> int:

@@ -18,8 +18,9 @@ from perdure.stores.sql.index import COLUMNS, LIVELY, select
 
 TRY_STEPS = 50_000
 """Steps of SQLite's virtual machine, a few milliseconds, for which the likeliest way is tried."""
-COUNT_LIMIT = 50_000
-"""Entries of an index that are counted at most, in a few milliseconds. Reading as many rows takes fifty."""
+COUNT_LIMITS = (2_000, 50_000)
+"""Entries of an index that are counted at most: first so many, and if each way has more, so many, which takes a few
+milliseconds. Reading as many rows takes fifty."""
 
 _TIMES = frozenset({"created_after", "created_before", "before"})
 _PRIMARY_KEY = "INDEXED BY sqlite_autoindex_invocation_1"
@@ -73,8 +74,16 @@ def search(db: Bounded, filter: Filter, columns: str = COLUMNS) -> list[Any]:
     found = db.rows_within(TRY_STEPS, *query_of(filter, ways[0], columns))
     if found is not None:
         return found
-    smallest = min(ways, key=lambda way: db.rows(*count_of(filter, way))[0][0])
-    return db.rows(*query_of(filter, smallest, columns))
+    return db.rows(*query_of(filter, _smallest(db, filter, ways), columns))
+
+
+def _smallest(db: Bounded, filter: Filter, ways: Sequence[Way]) -> Way:
+    """Return the way that reads least; the likeliest if all read much."""
+    for limit in COUNT_LIMITS:
+        counts = [db.rows(*count_of(filter, way, limit))[0][0] for way in ways]
+        if min(counts) < limit:
+            return ways[counts.index(min(counts))]
+    return ways[0]
 
 
 def query_of(filter: Filter, way: Way, columns: str = COLUMNS) -> tuple[str, list[Any]]:
@@ -93,13 +102,13 @@ def query_of(filter: Filter, way: Way, columns: str = COLUMNS) -> tuple[str, lis
     return select(columns, source, conditions, order), [*values, filter.limit]
 
 
-def count_of(filter: Filter, way: Way) -> tuple[str, list[Any]]:
-    """Return the query that counts the entries that a way finds, and its values."""
+def count_of(filter: Filter, way: Way, limit: int) -> tuple[str, list[Any]]:
+    """Return the query that counts the entries that a way reads, up to a limit, and its values."""
     wanted = way.fields | {"tag"}
     conditions, values = _joined(term for name, term in _terms(filter, way).items() if name in wanted)
     where = f"WHERE {' AND '.join(conditions)} " if conditions else ""
     source = f"invocation {way.by}" if way.tag is None else "tag"
-    return f"SELECT count(*) FROM (SELECT 1 FROM {source} {where}LIMIT ?)", [*values, COUNT_LIMIT]
+    return f"SELECT count(*) FROM (SELECT 1 FROM {source} {where}LIMIT ?)", [*values, limit]
 
 
 def plain_query_of(filter: Filter, columns: str = COLUMNS) -> tuple[str, list[Any]]:

@@ -12,7 +12,8 @@ from typing import Any
 import msgspec
 
 from perdure.core.tags import Tags
-from perdure.stores.port import Counts, Row
+from perdure.stores.port import MINUTE_SECONDS, Counts, Minute, Row
+from perdure.stores.sql.bounds import Bounded
 from perdure.stores.waits import Wait
 
 COLUMNS = "id, handler, status, key, created_at, updated_at, due, tags, wait"
@@ -48,6 +49,13 @@ COUNTS = (  # each from an index alone; what is left is completed
     "UNION ALL SELECT 'pending', NULL, count(*) FROM invocation WHERE status = 'pending'"
 )
 
+MINUTES = (  # from the index alone
+    f"SELECT CAST(updated_at / {MINUTE_SECONDS} AS INTEGER) * {MINUTE_SECONDS}.0 AS minute, handler, status, count(*), "
+    "sum(max(updated_at - due, 0.0)), max(max(updated_at - due, 0.0)) "
+    f"FROM invocation INDEXED BY invocation_settled WHERE {SETTLED} AND updated_at >= ? "
+    "AND (? IS NULL OR handler = ?) GROUP BY minute, handler, status ORDER BY minute, handler, status"
+)
+
 
 _encode_tags = _encode_wait = msgspec.json.Encoder().encode
 _decode_tags = msgspec.json.Decoder(Tags).decode
@@ -74,6 +82,11 @@ def row_of(columns: Sequence[Any]) -> Row:
     id, handler, status, key, created_at, updated_at, due, tags, wait = columns
     told = (_decode_tags(tags) if tags else (), _decode_wait(wait) if wait else None)
     return Row(id, handler, status, key, created_at, updated_at, due, *told)
+
+
+def minutes_of(db: Bounded, since: float, handler: str | None) -> list[Minute]:
+    """Count what ended since a time, by minute, handler and status."""
+    return [Minute(*row) for row in db.rows(MINUTES, (since, handler, handler))]
 
 
 def counts_of(rows: Iterable[tuple[Any, Any, int]]) -> Counts:

@@ -19,11 +19,11 @@ from perdure.errors import StoreClosed, StoreDamaged, StoreError, StoreReadOnly
 from perdure.stores.awakeables import Awakeable, AwakeableFilter
 from perdure.stores.clock import SystemClock
 from perdure.stores.notices import Feed
-from perdure.stores.port import KEY_QUEUE_LIMIT, PAYLOAD_LIMIT_BYTES, Counts, Filter, Journal, Key, Row
+from perdure.stores.port import KEY_QUEUE_LIMIT, PAYLOAD_LIMIT_BYTES, Counts, Filter, Journal, Key, Minute, Row
 from perdure.stores.read_only import OnlyLooking
 from perdure.stores.sql import awakeables, finding
 from perdure.stores.sql.bounds import Bounded
-from perdure.stores.sql.index import BEFORE_TAGS, COLUMNS, COUNTS, counts_of
+from perdure.stores.sql.index import BEFORE_TAGS, COLUMNS, COUNTS, counts_of, minutes_of
 from perdure.stores.sqlite.aside import Aside
 from perdure.stores.sqlite.backup import Backups
 from perdure.stores.sqlite.checked import (
@@ -300,6 +300,11 @@ class SqliteReader:
 
     async def counts(self) -> Counts:
         return counts_of(await self._read(lambda db: db.execute(COUNTS).fetchall()))
+
+    async def minutes(
+        self, since: float, /, *, handler: str | None = None, within: float | None = None
+    ) -> list[Minute]:
+        return await self._read(lambda db: minutes_of(Bounded(db, within), since, handler))
 
 
 class SqliteView(OnlyLooking, SqliteReader):

@@ -21,7 +21,7 @@ from perdure.errors import StoreDamaged
 from perdure.stores.awakeables import Awakeable, AwakeableFilter
 from perdure.stores.jetstream.layout.facts import Facts
 from perdure.stores.jetstream.layout.subjects import token
-from perdure.stores.port import Counts, Filter, Row
+from perdure.stores.port import Counts, Filter, Minute, Row
 from perdure.stores.sql import awakeables, finding, index
 from perdure.stores.sql.bounds import Bounded
 from perdure.stores.sql.index import COUNTS, INDEXES, SETTLED, counts_of
@@ -151,6 +151,10 @@ class Table:
 
     def counts(self) -> Counts:
         return counts_of(self._read(COUNTS))
+
+    def minutes(self, since: float, handler: str | None, within: float | None) -> list[Minute]:
+        with self._explained():
+            return index.minutes_of(Bounded(self._db, within), since, handler)
 
     def settled(self, before: float, limit: int) -> list[str]:
         """Return the ids of invocations that settled before a time, oldest first."""
