@@ -84,8 +84,13 @@ class Feed:
     async def _run(self) -> None:
         while True:
             try:
-                async for invocation in self._operations.watch_all(Filters()):
-                    self._add("changed", _told(invocation))
+                async for invocation in self._operations.watch_all(Filters(), gone=True):
+                    if invocation.gone and not invocation.id:
+                        self._add("reset", {})
+                    elif invocation.gone:
+                        self._add("gone", {"invocation_id": invocation.id})
+                    else:
+                        self._add("changed", _told(invocation))
             except StoreClosed:
                 self._news.set()
                 return

@@ -255,10 +255,10 @@ class Remote(Operations):
                         seen = each.status
                         yield each
 
-    async def watch_all(self, filters: Filters, /) -> AsyncGenerator[Invocation, None]:
+    async def watch_all(self, filters: Filters, /, *, gone: bool = False) -> AsyncGenerator[Invocation, None]:
         since, is_first = time.time(), True
         while True:
-            async with contextlib.aclosing(self._stream("watch_all", (sent_filters(filters),))) as changes:
+            async with contextlib.aclosing(self._stream("watch_all", (sent_filters(filters), gone))) as changes:
                 if not is_first:  # what changed while the server was away
                     async for each in self._changed_since(filters, since):
                         yield each

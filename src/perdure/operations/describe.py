@@ -107,7 +107,8 @@ class Invocation(Struct, frozen=True):
     handler took and returned, as the caller of the start knew it.
 
     It has waited since `waiting_since`; the wait ends at `waiting_until`, if time ends it. `attempt` is the number of
-    the next attempt of a step that is tried again, or of the one that runs; 0 if none is.
+    the next attempt of a step that is tried again, or of the one that runs; 0 if none is. One that is `gone` was
+    purged, and has nothing but its id.
     """
 
     id: str
@@ -122,6 +123,7 @@ class Invocation(Struct, frozen=True):
     waiting_since: datetime | None = None
     waiting_until: datetime | None = None
     attempt: int = 0
+    gone: bool = False
     input: Mapping[str, Any] = {}
     journal: tuple[JournalStep, ...] = ()
     current_step: JournalStep | None = None
@@ -145,6 +147,8 @@ class Invocation(Struct, frozen=True):
 
 def from_row(row: Row) -> Invocation:
     """Return what the index knows."""
+    if row.gone:
+        return Invocation(row.id, row.handler, row.status, gone=True)
     times = (_time(row.created_at), _time(row.updated_at), _time(row.due))
     return Invocation(row.id, row.handler, row.status, row.key, dict(row.tags), *times, *_wait_of(row))
 

@@ -74,7 +74,7 @@ from perdure.operations.port import (
 )
 from perdure.runtime.unserved import Unserved
 from perdure.stores.documents import DELETE_BATCH, Delete, Document, DocumentKey, Fence, Put, Scan, Write
-from perdure.stores.port import Filter, Row, Store, unknown
+from perdure.stores.port import Filter, Row, Store, gone_row, unknown
 
 T = TypeVar("T")
 
@@ -425,14 +425,17 @@ class Local(Operations):
         finally:
             events.close()
 
-    async def watch_all(self, filters: Filters, /) -> AsyncGenerator[Invocation, None]:
-        filter = filter_of(**filters)
+    async def watch_all(self, filters: Filters, /, *, gone: bool = False) -> AsyncGenerator[Invocation, None]:
+        filter = replace(filter_of(**filters), gone=gone)
         store = await self.opened()
         events = store.events(filter)
         since, apart = store.clock.now(), store.clocks_apart
         try:
             while True:
                 rows = await events.next()
+                if rows is None and gone:  # what was purged meanwhile cannot be found out
+                    yield from_row(gone_row(""))
+                    continue
                 if rows is None:  # those who wrote what was missed may have clocks behind ours
                     async for row in _changed_since(store, filter, since - apart):
                         since = max(since, row.updated_at)

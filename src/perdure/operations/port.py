@@ -178,8 +178,12 @@ class Operations(Protocol):
         """Push the statuses of an invocation: the present one first, the settled one last."""
         ...
 
-    def watch_all(self, filters: Filters, /) -> AsyncGenerator[Invocation, None]:
-        """Push every invocation that passes the filters after a change, without end."""
+    def watch_all(self, filters: Filters, /, *, gone: bool = False) -> AsyncGenerator[Invocation, None]:
+        """Push every invocation that passes the filters after a change, without end.
+
+        With `gone`, also every one that is purged, which is `gone` then and has nothing but its id. Where changes were
+        missed, one without id comes in place of them: list the invocations again.
+        """
         ...
 
     async def stats(self) -> Stats:

@@ -53,6 +53,7 @@ from perdure.stores.port import (
     Transition,
     Wake,
     conflict,
+    gone_row,
     id_conflict,
     identity_of,
     key_queue_full,
@@ -574,6 +575,8 @@ class MemoryStore:
         tables = (self._rows, self._digests, self._starts, self._frames, self._wakes, self._undone, self._awakeables)
         for table in tables:
             table.pop(id, None)
+        if self._notices.watched:
+            self._notices.changed(gone_row(id), self._notices.feeds_made)
 
     @property
     def awaited(self) -> bool:

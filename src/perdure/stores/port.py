@@ -150,7 +150,10 @@ class Journal(Struct, frozen=True):
 
 
 class Row(Struct, frozen=True):
-    """What the index knows of an invocation. `wait` is what a commit told last that it waits for."""
+    """What the index knows of an invocation. `wait` is what a commit told last that it waits for.
+
+    If it is `gone`, it was purged, and nothing but the id is known: see `gone_row`.
+    """
 
     id: str
     handler: str
@@ -161,6 +164,12 @@ class Row(Struct, frozen=True):
     due: float
     tags: Tags = ()
     wait: Wait | None = None
+    gone: bool = False
+
+
+def gone_row(id: str) -> Row:
+    """Return the row that tells a reader of changes that an invocation was purged."""
+    return Row(id, "", "completed", None, 0.0, 0.0, 0.0, gone=True)
 
 
 class Key(Struct, frozen=True):
@@ -185,7 +194,7 @@ class Filter(Struct, frozen=True):
 
     They have all of `tags`, and perhaps more. They were created at `created_after` or later, and earlier than
     `created_before`. A search in SQL stops `within` so many seconds, and raises `QueryTooSlow`. Neither `before` nor
-    `limit` nor `within` means anything to `events`.
+    `limit` nor `within` means anything to `events`, which with `gone` tell of every purged invocation too.
     """
 
     status: Status | None = None
@@ -199,6 +208,7 @@ class Filter(Struct, frozen=True):
     created_before: float | None = None
     tags: Tags = ()
     within: float | None = None
+    gone: bool = False
 
 
 def matches(row: Row, filter: Filter) -> bool:
