@@ -49,6 +49,7 @@
     │       ├── StoreReadOnly             the file or folder is not writable
     │       ├── StoreFull                 no space left
     │       ├── StoreUnavailable          no server answers, or it refuses the credentials
+    │       ├── QueryTooSlow              a query of the index took too long, and was stopped
     │       ├── StoreUnfit                a server that is too old, streams with wrong settings, missing permissions
     │       ├── StoreTooNew               written by a later release
     │       └── NewerJournal              one journal or message that only a later release can read
@@ -374,6 +375,14 @@ class StoreFull(StoreError):
 
 class StoreUnavailable(StoreError):
     """No server answers, or it refuses the credentials."""
+
+
+class QueryTooSlow(StoreError):
+    """A query of the index took longer than `seconds` and was stopped: narrow its filter."""
+
+    def __init__(self, text: str = "", *, seconds: float = 0.0) -> None:
+        super().__init__(text)
+        self.seconds = seconds
 
 
 class StoreUnfit(StoreError):

@@ -10,7 +10,7 @@ import time
 from collections import Counter
 from collections.abc import Awaitable, Generator, Mapping
 from contextlib import contextmanager
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
 from typing import Annotated, Any, Literal, cast
 from urllib.parse import quote
 
@@ -48,6 +48,7 @@ from perdure.http.views import (
     Health,
     JournalPage,
     KeyView,
+    MinuteList,
     StatsView,
     WorkflowPage,
     WorkflowView,
@@ -60,7 +61,7 @@ from perdure.http.views import (
 )
 from perdure.operations.access import Access
 from perdure.operations.interfaces import Handler
-from perdure.operations.listing import PAGE_LIMIT, AwakeableFilters, Filters, Status
+from perdure.operations.listing import PAGE_LIMIT, QUERY_SECONDS, AwakeableFilters, Filters, Status
 from perdure.operations.port import Outcome, Submission
 
 STEPS_SHOWN = 200
@@ -73,6 +74,8 @@ UNKNOWN_SECONDS = 30.0
 """How long a start waits for a handler that no worker has served yet, if it is asked to."""
 UNKNOWN_LOOK_SECONDS = 0.25
 """How often it is looked whether one has."""
+MINUTES_SHOWN = timedelta(hours=1)
+"""How far back minutes are counted if no time is given."""
 BATCH_LIMIT = 1_000
 """Starts that are accepted together at most."""
 LARGE_BODY_BYTES = 64 * 1024
@@ -117,7 +120,7 @@ async def list_workflows(exchange: Exchange, query: ListQuery) -> Response:
         created_before=query.created_before,
         tags=_tags(query.tag) or None,
     )
-    page = await exchange.operations.page(filters, limit=query.limit, cursor=query.cursor)
+    page = await exchange.operations.page(filters, limit=query.limit, cursor=query.cursor, within=QUERY_SECONDS)
     return json_response(WorkflowPage([row_of(each) for each in page.invocations], page.next))
 
 
@@ -135,6 +138,19 @@ def _tags(texts: list[str]) -> dict[str, str]:
 async def stats(exchange: Exchange, _: NoQuery) -> Response:
     found = await exchange.operations.stats()
     return json_response(StatsView(found.total, dict(found.by_status), dict(found.by_handler)))
+
+
+class MinutesQuery(Struct):
+    """Since when, by default an hour ago and at most a day; only of one handler."""
+
+    since: datetime | None = None
+    handler: str | None = None
+
+
+async def minutes(exchange: Exchange, query: MinutesQuery) -> Response:
+    since = query.since or datetime.now(UTC) - MINUTES_SHOWN
+    found = await exchange.operations.minutes(since=since, handler=query.handler)
+    return json_response(MinuteList(found))
 
 
 async def show_workflow(exchange: Exchange, _: NoQuery) -> Response:
@@ -508,7 +524,7 @@ class AwakeableQuery(Struct):
 
 async def list_awakeables(exchange: Exchange, query: AwakeableQuery) -> Response:
     filters = AwakeableFilters(open=query.open, handler=query.handler, assignee=query.assignee)
-    page = await exchange.operations.awakeables(filters, limit=query.limit, cursor=query.cursor)
+    page = await exchange.operations.awakeables(filters, limit=query.limit, cursor=query.cursor, within=QUERY_SECONDS)
     return json_response(AwakeablePageView([awakeable_row(each) for each in page.awakeables], page.next))
 
 
@@ -588,6 +604,11 @@ ROUTES: tuple[Route, ...] = (
     Route("GET", "/health", "read", ready, "The same.", gives=Health),
     Route("GET", "/api/workflows", "read", list_workflows, "List invocations.", ListQuery, gives=WorkflowPage),
     Route("GET", "/api/workflows/stats", "read", stats, "Count invocations.", gives=StatsView),
+    Route(
+        *("GET", "/api/stats/minutes", "read", minutes, "Count what ended, by minutes."),
+        query=MinutesQuery,
+        gives=MinuteList,
+    ),
     Route("GET", WORKFLOW, "read", show_workflow, "Show an invocation.", gives=WorkflowView, also=(404,)),
     Route(
         *("GET", f"{WORKFLOW}/journal", "read", show_journal, "Show its steps."),

@@ -76,6 +76,7 @@ BY_ERROR: tuple[tuple[type[errors.PerdureError], int, str], ...] = (
     (errors.InputRefused, 422, "value-refused"),
     (errors.StoreReadOnly, 403, "read-only"),
     (errors.NewerJournal, 503, "newer-release"),
+    (errors.QueryTooSlow, 503, "query-too-slow"),
     (errors.StoreError, 503, "store-unavailable"),
 )
 """The statuses and types of Perdure's errors, the first that fits."""

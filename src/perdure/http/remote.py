@@ -46,7 +46,7 @@ from perdure.operations.audit import Link
 from perdure.operations.describe import Invocation
 from perdure.operations.documents import Document, DocumentKey, Fence, Scan, Write
 from perdure.operations.listing import PAGE_LIMIT, AwakeableFilters, AwakeablePage, Filters, Page, Status
-from perdure.operations.port import ANSWER_WAIT_SECONDS, Operations, Outcome, Stats, Submission, nothing
+from perdure.operations.port import ANSWER_WAIT_SECONDS, Minute, Operations, Outcome, Stats, Submission, nothing
 
 CONNECT_SECONDS = 5.0
 """How long a connection may take to be made."""
@@ -238,10 +238,14 @@ class Remote(Operations):
     async def describe(self, id: str, /) -> Invocation:
         return await self._call("describe", id)
 
-    async def page(self, filters: Filters, /, *, limit: int, cursor: str | None = None) -> Page:
+    async def page(
+        self, filters: Filters, /, *, limit: int, cursor: str | None = None, within: float | None = None
+    ) -> Page:
         return await self._call("page", sent_filters(filters), limit, cursor)
 
-    async def awakeables(self, filters: AwakeableFilters, /, *, limit: int, cursor: str | None = None) -> AwakeablePage:
+    async def awakeables(
+        self, filters: AwakeableFilters, /, *, limit: int, cursor: str | None = None, within: float | None = None
+    ) -> AwakeablePage:
         return await self._call("awakeables", sent_filters(filters), limit, cursor)
 
     async def watch(self, id: str, /) -> AsyncGenerator[Invocation, None]:
@@ -253,10 +257,10 @@ class Remote(Operations):
                         seen = each.status
                         yield each
 
-    async def watch_all(self, filters: Filters, /) -> AsyncGenerator[Invocation, None]:
+    async def watch_all(self, filters: Filters, /, *, gone: bool = False) -> AsyncGenerator[Invocation, None]:
         since, is_first = time.time(), True
         while True:
-            async with contextlib.aclosing(self._stream("watch_all", (sent_filters(filters),))) as changes:
+            async with contextlib.aclosing(self._stream("watch_all", (sent_filters(filters), gone))) as changes:
                 if not is_first:  # what changed while the server was away
                     async for each in self._changed_since(filters, since):
                         yield each
@@ -303,6 +307,9 @@ class Remote(Operations):
 
     async def stats(self) -> Stats:
         return await self._call("stats")
+
+    async def minutes(self, *, since: datetime, handler: str | None = None) -> list[Minute]:
+        return await self._call("minutes", since, handler)
 
     async def state(self, key: str, /) -> Mapping[str, bytes]:
         return await self._call("state", key)

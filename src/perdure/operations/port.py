@@ -80,6 +80,20 @@ class Stats(Struct, frozen=True, omit_defaults=True):
     behind: int = 0
 
 
+class Minute(Struct, frozen=True):
+    """How many invocations of a handler ended with a status in the minute that begins at `at`.
+
+    `seconds` is how long they took together, from when they were due; `longest` how long the longest took.
+    """
+
+    at: datetime
+    handler: str
+    status: Status
+    count: int
+    seconds: float
+    longest: float
+
+
 def nothing() -> None:
     """Do nothing: for a caller that does not need to hear when its start is durable."""
 
@@ -146,24 +160,43 @@ class Operations(Protocol):
         """Return what the index and the journal know of an invocation."""
         ...
 
-    async def page(self, filters: Filters, /, *, limit: int, cursor: str | None = None) -> Page:
-        """Return at most `limit` invocations, newest first, and the cursor of the page after them."""
+    async def page(
+        self, filters: Filters, /, *, limit: int, cursor: str | None = None, within: float | None = None
+    ) -> Page:
+        """Return at most `limit` invocations, newest first, and the cursor of the page after them.
+
+        A query of the index that takes longer than `within` seconds stops with `QueryTooSlow`. A server has its own
+        limit.
+        """
         ...
 
-    async def awakeables(self, filters: AwakeableFilters, /, *, limit: int, cursor: str | None = None) -> AwakeablePage:
-        """Return at most `limit` awakeables, oldest first, and the cursor of the page after them."""
+    async def awakeables(
+        self, filters: AwakeableFilters, /, *, limit: int, cursor: str | None = None, within: float | None = None
+    ) -> AwakeablePage:
+        """Return at most `limit` awakeables, oldest first, and the cursor of the page after them; `within` as above."""
         ...
 
     def watch(self, id: str, /) -> AsyncGenerator[Invocation, None]:
         """Push the statuses of an invocation: the present one first, the settled one last."""
         ...
 
-    def watch_all(self, filters: Filters, /) -> AsyncGenerator[Invocation, None]:
-        """Push every invocation that passes the filters after a change, without end."""
+    def watch_all(self, filters: Filters, /, *, gone: bool = False) -> AsyncGenerator[Invocation, None]:
+        """Push every invocation that passes the filters after a change, without end.
+
+        With `gone`, also every one that is purged, which is `gone` then and has nothing but its id. Where changes were
+        missed, one without id comes in place of them: list the invocations again.
+        """
         ...
 
     async def stats(self) -> Stats:
         """Count invocations."""
+        ...
+
+    async def minutes(self, *, since: datetime, handler: str | None = None) -> list[Minute]:
+        """Count what ended since a time, by minute, handler and status: at most of the last 24 hours.
+
+        It is a query of the index that stops with `QueryTooSlow` as one over HTTP does.
+        """
         ...
 
     async def state(self, key: str, /) -> Mapping[str, bytes]:
