@@ -36,6 +36,7 @@
     │   ├── RevisionConflict              a document is at another revision than a write expects
     │   ├── Fenced                        a document was written by a process that lost the invocation
     │   ├── UnknownInvocation             there is no invocation with this id
+    │   ├── CapabilityRefused             a link to an awakeable that is not valid, or has expired
     │   ├── MessageRefused                resolved twice, rejected after resolve, wrong shape ...
     │   │   └── IllegalTransition         the status does not allow this verb
     │   ├── KeyDeadlock                   a child needs a key that an ancestor holds
@@ -296,6 +297,14 @@ class UnknownInvocation(PerdureError):
     def __init__(self, text: str = "", *, invocation_id: str = "") -> None:
         super().__init__(text)
         self.invocation_id = invocation_id
+
+
+class CapabilityRefused(PerdureError):
+    """A link that lets people or systems answer an awakeable is not valid. `expired`: it was, until its time."""
+
+    def __init__(self, text: str = "", *, expired: bool = False) -> None:
+        super().__init__(text)
+        self.expired = expired
 
 
 class MessageRefused(PerdureError):

@@ -46,7 +46,10 @@ def print_json(what: object) -> None:
 
 
 def plain(what: Any) -> Any:
-    """Convert structs and their contents for JSON: times to ISO 8601, schemas to JSON Schema, others to their `repr`."""
+    """Convert structs and their contents for JSON: times to ISO 8601, schemas to JSON Schema.
+
+    What has no form in JSON is given as its `repr`.
+    """
     if isinstance(what, dict):
         return {str(name): plain(value) for name, value in what.items()}  # type: ignore[reportUnknownVariableType]
     if isinstance(what, Schema):

@@ -96,6 +96,7 @@ def worker(
     retention: float,
     http_port: int | None,
     http_address: Address | None,
+    public_url: str | None,
 ) -> int:
     """Serve workflows until SIGINT, SIGTERM or SIGHUP.
 
@@ -117,16 +118,22 @@ def worker(
     names = ", ".join(sorted(each.name for each in served))
     serving = f"Serving {names} on {shown_url(url)}, at most {max_concurrent} at a time."
     stopping = Stopping()
-    return in_loop(_serve(client, running, stopping, serving, grace, address), stopping.begin)
+    return in_loop(_serve(client, running, stopping, serving, grace, address, public_url), stopping.begin)
 
 
 async def _serve(
-    client: Client, worker: Worker, stopping: Stopping, serving: str, drain_timeout: float, address: Address | None
+    client: Client,
+    worker: Worker,
+    stopping: Stopping,
+    serving: str,
+    drain_timeout: float,
+    address: Address | None,
+    public_url: str | None,
 ) -> int:
     async with client, worker as running:
         async with AsyncExitStack() as parts:  # no request comes to a worker that takes nothing new
             if address is not None:
-                server = await begin_to_serve(parts, client, address)
+                server = await begin_to_serve(parts, client, address, public_url)
                 serving += f" HTTP at {server.address}."
             came = stopping.expected()
             click.echo(f"{serving} Ctrl-C stops.")

@@ -6,16 +6,19 @@ and nothing behind them. Starlette and uvicorn are imported with it, and not wit
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 
 from perdure.client import Client
 from perdure.errors import InvalidOption
+from perdure.http import approvals, inbound
 from perdure.http.api import ROUTES
 from perdure.http.clients import routes
 from perdure.http.guard import LOCAL_NAMES, Guard
 from perdure.http.service import BODY_LIMIT_BYTES, WAITING_LIMIT, Service
+from perdure.http.verifiers import Hmac, StandardWebhooks, Verifier
+from perdure.operations.capabilities import check_public_url
 
-__all__ = ["app"]
+__all__ = ["Hmac", "StandardWebhooks", "app"]
 
 
 def app(
@@ -26,6 +29,8 @@ def app(
     allowed_hosts: Collection[str] | None = None,
     max_waiting: int = WAITING_LIMIT,
     max_body: int = BODY_LIMIT_BYTES,
+    hooks: Mapping[str, Verifier] | None = None,
+    public_url: str | None = None,
 ) -> Service:
     """Return an ASGI application over a client, to be served or mounted. It neither opens nor closes the client.
 
@@ -33,8 +38,19 @@ def app(
     sends it, and what it is mounted in must. Without it, requests must name `allowed_hosts` (default: the names of this
     machine's loopback) and come neither through a proxy nor from a page of another site. At most `max_waiting` requests
     wait for results at a time; others get 429. Bodies have at most `max_body` bytes.
+
+    `hooks` are verifiers by the name of the workflow that a webhook starts, beside those that the store has.
+    `public_url` is what this application is called from outside: links to it begin with it.
     """
     if max_waiting < 1 or max_body < 1:
         raise InvalidOption(f"app(max_waiting={max_waiting}, max_body={max_body}): give at least 1")
     guard = None if open else Guard(LOCAL_NAMES if allowed_hosts is None else allowed_hosts)
-    return Service(client.operations, (*ROUTES, *routes()), guard, waiting_limit=max_waiting, body_limit=max_body)
+    return Service(
+        client.operations,
+        (*ROUTES, *inbound.ROUTES, *approvals.ROUTES, *routes()),
+        guard,
+        waiting_limit=max_waiting,
+        body_limit=max_body,
+        hooks=hooks,
+        public_url="" if public_url is None else check_public_url(public_url),
+    )

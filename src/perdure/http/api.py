@@ -201,7 +201,7 @@ async def list_handlers(exchange: Exchange, _: NoQuery) -> Response:
 
 
 async def show_handler(exchange: Exchange, _: NoQuery) -> Response:
-    return json_response(_handler_view(await _handler(exchange, exchange.parameters["handler"])))
+    return json_response(_handler_view(await handler_named(exchange, exchange.parameters["handler"])))
 
 
 def _handler_view(handler: Handler) -> HandlerView:
@@ -212,7 +212,8 @@ def _handler_view(handler: Handler) -> HandlerView:
     return HandlerView(handler.name, interface.description, handler.hash, described, json_schema(interface.result))
 
 
-async def _handler(exchange: Exchange, name: str) -> Handler:
+async def handler_named(exchange: Exchange, name: str) -> Handler:
+    """Return a handler that a worker has published, or raise a `Problem`."""
     found = await exchange.service.interfaces.handler(check_name("a handler's name", name))
     if found is None:
         text = (
@@ -240,7 +241,7 @@ class InvokeQuery(Struct):
 
 async def invoke(exchange: Exchange, query: InvokeQuery) -> Response:
     service = exchange.service
-    handler = await _handler(exchange, exchange.parameters["handler"])
+    handler = await handler_named(exchange, exchange.parameters["handler"])
     tags, once = _tags(query.tag), exchange.header("idempotency-key")
 
     def converted() -> Submission:
@@ -309,7 +310,7 @@ async def invoke_all(exchange: Exchange, _: NoQuery) -> Response:
         options = InvokeQuery(each.id, each.key, each.delay, each.timeout)
         body = MISSING if each.input is UNSET else each.input
         try:
-            handler = await _handler(exchange, each.handler)
+            handler = await handler_named(exchange, each.handler)
             found.append(_submission(handler, options, body, each.tags))
         except ValueRefused as error:
             wrong += [(f"/starts/{number}/input{at}", why) for at, why in error.errors]
@@ -429,12 +430,17 @@ async def _apply(exchange: Exchange, verb: Verb, **options: Any) -> Response:
 
 async def _applied(exchange: Exchange, id: str, telling: Awaitable[None]) -> Response:
     """Tell an invocation something. 202: it is durable, and applied when a worker gets to it."""
-    status = 200
+    status = 200 if await is_applied(telling) else 202
+    return json_response(Applied(id, (await exchange.service.operations.look(id)).status), status)
+
+
+async def is_applied(telling: Awaitable[None]) -> bool:
+    """Tell an invocation something, and report whether it was applied in time. It is durable in any case."""
     try:
         await telling
     except WaitTimeout:
-        status = 202
-    return json_response(Applied(id, (await exchange.service.operations.look(id)).status), status)
+        return False
+    return True
 
 
 async def restart(exchange: Exchange, _: NoQuery) -> Response:
@@ -443,7 +449,7 @@ async def restart(exchange: Exchange, _: NoQuery) -> Response:
     call, handlers = None, tuple[str, ...]()
     if body.input is not UNSET:
         invocation = await operations.look(id)
-        handler = await _handler(exchange, invocation.handler)
+        handler = await handler_named(exchange, invocation.handler)
         with pointed("/input"):
             call = _submission(handler, InvokeQuery(), body.input, {})
         handlers = (invocation.handler, handler.name)

@@ -22,11 +22,16 @@ from perdure.core.ids import check_name, check_new_id
 from perdure.core.retry import seconds
 from perdure.core.tags import Tags, check_tags
 from perdure.errors import InvalidOption, PerdureError
+from perdure.http.hooks import HOOKS
 from perdure.http.routes import Role
+from perdure.operations.capabilities import KEYS, Capability, Purpose
 from perdure.operations.describe import Invocation
 from perdure.operations.documents import Check, Delete, Document, DocumentKey, Fence, Put, Scan, Write
 from perdure.operations.listing import PAGE_LIMIT, AwakeableFilters, AwakeablePage, Filters, Page, check_limit
 from perdure.operations.port import Operations, Outcome, Stats, Submission, Value, WasCancelled
+
+SECRETS = {HOOKS, KEYS}
+"""Collections that no client gets: they hold what webhooks and links are signed with."""
 
 MEDIA_TYPE = "application/msgpack"
 PREFIX = "/api/client/"
@@ -207,6 +212,16 @@ async def _awakeable(operations: Operations, awakeable_id: str) -> tuple[str, in
     return await operations.awakeable(awakeable_id)
 
 
+async def _make_capability(
+    operations: Operations, purpose: Purpose, awakeable_id: str, expires: float | datetime
+) -> Capability:
+    return await operations.make_capability(purpose, awakeable_id, checked_delay(expires, "expires"))
+
+
+async def _check_capability(operations: Operations, purpose: Purpose, text: str) -> Capability:
+    return await operations.check_capability(purpose, text)
+
+
 async def _look(operations: Operations, id: str) -> Invocation:
     return await operations.look(id)
 
@@ -238,21 +253,28 @@ async def _serves(operations: Operations, handler: str) -> bool | None:
 
 
 async def _read_documents(operations: Operations, collection: str, keys: list[DocumentKey]) -> list[Document | None]:
-    return await operations.read_documents(collection, keys)
+    return await operations.read_documents(_open(collection), keys)
 
 
 async def _write_documents(
     operations: Operations, collection: str, writes: list[SentWrite], fence: Fence | None
 ) -> list[int]:
-    return await operations.write_documents(collection, [each.restored() for each in writes], fence)
+    return await operations.write_documents(_open(collection), [each.restored() for each in writes], fence)
 
 
 async def _scan_documents(operations: Operations, collection: str, which: Scan) -> list[Document]:
-    return await operations.scan_documents(collection, which)
+    return await operations.scan_documents(_open(collection), which)
 
 
 async def _delete_documents(operations: Operations, collection: str, prefix: str) -> int:
-    return await operations.delete_documents(collection, prefix)
+    return await operations.delete_documents(_open(collection), prefix)
+
+
+def _open(collection: str) -> str:
+    """Return the name of a collection that a client may read and write."""
+    if collection in SECRETS:
+        raise InvalidOption(f"{collection} holds secrets, which are read and changed only where the store is")
+    return collection
 
 
 async def _export(operations: Operations, id: str) -> bytes:
@@ -274,6 +296,8 @@ CALLS: dict[str, Operation] = {
     "resolve": Operation("operate", _resolve, waits=True),
     "reject": Operation("operate", _reject, waits=True),
     "awakeable": Operation("read", _awakeable),
+    "make_capability": Operation("operate", _make_capability),
+    "check_capability": Operation("operate", _check_capability),
     "look": Operation("read", _look),
     "describe": Operation("read", _describe),
     "page": Operation("read", _page),

@@ -12,12 +12,14 @@ import logging
 import ssl
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Collection, Mapping, Sequence
+from datetime import datetime
 from typing import Any
 
 import httpx
 import msgspec
 from msgspec.structs import replace
 
+from perdure.authoring.workflow import Delay
 from perdure.background import RateLimitedLog
 from perdure.core.lifecycle import SETTLED
 from perdure.core.retry import Duration, seconds
@@ -40,6 +42,7 @@ from perdure.http.guard import PORT_LIMIT
 from perdure.http.problems import MEDIA_TYPE as PROBLEM_MEDIA_TYPE
 from perdure.http.problems import ProblemDocument
 from perdure.http.service import EXACT_LIMIT_BYTES, IDLE_SECONDS
+from perdure.operations.capabilities import Capability, Purpose
 from perdure.operations.describe import Invocation
 from perdure.operations.documents import Document, DocumentKey, Fence, Scan, Write
 from perdure.operations.listing import PAGE_LIMIT, AwakeableFilters, AwakeablePage, Filters, Page, Status
@@ -56,6 +59,8 @@ CONNECTIONS_LIMIT = 1_000
 CLOCKS_APART_SECONDS = 5.0
 """How far the clocks of client and server may be apart, without a change being missed after a connection was lost."""
 REPEATABLE = {name for name, each in CALLS.items() if each.role == "read"} | {
+    "make_capability",
+    "check_capability",
     "start",
     "start_all",
     "result",
@@ -227,6 +232,13 @@ class Remote(Operations):
 
     async def awakeable(self, awakeable_id: str, /) -> tuple[str, int]:
         return await self._call("awakeable", awakeable_id)
+
+    async def make_capability(self, purpose: Purpose, awakeable_id: str, expires: Delay, /) -> Capability:
+        sent = expires if isinstance(expires, datetime) else seconds("expires", expires)
+        return await self._call("make_capability", purpose, awakeable_id, sent)
+
+    async def check_capability(self, purpose: Purpose, text: str, /) -> Capability:
+        return await self._call("check_capability", purpose, text)
 
     # --- looking ------------------------------------------------------------------------------------------------------
     async def look(self, id: str, /) -> Invocation:

@@ -30,12 +30,18 @@ class NoQuery(Struct, forbid_unknown_fields=True):
     """A route that takes no query parameters."""
 
 
+class AnyQuery(Struct):
+    """A route that ignores query parameters: its URL goes to people, and programs on the way add some to it."""
+
+
 class Body(Enum):
     """What a request may have as its body."""
 
     NONE = "none"
     INPUT = "the input of a handler, as JSON"
     EXACT = "the arguments of an operation, in msgpack"
+    AS_SENT = "bytes of any content type"
+    FORM = "the fields of a form, as a browser sends them"
 
 
 class Route(Struct, frozen=True):
@@ -43,6 +49,9 @@ class Route(Struct, frozen=True):
 
     `gives_too` are other answers that are no problems, by status. `headers` are those of the request that mean
     something here. `also` are the statuses of problems beside those that every route may answer with.
+
+    `is_signed`: what makes a request valid is in the request itself, a signature or a capability. So it does not matter
+    where it comes from or who sends it.
     """
 
     method: Method
@@ -58,6 +67,7 @@ class Route(Struct, frozen=True):
     gives_too: tuple[tuple[int, Any], ...] = ()
     headers: tuple[str, ...] = ()
     also: tuple[int, ...] = ()
+    is_signed: bool = False
 
     @property
     def parameters(self) -> list[str]:

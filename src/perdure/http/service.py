@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, Coroutine, Sequence
+from collections.abc import AsyncGenerator, Coroutine, Mapping, Sequence
 from typing import Any, TypeVar
 from urllib.parse import quote
 
@@ -18,8 +18,10 @@ from perdure.errors import PerdureError
 from perdure.http.exchange import Exchange
 from perdure.http.feed import Feed
 from perdure.http.guard import READS, Guard
+from perdure.http.hooks import Hooks
 from perdure.http.problems import Problem, answer, problem_of, unexpected
-from perdure.http.routes import Body, Route, Router, query_items, query_of
+from perdure.http.routes import AnyQuery, Body, Route, Router, query_items, query_of
+from perdure.http.verifiers import Verifier
 from perdure.operations.interfaces import Interfaces
 from perdure.operations.port import Operations
 
@@ -35,6 +37,15 @@ WAITING_LIMIT = 1_000
 """Requests that may wait for a result at a time, unless the application is told otherwise."""
 STREAMS_LIMIT = 1_000
 """Streams of events that may be open at a time."""
+
+JSON = "application/json"
+ANY = "*/*"
+MEDIA_TYPES = {
+    Body.EXACT: "application/msgpack",
+    Body.FORM: "application/x-www-form-urlencoded",
+    Body.AS_SENT: ANY,
+}
+"""The content types of requests; all others have JSON."""
 
 UNWATCHED_SECONDS = 0.05
 """How long a request waits before it is watched whether its client goes away, which has its price."""
@@ -66,9 +77,13 @@ class Service:
         *,
         waiting_limit: int = WAITING_LIMIT,
         body_limit: int = BODY_LIMIT_BYTES,
+        hooks: Mapping[str, Verifier] | None = None,
+        public_url: str = "",
     ) -> None:
         self.operations = operations
         self.interfaces = Interfaces(operations)
+        self.hooks = Hooks(operations, hooks or {})
+        self.public_url = public_url
         self.routes = tuple(routes)
         self._closing = asyncio.Event()
         self._guard = guard
@@ -111,11 +126,12 @@ class Service:
             await response(scope, receive, send)
 
     async def _answered(self, request: Request, raw_path: bytes) -> Response:
+        path = "a path that no route has"
         try:
-            if self._guard is not None:
-                self._guard.check(request)
-            route, parameters = self._router.match(request.method, raw_path)
-            query = query_of(route, query_items(request.scope["query_string"]))
+            route, parameters = self._matched(request, raw_path)
+            path = route.path
+            ignores_query = route.query is AnyQuery
+            query = AnyQuery() if ignores_query else query_of(route, query_items(request.scope["query_string"]))
             body = await self._body_of(request, route)
             return await route.endpoint(Exchange(request, parameters, body, self), query)
         except ClientDisconnect:
@@ -123,11 +139,24 @@ class Service:
         except Exception as error:  # noqa: BLE001  one request fails, the others do not notice
             problem = problem_of(error)
             if problem is None:
-                log_error(
-                    log, "%s %s: unexpected exception", request.method, raw_path.decode("ascii", "replace"), error=error
-                )
+                log_error(log, "%s %s: unexpected exception", request.method, path, error=error)  # no id, no capability
                 problem = unexpected()
             return answer(problem)
+
+    def _matched(self, request: Request, raw_path: bytes) -> tuple[Route, dict[str, str]]:
+        """Return the route of a request and its parameters, once it is known that it may be answered."""
+        try:
+            route, parameters = self._router.match(request.method, raw_path)
+        except Problem:
+            self._check(request)
+            raise
+        if not route.is_signed:
+            self._check(request)
+        return route, parameters
+
+    def _check(self, request: Request) -> None:
+        if self._guard is not None:
+            self._guard.check(request)
 
     async def _body_of(self, request: Request, route: Route) -> bytes:
         headers = request.headers
@@ -136,8 +165,8 @@ class Service:
         if request.method in READS:
             return b""
         kind = headers.get("content-type", "").partition(";")[0].strip().lower()
-        wanted = "application/msgpack" if route.body is Body.EXACT else "application/json"
-        if kind != wanted and not (route.body is not Body.EXACT and kind.endswith("+json")):
+        wanted = MEDIA_TYPES.get(route.body, JSON) if isinstance(route.body, Body) else JSON
+        if wanted not in (ANY, kind) and not (wanted == JSON and kind.endswith("+json")):
             got = f"not {kind}" if kind else "and this request has none"
             text = f"the Content-Type of a request that changes something is {wanted}, {got}"
             raise Problem(415, "wrong-content-type", text)
