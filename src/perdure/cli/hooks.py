@@ -95,14 +95,13 @@ async def _list(as_json: bool, url: str | None) -> int:
         found = await hooks_of(client.operations)
     if as_json:
         for handler, verifier in found.items():
-            print_json({"handler": handler, "verifier": _shown(verifier)})
+            described = {"type": None} if verifier is None else verifier.described()
+            print_json({"handler": handler, **described})
     elif found:
-        print_table(["handler", "verifier"], [[handler, _shown(each)] for handler, each in found.items()])
+        print_table(
+            ["handler", "verifier"], [[handler, repr(each or "of a newer release")] for handler, each in found.items()]
+        )
     return 0
-
-
-def _shown(verifier: Verifier | None) -> str:
-    return "of a newer release" if verifier is None else repr(verifier)
 
 
 @hook.command()

@@ -64,10 +64,6 @@ class Hooks:
             ("refused", handler), "a request to the hook of %r was refused: %s", handler, error, level=logging.WARNING
         )
 
-    def note_mismatch(self, handler: str, why: str) -> None:
-        """Log that the handler of a hook cannot be started by one, now and then."""
-        self._log(("mismatch", handler), "the hook of %r starts nothing: %s", handler, why)
-
 
 # --- the documents ----------------------------------------------------------------------------------------------------
 async def put_hook(operations: Operations, handler: str, verifier: Verifier) -> None:

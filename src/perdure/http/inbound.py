@@ -64,7 +64,7 @@ async def hook(exchange: Exchange, _: NoQuery) -> Response:
 
 def _submission(handler: Handler, event: str, webhook: Webhook) -> Submission:
     """Return what a webhook starts. The id is that of the event, and so is the digest: its repetitions may differ."""
-    parameter = _parameter(handler.interface)
+    parameter = takes_webhook(handler.interface)
     if parameter is None:
         text = (
             f"the workflow {handler.name!r} cannot be started by a webhook: it must take one parameter, annotated "
@@ -79,8 +79,8 @@ def _submission(handler: Handler, event: str, webhook: Webhook) -> Submission:
     )
 
 
-def _parameter(interface: Interface) -> str | None:
-    """Return the name of the one parameter, if it is a `Webhook`: of this release, or of another one."""
+def takes_webhook(interface: Interface) -> str | None:
+    """Return the name of the one parameter of a handler, if it is a `Webhook` of this release or of another one."""
     only = interface.only
     if only is None or (only.type.kind, only.type.name) != ("class", Webhook.__name__):
         return None

@@ -52,14 +52,15 @@ class _Signed(Struct, frozen=True):
         force_setattr(self, "secrets", given)
 
     def __repr__(self) -> str:
+        shown = [f"{name}={value!r}" for name, value in self.described().items() if name not in ("type", "secrets")]
         secrets = f"{len(self.secrets)} secrets" if len(self.secrets) > 1 else "1 secret"
-        return f"{type(self).__name__}({', '.join([secrets, *self.options])})"
+        return f"{type(self).__name__}({', '.join([secrets, *shown])})"
 
-    @property
-    def options(self) -> list[str]:
-        """What is set beside the secrets, as `name=value`."""
+    def described(self) -> dict[str, Any]:
+        """Return what it is, with the number of its secrets, and what is set in it."""
         fields = [each for each in msgspec.structs.fields(self) if each.name != "secrets"]
-        return [f"{each.name}={value!r}" for each in fields if (value := getattr(self, each.name)) != each.default]
+        given = {each.name: value for each in fields if (value := getattr(self, each.name)) != each.default}
+        return {"type": type(self).__struct_config__.tag, "secrets": len(self.secrets), **given}
 
 
 class StandardWebhooks(_Signed, frozen=True, tag="standard"):
