@@ -165,14 +165,14 @@ WRONG: dict[str, Callable[[], Any]] = {
 async def test_what_is_not_signed_as_it_must_be_changes_nothing(
     site: Site, name: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    for _ in range(3):
-        response = await send(site, "on_payment", WRONG[name]())
+    responses = [await send(site, "on_payment", WRONG[name]()) for _ in range(3)]
+    for response in responses:
         assert problem(response) == (401, "not-verified")
     assert await total(site) == 0
     logged = [each for each in caplog.records if "was refused" in each.message]
     assert len(logged) == 1  # of many
     assert logged[0].levelno == logging.WARNING
-    for text in (response.text, caplog.text):
+    for text in (responses[0].text, caplog.text):
         assert SECRET not in text
         assert "MfKQ9r8" not in text
 

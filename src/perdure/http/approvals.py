@@ -283,6 +283,7 @@ label { display: block; margin: 0 0 4px; font-weight: 600; }
 .part { margin: 0 0 18px; }
 .hint, .wrong { margin: 4px 0 0; }
 .wrong { color: var(--bad); font-weight: 600; }
+.wrong[role] { margin: 0 0 18px; }
 input, select, textarea { width: 100%; min-height: 44px; padding: 8px 12px; font: inherit; color: inherit;
   background: var(--surface); border: 1px solid var(--edge); border-radius: 6px; }
 [aria-invalid] { border-color: var(--bad); border-width: 2px; }
@@ -380,7 +381,7 @@ def _wrong_at_all(wrong: dict[str, str]) -> Markup:
     return markup('<p class="wrong" role="alert">{text}</p>\n', text=text)
 
 
-def _control(control: Control, text: str, wrong: str | None) -> Markup:
+def _control(control: Control, text: str, wrong: str | None, *, marks_optional: bool = True) -> Markup:
     """Return the label of a control, what takes its value, and what people are told of it."""
     notes: list[Markup] = []
     if control.hint:
@@ -388,14 +389,15 @@ def _control(control: Control, text: str, wrong: str | None) -> Markup:
     if wrong is not None:
         notes.append(markup('<p class="wrong" id="{name}-wrong">{text}</p>', name=control.name, text=wrong))
     told = [f"{control.name}-hint"] * bool(control.hint) + [f"{control.name}-wrong"] * (wrong is not None)
+    must_be_given = control.required and not control.is_nullable
     attributes = markup(
         'id="{name}" name="{name}" autocomplete="off"{required}{told}{wrong}',
         name=control.name,
-        required=Markup(" required" if control.required and not control.is_nullable else ""),
+        required=Markup(" required" if must_be_given else ""),
         told=markup(' aria-describedby="{told}"', told=" ".join(told)) if told else Markup(),
         wrong=Markup(' aria-invalid="true"' if wrong is not None else ""),
     )
-    optional = Markup("" if control.required and not control.is_nullable else ' <span class="hint">(optional)</span>')
+    optional = Markup(' <span class="hint">(optional)</span>' if marks_optional and not must_be_given else "")
     return markup(
         '<div class="part">\n<label for="{name}">{label}{optional}</label>\n{input}\n{notes}</div>\n',
         name=control.name,
@@ -450,7 +452,7 @@ def _buttons(form: Form, given: dict[str, str], wrong: dict[str, str]) -> Markup
         answer=ANSWER,
         send="Send" if form.controls else "Confirm",
         open=Markup(" open" if given.get("verb") == REJECT else ""),
-        reason=_control(reason, given.get("reason", ""), wrong.get("reason")),
+        reason=_control(reason, given.get("reason", ""), wrong.get("reason"), marks_optional=False),
         reject=REJECT,
     )
 

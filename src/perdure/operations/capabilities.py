@@ -103,7 +103,7 @@ class Capabilities:
         key = (await self._known_keys(store) or await _made_keys(store))[0]
         signed = _Signed(key.id, purpose, int(expires_at), awakeable_id)
         data = _encode(signed)
-        text = base64.urlsafe_b64encode(data + _mac(key, data)).rstrip(b"=").decode()
+        text = _text_of(data + _mac(key, data))
         return Capability(purpose, text, awakeable_id, signed.expires_at)
 
     async def check(self, store: HasDocuments, purpose: Purpose, text: str, now: float) -> Capability:
@@ -144,15 +144,22 @@ def _mac(key: _Key, data: bytes) -> bytes:
     return hmac.digest(key.secret, _DOMAIN + data, "sha256")[:MAC_BYTES]
 
 
+def _text_of(data: bytes) -> str:
+    return base64.urlsafe_b64encode(data).rstrip(b"=").decode()
+
+
 def _parsed(text: str) -> tuple[_Signed, bytes, bytes]:
     """Return what a text says, the bytes that are signed, and the signature, which is not checked here."""
     if _TEXT.fullmatch(text) is None:
         raise _invalid()
     try:
         found = base64.urlsafe_b64decode(text + "=" * (-len(text) % 4))
-        return _decode(found[:-MAC_BYTES]), found[:-MAC_BYTES], found[-MAC_BYTES:]
+        signed = _decode(found[:-MAC_BYTES])
     except (ValueError, RecursionError):
         raise _invalid() from None
+    if _text_of(found) != text:  # bits of the last character that mean nothing
+        raise _invalid()
+    return signed, found[:-MAC_BYTES], found[-MAC_BYTES:]
 
 
 def _invalid() -> CapabilityRefused:
