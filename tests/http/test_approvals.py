@@ -6,6 +6,7 @@ import asyncio
 import base64
 import enum
 import hashlib
+import importlib
 import importlib.util
 import json
 import re
@@ -721,17 +722,20 @@ BROWSER = shutil.which("chromium") or shutil.which("chromium-browser")
     BROWSER is None or importlib.util.find_spec("playwright") is None, reason="needs Chromium and playwright"
 )
 async def test_person_decides_in_a_browser(site: Site) -> None:
-    from playwright.async_api import async_playwright  # noqa: PLC0415  # pyright: ignore  it may not be there
-
+    playwright: Any = importlib.import_module("playwright.async_api")  # it may not be there
     id, awakeable = await asked(site, "expense", INJECTED)
     other, second = await asked(site, "order")
     base = str(site.server.address)
-    async with async_playwright() as play:
-        browser = await play.chromium.launch(executable_path=BROWSER, args=["--no-sandbox"])
-        page = await browser.new_page(viewport={"width": 320, "height": 640}, java_script_enabled=False)
-        said: list[str] = []
-        page.on("console", lambda message: said.append(message.text))
-        page.on("dialog", lambda dialog: said.append(dialog.message))
+
+    def note(event: Any) -> None:
+        said.append(str(event))
+
+    said: list[str] = []
+    async with playwright.async_playwright() as play:
+        browser: Any = await play.chromium.launch(executable_path=BROWSER, args=["--no-sandbox"])
+        page: Any = await browser.new_page(viewport={"width": 320, "height": 640}, java_script_enabled=False)
+        page.on("console", note)
+        page.on("dialog", note)
         await page.goto(base + await link(site, awakeable))
         assert await page.inner_text("h1") == INJECTED
         await page.get_by_label("Comments").fill("Fine!")
