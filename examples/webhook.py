@@ -57,7 +57,7 @@ async def main() -> None:
         await parts.enter_async_context(client.worker(on_payment))
         base = await served(parts, client, options.port, hooks={"on_payment": StandardWebhooks(SECRET)})
         system = await parts.enter_async_context(httpx.AsyncClient(base_url=base))
-        while not (await system.get("/api/handlers")).json()["handlers"]:
+        while not (await system.get("/api/handlers")).json()["handlers"]:  # noqa: ASYNC110  it is in the store
             await asyncio.sleep(0.01)  # the worker is about to publish what it serves
 
         body = json.dumps({"customer": "Ada", "amount": 12}).encode()

@@ -19,7 +19,7 @@ from perdure.cli.tables import print_json, print_table
 from perdure.client import Client
 from perdure.connect import connect
 from perdure.errors import StoreReadOnly
-from perdure.operations.capabilities import LINK_SECONDS
+from perdure.operations.capabilities import LINK_SECONDS, rotate_keys
 
 if TYPE_CHECKING:
     from perdure.http.verifiers import Verifier
@@ -159,4 +159,21 @@ def approval_link(awakeable_id: str, callback: bool, expires: float, public_url:
     return in_loop(print_link())
 
 
-COMMANDS = (hook, approval_link)
+@click.command("rotate-link-key")
+@click.option("--revoke", is_flag=True, help="Make all links that there are worthless.")
+@url_option
+@reporting
+def rotate_link_key(revoke: bool, url: str | None) -> int:
+    """Sign links with a new key from now on. Those that there are stay valid until they expire, unless --revoke."""
+    return in_loop(_rotate(revoke, url))
+
+
+async def _rotate(revoke: bool, url: str | None) -> int:
+    async with opened_to_change(url) as client:
+        await rotate_keys(client.operations, revoke=revoke)
+    kept = "All earlier links are worthless" if revoke else "Earlier links stay valid until they expire"
+    click.echo(f"{shown_url(url)} signs links with a new key. {kept}.")
+    return 0
+
+
+COMMANDS = (hook, approval_link, rotate_link_key)

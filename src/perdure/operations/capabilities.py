@@ -30,7 +30,9 @@ PATHS: dict[Purpose, str] = {"approve": "/approve/", "hook": "/api/awakeable-hoo
 KEYS = "perdure.keys"
 """The collection of keys: the document `capabilities` holds `_Keys`, as JSON."""
 KEY_BYTES = 32
-KEY_ID_BYTES = 2
+KEY_ID_BYTES = 4
+KEYS_LIMIT = 10
+"""Keys of a store: that which signs, and earlier ones."""
 MAC_BYTES = 16
 """What is kept of a signature: half of it, as RFC 2104 (5) allows, so that links are shorter in mails."""
 FRESH_SECONDS = 1.0
@@ -110,8 +112,8 @@ class Capabilities:
         """Return what a capability is for; `CapabilityRefused` if it is not valid for this purpose, or expired."""
         signed, data, mac = _parsed(text)
         found = next((each for each in await self._known_keys(store) if each.id == signed.key), None)
-        if found is None:  # it may have been made a moment ago
-            self._keys = ()
+        if found is None:
+            self._keys = ()  # it may have been made a moment ago
             found = next((each for each in await self._known_keys(store) if each.id == signed.key), None)
         if found is None or not hmac.compare_digest(mac, _mac(found, data)) or signed.purpose != purpose:
             raise _invalid()
@@ -127,9 +129,25 @@ class Capabilities:
         return self._keys
 
 
+async def rotate_keys(store: HasDocuments, *, revoke: bool) -> None:
+    """Make a new key, which signs from now on. With `revoke`, what earlier keys have signed is not valid any more.
+
+    `RevisionConflict` if another process changes the keys at the same time.
+    """
+    (document,) = await store.read_documents(KEYS, [_DOCUMENT])
+    old = () if document is None or revoke else _decode_keys(document.value).keys
+    keys = _Keys((_new_key(), *old[: KEYS_LIMIT - 1]))
+    revision = 0 if document is None else document.revision
+    await store.write_documents(KEYS, [Put(_DOCUMENT, _encode_keys(keys), if_revision=revision)])
+
+
+def _new_key() -> _Key:
+    return _Key(os.urandom(KEY_ID_BYTES).hex(), os.urandom(KEY_BYTES))
+
+
 async def _made_keys(store: HasDocuments) -> tuple[_Key, ...]:
     """Make the first key, unless another process does so at the same time; return the keys."""
-    made = (_Key(os.urandom(KEY_ID_BYTES).hex(), os.urandom(KEY_BYTES)),)
+    made = (_new_key(),)
     try:
         await store.write_documents(KEYS, [Put(_DOCUMENT, _encode_keys(_Keys(made)), if_revision=0)])
     except RevisionConflict:
