@@ -24,8 +24,8 @@ import httpx
 import pydantic
 import pytest
 
-from perdure import Context, Webhook, connect, http, step, workflow
-from perdure.errors import BadId, CapabilityRefused, InvalidOption, IoInWorkflow
+from perdure import Context, Retry, Webhook, connect, http, step, workflow
+from perdure.errors import BadId, CapabilityRefused, InvalidOption, IoInWorkflow, MessageRefused
 from perdure.operations.capabilities import KEYS, Capabilities, Purpose
 from tests.http.conftest import Site, site_on
 from tests.http.pages import Page
@@ -120,7 +120,23 @@ async def impatient(ctx: Context) -> str:
     return "answered"
 
 
-WORKFLOWS = (expense, yes_or_no, order, anything, number, even, nothing, short, impatient)
+fails: list[bool] = []
+
+
+@step(retry=Retry(max_attempts=1))
+async def fail_perhaps() -> None:
+    if fails:
+        raise ValueError("no luck")
+
+
+@workflow
+async def asks_and_fails(ctx: Context) -> bool:
+    asked = ctx.awakeable(bool)
+    await fail_perhaps()
+    return await asked
+
+
+WORKFLOWS = (asks_and_fails, expense, yes_or_no, order, anything, number, even, nothing, short, impatient)
 
 
 @pytest.fixture
@@ -417,6 +433,33 @@ async def test_answer_to_an_awakeable_that_has_expired_is_refused_before_its_tim
             await asyncio.sleep(0.01)
         assert checked(await site.get(url), 410)
         assert checked(await decide(site, url, "approve"), 410)
+
+
+async def test_link_works_again_once_a_retry_asks_again(site: Site) -> None:
+    fails.append(True)
+    id = (await site.send("/api/workflows/asks_and_fails/invoke", "")).json()["invocation_id"]
+    found = await site.until(id, "failed")
+    url = await link(site, *found["awakeables"])
+    assert checked(await site.get(url), 410).heading == "This is not asked any more"
+    fails.clear()
+    await site.post(f"/api/workflows/{id}/retry")
+    await site.until(id, "suspended")
+    assert (await page_of(site, url)).buttons
+    assert (await decide(site, url, "approve")).status_code == 303
+    assert await result(site, id) is True
+
+
+async def test_workflow_that_cannot_take_an_answer_now_says_so(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    _, awakeable = await asked(site, "yes_or_no")
+    url = await link(site, awakeable)
+
+    async def refused(*_: Any, **__: Any) -> None:
+        raise MessageRefused("no", reason="its code diverges from its journal: resume it first")
+
+    monkeypatch.setattr(site.client.operations, "resolve", refused)
+    page = checked(await decide(site, url, "approve"), 409)
+    assert page.heading == "Not accepted"
+    assert "Try again later" in page.text
 
 
 # --- what is shown is escaped -----------------------------------------------------------------------------------------

@@ -44,6 +44,17 @@ class Body(Enum):
     FORM = "the fields of a form, as a browser sends them"
 
 
+JSON = "application/json"
+HTML = "text/html"
+ANY = "*/*"
+MEDIA_TYPES = {
+    Body.EXACT: "application/msgpack",
+    Body.AS_SENT: ANY,
+    Body.FORM: "application/x-www-form-urlencoded",
+}
+"""The content types of requests whose bodies are not JSON."""
+
+
 class Route(Struct, frozen=True):
     """One operation. `path` has parameters in braces, each a whole segment; `gives` is the type of what it answers.
 

@@ -20,7 +20,7 @@ from perdure.http.feed import Feed
 from perdure.http.guard import READS, Guard
 from perdure.http.hooks import Hooks
 from perdure.http.problems import Problem, answer, problem_of, unexpected
-from perdure.http.routes import AnyQuery, Body, Route, Router, query_items, query_of
+from perdure.http.routes import ANY, JSON, MEDIA_TYPES, AnyQuery, Body, Route, Router, query_items, query_of
 from perdure.http.verifiers import Verifier
 from perdure.operations.interfaces import Interfaces
 from perdure.operations.port import Operations
@@ -37,15 +37,6 @@ WAITING_LIMIT = 1_000
 """Requests that may wait for a result at a time, unless the application is told otherwise."""
 STREAMS_LIMIT = 1_000
 """Streams of events that may be open at a time."""
-
-JSON = "application/json"
-ANY = "*/*"
-MEDIA_TYPES = {
-    Body.EXACT: "application/msgpack",
-    Body.FORM: "application/x-www-form-urlencoded",
-    Body.AS_SENT: ANY,
-}
-"""The content types of requests; all others have JSON."""
 
 UNWATCHED_SECONDS = 0.05
 """How long a request waits before it is watched whether its client goes away, which has its price."""
