@@ -98,6 +98,10 @@ def test_empty_secret_is_refused(run: Run, place: Path) -> None:
         code, _, err = run("hook", "add", "on_payment", "--secret-file", "empty", *kind)
         assert code in (1, 2)
         assert "secrets of a hook" in err
+    (place / "binary").write_bytes(b"\xff\xfe")
+    code, _, err = run("hook", "add", "on_payment", "--standard", "--secret-file", "binary")
+    assert code == 2
+    assert "binary does not hold text" in err
 
 
 def in_store(of: Any) -> Any:

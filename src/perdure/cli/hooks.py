@@ -25,6 +25,16 @@ if TYPE_CHECKING:
     from perdure.http.verifiers import Verifier
 
 
+def _secrets(_: click.Context, parameter: click.Parameter, files: Sequence[IO[bytes]]) -> list[str]:
+    found: list[str] = []
+    for file in files:
+        try:
+            found.append(file.read().decode().strip())
+        except UnicodeDecodeError as error:
+            raise click.BadParameter(f"{file.name} does not hold text in UTF-8", param=parameter) from error
+    return found
+
+
 @click.group()
 def hook() -> None:
     """Let webhooks of other systems start workflows."""
@@ -36,9 +46,10 @@ def hook() -> None:
 @click.option("--hmac-header", metavar="NAME", help="They have an HMAC of their body in this header.")
 @click.option(
     "--secret-file",
-    "secret_files",
-    type=click.File(),
+    "secrets",
+    type=click.File("rb"),
     multiple=True,
+    callback=_secrets,
     required=True,
     help="A file with the secret; - reads it from stdin. Repeat it while a new secret replaces an old one.",
 )
@@ -53,13 +64,12 @@ def hook() -> None:
 )
 @url_option
 @reporting
-def add(handler: str, standard: bool, secret_files: Sequence[IO[str]], url: str | None, **options: Any) -> int:
+def add(handler: str, standard: bool, secrets: list[str], url: str | None, **options: Any) -> int:
     """Let webhooks start the workflow HANDLER: they are posted to /api/hooks/HANDLER.
 
     In place of the hook that it may have. Servers know it after a second.
     """
     given = {name: value for name, value in options.items() if value}
-    secrets = [file.read().strip() for file in secret_files]
     if standard == ("hmac_header" in given):
         raise click.UsageError("give either --standard or --hmac-header NAME")
     if standard and given:
