@@ -105,6 +105,21 @@ async def nothing(ctx: Context) -> None:
 
 
 @workflow
+async def note(ctx: Context) -> str:
+    return await ctx.awakeable(str)
+
+
+@workflow
+async def maybe(ctx: Context) -> int | None:
+    return await ctx.awakeable(int | None)
+
+
+@workflow
+async def perhaps(ctx: Context) -> Any:
+    return await ctx.awakeable(Approval | None)
+
+
+@workflow
 async def short(ctx: Context) -> bool:
     return await ctx.awakeable(bool, expires=0.05)
 
@@ -136,7 +151,21 @@ async def asks_and_fails(ctx: Context) -> bool:
     return await asked
 
 
-WORKFLOWS = (asks_and_fails, expense, yes_or_no, order, anything, number, even, nothing, short, impatient)
+WORKFLOWS = (
+    note,
+    maybe,
+    perhaps,
+    asks_and_fails,
+    expense,
+    yes_or_no,
+    order,
+    anything,
+    number,
+    even,
+    nothing,
+    short,
+    impatient,
+)
 
 
 @pytest.fixture
@@ -535,6 +564,9 @@ async def test_form_of_a_type_gives_an_answer_of_it(site: Site) -> None:
 @pytest.mark.parametrize(
     ("handler", "text", "value"),
     [
+        ("note", "two\nlines", "two\nlines"),
+        ("maybe", "", None),
+        ("maybe", "3", 3),
         ("number", "12", 12),
         ("anything", '{"a": [1, null]}', {"a": [1, None]}),
         ("anything", '"x"', "x"),
@@ -547,6 +579,14 @@ async def test_one_value_is_asked_for_in_one_field(site: Site, handler: str, tex
     (name,) = (await page_of(site, url)).fields.keys() - {"reason"}
     assert (await decide(site, url, "answer", **{name: text})).status_code == 303
     assert await result(site, id) == value
+
+
+async def test_decision_that_may_be_none_is_a_decision(site: Site) -> None:
+    id, awakeable = await asked(site, "perhaps")
+    url = await link(site, awakeable)
+    assert (await page_of(site, url)).buttons == {"Approve": "approve", "Decline": "decline"}
+    await decide(site, url, "approve", f0="yes")
+    assert await result(site, id) == {"approved": True, "comments": "yes"}
 
 
 async def test_what_the_type_or_its_author_refuses_is_said_at_the_field(site: Site) -> None:

@@ -29,7 +29,8 @@ def _secrets(_: click.Context, parameter: click.Parameter, files: Sequence[IO[by
     found: list[str] = []
     for file in files:
         try:
-            found.append(file.read().decode().strip())
+            with file:
+                found.append(file.read().decode().strip())
         except UnicodeDecodeError as error:
             raise click.BadParameter(f"{file.name} does not hold text in UTF-8", param=parameter) from error
     return found

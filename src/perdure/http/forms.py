@@ -11,7 +11,7 @@ from typing import Any, Literal
 import msgspec
 from msgspec import Struct
 
-from perdure.core.json_values import DEPTH_LIMIT, is_deeper, to_json
+from perdure.core.json_values import DEPTH_LIMIT, is_deeper, members, to_json
 from perdure.core.schema import ANY, Field, Node, Schema
 
 DECISION = "approved"
@@ -61,9 +61,13 @@ def label_of(field: str) -> str:
 
 
 class Form(Struct, frozen=True):
-    """How an answer is asked for. A decision has two buttons, and controls for what else the answer has."""
+    """How an answer is asked for. A decision has two buttons, and controls for what else the answer has.
+
+    `root` is the type of the answer, without None where that is allowed too.
+    """
 
     schema: Schema
+    root: Node
     is_decision: bool
     controls: tuple[Control, ...]
 
@@ -72,17 +76,22 @@ def form_of(schema: Schema | None) -> Form:
     """Return the form for answers of a schema; one for any JSON if it is not known."""
     if schema is None:
         schema = Schema(ANY)
-    root = schema.node(schema.root)
-    if root.kind == "bool":
-        return Form(schema, True, ())
-    if root.kind == "null":
-        return Form(schema, False, ())
+    root = _without_none(schema, schema.root)
+    if root.kind in ("bool", "null"):
+        return Form(schema, root, root.kind == "bool", ())
     if root.kind != "object" or root.item is not None:
-        return Form(schema, False, (_control(schema, 0, None, root, required=True),))
+        return Form(schema, root, False, (_control(schema, 0, None, schema.root, required=True),))
     is_decision = any(_is_decision(schema, each) for each in root.fields)
     asked = [each for each in root.fields if not (is_decision and _is_decision(schema, each))]
     controls = [_control(schema, n, each, each.type, required=each.required) for n, each in enumerate(asked)]
-    return Form(schema, is_decision, tuple(controls))
+    return Form(schema, root, is_decision, tuple(controls))
+
+
+def _without_none(schema: Schema, node: Node) -> Node:
+    """Return the one type that a value can have beside None; `any` if there are several."""
+    found = members(schema, node)
+    others = [each for each in found if each.kind != "null"] or found
+    return others[0] if len(others) == 1 else ANY
 
 
 def _is_decision(schema: Schema, field: Field) -> bool:
@@ -90,10 +99,8 @@ def _is_decision(schema: Schema, field: Field) -> bool:
 
 
 def _control(schema: Schema, number: int, field: Field | None, node: Node, *, required: bool) -> Control:
-    members = _members(schema, node)
-    others = [each for each in members if each.kind != "null"]
-    is_nullable = len(others) < len(members)
-    only = others[0] if len(others) == 1 else ANY
+    only = _without_none(schema, node)
+    is_nullable = None in only.values or any(each.kind == "null" for each in members(schema, node))
     name = None if field is None else field.name
     values: tuple[Any, ...] = ()
     match only.kind:
@@ -104,24 +111,18 @@ def _control(schema: Schema, number: int, field: Field | None, node: Node, *, re
         case "int" | "float":
             kind = "number"
         case "str":
-            kind = "lines" if name in LONG_TEXTS else "line"
+            kind = "lines" if name is None or name in LONG_TEXTS else "line"
         case "date":
             kind = "date"
         case "datetime" | "time" | "duration" | "decimal" | "uuid" | "bytes":
             kind = "line"
         case _:
             kind = "json"
-    is_nullable = is_nullable or None in only.values
     choices = tuple(map(shown, values))
     hint = "JSON" if kind == "json" else HINTS.get(only.kind, "")
     if field is not None and field.default is not None and (default := _default(schema, field)):
         hint = f"{hint}{'; ' if hint else ''}if empty: {default}"
     return Control(f"f{number}", name, kind, only.kind, required, is_nullable, values, choices, hint)
-
-
-def _members(schema: Schema, node: Node) -> list[Node]:
-    node = schema.node(node)
-    return [each for item in node.items for each in _members(schema, item)] if node.kind == "union" else [node]
 
 
 def _default(schema: Schema, field: Field) -> str:
@@ -144,7 +145,7 @@ def answer_of(form: Form, given: Mapping[str, str], decision: bool | None) -> tu
 
     `decision` is what the button says, for a form that is one.
     """
-    root = form.schema.node(form.schema.root)
+    root = form.root
     if root.kind in ("bool", "null"):
         return decision, {}
     found: dict[str, Any] = {}
