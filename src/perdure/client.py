@@ -257,7 +257,7 @@ class Client(AbstractAsyncContextManager["Client"]):
     async def approval_link(
         self, awakeable_id: str, /, *, expires: Delay = LINK_SECONDS, public_url: str | None = None
     ) -> str:
-        """Return a link to a page on which whoever has the link can answer an awakeable, once.
+        """Return a link to a page on which anyone who has the link can answer an awakeable, once.
 
         It is the URL of a server, which is `public_url`, or else its path only. It expires with the awakeable, or after
         `expires` (seconds, a timedelta or an aware datetime; default 30 days). Make it in the step that sends it, and

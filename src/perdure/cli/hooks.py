@@ -151,7 +151,7 @@ async def _remove(handler: str, url: str | None) -> int:
 @url_option
 @reporting
 def approval_link(awakeable_id: str, callback: bool, expires: float, public_url: str | None, url: str | None) -> int:
-    """Print a link to a page on which whoever has it can answer an awakeable, once."""
+    """Print a link to a page on which anyone who has it can answer an awakeable, once."""
 
     async def link(client: Client) -> str:
         make = client.callback_link if callback else client.approval_link

@@ -1,8 +1,8 @@
 """Pages on which people answer one awakeable, by a link that was made for it: plain HTML, without script.
 
 `GET` and `HEAD` change nothing, since mail scanners fetch every link: they show what is asked. The form on the page
-decides, by `POST`, and once. Who has the link may decide, so nothing else is asked of them; but a page of another site
-must not make a browser decide that knows the link.
+decides, by `POST`, and once. Anyone who has the link may decide, so nothing else is asked of them; but a page of
+another site must not make a browser decide that knows the link.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ class LinkBody(Struct, forbid_unknown_fields=True):
 
 
 class Link(Struct, frozen=True):
-    """A link, by which whoever has it can answer the awakeable. It is absolute if the public URL is known."""
+    """A link, by which anyone who has it can answer the awakeable. It is absolute if the public URL is known."""
 
     url: str
     expires_at: datetime
@@ -235,7 +235,7 @@ PAGE = "/approve/{capability}"
 ROUTES = (
     Route(
         *("POST", "/api/awakeables/{id}/link", "operate", make_link),
-        "Make a link, by which whoever has it can answer an awakeable.",
+        "Make a link, by which anyone who has it can answer an awakeable.",
         body=LinkBody,
         gives=Link,
         also=(422,),

@@ -1,4 +1,4 @@
-"""Verifies that a webhook comes from who it says: by a signature made with a secret that both sides know.
+"""Verifies that a webhook comes from the sender that it names: by a signature made with a secret that both sides know.
 
 A verifier also tells which event a request is about, so that a repeated one starts nothing. It does no I/O.
 """

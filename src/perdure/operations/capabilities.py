@@ -1,4 +1,4 @@
-"""Capabilities: signed texts that let whoever has one answer one awakeable, until a time.
+"""Capabilities: signed texts that let anyone who has one answer one awakeable, until a time.
 
 A capability names its purpose, the awakeable, when it expires, and the key by which it is signed (HMAC-SHA256). The
 keys are a document of the store, made on first use, and never leave the store's process: capabilities are made and

@@ -138,7 +138,7 @@ class Operations(Protocol):
         ...
 
     async def make_capability(self, purpose: Purpose, awakeable_id: str, expires: Delay, /) -> Capability:
-        """Sign a text that lets whoever has it answer an awakeable; `BadId` for an awakeable of another store.
+        """Sign a text that lets anyone who has it answer an awakeable; `BadId` for an awakeable of another store.
 
         `expires`: in how many seconds, or when.
         """
