@@ -134,7 +134,7 @@ def title_of(asked: AwakeableInfo) -> str:
 
 def closed_page(closed: Closed) -> Markup:
     """Return the content of a page that decides nothing."""
-    facts = [(label, Markup(html.escape(text))) for label, text in closed.decided]
+    facts = [(label, markup("{text}", text=text)) for label, text in closed.decided]
     if closed.at is not None:
         facts.append(("When", _time(closed.at)))
     title = markup('<p class="who" dir="auto">{title}</p>\n', title=closed.title) if closed.title else Markup()
@@ -147,7 +147,7 @@ def question_page(question: Question, form: Form, given: dict[str, str], wrong: 
     asked = question.asked
     facts = [("Asked by", markup("{handler}, {id}", handler=asked.handler, id=asked.invocation_id))]
     if asked.assignees:
-        facts.append(("For", Markup(html.escape(", ".join(asked.assignees)))))
+        facts.append(("For", markup("{names}", names=", ".join(asked.assignees))))
     facts += [("Since", _time(asked.created_at)), ("Until", _time(question.until))]
     about = (
         markup('<p class="about" dir="auto">{text}</p>\n', text=asked.description) if asked.description else Markup()
@@ -197,7 +197,7 @@ def _control(control: Control, text: str, wrong: str | None, *, marks_optional: 
         name=control.name,
         required=Markup(" required" if must_be_given else ""),
         told=markup(' aria-describedby="{told}"', told=" ".join(told)) if told else Markup(),
-        wrong=Markup(' aria-invalid="true"' if wrong is not None else ""),
+        wrong=Markup(' aria-invalid="true" autofocus' if wrong is not None else ""),
     )
     optional = Markup(' <span class="hint">(optional)</span>' if marks_optional and not must_be_given else "")
     return markup(
