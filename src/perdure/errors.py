@@ -36,6 +36,7 @@
     │   ├── RevisionConflict              a document is at another revision than a write expects
     │   ├── Fenced                        a document was written by a process that lost the invocation
     │   ├── UnknownInvocation             there is no invocation with this id
+    │   ├── CapabilityRefused             a link to an awakeable that is not valid, or has expired
     │   ├── MessageRefused                resolved twice, rejected after resolve, wrong shape ...
     │   │   └── IllegalTransition         the status does not allow this verb
     │   ├── KeyDeadlock                   a child needs a key that an ancestor holds
@@ -307,6 +308,14 @@ def unknown(id: str) -> UnknownInvocation:
     """Return the error for an id that a store does not know."""
     text = f"no invocation {id!r} here: it was never started in this store, or its retention has ended"
     return UnknownInvocation(text, invocation_id=id)
+
+
+class CapabilityRefused(PerdureError):
+    """A link that lets people or systems answer an awakeable is not valid. `expired`: it was, until its time."""
+
+    def __init__(self, text: str = "", *, expired: bool = False) -> None:
+        super().__init__(text)
+        self.expired = expired
 
 
 class MessageRefused(PerdureError):

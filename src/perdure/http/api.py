@@ -222,7 +222,7 @@ async def list_handlers(exchange: Exchange, _: NoQuery) -> Response:
 
 
 async def show_handler(exchange: Exchange, _: NoQuery) -> Response:
-    return json_response(_handler_view(await _handler(exchange, exchange.parameters["handler"]), exchange.access))
+    return json_response(_handler_view(await handler_named(exchange, exchange.parameters["handler"]), exchange.access))
 
 
 def _handler_view(handler: Handler, access: Access) -> HandlerView:
@@ -236,7 +236,8 @@ def _handler_view(handler: Handler, access: Access) -> HandlerView:
     return HandlerView(handler.name, interface.description, handler.hash, described, result)
 
 
-async def _handler(exchange: Exchange, name: str) -> Handler:
+async def handler_named(exchange: Exchange, name: str) -> Handler:
+    """Return a handler that a worker has published, or raise a `Problem`."""
     found = await exchange.service.interfaces.handler(check_name("a handler's name", name))
     if found is None or not exchange.access.reaches_handler(found.name):
         text = (
@@ -268,7 +269,7 @@ async def invoke(exchange: Exchange, query: InvokeQuery) -> Response:
     name = exchange.parameters["handler"]
     if query.unknown == "accept":
         await exchange.service.wait(_published(exchange, name), UNKNOWN_SECONDS, exchange)
-    handler = await _handler(exchange, name)
+    handler = await handler_named(exchange, name)
     tags, once = _tags(query.tag), exchange.header("idempotency-key")
 
     def converted() -> Submission:
@@ -344,7 +345,7 @@ async def invoke_all(exchange: Exchange, _: NoQuery) -> Response:
         options = InvokeQuery(each.id, each.key, each.delay, each.timeout)
         body = MISSING if each.input is UNSET else each.input
         try:
-            handler = await _handler(exchange, each.handler)
+            handler = await handler_named(exchange, each.handler)
             found.append(_submission(exchange, handler, options, body, each.tags))
         except ValueRefused as error:
             wrong += [(f"/starts/{number}/input{at}", why) for at, why in error.errors]
@@ -472,12 +473,17 @@ async def _apply(exchange: Exchange, verb: Verb, **options: Any) -> Response:
 
 async def _applied(exchange: Exchange, id: str, telling: Awaitable[None]) -> Response:
     """Tell an invocation something. 202: it is durable, and applied when a worker gets to it."""
-    status = 200
+    status = 200 if await is_applied(telling) else 202
+    return json_response(Applied(id, (await exchange.service.operations.look(id)).status), status)
+
+
+async def is_applied(telling: Awaitable[None]) -> bool:
+    """Tell an invocation something, and report whether it was applied in time. It is durable in any case."""
     try:
         await telling
     except WaitTimeout:
-        status = 202
-    return json_response(Applied(id, (await exchange.operations.look(id)).status), status)
+        return False
+    return True
 
 
 async def restart(exchange: Exchange, _: NoQuery) -> Response:
@@ -486,7 +492,7 @@ async def restart(exchange: Exchange, _: NoQuery) -> Response:
     call, handlers = None, tuple[str, ...]()
     if body.input is not UNSET:
         invocation = await operations.look(id)
-        handler = await _handler(exchange, invocation.handler)
+        handler = await handler_named(exchange, invocation.handler)
         with pointed("/input"):
             call = _submission(exchange, handler, InvokeQuery(), body.input, {})
         handlers = (invocation.handler, handler.name)

@@ -24,6 +24,7 @@ from perdure.core.tags import Tags, check_tags
 from perdure.errors import InvalidOption, PerdureError
 from perdure.operations.access import Access, Role, Token
 from perdure.operations.audit import Link
+from perdure.operations.capabilities import Capability, Purpose
 from perdure.operations.describe import Invocation
 from perdure.operations.documents import Check, Delete, Document, DocumentKey, Fence, Put, Scan, Write
 from perdure.operations.listing import (
@@ -217,6 +218,16 @@ async def _awakeable(operations: Operations, awakeable_id: str) -> tuple[str, in
     return await operations.awakeable(awakeable_id)
 
 
+async def _make_capability(
+    operations: Operations, purpose: Purpose, awakeable_id: str, expires: float | datetime
+) -> Capability:
+    return await operations.make_capability(purpose, awakeable_id, checked_delay(expires, "expires"))
+
+
+async def _check_capability(operations: Operations, purpose: Purpose, text: str) -> Capability:
+    return await operations.check_capability(purpose, text)
+
+
 async def _look(operations: Operations, id: str) -> Invocation:
     return await operations.look(id)
 
@@ -306,6 +317,8 @@ CALLS: dict[str, Operation] = {
     "resolve": Operation("operate", _resolve, waits=True),
     "reject": Operation("operate", _reject, waits=True),
     "awakeable": Operation("read", _awakeable),
+    "make_capability": Operation("operate", _make_capability),
+    "check_capability": Operation("operate", _check_capability),
     "look": Operation("read", _look),
     "describe": Operation("read", _describe),
     "page": Operation("read", _page),

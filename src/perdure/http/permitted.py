@@ -12,10 +12,12 @@ from datetime import datetime
 
 from msgspec.structs import replace
 
+from perdure.authoring.workflow import Delay
 from perdure.core.retry import Duration
 from perdure.errors import AccessDenied, IdConflict, UnknownInvocation, unknown
 from perdure.operations.access import Access, Token
 from perdure.operations.audit import Link
+from perdure.operations.capabilities import Capability, Purpose
 from perdure.operations.describe import AwakeableInfo, Invocation, JournalStep
 from perdure.operations.documents import OWN_PREFIX, Document, DocumentKey, Fence, Scan, Write
 from perdure.operations.listing import AwakeableFilters, AwakeablePage, Filters, Page
@@ -262,6 +264,16 @@ class Permitted(Operations):
         self._check_unlimited("the audit")
         return await self._operations.audit(after)
 
+    # --- links --------------------------------------------------------------------------------------------------------
+    async def make_capability(self, purpose: Purpose, awakeable_id: str, expires: Delay, /) -> Capability:
+        """Make a capability. Its page shows what people are told, and what was answered: those are values."""
+        self._check_payloads()
+        await self.awakeable(awakeable_id)
+        return await self._operations.make_capability(purpose, awakeable_id, expires)
+
+    async def check_capability(self, purpose: Purpose, text: str, /) -> Capability:
+        return await self._operations.check_capability(purpose, text)
+
     # --- keeping ------------------------------------------------------------------------------------------------------
     async def export(self, id: str, /) -> bytes:
         self._check_payloads()
@@ -303,5 +315,8 @@ def class_of(error: str | None) -> str | None:
 
 
 def _untold(awakeable: AwakeableInfo) -> AwakeableInfo:
-    """Return an awakeable without what people are told of it, which is made of the input as a rule."""
-    return replace(awakeable, title=None, description=None)
+    """Return an awakeable without what people are told of it, which is made of the input as a rule.
+
+    Its schema may have defaults, which are values.
+    """
+    return replace(awakeable, title=None, description=None, schema=None)

@@ -64,6 +64,7 @@ BY_ERROR: tuple[tuple[type[errors.PerdureError], int, str], ...] = (
     (errors.IdConflict, 409, "id-conflict"),
     (errors.IllegalTransition, 409, "wrong-status"),
     (errors.MessageRefused, 409, "refused"),
+    (errors.CapabilityRefused, 404, "bad-link"),
     (errors.RevisionConflict, 409, "revision-conflict"),
     (errors.Fenced, 409, "fenced"),
     (errors.KeyDeadlock, 409, "key-deadlock"),

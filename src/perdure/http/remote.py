@@ -19,6 +19,7 @@ import httpx
 import msgspec
 from msgspec.structs import replace
 
+from perdure.authoring.workflow import Delay
 from perdure.background import RateLimitedLog
 from perdure.core.lifecycle import SETTLED
 from perdure.core.retry import Duration, seconds
@@ -43,6 +44,7 @@ from perdure.http.problems import ProblemDocument
 from perdure.http.service import EXACT_LIMIT_BYTES, IDLE_SECONDS
 from perdure.operations.access import Access, Token
 from perdure.operations.audit import Link
+from perdure.operations.capabilities import Capability, Purpose
 from perdure.operations.describe import Invocation
 from perdure.operations.documents import Document, DocumentKey, Fence, Scan, Write
 from perdure.operations.listing import PAGE_LIMIT, AwakeableFilters, AwakeablePage, Filters, Page, Status
@@ -59,6 +61,8 @@ CONNECTIONS_LIMIT = 1_000
 CLOCKS_APART_SECONDS = 5.0
 """How far the clocks of client and server may be apart, without a change being missed after a connection was lost."""
 REPEATABLE = {name for name, each in CALLS.items() if each.role == "read"} | {
+    "make_capability",
+    "check_capability",
     "start",
     "start_all",
     "result",
@@ -230,6 +234,13 @@ class Remote(Operations):
 
     async def awakeable(self, awakeable_id: str, /) -> tuple[str, int]:
         return await self._call("awakeable", awakeable_id)
+
+    async def make_capability(self, purpose: Purpose, awakeable_id: str, expires: Delay, /) -> Capability:
+        sent = expires if isinstance(expires, datetime) else seconds("expires", expires)
+        return await self._call("make_capability", purpose, awakeable_id, sent)
+
+    async def check_capability(self, purpose: Purpose, text: str, /) -> Capability:
+        return await self._call("check_capability", purpose, text)
 
     # --- looking ------------------------------------------------------------------------------------------------------
     async def look(self, id: str, /) -> Invocation:

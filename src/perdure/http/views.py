@@ -14,6 +14,7 @@ from msgspec import Struct
 
 from perdure.core.failures import Failure
 from perdure.core.interface import Interface
+from perdure.core.json_schema import json_schema
 from perdure.core.json_values import to_json
 from perdure.core.schema import ANY, Schema
 from perdure.core.values import encode_any
@@ -83,7 +84,7 @@ class AwakeableState(Struct, frozen=True, omit_defaults=True):
 
 
 class AwakeableRow(Struct, frozen=True, omit_defaults=True, kw_only=True):
-    """An awakeable, as lists show it. Its id is a name, not a right."""
+    """An awakeable, as lists show it. Its id is a name, not a right. `schema` is the JSON Schema of its answer."""
 
     id: str
     invocation_id: str
@@ -94,6 +95,7 @@ class AwakeableRow(Struct, frozen=True, omit_defaults=True, kw_only=True):
     description: str | None = None
     assignees: tuple[str, ...] = ()
     expires_at: datetime | None = None
+    schema: dict[str, Any] | None = None
 
 
 class AwakeablePageView(Struct, frozen=True):
@@ -265,6 +267,7 @@ def awakeable_row(info: AwakeableInfo) -> AwakeableRow:
         description=info.description,
         assignees=info.assignees,
         expires_at=info.expires_at,
+        schema=None if info.schema is None else json_schema(info.schema),
     )
 
 

@@ -7,8 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
+from functools import lru_cache
 from typing import Any, assert_never, cast
 
+import msgspec
 from msgspec import Struct
 from msgspec.structs import replace
 
@@ -50,6 +52,7 @@ from perdure.core.journal import (
     step_type,
 )
 from perdure.core.lifecycle import SETTLED
+from perdure.core.schema import Schema, decode_schema
 from perdure.core.signature import POSITIONAL
 from perdure.core.types import decoder
 from perdure.errors import Undecodable
@@ -58,6 +61,8 @@ from perdure.stores.port import Row
 
 WAITS_LIMIT = 5
 """Commands that `waiting_for` names; the others are counted."""
+SCHEMAS_LIMIT = 1_000
+"""Schemas of answers that are remembered, decoded."""
 
 _decode = decoder(Any)
 
@@ -85,7 +90,10 @@ class JournalStep(Struct, frozen=True):
 
 
 class AwakeableInfo(Struct, frozen=True):
-    """An awakeable of an invocation. One that is `resolved` takes no answer: it has one, or nothing waits for it."""
+    """An awakeable of an invocation. One that is `resolved` takes no answer: it has one, or nothing waits for it.
+
+    `schema` is the type of its answer, if that is known.
+    """
 
     id: str
     resolved: bool
@@ -96,6 +104,7 @@ class AwakeableInfo(Struct, frozen=True):
     description: str | None = None
     assignees: tuple[str, ...] = ()
     expires_at: datetime | None = None
+    schema: Schema | None = None
 
 
 class Invocation(Struct, frozen=True):
@@ -239,9 +248,18 @@ def _awakeable(id: str, start: Start, asked: Asked, at: float) -> AwakeableInfo:
     return AwakeableInfo(id, False, _time(at), start.id, start.handler, *_told(asked))
 
 
-def _told(asked: Asked) -> tuple[str | None, str | None, tuple[str, ...], datetime | None]:
+def _told(asked: Asked) -> tuple[str | None, str | None, tuple[str, ...], datetime | None, Schema | None]:
     expires_at = None if asked.expires_at is None else _time(asked.expires_at)
-    return asked.title, asked.description, asked.assignees, expires_at
+    return asked.title, asked.description, asked.assignees, expires_at, _schema(asked.schema)
+
+
+@lru_cache(maxsize=SCHEMAS_LIMIT)
+def _schema(data: bytes) -> Schema | None:
+    """Decode the schema of an answer; None if there is none, or a newer release wrote it."""
+    try:
+        return decode_schema(data) if data else None
+    except msgspec.MsgspecError:
+        return None
 
 
 def from_index(awakeable: Awakeable, secret: bytes, now: float) -> AwakeableInfo:

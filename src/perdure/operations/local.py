@@ -17,7 +17,7 @@ from typing import Any, Protocol, TypeVar, assert_never, cast, runtime_checkable
 
 from msgspec.structs import replace
 
-from perdure.authoring.workflow import due_at
+from perdure.authoring.workflow import Delay, due_at
 from perdure.background import end
 from perdure.core import journal
 from perdure.core.exported import export
@@ -48,6 +48,7 @@ from perdure.errors import (
 )
 from perdure.operations.access import Access, Token, add_token, revoke_token, tokens
 from perdure.operations.audit import Link, read
+from perdure.operations.capabilities import Capabilities, Capability, Purpose
 from perdure.operations.describe import Invocation, from_index, from_journal, from_row
 from perdure.operations.listing import (
     MINUTES_KEPT,
@@ -118,6 +119,7 @@ class Local(Operations):
         self._closed = False
         self._opening: asyncio.Task[Store] | None = None
         self._sent = 0
+        self._capabilities = Capabilities()
         self._unserved: Unserved | None = None
         self._warning: weakref.finalize[Any, Any] | None = None
 
@@ -347,6 +349,19 @@ class Local(Operations):
     async def awakeable(self, awakeable_id: str, /) -> tuple[str, int]:
         id, _, n = parse_awakeable_id(awakeable_id, (await self.opened()).secret)
         return id, n
+
+    async def make_capability(self, purpose: Purpose, awakeable_id: str, expires: Delay, /) -> Capability:
+        store = await self.opened()
+        parse_awakeable_id(awakeable_id, store.secret)
+        now = store.clock.now()
+        expires_at = due_at(expires, now, "expires")
+        if expires_at < now + 1:
+            raise InvalidOption(f"expires={expires!r}: the link would be of no use: give a later time")
+        return await self._capabilities.make(self, purpose, awakeable_id, expires_at)
+
+    async def check_capability(self, purpose: Purpose, text: str, /) -> Capability:
+        store = await self.opened()
+        return await self._capabilities.check(self, purpose, text, store.clock.now())
 
     async def _post(self, store: Store, id: str, request: Request) -> Message:
         self._sent += 1

@@ -16,12 +16,14 @@ from typing import Protocol
 
 from msgspec import Struct
 
+from perdure.authoring.workflow import Delay
 from perdure.core.failures import Failure
 from perdure.core.journal import Status
 from perdure.core.retry import Duration
 from perdure.core.tags import Tags
 from perdure.operations.access import Access, Token
 from perdure.operations.audit import Link
+from perdure.operations.capabilities import Capability, Purpose
 from perdure.operations.describe import Invocation
 from perdure.operations.documents import Document, DocumentKey, Fence, Scan, Write
 from perdure.operations.listing import AwakeableFilters, AwakeablePage, Filters, Page
@@ -149,6 +151,17 @@ class Operations(Protocol):
 
     async def awakeable(self, awakeable_id: str, /) -> tuple[str, int]:
         """Return the invocation of an awakeable and the number of its command; `BadId` for one of another store."""
+        ...
+
+    async def make_capability(self, purpose: Purpose, awakeable_id: str, expires: Delay, /) -> Capability:
+        """Sign a text that lets anyone who has it answer an awakeable; `BadId` for an awakeable of another store.
+
+        `expires`: in how many seconds, or when.
+        """
+        ...
+
+    async def check_capability(self, purpose: Purpose, text: str, /) -> Capability:
+        """Return what a capability is for; `CapabilityRefused` if it is not valid for this purpose, or expired."""
         ...
 
     # --- looking ------------------------------------------------------------------------------------------------------

@@ -45,12 +45,16 @@ class SendStart(Struct, frozen=True, array_like=True, gc=False, tag="send"):
 
 
 class Asked(Struct, frozen=True, omit_defaults=True, gc=False):
-    """What people are told of an awakeable, and when it expires, in seconds since the Unix epoch."""
+    """What people are told of an awakeable, and when it expires, in seconds since the Unix epoch.
+
+    `schema` is that of the answer, encoded; empty where it is not known (see `core.schema.answer_schema`).
+    """
 
     title: str | None = None
     description: str | None = None
     assignees: tuple[str, ...] = ()
     expires_at: float | None = None
+    schema: bytes = b""
 
 
 NOT_ASKED = Asked()
