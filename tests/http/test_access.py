@@ -621,7 +621,7 @@ async def test_application_with_tokens_of_its_own() -> None:
         ({"tokens": ["perd_1_x"]}, r"app\(tokens=\[str\]\)"),
         ({"tokens": [], "open": True}, "give one of them"),
         ({"allowed_hosts": "example.org"}, "give a list"),
-        ({"public_url": "perdure.example"}, "give what callers call it"),
+        ({"public_url": "perdure.example"}, "give a scheme and a host"),
         ({"trusted_proxies": ["10.0.0.1/8"]}, "host bits"),
         ({"trusted_proxies": "10.0.0.0/8"}, "give a list"),
     ],

@@ -21,7 +21,7 @@ from starlette.datastructures import Headers
 
 from perdure import Webhook, connect, http, workflow
 from perdure.core.interface import interface_of
-from perdure.errors import InvalidOption
+from perdure.errors import AccessDenied, InvalidOption
 from perdure.http import Hmac, StandardWebhooks
 from perdure.http.hooks import HOOKS, put_hook, remove_hook
 from perdure.http.inbound import takes_webhook
@@ -391,11 +391,11 @@ async def test_hook_of_a_newer_release_is_not_served_and_said(caplog: pytest.Log
 async def test_no_client_of_the_server_reads_or_writes_hooks_and_keys(site: Site) -> None:
     async with connect(str(site.server.address)) as remote:
         for collection in (HOOKS, "perdure.keys"):
-            with pytest.raises(InvalidOption, match="secrets"):
+            with pytest.raises(AccessDenied, match="own, and not served"):
                 await remote.operations.read_documents(collection, [("on_payment",)])
-            with pytest.raises(InvalidOption, match="secrets"):
+            with pytest.raises(AccessDenied, match="own, and not served"):
                 await remote.operations.write_documents(collection, [Put(("on_payment",), b"{}")])
-            with pytest.raises(InvalidOption, match="secrets"):
+            with pytest.raises(AccessDenied, match="own, and not served"):
                 await remote.operations.delete_documents(collection, "")
 
 

@@ -239,6 +239,7 @@ ROUTES = (
         body=LinkBody,
         gives=Link,
         also=(422,),
+        shows_payloads=True,
     ),
     Route(
         *("GET", PAGE, "anybody", show),

@@ -317,7 +317,7 @@ CALLS: dict[str, Operation] = {
     "resolve": Operation("operate", _resolve, waits=True),
     "reject": Operation("operate", _reject, waits=True),
     "awakeable": Operation("read", _awakeable),
-    "make_capability": Operation("operate", _make_capability),
+    "make_capability": Operation("operate", _make_capability, shows_payloads=True),
     "check_capability": Operation("operate", _check_capability),
     "look": Operation("read", _look),
     "describe": Operation("read", _describe),
