@@ -68,7 +68,7 @@ WAIT_LIMIT_SECONDS = 300.0
 """The longest that a request waits for a result."""
 APPLY_SECONDS = 5.0
 """How long a request waits until it is applied to an invocation. It is durable before."""
-MINUTES_SHOWN = timedelta(hours=1)
+MINUTES_SHOWN_SECONDS = 3_600
 """How far back minutes are counted if no time is given."""
 BATCH_LIMIT = 1_000
 """Starts that are accepted together at most."""
@@ -144,7 +144,7 @@ class MinutesQuery(Struct):
 
 
 async def minutes(exchange: Exchange, query: MinutesQuery) -> Response:
-    since = query.since or datetime.now(UTC) - MINUTES_SHOWN
+    since = query.since or datetime.now(UTC) - timedelta(seconds=MINUTES_SHOWN_SECONDS)
     found = await exchange.service.operations.minutes(since=since, handler=query.handler)
     return json_response(MinuteList(found))
 
