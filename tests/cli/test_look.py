@@ -61,7 +61,9 @@ def test_list_as_json_is_an_object_on_a_line(run: Run) -> None:
     assert code == 0
     assert [each["id"] for each in found] == ALL
     later = found[1]
-    assert set(later) == {"id", "handler", "status", "key", "tags", "created_at", "updated_at", "due"}
+    fields = {"id", "handler", "status", "key", "tags", "created_at", "updated_at", "due"}
+    assert set(later) == fields | {"waiting_for", "waiting_since", "waiting_until", "attempt"}
+    assert later["waiting_until"] == later["due"]
     assert found[0]["tags"] == {"tenant": "acme", "from": "web"}
     assert later["status"] == "scheduled"
     assert datetime.fromisoformat(later["due"]) > datetime.now(UTC)

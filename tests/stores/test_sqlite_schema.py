@@ -31,6 +31,7 @@ FIRST = (
     "DROP TABLE assignee",
     "DROP TABLE tag",
     "ALTER TABLE invocation DROP COLUMN tags",
+    "ALTER TABLE invocation DROP COLUMN wait",
     "DROP INDEX invocation_by_time",
     "DROP INDEX invocation_by_status",
     "DROP INDEX invocation_by_handler",

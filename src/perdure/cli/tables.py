@@ -28,7 +28,10 @@ ROWS_LIMIT = 1_000
 TRACEBACK_LIMIT = 12
 """Lines of a traceback that are shown, from its end."""
 
-_INDEXED = ("id", "handler", "status", "key", "tags", "created_at", "updated_at", "due")
+_INDEXED = (
+    *("id", "handler", "status", "key", "tags", "created_at", "updated_at", "due"),
+    *("waiting_for", "waiting_since", "waiting_until", "attempt"),
+)
 _NARROW = {"#", "status", "created", "changed", "began"}
 _STYLES = {
     "completed": "green",

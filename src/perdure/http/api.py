@@ -74,7 +74,7 @@ UNKNOWN_SECONDS = 30.0
 """How long a start waits for a handler that no worker has served yet, if it is asked to."""
 UNKNOWN_LOOK_SECONDS = 0.25
 """How often it is looked whether one has."""
-MINUTES_SHOWN = timedelta(hours=1)
+MINUTES_SHOWN_SECONDS = 3_600
 """How far back minutes are counted if no time is given."""
 BATCH_LIMIT = 1_000
 """Starts that are accepted together at most."""
@@ -148,7 +148,7 @@ class MinutesQuery(Struct):
 
 
 async def minutes(exchange: Exchange, query: MinutesQuery) -> Response:
-    since = query.since or datetime.now(UTC) - MINUTES_SHOWN
+    since = query.since or datetime.now(UTC) - timedelta(seconds=MINUTES_SHOWN_SECONDS)
     found = await exchange.operations.minutes(since=since, handler=query.handler)
     return json_response(MinuteList(found))
 
@@ -474,7 +474,7 @@ async def _apply(exchange: Exchange, verb: Verb, **options: Any) -> Response:
 async def _applied(exchange: Exchange, id: str, telling: Awaitable[None]) -> Response:
     """Tell an invocation something. 202: it is durable, and applied when a worker gets to it."""
     status = 200 if await is_applied(telling) else 202
-    return json_response(Applied(id, (await exchange.service.operations.look(id)).status), status)
+    return json_response(Applied(id, (await exchange.operations.look(id)).status), status)
 
 
 async def is_applied(telling: Awaitable[None]) -> bool:

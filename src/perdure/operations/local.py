@@ -51,7 +51,7 @@ from perdure.operations.audit import Link, read
 from perdure.operations.capabilities import Capabilities, Capability, Purpose
 from perdure.operations.describe import Invocation, from_index, from_journal, from_row
 from perdure.operations.listing import (
-    MINUTES_KEPT,
+    MINUTES_KEPT_SECONDS,
     PAGE_LIMIT,
     QUERY_SECONDS,
     AwakeableFilters,
@@ -473,7 +473,7 @@ class Local(Operations):
     async def minutes(self, *, since: datetime, handler: str | None = None) -> list[Minute]:
         asked = filter_of(created_after=since, handler=handler)  # checked as in a filter
         store = await self.opened()
-        first = max(asked.created_after or 0.0, store.clock.now() - MINUTES_KEPT.total_seconds())
+        first = max(asked.created_after or 0.0, store.clock.now() - MINUTES_KEPT_SECONDS)
         found = await store.minutes(first, handler=handler, within=QUERY_SECONDS)
         times = ((datetime.fromtimestamp(each.at, UTC), each) for each in found)
         return [Minute(at, each.handler, each.status, each.count, each.seconds, each.longest) for at, each in times]

@@ -113,9 +113,9 @@ class Transition(Struct):
 
     Without a frame it redoes the effects of the last one. `status`, `wait` and `awakeables` are for the index. The
     status is given when it or the wait changes and with every release, None otherwise. With it, the wait is what the
-    invocation waits for from now on, if it is known. The awakeables are all that are open now, or of what
-    has settled all, and None if they are those of the commit before. One that is not among them any more stays in the
-    index, and is not open. `released` ends the claim: the next delivery may go to any worker.
+    invocation waits for from now on, if that is known. The awakeables are all that are open now, or of what has settled
+    all, and None if they are those of the commit before. One that is not among them any more stays in the index, and is
+    not open. `released` ends the claim: the next delivery may go to any worker.
     """
 
     id: str

@@ -126,10 +126,8 @@ def _terms(filter: Filter, way: Way = _ANY) -> dict[str, _Term]:
     if way.tag is not None:
         terms["tag"] = ("tag.name = ? AND tag.value = ?", filter.tags[way.tag])
     if filter.status in ("pending", "completed"):
-        terms["status"] = (
-            f"status = '{filter.status}'",
-            (),
-        )  # written out, or SQLite does not find its index
+        # Written out: else SQLite does not see which index has it.
+        terms["status"] = (f"status = '{filter.status}'", ())
     elif filter.status is not None:
         terms["status"] = (f"status = ? AND {LIVELY}", (filter.status,))
     for name, condition in (

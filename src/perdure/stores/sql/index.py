@@ -50,8 +50,8 @@ COUNTS = (  # each from an index alone; what is left is completed
 )
 
 MINUTES = (  # from the index alone
-    f"SELECT CAST(updated_at / {MINUTE_SECONDS} AS INTEGER) * {MINUTE_SECONDS}.0 AS minute, handler, status, count(*), "
-    "sum(max(updated_at - due, 0.0)), max(max(updated_at - due, 0.0)) "
+    f"SELECT CAST(updated_at / {MINUTE_SECONDS} AS INTEGER) AS minute, handler, status, count(*), "
+    "sum(updated_at - due), max(updated_at - due) "
     f"FROM invocation INDEXED BY invocation_settled WHERE {SETTLED} AND updated_at >= ? "
     "AND (? IS NULL OR handler = ?) GROUP BY minute, handler, status ORDER BY minute, handler, status"
 )
@@ -86,7 +86,12 @@ def row_of(columns: Sequence[Any]) -> Row:
 
 def minutes_of(db: Bounded, since: float, handler: str | None) -> list[Minute]:
     """Count what ended since a time, by minute, handler and status."""
-    return [Minute(*row) for row in db.rows(MINUTES, (since, handler, handler))]
+    found: list[Minute] = []
+    for minute, name, status, count, seconds, longest in db.rows(MINUTES, (since, handler, handler)):
+        # Below zero, if whoever ended it has a clock behind that of whoever started it.
+        took = max(0.0, seconds), max(0.0, longest)
+        found.append(Minute(float(minute * MINUTE_SECONDS), name, status, count, *took))
+    return found
 
 
 def counts_of(rows: Iterable[tuple[Any, Any, int]]) -> Counts:
