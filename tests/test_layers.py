@@ -28,6 +28,7 @@ LAYERS = (
     {"runtime"},
     {"stores"},
     {"background"},
+    {"counters"},
     {"authoring"},
     {"core"},
     {"errors"},

@@ -12,6 +12,7 @@ import traceback
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Sequence
 from functools import partial, wraps
+from time import perf_counter
 from typing import Concatenate, Literal, ParamSpec, TypeVar
 
 from perdure.background import log_error
@@ -58,6 +59,7 @@ class Exchange(ABC):
     """The deliveries of one invocation that this worker holds, and its traffic with the store."""
 
     __slots__ = (
+        "_committing",
         "_failures",
         "_fault",
         "_inbox",
@@ -79,6 +81,7 @@ class Exchange(ABC):
         self.closed = False
         self.record = Record(delivery.id, home.writer, start)
         self.home = home
+        self._committing = 0.0  # when the commit in flight was handed over
         self._fault = fault  # an unexpected exception that ended the previous runner: the invocation is paused
         self._failures = 0  # reads or commits in a row that raised an unexpected exception
         self._inbox: list[Delivery] = []
@@ -166,6 +169,7 @@ class Exchange(ABC):
         self._store, self._taken = "busy", []  # the transition has them
         self._sure = self._sure or transition.frame is not None
         told = partial(self._committed, transition, then)
+        self._committing = perf_counter()
         try:
             self.home.store.commit(transition, told)
         except Exception as error:  # noqa: BLE001  told like any other failure
@@ -181,8 +185,12 @@ class Exchange(ABC):
             self._store, self._failures = "idle", 0
             record = self.record
             record.has_written = True
-            if transition.frame is not None:
+            if (frame := transition.frame) is not None:
                 record.revision = revision
+                counters = self.home.counters
+                counters.commits.observe(perf_counter() - self._committing)
+                if frame.outcome is not None:
+                    counters.ended.of(record.history.status, self.handler).value += 1
             if transition.effects.starts:
                 self.home.started(transition.effects.starts)
             if not self.closed:

@@ -11,6 +11,7 @@ from perdure.authoring.step import StepInfo, Work
 from perdure.core.failures import Failure
 from perdure.core.journal import Start
 from perdure.core.turn import Turn
+from perdure.counters import Counters
 from perdure.runtime.attempt import Attempt
 from perdure.runtime.record import Writer
 from perdure.stores.port import Clock, Delivery, Store, Subscription
@@ -37,6 +38,8 @@ class Home(Protocol):
 
     @property
     def writer(self) -> Writer: ...
+    @property
+    def counters(self) -> Counters: ...
     @property
     def watch(self) -> Watch: ...
     def schedule(self, runner: Any, /) -> None: ...

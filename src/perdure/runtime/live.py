@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Sequence
 from functools import partial
+from time import perf_counter
 from typing import TypeVar
 
 from perdure.background import log_error
@@ -50,7 +51,9 @@ class Live(Exchange):
             return
         self.turn = turn
         if frames:
+            began = perf_counter()
             self._watched(partial(turn.replay, frames))
+            self.home.counters.replays.observe(perf_counter() - began)
             if turn.divergence is not None:
                 self._stuck = self.record.explain(turn)
                 self._forget_turn()

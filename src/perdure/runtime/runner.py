@@ -125,14 +125,15 @@ class Runner(Live):
                 self._open(start, frames)
                 self._round()
             case TakeOver(start=start):
-                self._take_over(start)
+                is_another = not frames or frames[-1].writer != self.home.writer.name
+                self._take_over(start, is_recovery=is_another and self._fault is None)
             case Settled(start=start):
                 self._finish_settled(start, frames)
             case Unknown():
                 log.error("delivery for invocation %s, which the store does not know, is dropped", self.id)
                 self._let_go(self._inbox)
 
-    def _take_over(self, start: Start) -> None:
+    def _take_over(self, start: Start, *, is_recovery: bool) -> None:
         claim = take_over(self.record, start, self._inbox, self.home.clock.now())
         self._inbox = claim.inbox
         if claim.paused_because is not None:
@@ -140,6 +141,7 @@ class Runner(Live):
 
         def claimed() -> None:
             self._must_claim = False
+            self.home.counters.recovered += is_recovery
             if claim.paused_because is not None:
                 self._forget_turn()
                 if not self._inbox:  # else the cache may drop it with a message in hand
@@ -252,6 +254,10 @@ class Runner(Live):
                     self.steps.queue(n, pending)
         finally:
             watch.current = None
+        if round.begins and turn.begun:
+            counters = self.home.counters
+            counters.started.of(self.handler).value += 1
+            counters.waits.of(self.handler).observe(max(0.0, at - turn.start.due))
         ready = turn.ready()
         if turn.unseen:
             self._report_unseen(turn)
@@ -414,7 +420,7 @@ class Runner(Live):
         self.closed = True
         if self._agenda is not None:
             self._agenda.disarm()
-        self.steps.close()
+        self.steps.close(self)
         self._inbox = []
         self._forget_turn()
         self._store = "idle"
@@ -422,7 +428,7 @@ class Runner(Live):
 
     async def stop(self, grace: float) -> None:
         """Hand the invocation over: give steps a grace, interrupt them unjournaled, release the claim."""
-        await self.steps.stop(grace)
+        await self.steps.stop(self, grace)
         # Polled: every commit would have to maintain an event that is used once.
         patience = int(COMMIT_PATIENCE_SECONDS / STOP_POLL_SECONDS)
         while (self._store != "idle" or self.scheduled) and not self.closed and patience:

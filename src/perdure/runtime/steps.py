@@ -9,8 +9,8 @@ from functools import partial
 from typing import Protocol
 
 from perdure.authoring.step import StepInfo, Work
-from perdure.core.journal import Answering, Attempted, Interrupted, Raised, Returned
-from perdure.runtime.attempt import Attempt
+from perdure.core.journal import Attempted, Interrupted, Raised, Returned
+from perdure.runtime.attempt import Attempt, AttemptEnd
 from perdure.runtime.home import Home
 from perdure.runtime.in_progress import InProgress, Waiting
 from perdure.runtime.record import Record
@@ -76,18 +76,18 @@ class Steps(InProgress[Attempt]):
             attempt.task.cancel()
             owner.home.loop.call_later(CANCEL_GRACE_SECONDS, self._grace_over, owner, n, attempt)
 
-    def close(self) -> None:
+    def close(self, owner: Owner) -> None:
         """Interrupt all steps; nothing of them is journaled any more."""
         for attempt in self.abandon():
-            attempt.task.cancel()
+            owner.home.counters.interrupted += attempt.task.cancel()
 
-    async def stop(self, grace: float) -> None:
+    async def stop(self, owner: Owner, grace: float) -> None:
         """Begin nothing more, give running steps a grace, then interrupt them, unjournaled."""
         self.stopping = True
         if self.running and grace > 0:
             await asyncio.wait([attempt.task for attempt in self.running.values()], timeout=grace)
         for attempt in self.running.values():
-            attempt.task.cancel()
+            owner.home.counters.interrupted += attempt.task.cancel()
         if self.running:
             await asyncio.wait([attempt.task for attempt in self.running.values()], timeout=CANCEL_GRACE_SECONDS)
         self.running.clear()
@@ -98,6 +98,7 @@ class Steps(InProgress[Attempt]):
             name = attempt.work.name
             log.warning("step %s of invocation %s did not end within its grace; it is left behind", name, owner.id)
             at = owner.home.clock.now()
+            owner.home.counters.interrupted += 1
             self.arrivals.append(Interrupted(n, at, at - attempt.began))
             owner.arrived()
 
@@ -115,18 +116,21 @@ class Steps(InProgress[Attempt]):
             elif not owner.closed and not (self.stopping and task.cancelled()):
                 home = owner.home
                 fact = attempt.fact(n, number, home.clock.now())
+                home.counters.steps.of(owner.handler, attempt.work.name).observe(fact.took or 0.0)
                 if type(fact) is not Returned:
-                    _log_failure(owner, attempt, number, fact)
+                    _note_failure(owner, attempt, number, fact)
                 self.arrivals.append(fact)
                 home.schedule(owner)
         except Exception as error:  # noqa: BLE001  everything is contained in its invocation
             owner.contain(error)
 
 
-def _log_failure(owner: Owner, attempt: Attempt, number: int, fact: Answering) -> None:
+def _note_failure(owner: Owner, attempt: Attempt, number: int, fact: AttemptEnd) -> None:
+    work, counters = attempt.work, owner.home.counters
     if not isinstance(fact, (Attempted, Raised)):
+        counters.interrupted += isinstance(fact, Interrupted)
         return
-    work = attempt.work
+    counters.attempts_failed.of(owner.handler, work.name).value += 1
     of = "" if (most := getattr(work.retry, "max_attempts", None)) is None else f" of {most}"
     after = f"next attempt at {_moment(fact.due)}" if isinstance(fact, Attempted) else "no further attempt"
     error = f"{fact.failure.type}: {fact.failure.message}"
