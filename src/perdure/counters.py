@@ -6,13 +6,9 @@ Knows no library of metrics. All of it belongs to the event loop: a thread hands
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Callable, Iterator, Sequence
-from functools import partial
-from typing import Generic, TypeVar
+from collections.abc import Callable, Collection, ItemsView, Sequence
 
 from msgspec import Struct
-
-T = TypeVar("T")
 
 SHORT_SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 """Upper bounds of the buckets for what takes milliseconds: commits, transactions, replays, requests."""
@@ -28,13 +24,8 @@ STEPS_LIMIT = 200
 OTHER = "other"
 
 
-class Count:
-    """A number that only grows."""
-
-    __slots__ = ("value",)
-
-    def __init__(self) -> None:
-        self.value = 0
+Labels = tuple[str, ...]
+"""What tells the numbers of one metric apart, such as the handler."""
 
 
 class Histogram:
@@ -51,36 +42,63 @@ class Histogram:
         self.counts[bisect_left(self.bounds, value)] += 1
         self.sum += value
 
+    def copy(self) -> Histogram:
+        found = Histogram(self.bounds)
+        found.counts, found.sum = self.counts[:], self.sum
+        return found
 
-class Series(Generic[T]):
-    """One number for each combination of labels, made when it is first asked for.
 
-    Once there are `limit`, what is new is counted under the same labels with `OTHER` as the last, and once there are
-    as many of these, under `OTHER` alone.
-    """
+class Counts:
+    """How often something happened, by labels."""
 
-    __slots__ = ("_by_labels", "_limit", "_make")
+    __slots__ = ("_by", "_limit")
 
-    def __init__(self, make: Callable[[], T], limit: int) -> None:
-        self._make = make
+    def __init__(self, limit: int) -> None:
+        self._by: dict[Labels, int] = {}
         self._limit = limit
-        self._by_labels: dict[tuple[str, ...], T] = {}
 
-    def of(self, *labels: str) -> T:
-        found = self._by_labels.get(labels)
-        return self._new(labels) if found is None else found
+    def add(self, labels: Labels) -> None:
+        by = self._by
+        if labels not in by:
+            labels = within(by, labels, self._limit)
+            by.setdefault(labels, 0)
+        by[labels] += 1
 
-    def _new(self, labels: tuple[str, ...]) -> T:
-        if len(self._by_labels) >= self._limit:
-            labels = (*labels[:-1], OTHER)
-        if len(self._by_labels) >= 2 * self._limit and labels not in self._by_labels:
-            labels = (OTHER,) * len(labels)
-        if labels not in self._by_labels:
-            self._by_labels[labels] = self._make()
-        return self._by_labels[labels]
+    def items(self) -> ItemsView[Labels, int]:
+        return self._by.items()
 
-    def __iter__(self) -> Iterator[tuple[tuple[str, ...], T]]:
-        return iter(self._by_labels.items())
+
+class Histograms:
+    """A histogram for each combination of labels."""
+
+    __slots__ = ("_bounds", "_by", "_limit")
+
+    def __init__(self, bounds: Sequence[float], limit: int) -> None:
+        self._bounds = bounds
+        self._by: dict[Labels, Histogram] = {}
+        self._limit = limit
+
+    def observe(self, labels: Labels, value: float) -> None:
+        found = self._by.get(labels)
+        if found is None:
+            labels = within(self._by, labels, self._limit)
+            found = self._by.setdefault(labels, Histogram(self._bounds))
+        found.counts[bisect_left(self._bounds, value)] += 1
+        found.sum += value
+
+    def items(self) -> ItemsView[Labels, Histogram]:
+        return self._by.items()
+
+
+def within(known: Collection[Labels], labels: Labels, limit: int) -> Labels:
+    """Return the labels under which to count what has new ones, so that there are about twice the limit at most.
+
+    Beyond the limit, the last label is `OTHER`; beyond twice the limit, all are.
+    """
+    if len(known) < limit:
+        return labels
+    some = (*labels[:-1], OTHER)
+    return some if some in known or len(known) < 2 * limit else (OTHER,) * len(labels)
 
 
 class StoreCounters:
@@ -90,7 +108,7 @@ class StoreCounters:
 
     def __init__(self) -> None:
         self.written_bytes = 0
-        self.cancelled = Series(Count, HANDLERS_LIMIT)  # by handler: before they had begun, and without a worker
+        self.cancelled = Counts(HANDLERS_LIMIT)  # by handler: before they had begun, and without a worker
         self.transactions = Histogram(SHORT_SECONDS)  # of SQLite
         self.batches = Histogram(BATCH_SIZES)  # writes of one transaction
 
@@ -119,7 +137,6 @@ class Counters:
         "loads",
         "recovered",
         "replays",
-        "started",
         "steps",
         "store",
         "waits",
@@ -128,11 +145,10 @@ class Counters:
     def __init__(self) -> None:
         self.store: StoreCounters | None = None
         self.loads: list[Callable[[], Load]] = []
-        self.started = Series(Count, HANDLERS_LIMIT)  # by handler: bodies that began
-        self.ended = Series(Count, HANDLERS_LIMIT)  # by outcome and handler
-        self.waits = Series(partial(Histogram, LONG_SECONDS), HANDLERS_LIMIT)  # by handler: due until begun
-        self.steps = Series(partial(Histogram, LONG_SECONDS), STEPS_LIMIT)  # by handler and step: attempts
-        self.attempts_failed = Series(Count, STEPS_LIMIT)  # by handler and step
+        self.ended = Counts(HANDLERS_LIMIT)  # by outcome and handler
+        self.waits = Histograms(LONG_SECONDS, HANDLERS_LIMIT)  # by handler: due until its body began
+        self.steps = Histograms(LONG_SECONDS, STEPS_LIMIT)  # by handler and step: attempts
+        self.attempts_failed = Counts(STEPS_LIMIT)  # by handler and step
         self.interrupted = 0  # attempts that were asked to end before they had
         self.recovered = 0  # invocations taken over from a worker that did not hand them over
         self.replays = Histogram(SHORT_SECONDS)

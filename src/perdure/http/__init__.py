@@ -26,6 +26,7 @@ def app(
     allowed_hosts: Collection[str] | None = None,
     max_waiting: int = WAITING_LIMIT,
     max_body: int = BODY_LIMIT_BYTES,
+    access_log: bool = False,
 ) -> Service:
     """Return an ASGI application over a client, to be served or mounted. It neither opens nor closes the client.
 
@@ -33,8 +34,17 @@ def app(
     sends it, and what it is mounted in must. Without it, requests must name `allowed_hosts` (default: the names of this
     machine's loopback) and come neither through a proxy nor from a page of another site. At most `max_waiting` requests
     wait for results at a time; others get 429. Bodies have at most `max_body` bytes.
+    `access_log` logs each request, as a line of `perdure.http.access` at INFO, without ids.
     """
     if max_waiting < 1 or max_body < 1:
         raise InvalidOption(f"app(max_waiting={max_waiting}, max_body={max_body}): give at least 1")
     guard = None if open else Guard(LOCAL_NAMES if allowed_hosts is None else allowed_hosts)
-    return Service(client.operations, (*ROUTES, *routes()), guard, waiting_limit=max_waiting, body_limit=max_body)
+    return Service(
+        client.operations,
+        (*ROUTES, *routes()),
+        guard,
+        waiting_limit=max_waiting,
+        body_limit=max_body,
+        counters=client.counters,
+        access_log=access_log,
+    )

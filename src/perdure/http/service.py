@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncGenerator, Coroutine, Sequence
+from time import perf_counter
 from typing import Any, TypeVar
 from urllib.parse import quote
 
@@ -14,12 +15,15 @@ from starlette.responses import Response, StreamingResponse
 from starlette.types import Message, Receive, Scope, Send
 
 from perdure.background import end, log_error
+from perdure.counters import Counters
 from perdure.errors import PerdureError
 from perdure.http.exchange import Exchange
 from perdure.http.feed import Feed
 from perdure.http.guard import READS, Guard
+from perdure.http.metrics import Metrics
 from perdure.http.problems import Problem, answer, problem_of, unexpected
 from perdure.http.routes import Body, Route, Router, query_items, query_of
+from perdure.http.traffic import Traffic
 from perdure.operations.interfaces import Interfaces
 from perdure.operations.port import Operations
 
@@ -66,10 +70,14 @@ class Service:
         *,
         waiting_limit: int = WAITING_LIMIT,
         body_limit: int = BODY_LIMIT_BYTES,
+        counters: Counters | None = None,
+        access_log: bool = False,
     ) -> None:
         self.operations = operations
         self.interfaces = Interfaces(operations)
         self.routes = tuple(routes)
+        self._traffic = Traffic(is_logged=access_log)
+        self._metrics = Metrics(operations, counters, self._traffic)
         self._closing = asyncio.Event()
         self._guard = guard
         self._router = Router(routes)
@@ -86,6 +94,7 @@ class Service:
         for patience in self._receiving:
             patience.reschedule(asyncio.get_running_loop().time())
         await end([*self._waits])
+        await self._metrics.aclose()
         if self._feed is not None:
             await self._feed.aclose()
 
@@ -99,6 +108,10 @@ class Service:
             self._feed = Feed(self.operations)
         return self._feed
 
+    async def metrics(self, accept: str) -> tuple[bytes, str]:
+        """Return the metrics in the format that is asked for, and its media type."""
+        return await self._metrics.text(accept, waits=len(self._waits), streams=self._streams)
+
     # --- ASGI ---------------------------------------------------------------------------------------------------------
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
@@ -111,15 +124,17 @@ class Service:
             await response(scope, receive, send)
 
     async def _answered(self, request: Request, raw_path: bytes) -> Response:
+        began, route = perf_counter(), None
+        response = Response(status_code=400)  # nobody reads it
         try:
             if self._guard is not None:
                 self._guard.check(request)
             route, parameters = self._router.match(request.method, raw_path)
             query = query_of(route, query_items(request.scope["query_string"]))
             body = await self._body_of(request, route)
-            return await route.endpoint(Exchange(request, parameters, body, self), query)
+            response = await route.endpoint(Exchange(request, parameters, body, self), query)
         except ClientDisconnect:
-            return Response(status_code=400)  # nobody reads it
+            pass
         except Exception as error:  # noqa: BLE001  one request fails, the others do not notice
             problem = problem_of(error)
             if problem is None:
@@ -127,7 +142,9 @@ class Service:
                     log, "%s %s: unexpected exception", request.method, raw_path.decode("ascii", "replace"), error=error
                 )
                 problem = unexpected()
-            return answer(problem)
+            response = answer(problem)
+        self._traffic.ended(request.method, route, response.status_code, perf_counter() - began)
+        return response
 
     async def _body_of(self, request: Request, route: Route) -> bytes:
         headers = request.headers

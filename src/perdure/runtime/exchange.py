@@ -185,12 +185,9 @@ class Exchange(ABC):
             self._store, self._failures = "idle", 0
             record = self.record
             record.has_written = True
-            if (frame := transition.frame) is not None:
+            if transition.frame is not None:
                 record.revision = revision
-                counters = self.home.counters
-                counters.commits.observe(perf_counter() - self._committing)
-                if frame.outcome is not None:
-                    counters.ended.of(record.history.status, self.handler).value += 1
+                self.home.counters.commits.observe(perf_counter() - self._committing)
             if transition.effects.starts:
                 self.home.started(transition.effects.starts)
             if not self.closed:

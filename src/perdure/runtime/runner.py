@@ -255,9 +255,7 @@ class Runner(Live):
         finally:
             watch.current = None
         if round.begins and turn.begun:
-            counters = self.home.counters
-            counters.started.of(self.handler).value += 1
-            counters.waits.of(self.handler).observe(max(0.0, at - turn.start.due))
+            self.home.counters.waits.observe((self.handler,), max(0.0, at - turn.start.due))
         ready = turn.ready()
         if turn.unseen:
             self._report_unseen(turn)
@@ -305,7 +303,7 @@ class Runner(Live):
         release = outcome is None and not in_progress and not steps.stopping  # then `stop` releases, and sets a wake
         released = Released(round.at, self._next_due(), self._stuck_at()) if release else None
         transition = compose(record, start, turn, round, ready, outcome, released)
-        then = self._settled if outcome is not None else partial(self._durable, new, ready.cancels, release)
+        then = self._ended if outcome is not None else partial(self._durable, new, ready.cancels, release)
         self._commit(transition, then)
 
     def _without_frame(self, round: Round) -> None:
@@ -404,6 +402,10 @@ class Runner(Live):
             self.home.became_idle(self)
         else:
             self._leave()
+
+    def _ended(self) -> None:
+        self.home.counters.ended.add((self.record.history.status, self.handler))
+        self._settled()
 
     def _settled(self) -> None:
         """Let go of everything: the outcome is durable."""

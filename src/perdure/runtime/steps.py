@@ -116,7 +116,7 @@ class Steps(InProgress[Attempt]):
             elif not owner.closed and not (self.stopping and task.cancelled()):
                 home = owner.home
                 fact = attempt.fact(n, number, home.clock.now())
-                home.counters.steps.of(owner.handler, attempt.work.name).observe(fact.took or 0.0)
+                home.counters.steps.observe((owner.handler, attempt.work.name), fact.took or 0.0)
                 if type(fact) is not Returned:
                     _note_failure(owner, attempt, number, fact)
                 self.arrivals.append(fact)
@@ -130,7 +130,7 @@ def _note_failure(owner: Owner, attempt: Attempt, number: int, fact: AttemptEnd)
     if not isinstance(fact, (Attempted, Raised)):
         counters.interrupted += isinstance(fact, Interrupted)
         return
-    counters.attempts_failed.of(owner.handler, work.name).value += 1
+    counters.attempts_failed.add((owner.handler, work.name))
     of = "" if (most := getattr(work.retry, "max_attempts", None)) is None else f" of {most}"
     after = f"next attempt at {_moment(fact.due)}" if isinstance(fact, Attempted) else "no further attempt"
     error = f"{fact.failure.type}: {fact.failure.message}"

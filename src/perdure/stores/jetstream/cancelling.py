@@ -85,7 +85,7 @@ class Cancelling:
         self._commits.commit(Transition(id, 0, frame, effects, "cancelled", False, ()), told)
         with contextlib.suppress(Conflict):
             await future
-            self._counters.cancelled.of(start.handler).value += 1
+            self._counters.cancelled.add((start.handler,))
         for subject in (
             self._layout.message(id, message.id),
             self._layout.passed_on_to_any(id, token(message.id)),

@@ -76,7 +76,7 @@ class Canceller:
                 taken = [each for each in held if each is delivery or isinstance(each.item, Start)]
                 await self._committed(Transition(id, 0, frame, effects, "cancelled", False, taken))
                 settled = True
-                self._counters.cancelled.of(start.handler).value += 1
+                self._counters.cancelled.add((start.handler,))
         except StoreClosed:
             return
         except Conflict as error:

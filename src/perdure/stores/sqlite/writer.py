@@ -49,8 +49,8 @@ class Writer:
     """Commits units, one transaction at a time, in its own thread.
 
     `written` is called on the loop with each batch, and how many seconds writing it took. `lost` is called on the loop,
-    once, when the file or its log was moved, removed or replaced. From then on nothing is written or acknowledged. `now`
-    is the time by the store's clock, which the retention goes by too.
+    once, when the file or its log was moved, removed or replaced. From then on nothing is written or acknowledged.
+    `now` is the time by the store's clock, which the retention goes by too.
     """
 
     def __init__(
