@@ -27,7 +27,7 @@ LAYERS = (
     {"operations"},
     {"runtime"},
     {"stores"},
-    {"background"},
+    {"background", "logs"},
     {"counters"},
     {"authoring"},
     {"core"},

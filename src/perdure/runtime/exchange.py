@@ -90,6 +90,11 @@ class Exchange(ABC):
         self._sure = False  # the journal was read or written after the last delivery came
         self._store: Literal["idle", "busy", "away"] = "idle"  # a read or commit is in flight, or waits for its retry
 
+    @property
+    def about(self) -> dict[str, str]:
+        """What records of the log say of this invocation, beside their text."""
+        return {"invocation_id": self.id, "handler": self.handler}
+
     @abstractmethod
     def close(self) -> None:
         """Stop without a trace: nothing is journaled or acknowledged any more."""
@@ -118,7 +123,12 @@ class Exchange(ABC):
         if self.closed or task.cancelled():
             self._store = "idle"
             if not task.cancelled() and (late := task.exception()) is not None:
-                log.debug("invocation %s: a read failed after it had left this worker", self.id, exc_info=late)
+                log.debug(
+                    "invocation %s: a read failed after it had left this worker",
+                    self.id,
+                    exc_info=late,
+                    extra=self.about,
+                )
             return
         error = task.exception()
         if error is not None:
@@ -137,7 +147,13 @@ class Exchange(ABC):
             self._decline(f"its journal cannot be read: {_in_short(error)}")
             return
         told = None if is_foreseen else error
-        log.error("the journal of invocation %s cannot be read, trying again: %s", self.id, error, exc_info=told)
+        log.error(
+            "the journal of invocation %s cannot be read, trying again: %s",
+            self.id,
+            error,
+            exc_info=told,
+            extra=self.about,
+        )
         self._later(again)
 
     def _later(self, work: Callable[[], None]) -> None:
@@ -203,13 +219,13 @@ class Exchange(ABC):
             self.close()
         elif isinstance(error, Conflict):
             # Another worker has written, perhaps an owner that was declared dead. Our deliveries are still to do.
-            log.warning("invocation %s: reloading: %s", self.id, error)
+            log.warning("invocation %s: reloading: %s", self.id, error, extra=self.about)
             if transition.acknowledge or self._inbox:
                 self._begin_anew(transition.acknowledge)
             else:
                 self._read(partial(self.home.store.journal, self.id), self._begin_anew_if_ours)
         else:  # nothing was written, and the same transition is still right
-            self.home.commit_failed(self.id, error)
+            self.home.commit_failed(self, error)
             self._failures = 0 if isinstance(error, StoreError) else self._failures + 1
             if self._failures > COMMITS_LIMIT:
                 self._taken = [*transition.acknowledge]
@@ -251,7 +267,7 @@ class Exchange(ABC):
         if isinstance(error, (KeyboardInterrupt, SystemExit)):
             self.close()
             raise error
-        log_error(log, "invocation %s (%s): unexpected exception", self.id, self.handler, error=error)
+        log_error(log, "invocation %s (%s): unexpected exception", self.id, self.handler, error=error, extra=self.about)
         if self.closed:
             return
         if self._fault is not None:

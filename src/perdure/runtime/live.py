@@ -101,16 +101,16 @@ class Live(Exchange):
             try:
                 turn.close()
             except Exception:
-                log.exception("invocation %s: its body did not end when it was dropped", self.id)
+                log.exception("invocation %s: its body did not end when it was dropped", self.id, extra=self.about)
 
     def _report_unseen(self, turn: Turn) -> None:
         """Log exceptions of the body's tasks that nothing awaited, as asyncio does."""
         for context in turn.unseen:
             text, message, error = "invocation %s: %s", context.get("message"), context.get("exception")
             if error is None:
-                log.error(text, self.id, message)
+                log.error(text, self.id, message, extra=self.about)
             else:
-                log_error(log, text, self.id, message, error=error)
+                log_error(log, text, self.id, message, error=error, extra=self.about)
         turn.unseen.clear()
 
     def _stuck_at(self) -> str | None:
@@ -121,6 +121,7 @@ class Live(Exchange):
                 "invocation %s (%s) waits at %s for something that nothing can bring: no step, timer, child or "
                 "awakeable is pending. Only a cancellation or its time limit can end it",
                 *(self.id, self.handler, stuck_at),
+                extra=self.about,
             )
         return stuck_at
 

@@ -117,7 +117,7 @@ class Runner(Live):
         record, frames, was_owned = self.record, found[0].frames, self.record.owned
         record.read(*found)
         if was_owned and not record.owned:
-            log.info("invocation %s: reloading: another worker has written since", self.id)
+            log.info("invocation %s: reloading: another worker has written since", self.id, extra=self.about)
             self._begin_anew(self._taken)
             return
         match opening(record, frames, self._inbox, must_claim=self._must_claim):
@@ -130,14 +130,16 @@ class Runner(Live):
             case Settled(start=start):
                 self._finish_settled(start, frames)
             case Unknown():
-                log.error("delivery for invocation %s, which the store does not know, is dropped", self.id)
+                log.error(
+                    "delivery for invocation %s, which the store does not know, is dropped", self.id, extra=self.about
+                )
                 self._let_go(self._inbox)
 
     def _take_over(self, start: Start, *, is_recovery: bool) -> None:
         claim = take_over(self.record, start, self._inbox, self.home.clock.now())
         self._inbox = claim.inbox
         if claim.paused_because is not None:
-            log.error("invocation %s (%s) is paused: %s", self.id, self.handler, claim.paused_because)
+            log.error("invocation %s (%s) is paused: %s", self.id, self.handler, claim.paused_because, extra=self.about)
 
         def claimed() -> None:
             self._must_claim = False
@@ -236,7 +238,7 @@ class Runner(Live):
         arrivals, steps.arrivals = steps.arrivals, []
         if self._stuck is not None:
             if self.record.history.paused is None:
-                log.error("invocation %s (%s) is paused: %s", self.id, self.handler, self._stuck)
+                log.error("invocation %s (%s) is paused: %s", self.id, self.handler, self._stuck, extra=self.about)
             return gather_stuck(self.record, self._stuck, arrivals, inbox, at), Ready()
         turn = self.turn
         assert turn is not None
@@ -333,7 +335,7 @@ class Runner(Live):
             self._sure = True
             self._without_frame(round)
         else:
-            log.info("invocation %s: reloading: another worker has written since", self.id)
+            log.info("invocation %s: reloading: another worker has written since", self.id, extra=self.about)
             self._begin_anew(round.taken)
 
     # --- after a commit -----------------------------------------------------------------------------------------------
@@ -437,7 +439,11 @@ class Runner(Live):
             await asyncio.sleep(STOP_POLL_SECONDS)
             patience -= 1
         if self._store != "idle":
-            log.error("the store does not take the last commit of invocation %s: it is redelivered instead", self.id)
+            log.error(
+                "the store does not take the last commit of invocation %s: it is redelivered instead",
+                self.id,
+                extra=self.about,
+            )
             self.close()
         if self.record.owned and not self.closed:
             await self._release()
@@ -452,8 +458,10 @@ class Runner(Live):
                 await committed(self.home.store, transition)
         except TimeoutError:
             text = "invocation %s could not be released, it is redelivered instead: the store does not answer"
-            log.warning(text, self.id)
+            log.warning(text, self.id, extra=self.about)
         except PerdureError as error:
-            log.warning("invocation %s could not be released, it is redelivered instead: %s", self.id, error)
+            log.warning(
+                "invocation %s could not be released, it is redelivered instead: %s", self.id, error, extra=self.about
+            )
         except Exception:
-            log.exception("invocation %s could not be released, it is redelivered instead", self.id)
+            log.exception("invocation %s could not be released, it is redelivered instead", self.id, extra=self.about)

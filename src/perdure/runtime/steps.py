@@ -33,6 +33,8 @@ class Owner(Protocol):
     def home(self) -> Home: ...
     @property
     def closed(self) -> bool: ...
+    @property
+    def about(self) -> dict[str, str]: ...
     def arrived(self) -> None:
         """Note that an outcome is among the arrivals."""
         ...
@@ -63,7 +65,7 @@ class Steps(InProgress[Attempt]):
         claim = (history.epoch, None, None)
         if start is not None and start.key is not None:
             claim = (history.epoch, start.key, history.grant)
-        info = StepInfo(owner.id, step.attempts + 1, (step.generation, step.n, work.name), *claim)
+        info = StepInfo(owner.id, step.attempts + 1, (step.generation, step.n, work.name), *claim, owner.handler)
         attempt = owner.home.begin_attempt(work, info, owner, step.variables)
         self.running[step.n] = attempt
         attempt.task.add_done_callback(partial(self._ended, owner, step.n, step.attempts + 1, attempt))
@@ -96,7 +98,8 @@ class Steps(InProgress[Attempt]):
     def _grace_over(self, owner: Owner, n: int, attempt: Attempt) -> None:
         if not owner.closed and self.leave_behind(n, attempt):
             name = attempt.work.name
-            log.warning("step %s of invocation %s did not end within its grace; it is left behind", name, owner.id)
+            text = "step %s of invocation %s did not end within its grace; it is left behind"
+            log.warning(text, name, owner.id, extra={**owner.about, "step": name})
             at = owner.home.clock.now()
             owner.home.counters.interrupted += 1
             self.arrivals.append(Interrupted(n, at, at - attempt.began))
@@ -137,7 +140,7 @@ def _note_failure(owner: Owner, attempt: Attempt, number: int, fact: AttemptEnd)
     log.warning(
         "invocation %s (%s): attempt %d%s of step %s failed: %s; %s",
         *(owner.id, owner.handler, number, of, work.name, error, after),
-        extra={"invocation_id": owner.id, "handler": owner.handler, "step": work.name, "attempt": number},
+        extra={**owner.about, "step": work.name, "attempt": number},
     )
 
 

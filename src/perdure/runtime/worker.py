@@ -234,7 +234,7 @@ class Worker:
         for runner, error in zip(runners, stopped, strict=True):
             if error is not None:
                 text = "invocation %s could not be handed over: it is redelivered instead"
-                log_error(log, text, runner.id, error=error)
+                log_error(log, text, runner.id, error=error, extra=runner.about)
         await self._parts.aclose()
 
     def halt(self) -> None:
@@ -292,7 +292,10 @@ class Worker:
         self._forget(delivery.id)
         if isinstance(error, (KeyboardInterrupt, SystemExit)):
             raise error
-        log.error("invocation %s (%s): unexpected exception", delivery.id, delivery.handler, exc_info=error)
+        about = {"invocation_id": delivery.id, "handler": delivery.handler}
+        log.error(
+            "invocation %s (%s): unexpected exception", delivery.id, delivery.handler, exc_info=error, extra=about
+        )
         reason = f"it cannot be taken: {type(error).__name__}: {error}"
         self.loop.call_soon(self._hand_back, delivery, reason)  # the store may be in the middle of handing it over
 
@@ -314,7 +317,8 @@ class Worker:
             try:
                 let_go()
             except Exception:
-                log.exception("invocation %s: unexpected exception when this worker lets go of it", id)
+                text = "invocation %s: unexpected exception when this worker lets go of it"
+                log.exception(text, id, extra={"invocation_id": id})
 
     def _admit(self, delivery: Delivery) -> None:
         runner = self._runners[delivery.id] = Runner(self, delivery)
@@ -416,14 +420,15 @@ class Worker:
         except BaseException as error:  # noqa: BLE001  nothing else would hand them back
             self._decline(first, error)
 
-    def commit_failed(self, id: str, error: BaseException, /) -> None:
+    def commit_failed(self, runner: Runner, error: BaseException, /) -> None:
         """Count and log that the store does not take commits, rate-limited: each is retried every second."""
         self.counters.commits_failed += 1
         self._log(
             type(error),
             "commit for invocation %s failed: %s; this and others are retried until they succeed",
-            *(id, error),
+            *(runner.id, error),
             exc_info=None if isinstance(error, StoreError) else error,
+            extra=runner.about,
         )
 
     def make_turn(self, start: Start, /) -> Turn:
