@@ -1,4 +1,4 @@
-"""Two servers in front of one NATS server, and a worker behind neither."""
+"""Servers and workers on one NATS server."""
 
 from __future__ import annotations
 
@@ -10,8 +10,10 @@ import pytest
 from examples.services.nats_server import Options, server
 from perdure import connect
 from perdure.stores.jetstream.layout.streams import make
+from tests.http import watched
 from tests.http.conftest import site_on
 from tests.http.programs import WORKFLOWS
+from tests.http.test_metrics import one, scrape
 
 pytestmark = pytest.mark.slow
 
@@ -44,3 +46,34 @@ async def test_what_is_started_on_one_server_is_awaited_and_answered_on_another(
             assert (await one.get(f"/api/workflows/{id}/result?wait=60")).json()["result"] == "approved"
             while (await one.get("/api/workflows/stats")).json()["by_status"] != {"completed": 1}:
                 await asyncio.sleep(0.02)
+
+
+async def test_metrics_of_a_server_and_of_a_worker_on_nats() -> None:
+    with server(options=Options(sync_interval="always")) as node:
+        await make([node.url], {}, replicas=1, shards=None, synced=True)
+        async with AsyncExitStack() as parts:
+            front = await site_on(parts, node.url)
+            unbegun = await front.client.start(watched.waits)
+            await unbegun.cancel()
+            while not (numbers := await scrape(front.http)).get("perdure_invocations_ended_total"):
+                await asyncio.sleep(0.02)
+            assert one(numbers, "perdure_invocations_ended_total", handler="waits", outcome="cancelled") == 1
+            await front.client.start(watched.ships, "a")
+            numbers = await scrape(front.http)
+            assert one(numbers, "perdure_oldest_pending_seconds", handler="ships") > 0
+            assert one(numbers, "perdure_written_bytes_total") > 100
+            assert one(numbers, "perdure_invocations", status="pending") == 1
+            behind = await site_on(parts, node.url, *watched.WATCHED)
+            while one(numbers := await scrape(behind.http), "perdure_invocations", status="completed") < 1:
+                await asyncio.sleep(0.02)
+            assert one(numbers, "perdure_invocations_ended_total", handler="ships", outcome="completed") == 1
+            assert one(numbers, "perdure_commit_seconds_count") >= 1
+            assert one(numbers, "perdure_transaction_seconds_count") == 0
+            assert (one(numbers, "perdure_index_current"), one(numbers, "perdure_index_behind")) == (1, 0)
+            node.freeze()
+            try:
+                assert one(await scrape(behind.http), "perdure_store_up") == 0
+            finally:
+                node.thaw()
+            while not one(await scrape(behind.http), "perdure_store_up"):
+                await asyncio.sleep(0.1)
