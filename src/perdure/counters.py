@@ -145,7 +145,7 @@ class Counters:
     def __init__(self) -> None:
         self.store: StoreCounters | None = None
         self.loads: list[Callable[[], Load]] = []
-        self.ended = Counts(HANDLERS_LIMIT)  # by outcome and handler
+        self.ended = Counts(3 * HANDLERS_LIMIT)  # by outcome, of which there are three, and handler
         self.waits = Histograms(LONG_SECONDS, HANDLERS_LIMIT)  # by handler: due until its body began
         self.steps = Histograms(LONG_SECONDS, STEPS_LIMIT)  # by handler and step: attempts
         self.attempts_failed = Counts(STEPS_LIMIT)  # by handler and step

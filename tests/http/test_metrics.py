@@ -9,14 +9,15 @@ import re
 import signal
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import AsyncExitStack
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
 import yaml
-from prometheus_client import parser
+from prometheus_client import Metric, parser
 from prometheus_client.openmetrics import parser as openmetrics
 
 from perdure import connect, http
@@ -36,6 +37,8 @@ from tests.http.watched import WATCHED
 ROOT = Path(__file__).parents[2]
 PROGRAMS = str(Path(watched.__file__))
 OPENMETRICS = "application/openmetrics-text; version=1.0.0"
+ODD = ["", "*/*", "ü", ";;,,=", "application/openmetrics-texts;version=abc", "text/plain;version=x;q=0.x;escaping=y"]
+"""What `Accept` may hold, and does not ask for OpenMetrics."""
 
 Numbers = dict[str, dict[frozenset[tuple[str, str]], float]]
 """By the name of the sample, then by its labels."""
@@ -67,13 +70,14 @@ async def until(site: Site, holds: Callable[[Numbers], bool]) -> Numbers:
 
 
 # --- what is there ----------------------------------------------------------------------------------------------------
-@pytest.mark.parametrize("accept", ["", "text/plain; version=0.0.4", OPENMETRICS, "*/*", "ü"])
+@pytest.mark.parametrize("accept", [OPENMETRICS, f"text/plain;q=0.3,{OPENMETRICS[:-5]}abc;q=0.5", *ODD])
 async def test_each_metric_of_the_table_is_there_with_its_type_and_help(memory_site: Site, accept: str) -> None:
     response = await memory_site.get("/metrics", headers=[(b"Accept", accept.encode())])
-    is_open = accept == OPENMETRICS
-    assert response.headers["content-type"].startswith("application/openmetrics-text" if is_open else "text/plain")
-    assert response.headers["content-type"].count("charset=utf-8") == 1
-    families = (openmetrics if is_open else parser).text_string_to_metric_families(response.text)
+    is_open = accept not in ODD
+    media = f"{OPENMETRICS}; charset=utf-8" if is_open else "text/plain; version=0.0.4; charset=utf-8"
+    assert response.headers["content-type"] == media
+    reader: Any = openmetrics if is_open else parser
+    families: Iterable[Metric] = reader.text_string_to_metric_families(response.text)
     found = {each.name: each for each in families}
     assert {name for name in found if name.startswith("perdure_")} == {each.name for each in METRICS}
     for each in METRICS:

@@ -10,11 +10,11 @@ import asyncio
 import logging
 import platform
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from importlib.metadata import version
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, cast
 
 from msgspec import Struct
 
@@ -30,6 +30,10 @@ if TYPE_CHECKING:
 
 STORE_SECONDS = 2.0
 """How long a scrape waits for what the store counts. After that it is answered without."""
+
+TEXT = "text/plain; version=0.0.4; charset=utf-8"
+OPENMETRICS = "application/openmetrics-text; version=1.0.0; charset=utf-8"
+"""The formats, as media types."""
 
 log = logging.getLogger("perdure.http")
 
@@ -295,7 +299,12 @@ def _buckets(histogram: Histogram) -> list[tuple[str, float]]:
 
 def write(readings: Sequence[Reading], accept: str) -> tuple[bytes, str]:
     """Return readings in the format that an `Accept` header asks for, and its media type."""
-    from prometheus_client.exposition import choose_encoder  # noqa: PLC0415  only who is scraped imports it
+    # Not by the library's own choice, which takes the version from the header, and fails for some.
+    from prometheus_client import generate_latest  # noqa: PLC0415  only who is scraped imports it
+    from prometheus_client.openmetrics import exposition as openmetrics  # noqa: PLC0415
 
-    encode, media = choose_encoder(accept)
-    return encode(_Collector(readings)), media
+    asked = {each.partition(";")[0].strip().lower() for each in accept.split(",")}
+    if OPENMETRICS.partition(";")[0] in asked:
+        encode = cast("Callable[[_Collector], bytes]", openmetrics.generate_latest)  # it has no types
+        return encode(_Collector(readings)), OPENMETRICS
+    return generate_latest(_Collector(readings)), TEXT
