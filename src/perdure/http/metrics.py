@@ -10,11 +10,11 @@ import asyncio
 import logging
 import platform
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from importlib.metadata import version
-from typing import TYPE_CHECKING, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal
 
 from msgspec import Struct
 
@@ -305,6 +305,6 @@ def write(readings: Sequence[Reading], accept: str) -> tuple[bytes, str]:
 
     asked = {each.partition(";")[0].strip().lower() for each in accept.split(",")}
     if OPENMETRICS.partition(";")[0] in asked:
-        encode = cast("Callable[[_Collector], bytes]", openmetrics.generate_latest)  # it has no types
-        return encode(_Collector(readings)), OPENMETRICS
+        untyped: Any = openmetrics
+        return untyped.generate_latest(_Collector(readings)), OPENMETRICS
     return generate_latest(_Collector(readings)), TEXT
