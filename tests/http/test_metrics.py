@@ -203,7 +203,19 @@ async def test_handover_is_no_recovery(tmp_path: Path) -> None:
         assert one(numbers, "perdure_replay_seconds_count") == 1
 
 
-async def test_sum_and_buckets_of_a_histogram_are_plausible(memory_site: Site) -> None:
+async def test_queued_starts_of_an_earlier_process_are_no_recoveries(tmp_path: Path) -> None:
+    url = f"sqlite:{tmp_path}/store.db"
+    async with connect(url) as client:
+        handle = await client.start(watched.ships, "a")
+    async with AsyncExitStack() as parts:
+        site = await site_on(parts, url, *WATCHED)
+        await site.until(handle.id, "completed")
+        numbers = await scrape(site.http)
+        assert one(numbers, "perdure_invocations_recovered_total") == 0
+        assert one(numbers, "perdure_invocations_started_total", handler="ships") == 1
+
+
+async def test_sum_and_buckets_of_a_histogram_are_plausible() -> None:
     async with AsyncExitStack() as parts:
         site = await site_on(parts, "memory:", *WATCHED)
         began = time.monotonic()

@@ -125,8 +125,8 @@ class Runner(Live):
                 self._open(start, frames)
                 self._round()
             case TakeOver(start=start):
-                is_another = not frames or frames[-1].writer != self.home.writer.name
-                self._take_over(start, is_recovery=is_another and self._fault is None)
+                is_others = record.history.claimed and frames[-1].writer != self.home.writer.name
+                self._take_over(start, is_recovery=is_others)
             case Settled(start=start):
                 self._finish_settled(start, frames)
             case Unknown():
