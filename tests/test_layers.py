@@ -27,7 +27,8 @@ LAYERS = (
     {"operations"},
     {"runtime"},
     {"stores"},
-    {"background"},
+    {"background", "logs"},
+    {"counters"},
     {"authoring"},
     {"core"},
     {"errors"},
@@ -78,8 +79,8 @@ IMPORT_BUDGET_MS = 100
 ASYNCIO_MS = 40
 IMPORT_RUNS = 7
 NOT_AT_IMPORT = {
-    *("click", "google.protobuf", "grpc", "langgraph", "nats", "opentelemetry", "pydantic", "rich", "starlette"),
-    *("uvicorn", "uvloop"),
+    *("click", "google.protobuf", "grpc", "langgraph", "nats", "opentelemetry", "prometheus_client", "pydantic"),
+    *("rich", "starlette", "uvicorn", "uvloop"),
 }
 
 

@@ -17,6 +17,7 @@ from perdure.core.retry import Duration, seconds
 from perdure.core.turn import current_turn
 from perdure.core.types import decoder
 from perdure.core.values import encode
+from perdure.counters import Counters
 from perdure.documents import Documents
 from perdure.errors import InvalidOption, NotAWorkflow
 from perdure.handle import Handle
@@ -68,8 +69,15 @@ class MakeWorker(Protocol):
 class Client(AbstractAsyncContextManager["Client"]):
     """A connection to one store. It opens on first use or on `async with`, and closes with `aclose` or the latter."""
 
-    def __init__(self, operations: Operations, make_worker: MakeWorker, translators: Translators = tuple) -> None:
+    def __init__(
+        self,
+        operations: Operations,
+        make_worker: MakeWorker,
+        translators: Translators = tuple,
+        counters: Counters | None = None,
+    ) -> None:
         self.operations = operations
+        self.counters = counters  # None: what it does is done elsewhere
         self.translators = translators
         self._make_worker = make_worker
         self._running: list[Worker] = []  # its workers that run; they maintain this list

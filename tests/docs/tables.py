@@ -8,6 +8,7 @@ from perdure import errors
 from perdure.core import lifecycle
 from perdure.http import approvals, inbound
 from perdure.http.api import ROUTES
+from perdure.http.metrics import METRICS
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 
@@ -33,7 +34,20 @@ def routes() -> str:
     )
 
 
-TABLES = {"reference/statuses.md": transitions, "reference/errors.md": tree, "reference/http.md": routes}
+def metrics() -> str:
+    """The metrics."""
+    return "".join(
+        f"{each.shown_name}{{{', '.join(each.labels)}}} {each.kind}\n    {each.help}\n".replace("{}", "")
+        for each in METRICS
+    )
+
+
+TABLES = {
+    "reference/statuses.md": transitions,
+    "reference/errors.md": tree,
+    "reference/http.md": routes,
+    "reference/metrics.md": metrics,
+}
 """Each is the one text block of its page."""
 
 

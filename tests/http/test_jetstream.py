@@ -1,4 +1,4 @@
-"""Two servers in front of one NATS server, and a worker behind neither."""
+"""Servers and workers on one NATS server."""
 
 from __future__ import annotations
 
@@ -12,10 +12,12 @@ from perdure import Context, Webhook, connect, workflow
 from perdure.http import StandardWebhooks
 from perdure.http.hooks import put_hook
 from perdure.stores.jetstream.layout.streams import make
+from tests.http import watched
 from tests.http.conftest import site_on
 from tests.http.pages import Page
 from tests.http.programs import WORKFLOWS
 from tests.http.test_hooks import SECRET, send, standard
+from tests.http.test_metrics import one, scrape
 
 pytestmark = pytest.mark.slow
 
@@ -91,3 +93,34 @@ async def test_hook_and_link_are_the_same_on_every_server() -> None:
             assert (await sites[0].http.post(urls[-1], data={"verb": "approve"})).status_code == 303
             assert await handle.result() is True
             assert Page((await sites[1].get(urls[0])).text).heading == "Approved"
+
+
+async def test_metrics_of_a_server_and_of_a_worker_on_nats() -> None:
+    with server(options=Options(sync_interval="always")) as node:
+        await make([node.url], {}, replicas=1, shards=None, synced=True)
+        async with AsyncExitStack() as parts:
+            front = await site_on(parts, node.url)
+            unbegun = await front.client.start(watched.waits)
+            await unbegun.cancel()
+            while not (numbers := await scrape(front.http)).get("perdure_invocations_ended_total"):
+                await asyncio.sleep(0.02)
+            assert one(numbers, "perdure_invocations_ended_total", handler="waits", outcome="cancelled") == 1
+            await front.client.start(watched.ships, "a")
+            numbers = await scrape(front.http)
+            assert one(numbers, "perdure_oldest_pending_seconds", handler="ships") > 0
+            assert one(numbers, "perdure_written_bytes_total") > 100
+            assert one(numbers, "perdure_invocations", status="pending") == 1
+            behind = await site_on(parts, node.url, *watched.WATCHED)
+            while one(numbers := await scrape(behind.http), "perdure_invocations", status="completed") < 1:
+                await asyncio.sleep(0.02)
+            assert one(numbers, "perdure_invocations_ended_total", handler="ships", outcome="completed") == 1
+            assert one(numbers, "perdure_commit_seconds_count") >= 1
+            assert one(numbers, "perdure_transaction_seconds_count") == 0
+            assert (one(numbers, "perdure_index_current"), one(numbers, "perdure_index_behind")) == (1, 0)
+            node.freeze()
+            try:
+                assert one(await scrape(behind.http), "perdure_store_up") == 0
+            finally:
+                node.thaw()
+            while not one(await scrape(behind.http), "perdure_store_up"):
+                await asyncio.sleep(0.1)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Generator, Iterable, Sequence
+from collections.abc import Callable, Generator, Iterable, MutableMapping, Sequence
 from datetime import UTC, datetime
 from random import Random
 from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar, cast, overload
@@ -208,11 +208,16 @@ def _check_text(name: str, text: object) -> None:
 
 
 class _WorkflowLogger(logging.LoggerAdapter[logging.Logger]):
-    """Silent while replaying; adds the invocation's id."""
+    """Silent while replaying; adds the invocation's id and handler to what the call has as `extra`."""
 
     def __init__(self, logger: logging.Logger, turn: Turn) -> None:
-        super().__init__(logger, {"invocation_id": turn.start.id})
+        super().__init__(logger)
+        self._about = {"invocation_id": turn.start.id, "handler": turn.start.handler}
         self._turn = turn
+
+    def process(self, msg: object, kwargs: MutableMapping[str, Any]) -> tuple[object, MutableMapping[str, Any]]:
+        kwargs["extra"] = {**(kwargs.get("extra") or {}), **self._about}
+        return msg, kwargs
 
     def isEnabledFor(self, level: int) -> bool:
         return not self._turn.replaying and self.logger.isEnabledFor(level)

@@ -40,6 +40,7 @@ def app(
     max_waiting: int = WAITING_LIMIT,
     max_body: int = BODY_LIMIT_BYTES,
     hooks: Mapping[str, Verifier] | None = None,
+    access_log: bool = False,
 ) -> Service:
     """Return an ASGI application over a client, to be served or mounted. It neither opens nor closes the client.
 
@@ -53,7 +54,8 @@ def app(
     URLs. `hooks` are verifiers by the name of the workflow that a webhook starts, beside those that the store has.
     `trusted_proxies` are addresses or networks (`10.0.0.0/8`, or `unix` for a socket file) whose
     `X-Forwarded-For` is believed. At most `max_waiting` requests wait for results at a time; others get 429. Bodies
-    have at most `max_body` bytes.
+    have at most `max_body` bytes. `access_log` logs each request, as a line of `perdure.http.access` at INFO, without
+    ids.
     """
     if max_waiting < 1 or max_body < 1:
         raise InvalidOption(f"app(max_waiting={max_waiting}, max_body={max_body}): give at least 1")
@@ -66,7 +68,15 @@ def app(
         public_url=public_url,
         trusted_proxies=trusted_proxies,
     )
-    return service_of(client, gate, public_url=public_url, max_waiting=max_waiting, max_body=max_body, hooks=hooks)
+    return service_of(
+        client,
+        gate,
+        public_url=public_url,
+        max_waiting=max_waiting,
+        max_body=max_body,
+        hooks=hooks,
+        access_log=access_log,
+    )
 
 
 def service_of(
@@ -77,6 +87,7 @@ def service_of(
     max_waiting: int = WAITING_LIMIT,
     max_body: int = BODY_LIMIT_BYTES,
     hooks: Mapping[str, Verifier] | None = None,
+    access_log: bool = False,
 ) -> Service:
     """Return the application behind a gate."""
     return Service(
@@ -87,6 +98,8 @@ def service_of(
         waiting_limit=max_waiting,
         body_limit=max_body,
         hooks=hooks or {},
+        counters=client.counters,
+        access_log=access_log,
     )
 
 

@@ -594,6 +594,12 @@ async def workflow_events(exchange: Exchange, _: NoQuery) -> Response:
     return await exchange.service.stream(exchange, changes(operations, id), SERVER_SENT_EVENTS)
 
 
+# --- metrics ---------------------------------------------------------------------------------------------------------
+async def metrics(exchange: Exchange, _: NoQuery) -> Response:
+    content, media = await exchange.service.metrics(exchange.header("accept") or "")
+    return Response(content, 200, {"Cache-Control": "no-store"}, media)
+
+
 # --- the document -----------------------------------------------------------------------------------------------------
 async def openapi(exchange: Exchange, _: NoQuery) -> Response:
     return json_response(document_of(exchange.service.routes))
@@ -723,6 +729,7 @@ ROUTES: tuple[Route, ...] = (
         media=STREAM,
         headers=("Last-Event-ID",),
     ),
+    Route("GET", "/metrics", "read", metrics, "What Prometheus scrapes.", media="text/plain"),
     Route("GET", "/openapi.json", "read", openapi, "This document."),
     *ADMIN_ROUTES,
 )

@@ -9,6 +9,7 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Gene
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from http import HTTPStatus
+from time import perf_counter
 from typing import Any, TypeVar
 from urllib.parse import quote
 
@@ -18,6 +19,7 @@ from starlette.responses import Response, StreamingResponse
 from starlette.types import Message, Receive, Scope, Send
 
 from perdure.background import end, log_error
+from perdure.counters import Counters
 from perdure.errors import PerdureError
 from perdure.http.auditor import Auditor
 from perdure.http.exchange import Exchange
@@ -25,8 +27,10 @@ from perdure.http.feed import Feed
 from perdure.http.gate import NOBODY, Admitted, Gate
 from perdure.http.guard import READS
 from perdure.http.hooks import Hooks
+from perdure.http.metrics import Metrics
 from perdure.http.problems import Problem, answer, problem_of, unexpected
 from perdure.http.routes import ANY, JSON, MEDIA_TYPES, AnyQuery, Body, Route, Router, query_items, query_of
+from perdure.http.traffic import Traffic
 from perdure.http.verifiers import Verifier
 from perdure.operations.audit import Entry
 from perdure.operations.interfaces import Interfaces
@@ -83,11 +87,15 @@ class Service:
         waiting_limit: int = WAITING_LIMIT,
         body_limit: int = BODY_LIMIT_BYTES,
         hooks: Mapping[str, Verifier],
+        counters: Counters | None = None,
+        access_log: bool = False,
     ) -> None:
         self.operations = operations
         self.interfaces = Interfaces(operations)
         self.hooks = Hooks(operations, hooks)
         self.routes = tuple(routes)
+        self._traffic = Traffic(is_logged=access_log)
+        self._metrics = Metrics(operations, counters, self._traffic)
         self._closing = asyncio.Event()
         self.gate = gate
         self.public_url = public_url
@@ -111,6 +119,7 @@ class Service:
         await end([*self._waits, *([] if self._watching is None else [self._watching])])
         await self._auditor.aclose()
         await self.gate.aclose()
+        await self._metrics.aclose()
         if self._feed is not None:
             await self._feed.aclose()
 
@@ -128,6 +137,10 @@ class Service:
             self._feed = Feed(self.operations)
         return self._feed
 
+    async def metrics(self, accept: str) -> tuple[bytes, str]:
+        """Return the metrics in the format that is asked for, and its media type."""
+        return await self._metrics.text(accept, waits=len(self._waits), streams=self._streams)
+
     # --- ASGI ---------------------------------------------------------------------------------------------------------
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
@@ -140,6 +153,7 @@ class Service:
             await response(scope, receive, send)
 
     async def _answered(self, request: Request, raw_path: bytes) -> Response:
+        began = perf_counter()
         exchange: Exchange | None = None
         route: Route | None = None
         try:
@@ -161,6 +175,8 @@ class Service:
         if route is not None and exchange is not None:
             await self._audit(route, exchange, response)
         response.headers["X-Content-Type-Options"] = "nosniff"
+        name = exchange.access.name if exchange is not None and self.gate.is_named else None
+        self._traffic.ended(request.method, route, response.status_code, perf_counter() - began, principal=name)
         return response
 
     def _problem(self, error: Exception, request: Request, route: Route | None) -> Problem:

@@ -35,6 +35,7 @@ from perdure.core.journal import (
 )
 from perdure.core.lifecycle import SETTLED, refusing_status
 from perdure.core.retry import Duration, seconds
+from perdure.counters import Counters
 from perdure.errors import (
     IllegalTransition,
     InvalidOption,
@@ -96,7 +97,8 @@ class Local(Operations):
     `name` is the store's name in texts. `timeout` bounds how long a start or message waits to be accepted, in seconds;
     None leaves that to the store. `instead_of_backup` names the remedy if the store cannot copy itself.
     `holds_resources`: an open store has files, threads or connections, and a warning is given if it is never closed.
-    `chance` draws the ids and seeds; the system's generator unless a simulation brings its own.
+    `chance` draws the ids and seeds; the system's generator unless a simulation brings its own. `counters` get those of
+    the store once it is open.
     """
 
     def __init__(
@@ -108,6 +110,7 @@ class Local(Operations):
         instead_of_backup: str = "copy what it is made of",
         holds_resources: bool = False,
         chance: Random | None = None,
+        counters: Counters | None = None,
     ) -> None:
         self._make_store = make_store
         self._name = name
@@ -115,6 +118,7 @@ class Local(Operations):
         self._instead_of_backup = instead_of_backup
         self._holds_resources = holds_resources
         self._chance = chance or SystemRandom()
+        self._counters = counters
         self._store: Store | None = None
         self._closed = False
         self._opening: asyncio.Task[Store] | None = None
@@ -193,6 +197,8 @@ class Local(Operations):
         if self._holds_resources:
             self._warning = weakref.finalize(self, _warn_of_unclosed, self._name, os.getpid())
         self._unserved = Unserved(store)
+        if self._counters is not None:
+            self._counters.store = store.counters
         return store
 
     async def _accepted(self, accepting: Awaitable[T], what: str, again: str) -> T:
@@ -466,9 +472,11 @@ class Local(Operations):
             events.close()
 
     async def stats(self) -> Stats:
-        counts = await (await self.opened()).counts()
+        store = await self.opened()
+        counts, now = await store.counts(), store.clock.now()
         total = sum(counts.by_status.values())
-        return Stats(total, counts.by_status, counts.by_handler, counts.is_current, counts.behind)
+        pending = {handler: max(0.0, now - since) for handler, since in counts.due_since.items()}
+        return Stats(total, counts.by_status, counts.by_handler, counts.is_current, counts.behind, pending)
 
     async def minutes(self, *, since: datetime, handler: str | None = None) -> list[Minute]:
         asked = filter_of(created_after=since, handler=handler)  # checked as in a filter

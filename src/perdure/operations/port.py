@@ -72,7 +72,8 @@ class Stats(Struct, frozen=True, omit_defaults=True):
     """How many invocations there are.
 
     `is_current` is false while a remote store cannot be reached: these are the last known numbers then, and at least
-    `behind` changes are missing.
+    `behind` changes are missing. `pending_seconds` tells how long the oldest start that waits for a worker has waited,
+    by handler.
     """
 
     total: int
@@ -80,6 +81,7 @@ class Stats(Struct, frozen=True, omit_defaults=True):
     by_handler: Mapping[str, int]
     is_current: bool = True
     behind: int = 0
+    pending_seconds: Mapping[str, float] = {}
 
 
 class Minute(Struct, frozen=True):

@@ -27,6 +27,7 @@ from perdure.core.journal import (
     settles_before_begin,
 )
 from perdure.core.lifecycle import SETTLED
+from perdure.counters import StoreCounters
 from perdure.errors import StoreClosed, unknown
 from perdure.stores.awakeables import Awakeable, AwakeableFilter, merged, passes
 from perdure.stores.clock import Alarm, SystemClock
@@ -88,6 +89,7 @@ class MemoryStore:
         self.secret = b"memory"
         self.payload_limit = payload_limit
         self.key_queue_limit = key_queue_limit
+        self.counters = StoreCounters()
         self.hook: Hook | None = None
         self.writes = 0
         self._rows: dict[str, Row] = {}
@@ -118,7 +120,7 @@ class MemoryStore:
         self._read_due()
         self._notices = Notices()
         self._dispatcher = self._make_dispatcher()
-        self._canceller = Canceller(self._dispatcher, self.clock, self._unbegun, self.commit)
+        self._canceller = Canceller(self._dispatcher, self.clock, self._unbegun, self.commit, self.counters)
         self._alarm = Alarm(self.clock, self._ring)
 
     def _make_dispatcher(self) -> Dispatcher:
@@ -424,6 +426,7 @@ class MemoryStore:
         self._write("frame", id)
         frames.append(data)
         self._frames[id] = frames
+        self.counters.written_bytes += len(data)
         self._undone[id] = frozenset(start.id for start in effects.starts) if effects.starts else _NONE
 
     def _do(self, id: str, effects: Effects) -> None:
@@ -535,6 +538,8 @@ class MemoryStore:
         for row in self._rows.values():
             counts.by_status[row.status] = counts.by_status.get(row.status, 0) + 1
             counts.by_handler[row.handler] = counts.by_handler.get(row.handler, 0) + 1
+        for _, start in self._queued.values():
+            counts.due_since[start.handler] = min(start.due, counts.due_since.get(start.handler, start.due))
         return counts
 
     async def minutes(

@@ -24,6 +24,7 @@ from perdure.core.effects import NO_EFFECTS, Effects
 from perdure.core.journal import Answer, Frame, Message, Outcome, Start, Status
 from perdure.core.tags import Tags
 from perdure.core.values import digest
+from perdure.counters import StoreCounters
 from perdure.errors import Conflict, IdConflict, InvalidOption, LimitExceeded
 from perdure.stores.awakeables import Awakeable, AwakeableFilter
 from perdure.stores.documents import DocumentStore
@@ -246,12 +247,15 @@ class Counts(Struct, frozen=True):
     """How many invocations there are, by status and by handler.
 
     `is_current` is false when the store could not read the latest changes; at least `behind` changes are missing then.
+    `due_since` tells since when the oldest start that waits for a worker has been due, by handler. One that waits for
+    its key may count as well.
     """
 
     by_status: dict[Status, int] = {}
     by_handler: dict[str, int] = {}
     is_current: bool = True
     behind: int = 0
+    due_since: dict[str, float] = {}
 
 
 class Minute(Struct, frozen=True):
@@ -322,6 +326,11 @@ class Store(Protocol):
     @property
     def payload_limit(self) -> int:
         """The most bytes that one value may take, encoded."""
+        ...
+
+    @property
+    def counters(self) -> StoreCounters:
+        """What this store did in this process."""
         ...
 
     @property

@@ -15,6 +15,7 @@ from typing import Any, Never, Protocol, TypeVar
 
 from perdure.core.journal import Answer, Message, Outcome, Start, decode_frame, known_status
 from perdure.core.lifecycle import SETTLED as SETTLED_STATUSES
+from perdure.counters import StoreCounters
 from perdure.errors import StoreClosed, StoreDamaged, StoreError, StoreReadOnly
 from perdure.stores.awakeables import Awakeable, AwakeableFilter
 from perdure.stores.clock import SystemClock
@@ -170,6 +171,7 @@ class SqliteReader:
         self.clock = SystemClock()
         self.payload_limit = payload_limit
         self.clocks_apart = 0.0
+        self.counters = StoreCounters()
         self.key_queue_limit = key_queue_limit
         self.secret = b""
         self._pid = os.getpid()
@@ -299,7 +301,14 @@ class SqliteReader:
         return found
 
     async def counts(self) -> Counts:
-        return counts_of(await self._read(lambda db: db.execute(COUNTS).fetchall()))
+        def read(db: sqlite3.Connection) -> Counts:
+            counts = counts_of(db.execute(COUNTS).fetchall())
+            for handler in counts.by_handler if "pending" in counts.by_status else ():
+                if (first := db.execute(_QUEUED_FIRST, (handler,)).fetchone()) is not None:
+                    counts.due_since[handler] = first[0]
+            return counts
+
+        return await self._read(read)
 
     async def minutes(
         self, since: float, /, *, handler: str | None = None, within: float | None = None
@@ -354,6 +363,12 @@ class SqliteView(OnlyLooking, SqliteReader):
     def _refuse_change(self, what: str) -> Never:
         self._check()
         raise StoreReadOnly(about(self.path, f"it was opened read-only, so {what}"))
+
+
+_QUEUED_FIRST = (
+    "SELECT due FROM invocation WHERE status = 'pending' AND sequence IS NOT NULL AND handler = ? "
+    "ORDER BY sequence LIMIT 1"
+)
 
 
 def _search(db: sqlite3.Connection, filter: Filter) -> list[Any]:

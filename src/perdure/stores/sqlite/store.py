@@ -55,7 +55,9 @@ class SqliteStore(SqliteReader):
     ) -> None:
         super().__init__(path, payload_limit=payload_limit, key_queue_limit=key_queue_limit)
         self._notices = Notices()
-        self._deliveries = Deliveries(self.path, self.clock, self._read, self._enqueue, self._aside, self.commit)
+        self._deliveries = Deliveries(
+            self.path, self.clock, self._read, self._enqueue, self._aside, self.commit, self.counters
+        )
         self._changed: dict[str, bool] = {}  # ids of changed rows that a feed covers, in order; true: perhaps purged
         self._telling = False
         self._units: list[Unit] = []
@@ -203,8 +205,10 @@ class SqliteStore(SqliteReader):
         if units:
             self._writer.put(units)
 
-    def _written(self, units: Sequence[Unit]) -> None:
+    def _written(self, units: Sequence[Unit], took: float) -> None:
         """Act on what is durable: deliver starts and messages, and resolve futures. Runs on the loop."""
+        self.counters.transactions.observe(took)
+        self.counters.batches.observe(len(units))
         for unit in units:
             try:
                 self._act_on(unit)
@@ -219,6 +223,7 @@ class SqliteStore(SqliteReader):
         if unit.error is not None:
             self._deliveries.unanswered.difference_update(message.id for message in unit.messages)
         elif self._open:
+            self.counters.written_bytes += unit.size
             try:
                 self._deliveries.written(unit)
                 if (transition := unit.transition) is not None and (unit.ended or transition.effects.answers):

@@ -13,6 +13,7 @@ import sqlite3
 import threading
 import zlib
 from collections.abc import Callable, Mapping, Sequence
+from time import perf_counter
 from typing import Any, cast
 
 from perdure.core.journal import (
@@ -47,9 +48,9 @@ log = logging.getLogger("perdure.sqlite")
 class Writer:
     """Commits units, one transaction at a time, in its own thread.
 
-    `written` is called on the loop with each batch. `lost` is called on the loop, once, when the file or its log was
-    moved, removed or replaced. From then on nothing is written or acknowledged. `now` is the time by the store's clock,
-    which the retention goes by too.
+    `written` is called on the loop with each batch, and how many seconds writing it took. `lost` is called on the loop,
+    once, when the file or its log was moved, removed or replaced. From then on nothing is written or acknowledged.
+    `now` is the time by the store's clock, which the retention goes by too.
     """
 
     def __init__(
@@ -57,7 +58,7 @@ class Writer:
         path: str,
         opened: Opened,
         loop: asyncio.AbstractEventLoop,
-        written: Callable[[Sequence[Unit]], None],
+        written: Callable[[Sequence[Unit], float], None],
         lost: Callable[[StoreError], None],
         keys: Keys,
         now: Callable[[], float],
@@ -97,8 +98,9 @@ class Writer:
     def _run(self) -> None:
         while (batch := self._next_batch()) is not None:
             if batch:
+                began = perf_counter()
                 self._write(batch)
-                self._tell(self._report, batch)
+                self._tell(self._report, batch, perf_counter() - began)
             else:
                 self._check_file()
         with quietly():
@@ -115,9 +117,9 @@ class Writer:
             batch, self._waiting = self._waiting[:BATCH_LIMIT], self._waiting[BATCH_LIMIT:]
             return batch
 
-    def _tell(self, report: Callable[[Any], None], what: Any) -> None:
+    def _tell(self, report: Callable[..., None], *what: Any) -> None:
         try:
-            self._loop.call_soon_threadsafe(report, what)
+            self._loop.call_soon_threadsafe(report, *what)
         except RuntimeError:  # the loop was closed, and the store was not
             log.warning("%s", about(self._path, "its event loop ended before it was closed: close the client first"))
 

@@ -190,11 +190,14 @@ class Changes(StoreCase):
             await self.completed(inbox)
             await self.suspended(inbox)
             late = store.clock.now() + 900
-            await store.submit([self.start(handler="two"), self.start(handler="two", due=late)])
+            first = self.start(handler="two")
+            await store.submit([first, self.start(handler="two", due=late)])
+            await store.submit([self.start(handler="two")])
             for _ in range(2):
                 counts = await store.counts()
-                assert counts.by_status == {"completed": 2, "suspended": 1, "pending": 1, "scheduled": 1}
-                assert counts.by_handler == {HANDLER: 3, "two": 2}
+                assert counts.by_status == {"completed": 2, "suspended": 1, "pending": 2, "scheduled": 1}
+                assert counts.by_handler == {HANDLER: 3, "two": 3}
+                assert counts.due_since == {"two": first.due}
                 store = await self.reopened()
 
     async def test_time_of_the_last_change_is_in_the_index(self) -> None:

@@ -85,6 +85,7 @@ class Face:
         self.name = process.name
         self.clock = clock
         self.clocks_apart = server.store.clocks_apart
+        self.counters = server.store.counters
         self.documents = server.store.documents
         self.secret = server.store.secret
         self.payload_limit = server.store.payload_limit

@@ -70,6 +70,7 @@ _POSITION = (
     "INSERT INTO position VALUES (?, ?, ?, ?) ON CONFLICT (shard) DO UPDATE SET journal = max(journal, "
     "excluded.journal), queue = max(queue, excluded.queue), looked_at = max(looked_at, excluded.looked_at)"
 )
+_PENDING_SINCE = "SELECT handler, min(due) FROM invocation WHERE status = 'pending' GROUP BY handler"
 _DUE = (
     f"SELECT id FROM invocation INDEXED BY invocation_settled WHERE {SETTLED} AND updated_at <= ? "
     "ORDER BY updated_at LIMIT ?"
@@ -150,7 +151,9 @@ class Table:
             raise self._damaged(error) from error
 
     def counts(self) -> Counts:
-        return counts_of(self._read(COUNTS))
+        counts = counts_of(self._read(COUNTS))
+        counts.due_since.update(self._read(_PENDING_SINCE))
+        return counts
 
     def minutes(self, since: float, handler: str | None, within: float | None) -> list[Minute]:
         with self._explained():
