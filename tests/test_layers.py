@@ -27,7 +27,8 @@ LAYERS = (
     {"operations"},
     {"runtime"},
     {"stores"},
-    {"background", "encryption"},
+    {"background", "encryption", "logs"},
+    {"counters"},
     {"authoring"},
     {"core"},
     {"errors"},
@@ -38,7 +39,7 @@ FACE = {"perdure", "perdure.__main__"}
 """Above all layers: they import what they like, and nothing imports them."""
 
 STORES = ("perdure.stores",)
-STORE_PORT = {f"perdure.stores{name}" for name in ("", ".port", ".documents", ".awakeables")}
+STORE_PORT = {f"perdure.stores{name}" for name in ("", ".port", ".documents", ".awakeables", ".waits")}
 CONCRETE_STORES = ("perdure.stores.memory", "perdure.stores.sqlite", "perdure.stores.jetstream")
 FACE_OF_OPERATIONS = tuple(
     f"perdure.{name}" for name in ("client", "handle", "run_all", "calls", "documents", "blocking", "cli", "http")
@@ -78,19 +79,8 @@ IMPORT_BUDGET_MS = 100
 ASYNCIO_MS = 40
 IMPORT_RUNS = 7
 NOT_AT_IMPORT = {
-    *(
-        "click",
-        "cryptography",
-        "google.protobuf",
-        "grpc",
-        "langgraph",
-        "nats",
-        "opentelemetry",
-        "pydantic",
-        "rich",
-        "starlette",
-    ),
-    *("uvicorn", "uvloop"),
+    *("click", "cryptography", "google.protobuf", "grpc", "langgraph", "nats", "opentelemetry", "prometheus_client"),
+    *("pydantic", "rich", "starlette", "uvicorn", "uvloop"),
 }
 
 

@@ -10,7 +10,7 @@ import logging
 import time
 import traceback
 from collections import OrderedDict
-from collections.abc import Callable, Coroutine, Iterable, Iterator
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping
 from typing import Any
 
 LOG_AGAIN_SECONDS = 60.0
@@ -36,13 +36,20 @@ async def end(tasks: Iterable[asyncio.Task[Any]], /) -> None:
         _, left = await asyncio.wait(left, timeout=CANCEL_AGAIN_SECONDS)
 
 
-def log_error(log: logging.Logger, text: str, *values: object, error: BaseException) -> None:
+def log_error(
+    log: logging.Logger,
+    text: str,
+    *values: object,
+    error: BaseException,
+    extra: Mapping[str, object] | None = None,
+) -> None:
     """Log an exception with its traceback, also one of an author's class that is false, or cannot be shown."""
     at = _traceback_of(error)
     try:
-        log.error(text, *values, exc_info=(type(error), error, at))
+        log.error(text, *values, exc_info=(type(error), error, at), extra=extra)
     except Exception:  # noqa: BLE001  its methods raise, or a handler of the program does
-        log.error("%s: %s\n%s", text % values, type(error).__name__, "".join(traceback.format_tb(at)))
+        frames = "".join(traceback.format_tb(at))
+        log.error("%s: %s\n%s", text % values, type(error).__name__, frames, extra=extra)
 
 
 _traceback_of = vars(BaseException)["__traceback__"].__get__
@@ -93,6 +100,7 @@ class RateLimitedLog:
         *values: object,
         level: int = logging.ERROR,
         exc_info: BaseException | None = None,
+        extra: Mapping[str, object] | None = None,
     ) -> None:
         """Log a message, unless one of this kind was logged a while ago. The next one tells how many were held back."""
         now = self._clock()
@@ -102,7 +110,7 @@ class RateLimitedLog:
             return
         if held_back:
             text, values = text + " (and %d times since this was last logged)", (*values, held_back)
-        self._log.log(level, text, *values, exc_info=exc_info)
+        self._log.log(level, text, *values, exc_info=exc_info, extra=extra)
         self._logged[kind] = now, 0
         self._logged.move_to_end(kind)
         if len(self._logged) > MESSAGES_LIMIT:

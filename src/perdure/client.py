@@ -9,7 +9,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any, ParamSpec, Protocol, Self, TypeVar, Unpack, cast, overload
 
 from perdure.authoring.group import Group, Wait
-from perdure.authoring.workflow import Call, Workflow
+from perdure.authoring.workflow import Call, Delay, Workflow, checked_delay
 from perdure.blocking import Blocking
 from perdure.calls import refuse_in_body, submission_of, value_of
 from perdure.core.ids import check_name
@@ -17,9 +17,11 @@ from perdure.core.retry import Duration, seconds
 from perdure.core.turn import current_turn
 from perdure.core.types import decoder
 from perdure.core.values import encode
+from perdure.counters import Counters
 from perdure.documents import Documents
 from perdure.errors import InvalidOption, NotAWorkflow
 from perdure.handle import Handle
+from perdure.operations.capabilities import LINK_SECONDS, Purpose, check_public_url
 from perdure.operations.describe import AwakeableInfo, Invocation
 from perdure.operations.documents import check_collection
 from perdure.operations.listing import (
@@ -67,8 +69,15 @@ class MakeWorker(Protocol):
 class Client(AbstractAsyncContextManager["Client"]):
     """A connection to one store. It opens on first use or on `async with`, and closes with `aclose` or the latter."""
 
-    def __init__(self, operations: Operations, make_worker: MakeWorker, translators: Translators = tuple) -> None:
+    def __init__(
+        self,
+        operations: Operations,
+        make_worker: MakeWorker,
+        translators: Translators = tuple,
+        counters: Counters | None = None,
+    ) -> None:
         self.operations = operations
+        self.counters = counters  # None: what it does is done elsewhere
         self.translators = translators
         self._make_worker = make_worker
         self._running: list[Worker] = []  # its workers that run; they maintain this list
@@ -252,6 +261,30 @@ class Client(AbstractAsyncContextManager["Client"]):
             raise InvalidOption(f"reject(..., {reason!r}): the reason must be a str")
         encode(reason, "the reason")  # refuse here what cannot be recorded
         await self.operations.reject(awakeable_id, reason, timeout=timeout)
+
+    async def approval_link(
+        self, awakeable_id: str, /, *, expires: Delay = LINK_SECONDS, public_url: str | None = None
+    ) -> str:
+        """Return a link to a page on which anyone who has the link can answer an awakeable, once.
+
+        It is the URL of a server, which is `public_url`, or else its path only. It expires with the awakeable, or after
+        `expires` (seconds, a timedelta or an aware datetime; default 30 days). Make it in the step that sends it, and
+        do not return it from there: results are recorded.
+        """
+        refuse_in_body("client.approval_link()", "make it in the step that sends it")
+        return await self._link("approve", awakeable_id, expires, public_url)
+
+    async def callback_link(
+        self, awakeable_id: str, /, *, expires: Delay = LINK_SECONDS, public_url: str | None = None
+    ) -> str:
+        """Return a URL to which another system posts JSON, the value of an awakeable. As `approval_link`."""
+        refuse_in_body("client.callback_link()", "make it in the step that sends it")
+        return await self._link("hook", awakeable_id, expires, public_url)
+
+    async def _link(self, purpose: Purpose, awakeable_id: str, expires: Delay, public_url: str | None) -> str:
+        base = "" if public_url is None else check_public_url(public_url)
+        made = await self.operations.make_capability(purpose, awakeable_id, checked_delay(expires, "expires"))
+        return base + made.path
 
     # --- backup -------------------------------------------------------------------------------------------------------
     async def backup(self, target: str | PathLike[str], /) -> None:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from perdure.client import Client
 from perdure.core.retry import Duration, seconds, whole_number
+from perdure.counters import Counters
 from perdure.errors import BadUrl, InvalidOption
 from perdure.operations.local import Local
 from perdure.runtime.publishing import publish
@@ -221,9 +222,12 @@ def client_from(
     make_store: Callable[[], Store], *, retention: float | None = None, shards: int | None = 1, **options: Any
 ) -> Client:
     """Return a client of the store that `make_store` returns; `options` are those of `Local`."""
-    operations = Local(make_store, **options)
-    make_worker = partial(worker_of, operations.opened, retention=retention, shards=shards, publish=publish)
-    return Client(operations, make_worker, translators_in_use)
+    counters = Counters()
+    operations = Local(make_store, counters=counters, **options)
+    make_worker = partial(
+        worker_of, operations.opened, retention=retention, shards=shards, publish=publish, counters=counters
+    )
+    return Client(operations, make_worker, translators_in_use, counters)
 
 
 def worker_of(

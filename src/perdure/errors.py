@@ -36,6 +36,7 @@
     │   ├── RevisionConflict              a document is at another revision than a write expects
     │   ├── Fenced                        a document was written by a process that lost the invocation
     │   ├── UnknownInvocation             there is no invocation with this id
+    │   ├── CapabilityRefused             a link to an awakeable that is not valid, or has expired
     │   ├── MessageRefused                resolved twice, rejected after resolve, wrong shape ...
     │   │   └── IllegalTransition         the status does not allow this verb
     │   ├── KeyDeadlock                   a child needs a key that an ancestor holds
@@ -49,6 +50,7 @@
     │       ├── StoreReadOnly             the file or folder is not writable
     │       ├── StoreFull                 no space left
     │       ├── StoreUnavailable          no server answers, or it refuses the credentials
+    │       ├── QueryTooSlow              a query of the index took too long, and was stopped
     │       ├── StoreUnfit                a server that is too old, streams with wrong settings, missing permissions
     │       ├── StoreTooNew               written by a later release
     │       ├── Unopened                  a value of a sealed store that does not open here
@@ -312,6 +314,14 @@ def unknown(id: str) -> UnknownInvocation:
     return UnknownInvocation(text, invocation_id=id)
 
 
+class CapabilityRefused(PerdureError):
+    """A link that lets people or systems answer an awakeable is not valid. `expired`: it was, until its time."""
+
+    def __init__(self, text: str = "", *, expired: bool = False) -> None:
+        super().__init__(text)
+        self.expired = expired
+
+
 class MessageRefused(PerdureError):
     """The message was recorded, but its invocation refused it, for the `reason` given. Nothing was changed."""
 
@@ -378,6 +388,14 @@ class StoreFull(StoreError):
 
 class StoreUnavailable(StoreError):
     """No server answers, or it refuses the credentials."""
+
+
+class QueryTooSlow(StoreError):
+    """A query of the index took longer than `seconds` and was stopped: narrow its filter."""
+
+    def __init__(self, text: str = "", *, seconds: float = 0.0) -> None:
+        super().__init__(text)
+        self.seconds = seconds
 
 
 class StoreUnfit(StoreError):

@@ -12,6 +12,7 @@ import pytest
 
 from perdure.cli.options import index_file
 from perdure.cli.tables import FIELD_LIMIT, VALUE_LIMIT, age_text, plain, shown
+from perdure.core.schema import schema_of
 from perdure.operations.describe import AwakeableInfo
 from tests.cli.command import perdure, started
 from tests.cli.conftest import Run
@@ -60,7 +61,9 @@ def test_list_as_json_is_an_object_on_a_line(run: Run) -> None:
     assert code == 0
     assert [each["id"] for each in found] == ALL
     later = found[1]
-    assert set(later) == {"id", "handler", "status", "key", "tags", "created_at", "updated_at", "due"}
+    fields = {"id", "handler", "status", "key", "tags", "created_at", "updated_at", "due"}
+    assert set(later) == fields | {"waiting_for", "waiting_since", "waiting_until", "attempt"}
+    assert later["waiting_until"] == later["due"]
     assert found[0]["tags"] == {"tenant": "acme", "from": "web"}
     assert later["status"] == "scheduled"
     assert datetime.fromisoformat(later["due"]) > datetime.now(UTC)
@@ -248,7 +251,7 @@ def test_what_json_cannot_hold_is_shown_as_its_repr() -> None:
     assert plain({(1, 2): object}) == {"(1, 2)": repr(object)}
     assert plain(float("nan")) == "nan"
     at = datetime(2026, 11, 20, tzinfo=UTC)
-    assert plain(AwakeableInfo("a", True, at, "x", "expense", "Expense")) == {
+    assert plain(AwakeableInfo("a", True, at, "x", "expense", "Expense", schema=schema_of(bool))) == {
         "id": "a",
         "resolved": True,
         "created_at": at.isoformat(),
@@ -258,6 +261,7 @@ def test_what_json_cannot_hold_is_shown_as_its_repr() -> None:
         "description": None,
         "assignees": [],
         "expires_at": None,
+        "schema": {"type": "boolean"},
     }
 
 

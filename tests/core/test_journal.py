@@ -63,6 +63,7 @@ from perdure.core.journal import (
     known_status,
     repeats,
     settles_before_begin,
+    step_type,
 )
 from perdure.errors import NewerJournal, StoreDamaged
 
@@ -400,6 +401,22 @@ def test_the_input_of_a_child_is_compared_by_its_digest_if_both_have_one():
         assert repeats(kind(0, start), kind(0, msgspec.structs.replace(start, input=b"\x90")))
         assert repeats(kind(0, start), kind(0, msgspec.structs.replace(start, digest=b"")))
         assert not repeats(kind(0, start), kind(0, msgspec.structs.replace(start, digest=b"2")))
+
+
+@pytest.mark.parametrize(
+    ("command", "text"),
+    [
+        (CallStep(0, "pay", b"\x01\x02"), "pay"),
+        (SetTimer(1, 2.5), "SLEEP"),
+        (SetTimer(1, 2.5, rest=True), "REST"),
+        (CallChild(2, Start("id", "handler", b"", 1.5, 1.5, 7)), "CHILD:handler"),
+        (SendStart(3, Start("id", "handler", b"", 1.5, 1.5, 7)), "SEND:handler"),
+        (OpenAwakeable(4), "AWAKEABLE"),
+        (MarkPatch(5, "loud"), "PATCH:loud"),
+    ],
+)
+def test_type_of_a_command_is_named_for_people(command: Command, text: str) -> None:
+    assert step_type(command) == text
 
 
 @pytest.mark.parametrize(

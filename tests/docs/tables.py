@@ -6,7 +6,9 @@ from pathlib import Path
 
 from perdure import errors
 from perdure.core import lifecycle
+from perdure.http import approvals, inbound
 from perdure.http.api import ROUTES
+from perdure.http.metrics import METRICS
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 
@@ -24,14 +26,28 @@ def tree() -> str:
 
 def routes() -> str:
     """The routes of the HTTP API."""
-    width = max(len(each.path) for each in ROUTES)
+    found = (*ROUTES, *inbound.ROUTES, *approvals.ROUTES)
+    width = max(len(each.path) for each in found)
     return "".join(
         f"{each.method:4} {each.path:{width}} {each.role:8} {each.summary.partition('. ')[0].rstrip('.')}\n"
-        for each in ROUTES
+        for each in found
     )
 
 
-TABLES = {"reference/statuses.md": transitions, "reference/errors.md": tree, "reference/http.md": routes}
+def metrics() -> str:
+    """The metrics."""
+    return "".join(
+        f"{each.shown_name}{{{', '.join(each.labels)}}} {each.kind}\n    {each.help}\n".replace("{}", "")
+        for each in METRICS
+    )
+
+
+TABLES = {
+    "reference/statuses.md": transitions,
+    "reference/errors.md": tree,
+    "reference/http.md": routes,
+    "reference/metrics.md": metrics,
+}
 """Each is the one text block of its page."""
 
 

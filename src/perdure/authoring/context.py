@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Generator, Iterable, Sequence
+from collections.abc import Callable, Generator, Iterable, MutableMapping, Sequence
 from datetime import UTC, datetime
 from random import Random
 from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar, cast, overload
 from uuid import UUID
+
+from msgspec.structs import replace
 
 from perdure.authoring.children import run_children
 from perdure.authoring.group import SETTLE_SECONDS, Group, Wait
@@ -17,6 +19,7 @@ from perdure.core.context import BodyContext
 from perdure.core.ids import check_name, seed_of
 from perdure.core.journal import NOT_ASKED, Asked, Start
 from perdure.core.retry import Duration, Retry
+from perdure.core.schema import answer_schema
 from perdure.core.turn import Turn
 from perdure.core.types import decoder, validator
 from perdure.core.values import agrees, encode
@@ -140,9 +143,10 @@ class Context(BodyContext):
         raises `AwakeableExpired`, a `TimeoutError`.
         """
         turn, read, validate = self._turn, decoder(type), validator(type)
-        asked = NOT_ASKED
+        told = NOT_ASKED
         if title is not None or description is not None or assignees or expires is not None:
-            asked = _asked(turn, title, description, assignees, expires)
+            told = _asked(turn, title, description, assignees, expires)
+        asked = replace(told, schema=schema) if (schema := answer_schema(type)) else told
 
         def decode(data: bytes) -> T:
             try:
@@ -204,11 +208,16 @@ def _check_text(name: str, text: object) -> None:
 
 
 class _WorkflowLogger(logging.LoggerAdapter[logging.Logger]):
-    """Silent while replaying; adds the invocation's id."""
+    """Silent while replaying; adds the invocation's id and handler to what the call has as `extra`."""
 
     def __init__(self, logger: logging.Logger, turn: Turn) -> None:
-        super().__init__(logger, {"invocation_id": turn.start.id})
+        super().__init__(logger)
+        self._about = {"invocation_id": turn.start.id, "handler": turn.start.handler}
         self._turn = turn
+
+    def process(self, msg: object, kwargs: MutableMapping[str, Any]) -> tuple[object, MutableMapping[str, Any]]:
+        kwargs["extra"] = {**(kwargs.get("extra") or {}), **self._about}
+        return msg, kwargs
 
     def isEnabledFor(self, level: int) -> bool:
         return not self._turn.replaying and self.logger.isEnabledFor(level)

@@ -34,7 +34,7 @@ R_co = TypeVar("R_co", covariant=True)
 
 # --- inside a step ----------------------------------------------------------------------------------------------------
 class StepInfo(Struct, frozen=True, eq=False):
-    """Information for a running step. `attempt` counts from 1.
+    """Information for a running step. `attempt` counts from 1; `handler` is the name of its workflow.
 
     `epoch` is the number of the claim under which the worker runs it, 0 if it began before the claim was durable. With
     a key, `grant` is the number of the key's grant, greater than that of every earlier one. Both tell a worker that has
@@ -47,6 +47,12 @@ class StepInfo(Struct, frozen=True, eq=False):
     epoch: int = 0
     key: str | None = None
     grant: int | None = None
+    handler: str = ""
+
+    @property
+    def step(self) -> str:
+        """The name of the step."""
+        return self._key_parts[2]
 
     @property
     def idempotency_key(self) -> str:
@@ -54,7 +60,7 @@ class StepInfo(Struct, frozen=True, eq=False):
         return idempotency_key(self.invocation_id, *self._key_parts)
 
     def __repr__(self) -> str:
-        return f"StepInfo({self.invocation_id!r}, step={self._key_parts[2]!r}, attempt={self.attempt})"
+        return f"StepInfo({self.invocation_id!r}, step={self.step!r}, attempt={self.attempt})"
 
 
 current_step: ContextVar[StepInfo] = ContextVar("perdure_step")

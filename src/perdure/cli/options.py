@@ -26,6 +26,16 @@ def json_option(help: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]
     return click.option("--json", "as_json", is_flag=True, help=help)
 
 
+log_option = click.option(
+    "--log",
+    "log_format",
+    type=click.Choice(["text", "json"]),
+    default="text",
+    show_default=True,
+    help="How logs are written to stderr: as text, or as a JSON object per line.",
+)
+
+
 def _tags(_: click.Context, parameter: click.Parameter, texts: Sequence[str]) -> dict[str, str] | None:
     found: dict[str, str] = {}
     for text in texts:

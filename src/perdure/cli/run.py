@@ -17,7 +17,7 @@ import click
 from perdure.authoring.workflow import Workflow
 from perdure.cli.arguments import NUMBER, Arguments, numbered
 from perdure.cli.batch import run_batch
-from perdure.cli.options import services_option, shown_url, tag_option, url_option
+from perdure.cli.options import log_option, services_option, shown_url, tag_option, url_option
 from perdure.cli.process import fix_hash_seed, in_loop
 from perdure.cli.reporting import FAILURE, reporting
 from perdure.cli.summary import message_of
@@ -87,8 +87,9 @@ class Options:
 @tag_option("A tag of the runs, to find them by; repeat it for more.")
 @click.option("--no-worker", is_flag=True, help="Start and wait only: workers elsewhere serve the store.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+@log_option
 @reporting
-def run(target: str, arguments: tuple[str, ...], **options: Any) -> int:
+def run(target: str, arguments: tuple[str, ...], log_format: str, **options: Any) -> int:
     """Run a workflow, and print its result.
 
     TARGET is app.py:workflow or pkg.app:workflow; a module with one workflow needs no name. A worker for all workflows
@@ -111,7 +112,7 @@ def run(target: str, arguments: tuple[str, ...], **options: Any) -> int:
     found = load(target)
     workflow = found.workflow
     passed = Arguments(workflow, arguments)
-    show_logs(logging.WARNING)
+    show_logs(logging.WARNING, log_format)
     interruption = Interruption(target, chosen)
     return in_loop(_run(workflow, found.workflows, passed, chosen, interruption), interruption.begin)
 

@@ -12,12 +12,14 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 from msgspec import Struct
 
-from perdure.cli.options import PORT_LIMIT, shown_url, url_option
+from perdure.cli.options import PORT_LIMIT, log_option, shown_url, url_option
 from perdure.cli.process import Stopping, in_loop
 from perdure.cli.reporting import reporting
 from perdure.cli.terminal import show_logs
 from perdure.client import Client
 from perdure.connect import connect
+from perdure.errors import InvalidOption
+from perdure.operations.capabilities import check_public_url
 
 if TYPE_CHECKING:
     from perdure.http.server import Address, Server
@@ -32,10 +34,14 @@ ADMIN_TOKEN_FILE = "PERDURE_ADMIN_TOKEN_FILE"
 log = logging.getLogger("perdure.cli")
 
 
+access_log_option = click.option(
+    "--access-log", is_flag=True, help="Log each HTTP request at INFO: its route, status and duration, and no ids."
+)
+
+
 def _address(_: click.Context, parameter: click.Parameter, text: str | None) -> Address | None:
     if text is None:
         return None
-    from perdure.errors import InvalidOption  # noqa: PLC0415
     from perdure.http.server import address_of  # noqa: PLC0415  only who serves imports it
 
     try:
@@ -44,8 +50,23 @@ def _address(_: click.Context, parameter: click.Parameter, text: str | None) -> 
         raise click.BadParameter(str(error), param=parameter) from error
 
 
+def _public_url(_: click.Context, parameter: click.Parameter, text: str | None) -> str | None:
+    try:
+        return None if text is None else check_public_url(text)
+    except InvalidOption as error:
+        raise click.BadParameter(str(error), param=parameter) from error
+
+
+public_url_option = click.option(
+    "--public-url",
+    metavar="URL",
+    callback=_public_url,
+    help="What the HTTP API is called from outside, as in https://perdure.example.com: links begin with it.",
+)
+
+
 def http_options(command: F) -> F:
-    """Add `--http-port`, `--http`, `--public-url` and `--trusted-proxy`."""
+    """Add `--http-port`, `--http`, `--public-url`, `--trusted-proxy` and `--access-log`."""
     port = click.option(
         "--http-port",
         type=click.IntRange(0, PORT_LIMIT),
@@ -71,7 +92,7 @@ def http_options(command: F) -> F:
         metavar="NETWORK",
         help="A proxy whose X-Forwarded-For is believed, as in 10.0.0.0/8, or `unix`. May be repeated.",
     )
-    return port(address(public(proxy(command))))
+    return port(address(public(proxy(access_log_option(command)))))
 
 
 def chosen_address(port: int | None, address: Address | None) -> Address | None:
@@ -91,6 +112,7 @@ class Serving(Struct, frozen=True):
     address: Any
     public_url: str | None = None
     trusted_proxies: tuple[str, ...] = ()
+    access_log: bool = False
 
 
 async def begin_to_serve(parts: AsyncExitStack, client: Client, serving: Serving) -> Server:
@@ -107,7 +129,7 @@ async def begin_to_serve(parts: AsyncExitStack, client: Client, serving: Serving
         is_server=True,
         is_strict=given is not None,
     )
-    service = http.service_of(client, gate, public_url=serving.public_url)
+    service = http.service_of(client, gate, public_url=serving.public_url, access_log=serving.access_log)
     return await parts.enter_async_context(Server(service, serving.address))
 
 
@@ -132,6 +154,7 @@ def _admin_token() -> Token | None:
 @click.command()
 @url_option
 @http_options
+@log_option
 @reporting
 def serve(
     url: str | None,
@@ -139,6 +162,8 @@ def serve(
     http_address: Address | None,
     public_url: str | None,
     trusted_proxies: tuple[str, ...],
+    access_log: bool,
+    log_format: str,
 ) -> int:
     """Serve the HTTP API in front of a store, without a worker, until SIGINT, SIGTERM or SIGHUP.
 
@@ -147,9 +172,9 @@ def serve(
     """
     address = chosen_address(http_port, http_address) or chosen_address(DEFAULT_PORT, None)
     assert address is not None
-    show_logs(logging.INFO)
+    show_logs(logging.INFO, log_format)
     stopping = Stopping()
-    serving = Serving(address, public_url, trusted_proxies)
+    serving = Serving(address, public_url, trusted_proxies, access_log)
     return in_loop(_serve(connect(url), serving, stopping, shown_url(url)), stopping.begin)
 
 

@@ -8,6 +8,10 @@ import click
 from rich.console import Console, RenderableType
 from rich.logging import RichHandler
 
+from perdure.logs import JsonFormatter, TextFormatter
+
+log = logging.getLogger("perdure.cli")
+
 stderr = Console(stderr=True)
 """One console for logs and progress, so that a log line does not tear the bar."""
 
@@ -36,15 +40,21 @@ def print_rich(what: RenderableType) -> None:
     click.echo("\n".join(line.rstrip() for line in captured.get().splitlines()))
 
 
-def show_logs(level: int) -> None:
-    """Write logs from `level` up to stderr, unless the program has set logging up."""
+def show_logs(level: int, log_format: str) -> None:
+    """Write logs from `level` up to stderr, as `text` or `json`, unless the program has set logging up."""
     root = logging.getLogger()
     if root.handlers:
+        if log_format == "json":
+            log.warning("--log json has no effect: the program has set logging up")
         return
-    if stderr.is_terminal:
-        handler: logging.Handler = RichHandler(console=stderr, show_path=False, log_time_format="%H:%M:%S")
-    else:
-        handler = logging.StreamHandler()
-        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    handler: logging.Handler = logging.StreamHandler()
+    formatter: logging.Formatter = TextFormatter("%(asctime)s %(levelname)s %(name)s: %(message)s")
+    if log_format == "json":
+        formatter = JsonFormatter()
+        logging.captureWarnings(True)  # so that these are lines of JSON too
+    elif stderr.is_terminal:
+        handler = RichHandler(console=stderr, show_path=False, log_time_format="%H:%M:%S")
+        formatter = TextFormatter()
+    handler.setFormatter(formatter)
     root.addHandler(handler)
     root.setLevel(level)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from perdure.cli.options import services_option, shown_url, url_option
+from perdure.cli.options import log_option, services_option, shown_url, url_option
 from perdure.cli.process import Stopping, fix_hash_seed, in_loop
 from perdure.cli.reporting import reporting
 from perdure.cli.serving import Serving, begin_to_serve, chosen_address, http_options
@@ -84,6 +84,7 @@ def _partitions(_: click.Context, parameter: click.Parameter, text: str | None) 
     help="How long completed, cancelled and failed invocations are kept; 0 keeps them for ever.",
 )
 @http_options
+@log_option
 @reporting
 def worker(
     targets: tuple[str, ...],
@@ -98,6 +99,8 @@ def worker(
     http_address: Address | None,
     public_url: str | None,
     trusted_proxies: tuple[str, ...],
+    access_log: bool,
+    log_format: str,
 ) -> int:
     """Serve workflows until SIGINT, SIGTERM or SIGHUP.
 
@@ -106,12 +109,14 @@ def worker(
     nothing is lost: the next worker goes on from the journal.
     """
     address = chosen_address(http_port, http_address)
+    if access_log and address is None:
+        raise click.UsageError("--access-log is for the HTTP API: give --http-port or --http too")
     grace = seconds("--drain-timeout", drain_timeout)
     fix_hash_seed()
     found = [load(target) for target in targets]
     served = [each for target in found for each in ([target.workflow] if target.name else target.workflows)]
     served = list({id(each): each for each in served}.values())
-    show_logs(logging.INFO)
+    show_logs(logging.INFO, log_format)
     client = connect(url, retention=retention or None)
     running = client.worker(
         *served, max_concurrent=max_concurrent, services=services or None, partitions=partitions, lease=lease
@@ -119,7 +124,7 @@ def worker(
     names = ", ".join(sorted(each.name for each in served))
     serving = f"Serving {names} on {shown_url(url)}, at most {max_concurrent} at a time."
     stopping = Stopping()
-    over_http = None if address is None else Serving(address, public_url, trusted_proxies)
+    over_http = None if address is None else Serving(address, public_url, trusted_proxies, access_log)
     return in_loop(_serve(client, running, stopping, serving, grace, over_http), stopping.begin)
 
 

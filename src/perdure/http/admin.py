@@ -201,5 +201,5 @@ ADMIN_ROUTES: tuple[Route, ...] = (
         also=(422,),
     ),
     Route("POST", "/api/tokens/{id}/revoke", "admin", revoke_token, "Revoke a token for good.", status=204),
-    Route("GET", "/api/audit", "admin", show_audit, "Read the audit.", AuditQuery, gives=AuditPage, audited=True),
+    Route("GET", "/api/audit", "admin", show_audit, "Read the audit.", AuditQuery, gives=AuditPage),
 )

@@ -10,7 +10,7 @@ import time
 from collections import Counter
 from collections.abc import Awaitable, Generator, Mapping
 from contextlib import contextmanager
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
 from typing import Annotated, Any, Literal, cast
 from urllib.parse import quote
 
@@ -34,7 +34,7 @@ from perdure.http.exchange import Exchange, json_response
 from perdure.http.feed import changes
 from perdure.http.openapi import document_of
 from perdure.http.problems import Problem
-from perdure.http.routes import Body, NoQuery, Route
+from perdure.http.routes import IDEMPOTENCY_KEY_LIMIT, Body, NoQuery, Route
 from perdure.http.service import SERVER_SENT_EVENTS
 from perdure.http.views import (
     UNTYPED,
@@ -48,6 +48,7 @@ from perdure.http.views import (
     Health,
     JournalPage,
     KeyView,
+    MinuteList,
     StatsView,
     WorkflowPage,
     WorkflowView,
@@ -60,7 +61,7 @@ from perdure.http.views import (
 )
 from perdure.operations.access import Access
 from perdure.operations.interfaces import Handler
-from perdure.operations.listing import PAGE_LIMIT, AwakeableFilters, Filters, Status
+from perdure.operations.listing import PAGE_LIMIT, QUERY_SECONDS, AwakeableFilters, Filters, Status
 from perdure.operations.port import Outcome, Submission
 
 STEPS_SHOWN = 200
@@ -69,12 +70,16 @@ WAIT_LIMIT_SECONDS = 300.0
 """The longest that a request waits for a result."""
 APPLY_SECONDS = 5.0
 """How long a request waits until it is applied to an invocation. It is durable before."""
+UNKNOWN_SECONDS = 30.0
+"""How long a start waits for a handler that no worker has served yet, if it is asked to."""
+UNKNOWN_LOOK_SECONDS = 0.25
+"""How often it is looked whether one has."""
+MINUTES_SHOWN_SECONDS = 3_600
+"""How far back minutes are counted if no time is given."""
 BATCH_LIMIT = 1_000
 """Starts that are accepted together at most."""
 LARGE_BODY_BYTES = 64 * 1024
 """A body beyond this is converted in a thread, so that other requests and the worker go on."""
-IDEMPOTENCY_KEY_LIMIT = 255
-"""Characters of an idempotency key."""
 
 Limit = Annotated[int, Meta(ge=1, le=PAGE_LIMIT)]
 Seconds = Annotated[float, Meta(ge=0)]
@@ -115,7 +120,7 @@ async def list_workflows(exchange: Exchange, query: ListQuery) -> Response:
         created_before=query.created_before,
         tags=_tags(query.tag) or None,
     )
-    page = await exchange.operations.page(filters, limit=query.limit, cursor=query.cursor)
+    page = await exchange.operations.page(filters, limit=query.limit, cursor=query.cursor, within=QUERY_SECONDS)
     return json_response(WorkflowPage([row_of(each) for each in page.invocations], page.next))
 
 
@@ -133,6 +138,19 @@ def _tags(texts: list[str]) -> dict[str, str]:
 async def stats(exchange: Exchange, _: NoQuery) -> Response:
     found = await exchange.operations.stats()
     return json_response(StatsView(found.total, dict(found.by_status), dict(found.by_handler)))
+
+
+class MinutesQuery(Struct):
+    """Since when, by default an hour ago and at most a day; only of one handler."""
+
+    since: datetime | None = None
+    handler: str | None = None
+
+
+async def minutes(exchange: Exchange, query: MinutesQuery) -> Response:
+    since = query.since or datetime.now(UTC) - timedelta(seconds=MINUTES_SHOWN_SECONDS)
+    found = await exchange.operations.minutes(since=since, handler=query.handler)
+    return json_response(MinuteList(found))
 
 
 async def show_workflow(exchange: Exchange, _: NoQuery) -> Response:
@@ -210,7 +228,7 @@ async def list_handlers(exchange: Exchange, _: NoQuery) -> Response:
 
 
 async def show_handler(exchange: Exchange, _: NoQuery) -> Response:
-    return json_response(_handler_view(await _handler(exchange, exchange.parameters["handler"]), exchange.access))
+    return json_response(_handler_view(await handler_named(exchange, exchange.parameters["handler"]), exchange.access))
 
 
 def _handler_view(handler: Handler, access: Access) -> HandlerView:
@@ -224,7 +242,8 @@ def _handler_view(handler: Handler, access: Access) -> HandlerView:
     return HandlerView(handler.name, interface.description, handler.hash, described, result)
 
 
-async def _handler(exchange: Exchange, name: str) -> Handler:
+async def handler_named(exchange: Exchange, name: str) -> Handler:
+    """Return a handler that a worker has published, or raise a `Problem`."""
     found = await exchange.service.interfaces.handler(check_name("a handler's name", name))
     if found is None or not exchange.access.reaches_handler(found.name):
         text = (
@@ -239,7 +258,8 @@ async def _handler(exchange: Exchange, name: str) -> Handler:
 class InvokeQuery(Struct):
     """Options of the start. `delay` and `timeout` are in seconds, `tag` is NAME:VALUE and may be repeated.
 
-    With `wait`, in seconds, the answer is the result if it comes in that time.
+    With `wait`, in seconds, the answer is the result if it comes in that time. `unknown=accept`: where no worker has
+    served the handler yet, wait for one, at most 30 s.
     """
 
     id: str | None = None
@@ -248,10 +268,14 @@ class InvokeQuery(Struct):
     timeout: Seconds | None = None
     tag: list[str] = []
     wait: Seconds | None = None
+    unknown: Literal["accept"] | None = None
 
 
 async def invoke(exchange: Exchange, query: InvokeQuery) -> Response:
-    handler = await _handler(exchange, exchange.parameters["handler"])
+    name = exchange.parameters["handler"]
+    if query.unknown == "accept":
+        await exchange.service.wait(_published(exchange, name), UNKNOWN_SECONDS, exchange)
+    handler = await handler_named(exchange, name)
     tags, once = _tags(query.tag), exchange.header("idempotency-key")
 
     def converted() -> Submission:
@@ -273,6 +297,12 @@ async def invoke(exchange: Exchange, query: InvokeQuery) -> Response:
     if outcome is None:
         return json_response(_accepted(exchange, submission.id), 202)
     return json_response(ended_of(submission.id, outcome, handler.interface, shown=exchange.access.payloads))
+
+
+async def _published(exchange: Exchange, name: str) -> None:
+    """Wait until a worker has published a handler."""
+    while await exchange.service.interfaces.handler(name) is None:  # noqa: ASYNC110  documents have no watch
+        await asyncio.sleep(UNKNOWN_LOOK_SECONDS)
 
 
 async def _run(exchange: Exchange, submission: Submission, limit: float) -> Outcome | None:
@@ -321,7 +351,7 @@ async def invoke_all(exchange: Exchange, _: NoQuery) -> Response:
         options = InvokeQuery(each.id, each.key, each.delay, each.timeout)
         body = MISSING if each.input is UNSET else each.input
         try:
-            handler = await _handler(exchange, each.handler)
+            handler = await handler_named(exchange, each.handler)
             found.append(_submission(exchange, handler, options, body, each.tags))
         except ValueRefused as error:
             wrong += [(f"/starts/{number}/input{at}", why) for at, why in error.errors]
@@ -449,12 +479,17 @@ async def _apply(exchange: Exchange, verb: Verb, **options: Any) -> Response:
 
 async def _applied(exchange: Exchange, id: str, telling: Awaitable[None]) -> Response:
     """Tell an invocation something. 202: it is durable, and applied when a worker gets to it."""
-    status = 200
+    status = 200 if await is_applied(telling) else 202
+    return json_response(Applied(id, (await exchange.operations.look(id)).status), status)
+
+
+async def is_applied(telling: Awaitable[None]) -> bool:
+    """Tell an invocation something, and report whether it was applied in time. It is durable in any case."""
     try:
         await telling
     except WaitTimeout:
-        status = 202
-    return json_response(Applied(id, (await exchange.operations.look(id)).status), status)
+        return False
+    return True
 
 
 async def restart(exchange: Exchange, _: NoQuery) -> Response:
@@ -463,7 +498,7 @@ async def restart(exchange: Exchange, _: NoQuery) -> Response:
     call, handlers = None, tuple[str, ...]()
     if body.input is not UNSET:
         invocation = await operations.look(id)
-        handler = await _handler(exchange, invocation.handler)
+        handler = await handler_named(exchange, invocation.handler)
         with pointed("/input"):
             call = _submission(exchange, handler, InvokeQuery(), body.input, {})
         handlers = (invocation.handler, handler.name)
@@ -501,7 +536,7 @@ class AwakeableQuery(Struct):
 
 async def list_awakeables(exchange: Exchange, query: AwakeableQuery) -> Response:
     filters = AwakeableFilters(open=query.open, handler=query.handler, assignee=query.assignee)
-    page = await exchange.operations.awakeables(filters, limit=query.limit, cursor=query.cursor)
+    page = await exchange.operations.awakeables(filters, limit=query.limit, cursor=query.cursor, within=QUERY_SECONDS)
     return json_response(AwakeablePageView([awakeable_row(each) for each in page.awakeables], page.next))
 
 
@@ -565,6 +600,12 @@ async def workflow_events(exchange: Exchange, _: NoQuery) -> Response:
     return await exchange.service.stream(exchange, changes(operations, id), SERVER_SENT_EVENTS)
 
 
+# --- metrics ---------------------------------------------------------------------------------------------------------
+async def metrics(exchange: Exchange, _: NoQuery) -> Response:
+    content, media = await exchange.service.metrics(exchange.header("accept") or "")
+    return Response(content, 200, {"Cache-Control": "no-store"}, media)
+
+
 # --- the document -----------------------------------------------------------------------------------------------------
 async def openapi(exchange: Exchange, _: NoQuery) -> Response:
     return json_response(document_of(exchange.service.routes))
@@ -581,6 +622,11 @@ ROUTES: tuple[Route, ...] = (
     Route("GET", "/health", "read", ready, "The same.", gives=Health),
     Route("GET", "/api/workflows", "read", list_workflows, "List invocations.", ListQuery, gives=WorkflowPage),
     Route("GET", "/api/workflows/stats", "read", stats, "Count invocations.", gives=StatsView),
+    Route(
+        *("GET", "/api/stats/minutes", "read", minutes, "Count what ended, by minutes."),
+        query=MinutesQuery,
+        gives=MinuteList,
+    ),
     Route("GET", WORKFLOW, "read", show_workflow, "Show an invocation.", gives=WorkflowView, also=(404,)),
     Route(
         *("GET", f"{WORKFLOW}/journal", "read", show_journal, "Show its steps."),
@@ -690,6 +736,7 @@ ROUTES: tuple[Route, ...] = (
         media=STREAM,
         headers=("Last-Event-ID",),
     ),
+    Route("GET", "/metrics", "read", metrics, "What Prometheus scrapes.", media="text/plain"),
     Route("GET", "/openapi.json", "read", openapi, "This document."),
     *ADMIN_ROUTES,
 )

@@ -10,7 +10,7 @@ import msgspec
 from msgspec import Struct
 
 from perdure.http.problems import MEDIA_TYPE, ProblemDocument
-from perdure.http.routes import Body, Route
+from perdure.http.routes import HTML, IDEMPOTENCY_KEY_LIMIT, MEDIA_TYPES, Body, Route
 
 COMPONENTS = "#/components/schemas/{name}"
 EVERY_ROUTE = (400, 401, 403, 405, 421, 429, 500, 503)
@@ -24,6 +24,11 @@ ANSWERS = {
     202: "It has not ended, or not been applied, in that time. It is durable.",
 }
 """What an answer means that a route gives beside its usual one."""
+
+HEADERS: dict[str, dict[str, Any]] = {
+    "Idempotency-Key": {"type": "string", "pattern": f"^[!-~]{{1,{IDEMPOTENCY_KEY_LIMIT}}}$"},
+}
+"""The schemas of request headers, where they say more than that it is text."""
 
 Json = dict[str, Any]
 
@@ -69,7 +74,8 @@ def _operation(route: Route) -> Json:
 
 
 def _header(name: str) -> Json:
-    return {"name": name, "in": "header", "required": False, "schema": {"type": "string"}}
+    schema = HEADERS.get(name, {"type": "string"})
+    return {"name": name, "in": "header", "required": False, "schema": schema}
 
 
 def _query(type: type[Struct]) -> list[Json]:
@@ -83,14 +89,14 @@ def _query(type: type[Struct]) -> list[Json]:
 
 
 def _body(route: Route) -> Json:
-    if route.body is Body.EXACT:
-        return {"required": True, "content": {"application/msgpack": {}}}
+    if route.body in (Body.EXACT, Body.AS_SENT, Body.FORM):
+        return {"required": route.body is Body.EXACT, "content": {MEDIA_TYPES[route.body]: {}}}
     schema: Json = {}
     if isinstance(route.body, type):
         schema = _reference(route.body)
     elif route.body is Body.NONE:
         schema = {"type": "object", "additionalProperties": False}
-    return {"required": False, "content": {"application/json": {"schema": schema}}}
+    return {"required": True, "content": {"application/json": {"schema": schema}}}
 
 
 def _responses(route: Route) -> Json:
@@ -101,7 +107,9 @@ def _responses(route: Route) -> Json:
         content = {"application/json": {"schema": _reference(type)}}
         found[str(status)] = {"description": ANSWERS[status], "content": content}
     for status in sorted({*EVERY_ROUTE, *(WITH_BODY if route.method != "GET" else (415,)), *route.also}):
-        problem = {MEDIA_TYPE: {"schema": _reference(ProblemDocument)}}
+        problem: Json = {MEDIA_TYPE: {"schema": _reference(ProblemDocument)}}
+        if route.media == HTML and status in route.also:
+            problem = {HTML: {}}
         found[str(status)] = {"description": "A problem.", "content": problem}
     return found
 

@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import Counter
-from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Generator, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
+from http import HTTPStatus
+from time import perf_counter
 from typing import Any, TypeVar
 from urllib.parse import quote
 
@@ -17,14 +19,19 @@ from starlette.responses import Response, StreamingResponse
 from starlette.types import Message, Receive, Scope, Send
 
 from perdure.background import end, log_error
+from perdure.counters import Counters
 from perdure.errors import PerdureError
 from perdure.http.auditor import Auditor
 from perdure.http.exchange import Exchange
 from perdure.http.feed import Feed
 from perdure.http.gate import NOBODY, Admitted, Gate
 from perdure.http.guard import READS
+from perdure.http.hooks import Hooks
+from perdure.http.metrics import Metrics
 from perdure.http.problems import Problem, answer, problem_of, unexpected
-from perdure.http.routes import Body, Route, Router, query_items, query_of
+from perdure.http.routes import ANY, JSON, MEDIA_TYPES, AnyQuery, Body, Route, Router, query_items, query_of
+from perdure.http.traffic import Traffic
+from perdure.http.verifiers import Verifier
 from perdure.operations.audit import Entry
 from perdure.operations.interfaces import Interfaces
 from perdure.operations.port import Operations
@@ -42,6 +49,8 @@ WAITING_LIMIT = 1_000
 STREAMS_LIMIT = 1_000
 """Streams of events that may be open at a time."""
 
+TARGET_LIMIT = 500
+"""Characters of what a request was about, in the audit."""
 SHARES = 2
 """One caller with a name may have a part of the waits and streams open: so many could have theirs at a time."""
 RIGHTS_SECONDS = 2.0
@@ -74,13 +83,19 @@ class Service:
         routes: Sequence[Route],
         gate: Gate,
         *,
-        public_url: str | None = None,
+        public_url: str = "",
         waiting_limit: int = WAITING_LIMIT,
         body_limit: int = BODY_LIMIT_BYTES,
+        hooks: Mapping[str, Verifier],
+        counters: Counters | None = None,
+        access_log: bool = False,
     ) -> None:
         self.operations = operations
         self.interfaces = Interfaces(operations)
+        self.hooks = Hooks(operations, hooks)
         self.routes = tuple(routes)
+        self._traffic = Traffic(is_logged=access_log)
+        self._metrics = Metrics(operations, counters, self._traffic)
         self._closing = asyncio.Event()
         self.gate = gate
         self.public_url = public_url
@@ -104,6 +119,7 @@ class Service:
         await end([*self._waits, *([] if self._watching is None else [self._watching])])
         await self._auditor.aclose()
         await self.gate.aclose()
+        await self._metrics.aclose()
         if self._feed is not None:
             await self._feed.aclose()
 
@@ -121,6 +137,10 @@ class Service:
             self._feed = Feed(self.operations)
         return self._feed
 
+    async def metrics(self, accept: str) -> tuple[bytes, str]:
+        """Return the metrics in the format that is asked for, and its media type."""
+        return await self._metrics.text(accept, waits=len(self._waits), streams=self._streams)
+
     # --- ASGI ---------------------------------------------------------------------------------------------------------
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
@@ -133,6 +153,7 @@ class Service:
             await response(scope, receive, send)
 
     async def _answered(self, request: Request, raw_path: bytes) -> Response:
+        began = perf_counter()
         exchange: Exchange | None = None
         route: Route | None = None
         try:
@@ -142,28 +163,34 @@ class Service:
                 await self.gate.check(request)
                 raise
             admitted = await self._admitted(request, route)
-            query = query_of(route, query_items(request.scope["query_string"]))
+            ignores_query = route.query is AnyQuery
+            query = AnyQuery() if ignores_query else query_of(route, query_items(request.scope["query_string"]))
             body = await self._body_of(request, route)
             exchange = Exchange(request, admitted, parameters, body, self)
             response = await route.endpoint(exchange, query)
         except ClientDisconnect:
             response = Response(status_code=400)  # nobody reads it
         except Exception as error:  # noqa: BLE001  one request fails, the others do not notice
-            response = answer(self._problem(error, request, raw_path))
+            response = answer(self._problem(error, request, route))
         if route is not None and exchange is not None:
             await self._audit(route, exchange, response)
+        response.headers["X-Content-Type-Options"] = "nosniff"
+        name = exchange.access.name if exchange is not None and self.gate.is_named else None
+        self._traffic.ended(request.method, route, response.status_code, perf_counter() - began, principal=name)
         return response
 
-    def _problem(self, error: Exception, request: Request, raw_path: bytes) -> Problem:
+    def _problem(self, error: Exception, request: Request, route: Route | None) -> Problem:
         problem = problem_of(error)
         if problem is None:
-            shown = raw_path.decode("ascii", "replace")
-            log_error(log, "%s %s: unexpected exception", request.method, shown, error=error)
+            path = "a path that no route has" if route is None else route.path  # no id, no capability
+            log_error(log, "%s %s: unexpected exception", request.method, path, error=error)
             problem = unexpected()
         return problem
 
     async def _admitted(self, request: Request, route: Route) -> Admitted:
         """Return who makes a request, or raise a `Problem` if it may not use this route."""
+        if route.is_signed:
+            return Admitted(NOBODY, self.gate.source_of(request), _never)
         if route.role == "anybody":
             return Admitted(NOBODY, await self.gate.check(request), _never)
         admitted = await self.gate.admit(request)
@@ -178,9 +205,11 @@ class Service:
     async def _audit(self, route: Route, exchange: Exchange, response: Response) -> None:
         """Record who did what, where callers have names."""
         is_act = (exchange.request.method not in READS and route.role not in ("read", "anybody")) or route.audited
+        if route.role == "anybody" and response.status_code >= HTTPStatus.BAD_REQUEST:
+            is_act = False  # anybody could fill the audit
         if self.gate.is_named and is_act:
-            admitted = exchange.admitted
-            done = (admitted.access.name, route.name, exchange.target, response.status_code, admitted.source)
+            admitted, target = exchange.admitted, exchange.target[:TARGET_LIMIT]
+            done = (admitted.access.name, route.name, target, response.status_code, admitted.source)
             await self._auditor.record(Entry(datetime.now(UTC), *done))
 
     async def _body_of(self, request: Request, route: Route) -> bytes:
@@ -190,8 +219,8 @@ class Service:
         if request.method in READS:
             return b""
         kind = headers.get("content-type", "").partition(";")[0].strip().lower()
-        wanted = "application/msgpack" if route.body is Body.EXACT else "application/json"
-        if kind != wanted and not (route.body is not Body.EXACT and kind.endswith("+json")):
+        wanted = MEDIA_TYPES.get(route.body, JSON) if isinstance(route.body, Body) else JSON
+        if wanted not in (ANY, kind) and not (wanted == JSON and kind.endswith("+json")):
             got = f"not {kind}" if kind else "and this request has none"
             text = f"the Content-Type of a request that changes something is {wanted}, {got}"
             raise Problem(415, "wrong-content-type", text)

@@ -24,6 +24,12 @@ T = TypeVar("T")
 PAGE_LIMIT = 1_000
 """The most invocations on one page."""
 
+QUERY_SECONDS = 0.25
+"""How long a query of the index may take that came over HTTP. It stops then, with `QueryTooSlow`."""
+
+MINUTES_KEPT_SECONDS = 86_400
+"""How far back what ended is counted by minutes."""
+
 STATUSES: tuple[Status, ...] = get_args(Status)
 
 

@@ -17,7 +17,7 @@ from typing import Any, Protocol, TypeVar, assert_never, cast, runtime_checkable
 
 from msgspec.structs import replace
 
-from perdure.authoring.workflow import due_at
+from perdure.authoring.workflow import Delay, due_at
 from perdure.background import end
 from perdure.core import journal
 from perdure.core.exported import export
@@ -35,6 +35,7 @@ from perdure.core.journal import (
 )
 from perdure.core.lifecycle import SETTLED, refusing_status
 from perdure.core.retry import Duration, seconds
+from perdure.counters import Counters
 from perdure.errors import (
     IllegalTransition,
     InvalidOption,
@@ -48,9 +49,12 @@ from perdure.errors import (
 )
 from perdure.operations.access import Access, Token, add_token, revoke_token, tokens
 from perdure.operations.audit import Link, read
+from perdure.operations.capabilities import Capabilities, Capability, Purpose
 from perdure.operations.describe import Invocation, from_index, from_journal, from_row
 from perdure.operations.listing import (
+    MINUTES_KEPT_SECONDS,
     PAGE_LIMIT,
+    QUERY_SECONDS,
     AwakeableFilters,
     AwakeablePage,
     Filters,
@@ -64,6 +68,7 @@ from perdure.operations.listing import (
 )
 from perdure.operations.port import (
     ANSWER_WAIT_SECONDS,
+    Minute,
     Operations,
     Outcome,
     Stats,
@@ -74,7 +79,7 @@ from perdure.operations.port import (
 )
 from perdure.runtime.unserved import Unserved
 from perdure.stores.documents import DELETE_BATCH, Delete, Document, DocumentKey, Fence, Put, Scan, Write
-from perdure.stores.port import Filter, Row, SealsValues, Store, shown
+from perdure.stores.port import Filter, Row, SealsValues, Store, gone_row, shown
 
 T = TypeVar("T")
 
@@ -92,8 +97,8 @@ class Local(Operations):
     `name` is the store's name in texts. `timeout` bounds how long a start or message waits to be accepted, in seconds;
     None leaves that to the store. `instead_of_backup` names the remedy if the store cannot copy itself.
     `holds_resources`: an open store has files, threads or connections, and a warning is given if it is never closed.
-    `chance` draws the ids and seeds; the system's generator unless a simulation brings its own. `seal` returns the open
-    store as it is used: one that encrypts values, if it is sealed.
+    `chance` draws the ids and seeds; the system's generator unless a simulation brings its own. `counters` get those of
+    the store once it is open. `seal` returns the open store as it is used: one that encrypts values, if it is sealed.
     """
 
     def __init__(
@@ -105,6 +110,7 @@ class Local(Operations):
         instead_of_backup: str = "copy what it is made of",
         holds_resources: bool = False,
         chance: Random | None = None,
+        counters: Counters | None = None,
         seal: Callable[[Store], Awaitable[Store]] | None = None,
     ) -> None:
         self._make_store = make_store
@@ -113,11 +119,13 @@ class Local(Operations):
         self._instead_of_backup = instead_of_backup
         self._holds_resources = holds_resources
         self._chance = chance or SystemRandom()
+        self._counters = counters
         self._seal = seal
         self._store: Store | None = None
         self._closed = False
         self._opening: asyncio.Task[Store] | None = None
         self._sent = 0
+        self._capabilities = Capabilities()
         self._unserved: Unserved | None = None
         self._warning: weakref.finalize[Any, Any] | None = None
 
@@ -197,6 +205,8 @@ class Local(Operations):
         if self._holds_resources:
             self._warning = weakref.finalize(self, _warn_of_unclosed, self._name, os.getpid())
         self._unserved = Unserved(store)
+        if self._counters is not None:
+            self._counters.store = store.counters
         return store
 
     async def _accepted(self, accepting: Awaitable[T], what: str, again: str) -> T:
@@ -354,6 +364,19 @@ class Local(Operations):
         id, _, n = parse_awakeable_id(awakeable_id, (await self.opened()).secret)
         return id, n
 
+    async def make_capability(self, purpose: Purpose, awakeable_id: str, expires: Delay, /) -> Capability:
+        store = await self.opened()
+        parse_awakeable_id(awakeable_id, store.secret)
+        now = store.clock.now()
+        expires_at = due_at(expires, now, "expires")
+        if expires_at < now + 1:
+            raise InvalidOption(f"expires={expires!r}: the link would be of no use: give a later time")
+        return await self._capabilities.make(self, purpose, awakeable_id, expires_at)
+
+    async def check_capability(self, purpose: Purpose, text: str, /) -> Capability:
+        store = await self.opened()
+        return await self._capabilities.check(self, purpose, text, store.clock.now())
+
     async def _post(self, store: Store, id: str, request: Request) -> Message:
         self._sent += 1
         message = Message(f"{self._writer}-{self._sent}", id, store.clock.now(), request)
@@ -398,16 +421,21 @@ class Local(Operations):
         served = store.serves(row.handler)
         return from_journal(row, start, recorded.frames, mail, store.secret, served=served, key_holder=holder)
 
-    async def page(self, filters: Filters, /, *, limit: int, cursor: str | None = None) -> Page:
+    async def page(
+        self, filters: Filters, /, *, limit: int, cursor: str | None = None, within: float | None = None
+    ) -> Page:
         before = None if cursor is None else position_of(cursor)
-        filter = replace(filter_of(**filters), before=before, limit=limit + 1)
+        filter = replace(filter_of(**filters), before=before, limit=limit + 1, within=within)
         rows = await (await self.opened()).search(filter)
         return Page(tuple(map(from_row, rows[:limit])), cursor_of(rows[limit - 1]) if len(rows) > limit else None)
 
-    async def awakeables(self, filters: AwakeableFilters, /, *, limit: int, cursor: str | None = None) -> AwakeablePage:
+    async def awakeables(
+        self, filters: AwakeableFilters, /, *, limit: int, cursor: str | None = None, within: float | None = None
+    ) -> AwakeablePage:
         store = shown(await self.opened())
         now, after = store.clock.now(), None if cursor is None else place_of(cursor)
-        found = await store.awakeables(replace(awakeable_filter_of(now, **filters), after=after, limit=limit + 1))
+        filter = replace(awakeable_filter_of(now, **filters), after=after, limit=limit + 1, within=within)
+        found = await store.awakeables(filter)
         told = tuple(from_index(each, store.secret, now) for each in found[:limit])
         return AwakeablePage(told, cursor_of_awakeable(found[limit - 1]) if len(found) > limit else None)
 
@@ -429,14 +457,17 @@ class Local(Operations):
         finally:
             events.close()
 
-    async def watch_all(self, filters: Filters, /) -> AsyncGenerator[Invocation, None]:
-        filter = filter_of(**filters)
+    async def watch_all(self, filters: Filters, /, *, gone: bool = False) -> AsyncGenerator[Invocation, None]:
+        filter = replace(filter_of(**filters), gone=gone)
         store = await self.opened()
         events = store.events(filter)
         since, apart = store.clock.now(), store.clocks_apart
         try:
             while True:
                 rows = await events.next()
+                if rows is None and gone:  # what was purged meanwhile cannot be found out
+                    yield from_row(gone_row(""))
+                    continue
                 if rows is None:  # those who wrote what was missed may have clocks behind ours
                     async for row in _changed_since(store, filter, since - apart):
                         since = max(since, row.updated_at)
@@ -449,9 +480,19 @@ class Local(Operations):
             events.close()
 
     async def stats(self) -> Stats:
-        counts = await (await self.opened()).counts()
+        store = await self.opened()
+        counts, now = await store.counts(), store.clock.now()
         total = sum(counts.by_status.values())
-        return Stats(total, counts.by_status, counts.by_handler, counts.is_current, counts.behind)
+        pending = {handler: max(0.0, now - since) for handler, since in counts.due_since.items()}
+        return Stats(total, counts.by_status, counts.by_handler, counts.is_current, counts.behind, pending)
+
+    async def minutes(self, *, since: datetime, handler: str | None = None) -> list[Minute]:
+        asked = filter_of(created_after=since, handler=handler)  # checked as in a filter
+        store = await self.opened()
+        first = max(asked.created_after or 0.0, store.clock.now() - MINUTES_KEPT_SECONDS)
+        found = await store.minutes(first, handler=handler, within=QUERY_SECONDS)
+        times = ((datetime.fromtimestamp(each.at, UTC), each) for each in found)
+        return [Minute(at, each.handler, each.status, each.count, each.seconds, each.longest) for at, each in times]
 
     async def state(self, key: str, /) -> Mapping[str, bytes]:
         return (await shown(await self.opened()).key(key)).state

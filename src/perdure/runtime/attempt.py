@@ -21,7 +21,7 @@ from typing import Any, NoReturn, Protocol
 from perdure.authoring.step import StepInfo, Work, current_step
 from perdure.core.failures import Failure
 from perdure.core.failures import failure_of as plain_failure_of
-from perdure.core.journal import Answering, Attempted, Interrupted, Raised, Returned, Status
+from perdure.core.journal import Attempted, Interrupted, Raised, Returned, Status
 from perdure.core.retry import next_wait
 from perdure.errors import too_large, unknown
 from perdure.stores.port import Clock, Store
@@ -34,6 +34,9 @@ log = logging.getLogger("perdure.worker")
 
 _Outcome = tuple[Any, BaseException | None]
 """What a function returned, or what it raised."""
+
+AttemptEnd = Returned | Raised | Attempted | Interrupted
+"""How an attempt ended."""
 
 
 class Host(Protocol):
@@ -89,7 +92,7 @@ class Attempt:
             if os.getpid() != self._host.pid:
                 _end_fork(work.name, self._escaped or sys.exc_info()[1])
 
-    def fact(self, n: int, number: int, at: float, /) -> Answering:
+    def fact(self, n: int, number: int, at: float, /) -> AttemptEnd:
         """Return the entry for the end of this attempt, which is attempt `number` of command `n`.
 
         If the step is to be retried, the entry says when. An exception of a policy or translator is a failure of the

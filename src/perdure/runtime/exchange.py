@@ -12,6 +12,7 @@ import traceback
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Sequence
 from functools import partial, wraps
+from time import perf_counter
 from typing import Concatenate, Literal, ParamSpec, TypeVar
 
 from perdure.background import log_error
@@ -58,6 +59,7 @@ class Exchange(ABC):
     """The deliveries of one invocation that this worker holds, and its traffic with the store."""
 
     __slots__ = (
+        "_committing",
         "_failures",
         "_fault",
         "_inbox",
@@ -79,6 +81,7 @@ class Exchange(ABC):
         self.closed = False
         self.record = Record(delivery.id, home.writer, start)
         self.home = home
+        self._committing = 0.0  # when the commit in flight was handed over
         self._fault = fault  # an unexpected exception that ended the previous runner: the invocation is paused
         self._failures = 0  # reads or commits in a row that raised an unexpected exception
         self._inbox: list[Delivery] = []
@@ -86,6 +89,11 @@ class Exchange(ABC):
         self._must_claim = delivery.attempt > 1  # a worker may have begun on it
         self._sure = False  # the journal was read or written after the last delivery came
         self._store: Literal["idle", "busy", "away"] = "idle"  # a read or commit is in flight, or waits for its retry
+
+    @property
+    def about(self) -> dict[str, str]:
+        """What records of the log say of this invocation, beside their text."""
+        return {"invocation_id": self.id, "handler": self.handler}
 
     @abstractmethod
     def close(self) -> None:
@@ -115,7 +123,12 @@ class Exchange(ABC):
         if self.closed or task.cancelled():
             self._store = "idle"
             if not task.cancelled() and (late := task.exception()) is not None:
-                log.debug("invocation %s: a read failed after it had left this worker", self.id, exc_info=late)
+                log.debug(
+                    "invocation %s: a read failed after it had left this worker",
+                    self.id,
+                    exc_info=late,
+                    extra=self.about,
+                )
             return
         error = task.exception()
         if error is not None:
@@ -134,7 +147,13 @@ class Exchange(ABC):
             self._decline(f"its journal cannot be read: {_in_short(error)}")
             return
         told = None if is_foreseen else error
-        log.error("the journal of invocation %s cannot be read, trying again: %s", self.id, error, exc_info=told)
+        log.error(
+            "the journal of invocation %s cannot be read, trying again: %s",
+            self.id,
+            error,
+            exc_info=told,
+            extra=self.about,
+        )
         self._later(again)
 
     def _later(self, work: Callable[[], None]) -> None:
@@ -166,6 +185,7 @@ class Exchange(ABC):
         self._store, self._taken = "busy", []  # the transition has them
         self._sure = self._sure or transition.frame is not None
         told = partial(self._committed, transition, then)
+        self._committing = perf_counter()
         try:
             self.home.store.commit(transition, told)
         except Exception as error:  # noqa: BLE001  told like any other failure
@@ -183,6 +203,7 @@ class Exchange(ABC):
             record.has_written = True
             if transition.frame is not None:
                 record.revision = revision
+                self.home.counters.commits.observe(perf_counter() - self._committing)
             if transition.effects.starts:
                 self.home.started(transition.effects.starts)
             if not self.closed:
@@ -198,13 +219,13 @@ class Exchange(ABC):
             self.close()
         elif isinstance(error, Conflict):
             # Another worker has written, perhaps an owner that was declared dead. Our deliveries are still to do.
-            log.warning("invocation %s: reloading: %s", self.id, error)
+            log.warning("invocation %s: reloading: %s", self.id, error, extra=self.about)
             if transition.acknowledge or self._inbox:
                 self._begin_anew(transition.acknowledge)
             else:
                 self._read(partial(self.home.store.journal, self.id), self._begin_anew_if_ours)
         else:  # nothing was written, and the same transition is still right
-            self.home.commit_failed(self.id, error)
+            self.home.commit_failed(self, error)
             self._failures = 0 if isinstance(error, StoreError) else self._failures + 1
             if self._failures > COMMITS_LIMIT:
                 self._taken = [*transition.acknowledge]
@@ -246,7 +267,7 @@ class Exchange(ABC):
         if isinstance(error, (KeyboardInterrupt, SystemExit)):
             self.close()
             raise error
-        log_error(log, "invocation %s (%s): unexpected exception", self.id, self.handler, error=error)
+        log_error(log, "invocation %s (%s): unexpected exception", self.id, self.handler, error=error, extra=self.about)
         if self.closed:
             return
         if self._fault is not None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Sequence
 from functools import partial
+from time import perf_counter
 from typing import TypeVar
 
 from perdure.background import log_error
@@ -55,7 +56,9 @@ class Live(Exchange):
             return
         self.turn = turn
         if frames:
+            began = perf_counter()
             self._watched(partial(turn.replay, frames))
+            self.home.counters.replays.observe(perf_counter() - began)
             if turn.divergence is not None:
                 self._stuck = self.record.explain(turn)
                 self._forget_turn()
@@ -103,18 +106,19 @@ class Live(Exchange):
             try:
                 turn.close()
             except Exception:
-                log.exception("invocation %s: its body did not end when it was dropped", self.id)
+                log.exception("invocation %s: its body did not end when it was dropped", self.id, extra=self.about)
 
     def _report_unseen(self, turn: Turn) -> None:
         """Log exceptions of the body's tasks that nothing awaited, as asyncio does."""
         for context in turn.unseen:
             text, message, error = "invocation %s: %s", context.get("message"), context.get("exception")
             if isinstance(self.home.store, SealsValues):  # the text of an exception may hold a value
-                log.error("invocation %s: an exception that nothing awaited: %s", self.id, _class_of(error))
+                text = "invocation %s: an exception that nothing awaited: %s"
+                log.error(text, self.id, _class_of(error), extra=self.about)
             elif error is None:
-                log.error(text, self.id, message)
+                log.error(text, self.id, message, extra=self.about)
             else:
-                log_error(log, text, self.id, message, error=error)
+                log_error(log, text, self.id, message, error=error, extra=self.about)
         turn.unseen.clear()
 
     def _stuck_at(self) -> str | None:
@@ -125,6 +129,7 @@ class Live(Exchange):
                 "invocation %s (%s) waits at %s for something that nothing can bring: no step, timer, child or "
                 "awakeable is pending. Only a cancellation or its time limit can end it",
                 *(self.id, self.handler, stuck_at),
+                extra=self.about,
             )
         return stuck_at
 

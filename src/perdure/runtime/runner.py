@@ -62,6 +62,7 @@ from perdure.runtime.opening import (
     retry_entries,
     take_over,
 )
+from perdure.runtime.waits import wait_of
 from perdure.stores.port import Delivery, Journal, Key, Transition, Wake, committed, loggable
 
 STOP_POLL_SECONDS = 0.002
@@ -117,7 +118,7 @@ class Runner(Live):
         record, frames, was_owned = self.record, found[0].frames, self.record.owned
         record.read(*found)
         if was_owned and not record.owned:
-            log.info("invocation %s: reloading: another worker has written since", self.id)
+            log.info("invocation %s: reloading: another worker has written since", self.id, extra=self.about)
             self._begin_anew(self._taken)
             return
         match opening(record, frames, self._inbox, must_claim=self._must_claim):
@@ -125,21 +126,25 @@ class Runner(Live):
                 self._open(start, frames)
                 self._round()
             case TakeOver(start=start):
-                self._take_over(start)
+                is_others = record.history.claimed and frames[-1].writer != self.home.writer.name
+                self._take_over(start, is_recovery=is_others)
             case Settled(start=start):
                 self._finish_settled(start, frames)
             case Unknown():
-                log.error("delivery for invocation %s, which the store does not know, is dropped", self.id)
+                log.error(
+                    "delivery for invocation %s, which the store does not know, is dropped", self.id, extra=self.about
+                )
                 self._let_go(self._inbox)
 
-    def _take_over(self, start: Start) -> None:
+    def _take_over(self, start: Start, *, is_recovery: bool) -> None:
         claim = take_over(self.record, start, self._inbox, self.home.clock.now())
         self._inbox = claim.inbox
         if claim.paused_because is not None:
-            log.error("invocation %s (%s) is paused: %s", self.id, self.handler, claim.paused_because)
+            log.error("invocation %s (%s) is paused: %s", self.id, self.handler, claim.paused_because, extra=self.about)
 
         def claimed() -> None:
             self._must_claim = False
+            self.home.counters.recovered += is_recovery
             if claim.paused_because is not None:
                 self._forget_turn()
                 if not self._inbox:  # else the cache may drop it with a message in hand
@@ -235,7 +240,7 @@ class Runner(Live):
         if self._stuck is not None:
             if self.record.history.paused is None:
                 told = loggable(self.home.store, self._stuck)
-                log.error("invocation %s (%s) is paused: %s", self.id, self.handler, told)
+                log.error("invocation %s (%s) is paused: %s", self.id, self.handler, told, extra=self.about)
             return gather_stuck(self.record, self._stuck, arrivals, inbox, at), Ready()
         turn = self.turn
         assert turn is not None
@@ -253,6 +258,8 @@ class Runner(Live):
                     self.steps.queue(n, pending)
         finally:
             watch.current = None
+        if round.begins and turn.begun:
+            self.home.counters.waits.observe((self.handler,), max(0.0, at - turn.start.due))
         ready = turn.ready()
         if turn.unseen:
             self._report_unseen(turn)
@@ -300,7 +307,7 @@ class Runner(Live):
         release = outcome is None and not in_progress and not steps.stopping  # then `stop` releases, and sets a wake
         released = Released(round.at, self._next_due(), self._stuck_at()) if release else None
         transition = compose(record, start, turn, round, ready, outcome, released)
-        then = self._settled if outcome is not None else partial(self._durable, new, ready.cancels, release)
+        then = self._ended if outcome is not None else partial(self._durable, new, ready.cancels, release)
         self._commit(transition, then)
 
     def _without_frame(self, round: Round) -> None:
@@ -317,7 +324,10 @@ class Runner(Live):
         if round.answers or due is not None or record.redo is not NO_EFFECTS:
             effects = record.with_redo(NO_EFFECTS if due is None else replace(NO_EFFECTS, wake=due), round.answers)
             status = None if due is None else record.history.status
-            transition = Transition(self.id, record.revision, None, effects, status, due is not None, round.taken)
+            wait = None if due is None else wait_of(self.turn, round.at, at_rest=True)
+            transition = Transition(
+                self.id, record.revision, None, effects, status, due is not None, round.taken, wait=wait
+            )
             self._commit(transition, self._after_quiet_commit)
             return
         self._taken = []
@@ -330,7 +340,7 @@ class Runner(Live):
             self._sure = True
             self._without_frame(round)
         else:
-            log.info("invocation %s: reloading: another worker has written since", self.id)
+            log.info("invocation %s: reloading: another worker has written since", self.id, extra=self.about)
             self._begin_anew(round.taken)
 
     # --- after a commit -----------------------------------------------------------------------------------------------
@@ -400,6 +410,10 @@ class Runner(Live):
         else:
             self._leave()
 
+    def _ended(self) -> None:
+        self.home.counters.ended.add((self.record.history.status, self.handler))
+        self._settled()
+
     def _settled(self) -> None:
         """Let go of everything: the outcome is durable."""
         late = self._inbox
@@ -415,7 +429,7 @@ class Runner(Live):
         self.closed = True
         if self._agenda is not None:
             self._agenda.disarm()
-        self.steps.close()
+        self.steps.close(self)
         self._inbox = []
         self._forget_turn()
         self._store = "idle"
@@ -423,14 +437,18 @@ class Runner(Live):
 
     async def stop(self, grace: float) -> None:
         """Hand the invocation over: give steps a grace, interrupt them unjournaled, release the claim."""
-        await self.steps.stop(grace)
+        await self.steps.stop(self, grace)
         # Polled: every commit would have to maintain an event that is used once.
         patience = int(COMMIT_PATIENCE_SECONDS / STOP_POLL_SECONDS)
         while (self._store != "idle" or self.scheduled) and not self.closed and patience:
             await asyncio.sleep(STOP_POLL_SECONDS)
             patience -= 1
         if self._store != "idle":
-            log.error("the store does not take the last commit of invocation %s: it is redelivered instead", self.id)
+            log.error(
+                "the store does not take the last commit of invocation %s: it is redelivered instead",
+                self.id,
+                extra=self.about,
+            )
             self.close()
         if self.record.owned and not self.closed:
             await self._release()
@@ -445,8 +463,10 @@ class Runner(Live):
                 await committed(self.home.store, transition)
         except TimeoutError:
             text = "invocation %s could not be released, it is redelivered instead: the store does not answer"
-            log.warning(text, self.id)
+            log.warning(text, self.id, extra=self.about)
         except PerdureError as error:
-            log.warning("invocation %s could not be released, it is redelivered instead: %s", self.id, error)
+            log.warning(
+                "invocation %s could not be released, it is redelivered instead: %s", self.id, error, extra=self.about
+            )
         except Exception:
-            log.exception("invocation %s could not be released, it is redelivered instead", self.id)
+            log.exception("invocation %s could not be released, it is redelivered instead", self.id, extra=self.about)

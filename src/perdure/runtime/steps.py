@@ -9,8 +9,8 @@ from functools import partial
 from typing import Protocol
 
 from perdure.authoring.step import StepInfo, Work
-from perdure.core.journal import Answering, Attempted, Interrupted, Raised, Returned
-from perdure.runtime.attempt import Attempt
+from perdure.core.journal import Attempted, Interrupted, Raised, Returned
+from perdure.runtime.attempt import Attempt, AttemptEnd
 from perdure.runtime.home import Home
 from perdure.runtime.in_progress import InProgress, Waiting
 from perdure.runtime.record import Record
@@ -34,6 +34,8 @@ class Owner(Protocol):
     def home(self) -> Home: ...
     @property
     def closed(self) -> bool: ...
+    @property
+    def about(self) -> dict[str, str]: ...
     def arrived(self) -> None:
         """Note that an outcome is among the arrivals."""
         ...
@@ -64,7 +66,7 @@ class Steps(InProgress[Attempt]):
         claim = (history.epoch, None, None)
         if start is not None and start.key is not None:
             claim = (history.epoch, start.key, history.grant)
-        info = StepInfo(owner.id, step.attempts + 1, (step.generation, step.n, work.name), *claim)
+        info = StepInfo(owner.id, step.attempts + 1, (step.generation, step.n, work.name), *claim, owner.handler)
         attempt = owner.home.begin_attempt(work, info, owner, step.variables)
         self.running[step.n] = attempt
         attempt.task.add_done_callback(partial(self._ended, owner, step.n, step.attempts + 1, attempt))
@@ -77,18 +79,18 @@ class Steps(InProgress[Attempt]):
             attempt.task.cancel()
             owner.home.loop.call_later(CANCEL_GRACE_SECONDS, self._grace_over, owner, n, attempt)
 
-    def close(self) -> None:
+    def close(self, owner: Owner) -> None:
         """Interrupt all steps; nothing of them is journaled any more."""
         for attempt in self.abandon():
-            attempt.task.cancel()
+            owner.home.counters.interrupted += attempt.task.cancel()
 
-    async def stop(self, grace: float) -> None:
+    async def stop(self, owner: Owner, grace: float) -> None:
         """Begin nothing more, give running steps a grace, then interrupt them, unjournaled."""
         self.stopping = True
         if self.running and grace > 0:
             await asyncio.wait([attempt.task for attempt in self.running.values()], timeout=grace)
         for attempt in self.running.values():
-            attempt.task.cancel()
+            owner.home.counters.interrupted += attempt.task.cancel()
         if self.running:
             await asyncio.wait([attempt.task for attempt in self.running.values()], timeout=CANCEL_GRACE_SECONDS)
         self.running.clear()
@@ -97,8 +99,10 @@ class Steps(InProgress[Attempt]):
     def _grace_over(self, owner: Owner, n: int, attempt: Attempt) -> None:
         if not owner.closed and self.leave_behind(n, attempt):
             name = attempt.work.name
-            log.warning("step %s of invocation %s did not end within its grace; it is left behind", name, owner.id)
+            text = "step %s of invocation %s did not end within its grace; it is left behind"
+            log.warning(text, name, owner.id, extra={**owner.about, "step": name})
             at = owner.home.clock.now()
+            owner.home.counters.interrupted += 1
             self.arrivals.append(Interrupted(n, at, at - attempt.began))
             owner.arrived()
 
@@ -116,25 +120,28 @@ class Steps(InProgress[Attempt]):
             elif not owner.closed and not (self.stopping and task.cancelled()):
                 home = owner.home
                 fact = attempt.fact(n, number, home.clock.now())
+                home.counters.steps.observe((owner.handler, attempt.work.name), fact.took or 0.0)
                 if type(fact) is not Returned:
-                    _log_failure(owner, attempt, number, fact)
+                    _note_failure(owner, attempt, number, fact)
                 self.arrivals.append(fact)
                 home.schedule(owner)
         except Exception as error:  # noqa: BLE001  everything is contained in its invocation
             owner.contain(error)
 
 
-def _log_failure(owner: Owner, attempt: Attempt, number: int, fact: Answering) -> None:
+def _note_failure(owner: Owner, attempt: Attempt, number: int, fact: AttemptEnd) -> None:
+    work, counters = attempt.work, owner.home.counters
     if not isinstance(fact, (Attempted, Raised)):
+        counters.interrupted += isinstance(fact, Interrupted)
         return
-    work = attempt.work
+    counters.attempts_failed.add((owner.handler, work.name))
     of = "" if (most := getattr(work.retry, "max_attempts", None)) is None else f" of {most}"
     after = f"next attempt at {_moment(fact.due)}" if isinstance(fact, Attempted) else "no further attempt"
     error = f"{fact.failure.type}: {loggable(owner.home.store, fact.failure.message)}"
     log.warning(
         "invocation %s (%s): attempt %d%s of step %s failed: %s; %s",
         *(owner.id, owner.handler, number, of, work.name, error, after),
-        extra={"invocation_id": owner.id, "handler": owner.handler, "step": work.name, "attempt": number},
+        extra={**owner.about, "step": work.name, "attempt": number},
     )
 
 

@@ -57,4 +57,5 @@ class DrainWatch:
             runner.handler,
             self._limit,
             "".join(traceback.format_stack(frame)) if frame is not None else "(no stack)",
+            extra=runner.about,
         )

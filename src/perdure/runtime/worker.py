@@ -29,6 +29,7 @@ from perdure.core.failures import Failure, FailureTranslator, failure_of
 from perdure.core.journal import Start
 from perdure.core.retry import whole_number
 from perdure.core.turn import StubMaker, Turn
+from perdure.counters import Counters, Load
 from perdure.errors import InvalidOption, NameTaken, ServiceUnknown, StoreClosed, StoreError, too_large
 from perdure.runtime.attempt import THREADS_LIMIT, Attempt
 from perdure.runtime.home import Watch
@@ -104,12 +105,14 @@ class Worker:
         watch: Callable[[], Watch] = DrainWatch,
         publish: Publish | None = None,
         duties: Sequence[Duty] = (),
+        counters: Counters | None = None,
     ) -> None:
         whole_number("worker(max_concurrent=…)", max_concurrent)
         whole_number("worker(cache=…)", cache, least=0)
         python = f"{sys.version_info.major}.{sys.version_info.minor}"
         self.chance = chance or SystemRandom()  # for its name, and the jitter of retries
         self.writer = Writer(self.chance.randbytes(6).hex(), python, os.environ.get("PYTHONHASHSEED", "random"))
+        self.counters = counters or Counters()
         self.always_replay = always_replay
         self.workflows = by_name(workflows)
         self.max_concurrent = max_concurrent
@@ -184,6 +187,8 @@ class Worker:
         )
         parts.callback(self.subscription.close)
         parts.callback(self._forget_all)
+        self.counters.loads.append(self.load)
+        parts.callback(self.counters.loads.remove, self.load)
         self._ask()
         if self._publish is not None:
             publishing = self.loop.create_task(self._publish(self.store, self.workflows.values()))
@@ -229,7 +234,7 @@ class Worker:
         for runner, error in zip(runners, stopped, strict=True):
             if error is not None:
                 text = "invocation %s could not be handed over: it is redelivered instead"
-                log_error(log, text, runner.id, error=error)
+                log_error(log, text, runner.id, error=error, extra=runner.about)
         await self._parts.aclose()
 
     def halt(self) -> None:
@@ -252,6 +257,11 @@ class Worker:
     def steps_in_progress(self) -> list[str]:
         """The names of the steps that run now, one for each attempt."""
         return [name for runner in self._runners.values() for name in runner.steps_in_progress]
+
+    def load(self) -> Load:
+        """Return how busy this worker is."""
+        used = self._slots.taken
+        return Load(used, max(0, self.max_concurrent - used), len(self._runners), len(self._cached))
 
     # --- deliveries ---------------------------------------------------------------------------------------------------
     def _deliver(self, delivery: Delivery) -> None:
@@ -282,7 +292,10 @@ class Worker:
         self._forget(delivery.id)
         if isinstance(error, (KeyboardInterrupt, SystemExit)):
             raise error
-        log.error("invocation %s (%s): unexpected exception", delivery.id, delivery.handler, exc_info=error)
+        about = {"invocation_id": delivery.id, "handler": delivery.handler}
+        log.error(
+            "invocation %s (%s): unexpected exception", delivery.id, delivery.handler, exc_info=error, extra=about
+        )
         reason = f"it cannot be taken: {type(error).__name__}: {error}"
         self.loop.call_soon(self._hand_back, delivery, reason)  # the store may be in the middle of handing it over
 
@@ -304,7 +317,8 @@ class Worker:
             try:
                 let_go()
             except Exception:
-                log.exception("invocation %s: unexpected exception when this worker lets go of it", id)
+                text = "invocation %s: unexpected exception when this worker lets go of it"
+                log.exception(text, id, extra={"invocation_id": id})
 
     def _admit(self, delivery: Delivery) -> None:
         runner = self._runners[delivery.id] = Runner(self, delivery)
@@ -406,13 +420,15 @@ class Worker:
         except BaseException as error:  # noqa: BLE001  nothing else would hand them back
             self._decline(first, error)
 
-    def commit_failed(self, id: str, error: BaseException, /) -> None:
-        """Log that the store does not take commits, rate-limited: each is retried every second."""
+    def commit_failed(self, runner: Runner, error: BaseException, /) -> None:
+        """Count and log that the store does not take commits, rate-limited: each is retried every second."""
+        self.counters.commits_failed += 1
         self._log(
             type(error),
             "commit for invocation %s failed: %s; this and others are retried until they succeed",
-            *(id, error),
+            *(runner.id, error),
             exc_info=None if isinstance(error, StoreError) else error,
+            extra=runner.about,
         )
 
     def make_turn(self, start: Start, /) -> Turn:

@@ -15,6 +15,7 @@ import contextlib
 
 from perdure.core.journal import Message, Start, encode_start
 from perdure.core.unbegun import cancelled_unbegun
+from perdure.counters import StoreCounters
 from perdure.errors import Conflict
 from perdure.stores.jetstream.commits import Commits
 from perdure.stores.jetstream.journal.blobs import Blobs
@@ -43,6 +44,7 @@ class Cancelling:
         commits: Commits,
         name: str,
         clock: Clock,
+        counters: StoreCounters,
     ) -> None:
         self._wire = wire
         self._layout = layout
@@ -53,6 +55,7 @@ class Cancelling:
         self._commits = commits
         self._name = name
         self._clock = clock
+        self._counters = counters
 
     async def settle(self, message: Message) -> None:
         """Settle the invocation that a queued message cancels, unless its body may have begun."""
@@ -82,6 +85,7 @@ class Cancelling:
         self._commits.commit(Transition(id, 0, frame, effects, "cancelled", False, ()), told)
         with contextlib.suppress(Conflict):
             await future
+            self._counters.cancelled.add((start.handler,))
         for subject in (
             self._layout.message(id, message.id),
             self._layout.passed_on_to_any(id, token(message.id)),

@@ -20,6 +20,7 @@ from perdure.core.journal import (
     Start,
 )
 from perdure.core.lifecycle import SETTLED
+from perdure.counters import StoreCounters
 from perdure.errors import StoreClosed, StoreUnfit
 from perdure.stores.awakeables import Awakeable, AwakeableFilter, made_by
 from perdure.stores.clock import SystemClock
@@ -59,6 +60,7 @@ from perdure.stores.port import (
     Filter,
     Journal,
     Key,
+    Minute,
     Row,
     Transition,
     no_partitions,
@@ -99,11 +101,12 @@ class JetStreamStore:
         self.clock = SystemClock()
         self.clocks_apart = 2 * CLOCK_LIMIT_SECONDS
         self.secret = b""
+        self.counters = StoreCounters()
         self.payload_limit = payload_limit
         self.key_queue_limit = key_queue_limit
         self.name = secrets.token_hex(6)
         self.layout = layout = Layout(namespace, shards or SHARDS)
-        self.wire = wire = Wire(servers, options, connected=self._reconnected)
+        self.wire = wire = Wire(servers, options, connected=self._reconnected, counters=self.counters)
         wire.stream_of = layout.stream_of
         self._replicas = replicas
         self._shards = shards
@@ -164,7 +167,7 @@ class JetStreamStore:
             self.clock,
         )
         self._cancelling = Cancelling(
-            wire, layout, blobs, journals, keys, self._finder, self.commits, self.name, self.clock
+            wire, layout, blobs, journals, keys, self._finder, self.commits, self.name, self.clock, self.counters
         )
         self._accepting.cancel_unbegun = self._cancel_unbegun
         self._purge = Purge(wire, layout, journals, self._deliveries, self.clock)
@@ -379,6 +382,12 @@ class JetStreamStore:
     async def counts(self) -> Counts:
         self._check()
         return await self._projection.counts()
+
+    async def minutes(
+        self, since: float, /, *, handler: str | None = None, within: float | None = None
+    ) -> list[Minute]:
+        self._check()
+        return await self._projection.minutes(since, handler, within)
 
     async def purge(self, before: float, /, *, limit: int, id: str | None = None) -> int:
         self._check()

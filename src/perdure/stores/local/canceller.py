@@ -16,6 +16,7 @@ from typing import Any
 from perdure.background import Tasks
 from perdure.core.journal import Message, Start
 from perdure.core.unbegun import cancelled_unbegun
+from perdure.counters import StoreCounters
 from perdure.errors import Conflict, StoreClosed
 from perdure.stores.local.dispatch import Dispatcher, Member
 from perdure.stores.port import Clock, Committed, Delivery, Transition
@@ -35,11 +36,13 @@ class Canceller:
         clock: Clock,
         unbegun: Callable[[str], Awaitable[Start | None]],
         commit: Callable[[Transition, Committed], None],
+        counters: StoreCounters,
     ) -> None:
         self._dispatcher = dispatcher
         self._clock = clock
         self._unbegun = unbegun
         self._commit = commit
+        self._counters = counters
         self._hands = Member(dispatcher, (), self._collect)
         self._tasks = Tasks(log)
 
@@ -73,6 +76,7 @@ class Canceller:
                 taken = [each for each in held if each is delivery or isinstance(each.item, Start)]
                 await self._committed(Transition(id, 0, frame, effects, "cancelled", False, taken))
                 settled = True
+                self._counters.cancelled.add((start.handler,))
         except StoreClosed:
             return
         except Conflict as error:

@@ -13,6 +13,7 @@ from msgspec.structs import replace
 from perdure.background import RateLimitedLog
 from perdure.core.exported import Loaded
 from perdure.core.journal import Answer, Message, Outcome, Start
+from perdure.counters import StoreCounters
 from perdure.errors import IdConflict, InvalidOption, Unopened
 from perdure.stores.awakeables import Awakeable, AwakeableFilter
 from perdure.stores.port import (
@@ -25,6 +26,7 @@ from perdure.stores.port import (
     Filter,
     Journal,
     Key,
+    Minute,
     Row,
     Store,
     Subscription,
@@ -189,15 +191,12 @@ class Sealed:
 
     def _sealed(self, transition: Transition) -> Transition:
         frame, awakeables, sealing = transition.frame, transition.awakeables, self._sealing
-        return Transition(
-            transition.id,
-            transition.expected,
-            None if frame is None else frame_with(sealing, transition.id, frame),
-            effects_with(sealing, transition.effects),
-            transition.status,
-            transition.released,
-            [_inner_of(each) for each in transition.acknowledge],
-            None if awakeables is None else [awakeable_with(sealing, each) for each in awakeables],
+        return replace(
+            transition,
+            frame=None if frame is None else frame_with(sealing, transition.id, frame),
+            effects=effects_with(sealing, transition.effects),
+            acknowledge=[_inner_of(each) for each in transition.acknowledge],
+            awakeables=None if awakeables is None else [awakeable_with(sealing, each) for each in awakeables],
         )
 
     # --- reading ------------------------------------------------------------------------------------------------------
@@ -269,6 +268,15 @@ class Sealed:
 
     async def counts(self) -> Counts:
         return await self.inner.counts()
+
+    async def minutes(
+        self, since: float, /, *, handler: str | None = None, within: float | None = None
+    ) -> list[Minute]:
+        return await self.inner.minutes(since, handler=handler, within=within)
+
+    @property
+    def counters(self) -> StoreCounters:
+        return self.inner.counters
 
     async def purge(self, before: float, /, *, limit: int, id: str | None = None) -> int:
         return await self.inner.purge(before, limit=limit, id=id)

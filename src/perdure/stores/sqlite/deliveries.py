@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 from perdure.background import Tasks
 from perdure.core.effects import NO_EFFECTS, Effects
 from perdure.core.journal import Message, Start, settles_before_begin
+from perdure.counters import StoreCounters
 from perdure.errors import StoreClosed, StoreError
 from perdure.stores.clock import Alarm, SystemClock
 from perdure.stores.local.canceller import Canceller
@@ -52,6 +53,7 @@ class Deliveries:
         enqueue: Callable[[Unit], asyncio.Future[Any]],
         aside: Aside,
         commit: Callable[[Transition, Committed], None],
+        counters: StoreCounters,
     ) -> None:
         self.dispatcher = Dispatcher(self._fetch, self._forget)
         self.last = 0
@@ -68,7 +70,7 @@ class Deliveries:
         self._ringing = False
         self._ring_again = False
         self._tasks = Tasks(log)
-        self._canceller = Canceller(self.dispatcher, clock, self._unbegun, commit)
+        self._canceller = Canceller(self.dispatcher, clock, self._unbegun, commit, counters)
 
     def open(self, last: int) -> None:
         """Begin. Starts up to position `last` were queued by an earlier process, which may have begun them."""

@@ -88,6 +88,14 @@ class Unit(Struct, eq=False):
     woken: list[tuple[str, str]] = []
     error: Exception | None = None
 
+    @property
+    def size(self) -> int:
+        """How many bytes of frames and starts it writes."""
+        size = 0 if self.frame is None else len(self.frame)
+        for accept in self.accepts:
+            size += len(accept.data) if accept.new else 0
+        return size
+
     def about(self) -> str:
         """Describe the unit, for the log."""
         if self.transition is not None:

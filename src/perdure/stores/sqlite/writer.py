@@ -13,6 +13,7 @@ import sqlite3
 import threading
 import zlib
 from collections.abc import Callable, Mapping, Sequence
+from time import perf_counter
 from typing import Any, cast
 
 from perdure.core.journal import (
@@ -47,9 +48,9 @@ log = logging.getLogger("perdure.sqlite")
 class Writer:
     """Commits units, one transaction at a time, in its own thread.
 
-    `written` is called on the loop with each batch. `lost` is called on the loop, once, when the file or its log was
-    moved, removed or replaced. From then on nothing is written or acknowledged. `now` is the time by the store's clock,
-    which the retention goes by too.
+    `written` is called on the loop with each batch, and how many seconds writing it took. `lost` is called on the loop,
+    once, when the file or its log was moved, removed or replaced. From then on nothing is written or acknowledged.
+    `now` is the time by the store's clock, which the retention goes by too.
     """
 
     def __init__(
@@ -57,7 +58,7 @@ class Writer:
         path: str,
         opened: Opened,
         loop: asyncio.AbstractEventLoop,
-        written: Callable[[Sequence[Unit]], None],
+        written: Callable[[Sequence[Unit], float], None],
         lost: Callable[[StoreError], None],
         keys: Keys,
         now: Callable[[], float],
@@ -97,8 +98,9 @@ class Writer:
     def _run(self) -> None:
         while (batch := self._next_batch()) is not None:
             if batch:
+                began = perf_counter()
                 self._write(batch)
-                self._tell(self._report, batch)
+                self._tell(self._report, batch, perf_counter() - began)
             else:
                 self._check_file()
         with quietly():
@@ -115,9 +117,9 @@ class Writer:
             batch, self._waiting = self._waiting[:BATCH_LIMIT], self._waiting[BATCH_LIMIT:]
             return batch
 
-    def _tell(self, report: Callable[[Any], None], what: Any) -> None:
+    def _tell(self, report: Callable[..., None], *what: Any) -> None:
         try:
-            self._loop.call_soon_threadsafe(report, what)
+            self._loop.call_soon_threadsafe(report, *what)
         except RuntimeError:  # the loop was closed, and the store was not
             log.warning("%s", about(self._path, "its event loop ended before it was closed: close the client first"))
 
@@ -298,14 +300,16 @@ def _write_acknowledgements(db: sqlite3.Connection, batch: Sequence[Unit]) -> No
 
 def _forget_wakes(db: sqlite3.Connection, wakes: Sequence[tuple[str, float]]) -> None:
     """Forget wakes that were acknowledged, unless others were set meanwhile. A damaged row stays as it is."""
-    query = "SELECT status, sequence, updated_at, revision, state_checksum FROM invocation WHERE id = ? AND wake = ?"
+    query = (
+        "SELECT status, sequence, updated_at, revision, wait, state_checksum FROM invocation WHERE id = ? AND wake = ?"
+    )
     for id, at in wakes:
         row = db.execute(query, (id, at)).fetchone()
         if row is None:
             continue
-        status, sequence, updated_at, revision, recorded = row
-        if state_checksum(id, status, sequence, updated_at, at, revision) == recorded:
-            checksum = state_checksum(id, status, sequence, updated_at, None, revision)
+        status, sequence, updated_at, revision, wait, recorded = row
+        if state_checksum(id, status, sequence, updated_at, at, revision, wait) == recorded:
+            checksum = state_checksum(id, status, sequence, updated_at, None, revision, wait)
             db.execute("UPDATE invocation SET wake = NULL, state_checksum = ? WHERE id = ?", (checksum, id))
 
 
@@ -320,8 +324,9 @@ def _purge(db: sqlite3.Connection, chosen: Sequence[tuple[str, float]]) -> int:
 def _change_row(transition: Transition, status: Status, now: float) -> tuple[Any, ...]:
     id, wake = transition.id, transition.effects.wake
     revision = transition.expected + (transition.frame is not None)
-    checksum = state_checksum(id, status, None, now, wake, revision)
-    return status, now, NO_TIME if wake is None else wake, revision, checksum, id, revision
+    wait = index.wait_text(transition.wait)
+    checksum = state_checksum(id, status, None, now, wake, revision, wait)
+    return status, now, NO_TIME if wake is None else wake, wait, revision, checksum, id, revision
 
 
 def _write_the_rest(db: sqlite3.Connection, batch: Sequence[Unit], now: float) -> None:
@@ -366,9 +371,9 @@ _INSERT_INVOCATION = (
     "updated_at, wake, revision, state_checksum, tags) VALUES (?, ?, nullif(?, ''), ?, ?, ?, ?, ?, ?, nullif(?, 0), ?, "
     f"nullif(?, {NO_TIME}), 0, ?, nullif(?, ''))"
 )
-_CHANGE_STATUS = (
-    f"UPDATE invocation SET status = ?, sequence = NULL, updated_at = ?, wake = nullif(?, {NO_TIME}), revision = ?, "
-    "state_checksum = ? WHERE id = ? AND revision <= ?"  # a late redo changes nothing
+_CHANGE_STATUS = (  # a late redo changes nothing
+    f"UPDATE invocation SET status = ?, sequence = NULL, updated_at = ?, wake = nullif(?, {NO_TIME}), "
+    "wait = nullif(?, ''), revision = ?, state_checksum = ? WHERE id = ? AND revision <= ?"
 )
 
 

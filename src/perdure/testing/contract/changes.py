@@ -32,6 +32,21 @@ from perdure.testing.contract.shared import (
 class Changes(StoreCase):
     """Changes are told to those that follow."""
 
+    async def test_purged_invocation_is_told_of_to_those_that_ask_for_it(self) -> None:
+        async with self.opened() as store:
+            inbox = self.inbox(HANDLER, "another")
+            start = await self.completed(inbox)
+            await self.suspended(inbox)
+            asked = store.events(Filter(handler="another", gone=True))
+            other = store.events(Filter(handler="another"))
+            assert await within(self.patience, store.purge(store.clock.now() + 1, limit=10), "not purged") == 1
+            rows = await within(self.patience, asked.next(), "no change told")
+            assert rows is not None
+            assert [(row.id, row.gone) for row in rows] == [(start.id, True)]
+            await self.completed(inbox, self.start("last", handler="another"))
+            told = {row.id for row in await within(self.patience, other.next(), "no change told") or ()}
+            assert told == {"last"}
+
     async def changes(self, events: Events) -> list[tuple[str, Status]]:
         """Return what changed next, as ids and statuses."""
         rows = await within(self.patience, events.next(), "no change was pushed")
@@ -175,11 +190,14 @@ class Changes(StoreCase):
             await self.completed(inbox)
             await self.suspended(inbox)
             late = store.clock.now() + 900
-            await store.submit([self.start(handler="two"), self.start(handler="two", due=late)])
+            first = self.start(handler="two")
+            await store.submit([first, self.start(handler="two", due=late)])
+            await store.submit([self.start(handler="two")])
             for _ in range(2):
                 counts = await store.counts()
-                assert counts.by_status == {"completed": 2, "suspended": 1, "pending": 1, "scheduled": 1}
-                assert counts.by_handler == {HANDLER: 3, "two": 2}
+                assert counts.by_status == {"completed": 2, "suspended": 1, "pending": 2, "scheduled": 1}
+                assert counts.by_handler == {HANDLER: 3, "two": 3}
+                assert counts.due_since == {"two": first.due}
                 store = await self.reopened()
 
     async def test_time_of_the_last_change_is_in_the_index(self) -> None:

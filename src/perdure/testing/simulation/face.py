@@ -27,6 +27,7 @@ from perdure.stores.port import (
     Filter,
     Journal,
     Key,
+    Minute,
     Row,
     Subscription,
     Transition,
@@ -84,6 +85,7 @@ class Face:
         self.name = process.name
         self.clock = clock
         self.clocks_apart = server.store.clocks_apart
+        self.counters = server.store.counters
         self.documents = server.store.documents
         self.secret = server.store.secret
         self.payload_limit = server.store.payload_limit
@@ -333,6 +335,11 @@ class Face:
 
     async def counts(self) -> Counts:
         return await self.ask("counts", "", self._store.counts)
+
+    async def minutes(
+        self, since: float, /, *, handler: str | None = None, within: float | None = None
+    ) -> list[Minute]:
+        return await self.ask("minutes", "", lambda: self._store.minutes(since, handler=handler, within=within))
 
     # --- waits --------------------------------------------------------------------------------------------------------
     def watch(self, id: str, /) -> asyncio.Future[Outcome]:

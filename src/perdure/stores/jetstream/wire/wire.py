@@ -16,6 +16,7 @@ from typing import Any
 from msgspec import Struct
 
 from perdure.background import Tasks
+from perdure.counters import StoreCounters
 from perdure.errors import StoreClosed, StoreError
 from perdure.stores.jetstream.wire.checks import no_room
 from perdure.stores.jetstream.wire.link import REQUEST_TIMEOUT_SECONDS, RETRY_SECONDS, Answer, Request
@@ -85,8 +86,10 @@ class Wire(Reads):
         options: dict[str, Any] | None = None,
         *,
         connected: Callable[[], None] = lambda: None,
+        counters: StoreCounters | None = None,
     ) -> None:
         super().__init__(servers, options, connected=connected)
+        self._counters = counters or StoreCounters()
         self._puts: dict[_Put, None] = {}  # not reported yet
         self._parked: list[_Put] = []  # to be sent after the reconnect
         self._none_left: asyncio.Future[None] | None = None
@@ -268,6 +271,8 @@ class Wire(Reads):
     def _tell(self, put: _Put, sequence: int, error: StoreError | None) -> None:
         if self._puts.pop(put, put) is put:
             return
+        if error is None:
+            self._counters.written_bytes += len(put.payload)
         put.told(sequence, error)
         if self._none_left is not None and not self._puts and not self._none_left.done():
             self._none_left.set_result(None)
