@@ -64,7 +64,7 @@ PLAIN = {
     *("Parent.id", "Claimed.worker", "Claimed.python", "Claimed.hash_seed", "Released.stuck_at"),
     *("Returned.message", "Raised.message", "CancelRequested.message", "Paused.message", "Resumed.message"),
     *("Refused.message", "Joined.message", "Retried.message", "Cancelled.message", "Answer.message"),
-    *("CallStep.name", "MarkPatch.name", "Asked.assignees", "Frame.writer", "Settled.child"),
+    *("CallStep.name", "MarkPatch.name", "Asked.assignees", "Asked.schema", "Frame.writer", "Settled.child"),
     *("Message.id", "Message.to", "Awakeable.invocation", "Awakeable.handler"),
     *("Release.key", "Enlist.key", "Key.holder"),
     *("Failure.module", "Failure.qualname", "Failure.script"),
@@ -91,7 +91,10 @@ def everything() -> Frame:
     """Return a frame with an entry and a command of each type."""
     entries, commands = samples(START)
     commands = [each for each in commands if not isinstance(each, (CallStep, OpenAwakeable))]
-    commands += [CallStep(0, "step", b"digest00", b"check"), OpenAwakeable(4, Asked("title", "more", ("ann",), 9.0))]
+    commands += [
+        CallStep(0, "step", b"digest00", b"check"),
+        OpenAwakeable(4, Asked("title", "more", ("ann",), 9.0, b"schema")),
+    ]
     assert {type(each) for each in commands} == {*get_args(Command)}
     assert {type(each) for each in entries} == {*get_args(Entry)}
     return Frame("w", 2.5, entries, commands, {"name": b"\xa5value", "gone": None})

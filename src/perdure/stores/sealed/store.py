@@ -52,6 +52,9 @@ if TYPE_CHECKING:
 
 NO_SECRET = b"sealed"
 """Where the secret is not known. The ids of awakeables that are shown then answer nothing."""
+UNOPENED_AT_ONCE = 1_000
+UNOPENED_WAIT_SECONDS = 1.0
+"""After so many starts in a row that do not open, how long a worker waits before it takes as many as it has room for."""
 FRAMES_AT_ONCE = 200
 """Frames that are opened without giving others a turn on the loop."""
 
@@ -308,16 +311,16 @@ class _SealedSubscription:
         self._deliver = deliver
         self._lost = lost
         self._is_open = True
-        self._declining: set[str] = (
-            set()
-        )  # invocations that go back in the next round of the loop, with all their deliveries
+        self._declining: set[str] = set()  # invocations that go back in the next round of the loop, with all they have
         self._starts_missing = 0
+        self._in_a_row = 0  # invocations that did not open since a start did
 
     def take(self, delivery: Delivery) -> None:
         item = delivery.item
         try:
             if isinstance(item, Start):
                 item = start_with(self._opening, item)
+                self._in_a_row = 0
             elif isinstance(item, Message):
                 item = message_with(self._opening, item)
         except Unopened as error:
@@ -338,8 +341,14 @@ class _SealedSubscription:
             self._lost(delivery.id)  # what else this worker holds of it goes back too
         self.inner.decline(delivery, reason)
         missing, self._starts_missing = self._starts_missing, 0
-        if missing:
-            self.inner.request(missing)  # the worker asked for starts that it has not got
+        self._in_a_row += 1
+        if missing:  # the worker asked for starts that it has not got
+            wait = 0.0 if self._in_a_row < UNOPENED_AT_ONCE else UNOPENED_WAIT_SECONDS
+            asyncio.get_running_loop().call_later(wait, self._request_again, missing)
+
+    def _request_again(self, starts: int) -> None:
+        if self._is_open:
+            self.inner.request(starts)
 
     def request(self, starts: int, /) -> None:
         self.inner.request(starts)
