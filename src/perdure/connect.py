@@ -131,7 +131,10 @@ def client_from(
 ) -> Client:
     """Return a client of the store that `make_store` returns; `options` are those of `Local`."""
     operations = Local(make_store, **options)
-    make_worker = partial(worker_of, operations.opened, retention=retention, shards=shards, publish=publish)
+    duties = (operations.scheduling.on_duty,)
+    make_worker = partial(
+        *(worker_of, operations.opened), retention=retention, shards=shards, publish=publish, duties=duties
+    )
     return Client(operations, make_worker, translators_in_use)
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from perdure import errors
 from perdure.core import lifecycle
-from perdure.http.api import ROUTES
+from perdure.http import api, schedules
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 
@@ -24,10 +24,11 @@ def tree() -> str:
 
 def routes() -> str:
     """The routes of the HTTP API."""
-    width = max(len(each.path) for each in ROUTES)
+    routes = (*api.ROUTES, *schedules.ROUTES)
+    width = max(len(each.path) for each in routes)
     return "".join(
-        f"{each.method:4} {each.path:{width}} {each.role:8} {each.summary.partition('. ')[0].rstrip('.')}\n"
-        for each in ROUTES
+        f"{each.method:6} {each.path:{width}} {each.role:8} {each.summary.partition('. ')[0].rstrip('.')}\n"
+        for each in routes
     )
 
 

@@ -154,10 +154,11 @@ def _read(value: str) -> Any:
 
 # --- what the verbs share ---------------------------------------------------------------------------------------------
 @asynccontextmanager
-async def _opened_to_change(url: str | None) -> AsyncGenerator[Client]:
-    """Open an existing store, or name the process that serves it."""
-    async with connect(url, read_only=True):
-        pass  # check that it exists and is a store: opening it for writing would create it
+async def opened_to_change(url: str | None, *, new: bool = False) -> AsyncGenerator[Client]:
+    """Open an existing store, or name the process that serves it. With `new`, make one if there is none."""
+    if not new:
+        async with connect(url, read_only=True):
+            pass  # check that it exists and is a store: opening it for writing would create it
     client = connect(url)
     try:
         await client.operations.open()
@@ -175,7 +176,7 @@ def _tell_all(verb: Verb, ids: Sequence[str], tell: TellOne, as_json: bool, url:
         await tell(client, id, _wait_of(url, verb, described))
 
     async def all_of_them() -> int:
-        async with _opened_to_change(url) as client:
+        async with opened_to_change(url) as client:
             telling = {id: asyncio.ensure_future(told(client, id)) for id in dict.fromkeys(ids)}
             codes = [await _report(verb, id, id, done, client, as_json, url) for id, done in telling.items()]
         return max(codes)
@@ -184,7 +185,7 @@ def _tell_all(verb: Verb, ids: Sequence[str], tell: TellOne, as_json: bool, url:
 
 
 async def _answer_awakeable(verb: str, awakeable_id: str, tell: Tell, as_json: bool, url: str | None) -> int:
-    async with _opened_to_change(url) as client:
+    async with opened_to_change(url) as client:
         id, n = await client.operations.awakeable(awakeable_id)
 
         async def told() -> None:

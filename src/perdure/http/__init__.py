@@ -10,6 +10,7 @@ from collections.abc import Collection
 
 from perdure.client import Client
 from perdure.errors import InvalidOption
+from perdure.http import schedules
 from perdure.http.api import ROUTES
 from perdure.http.clients import routes
 from perdure.http.guard import LOCAL_NAMES, Guard
@@ -37,4 +38,5 @@ def app(
     if max_waiting < 1 or max_body < 1:
         raise InvalidOption(f"app(max_waiting={max_waiting}, max_body={max_body}): give at least 1")
     guard = None if open else Guard(LOCAL_NAMES if allowed_hosts is None else allowed_hosts)
-    return Service(client.operations, (*ROUTES, *routes()), guard, waiting_limit=max_waiting, body_limit=max_body)
+    every = (*ROUTES, *schedules.ROUTES, *routes())
+    return Service(client.operations, every, guard, waiting_limit=max_waiting, body_limit=max_body)

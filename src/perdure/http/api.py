@@ -166,7 +166,7 @@ async def result(exchange: Exchange, query: WaitQuery) -> Response:
     waiting = _result(exchange, id, limit or 0.0)
     outcome = await (service.wait(waiting, limit + 1.0, exchange) if limit else waiting)
     if outcome is None:
-        return json_response(_accepted(exchange, id), 202)
+        return json_response(accepted_at(exchange, id), 202)
     described = await service.operations.describe(id)
     interface = await service.interfaces.of_invocation(described.handler, described.interface)
     return json_response(ended_of(id, outcome, interface))
@@ -201,7 +201,7 @@ async def list_handlers(exchange: Exchange, _: NoQuery) -> Response:
 
 
 async def show_handler(exchange: Exchange, _: NoQuery) -> Response:
-    return json_response(_handler_view(await _handler(exchange, exchange.parameters["handler"])))
+    return json_response(_handler_view(await handler_named(exchange, exchange.parameters["handler"])))
 
 
 def _handler_view(handler: Handler) -> HandlerView:
@@ -212,7 +212,8 @@ def _handler_view(handler: Handler) -> HandlerView:
     return HandlerView(handler.name, interface.description, handler.hash, described, json_schema(interface.result))
 
 
-async def _handler(exchange: Exchange, name: str) -> Handler:
+async def handler_named(exchange: Exchange, name: str) -> Handler:
+    """Return a handler that a worker has published, or raise a `Problem`."""
     found = await exchange.service.interfaces.handler(check_name("a handler's name", name))
     if found is None:
         text = (
@@ -240,11 +241,11 @@ class InvokeQuery(Struct):
 
 async def invoke(exchange: Exchange, query: InvokeQuery) -> Response:
     service = exchange.service
-    handler = await _handler(exchange, exchange.parameters["handler"])
+    handler = await handler_named(exchange, exchange.parameters["handler"])
     tags, once = _tags(query.tag), exchange.header("idempotency-key")
 
     def converted() -> Submission:
-        return _submission(handler, query, exchange.json(), tags, once)
+        return submission_for(handler, query, exchange.json(), tags, once)
 
     is_large = len(exchange.body) > LARGE_BODY_BYTES  # then the others go on meanwhile
     submission = await asyncio.to_thread(converted) if is_large else converted()
@@ -252,14 +253,14 @@ async def invoke(exchange: Exchange, query: InvokeQuery) -> Response:
     try:
         if limit is None:
             await service.operations.start(submission)
-            return json_response(_accepted(exchange, submission.id), 202)
+            return json_response(accepted_at(exchange, submission.id), 202)
         outcome = await _run(exchange, submission, limit)
     except IdConflict as error:
         if once is None:
             raise
         raise _key_reused() from error
     if outcome is None:
-        return json_response(_accepted(exchange, submission.id), 202)
+        return json_response(accepted_at(exchange, submission.id), 202)
     return json_response(ended_of(submission.id, outcome, handler.interface))
 
 
@@ -309,8 +310,8 @@ async def invoke_all(exchange: Exchange, _: NoQuery) -> Response:
         options = InvokeQuery(each.id, each.key, each.delay, each.timeout)
         body = MISSING if each.input is UNSET else each.input
         try:
-            handler = await _handler(exchange, each.handler)
-            found.append(_submission(handler, options, body, each.tags))
+            handler = await handler_named(exchange, each.handler)
+            found.append(submission_for(handler, options, body, each.tags))
         except ValueRefused as error:
             wrong += [(f"/starts/{number}/input{at}", why) for at, why in error.errors]
         except (Problem, PerdureError) as error:
@@ -321,10 +322,10 @@ async def invoke_all(exchange: Exchange, _: NoQuery) -> Response:
         text = f"{len(wrong)} things are wrong with the starts, and none was accepted: {wrong[0][0]}: {wrong[0][1]}"
         raise Problem(422, "value-refused", text, wrong=wrong[:ERRORS_LIMIT])
     await exchange.service.operations.start_all(found)
-    return json_response(AllAccepted([_accepted(exchange, each.id) for each in found]), 202)
+    return json_response(AllAccepted([accepted_at(exchange, each.id) for each in found]), 202)
 
 
-def _submission(
+def submission_for(
     handler: Handler, query: InvokeQuery, body: Any, tags: Mapping[str, str], once: str | None = None
 ) -> Submission:
     """Return what to start; `once` is its idempotency key."""
@@ -338,7 +339,7 @@ def _submission(
     if once is not None:
         if id is not None:
             raise Problem(400, "bad-query", "give an id or an Idempotency-Key, not both")
-        id, is_chosen = _id_for(handler.asked, once), True
+        id, is_chosen = id_for(handler.asked, once), True
         found = digest(found + msgspec.msgpack.encode((key, checked, timeout, delay)))  # these must be the same too
     elif id is not None:
         check_new_id(id)
@@ -349,7 +350,7 @@ def _submission(
     )
 
 
-def _id_for(handler: str, once: str) -> str:
+def id_for(handler: str, once: str) -> str:
     """Return the id of the invocation that an idempotency key stands for."""
     text = once.strip()
     if not text or len(text) > IDEMPOTENCY_KEY_LIMIT or not (text.isascii() and text.isprintable()):
@@ -372,7 +373,8 @@ def pointed(at: str) -> Generator[None]:
         raise ValueRefused(str(error), errors=tuple((at + each, why) for each, why in error.errors)) from error
 
 
-def _accepted(exchange: Exchange, id: str) -> Accepted:
+def accepted_at(exchange: Exchange, id: str) -> Accepted:
+    """Return where a start that is durable is looked at."""
     at = f"{exchange.root}/api/workflows/{quote(id, safe='')}"
     return Accepted(id, at, f"{at}/result")
 
@@ -443,22 +445,22 @@ async def restart(exchange: Exchange, _: NoQuery) -> Response:
     call, handlers = None, tuple[str, ...]()
     if body.input is not UNSET:
         invocation = await operations.look(id)
-        handler = await _handler(exchange, invocation.handler)
+        handler = await handler_named(exchange, invocation.handler)
         with pointed("/input"):
-            call = _submission(handler, InvokeQuery(), body.input, {})
+            call = submission_for(handler, InvokeQuery(), body.input, {})
         handlers = (invocation.handler, handler.name)
     chosen = None if isinstance(body.id, UnsetType) else check_new_id(body.id)
     if (once := exchange.header("idempotency-key")) is not None:
         if chosen is not None:
             raise Problem(400, "bad-body", "give an id or an Idempotency-Key, not both")
-        chosen = _id_for(f"restart {id}", once)
+        chosen = id_for(f"restart {id}", once)
     try:
         new = await operations.restart(id, call, new_id=chosen, handlers=handlers)
     except IdConflict as error:
         if once is None:
             raise
         raise _key_reused() from error
-    return json_response(_accepted(exchange, new), 202)
+    return json_response(accepted_at(exchange, new), 202)
 
 
 async def purge(exchange: Exchange, _: NoQuery) -> Response:

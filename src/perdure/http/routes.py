@@ -18,7 +18,7 @@ from perdure.http.problems import Problem
 QUERY_LIMIT = 100
 """Query parameters of one request."""
 
-Method = Literal["GET", "POST"]
+Method = Literal["GET", "POST", "PUT", "DELETE"]
 Role = Literal["anybody", "read", "operate", "admin"]
 """Who may use a route; each may what those before it may."""
 

@@ -91,6 +91,7 @@ class Environment:
             translators=translators_in_use,
             stubs=make_stub,
             replace=self._replace,
+            duties=(self._operations.scheduling.on_duty,),
         )
 
     async def __aenter__(self) -> Self:
@@ -239,7 +240,7 @@ class Environment:
 
     @property
     def _quiet(self) -> bool:
-        return self._restart is None and self.worker.quiet
+        return self._restart is None and self.worker.quiet and self._operations.scheduling.quiet
 
     def _replace(self, work: Work) -> Work:
         function = self._fakes.get(work.name)
