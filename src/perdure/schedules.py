@@ -143,7 +143,7 @@ class ScheduleHandle(Generic[R]):
         return [Handle(self._operations, id, self._workflow, self._translators) for id in ids]
 
     async def next(self, count: int = 1) -> list[datetime]:
-        """Return the next times, in UTC, as if the schedule were not paused; at most 1,000."""
+        """Return the next times, in UTC, as if the schedule were not paused; at most 100."""
         refuse_in_body("schedule.next()")
         found = await self._operations.schedule_times(self.name, count)
         return [datetime.fromtimestamp(each, UTC) for each in found]

@@ -19,6 +19,7 @@ from perdure.cli.target import load
 from perdure.client import Client
 from perdure.connect import connect
 from perdure.core.schedule import CATCH_UP_SECONDS, Overlap
+from perdure.operations.schedules import NEXT_LIMIT
 from perdure.schedules import Schedule, ScheduleHandle
 
 NEXT_SHOWN = 5
@@ -140,7 +141,7 @@ def show(name: str, as_json: bool, url: str | None) -> int:
 
 @schedule.command("next")
 @name_argument
-@click.option("--count", type=click.IntRange(1, 1_000), default=NEXT_SHOWN, show_default=True, help="How many.")
+@click.option("--count", type=click.IntRange(1, NEXT_LIMIT), default=NEXT_SHOWN, show_default=True, help="How many.")
 @url_option
 @reporting
 def next_(name: str, count: int, url: str | None) -> int:

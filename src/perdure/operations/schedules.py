@@ -14,7 +14,7 @@ from perdure.errors import InvalidOption
 from perdure.operations.describe import input_of
 from perdure.operations.ticks import ticks_after
 
-NEXT_LIMIT = 1_000
+NEXT_LIMIT = 100
 """Next times of a schedule that are computed at once."""
 SCHEDULES_PAGE = 200
 """Schedules that are listed at a time."""

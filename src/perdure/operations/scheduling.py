@@ -43,6 +43,7 @@ from perdure.core.schedule import (
     trigger_id,
 )
 from perdure.errors import (
+    IdConflict,
     InvalidOption,
     LimitExceeded,
     PerdureError,
@@ -140,16 +141,12 @@ class Schedules:
 
     async def change(self, name: str, change: Change) -> list[str]:
         """Tell a schedule something; return the ids of the runs that are started for it, now or later."""
-        if isinstance(change, PauseSchedule) and len(change.note) > NOTE_LENGTH_LIMIT:
-            text = f"the note has {len(change.note):,} characters where the limit is {NOTE_LENGTH_LIMIT:,}"
-            raise LimitExceeded(text, size=len(change.note), limit=NOTE_LENGTH_LIMIT)
-        if isinstance(change, Trigger):
-            now = (await self._operations.opened()).clock.now()
-            id = trigger_id(name, now, self._random(4)) if change.id is None else check_new_id(change.id)
-            change = Trigger(id)
+        if isinstance(change, PauseSchedule):
+            _check_note(change.note)
+        id = await self._id_of(name, change)
         while True:
             kept = await self._found(name)
-            record, ids = await self._told(kept, change)
+            record, ids = await self._told(kept, change, id)
             if record == kept.record:
                 return ids
             if await self._write(name, record, kept.revision) is not None:
@@ -158,7 +155,13 @@ class Schedules:
                 self._changed()
                 return ids
 
-    async def _told(self, kept: Kept, change: Change) -> tuple[Record, list[str]]:
+    async def _id_of(self, name: str, change: Change) -> str:
+        """Return the id of a run that is triggered now."""
+        if isinstance(change, Trigger) and change.id is not None:
+            return check_new_id(change.id)
+        return trigger_id(name, (await self._operations.opened()).clock.now(), self._random(4))
+
+    async def _told(self, kept: Kept, change: Change, id: str) -> tuple[Record, list[str]]:
         record, now = kept.record, (await self._operations.opened()).clock.now()
         match change:
             case PauseSchedule(note):
@@ -167,8 +170,8 @@ class Schedules:
                 if record.paused_at is None:
                     return record, []
                 return replace(self._carried_over(kept, now), paused_at=None, note=""), []
-            case Trigger(id):
-                return await self._triggered(kept, id or "", now), [id or ""]
+            case Trigger():
+                return await self._triggered(kept, id, now), [id]
             case Backfill():
                 return _backfilled(kept, change, now)
 
@@ -338,6 +341,8 @@ class Schedules:
                 await self._operations.start(_submission(kept, run))
             except StoreError:
                 raise
+            except IdConflict as error:  # it was started before the schedule was changed
+                log.warning("schedule %r: %s", kept.name, error)
             except PerdureError as error:
                 log.error("schedule %r: %s cannot be started: %s", kept.name, run.id, error)
                 refused.append(run.id)
@@ -373,7 +378,7 @@ class Schedules:
 
     def _tell(self, name: str, skipped: Sequence[Run], missed: int) -> None:
         if missed:
-            text = "schedule %r: %d ticks were missed: no worker ran for longer than it catches up with"
+            text = "schedule %r: ticks were missed, %d of them: no worker ran for longer than it catches up with"
             log.warning(text, name, missed)
         if skipped:
             text = "schedule %r: %s and %d more are skipped: an earlier run has not ended"
@@ -395,13 +400,25 @@ class Schedules:
         return kept
 
 
-def due_at(kept: Kept, now: float) -> float:
-    """Return when there is something to do for a schedule, in seconds since the Unix epoch."""
-    record = kept.record
-    if record.starting or (record.waiting and record.paused_at is None):
-        return now  # what waits is looked at every time: whether the earlier run has ended
+def _check_note(note: str) -> None:
+    if len(note) > NOTE_LENGTH_LIMIT:
+        text = f"the note has {len(note):,} characters where the limit is {NOTE_LENGTH_LIMIT:,}"
+        raise LimitExceeded(text, size=len(note), limit=NOTE_LENGTH_LIMIT)
+    try:
+        note.encode()
+    except UnicodeEncodeError as error:
+        raise InvalidOption(f"the note {note[:40]!r} cannot be encoded as UTF-8: {error.reason}") from None
+
+
+def next_tick(record: Record) -> float:
+    """Return when the next tick is to be decided, in seconds since the Unix epoch; infinity if a pause comes first."""
     tick = next(ticks_after(record.plan.timing, record.cursor), math.inf)
     return tick if record.paused_at is None or tick <= record.paused_at else math.inf
+
+
+def is_open(record: Record) -> bool:
+    """Report whether something is to be started, now or when a run has ended."""
+    return bool(record.starting) or (bool(record.waiting) and record.paused_at is None)
 
 
 def _due(record: Record, now: float) -> tuple[list[int], int, int]:
@@ -460,14 +477,11 @@ def _too_many_waiting(name: str) -> LimitExceeded:
 
 
 class Known(Struct, frozen=True):
-    """A schedule as a worker has read it, and when there is something to do for it.
-
-    `kept` is None if this worker cannot carry it out.
-    """
+    """A schedule as a worker has read it, and when its next tick comes. `kept` is None if it cannot be carried out."""
 
     revision: int
-    kept: Kept | None
-    due: float
+    kept: Kept | None = None
+    tick: float = math.inf
 
 
 class OnDuty:
@@ -516,30 +530,30 @@ class OnDuty:
         to_do = [
             replace(known.kept, at=now)
             for known in self._known.values()
-            if known.kept is not None and known.due <= self._store.clock.now()
+            if known.kept is not None and (is_open(known.kept.record) or known.tick <= self._store.clock.now())
         ]
         for first in range(0, len(to_do), AT_ONCE_LIMIT):
             some = to_do[first : first + AT_ONCE_LIMIT]
             for kept in await asyncio.gather(*map(self._schedules.carry_out, some)):
                 if kept is not None:
-                    self._known[kept.name] = self._due(kept, self._store.clock.now())
+                    self._known[kept.name] = self._with_tick(kept, self._store.clock.now())
                     self._watch(kept)
 
     def _known_of(self, document: Document, now: float) -> Known:
         kept = self._schedules.kept(document, now)
-        return Known(document.revision, None, math.inf) if kept is None else self._due(kept, now)
+        return Known(document.revision) if kept is None else self._with_tick(kept, now)
 
-    def _due(self, kept: Kept, now: float) -> Known:
+    def _with_tick(self, kept: Kept, now: float) -> Known:
         try:
-            due = due_at(kept, now)
+            tick = next_tick(kept.record)
         except InvalidOption as error:
             self._log(("timing", kept.name), "schedule %r is not carried out by this worker: %s", kept.name, error)
-            return Known(kept.revision, None, math.inf)
+            return Known(kept.revision)
         if kept.record.cursor > now + AHEAD_SECONDS:
             text = "schedule %r goes on at %s, since the clock was once there; delete it and put it again to go on now"
             at = time_of(kept.record.cursor).isoformat()
             self._log(("ahead", kept.name), text, kept.name, at, level=logging.WARNING)
-        return Known(kept.revision, kept, due)
+        return Known(kept.revision, kept, tick)
 
     def _watch(self, kept: Kept) -> None:
         """Watch the last run for its end, where another waits for that. What else may run is looked at as ever."""
@@ -560,7 +574,7 @@ class OnDuty:
     async def _rest(self) -> None:
         """Wait for a time, a change here, or the next look for changes elsewhere."""
         now = self._store.clock.now()
-        due = min((each.due for each in self._known.values() if each.due > now), default=math.inf)
+        due = min((each.tick for each in self._known.values() if each.tick > now), default=math.inf)
         timer = self._store.clock.call_at(due, self.nudge) if due < math.inf else None
         self._is_resting = True
         try:
