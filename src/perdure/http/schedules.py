@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from datetime import UTC, datetime
 from typing import Annotated, Any
 
@@ -13,10 +14,21 @@ from perdure.core.json_values import to_json
 from perdure.core.schedule import CATCH_UP_SECONDS, Overlap, Plan, Timing
 from perdure.core.values import encode_any
 from perdure.errors import UnknownSchedule
-from perdure.http.api import InvokeQuery, Limit, Seconds, accepted_at, handler_named, id_for, pointed, submission_for
+from perdure.http.api import (
+    LARGE_BODY_BYTES,
+    InvokeQuery,
+    Limit,
+    Seconds,
+    accepted_at,
+    handler_named,
+    id_for,
+    pointed,
+    submission_for,
+)
 from perdure.http.exchange import Exchange, json_response
 from perdure.http.routes import NoQuery, Route
 from perdure.http.views import UNTYPED, Accepted, AllAccepted
+from perdure.operations.port import Submission
 from perdure.operations.schedules import (
     NEXT_LIMIT,
     Backfill,
@@ -157,9 +169,14 @@ class ScheduleBody(Struct, forbid_unknown_fields=True):
 async def put_schedule(exchange: Exchange, _: NoQuery) -> Response:
     name, body = exchange.parameters["name"], exchange.struct(ScheduleBody)
     handler = await handler_named(exchange, body.handler)
-    with pointed("/input"):
-        options = InvokeQuery(key=body.key, timeout=body.timeout)
-        asked = submission_for(handler, options, MISSING if body.input is UNSET else body.input, body.tags)
+
+    def converted() -> Submission:
+        with pointed("/input"):
+            options = InvokeQuery(key=body.key, timeout=body.timeout)
+            return submission_for(handler, options, MISSING if body.input is UNSET else body.input, body.tags)
+
+    is_large = len(exchange.body) > LARGE_BODY_BYTES  # then the others go on meanwhile
+    asked = await asyncio.to_thread(converted) if is_large else converted()
     plan = Plan(
         Timing(body.cron, None if body.every is None else whole_seconds(body.every), body.timezone),
         asked.handler,

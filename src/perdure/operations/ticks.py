@@ -13,14 +13,16 @@ from datetime import UTC, datetime
 from functools import lru_cache
 from itertools import islice
 from math import ceil
-from typing import get_args
-from zoneinfo import ZoneInfo
+from typing import TYPE_CHECKING, get_args
 
 from perdure.core.ids import check_name
 from perdure.core.retry import DURATION_LIMIT_SECONDS, Duration, seconds
 from perdure.core.schedule import CATCH_UP_LEAST_SECONDS, Overlap, Plan, Timing
 from perdure.core.tags import check_tags
 from perdure.errors import InvalidOption, too_large
+
+if TYPE_CHECKING:
+    from zoneinfo import ZoneInfo
 
 CRON_LENGTH_LIMIT = 200
 """Characters of a cron expression."""
@@ -120,6 +122,8 @@ def _growing(found: Iterator[datetime], last: int) -> Iterator[int]:
 @lru_cache(maxsize=ZONES_LIMIT)
 def zone(name: str) -> ZoneInfo:
     """Return a time zone by its name in the IANA database, or raise `InvalidOption`."""
+    from zoneinfo import ZoneInfo  # noqa: PLC0415  only who has schedules imports it
+
     try:
         return ZoneInfo(name)
     except (KeyError, ValueError, OSError, TypeError) as error:
