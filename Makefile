@@ -20,7 +20,7 @@ WITH_test := grpc demo test
 WITH_dev := grpc demo test dev
 
 EXAMPLES := simple async typed local multi-service concurrent killed retry pause ticket-cart delayed \
-	approval query restate saga
+	approval query restate saga schedule
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test test-loaded check format format-check lint types coverage-core test-all-pythons \

@@ -90,6 +90,13 @@ SAGA = (
     f"✅ booked flight, hotel\n{RESERVE * 2}❌ hotel is taken\n{RESERVE * 3}{RELEASE * 2}"
     f"✅ booked theatre, museum\n{RESERVE * 2}"
 )
+SCHEDULE = """\
+📅 nightly: put
+📅 nightly: unchanged
+⏩ now: 5 letters
+⏰ each second: ['5 letters', '5 letters']
+⏸️  that is enough
+"""
 NAMES = ("X (English)", "X (Spanish)", "X (French)", "Summary")
 OUTPUT = {
     "simple": f"Hello, World! {WELCOME}\n",
@@ -101,6 +108,7 @@ OUTPUT = {
     "approval": ASKED + "✅ Approved: $120.00 for Ada\n",
     "restate": RESTATE,
     "saga": SAGA,
+    "schedule": SCHEDULE,
     "ticket_cart": TICKET_CART,
 }
 ID = "[0-9a-f]{32}"
