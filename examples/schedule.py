@@ -6,6 +6,7 @@ python -m examples.schedule
 from __future__ import annotations
 
 import asyncio
+import contextlib
 
 from examples import stage
 from perdure import Schedule, connect, step, workflow
@@ -36,9 +37,10 @@ async def main() -> None:
 
             often = client.schedule("often", report)
             await often.put(OFTEN)
-            while len((told := await often.describe()).runs) < 2:
-                await asyncio.sleep(0.05)
-            print("⏰ each second:", [await client.handle(id).result() for id in told.runs[:2]])
+            async with contextlib.aclosing(client.watch(id_prefix="often@", status="completed")) as runs:
+                for number in (1, 2):
+                    run = client.handle((await anext(runs)).id, report)
+                    print(f"⏰ second {number}:", await run.result())
             await often.pause("that is enough")
             print("⏸️ ", (await often.describe()).note)
             for name in ("nightly", "often"):

@@ -24,6 +24,7 @@ from perdure.errors import (
     LimitExceeded,
     PayloadTooLarge,
     ScheduleBusy,
+    StoreError,
     StoreFull,
     UnknownInvocation,
     UnknownSchedule,
@@ -580,6 +581,12 @@ async def test_one_bad_schedule_does_not_stop_the_others(
     assert "schedule 'm' is not carried out by this worker: timezone='M/X'" in caplog.text
     assert "schedule 'n' was written by a newer release" in caplog.text
     assert [each.name async for each in env.client.schedules()] == ["a", "z"]
+    assert await env.client.schedule("m").put(Schedule(report.bind(), every=3600))  # which repairs it
+    with pytest.raises(StoreError, match="newer release"):
+        await env.client.schedule("n").put(Schedule(report.bind(), every=3600))
+    assert await env.client.schedule("n").delete()
+    await env.advance(timedelta(hours=1))
+    assert len(await started(env.client, "m@")) == 1
 
 
 async def test_run_that_cannot_be_started_is_counted_and_the_schedule_goes_on(
@@ -641,6 +648,22 @@ async def test_decision_that_is_old_is_read_again_before_it_starts_anything(env:
     assert await started(env.client) == []
 
 
+async def test_many_runs_are_started_however_long_that_takes(env: Environment, monkeypatch: pytest.MonkeyPatch) -> None:
+    handle = env.client.schedule("often")
+    await handle.put(Schedule(report.bind(), every=60, overlap="allow", catch_up=3600))
+    await env.settle()
+    start = env.client.operations.start
+
+    async def slow(submission: Any) -> None:
+        env.clock.move_to(env.clock.now() + scheduling.FRESH_SECONDS / 2)
+        await start(submission)
+
+    monkeypatch.setattr(env.client.operations, "start", slow)
+    await restarted_after(env, timedelta(minutes=20))
+    assert (await handle.describe()).started >= 20
+    assert {*ran.values()} == {1}
+
+
 # --- on stores of their own -------------------------------------------------------------------------------------------
 @pytest.fixture(params=["memory:", "sqlite:{}/app.db"])
 def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
@@ -689,10 +712,21 @@ async def test_sweep_leaves_alone_what_a_schedule_still_takes_for_unstarted(
         assert document is not None
         record: Record = replace(decode_record(document.value), starting=(run,), starting_since=since)
         await client.operations.write_documents(SCHEDULES, [Put(("often",), encode_record(record))])
+        swept = asyncio.Semaphore(0)
+        purge = store.purge
+
+        async def counted(before: float, /, *, limit: int, id: str | None = None) -> int:
+            try:
+                return await purge(before, limit=limit, id=id)
+            finally:
+                swept.release()
+
+        monkeypatch.setattr(store, "purge", counted)
         async with without_duties(client):
             await client.run(report.using(id=run.id))
             await client.run(report.using(id="other"))
-            await asyncio.sleep(0.1)  # several sweeps
+            for _ in range(10):
+                await swept.acquire()
             assert {*await started(client)} == {run.id, "other"}
         async with client.worker(report):
             told = await enough(client, "often", 1)

@@ -94,7 +94,8 @@ SCHEDULE = """\
 📅 nightly: put
 📅 nightly: unchanged
 ⏩ now: 5 letters
-⏰ each second: ['5 letters', '5 letters']
+⏰ second 1: 5 letters
+⏰ second 2: 5 letters
 ⏸️  that is enough
 """
 NAMES = ("X (English)", "X (Spanish)", "X (French)", "Summary")

@@ -22,7 +22,7 @@ from typing import Protocol
 from msgspec import Struct
 from msgspec.structs import replace
 
-from perdure.background import RateLimitedLog, Tasks, log_error
+from perdure.background import RateLimitedLog, Tasks
 from perdure.core.ids import check_new_id
 from perdure.core.journal import Status
 from perdure.core.lifecycle import SETTLED
@@ -134,7 +134,7 @@ class Schedules:
             elif kept.record.plan.timing == plan.timing:
                 record = replace(kept.record, plan=plan, changed_at=now)
             else:
-                record = replace(self._carried_over(kept, now), plan=plan, changed_at=now)
+                record = replace(self._retimed(kept, now), plan=plan, changed_at=now)
             if await self._write(name, record, 0 if kept is None else kept.revision) is not None:
                 self._changed()
                 return True
@@ -186,11 +186,12 @@ class Schedules:
             return placed
         if record.plan.overlap == "queue":
             raise _too_many_waiting(kept.name)
-        other = running[-1] if running else record.starting[0].id if record.starting else record.waiting[0].id
-        text = (
-            f"schedule {kept.name!r}: invocation {other!r} has not ended, and the schedule skips what comes meanwhile"
-        )
-        raise ScheduleBusy(f"{text}: wait for it or cancel it", name=kept.name, invocation_id=other)
+        if running:
+            other, why = running[-1], "has not ended: wait for it or cancel it"
+        else:
+            other, why = (*record.starting, *record.waiting)[0].id, "comes first"
+        text = f"schedule {kept.name!r} skips what comes while a run goes on or waits, and {other!r} {why}"
+        raise ScheduleBusy(text, name=kept.name, invocation_id=other)
 
     def _carried_over(self, kept: Kept, now: float) -> Record:
         """Return the record as of now, with the ticks that no worker has got to yet."""
@@ -198,11 +199,18 @@ class Schedules:
         instants, _, missed = _due(record, now)
         return carried_over(name, record, instants, missed, now)
 
+    def _retimed(self, kept: Kept, now: float) -> Record:
+        """Return the record as of now, before it gets another timing."""
+        try:
+            return self._carried_over(kept, now)
+        except InvalidOption as error:  # nobody here knows what was due by a time zone that this machine has not
+            log.warning("schedule %r is changed, and ticks that were due before are left out: %s", kept.name, error)
+            return replace(kept.record, cursor=max(kept.record.cursor, int(now)))
+
     async def delete(self, name: str) -> bool:
         """Remove a schedule; what it has started goes on. Return whether there was one."""
         check_schedule_name(name)
-        store = await self._operations.opened()
-        (revision,) = await store.documents.write(SCHEDULES, [Delete((name,))])
+        (revision,) = await self._operations.write_documents(SCHEDULES, [Delete((name,))])
         self._cancelled.pop(name, None)
         self._changed()
         return revision > 0
@@ -332,11 +340,14 @@ class Schedules:
         return placed, skipped, missed
 
     async def _start(self, store: Store, kept: Kept) -> list[str] | None:
-        """Start what is to be started; return the ids that are refused. None: too much time has passed since."""
+        """Start what is to be started; return the ids that are refused. None: another process has written since."""
         refused: list[str] = []
+        read_at = kept.at
         for run in kept.record.starting:
-            if store.clock.now() > kept.at + FRESH_SECONDS:
-                return None
+            if store.clock.now() > read_at + FRESH_SECONDS:
+                read_at, found = store.clock.now(), await self._read(kept.name)
+                if found is None or found.revision != kept.revision:
+                    return None
             try:
                 await self._operations.start(_submission(kept, run))
             except StoreError:
@@ -396,7 +407,8 @@ class Schedules:
         except PerdureError as error:
             self._log(("failed", kept.name), "schedule %r cannot be carried out now: %s", kept.name, error)
         except Exception as error:  # noqa: BLE001  the others go on
-            log_error(log, "schedule %r: unexpected exception, tried again later", kept.name, error=error)
+            text = "schedule %r: unexpected exception, tried again later"
+            self._log(("unexpected", kept.name), text, kept.name, exc_info=error)
         return kept
 
 
