@@ -301,6 +301,18 @@ async def test_a_long_downtime_of_a_frequent_schedule_is_decided_piece_by_piece(
     assert (told.started, told.missed) == (60, 20)
 
 
+async def test_clock_that_jumps_ahead_is_as_a_time_without_workers(env: Environment) -> None:
+    handle = env.client.schedule("often")
+    await handle.put(Schedule(report.bind(), every=3600, overlap="allow", catch_up=timedelta(hours=2)))
+    await env.settle()
+    env.clock.move_to(env.clock.now() + timedelta(days=3).total_seconds())
+    await env.settle()
+    told = await handle.describe()
+    assert (told.started, told.missed) == (2, 70)
+    await env.advance(timedelta(hours=1))
+    assert (await handle.describe()).started == 3
+
+
 async def test_clock_that_was_set_back_makes_no_tick_come_twice(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
