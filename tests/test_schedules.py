@@ -301,6 +301,25 @@ async def test_a_long_downtime_of_a_frequent_schedule_is_decided_piece_by_piece(
     assert (told.started, told.missed) == (60, 20)
 
 
+async def test_schedule_with_very_much_to_catch_up_with_does_not_hold_up_the_others(
+    env: Environment, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("perdure.operations.ticks.DECIDED_LIMIT", 3)
+    for name in ("a", "b"):
+        await env.client.schedule(name).put(Schedule(report.bind(), every=3600, overlap="allow", catch_up=WEEK))
+    await env.settle()
+    order: list[str] = []
+    start = env.client.operations.start
+
+    async def noted(submission: Any) -> None:
+        order.append(submission.id[0])
+        await start(submission)
+
+    monkeypatch.setattr(env.client.operations, "start", noted)
+    await restarted_after(env, timedelta(hours=9))
+    assert order == [*"aaabbbaaabbbaaabbb"]
+
+
 async def test_clock_that_jumps_ahead_is_as_a_time_without_workers(env: Environment) -> None:
     handle = env.client.schedule("often")
     await handle.put(Schedule(report.bind(), every=3600, overlap="allow", catch_up=timedelta(hours=2)))
@@ -408,6 +427,8 @@ async def test_what_cannot_be_kept_is_refused_when_it_is_put(env: Environment) -
         await env.client.schedule("n").put(Schedule(report.bind("x" * 100_000), every=60))
     with pytest.raises(TypeError):
         await env.client.schedule("n").put(Schedule(report.bind(5), every=60))  # type: ignore[arg-type]
+    with pytest.raises(InvalidOption, match="give a Schedule"):
+        await env.client.schedule("n").put(report.bind("x"))  # type: ignore[arg-type]
     with pytest.raises(BadId):
         env.client.schedule("..")
     assert [each async for each in env.client.schedules()] == []

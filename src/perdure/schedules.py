@@ -105,6 +105,8 @@ class ScheduleHandle(Generic[R]):
         A change of when it ticks passes over nothing that was due before, and no tick comes twice. Runs go on.
         """
         refuse_in_body("schedule.put()")
+        if not isinstance(schedule, Schedule):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise InvalidOption(f"put({schedule!r}): give a Schedule(workflow.bind(...), cron=...)")
         return await self._operations.put_schedule(self.name, schedule.plan())
 
     async def pause(self, note: str = "") -> None:

@@ -300,7 +300,10 @@ class Schedules:
             self._on_duty.discard(duty)
 
     async def advance(self, name: str, kept: Kept | None = None) -> Kept | None:
-        """Do all that is to do for a schedule now, and return it; None if it was deleted."""
+        """Decide what is due of a schedule, at most so much, and start it; return the schedule, None if it was deleted.
+
+        After a long time more may be due: other schedules come first then.
+        """
         store = await self._operations.opened()
         while True:
             kept = kept or await self._read(name)
@@ -324,7 +327,7 @@ class Schedules:
                 kept = Kept(name, decided, revision, at)
             if must_cancel(decided):
                 await self._cancel(kept)
-            if not decided.starting and _due(decided, store.clock.now())[1] == decided.cursor:
+            if not decided.starting:
                 return kept
 
     async def _decided(self, name: str, record: Record, now: float) -> tuple[Record, list[Run], int]:
@@ -531,10 +534,10 @@ class OnDuty:
 
     async def _look(self) -> None:
         """Read all schedules, and carry out those for which there is something to do."""
-        now, before = self._store.clock.now(), self._known
+        now, known_before = self._store.clock.now(), self._known
         self._known = {}
         async for document in scan_schedules(self._store):
-            known = before.get(document.key[0])
+            known = known_before.get(document.key[0])
             if known is None or known.revision != document.revision:
                 known = self._known_of(document, now)
             self._known[document.key[0]] = known
@@ -546,9 +549,13 @@ class OnDuty:
         ]
         for first in range(0, len(to_do), AT_ONCE_LIMIT):
             some = to_do[first : first + AT_ONCE_LIMIT]
-            for kept in await asyncio.gather(*map(self._schedules.carry_out, some)):
+            done = await asyncio.gather(*map(self._schedules.carry_out, some))
+            for before, kept in zip(some, done, strict=True):
                 if kept is not None:
-                    self._known[kept.name] = self._with_tick(kept, self._store.clock.now())
+                    now = self._store.clock.now()
+                    known = self._known[kept.name] = self._with_tick(kept, now)
+                    if known.tick <= now and kept.revision != before.revision:
+                        self.nudge()  # there was more to decide than is decided at once
                     self._watch(kept)
 
     def _known_of(self, document: Document, now: float) -> Known:

@@ -32,8 +32,8 @@ ZONES_LIMIT = 256
 """Time zones that are remembered."""
 MISSED_LIMIT = 1_000
 """Ticks of one downtime that are counted as missed; beyond it, they are passed over."""
-DECIDED_LIMIT = 1_000
-"""Ticks that are decided together."""
+DECIDED_LIMIT = 100
+"""Ticks of a schedule that are decided together, before other schedules come."""
 EXAMPLE = "give five fields, as in '30 3 * * MON-FRI': minute, hour, day of the month, month, day of the week"
 
 
