@@ -309,14 +309,15 @@ class Schedules:
             kept = kept or await self._read(name)
             if kept is None:
                 return None
-            record = kept.record
-            if record.starting:
+            skipped, missed = list[Run](), 0
+            if kept.record.starting:
                 refused = await self._start(store, kept)
                 if refused is None:
                     kept = None
                     continue
-                record = carried_out(record, refused)
-            decided, skipped, missed = await self._decided(name, record, store.clock.now())
+                decided = carried_out(kept.record, refused)
+            else:
+                decided, skipped, missed = await self._decided(name, kept.record, store.clock.now())
             if decided != kept.record:
                 at = store.clock.now()
                 revision = await self._write(name, decided, kept.revision)
