@@ -13,7 +13,10 @@ from pathlib import Path
 import pytest
 
 from examples.services.nats_server import Server
-from perdure import connect
+from perdure import Client, Context, Schedule, connect, workflow
+from perdure.connect import client_from
+from perdure.core.schedule import Overlap
+from perdure.stores.jetstream import JetStreamStore
 from tests.ticking import NAME
 
 pytestmark = pytest.mark.slow
@@ -103,3 +106,45 @@ async def test_two_processes_run_each_tick_once_also_while_one_of_them_is_killed
     await more(log, 3)
     await check(log)
     await asyncio.gather(stopped(steady), stopped(other))
+
+
+@workflow
+async def approved(ctx: Context) -> str:
+    return await ctx.awakeable(str)
+
+
+@workflow
+async def quick(ctx: Context) -> str:
+    return ctx.invocation_id
+
+
+@pytest.mark.parametrize("overlap", ["queue", "cancel"])
+async def test_overlap_rule_holds_on_a_server(client: Client, overlap: Overlap) -> None:
+    async with client.worker(approved, lease=1):
+        handle = client.schedule("often", approved)
+        await handle.put(Schedule(approved.bind(), every=86_400, overlap=overlap))
+        first = await handle.trigger()
+        async with asyncio.timeout(60):
+            while not (found := [each.id async for each in client.awakeables()]):
+                await asyncio.sleep(0.02)
+            second = await handle.trigger()
+            if overlap == "queue":
+                assert (await handle.describe()).waiting == (second.id,)
+                await client.resolve(found[0], "yes")
+            while (await handle.describe()).waiting:
+                await asyncio.sleep(0.02)
+            assert (await first.describe()).status == ("completed" if overlap == "queue" else "cancelled")
+            while (await second.describe()).status != "suspended":
+                await asyncio.sleep(0.02)
+
+
+async def test_worker_hears_of_a_schedule_that_another_process_has_put(nats: Server, namespace: str) -> None:
+    def store() -> JetStreamStore:
+        return JetStreamStore([nats.url], namespace=namespace)
+
+    async with client_from(store) as one, client_from(store) as other, other.worker(quick, lease=1):
+        await one.schedule("often").put(Schedule(quick.bind(), every=1))
+        async with asyncio.timeout(60):
+            while (told := await one.schedule("often").describe()).started < 2:
+                await asyncio.sleep(0.05)
+            assert await one.handle(told.runs[0], quick).result() == told.runs[0]
