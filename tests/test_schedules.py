@@ -493,6 +493,34 @@ async def test_trigger_with_an_id_is_one_run(env: Environment) -> None:
     assert ran == {"once": 1}
 
 
+@pytest.mark.parametrize("overlap", ["queue", "cancel"])
+async def test_trigger_of_a_paused_schedule_waits_for_nothing_but_its_turn(env: Environment, overlap: Overlap) -> None:
+    handle = env.client.schedule("often", long)
+    await handle.put(Schedule(long.bind(60), every=3600, overlap=overlap))
+    await handle.pause()
+    await handle.trigger()
+    second = await handle.trigger()
+    await env.advance(150)
+    assert await second.result() == second.id
+    await env.advance(timedelta(hours=2))
+    assert (await handle.describe()).started == 2
+
+
+async def test_many_ticks_that_no_worker_got_to_are_all_kept_or_counted(
+    env: Environment, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("perdure.operations.ticks.DECIDED_LIMIT", 7)
+    handle = env.client.schedule("often")
+    await handle.put(Schedule(report.bind(), every=60, catch_up=1800))
+    await env.settle()
+    await env.worker.stop(grace=0)
+    env.clock.move_to(env.clock.now() + 3600)
+    await handle.put(Schedule(report.bind(), every=86_400, catch_up=1800))
+    told = await handle.describe()
+    assert (len(told.waiting), told.missed) == (30, 30)
+    assert "ticks were missed, 30 of them" in caplog.text
+
+
 @pytest.mark.parametrize("overlap", ["skip", "queue", "cancel", "allow"])
 async def test_trigger_goes_by_the_overlap_rule(env: Environment, overlap: Overlap) -> None:
     handle = env.client.schedule("often", long)

@@ -77,6 +77,9 @@ def test_what_waits_goes_first_and_one_at_a_time(overlap: Overlap) -> None:
     assert still == before
     paused = replace(before, paused_at=NOW)
     assert arrange(paused, (), NOW, busy=False)[0] == paused
+    triggered = replace(paused, waiting=runs("t", cause="trigger") + before.waiting)
+    placed, _ = arrange(triggered, (), NOW, busy=False)
+    assert (names(placed.starting), names(placed.waiting)) == ("t", "ab")
 
 
 def test_where_runs_may_overlap_all_that_waits_starts_at_once() -> None:
@@ -108,6 +111,8 @@ def test_only_a_tick_or_a_trigger_cancels_what_runs() -> None:
     assert not must_cancel(record("cancel", waiting=runs("a", cause="backfill")))
     assert not must_cancel(record("cancel"))
     assert not must_cancel(record("queue", waiting=runs("a")))
+    assert not must_cancel(record("cancel", waiting=runs("a"), paused_at=NOW))
+    assert must_cancel(record("cancel", waiting=runs("a", cause="trigger"), paused_at=NOW))
 
 
 # --- what is kept -----------------------------------------------------------------------------------------------------
@@ -138,6 +143,9 @@ def test_equal_plans_are_told_by_the_digest_of_the_input() -> None:
     assert not is_same_plan(PLAN, replace(PLAN, digest=b"other"))
     assert not is_same_plan(PLAN, replace(PLAN, timing=Timing(cron="*/2 * * * *")))
     assert not is_same_plan(PLAN, replace(PLAN, interface=b"of a newer release"))
+    without = replace(PLAN, digest=b"")
+    assert is_same_plan(without, replace(without))
+    assert not is_same_plan(without, replace(without, input=b"other"))
 
 
 # --- names ------------------------------------------------------------------------------------------------------------

@@ -52,7 +52,7 @@ class Timing(Struct, frozen=True, omit_defaults=True):
 
 
 class Plan(Struct, frozen=True, omit_defaults=True):
-    """What a schedule starts, when, and how. Times are in seconds; the fields after `timing` are those of a start."""
+    """What a schedule starts, when, and how. Times are in seconds; `handler` to `interface` are those of each start."""
 
     timing: Timing
     handler: str
@@ -105,8 +105,8 @@ decode_record = msgspec.json.Decoder(Record).decode
 
 def is_same_plan(one: Plan, other: Plan) -> bool:
     """Report whether two plans do the same. Equal inputs may be encoded in different ways; their digests are equal."""
-    if one.digest != other.digest:
-        return False
+    if not one.digest:
+        return one == other
     return replace(one, input=b"") == replace(other, input=b"")
 
 
@@ -143,13 +143,13 @@ def delay_of(name: str, instant: int, jitter: float) -> float:
 def arrange(record: Record, runs: Iterable[Run], now: float, *, busy: bool) -> tuple[Record, list[Run]]:
     """Return the record with these runs placed by its overlap rule, and the runs that are skipped.
 
-    `busy`: a run of it has not ended. What waits goes first, unless the schedule is paused.
+    `busy`: a run of it has not ended. What waits, and may begin, goes first.
     """
     overlap = record.plan.overlap
     starting, waiting = [*record.starting], [*record.waiting]
     skipped: list[Run] = []
     busy = busy or bool(starting)
-    if waiting and record.paused_at is None:
+    if may_begin(record):
         if overlap == "allow":
             starting, waiting = starting + waiting, []
         elif not busy:
@@ -177,10 +177,14 @@ def arrange(record: Record, runs: Iterable[Run], now: float, *, busy: bool) -> t
     return placed, skipped
 
 
+def may_begin(record: Record) -> bool:
+    """Report whether a run waits that begins as soon as none goes on: while paused, only one that was triggered."""
+    return bool(record.waiting) and (record.paused_at is None or record.waiting[0].cause == "trigger")
+
+
 def must_cancel(record: Record) -> bool:
     """Report whether what runs is to be cancelled, since a newer run waits for its end."""
-    waiting = record.waiting
-    return record.plan.overlap == "cancel" and bool(waiting) and waiting[0].cause != "backfill"
+    return record.plan.overlap == "cancel" and may_begin(record) and record.waiting[0].cause != "backfill"
 
 
 def carried_out(record: Record, refused: Sequence[str]) -> Record:

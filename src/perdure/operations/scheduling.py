@@ -38,6 +38,7 @@ from perdure.core.schedule import (
     delay_of,
     encode_record,
     is_same_plan,
+    may_begin,
     must_cancel,
     tick_id,
     trigger_id,
@@ -136,6 +137,8 @@ class Schedules:
             else:
                 record = replace(self._retimed(kept, now), plan=plan, changed_at=now)
             if await self._write(name, record, 0 if kept is None else kept.revision) is not None:
+                if kept is not None:
+                    self._tell(name, (), record.missed - kept.record.missed)
                 self._changed()
                 return True
 
@@ -150,6 +153,9 @@ class Schedules:
             if record == kept.record:
                 return ids
             if await self._write(name, record, kept.revision) is not None:
+                stays = (*record.starting, *record.waiting)
+                gone = [each for each in kept.record.waiting if each not in stays]
+                self._tell(name, gone, record.missed - kept.record.missed)
                 if ids:
                     await self.advance(name)
                 self._changed()
@@ -195,9 +201,13 @@ class Schedules:
 
     def _carried_over(self, kept: Kept, now: float) -> Record:
         """Return the record as of now, with the ticks that no worker has got to yet."""
-        name, record = kept.name, kept.record
-        instants, _, missed = _due(record, now)
-        return carried_over(name, record, instants, missed, now)
+        record, found, all_missed = kept.record, list[int](), 0
+        while len(found) <= WAITING_LIMIT:
+            instants, cursor, missed = _due(record, now)
+            if not instants and not missed:
+                break
+            record, found, all_missed = replace(record, cursor=cursor), found + instants, all_missed + missed
+        return carried_over(kept.name, kept.record, found, all_missed, now)
 
     def _retimed(self, kept: Kept, now: float) -> Record:
         """Return the record as of now, before it gets another timing."""
@@ -393,7 +403,9 @@ class Schedules:
 
     def _tell(self, name: str, skipped: Sequence[Run], missed: int) -> None:
         if missed:
-            text = "schedule %r: ticks were missed, %d of them: no worker ran for longer than it catches up with"
+            text = (
+                "schedule %r: ticks were missed, %d of them: no worker got to them while they could be caught up with"
+            )
             log.warning(text, name, missed)
         if skipped:
             text = "schedule %r: %s and %d more are skipped: an earlier run has not ended"
@@ -434,7 +446,7 @@ def next_tick(record: Record) -> float:
 
 def is_open(record: Record) -> bool:
     """Report whether something is to be started, now or when a run has ended."""
-    return bool(record.starting) or (bool(record.waiting) and record.paused_at is None)
+    return bool(record.starting) or may_begin(record)
 
 
 def _due(record: Record, now: float) -> tuple[list[int], int, int]:
