@@ -51,6 +51,7 @@
     │       ├── StoreReadOnly             the file or folder is not writable
     │       ├── StoreFull                 no space left
     │       ├── StoreUnavailable          no server answers, or it refuses the credentials
+    │       ├── QueryTooSlow              a query of the index took too long, and was stopped
     │       ├── StoreUnfit                a server that is too old, streams with wrong settings, missing permissions
     │       ├── StoreTooNew               written by a later release
     │       └── NewerJournal              one journal or message that only a later release can read
@@ -268,6 +269,10 @@ class IdConflict(PerdureError):
         self.invocation_id = invocation_id
 
 
+class AccessDenied(PerdureError):
+    """A server refuses: the token is missing, unknown, expired or revoked, or does not permit this."""
+
+
 class RevisionConflict(PerdureError):
     """A document is not at the revision that a write expects; `revision` is the one that it is at, 0 if there is none.
 
@@ -315,6 +320,18 @@ class ScheduleBusy(PerdureError):
         super().__init__(text)
         self.name = name
         self.invocation_id = invocation_id
+
+
+def unknown_schedule(name: str) -> UnknownSchedule:
+    """Return the error for the name of no schedule."""
+    text = f"no schedule {name!r} here: it was never put in this store, or it was deleted"
+    return UnknownSchedule(text, name=name)
+
+
+def unknown(id: str) -> UnknownInvocation:
+    """Return the error for an id that a store does not know."""
+    text = f"no invocation {id!r} here: it was never started in this store, or its retention has ended"
+    return UnknownInvocation(text, invocation_id=id)
 
 
 class MessageRefused(PerdureError):
@@ -383,6 +400,14 @@ class StoreFull(StoreError):
 
 class StoreUnavailable(StoreError):
     """No server answers, or it refuses the credentials."""
+
+
+class QueryTooSlow(StoreError):
+    """A query of the index took longer than `seconds` and was stopped: narrow its filter."""
+
+    def __init__(self, text: str = "", *, seconds: float = 0.0) -> None:
+        super().__init__(text)
+        self.seconds = seconds
 
 
 class StoreUnfit(StoreError):

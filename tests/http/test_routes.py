@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
+from collections import Counter
 from contextlib import AsyncExitStack
 from decimal import Decimal
 from pathlib import Path
@@ -14,6 +15,7 @@ from unittest import mock
 import pytest
 
 from perdure import workflow
+from perdure.http import api
 from perdure.testing.replay import replay
 from tests.http.conftest import Site, site_on
 from tests.http.programs import WORKFLOWS, Expense, add, expense, nested
@@ -48,6 +50,19 @@ async def test_start_is_answered_once_it_is_durable(site: Site) -> None:
     shown = (await site.get(found["status_url"])).json()
     assert shown["input"] == {"number": 3}
     assert shown["result"] == 4
+
+
+async def test_start_of_a_handler_that_is_not_known_yet_waits_for_it_if_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with AsyncExitStack() as parts:
+        site = await site_on(parts, "memory:")
+        path = "/api/workflows/add/invoke?wait=30"
+        assert problem(await site.post(path, 3)) == (404, "unknown-handler")
+        assert problem(await site.post(f"{path}&unknown=yes", 3)) == (400, "bad-query")
+        waiting = asyncio.create_task(site.post(f"{path}&unknown=accept", 3))
+        await parts.enter_async_context(site.client.worker(add))
+        assert (await waiting).json()["result"] == 4
+        monkeypatch.setattr(api, "UNKNOWN_SECONDS", 0.1)
+        assert problem(await site.post("/api/workflows/other/invoke?unknown=accept", 3)) == (404, "unknown-handler")
 
 
 @pytest.mark.parametrize(("query", "headers"), [({"wait": 30}, {}), ({}, {"Prefer": "respond-async, wait=30"})])
@@ -286,6 +301,26 @@ async def test_list_by_pages_and_filters(site: Site) -> None:
         assert (await site.get("/api/workflows", params=empty)).json() == {"workflows": [], "next": None}
     stats = (await site.get("/api/workflows/stats")).json()
     assert stats == {"total": 7, "by_status": {"completed": 7}, "by_handler": {"add": 7}}
+
+
+async def test_what_ended_is_counted_by_minutes(site: Site) -> None:
+    ids = [await site.invoke("add", n) for n in range(3)]
+    ids.append(await site.invoke("failing", {}))
+    for id in ids:
+        await site.until(id, "failed" if id == ids[-1] else "completed")
+    found = (await site.get("/api/stats/minutes")).json()["minutes"]
+    counts: Counter[tuple[str, str]] = Counter()
+    for each in found:
+        assert each.keys() == {"at", "handler", "status", "count", "seconds", "longest"}
+        assert each["at"].endswith(":00Z")
+        assert 0 < each["longest"] <= each["seconds"]
+        counts[each["handler"], each["status"]] += each["count"]
+    assert counts == {("add", "completed"): 3, ("failing", "failed"): 1}
+    only = (await site.get("/api/stats/minutes", params={"handler": "failing", "since": "2026-01-01T00:00:00Z"})).json()
+    assert only["minutes"] == [each for each in found if each["handler"] == "failing"]
+    assert (await site.get("/api/stats/minutes?since=2100-01-01T00:00:00Z")).json() == {"minutes": []}
+    assert problem(await site.get("/api/stats/minutes?since=2026-01-01T00:00:00")) == (400, "bad-option")
+    assert problem(await site.get("/api/stats/minutes?handler=")) == (400, "bad-id")
 
 
 @pytest.mark.parametrize(

@@ -23,11 +23,20 @@ from perdure.core.retry import seconds
 from perdure.core.schedule import Plan
 from perdure.core.tags import Tags, check_tags
 from perdure.errors import InvalidOption, PerdureError
-from perdure.http.routes import Role
+from perdure.operations.access import Access, Role, Token
+from perdure.operations.audit import Link
 from perdure.operations.describe import Invocation
 from perdure.operations.documents import Check, Delete, Document, DocumentKey, Fence, Put, Scan, Write
-from perdure.operations.listing import PAGE_LIMIT, AwakeableFilters, AwakeablePage, Filters, Page, check_limit
-from perdure.operations.port import Operations, Outcome, Stats, Submission, Value, WasCancelled
+from perdure.operations.listing import (
+    PAGE_LIMIT,
+    QUERY_SECONDS,
+    AwakeableFilters,
+    AwakeablePage,
+    Filters,
+    Page,
+    check_limit,
+)
+from perdure.operations.port import Minute, Operations, Outcome, Stats, Submission, Value, WasCancelled
 from perdure.operations.schedules import Change, ScheduleInfo
 
 MEDIA_TYPE = "application/msgpack"
@@ -140,12 +149,13 @@ def _is_plain(value: object) -> bool:
 class Operation(Struct, frozen=True):
     """An operation: who may call it, and how it is carried out. The annotations say what it takes and gives.
 
-    One that `waits` takes as its last argument how long, in seconds.
+    One that `waits` takes as its last argument how long, in seconds. One that `shows_payloads` returns values.
     """
 
     role: Role
     call: Callable[..., Awaitable[Any]]
     waits: bool = False
+    shows_payloads: bool = False
 
     @property
     def takes(self) -> Any:
@@ -218,17 +228,23 @@ async def _describe(operations: Operations, id: str) -> Invocation:
 
 
 async def _page(operations: Operations, filters: Filters, limit: int, cursor: str | None) -> Page:
-    return await operations.page(filters, limit=check_limit(limit, PAGE_LIMIT), cursor=cursor)
+    limit = check_limit(limit, PAGE_LIMIT)
+    return await operations.page(filters, limit=limit, cursor=cursor, within=QUERY_SECONDS)
 
 
 async def _awakeables(
     operations: Operations, filters: AwakeableFilters, limit: int, cursor: str | None
 ) -> AwakeablePage:
-    return await operations.awakeables(filters, limit=check_limit(limit, PAGE_LIMIT), cursor=cursor)
+    limit = check_limit(limit, PAGE_LIMIT)
+    return await operations.awakeables(filters, limit=limit, cursor=cursor, within=QUERY_SECONDS)
 
 
 async def _stats(operations: Operations) -> Stats:
     return await operations.stats()
+
+
+async def _minutes(operations: Operations, since: datetime, handler: str | None) -> list[Minute]:
+    return await operations.minutes(since=since, handler=handler)
 
 
 async def _state(operations: Operations, key: str) -> dict[str, bytes]:
@@ -289,6 +305,22 @@ async def _purge(operations: Operations, id: str) -> None:
     await operations.purge(id)
 
 
+async def _add_token(operations: Operations, access: Access, expires: datetime | None) -> str:
+    return await operations.add_token(access, expires=expires)
+
+
+async def _revoke_token(operations: Operations, id: str) -> None:
+    await operations.revoke_token(id)
+
+
+async def _tokens(operations: Operations) -> list[Token]:
+    return await operations.tokens()
+
+
+async def _audit(operations: Operations, after: int) -> list[Link]:
+    return await operations.audit(after)
+
+
 CALLS: dict[str, Operation] = {
     "start": Operation("operate", _start),
     "start_all": Operation("operate", _start_all),
@@ -305,11 +337,12 @@ CALLS: dict[str, Operation] = {
     "page": Operation("read", _page),
     "awakeables": Operation("read", _awakeables),
     "stats": Operation("read", _stats),
-    "state": Operation("read", _state),
+    "state": Operation("read", _state, shows_payloads=True),
+    "minutes": Operation("read", _minutes),
     "serves": Operation("read", _serves),
-    "read_documents": Operation("read", _read_documents),
+    "read_documents": Operation("read", _read_documents, shows_payloads=True),
     "write_documents": Operation("operate", _write_documents),
-    "scan_documents": Operation("read", _scan_documents),
+    "scan_documents": Operation("read", _scan_documents, shows_payloads=True),
     "delete_documents": Operation("operate", _delete_documents),
     "put_schedule": Operation("operate", _put_schedule),
     "change_schedule": Operation("operate", _change_schedule),
@@ -317,8 +350,12 @@ CALLS: dict[str, Operation] = {
     "describe_schedule": Operation("read", _describe_schedule),
     "schedules": Operation("read", _schedules),
     "schedule_times": Operation("read", _schedule_times),
-    "export": Operation("read", _export),
+    "export": Operation("read", _export, shows_payloads=True),
     "purge": Operation("admin", _purge),
+    "add_token": Operation("admin", _add_token),
+    "revoke_token": Operation("admin", _revoke_token),
+    "tokens": Operation("admin", _tokens),
+    "audit": Operation("admin", _audit),
 }
 """All operations that are calls. `result` waits, and `watch` and `watch_all` are streams: see `clients`."""
 

@@ -14,6 +14,8 @@ from starlette.responses import Response
 
 from perdure.core.interface import MISSING
 from perdure.core.json_values import DEPTH_LIMIT, is_deeper
+from perdure.http.gate import Admitted
+from perdure.http.permitted import Permitted
 from perdure.http.problems import Problem
 
 if TYPE_CHECKING:
@@ -25,13 +27,22 @@ DEPTH_TEXT = f"the body is nested more than {DEPTH_LIMIT} levels deep"
 
 
 class Exchange:
-    """A request, its parameters from the path, its body as received, and the service that it is for."""
+    """A request: who makes it, its parameters from the path, its body as received, and the service that it is for.
 
-    def __init__(self, request: Request, parameters: Mapping[str, str], body: bytes, service: Service) -> None:
+    `operations` are those that the caller may use. `target` is what the request is about, for the audit.
+    """
+
+    def __init__(
+        self, request: Request, admitted: Admitted, parameters: Mapping[str, str], body: bytes, service: Service
+    ) -> None:
         self.request = request
+        self.admitted = admitted
+        self.access = admitted.access
         self.parameters = parameters
         self.body = body
         self.service = service
+        self.operations = Permitted(service.operations, admitted.access)
+        self.target = "/".join(parameters.values())
 
     @property
     def root(self) -> str:

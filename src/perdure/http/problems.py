@@ -69,6 +69,7 @@ BY_ERROR: tuple[tuple[type[errors.PerdureError], int, str], ...] = (
     (errors.RevisionConflict, 409, "revision-conflict"),
     (errors.Fenced, 409, "fenced"),
     (errors.KeyDeadlock, 409, "key-deadlock"),
+    (errors.AccessDenied, 403, "not-permitted"),
     (errors.ValueRefused, 422, "value-refused"),
     (errors.PayloadTooLarge, 413, "too-large"),
     (errors.LimitExceeded, 429, "limit-exceeded"),
@@ -77,6 +78,7 @@ BY_ERROR: tuple[tuple[type[errors.PerdureError], int, str], ...] = (
     (errors.InputRefused, 422, "value-refused"),
     (errors.StoreReadOnly, 403, "read-only"),
     (errors.NewerJournal, 503, "newer-release"),
+    (errors.QueryTooSlow, 503, "query-too-slow"),
     (errors.StoreError, 503, "store-unavailable"),
 )
 """The statuses and types of Perdure's errors, the first that fits."""

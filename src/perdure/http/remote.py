@@ -12,6 +12,7 @@ import logging
 import ssl
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Collection, Mapping, Sequence
+from datetime import datetime
 from typing import Any
 
 import httpx
@@ -22,7 +23,7 @@ from perdure.background import RateLimitedLog
 from perdure.core.lifecycle import SETTLED
 from perdure.core.retry import Duration, seconds
 from perdure.core.schedule import Plan
-from perdure.errors import BadUrl, PayloadTooLarge, StoreClosed, StoreError, StoreUnavailable, WaitTimeout
+from perdure.errors import AccessDenied, BadUrl, PayloadTooLarge, StoreClosed, StoreError, StoreUnavailable, WaitTimeout
 from perdure.http.clients import WAIT_LIMIT_SECONDS
 from perdure.http.exact import (
     CALLS,
@@ -41,10 +42,12 @@ from perdure.http.guard import PORT_LIMIT
 from perdure.http.problems import MEDIA_TYPE as PROBLEM_MEDIA_TYPE
 from perdure.http.problems import ProblemDocument
 from perdure.http.service import EXACT_LIMIT_BYTES, IDLE_SECONDS
+from perdure.operations.access import Access, Token
+from perdure.operations.audit import Link
 from perdure.operations.describe import Invocation
 from perdure.operations.documents import Document, DocumentKey, Fence, Scan, Write
 from perdure.operations.listing import PAGE_LIMIT, AwakeableFilters, AwakeablePage, Filters, Page, Status
-from perdure.operations.port import ANSWER_WAIT_SECONDS, Operations, Outcome, Stats, Submission, nothing
+from perdure.operations.port import ANSWER_WAIT_SECONDS, Minute, Operations, Outcome, Stats, Submission, nothing
 from perdure.operations.schedules import Change, ScheduleInfo
 
 CONNECT_SECONDS = 5.0
@@ -237,10 +240,14 @@ class Remote(Operations):
     async def describe(self, id: str, /) -> Invocation:
         return await self._call("describe", id)
 
-    async def page(self, filters: Filters, /, *, limit: int, cursor: str | None = None) -> Page:
+    async def page(
+        self, filters: Filters, /, *, limit: int, cursor: str | None = None, within: float | None = None
+    ) -> Page:
         return await self._call("page", sent_filters(filters), limit, cursor)
 
-    async def awakeables(self, filters: AwakeableFilters, /, *, limit: int, cursor: str | None = None) -> AwakeablePage:
+    async def awakeables(
+        self, filters: AwakeableFilters, /, *, limit: int, cursor: str | None = None, within: float | None = None
+    ) -> AwakeablePage:
         return await self._call("awakeables", sent_filters(filters), limit, cursor)
 
     async def watch(self, id: str, /) -> AsyncGenerator[Invocation, None]:
@@ -252,10 +259,10 @@ class Remote(Operations):
                         seen = each.status
                         yield each
 
-    async def watch_all(self, filters: Filters, /) -> AsyncGenerator[Invocation, None]:
+    async def watch_all(self, filters: Filters, /, *, gone: bool = False) -> AsyncGenerator[Invocation, None]:
         since, is_first = time.time(), True
         while True:
-            async with contextlib.aclosing(self._stream("watch_all", (sent_filters(filters),))) as changes:
+            async with contextlib.aclosing(self._stream("watch_all", (sent_filters(filters), gone))) as changes:
                 if not is_first:  # what changed while the server was away
                     async for each in self._changed_since(filters, since):
                         yield each
@@ -303,6 +310,9 @@ class Remote(Operations):
     async def stats(self) -> Stats:
         return await self._call("stats")
 
+    async def minutes(self, *, since: datetime, handler: str | None = None) -> list[Minute]:
+        return await self._call("minutes", since, handler)
+
     async def state(self, key: str, /) -> Mapping[str, bytes]:
         return await self._call("state", key)
 
@@ -343,6 +353,19 @@ class Remote(Operations):
     async def schedule_times(self, name: str, count: int, /) -> list[float]:
         return await self._call("schedule_times", name, count)
 
+    # --- access -------------------------------------------------------------------------------------------------------
+    async def add_token(self, access: Access, /, *, expires: datetime | None = None) -> str:
+        return await self._call("add_token", access, expires)
+
+    async def revoke_token(self, id: str, /) -> None:
+        await self._call("revoke_token", id)
+
+    async def tokens(self) -> list[Token]:
+        return await self._call("tokens")
+
+    async def audit(self, after: int = 0, /) -> list[Link]:
+        return await self._call("audit", after)
+
     # --- keeping ------------------------------------------------------------------------------------------------------
     async def export(self, id: str, /) -> bytes:
         return await self._call("export", id)
@@ -380,12 +403,18 @@ def _raise_refusal(response: httpx.Response, name: str) -> None:
     if response.headers.get("content-type") == MEDIA_TYPE:
         error: SentError = decode(response.content, SentError)
         raise error.restored()
+    if response.status_code in (401, 403) and _is_problem(response):
+        raise AccessDenied(f"{name}: {_detail(response)}")
     raise StoreError(f"{name} answers {response.status_code}: {_detail(response)}")
 
 
 def _is_to_be_repeated(response: httpx.Response) -> bool:
     """Report whether a server is busy, or stops, and has done nothing."""
-    return response.status_code in (429, 503) and response.headers.get("content-type") == PROBLEM_MEDIA_TYPE
+    return response.status_code in (429, 503) and _is_problem(response)
+
+
+def _is_problem(response: httpx.Response) -> bool:
+    return response.headers.get("content-type") == PROBLEM_MEDIA_TYPE
 
 
 def _detail(response: httpx.Response) -> str:

@@ -13,7 +13,7 @@ from perdure.core.interface import MISSING
 from perdure.core.json_values import to_json
 from perdure.core.schedule import CATCH_UP_SECONDS, Overlap, Plan, Timing
 from perdure.core.values import encode_any
-from perdure.errors import UnknownSchedule
+from perdure.errors import unknown_schedule
 from perdure.http.api import (
     LARGE_BODY_BYTES,
     InvokeQuery,
@@ -119,7 +119,7 @@ class SchedulesQuery(Struct):
 
 
 async def list_schedules(exchange: Exchange, query: SchedulesQuery) -> Response:
-    found = await exchange.service.operations.schedules(limit=query.limit, after=query.cursor)
+    found = await exchange.operations.schedules(limit=query.limit, after=query.cursor)
     views = [await view_of(exchange, each) for each in found]
     return json_response(SchedulePage(views, found[-1].name if len(found) == query.limit else None))
 
@@ -129,7 +129,7 @@ async def show_schedule(exchange: Exchange, _: NoQuery) -> Response:
 
 
 async def _shown(exchange: Exchange) -> Response:
-    info = await exchange.service.operations.describe_schedule(exchange.parameters["name"])
+    info = await exchange.operations.describe_schedule(exchange.parameters["name"])
     return json_response(await view_of(exchange, info))
 
 
@@ -141,7 +141,7 @@ class TimesQuery(Struct):
 
 async def times(exchange: Exchange, query: TimesQuery) -> Response:
     name = exchange.parameters["name"]
-    found = await exchange.service.operations.schedule_times(name, query.count)
+    found = await exchange.operations.schedule_times(name, query.count)
     return json_response(ScheduleTimes(name, [datetime.fromtimestamp(each, UTC) for each in found]))
 
 
@@ -173,7 +173,7 @@ async def put_schedule(exchange: Exchange, _: NoQuery) -> Response:
     def converted() -> Submission:
         with pointed("/input"):
             options = InvokeQuery(key=body.key, timeout=body.timeout)
-            return submission_for(handler, options, MISSING if body.input is UNSET else body.input, body.tags)
+            return submission_for(exchange, handler, options, MISSING if body.input is UNSET else body.input, body.tags)
 
     is_large = len(exchange.body) > LARGE_BODY_BYTES  # then the others go on meanwhile
     asked = await asyncio.to_thread(converted) if is_large else converted()
@@ -190,14 +190,14 @@ async def put_schedule(exchange: Exchange, _: NoQuery) -> Response:
         body.catch_up,
         body.jitter,
     )
-    changed = await exchange.service.operations.put_schedule(name, plan)
+    changed = await exchange.operations.put_schedule(name, plan)
     return json_response(SchedulePutView(name, changed))
 
 
 async def delete_schedule(exchange: Exchange, _: NoQuery) -> Response:
     name = exchange.parameters["name"]
-    if not await exchange.service.operations.delete_schedule(name):
-        raise UnknownSchedule(f"no schedule {name!r} here: it was never put, or it was deleted before", name=name)
+    if not await exchange.operations.delete_schedule(name):
+        raise unknown_schedule(name)
     return json_response(ScheduleDeleted(name))
 
 
@@ -219,7 +219,7 @@ async def resume(exchange: Exchange, _: NoQuery) -> Response:
 
 async def trigger(exchange: Exchange, _: NoQuery) -> Response:
     name, once = exchange.parameters["name"], exchange.header("idempotency-key")
-    id = None if once is None else f"{name}@{id_for(f'schedule {name}', once)}"
+    id = None if once is None else f"{name}@{id_for(exchange, f'schedule {name}', once)}"
     (started,) = await _tell(exchange, Trigger(id))
     return json_response(accepted_at(exchange, started), 202)
 
@@ -238,7 +238,7 @@ async def backfill(exchange: Exchange, _: NoQuery) -> Response:
 
 
 async def _tell(exchange: Exchange, change: Change) -> list[str]:
-    return await exchange.service.operations.change_schedule(exchange.parameters["name"], change)
+    return await exchange.operations.change_schedule(exchange.parameters["name"], change)
 
 
 SCHEDULE = "/api/schedules/{name}"

@@ -19,13 +19,13 @@ from perdure.core.schema import ANY, Schema
 from perdure.core.values import encode_any
 from perdure.operations.describe import AwakeableInfo, Invocation, JournalStep
 from perdure.operations.listing import Status
-from perdure.operations.port import Outcome, Value
+from perdure.operations.port import Minute, Outcome, Value
 
 UNTYPED = Schema(ANY)
 
 
 class WorkflowRow(Struct, frozen=True):
-    """An invocation, as lists show it."""
+    """An invocation, as lists show it: `attempt` is that of a step that is tried again, 0 if none is."""
 
     invocation_id: str
     handler: str
@@ -35,6 +35,10 @@ class WorkflowRow(Struct, frozen=True):
     created_at: datetime | None
     updated_at: datetime | None
     due: datetime | None
+    waiting_for: str | None
+    waiting_since: datetime | None
+    waiting_until: datetime | None
+    attempt: int
 
 
 class WorkflowPage(Struct, frozen=True):
@@ -123,6 +127,9 @@ class WorkflowView(Struct, frozen=True):
     due: datetime | None
     deadline: datetime | None
     waiting_for: str | None
+    waiting_since: datetime | None
+    waiting_until: datetime | None
+    attempt: int
     input: Any
     result: Any
     error: str | None
@@ -199,6 +206,12 @@ class StatsView(Struct, frozen=True):
     by_handler: Mapping[str, int]
 
 
+class MinuteList(Struct, frozen=True):
+    """What ended, by minute, handler and status, in order. What was purged is not counted."""
+
+    minutes: list[Minute]
+
+
 class KeyView(Struct, frozen=True):
     """A key: the state that its invocations share, as the last one to end left it."""
 
@@ -219,10 +232,10 @@ def plain(value: Any) -> Any:
 
 
 def row_of(invocation: Invocation) -> WorkflowRow:
-    times = (invocation.created_at, invocation.updated_at, invocation.due)
-    return WorkflowRow(
-        invocation.id, invocation.handler, invocation.status, invocation.key, dict(invocation.tags), *times
-    )
+    found = invocation
+    times = (found.created_at, found.updated_at, found.due)
+    waits = (found.waiting_for, found.waiting_since, found.waiting_until, found.attempt)
+    return WorkflowRow(found.id, found.handler, found.status, found.key, dict(found.tags), *times, *waits)
 
 
 def step_of(step: JournalStep) -> Step:
@@ -284,6 +297,9 @@ def workflow_of(invocation: Invocation, interface: Interface | None, steps_limit
         due=found.due,
         deadline=found.deadline,
         waiting_for=found.waiting_for,
+        waiting_since=found.waiting_since,
+        waiting_until=found.waiting_until,
+        attempt=found.attempt,
         input=to_json(UNTYPED if interface is None else interface.input, input),
         result=None if result is None else to_json(UNTYPED if interface is None else interface.result, result),
         error=found.error,
@@ -299,10 +315,14 @@ def workflow_of(invocation: Invocation, interface: Interface | None, steps_limit
     )
 
 
-def ended_of(id: str, outcome: Outcome, interface: Interface | None) -> Ended:
-    """Return how an invocation ended."""
+def ended_of(id: str, outcome: Outcome, interface: Interface | None, *, shown: bool) -> Ended:
+    """Return how an invocation ended; unless values are `shown`, without its value, and with the class of its error."""
     if isinstance(outcome, Value):
+        if not shown:
+            return Ended(id, "completed")
         return Ended(id, "completed", to_json(UNTYPED if interface is None else interface.result, outcome.data))
     if isinstance(outcome, Failure):
+        if not shown:
+            return Ended(id, "failed", error=FailureView(outcome.type, ""))
         return Ended(id, "failed", error=FailureView(outcome.type, outcome.message, outcome.traceback))
     return Ended(id, "cancelled")

@@ -47,6 +47,7 @@ from perdure.core.journal import (
     SetTimer,
     Start,
     Status,
+    step_type,
 )
 from perdure.core.lifecycle import SETTLED
 from perdure.core.signature import POSITIONAL
@@ -104,6 +105,10 @@ class Invocation(Struct, frozen=True):
     retries. `started_at` is when a worker first accepted it, `ended_at` when it settled, `deadline` the end of its time
     limit. `mail` lists messages that are not yet applied or refused, oldest first. `interface` is the hash of what its
     handler took and returned, as the caller of the start knew it.
+
+    It has waited since `waiting_since`; the wait ends at `waiting_until`, if time ends it. `attempt` is the number of
+    the next attempt of a step that is tried again, or of the one that runs; 0 if none is. One that is `gone` was
+    purged, and has nothing but its id.
     """
 
     id: str
@@ -115,6 +120,10 @@ class Invocation(Struct, frozen=True):
     updated_at: datetime | None = None
     due: datetime | None = None
     waiting_for: str | None = None
+    waiting_since: datetime | None = None
+    waiting_until: datetime | None = None
+    attempt: int = 0
+    gone: bool = False
     input: Mapping[str, Any] = {}
     journal: tuple[JournalStep, ...] = ()
     current_step: JournalStep | None = None
@@ -138,8 +147,27 @@ class Invocation(Struct, frozen=True):
 
 def from_row(row: Row) -> Invocation:
     """Return what the index knows."""
+    if row.gone:
+        return Invocation(row.id, row.handler, row.status, gone=True)
     times = (_time(row.created_at), _time(row.updated_at), _time(row.due))
-    return Invocation(row.id, row.handler, row.status, row.key, dict(row.tags), *times)
+    return Invocation(row.id, row.handler, row.status, row.key, dict(row.tags), *times, *_wait_of(row))
+
+
+def _wait_of(row: Row) -> tuple[str | None, datetime | None, datetime | None, int]:
+    """Return what the index knows of what an invocation waits for: what, since when, until when, in which attempt."""
+    if row.status in SETTLED:
+        return None, None, None, 0
+    if row.status == "paused":
+        return "resume", _time(row.updated_at), None, 0
+    if row.status == "scheduled":
+        return f"its time, {_text_of(row.due)}", _time(row.created_at), _time(row.due), 0
+    if row.status == "pending":
+        return "a worker" if row.key is None else f"key {row.key!r}, or a worker", _time(row.updated_at), None, 0
+    if (wait := row.wait) is None:
+        return None, None, None, 0
+    until = None if wait.due is None else _time(wait.due)
+    text = _waits_text(wait.what, until, again=wait.attempt > 0) + (f", {wait.more} more" if wait.more else "")
+    return text, _time(wait.since), until, wait.attempt
 
 
 def from_journal(
@@ -267,7 +295,7 @@ def _waiting_for(
     if row.status == "paused":
         return f"resume ({paused})" if paused else "resume"
     if row.status == "scheduled":
-        return f"its time, {_time(row.due).isoformat(timespec='seconds')}"
+        return f"its time, {_text_of(row.due)}"
     if row.status == "pending" and is_held:
         return key
     if row.status == "pending":
@@ -282,26 +310,30 @@ def _waiting_for(
 
 
 def _wait(step: JournalStep) -> str:
-    if step.due is None:
-        return step.step_type
-    until = step.due.isoformat(timespec="seconds")
-    return f"{step.step_type} until {until}" if not step.attempts else f"{step.step_type} again at {until}"
+    return _waits_text(step.step_type, step.due, again=step.attempts > 0)
+
+
+def _waits_text(what: str, until: datetime | None, *, again: bool) -> str:
+    if until is None:
+        return what
+    return f"{what} {'again at' if again else 'until'} {until.isoformat(timespec='seconds')}"
 
 
 def _begun(command: Command, at: float, awakeable: AwakeableInfo | None) -> JournalStep:
+    kind = step_type(command)
     match command:
-        case CallStep(n=n, name=name):
-            return JournalStep(n, name, "pending", _time(at))
-        case SetTimer(n=n, due=due, rest=rest):
-            return JournalStep(n, "REST" if rest else "SLEEP", "pending", _time(at), due=_time(due))
+        case CallStep(n=n):
+            return JournalStep(n, kind, "pending", _time(at))
+        case SetTimer(n=n, due=due):
+            return JournalStep(n, kind, "pending", _time(at), due=_time(due))
         case CallChild(n=n, start=child):
-            return JournalStep(n, f"CHILD:{child.handler}", "pending", _time(at), invocation_id=child.id)
+            return JournalStep(n, kind, "pending", _time(at), invocation_id=child.id)
         case SendStart(n=n, start=sent):
-            return JournalStep(n, f"SEND:{sent.handler}", "completed", _time(at), _time(at), invocation_id=sent.id)
+            return JournalStep(n, kind, "completed", _time(at), _time(at), invocation_id=sent.id)
         case OpenAwakeable(n=n):
-            return JournalStep(n, f"AWAKEABLE:{awakeable.id if awakeable else ''}", "pending", _time(at))
-        case MarkPatch(n=n, name=name):
-            return JournalStep(n, f"PATCH:{name}", "completed", _time(at), _time(at))
+            return JournalStep(n, f"{kind}:{awakeable.id if awakeable else ''}", "pending", _time(at))
+        case MarkPatch(n=n):
+            return JournalStep(n, kind, "completed", _time(at), _time(at))
         case _:
             assert_never(command)
 
@@ -367,6 +399,10 @@ def input_of(data: bytes) -> Mapping[str, Any]:
 
 def _mapping(value: Any) -> Mapping[str, Any]:
     return cast("Mapping[str, Any]", value) if isinstance(value, dict) else {"": value}
+
+
+def _text_of(at: float) -> str:
+    return _time(at).isoformat(timespec="seconds")
 
 
 def _time(at: float) -> datetime:

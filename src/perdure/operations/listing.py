@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import binascii
 from collections.abc import Mapping
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any, TypedDict, TypeVar, get_args
 
 import msgspec
@@ -23,6 +23,12 @@ T = TypeVar("T")
 
 PAGE_LIMIT = 1_000
 """The most invocations on one page."""
+
+QUERY_SECONDS = 0.25
+"""How long a query of the index may take that came over HTTP. It stops then, with `QueryTooSlow`."""
+
+MINUTES_KEPT = timedelta(hours=24)
+"""How far back what ended is counted by minutes."""
 
 STATUSES: tuple[Status, ...] = get_args(Status)
 

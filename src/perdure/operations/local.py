@@ -11,6 +11,7 @@ import os
 import warnings
 import weakref
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
+from datetime import UTC, datetime
 from random import Random, SystemRandom
 from typing import Any, Protocol, TypeVar, assert_never, cast, runtime_checkable
 
@@ -44,10 +45,15 @@ from perdure.errors import (
     StoreUnavailable,
     WaitTimeout,
     too_large,
+    unknown,
 )
+from perdure.operations.access import Access, Token, add_token, revoke_token, tokens
+from perdure.operations.audit import Link, read
 from perdure.operations.describe import Invocation, from_index, from_journal, from_row
 from perdure.operations.listing import (
+    MINUTES_KEPT,
     PAGE_LIMIT,
+    QUERY_SECONDS,
     AwakeableFilters,
     AwakeablePage,
     Filters,
@@ -61,6 +67,7 @@ from perdure.operations.listing import (
 )
 from perdure.operations.port import (
     ANSWER_WAIT_SECONDS,
+    Minute,
     Operations,
     Outcome,
     Stats,
@@ -73,7 +80,7 @@ from perdure.operations.schedules import Change, ScheduleInfo
 from perdure.operations.scheduling import Schedules
 from perdure.runtime.unserved import Unserved
 from perdure.stores.documents import DELETE_BATCH, Delete, Document, DocumentKey, Fence, Put, Scan, Write
-from perdure.stores.port import Filter, Row, Store, unknown
+from perdure.stores.port import Filter, Row, Store, gone_row
 
 T = TypeVar("T")
 
@@ -389,16 +396,21 @@ class Local(Operations):
         served = store.serves(row.handler)
         return from_journal(row, start, recorded.frames, mail, store.secret, served=served, key_holder=holder)
 
-    async def page(self, filters: Filters, /, *, limit: int, cursor: str | None = None) -> Page:
+    async def page(
+        self, filters: Filters, /, *, limit: int, cursor: str | None = None, within: float | None = None
+    ) -> Page:
         before = None if cursor is None else position_of(cursor)
-        filter = replace(filter_of(**filters), before=before, limit=limit + 1)
+        filter = replace(filter_of(**filters), before=before, limit=limit + 1, within=within)
         rows = await (await self.opened()).search(filter)
         return Page(tuple(map(from_row, rows[:limit])), cursor_of(rows[limit - 1]) if len(rows) > limit else None)
 
-    async def awakeables(self, filters: AwakeableFilters, /, *, limit: int, cursor: str | None = None) -> AwakeablePage:
+    async def awakeables(
+        self, filters: AwakeableFilters, /, *, limit: int, cursor: str | None = None, within: float | None = None
+    ) -> AwakeablePage:
         store = await self.opened()
         now, after = store.clock.now(), None if cursor is None else place_of(cursor)
-        found = await store.awakeables(replace(awakeable_filter_of(now, **filters), after=after, limit=limit + 1))
+        filter = replace(awakeable_filter_of(now, **filters), after=after, limit=limit + 1, within=within)
+        found = await store.awakeables(filter)
         told = tuple(from_index(each, store.secret, now) for each in found[:limit])
         return AwakeablePage(told, cursor_of_awakeable(found[limit - 1]) if len(found) > limit else None)
 
@@ -420,14 +432,17 @@ class Local(Operations):
         finally:
             events.close()
 
-    async def watch_all(self, filters: Filters, /) -> AsyncGenerator[Invocation, None]:
-        filter = filter_of(**filters)
+    async def watch_all(self, filters: Filters, /, *, gone: bool = False) -> AsyncGenerator[Invocation, None]:
+        filter = replace(filter_of(**filters), gone=gone)
         store = await self.opened()
         events = store.events(filter)
         since, apart = store.clock.now(), store.clocks_apart
         try:
             while True:
                 rows = await events.next()
+                if rows is None and gone:  # what was purged meanwhile cannot be found out
+                    yield from_row(gone_row(""))
+                    continue
                 if rows is None:  # those who wrote what was missed may have clocks behind ours
                     async for row in _changed_since(store, filter, since - apart):
                         since = max(since, row.updated_at)
@@ -443,6 +458,14 @@ class Local(Operations):
         counts = await (await self.opened()).counts()
         total = sum(counts.by_status.values())
         return Stats(total, counts.by_status, counts.by_handler, counts.is_current, counts.behind)
+
+    async def minutes(self, *, since: datetime, handler: str | None = None) -> list[Minute]:
+        asked = filter_of(created_after=since, handler=handler)  # checked as in a filter
+        store = await self.opened()
+        first = max(asked.created_after or 0.0, store.clock.now() - MINUTES_KEPT.total_seconds())
+        found = await store.minutes(first, handler=handler, within=QUERY_SECONDS)
+        times = ((datetime.fromtimestamp(each.at, UTC), each) for each in found)
+        return [Minute(at, each.handler, each.status, each.count, each.seconds, each.longest) for at, each in times]
 
     async def state(self, key: str, /) -> Mapping[str, bytes]:
         return (await (await self.opened()).key(key)).state
@@ -497,6 +520,22 @@ class Local(Operations):
 
     async def schedule_times(self, name: str, count: int, /) -> list[float]:
         return await self.scheduling.times(name, count)
+
+    # --- access -------------------------------------------------------------------------------------------------------
+    async def add_token(self, access: Access, /, *, expires: datetime | None = None) -> str:
+        return await add_token(self, access, expires, await self._now())
+
+    async def revoke_token(self, id: str, /) -> None:
+        await revoke_token(self, id, await self._now())
+
+    async def tokens(self) -> list[Token]:
+        return await tokens(self)
+
+    async def audit(self, after: int = 0, /) -> list[Link]:
+        return await read(self, after)
+
+    async def _now(self) -> datetime:
+        return datetime.fromtimestamp((await self.opened()).clock.now(), UTC)
 
     # --- keeping ------------------------------------------------------------------------------------------------------
     async def export(self, id: str, /) -> bytes:

@@ -21,6 +21,8 @@ from perdure.core.journal import Status
 from perdure.core.retry import Duration
 from perdure.core.schedule import Plan
 from perdure.core.tags import Tags
+from perdure.operations.access import Access, Token
+from perdure.operations.audit import Link
 from perdure.operations.describe import Invocation
 from perdure.operations.documents import Document, DocumentKey, Fence, Scan, Write
 from perdure.operations.listing import AwakeableFilters, AwakeablePage, Filters, Page
@@ -78,6 +80,20 @@ class Stats(Struct, frozen=True, omit_defaults=True):
     by_handler: Mapping[str, int]
     is_current: bool = True
     behind: int = 0
+
+
+class Minute(Struct, frozen=True):
+    """How many invocations of a handler ended with a status in the minute that begins at `at`.
+
+    `seconds` is how long they took together, from when they were due; `longest` how long the longest took.
+    """
+
+    at: datetime
+    handler: str
+    status: Status
+    count: int
+    seconds: float
+    longest: float
 
 
 def nothing() -> None:
@@ -146,24 +162,43 @@ class Operations(Protocol):
         """Return what the index and the journal know of an invocation."""
         ...
 
-    async def page(self, filters: Filters, /, *, limit: int, cursor: str | None = None) -> Page:
-        """Return at most `limit` invocations, newest first, and the cursor of the page after them."""
+    async def page(
+        self, filters: Filters, /, *, limit: int, cursor: str | None = None, within: float | None = None
+    ) -> Page:
+        """Return at most `limit` invocations, newest first, and the cursor of the page after them.
+
+        A query of the index that takes longer than `within` seconds stops with `QueryTooSlow`. A server has its own
+        limit.
+        """
         ...
 
-    async def awakeables(self, filters: AwakeableFilters, /, *, limit: int, cursor: str | None = None) -> AwakeablePage:
-        """Return at most `limit` awakeables, oldest first, and the cursor of the page after them."""
+    async def awakeables(
+        self, filters: AwakeableFilters, /, *, limit: int, cursor: str | None = None, within: float | None = None
+    ) -> AwakeablePage:
+        """Return at most `limit` awakeables, oldest first, and the cursor of the page after them; `within` as above."""
         ...
 
     def watch(self, id: str, /) -> AsyncGenerator[Invocation, None]:
         """Push the statuses of an invocation: the present one first, the settled one last."""
         ...
 
-    def watch_all(self, filters: Filters, /) -> AsyncGenerator[Invocation, None]:
-        """Push every invocation that passes the filters after a change, without end."""
+    def watch_all(self, filters: Filters, /, *, gone: bool = False) -> AsyncGenerator[Invocation, None]:
+        """Push every invocation that passes the filters after a change, without end.
+
+        With `gone`, also every one that is purged, which is `gone` then and has nothing but its id. Where changes were
+        missed, one without id comes in place of them: list the invocations again.
+        """
         ...
 
     async def stats(self) -> Stats:
         """Count invocations."""
+        ...
+
+    async def minutes(self, *, since: datetime, handler: str | None = None) -> list[Minute]:
+        """Count what ended since a time, by minute, handler and status: at most of the last 24 hours.
+
+        It is a query of the index that stops with `QueryTooSlow` as one over HTTP does.
+        """
         ...
 
     async def state(self, key: str, /) -> Mapping[str, bytes]:
@@ -224,6 +259,23 @@ class Operations(Protocol):
 
     async def schedule_times(self, name: str, count: int, /) -> list[float]:
         """Return the next times of a schedule, in seconds since the Unix epoch, as if it were not paused."""
+        ...
+
+    # --- access -------------------------------------------------------------------------------------------------------
+    async def add_token(self, access: Access, /, *, expires: datetime | None = None) -> str:
+        """Make a token, which servers of this store accept, and return its text. It is not kept."""
+        ...
+
+    async def revoke_token(self, id: str, /) -> None:
+        """Make a token invalid; servers hear of it within 5 s. `InvalidOption` if there is none of this id."""
+        ...
+
+    async def tokens(self) -> list[Token]:
+        """Return all tokens, the oldest first, those that were revoked too."""
+        ...
+
+    async def audit(self, after: int = 0, /) -> list[Link]:
+        """Return pieces of the audit after a number, the oldest first; none at the end."""
         ...
 
     # --- keeping ------------------------------------------------------------------------------------------------------

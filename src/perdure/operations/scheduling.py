@@ -53,8 +53,8 @@ from perdure.errors import (
     StoreClosed,
     StoreError,
     UnknownInvocation,
-    UnknownSchedule,
     WaitTimeout,
+    unknown_schedule,
 )
 from perdure.operations.port import Operations, Submission
 from perdure.operations.schedules import (
@@ -262,8 +262,7 @@ class Schedules:
     async def _found(self, name: str) -> Kept:
         kept = await self._read(check_schedule_name(name))
         if kept is None:
-            text = f"no schedule {name!r} here: it was never put in this store, or it was deleted"
-            raise UnknownSchedule(text, name=name)
+            raise unknown_schedule(name)
         return kept
 
     async def _read(self, name: str) -> Kept | None:

@@ -123,6 +123,25 @@ def _identity(start: Start) -> tuple[object, ...]:
     return start.handler, start.id, start.key, start.due
 
 
+def step_type(command: Command, /) -> str:
+    """Name the type of a command, for people: a step by its name, the others in capitals."""
+    match command:
+        case CallStep(name=name):
+            return name
+        case SetTimer(rest=rest):
+            return "REST" if rest else "SLEEP"
+        case CallChild(start=start):
+            return f"CHILD:{start.handler}"
+        case SendStart(start=start):
+            return f"SEND:{start.handler}"
+        case OpenAwakeable():
+            return "AWAKEABLE"
+        case MarkPatch(name=name):
+            return f"PATCH:{name}"
+        case _:
+            assert_never(command)
+
+
 def describe(command: Command | None, /) -> str:
     """Name a command in one line, for people."""
     match command:
