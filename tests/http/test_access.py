@@ -32,6 +32,7 @@ from perdure.errors import (
     UnknownSchedule,
 )
 from perdure.http import gate as gates
+from perdure.http import schedules
 from perdure.http.api import ROUTES
 from perdure.http.clients import routes
 from perdure.http.exact import encode
@@ -249,7 +250,7 @@ async def test_tokens_hold_for_a_while_when_the_store_is_away(monkeypatch: pytes
 
 # --- roles ------------------------------------------------------------------------------------------------------------
 def every_route() -> list[Route]:
-    return [each for each in (*ROUTES, *routes()) if each.role != "anybody"]
+    return [each for each in (*ROUTES, *schedules.ROUTES, *routes()) if each.role != "anybody"]
 
 
 async def ask(client: httpx.AsyncClient, route: Route) -> tuple[int, str]:
