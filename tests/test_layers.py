@@ -23,7 +23,7 @@ SOURCE = Path(__file__).resolve().parents[1] / "src"
 
 LAYERS = (
     {"cli", "http", "integrations", "testing"},
-    {"client", "handle", "run_all", "calls", "documents", "connect", "blocking"},
+    {"client", "handle", "run_all", "calls", "documents", "connect", "blocking", "schedules"},
     {"operations"},
     {"runtime"},
     {"stores"},
@@ -42,7 +42,8 @@ STORES = ("perdure.stores",)
 STORE_PORT = {f"perdure.stores{name}" for name in ("", ".port", ".documents", ".awakeables", ".waits")}
 CONCRETE_STORES = ("perdure.stores.memory", "perdure.stores.sqlite", "perdure.stores.jetstream")
 FACE_OF_OPERATIONS = tuple(
-    f"perdure.{name}" for name in ("client", "handle", "run_all", "calls", "documents", "blocking", "cli", "http")
+    f"perdure.{name}"
+    for name in ("client", "handle", "run_all", "calls", "documents", "schedules", "blocking", "cli", "http")
 )
 """They know the port of the operations, and nothing of what it may be kept over."""
 BEHIND_OPERATIONS = (
@@ -79,8 +80,20 @@ IMPORT_BUDGET_MS = 100
 ASYNCIO_MS = 40
 IMPORT_RUNS = 7
 NOT_AT_IMPORT = {
-    *("click", "google.protobuf", "grpc", "langgraph", "nats", "opentelemetry", "prometheus_client", "pydantic"),
-    *("rich", "starlette", "uvicorn", "uvloop"),
+    *(
+        "click",
+        "cronsim",
+        "google.protobuf",
+        "grpc",
+        "langgraph",
+        "nats",
+        "opentelemetry",
+        "prometheus_client",
+        "pydantic",
+        "rich",
+        "starlette",
+    ),
+    *("uvicorn", "uvloop", "zoneinfo"),
 }
 
 

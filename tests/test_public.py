@@ -18,6 +18,8 @@ PUBLIC = {
     *("Continue", "Flow", "Skip", "Stop"),
     # documents
     *("Check", "Delete", "Document", "Documents", "Put", "RevisionConflict"),
+    # schedules
+    *("Schedule", "ScheduleHandle", "ScheduleInfo"),
     # errors
     *("ChildCancelled", "InvocationCancelled", "InvocationTimedOut", "KeyDeadlock", "NonRetryable", "PerdureError"),
     *("RemoteError", "WaitTimeout"),

@@ -36,7 +36,9 @@ from perdure.handle import Handle
 from perdure.operations.describe import Invocation
 from perdure.operations.listing import Page
 from perdure.operations.port import Stats
+from perdure.operations.schedules import ScheduleInfo
 from perdure.runtime.worker import Worker
+from perdure.schedules import Schedule, ScheduleHandle
 
 __version__ = "0.1.0"
 
@@ -68,6 +70,9 @@ __all__ = [
     "RemoteError",
     "Retry",
     "RevisionConflict",
+    "Schedule",
+    "ScheduleHandle",
+    "ScheduleInfo",
     "Skip",
     "Stats",
     "Status",

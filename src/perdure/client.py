@@ -36,8 +36,10 @@ from perdure.operations.listing import (
     check_limit,
 )
 from perdure.operations.port import ANSWER_WAIT_SECONDS, Operations, Stats, Submission
+from perdure.operations.schedules import SCHEDULES_PAGE, ScheduleInfo
 from perdure.run_all import SETTLE_SECONDS, run_group
 from perdure.runtime.worker import CACHE_LIMIT, Translators, Worker
+from perdure.schedules import ScheduleHandle
 
 if TYPE_CHECKING:
     from typing_extensions import TypeForm
@@ -285,6 +287,30 @@ class Client(AbstractAsyncContextManager["Client"]):
         base = "" if public_url is None else check_public_url(public_url)
         made = await self.operations.make_capability(purpose, awakeable_id, checked_delay(expires, "expires"))
         return base + made.path
+
+    # --- schedules ----------------------------------------------------------------------------------------------------
+    @overload
+    def schedule(self, name: str, /) -> ScheduleHandle[Any]: ...
+    @overload
+    def schedule(self, name: str, workflow: Workflow[..., R], /) -> ScheduleHandle[R]: ...
+    def schedule(self, name: str, workflow: Any = None, /) -> ScheduleHandle[Any]:
+        """Return the handle of a schedule by its name. Given the workflow, results are decoded by its types.
+
+        `await client.schedule("nightly").put(Schedule(report.bind("all"), cron="0 3 * * *"))` makes or changes it.
+        """
+        return ScheduleHandle(self.operations, name, workflow, self.translators)
+
+    async def schedules(self) -> AsyncGenerator[ScheduleInfo, None]:
+        """Iterate over the schedules, by name. They are read page by page."""
+        refuse_in_body("client.schedules()")
+        after: str | None = None
+        while True:
+            page = await self.operations.schedules(limit=SCHEDULES_PAGE, after=after)
+            for each in page:
+                yield each
+            if len(page) < SCHEDULES_PAGE:
+                return
+            after = page[-1].name
 
     # --- backup -------------------------------------------------------------------------------------------------------
     async def backup(self, target: str | PathLike[str], /) -> None:

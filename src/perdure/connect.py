@@ -138,7 +138,12 @@ def client_from(
     counters = Counters()
     operations = Local(make_store, counters=counters, **options)
     make_worker = partial(
-        worker_of, operations.opened, retention=retention, shards=shards, publish=publish, counters=counters
+        *(worker_of, operations.opened),
+        retention=retention,
+        shards=shards,
+        publish=publish,
+        counters=counters,
+        duties=(operations.scheduling.on_duty,),
     )
     return Client(operations, make_worker, translators_in_use, counters)
 

@@ -37,6 +37,8 @@
     │   ├── Fenced                        a document was written by a process that lost the invocation
     │   ├── UnknownInvocation             there is no invocation with this id
     │   ├── CapabilityRefused             a link to an awakeable that is not valid, or has expired
+    │   ├── UnknownSchedule               there is no schedule with this name
+    │   ├── ScheduleBusy                  a run of it goes on, and it skips what comes meanwhile
     │   ├── MessageRefused                resolved twice, rejected after resolve, wrong shape ...
     │   │   └── IllegalTransition         the status does not allow this verb
     │   ├── KeyDeadlock                   a child needs a key that an ancestor holds
@@ -302,6 +304,29 @@ class UnknownInvocation(PerdureError):
     def __init__(self, text: str = "", *, invocation_id: str = "") -> None:
         super().__init__(text)
         self.invocation_id = invocation_id
+
+
+class UnknownSchedule(PerdureError):
+    """No schedule has this `name`: it was never put in this store, or it was deleted."""
+
+    def __init__(self, text: str = "", *, name: str = "") -> None:
+        super().__init__(text)
+        self.name = name
+
+
+class ScheduleBusy(PerdureError):
+    """A run of the schedule has not ended, and its overlap rule skips what comes meanwhile. Nothing was started."""
+
+    def __init__(self, text: str = "", *, name: str = "", invocation_id: str = "") -> None:
+        super().__init__(text)
+        self.name = name
+        self.invocation_id = invocation_id
+
+
+def unknown_schedule(name: str) -> UnknownSchedule:
+    """Return the error for the name of no schedule."""
+    text = f"no schedule {name!r} here: it was never put in this store, or it was deleted"
+    return UnknownSchedule(text, name=name)
 
 
 def unknown(id: str) -> UnknownInvocation:

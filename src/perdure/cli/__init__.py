@@ -20,6 +20,7 @@ from perdure.cli.nats import nats
 from perdure.cli.process import ended, open_standard_streams
 from perdure.cli.reporting import UNWRITABLE, report, report_unwritable
 from perdure.cli.run import run
+from perdure.cli.schedule import schedule
 from perdure.cli.serving import serve
 from perdure.cli.worker import worker
 
@@ -42,6 +43,7 @@ commands.add_command(serve)
 commands.add_command(token)
 commands.add_command(audit)
 commands.add_command(nats)
+commands.add_command(schedule)
 for verb in (*look.COMMANDS, *operate.COMMANDS, *hooks.COMMANDS):
     commands.add_command(verb)
 

@@ -154,10 +154,11 @@ def _read(value: str) -> Any:
 
 # --- what the verbs share ---------------------------------------------------------------------------------------------
 @asynccontextmanager
-async def opened_to_change(url: str | None) -> AsyncGenerator[Client]:
-    """Open an existing store, or name the process that serves it."""
-    async with connect(url, read_only=True):
-        pass  # check that it exists and is a store: opening it for writing would create it
+async def opened_to_change(url: str | None, *, new: bool = False) -> AsyncGenerator[Client]:
+    """Open an existing store, or name the process that serves it. With `new`, make one if there is none."""
+    if not new:
+        async with connect(url, read_only=True):
+            pass  # check that it exists and is a store: opening it for writing would create it
     client = connect(url)
     try:
         await client.operations.open()

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 from collections.abc import Callable, Sequence
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ import click
 from perdure.connect import DEFAULT_URL, url_in_use, without_secrets
 
 PORT_LIMIT = 65_535
+_UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
 
 url_option = click.option(
     "--url",
@@ -34,6 +37,12 @@ log_option = click.option(
     show_default=True,
     help="How logs are written to stderr: as text, or as a JSON object per line.",
 )
+
+
+def duration_of(text: str) -> timedelta | None:
+    """Return the duration in a text such as 90s, 15m, 2h, 7d or 1w; None if it is none. Raises `OverflowError`."""
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)([smhdw])", text)
+    return None if found is None else timedelta(**{_UNITS[found[2]]: float(found[1])})
 
 
 def _tags(_: click.Context, parameter: click.Parameter, texts: Sequence[str]) -> dict[str, str] | None:

@@ -20,6 +20,7 @@ from perdure.authoring.workflow import checked_delay
 from perdure.core.failures import Failure
 from perdure.core.ids import check_name, check_new_id
 from perdure.core.retry import seconds
+from perdure.core.schedule import Plan
 from perdure.core.tags import Tags, check_tags
 from perdure.errors import InvalidOption, PerdureError
 from perdure.operations.access import Access, Role, Token
@@ -37,6 +38,7 @@ from perdure.operations.listing import (
     check_limit,
 )
 from perdure.operations.port import Minute, Operations, Outcome, Stats, Submission, Value, WasCancelled
+from perdure.operations.schedules import Change, ScheduleInfo
 
 MEDIA_TYPE = "application/msgpack"
 PREFIX = "/api/client/"
@@ -282,6 +284,30 @@ async def _delete_documents(operations: Operations, collection: str, prefix: str
     return await operations.delete_documents(collection, prefix)
 
 
+async def _put_schedule(operations: Operations, name: str, plan: Plan) -> bool:
+    return await operations.put_schedule(name, plan)
+
+
+async def _change_schedule(operations: Operations, name: str, change: Change) -> list[str]:
+    return await operations.change_schedule(name, change)
+
+
+async def _delete_schedule(operations: Operations, name: str) -> bool:
+    return await operations.delete_schedule(name)
+
+
+async def _describe_schedule(operations: Operations, name: str) -> ScheduleInfo:
+    return await operations.describe_schedule(name)
+
+
+async def _schedules(operations: Operations, limit: int, after: str | None) -> list[ScheduleInfo]:
+    return await operations.schedules(limit=check_limit(limit, PAGE_LIMIT), after=after)
+
+
+async def _schedule_times(operations: Operations, name: str, count: int) -> list[float]:
+    return await operations.schedule_times(name, count)
+
+
 async def _export(operations: Operations, id: str) -> bytes:
     return await operations.export(id)
 
@@ -331,6 +357,12 @@ CALLS: dict[str, Operation] = {
     "write_documents": Operation("operate", _write_documents),
     "scan_documents": Operation("read", _scan_documents, shows_payloads=True),
     "delete_documents": Operation("operate", _delete_documents),
+    "put_schedule": Operation("operate", _put_schedule),
+    "change_schedule": Operation("operate", _change_schedule),
+    "delete_schedule": Operation("operate", _delete_schedule),
+    "describe_schedule": Operation("read", _describe_schedule),
+    "schedules": Operation("read", _schedules),
+    "schedule_times": Operation("read", _schedule_times),
     "export": Operation("read", _export, shows_payloads=True),
     "purge": Operation("admin", _purge),
     "add_token": Operation("admin", _add_token),

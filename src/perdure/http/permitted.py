@@ -14,7 +14,8 @@ from msgspec.structs import replace
 
 from perdure.authoring.workflow import Delay
 from perdure.core.retry import Duration
-from perdure.errors import AccessDenied, IdConflict, UnknownInvocation, unknown
+from perdure.core.schedule import Plan
+from perdure.errors import AccessDenied, IdConflict, UnknownInvocation, UnknownSchedule, unknown, unknown_schedule
 from perdure.operations.access import Access, Token
 from perdure.operations.audit import Link
 from perdure.operations.capabilities import Capability, Purpose
@@ -22,6 +23,7 @@ from perdure.operations.describe import AwakeableInfo, Invocation, JournalStep
 from perdure.operations.documents import OWN_PREFIX, Document, DocumentKey, Fence, Scan, Write
 from perdure.operations.listing import AwakeableFilters, AwakeablePage, Filters, Page
 from perdure.operations.port import ANSWER_WAIT_SECONDS, Minute, Operations, Outcome, Stats, Submission, nothing
+from perdure.operations.schedules import Change, ScheduleInfo
 
 PAGES_READ = 20
 """Pages that are read for one page of a caller who may see some invocations only; a page may be short then."""
@@ -243,6 +245,59 @@ class Permitted(Operations):
         self._check_unlimited("a document")
         if collection.startswith(OWN_PREFIX):  # tokens, sessions, the audit
             raise AccessDenied(f"collection {collection!r} is Perdure's own, and not served")
+
+    # --- schedules ----------------------------------------------------------------------------------------------------
+    async def put_schedule(self, name: str, plan: Plan, /) -> bool:
+        if not self._access.reaches(plan.handler, plan.key):
+            of_key = "" if plan.key is None else f" with key {plan.key!r}"
+            raise AccessDenied(f"{self._access.name!r} may not schedule workflow {plan.handler!r}{of_key}")
+        try:
+            found = await self._operations.describe_schedule(name)
+        except UnknownSchedule:
+            return await self._operations.put_schedule(name, plan)
+        if not self._access.payloads or not self._access.reaches(found.handler, found.key):
+            text = f"schedule {name!r} exists, and {self._access.name!r} may not see what it starts with what input"
+            raise AccessDenied(text)
+        return await self._operations.put_schedule(name, plan)
+
+    async def change_schedule(self, name: str, change: Change, /) -> list[str]:
+        await self._check_schedule(name)
+        return await self._operations.change_schedule(name, change)
+
+    async def delete_schedule(self, name: str, /) -> bool:
+        try:
+            await self._check_schedule(name)
+        except UnknownSchedule:
+            return False
+        return await self._operations.delete_schedule(name)
+
+    async def describe_schedule(self, name: str, /) -> ScheduleInfo:
+        await self._check_schedule(name)
+        return self._shown_schedule(await self._operations.describe_schedule(name))
+
+    async def schedules(self, *, limit: int, after: str | None = None) -> list[ScheduleInfo]:
+        found: list[ScheduleInfo] = []
+        while len(found) < limit:
+            page = await self._operations.schedules(limit=limit, after=after)
+            found += [self._shown_schedule(each) for each in page if self._access.reaches(each.handler, each.key)]
+            if len(page) < limit:
+                break
+            after = page[-1].name
+        return found[:limit]
+
+    async def schedule_times(self, name: str, count: int, /) -> list[float]:
+        await self._check_schedule(name)
+        return await self._operations.schedule_times(name, count)
+
+    async def _check_schedule(self, name: str) -> None:
+        """Raise `UnknownSchedule` for one that the caller may not reach."""
+        if self._access.is_limited:
+            found = await self._operations.describe_schedule(name)
+            if not self._access.reaches(found.handler, found.key):
+                raise unknown_schedule(name)
+
+    def _shown_schedule(self, info: ScheduleInfo) -> ScheduleInfo:
+        return info if self._access.payloads else replace(info, input={}, note="")
 
     # --- access -------------------------------------------------------------------------------------------------------
     async def add_token(self, access: Access, /, *, expires: datetime | None = None) -> str:

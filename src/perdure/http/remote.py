@@ -23,6 +23,7 @@ from perdure.authoring.workflow import Delay
 from perdure.background import RateLimitedLog
 from perdure.core.lifecycle import SETTLED
 from perdure.core.retry import Duration, seconds
+from perdure.core.schedule import Plan
 from perdure.errors import AccessDenied, BadUrl, PayloadTooLarge, StoreClosed, StoreError, StoreUnavailable, WaitTimeout
 from perdure.http.clients import WAIT_LIMIT_SECONDS
 from perdure.http.exact import (
@@ -49,6 +50,7 @@ from perdure.operations.describe import Invocation
 from perdure.operations.documents import Document, DocumentKey, Fence, Scan, Write
 from perdure.operations.listing import PAGE_LIMIT, AwakeableFilters, AwakeablePage, Filters, Page, Status
 from perdure.operations.port import ANSWER_WAIT_SECONDS, Minute, Operations, Outcome, Stats, Submission, nothing
+from perdure.operations.schedules import Change, ScheduleInfo
 
 CONNECT_SECONDS = 5.0
 """How long a connection may take to be made."""
@@ -342,6 +344,25 @@ class Remote(Operations):
 
     async def delete_documents(self, collection: str, prefix: str, /) -> int:
         return await self._call("delete_documents", collection, prefix)
+
+    # --- schedules ----------------------------------------------------------------------------------------------------
+    async def put_schedule(self, name: str, plan: Plan, /) -> bool:
+        return await self._call("put_schedule", name, plan)
+
+    async def change_schedule(self, name: str, change: Change, /) -> list[str]:
+        return await self._call("change_schedule", name, change)
+
+    async def delete_schedule(self, name: str, /) -> bool:
+        return await self._call("delete_schedule", name)
+
+    async def describe_schedule(self, name: str, /) -> ScheduleInfo:
+        return await self._call("describe_schedule", name)
+
+    async def schedules(self, *, limit: int, after: str | None = None) -> list[ScheduleInfo]:
+        return await self._call("schedules", limit, after)
+
+    async def schedule_times(self, name: str, count: int, /) -> list[float]:
+        return await self._call("schedule_times", name, count)
 
     # --- access -------------------------------------------------------------------------------------------------------
     async def add_token(self, access: Access, /, *, expires: datetime | None = None) -> str:

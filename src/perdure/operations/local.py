@@ -35,6 +35,7 @@ from perdure.core.journal import (
 )
 from perdure.core.lifecycle import SETTLED, refusing_status
 from perdure.core.retry import Duration, seconds
+from perdure.core.schedule import Plan
 from perdure.counters import Counters
 from perdure.errors import (
     IllegalTransition,
@@ -77,6 +78,8 @@ from perdure.operations.port import (
     WasCancelled,
     nothing,
 )
+from perdure.operations.schedules import Change, ScheduleInfo
+from perdure.operations.scheduling import Schedules
 from perdure.runtime.unserved import Unserved
 from perdure.stores.documents import DELETE_BATCH, Delete, Document, DocumentKey, Fence, Put, Scan, Write
 from perdure.stores.port import Filter, Row, Store, gone_row
@@ -126,6 +129,7 @@ class Local(Operations):
         self._capabilities = Capabilities()
         self._unserved: Unserved | None = None
         self._warning: weakref.finalize[Any, Any] | None = None
+        self.scheduling = Schedules(self, self._chance.randbytes)
 
     # --- life ---------------------------------------------------------------------------------------------------------
     async def open(self) -> None:
@@ -520,6 +524,25 @@ class Local(Operations):
                 revisions = await store.documents.write(collection, [Delete(each.key) for each in group])
                 removed += sum(revision > 0 for revision in revisions)
         return removed
+
+    # --- schedules ----------------------------------------------------------------------------------------------------
+    async def put_schedule(self, name: str, plan: Plan, /) -> bool:
+        return await self.scheduling.put(name, plan)
+
+    async def change_schedule(self, name: str, change: Change, /) -> list[str]:
+        return await self.scheduling.change(name, change)
+
+    async def delete_schedule(self, name: str, /) -> bool:
+        return await self.scheduling.delete(name)
+
+    async def describe_schedule(self, name: str, /) -> ScheduleInfo:
+        return await self.scheduling.describe(name)
+
+    async def schedules(self, *, limit: int, after: str | None = None) -> list[ScheduleInfo]:
+        return await self.scheduling.page(limit, after)
+
+    async def schedule_times(self, name: str, count: int, /) -> list[float]:
+        return await self.scheduling.times(name, count)
 
     # --- access -------------------------------------------------------------------------------------------------------
     async def add_token(self, access: Access, /, *, expires: datetime | None = None) -> str:

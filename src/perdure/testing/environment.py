@@ -66,7 +66,8 @@ class Environment:
         self.store = MemoryStore(self.clock)
         self.store.hook = self._before_write
         self._operations = Local(lambda: self.store, name="the test environment")
-        make_worker = functools.partial(worker_of, self._operations.opened)
+        self._duties = (self._operations.scheduling.on_duty,)
+        make_worker = functools.partial(worker_of, self._operations.opened, duties=self._duties)
         self.client = Client(self._operations, make_worker, translators_in_use)
         self.commits = 0
         self.crashes = 0
@@ -91,6 +92,7 @@ class Environment:
             translators=translators_in_use,
             stubs=make_stub,
             replace=self._replace,
+            duties=self._duties,
         )
 
     async def __aenter__(self) -> Self:
@@ -239,7 +241,7 @@ class Environment:
 
     @property
     def _quiet(self) -> bool:
-        return self._restart is None and self.worker.quiet
+        return self._restart is None and self.worker.quiet and self._operations.scheduling.quiet
 
     def _replace(self, work: Work) -> Work:
         function = self._fakes.get(work.name)
