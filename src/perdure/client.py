@@ -153,8 +153,8 @@ class Client(AbstractAsyncContextManager["Client"]):
         are started meanwhile cause no duplicates or gaps. A wrong filter raises `InvalidOption` or `BadId` at once.
         """
         refuse_in_body("client.list()")
-        check_cursor(cursor)
         check_filters(filters)
+        check_cursor(cursor, filters)
         return self._listed(filters, cursor, None if limit is None else check_limit(limit))
 
     async def _listed(self, filters: Filters, cursor: str | None, left: int | None) -> AsyncGenerator[Invocation, None]:
@@ -170,8 +170,8 @@ class Client(AbstractAsyncContextManager["Client"]):
     async def page(self, *, limit: int = 100, cursor: str | None = None, **filters: Unpack[Filters]) -> Page:
         """Return at most `limit` (up to 1,000) invocations, newest first, and the cursor of the page after them."""
         refuse_in_body("client.page()")
-        check_cursor(cursor)
         check_filters(filters)
+        check_cursor(cursor, filters)
         return await self.operations.page(filters, limit=check_limit(limit, PAGE_LIMIT), cursor=cursor)
 
     def watch(

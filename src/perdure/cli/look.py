@@ -123,7 +123,12 @@ async def _list(
             if cursor is None:
                 return 0
             if left == 0:
-                click.echo(f"There are more: --cursor {cursor} goes on, --all lists all.", err=True)
+                times = "".join(
+                    f" --{name.replace('_', '-')} {at.isoformat()}"  # the same ones: a cursor is of these filters
+                    for name, at in filters.items()
+                    if isinstance(at, datetime)
+                )
+                click.echo(f"There are more: --cursor {cursor}{times} goes on, --all lists all.", err=True)
                 return 0
 
 

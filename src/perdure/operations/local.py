@@ -386,17 +386,20 @@ class Local(Operations):
         return from_journal(row, start, recorded.frames, mail, store.secret, served=served, key_holder=holder)
 
     async def page(self, filters: Filters, /, *, limit: int, cursor: str | None = None) -> Page:
-        before = None if cursor is None else position_of(cursor)
-        filter = replace(filter_of(**filters), before=before, limit=limit + 1)
-        rows = await (await self.opened()).search(filter)
-        return Page(tuple(map(from_row, rows[:limit])), cursor_of(rows[limit - 1]) if len(rows) > limit else None)
+        filter = filter_of(**filters)
+        before = None if cursor is None else position_of(cursor, filter)
+        rows = await (await self.opened()).search(replace(filter, before=before, limit=limit + 1))
+        next = cursor_of(rows[limit - 1], filter) if len(rows) > limit else None
+        return Page(tuple(map(from_row, rows[:limit])), next)
 
     async def awakeables(self, filters: AwakeableFilters, /, *, limit: int, cursor: str | None = None) -> AwakeablePage:
         store = await self.opened()
-        now, after = store.clock.now(), None if cursor is None else place_of(cursor)
-        found = await store.awakeables(replace(awakeable_filter_of(now, **filters), after=after, limit=limit + 1))
+        now = store.clock.now()
+        filter = awakeable_filter_of(now, **filters)
+        after = None if cursor is None else place_of(cursor, filter)
+        found = await store.awakeables(replace(filter, after=after, limit=limit + 1))
         told = tuple(from_index(each, store.secret, now) for each in found[:limit])
-        return AwakeablePage(told, cursor_of_awakeable(found[limit - 1]) if len(found) > limit else None)
+        return AwakeablePage(told, cursor_of_awakeable(found[limit - 1], filter) if len(found) > limit else None)
 
     async def watch(self, id: str, /) -> AsyncGenerator[Invocation, None]:
         store = await self.opened()
