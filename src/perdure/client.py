@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, ParamSpec, Protocol, Self, TypeVar, Unpac
 from perdure.authoring.group import Group, Wait
 from perdure.authoring.workflow import Call, Workflow
 from perdure.blocking import Blocking
+from perdure.bulk import BulkJob
 from perdure.calls import refuse_in_body, submission_of, value_of
 from perdure.core.ids import check_name
 from perdure.core.retry import Duration, seconds
@@ -20,6 +21,7 @@ from perdure.core.values import encode
 from perdure.documents import Documents
 from perdure.errors import InvalidOption, NotAWorkflow
 from perdure.handle import Handle
+from perdure.operations.bulk import JOBS_PAGE_LIMIT, BulkPreview, BulkProgress, BulkVerb, bulk_request
 from perdure.operations.describe import AwakeableInfo, Invocation
 from perdure.operations.documents import check_collection
 from perdure.operations.listing import (
@@ -252,6 +254,58 @@ class Client(AbstractAsyncContextManager["Client"]):
             raise InvalidOption(f"reject(..., {reason!r}): the reason must be a str")
         encode(reason, "the reason")  # refuse here what cannot be recorded
         await self.operations.reject(awakeable_id, reason, timeout=timeout)
+
+    # --- bulk jobs ----------------------------------------------------------------------------------------------------
+    async def bulk_preview(self, verb: BulkVerb, /, *, force: bool = False, **filters: Unpack[Filters]) -> BulkPreview:
+        """Count the invocations to which `bulk` would apply a verb, up to 10,000, and change nothing.
+
+        Begin just that with `bulk(preview)`, within 15 minutes.
+        """
+        refuse_in_body("client.bulk_preview()")
+        return await self.operations.preview_bulk(bulk_request(verb, filters, force=force))
+
+    @overload
+    async def bulk(self, preview: BulkPreview, /) -> BulkJob: ...
+    @overload
+    async def bulk(self, verb: BulkVerb, /, *, force: bool = False, **filters: Unpack[Filters]) -> BulkJob: ...
+    async def bulk(
+        self, what: BulkPreview | BulkVerb, /, *, force: bool = False, **filters: Unpack[Filters]
+    ) -> BulkJob:
+        """Begin a job that applies a verb to all invocations that match, and return it once it is durable.
+
+        The verbs are pause, resume, cancel (perhaps with `force`), retry, restart and purge; the filters those of
+        `list`, at least one. Workers carry it out. It applies to the invocations that match now, or when the preview
+        was made: not to those that are created later, nor, but for pause and cancel, to those that have changed since.
+        """
+        refuse_in_body("client.bulk()")
+        if not isinstance(what, BulkPreview):
+            preview = await self.bulk_preview(what, force=force, **filters)
+        elif force or filters:
+            raise InvalidOption("bulk(preview, …): the preview has the filters; give it alone")
+        else:
+            preview = what
+        if preview.token is None:
+            raise InvalidOption("bulk(preview): that is what another job began with; take a new bulk_preview")
+        return BulkJob(self.operations, await self.operations.begin_bulk(preview.verb, preview.token))
+
+    async def bulk_job(self, id: str, /) -> BulkJob:
+        """Return a bulk job by its id; `UnknownJob` if there is none, or if it ended 1,000 jobs ago."""
+        refuse_in_body("client.bulk_job()")
+        return BulkJob(self.operations, await self.operations.bulk_job(check_name("the id of a bulk job", id)))
+
+    def bulk_jobs(self) -> AsyncGenerator[BulkProgress, None]:
+        """Iterate over the bulk jobs and how far they are, newest first."""
+        refuse_in_body("client.bulk_jobs()")
+        return self._bulk_jobs()
+
+    async def _bulk_jobs(self) -> AsyncGenerator[BulkProgress, None]:
+        cursor: str | None = None
+        while True:
+            page = await self.operations.bulk_jobs(limit=JOBS_PAGE_LIMIT, cursor=cursor)
+            for each in page.jobs:
+                yield each
+            if (cursor := page.next) is None:
+                return
 
     # --- backup -------------------------------------------------------------------------------------------------------
     async def backup(self, target: str | PathLike[str], /) -> None:

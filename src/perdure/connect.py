@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from perdure.client import Client
 from perdure.core.retry import Duration, seconds, whole_number
 from perdure.errors import BadUrl, InvalidOption
+from perdure.operations.carrying import Carrier
 from perdure.operations.local import Local
 from perdure.runtime.publishing import publish
 from perdure.runtime.retention import RETENTION_SECONDS
@@ -131,7 +132,10 @@ def client_from(
 ) -> Client:
     """Return a client of the store that `make_store` returns; `options` are those of `Local`."""
     operations = Local(make_store, **options)
-    make_worker = partial(worker_of, operations.opened, retention=retention, shards=shards, publish=publish)
+    duties = (Carrier(operations).run,)
+    make_worker = partial(
+        worker_of, operations.opened, retention=retention, shards=shards, publish=publish, duties=duties
+    )
     return Client(operations, make_worker, translators_in_use)
 
 

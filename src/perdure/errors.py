@@ -36,6 +36,7 @@
     │   ├── RevisionConflict              a document is at another revision than a write expects
     │   ├── Fenced                        a document was written by a process that lost the invocation
     │   ├── UnknownInvocation             there is no invocation with this id
+    │   ├── UnknownJob                    there is no bulk job with this id
     │   ├── MessageRefused                resolved twice, rejected after resolve, wrong shape ...
     │   │   └── IllegalTransition         the status does not allow this verb
     │   ├── KeyDeadlock                   a child needs a key that an ancestor holds
@@ -296,6 +297,14 @@ class UnknownInvocation(PerdureError):
     def __init__(self, text: str = "", *, invocation_id: str = "") -> None:
         super().__init__(text)
         self.invocation_id = invocation_id
+
+
+class UnknownJob(PerdureError):
+    """No bulk job has this id: it never began in this store, or has ended long ago and was removed."""
+
+    def __init__(self, text: str = "", *, job_id: str = "") -> None:
+        super().__init__(text)
+        self.job_id = job_id
 
 
 class MessageRefused(PerdureError):

@@ -38,7 +38,8 @@ async def call(operation: Operation, exchange: Exchange, _: NoQuery) -> Response
     """Carry out an operation."""
     arguments = _arguments(exchange, operation.takes)
     try:
-        calling = operation.call(exchange.service.operations, *arguments)
+        by = {"by": exchange.by} if operation.named else {}
+        calling = operation.call(exchange.service.operations, *arguments, **by)
         if operation.waits:
             given = await _waited(exchange, calling, arguments[-1])
         else:

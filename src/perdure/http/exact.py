@@ -23,6 +23,14 @@ from perdure.core.retry import seconds
 from perdure.core.tags import Tags, check_tags
 from perdure.errors import InvalidOption, PerdureError
 from perdure.http.routes import Role
+from perdure.operations.bulk import (
+    JOBS_PAGE_LIMIT,
+    BulkPage,
+    BulkPreview,
+    BulkProgress,
+    BulkRequest,
+    bulk_request,
+)
 from perdure.operations.describe import Invocation
 from perdure.operations.documents import Check, Delete, Document, DocumentKey, Fence, Put, Scan, Write
 from perdure.operations.listing import PAGE_LIMIT, AwakeableFilters, AwakeablePage, Filters, Page, check_limit
@@ -134,16 +142,22 @@ def _is_plain(value: object) -> bool:
     return value is None or isinstance(value, str | int | float | bool)
 
 
+PlainVerb = Literal["pause", "resume", "cancel", "retry", "restart"]
+"""A verb of bulk jobs that who operates may use. To purge is another operation, since it takes another role."""
+
+
 # --- the operations ---------------------------------------------------------------------------------------------------
 class Operation(Struct, frozen=True):
     """An operation: who may call it, and how it is carried out. The annotations say what it takes and gives.
 
-    One that `waits` takes as its last argument how long, in seconds.
+    One that `waits` takes as its last argument how long, in seconds. One that is `named` also takes, by keyword, the
+    name of who calls, which the server knows and no caller sends.
     """
 
     role: Role
     call: Callable[..., Awaitable[Any]]
     waits: bool = False
+    named: bool = False
 
     @property
     def takes(self) -> Any:
@@ -161,6 +175,7 @@ def _types_of(call: Callable[..., Awaitable[Any]]) -> tuple[Any, Any]:
     hints = get_type_hints(call)
     gives = hints.pop("return")
     del hints["operations"]
+    hints.pop("by", None)
     return tuple.__class_getitem__(tuple(hints.values())), gives
 
 
@@ -237,6 +252,30 @@ async def _serves(operations: Operations, handler: str) -> bool | None:
     return await operations.serves(handler)
 
 
+async def _preview_bulk(operations: Operations, request: BulkRequest, *, by: str) -> BulkPreview:
+    return await operations.preview_bulk(bulk_request(request.verb, request.filters, force=request.force), by=by)
+
+
+async def _begin_bulk(operations: Operations, verb: PlainVerb, token: str, *, by: str) -> BulkProgress:
+    return await operations.begin_bulk(verb, token, by=by)
+
+
+async def _begin_bulk_purge(operations: Operations, token: str, *, by: str) -> BulkProgress:
+    return await operations.begin_bulk("purge", token, by=by)
+
+
+async def _bulk_job(operations: Operations, id: str) -> BulkProgress:
+    return await operations.bulk_job(id)
+
+
+async def _bulk_jobs(operations: Operations, limit: int, cursor: str | None) -> BulkPage:
+    return await operations.bulk_jobs(limit=check_limit(limit, JOBS_PAGE_LIMIT), cursor=cursor)
+
+
+async def _stop_bulk(operations: Operations, id: str) -> BulkProgress:
+    return await operations.stop_bulk(id)
+
+
 async def _read_documents(operations: Operations, collection: str, keys: list[DocumentKey]) -> list[Document | None]:
     return await operations.read_documents(collection, keys)
 
@@ -281,6 +320,12 @@ CALLS: dict[str, Operation] = {
     "stats": Operation("read", _stats),
     "state": Operation("read", _state),
     "serves": Operation("read", _serves),
+    "preview_bulk": Operation("read", _preview_bulk, named=True),
+    "begin_bulk": Operation("operate", _begin_bulk, named=True),
+    "begin_bulk_purge": Operation("admin", _begin_bulk_purge, named=True),
+    "bulk_job": Operation("read", _bulk_job),
+    "bulk_jobs": Operation("read", _bulk_jobs),
+    "stop_bulk": Operation("operate", _stop_bulk),
     "read_documents": Operation("read", _read_documents),
     "write_documents": Operation("operate", _write_documents),
     "scan_documents": Operation("read", _scan_documents),

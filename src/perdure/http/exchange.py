@@ -38,6 +38,11 @@ class Exchange:
         """The path under which the application is mounted."""
         return quote(self.request.scope.get("root_path", ""))
 
+    @property
+    def by(self) -> str:
+        """The name of who sends it. Nobody has one yet."""
+        return ""
+
     def header(self, name: str) -> str | None:
         return self.request.headers.get(name)
 

@@ -61,6 +61,7 @@ class Problem(Exception):
 
 BY_ERROR: tuple[tuple[type[errors.PerdureError], int, str], ...] = (
     (errors.UnknownInvocation, 404, "unknown-invocation"),
+    (errors.UnknownJob, 404, "unknown-job"),
     (errors.IdConflict, 409, "id-conflict"),
     (errors.IllegalTransition, 409, "wrong-status"),
     (errors.MessageRefused, 409, "refused"),

@@ -40,6 +40,7 @@ from perdure.http.guard import PORT_LIMIT
 from perdure.http.problems import MEDIA_TYPE as PROBLEM_MEDIA_TYPE
 from perdure.http.problems import ProblemDocument
 from perdure.http.service import EXACT_LIMIT_BYTES, IDLE_SECONDS
+from perdure.operations.bulk import BulkPage, BulkPreview, BulkProgress, BulkRequest, BulkVerb
 from perdure.operations.describe import Invocation
 from perdure.operations.documents import Document, DocumentKey, Fence, Scan, Write
 from perdure.operations.listing import PAGE_LIMIT, AwakeableFilters, AwakeablePage, Filters, Page, Status
@@ -58,6 +59,9 @@ CLOCKS_APART_SECONDS = 5.0
 REPEATABLE = {name for name, each in CALLS.items() if each.role == "read"} | {
     "start",
     "start_all",
+    "begin_bulk",
+    "begin_bulk_purge",
+    "stop_bulk",
     "result",
     "watch",
     "watch_all",
@@ -306,6 +310,25 @@ class Remote(Operations):
 
     async def serves(self, handler: str, /) -> bool | None:
         return await self._call("serves", handler)
+
+    # --- bulk jobs ----------------------------------------------------------------------------------------------------
+    # The server knows who asks.
+    async def preview_bulk(self, request: BulkRequest, /, *, by: str = "") -> BulkPreview:
+        return await self._call("preview_bulk", request)
+
+    async def begin_bulk(self, verb: BulkVerb, token: str, /, *, by: str = "") -> BulkProgress:
+        if verb == "purge":
+            return await self._call("begin_bulk_purge", token)
+        return await self._call("begin_bulk", verb, token)
+
+    async def bulk_job(self, id: str, /) -> BulkProgress:
+        return await self._call("bulk_job", id)
+
+    async def bulk_jobs(self, *, limit: int, cursor: str | None = None) -> BulkPage:
+        return await self._call("bulk_jobs", limit, cursor)
+
+    async def stop_bulk(self, id: str, /) -> BulkProgress:
+        return await self._call("stop_bulk", id)
 
     # --- documents ----------------------------------------------------------------------------------------------------
     async def read_documents(self, collection: str, keys: Sequence[DocumentKey], /) -> list[Document | None]:

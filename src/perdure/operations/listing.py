@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import binascii
 import hashlib
-from collections.abc import Mapping
+from collections.abc import AsyncGenerator, Mapping
 from datetime import datetime
 from typing import Any, TypedDict, TypeVar, get_args
 
@@ -19,7 +19,7 @@ from perdure.core.tags import check_tags
 from perdure.errors import InvalidOption
 from perdure.operations.describe import AwakeableInfo, Invocation
 from perdure.stores.awakeables import Awakeable, AwakeableFilter, Place
-from perdure.stores.port import Filter, Row
+from perdure.stores.port import Filter, Row, Store
 
 T = TypeVar("T")
 
@@ -170,6 +170,14 @@ def _digest(filter: Filter | AwakeableFilter) -> bytes:
     else:
         whole = replace(filter, after=None, limit=0, now=0.0)
     return hashlib.blake2b(msgspec.msgpack.encode(whole), digest_size=DIGEST_BYTES).digest()
+
+
+async def pages_of(store: Store, filter: Filter) -> AsyncGenerator[list[Row], None]:
+    """Read all rows of the index that pass a filter, page by page; no page is empty."""
+    filter = replace(filter, limit=PAGE_LIMIT)
+    while rows := await store.search(filter):
+        yield rows
+        filter = replace(filter, before=(rows[-1].created_at, rows[-1].id))
 
 
 def _time(name: str, at: datetime | None) -> float | None:

@@ -20,6 +20,7 @@ from perdure.core.failures import Failure
 from perdure.core.journal import Status
 from perdure.core.retry import Duration
 from perdure.core.tags import Tags
+from perdure.operations.bulk import BulkPage, BulkPreview, BulkProgress, BulkRequest, BulkVerb
 from perdure.operations.describe import Invocation
 from perdure.operations.documents import Document, DocumentKey, Fence, Scan, Write
 from perdure.operations.listing import AwakeableFilters, AwakeablePage, Filters, Page
@@ -170,6 +171,31 @@ class Operations(Protocol):
 
     async def serves(self, handler: str, /) -> bool | None:
         """Report whether a worker serves a handler; None where that cannot be known from here."""
+        ...
+
+    # --- bulk jobs ----------------------------------------------------------------------------------------------------
+    # `by` is the name of who asks, as far as it is known.
+    async def preview_bulk(self, request: BulkRequest, /, *, by: str = "") -> BulkPreview:
+        """Count the invocations that a request is for, and return a token that begins the job."""
+        ...
+
+    async def begin_bulk(self, verb: BulkVerb, token: str, /, *, by: str = "") -> BulkProgress:
+        """Begin the job of a token, and return when it is durable. The same token does not begin two.
+
+        `InvalidOption` for a token that is old, forged, of another verb, or of somebody else.
+        """
+        ...
+
+    async def bulk_job(self, id: str, /) -> BulkProgress:
+        """Return how far a job is; `UnknownJob` if there is none."""
+        ...
+
+    async def bulk_jobs(self, *, limit: int, cursor: str | None = None) -> BulkPage:
+        """Return at most `limit` jobs, newest first, and the cursor of the page after them."""
+        ...
+
+    async def stop_bulk(self, id: str, /) -> BulkProgress:
+        """Let a job begin nothing new. What it has in hand, up to a batch, is done."""
         ...
 
     # --- documents ----------------------------------------------------------------------------------------------------
