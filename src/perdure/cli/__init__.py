@@ -1,8 +1,8 @@
 """The command line. Knows the client and connect, and click and rich, which nothing outside this package imports.
 
 `main` is the console script. Each verb is a click command: `run` and `worker` have modules of their own, `look` holds
-the verbs that only read, `operate` those that change an invocation. `reporting` turns an error into a line and an exit
-code: 1 for a failure, 2 for wrong usage, 128 plus the number of the signal that ended it.
+the verbs that only read, `operate` those that change an invocation, `bulk` those that change many. `reporting` turns an
+error into a line and an exit code: 1 for a failure, 2 for wrong usage, 128 plus the number of the signal that ended it.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 import click
 
-from perdure.cli import look, operate
+from perdure.cli import bulk, look, operate
 from perdure.cli.dev import dev
 from perdure.cli.nats import nats
 from perdure.cli.process import ended, open_standard_streams
@@ -38,7 +38,7 @@ commands.add_command(worker)
 commands.add_command(dev)
 commands.add_command(serve)
 commands.add_command(nats)
-for verb in (*look.COMMANDS, *operate.COMMANDS):
+for verb in (*look.COMMANDS, *operate.COMMANDS, *bulk.COMMANDS):
     commands.add_command(verb)
 
 

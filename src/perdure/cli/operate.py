@@ -154,7 +154,7 @@ def _read(value: str) -> Any:
 
 # --- what the verbs share ---------------------------------------------------------------------------------------------
 @asynccontextmanager
-async def _opened_to_change(url: str | None) -> AsyncGenerator[Client]:
+async def opened_to_change(url: str | None) -> AsyncGenerator[Client]:
     """Open an existing store, or name the process that serves it."""
     async with connect(url, read_only=True):
         pass  # check that it exists and is a store: opening it for writing would create it
@@ -175,7 +175,7 @@ def _tell_all(verb: Verb, ids: Sequence[str], tell: TellOne, as_json: bool, url:
         await tell(client, id, _wait_of(url, verb, described))
 
     async def all_of_them() -> int:
-        async with _opened_to_change(url) as client:
+        async with opened_to_change(url) as client:
             telling = {id: asyncio.ensure_future(told(client, id)) for id in dict.fromkeys(ids)}
             codes = [await _report(verb, id, id, done, client, as_json, url) for id, done in telling.items()]
         return max(codes)
@@ -184,7 +184,7 @@ def _tell_all(verb: Verb, ids: Sequence[str], tell: TellOne, as_json: bool, url:
 
 
 async def _answer_awakeable(verb: str, awakeable_id: str, tell: Tell, as_json: bool, url: str | None) -> int:
-    async with _opened_to_change(url) as client:
+    async with opened_to_change(url) as client:
         id, n = await client.operations.awakeable(awakeable_id)
 
         async def told() -> None:
@@ -195,18 +195,18 @@ async def _answer_awakeable(verb: str, awakeable_id: str, tell: Tell, as_json: b
         return await _report(verb, awakeable_id, id, told(), client, as_json, url)
 
 
-def _is_alone(url: str | None) -> bool:
+def is_alone(url: str | None) -> bool:
     """Report whether no other process can serve a store that this one has opened to change it."""
     return url_in_use(url).startswith(("memory:", "sqlite:"))
 
 
 def _why_not(url: str | None) -> str:
-    return "no worker serves" if _is_alone(url) else f"within {WAIT_SECONDS:g} s no worker has answered that serves"
+    return "no worker serves" if is_alone(url) else f"within {WAIT_SECONDS:g} s no worker has answered that serves"
 
 
 def _wait_of(url: str | None, verb: str, described: Invocation) -> float:
     """Return how long to wait until a message is applied: a file that this process opened has no worker."""
-    if not _is_alone(url):
+    if not is_alone(url):
         return WAIT_SECONDS
     return STORE_WAIT_SECONDS if verb == "cancel" and described.status in ("scheduled", "pending") else 0.0
 
@@ -239,7 +239,7 @@ def _check_awakeable(described: Invocation, awakeable_id: str, n: int) -> None:
 
 def _why_not_yet(verb: str, what: str, described: Invocation, url: str | None) -> str:
     """Say what a message waits for that is accepted and not applied."""
-    if not _is_alone(url) and described.status == "failed" and described.waiting_for is not None:
+    if not is_alone(url) and described.status == "failed" and described.waiting_for is not None:
         return f"{verb} of {what}: accepted; it waits for {described.waiting_for}"
     return (
         f"{verb} of {what}: accepted, not yet applied: {_why_not(url)} workflow {described.handler!r}. The next worker "

@@ -115,7 +115,7 @@ class Carrier:
             return job.ended_at is None
         if store.clocks_apart == 0.0:  # one process has this store, so whoever is not in it is dead
             return job.owner not in self._owners
-        return store.clock.now() > job.until + store.clocks_apart
+        return store.clock.now() > job.until
 
     async def _carry(self, store: Store, found: Kept, owner: str) -> None:
         """Carry out a job until it ends, or another worker has it."""
