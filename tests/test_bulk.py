@@ -387,7 +387,7 @@ async def test_a_body_begins_no_jobs(in_memory: Client) -> None:
 
     async with in_memory.worker(begins):
         for which in range(4):
-            with pytest.raises(IoInWorkflow, match="client.bulk"):
+            with pytest.raises(IoInWorkflow, match=r"client\.bulk"):
                 await in_memory.run(begins, which)
 
 
