@@ -80,7 +80,7 @@ async def _begin(preview: BulkPreview, as_json: bool, url: str | None) -> int:
         next_worker = f"The next worker carries it out: perdure worker APP.py --url {shown_url(url)}"
         click.echo(f"bulk job {job.id}: accepted, not yet begun: {why}. {next_worker}")
     else:
-        _print_ended(found)
+        _print_state(found)
     return FAILURE if found.refused or found.errors else 0
 
 
@@ -108,8 +108,9 @@ async def _follow(job: BulkJob) -> BulkProgress:
             await asyncio.sleep(LOOK_SECONDS)
 
 
-def _print_ended(job: BulkProgress) -> None:
-    click.echo(f"{job.verb} of {job.matched:,} invocations is {job.state}: {_counts(job)}")
+def _print_state(job: BulkProgress) -> None:
+    expected = f"{job.expected:,}" if job.is_exact else f"more than {job.expected:,}"
+    click.echo(f"{job.verb} is {job.state}: {job.matched:,} of {expected} invocations, {_counts(job)}")
     for each in job.refusals[:REFUSALS_LIMIT]:
         say(f"  {each.invocation_id}: {shown(each.reason, FIELD_LIMIT)}")
     if (more := job.refused + job.errors - REFUSALS_LIMIT) > 0:
@@ -154,7 +155,7 @@ async def _job(id: str, stop: bool, url: str | None, as_json: bool) -> int:
         print_json(found)
     else:
         click.echo(f"filters: {filters_text(found.filters)}")
-        _print_ended(found)
+        _print_state(found)
     return 0
 
 
