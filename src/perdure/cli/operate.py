@@ -83,7 +83,7 @@ def cancel(ids: tuple[str, ...], force: bool, as_json: bool, url: str | None) ->
 def retry(ids: tuple[str, ...], as_json: bool, url: str | None) -> int:
     """Run failed invocations again, each from the step that made it fail.
 
-    All that failed: perdure retry $(perdure list --status failed --quiet)
+    All that failed: perdure bulk retry --status failed
     """
     return _tell_all("retry", ids, lambda client, id, wait: client.handle(id).retry(timeout=wait), as_json, url)
 
