@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import contextlib
+import json
 import logging
 from collections.abc import AsyncGenerator, Callable
 from datetime import UTC, datetime, timedelta
@@ -21,6 +22,8 @@ from perdure.errors import (
     IoInWorkflow,
     LimitExceeded,
     NewerJournal,
+    StoreDamaged,
+    StoreError,
     StoreUnavailable,
     UnknownJob,
 )
@@ -29,6 +32,7 @@ from perdure.operations.bulk import BULK_VERBS, BulkVerb, bulk_request
 from perdure.operations.carrying import Carrier, Rights
 from perdure.operations.local import Local
 from perdure.runtime.worker import Worker
+from perdure.stores.documents import Put
 
 is_up = False
 runs: list[int] = []
@@ -554,21 +558,55 @@ async def test_two_workers_of_a_client_do_a_job_once(client: Client, small_pages
         assert {(await until(client, f"r{n}", "failed")).retries for n in range(9)} == {1}
 
 
-async def test_job_of_a_newer_release_is_left_alone_and_others_go_on(
-    client: Client, caplog: pytest.LogCaptureFixture
-) -> None:
-    from perdure.stores.documents import Put  # noqa: PLC0415
+NEWER: dict[str, Callable[[dict[str, Any]], object]] = {
+    "other": lambda job: job.clear(),
+    "field": lambda job: job.update(new=1),
+    "verb": lambda job: job["ticket"]["request"].update(verb="explode"),
+    "option": lambda job: job["ticket"]["request"].update(new=True),
+    "filter": lambda job: job["ticket"]["request"]["filters"].update(new="x"),
+    "value": lambda job: job["ticket"]["request"]["filters"].update(status="new"),
+}
 
-    store = await local(client).opened()
-    await store.documents.write(jobs.JOBS, [Put((jobs.PART, jobs.ACTIVE, "new"), b'{"ticket": 1}')])
+
+@pytest.mark.parametrize("change", NEWER)
+async def test_job_of_a_newer_release_is_left_alone_and_others_go_on(
+    client: Client, caplog: pytest.LogCaptureFixture, change: str
+) -> None:
+    new = await client.bulk("purge", handler="report")
+    documents = (await local(client).opened()).documents
+    (found,) = await documents.read(jobs.JOBS, [(jobs.PART, jobs.ACTIVE, new.id)])
+    assert found is not None
+    job = json.loads(found.value)
+    NEWER[change](job)
+    await documents.write(jobs.JOBS, [Put(found.key, json.dumps(job).encode())])
     async with client.worker(report):
         await start_failing(client, 2)
-        job = await client.bulk("purge", handler="report")
-        assert (await job.result(timeout=60)).applied == 2
-        assert [each.id async for each in client.bulk_jobs()] == [job.id]
+        other = await client.bulk("retry", handler="report")
+        assert (await other.result(timeout=60)).applied == 2
+        assert [each.id async for each in client.bulk_jobs()] == [other.id]
         with pytest.raises(UnknownJob):
-            await client.bulk_job("new")
-    assert "bulk job new cannot be read" in caplog.text
+            await client.bulk_job(new.id)
+        assert (await client.stats()).total == 2
+    assert f"bulk job {new.id} cannot be read" in caplog.text
+
+
+async def test_damaged_job_is_logged_and_others_go_on(
+    client: Client, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, small_pages: None
+) -> None:
+    find, damaged = local(client).jobs.find, await client.bulk("purge", handler="report")
+    away: list[StoreError] = [StoreUnavailable("away")]
+
+    async def failing(id: str) -> jobs.Kept | None:
+        if id == damaged.id:
+            raise away.pop() if away else StoreDamaged("bytes are missing")
+        return await find(id)
+
+    monkeypatch.setattr(local(client).jobs, "find", failing)
+    async with client.worker(report):
+        await start_failing(client, 2)
+        assert (await (await client.bulk("retry", handler="report")).result(timeout=60)).applied == 2
+    assert f"bulk job {damaged.id} cannot be read: bytes are missing" in caplog.text
+    assert "bulk jobs cannot be read: away; looking again" in caplog.text
 
 
 async def test_jobs_are_listed_by_pages_and_old_ones_are_removed(

@@ -211,6 +211,9 @@ async def test_routes_of_clients_refuse_what_is_wrong(memory_site: Site) -> None
         ("preview_bulk", [{"verb": "explode", "filters": FAILED}]),
         ("preview_bulk", [{"verb": "retry", "filters": {}}]),
         ("preview_bulk", [{"verb": "retry", "filters": {"status": "x"}}]),
+        ("preview_bulk", [{"verb": "retry", "filters": {**FAILED, "new": "x"}}]),  # to ignore it would be to do more
+        ("preview_bulk", [{"verb": "retry", "filters": {"handler": 7}}]),
+        ("preview_bulk", [{"verb": "retry", "filters": FAILED, "new": 1}]),
         ("preview_bulk", [{"verb": "retry", "filters": FAILED, "force": True}]),
         ("bulk_jobs", [0, None]),
         ("bulk_jobs", [101, None]),

@@ -29,7 +29,7 @@ from perdure.operations.bulk import (
     BulkPreview,
     BulkProgress,
     BulkRequest,
-    bulk_request,
+    restored,
 )
 from perdure.operations.describe import Invocation
 from perdure.operations.documents import Check, Delete, Document, DocumentKey, Fence, Put, Scan, Write
@@ -253,7 +253,7 @@ async def _serves(operations: Operations, handler: str) -> bool | None:
 
 
 async def _preview_bulk(operations: Operations, request: BulkRequest, *, by: str) -> BulkPreview:
-    return await operations.preview_bulk(bulk_request(request.verb, request.filters, force=request.force), by=by)
+    return await operations.preview_bulk(restored(request), by=by)
 
 
 async def _begin_bulk(operations: Operations, verb: PlainVerb, token: str, *, by: str) -> BulkProgress:

@@ -9,12 +9,12 @@ from __future__ import annotations
 import base64
 import binascii
 import hmac
-from collections.abc import Mapping
 from datetime import datetime
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import msgspec
 from msgspec import Struct
+from msgspec.structs import replace
 
 from perdure.errors import InvalidOption
 from perdure.operations.listing import Filters, check_filters
@@ -34,11 +34,15 @@ _PURPOSE = b"perdure: previews of bulk jobs"
 """Makes the key of tokens from the store's secret, so that no other signature of the store is one of a token."""
 
 
-class BulkRequest(Struct, frozen=True):
-    """A verb for all invocations that pass the filters; `force` is that of a cancellation."""
+class BulkRequest(Struct, frozen=True, forbid_unknown_fields=True):
+    """A verb for all invocations that pass the filters; `force` is that of a cancellation.
+
+    `filters` are `Filters`. Where a request was read, it is to be `restored`: to leave out a filter that a newer
+    release knows would be to ask for more.
+    """
 
     verb: BulkVerb
-    filters: Filters
+    filters: dict[str, Any]
     force: bool = False
 
 
@@ -104,16 +108,27 @@ def bulk_request(verb: BulkVerb, filters: Filters, *, force: bool = False) -> Bu
     if force and verb != "cancel":
         raise InvalidOption(f"bulk({verb!r}, force=True): only a cancellation can be forced")
     check_filters(filters)
-    given: Mapping[str, object] = filters
-    found = {name: value for name, value in given.items() if value is not None and value != {}}
-    if not found:
+    given = {name: value for name, value in filters.items() if value is not None and value != {}}
+    if not given:
         every = "created_before=datetime.now(UTC) is for all"
         raise InvalidOption(f"bulk({verb!r}): give a filter, such as status or handler; {every}")
-    return BulkRequest(verb, msgspec.convert(found, Filters), bool(force))
+    return BulkRequest(verb, given, bool(force))
+
+
+def restored(request: BulkRequest) -> BulkRequest:
+    """Return a request that was read, or raise `InvalidOption` or `BadId` that says what is wrong with it."""
+    for name in request.filters:
+        if name not in Filters.__annotations__:
+            raise InvalidOption(f"bulk({request.verb!r}): this release knows no filter {name!r}")
+    try:
+        filters = msgspec.convert(request.filters, Filters)
+    except msgspec.ValidationError as error:
+        raise InvalidOption(f"bulk({request.verb!r}): a filter has a wrong value: {error}") from error
+    return bulk_request(request.verb, filters, force=request.force)
 
 
 # --- tokens -----------------------------------------------------------------------------------------------------------
-class Ticket(Struct, frozen=True):
+class Ticket(Struct, frozen=True, forbid_unknown_fields=True):
     """What a token says: the job that it begins, for whom, and what its preview counted, at a time.
 
     `watermark` is a time. What was created later does not belong to the job, whenever that begins.
@@ -148,8 +163,9 @@ def ticket_of(token: str, secret: bytes) -> Ticket:
         mac, data = signed[:_MAC_BYTES], signed[_MAC_BYTES:]
         if hmac.compare_digest(mac, _mac(data, secret)):
             try:
-                return _decode(data)
-            except msgspec.MsgspecError:  # of another release
+                ticket = _decode(data)
+                return replace(ticket, request=restored(ticket.request))
+            except (msgspec.MsgspecError, InvalidOption):  # of another release
                 pass
     raise InvalidOption("token: this store has given no such preview: pass the `token` of one, unchanged")
 

@@ -16,13 +16,13 @@ import hashlib
 import logging
 import secrets
 from collections import Counter
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Collection
 from typing import Literal
 
 from msgspec import Struct
 from msgspec.structs import replace
 
-from perdure.background import Tasks, log_error
+from perdure.background import RateLimitedLog, Tasks, log_error
 from perdure.core.journal import Cancel, Pause, Request, Resume, RetryInvocation
 from perdure.core.lifecycle import SETTLED, refusal
 from perdure.errors import (
@@ -87,6 +87,7 @@ class Carrier:
         self._jobs = operations.jobs
         self._rights = rights
         self._owners: set[str] = set()  # the names under which it runs now
+        self._log = RateLimitedLog(log)
 
     async def run(self) -> None:
         """Carry out jobs until it is cancelled."""
@@ -96,23 +97,40 @@ class Carrier:
         self._owners.add(owner)
         try:
             while True:
-                for id in await self._jobs.active():
-                    if id in in_hand or len(in_hand) >= JOBS_AT_ONCE:
-                        continue
-                    found = await self._jobs.find(id)
-                    if found is not None and self._is_free(store, found.job, owner):
+                try:
+                    async for found in self._free_jobs(store, owner, in_hand):
+                        id = found.job.id
                         in_hand.add(id)
                         task = tasks.spawn(self._carry(store, found, owner), name=f"bulk job {id}")
                         task.add_done_callback(lambda _, id=id: in_hand.discard(id))
+                except StoreClosed:
+                    raise
+                except StoreError as error:  # what is in hand goes on
+                    self._log("look", "bulk jobs cannot be read: %s; looking again", error, level=logging.WARNING)
                 await self._jobs.begun(LOOK_SECONDS)
         finally:
             self._owners.discard(owner)
             await tasks.cancel()
 
+    async def _free_jobs(self, store: Store, owner: str, in_hand: Collection[str]) -> AsyncGenerator[Kept, None]:
+        """Read the jobs that belong to nobody, as long as there is room for them."""
+        for id in await self._jobs.active():
+            if len(in_hand) >= JOBS_AT_ONCE:
+                return
+            try:
+                found = None if id in in_hand else await self._jobs.find(id)
+            except StoreDamaged as error:
+                self._log(id, "bulk job %s cannot be read: %s", id, error)
+                continue
+            if found is not None and self._is_free(store, found.job, owner):
+                yield found
+
     def _is_free(self, store: Store, job: Job, owner: str) -> bool:
-        """Report whether a job that has not ended belongs to nobody else."""
+        """Report whether a job has not ended, and belongs to nobody else."""
+        if job.ended_at is not None:
+            return False
         if job.owner in ("", owner):
-            return job.ended_at is None
+            return True
         if store.clocks_apart == 0.0:  # one process has this store, so whoever is not in it is dead
             return job.owner not in self._owners
         return store.clock.now() > job.until

@@ -13,6 +13,7 @@ import math
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
 from random import Random
+from typing import cast
 
 import msgspec
 from msgspec import Struct
@@ -30,10 +31,11 @@ from perdure.operations.bulk import (
     BulkState,
     BulkVerb,
     Ticket,
+    restored,
     ticket_of,
     token_of,
 )
-from perdure.operations.listing import filter_of, pages_of
+from perdure.operations.listing import Filters, filter_of, pages_of
 from perdure.stores.documents import Check, Delete, Document, DocumentKey, Put, Scan, joined
 from perdure.stores.port import Filter, Store
 
@@ -55,7 +57,7 @@ REMOVED_LIMIT = 100
 log = logging.getLogger("perdure.bulk")
 
 
-class Job(Struct, frozen=True, omit_defaults=True):
+class Job(Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True):
     """A job, and where it stands. Times are in seconds since the Unix epoch.
 
     `page` are the invocations in hand: the verb may have been applied to any of them, and none is counted yet. `before`
@@ -96,7 +98,7 @@ class Job(Struct, frozen=True, omit_defaults=True):
     @property
     def filter(self) -> Filter:
         """What the index is asked for next, whatever the number of rows. Nothing beyond the watermark."""
-        found = filter_of(**self.request.filters)
+        found = filter_of(**cast("Filters", self.request.filters))
         end = math.nextafter(self.ticket.watermark, math.inf)
         end = end if found.created_before is None else min(end, found.created_before)
         return replace(found, created_before=end, before=self.before)
@@ -106,7 +108,7 @@ class Job(Struct, frozen=True, omit_defaults=True):
         """What is shown of it."""
         ticket, request = self.ticket, self.request
         return BulkProgress(
-            *(ticket.id, request.verb, request.filters, request.force, ticket.by, self.state),
+            *(ticket.id, request.verb, cast("Filters", request.filters), request.force, ticket.by, self.state),
             *(ticket.count, ticket.is_exact, _time(self.created_at)),
             ended_at=None if self.ended_at is None else _time(self.ended_at),
             matched=self.matched,
@@ -140,7 +142,8 @@ class Jobs:
         store = await self._opened()
         at = watermark = store.clock.now()
         count, is_exact = 0, True
-        async for rows in pages_of(store, filter_of(**request.filters)):
+        filters = cast("Filters", request.filters)
+        async for rows in pages_of(store, filter_of(**filters)):
             # Other processes have clocks of their own: what is counted is not later than the watermark.
             watermark = max(watermark, *(max(row.created_at, row.updated_at) for row in rows))
             count += len(rows)
@@ -148,7 +151,7 @@ class Jobs:
                 count, is_exact = COUNT_LIMIT, False
                 break
         ticket = Ticket(self._new_id(at), request, by, at, watermark, count, is_exact)
-        told = (request.verb, request.filters, request.force, count, is_exact, _time(at + PREVIEW_SECONDS))
+        told = (request.verb, filters, request.force, count, is_exact, _time(at + PREVIEW_SECONDS))
         return BulkPreview(*told, token_of(ticket, store.secret))
 
     def _new_id(self, at: float) -> str:
@@ -260,8 +263,9 @@ class Jobs:
 
     def _decoded(self, document: Document) -> Job | None:
         try:
-            return _decode(document.value)
-        except msgspec.MsgspecError as error:
+            job = _decode(document.value)
+            return replace(job, ticket=replace(job.ticket, request=restored(job.request)))
+        except (msgspec.MsgspecError, InvalidOption) as error:
             text = "bulk job %s cannot be read, it may be of a newer release: %s"
             self._log(document.key, text, document.key[-1], error)
             return None
