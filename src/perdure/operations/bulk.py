@@ -16,7 +16,7 @@ import msgspec
 from msgspec import Struct
 from msgspec.structs import replace
 
-from perdure.errors import InvalidOption
+from perdure.errors import InvalidOption, PerdureError
 from perdure.operations.listing import Filters, check_filters
 
 BulkVerb = Literal["pause", "resume", "cancel", "retry", "restart", "purge"]
@@ -165,7 +165,7 @@ def ticket_of(token: str, secret: bytes) -> Ticket:
             try:
                 ticket = _decode(data)
                 return replace(ticket, request=restored(ticket.request))
-            except (msgspec.MsgspecError, InvalidOption):  # of another release
+            except (msgspec.MsgspecError, PerdureError):  # of another release
                 pass
     raise InvalidOption("token: this store has given no such preview: pass the `token` of one, unchanged")
 

@@ -168,8 +168,9 @@ class _Work:
         """Go on with the job to its end. `RevisionConflict` if another worker has it."""
         is_again = bool(self._job.page)  # of these, a worker before may have done any
         await self._save()
-        if is_again:
-            log.info("bulk job %s: going on after %d invocations", self._job.id, self._job.matched)
+        job = self._job
+        text = "bulk job %s (%s) by %r: %d invocations expected, %d done"
+        log.info(text, job.id, job.request.verb, job.ticket.by, job.ticket.count, job.matched)
         while True:
             if self._job.page and not self._job.is_to_stop:
                 self._job = await self._carried_out(is_again=is_again)

@@ -21,7 +21,7 @@ from msgspec.structs import replace
 
 from perdure.background import RateLimitedLog
 from perdure.core.ids import check_name, new_id
-from perdure.errors import InvalidOption, LimitExceeded, RevisionConflict, UnknownJob
+from perdure.errors import InvalidOption, LimitExceeded, PerdureError, RevisionConflict, UnknownJob
 from perdure.operations.bulk import (
     BulkPage,
     BulkPreview,
@@ -265,7 +265,7 @@ class Jobs:
         try:
             job = _decode(document.value)
             return replace(job, ticket=replace(job.ticket, request=restored(job.request)))
-        except (msgspec.MsgspecError, InvalidOption) as error:
+        except (msgspec.MsgspecError, PerdureError) as error:
             text = "bulk job %s cannot be read, it may be of a newer release: %s"
             self._log(document.key, text, document.key[-1], error)
             return None

@@ -26,6 +26,7 @@ from perdure.core.retry import Duration, seconds
 from perdure.core.values import is_alike, type_name
 from perdure.errors import InvalidOption, PerdureError, StoreClosed, StoreFull, Unencodable
 from perdure.handle import Handle
+from perdure.operations.carrying import Carrier
 from perdure.operations.local import Local
 from perdure.runtime.worker import Worker
 from perdure.stores.clock import VirtualClock
@@ -66,6 +67,7 @@ class Environment:
         self.store = MemoryStore(self.clock)
         self.store.hook = self._before_write
         self._operations = Local(lambda: self.store, name="the test environment")
+        self._carrier = Carrier(self._operations)
         make_worker = functools.partial(worker_of, self._operations.opened)
         self.client = Client(self._operations, make_worker, translators_in_use)
         self.commits = 0
@@ -91,6 +93,7 @@ class Environment:
             translators=translators_in_use,
             stubs=make_stub,
             replace=self._replace,
+            duties=(self._carrier.run,),
         )
 
     async def __aenter__(self) -> Self:
