@@ -10,17 +10,19 @@ BIN := $(VENV)/bin
 
 # Which extras of pyproject.toml are installed; each includes those before it.
 GRPC := $(VENV)/.ready-grpc
+SITE := $(VENV)/.ready-site
 DEMO := $(VENV)/.ready-demo
 TEST := $(VENV)/.ready-test
 DEV := $(VENV)/.ready-dev
 
 WITH_grpc := grpc
+WITH_site := site
 WITH_demo := grpc demo
-WITH_test := grpc demo test
-WITH_dev := grpc demo test dev
+WITH_test := grpc site demo test
+WITH_dev := grpc site demo test dev
 
 EXAMPLES := simple async typed local multi-service concurrent killed retry pause ticket-cart delayed \
-	approval query restate saga
+	approval query restate saga fastapi
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test test-loaded check format format-check lint types coverage-core test-all-pythons \
@@ -125,6 +127,8 @@ run-service: $(GRPC) ## Run HelloService on port 9090
 
 run-ticket-service: $(GRPC) ## Run TicketService on port 9091
 	@$(BIN)/python -m examples.services.ticket --port 9091 $(ARGS)
+
+run-fastapi: $(SITE)
 
 $(EXAMPLES:%=run-%): run-%: $(GRPC)
 	@$(BIN)/python -m examples.$(subst -,_,$*) $(ARGS)

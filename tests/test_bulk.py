@@ -28,8 +28,10 @@ from perdure.errors import (
     UnknownJob,
 )
 from perdure.operations import carrying, jobs
+from perdure.operations.access import Access
 from perdure.operations.bulk import BULK_VERBS, BulkVerb, bulk_request
 from perdure.operations.carrying import Carrier, Rights
+from perdure.operations.listing import Filters
 from perdure.operations.local import Local
 from perdure.runtime.worker import Worker
 from perdure.stores.documents import Put
@@ -322,21 +324,26 @@ async def test_token_of_another_verb_or_of_somebody_else_or_too_late_is_refused(
     in_memory: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     operations = in_memory.operations
-    request = bulk_request("retry", {"status": "failed"})
-    token = (await operations.preview_bulk(request, by="ada")).token
+    request, ada = bulk_request("retry", {"status": "failed"}), Access("ada", "operate")
+    token = (await operations.preview_bulk(request, by=ada)).token
     assert token is not None
     with pytest.raises(InvalidOption, match="of a preview of retry, not of purge"):
-        await operations.begin_bulk("purge", token, by="ada")
-    for other in ("", "eve"):
+        await operations.begin_bulk("purge", token, by=ada)
+    for other in (
+        None,
+        Access("eve", "operate"),
+        Access("ada", "admin"),
+        Access("ada", "operate", handlers=("report",)),
+    ):
         with pytest.raises(InvalidOption, match="by somebody else"):
             await operations.begin_bulk("retry", token, by=other)
     monkeypatch.setattr(jobs, "PREVIEW_SECONDS", -60)
     with pytest.raises(InvalidOption, match="minutes old"):
-        await operations.begin_bulk("retry", token, by="ada")
+        await operations.begin_bulk("retry", token, by=ada)
     monkeypatch.undo()
-    assert (await operations.begin_bulk("retry", token, by="ada")).by == "ada"
+    assert (await operations.begin_bulk("retry", token, by=ada)).by == "ada"
     monkeypatch.setattr(jobs, "PREVIEW_SECONDS", -60)  # what has begun is not begun anew, and an answer may be lost
-    assert (await operations.begin_bulk("retry", token, by="ada")).state == "running"
+    assert (await operations.begin_bulk("retry", token, by=ada)).state == "running"
 
 
 @pytest.mark.parametrize(
@@ -405,8 +412,8 @@ class Gate:
         self.open = asyncio.Semaphore(0)
         self.refused = refused
 
-    async def rights(self, by: str, verb: BulkVerb) -> Callable[[Invocation], bool]:
-        assert (by, verb) == ("", "pause")
+    async def rights(self, by: Access | None, verb: BulkVerb) -> Callable[[Invocation], bool]:
+        assert (by, verb) == (None, "pause")
         self.pages += 1
         self.came.release()
         await self.open.acquire()
@@ -456,6 +463,67 @@ async def test_rights_are_asked_for_each_page(client: Client, small_pages: None)
         assert found.refusals[0].invocation_id == "w3"
         assert "may not pause it any more" in found.refusals[0].reason
     assert gate.pages == 3
+
+
+async def begin_by(client: Client, access: Access, verb: BulkVerb, filters: Filters) -> BulkJob:
+    preview = await client.operations.preview_bulk(bulk_request(verb, filters), by=access)
+    assert preview.token is not None
+    return BulkJob(client.operations, await client.operations.begin_bulk(verb, preview.token, by=access))
+
+
+async def test_job_of_a_token_that_was_revoked_is_refused(client: Client) -> None:
+    ada, bob = Access("ada", "operate"), Access("bob", "operate")
+    for each in (ada, bob):
+        await client.operations.add_token(each)
+    (token,) = [each for each in await client.operations.tokens() if each.access == ada]
+    async with client.worker(waits):
+        await start_waiting(client, 3)
+    by_ada = await begin_by(client, ada, "pause", {"handler": "waits"})
+    by_bob = await begin_by(client, bob, "pause", {"id_prefix": "w1"})
+    await client.operations.revoke_token(token.id)
+    async with client.worker(waits):
+        found = await by_ada.result(timeout=60)
+        assert (found.by, found.matched, found.refused) == ("ada", 3, 3)
+        assert found.refusals[0].reason == "'ada' may not pause it any more"
+        assert (await by_bob.result(timeout=60)).applied == 1
+        assert (await client.stats()).by_status == {"suspended": 2, "paused": 1}
+
+
+async def test_rights_are_those_of_the_token_now_or_else_those_of_the_beginning(client: Client) -> None:
+    operations = local(client)
+    await start_failing_with(client)
+    invocation = await operations.look("r0")
+    rights = carrying.rights_of(operations)
+    site = Access("somebody of a site", "operate", handlers=("report",))
+    for by, verb, may in (
+        (None, "purge", True),
+        (site, "retry", True),
+        (site, "purge", False),
+        (replace(site, handlers=("other",)), "retry", False),
+        (replace(site, key_prefixes=("k",)), "retry", False),
+        (Access("reader"), "retry", False),
+    ):
+        assert (await rights(by, verb))(invocation) is may
+    await operations.add_token(replace(site, handlers=("other",)))
+    assert not (await rights(site, "retry"))(invocation)
+
+
+async def start_failing_with(client: Client) -> None:
+    async with client.worker(report):
+        await start_failing(client, 1)
+
+
+async def test_what_somebody_may_not_see_is_neither_counted_nor_touched(client: Client) -> None:
+    limited = Access("ada", "operate", handlers=("report",), key_prefixes=("mine",))
+    async with client.worker(report, waits):
+        await start_failing(client, 2)
+        await client.start(report.using(id="mine", key="mine-1"), 1)
+        await until(client, "mine", "failed")
+        filters = Filters(created_before=datetime.now(UTC))
+        preview = await client.operations.preview_bulk(bulk_request("retry", filters), by=limited)
+        assert preview.count == 1
+        found = await (await begin_by(client, limited, "retry", filters)).result(timeout=60)
+        assert (found.matched, found.applied, found.refusals) == (1, 1, ())
 
 
 async def test_another_worker_goes_on_with_what_one_had_in_hand(client: Client, small_pages: None) -> None:
@@ -537,7 +605,7 @@ async def test_job_that_fails_unforeseen_rests_and_goes_on_and_others_do_meanwhi
 ) -> None:
     failures = [ZeroDivisionError("nobody foresaw it")]
 
-    async def rights(_: str, verb: BulkVerb) -> Callable[[Invocation], bool]:
+    async def rights(_: Access | None, verb: BulkVerb) -> Callable[[Invocation], bool]:
         if verb == "pause" and failures:
             raise failures.pop()
         return lambda _: True

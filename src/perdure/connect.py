@@ -31,6 +31,8 @@ if TYPE_CHECKING:
     from perdure.stores.port import Store
 
 DEFAULT_URL = "sqlite:perdure.db"
+TOKEN_VARIABLE = "PERDURE_TOKEN"
+"""The environment variable with the token for a server, where none is given."""
 REPLICAS = (1, 3, 5)
 SHARDS_LIMIT = 64
 _NO_BACKUP = "a store in memory ends with its process; use sqlite:PATH to keep data"
@@ -73,6 +75,8 @@ def connect(
     completed, cancelled and failed invocations, counted from their last change. Then they are purged: failed ones can
     no longer be retried, and their ids are unknown, so that submitting such an id starts a new invocation.
 
+    For a server, `token` is what `perdure token add` prints; default: the environment variable `PERDURE_TOKEN`.
+
     The other options are for `nats://` and `tls://`. Credentials are a `user` with a `password`, a `token`, an `nkey`
     (the seed of a user's key, or the file that holds it) or `credentials` (a file). Defaults come from the environment
     variables of the `nats` tool: NATS_USER, NATS_PASSWORD, NATS_TOKEN, NATS_NKEY, NATS_CREDS, NATS_CA, NATS_CERT,
@@ -108,7 +112,7 @@ def _client_of_server(url: str, access: dict[str, Any], shared: dict[str, Any], 
     """Return a client of a server that speaks HTTP."""
     from perdure.http.remote import Remote, check_url  # noqa: PLC0415  only who speaks HTTP imports it
 
-    token, tls = access.pop("token", None), access.pop("tls", None)
+    token, tls = access.pop("token", None) or os.environ.get(TOKEN_VARIABLE), access.pop("tls", None)
     if access or shared:
         first = next(iter(access | shared))
         raise InvalidOption(f"connect({first}=…) is for a store, not for the server {without_secrets(url)!r}")

@@ -267,6 +267,10 @@ class IdConflict(PerdureError):
         self.invocation_id = invocation_id
 
 
+class AccessDenied(PerdureError):
+    """A server refuses: the token is missing, unknown, expired or revoked, or does not permit this."""
+
+
 class RevisionConflict(PerdureError):
     """A document is not at the revision that a write expects; `revision` is the one that it is at, 0 if there is none.
 
@@ -299,12 +303,23 @@ class UnknownInvocation(PerdureError):
         self.invocation_id = invocation_id
 
 
+def unknown(id: str) -> UnknownInvocation:
+    """Return the error for an id that a store does not know."""
+    text = f"no invocation {id!r} here: it was never started in this store, or its retention has ended"
+    return UnknownInvocation(text, invocation_id=id)
+
+
 class UnknownJob(PerdureError):
     """No bulk job has this id: it never began in this store, or has ended long ago and was removed."""
 
     def __init__(self, text: str = "", *, job_id: str = "") -> None:
         super().__init__(text)
         self.job_id = job_id
+
+
+def unknown_job(id: str) -> UnknownJob:
+    """Return the error for an id that no job has."""
+    return UnknownJob(f"no bulk job {id!r} here: it never began in this store, or was removed since", job_id=id)
 
 
 class MessageRefused(PerdureError):

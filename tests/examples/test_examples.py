@@ -152,6 +152,16 @@ def check_query(out: str) -> None:
     assert result["result"] == "✅ Approved: $120.00 for Ada"
 
 
+async def test_fastapi_example_answers_all_and_keeps_sessions_apart() -> None:
+    found = json.loads(await output("examples.fastapi", "--users", "3", "--at-once", "4", "--delay", "0.1"))
+    assert found["seed"].keys() == found["perdure"].keys() - {"killed_with_sigkill"}
+    measured = found["perdure"]
+    assert measured["different_queries"]["succeeded"] == 3
+    assert measured["equal_queries"]["succeeded"] == 4
+    assert measured["sessions"] == {"keep_their_memory": True, "are_apart": True}
+    assert measured["killed_with_sigkill"] == {"queries": 3, "answered": 3}
+
+
 async def test_approval_example_takes_a_no_for_an_answer() -> None:
     assert await output("examples.approval", "--reject") == ASKED + "❌ Rejected: $120.00 (too much)\n"
 
@@ -168,7 +178,7 @@ async def test_example_uses_the_store_that_the_environment_names(
 
 def test_every_example_is_tested_and_has_a_target_of_make() -> None:
     found = {path.stem for path in (ROOT / "examples").glob("*.py")} - {"__init__", "stage"}
-    assert found == {*OUTPUT, *PATTERNS, "concurrent", "killed", "query"}
+    assert found == {*OUTPUT, *PATTERNS, "concurrent", "killed", "query", "fastapi"}
     listed = re.search(r"^EXAMPLES := ((?:.*\\\n)*.*)$", (ROOT / "Makefile").read_text(), re.MULTILINE)
     assert listed is not None
     assert {name.replace("-", "_") for name in listed[1].replace("\\\n", " ").split()} == found

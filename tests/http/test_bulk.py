@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncGenerator
+from contextlib import AsyncExitStack
 from typing import Any
 
+import httpx
 import pytest
 
 from perdure import connect
-from perdure.errors import InvalidOption, UnknownJob
+from perdure.errors import AccessDenied, InvalidOption, UnknownJob
 from perdure.http.api import ROUTES
 from perdure.http.exact import CALLS, encode
-from perdure.http.exchange import Exchange
-from perdure.operations.bulk import BULK_VERBS
-from tests.http.conftest import Site
+from perdure.http.permitted import without_reason
+from perdure.operations.bulk import BULK_VERBS, BulkRefusal
+from tests.http.conftest import Site, site_on
+from tests.http.programs import WORKFLOWS, add, failing
+from tests.http.test_access import Guarded
 from tests.http.test_routes import problem
 
 
@@ -24,7 +29,7 @@ async def fail(site: Site, count: int) -> list[str]:
     return ids
 
 
-async def ended(site: Site, url: str) -> dict[str, Any]:
+async def ended(site: Site | httpx.AsyncClient, url: str) -> dict[str, Any]:
     while (found := (await site.get(url)).json())["ended_at"] is None:
         await asyncio.sleep(0.01)
     return found
@@ -46,7 +51,7 @@ async def test_preview_then_job(site: Site) -> None:
     assert (again.status_code, again.json()) == (202, begun.json())
     job = await ended(site, begun.json()["status_url"])
     assert job["id"] == begun.json()["id"]
-    assert (job["state"], job["by"], job["filters"]) == ("done", "", filters)
+    assert (job["state"], job["by"], job["filters"]) == ("done", "local", filters)
     assert {name: job[name] for name in ("expected", "matched", "applied", "accepted", "refused", "errors")} == {
         "expected": 5,
         "matched": 5,
@@ -125,16 +130,12 @@ async def test_wrong_bodies_begin_nothing(memory_site: Site, body: Any, status: 
     assert (await memory_site.get("/api/bulk")).json()["jobs"] == []
 
 
-async def test_token_is_for_its_verb_and_principal(memory_site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
-    body = {"filter": FAILED, "preview": True}
-    token = (await memory_site.post("/api/bulk/retry", body)).json()["token"]
+async def test_token_is_for_its_verb(memory_site: Site) -> None:
+    token = (await memory_site.post("/api/bulk/retry", {"filter": FAILED, "preview": True})).json()["token"]
     for verb in {*BULK_VERBS} - {"retry"}:
         assert problem(await memory_site.post(f"/api/bulk/{verb}", {"token": token})) == (400, "bad-option")
-    monkeypatch.setattr(Exchange, "by", "eve")
-    assert problem(await memory_site.post("/api/bulk/retry", {"token": token})) == (400, "bad-option")
-    token = (await memory_site.post("/api/bulk/retry", body)).json()["token"]
     begun = await memory_site.post("/api/bulk/retry", {"token": token})
-    assert (await memory_site.get(begun.json()["status_url"])).json()["by"] == "eve"
+    assert (await memory_site.get(begun.json()["status_url"])).json()["by"] == "local"
 
 
 @pytest.mark.parametrize(
@@ -173,6 +174,66 @@ def test_purge_takes_another_role() -> None:
     assert {f"/api/bulk/{verb}" for verb in BULK_VERBS} - {*roles} == {"/api/bulk/purge"}
     assert CALLS["begin_bulk_purge"].role == "admin"
     assert CALLS["begin_bulk"].role == "operate"
+
+
+# --- who may ----------------------------------------------------------------------------------------------------------
+@pytest.fixture
+async def guarded() -> AsyncGenerator[Guarded]:
+    async with AsyncExitStack() as parts:
+        yield Guarded(await site_on(parts, "memory:", *WORKFLOWS), parts)
+
+
+async def test_each_may_what_its_token_permits(guarded: Guarded) -> None:
+    site = guarded.site
+    admin = await guarded.as_("root", role="admin", payloads=True)
+    ada = await guarded.as_("ada", role="operate", handlers=("failing",))
+    bob = await guarded.as_("bob", role="operate")
+    reader = await guarded.as_("eve", role="read")
+    nobody = await guarded.by(None)
+    for handle in (await site.client.start(failing), await site.client.start(failing), await site.client.start(add, 1)):
+        async for _ in handle.watch():
+            pass
+    body = {"filter": {"created_before": "2100-01-01T00:00:00Z"}, "preview": True}
+    assert problem(await nobody.post("/api/bulk/retry", json=body)) == (401, "unauthorized")
+    assert problem(await reader.post("/api/bulk/retry", json=body)) == (403, "not-permitted")
+    assert problem(await bob.post("/api/bulk/purge", json=body)) == (403, "not-permitted")
+    seen_by_ada = (await ada.post("/api/bulk/retry", json=body)).json()
+    seen_by_bob = (await bob.post("/api/bulk/retry", json=body)).json()
+    assert (seen_by_ada["count"], seen_by_bob["count"]) == (2, 3)
+    token = {"token": seen_by_ada["token"]}
+    for other in (bob, admin):
+        assert problem(await other.post("/api/bulk/retry", json=token)) == (400, "bad-option")
+    assert problem(await reader.post("/api/bulk/retry", json=token)) == (403, "not-permitted")
+    begun = (await ada.post("/api/bulk/retry", json=token)).json()
+    job = await ended(ada, begun["status_url"])
+    assert (job["by"], job["matched"], job["applied"]) == ("ada", 2, 2)
+    begun_by_bob = (await bob.post("/api/bulk/retry", json={"token": seen_by_bob["token"]})).json()
+    job = await ended(bob, begun_by_bob["status_url"])
+    assert "it is completed, and only a failed invocation can be retried" in [
+        each["reason"] for each in job["refusals"]
+    ]
+    for client, seen in ((ada, {"ada"}), (bob, {"ada", "bob"}), (admin, {"ada", "bob"}), (reader, {"ada", "bob"})):
+        assert {each["by"] for each in (await client.get("/api/bulk")).json()["jobs"]} == seen
+    assert problem(await ada.get(begun_by_bob["status_url"])) == (404, "unknown-job")
+    assert problem(await ada.post(f"{begun_by_bob['status_url']}/stop", json={})) == (404, "unknown-job")
+    assert problem(await reader.post(f"{begun['status_url']}/stop", json={})) == (403, "not-permitted")
+    entries = [entry for link in await site.client.operations.audit() for entry in link.piece.entries]
+    assert ("ada", "post_bulk_retry", begun["id"]) in [(each.principal, each.action, each.target) for each in entries]
+
+
+async def test_client_with_a_token_purges_only_as_admin(guarded: Guarded) -> None:
+    operator = await guarded.client("ada", role="operate")
+    with pytest.raises(AccessDenied, match="needs 'admin'"):
+        await operator.bulk("purge", status="failed")
+    await (await operator.bulk("retry", status="failed")).result(timeout=60)
+    admin = await guarded.client("root", role="admin")
+    assert (await (await admin.bulk("purge", status="failed")).result(timeout=60)).by == "root"
+
+
+def test_reasons_that_may_hold_values_are_hidden() -> None:
+    status, other = "it is completed, and only a failed invocation can be retried", "the body does step('4711') now"
+    shown = [without_reason(BulkRefusal("x", reason)).reason for reason in (status, other)]
+    assert shown == [status, ""]
 
 
 # --- the client of a server -------------------------------------------------------------------------------------------

@@ -85,9 +85,10 @@ async def test_preflight_of_another_page_gets_nothing(memory_site: Site) -> None
 
 
 @pytest.mark.parametrize("text", ["0.0.0.0:0", "192.168.1.1:0", "example.com:0", "[::]:0"])
-def test_server_without_tokens_listens_on_this_machine_only(text: str) -> None:
-    with pytest.raises(InvalidOption, match="tokens"):
-        Server(http.app(connect("memory:")), address_of(text))
+async def test_server_without_tokens_listens_on_this_machine_only(text: str) -> None:
+    async with connect("memory:") as client:
+        with pytest.raises(InvalidOption, match="no tokens: make one with `perdure token add`"):
+            await Server(http.app(client), address_of(text)).__aenter__()
 
 
 @pytest.mark.parametrize("text", ["", "x", "1:2:3", "localhost", "65536", "-1", "unix:", "::1:80", "host:port"])

@@ -14,6 +14,7 @@ from unittest import mock
 import pytest
 
 from perdure import workflow
+from perdure.http import api
 from perdure.testing.replay import replay
 from tests.http.conftest import Site, site_on
 from tests.http.programs import WORKFLOWS, Expense, add, expense, nested
@@ -48,6 +49,19 @@ async def test_start_is_answered_once_it_is_durable(site: Site) -> None:
     shown = (await site.get(found["status_url"])).json()
     assert shown["input"] == {"number": 3}
     assert shown["result"] == 4
+
+
+async def test_start_of_a_handler_that_is_not_known_yet_waits_for_it_if_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with AsyncExitStack() as parts:
+        site = await site_on(parts, "memory:")
+        path = "/api/workflows/add/invoke?wait=30"
+        assert problem(await site.post(path, 3)) == (404, "unknown-handler")
+        assert problem(await site.post(f"{path}&unknown=yes", 3)) == (400, "bad-query")
+        waiting = asyncio.create_task(site.post(f"{path}&unknown=accept", 3))
+        await parts.enter_async_context(site.client.worker(add))
+        assert (await waiting).json()["result"] == 4
+        monkeypatch.setattr(api, "UNKNOWN_SECONDS", 0.1)
+        assert problem(await site.post("/api/workflows/other/invoke?unknown=accept", 3)) == (404, "unknown-handler")
 
 
 @pytest.mark.parametrize(("query", "headers"), [({"wait": 30}, {}), ({}, {"Prefer": "respond-async, wait=30"})])

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 import click
 
 from perdure.cli import bulk, look, operate
+from perdure.cli.access import audit, token
 from perdure.cli.dev import dev
 from perdure.cli.nats import nats
 from perdure.cli.process import ended, open_standard_streams
@@ -37,6 +38,8 @@ commands.add_command(run)
 commands.add_command(worker)
 commands.add_command(dev)
 commands.add_command(serve)
+commands.add_command(token)
+commands.add_command(audit)
 commands.add_command(nats)
 for verb in (*look.COMMANDS, *operate.COMMANDS, *bulk.COMMANDS):
     commands.add_command(verb)

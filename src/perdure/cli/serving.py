@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Callable
 from contextlib import AsyncExitStack
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
+from msgspec import Struct
 
 from perdure.cli.options import PORT_LIMIT, shown_url, url_option
 from perdure.cli.process import Stopping, in_loop
@@ -18,10 +21,13 @@ from perdure.connect import connect
 
 if TYPE_CHECKING:
     from perdure.http.server import Address, Server
+    from perdure.operations.access import Token
 
 F = TypeVar("F", bound=Callable[..., Any])
 
 DEFAULT_PORT = 8080
+ADMIN_TOKEN_FILE = "PERDURE_ADMIN_TOKEN_FILE"
+"""The environment variable that names a file with a token, which permits everything."""
 
 log = logging.getLogger("perdure.cli")
 
@@ -39,7 +45,7 @@ def _address(_: click.Context, parameter: click.Parameter, text: str | None) -> 
 
 
 def http_options(command: F) -> F:
-    """Add `--http-port` and `--http`."""
+    """Add `--http-port`, `--http`, `--public-url` and `--trusted-proxy`."""
     port = click.option(
         "--http-port",
         type=click.IntRange(0, PORT_LIMIT),
@@ -53,7 +59,19 @@ def http_options(command: F) -> F:
         metavar="ADDRESS",
         help="Serve the HTTP API at HOST:PORT of this machine, or unix:PATH.",
     )
-    return port(address(command))
+    public = click.option(
+        "--public-url",
+        metavar="URL",
+        help="What callers call the server, as in https://perdure.example.",
+    )
+    proxy = click.option(
+        "--trusted-proxy",
+        "trusted_proxies",
+        multiple=True,
+        metavar="NETWORK",
+        help="A proxy whose X-Forwarded-For is believed, as in 10.0.0.0/8, or `unix`. May be repeated.",
+    )
+    return port(address(public(proxy(command))))
 
 
 def chosen_address(port: int | None, address: Address | None) -> Address | None:
@@ -67,19 +85,61 @@ def chosen_address(port: int | None, address: Address | None) -> Address | None:
     return Address("127.0.0.1", port)
 
 
-async def begin_to_serve(parts: AsyncExitStack, client: Client, address: Address) -> Server:
-    """Serve a client over HTTP until `parts` end."""
-    from perdure.http import app  # noqa: PLC0415  only who serves imports it
+class Serving(Struct, frozen=True):
+    """How the HTTP API is served: where, what callers call it, and which proxies are believed."""
+
+    address: Any
+    public_url: str | None = None
+    trusted_proxies: tuple[str, ...] = ()
+
+
+async def begin_to_serve(parts: AsyncExitStack, client: Client, serving: Serving) -> Server:
+    """Serve a client over HTTP until `parts` end. With an admin token in a file, or one in the store, by tokens."""
+    from perdure import http  # noqa: PLC0415  only who serves imports it
     from perdure.http.server import Server  # noqa: PLC0415
 
-    return await parts.enter_async_context(Server(app(client), address))
+    given = _admin_token()
+    gate = http.gate_of(
+        client.operations,
+        public_url=serving.public_url,
+        trusted_proxies=serving.trusted_proxies,
+        more_tokens=[] if given is None else [given],
+        is_server=True,
+        is_strict=given is not None,
+    )
+    service = http.service_of(client, gate, public_url=serving.public_url)
+    return await parts.enter_async_context(Server(service, serving.address))
+
+
+def _admin_token() -> Token | None:
+    """Return the token in the file that the environment names, if it names one."""
+    path = os.environ.get(ADMIN_TOKEN_FILE)
+    if not path:
+        return None
+    from perdure.errors import InvalidOption  # noqa: PLC0415
+    from perdure.operations.access import Access, token_of  # noqa: PLC0415  only who serves imports it
+
+    try:
+        text = Path(path).read_text("utf-8")
+    except (OSError, ValueError) as error:
+        raise InvalidOption(f"{ADMIN_TOKEN_FILE}={path}: it cannot be read: {error}") from error
+    try:
+        return token_of(text.strip(), Access("admin", "admin", payloads=True))
+    except InvalidOption as error:
+        raise InvalidOption(f"{ADMIN_TOKEN_FILE}={path}: {error}") from error
 
 
 @click.command()
 @url_option
 @http_options
 @reporting
-def serve(url: str | None, http_port: int | None, http_address: Address | None) -> int:
+def serve(
+    url: str | None,
+    http_port: int | None,
+    http_address: Address | None,
+    public_url: str | None,
+    trusted_proxies: tuple[str, ...],
+) -> int:
     """Serve the HTTP API in front of a store, without a worker, until SIGINT, SIGTERM or SIGHUP.
 
     On a NATS store, any number of servers and workers work beside each other. A SQLite file has one process: there,
@@ -89,12 +149,13 @@ def serve(url: str | None, http_port: int | None, http_address: Address | None) 
     assert address is not None
     show_logs(logging.INFO)
     stopping = Stopping()
-    return in_loop(_serve(connect(url), address, stopping, shown_url(url)), stopping.begin)
+    serving = Serving(address, public_url, trusted_proxies)
+    return in_loop(_serve(connect(url), serving, stopping, shown_url(url)), stopping.begin)
 
 
-async def _serve(client: Client, address: Address, stopping: Stopping, store: str) -> int:
+async def _serve(client: Client, serving: Serving, stopping: Stopping, store: str) -> int:
     async with client, AsyncExitStack() as parts:
-        server = await begin_to_serve(parts, client, address)
+        server = await begin_to_serve(parts, client, serving)
         came = stopping.expected()
         click.echo(f"Serving {store} at {server.address}. Ctrl-C stops.")
         log.info("%s: stopping", (await came).name)

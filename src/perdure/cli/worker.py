@@ -11,7 +11,7 @@ import click
 from perdure.cli.options import services_option, shown_url, url_option
 from perdure.cli.process import Stopping, fix_hash_seed, in_loop
 from perdure.cli.reporting import reporting
-from perdure.cli.serving import begin_to_serve, chosen_address, http_options
+from perdure.cli.serving import Serving, begin_to_serve, chosen_address, http_options
 from perdure.cli.target import load
 from perdure.cli.terminal import show_logs
 from perdure.client import Client
@@ -96,6 +96,8 @@ def worker(
     retention: float,
     http_port: int | None,
     http_address: Address | None,
+    public_url: str | None,
+    trusted_proxies: tuple[str, ...],
 ) -> int:
     """Serve workflows until SIGINT, SIGTERM or SIGHUP.
 
@@ -117,16 +119,17 @@ def worker(
     names = ", ".join(sorted(each.name for each in served))
     serving = f"Serving {names} on {shown_url(url)}, at most {max_concurrent} at a time."
     stopping = Stopping()
-    return in_loop(_serve(client, running, stopping, serving, grace, address), stopping.begin)
+    over_http = None if address is None else Serving(address, public_url, trusted_proxies)
+    return in_loop(_serve(client, running, stopping, serving, grace, over_http), stopping.begin)
 
 
 async def _serve(
-    client: Client, worker: Worker, stopping: Stopping, serving: str, drain_timeout: float, address: Address | None
+    client: Client, worker: Worker, stopping: Stopping, serving: str, drain_timeout: float, over_http: Serving | None
 ) -> int:
     async with client, worker as running:
         async with AsyncExitStack() as parts:  # no request comes to a worker that takes nothing new
-            if address is not None:
-                server = await begin_to_serve(parts, client, address)
+            if over_http is not None:
+                server = await begin_to_serve(parts, client, over_http)
                 serving += f" HTTP at {server.address}."
             came = stopping.expected()
             click.echo(f"{serving} Ctrl-C stops.")

@@ -140,3 +140,18 @@ def _string(node: Node) -> Json:
 def _sizes(node: Node, least: str, most: str) -> Json:
     sizes = ((least, node.least), (most, node.most))
     return {name: size for name, size in sizes if size is not None}
+
+
+def without_defaults(described: Json) -> Json:
+    """Return a JSON Schema without defaults, which are values."""
+    found = {name: part for name, part in described.items() if name != "default"}
+    for name in ("properties", "$defs"):
+        if name in found:
+            found[name] = {each: without_defaults(part) for each, part in found[name].items()}
+    for name in ("prefixItems", "anyOf"):
+        if name in found:
+            found[name] = [without_defaults(part) for part in found[name]]
+    for name in ("items", "additionalProperties"):
+        if isinstance(found.get(name), dict):
+            found[name] = without_defaults(found[name])
+    return found

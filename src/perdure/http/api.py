@@ -22,19 +22,20 @@ from perdure.authoring.workflow import checked_delay
 from perdure.background import end
 from perdure.core.ids import check_name, check_new_id, new_id
 from perdure.core.interface import MISSING, classes_of, identity, input_from_json, input_schema
-from perdure.core.json_schema import json_schema
+from perdure.core.json_schema import json_schema, without_defaults
 from perdure.core.json_values import DEPTH_LIMIT, ERRORS_LIMIT, from_json, is_deeper
 from perdure.core.lifecycle import MISFIT
 from perdure.core.retry import seconds
 from perdure.core.tags import check_tags
 from perdure.core.values import digest
 from perdure.errors import IdConflict, MessageRefused, PerdureError, ValueRefused, WaitTimeout
+from perdure.http.admin import ADMIN_ROUTES
 from perdure.http.bulk import BULK_ROUTES
 from perdure.http.exchange import Exchange, json_response
 from perdure.http.feed import changes
 from perdure.http.openapi import document_of
 from perdure.http.problems import Problem
-from perdure.http.routes import Body, NoQuery, Route
+from perdure.http.routes import IDEMPOTENCY_KEY_LIMIT, Body, NoQuery, Route
 from perdure.http.service import SERVER_SENT_EVENTS
 from perdure.http.views import (
     UNTYPED,
@@ -58,6 +59,7 @@ from perdure.http.views import (
     step_of,
     workflow_of,
 )
+from perdure.operations.access import Access
 from perdure.operations.interfaces import Handler
 from perdure.operations.listing import PAGE_LIMIT, AwakeableFilters, Filters, Status
 from perdure.operations.port import Outcome, Submission
@@ -68,12 +70,14 @@ WAIT_LIMIT_SECONDS = 300.0
 """The longest that a request waits for a result."""
 APPLY_SECONDS = 5.0
 """How long a request waits until it is applied to an invocation. It is durable before."""
+UNKNOWN_SECONDS = 30.0
+"""How long a start waits for a handler that no worker has served yet, if it is asked to."""
+UNKNOWN_LOOK_SECONDS = 0.25
+"""How often it is looked whether one has."""
 BATCH_LIMIT = 1_000
 """Starts that are accepted together at most."""
 LARGE_BODY_BYTES = 64 * 1024
 """A body beyond this is converted in a thread, so that other requests and the worker go on."""
-IDEMPOTENCY_KEY_LIMIT = 255
-"""Characters of an idempotency key."""
 
 Limit = Annotated[int, Meta(ge=1, le=PAGE_LIMIT)]
 Seconds = Annotated[float, Meta(ge=0)]
@@ -85,7 +89,7 @@ async def live(_: Exchange, __: NoQuery) -> Response:
 
 
 async def ready(exchange: Exchange, _: NoQuery) -> Response:
-    await exchange.service.operations.open()
+    await exchange.operations.open()
     return json_response(Health("ready"))
 
 
@@ -114,7 +118,7 @@ async def list_workflows(exchange: Exchange, query: ListQuery) -> Response:
         created_before=query.created_before,
         tags=_tags(query.tag) or None,
     )
-    page = await exchange.service.operations.page(filters, limit=query.limit, cursor=query.cursor)
+    page = await exchange.operations.page(filters, limit=query.limit, cursor=query.cursor)
     return json_response(WorkflowPage([row_of(each) for each in page.invocations], page.next))
 
 
@@ -130,13 +134,13 @@ def _tags(texts: list[str]) -> dict[str, str]:
 
 
 async def stats(exchange: Exchange, _: NoQuery) -> Response:
-    found = await exchange.service.operations.stats()
+    found = await exchange.operations.stats()
     return json_response(StatsView(found.total, dict(found.by_status), dict(found.by_handler)))
 
 
 async def show_workflow(exchange: Exchange, _: NoQuery) -> Response:
     service = exchange.service
-    found = await service.operations.describe(exchange.parameters["id"])
+    found = await exchange.operations.describe(exchange.parameters["id"])
     interface = await service.interfaces.of_invocation(found.handler, found.interface)
     return json_response(workflow_of(found, interface, STEPS_SHOWN))
 
@@ -149,7 +153,7 @@ class JournalQuery(Struct, rename={"first": "from"}):
 
 
 async def show_journal(exchange: Exchange, query: JournalQuery) -> Response:
-    found = await exchange.service.operations.describe(exchange.parameters["id"])
+    found = await exchange.operations.describe(exchange.parameters["id"])
     steps = [each for each in found.journal if each.number >= query.first]
     next = steps[query.limit].number if len(steps) > query.limit else None
     return json_response(JournalPage([step_of(each) for each in steps[: query.limit]], next))
@@ -168,26 +172,26 @@ async def result(exchange: Exchange, query: WaitQuery) -> Response:
     outcome = await (service.wait(waiting, limit + 1.0, exchange) if limit else waiting)
     if outcome is None:
         return json_response(_accepted(exchange, id), 202)
-    described = await service.operations.describe(id)
+    described = await exchange.operations.describe(id)
     interface = await service.interfaces.of_invocation(described.handler, described.interface)
-    return json_response(ended_of(id, outcome, interface))
+    return json_response(ended_of(id, outcome, interface, shown=exchange.access.payloads))
 
 
 async def _result(exchange: Exchange, id: str, limit: float) -> Outcome | None:
     try:
-        return await exchange.service.operations.result(id, timeout=limit)
+        return await exchange.operations.result(id, timeout=limit)
     except WaitTimeout:
         return None
 
 
 async def history(exchange: Exchange, _: NoQuery) -> Response:
-    data = await exchange.service.operations.export(exchange.parameters["id"])
+    data = await exchange.operations.export(exchange.parameters["id"])
     return Response(data, 200, {"Cache-Control": "no-store"}, "application/octet-stream")
 
 
 async def show_key(exchange: Exchange, _: NoQuery) -> Response:
     key = check_name("a key", exchange.parameters["key"])
-    held = await exchange.service.operations.state(key)
+    held = await exchange.operations.state(key)
     return json_response(KeyView(key, {name: _untyped(value) for name, value in held.items()}))
 
 
@@ -198,24 +202,28 @@ def _untyped(data: bytes) -> Any:
 # --- handlers ---------------------------------------------------------------------------------------------------------
 async def list_handlers(exchange: Exchange, _: NoQuery) -> Response:
     found = await exchange.service.interfaces.handlers()
-    return json_response(HandlerList([_handler_view(each) for each in found]))
+    reached = [each for each in found if exchange.access.reaches_handler(each.name)]
+    return json_response(HandlerList([_handler_view(each, exchange.access) for each in reached]))
 
 
 async def show_handler(exchange: Exchange, _: NoQuery) -> Response:
-    return json_response(_handler_view(await _handler(exchange, exchange.parameters["handler"])))
+    return json_response(_handler_view(await _handler(exchange, exchange.parameters["handler"]), exchange.access))
 
 
-def _handler_view(handler: Handler) -> HandlerView:
+def _handler_view(handler: Handler, access: Access) -> HandlerView:
     interface = handler.interface
     classes, _ = classes_of(interface, where="#/$defs/")
     input = input_schema(interface, where="#/$defs/")
     described = {**input, "$defs": classes} if classes else input
-    return HandlerView(handler.name, interface.description, handler.hash, described, json_schema(interface.result))
+    result = json_schema(interface.result)
+    if not access.payloads:
+        described, result = without_defaults(described), without_defaults(result)
+    return HandlerView(handler.name, interface.description, handler.hash, described, result)
 
 
 async def _handler(exchange: Exchange, name: str) -> Handler:
     found = await exchange.service.interfaces.handler(check_name("a handler's name", name))
-    if found is None:
+    if found is None or not exchange.access.reaches_handler(found.name):
         text = (
             f"no worker has served a handler {name!r} here, or its parameters cannot be described, which its worker "
             "logged: /api/handlers lists those that there are"
@@ -228,7 +236,8 @@ async def _handler(exchange: Exchange, name: str) -> Handler:
 class InvokeQuery(Struct):
     """Options of the start. `delay` and `timeout` are in seconds, `tag` is NAME:VALUE and may be repeated.
 
-    With `wait`, in seconds, the answer is the result if it comes in that time.
+    With `wait`, in seconds, the answer is the result if it comes in that time. `unknown=accept`: where no worker has
+    served the handler yet, wait for one, at most 30 s.
     """
 
     id: str | None = None
@@ -237,22 +246,26 @@ class InvokeQuery(Struct):
     timeout: Seconds | None = None
     tag: list[str] = []
     wait: Seconds | None = None
+    unknown: Literal["accept"] | None = None
 
 
 async def invoke(exchange: Exchange, query: InvokeQuery) -> Response:
-    service = exchange.service
-    handler = await _handler(exchange, exchange.parameters["handler"])
+    name = exchange.parameters["handler"]
+    if query.unknown == "accept":
+        await exchange.service.wait(_published(exchange, name), UNKNOWN_SECONDS, exchange)
+    handler = await _handler(exchange, name)
     tags, once = _tags(query.tag), exchange.header("idempotency-key")
 
     def converted() -> Submission:
-        return _submission(handler, query, exchange.json(), tags, once)
+        return _submission(exchange, handler, query, exchange.json(), tags, once)
 
     is_large = len(exchange.body) > LARGE_BODY_BYTES  # then the others go on meanwhile
     submission = await asyncio.to_thread(converted) if is_large else converted()
     limit = _wait_seconds(exchange, query.wait)
+    exchange.target = f"{handler.asked}/{submission.id}"
     try:
         if limit is None:
-            await service.operations.start(submission)
+            await exchange.operations.start(submission)
             return json_response(_accepted(exchange, submission.id), 202)
         outcome = await _run(exchange, submission, limit)
     except IdConflict as error:
@@ -261,13 +274,19 @@ async def invoke(exchange: Exchange, query: InvokeQuery) -> Response:
         raise _key_reused() from error
     if outcome is None:
         return json_response(_accepted(exchange, submission.id), 202)
-    return json_response(ended_of(submission.id, outcome, handler.interface))
+    return json_response(ended_of(submission.id, outcome, handler.interface, shown=exchange.access.payloads))
+
+
+async def _published(exchange: Exchange, name: str) -> None:
+    """Wait until a worker has published a handler."""
+    while await exchange.service.interfaces.handler(name) is None:  # noqa: ASYNC110  documents have no watch
+        await asyncio.sleep(UNKNOWN_LOOK_SECONDS)
 
 
 async def _run(exchange: Exchange, submission: Submission, limit: float) -> Outcome | None:
     """Start an invocation and wait for it; return None if it has not ended in time. It is durable then."""
     service, accepted = exchange.service, asyncio.Event()
-    running = asyncio.ensure_future(service.operations.run(submission, accepted.set))
+    running = asyncio.ensure_future(exchange.operations.run(submission, accepted.set))
     accepting = asyncio.ensure_future(accepted.wait())
     try:
         outcome = await service.wait(_shielded(running), limit, exchange)
@@ -311,7 +330,7 @@ async def invoke_all(exchange: Exchange, _: NoQuery) -> Response:
         body = MISSING if each.input is UNSET else each.input
         try:
             handler = await _handler(exchange, each.handler)
-            found.append(_submission(handler, options, body, each.tags))
+            found.append(_submission(exchange, handler, options, body, each.tags))
         except ValueRefused as error:
             wrong += [(f"/starts/{number}/input{at}", why) for at, why in error.errors]
         except (Problem, PerdureError) as error:
@@ -321,12 +340,18 @@ async def invoke_all(exchange: Exchange, _: NoQuery) -> Response:
     if wrong:
         text = f"{len(wrong)} things are wrong with the starts, and none was accepted: {wrong[0][0]}: {wrong[0][1]}"
         raise Problem(422, "value-refused", text, wrong=wrong[:ERRORS_LIMIT])
-    await exchange.service.operations.start_all(found)
+    exchange.target = f"{len(found)} from {found[0].id}"
+    await exchange.operations.start_all(found)
     return json_response(AllAccepted([_accepted(exchange, each.id) for each in found]), 202)
 
 
 def _submission(
-    handler: Handler, query: InvokeQuery, body: Any, tags: Mapping[str, str], once: str | None = None
+    exchange: Exchange,
+    handler: Handler,
+    query: InvokeQuery,
+    body: Any,
+    tags: Mapping[str, str],
+    once: str | None = None,
 ) -> Submission:
     """Return what to start; `once` is its idempotency key."""
     input = input_from_json(handler.interface, body)
@@ -339,7 +364,7 @@ def _submission(
     if once is not None:
         if id is not None:
             raise Problem(400, "bad-query", "give an id or an Idempotency-Key, not both")
-        id, is_chosen = _id_for(handler.asked, once), True
+        id, is_chosen = _id_for(exchange, handler.asked, once), True
         found = digest(found + msgspec.msgpack.encode((key, checked, timeout, delay)))  # these must be the same too
     elif id is not None:
         check_new_id(id)
@@ -350,13 +375,17 @@ def _submission(
     )
 
 
-def _id_for(handler: str, once: str) -> str:
-    """Return the id of the invocation that an idempotency key stands for."""
+def _id_for(exchange: Exchange, handler: str, once: str) -> str:
+    """Return the id of the invocation that an idempotency key of this caller stands for."""
     text = once.strip()
     if not text or len(text) > IDEMPOTENCY_KEY_LIMIT or not (text.isascii() and text.isprintable()):
         why = f"an Idempotency-Key has 1 to {IDEMPOTENCY_KEY_LIMIT} printable ASCII characters"
         raise Problem(400, "bad-idempotency-key", why)
-    return hashlib.blake2b(f"{handler}\n{text}".encode(), digest_size=16, person=b"perdure-once").hexdigest()
+    name = "" if exchange.admitted.means == "local" else f"{exchange.access.name}\n"
+    data = f"{name}{handler}\n{text}".encode()
+    id = hashlib.blake2b(data, digest_size=16, person=b"perdure-once").hexdigest()
+    exchange.operations.vouch(id)
+    return id
 
 
 def _key_reused() -> Problem:
@@ -423,9 +452,7 @@ async def cancel(exchange: Exchange, _: NoQuery) -> Response:
 
 async def _apply(exchange: Exchange, verb: Verb, **options: Any) -> Response:
     id = exchange.parameters["id"]
-    return await _applied(
-        exchange, id, getattr(exchange.service.operations, verb)(id, timeout=APPLY_SECONDS, **options)
-    )
+    return await _applied(exchange, id, getattr(exchange.operations, verb)(id, timeout=APPLY_SECONDS, **options))
 
 
 async def _applied(exchange: Exchange, id: str, telling: Awaitable[None]) -> Response:
@@ -435,24 +462,24 @@ async def _applied(exchange: Exchange, id: str, telling: Awaitable[None]) -> Res
         await telling
     except WaitTimeout:
         status = 202
-    return json_response(Applied(id, (await exchange.service.operations.look(id)).status), status)
+    return json_response(Applied(id, (await exchange.operations.look(id)).status), status)
 
 
 async def restart(exchange: Exchange, _: NoQuery) -> Response:
-    operations, id = exchange.service.operations, exchange.parameters["id"]
+    operations, id = exchange.operations, exchange.parameters["id"]
     body = exchange.struct(RestartBody)
     call, handlers = None, tuple[str, ...]()
     if body.input is not UNSET:
         invocation = await operations.look(id)
         handler = await _handler(exchange, invocation.handler)
         with pointed("/input"):
-            call = _submission(handler, InvokeQuery(), body.input, {})
+            call = _submission(exchange, handler, InvokeQuery(), body.input, {})
         handlers = (invocation.handler, handler.name)
     chosen = None if isinstance(body.id, UnsetType) else check_new_id(body.id)
     if (once := exchange.header("idempotency-key")) is not None:
         if chosen is not None:
             raise Problem(400, "bad-body", "give an id or an Idempotency-Key, not both")
-        chosen = _id_for(f"restart {id}", once)
+        chosen = _id_for(exchange, f"restart {id}", once)
     try:
         new = await operations.restart(id, call, new_id=chosen, handlers=handlers)
     except IdConflict as error:
@@ -464,8 +491,8 @@ async def restart(exchange: Exchange, _: NoQuery) -> Response:
 
 async def purge(exchange: Exchange, _: NoQuery) -> Response:
     id = exchange.parameters["id"]
-    status = (await exchange.service.operations.look(id)).status
-    await exchange.service.operations.purge(id)
+    status = (await exchange.operations.look(id)).status
+    await exchange.operations.purge(id)
     return json_response(Applied(id, status))
 
 
@@ -482,7 +509,7 @@ class AwakeableQuery(Struct):
 
 async def list_awakeables(exchange: Exchange, query: AwakeableQuery) -> Response:
     filters = AwakeableFilters(open=query.open, handler=query.handler, assignee=query.assignee)
-    page = await exchange.service.operations.awakeables(filters, limit=query.limit, cursor=query.cursor)
+    page = await exchange.operations.awakeables(filters, limit=query.limit, cursor=query.cursor)
     return json_response(AwakeablePageView([awakeable_row(each) for each in page.awakeables], page.next))
 
 
@@ -499,7 +526,7 @@ class RejectBody(Struct, forbid_unknown_fields=True):
 
 
 async def resolve(exchange: Exchange, _: NoQuery) -> Response:
-    operations, awakeable = exchange.service.operations, exchange.parameters["id"]
+    operations, awakeable = exchange.operations, exchange.parameters["id"]
     id, _n = await operations.awakeable(awakeable)
     value = exchange.struct(ResolveBody).result
     misfit = MessageRefused()
@@ -527,7 +554,7 @@ def _decoded(value: Any) -> list[Any]:
 
 
 async def reject(exchange: Exchange, _: NoQuery) -> Response:
-    operations, awakeable = exchange.service.operations, exchange.parameters["id"]
+    operations, awakeable = exchange.operations, exchange.parameters["id"]
     id, _n = await operations.awakeable(awakeable)
     reason = exchange.struct(RejectBody).error
     return await _applied(exchange, id, operations.reject(awakeable, reason, timeout=APPLY_SECONDS))
@@ -535,13 +562,13 @@ async def reject(exchange: Exchange, _: NoQuery) -> Response:
 
 # --- events -----------------------------------------------------------------------------------------------------------
 async def events(exchange: Exchange, _: NoQuery) -> Response:
-    await exchange.service.operations.open()  # a store that is closed is told before the stream begins
-    last = exchange.header("last-event-id")
-    return await exchange.service.stream(exchange, exchange.service.feed.read(last), SERVER_SENT_EVENTS)
+    await exchange.operations.open()  # a store that is closed is told before the stream begins
+    feed = exchange.service.feed.read(exchange.header("last-event-id"), exchange.access)
+    return await exchange.service.stream(exchange, feed, SERVER_SENT_EVENTS)
 
 
 async def workflow_events(exchange: Exchange, _: NoQuery) -> Response:
-    operations, id = exchange.service.operations, exchange.parameters["id"]
+    operations, id = exchange.operations, exchange.parameters["id"]
     await operations.look(id)
     return await exchange.service.stream(exchange, changes(operations, id), SERVER_SENT_EVENTS)
 
@@ -586,6 +613,8 @@ ROUTES: tuple[Route, ...] = (
         *("GET", f"{WORKFLOW}/export", "read", history, "Its history, for perdure.testing.replay."),
         media="application/octet-stream",
         also=(404,),
+        shows_payloads=True,
+        audited=True,
     ),
     Route(
         *("POST", "/api/workflows/{handler}/invoke", "operate", invoke),
@@ -659,7 +688,7 @@ ROUTES: tuple[Route, ...] = (
     *BULK_ROUTES,
     Route("GET", "/api/handlers", "read", list_handlers, "List handlers.", gives=HandlerList),
     Route("GET", "/api/handlers/{handler}", "read", show_handler, "Show a handler.", gives=HandlerView, also=(404,)),
-    Route("GET", "/api/keys/{key}", "read", show_key, "Show the state of a key.", gives=KeyView),
+    Route("GET", "/api/keys/{key}", "read", show_key, "Show the state of a key.", gives=KeyView, shows_payloads=True),
     Route(
         "GET",
         "/api/events",
@@ -670,5 +699,6 @@ ROUTES: tuple[Route, ...] = (
         headers=("Last-Event-ID",),
     ),
     Route("GET", "/openapi.json", "read", openapi, "This document."),
+    *ADMIN_ROUTES,
 )
 """All routes. Where two fit a path, the first one counts."""

@@ -13,7 +13,7 @@ from starlette.responses import Response
 
 from perdure.http.exchange import Exchange, json_response
 from perdure.http.problems import Problem
-from perdure.http.routes import NoQuery, Role, Route
+from perdure.http.routes import NoQuery, Route
 from perdure.operations.bulk import (
     BULK_VERBS,
     JOBS_PAGE_LIMIT,
@@ -22,6 +22,7 @@ from perdure.operations.bulk import (
     BulkProgress,
     BulkVerb,
     bulk_request,
+    role_for,
 )
 from perdure.operations.listing import Filters, Status
 
@@ -55,16 +56,17 @@ class BulkBegun(Struct, frozen=True):
 
 
 async def bulk(verb: BulkVerb, exchange: Exchange, _: NoQuery) -> Response:
-    body, operations = exchange.struct(BulkBody), exchange.service.operations
+    body, operations = exchange.struct(BulkBody), exchange.operations
     if body.token is not None:
         if body != BulkBody(token=body.token):
             raise _wrong_body("a token comes alone: it says what was previewed")
-        job = await operations.begin_bulk(verb, body.token, by=exchange.by)
+        job = await operations.begin_bulk(verb, body.token)
+        exchange.target = job.id
         return json_response(BulkBegun(job.id, f"{exchange.root}/api/bulk/{quote(job.id, safe='')}"), 202)
     if body.filter is None or not body.preview:
         raise _wrong_body('send {"filter": {…}, "preview": true} to see what matches, then its {"token": "…"} to begin')
     request = bulk_request(verb, cast("Filters", asdict(body.filter)), force=body.force)
-    return json_response(await operations.preview_bulk(request, by=exchange.by))
+    return json_response(await operations.preview_bulk(request))
 
 
 def _wrong_body(why: str) -> Problem:
@@ -79,21 +81,20 @@ class BulkQuery(Struct):
 
 
 async def list_jobs(exchange: Exchange, query: BulkQuery) -> Response:
-    return json_response(await exchange.service.operations.bulk_jobs(limit=query.limit, cursor=query.cursor))
+    return json_response(await exchange.operations.bulk_jobs(limit=query.limit, cursor=query.cursor))
 
 
 async def show_job(exchange: Exchange, _: NoQuery) -> Response:
-    return json_response(await exchange.service.operations.bulk_job(exchange.parameters["id"]))
+    return json_response(await exchange.operations.bulk_job(exchange.parameters["id"]))
 
 
 async def stop_job(exchange: Exchange, _: NoQuery) -> Response:
-    return json_response(await exchange.service.operations.stop_bulk(exchange.parameters["id"]))
+    return json_response(await exchange.operations.stop_bulk(exchange.parameters["id"]))
 
 
 def _route(verb: BulkVerb) -> Route:
-    role: Role = "admin" if verb == "purge" else "operate"
     return Route(
-        *("POST", f"/api/bulk/{verb}", role, partial(bulk, verb)),
+        *("POST", f"/api/bulk/{verb}", role_for(verb), partial(bulk, verb)),
         f"{verb.capitalize()} all invocations that pass filters. First preview it, then begin the job with the token.",
         body=BulkBody,
         gives=BulkPreview,

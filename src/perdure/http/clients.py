@@ -18,6 +18,7 @@ from perdure.http.exact import (
     Operation,
     SentError,
     SentOutcome,
+    SentSubmission,
     decode,
     encode,
 )
@@ -25,6 +26,7 @@ from perdure.http.exchange import Exchange
 from perdure.http.problems import Problem, problem_of
 from perdure.http.routes import Body, NoQuery, Route
 from perdure.http.service import Framing
+from perdure.operations.access import Access
 from perdure.operations.describe import Invocation
 from perdure.operations.listing import Filters
 
@@ -37,9 +39,9 @@ T = TypeVar("T")
 async def call(operation: Operation, exchange: Exchange, _: NoQuery) -> Response:
     """Carry out an operation."""
     arguments = _arguments(exchange, operation.takes)
+    exchange.target = _target_of(arguments)
     try:
-        by = {"by": exchange.by} if operation.named else {}
-        calling = operation.call(exchange.service.operations, *arguments, **by)
+        calling = operation.call(exchange.operations, *arguments)
         if operation.waits:
             given = await _waited(exchange, calling, arguments[-1])
         else:
@@ -65,7 +67,7 @@ async def result(exchange: Exchange, _: NoQuery) -> Response:
     """Wait for an outcome, at most for a while. 202: it has not ended."""
     id, limit = _arguments(exchange, tuple[str, float])
     limit = min(max(0.0, limit), WAIT_LIMIT_SECONDS)
-    operations = exchange.service.operations
+    operations = exchange.operations
     try:
         outcome = await exchange.service.wait(operations.result(id, timeout=limit), limit + 1.0, exchange)
     except WaitTimeout:
@@ -80,13 +82,13 @@ async def result(exchange: Exchange, _: NoQuery) -> Response:
 async def watch(exchange: Exchange, _: NoQuery) -> Response:
     """Stream the statuses of an invocation."""
     (id,) = _arguments(exchange, tuple[str])
-    return await _stream(exchange, exchange.service.operations.watch(id))
+    return await _stream(exchange, exchange.operations.watch(id))
 
 
 async def watch_all(exchange: Exchange, _: NoQuery) -> Response:
     """Stream the changes of invocations that pass filters."""
     (filters,) = _arguments(exchange, tuple[Filters])
-    return await _stream(exchange, exchange.service.operations.watch_all(filters))
+    return await _stream(exchange, exchange.operations.watch_all(filters))
 
 
 async def _stream(exchange: Exchange, changes: AsyncGenerator[Invocation, None]) -> Response:
@@ -111,6 +113,16 @@ def _frame(data: bytes) -> bytes:
     return len(data).to_bytes(FRAME_HEADER_BYTES, "big") + data
 
 
+def _target_of(arguments: tuple[Any, ...]) -> str:
+    """Return what an operation is about: the id or name that comes first, or that of a start."""
+    first = arguments[0] if arguments else ""
+    if isinstance(first, SentSubmission):
+        return f"{first.handler}/{first.id}"
+    if isinstance(first, Access):
+        return first.name
+    return first if isinstance(first, str) else ""
+
+
 def _arguments(exchange: Exchange, type: type[T]) -> T:
     try:
         return decode(exchange.body, type)
@@ -132,10 +144,19 @@ def routes() -> tuple[Route, ...]:
             f"The operation {name} of a Perdure client.",
             body=Body.EXACT,
             media=MEDIA_TYPE,
+            shows_payloads=operation.shows_payloads,
+            audited=name == "export",
         )
         for name, operation in CALLS.items()
     ]
     for name, endpoint in (("result", result), ("watch", watch), ("watch_all", watch_all)):
         summary = f"The operation {name} of a Perdure client."
-        found.append(Route("POST", f"{PREFIX}{name}", "read", endpoint, summary, body=Body.EXACT, media=MEDIA_TYPE))
+        found.append(
+            Route(
+                *("POST", f"{PREFIX}{name}", "read", endpoint, summary),
+                body=Body.EXACT,
+                media=MEDIA_TYPE,
+                shows_payloads=name == "result",
+            )
+        )
     return tuple(found)

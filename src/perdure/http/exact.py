@@ -22,7 +22,8 @@ from perdure.core.ids import check_name, check_new_id
 from perdure.core.retry import seconds
 from perdure.core.tags import Tags, check_tags
 from perdure.errors import InvalidOption, PerdureError
-from perdure.http.routes import Role
+from perdure.operations.access import Access, Role, Token
+from perdure.operations.audit import Link
 from perdure.operations.bulk import (
     JOBS_PAGE_LIMIT,
     BulkPage,
@@ -150,14 +151,13 @@ PlainVerb = Literal["pause", "resume", "cancel", "retry", "restart"]
 class Operation(Struct, frozen=True):
     """An operation: who may call it, and how it is carried out. The annotations say what it takes and gives.
 
-    One that `waits` takes as its last argument how long, in seconds. One that is `named` also takes, by keyword, the
-    name of who calls, which the server knows and no caller sends.
+    One that `waits` takes as its last argument how long, in seconds. One that `shows_payloads` returns values.
     """
 
     role: Role
     call: Callable[..., Awaitable[Any]]
     waits: bool = False
-    named: bool = False
+    shows_payloads: bool = False
 
     @property
     def takes(self) -> Any:
@@ -175,7 +175,6 @@ def _types_of(call: Callable[..., Awaitable[Any]]) -> tuple[Any, Any]:
     hints = get_type_hints(call)
     gives = hints.pop("return")
     del hints["operations"]
-    hints.pop("by", None)
     return tuple.__class_getitem__(tuple(hints.values())), gives
 
 
@@ -252,16 +251,16 @@ async def _serves(operations: Operations, handler: str) -> bool | None:
     return await operations.serves(handler)
 
 
-async def _preview_bulk(operations: Operations, request: BulkRequest, *, by: str) -> BulkPreview:
-    return await operations.preview_bulk(restored(request), by=by)
+async def _preview_bulk(operations: Operations, request: BulkRequest) -> BulkPreview:
+    return await operations.preview_bulk(restored(request))
 
 
-async def _begin_bulk(operations: Operations, verb: PlainVerb, token: str, *, by: str) -> BulkProgress:
-    return await operations.begin_bulk(verb, token, by=by)
+async def _begin_bulk(operations: Operations, verb: PlainVerb, token: str) -> BulkProgress:
+    return await operations.begin_bulk(verb, token)
 
 
-async def _begin_bulk_purge(operations: Operations, token: str, *, by: str) -> BulkProgress:
-    return await operations.begin_bulk("purge", token, by=by)
+async def _begin_bulk_purge(operations: Operations, token: str) -> BulkProgress:
+    return await operations.begin_bulk("purge", token)
 
 
 async def _bulk_job(operations: Operations, id: str) -> BulkProgress:
@@ -302,6 +301,22 @@ async def _purge(operations: Operations, id: str) -> None:
     await operations.purge(id)
 
 
+async def _add_token(operations: Operations, access: Access, expires: datetime | None) -> str:
+    return await operations.add_token(access, expires=expires)
+
+
+async def _revoke_token(operations: Operations, id: str) -> None:
+    await operations.revoke_token(id)
+
+
+async def _tokens(operations: Operations) -> list[Token]:
+    return await operations.tokens()
+
+
+async def _audit(operations: Operations, after: int) -> list[Link]:
+    return await operations.audit(after)
+
+
 CALLS: dict[str, Operation] = {
     "start": Operation("operate", _start),
     "start_all": Operation("operate", _start_all),
@@ -318,20 +333,24 @@ CALLS: dict[str, Operation] = {
     "page": Operation("read", _page),
     "awakeables": Operation("read", _awakeables),
     "stats": Operation("read", _stats),
-    "state": Operation("read", _state),
+    "state": Operation("read", _state, shows_payloads=True),
     "serves": Operation("read", _serves),
-    "preview_bulk": Operation("read", _preview_bulk, named=True),
-    "begin_bulk": Operation("operate", _begin_bulk, named=True),
-    "begin_bulk_purge": Operation("admin", _begin_bulk_purge, named=True),
+    "preview_bulk": Operation("read", _preview_bulk),
+    "begin_bulk": Operation("operate", _begin_bulk),
+    "begin_bulk_purge": Operation("admin", _begin_bulk_purge),
     "bulk_job": Operation("read", _bulk_job),
     "bulk_jobs": Operation("read", _bulk_jobs),
     "stop_bulk": Operation("operate", _stop_bulk),
-    "read_documents": Operation("read", _read_documents),
+    "read_documents": Operation("read", _read_documents, shows_payloads=True),
     "write_documents": Operation("operate", _write_documents),
-    "scan_documents": Operation("read", _scan_documents),
+    "scan_documents": Operation("read", _scan_documents, shows_payloads=True),
     "delete_documents": Operation("operate", _delete_documents),
-    "export": Operation("read", _export),
+    "export": Operation("read", _export, shows_payloads=True),
     "purge": Operation("admin", _purge),
+    "add_token": Operation("admin", _add_token),
+    "revoke_token": Operation("admin", _revoke_token),
+    "tokens": Operation("admin", _tokens),
+    "audit": Operation("admin", _audit),
 }
 """All operations that are calls. `result` waits, and `watch` and `watch_all` are streams: see `clients`."""
 

@@ -14,6 +14,8 @@ from starlette.responses import Response
 
 from perdure.core.interface import MISSING
 from perdure.core.json_values import DEPTH_LIMIT, is_deeper
+from perdure.http.gate import Admitted
+from perdure.http.permitted import Permitted
 from perdure.http.problems import Problem
 
 if TYPE_CHECKING:
@@ -25,23 +27,27 @@ DEPTH_TEXT = f"the body is nested more than {DEPTH_LIMIT} levels deep"
 
 
 class Exchange:
-    """A request, its parameters from the path, its body as received, and the service that it is for."""
+    """A request: who makes it, its parameters from the path, its body as received, and the service that it is for.
 
-    def __init__(self, request: Request, parameters: Mapping[str, str], body: bytes, service: Service) -> None:
+    `operations` are those that the caller may use. `target` is what the request is about, for the audit.
+    """
+
+    def __init__(
+        self, request: Request, admitted: Admitted, parameters: Mapping[str, str], body: bytes, service: Service
+    ) -> None:
         self.request = request
+        self.admitted = admitted
+        self.access = admitted.access
         self.parameters = parameters
         self.body = body
         self.service = service
+        self.operations = Permitted(service.operations, admitted.access)
+        self.target = "/".join(parameters.values())
 
     @property
     def root(self) -> str:
         """The path under which the application is mounted."""
         return quote(self.request.scope.get("root_path", ""))
-
-    @property
-    def by(self) -> str:
-        """The name of who sends it. Nobody has one yet."""
-        return ""
 
     def header(self, name: str) -> str | None:
         return self.request.headers.get(name)

@@ -13,6 +13,7 @@ import msgspec
 
 from perdure.background import end, log_error
 from perdure.errors import StoreClosed, StoreError
+from perdure.operations.access import Access
 from perdure.operations.describe import Invocation
 from perdure.operations.listing import Filters
 from perdure.operations.port import Operations
@@ -24,8 +25,8 @@ AGAIN_SECONDS = 1.0
 
 log = logging.getLogger("perdure.http")
 
-Event = tuple[int, bytes]
-"""Its number, and what is sent."""
+Event = tuple[int, bytes, Invocation | None]
+"""Its number, what is sent, and the invocation that it is about."""
 
 
 class Feed:
@@ -43,8 +44,8 @@ class Feed:
         if self._pump is not None:
             await end([self._pump])
 
-    async def read(self, last_id: str | None) -> AsyncGenerator[bytes, None]:
-        """Yield events after the one named, without end. `reset` says that some may be missing."""
+    async def read(self, last_id: str | None, access: Access) -> AsyncGenerator[bytes, None]:
+        """Yield events after the one named, without end, of what the reader may see. `reset`: some may be missing."""
         if self._pump is None:
             self._pump = asyncio.get_running_loop().create_task(self._run())
         place = self._place_of(last_id)
@@ -57,9 +58,10 @@ class Feed:
             if place < self._first - 1:
                 place = self._count
                 yield self._reset()
-            for number, data in [*self._kept]:
+            for number, data, about in [*self._kept]:
                 if number > place:
-                    yield data
+                    if about is None or access.reaches(about.handler, about.key):
+                        yield data
                     place = number
             if place == self._count:
                 if self._pump.done():
@@ -85,7 +87,7 @@ class Feed:
         while True:
             try:
                 async for invocation in self._operations.watch_all(Filters()):
-                    self._add("changed", _told(invocation))
+                    self._add("changed", _told(invocation), invocation)
             except StoreClosed:
                 self._news.set()
                 return
@@ -97,10 +99,10 @@ class Feed:
             self._add("reset", {})
             await asyncio.sleep(AGAIN_SECONDS)
 
-    def _add(self, event: str, data: dict[str, Any]) -> None:
+    def _add(self, event: str, data: dict[str, Any], about: Invocation | None = None) -> None:
         self._count += 1
         head = b"id: %s-%d\nevent: %s\n" % (self._name.encode(), self._count, event.encode())
-        self._kept.append((self._count, head + b"data: %s\n\n" % msgspec.json.encode(data)))
+        self._kept.append((self._count, head + b"data: %s\n\n" % msgspec.json.encode(data), about))
         self._news.set()  # for those that wait now; others wait for the next
         self._news = asyncio.Event()
 

@@ -10,11 +10,12 @@ import msgspec
 from msgspec import Struct
 
 from perdure.http.problems import MEDIA_TYPE, ProblemDocument
-from perdure.http.routes import Body, Route
+from perdure.http.routes import IDEMPOTENCY_KEY_LIMIT, Body, Route
 
 COMPONENTS = "#/components/schemas/{name}"
-EVERY_ROUTE = (400, 403, 405, 421, 429, 500, 503)
+EVERY_ROUTE = (400, 401, 403, 405, 421, 429, 500, 503)
 """Statuses of problems that every route may answer with."""
+NO_CONTENT = 204
 WITH_BODY = (408, 413, 415)
 """... and every route that takes a body."""
 
@@ -23,6 +24,11 @@ ANSWERS = {
     202: "It is durable. It has not ended, or not been applied, yet.",
 }
 """What an answer means that a route gives beside its usual one."""
+
+HEADERS: dict[str, dict[str, Any]] = {
+    "Idempotency-Key": {"type": "string", "pattern": f"^[!-~]{{1,{IDEMPOTENCY_KEY_LIMIT}}}$"},
+}
+"""The schemas of request headers, where they say more than that it is text."""
 
 Json = dict[str, Any]
 
@@ -41,7 +47,11 @@ def document_of(routes: Iterable[Route]) -> Json:
         "openapi": "3.1.0",
         "info": {"title": "Perdure", "version": version("perdure")},
         "paths": paths,
-        "components": {"schemas": components},
+        "components": {
+            "schemas": components,
+            "securitySchemes": {"token": {"type": "http", "scheme": "bearer"}},
+        },
+        "security": [{"token": []}, {}],
     }
 
 
@@ -54,6 +64,7 @@ def _operation(route: Route) -> Json:
         "operationId": route.name,
         "summary": route.summary,
         "x-role": route.role,
+        **({"security": []} if route.role == "anybody" else {}),
         "parameters": [*parameters, *_query(route.query), *map(_header, route.headers)],
         "responses": _responses(route),
     }
@@ -63,7 +74,8 @@ def _operation(route: Route) -> Json:
 
 
 def _header(name: str) -> Json:
-    return {"name": name, "in": "header", "required": False, "schema": {"type": "string"}}
+    schema = HEADERS.get(name, {"type": "string"})
+    return {"name": name, "in": "header", "required": False, "schema": schema}
 
 
 def _query(type: type[Struct]) -> list[Json]:
@@ -84,12 +96,13 @@ def _body(route: Route) -> Json:
         schema = _reference(route.body)
     elif route.body is Body.NONE:
         schema = {"type": "object", "additionalProperties": False}
-    return {"required": False, "content": {"application/json": {"schema": schema}}}
+    return {"required": True, "content": {"application/json": {"schema": schema}}}
 
 
 def _responses(route: Route) -> Json:
     content: Json = {} if route.gives is None else {"schema": _reference(route.gives)}
-    found: Json = {str(route.status): {"description": "As asked.", "content": {route.media: content}}}
+    described: Json = {} if route.status == NO_CONTENT else {"content": {route.media: content}}
+    found: Json = {str(route.status): {"description": "As asked.", **described}}
     for status, type in route.gives_too:
         content = {"application/json": {"schema": _reference(type)}}
         found[str(status)] = {"description": ANSWERS[status], "content": content}

@@ -68,6 +68,7 @@ BY_ERROR: tuple[tuple[type[errors.PerdureError], int, str], ...] = (
     (errors.RevisionConflict, 409, "revision-conflict"),
     (errors.Fenced, 409, "fenced"),
     (errors.KeyDeadlock, 409, "key-deadlock"),
+    (errors.AccessDenied, 403, "not-permitted"),
     (errors.ValueRefused, 422, "value-refused"),
     (errors.PayloadTooLarge, 413, "too-large"),
     (errors.LimitExceeded, 429, "limit-exceeded"),

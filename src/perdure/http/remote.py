@@ -12,6 +12,7 @@ import logging
 import ssl
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Collection, Mapping, Sequence
+from datetime import datetime
 from typing import Any
 
 import httpx
@@ -21,7 +22,7 @@ from msgspec.structs import replace
 from perdure.background import RateLimitedLog
 from perdure.core.lifecycle import SETTLED
 from perdure.core.retry import Duration, seconds
-from perdure.errors import BadUrl, PayloadTooLarge, StoreClosed, StoreError, StoreUnavailable, WaitTimeout
+from perdure.errors import AccessDenied, BadUrl, PayloadTooLarge, StoreClosed, StoreError, StoreUnavailable, WaitTimeout
 from perdure.http.clients import WAIT_LIMIT_SECONDS
 from perdure.http.exact import (
     CALLS,
@@ -40,6 +41,8 @@ from perdure.http.guard import PORT_LIMIT
 from perdure.http.problems import MEDIA_TYPE as PROBLEM_MEDIA_TYPE
 from perdure.http.problems import ProblemDocument
 from perdure.http.service import EXACT_LIMIT_BYTES, IDLE_SECONDS
+from perdure.operations.access import Access, Token
+from perdure.operations.audit import Link
 from perdure.operations.bulk import BulkPage, BulkPreview, BulkProgress, BulkRequest, BulkVerb
 from perdure.operations.describe import Invocation
 from perdure.operations.documents import Document, DocumentKey, Fence, Scan, Write
@@ -313,10 +316,10 @@ class Remote(Operations):
 
     # --- bulk jobs ----------------------------------------------------------------------------------------------------
     # The server knows who asks.
-    async def preview_bulk(self, request: BulkRequest, /, *, by: str = "") -> BulkPreview:
+    async def preview_bulk(self, request: BulkRequest, /, *, by: Access | None = None) -> BulkPreview:
         return await self._call("preview_bulk", request)
 
-    async def begin_bulk(self, verb: BulkVerb, token: str, /, *, by: str = "") -> BulkProgress:
+    async def begin_bulk(self, verb: BulkVerb, token: str, /, *, by: Access | None = None) -> BulkProgress:
         if verb == "purge":
             return await self._call("begin_bulk_purge", token)
         return await self._call("begin_bulk", verb, token)
@@ -344,6 +347,19 @@ class Remote(Operations):
 
     async def delete_documents(self, collection: str, prefix: str, /) -> int:
         return await self._call("delete_documents", collection, prefix)
+
+    # --- access -------------------------------------------------------------------------------------------------------
+    async def add_token(self, access: Access, /, *, expires: datetime | None = None) -> str:
+        return await self._call("add_token", access, expires)
+
+    async def revoke_token(self, id: str, /) -> None:
+        await self._call("revoke_token", id)
+
+    async def tokens(self) -> list[Token]:
+        return await self._call("tokens")
+
+    async def audit(self, after: int = 0, /) -> list[Link]:
+        return await self._call("audit", after)
 
     # --- keeping ------------------------------------------------------------------------------------------------------
     async def export(self, id: str, /) -> bytes:
@@ -382,12 +398,18 @@ def _raise_refusal(response: httpx.Response, name: str) -> None:
     if response.headers.get("content-type") == MEDIA_TYPE:
         error: SentError = decode(response.content, SentError)
         raise error.restored()
+    if response.status_code in (401, 403) and _is_problem(response):
+        raise AccessDenied(f"{name}: {_detail(response)}")
     raise StoreError(f"{name} answers {response.status_code}: {_detail(response)}")
 
 
 def _is_to_be_repeated(response: httpx.Response) -> bool:
     """Report whether a server is busy, or stops, and has done nothing."""
-    return response.status_code in (429, 503) and response.headers.get("content-type") == PROBLEM_MEDIA_TYPE
+    return response.status_code in (429, 503) and _is_problem(response)
+
+
+def _is_problem(response: httpx.Response) -> bool:
+    return response.headers.get("content-type") == PROBLEM_MEDIA_TYPE
 
 
 def _detail(response: httpx.Response) -> str:

@@ -14,13 +14,17 @@ from starlette.responses import Response
 
 from perdure.http.exchange import Exchange
 from perdure.http.problems import Problem
+from perdure.operations.access import Role
 
 QUERY_LIMIT = 100
 """Query parameters of one request."""
 
-Method = Literal["GET", "POST"]
-Role = Literal["anybody", "read", "operate", "admin"]
-"""Who may use a route; each may what those before it may."""
+IDEMPOTENCY_KEY_LIMIT = 255
+"""Characters of an idempotency key."""
+
+Method = Literal["GET", "POST", "DELETE"]
+Needed = Role | Literal["anybody"]
+"""The role that a route needs. What anybody may use tells nothing, or is guarded by a proof of its own."""
 
 Endpoint = Callable[[Exchange, Any], Awaitable[Response]]
 """Answers a request. The second argument is its query, an instance of the route's `query`."""
@@ -42,12 +46,13 @@ class Route(Struct, frozen=True):
     """One operation. `path` has parameters in braces, each a whole segment; `gives` is the type of what it answers.
 
     `gives_too` are other answers that are no problems, by status. `headers` are those of the request that mean
-    something here. `also` are the statuses of problems beside those that every route may answer with.
+    something here. `also` are the statuses of problems beside those that every route may answer with. A route that
+    `shows_payloads` serves only callers who may see them. One that is `audited` is so though it changes nothing.
     """
 
     method: Method
     path: str
-    role: Role
+    role: Needed
     endpoint: Endpoint
     summary: str
     query: type[Struct] = NoQuery
@@ -58,6 +63,8 @@ class Route(Struct, frozen=True):
     gives_too: tuple[tuple[int, Any], ...] = ()
     headers: tuple[str, ...] = ()
     also: tuple[int, ...] = ()
+    shows_payloads: bool = False
+    audited: bool = False
 
     @property
     def parameters(self) -> list[str]:

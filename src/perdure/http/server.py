@@ -7,6 +7,7 @@ import contextlib
 import errno
 import logging
 import os
+import resource
 import socket
 import stat
 from collections.abc import Generator
@@ -17,8 +18,9 @@ import uvicorn
 from msgspec import Struct
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from perdure.errors import InvalidOption
+from perdure.errors import InvalidOption, StoreUnavailable
 from perdure.http.guard import PORT_LIMIT, is_loopback
+from perdure.http.problems import Problem
 from perdure.http.service import Service
 
 KEEP_ALIVE_SECONDS = 75.0
@@ -33,6 +35,9 @@ HEAD_SECONDS = 10.0
 """How long the head of a request may take to arrive."""
 BACKLOG = 2_048
 """Connections that may wait to be accepted."""
+
+FILES = 65_536
+"""Open files and connections that a server wants to be permitted."""
 
 log = logging.getLogger("perdure.http")
 
@@ -70,15 +75,16 @@ class Server(AbstractAsyncContextManager["Server"]):
     """Serves from `async with` on. `address` has the port that was chosen, if 0 was asked for."""
 
     def __init__(self, service: Service, address: Address) -> None:
-        if not address.is_local:
-            raise InvalidOption(
-                f"{address} can be reached from other machines, and this store has no tokens: listen on 127.0.0.1 or "
-                "a socket file (unix:PATH)"
-            )
         self.address = address
         self._service = service
 
     async def __aenter__(self) -> Self:
+        if not self.address.is_local and not await self._needs_name():
+            raise InvalidOption(
+                f"{self.address} can be reached from other machines, and this store has no tokens: make one with "
+                "`perdure token add`, or listen on 127.0.0.1 or a socket file (unix:PATH)"
+            )
+        _raise_files_limit()
         listener = _listener(self.address)
         self._file = _identity(self.address.path)
         if not self.address.path:
@@ -110,6 +116,12 @@ class Server(AbstractAsyncContextManager["Server"]):
 
     async def __aexit__(self, *_: object) -> None:
         await self.stop()
+
+    async def _needs_name(self) -> bool:
+        try:
+            return await self._service.gate.needs_name()
+        except Problem as problem:
+            raise StoreUnavailable(f"{self.address} is served to who has a token only: {problem.detail}") from problem
 
     async def stop(self) -> None:
         """Take no more requests, answer those that wait, and close all connections."""
@@ -175,6 +187,17 @@ class _Uvicorn(uvicorn.Server):
     @contextlib.contextmanager
     def capture_signals(self) -> Generator[None]:
         yield
+
+
+def _raise_files_limit() -> None:
+    """Let this process have as many connections as the system permits."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = FILES if hard == resource.RLIM_INFINITY else min(hard, FILES)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        try:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+        except (OSError, ValueError) as error:
+            log.info("at most %d open files and connections: %s", soft, error)
 
 
 def _listener(address: Address) -> socket.socket:

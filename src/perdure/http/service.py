@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, Coroutine, Sequence
+from collections import Counter
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Generator, Sequence
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from http import HTTPStatus
 from typing import Any, TypeVar
 from urllib.parse import quote
 
@@ -15,11 +19,14 @@ from starlette.types import Message, Receive, Scope, Send
 
 from perdure.background import end, log_error
 from perdure.errors import PerdureError
+from perdure.http.auditor import Auditor
 from perdure.http.exchange import Exchange
 from perdure.http.feed import Feed
-from perdure.http.guard import READS, Guard
+from perdure.http.gate import NOBODY, Admitted, Gate
+from perdure.http.guard import READS
 from perdure.http.problems import Problem, answer, problem_of, unexpected
 from perdure.http.routes import Body, Route, Router, query_items, query_of
+from perdure.operations.audit import Entry
 from perdure.operations.interfaces import Interfaces
 from perdure.operations.port import Operations
 
@@ -36,6 +43,12 @@ WAITING_LIMIT = 1_000
 STREAMS_LIMIT = 1_000
 """Streams of events that may be open at a time."""
 
+TARGET_LIMIT = 500
+"""Characters of what a request was about, in the audit."""
+SHARES = 2
+"""One caller with a name may have a part of the waits and streams open: so many could have theirs at a time."""
+RIGHTS_SECONDS = 2.0
+"""How often it is looked whether the callers of waits and streams still may; a revocation reaches them within 5 s."""
 UNWATCHED_SECONDS = 0.05
 """How long a request waits before it is watched whether its client goes away, which has its price."""
 IDLE_SECONDS = 15.0
@@ -62,8 +75,9 @@ class Service:
         self,
         operations: Operations,
         routes: Sequence[Route],
-        guard: Guard | None,
+        gate: Gate,
         *,
+        public_url: str | None = None,
         waiting_limit: int = WAITING_LIMIT,
         body_limit: int = BODY_LIMIT_BYTES,
     ) -> None:
@@ -71,12 +85,17 @@ class Service:
         self.interfaces = Interfaces(operations)
         self.routes = tuple(routes)
         self._closing = asyncio.Event()
-        self._guard = guard
+        self.gate = gate
+        self.public_url = public_url
+        self._auditor = Auditor(operations)
         self._router = Router(routes)
         self._waiting_limit = waiting_limit
         self._body_limit = body_limit
         self._waits: set[asyncio.Task[Any]] = set()
         self._streams = 0
+        self._open: set[_Open] = set()
+        self._counts: Counter[tuple[str, str]] = Counter()
+        self._watching: asyncio.Task[None] | None = None
         self._receiving: set[asyncio.Timeout] = set()
         self._feed: Feed | None = None
 
@@ -85,13 +104,19 @@ class Service:
         self._closing.set()
         for patience in self._receiving:
             patience.reschedule(asyncio.get_running_loop().time())
-        await end([*self._waits])
+        await end([*self._waits, *([] if self._watching is None else [self._watching])])
+        await self._auditor.aclose()
+        await self.gate.aclose()
         if self._feed is not None:
             await self._feed.aclose()
 
     @property
     def is_closing(self) -> bool:
         return self._closing.is_set()
+
+    def is_https(self, request: Request) -> bool:
+        """Report whether callers come by https: as the public URL says, or else as the request came."""
+        return (self.public_url or str(request.url)).startswith("https:")
 
     @property
     def feed(self) -> Feed:
@@ -111,23 +136,58 @@ class Service:
             await response(scope, receive, send)
 
     async def _answered(self, request: Request, raw_path: bytes) -> Response:
+        exchange: Exchange | None = None
+        route: Route | None = None
         try:
-            if self._guard is not None:
-                self._guard.check(request)
-            route, parameters = self._router.match(request.method, raw_path)
+            try:
+                route, parameters = self._router.match(request.method, raw_path)
+            except Problem:
+                await self.gate.check(request)
+                raise
+            admitted = await self._admitted(request, route)
             query = query_of(route, query_items(request.scope["query_string"]))
             body = await self._body_of(request, route)
-            return await route.endpoint(Exchange(request, parameters, body, self), query)
+            exchange = Exchange(request, admitted, parameters, body, self)
+            response = await route.endpoint(exchange, query)
         except ClientDisconnect:
-            return Response(status_code=400)  # nobody reads it
+            response = Response(status_code=400)  # nobody reads it
         except Exception as error:  # noqa: BLE001  one request fails, the others do not notice
-            problem = problem_of(error)
-            if problem is None:
-                log_error(
-                    log, "%s %s: unexpected exception", request.method, raw_path.decode("ascii", "replace"), error=error
-                )
-                problem = unexpected()
-            return answer(problem)
+            response = answer(self._problem(error, request, raw_path))
+        if route is not None and exchange is not None:
+            await self._audit(route, exchange, response)
+        response.headers["X-Content-Type-Options"] = "nosniff"
+        return response
+
+    def _problem(self, error: Exception, request: Request, raw_path: bytes) -> Problem:
+        problem = problem_of(error)
+        if problem is None:
+            shown = raw_path.decode("ascii", "replace")
+            log_error(log, "%s %s: unexpected exception", request.method, shown, error=error)
+            problem = unexpected()
+        return problem
+
+    async def _admitted(self, request: Request, route: Route) -> Admitted:
+        """Return who makes a request, or raise a `Problem` if it may not use this route."""
+        if route.role == "anybody":
+            return Admitted(NOBODY, await self.gate.check(request), _never)
+        admitted = await self.gate.admit(request)
+        access = admitted.access
+        if not access.may(route.role):
+            text = f"{access.name!r} has the role {access.role!r}, and this needs {route.role!r}"
+            raise Problem(403, "not-permitted", text)
+        if route.shows_payloads and not access.payloads:
+            raise Problem(403, "not-permitted", f"{access.name!r} may not see payloads, and this shows some")
+        return admitted
+
+    async def _audit(self, route: Route, exchange: Exchange, response: Response) -> None:
+        """Record who did what, where callers have names."""
+        is_act = (exchange.request.method not in READS and route.role not in ("read", "anybody")) or route.audited
+        if route.role == "anybody" and response.status_code >= HTTPStatus.BAD_REQUEST:
+            is_act = False  # anybody could fill the audit
+        if self.gate.is_named and is_act:
+            admitted, target = exchange.admitted, exchange.target[:TARGET_LIMIT]
+            done = (admitted.access.name, route.name, target, response.status_code, admitted.source)
+            await self._auditor.record(Entry(datetime.now(UTC), *done))
 
     async def _body_of(self, request: Request, route: Route) -> bytes:
         headers = request.headers
@@ -176,23 +236,30 @@ class Service:
     # --- waiting ------------------------------------------------------------------------------------------------------
     async def wait(self, waiting: Coroutine[Any, Any, T], seconds: float, exchange: Exchange) -> T | None:
         """Return what is waited for; None once the time is over, the client is gone, or the server stops."""
-        if self.is_closing or len(self._waits) >= self._waiting_limit:
-            waiting.close()
-            raise self._too_many(f"{len(self._waits):,} requests wait for a result already")
-        task = asyncio.ensure_future(waiting)
-        self._waits.add(task)
-        watching: list[asyncio.Task[Any]] = [task]
         try:
-            await asyncio.wait(watching, timeout=min(seconds, UNWATCHED_SECONDS))
-            if not task.done() and seconds > UNWATCHED_SECONDS:
-                watching.append(asyncio.ensure_future(_gone(exchange.request.receive)))
-                left = seconds - UNWATCHED_SECONDS
-                await asyncio.wait(watching, timeout=left, return_when=asyncio.FIRST_COMPLETED)
-            return task.result() if task.done() and not task.cancelled() else None
-        finally:
-            self._waits.discard(task)
-            if still := [each for each in watching if not each.done()]:
-                await end(still)
+            if self.is_closing or len(self._waits) >= self._waiting_limit:
+                raise self._too_many(f"{len(self._waits):,} requests wait for a result already")
+            self._check_share(exchange.admitted, "wait", self._waiting_limit)
+        except Problem:
+            waiting.close()
+            raise
+        with self._while_permitted(exchange.admitted, "wait") as revoked:
+            task = asyncio.ensure_future(waiting)
+            self._waits.add(task)
+            watching: list[asyncio.Task[Any]] = [task]
+            try:
+                await asyncio.wait(watching, timeout=min(seconds, UNWATCHED_SECONDS))
+                if not task.done() and seconds > UNWATCHED_SECONDS:
+                    watching.append(asyncio.ensure_future(_gone(exchange.request.receive)))
+                    left = seconds - UNWATCHED_SECONDS
+                    await asyncio.wait([*watching, revoked], timeout=left, return_when=asyncio.FIRST_COMPLETED)
+                    if revoked.done() and not task.done():
+                        raise Problem(401, "unauthorized", "this token was revoked, or has expired")
+                return task.result() if task.done() and not task.cancelled() else None
+            finally:
+                self._waits.discard(task)
+                if still := [each for each in watching if not each.done()]:
+                    await end(still)
 
     async def stream(self, exchange: Exchange, events: AsyncGenerator[bytes, None], framing: Framing) -> Response:
         """Return a response that sends events as they come, until they end or the server stops."""
@@ -203,26 +270,91 @@ class Service:
         if self.is_closing or self._streams >= STREAMS_LIMIT:
             await events.aclose()
             raise self._too_many(f"{self._streams:,} streams are open already")
-        return StreamingResponse(self._sent(events, framing), 200, headers, framing.media)
+        try:
+            self._check_share(exchange.admitted, "stream", STREAMS_LIMIT)
+        except Problem:
+            await events.aclose()
+            raise
+        return StreamingResponse(self._sent(exchange.admitted, events, framing), 200, headers, framing.media)
 
-    async def _sent(self, events: AsyncGenerator[bytes, None], framing: Framing) -> AsyncGenerator[bytes, None]:
+    async def _sent(
+        self, admitted: Admitted, events: AsyncGenerator[bytes, None], framing: Framing
+    ) -> AsyncGenerator[bytes, None]:
         self._streams += 1
         closing = asyncio.ensure_future(self._closing.wait())
         coming = asyncio.ensure_future(_next(events))
         try:
-            while not closing.done():
-                await asyncio.wait([coming, closing], timeout=IDLE_SECONDS, return_when=asyncio.FIRST_COMPLETED)
-                if not coming.done():
-                    yield framing.last if closing.done() else framing.idle
-                elif (event := await _told(coming)) is not None:
-                    yield event
-                    coming = asyncio.ensure_future(_next(events))
-                else:
-                    return
+            with self._while_permitted(admitted, "stream") as revoked:
+                ends: tuple[asyncio.Future[Any], ...] = (closing, revoked)
+                while not any(each.done() for each in ends):
+                    await asyncio.wait([coming, *ends], timeout=IDLE_SECONDS, return_when=asyncio.FIRST_COMPLETED)
+                    if not coming.done():
+                        yield framing.last if any(each.done() for each in ends) else framing.idle
+                    elif (event := await _told(coming)) is not None:
+                        yield event
+                        coming = asyncio.ensure_future(_next(events))
+                    else:
+                        return
         finally:
             self._streams -= 1
             await end([each for each in (coming, closing) if not each.done()])
             await events.aclose()
+
+    # --- rights -------------------------------------------------------------------------------------------------------
+    def _check_share(self, admitted: Admitted, kind: str, limit: int) -> None:
+        """Raise a `Problem` if one caller with a name has its share open already: a part of what there may be."""
+        share = max(1, limit // SHARES)
+        if admitted.means != "local" and self._counts[admitted.access.name, kind] >= share:
+            raise self._too_many(f"{admitted.access.name!r} has {share:,} requests of this kind open already")
+
+    @contextmanager
+    def _while_permitted(self, admitted: Admitted, kind: str) -> Generator[asyncio.Future[None]]:
+        """Give a future that is done once the caller may no more."""
+        revoked: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        mine = _Open(admitted.access.name, kind, admitted.still, revoked)
+        self._open.add(mine)
+        self._counts[mine.name, kind] += 1
+        if self._watching is None or self._watching.done():
+            self._watching = asyncio.get_running_loop().create_task(self._watch_rights())
+        try:
+            yield revoked
+        finally:
+            self._open.discard(mine)
+            self._counts[mine.name, kind] -= 1
+            if not self._counts[mine.name, kind]:
+                del self._counts[mine.name, kind]
+
+    async def _watch_rights(self) -> None:
+        """End what is open once its caller may no more."""
+        while self._open:
+            await asyncio.sleep(RIGHTS_SECONDS)
+            await asyncio.gather(*map(_look_whether_it_may, [*self._open]))
+
+
+class _Open(Struct, frozen=True, eq=False):
+    """A wait or stream, and how it is told that its caller may no more."""
+
+    name: str
+    kind: str
+    still: Callable[[], Awaitable[bool]]
+    revoked: asyncio.Future[None]
+
+
+async def _look_whether_it_may(one: _Open) -> None:
+    try:
+        may = await one.still()
+    except Problem:  # the tokens cannot be read
+        may = False
+    except Exception as error:  # noqa: BLE001  of a site's own login
+        log_error(log, "whether %r may go on cannot be told: it may not", one.name, error=error)
+        may = False
+    if not may and not one.revoked.done():
+        log.info("%r may no more: its open %s ends", one.name, one.kind)
+        one.revoked.set_result(None)
+
+
+async def _never() -> bool:
+    return False
 
 
 async def _told(coming: asyncio.Future[bytes | None]) -> bytes | None:

@@ -299,10 +299,14 @@ def workflow_of(invocation: Invocation, interface: Interface | None, steps_limit
     )
 
 
-def ended_of(id: str, outcome: Outcome, interface: Interface | None) -> Ended:
-    """Return how an invocation ended."""
+def ended_of(id: str, outcome: Outcome, interface: Interface | None, *, shown: bool) -> Ended:
+    """Return how an invocation ended; unless values are `shown`, without its value, and with the class of its error."""
     if isinstance(outcome, Value):
+        if not shown:
+            return Ended(id, "completed")
         return Ended(id, "completed", to_json(UNTYPED if interface is None else interface.result, outcome.data))
     if isinstance(outcome, Failure):
+        if not shown:
+            return Ended(id, "failed", error=FailureView(outcome.type, ""))
         return Ended(id, "failed", error=FailureView(outcome.type, outcome.message, outcome.traceback))
     return Ended(id, "cancelled")

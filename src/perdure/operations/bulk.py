@@ -17,6 +17,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from perdure.errors import InvalidOption, PerdureError
+from perdure.operations.access import Access, Role
 from perdure.operations.listing import Filters, check_filters
 
 BulkVerb = Literal["pause", "resume", "cancel", "retry", "restart", "purge"]
@@ -27,7 +28,7 @@ BulkState = Literal["running", "stopping", "stopped", "done"]
 
 JOBS_PAGE_LIMIT = 100
 """The most jobs on one page."""
-TOKEN_LIMIT = 65_536
+TOKEN_LIMIT = 131_072
 """Characters of a token."""
 _MAC_BYTES = 16
 _PURPOSE = b"perdure: previews of bulk jobs"
@@ -44,6 +45,11 @@ class BulkRequest(Struct, frozen=True, forbid_unknown_fields=True):
     verb: BulkVerb
     filters: dict[str, Any]
     force: bool = False
+
+
+def role_for(verb: BulkVerb) -> Role:
+    """Return the role that a verb needs."""
+    return "admin" if verb == "purge" else "operate"
 
 
 class BulkPreview(Struct, frozen=True):
@@ -131,16 +137,21 @@ def restored(request: BulkRequest) -> BulkRequest:
 class Ticket(Struct, frozen=True, forbid_unknown_fields=True):
     """What a token says: the job that it begins, for whom, and what its preview counted, at a time.
 
-    `watermark` is a time. What was created later does not belong to the job, whenever that begins.
+    `by` is None for whoever has the store. `watermark` is a time. What was created later does not belong to the job,
+    whenever that begins.
     """
 
     id: str
     request: BulkRequest
-    by: str
+    by: Access | None
     at: float
     watermark: float
     count: int
     is_exact: bool
+
+    def reaches(self, handler: str, key: str | None) -> bool:
+        """Report whether it is for somebody who may see invocations of this workflow and key."""
+        return self.by is None or self.by.reaches(handler, key)
 
 
 _encode = msgspec.msgpack.Encoder().encode

@@ -17,6 +17,7 @@ import logging
 import secrets
 from collections import Counter
 from collections.abc import AsyncGenerator, Awaitable, Callable, Collection
+from datetime import UTC, datetime
 from typing import Literal
 
 from msgspec import Struct
@@ -34,12 +35,15 @@ from perdure.errors import (
     StoreDamaged,
     StoreError,
     WaitTimeout,
+    unknown,
 )
-from perdure.operations.bulk import BulkRefusal, BulkVerb
+from perdure.operations.access import Access
+from perdure.operations.bulk import BulkRefusal, BulkVerb, role_for
 from perdure.operations.describe import Invocation, from_row
 from perdure.operations.jobs import Job, Kept
 from perdure.operations.local import Local
-from perdure.stores.port import Row, Store, unknown
+from perdure.operations.port import Operations
+from perdure.stores.port import Row, Store
 
 LOOK_SECONDS = 1.0
 """How often a worker looks for jobs that others began."""
@@ -61,15 +65,29 @@ REASON_LIMIT = 300
 OF_ONE = (NewerJournal, StoreDamaged)
 """Errors of a store that concern one invocation. After others, the job goes on later."""
 
-Rights = Callable[[str, BulkVerb], Awaitable[Callable[[Invocation], bool]]]
-"""Tells whether somebody may still apply a verb to an invocation. Asked for each page of a job."""
-
 log = logging.getLogger("perdure.bulk")
 
+Rights = Callable[[Access | None, BulkVerb], Awaitable[Callable[[Invocation], bool]]]
+"""Tells to which invocations somebody may still apply a verb. Asked for each page of a job."""
 
-async def everybody(_: str, __: BulkVerb) -> Callable[[Invocation], bool]:
-    """Let everybody do everything."""
-    return lambda _: True
+
+def rights_of(operations: Operations) -> Rights:
+    """Return the rights that the tokens of a store give now.
+
+    A name that no token has, as that of a site's own login, has the rights with which it began its job. Whoever has the
+    store may do everything.
+    """
+
+    async def rights(by: Access | None, verb: BulkVerb) -> Callable[[Invocation], bool]:
+        if by is None:
+            return lambda _: True
+        named = [each for each in await operations.tokens() if each.access.name == by.name]
+        now = datetime.now(UTC)
+        held = [each.access for each in named if each.is_valid(now)] if named else [by]
+        able = [each for each in held if each.may(role_for(verb))]
+        return lambda invocation: any(each.reaches(invocation.handler, invocation.key) for each in able)
+
+    return rights
 
 
 class _Ended(Struct, frozen=True):
@@ -82,10 +100,10 @@ class _Ended(Struct, frozen=True):
 class Carrier:
     """Carries out the bulk jobs of a store, in any number of workers of one client. `run` is a duty of each."""
 
-    def __init__(self, operations: Local, rights: Rights = everybody) -> None:
+    def __init__(self, operations: Local, rights: Rights | None = None) -> None:
         self._operations = operations
         self._jobs = operations.jobs
-        self._rights = rights
+        self._rights = rights_of(operations) if rights is None else rights
         self._owners: set[str] = set()  # the names under which it runs now
         self._log = RateLimitedLog(log)
 
@@ -170,7 +188,7 @@ class _Work:
         await self._save()
         job = self._job
         text = "bulk job %s (%s) by %r: %d invocations expected, %d done"
-        log.info(text, job.id, job.request.verb, job.ticket.by, job.ticket.count, job.matched)
+        log.info(text, job.id, job.request.verb, job.by, job.ticket.count, job.matched)
         while True:
             if self._job.page and not self._job.is_to_stop:
                 self._job = await self._carried_out(is_again=is_again)
@@ -222,13 +240,14 @@ class _Work:
         return replace(self._job, page=page, before=before, is_read=len(rows) < PAGE_SIZE)
 
     def _was_seen(self, row: Row) -> bool:
-        """Report whether an invocation is as it was at the preview, as far as that matters.
+        """Report whether an invocation is as it was at the preview, as far as that matters, and who began may see it.
 
         What rests or is paused was seen so, and has changed since if somebody has changed it. What runs changes all the
         time: to pause or cancel it is meant whatever it does now.
         """
-        verb = self._job.request.verb
-        return verb in ("pause", "cancel") or row.updated_at <= self._job.ticket.watermark
+        job = self._job
+        is_as_seen = job.request.verb in ("pause", "cancel") or row.updated_at <= job.ticket.watermark
+        return is_as_seen and job.ticket.reaches(row.handler, row.key)
 
     async def _carried_out(self, *, is_again: bool) -> Job:
         """Return the job with what it had in hand done and counted."""
@@ -286,7 +305,7 @@ class _Work:
         if row.created_at > ticket.watermark:
             return "its id was started anew since"
         if not may(from_row(row)):
-            return f"{ticket.by!r} may not {verb} it any more"
+            return f"{self._job.by!r} may not {verb} it any more"
         own = _own_id(ticket.id, id)
         match verb:
             case "purge":

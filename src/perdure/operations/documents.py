@@ -1,6 +1,7 @@
 """What the operations on documents take and give: the types of the stores, where a document means the same."""
 
 from perdure.stores.documents import (
+    OWN_PREFIX,
     SCAN_BYTES,
     SCAN_LIMIT,
     SEPARATOR,
@@ -18,6 +19,7 @@ from perdure.stores.documents import (
 )
 
 __all__ = [
+    "OWN_PREFIX",
     "SCAN_BYTES",
     "SCAN_LIMIT",
     "SEPARATOR",

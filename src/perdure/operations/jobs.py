@@ -21,7 +21,8 @@ from msgspec.structs import replace
 
 from perdure.background import RateLimitedLog
 from perdure.core.ids import check_name, new_id
-from perdure.errors import InvalidOption, LimitExceeded, PerdureError, RevisionConflict, UnknownJob
+from perdure.errors import InvalidOption, LimitExceeded, PerdureError, RevisionConflict, unknown_job
+from perdure.operations.access import Access
 from perdure.operations.bulk import (
     BulkPage,
     BulkPreview,
@@ -90,6 +91,11 @@ class Job(Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True):
         return self.ticket.request
 
     @property
+    def by(self) -> str:
+        """The name of who began it; empty for whoever has the store."""
+        return "" if self.ticket.by is None else self.ticket.by.name
+
+    @property
     def state(self) -> BulkState:
         if self.ended_at is None:
             return "stopping" if self.is_to_stop else "running"
@@ -108,7 +114,7 @@ class Job(Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True):
         """What is shown of it."""
         ticket, request = self.ticket, self.request
         return BulkProgress(
-            *(ticket.id, request.verb, cast("Filters", request.filters), request.force, ticket.by, self.state),
+            *(ticket.id, request.verb, cast("Filters", request.filters), request.force, self.by, self.state),
             *(ticket.count, ticket.is_exact, _time(self.created_at)),
             ended_at=None if self.ended_at is None else _time(self.ended_at),
             matched=self.matched,
@@ -137,7 +143,7 @@ class Jobs:
         self._log = RateLimitedLog(log)
 
     # --- what callers ask ---------------------------------------------------------------------------------------------
-    async def preview(self, request: BulkRequest, by: str) -> BulkPreview:
+    async def preview(self, request: BulkRequest, by: Access | None) -> BulkPreview:
         """Count what matches now, and return it with a token that begins the job."""
         store = await self._opened()
         at = watermark = store.clock.now()
@@ -146,7 +152,7 @@ class Jobs:
         async for rows in pages_of(store, filter_of(**filters)):
             # Other processes have clocks of their own: what is counted is not later than the watermark.
             watermark = max(watermark, *(max(row.created_at, row.updated_at) for row in rows))
-            count += len(rows)
+            count += sum(by is None or by.reaches(row.handler, row.key) for row in rows)
             if count > COUNT_LIMIT:
                 count, is_exact = COUNT_LIMIT, False
                 break
@@ -157,7 +163,7 @@ class Jobs:
     def _new_id(self, at: float) -> str:
         return new_id(at, self._chance.randbytes(10))
 
-    async def begin(self, verb: BulkVerb, token: str, by: str) -> BulkProgress:
+    async def begin(self, verb: BulkVerb, token: str, by: Access | None) -> BulkProgress:
         """Begin the job of a token, once: a second time returns the same job."""
         store = await self._opened()
         ticket = ticket_of(token, store.secret)
@@ -273,11 +279,6 @@ class Jobs:
 
 _encode = msgspec.json.Encoder().encode
 _decode = msgspec.json.Decoder(Job).decode
-
-
-def unknown_job(id: str) -> UnknownJob:
-    """Return the error for an id that no job has."""
-    return UnknownJob(f"no bulk job {id!r} here: it never began in this store, or was removed since", job_id=id)
 
 
 def _key(state: str, id: str) -> DocumentKey:

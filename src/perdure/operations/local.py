@@ -11,6 +11,7 @@ import os
 import warnings
 import weakref
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
+from datetime import UTC, datetime
 from random import Random, SystemRandom
 from typing import Any, Protocol, TypeVar, assert_never, cast, runtime_checkable
 
@@ -43,7 +44,10 @@ from perdure.errors import (
     StoreUnavailable,
     WaitTimeout,
     too_large,
+    unknown,
 )
+from perdure.operations.access import Access, Token, add_token, revoke_token, tokens
+from perdure.operations.audit import Link, read
 from perdure.operations.bulk import BulkPage, BulkPreview, BulkProgress, BulkRequest, BulkVerb
 from perdure.operations.describe import Invocation, from_index, from_journal, from_row
 from perdure.operations.jobs import Jobs
@@ -72,7 +76,7 @@ from perdure.operations.port import (
 )
 from perdure.runtime.unserved import Unserved
 from perdure.stores.documents import DELETE_BATCH, Delete, Document, DocumentKey, Fence, Put, Scan, Write
-from perdure.stores.port import Filter, Row, Store, unknown
+from perdure.stores.port import Filter, Row, Store
 
 T = TypeVar("T")
 
@@ -455,10 +459,10 @@ class Local(Operations):
         return (await self.opened()).serves(handler)
 
     # --- bulk jobs ----------------------------------------------------------------------------------------------------
-    async def preview_bulk(self, request: BulkRequest, /, *, by: str = "") -> BulkPreview:
+    async def preview_bulk(self, request: BulkRequest, /, *, by: Access | None = None) -> BulkPreview:
         return await self.jobs.preview(request, by)
 
-    async def begin_bulk(self, verb: BulkVerb, token: str, /, *, by: str = "") -> BulkProgress:
+    async def begin_bulk(self, verb: BulkVerb, token: str, /, *, by: Access | None = None) -> BulkProgress:
         again = "It may have begun all the same: the same token does not begin it twice"
         return await self._accepted(self.jobs.begin(verb, token, by), "a bulk job", again)
 
@@ -500,6 +504,22 @@ class Local(Operations):
                 revisions = await store.documents.write(collection, [Delete(each.key) for each in group])
                 removed += sum(revision > 0 for revision in revisions)
         return removed
+
+    # --- access -------------------------------------------------------------------------------------------------------
+    async def add_token(self, access: Access, /, *, expires: datetime | None = None) -> str:
+        return await add_token(self, access, expires, await self._now())
+
+    async def revoke_token(self, id: str, /) -> None:
+        await revoke_token(self, id, await self._now())
+
+    async def tokens(self) -> list[Token]:
+        return await tokens(self)
+
+    async def audit(self, after: int = 0, /) -> list[Link]:
+        return await read(self, after)
+
+    async def _now(self) -> datetime:
+        return datetime.fromtimestamp((await self.opened()).clock.now(), UTC)
 
     # --- keeping ------------------------------------------------------------------------------------------------------
     async def export(self, id: str, /) -> bytes:

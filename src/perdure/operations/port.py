@@ -20,6 +20,8 @@ from perdure.core.failures import Failure
 from perdure.core.journal import Status
 from perdure.core.retry import Duration
 from perdure.core.tags import Tags
+from perdure.operations.access import Access, Token
+from perdure.operations.audit import Link
 from perdure.operations.bulk import BulkPage, BulkPreview, BulkProgress, BulkRequest, BulkVerb
 from perdure.operations.describe import Invocation
 from perdure.operations.documents import Document, DocumentKey, Fence, Scan, Write
@@ -174,12 +176,12 @@ class Operations(Protocol):
         ...
 
     # --- bulk jobs ----------------------------------------------------------------------------------------------------
-    # `by` is the name of who asks, as far as it is known.
-    async def preview_bulk(self, request: BulkRequest, /, *, by: str = "") -> BulkPreview:
+    # `by` is who asks; None: whoever has the store.
+    async def preview_bulk(self, request: BulkRequest, /, *, by: Access | None = None) -> BulkPreview:
         """Count the invocations that a request is for, and return a token that begins the job."""
         ...
 
-    async def begin_bulk(self, verb: BulkVerb, token: str, /, *, by: str = "") -> BulkProgress:
+    async def begin_bulk(self, verb: BulkVerb, token: str, /, *, by: Access | None = None) -> BulkProgress:
         """Begin the job of a token, and return when it is durable. The same token does not begin two.
 
         `InvalidOption` for a token that is old, forged, of another verb, or of somebody else.
@@ -219,6 +221,23 @@ class Operations(Protocol):
 
     async def delete_documents(self, collection: str, prefix: str, /) -> int:
         """Remove the documents whose joined keys begin with a prefix; return how many there were."""
+        ...
+
+    # --- access -------------------------------------------------------------------------------------------------------
+    async def add_token(self, access: Access, /, *, expires: datetime | None = None) -> str:
+        """Make a token, which servers of this store accept, and return its text. It is not kept."""
+        ...
+
+    async def revoke_token(self, id: str, /) -> None:
+        """Make a token invalid; servers hear of it within 5 s. `InvalidOption` if there is none of this id."""
+        ...
+
+    async def tokens(self) -> list[Token]:
+        """Return all tokens, the oldest first, those that were revoked too."""
+        ...
+
+    async def audit(self, after: int = 0, /) -> list[Link]:
+        """Return pieces of the audit after a number, the oldest first; none at the end."""
         ...
 
     # --- keeping ------------------------------------------------------------------------------------------------------

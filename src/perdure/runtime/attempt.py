@@ -23,8 +23,8 @@ from perdure.core.failures import Failure
 from perdure.core.failures import failure_of as plain_failure_of
 from perdure.core.journal import Answering, Attempted, Interrupted, Raised, Returned, Status
 from perdure.core.retry import next_wait
-from perdure.errors import too_large
-from perdure.stores.port import Clock, Store, unknown
+from perdure.errors import too_large, unknown
+from perdure.stores.port import Clock, Store
 
 THREADS_LIMIT = 64
 """Sync steps that one worker runs at the same time; others wait for a thread."""

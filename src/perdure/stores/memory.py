@@ -27,7 +27,7 @@ from perdure.core.journal import (
     settles_before_begin,
 )
 from perdure.core.lifecycle import SETTLED
-from perdure.errors import StoreClosed
+from perdure.errors import StoreClosed, unknown
 from perdure.stores.awakeables import Awakeable, AwakeableFilter, merged, passes
 from perdure.stores.clock import Alarm, SystemClock
 from perdure.stores.finite import check_effects, check_finite, check_message, check_starts
@@ -55,7 +55,6 @@ from perdure.stores.port import (
     identity_of,
     key_queue_full,
     matches,
-    unknown,
 )
 
 A = TypeVar("A")

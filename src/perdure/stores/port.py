@@ -24,7 +24,7 @@ from perdure.core.effects import NO_EFFECTS, Effects
 from perdure.core.journal import Answer, Frame, Message, Outcome, Start, Status
 from perdure.core.tags import Tags
 from perdure.core.values import digest
-from perdure.errors import Conflict, IdConflict, InvalidOption, LimitExceeded, UnknownInvocation
+from perdure.errors import Conflict, IdConflict, InvalidOption, LimitExceeded
 from perdure.stores.awakeables import Awakeable, AwakeableFilter
 from perdure.stores.documents import DocumentStore
 
@@ -236,12 +236,6 @@ class Counts(Struct, frozen=True):
     by_handler: dict[str, int] = {}
     is_current: bool = True
     behind: int = 0
-
-
-def unknown(id: str) -> UnknownInvocation:
-    """Return the error for an id that a store does not know."""
-    text = f"no invocation {id!r} here: it was never started in this store, or its retention has ended"
-    return UnknownInvocation(text, invocation_id=id)
 
 
 def id_conflict(id: str) -> IdConflict:

@@ -9,7 +9,7 @@ from msgspec.structs import replace
 
 from perdure.core.journal import Message, Start, Status, encode_message, encode_start, settles_before_begin
 from perdure.core.lifecycle import SETTLED
-from perdure.errors import PerdureError, StoreError, StoreUnavailable
+from perdure.errors import PerdureError, StoreError, StoreUnavailable, unknown
 from perdure.stores.jetstream.journal.blobs import Blobs
 from perdure.stores.jetstream.journal.journals import NOTHING, Journals, Tail
 from perdure.stores.jetstream.keys.keys import LIMIT, Keys
@@ -22,7 +22,7 @@ from perdure.stores.jetstream.watching import Watching
 from perdure.stores.jetstream.wire.protocol import WrongSequence
 from perdure.stores.jetstream.wire.wire import Wire
 from perdure.stores.jetstream.writing import Writing
-from perdure.stores.port import Clock, id_conflict, identity_of, key_queue_full, unknown
+from perdure.stores.port import Clock, id_conflict, identity_of, key_queue_full
 
 CLOSING_SECONDS = 5.0
 """How long a post waits at most to learn whether a purge in progress removes its invocation."""

@@ -21,9 +21,9 @@ from perdure.core.journal import (
     Status,
     encode_message,
 )
-from perdure.errors import StoreDamaged, StoreError
+from perdure.errors import StoreDamaged, StoreError, unknown
 from perdure.stores.awakeables import Awakeable
-from perdure.stores.port import Transition, conflict, id_conflict, identity_of, unknown
+from perdure.stores.port import Transition, conflict, id_conflict, identity_of
 from perdure.stores.sql import awakeables, index
 from perdure.stores.sql.index import SETTLED
 from perdure.stores.sqlite import documents

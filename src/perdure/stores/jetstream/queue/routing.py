@@ -20,7 +20,7 @@ import msgspec
 
 from perdure.background import Tasks
 from perdure.core.journal import Answer, Message, decode_message, settles_before_begin
-from perdure.errors import StoreError
+from perdure.errors import StoreError, unknown
 from perdure.stores.jetstream.journal.blobs import Blobs
 from perdure.stores.jetstream.journal.journals import Journals, Tail
 from perdure.stores.jetstream.keys.keys import GRANTED, LIMIT
@@ -44,7 +44,7 @@ from perdure.stores.jetstream.queue.pulls import Arrival
 from perdure.stores.jetstream.watching import Watching
 from perdure.stores.jetstream.wire.protocol import WrongSequence
 from perdure.stores.jetstream.wire.wire import Wire
-from perdure.stores.port import Delivery, Wake, unknown
+from perdure.stores.port import Delivery, Wake
 
 FAILED_SECONDS = 1.0
 """The back-off after a failure."""

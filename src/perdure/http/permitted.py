@@ -1,0 +1,331 @@
+"""The operations as one caller may use them: within its limits, and without values if it may not see them.
+
+Whatever a caller may not reach is unknown to it, by the same words as what there is not. Every operation is here; a
+route that goes past them must say why.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Callable, Collection, Mapping, Sequence
+from contextlib import aclosing
+from datetime import datetime
+
+from msgspec.structs import replace
+
+from perdure.core.lifecycle import refusing_status
+from perdure.core.retry import Duration
+from perdure.errors import AccessDenied, IdConflict, UnknownInvocation, unknown, unknown_job
+from perdure.operations.access import Access, Token
+from perdure.operations.audit import Link
+from perdure.operations.bulk import BulkPage, BulkPreview, BulkProgress, BulkRefusal, BulkRequest, BulkVerb
+from perdure.operations.describe import AwakeableInfo, Invocation, JournalStep
+from perdure.operations.documents import OWN_PREFIX, Document, DocumentKey, Fence, Scan, Write
+from perdure.operations.listing import AwakeableFilters, AwakeablePage, Filters, Page
+from perdure.operations.port import ANSWER_WAIT_SECONDS, Operations, Outcome, Stats, Submission, nothing
+
+PAGES_READ = 20
+"""Pages that are read for one page of a caller who may see some invocations only; a page may be short then."""
+
+
+class Permitted(Operations):
+    """The operations, for a caller. It neither opens nor closes them."""
+
+    def __init__(self, operations: Operations, access: Access) -> None:
+        self._operations = operations
+        self._access = access
+        self._vouched: set[str] = set()
+
+    def vouch(self, id: str) -> None:
+        """Take a chosen id for one that nobody else can have chosen: it derives from the caller's name."""
+        self._vouched.add(id)
+
+    # --- what is permitted --------------------------------------------------------------------------------------------
+    def _reaches(self, invocation: Invocation) -> bool:
+        return self._access.reaches(invocation.handler, invocation.key)
+
+    async def _check(self, id: str) -> None:
+        """Raise `UnknownInvocation` for one that the caller may not reach."""
+        if self._access.is_limited and not self._reaches(await self._operations.look(id)):
+            raise unknown(id)
+
+    async def _check_start(self, submission: Submission) -> None:
+        if not self._access.reaches(submission.handler, submission.key):
+            of_key = "" if submission.key is None else f" with key {submission.key!r}"
+            raise AccessDenied(f"{self._access.name!r} may not start workflow {submission.handler!r}{of_key}")
+        await self._check_new(submission.id, is_chosen=submission.is_chosen)
+
+    async def _check_new(self, id: str, *, is_chosen: bool) -> None:
+        """Raise `IdConflict` for an id that exists, if whether its input is the same must not be told."""
+        if self._access.payloads or not is_chosen or id in self._vouched:
+            return
+        try:
+            await self._operations.look(id)
+        except UnknownInvocation:
+            return
+        text = f"id {id!r} exists already; whether with the same input, is not told to who may not see payloads"
+        raise IdConflict(text, invocation_id=id)
+
+    def _check_unlimited(self, what: str) -> None:
+        if self._access.is_limited:
+            raise AccessDenied(f"{self._access.name!r} is limited to some workflows or keys, and {what} is of all")
+
+    def _check_payloads(self) -> None:
+        if not self._access.payloads:
+            raise AccessDenied(f"{self._access.name!r} may not see payloads")
+
+    def _shown(self, invocation: Invocation) -> Invocation:
+        return invocation if self._access.payloads else without_payloads(invocation)
+
+    # --- life ---------------------------------------------------------------------------------------------------------
+    async def open(self) -> None:
+        await self._operations.open()
+
+    async def aclose(self) -> None:
+        """Do nothing: it is not this caller's to close."""
+
+    # --- running ------------------------------------------------------------------------------------------------------
+    async def run(self, submission: Submission, accepted: Callable[[], object] = nothing, /) -> Outcome:
+        await self._check_start(submission)
+        return await self._operations.run(submission, accepted)
+
+    async def start(self, submission: Submission, /) -> None:
+        await self._check_start(submission)
+        await self._operations.start(submission)
+
+    async def start_all(self, submissions: Sequence[Submission], /) -> None:
+        for each in submissions:
+            await self._check_start(each)
+        await self._operations.start_all(submissions)
+
+    async def result(self, id: str, /, *, timeout: float | None = None) -> Outcome:
+        """Wait for the outcome. A route shows its value only to who may see payloads."""
+        await self._check(id)
+        return await self._operations.result(id, timeout=timeout)
+
+    async def restart(
+        self, id: str, call: Submission | None, /, *, new_id: str | None, handlers: Collection[str] = ()
+    ) -> str:
+        await self._check(id)
+        if new_id is not None:
+            await self._check_new(new_id, is_chosen=True)
+        return await self._operations.restart(id, call, new_id=new_id, handlers=handlers)
+
+    # --- talking ------------------------------------------------------------------------------------------------------
+    async def pause(self, id: str, /, *, timeout: Duration = ANSWER_WAIT_SECONDS) -> None:
+        await self._check(id)
+        await self._operations.pause(id, timeout=timeout)
+
+    async def resume(self, id: str, /, *, timeout: Duration = ANSWER_WAIT_SECONDS) -> None:
+        await self._check(id)
+        await self._operations.resume(id, timeout=timeout)
+
+    async def cancel(self, id: str, /, *, force: bool = False, timeout: Duration = ANSWER_WAIT_SECONDS) -> None:
+        await self._check(id)
+        await self._operations.cancel(id, force=force, timeout=timeout)
+
+    async def retry(self, id: str, /, *, timeout: Duration = ANSWER_WAIT_SECONDS) -> None:
+        await self._check(id)
+        await self._operations.retry(id, timeout=timeout)
+
+    async def resolve(self, awakeable_id: str, value: bytes, /, *, timeout: Duration = ANSWER_WAIT_SECONDS) -> None:
+        await self.awakeable(awakeable_id)
+        await self._operations.resolve(awakeable_id, value, timeout=timeout)
+
+    async def reject(self, awakeable_id: str, reason: str, /, *, timeout: Duration = ANSWER_WAIT_SECONDS) -> None:
+        await self.awakeable(awakeable_id)
+        await self._operations.reject(awakeable_id, reason, timeout=timeout)
+
+    async def awakeable(self, awakeable_id: str, /) -> tuple[str, int]:
+        found = await self._operations.awakeable(awakeable_id)
+        await self._check(found[0])
+        return found
+
+    # --- looking ------------------------------------------------------------------------------------------------------
+    async def look(self, id: str, /) -> Invocation:
+        await self._check(id)
+        return self._shown(await self._operations.look(id))
+
+    async def describe(self, id: str, /) -> Invocation:
+        await self._check(id)
+        return self._shown(await self._operations.describe(id))
+
+    async def page(self, filters: Filters, /, *, limit: int, cursor: str | None = None) -> Page:
+        found: list[Invocation] = []
+        for _ in range(PAGES_READ if self._access.is_limited else 1):
+            page = await self._operations.page(filters, limit=limit - len(found), cursor=cursor)
+            found += [self._shown(each) for each in page.invocations if self._reaches(each)]
+            cursor = page.next
+            if cursor is None or len(found) >= limit:
+                break
+        return Page(tuple(found), cursor)
+
+    async def awakeables(self, filters: AwakeableFilters, /, *, limit: int, cursor: str | None = None) -> AwakeablePage:
+        found: list[AwakeableInfo] = []
+        for _ in range(PAGES_READ if self._access.is_limited else 1):
+            page = await self._operations.awakeables(filters, limit=limit - len(found), cursor=cursor)
+            reached = [each for each in page.awakeables if await self._reaches_awakeable(each)]
+            found += reached if self._access.payloads else map(_untold, reached)
+            cursor = page.next
+            if cursor is None or len(found) >= limit:
+                break
+        return AwakeablePage(tuple(found), cursor)
+
+    async def _reaches_awakeable(self, awakeable: AwakeableInfo) -> bool:
+        if self._access.key_prefixes is None:
+            return self._access.reaches(awakeable.handler, None)
+        try:
+            return self._reaches(await self._operations.look(awakeable.invocation_id))
+        except UnknownInvocation:  # purged meanwhile
+            return False
+
+    async def watch(self, id: str, /) -> AsyncGenerator[Invocation, None]:
+        await self._check(id)
+        async with aclosing(self._operations.watch(id)) as changes:
+            async for each in changes:
+                yield self._shown(each)
+
+    async def watch_all(self, filters: Filters, /) -> AsyncGenerator[Invocation, None]:
+        async with aclosing(self._operations.watch_all(filters)) as changes:
+            async for each in changes:
+                if self._reaches(each):
+                    yield self._shown(each)
+
+    async def stats(self) -> Stats:
+        self._check_unlimited("a count")
+        return await self._operations.stats()
+
+    async def state(self, key: str, /) -> Mapping[str, bytes]:
+        self._check_payloads()
+        prefixes = self._access.key_prefixes
+        if not key.startswith(prefixes if prefixes is not None else ""):
+            raise AccessDenied(f"{self._access.name!r} may not see key {key!r}")
+        if prefixes is None:
+            self._check_unlimited("the state of a key")
+        return await self._operations.state(key)
+
+    async def serves(self, handler: str, /) -> bool | None:
+        return await self._operations.serves(handler)
+
+    # --- bulk jobs ----------------------------------------------------------------------------------------------------
+    async def preview_bulk(self, request: BulkRequest, /, *, by: Access | None = None) -> BulkPreview:
+        """Count what the caller may reach. The job that begins does the same, and is the caller's."""
+        return await self._operations.preview_bulk(request, by=self._access)
+
+    async def begin_bulk(self, verb: BulkVerb, token: str, /, *, by: Access | None = None) -> BulkProgress:
+        return self._shown_job(await self._operations.begin_bulk(verb, token, by=self._access))
+
+    async def bulk_job(self, id: str, /) -> BulkProgress:
+        found = await self._operations.bulk_job(id)
+        if not self._reaches_job(found):
+            raise unknown_job(id)
+        return self._shown_job(found)
+
+    async def bulk_jobs(self, *, limit: int, cursor: str | None = None) -> BulkPage:
+        page = await self._operations.bulk_jobs(limit=limit, cursor=cursor)
+        return BulkPage(tuple(self._shown_job(each) for each in page.jobs if self._reaches_job(each)), page.next)
+
+    async def stop_bulk(self, id: str, /) -> BulkProgress:
+        await self.bulk_job(id)
+        return self._shown_job(await self._operations.stop_bulk(id))
+
+    def _reaches_job(self, job: BulkProgress) -> bool:
+        """Report whether the caller may see a job: its own, if it may not see all invocations."""
+        return not self._access.is_limited or job.by == self._access.name
+
+    def _shown_job(self, job: BulkProgress) -> BulkProgress:
+        return job if self._access.payloads else replace(job, refusals=tuple(map(without_reason, job.refusals)))
+
+    # --- documents ----------------------------------------------------------------------------------------------------
+    async def read_documents(self, collection: str, keys: Sequence[DocumentKey], /) -> list[Document | None]:
+        self._check_payloads()
+        self._check_documents(collection)
+        return await self._operations.read_documents(collection, keys)
+
+    async def write_documents(
+        self, collection: str, writes: Sequence[Write], fence: Fence | None = None, /
+    ) -> list[int]:
+        self._check_documents(collection)
+        return await self._operations.write_documents(collection, writes, fence)
+
+    async def scan_documents(self, collection: str, which: Scan, /) -> list[Document]:
+        self._check_payloads()
+        self._check_documents(collection)
+        return await self._operations.scan_documents(collection, which)
+
+    async def delete_documents(self, collection: str, prefix: str, /) -> int:
+        self._check_documents(collection)
+        return await self._operations.delete_documents(collection, prefix)
+
+    def _check_documents(self, collection: str) -> None:
+        self._check_unlimited("a document")
+        if collection.startswith(OWN_PREFIX):  # tokens, sessions, the audit
+            raise AccessDenied(f"collection {collection!r} is Perdure's own, and not served")
+
+    # --- access -------------------------------------------------------------------------------------------------------
+    async def add_token(self, access: Access, /, *, expires: datetime | None = None) -> str:
+        """Make a token that permits no more than the caller's own access."""
+        self._check_unlimited("a token")
+        if access.payloads:
+            self._check_payloads()
+        return await self._operations.add_token(access, expires=expires)
+
+    async def revoke_token(self, id: str, /) -> None:
+        self._check_unlimited("a token")
+        await self._operations.revoke_token(id)
+
+    async def tokens(self) -> list[Token]:
+        self._check_unlimited("a token")
+        return [replace(each, hash="") for each in await self._operations.tokens()]
+
+    async def audit(self, after: int = 0, /) -> list[Link]:
+        self._check_unlimited("the audit")
+        return await self._operations.audit(after)
+
+    # --- keeping ------------------------------------------------------------------------------------------------------
+    async def export(self, id: str, /) -> bytes:
+        self._check_payloads()
+        await self._check(id)
+        return await self._operations.export(id)
+
+    async def purge(self, id: str, /) -> None:
+        await self._check(id)
+        await self._operations.purge(id)
+
+    async def backup(self, target: str, /) -> None:
+        raise AccessDenied("a backup is made where the store is, and not over HTTP")
+
+
+def without_payloads(invocation: Invocation) -> Invocation:
+    """Return an invocation without what its author's code made: of errors, the class is left."""
+    return replace(
+        invocation,
+        input={},
+        result=None,
+        state={},
+        error=class_of(invocation.error),
+        traceback=None,
+        paused_because=None,
+        waiting_for="resume" if invocation.status == "paused" else invocation.waiting_for,
+        journal=tuple(map(_without_payload, invocation.journal)),
+        current_step=None if invocation.current_step is None else _without_payload(invocation.current_step),
+        awakeables=tuple(map(_untold, invocation.awakeables)),
+    )
+
+
+def _without_payload(step: JournalStep) -> JournalStep:
+    return replace(step, result=None, error=class_of(step.error))
+
+
+def class_of(error: str | None) -> str | None:
+    """Return the class in the text of an error."""
+    return None if error is None else error.partition(": ")[0]
+
+
+def without_reason(refusal: BulkRefusal) -> BulkRefusal:
+    """Return a refusal without what may hold values: a reason that is not the status."""
+    return refusal if refusing_status(refusal.reason) is not None else replace(refusal, reason="")
+
+
+def _untold(awakeable: AwakeableInfo) -> AwakeableInfo:
+    """Return an awakeable without what people are told of it, which is made of the input as a rule."""
+    return replace(awakeable, title=None, description=None)
