@@ -491,26 +491,23 @@ async def test_job_of_a_token_that_was_revoked_is_refused(client: Client) -> Non
 
 async def test_rights_are_those_of_the_token_now_or_else_those_of_the_beginning(client: Client) -> None:
     operations = local(client)
-    await start_failing_with(client)
+    async with client.worker(report):
+        await start_failing(client, 1)
     invocation = await operations.look("r0")
     rights = carrying.rights_of(operations)
     site = Access("somebody of a site", "operate", handlers=("report",))
-    for by, verb, may in (
+    expected: list[tuple[Access | None, BulkVerb, bool]] = [
         (None, "purge", True),
         (site, "retry", True),
         (site, "purge", False),
         (replace(site, handlers=("other",)), "retry", False),
         (replace(site, key_prefixes=("k",)), "retry", False),
         (Access("reader"), "retry", False),
-    ):
+    ]
+    for by, verb, may in expected:
         assert (await rights(by, verb))(invocation) is may
     await operations.add_token(replace(site, handlers=("other",)))
     assert not (await rights(site, "retry"))(invocation)
-
-
-async def start_failing_with(client: Client) -> None:
-    async with client.worker(report):
-        await start_failing(client, 1)
 
 
 async def test_what_somebody_may_not_see_is_neither_counted_nor_touched(client: Client) -> None:
