@@ -510,7 +510,9 @@ async def test_rights_are_those_of_the_token_now_or_else_those_of_the_beginning(
     assert not (await rights(site, "retry"))(invocation)
 
 
-async def test_what_somebody_may_not_see_is_neither_counted_nor_touched(client: Client) -> None:
+async def test_what_somebody_may_not_see_is_neither_counted_nor_touched(
+    client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
     limited = Access("ada", "operate", handlers=("report",), key_prefixes=("mine",))
     async with client.worker(report, waits):
         await start_failing(client, 2)
@@ -521,6 +523,9 @@ async def test_what_somebody_may_not_see_is_neither_counted_nor_touched(client: 
         assert preview.count == 1
         found = await (await begin_by(client, limited, "retry", filters)).result(timeout=60)
         assert (found.matched, found.applied, found.refusals) == (1, 1, ())
+        monkeypatch.setattr(jobs, "READ_LIMIT", 2)
+        preview = await client.operations.preview_bulk(bulk_request("retry", filters), by=limited)
+        assert (preview.count, preview.is_exact) == (1, False)
 
 
 async def test_another_worker_goes_on_with_what_one_had_in_hand(client: Client, small_pages: None) -> None:

@@ -56,7 +56,7 @@ def bulk(*, verb: BulkVerb, force: bool, yes: bool, as_json: bool, url: str | No
     code = in_loop(look())  # its own loop: nobody waits for a connection while somebody thinks
     if code or preview is None:
         return code
-    if not preview.count:
+    if not preview.count and preview.is_exact:
         say("No invocation matches: there is nothing to do.")
         return 0
     count = f"{preview.count:,}" if preview.is_exact else f"More than {preview.count:,}"

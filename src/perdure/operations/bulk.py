@@ -55,7 +55,8 @@ def role_for(verb: BulkVerb) -> Role:
 class BulkPreview(Struct, frozen=True):
     """What a bulk job would do: the verb, the filters, and how many invocations match.
 
-    Unless `is_exact`, there are more than `count`. `token` begins the job, until `expires_at`; it has none once begun.
+    Unless `is_exact`, there may be more than `count`. `token` begins the job until `expires_at`. A preview that has
+    begun one has neither.
     """
 
     verb: BulkVerb

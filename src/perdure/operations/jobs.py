@@ -46,6 +46,8 @@ PART, ACTIVE, ENDED = "jobs", "active", "ended"
 
 COUNT_LIMIT = 10_000
 """Up to how many invocations a preview counts."""
+READ_LIMIT = 50_000
+"""How many it looks at for that: whoever asks may not see all of them."""
 PREVIEW_SECONDS = 900.0
 """How long after its preview a job may begin."""
 ACTIVE_LIMIT = 100
@@ -147,14 +149,15 @@ class Jobs:
         """Count what matches now, and return it with a token that begins the job."""
         store = await self._opened()
         at = watermark = store.clock.now()
-        count, is_exact = 0, True
+        count, read, is_exact = 0, 0, True
         filters = cast("Filters", request.filters)
         async for rows in pages_of(store, filter_of(**filters)):
             # Other processes have clocks of their own: what is counted is not later than the watermark.
             watermark = max(watermark, *(max(row.created_at, row.updated_at) for row in rows))
             count += sum(by is None or by.reaches(row.handler, row.key) for row in rows)
-            if count > COUNT_LIMIT:
-                count, is_exact = COUNT_LIMIT, False
+            read += len(rows)
+            if count > COUNT_LIMIT or read > READ_LIMIT:
+                count, is_exact = min(count, COUNT_LIMIT), False
                 break
         ticket = Ticket(self._new_id(at), request, by, at, watermark, count, is_exact)
         told = (request.verb, filters, request.force, count, is_exact, _time(at + PREVIEW_SECONDS))
@@ -211,7 +214,6 @@ class Jobs:
 
     async def stop(self, id: str) -> BulkProgress:
         """Let a job begin nothing new. It ends at once if no worker has begun it."""
-        store = await self._opened()
         while True:
             found = await self.find(id)
             if found is None:
@@ -222,7 +224,7 @@ class Jobs:
             with contextlib.suppress(RevisionConflict):
                 if not job.owner:
                     return (await self.end(job, found.revision)).progress
-                await store.documents.write(JOBS, [Put(_key(ACTIVE, id), _encode(job), found.revision)])
+                await self.save(job, found.revision)
                 return job.progress
 
     # --- what workers ask ---------------------------------------------------------------------------------------------
