@@ -1,14 +1,19 @@
 """Waiting for a person: the workflow hands out the id of an awakeable, suspends, and goes on when the answer comes.
 
-python -m examples.approval [--reject] [--service HelloService=HOST:PORT]
+python -m examples.approval [--reject] [--wait] [--port 8080] [--service HelloService=HOST:PORT]
+
+The answer comes over HTTP. With `--wait` it is yours: type the command that is shown, or open the link.
 """
 
 from __future__ import annotations
 
 import asyncio
+import json
+from contextlib import AsyncExitStack
 from dataclasses import dataclass
 
 from examples import stage
+from examples.curl import PORT, Curl, served
 from examples.services.hello_pb2 import HelloRequest
 from examples.services.hello_pb2_grpc import HelloServiceStub
 from perdure import Context, connect, step, workflow
@@ -41,7 +46,7 @@ async def expense_approval(ctx: Context, expense: Expense) -> str:
     hello = ctx.stub(HelloServiceStub)
     await hello.SayHello(HelloRequest(name=f"Expense from {expense.employee}"))
 
-    approval = ctx.awakeable(Approval)
+    approval = ctx.awakeable(Approval, title=f"${expense.amount:.2f} for {expense.employee}?")
     await notify_manager(expense, approval.id)
     decision = await approval  # for minutes or for months; restarts do not matter
 
@@ -54,18 +59,28 @@ async def expense_approval(ctx: Context, expense: Expense) -> str:
 async def main() -> None:
     parser = stage.parser(__doc__)
     parser.add_argument("--reject", action="store_true", help="the manager says no")
+    parser.add_argument("--wait", action="store_true", help="wait for your answer")
+    parser.add_argument("--port", type=int, default=PORT, help=f"where the API listens (default: {PORT})")
     options = parser.parse_args()
-    async with stage.hello_service(options.service) as services:
-        with stage.store() as url:
-            async with connect(url) as client:
-                async with client.worker(expense_approval, services=services):
-                    handle = await client.start(expense_approval, Expense("Ada", 120))
-                    approval_id = await inbox.get()
-                print("⏳ Waiting. The worker has stopped; another one starts.")
-                async with client.worker(expense_approval, services=services):
-                    decision = Approval(False, "too much") if options.reject else Approval(True, "OK!")
-                    await client.resolve(approval_id, decision)
-                    print(await handle.result())
+    async with AsyncExitStack() as parts:
+        services = await parts.enter_async_context(stage.hello_service(options.service))
+        client = await parts.enter_async_context(connect(parts.enter_context(stage.store())))
+        async with client.worker(expense_approval, services=services):
+            handle = await client.start(expense_approval, Expense("Ada", 120))
+            approval_id = await inbox.get()
+        print("⏳ Waiting. The worker has stopped; another one starts.")
+        await parts.enter_async_context(client.worker(expense_approval, services=services))
+        base = await served(parts, client, options.port)
+        curl = Curl(base)
+        parts.push_async_callback(curl.aclose)
+        decision = {"approved": not options.reject, "comments": "too much" if options.reject else "OK!"}
+        path, answer = f"/api/awakeables/{approval_id}/resolve", {"result": json.dumps(decision)}
+        print(f"🔗 {await client.approval_link(approval_id, public_url=base)}")
+        if options.wait:
+            print(f"$ {curl.command(path, answer)}")
+        else:
+            await curl.post(path, answer)
+        print(await handle.result())
 
 
 if __name__ == "__main__":

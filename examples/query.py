@@ -10,21 +10,14 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-import shlex
 from contextlib import AsyncExitStack
-from typing import Any
-
-import httpx
 
 from examples import stage
 from examples.approval import Expense, expense_approval
+from examples.curl import PORT, Curl, served
 from examples.services.hello_pb2 import HelloRequest
 from examples.services.hello_pb2_grpc import HelloServiceStub
-from perdure import Client, Context, Retry, connect, http, step, workflow
-from perdure.errors import InvalidOption
-from perdure.http.server import Server, address_of
-
-PORT = 8080
+from perdure import Context, Retry, connect, step, workflow
 
 
 @step(retry=Retry(max_attempts=1))
@@ -38,41 +31,6 @@ async def greet(ctx: Context, name: str) -> str:
     if name == "Nobody":
         await refuse(name)
     return reply.message
-
-
-class Curl:
-    """Shows requests as commands for a shell, sends them, and shows what came."""
-
-    def __init__(self, base: str) -> None:
-        self._base = base
-        self._http = httpx.AsyncClient(base_url=base)
-
-    async def aclose(self) -> None:
-        await self._http.aclose()
-
-    async def get(self, path: str) -> Any:
-        print(f'$ curl "{self._base}{path}"')
-        return self._shown(await self._http.get(path))
-
-    async def post(self, path: str, body: object) -> Any:
-        text = json.dumps(body)
-        print(
-            f"$ curl -X POST {self._base}{path} \\\n  -H 'Content-Type: application/json' \\\n  -d {shlex.quote(text)}"
-        )
-        return self._shown(await self._http.post(path, content=text, headers={"Content-Type": "application/json"}))
-
-    def _shown(self, response: httpx.Response) -> Any:
-        print(json.dumps(found := response.json(), indent=2, ensure_ascii=False), "\n")
-        return found
-
-
-async def served(parts: AsyncExitStack, client: Client, port: int) -> str:
-    """Serve the API at a port, or at a free one if that is taken; return its URL."""
-    try:
-        server = await parts.enter_async_context(Server(http.app(client), address_of(str(port))))
-    except InvalidOption:
-        server = await parts.enter_async_context(Server(http.app(client), address_of("0")))
-    return f"http://localhost:{server.address.port}"
 
 
 async def main() -> None:

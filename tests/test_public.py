@@ -8,7 +8,7 @@ import perdure
 
 PUBLIC = {
     # authors
-    *("Context", "Retry", "Step", "StepCall", "StepInfo", "Workflow", "step", "step_info", "workflow"),
+    *("Context", "Retry", "Step", "StepCall", "StepInfo", "Webhook", "Workflow", "step", "step_info", "workflow"),
     # callers
     *("Awakeable", "Call", "Client", "Handle", "Invocation", "Page", "Stats", "Status", "Worker", "connect"),
     # groups

@@ -14,6 +14,7 @@ from perdure.authoring.group import (
     WaitQuotaOrDuration,
 )
 from perdure.authoring.step import Step, StepCall, StepInfo, step, step_info
+from perdure.authoring.webhook import Webhook
 from perdure.authoring.workflow import Call, Workflow, workflow
 from perdure.bulk import BulkJob
 from perdure.client import Client
@@ -85,6 +86,7 @@ __all__ = [
     "WaitForever",
     "WaitQuotaOrDuration",
     "WaitTimeout",
+    "Webhook",
     "Worker",
     "Workflow",
     "connect",

@@ -9,7 +9,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any, ParamSpec, Protocol, Self, TypeVar, Unpack, cast, overload
 
 from perdure.authoring.group import Group, Wait
-from perdure.authoring.workflow import Call, Workflow
+from perdure.authoring.workflow import Call, Delay, Workflow, checked_delay
 from perdure.blocking import Blocking
 from perdure.bulk import BulkJob
 from perdure.calls import refuse_in_body, submission_of, value_of
@@ -22,6 +22,7 @@ from perdure.documents import Documents
 from perdure.errors import InvalidOption, NotAWorkflow
 from perdure.handle import Handle
 from perdure.operations.bulk import JOBS_PAGE_LIMIT, BulkPreview, BulkProgress, BulkVerb, bulk_request
+from perdure.operations.capabilities import LINK_SECONDS, Purpose, check_public_url
 from perdure.operations.describe import AwakeableInfo, Invocation
 from perdure.operations.documents import check_collection
 from perdure.operations.listing import (
@@ -306,6 +307,30 @@ class Client(AbstractAsyncContextManager["Client"]):
                 yield each
             if (cursor := page.next) is None:
                 return
+
+    async def approval_link(
+        self, awakeable_id: str, /, *, expires: Delay = LINK_SECONDS, public_url: str | None = None
+    ) -> str:
+        """Return a link to a page on which anyone who has the link can answer an awakeable, once.
+
+        It is the URL of a server, which is `public_url`, or else its path only. It expires with the awakeable, or after
+        `expires` (seconds, a timedelta or an aware datetime; default 30 days). Make it in the step that sends it, and
+        do not return it from there: results are recorded.
+        """
+        refuse_in_body("client.approval_link()", "make it in the step that sends it")
+        return await self._link("approve", awakeable_id, expires, public_url)
+
+    async def callback_link(
+        self, awakeable_id: str, /, *, expires: Delay = LINK_SECONDS, public_url: str | None = None
+    ) -> str:
+        """Return a URL to which another system posts JSON, the value of an awakeable. As `approval_link`."""
+        refuse_in_body("client.callback_link()", "make it in the step that sends it")
+        return await self._link("hook", awakeable_id, expires, public_url)
+
+    async def _link(self, purpose: Purpose, awakeable_id: str, expires: Delay, public_url: str | None) -> str:
+        base = "" if public_url is None else check_public_url(public_url)
+        made = await self.operations.make_capability(purpose, awakeable_id, checked_delay(expires, "expires"))
+        return base + made.path
 
     # --- backup -------------------------------------------------------------------------------------------------------
     async def backup(self, target: str | PathLike[str], /) -> None:

@@ -37,6 +37,7 @@
     │   ├── Fenced                        a document was written by a process that lost the invocation
     │   ├── UnknownInvocation             there is no invocation with this id
     │   ├── UnknownJob                    there is no bulk job with this id
+    │   ├── CapabilityRefused             a link to an awakeable that is not valid, or has expired
     │   ├── MessageRefused                resolved twice, rejected after resolve, wrong shape ...
     │   │   └── IllegalTransition         the status does not allow this verb
     │   ├── KeyDeadlock                   a child needs a key that an ancestor holds
@@ -50,6 +51,7 @@
     │       ├── StoreReadOnly             the file or folder is not writable
     │       ├── StoreFull                 no space left
     │       ├── StoreUnavailable          no server answers, or it refuses the credentials
+    │       ├── QueryTooSlow              a query of the index took too long, and was stopped
     │       ├── StoreUnfit                a server that is too old, streams with wrong settings, missing permissions
     │       ├── StoreTooNew               written by a later release
     │       └── NewerJournal              one journal or message that only a later release can read
@@ -322,6 +324,14 @@ def unknown_job(id: str) -> UnknownJob:
     return UnknownJob(f"no bulk job {id!r} here: it never began in this store, or was removed since", job_id=id)
 
 
+class CapabilityRefused(PerdureError):
+    """A link that lets people or systems answer an awakeable is not valid. `expired`: it was, until its time."""
+
+    def __init__(self, text: str = "", *, expired: bool = False) -> None:
+        super().__init__(text)
+        self.expired = expired
+
+
 class MessageRefused(PerdureError):
     """The message was recorded, but its invocation refused it, for the `reason` given. Nothing was changed."""
 
@@ -388,6 +398,14 @@ class StoreFull(StoreError):
 
 class StoreUnavailable(StoreError):
     """No server answers, or it refuses the credentials."""
+
+
+class QueryTooSlow(StoreError):
+    """A query of the index took longer than `seconds` and was stopped: narrow its filter."""
+
+    def __init__(self, text: str = "", *, seconds: float = 0.0) -> None:
+        super().__init__(text)
+        self.seconds = seconds
 
 
 class StoreUnfit(StoreError):

@@ -12,6 +12,7 @@ import pytest
 
 from perdure.cli.options import index_file
 from perdure.cli.tables import FIELD_LIMIT, VALUE_LIMIT, age_text, plain, shown
+from perdure.core.schema import schema_of
 from perdure.operations.describe import AwakeableInfo
 from tests.cli.command import perdure, started
 from tests.cli.conftest import Run
@@ -258,7 +259,7 @@ def test_what_json_cannot_hold_is_shown_as_its_repr() -> None:
     assert plain({(1, 2): object}) == {"(1, 2)": repr(object)}
     assert plain(float("nan")) == "nan"
     at = datetime(2026, 11, 20, tzinfo=UTC)
-    assert plain(AwakeableInfo("a", True, at, "x", "expense", "Expense")) == {
+    assert plain(AwakeableInfo("a", True, at, "x", "expense", "Expense", schema=schema_of(bool))) == {
         "id": "a",
         "resolved": True,
         "created_at": at.isoformat(),
@@ -268,6 +269,7 @@ def test_what_json_cannot_hold_is_shown_as_its_repr() -> None:
         "description": None,
         "assignees": [],
         "expires_at": None,
+        "schema": {"type": "boolean"},
     }
 
 

@@ -48,7 +48,7 @@ def answer(driver: Driver, n: int, at: float, sent: float | None = None) -> Entr
 
 def test_what_people_are_told_and_when_it_expires_is_recorded():
     driver = Driver(asks)
-    asked = Asked("Expense of 12 EUR", "*lunch*", ("finance",), START.due + 60)
+    asked = Asked("Expense of 12 EUR", "*lunch*", ("finance",), START.due + 60, b'{"root":{"kind":"str"}}')
     assert driver.frames[0].commands == [OpenAwakeable(0, asked), SetTimer(1, START.due + 60)]
     assert decode_frame(encode_frame(driver.frames[0])) == driver.frames[0]
 

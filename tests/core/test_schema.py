@@ -24,7 +24,14 @@ from hypothesis import strategies as st
 from examples.services.hello_pb2 import HelloRequest
 from perdure.core.json_schema import json_schema
 from perdure.core.json_values import DEPTH_LIMIT, from_json, to_json
-from perdure.core.schema import Schema, decode_schema, schema_of, schema_of_fields
+from perdure.core.schema import (
+    ANSWER_SCHEMA_LIMIT_BYTES,
+    Schema,
+    answer_schema,
+    decode_schema,
+    schema_of,
+    schema_of_fields,
+)
 from perdure.core.types import decoder, validator
 from perdure.core.values import encode
 from perdure.errors import Undecodable, ValueRefused
@@ -618,3 +625,13 @@ def test_encoded_schema_is_compact_and_readable() -> None:
         b'"cat"]}}}'
     )
     assert isinstance(decode_schema(b'{"root":{"kind":"any"}}'), Schema)
+
+
+def test_schema_of_an_answer_is_recorded_where_it_says_something_and_is_short() -> None:
+    assert answer_schema(Item) == schema_of(Item).encode()
+    assert answer_schema(Annotated[int, []]) == schema_of(int).encode()  # not hashable
+    assert answer_schema(Any) == b""
+    assert answer_schema("no such name") == b""  # nothing can decode it, which the body is told elsewhere
+    wide = msgspec.defstruct("Wide", [(f"field_{n}", int) for n in range(200)])
+    assert len(schema_of(wide).encode()) > ANSWER_SCHEMA_LIMIT_BYTES
+    assert answer_schema(wide) == b""

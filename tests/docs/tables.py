@@ -6,6 +6,7 @@ from pathlib import Path
 
 from perdure import errors
 from perdure.core import lifecycle
+from perdure.http import approvals, inbound
 from perdure.http.api import ROUTES
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
@@ -24,10 +25,11 @@ def tree() -> str:
 
 def routes() -> str:
     """The routes of the HTTP API."""
-    width = max(len(each.path) for each in ROUTES)
+    found = (*ROUTES, *inbound.ROUTES, *approvals.ROUTES)
+    width = max(len(each.path) for each in found)
     return "".join(
         f"{each.method:4} {each.path:{width}} {each.role:8} {each.summary.partition('. ')[0].rstrip('.')}\n"
-        for each in ROUTES
+        for each in found
     )
 
 

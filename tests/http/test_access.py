@@ -24,8 +24,6 @@ from perdure.authoring.context import Context
 from perdure.cli import commands, main
 from perdure.errors import AccessDenied, IdConflict, InvalidOption, StoreDamaged, StoreUnavailable, UnknownInvocation
 from perdure.http import gate as gates
-from perdure.http.api import ROUTES
-from perdure.http.clients import routes
 from perdure.http.exact import encode
 from perdure.http.gate import Failures, Sources, Tokens
 from perdure.http.permitted import Permitted
@@ -241,7 +239,7 @@ async def test_tokens_hold_for_a_while_when_the_store_is_away(monkeypatch: pytes
 
 # --- roles ------------------------------------------------------------------------------------------------------------
 def every_route() -> list[Route]:
-    return [each for each in (*ROUTES, *routes()) if each.role != "anybody"]
+    return [each for each in http.app(connect("memory:")).routes if each.role != "anybody"]
 
 
 async def ask(client: httpx.AsyncClient, route: Route) -> tuple[int, str]:

@@ -27,6 +27,7 @@ from perdure.errors import (
     IllegalTransition,
     InvalidOption,
     PayloadTooLarge,
+    QueryTooSlow,
     RevisionConflict,
     StoreClosed,
     StoreError,
@@ -37,6 +38,7 @@ from perdure.errors import (
 from perdure.http.exact import CALLS, SentError, SentSubmission, decode, encode
 from perdure.http.server import Server, address_of
 from perdure.operations.port import Operations
+from perdure.stores.sql import bounds
 from perdure.testing.replay import replay
 from tests.http.conftest import Site, site_on
 from tests.http.processes import ENVIRONMENT, PROGRAMS, Process
@@ -384,3 +386,32 @@ async def unserved() -> None: ...
 async def test_start_of_a_workflow_that_nobody_serves_waits_for_a_worker(remote: Client) -> None:
     handle = await remote.start(unserved)
     assert (await handle.describe()).status == "pending"
+
+
+@pytest.mark.parametrize("path", ["/api/workflows", "/api/awakeables"])
+async def test_list_that_takes_too_long_is_stopped_over_http_and_only_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, path: str
+) -> None:
+    async with AsyncExitStack() as parts:
+        site = await site_on(parts, f"sqlite:{tmp_path}/store.db", *WORKFLOWS)
+        remote = await parts.enter_async_context(connect(str(site.server.address)))
+        ids = [(await site.client.start(expense, Expense(Decimal(n), "Ada"))).id for n in range(3)]
+        for id in ids:
+            await until(site.client, id, "suspended")
+        with monkeypatch.context() as patched:
+            patched.setattr(bounds, "CHECK_STEPS", 1)
+            patched.setattr("perdure.http.api.QUERY_SECONDS", 0.0)
+            patched.setattr("perdure.http.exact.QUERY_SECONDS", 0.0)
+            response = await site.get(path)
+            assert problem(response) == (503, "query-too-slow")
+            assert response.headers["retry-after"] == "1"
+            assert "narrow the filter" in response.json()["detail"]
+            with pytest.raises(QueryTooSlow) as stopped:
+                await remote.operations.page({}, limit=1) if path.endswith("workflows") else await anext(
+                    remote.awakeables()
+                )
+            assert stopped.value.seconds == 0.0
+            assert len([each async for each in site.client.list()]) == len(ids)
+            assert (await remote.handle(ids[0]).describe()).status == "suspended"  # other reads go on
+            assert await remote.run(add, 1) == 2
+        assert len([each async for each in remote.list(handler="expense")]) == len(ids)

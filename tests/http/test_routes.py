@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
+from collections import Counter
 from contextlib import AsyncExitStack
 from decimal import Decimal
 from pathlib import Path
@@ -302,6 +303,26 @@ async def test_list_by_pages_and_filters(site: Site) -> None:
         assert (await site.get("/api/workflows", params=empty)).json() == {"workflows": [], "next": None}
     stats = (await site.get("/api/workflows/stats")).json()
     assert stats == {"total": 7, "by_status": {"completed": 7}, "by_handler": {"add": 7}}
+
+
+async def test_what_ended_is_counted_by_minutes(site: Site) -> None:
+    ids = [await site.invoke("add", n) for n in range(3)]
+    ids.append(await site.invoke("failing", {}))
+    for id in ids:
+        await site.until(id, "failed" if id == ids[-1] else "completed")
+    found = (await site.get("/api/stats/minutes")).json()["minutes"]
+    counts: Counter[tuple[str, str]] = Counter()
+    for each in found:
+        assert each.keys() == {"at", "handler", "status", "count", "seconds", "longest"}
+        assert each["at"].endswith(":00Z")
+        assert 0 < each["longest"] <= each["seconds"]
+        counts[each["handler"], each["status"]] += each["count"]
+    assert counts == {("add", "completed"): 3, ("failing", "failed"): 1}
+    only = (await site.get("/api/stats/minutes", params={"handler": "failing", "since": "2026-01-01T00:00:00Z"})).json()
+    assert only["minutes"] == [each for each in found if each["handler"] == "failing"]
+    assert (await site.get("/api/stats/minutes?since=2100-01-01T00:00:00Z")).json() == {"minutes": []}
+    assert problem(await site.get("/api/stats/minutes?since=2026-01-01T00:00:00")) == (400, "bad-option")
+    assert problem(await site.get("/api/stats/minutes?handler=")) == (400, "bad-id")
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,7 @@ import pytest
 
 from perdure.errors import StoreUnavailable
 from perdure.http import feed as feeds
+from perdure.stores import notices
 from tests.http.conftest import Site, site_on
 from tests.http.processes import PROGRAMS, Process
 from tests.http.programs import WORKFLOWS
@@ -119,16 +120,43 @@ async def test_reader_that_was_away_too_long_gets_a_reset(memory_site: Site, mon
         assert (await anext(events_of(response.aiter_lines())))["event"] == "reset"
 
 
+async def test_purge_is_told_after_what_came_before_it(site: Site) -> None:
+    async with site.http.stream("GET", "/api/events") as response:
+        events = events_of(response.aiter_lines())
+        id = await site.invoke("add", 3)
+        while (found := await anext(events))["data"]["status"] != "completed":
+            pass
+        while (await site.post(f"/api/workflows/{id}/purge")).status_code == 409:
+            await asyncio.sleep(0.01)
+        found = await anext(events)
+        assert (found["event"], found["data"]) == ("gone", {"invocation_id": id})
+
+
+async def test_changes_that_the_store_missed_give_a_reset(memory_site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with memory_site.http.stream("GET", "/api/events") as response:
+        events = events_of(response.aiter_lines())
+        await memory_site.invoke("add", 3)
+        await anext(events)
+        monkeypatch.setattr(notices, "CHANGES_LIMIT", 0)
+        await memory_site.invoke("add", 3)
+        while (await anext(events))["event"] != "reset":
+            pass
+        monkeypatch.undo()
+        id = await memory_site.invoke("add", 3)
+        while (found := await anext(events))["event"] != "changed" or found["data"]["invocation_id"] != id:
+            pass
+
+
 async def test_feed_goes_on_after_the_store_could_not_be_read(
     memory_site: Site, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(feeds, "AGAIN_SECONDS", 0.05)
     watch, errors = memory_site.client.operations.watch_all, [StoreUnavailable("away"), ZeroDivisionError()]
 
-    def failing(filters: Any) -> Any:
+    def failing(filters: Any, **options: Any) -> Any:
         if errors:
             raise errors.pop()
-        return watch(filters)
+        return watch(filters, **options)
 
     monkeypatch.setattr(memory_site.client.operations, "watch_all", failing)
     async with memory_site.http.stream("GET", "/api/events") as response:

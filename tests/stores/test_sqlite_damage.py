@@ -114,6 +114,8 @@ async def test_all_of_an_intact_file_is_delivered(tmp_path: Path) -> None:
         ("running", "UPDATE frame SET checksum = NULL || 'x' WHERE id = 'running' AND 0"),
         ("waking", "UPDATE invocation SET wake = NULL WHERE id = 'waking'"),
         ("waking", "UPDATE invocation SET status = 'completed' WHERE id = 'waking'"),
+        ("waking", """UPDATE invocation SET wait = '{"what": "x", "since": 1.0}' WHERE id = 'waking'"""),
+        ("waking", "UPDATE invocation SET wait = x'ff' WHERE id = 'waking'"),
         ("mailed", "UPDATE message SET data = x'00' WHERE invocation = 'mailed'"),
         ("mailed", "UPDATE message SET answer_checksum = 5 WHERE invocation = 'mailed'"),
         ("settled", "UPDATE frame SET revision = 9 WHERE id = 'settled' AND revision = 2"),

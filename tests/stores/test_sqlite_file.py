@@ -48,7 +48,7 @@ from perdure.errors import (
     StoreReadOnly,
 )
 from perdure.stores.port import Filter, Transition, committed
-from perdure.stores.sql.index import LIVELY, SETTLED, query_of
+from perdure.stores.sql.index import LIVELY, SETTLED
 from perdure.stores.sqlite import SqliteStore, SqliteView
 from perdure.stores.sqlite.deliveries import DUE_STARTS
 
@@ -768,19 +768,15 @@ async def test_the_index_is_read_through_indexes(tmp_path: Path):
     listed = f"SELECT id FROM invocation WHERE status = 'running' AND {LIVELY} AND handler IN ('a', 'b')"
     with closing(sqlite3.connect(path)) as db:
         for (query, values), index in (
-            (query_of(Filter(status="failed"), "id"), "by_status"),
-            (query_of(Filter(status="archived"), "id"), "by_status"),  # type: ignore[arg-type]
             ((listed, []), "by_status"),
-            (query_of(Filter(status="completed"), "id"), "by_time"),
-            (query_of(Filter(status="pending"), "id"), "INDEX"),
-            (("SELECT handler, count(*) FROM invocation GROUP BY handler", []), "COVERING INDEX invocation_by_time"),
+            (("SELECT handler, count(*) FROM invocation GROUP BY handler", []), "COVERING INDEX invocation_by_handler"),
             ((f"SELECT status, count(*) FROM invocation WHERE {LIVELY} GROUP BY status", []), "by_status"),
             ((DUE_STARTS, [1.0, 10]), "invocation_due"),
             ((f"SELECT id FROM invocation WHERE {SETTLED} AND updated_at <= 5 ORDER BY updated_at", []), "settled"),
         ):
             plan = " ".join(row[3] for row in db.execute(f"EXPLAIN QUERY PLAN {query}", values))
             assert index in plan, query
-            assert "ORDER BY" not in plan or index == "INDEX", query
+            assert "ORDER BY" not in plan, query
 
 
 async def test_a_status_that_does_not_exist_finds_nothing(tmp_path: Path):

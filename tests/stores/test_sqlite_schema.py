@@ -33,10 +33,13 @@ FIRST = (
     "ALTER TABLE invocation DROP COLUMN tags",
     "DROP INDEX invocation_by_time",
     "DROP INDEX invocation_by_status",
+    "DROP INDEX invocation_by_handler",
     "DROP INDEX invocation_settled",
+    "DROP INDEX invocation_queued",
     "DROP INDEX message_of",
     "CREATE INDEX invocation_by_time ON invocation (created_at, id)",
     "CREATE INDEX invocation_by_status ON invocation (status, handler)",
+    "CREATE INDEX invocation_queued ON invocation (handler, sequence) WHERE status = 'pending'",
 )
 """What makes the first schema of the present one: it had no keys, tags or awakeables, and other indexes."""
 

@@ -10,6 +10,8 @@ from random import Random
 from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar, cast, overload
 from uuid import UUID
 
+from msgspec.structs import replace
+
 from perdure.authoring.children import run_children
 from perdure.authoring.group import SETTLE_SECONDS, Group, Wait
 from perdure.authoring.workflow import Delay, checked_delay, due_at
@@ -17,6 +19,7 @@ from perdure.core.context import BodyContext
 from perdure.core.ids import check_name, seed_of
 from perdure.core.journal import NOT_ASKED, Asked, Start
 from perdure.core.retry import Duration, Retry
+from perdure.core.schema import answer_schema
 from perdure.core.turn import Turn
 from perdure.core.types import decoder, validator
 from perdure.core.values import agrees, encode
@@ -140,9 +143,10 @@ class Context(BodyContext):
         raises `AwakeableExpired`, a `TimeoutError`.
         """
         turn, read, validate = self._turn, decoder(type), validator(type)
-        asked = NOT_ASKED
+        told = NOT_ASKED
         if title is not None or description is not None or assignees or expires is not None:
-            asked = _asked(turn, title, description, assignees, expires)
+            told = _asked(turn, title, description, assignees, expires)
+        asked = replace(told, schema=schema) if (schema := answer_schema(type)) else told
 
         def decode(data: bytes) -> T:
             try:

@@ -19,7 +19,7 @@ import click
 from perdure.cli.options import PORT_LIMIT, services_option, url_option
 from perdure.cli.process import Stopping, in_loop
 from perdure.cli.reporting import reporting
-from perdure.cli.serving import DEFAULT_PORT
+from perdure.cli.serving import DEFAULT_PORT, public_url_option
 
 LOOK_SECONDS = 0.5
 """How often it is looked whether a file has changed."""
@@ -42,15 +42,19 @@ Seen = Mapping[str, tuple[int, int]]
     metavar="PORT",
     help="Serve the HTTP API on this port of 127.0.0.1; 0 chooses a free one each time.",
 )
+@public_url_option
 @services_option
 @reporting
-def dev(targets: tuple[str, ...], url: str | None, http_port: int, services: dict[str, str]) -> int:
+def dev(
+    targets: tuple[str, ...], url: str | None, http_port: int, public_url: str | None, services: dict[str, str]
+) -> int:
     """Serve workflows and the HTTP API, and begin anew when a Python file in this folder changes.
 
     TARGET is as in `perdure worker`. For work on workflows; in production, use `perdure worker`.
     """
     command = [sys.executable, "-m", "perdure", "worker", *targets, "--http-port", str(http_port)]
     command += ["--drain-timeout", str(DRAIN_SECONDS), *(() if url is None else ("--url", url))]
+    command += () if public_url is None else ("--public-url", public_url)
     for name, address in services.items():
         command += ["--service", f"{name}={address}"]
     stopping = Stopping()

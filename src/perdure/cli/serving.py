@@ -18,6 +18,8 @@ from perdure.cli.reporting import reporting
 from perdure.cli.terminal import show_logs
 from perdure.client import Client
 from perdure.connect import connect
+from perdure.errors import InvalidOption
+from perdure.operations.capabilities import check_public_url
 
 if TYPE_CHECKING:
     from perdure.http.server import Address, Server
@@ -35,13 +37,27 @@ log = logging.getLogger("perdure.cli")
 def _address(_: click.Context, parameter: click.Parameter, text: str | None) -> Address | None:
     if text is None:
         return None
-    from perdure.errors import InvalidOption  # noqa: PLC0415
     from perdure.http.server import address_of  # noqa: PLC0415  only who serves imports it
 
     try:
         return address_of(text)
     except InvalidOption as error:
         raise click.BadParameter(str(error), param=parameter) from error
+
+
+def _public_url(_: click.Context, parameter: click.Parameter, text: str | None) -> str | None:
+    try:
+        return None if text is None else check_public_url(text)
+    except InvalidOption as error:
+        raise click.BadParameter(str(error), param=parameter) from error
+
+
+public_url_option = click.option(
+    "--public-url",
+    metavar="URL",
+    callback=_public_url,
+    help="What the HTTP API is called from outside, as in https://perdure.example.com: links begin with it.",
+)
 
 
 def http_options(command: F) -> F:

@@ -15,6 +15,8 @@ from rich.text import Text
 from perdure.cli.summary import duration_text
 from perdure.cli.terminal import print_rich
 from perdure.cli.values import as_builtin, to_text
+from perdure.core.json_schema import json_schema
+from perdure.core.schema import Schema
 from perdure.operations.bulk import BulkProgress
 from perdure.operations.describe import AwakeableInfo, Invocation, JournalStep
 from perdure.operations.listing import Filters
@@ -46,9 +48,14 @@ def print_json(what: object) -> None:
 
 
 def plain(what: Any) -> Any:
-    """Convert structs and their contents for JSON: times to ISO 8601, values without a JSON form to their `repr`."""
+    """Convert structs and their contents for JSON: times to ISO 8601, schemas to JSON Schema.
+
+    What has no form in JSON is given as its `repr`.
+    """
     if isinstance(what, dict):
         return {str(name): plain(value) for name, value in what.items()}  # type: ignore[reportUnknownVariableType]
+    if isinstance(what, Schema):
+        return json_schema(what)
     if isinstance(what, Struct):
         return {name: plain(getattr(what, name)) for name in what.__struct_fields__}
     if isinstance(what, datetime):

@@ -202,7 +202,7 @@ class Issuer:
         assert isinstance(command, OpenAwakeable)
         future = Future[Any](loop=self.loop)
         generation = self._generation_of(n)
-        self.pending[n] = Pending(command, future, decode, generation=generation)
+        self.pending[n] = Pending(command, future, decode, generation=generation, since=self.loop.now)
         self._awakeables.add(n)
         id = self.name_awakeable(generation, n)
         if (expires_at := command.asked.expires_at) is not None:
@@ -304,7 +304,7 @@ class Issuer:
         command = SetTimer(n, due)
         self._issue(command)
         self._timers[id(timer)] = n
-        self.pending[n] = Pending(command, None, bytes, timer=timer)
+        self.pending[n] = Pending(command, None, bytes, timer=timer, since=self.loop.now)
 
     def timer_cancelled(self, timer: asyncio.TimerHandle, /) -> None:
         n = self._timers.pop(id(timer), None)
@@ -411,7 +411,9 @@ class Issuer:
         future.n = command.n
         future.answer = None
         generation = self._generation_of(command.n) if self._boundaries else self.generation
-        self.pending[command.n] = Pending(command, future, decode, work, None, generation, variables=variables)
+        self.pending[command.n] = Pending(
+            command, future, decode, work, None, generation, variables=variables, since=self.loop.now
+        )
         return future
 
     def _diverge(self, divergence: Divergence) -> None:

@@ -104,7 +104,7 @@ class _Writer:
 
     def _is(self, node: Node, kind: str) -> bool:
         """Report whether a text can only mean this kind."""
-        kinds = {each.kind for each in _members(self._schema, node)}
+        kinds = {each.kind for each in members(self._schema, node)}
         return kind in kinds and kinds <= {kind, *_NOT_TEXT}
 
 
@@ -117,15 +117,16 @@ MAPS = ("map", "object")
 
 def among(schema: Schema, node: Node, kinds: Sequence[str], value: Mapping[Any, Any] | None = None, /) -> Node:
     """Return the member of a union that a list or map belongs to, `any` if that is not certain."""
-    found = [each for each in _members(schema, node) if each.kind in kinds]
+    found = [each for each in members(schema, node) if each.kind in kinds]
     if value is not None and len(found) > 1:
         found = [each for each in found if each.tag is not None and value.get(each.tag[0]) == each.tag[1]]
     return found[0] if len(found) == 1 else ANY
 
 
-def _members(schema: Schema, node: Node) -> list[Node]:
+def members(schema: Schema, node: Node, /) -> list[Node]:
+    """Return the members of a union, also those of unions in it; of another type, itself."""
     node = schema.node(node)
-    return [each for item in node.items for each in _members(schema, item)] if node.kind == "union" else [node]
+    return [each for item in node.items for each in members(schema, item)] if node.kind == "union" else [node]
 
 
 def _marked(kind: str, what: Any) -> dict[str, Any]:
@@ -383,19 +384,19 @@ class _Reader:
     # --- what may be several things -----------------------------------------------------------------------------------
     def _union(self, node: Node, value: Any, at: str) -> Any:
         if not isinstance(value, list | dict):
-            return self._one_of_members(node, value, at)
+            return self._one_ofmembers(node, value, at)
         # Once for each place: members that hold the union again would take time exponential in the depth.
         place = id(node), id(cast("object", value)), at
         if place not in self._known:
             attempt = _Reader(self._schema, self._known)
-            found = attempt._one_of_members(node, value, at)
+            found = attempt._one_ofmembers(node, value, at)
             self._known[place] = found, attempt.errors
         found, errors = self._known[place]
         for where, why in errors:
             self.refuse(where, why)
         return found
 
-    def _one_of_members(self, node: Node, value: Any, at: str) -> Any:
+    def _one_ofmembers(self, node: Node, value: Any, at: str) -> Any:
         members = [self._schema.node(each) for each in node.items]
         if isinstance(value, dict) and _mark_of(value) is None:
             tagged = [each for each in members if each.tag is not None and each.kind == "object"]

@@ -14,7 +14,10 @@ from perdure.core.loop import Future
 
 
 class Pending(Struct, eq=False):
-    """A command that waits for its answer. `attempts` counts the failed ones that are journaled."""
+    """A command that waits for its answer. `attempts` counts the failed ones that are journaled.
+
+    `since` is when it was issued: on a replay, when its frame was written.
+    """
 
     command: Command
     future: Future[Any] | None
@@ -26,6 +29,7 @@ class Pending(Struct, eq=False):
     attempts: int = 0
     retry_due: float = 0.0
     variables: Context | None = None  # of the body, where it called a step
+    since: float = 0.0
 
 
 class Ready(Struct, eq=False):

@@ -10,7 +10,7 @@ import enum
 import hashlib
 import re
 from collections.abc import Callable, Iterable, Mapping
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any, Literal, cast, get_origin
 
 import msgspec
@@ -18,11 +18,13 @@ import msgspec.inspect as inspect
 from msgspec import Struct
 
 from perdure.core.types import Choice, Recursion, wire_type
-from perdure.core.values import decode_any, encode_any, fields_of, loaded, writes_itself
+from perdure.core.values import DECODERS_LIMIT, decode_any, encode_any, fields_of, loaded, writes_itself
 from perdure.errors import AnnotationUnresolved
 
 CLASSES_LIMIT = 1_000
 """Classes that one schema may describe; those beyond are `any`."""
+ANSWER_SCHEMA_LIMIT_BYTES = 4_096
+"""The longest schema of an answer that is recorded with its awakeable."""
 
 Kind = Literal[
     "any",
@@ -129,6 +131,31 @@ def schema_of(annotation: object, /) -> Schema:
     builder = _Builder()
     root = builder.of(annotation)
     return Schema(root, builder.classes)
+
+
+def answer_schema(annotation: object, /) -> bytes:
+    """Return the encoded schema of an awakeable's answer, to be recorded with it.
+
+    It is empty if the schema says nothing, is too long, or cannot be made: then an answer is asked for as plain JSON.
+    """
+    try:
+        return _cached_answer_schema(annotation)
+    except TypeError:  # not hashable, such as Annotated[int, []]
+        return _new_answer_schema(annotation)
+
+
+@lru_cache(maxsize=DECODERS_LIMIT)
+def _cached_answer_schema(annotation: object) -> bytes:
+    return _new_answer_schema(annotation)
+
+
+def _new_answer_schema(annotation: object) -> bytes:
+    try:
+        schema = schema_of(annotation)
+        data = schema.encode()
+    except Exception:  # noqa: BLE001  annotations may be anything; a body must not fail because one is not described
+        return b""
+    return b"" if schema.root == ANY or len(data) > ANSWER_SCHEMA_LIMIT_BYTES else data
 
 
 def schema_of_fields(fields: Iterable[tuple[str, object, bool]], /) -> Schema:

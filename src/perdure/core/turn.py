@@ -289,6 +289,7 @@ class Turn(Issuer):
                 self.deliver(entry)
         if self.divergence is None and self._recorded and to_its_end:
             self._diverge(left_over(self._recorded[0]))
+        self._note_times(frame)
         self._recorded = None
         self._ahead = []
         self._open_ended = False
@@ -311,7 +312,7 @@ class Turn(Issuer):
             if not isinstance(command, OpenAwakeable):  # the outside has its id
                 pending.generation = entry.generation
             pending.command = command
-            pending.attempts, pending.retry_due = 0, 0.0
+            pending.attempts, pending.retry_due, pending.since = 0, 0.0, entry.at
             self._issue(command)
 
     def _replay(self, frames: Sequence[Frame]) -> None:
@@ -335,11 +336,18 @@ class Turn(Issuer):
                 self._diverge(differs)
             if self.divergence is not None:
                 break
+            self._note_times(frame)
             self._ready = Ready()
         self._recorded = None
         self._recorded_state = {}
         self._ahead = []
         self.replaying = False
+
+    def _note_times(self, frame: Frame) -> None:
+        """Let what a replayed frame issued and still waits have waited since then: the body may know no time."""
+        for command in frame.commands:
+            if (pending := self.pending.get(command.n)) is not None:
+                pending.since = frame.at
 
     def ready(self) -> Ready:
         """Return what the body asked for since the last call; nothing after a divergence or `close`."""

@@ -7,21 +7,24 @@ and nothing behind them. Starlette and uvicorn are imported with it, and not wit
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from urllib.parse import urlsplit
 
 from perdure.client import Client
 from perdure.errors import InvalidOption
+from perdure.http import approvals, inbound
 from perdure.http.api import ROUTES
 from perdure.http.clients import routes
 from perdure.http.gate import SOCKET, ByLogin, ByToken, Gate, Login, Open, Sources, Tokens
 from perdure.http.guard import LOCAL_NAMES, Guard
 from perdure.http.service import BODY_LIMIT_BYTES, WAITING_LIMIT, Service
 from perdure.http.sessions import Sessions
+from perdure.http.verifiers import Hmac, StandardWebhooks, Verifier
 from perdure.operations.access import Access, Token, new_token
+from perdure.operations.capabilities import check_public_url
 from perdure.operations.port import Operations
 
-__all__ = ["Access", "Token", "app", "new_token"]
+__all__ = ["Access", "Hmac", "StandardWebhooks", "Token", "app", "new_token"]
 
 
 def app(
@@ -36,6 +39,7 @@ def app(
     trusted_proxies: Collection[str] = (),
     max_waiting: int = WAITING_LIMIT,
     max_body: int = BODY_LIMIT_BYTES,
+    hooks: Mapping[str, Verifier] | None = None,
 ) -> Service:
     """Return an ASGI application over a client, to be served or mounted. It neither opens nor closes the client.
 
@@ -46,7 +50,8 @@ def app(
     this machine's loopback) and come neither through a proxy nor from a page of another site.
 
     `public_url` is what callers call the application, such as `https://perdure.example`: the only source of absolute
-    URLs. `trusted_proxies` are addresses or networks (`10.0.0.0/8`, or `unix` for a socket file) whose
+    URLs. `hooks` are verifiers by the name of the workflow that a webhook starts, beside those that the store has.
+    `trusted_proxies` are addresses or networks (`10.0.0.0/8`, or `unix` for a socket file) whose
     `X-Forwarded-For` is believed. At most `max_waiting` requests wait for results at a time; others get 429. Bodies
     have at most `max_body` bytes.
     """
@@ -61,7 +66,7 @@ def app(
         public_url=public_url,
         trusted_proxies=trusted_proxies,
     )
-    return service_of(client, gate, public_url=public_url, max_waiting=max_waiting, max_body=max_body)
+    return service_of(client, gate, public_url=public_url, max_waiting=max_waiting, max_body=max_body, hooks=hooks)
 
 
 def service_of(
@@ -71,15 +76,17 @@ def service_of(
     public_url: str | None = None,
     max_waiting: int = WAITING_LIMIT,
     max_body: int = BODY_LIMIT_BYTES,
+    hooks: Mapping[str, Verifier] | None = None,
 ) -> Service:
     """Return the application behind a gate."""
     return Service(
         client.operations,
-        (*ROUTES, *routes()),
+        (*ROUTES, *inbound.ROUTES, *approvals.ROUTES, *routes()),
         gate,
-        public_url=public_url,
+        public_url="" if public_url is None else check_public_url(public_url),
         waiting_limit=max_waiting,
         body_limit=max_body,
+        hooks=hooks or {},
     )
 
 
@@ -127,9 +134,7 @@ def gate_of(
 
 
 def _origin_of(public_url: str) -> str:
-    found = urlsplit(public_url)
-    if found.scheme not in ("http", "https") or not found.hostname or found.query or found.fragment:
-        raise InvalidOption(f"public_url={public_url!r}: give what callers call it, as in https://perdure.example")
+    found = urlsplit(check_public_url(public_url))
     return f"{found.scheme}://{found.netloc}"
 
 

@@ -10,7 +10,7 @@ import time
 from collections import Counter
 from collections.abc import Awaitable, Generator, Mapping
 from contextlib import contextmanager
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
 from typing import Annotated, Any, Literal, cast
 from urllib.parse import quote
 
@@ -49,6 +49,7 @@ from perdure.http.views import (
     Health,
     JournalPage,
     KeyView,
+    MinuteList,
     StatsView,
     WorkflowPage,
     WorkflowView,
@@ -61,7 +62,7 @@ from perdure.http.views import (
 )
 from perdure.operations.access import Access
 from perdure.operations.interfaces import Handler
-from perdure.operations.listing import PAGE_LIMIT, AwakeableFilters, Filters, Status
+from perdure.operations.listing import PAGE_LIMIT, QUERY_SECONDS, AwakeableFilters, Filters, Status
 from perdure.operations.port import Outcome, Submission
 
 STEPS_SHOWN = 200
@@ -74,6 +75,8 @@ UNKNOWN_SECONDS = 30.0
 """How long a start waits for a handler that no worker has served yet, if it is asked to."""
 UNKNOWN_LOOK_SECONDS = 0.25
 """How often it is looked whether one has."""
+MINUTES_SHOWN = timedelta(hours=1)
+"""How far back minutes are counted if no time is given."""
 BATCH_LIMIT = 1_000
 """Starts that are accepted together at most."""
 LARGE_BODY_BYTES = 64 * 1024
@@ -118,7 +121,7 @@ async def list_workflows(exchange: Exchange, query: ListQuery) -> Response:
         created_before=query.created_before,
         tags=_tags(query.tag) or None,
     )
-    page = await exchange.operations.page(filters, limit=query.limit, cursor=query.cursor)
+    page = await exchange.operations.page(filters, limit=query.limit, cursor=query.cursor, within=QUERY_SECONDS)
     return json_response(WorkflowPage([row_of(each) for each in page.invocations], page.next))
 
 
@@ -136,6 +139,19 @@ def _tags(texts: list[str]) -> dict[str, str]:
 async def stats(exchange: Exchange, _: NoQuery) -> Response:
     found = await exchange.operations.stats()
     return json_response(StatsView(found.total, dict(found.by_status), dict(found.by_handler)))
+
+
+class MinutesQuery(Struct):
+    """Since when, by default an hour ago and at most a day; only of one handler."""
+
+    since: datetime | None = None
+    handler: str | None = None
+
+
+async def minutes(exchange: Exchange, query: MinutesQuery) -> Response:
+    since = query.since or datetime.now(UTC) - MINUTES_SHOWN
+    found = await exchange.operations.minutes(since=since, handler=query.handler)
+    return json_response(MinuteList(found))
 
 
 async def show_workflow(exchange: Exchange, _: NoQuery) -> Response:
@@ -207,7 +223,7 @@ async def list_handlers(exchange: Exchange, _: NoQuery) -> Response:
 
 
 async def show_handler(exchange: Exchange, _: NoQuery) -> Response:
-    return json_response(_handler_view(await _handler(exchange, exchange.parameters["handler"]), exchange.access))
+    return json_response(_handler_view(await handler_named(exchange, exchange.parameters["handler"]), exchange.access))
 
 
 def _handler_view(handler: Handler, access: Access) -> HandlerView:
@@ -221,7 +237,8 @@ def _handler_view(handler: Handler, access: Access) -> HandlerView:
     return HandlerView(handler.name, interface.description, handler.hash, described, result)
 
 
-async def _handler(exchange: Exchange, name: str) -> Handler:
+async def handler_named(exchange: Exchange, name: str) -> Handler:
+    """Return a handler that a worker has published, or raise a `Problem`."""
     found = await exchange.service.interfaces.handler(check_name("a handler's name", name))
     if found is None or not exchange.access.reaches_handler(found.name):
         text = (
@@ -253,7 +270,7 @@ async def invoke(exchange: Exchange, query: InvokeQuery) -> Response:
     name = exchange.parameters["handler"]
     if query.unknown == "accept":
         await exchange.service.wait(_published(exchange, name), UNKNOWN_SECONDS, exchange)
-    handler = await _handler(exchange, name)
+    handler = await handler_named(exchange, name)
     tags, once = _tags(query.tag), exchange.header("idempotency-key")
 
     def converted() -> Submission:
@@ -329,7 +346,7 @@ async def invoke_all(exchange: Exchange, _: NoQuery) -> Response:
         options = InvokeQuery(each.id, each.key, each.delay, each.timeout)
         body = MISSING if each.input is UNSET else each.input
         try:
-            handler = await _handler(exchange, each.handler)
+            handler = await handler_named(exchange, each.handler)
             found.append(_submission(exchange, handler, options, body, each.tags))
         except ValueRefused as error:
             wrong += [(f"/starts/{number}/input{at}", why) for at, why in error.errors]
@@ -457,12 +474,17 @@ async def _apply(exchange: Exchange, verb: Verb, **options: Any) -> Response:
 
 async def _applied(exchange: Exchange, id: str, telling: Awaitable[None]) -> Response:
     """Tell an invocation something. 202: it is durable, and applied when a worker gets to it."""
-    status = 200
+    status = 200 if await is_applied(telling) else 202
+    return json_response(Applied(id, (await exchange.service.operations.look(id)).status), status)
+
+
+async def is_applied(telling: Awaitable[None]) -> bool:
+    """Tell an invocation something, and report whether it was applied in time. It is durable in any case."""
     try:
         await telling
     except WaitTimeout:
-        status = 202
-    return json_response(Applied(id, (await exchange.operations.look(id)).status), status)
+        return False
+    return True
 
 
 async def restart(exchange: Exchange, _: NoQuery) -> Response:
@@ -471,7 +493,7 @@ async def restart(exchange: Exchange, _: NoQuery) -> Response:
     call, handlers = None, tuple[str, ...]()
     if body.input is not UNSET:
         invocation = await operations.look(id)
-        handler = await _handler(exchange, invocation.handler)
+        handler = await handler_named(exchange, invocation.handler)
         with pointed("/input"):
             call = _submission(exchange, handler, InvokeQuery(), body.input, {})
         handlers = (invocation.handler, handler.name)
@@ -509,7 +531,7 @@ class AwakeableQuery(Struct):
 
 async def list_awakeables(exchange: Exchange, query: AwakeableQuery) -> Response:
     filters = AwakeableFilters(open=query.open, handler=query.handler, assignee=query.assignee)
-    page = await exchange.operations.awakeables(filters, limit=query.limit, cursor=query.cursor)
+    page = await exchange.operations.awakeables(filters, limit=query.limit, cursor=query.cursor, within=QUERY_SECONDS)
     return json_response(AwakeablePageView([awakeable_row(each) for each in page.awakeables], page.next))
 
 
@@ -589,6 +611,11 @@ ROUTES: tuple[Route, ...] = (
     Route("GET", "/health", "read", ready, "The same.", gives=Health),
     Route("GET", "/api/workflows", "read", list_workflows, "List invocations.", ListQuery, gives=WorkflowPage),
     Route("GET", "/api/workflows/stats", "read", stats, "Count invocations.", gives=StatsView),
+    Route(
+        *("GET", "/api/stats/minutes", "read", minutes, "Count what ended, by minutes."),
+        query=MinutesQuery,
+        gives=MinuteList,
+    ),
     Route("GET", WORKFLOW, "read", show_workflow, "Show an invocation.", gives=WorkflowView, also=(404,)),
     Route(
         *("GET", f"{WORKFLOW}/journal", "read", show_journal, "Show its steps."),

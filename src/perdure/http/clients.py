@@ -87,8 +87,8 @@ async def watch(exchange: Exchange, _: NoQuery) -> Response:
 
 async def watch_all(exchange: Exchange, _: NoQuery) -> Response:
     """Stream the changes of invocations that pass filters."""
-    (filters,) = _arguments(exchange, tuple[Filters])
-    return await _stream(exchange, exchange.operations.watch_all(filters))
+    filters, gone = _arguments(exchange, tuple[Filters, bool])
+    return await _stream(exchange, exchange.operations.watch_all(filters, gone=gone))
 
 
 async def _stream(exchange: Exchange, changes: AsyncGenerator[Invocation, None]) -> Response:

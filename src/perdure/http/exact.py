@@ -32,10 +32,19 @@ from perdure.operations.bulk import (
     BulkRequest,
     restored,
 )
+from perdure.operations.capabilities import Capability, Purpose
 from perdure.operations.describe import Invocation
 from perdure.operations.documents import Check, Delete, Document, DocumentKey, Fence, Put, Scan, Write
-from perdure.operations.listing import PAGE_LIMIT, AwakeableFilters, AwakeablePage, Filters, Page, check_limit
-from perdure.operations.port import Operations, Outcome, Stats, Submission, Value, WasCancelled
+from perdure.operations.listing import (
+    PAGE_LIMIT,
+    QUERY_SECONDS,
+    AwakeableFilters,
+    AwakeablePage,
+    Filters,
+    Page,
+    check_limit,
+)
+from perdure.operations.port import Minute, Operations, Outcome, Stats, Submission, Value, WasCancelled
 
 MEDIA_TYPE = "application/msgpack"
 PREFIX = "/api/client/"
@@ -221,6 +230,16 @@ async def _awakeable(operations: Operations, awakeable_id: str) -> tuple[str, in
     return await operations.awakeable(awakeable_id)
 
 
+async def _make_capability(
+    operations: Operations, purpose: Purpose, awakeable_id: str, expires: float | datetime
+) -> Capability:
+    return await operations.make_capability(purpose, awakeable_id, checked_delay(expires, "expires"))
+
+
+async def _check_capability(operations: Operations, purpose: Purpose, text: str) -> Capability:
+    return await operations.check_capability(purpose, text)
+
+
 async def _look(operations: Operations, id: str) -> Invocation:
     return await operations.look(id)
 
@@ -230,17 +249,23 @@ async def _describe(operations: Operations, id: str) -> Invocation:
 
 
 async def _page(operations: Operations, filters: Filters, limit: int, cursor: str | None) -> Page:
-    return await operations.page(filters, limit=check_limit(limit, PAGE_LIMIT), cursor=cursor)
+    limit = check_limit(limit, PAGE_LIMIT)
+    return await operations.page(filters, limit=limit, cursor=cursor, within=QUERY_SECONDS)
 
 
 async def _awakeables(
     operations: Operations, filters: AwakeableFilters, limit: int, cursor: str | None
 ) -> AwakeablePage:
-    return await operations.awakeables(filters, limit=check_limit(limit, PAGE_LIMIT), cursor=cursor)
+    limit = check_limit(limit, PAGE_LIMIT)
+    return await operations.awakeables(filters, limit=limit, cursor=cursor, within=QUERY_SECONDS)
 
 
 async def _stats(operations: Operations) -> Stats:
     return await operations.stats()
+
+
+async def _minutes(operations: Operations, since: datetime, handler: str | None) -> list[Minute]:
+    return await operations.minutes(since=since, handler=handler)
 
 
 async def _state(operations: Operations, key: str) -> dict[str, bytes]:
@@ -328,12 +353,15 @@ CALLS: dict[str, Operation] = {
     "resolve": Operation("operate", _resolve, waits=True),
     "reject": Operation("operate", _reject, waits=True),
     "awakeable": Operation("read", _awakeable),
+    "make_capability": Operation("operate", _make_capability),
+    "check_capability": Operation("operate", _check_capability),
     "look": Operation("read", _look),
     "describe": Operation("read", _describe),
     "page": Operation("read", _page),
     "awakeables": Operation("read", _awakeables),
     "stats": Operation("read", _stats),
     "state": Operation("read", _state, shows_payloads=True),
+    "minutes": Operation("read", _minutes),
     "serves": Operation("read", _serves),
     "preview_bulk": Operation("read", _preview_bulk),
     "begin_bulk": Operation("operate", _begin_bulk),

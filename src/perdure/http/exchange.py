@@ -49,6 +49,11 @@ class Exchange:
         """The path under which the application is mounted."""
         return quote(self.request.scope.get("root_path", ""))
 
+    @property
+    def public_root(self) -> str:
+        """What URLs that are given away begin with: the public URL, if it is known, else the path of the mount."""
+        return self.service.public_url or self.root
+
     def header(self, name: str) -> str | None:
         return self.request.headers.get(name)
 

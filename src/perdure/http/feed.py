@@ -86,8 +86,13 @@ class Feed:
     async def _run(self) -> None:
         while True:
             try:
-                async for invocation in self._operations.watch_all(Filters()):
-                    self._add("changed", _told(invocation), invocation)
+                async for invocation in self._operations.watch_all(Filters(), gone=True):
+                    if invocation.gone and not invocation.id:
+                        self._add("reset", {})
+                    elif invocation.gone:
+                        self._add("gone", {"invocation_id": invocation.id}, invocation)
+                    else:
+                        self._add("changed", _told(invocation), invocation)
             except StoreClosed:
                 self._news.set()
                 return

@@ -84,6 +84,10 @@ class Gate(Protocol):
         """Raise a `Problem` for a request that nobody may make; return its source. For routes that anybody may use."""
         ...
 
+    def source_of(self, request: Request) -> str:
+        """Return where a request comes from."""
+        ...
+
     async def needs_name(self) -> bool:
         """Report whether nobody is served without a name."""
         ...
@@ -104,6 +108,9 @@ class Open:
         return Admitted(LOCAL, _peer(request), _always)
 
     async def check(self, request: Request) -> str:
+        return _peer(request)
+
+    def source_of(self, request: Request) -> str:
         return _peer(request)
 
     async def needs_name(self) -> bool:
@@ -298,6 +305,9 @@ class ByToken:
             return self._checked(request, is_local=False)
         return self._checked(request, is_local=not self._needs_token)
 
+    def source_of(self, request: Request) -> str:
+        return self._sources.source_of(request)
+
     def _checked(self, request: Request, *, is_local: bool) -> str:
         if is_local:
             self._local.check(request)
@@ -386,6 +396,9 @@ class ByLogin:
     async def check(self, request: Request) -> str:
         if self._hosts is not None:
             self._hosts.check_host(request)
+        return self._sources.source_of(request)
+
+    def source_of(self, request: Request) -> str:
         return self._sources.source_of(request)
 
     async def needs_name(self) -> bool:

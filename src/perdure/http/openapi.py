@@ -10,7 +10,7 @@ import msgspec
 from msgspec import Struct
 
 from perdure.http.problems import MEDIA_TYPE, ProblemDocument
-from perdure.http.routes import IDEMPOTENCY_KEY_LIMIT, Body, Route
+from perdure.http.routes import HTML, IDEMPOTENCY_KEY_LIMIT, MEDIA_TYPES, Body, Route
 
 COMPONENTS = "#/components/schemas/{name}"
 EVERY_ROUTE = (400, 401, 403, 405, 421, 429, 500, 503)
@@ -89,8 +89,8 @@ def _query(type: type[Struct]) -> list[Json]:
 
 
 def _body(route: Route) -> Json:
-    if route.body is Body.EXACT:
-        return {"required": True, "content": {"application/msgpack": {}}}
+    if route.body in (Body.EXACT, Body.AS_SENT, Body.FORM):
+        return {"required": route.body is Body.EXACT, "content": {MEDIA_TYPES[route.body]: {}}}
     schema: Json = {}
     if isinstance(route.body, type):
         schema = _reference(route.body)
@@ -107,7 +107,9 @@ def _responses(route: Route) -> Json:
         content = {"application/json": {"schema": _reference(type)}}
         found[str(status)] = {"description": ANSWERS[status], "content": content}
     for status in sorted({*EVERY_ROUTE, *(WITH_BODY if route.method != "GET" else (415,)), *route.also}):
-        problem = {MEDIA_TYPE: {"schema": _reference(ProblemDocument)}}
+        problem: Json = {MEDIA_TYPE: {"schema": _reference(ProblemDocument)}}
+        if route.media == HTML and status in route.also:
+            problem = {HTML: {}}
         found[str(status)] = {"description": "A problem.", "content": problem}
     return found
 

@@ -12,16 +12,18 @@ from datetime import datetime
 
 from msgspec.structs import replace
 
+from perdure.authoring.workflow import Delay
 from perdure.core.lifecycle import refusing_status
 from perdure.core.retry import Duration
 from perdure.errors import AccessDenied, IdConflict, UnknownInvocation, unknown, unknown_job
 from perdure.operations.access import Access, Token
 from perdure.operations.audit import Link
 from perdure.operations.bulk import BulkPage, BulkPreview, BulkProgress, BulkRefusal, BulkRequest, BulkVerb
+from perdure.operations.capabilities import Capability, Purpose
 from perdure.operations.describe import AwakeableInfo, Invocation, JournalStep
 from perdure.operations.documents import OWN_PREFIX, Document, DocumentKey, Fence, Scan, Write
 from perdure.operations.listing import AwakeableFilters, AwakeablePage, Filters, Page
-from perdure.operations.port import ANSWER_WAIT_SECONDS, Operations, Outcome, Stats, Submission, nothing
+from perdure.operations.port import ANSWER_WAIT_SECONDS, Minute, Operations, Outcome, Stats, Submission, nothing
 
 PAGES_READ = 20
 """Pages that are read for one page of a caller who may see some invocations only; a page may be short then."""
@@ -149,20 +151,24 @@ class Permitted(Operations):
         await self._check(id)
         return self._shown(await self._operations.describe(id))
 
-    async def page(self, filters: Filters, /, *, limit: int, cursor: str | None = None) -> Page:
+    async def page(
+        self, filters: Filters, /, *, limit: int, cursor: str | None = None, within: float | None = None
+    ) -> Page:
         found: list[Invocation] = []
         for _ in range(PAGES_READ if self._access.is_limited else 1):
-            page = await self._operations.page(filters, limit=limit - len(found), cursor=cursor)
+            page = await self._operations.page(filters, limit=limit - len(found), cursor=cursor, within=within)
             found += [self._shown(each) for each in page.invocations if self._reaches(each)]
             cursor = page.next
             if cursor is None or len(found) >= limit:
                 break
         return Page(tuple(found), cursor)
 
-    async def awakeables(self, filters: AwakeableFilters, /, *, limit: int, cursor: str | None = None) -> AwakeablePage:
+    async def awakeables(
+        self, filters: AwakeableFilters, /, *, limit: int, cursor: str | None = None, within: float | None = None
+    ) -> AwakeablePage:
         found: list[AwakeableInfo] = []
         for _ in range(PAGES_READ if self._access.is_limited else 1):
-            page = await self._operations.awakeables(filters, limit=limit - len(found), cursor=cursor)
+            page = await self._operations.awakeables(filters, limit=limit - len(found), cursor=cursor, within=within)
             reached = [each for each in page.awakeables if await self._reaches_awakeable(each)]
             found += reached if self._access.payloads else map(_untold, reached)
             cursor = page.next
@@ -184,15 +190,23 @@ class Permitted(Operations):
             async for each in changes:
                 yield self._shown(each)
 
-    async def watch_all(self, filters: Filters, /) -> AsyncGenerator[Invocation, None]:
-        async with aclosing(self._operations.watch_all(filters)) as changes:
+    async def watch_all(self, filters: Filters, /, *, gone: bool = False) -> AsyncGenerator[Invocation, None]:
+        async with aclosing(self._operations.watch_all(filters, gone=gone)) as changes:
             async for each in changes:
-                if self._reaches(each):
+                if each.gone and not each.id:  # changes were missed
+                    yield each
+                elif self._reaches(each):  # of one that is gone, nothing tells whose it was
                     yield self._shown(each)
 
     async def stats(self) -> Stats:
         self._check_unlimited("a count")
         return await self._operations.stats()
+
+    async def minutes(self, *, since: datetime, handler: str | None = None) -> list[Minute]:
+        if self._access.key_prefixes is not None:
+            self._check_unlimited("a count")
+        found = await self._operations.minutes(since=since, handler=handler)
+        return [each for each in found if self._access.reaches_handler(each.handler)]
 
     async def state(self, key: str, /) -> Mapping[str, bytes]:
         self._check_payloads()
@@ -281,6 +295,16 @@ class Permitted(Operations):
         self._check_unlimited("the audit")
         return await self._operations.audit(after)
 
+    # --- links --------------------------------------------------------------------------------------------------------
+    async def make_capability(self, purpose: Purpose, awakeable_id: str, expires: Delay, /) -> Capability:
+        """Make a capability. Its page shows what people are told, and what was answered: those are values."""
+        self._check_payloads()
+        await self.awakeable(awakeable_id)
+        return await self._operations.make_capability(purpose, awakeable_id, expires)
+
+    async def check_capability(self, purpose: Purpose, text: str, /) -> Capability:
+        return await self._operations.check_capability(purpose, text)
+
     # --- keeping ------------------------------------------------------------------------------------------------------
     async def export(self, id: str, /) -> bytes:
         self._check_payloads()
@@ -327,5 +351,8 @@ def without_reason(refusal: BulkRefusal) -> BulkRefusal:
 
 
 def _untold(awakeable: AwakeableInfo) -> AwakeableInfo:
-    """Return an awakeable without what people are told of it, which is made of the input as a rule."""
-    return replace(awakeable, title=None, description=None)
+    """Return an awakeable without what people are told of it, which is made of the input as a rule.
+
+    Its schema may have defaults, which are values.
+    """
+    return replace(awakeable, title=None, description=None, schema=None)

@@ -65,6 +65,7 @@ BY_ERROR: tuple[tuple[type[errors.PerdureError], int, str], ...] = (
     (errors.IdConflict, 409, "id-conflict"),
     (errors.IllegalTransition, 409, "wrong-status"),
     (errors.MessageRefused, 409, "refused"),
+    (errors.CapabilityRefused, 404, "bad-link"),
     (errors.RevisionConflict, 409, "revision-conflict"),
     (errors.Fenced, 409, "fenced"),
     (errors.KeyDeadlock, 409, "key-deadlock"),
@@ -77,6 +78,7 @@ BY_ERROR: tuple[tuple[type[errors.PerdureError], int, str], ...] = (
     (errors.InputRefused, 422, "value-refused"),
     (errors.StoreReadOnly, 403, "read-only"),
     (errors.NewerJournal, 503, "newer-release"),
+    (errors.QueryTooSlow, 503, "query-too-slow"),
     (errors.StoreError, 503, "store-unavailable"),
 )
 """The statuses and types of Perdure's errors, the first that fits."""

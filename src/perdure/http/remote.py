@@ -19,6 +19,7 @@ import httpx
 import msgspec
 from msgspec.structs import replace
 
+from perdure.authoring.workflow import Delay
 from perdure.background import RateLimitedLog
 from perdure.core.lifecycle import SETTLED
 from perdure.core.retry import Duration, seconds
@@ -44,10 +45,11 @@ from perdure.http.service import EXACT_LIMIT_BYTES, IDLE_SECONDS
 from perdure.operations.access import Access, Token
 from perdure.operations.audit import Link
 from perdure.operations.bulk import BulkPage, BulkPreview, BulkProgress, BulkRequest, BulkVerb
+from perdure.operations.capabilities import Capability, Purpose
 from perdure.operations.describe import Invocation
 from perdure.operations.documents import Document, DocumentKey, Fence, Scan, Write
 from perdure.operations.listing import PAGE_LIMIT, AwakeableFilters, AwakeablePage, Filters, Page, Status
-from perdure.operations.port import ANSWER_WAIT_SECONDS, Operations, Outcome, Stats, Submission, nothing
+from perdure.operations.port import ANSWER_WAIT_SECONDS, Minute, Operations, Outcome, Stats, Submission, nothing
 
 CONNECT_SECONDS = 5.0
 """How long a connection may take to be made."""
@@ -60,6 +62,8 @@ CONNECTIONS_LIMIT = 1_000
 CLOCKS_APART_SECONDS = 5.0
 """How far the clocks of client and server may be apart, without a change being missed after a connection was lost."""
 REPEATABLE = {name for name, each in CALLS.items() if each.role == "read"} | {
+    "make_capability",
+    "check_capability",
     "start",
     "start_all",
     "begin_bulk",
@@ -235,6 +239,13 @@ class Remote(Operations):
     async def awakeable(self, awakeable_id: str, /) -> tuple[str, int]:
         return await self._call("awakeable", awakeable_id)
 
+    async def make_capability(self, purpose: Purpose, awakeable_id: str, expires: Delay, /) -> Capability:
+        sent = expires if isinstance(expires, datetime) else seconds("expires", expires)
+        return await self._call("make_capability", purpose, awakeable_id, sent)
+
+    async def check_capability(self, purpose: Purpose, text: str, /) -> Capability:
+        return await self._call("check_capability", purpose, text)
+
     # --- looking ------------------------------------------------------------------------------------------------------
     async def look(self, id: str, /) -> Invocation:
         return await self._call("look", id)
@@ -242,10 +253,14 @@ class Remote(Operations):
     async def describe(self, id: str, /) -> Invocation:
         return await self._call("describe", id)
 
-    async def page(self, filters: Filters, /, *, limit: int, cursor: str | None = None) -> Page:
+    async def page(
+        self, filters: Filters, /, *, limit: int, cursor: str | None = None, within: float | None = None
+    ) -> Page:
         return await self._call("page", sent_filters(filters), limit, cursor)
 
-    async def awakeables(self, filters: AwakeableFilters, /, *, limit: int, cursor: str | None = None) -> AwakeablePage:
+    async def awakeables(
+        self, filters: AwakeableFilters, /, *, limit: int, cursor: str | None = None, within: float | None = None
+    ) -> AwakeablePage:
         return await self._call("awakeables", sent_filters(filters), limit, cursor)
 
     async def watch(self, id: str, /) -> AsyncGenerator[Invocation, None]:
@@ -257,10 +272,10 @@ class Remote(Operations):
                         seen = each.status
                         yield each
 
-    async def watch_all(self, filters: Filters, /) -> AsyncGenerator[Invocation, None]:
+    async def watch_all(self, filters: Filters, /, *, gone: bool = False) -> AsyncGenerator[Invocation, None]:
         since, is_first = time.time(), True
         while True:
-            async with contextlib.aclosing(self._stream("watch_all", (sent_filters(filters),))) as changes:
+            async with contextlib.aclosing(self._stream("watch_all", (sent_filters(filters), gone))) as changes:
                 if not is_first:  # what changed while the server was away
                     async for each in self._changed_since(filters, since):
                         yield each
@@ -307,6 +322,9 @@ class Remote(Operations):
 
     async def stats(self) -> Stats:
         return await self._call("stats")
+
+    async def minutes(self, *, since: datetime, handler: str | None = None) -> list[Minute]:
+        return await self._call("minutes", since, handler)
 
     async def state(self, key: str, /) -> Mapping[str, bytes]:
         return await self._call("state", key)

@@ -34,12 +34,29 @@ class NoQuery(Struct, forbid_unknown_fields=True):
     """A route that takes no query parameters."""
 
 
+class AnyQuery(Struct):
+    """A route that ignores query parameters: its URL goes to people, and programs on the way add some to it."""
+
+
 class Body(Enum):
     """What a request may have as its body."""
 
     NONE = "none"
     INPUT = "the input of a handler, as JSON"
     EXACT = "the arguments of an operation, in msgpack"
+    AS_SENT = "bytes of any content type"
+    FORM = "the fields of a form, as a browser sends them"
+
+
+JSON = "application/json"
+HTML = "text/html"
+ANY = "*/*"
+MEDIA_TYPES = {
+    Body.EXACT: "application/msgpack",
+    Body.AS_SENT: ANY,
+    Body.FORM: "application/x-www-form-urlencoded",
+}
+"""The content types of requests whose bodies are not JSON."""
 
 
 class Route(Struct, frozen=True):
@@ -48,6 +65,9 @@ class Route(Struct, frozen=True):
     `gives_too` are other answers that are no problems, by status. `headers` are those of the request that mean
     something here. `also` are the statuses of problems beside those that every route may answer with. A route that
     `shows_payloads` serves only callers who may see them. One that is `audited` is so though it changes nothing.
+
+    `is_signed`: what makes a request valid is in the request itself, a signature or a capability. So it does not matter
+    where it comes from or who sends it.
     """
 
     method: Method
@@ -65,6 +85,7 @@ class Route(Struct, frozen=True):
     also: tuple[int, ...] = ()
     shows_payloads: bool = False
     audited: bool = False
+    is_signed: bool = False
 
     @property
     def parameters(self) -> list[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import Counter
-from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Generator, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from http import HTTPStatus
@@ -24,8 +24,10 @@ from perdure.http.exchange import Exchange
 from perdure.http.feed import Feed
 from perdure.http.gate import NOBODY, Admitted, Gate
 from perdure.http.guard import READS
+from perdure.http.hooks import Hooks
 from perdure.http.problems import Problem, answer, problem_of, unexpected
-from perdure.http.routes import Body, Route, Router, query_items, query_of
+from perdure.http.routes import ANY, JSON, MEDIA_TYPES, AnyQuery, Body, Route, Router, query_items, query_of
+from perdure.http.verifiers import Verifier
 from perdure.operations.audit import Entry
 from perdure.operations.interfaces import Interfaces
 from perdure.operations.port import Operations
@@ -77,12 +79,14 @@ class Service:
         routes: Sequence[Route],
         gate: Gate,
         *,
-        public_url: str | None = None,
+        public_url: str = "",
         waiting_limit: int = WAITING_LIMIT,
         body_limit: int = BODY_LIMIT_BYTES,
+        hooks: Mapping[str, Verifier],
     ) -> None:
         self.operations = operations
         self.interfaces = Interfaces(operations)
+        self.hooks = Hooks(operations, hooks)
         self.routes = tuple(routes)
         self._closing = asyncio.Event()
         self.gate = gate
@@ -145,29 +149,32 @@ class Service:
                 await self.gate.check(request)
                 raise
             admitted = await self._admitted(request, route)
-            query = query_of(route, query_items(request.scope["query_string"]))
+            ignores_query = route.query is AnyQuery
+            query = AnyQuery() if ignores_query else query_of(route, query_items(request.scope["query_string"]))
             body = await self._body_of(request, route)
             exchange = Exchange(request, admitted, parameters, body, self)
             response = await route.endpoint(exchange, query)
         except ClientDisconnect:
             response = Response(status_code=400)  # nobody reads it
         except Exception as error:  # noqa: BLE001  one request fails, the others do not notice
-            response = answer(self._problem(error, request, raw_path))
+            response = answer(self._problem(error, request, route))
         if route is not None and exchange is not None:
             await self._audit(route, exchange, response)
         response.headers["X-Content-Type-Options"] = "nosniff"
         return response
 
-    def _problem(self, error: Exception, request: Request, raw_path: bytes) -> Problem:
+    def _problem(self, error: Exception, request: Request, route: Route | None) -> Problem:
         problem = problem_of(error)
         if problem is None:
-            shown = raw_path.decode("ascii", "replace")
-            log_error(log, "%s %s: unexpected exception", request.method, shown, error=error)
+            path = "a path that no route has" if route is None else route.path  # no id, no capability
+            log_error(log, "%s %s: unexpected exception", request.method, path, error=error)
             problem = unexpected()
         return problem
 
     async def _admitted(self, request: Request, route: Route) -> Admitted:
         """Return who makes a request, or raise a `Problem` if it may not use this route."""
+        if route.is_signed:
+            return Admitted(NOBODY, self.gate.source_of(request), _never)
         if route.role == "anybody":
             return Admitted(NOBODY, await self.gate.check(request), _never)
         admitted = await self.gate.admit(request)
@@ -196,8 +203,8 @@ class Service:
         if request.method in READS:
             return b""
         kind = headers.get("content-type", "").partition(";")[0].strip().lower()
-        wanted = "application/msgpack" if route.body is Body.EXACT else "application/json"
-        if kind != wanted and not (route.body is not Body.EXACT and kind.endswith("+json")):
+        wanted = MEDIA_TYPES.get(route.body, JSON) if isinstance(route.body, Body) else JSON
+        if wanted not in (ANY, kind) and not (wanted == JSON and kind.endswith("+json")):
             got = f"not {kind}" if kind else "and this request has none"
             text = f"the Content-Type of a request that changes something is {wanted}, {got}"
             raise Problem(415, "wrong-content-type", text)

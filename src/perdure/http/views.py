@@ -14,18 +14,19 @@ from msgspec import Struct
 
 from perdure.core.failures import Failure
 from perdure.core.interface import Interface
+from perdure.core.json_schema import json_schema
 from perdure.core.json_values import to_json
 from perdure.core.schema import ANY, Schema
 from perdure.core.values import encode_any
 from perdure.operations.describe import AwakeableInfo, Invocation, JournalStep
 from perdure.operations.listing import Status
-from perdure.operations.port import Outcome, Value
+from perdure.operations.port import Minute, Outcome, Value
 
 UNTYPED = Schema(ANY)
 
 
 class WorkflowRow(Struct, frozen=True):
-    """An invocation, as lists show it."""
+    """An invocation, as lists show it: `attempt` is that of a step that is tried again, 0 if none is."""
 
     invocation_id: str
     handler: str
@@ -35,6 +36,10 @@ class WorkflowRow(Struct, frozen=True):
     created_at: datetime | None
     updated_at: datetime | None
     due: datetime | None
+    waiting_for: str | None
+    waiting_since: datetime | None
+    waiting_until: datetime | None
+    attempt: int
 
 
 class WorkflowPage(Struct, frozen=True):
@@ -79,7 +84,7 @@ class AwakeableState(Struct, frozen=True, omit_defaults=True):
 
 
 class AwakeableRow(Struct, frozen=True, omit_defaults=True, kw_only=True):
-    """An awakeable, as lists show it. Its id is a name, not a right."""
+    """An awakeable, as lists show it. Its id is a name, not a right. `schema` is the JSON Schema of its answer."""
 
     id: str
     invocation_id: str
@@ -90,6 +95,7 @@ class AwakeableRow(Struct, frozen=True, omit_defaults=True, kw_only=True):
     description: str | None = None
     assignees: tuple[str, ...] = ()
     expires_at: datetime | None = None
+    schema: dict[str, Any] | None = None
 
 
 class AwakeablePageView(Struct, frozen=True):
@@ -123,6 +129,9 @@ class WorkflowView(Struct, frozen=True):
     due: datetime | None
     deadline: datetime | None
     waiting_for: str | None
+    waiting_since: datetime | None
+    waiting_until: datetime | None
+    attempt: int
     input: Any
     result: Any
     error: str | None
@@ -199,6 +208,12 @@ class StatsView(Struct, frozen=True):
     by_handler: Mapping[str, int]
 
 
+class MinuteList(Struct, frozen=True):
+    """What ended, by minute, handler and status, in order. What was purged is not counted."""
+
+    minutes: list[Minute]
+
+
 class KeyView(Struct, frozen=True):
     """A key: the state that its invocations share, as the last one to end left it."""
 
@@ -219,10 +234,10 @@ def plain(value: Any) -> Any:
 
 
 def row_of(invocation: Invocation) -> WorkflowRow:
-    times = (invocation.created_at, invocation.updated_at, invocation.due)
-    return WorkflowRow(
-        invocation.id, invocation.handler, invocation.status, invocation.key, dict(invocation.tags), *times
-    )
+    found = invocation
+    times = (found.created_at, found.updated_at, found.due)
+    waits = (found.waiting_for, found.waiting_since, found.waiting_until, found.attempt)
+    return WorkflowRow(found.id, found.handler, found.status, found.key, dict(found.tags), *times, *waits)
 
 
 def step_of(step: JournalStep) -> Step:
@@ -252,6 +267,7 @@ def awakeable_row(info: AwakeableInfo) -> AwakeableRow:
         description=info.description,
         assignees=info.assignees,
         expires_at=info.expires_at,
+        schema=None if info.schema is None else json_schema(info.schema),
     )
 
 
@@ -284,6 +300,9 @@ def workflow_of(invocation: Invocation, interface: Interface | None, steps_limit
         due=found.due,
         deadline=found.deadline,
         waiting_for=found.waiting_for,
+        waiting_since=found.waiting_since,
+        waiting_until=found.waiting_until,
+        attempt=found.attempt,
         input=to_json(UNTYPED if interface is None else interface.input, input),
         result=None if result is None else to_json(UNTYPED if interface is None else interface.result, result),
         error=found.error,

@@ -7,8 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
+from functools import lru_cache
 from typing import Any, assert_never, cast
 
+import msgspec
 from msgspec import Struct
 from msgspec.structs import replace
 
@@ -47,8 +49,10 @@ from perdure.core.journal import (
     SetTimer,
     Start,
     Status,
+    step_type,
 )
 from perdure.core.lifecycle import SETTLED
+from perdure.core.schema import Schema, decode_schema
 from perdure.core.signature import POSITIONAL
 from perdure.core.types import decoder
 from perdure.errors import Undecodable
@@ -57,6 +61,8 @@ from perdure.stores.port import Row
 
 WAITS_LIMIT = 5
 """Commands that `waiting_for` names; the others are counted."""
+SCHEMAS_LIMIT = 1_000
+"""Schemas of answers that are remembered, decoded."""
 
 _decode = decoder(Any)
 
@@ -84,7 +90,10 @@ class JournalStep(Struct, frozen=True):
 
 
 class AwakeableInfo(Struct, frozen=True):
-    """An awakeable of an invocation. One that is `resolved` takes no answer: it has one, or nothing waits for it."""
+    """An awakeable of an invocation. One that is `resolved` takes no answer: it has one, or nothing waits for it.
+
+    `schema` is the type of its answer, if that is known.
+    """
 
     id: str
     resolved: bool
@@ -95,6 +104,7 @@ class AwakeableInfo(Struct, frozen=True):
     description: str | None = None
     assignees: tuple[str, ...] = ()
     expires_at: datetime | None = None
+    schema: Schema | None = None
 
 
 class Invocation(Struct, frozen=True):
@@ -104,6 +114,10 @@ class Invocation(Struct, frozen=True):
     retries. `started_at` is when a worker first accepted it, `ended_at` when it settled, `deadline` the end of its time
     limit. `mail` lists messages that are not yet applied or refused, oldest first. `interface` is the hash of what its
     handler took and returned, as the caller of the start knew it.
+
+    It has waited since `waiting_since`; the wait ends at `waiting_until`, if time ends it. `attempt` is the number of
+    the next attempt of a step that is tried again, or of the one that runs; 0 if none is. One that is `gone` was
+    purged, and has nothing but its id.
     """
 
     id: str
@@ -115,6 +129,10 @@ class Invocation(Struct, frozen=True):
     updated_at: datetime | None = None
     due: datetime | None = None
     waiting_for: str | None = None
+    waiting_since: datetime | None = None
+    waiting_until: datetime | None = None
+    attempt: int = 0
+    gone: bool = False
     input: Mapping[str, Any] = {}
     journal: tuple[JournalStep, ...] = ()
     current_step: JournalStep | None = None
@@ -138,8 +156,27 @@ class Invocation(Struct, frozen=True):
 
 def from_row(row: Row) -> Invocation:
     """Return what the index knows."""
+    if row.gone:
+        return Invocation(row.id, row.handler, row.status, gone=True)
     times = (_time(row.created_at), _time(row.updated_at), _time(row.due))
-    return Invocation(row.id, row.handler, row.status, row.key, dict(row.tags), *times)
+    return Invocation(row.id, row.handler, row.status, row.key, dict(row.tags), *times, *_wait_of(row))
+
+
+def _wait_of(row: Row) -> tuple[str | None, datetime | None, datetime | None, int]:
+    """Return what the index knows of what an invocation waits for: what, since when, until when, in which attempt."""
+    if row.status in SETTLED:
+        return None, None, None, 0
+    if row.status == "paused":
+        return "resume", _time(row.updated_at), None, 0
+    if row.status == "scheduled":
+        return f"its time, {_text_of(row.due)}", _time(row.created_at), _time(row.due), 0
+    if row.status == "pending":
+        return "a worker" if row.key is None else f"key {row.key!r}, or a worker", _time(row.updated_at), None, 0
+    if (wait := row.wait) is None:
+        return None, None, None, 0
+    until = None if wait.due is None else _time(wait.due)
+    text = _waits_text(wait.what, until, again=wait.attempt > 0) + (f", {wait.more} more" if wait.more else "")
+    return text, _time(wait.since), until, wait.attempt
 
 
 def from_journal(
@@ -211,9 +248,18 @@ def _awakeable(id: str, start: Start, asked: Asked, at: float) -> AwakeableInfo:
     return AwakeableInfo(id, False, _time(at), start.id, start.handler, *_told(asked))
 
 
-def _told(asked: Asked) -> tuple[str | None, str | None, tuple[str, ...], datetime | None]:
+def _told(asked: Asked) -> tuple[str | None, str | None, tuple[str, ...], datetime | None, Schema | None]:
     expires_at = None if asked.expires_at is None else _time(asked.expires_at)
-    return asked.title, asked.description, asked.assignees, expires_at
+    return asked.title, asked.description, asked.assignees, expires_at, _schema(asked.schema)
+
+
+@lru_cache(maxsize=SCHEMAS_LIMIT)
+def _schema(data: bytes) -> Schema | None:
+    """Decode the schema of an answer; None if there is none, or a newer release wrote it."""
+    try:
+        return decode_schema(data) if data else None
+    except msgspec.MsgspecError:
+        return None
 
 
 def from_index(awakeable: Awakeable, secret: bytes, now: float) -> AwakeableInfo:
@@ -267,7 +313,7 @@ def _waiting_for(
     if row.status == "paused":
         return f"resume ({paused})" if paused else "resume"
     if row.status == "scheduled":
-        return f"its time, {_time(row.due).isoformat(timespec='seconds')}"
+        return f"its time, {_text_of(row.due)}"
     if row.status == "pending" and is_held:
         return key
     if row.status == "pending":
@@ -282,26 +328,30 @@ def _waiting_for(
 
 
 def _wait(step: JournalStep) -> str:
-    if step.due is None:
-        return step.step_type
-    until = step.due.isoformat(timespec="seconds")
-    return f"{step.step_type} until {until}" if not step.attempts else f"{step.step_type} again at {until}"
+    return _waits_text(step.step_type, step.due, again=step.attempts > 0)
+
+
+def _waits_text(what: str, until: datetime | None, *, again: bool) -> str:
+    if until is None:
+        return what
+    return f"{what} {'again at' if again else 'until'} {until.isoformat(timespec='seconds')}"
 
 
 def _begun(command: Command, at: float, awakeable: AwakeableInfo | None) -> JournalStep:
+    kind = step_type(command)
     match command:
-        case CallStep(n=n, name=name):
-            return JournalStep(n, name, "pending", _time(at))
-        case SetTimer(n=n, due=due, rest=rest):
-            return JournalStep(n, "REST" if rest else "SLEEP", "pending", _time(at), due=_time(due))
+        case CallStep(n=n):
+            return JournalStep(n, kind, "pending", _time(at))
+        case SetTimer(n=n, due=due):
+            return JournalStep(n, kind, "pending", _time(at), due=_time(due))
         case CallChild(n=n, start=child):
-            return JournalStep(n, f"CHILD:{child.handler}", "pending", _time(at), invocation_id=child.id)
+            return JournalStep(n, kind, "pending", _time(at), invocation_id=child.id)
         case SendStart(n=n, start=sent):
-            return JournalStep(n, f"SEND:{sent.handler}", "completed", _time(at), _time(at), invocation_id=sent.id)
+            return JournalStep(n, kind, "completed", _time(at), _time(at), invocation_id=sent.id)
         case OpenAwakeable(n=n):
-            return JournalStep(n, f"AWAKEABLE:{awakeable.id if awakeable else ''}", "pending", _time(at))
-        case MarkPatch(n=n, name=name):
-            return JournalStep(n, f"PATCH:{name}", "completed", _time(at), _time(at))
+            return JournalStep(n, f"{kind}:{awakeable.id if awakeable else ''}", "pending", _time(at))
+        case MarkPatch(n=n):
+            return JournalStep(n, kind, "completed", _time(at), _time(at))
         case _:
             assert_never(command)
 
@@ -367,6 +417,10 @@ def _input(data: bytes) -> Mapping[str, Any]:
 
 def _mapping(value: Any) -> Mapping[str, Any]:
     return cast("Mapping[str, Any]", value) if isinstance(value, dict) else {"": value}
+
+
+def _text_of(at: float) -> str:
+    return _time(at).isoformat(timespec="seconds")
 
 
 def _time(at: float) -> datetime:

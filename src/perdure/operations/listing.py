@@ -6,7 +6,7 @@ import base64
 import binascii
 import hashlib
 from collections.abc import AsyncGenerator, Mapping
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any, TypedDict, TypeVar, get_args
 
 import msgspec
@@ -27,6 +27,12 @@ PAGE_LIMIT = 1_000
 """The most invocations on one page."""
 DIGEST_BYTES = 8
 """The digest of a filter in a cursor: it tells a mistake, and guards nothing."""
+
+QUERY_SECONDS = 0.25
+"""How long a query of the index may take that came over HTTP. It stops then, with `QueryTooSlow`."""
+
+MINUTES_KEPT = timedelta(hours=24)
+"""How far back what ended is counted by minutes."""
 
 STATUSES: tuple[Status, ...] = get_args(Status)
 
@@ -166,9 +172,9 @@ def _decoded(cursor: str, type: type[T], filter: Filter | AwakeableFilter) -> T:
 def _digest(filter: Filter | AwakeableFilter) -> bytes:
     """Return a digest of what a filter selects, whatever the page and the time."""
     if isinstance(filter, Filter):
-        whole = replace(filter, before=None, limit=0)
+        whole = replace(filter, before=None, limit=0, within=None)
     else:
-        whole = replace(filter, after=None, limit=0, now=0.0)
+        whole = replace(filter, after=None, limit=0, now=0.0, within=None)
     return hashlib.blake2b(msgspec.msgpack.encode(whole), digest_size=DIGEST_BYTES).digest()
 
 

@@ -17,7 +17,7 @@ from typing import Any, Protocol, TypeVar, assert_never, cast, runtime_checkable
 
 from msgspec.structs import replace
 
-from perdure.authoring.workflow import due_at
+from perdure.authoring.workflow import Delay, due_at
 from perdure.background import end
 from perdure.core import journal
 from perdure.core.exported import export
@@ -49,9 +49,12 @@ from perdure.errors import (
 from perdure.operations.access import Access, Token, add_token, revoke_token, tokens
 from perdure.operations.audit import Link, read
 from perdure.operations.bulk import BulkPage, BulkPreview, BulkProgress, BulkRequest, BulkVerb
+from perdure.operations.capabilities import Capabilities, Capability, Purpose
 from perdure.operations.describe import Invocation, from_index, from_journal, from_row
 from perdure.operations.jobs import Jobs
 from perdure.operations.listing import (
+    MINUTES_KEPT,
+    QUERY_SECONDS,
     AwakeableFilters,
     AwakeablePage,
     Filters,
@@ -66,6 +69,7 @@ from perdure.operations.listing import (
 )
 from perdure.operations.port import (
     ANSWER_WAIT_SECONDS,
+    Minute,
     Operations,
     Outcome,
     Stats,
@@ -76,7 +80,7 @@ from perdure.operations.port import (
 )
 from perdure.runtime.unserved import Unserved
 from perdure.stores.documents import DELETE_BATCH, Delete, Document, DocumentKey, Fence, Put, Scan, Write
-from perdure.stores.port import Filter, Row, Store
+from perdure.stores.port import Filter, Row, Store, gone_row
 
 T = TypeVar("T")
 
@@ -118,6 +122,7 @@ class Local(Operations):
         self._closed = False
         self._opening: asyncio.Task[Store] | None = None
         self._sent = 0
+        self._capabilities = Capabilities()
         self._unserved: Unserved | None = None
         self._warning: weakref.finalize[Any, Any] | None = None
 
@@ -348,6 +353,19 @@ class Local(Operations):
         id, _, n = parse_awakeable_id(awakeable_id, (await self.opened()).secret)
         return id, n
 
+    async def make_capability(self, purpose: Purpose, awakeable_id: str, expires: Delay, /) -> Capability:
+        store = await self.opened()
+        parse_awakeable_id(awakeable_id, store.secret)
+        now = store.clock.now()
+        expires_at = due_at(expires, now, "expires")
+        if expires_at < now + 1:
+            raise InvalidOption(f"expires={expires!r}: the link would be of no use: give a later time")
+        return await self._capabilities.make(self, purpose, awakeable_id, expires_at)
+
+    async def check_capability(self, purpose: Purpose, text: str, /) -> Capability:
+        store = await self.opened()
+        return await self._capabilities.check(self, purpose, text, store.clock.now())
+
     async def _post(self, store: Store, id: str, request: Request, message_id: str | None) -> Message:
         if message_id is None:
             self._sent += 1
@@ -394,19 +412,23 @@ class Local(Operations):
         served = store.serves(row.handler)
         return from_journal(row, start, recorded.frames, mail, store.secret, served=served, key_holder=holder)
 
-    async def page(self, filters: Filters, /, *, limit: int, cursor: str | None = None) -> Page:
+    async def page(
+        self, filters: Filters, /, *, limit: int, cursor: str | None = None, within: float | None = None
+    ) -> Page:
         filter = filter_of(**filters)
         before = None if cursor is None else position_of(cursor, filter)
-        rows = await (await self.opened()).search(replace(filter, before=before, limit=limit + 1))
+        rows = await (await self.opened()).search(replace(filter, before=before, limit=limit + 1, within=within))
         next = cursor_of(rows[limit - 1], filter) if len(rows) > limit else None
         return Page(tuple(map(from_row, rows[:limit])), next)
 
-    async def awakeables(self, filters: AwakeableFilters, /, *, limit: int, cursor: str | None = None) -> AwakeablePage:
+    async def awakeables(
+        self, filters: AwakeableFilters, /, *, limit: int, cursor: str | None = None, within: float | None = None
+    ) -> AwakeablePage:
         store = await self.opened()
         now = store.clock.now()
         filter = awakeable_filter_of(now, **filters)
         after = None if cursor is None else place_of(cursor, filter)
-        found = await store.awakeables(replace(filter, after=after, limit=limit + 1))
+        found = await store.awakeables(replace(filter, after=after, limit=limit + 1, within=within))
         told = tuple(from_index(each, store.secret, now) for each in found[:limit])
         return AwakeablePage(told, cursor_of_awakeable(found[limit - 1], filter) if len(found) > limit else None)
 
@@ -428,14 +450,17 @@ class Local(Operations):
         finally:
             events.close()
 
-    async def watch_all(self, filters: Filters, /) -> AsyncGenerator[Invocation, None]:
-        filter = filter_of(**filters)
+    async def watch_all(self, filters: Filters, /, *, gone: bool = False) -> AsyncGenerator[Invocation, None]:
+        filter = replace(filter_of(**filters), gone=gone)
         store = await self.opened()
         events = store.events(filter)
         since, apart = store.clock.now(), store.clocks_apart
         try:
             while True:
                 rows = await events.next()
+                if rows is None and gone:  # what was purged meanwhile cannot be found out
+                    yield from_row(gone_row(""))
+                    continue
                 if rows is None:  # those who wrote what was missed may have clocks behind ours
                     async for row in _changed_since(store, filter, since - apart):
                         since = max(since, row.updated_at)
@@ -451,6 +476,14 @@ class Local(Operations):
         counts = await (await self.opened()).counts()
         total = sum(counts.by_status.values())
         return Stats(total, counts.by_status, counts.by_handler, counts.is_current, counts.behind)
+
+    async def minutes(self, *, since: datetime, handler: str | None = None) -> list[Minute]:
+        asked = filter_of(created_after=since, handler=handler)  # checked as in a filter
+        store = await self.opened()
+        first = max(asked.created_after or 0.0, store.clock.now() - MINUTES_KEPT.total_seconds())
+        found = await store.minutes(first, handler=handler, within=QUERY_SECONDS)
+        times = ((datetime.fromtimestamp(each.at, UTC), each) for each in found)
+        return [Minute(at, each.handler, each.status, each.count, each.seconds, each.longest) for at, each in times]
 
     async def state(self, key: str, /) -> Mapping[str, bytes]:
         return (await (await self.opened()).key(key)).state

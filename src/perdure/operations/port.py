@@ -16,6 +16,7 @@ from typing import Protocol
 
 from msgspec import Struct
 
+from perdure.authoring.workflow import Delay
 from perdure.core.failures import Failure
 from perdure.core.journal import Status
 from perdure.core.retry import Duration
@@ -23,6 +24,7 @@ from perdure.core.tags import Tags
 from perdure.operations.access import Access, Token
 from perdure.operations.audit import Link
 from perdure.operations.bulk import BulkPage, BulkPreview, BulkProgress, BulkRequest, BulkVerb
+from perdure.operations.capabilities import Capability, Purpose
 from perdure.operations.describe import Invocation
 from perdure.operations.documents import Document, DocumentKey, Fence, Scan, Write
 from perdure.operations.listing import AwakeableFilters, AwakeablePage, Filters, Page
@@ -79,6 +81,20 @@ class Stats(Struct, frozen=True, omit_defaults=True):
     by_handler: Mapping[str, int]
     is_current: bool = True
     behind: int = 0
+
+
+class Minute(Struct, frozen=True):
+    """How many invocations of a handler ended with a status in the minute that begins at `at`.
+
+    `seconds` is how long they took together, from when they were due; `longest` how long the longest took.
+    """
+
+    at: datetime
+    handler: str
+    status: Status
+    count: int
+    seconds: float
+    longest: float
 
 
 def nothing() -> None:
@@ -138,6 +154,17 @@ class Operations(Protocol):
         """Return the invocation of an awakeable and the number of its command; `BadId` for one of another store."""
         ...
 
+    async def make_capability(self, purpose: Purpose, awakeable_id: str, expires: Delay, /) -> Capability:
+        """Sign a text that lets anyone who has it answer an awakeable; `BadId` for an awakeable of another store.
+
+        `expires`: in how many seconds, or when.
+        """
+        ...
+
+    async def check_capability(self, purpose: Purpose, text: str, /) -> Capability:
+        """Return what a capability is for; `CapabilityRefused` if it is not valid for this purpose, or expired."""
+        ...
+
     # --- looking ------------------------------------------------------------------------------------------------------
     async def look(self, id: str, /) -> Invocation:
         """Return what the index knows of an invocation."""
@@ -147,24 +174,43 @@ class Operations(Protocol):
         """Return what the index and the journal know of an invocation."""
         ...
 
-    async def page(self, filters: Filters, /, *, limit: int, cursor: str | None = None) -> Page:
-        """Return at most `limit` invocations, newest first, and the cursor of the page after them."""
+    async def page(
+        self, filters: Filters, /, *, limit: int, cursor: str | None = None, within: float | None = None
+    ) -> Page:
+        """Return at most `limit` invocations, newest first, and the cursor of the page after them.
+
+        A query of the index that takes longer than `within` seconds stops with `QueryTooSlow`. A server has its own
+        limit.
+        """
         ...
 
-    async def awakeables(self, filters: AwakeableFilters, /, *, limit: int, cursor: str | None = None) -> AwakeablePage:
-        """Return at most `limit` awakeables, oldest first, and the cursor of the page after them."""
+    async def awakeables(
+        self, filters: AwakeableFilters, /, *, limit: int, cursor: str | None = None, within: float | None = None
+    ) -> AwakeablePage:
+        """Return at most `limit` awakeables, oldest first, and the cursor of the page after them; `within` as above."""
         ...
 
     def watch(self, id: str, /) -> AsyncGenerator[Invocation, None]:
         """Push the statuses of an invocation: the present one first, the settled one last."""
         ...
 
-    def watch_all(self, filters: Filters, /) -> AsyncGenerator[Invocation, None]:
-        """Push every invocation that passes the filters after a change, without end."""
+    def watch_all(self, filters: Filters, /, *, gone: bool = False) -> AsyncGenerator[Invocation, None]:
+        """Push every invocation that passes the filters after a change, without end.
+
+        With `gone`, also every one that is purged, which is `gone` then and has nothing but its id. Where changes were
+        missed, one without id comes in place of them: list the invocations again.
+        """
         ...
 
     async def stats(self) -> Stats:
         """Count invocations."""
+        ...
+
+    async def minutes(self, *, since: datetime, handler: str | None = None) -> list[Minute]:
+        """Count what ended since a time, by minute, handler and status: at most of the last 24 hours.
+
+        It is a query of the index that stops with `QueryTooSlow` as one over HTTP does.
+        """
         ...
 
     async def state(self, key: str, /) -> Mapping[str, bytes]:

@@ -39,7 +39,9 @@ from perdure.core.turn import Pending, Ready, Turn, timed_out
 from perdure.runtime.agenda import DEADLINE
 from perdure.runtime.opening import has_start
 from perdure.runtime.record import Record
+from perdure.runtime.waits import A_WORKER, wait_of
 from perdure.stores.port import Delivery, Transition
+from perdure.stores.waits import Wait
 
 
 class Round(Struct, eq=False):
@@ -269,10 +271,16 @@ def compose(
         effects = record.with_redo(effects, round.answers)
     status = record.history.status
     changed = status if status != record.status or released is not None else None
-    record.status = status
+    wait = record.wait
+    if changed is not None or round.attempted or wait is not None:
+        wait = None if outcome is not None else wait_of(turn, at, at_rest=released is not None)
+        if wait != record.wait:
+            changed = status
+    record.status, record.wait = status, wait
     record.owned = released is None and outcome is None
     open = record.open_awakeables(start, turn) if record.history.awakeables else None
-    return Transition(record.id, record.revision, frame, effects, changed, released is not None, round.taken, open)
+    taken = round.taken
+    return Transition(record.id, record.revision, frame, effects, changed, released is not None, taken, open, wait)
 
 
 def release_now(record: Record, arrivals: Sequence[Answering], taken: Sequence[Delivery], at: float) -> Transition:
@@ -281,4 +289,5 @@ def release_now(record: Record, arrivals: Sequence[Answering], taken: Sequence[D
     frame = Frame(record.writer.name, at, [*arrivals, Released(at, wake)])
     record.history.add(frame)
     effects = replace(NO_EFFECTS, wake=wake)
-    return Transition(record.id, record.revision, frame, effects, record.history.status, True, taken)
+    wait = None if wake is None else Wait(A_WORKER, at)
+    return Transition(record.id, record.revision, frame, effects, record.history.status, True, taken, wait=wait)

@@ -17,6 +17,7 @@ from perdure.core.journal import Accepted, Answer, Claimed, Entry, Frame, Grante
 from perdure.core.turn import Turn
 from perdure.stores.awakeables import Awakeable, made_by
 from perdure.stores.port import Journal, Key
+from perdure.stores.waits import Wait
 
 _NOT_READ = Key()
 
@@ -45,6 +46,7 @@ class Record:
     all_done: bool = False  # the effects of the last frame are known to be done
     has_written: bool = False
     awakeables: Sequence[Awakeable] | None = None  # those that are open in the index; None: not known
+    wait: Wait | None = None  # what the index says that it waits for, as far as this worker told it
     redo: Effects = NO_EFFECTS  # effects of the last frame, if another worker wrote it: they come first
 
     def read(self, journal: Journal, start: Start | None, key: Key) -> None:
@@ -56,6 +58,7 @@ class Record:
         self.start = self.history.start or start
         self.status = self.history.status if journal.frames else None
         self.awakeables = None
+        self.wait = None
 
     def claim(self, at: float) -> Claimed:
         writer = self.writer

@@ -62,6 +62,7 @@ from perdure.runtime.opening import (
     retry_entries,
     take_over,
 )
+from perdure.runtime.waits import wait_of
 from perdure.stores.port import Delivery, Journal, Key, Transition, Wake, committed
 
 STOP_POLL_SECONDS = 0.002
@@ -316,7 +317,10 @@ class Runner(Live):
         if round.answers or due is not None or record.redo is not NO_EFFECTS:
             effects = record.with_redo(NO_EFFECTS if due is None else replace(NO_EFFECTS, wake=due), round.answers)
             status = None if due is None else record.history.status
-            transition = Transition(self.id, record.revision, None, effects, status, due is not None, round.taken)
+            wait = None if due is None else wait_of(self.turn, round.at, at_rest=True)
+            transition = Transition(
+                self.id, record.revision, None, effects, status, due is not None, round.taken, wait=wait
+            )
             self._commit(transition, self._after_quiet_commit)
             return
         self._taken = []

@@ -34,7 +34,8 @@ class Awakeable(Struct, frozen=True):
 class AwakeableFilter(Struct, frozen=True):
     """Which awakeables to list: every field that is set must match. Oldest first; `after` continues a page.
 
-    One is open until it is answered, its invocation ends, or it expires, by the time `now`.
+    One is open until it is answered, its invocation ends, or it expires, by the time `now`. A search in SQL stops
+    `within` so many seconds, and raises `QueryTooSlow`.
     """
 
     now: float
@@ -43,6 +44,7 @@ class AwakeableFilter(Struct, frozen=True):
     assignee: str | None = None
     after: Place | None = None
     limit: int = 100
+    within: float | None = None
 
 
 def is_open(awakeable: Awakeable, now: float) -> bool:

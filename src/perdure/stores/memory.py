@@ -39,6 +39,7 @@ from perdure.stores.notices import Feed, Notices
 from perdure.stores.port import (
     KEY_QUEUE_LIMIT,
     LEASE_SECONDS,
+    MINUTE_SECONDS,
     PAYLOAD_LIMIT_BYTES,
     Clock,
     Committed,
@@ -47,10 +48,12 @@ from perdure.stores.port import (
     Filter,
     Journal,
     Key,
+    Minute,
     Row,
     Transition,
     Wake,
     conflict,
+    gone_row,
     id_conflict,
     identity_of,
     key_queue_full,
@@ -409,7 +412,7 @@ class MemoryStore:
         if transition.status is not None:
             row = self._rows[id]
             times = (row.created_at, self.clock.now(), row.due)
-            self._index(Row(id, row.handler, transition.status, row.key, *times, row.tags))
+            self._index(Row(id, row.handler, transition.status, row.key, *times, row.tags, transition.wait))
             self._undone.pop(id, None)
 
     def _append(self, id: str, expected: int, frame: Frame, effects: Effects) -> None:
@@ -518,8 +521,8 @@ class MemoryStore:
 
     async def search(self, filter: Filter, /) -> list[Row]:
         self._check()
-        rows = sorted(self._rows.values(), key=lambda row: (row.created_at, row.id), reverse=True)
-        return [row for row in rows if matches(row, filter)][: filter.limit]
+        found = (row for row in self._rows.values() if matches(row, filter))
+        return heapq.nlargest(filter.limit, found, key=lambda row: (row.created_at, row.id))
 
     async def awakeables(self, filter: AwakeableFilter, /) -> list[Awakeable]:
         self._check()
@@ -533,6 +536,18 @@ class MemoryStore:
             counts.by_status[row.status] = counts.by_status.get(row.status, 0) + 1
             counts.by_handler[row.handler] = counts.by_handler.get(row.handler, 0) + 1
         return counts
+
+    async def minutes(
+        self, since: float, /, *, handler: str | None = None, within: float | None = None
+    ) -> list[Minute]:
+        self._check()
+        ended: dict[tuple[float, str, Status], list[float]] = {}
+        for row in self._rows.values():
+            if row.status in SETTLED and row.updated_at >= since and handler in (None, row.handler):
+                minute = row.updated_at // MINUTE_SECONDS * MINUTE_SECONDS
+                took = max(0.0, row.updated_at - row.due)
+                ended.setdefault((minute, row.handler, row.status), []).append(took)
+        return [Minute(*of, len(took), sum(took), max(took)) for of, took in sorted(ended.items())]
 
     async def purge(self, before: float, /, *, limit: int, id: str | None = None) -> int:
         self._check()
@@ -559,6 +574,8 @@ class MemoryStore:
         tables = (self._rows, self._digests, self._starts, self._frames, self._wakes, self._undone, self._awakeables)
         for table in tables:
             table.pop(id, None)
+        if self._notices.watched:
+            self._notices.changed(gone_row(id), self._notices.feeds_made)
 
     @property
     def awaited(self) -> bool:

@@ -75,7 +75,7 @@ class Feed:
         return self._waiting is not None and not self._waiting.done()
 
     def push(self, row: Row) -> None:
-        if matches(row, self.filter):
+        if self.filter.gone if row.gone else matches(row, self.filter):
             self._changed.pop(row.id, None)  # so that the latest change comes last
             self._changed[row.id] = row
             if len(self._changed) > CHANGES_LIMIT:

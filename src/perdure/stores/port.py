@@ -27,6 +27,7 @@ from perdure.core.values import digest
 from perdure.errors import Conflict, IdConflict, InvalidOption, LimitExceeded
 from perdure.stores.awakeables import Awakeable, AwakeableFilter
 from perdure.stores.documents import DocumentStore
+from perdure.stores.waits import Wait
 
 PAYLOAD_LIMIT_BYTES = 64 * 1024 * 1024
 """The most bytes that one encoded value may take, unless `connect` is told otherwise."""
@@ -110,8 +111,9 @@ class Subscription(Protocol):
 class Transition(Struct):
     """One commit of an invocation: a frame guarded by the revision that it extends, and its effects.
 
-    Without a frame it redoes the effects of the last one. `status` and `awakeables` are for the index. The status is
-    given when it changes and with every release, None otherwise. The awakeables are all that are open now, or of what
+    Without a frame it redoes the effects of the last one. `status`, `wait` and `awakeables` are for the index. The
+    status is given when it or the wait changes and with every release, None otherwise. With it, the wait is what the
+    invocation waits for from now on, if it is known. The awakeables are all that are open now, or of what
     has settled all, and None if they are those of the commit before. One that is not among them any more stays in the
     index, and is not open. `released` ends the claim: the next delivery may go to any worker.
     """
@@ -124,6 +126,7 @@ class Transition(Struct):
     released: bool = False
     acknowledge: Sequence[Delivery] = ()
     awakeables: Sequence[Awakeable] | None = None
+    wait: Wait | None = None
 
     @property
     def outcome(self) -> Outcome | None:
@@ -147,7 +150,10 @@ class Journal(Struct, frozen=True):
 
 
 class Row(Struct, frozen=True):
-    """What the index knows of an invocation."""
+    """What the index knows of an invocation. `wait` is what a commit told last that it waits for.
+
+    If it is `gone`, it was purged, and nothing but the id is known: see `gone_row`.
+    """
 
     id: str
     handler: str
@@ -157,6 +163,13 @@ class Row(Struct, frozen=True):
     updated_at: float
     due: float
     tags: Tags = ()
+    wait: Wait | None = None
+    gone: bool = False
+
+
+def gone_row(id: str) -> Row:
+    """Return the row that tells a reader of changes that an invocation was purged."""
+    return Row(id, "", "completed", None, 0.0, 0.0, 0.0, gone=True)
 
 
 class Key(Struct, frozen=True):
@@ -180,7 +193,8 @@ class Filter(Struct, frozen=True):
     """Which invocations to list: every field that is set must match. Newest first; `before` continues a page.
 
     They have all of `tags`, and perhaps more. They were created at `created_after` or later, and earlier than
-    `created_before`. Neither `before` nor `limit` means anything to `events`.
+    `created_before`. A search in SQL stops `within` so many seconds, and raises `QueryTooSlow`. Neither `before` nor
+    `limit` nor `within` means anything to `events`, which with `gone` tell of every purged invocation too.
     """
 
     status: Status | None = None
@@ -193,6 +207,8 @@ class Filter(Struct, frozen=True):
     created_after: float | None = None
     created_before: float | None = None
     tags: Tags = ()
+    within: float | None = None
+    gone: bool = False
 
 
 def matches(row: Row, filter: Filter) -> bool:
@@ -236,6 +252,23 @@ class Counts(Struct, frozen=True):
     by_handler: dict[str, int] = {}
     is_current: bool = True
     behind: int = 0
+
+
+class Minute(Struct, frozen=True):
+    """How many invocations of a handler ended with a status in a minute, given by the time at which it begins.
+
+    `seconds` is how long they took together, from when they were due; `longest` how long the longest took.
+    """
+
+    at: float
+    handler: str
+    status: Status
+    count: int
+    seconds: float
+    longest: float
+
+
+MINUTE_SECONDS = 60
 
 
 def id_conflict(id: str) -> IdConflict:
@@ -403,6 +436,15 @@ class Store(Protocol):
 
     async def counts(self) -> Counts:
         """Count invocations."""
+        ...
+
+    async def minutes(
+        self, since: float, /, *, handler: str | None = None, within: float | None = None
+    ) -> list[Minute]:
+        """Count what ended since a time, by minute, handler and status, in order. What was purged is not counted.
+
+        An invocation that is retried counts when it ends for the last time. `within` as in `Filter`.
+        """
         ...
 
     async def purge(self, before: float, /, *, limit: int, id: str | None = None) -> int:

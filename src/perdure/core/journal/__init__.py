@@ -24,6 +24,7 @@ from perdure.core.journal.commands import (
     changed_arguments,
     describe,
     repeats,
+    step_type,
 )
 from perdure.core.journal.entries import (
     Accepted,
@@ -136,4 +137,5 @@ __all__ = [
     "known_status",
     "repeats",
     "settles_before_begin",
+    "step_type",
 ]

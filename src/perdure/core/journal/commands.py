@@ -45,12 +45,16 @@ class SendStart(Struct, frozen=True, array_like=True, gc=False, tag="send"):
 
 
 class Asked(Struct, frozen=True, omit_defaults=True, gc=False):
-    """What people are told of an awakeable, and when it expires, in seconds since the Unix epoch."""
+    """What people are told of an awakeable, and when it expires, in seconds since the Unix epoch.
+
+    `schema` is that of the answer, encoded; empty where it is not known (see `core.schema.answer_schema`).
+    """
 
     title: str | None = None
     description: str | None = None
     assignees: tuple[str, ...] = ()
     expires_at: float | None = None
+    schema: bytes = b""
 
 
 NOT_ASKED = Asked()
@@ -121,6 +125,25 @@ def changed_arguments(issued: Command, recorded: Command | None, given: Argument
 
 def _identity(start: Start) -> tuple[object, ...]:
     return start.handler, start.id, start.key, start.due
+
+
+def step_type(command: Command, /) -> str:
+    """Name the type of a command, for people: a step by its name, the others in capitals."""
+    match command:
+        case CallStep(name=name):
+            return name
+        case SetTimer(rest=rest):
+            return "REST" if rest else "SLEEP"
+        case CallChild(start=start):
+            return f"CHILD:{start.handler}"
+        case SendStart(start=start):
+            return f"SEND:{start.handler}"
+        case OpenAwakeable():
+            return "AWAKEABLE"
+        case MarkPatch(name=name):
+            return f"PATCH:{name}"
+        case _:
+            assert_never(command)
 
 
 def describe(command: Command | None, /) -> str:

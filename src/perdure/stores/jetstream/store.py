@@ -59,6 +59,7 @@ from perdure.stores.port import (
     Filter,
     Journal,
     Key,
+    Minute,
     Row,
     Transition,
     no_partitions,
@@ -379,6 +380,12 @@ class JetStreamStore:
     async def counts(self) -> Counts:
         self._check()
         return await self._projection.counts()
+
+    async def minutes(
+        self, since: float, /, *, handler: str | None = None, within: float | None = None
+    ) -> list[Minute]:
+        self._check()
+        return await self._projection.minutes(since, handler, within)
 
     async def purge(self, before: float, /, *, limit: int, id: str | None = None) -> int:
         self._check()

@@ -28,7 +28,7 @@ from perdure.stores.jetstream.layout.facts import Facts, facts_of, lines_of
 from perdure.stores.jetstream.layout.subjects import EVENTS, Layout
 from perdure.stores.jetstream.wire.wire import Wire
 from perdure.stores.notices import Feed, Notices
-from perdure.stores.port import Filter
+from perdure.stores.port import Filter, gone_row
 
 POLL_SECONDS = 1.0
 """How often awaited outcomes and answers are polled."""
@@ -206,7 +206,9 @@ class Watching:
 
     def _changed(self, _subject: str, _reply: str, _data: bytes, headers: bytes) -> None:
         facts = facts_of(headers)
-        if facts.id and not facts.quiet and facts.kind in ("frame", "start", "reserved") and self._notices.watched:
+        if facts.kind == "gone" and self._notices.watched:
+            self._notices.changed(gone_row(facts.id), self._notices.feeds_made)
+        elif facts.id and not facts.quiet and facts.kind in ("frame", "start", "reserved") and self._notices.watched:
             self._notices.changed(row_of(facts), self._notices.feeds_made)
 
     def announce(self, facts: Facts, status: Status) -> None:

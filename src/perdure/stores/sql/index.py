@@ -1,7 +1,7 @@
 """The index in SQL: how rows are found and counted in a table `invocation`, for all stores that keep one in SQLite.
 
 The table has at least the columns of `COLUMNS`, and the indexes of `INDEXES`. Beside it is the table of `TAGS`: a row
-for each tag, with the time of creation, by which an invocation with it is found.
+for each tag, with the time of creation, by which an invocation with it is found. `finding` chooses among the indexes.
 """
 
 from __future__ import annotations
@@ -12,12 +12,14 @@ from typing import Any
 import msgspec
 
 from perdure.core.tags import Tags
-from perdure.stores.port import Counts, Filter, Row
+from perdure.stores.port import MINUTE_SECONDS, Counts, Minute, Row
+from perdure.stores.sql.bounds import Bounded
+from perdure.stores.waits import Wait
 
-COLUMNS = "id, handler, status, key, created_at, updated_at, due, tags"
-"""Those that `row_of` takes. Tags are in JSON, NULL if there are none."""
-BEFORE_TAGS = COLUMNS.replace(", tags", ", NULL")
-"""The same of a table without tags."""
+COLUMNS = "id, handler, status, key, created_at, updated_at, due, tags, wait"
+"""Those that `row_of` takes. Tags and the wait are in JSON, NULL if there are none."""
+BEFORE_TAGS = COLUMNS.replace(", tags, wait", ", NULL, NULL")
+"""The same of a table without them."""
 TAGS = """
 CREATE TABLE tag (
     name TEXT NOT NULL, value TEXT NOT NULL, at REAL NOT NULL, invocation TEXT NOT NULL,
@@ -34,24 +36,40 @@ three of five changes to the index. SQLite uses the index only for queries that 
 SETTLED = "(status = 'completed' OR status = 'failed' OR status = 'cancelled')"
 """Written with OR: for each IN, SQLite fills a table of the values whenever it changes a row."""
 INDEXES = f"""
-CREATE INDEX invocation_by_time ON invocation (created_at, id, handler);
+CREATE INDEX invocation_by_time ON invocation (created_at, id);
+CREATE INDEX invocation_by_handler ON invocation (handler, created_at, id);
 CREATE INDEX invocation_by_status ON invocation (status, created_at, id, handler) WHERE {LIVELY};
-CREATE INDEX invocation_settled ON invocation (updated_at) WHERE {SETTLED};
+CREATE INDEX invocation_settled ON invocation (updated_at, status, handler, due) WHERE {SETTLED};
 """
+"""A store has `invocation_by_key (key, created_at)` and `invocation_queued (handler, …, status)` of what is pending
+besides, as its queues need them. The status is in it since SQLite does not see that all its rows have the same."""
 COUNTS = (  # each from an index alone; what is left is completed
     "SELECT NULL, handler, count(*) FROM invocation GROUP BY handler "
     f"UNION ALL SELECT status, NULL, count(*) FROM invocation WHERE {LIVELY} GROUP BY status "
     "UNION ALL SELECT 'pending', NULL, count(*) FROM invocation WHERE status = 'pending'"
 )
 
+MINUTES = (  # from the index alone
+    f"SELECT CAST(updated_at / {MINUTE_SECONDS} AS INTEGER) * {MINUTE_SECONDS}.0 AS minute, handler, status, count(*), "
+    "sum(max(updated_at - due, 0.0)), max(max(updated_at - due, 0.0)) "
+    f"FROM invocation INDEXED BY invocation_settled WHERE {SETTLED} AND updated_at >= ? "
+    "AND (? IS NULL OR handler = ?) GROUP BY minute, handler, status ORDER BY minute, handler, status"
+)
 
-_encode_tags = msgspec.json.Encoder().encode
+
+_encode_tags = _encode_wait = msgspec.json.Encoder().encode
 _decode_tags = msgspec.json.Decoder(Tags).decode
+_decode_wait = msgspec.json.Decoder(Wait).decode
 
 
 def tags_text(tags: Tags) -> str:
     """Return tags for the column; empty if there are none."""
     return _encode_tags(tags).decode() if tags else ""
+
+
+def wait_text(wait: Wait | None) -> str:
+    """Return a wait for the column; empty if there is none."""
+    return "" if wait is None else _encode_wait(wait).decode()
 
 
 def tag_rows(id: str, created_at: float, tags: Tags) -> list[tuple[str, str, float, str]]:
@@ -61,8 +79,14 @@ def tag_rows(id: str, created_at: float, tags: Tags) -> list[tuple[str, str, flo
 
 def row_of(columns: Sequence[Any]) -> Row:
     """Return the row of columns selected by `COLUMNS`."""
-    id, handler, status, key, created_at, updated_at, due, tags = columns
-    return Row(id, handler, status, key, created_at, updated_at, due, _decode_tags(tags) if tags else ())
+    id, handler, status, key, created_at, updated_at, due, tags, wait = columns
+    told = (_decode_tags(tags) if tags else (), _decode_wait(wait) if wait else None)
+    return Row(id, handler, status, key, created_at, updated_at, due, *told)
+
+
+def minutes_of(db: Bounded, since: float, handler: str | None) -> list[Minute]:
+    """Count what ended since a time, by minute, handler and status."""
+    return [Minute(*row) for row in db.rows(MINUTES, (since, handler, handler))]
 
 
 def counts_of(rows: Iterable[tuple[Any, Any, int]]) -> Counts:
@@ -78,50 +102,7 @@ def counts_of(rows: Iterable[tuple[Any, Any, int]]) -> Counts:
     return counts
 
 
-def query_of(filter: Filter, columns: str = COLUMNS) -> tuple[str, list[Any]]:
-    """Return the query that lists what passes a filter, newest first, and its values."""
-    conditions, values = _conditions(filter)
-    place, source = "created_at, id", "invocation"
-    if filter.tags:
-        place, source = "tag.at, tag.invocation", "tag CROSS JOIN invocation"  # the rows of a tag are read, in order
-        conditions += ["invocation.id = tag.invocation AND tag.name = ? AND tag.value = ?"]
-        values += filter.tags[0]
-        for each in filter.tags[1:]:
-            other = "SELECT 1 FROM tag t WHERE (t.name, t.value, t.at, t.invocation) = (?, ?, tag.at, tag.invocation)"
-            conditions.append(f"EXISTS ({other})")
-            values += each
-    if filter.before is not None:
-        conditions.append(f"({place}) < (?, ?)")
-        values += filter.before
-    order = ", ".join(f"{each} DESC" for each in place.split(", "))
-    return select(columns, source, conditions, order), [*values, filter.limit]
-
-
 def select(columns: str, source: str, conditions: Sequence[str], order: str) -> str:
     """Return a query of what meets all conditions, whose last value is a limit."""
     where = f"WHERE {' AND '.join(conditions)} " if conditions else ""
     return f"SELECT {columns} FROM {source} {where}ORDER BY {order} LIMIT ?"
-
-
-def _conditions(filter: Filter) -> tuple[list[str], list[Any]]:
-    conditions: list[str] = []
-    values: list[Any] = []
-    if filter.status in ("pending", "completed"):
-        conditions.append(f"status = '{filter.status}'")  # written out: else SQLite does not see which index has it
-    elif filter.status is not None:
-        conditions.append(f"status = ? AND {LIVELY}")
-        values.append(filter.status)
-    for condition, value in (
-        ("id = ?", filter.id),
-        ("handler = ?", filter.handler),
-        ("key = ?", filter.key),
-        ("created_at >= ?", filter.created_after),
-        ("created_at < ?", filter.created_before),
-    ):
-        if value is not None:
-            conditions.append(condition)
-            values.append(value)
-    if filter.id_prefix is not None:
-        conditions.append("id >= ? AND id < ?")
-        values += [filter.id_prefix, filter.id_prefix + "\U0010ffff"]
-    return conditions, values

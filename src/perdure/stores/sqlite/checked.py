@@ -55,8 +55,8 @@ def row_of(path: str, found: Sequence[Any]) -> Row:
     try:
         row = index.row_of(described)
     except (msgspec.DecodeError, *_OF_ANOTHER_TYPE) as error:
-        raise damaged(path, f"the tags of invocation {found[0]!r} were changed") from error
-    check_state(path, row.id, row.status, sequence, row.updated_at, wake, revision, checksum)
+        raise damaged(path, f"the tags or the wait of invocation {found[0]!r} were changed") from error
+    check_state(path, row.id, row.status, sequence, row.updated_at, wake, revision, described[-1], checksum)
     return row
 
 
@@ -68,10 +68,11 @@ def check_state(
     updated_at: float,
     wake: float | None,
     revision: int,
+    wait: str | None,
     checksum: int,
 ) -> None:
-    with suppress(*_OF_ANOTHER_TYPE):
-        if state_checksum(id, status, sequence, updated_at, wake, revision) == checksum:
+    with suppress(*_OF_ANOTHER_TYPE, AttributeError):
+        if state_checksum(id, status, sequence, updated_at, wake, revision, wait) == checksum:
             return
     raise damaged(path, f"the row of invocation {id!r} was changed")
 

@@ -404,12 +404,13 @@ def _verify_tags(db: sqlite3.Connection, path: str, aside: Aside) -> None:
 def _verify_rows(db: sqlite3.Connection, path: str, where: str, aside: Aside, schema: int) -> None:
     query = (
         f"SELECT id, handler, key, created_at, due, identity, {'tags' if schema >= WITH_TAGS else 'NULL'}, start, "
-        f"checksum, status, sequence, updated_at, wake, revision, state_checksum FROM invocation {where}"
+        f"checksum, {'wait' if schema >= WITH_TAGS else 'NULL'}, status, sequence, updated_at, wake, revision, "
+        f"state_checksum FROM invocation {where}"
     )
-    for id, *described, data, checksum, status, sequence, at, wake, revision, recorded in db.execute(query):
+    for id, *described, data, checksum, wait, status, sequence, at, wake, revision, recorded in db.execute(query):
         try:
             check_described(path, start_of(path, id, data, checksum), described)
-            check_state(path, id, status, sequence, at, wake, revision, recorded)
+            check_state(path, id, status, sequence, at, wake, revision, wait, recorded)
             frames = db.execute(
                 "SELECT revision, data, checksum FROM frame WHERE id = ? ORDER BY revision", (id,)
             ).fetchall()

@@ -19,10 +19,11 @@ from perdure.errors import StoreClosed, StoreDamaged, StoreError, StoreReadOnly
 from perdure.stores.awakeables import Awakeable, AwakeableFilter
 from perdure.stores.clock import SystemClock
 from perdure.stores.notices import Feed
-from perdure.stores.port import KEY_QUEUE_LIMIT, PAYLOAD_LIMIT_BYTES, Counts, Filter, Journal, Key, Row
+from perdure.stores.port import KEY_QUEUE_LIMIT, PAYLOAD_LIMIT_BYTES, Counts, Filter, Journal, Key, Minute, Row
 from perdure.stores.read_only import OnlyLooking
-from perdure.stores.sql import awakeables
-from perdure.stores.sql.index import BEFORE_TAGS, COLUMNS, COUNTS, counts_of, query_of
+from perdure.stores.sql import awakeables, finding
+from perdure.stores.sql.bounds import Bounded
+from perdure.stores.sql.index import BEFORE_TAGS, COLUMNS, COUNTS, counts_of, minutes_of
 from perdure.stores.sqlite.aside import Aside
 from perdure.stores.sqlite.backup import Backups
 from perdure.stores.sqlite.checked import (
@@ -273,8 +274,7 @@ class SqliteReader:
 
     async def search(self, filter: Filter, /) -> list[Row]:
         """List invocations, newest first. Those whose row is damaged are left out."""
-        query, values = query_of(filter, ROW)
-        found = await self._read(lambda db: _rows(db, query, values))
+        found = await self._read(lambda db: _search(db, filter))
         return [row for each in found if (row := self._listed(each)) is not None]
 
     async def awakeables(self, filter: AwakeableFilter, /) -> list[Awakeable]:
@@ -282,7 +282,7 @@ class SqliteReader:
 
         def read(db: sqlite3.Connection) -> list[Any]:
             try:
-                return db.execute(query, values).fetchall()
+                return Bounded(db, filter.within).rows(query, values)
             except sqlite3.OperationalError as error:
                 if "no such table" not in str(error):
                     raise
@@ -300,6 +300,11 @@ class SqliteReader:
 
     async def counts(self) -> Counts:
         return counts_of(await self._read(lambda db: db.execute(COUNTS).fetchall()))
+
+    async def minutes(
+        self, since: float, /, *, handler: str | None = None, within: float | None = None
+    ) -> list[Minute]:
+        return await self._read(lambda db: minutes_of(Bounded(db, within), since, handler))
 
 
 class SqliteView(OnlyLooking, SqliteReader):
@@ -351,6 +356,15 @@ class SqliteView(OnlyLooking, SqliteReader):
         raise StoreReadOnly(about(self.path, f"it was opened read-only, so {what}"))
 
 
+def _search(db: sqlite3.Connection, filter: Filter) -> list[Any]:
+    try:
+        return finding.search(Bounded(db, filter.within), filter, ROW)
+    except sqlite3.OperationalError as error:
+        if not _is_older(error):
+            raise
+        return _rows(db, *finding.plain_query_of(filter, ROW))
+
+
 def _rows(db: sqlite3.Connection, query: str, values: Sequence[Any]) -> list[Any]:
     """Read rows for `row_of`. In a file that an earlier release wrote, no invocation has tags."""
     try:
@@ -358,9 +372,14 @@ def _rows(db: sqlite3.Connection, query: str, values: Sequence[Any]) -> list[Any
     except sqlite3.OperationalError as error:
         if "no such table: tag" in str(error):
             return []
-        if "no such column: tags" not in str(error):
+        if not _is_older(error):
             raise
         return db.execute(query.replace(COLUMNS, BEFORE_TAGS), values).fetchall()
+
+
+def _is_older(error: sqlite3.OperationalError) -> bool:
+    """Report whether a file lacks a table, column or index, since an earlier release wrote it."""
+    return str(error).startswith("no such")
 
 
 def _is_gone(db: sqlite3.Connection, id: str) -> bool:

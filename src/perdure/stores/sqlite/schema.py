@@ -37,12 +37,15 @@ CREATE TABLE line (
 ) WITHOUT ROWID;
 CREATE INDEX line_by_id ON line (id);
 """
-_INDEXES = f"{INDEXES}CREATE INDEX message_of ON message (invocation);\n"
+_MESSAGE_OF = "CREATE INDEX message_of ON message (invocation);"
 _VERSION_4 = f"""
 ALTER TABLE invocation ADD COLUMN tags TEXT;
+ALTER TABLE invocation ADD COLUMN wait TEXT;
 ALTER TABLE key ADD COLUMN number INTEGER NOT NULL DEFAULT 0;
 {awakeables.TABLES}
 {TAGS}
+{INDEXES}
+CREATE INDEX invocation_queued ON invocation (handler, sequence, status) WHERE status = 'pending';
 """
 SCHEMA = f"""
 CREATE TABLE meta (name TEXT PRIMARY KEY, value) WITHOUT ROWID;
@@ -53,7 +56,6 @@ CREATE TABLE invocation (
     state_checksum INTEGER NOT NULL
 ) WITHOUT ROWID;
 CREATE INDEX invocation_by_key ON invocation (key, created_at) WHERE key IS NOT NULL;
-CREATE INDEX invocation_queued ON invocation (handler, sequence) WHERE status = 'pending';
 CREATE INDEX invocation_wake ON invocation (wake) WHERE wake IS NOT NULL;
 CREATE TABLE frame (
     id TEXT NOT NULL, revision INTEGER NOT NULL, data BLOB NOT NULL, checksum INTEGER NOT NULL,
@@ -64,19 +66,23 @@ CREATE TABLE message (
     answered INTEGER NOT NULL DEFAULT 0, answer_checksum INTEGER NOT NULL DEFAULT 0
 ) WITHOUT ROWID;
 CREATE INDEX message_open ON message (invocation) WHERE answered = 0;
-{_INDEXES}
+{_MESSAGE_OF}
 {_KEYS}
 {_VERSION_4}
 {ADDITIONS}
 """
 MIGRATIONS = {
-    1: f"DROP INDEX invocation_by_time; DROP INDEX invocation_by_status; {_INDEXES} {_KEYS}",
-    2: f"DROP INDEX invocation_by_time; DROP INDEX invocation_by_status; DROP INDEX invocation_settled; {INDEXES}",
-    3: _VERSION_4,  # `file` fills the table of awakeables
+    1: f"{_MESSAGE_OF} {_KEYS}",
+    2: "",  # other indexes of invocations, as now
+    3: (
+        "DROP INDEX invocation_by_time; DROP INDEX invocation_by_status; DROP INDEX IF EXISTS invocation_settled;"
+        "DROP INDEX invocation_queued;"
+        f"{_VERSION_4}"  # `file` fills the table of awakeables
+    ),
 }
 """By version: the script that migrates a file to the next one."""
 WITH_TAGS = WITH_AWAKEABLES = WITH_GRANTS = 4
-"""The first version that has tags, an index of awakeables, and the numbers of grants."""
+"""The first version that has tags and waits, an index of awakeables, and the numbers of grants."""
 
 NOTHING_OPEN = (
     "NOT EXISTS (SELECT 1 FROM message INDEXED BY message_open WHERE invocation = invocation.id AND answered = 0)"
@@ -89,10 +95,17 @@ def frame_checksum(id: str, revision: int, data: bytes) -> int:
 
 
 def state_checksum(
-    id: str, status: str, sequence: int | None, updated_at: float, wake: float | None, revision: int
+    id: str,
+    status: str,
+    sequence: int | None,
+    updated_at: float,
+    wake: float | None,
+    revision: int,
+    wait: str | None = None,
 ) -> int:
     times = _pack_times(updated_at, NO_TIME if wake is None else wake)
-    return zlib.crc32(times, zlib.crc32(f"{id}\n{status}\n{sequence}\n{revision}".encode()))
+    checksum = zlib.crc32(times, zlib.crc32(f"{id}\n{status}\n{sequence}\n{revision}".encode()))
+    return zlib.crc32(wait.encode(), checksum) if wait else checksum
 
 
 _pack_times = struct.Struct("<dd").pack

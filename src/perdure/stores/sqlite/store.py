@@ -24,6 +24,7 @@ from perdure.stores.port import (
     Filter,
     Transition,
     Wake,
+    gone_row,
 )
 from perdure.stores.sql.index import SETTLED
 from perdure.stores.sqlite.backup import Backups
@@ -55,7 +56,7 @@ class SqliteStore(SqliteReader):
         super().__init__(path, payload_limit=payload_limit, key_queue_limit=key_queue_limit)
         self._notices = Notices()
         self._deliveries = Deliveries(self.path, self.clock, self._read, self._enqueue, self._aside, self.commit)
-        self._changed: dict[str, None] = {}  # ids of changed rows that a feed covers, in order
+        self._changed: dict[str, bool] = {}  # ids of changed rows that a feed covers, in order; true: perhaps purged
         self._telling = False
         self._units: list[Unit] = []
         self._flush_scheduled = False
@@ -256,7 +257,9 @@ class SqliteStore(SqliteReader):
                 for id in ids:
                     if self._notices.wants(id):
                         self._changed.pop(id, None)
-                        self._changed[id] = None
+                        self._changed[id] = False
+                if unit.purged:
+                    self._changed.update((id, True) for id, _ in unit.purge if self._notices.wants(id))
         if len(self._changed) > CHANGES_LIMIT:
             self._changed.clear()
             self._notices.missed()
@@ -268,16 +271,18 @@ class SqliteStore(SqliteReader):
         try:
             while self._changed:
                 ids = [*self._changed][:ROWS_LIMIT]
-                for id in ids:
-                    del self._changed[id]
+                purged = {id for id in ids if self._changed.pop(id)}
                 made = self._notices.feeds_made
                 marks = ",".join("?" * len(ids))
                 query = f"SELECT {ROW} FROM invocation WHERE id IN ({marks})"
                 found = await self._read(lambda db, query=query, ids=ids: db.execute(query, ids).fetchall())
                 rows = {row.id: row for each in found if (row := self._listed(each)) is not None}
+                there = {each[0] for each in found}
                 for id in ids:
                     if id in rows:
                         self._notices.changed(rows[id], made)
+                    elif id in purged and id not in there:
+                        self._notices.changed(gone_row(id), made)
         except Exception:
             self._notices.missed()  # readers of feeds then list again, and get the error
             raise

@@ -298,14 +298,16 @@ def _write_acknowledgements(db: sqlite3.Connection, batch: Sequence[Unit]) -> No
 
 def _forget_wakes(db: sqlite3.Connection, wakes: Sequence[tuple[str, float]]) -> None:
     """Forget wakes that were acknowledged, unless others were set meanwhile. A damaged row stays as it is."""
-    query = "SELECT status, sequence, updated_at, revision, state_checksum FROM invocation WHERE id = ? AND wake = ?"
+    query = (
+        "SELECT status, sequence, updated_at, revision, wait, state_checksum FROM invocation WHERE id = ? AND wake = ?"
+    )
     for id, at in wakes:
         row = db.execute(query, (id, at)).fetchone()
         if row is None:
             continue
-        status, sequence, updated_at, revision, recorded = row
-        if state_checksum(id, status, sequence, updated_at, at, revision) == recorded:
-            checksum = state_checksum(id, status, sequence, updated_at, None, revision)
+        status, sequence, updated_at, revision, wait, recorded = row
+        if state_checksum(id, status, sequence, updated_at, at, revision, wait) == recorded:
+            checksum = state_checksum(id, status, sequence, updated_at, None, revision, wait)
             db.execute("UPDATE invocation SET wake = NULL, state_checksum = ? WHERE id = ?", (checksum, id))
 
 
@@ -320,8 +322,9 @@ def _purge(db: sqlite3.Connection, chosen: Sequence[tuple[str, float]]) -> int:
 def _change_row(transition: Transition, status: Status, now: float) -> tuple[Any, ...]:
     id, wake = transition.id, transition.effects.wake
     revision = transition.expected + (transition.frame is not None)
-    checksum = state_checksum(id, status, None, now, wake, revision)
-    return status, now, NO_TIME if wake is None else wake, revision, checksum, id, revision
+    wait = index.wait_text(transition.wait)
+    checksum = state_checksum(id, status, None, now, wake, revision, wait)
+    return status, now, NO_TIME if wake is None else wake, wait, revision, checksum, id, revision
 
 
 def _write_the_rest(db: sqlite3.Connection, batch: Sequence[Unit], now: float) -> None:
@@ -366,9 +369,9 @@ _INSERT_INVOCATION = (
     "updated_at, wake, revision, state_checksum, tags) VALUES (?, ?, nullif(?, ''), ?, ?, ?, ?, ?, ?, nullif(?, 0), ?, "
     f"nullif(?, {NO_TIME}), 0, ?, nullif(?, ''))"
 )
-_CHANGE_STATUS = (
-    f"UPDATE invocation SET status = ?, sequence = NULL, updated_at = ?, wake = nullif(?, {NO_TIME}), revision = ?, "
-    "state_checksum = ? WHERE id = ? AND revision <= ?"  # a late redo changes nothing
+_CHANGE_STATUS = (  # a late redo changes nothing
+    f"UPDATE invocation SET status = ?, sequence = NULL, updated_at = ?, wake = nullif(?, {NO_TIME}), "
+    "wait = nullif(?, ''), revision = ?, state_checksum = ? WHERE id = ? AND revision <= ?"
 )
 
 

@@ -32,6 +32,21 @@ from perdure.testing.contract.shared import (
 class Changes(StoreCase):
     """Changes are told to those that follow."""
 
+    async def test_purged_invocation_is_told_of_to_those_that_ask_for_it(self) -> None:
+        async with self.opened() as store:
+            inbox = self.inbox(HANDLER, "another")
+            start = await self.completed(inbox)
+            await self.suspended(inbox)
+            asked = store.events(Filter(handler="another", gone=True))
+            other = store.events(Filter(handler="another"))
+            assert await within(self.patience, store.purge(store.clock.now() + 1, limit=10), "not purged") == 1
+            rows = await within(self.patience, asked.next(), "no change told")
+            assert rows is not None
+            assert [(row.id, row.gone) for row in rows] == [(start.id, True)]
+            await self.completed(inbox, self.start("last", handler="another"))
+            told = {row.id for row in await within(self.patience, other.next(), "no change told") or ()}
+            assert told == {"last"}
+
     async def changes(self, events: Events) -> list[tuple[str, Status]]:
         """Return what changed next, as ids and statuses."""
         rows = await within(self.patience, events.next(), "no change was pushed")

@@ -1,6 +1,8 @@
 """Invocations can be searched and counted."""
 
+from perdure.core.journal import Cancelled, Released, Resumed
 from perdure.stores.port import Filter, Row
+from perdure.stores.waits import Wait
 from perdure.testing.contract.shared import HANDLER, StoreCase
 
 
@@ -92,6 +94,68 @@ class Index(StoreCase):
                 store = await self.reopened()
             assert await store.purge(now + 10, limit=10) == 1
             assert [row.id for row in await store.search(Filter(tags=(acme,)))] == ["e", "b"]
+
+    async def test_what_ended_is_counted_by_minute_handler_and_status(self) -> None:
+        async with self.opened() as store:
+            inbox = self.inbox()
+            now = store.clock.now()
+            for n in range(3):
+                await self.completed(inbox, self.start(f"done{n}", at=now - 10 * n, due=now - 5 * n))
+            start, revision = await self.begun(inbox)
+            frame = self.frame(Cancelled(store.clock.now()))
+            await self.commit(start, revision, frame, "cancelled")
+            await self.begun(inbox)
+            rows = await store.search(Filter())
+            for _ in range(2):
+                for since in (0.0, now - 60, max(row.updated_at for row in rows if row.status == "completed")):
+                    expected: dict[tuple[float, str, str], list[float]] = {}
+                    for row in rows:
+                        if row.status in ("completed", "cancelled") and row.updated_at >= since:
+                            of = (row.updated_at // 60 * 60, row.handler, row.status)
+                            expected.setdefault(of, []).append(row.updated_at - row.due)
+                    found = await store.minutes(since)
+                    assert [(each.at, each.handler, each.status) for each in found] == sorted(expected)
+                    for each, took in zip(found, (took for _, took in sorted(expected.items())), strict=True):
+                        assert each.count == len(took)
+                        assert abs(each.seconds - sum(took)) < 1e-3
+                        assert abs(each.longest - max(took)) < 1e-3
+                    assert await store.minutes(since, handler=HANDLER) == found
+                    assert await store.minutes(since, handler="other") == []
+                store = await self.reopened()
+            assert sum(each.count for each in await store.minutes(0.0)) == 4
+            assert await store.minutes(store.clock.now() + 1) == []
+            assert await store.purge(store.clock.now() + 1, limit=10) == 4
+            assert await store.minutes(0.0) == []
+
+    async def test_wait_is_told_with_the_status_and_stays_until_the_next(self) -> None:
+        async with self.opened() as store:
+            inbox = self.inbox()
+            start, revision = await self.begun(inbox)
+            row = await store.row(start.id)
+            assert row is not None
+            assert row.wait is None
+            now = store.clock.now()
+            for wait in (
+                Wait("é" * 40, now, more=3),
+                Wait("charge", now - 5, now + 900, attempt=3),
+                None,
+                Wait("SLEEP", now, now + 60),
+            ):
+                frame = self.frame(Resumed(store.clock.now()), Released(store.clock.now()))
+                revision = await self.commit(start, revision, frame, "suspended", wait=wait)
+                for _ in range(2):
+                    row = await store.row(start.id)
+                    assert row is not None
+                    assert row.wait == wait
+                    assert await store.search(Filter()) == [row]
+                    store = await self.reopened()
+            frame = self.frame(self.claim(2), Resumed(store.clock.now()))
+            revision = await self.commit(start, revision, frame)  # says nothing of the row
+            assert await store.row(start.id) == row
+            revision = await self.commit(start, revision, self.frame(Resumed(store.clock.now())), "running")
+            row = await store.row(start.id)
+            assert row is not None
+            assert (row.status, row.wait) == ("running", None)
 
     async def test_search_goes_on_page_by_page_without_gaps_or_repeats(self) -> None:
         async with self.opened() as store:

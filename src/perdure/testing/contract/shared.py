@@ -57,6 +57,7 @@ from perdure.core.values import encode
 from perdure.errors import PerdureError
 from perdure.stores.awakeables import Awakeable
 from perdure.stores.port import Delivery, Store, Subscription, Transition, committed
+from perdure.stores.waits import Wait
 
 T = TypeVar("T")
 
@@ -197,6 +198,7 @@ class StoreCase:
         *taken: Delivery,
         effects: Effects | None = None,
         awakeables: Sequence[Awakeable] | None = None,
+        wait: Wait | None = None,
     ) -> int:
         """Commit a frame with its effects; `Released` in it releases the claim."""
         if effects is None:
@@ -205,7 +207,7 @@ class StoreCase:
                 before = (await self.store.journal(start.id)).frames[:expected]
                 effects = effects_of(start, frame, History.of([*before, frame]))
         released = frame is not None and any(isinstance(entry, Released) for entry in frame.entries)
-        transition = Transition(start.id, expected, frame, effects, status, released, taken, awakeables)
+        transition = Transition(start.id, expected, frame, effects, status, released, taken, awakeables, wait)
         return await within(self.patience, committed(self.store, transition), "not committed")
 
     async def begun(self, inbox: Inbox, start: Start | None = None) -> tuple[Start, int]:

@@ -27,6 +27,7 @@ from perdure.stores.port import (
     Filter,
     Journal,
     Key,
+    Minute,
     Row,
     Subscription,
     Transition,
@@ -333,6 +334,11 @@ class Face:
 
     async def counts(self) -> Counts:
         return await self.ask("counts", "", self._store.counts)
+
+    async def minutes(
+        self, since: float, /, *, handler: str | None = None, within: float | None = None
+    ) -> list[Minute]:
+        return await self.ask("minutes", "", lambda: self._store.minutes(since, handler=handler, within=within))
 
     # --- waits --------------------------------------------------------------------------------------------------------
     def watch(self, id: str, /) -> asyncio.Future[Outcome]:

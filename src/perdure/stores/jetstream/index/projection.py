@@ -32,7 +32,7 @@ from perdure.stores.jetstream.layout.subjects import Layout
 from perdure.stores.jetstream.wire.protocol import status_of
 from perdure.stores.jetstream.wire.reads import BATCH_LIMIT
 from perdure.stores.jetstream.wire.wire import Wire
-from perdure.stores.port import Clock, Counts, Filter, Row
+from perdure.stores.port import Clock, Counts, Filter, Minute, Row
 
 PULL_BATCH = 2_000
 """Headers that one pull requests; they are written to the table together."""
@@ -136,6 +136,10 @@ class Projection:
         """Count invocations by status and by handler."""
         counts = await self._ask(Table.counts)
         return replace(counts, is_current=self.lag.complete, behind=self.lag.messages)
+
+    async def minutes(self, since: float, handler: str | None, within: float | None) -> list[Minute]:
+        """Count what ended since a time, by minute, handler and status."""
+        return await self._ask(lambda table: table.minutes(since, handler, within))
 
     async def awakeables(self, filter: AwakeableFilter) -> list[Awakeable]:
         """List the awakeables that match a filter, oldest first.

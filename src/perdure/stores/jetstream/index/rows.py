@@ -17,7 +17,7 @@ from perdure.stores.port import Row
 def row_of(facts: Facts, status: Status | None = None) -> Row:
     """Return the row of facts."""
     times = (facts.created_at, facts.at, facts.due)
-    return Row(facts.id, facts.handler, status or facts.status, facts.key, *times, facts.tags)
+    return Row(facts.id, facts.handler, status or facts.status, facts.key, *times, facts.tags, facts.wait)
 
 
 class Rows:

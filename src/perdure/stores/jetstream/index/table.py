@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import sqlite3
-from collections.abc import Iterable, Sequence
+from collections.abc import Generator, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +21,12 @@ from perdure.errors import StoreDamaged
 from perdure.stores.awakeables import Awakeable, AwakeableFilter
 from perdure.stores.jetstream.layout.facts import Facts
 from perdure.stores.jetstream.layout.subjects import token
-from perdure.stores.port import Counts, Filter, Row
-from perdure.stores.sql import awakeables, index
-from perdure.stores.sql.index import COUNTS, INDEXES, SETTLED, counts_of, query_of
+from perdure.stores.port import Counts, Filter, Minute, Row
+from perdure.stores.sql import awakeables, finding, index
+from perdure.stores.sql.bounds import Bounded
+from perdure.stores.sql.index import COUNTS, INDEXES, SETTLED, counts_of
 
-VERSION = 3
+VERSION = 4
 """A file of another version is rebuilt."""
 BUSY_SECONDS = 10.0
 """How long to wait for another process that holds the file's lock."""
@@ -38,10 +39,10 @@ _SCHEMA = f"""
 CREATE TABLE invocation (
     id TEXT PRIMARY KEY, handler TEXT NOT NULL, status TEXT NOT NULL, key TEXT, created_at REAL NOT NULL,
     updated_at REAL NOT NULL, due REAL NOT NULL, shard INTEGER NOT NULL, sequence INTEGER NOT NULL, open TEXT,
-    tags TEXT, read TEXT
+    tags TEXT, wait TEXT, read TEXT
 ) WITHOUT ROWID;
 CREATE INDEX invocation_by_key ON invocation (key, created_at) WHERE key IS NOT NULL;
-CREATE INDEX invocation_pending ON invocation (created_at, id) WHERE status = 'pending';
+CREATE INDEX invocation_queued ON invocation (handler, created_at, status) WHERE status = 'pending';
 CREATE INDEX invocation_scheduled ON invocation (due) WHERE status = 'scheduled';
 CREATE INDEX invocation_unread ON invocation (id) WHERE open IS NOT read;
 {INDEXES}
@@ -56,11 +57,11 @@ CREATE TABLE meta (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
 # `shard` is the partition. `sequence` is that of the last message of the journal, 0 for a start that is only queued.
 # `open` names the open awakeables, in JSON: NULL if it never had any. `read` is what `open` was when the table of
 # awakeables was last made to agree with it.
-_INSERT = "INSERT INTO invocation VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, nullif(?, ''), NULL)"
+_INSERT = "INSERT INTO invocation VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, nullif(?, ''), nullif(?, ''), NULL)"
 _TOLD = (
     f"{_INSERT} ON CONFLICT (id) DO UPDATE SET handler = excluded.handler, status = excluded.status, "
     "key = excluded.key, created_at = excluded.created_at, updated_at = excluded.updated_at, due = excluded.due, "
-    "shard = excluded.shard, sequence = excluded.sequence, open = excluded.open "
+    "shard = excluded.shard, sequence = excluded.sequence, open = excluded.open, wait = excluded.wait "
     "WHERE excluded.sequence > invocation.sequence"
 )
 _QUEUED = f"{_INSERT} ON CONFLICT (id) DO NOTHING"
@@ -141,8 +142,8 @@ class Table:
 
     # --- answers ------------------------------------------------------------------------------------------------------
     def search(self, filter: Filter) -> list[Row]:
-        query, values = query_of(filter)
-        found = self._read(query, values)
+        with self._explained():
+            found = finding.search(Bounded(self._db, filter.within), filter)
         try:
             return [index.row_of(each) for each in found]
         except (msgspec.DecodeError, TypeError, ValueError) as error:
@@ -150,6 +151,10 @@ class Table:
 
     def counts(self) -> Counts:
         return counts_of(self._read(COUNTS))
+
+    def minutes(self, since: float, handler: str | None, within: float | None) -> list[Minute]:
+        with self._explained():
+            return index.minutes_of(Bounded(self._db, within), since, handler)
 
     def settled(self, before: float, limit: int) -> list[str]:
         """Return the ids of invocations that settled before a time, oldest first."""
@@ -165,8 +170,9 @@ class Table:
 
     # --- awakeables ---------------------------------------------------------------------------------------------------
     def awakeables(self, filter: AwakeableFilter) -> list[Awakeable]:
-        query, values = awakeables.query_of(filter)
-        return [each for row in self._read(query, values) if (each := awakeables.decode(row)) is not None]
+        with self._explained():
+            found = Bounded(self._db, filter.within).rows(*awakeables.query_of(filter))
+        return [each for row in found if (each := awakeables.decode(row)) is not None]
 
     def unread(self, limit: int, after: str, *, only_open: bool) -> list[Unread]:
         """Return invocations whose journals must be read for their awakeables, in order.
@@ -204,8 +210,13 @@ class Table:
                 db.execute(_IS_READ, (unread.tells, unread.id))
 
     def _read(self, query: str, values: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
-        try:
+        with self._explained():
             return self._db.execute(query, values).fetchall()
+
+    @contextlib.contextmanager
+    def _explained(self) -> Generator[None]:
+        try:
+            yield
         except sqlite3.OperationalError:
             raise
         except sqlite3.DatabaseError as error:
@@ -289,7 +300,8 @@ def _row(facts: Facts, sequence: int, shard: int, now: float) -> tuple[Any, ...]
         status = "scheduled" if delayed else "pending"
     times = (facts.created_at, facts.at, facts.due)
     tags = index.tags_text(facts.tags)
-    return (facts.id, facts.handler, status, facts.key, *times, shard, sequence, _open_of(facts), tags)
+    wait = index.wait_text(facts.wait)
+    return (facts.id, facts.handler, status, facts.key, *times, shard, sequence, _open_of(facts), tags, wait)
 
 
 def _tags(found: Iterable[Facts]) -> list[tuple[str, str, float, str]]:

@@ -335,6 +335,7 @@ class Journals:
             asks=asks,
             open=open,
             tags=facts.tags,
+            wait=facts.wait if changed is None else transition.wait,
         )
 
 

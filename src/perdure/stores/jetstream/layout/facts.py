@@ -12,6 +12,7 @@ from perdure.core.journal import Start, Status
 from perdure.core.journal.reading import TAG_LENGTH_LIMIT
 from perdure.core.journal.status import STATUSES
 from perdure.core.tags import Tags
+from perdure.stores.waits import Wait
 
 
 class Facts(Struct, frozen=True, omit_defaults=True):
@@ -26,7 +27,8 @@ class Facts(Struct, frozen=True, omit_defaults=True):
     is. `wake` is the last time at which the invocation asked to be woken. `packed` counts the frames that are in
     segments (`packs`). `python` is the minor version of the last claim. `asks` says whether it ever had an open
     awakeable: not known before its first release, nor of one that a release before 2026-12-01 wrote. `open` are those
-    that are open now, by generation and command. `tags` are those of the start.
+    that are open now, by generation and command. `tags` are those of the start. `wait` is what it waits for, as told
+    with the last change of its row.
     """
 
     id: str = ""
@@ -52,6 +54,7 @@ class Facts(Struct, frozen=True, omit_defaults=True):
     asks: bool | None = None
     open: tuple[tuple[int, int], ...] = ()
     tags: Tags = ()
+    wait: Wait | None = None
 
     @property
     def is_pack(self) -> bool:
