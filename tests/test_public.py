@@ -16,6 +16,8 @@ PUBLIC = {
     *("WaitDuration", "WaitForQuota", "WaitForever", "WaitQuotaOrDuration"),
     # flows
     *("Continue", "Flow", "Skip", "Stop"),
+    # bulk jobs
+    *("BulkJob", "BulkPreview", "BulkProgress"),
     # documents
     *("Check", "Delete", "Document", "Documents", "Put", "RevisionConflict"),
     # schedules

@@ -13,6 +13,7 @@ from perdure.client import Client
 from perdure.core.retry import Duration, seconds, whole_number
 from perdure.counters import Counters
 from perdure.errors import BadUrl, InvalidOption
+from perdure.operations.carrying import Carrier
 from perdure.operations.local import Local
 from perdure.runtime.publishing import publish
 from perdure.runtime.retention import RETENTION_SECONDS
@@ -143,7 +144,7 @@ def client_from(
         shards=shards,
         publish=publish,
         counters=counters,
-        duties=(operations.scheduling.on_duty,),
+        duties=(operations.scheduling.on_duty, Carrier(operations).run),
     )
     return Client(operations, make_worker, translators_in_use, counters)
 

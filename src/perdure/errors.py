@@ -36,6 +36,7 @@
     │   ├── RevisionConflict              a document is at another revision than a write expects
     │   ├── Fenced                        a document was written by a process that lost the invocation
     │   ├── UnknownInvocation             there is no invocation with this id
+    │   ├── UnknownJob                    there is no bulk job with this id
     │   ├── CapabilityRefused             a link to an awakeable that is not valid, or has expired
     │   ├── UnknownSchedule               there is no schedule with this name
     │   ├── ScheduleBusy                  a run of it goes on, and it skips what comes meanwhile
@@ -333,6 +334,19 @@ def unknown(id: str) -> UnknownInvocation:
     """Return the error for an id that a store does not know."""
     text = f"no invocation {id!r} here: it was never started in this store, or its retention has ended"
     return UnknownInvocation(text, invocation_id=id)
+
+
+class UnknownJob(PerdureError):
+    """No bulk job has this id: it never began in this store, or has ended long ago and was removed."""
+
+    def __init__(self, text: str = "", *, job_id: str = "") -> None:
+        super().__init__(text)
+        self.job_id = job_id
+
+
+def unknown_job(id: str) -> UnknownJob:
+    """Return the error for an id that no job has."""
+    return UnknownJob(f"no bulk job {id!r} here: it never began in this store, or was removed since", job_id=id)
 
 
 class CapabilityRefused(PerdureError):

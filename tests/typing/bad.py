@@ -101,6 +101,9 @@ async def main() -> None:
         client.list(created_after=1.0)     # error
         client.list(handlr="slow")         # error
         await client.page(limit="all")     # error
+        await client.bulk("explode", status="failed")  # error
+        await client.bulk("retry", handlr="slow")      # error
+        await client.bulk_preview("retry", status=1)   # error
         client.watch(status="faild")       # error
         await h.watch()                    # error
         await h.pause(timeout="3")         # error

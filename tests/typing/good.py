@@ -11,9 +11,9 @@ from typing import Any, assert_type
 from examples.services.hello_pb2 import HelloRequest, HelloResponse
 from examples.services.hello_pb2_grpc import HelloServiceStub
 from perdure import (
-    Awakeable, Call, Check, Client, Completed, Context, Continue, Delete, Document, Documents, Failed, Flow, Group,
-    Handle, Invocation, Page, Put, Retry, RevisionConflict, Schedule, ScheduleHandle, ScheduleInfo, Step,
-    WaitQuotaOrDuration, Workflow, connect, step, step_info, workflow,
+    Awakeable, BulkJob, BulkPreview, BulkProgress, Call, Check, Client, Completed, Context, Continue, Delete, Document,
+    Documents, Failed, Flow, Group, Handle, Invocation, Page, Put, Retry, RevisionConflict, Schedule, ScheduleHandle, ScheduleInfo, Step, WaitQuotaOrDuration, Workflow, connect, step,
+    step_info, workflow,
 )
 from perdure.testing import Environment, crash_everywhere, replay
 
@@ -177,6 +177,14 @@ async def main() -> None:
         async for changed in client.watch(status="failed", handler="slow"):
             assert_type(changed, Invocation)
         await h.cancel(force=True, timeout=timedelta(seconds=5))
+        preview = await client.bulk_preview("retry", status="failed", tags={"tenant": "acme"})
+        assert_type(preview, BulkPreview)
+        assert_type(await client.bulk(preview), BulkJob)
+        job = await client.bulk("cancel", force=True, handler="slow", created_before=datetime.now(UTC))
+        assert_type(await job.result(timeout=30), BulkProgress)
+        assert_type((await job.stop()).applied, int)
+        async for each_job in client.bulk_jobs():
+            assert_type(each_job, BulkProgress)
         await client.resolve("awakeable", 5, timeout=0)
         group = await client.run_all([hello.bind(n) for n in "abc"], wait=WaitQuotaOrDuration(quota=3, duration=10))
         assert_type(group, Group[int])

@@ -1,9 +1,9 @@
 """The command line. Knows the client and connect, and click and rich, which nothing outside this package imports.
 
 `main` is the console script. Each verb is a click command: `run` and `worker` have modules of their own, `look` holds
-the verbs that only read, `operate` those that change an invocation, `hooks` those that let others in. `reporting`
-turns an error into a line and an exit code: 1 for a failure, 2 for wrong usage, 128 plus the number of the signal that
-ended it.
+the verbs that only read, `operate` those that change an invocation, `bulk` those that change many, `hooks` those that
+let others in. `reporting` turns an error into a line and an exit code: 1 for a failure, 2 for wrong usage, 128 plus the
+number of the signal that ended it.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from collections.abc import Sequence
 
 import click
 
-from perdure.cli import hooks, look, operate
+from perdure.cli import bulk, hooks, look, operate
 from perdure.cli.access import audit, token
 from perdure.cli.dev import dev
 from perdure.cli.nats import nats
@@ -44,7 +44,7 @@ commands.add_command(token)
 commands.add_command(audit)
 commands.add_command(nats)
 commands.add_command(schedule)
-for verb in (*look.COMMANDS, *operate.COMMANDS, *hooks.COMMANDS):
+for verb in (*look.COMMANDS, *operate.COMMANDS, *bulk.COMMANDS, *hooks.COMMANDS):
     commands.add_command(verb)
 
 

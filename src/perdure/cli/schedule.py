@@ -9,9 +9,8 @@ from typing import Any, get_args
 import click
 
 from perdure.cli.arguments import Arguments
-from perdure.cli.look import moment
 from perdure.cli.operate import opened_to_change
-from perdure.cli.options import duration_of, index_file, json_option, tag_option, url_option
+from perdure.cli.options import duration_of, index_file, json_option, moment, tag_option, url_option
 from perdure.cli.process import in_loop
 from perdure.cli.reporting import reporting
 from perdure.cli.tables import print_json, print_schedule, print_schedules, time_text

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, cast
 
 import click
 from msgspec import Struct
@@ -17,7 +17,9 @@ from perdure.cli.terminal import print_rich
 from perdure.cli.values import as_builtin, to_text
 from perdure.core.json_schema import json_schema
 from perdure.core.schema import Schema
+from perdure.operations.bulk import BulkProgress
 from perdure.operations.describe import AwakeableInfo, Invocation, JournalStep
+from perdure.operations.listing import Filters
 from perdure.operations.schedules import ScheduleInfo
 
 VALUE_LIMIT = 80
@@ -211,6 +213,31 @@ def _outcome(step: JournalStep) -> str:
     if step.invocation_id is not None and step.result is None:
         return step.invocation_id
     return "" if step.result is None else shown(step.result)
+
+
+def print_jobs(found: Sequence[BulkProgress]) -> None:
+    """Print a table of bulk jobs."""
+    rows = [
+        [
+            *(each.id, each.verb, filters_text(each.filters), each.state, age_text(each.created_at)),
+            *(f"{count:,}" for count in (each.matched, each.applied, each.accepted, each.refused, each.errors)),
+        ]
+        for each in found
+    ]
+    counts = ("matched", "applied", "accepted", "refused", "errors")
+    print_table(["id", "verb", "filters", "state", "created", *counts], rows)
+
+
+def filters_text(filters: Filters) -> str:
+    """Return filters in one line."""
+    found: list[str] = []
+    for name, value in filters.items():
+        if isinstance(value, Mapping):
+            found += [f"tag={shown(tag)}:{shown(text)}" for tag, text in cast("Mapping[str, str]", value).items()]
+        else:
+            text = time_text(value) if isinstance(value, datetime) else shown(value)
+            found.append(f"{name}={text}")
+    return " ".join(found)
 
 
 def print_counts(title: str, counts: Mapping[Any, int]) -> None:

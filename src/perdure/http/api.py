@@ -30,6 +30,7 @@ from perdure.core.tags import check_tags
 from perdure.core.values import digest
 from perdure.errors import AccessDenied, IdConflict, MessageRefused, PerdureError, ValueRefused, WaitTimeout
 from perdure.http.admin import ADMIN_ROUTES
+from perdure.http.bulk import BULK_ROUTES
 from perdure.http.exchange import Exchange, json_response
 from perdure.http.feed import changes
 from perdure.http.openapi import document_of
@@ -720,6 +721,7 @@ ROUTES: tuple[Route, ...] = (
         gives_too=LATER,
         also=(404, 409, 422),
     ),
+    *BULK_ROUTES,
     Route("GET", "/api/handlers", "read", list_handlers, "List handlers.", gives=HandlerList),
     Route("GET", "/api/handlers/{handler}", "read", show_handler, "Show a handler.", gives=HandlerView, also=(404,)),
     Route("GET", "/api/keys/{key}", "read", show_key, "Show the state of a key.", gives=KeyView, shows_payloads=True),

@@ -25,6 +25,14 @@ from perdure.core.tags import Tags, check_tags
 from perdure.errors import InvalidOption, PerdureError
 from perdure.operations.access import Access, Role, Token
 from perdure.operations.audit import Link
+from perdure.operations.bulk import (
+    JOBS_PAGE_LIMIT,
+    BulkPage,
+    BulkPreview,
+    BulkProgress,
+    BulkRequest,
+    restored,
+)
 from perdure.operations.capabilities import Capability, Purpose
 from perdure.operations.describe import Invocation
 from perdure.operations.documents import Check, Delete, Document, DocumentKey, Fence, Put, Scan, Write
@@ -144,6 +152,10 @@ class SentError(Struct, frozen=True, array_like=True):
 
 def _is_plain(value: object) -> bool:
     return value is None or isinstance(value, str | int | float | bool)
+
+
+PlainVerb = Literal["pause", "resume", "cancel", "retry", "restart"]
+"""A verb of bulk jobs that who operates may use. To purge is another operation, since it takes another role."""
 
 
 # --- the operations ---------------------------------------------------------------------------------------------------
@@ -266,6 +278,30 @@ async def _serves(operations: Operations, handler: str) -> bool | None:
     return await operations.serves(handler)
 
 
+async def _preview_bulk(operations: Operations, request: BulkRequest) -> BulkPreview:
+    return await operations.preview_bulk(restored(request))
+
+
+async def _begin_bulk(operations: Operations, verb: PlainVerb, token: str) -> BulkProgress:
+    return await operations.begin_bulk(verb, token)
+
+
+async def _begin_bulk_purge(operations: Operations, token: str) -> BulkProgress:
+    return await operations.begin_bulk("purge", token)
+
+
+async def _bulk_job(operations: Operations, id: str) -> BulkProgress:
+    return await operations.bulk_job(id)
+
+
+async def _bulk_jobs(operations: Operations, limit: int, cursor: str | None) -> BulkPage:
+    return await operations.bulk_jobs(limit=check_limit(limit, JOBS_PAGE_LIMIT), cursor=cursor)
+
+
+async def _stop_bulk(operations: Operations, id: str) -> BulkProgress:
+    return await operations.stop_bulk(id)
+
+
 async def _read_documents(operations: Operations, collection: str, keys: list[DocumentKey]) -> list[Document | None]:
     return await operations.read_documents(collection, keys)
 
@@ -353,6 +389,12 @@ CALLS: dict[str, Operation] = {
     "state": Operation("read", _state, shows_payloads=True),
     "minutes": Operation("read", _minutes),
     "serves": Operation("read", _serves),
+    "preview_bulk": Operation("read", _preview_bulk),
+    "begin_bulk": Operation("operate", _begin_bulk),
+    "begin_bulk_purge": Operation("admin", _begin_bulk_purge),
+    "bulk_job": Operation("read", _bulk_job),
+    "bulk_jobs": Operation("read", _bulk_jobs),
+    "stop_bulk": Operation("operate", _stop_bulk),
     "read_documents": Operation("read", _read_documents, shows_payloads=True),
     "write_documents": Operation("operate", _write_documents),
     "scan_documents": Operation("read", _scan_documents, shows_payloads=True),

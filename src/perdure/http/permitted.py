@@ -13,11 +13,21 @@ from datetime import datetime
 from msgspec.structs import replace
 
 from perdure.authoring.workflow import Delay
+from perdure.core.lifecycle import refusing_status
 from perdure.core.retry import Duration
 from perdure.core.schedule import Plan
-from perdure.errors import AccessDenied, IdConflict, UnknownInvocation, UnknownSchedule, unknown, unknown_schedule
+from perdure.errors import (
+    AccessDenied,
+    IdConflict,
+    UnknownInvocation,
+    UnknownSchedule,
+    unknown,
+    unknown_job,
+    unknown_schedule,
+)
 from perdure.operations.access import Access, Token
 from perdure.operations.audit import Link
+from perdure.operations.bulk import BulkPage, BulkPreview, BulkProgress, BulkRefusal, BulkRequest, BulkVerb
 from perdure.operations.capabilities import Capability, Purpose
 from perdure.operations.describe import AwakeableInfo, Invocation, JournalStep
 from perdure.operations.documents import OWN_PREFIX, Document, DocumentKey, Fence, Scan, Write
@@ -220,6 +230,35 @@ class Permitted(Operations):
     async def serves(self, handler: str, /) -> bool | None:
         return await self._operations.serves(handler)
 
+    # --- bulk jobs ----------------------------------------------------------------------------------------------------
+    async def preview_bulk(self, request: BulkRequest, /, *, by: Access | None = None) -> BulkPreview:
+        """Count what the caller may reach. The job that begins does the same, and is the caller's."""
+        return await self._operations.preview_bulk(request, by=self._access)
+
+    async def begin_bulk(self, verb: BulkVerb, token: str, /, *, by: Access | None = None) -> BulkProgress:
+        return self._shown_job(await self._operations.begin_bulk(verb, token, by=self._access))
+
+    async def bulk_job(self, id: str, /) -> BulkProgress:
+        found = await self._operations.bulk_job(id)
+        if not self._reaches_job(found):
+            raise unknown_job(id)
+        return self._shown_job(found)
+
+    async def bulk_jobs(self, *, limit: int, cursor: str | None = None) -> BulkPage:
+        page = await self._operations.bulk_jobs(limit=limit, cursor=cursor)
+        return BulkPage(tuple(self._shown_job(each) for each in page.jobs if self._reaches_job(each)), page.next)
+
+    async def stop_bulk(self, id: str, /) -> BulkProgress:
+        await self.bulk_job(id)
+        return self._shown_job(await self._operations.stop_bulk(id))
+
+    def _reaches_job(self, job: BulkProgress) -> bool:
+        """Report whether the caller may see a job: its own, if it may not see all invocations."""
+        return not self._access.is_limited or job.by == self._access.name
+
+    def _shown_job(self, job: BulkProgress) -> BulkProgress:
+        return job if self._access.payloads else replace(job, refusals=tuple(map(without_reason, job.refusals)))
+
     # --- documents ----------------------------------------------------------------------------------------------------
     async def read_documents(self, collection: str, keys: Sequence[DocumentKey], /) -> list[Document | None]:
         self._check_payloads()
@@ -367,6 +406,11 @@ def _without_payload(step: JournalStep) -> JournalStep:
 def class_of(error: str | None) -> str | None:
     """Return the class in the text of an error."""
     return None if error is None else error.partition(": ")[0]
+
+
+def without_reason(refusal: BulkRefusal) -> BulkRefusal:
+    """Return a refusal without what may hold values: a reason that is not the status."""
+    return refusal if refusing_status(refusal.reason) is not None else replace(refusal, reason="")
 
 
 def _untold(awakeable: AwakeableInfo) -> AwakeableInfo:

@@ -45,6 +45,7 @@ from perdure.http.problems import ProblemDocument
 from perdure.http.service import EXACT_LIMIT_BYTES, IDLE_SECONDS
 from perdure.operations.access import Access, Token
 from perdure.operations.audit import Link
+from perdure.operations.bulk import BulkPage, BulkPreview, BulkProgress, BulkRequest, BulkVerb
 from perdure.operations.capabilities import Capability, Purpose
 from perdure.operations.describe import Invocation
 from perdure.operations.documents import Document, DocumentKey, Fence, Scan, Write
@@ -67,6 +68,9 @@ REPEATABLE = {name for name, each in CALLS.items() if each.role == "read"} | {
     "check_capability",
     "start",
     "start_all",
+    "begin_bulk",
+    "begin_bulk_purge",
+    "stop_bulk",
     "result",
     "watch",
     "watch_all",
@@ -329,6 +333,25 @@ class Remote(Operations):
 
     async def serves(self, handler: str, /) -> bool | None:
         return await self._call("serves", handler)
+
+    # --- bulk jobs ----------------------------------------------------------------------------------------------------
+    # The server knows who asks.
+    async def preview_bulk(self, request: BulkRequest, /, *, by: Access | None = None) -> BulkPreview:
+        return await self._call("preview_bulk", request)
+
+    async def begin_bulk(self, verb: BulkVerb, token: str, /, *, by: Access | None = None) -> BulkProgress:
+        if verb == "purge":
+            return await self._call("begin_bulk_purge", token)
+        return await self._call("begin_bulk", verb, token)
+
+    async def bulk_job(self, id: str, /) -> BulkProgress:
+        return await self._call("bulk_job", id)
+
+    async def bulk_jobs(self, *, limit: int, cursor: str | None = None) -> BulkPage:
+        return await self._call("bulk_jobs", limit, cursor)
+
+    async def stop_bulk(self, id: str, /) -> BulkProgress:
+        return await self._call("stop_bulk", id)
 
     # --- documents ----------------------------------------------------------------------------------------------------
     async def read_documents(self, collection: str, keys: Sequence[DocumentKey], /) -> list[Document | None]:

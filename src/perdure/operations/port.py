@@ -24,6 +24,7 @@ from perdure.core.schedule import Plan
 from perdure.core.tags import Tags
 from perdure.operations.access import Access, Token
 from perdure.operations.audit import Link
+from perdure.operations.bulk import BulkPage, BulkPreview, BulkProgress, BulkRequest, BulkVerb
 from perdure.operations.capabilities import Capability, Purpose
 from perdure.operations.describe import Invocation
 from perdure.operations.documents import Document, DocumentKey, Fence, Scan, Write
@@ -222,6 +223,31 @@ class Operations(Protocol):
 
     async def serves(self, handler: str, /) -> bool | None:
         """Report whether a worker serves a handler; None where that cannot be known from here."""
+        ...
+
+    # --- bulk jobs ----------------------------------------------------------------------------------------------------
+    # `by` is who asks; None: whoever has the store.
+    async def preview_bulk(self, request: BulkRequest, /, *, by: Access | None = None) -> BulkPreview:
+        """Count the invocations that a request is for, and return a token that begins the job."""
+        ...
+
+    async def begin_bulk(self, verb: BulkVerb, token: str, /, *, by: Access | None = None) -> BulkProgress:
+        """Begin the job of a token, and return when it is durable. The same token does not begin two.
+
+        `InvalidOption` for a token that is old, forged, of another verb, or of somebody else.
+        """
+        ...
+
+    async def bulk_job(self, id: str, /) -> BulkProgress:
+        """Return how far a job is; `UnknownJob` if there is none."""
+        ...
+
+    async def bulk_jobs(self, *, limit: int, cursor: str | None = None) -> BulkPage:
+        """Return at most `limit` jobs, newest first, and the cursor of the page after them."""
+        ...
+
+    async def stop_bulk(self, id: str, /) -> BulkProgress:
+        """Let a job begin nothing new. What it has in hand, up to a batch, is done."""
         ...
 
     # --- documents ----------------------------------------------------------------------------------------------------

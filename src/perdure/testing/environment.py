@@ -26,6 +26,7 @@ from perdure.core.retry import Duration, seconds
 from perdure.core.values import is_alike, type_name
 from perdure.errors import InvalidOption, PerdureError, StoreClosed, StoreFull, Unencodable
 from perdure.handle import Handle
+from perdure.operations.carrying import Carrier
 from perdure.operations.local import Local
 from perdure.runtime.worker import Worker
 from perdure.stores.clock import VirtualClock
@@ -66,7 +67,7 @@ class Environment:
         self.store = MemoryStore(self.clock)
         self.store.hook = self._before_write
         self._operations = Local(lambda: self.store, name="the test environment")
-        self._duties = (self._operations.scheduling.on_duty,)
+        self._duties = (self._operations.scheduling.on_duty, Carrier(self._operations).run)
         make_worker = functools.partial(worker_of, self._operations.opened, duties=self._duties)
         self.client = Client(self._operations, make_worker, translators_in_use)
         self.commits = 0
