@@ -31,6 +31,7 @@
     │   ├── LimitExceeded                 a named limit was exceeded
     │   │   └── PayloadTooLarge           ... by the size of a value
     │   ├── BadId, BadUrl                 malformed text                     (also ValueErrors)
+    │   ├── AccessDenied                  a server refuses: no valid token, or it does not permit this
     │   ├── IdConflict                    this id was started with another workflow or input
     │   ├── ValueRefused                  a JSON value that does not fit its schema   (also a ValueError)
     │   ├── RevisionConflict              a document is at another revision than a write expects
