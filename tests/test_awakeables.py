@@ -13,6 +13,7 @@ from perdure import Client, Context, Handle, Retry, connect, step, workflow
 from perdure.core.lifecycle import SETTLED
 from perdure.errors import BadId, InvalidOption, IoInWorkflow
 from perdure.operations.describe import AwakeableInfo
+from perdure.operations.listing import AwakeableFilters
 from tests.scenarios.lab import until
 
 broken: list[str] = []
@@ -174,6 +175,18 @@ async def test_listing_goes_on_over_many_pages(client: Client) -> None:
 
 async def _count(client: Client, expected: int) -> bool:
     return len(await titles(client)) == expected
+
+
+async def test_cursor_of_other_filters_is_refused(client: Client) -> None:
+    await client.start(two)
+    await are_open(client, "first", "second")
+    page = await client.operations.awakeables({"open": True}, limit=1)
+    assert page.next is not None
+    following = await client.operations.awakeables({"open": True, "handler": None}, limit=1, cursor=page.next)
+    assert [each.title for each in following.awakeables] == ["second"]
+    for other in (AwakeableFilters(open=None), AwakeableFilters(open=True, handler="two")):
+        with pytest.raises(InvalidOption, match="other filters"):
+            await client.operations.awakeables(other, limit=1, cursor=page.next)
 
 
 async def test_wrong_filters_are_named_at_once(client: Client) -> None:

@@ -23,7 +23,7 @@ SOURCE = Path(__file__).resolve().parents[1] / "src"
 
 LAYERS = (
     {"cli", "http", "integrations", "testing"},
-    {"client", "handle", "run_all", "calls", "documents", "connect", "blocking"},
+    {"client", "handle", "run_all", "calls", "documents", "connect", "blocking", "schedules", "bulk"},
     {"operations"},
     {"runtime"},
     {"stores"},
@@ -42,13 +42,14 @@ STORES = ("perdure.stores",)
 STORE_PORT = {f"perdure.stores{name}" for name in ("", ".port", ".documents", ".awakeables", ".waits")}
 CONCRETE_STORES = ("perdure.stores.memory", "perdure.stores.sqlite", "perdure.stores.jetstream")
 FACE_OF_OPERATIONS = tuple(
-    f"perdure.{name}" for name in ("client", "handle", "run_all", "calls", "documents", "blocking", "cli", "http")
+    f"perdure.{name}"
+    for name in ("client", "handle", "run_all", "calls", "documents", "bulk", "schedules", "blocking", "cli", "http")
 )
 """They know the port of the operations, and nothing of what it may be kept over."""
 BEHIND_OPERATIONS = (
     *STORES,
     *(f"perdure.core.{name}" for name in ("journal", "history", "effects", "generations", "messages", "apply")),
-    *("perdure.operations.local", "perdure.runtime.unserved"),
+    *("perdure.operations.local", "perdure.operations.jobs", "perdure.operations.carrying", "perdure.runtime.unserved"),
 )
 SIMULATION = {f"perdure.testing.simulation.{name}" for name in ("face", "shared")}
 COMPOSERS = {"perdure.connect", "perdure.testing.environment", *SIMULATION}
@@ -79,8 +80,21 @@ IMPORT_BUDGET_MS = 100
 ASYNCIO_MS = 40
 IMPORT_RUNS = 7
 NOT_AT_IMPORT = {
-    *("click", "cryptography", "google.protobuf", "grpc", "langgraph", "nats", "opentelemetry", "prometheus_client"),
-    *("pydantic", "rich", "starlette", "uvicorn", "uvloop"),
+    *(
+        "click",
+        "cronsim",
+        "cryptography",
+        "google.protobuf",
+        "grpc",
+        "langgraph",
+        "nats",
+        "opentelemetry",
+        "prometheus_client",
+        "pydantic",
+        "rich",
+        "starlette",
+    ),
+    *("uvicorn", "uvloop", "zoneinfo"),
 }
 
 

@@ -138,6 +138,34 @@ async def test_filters_choose_and_go_together(client: Client) -> None:
     assert await ids_of(client.list(handler="hello", key="k")) == []
 
 
+async def test_cursor_of_other_filters_is_refused(tmp_path: Path) -> None:
+    after = datetime.now(UTC) - timedelta(hours=1)
+    filters: list[dict[str, Any]] = [
+        {},
+        {"status": "scheduled"},
+        {"handler": "hello"},
+        {"key": "k"},
+        {"id_prefix": "p"},
+        {"tags": {"a": "b"}},
+        {"created_after": after},
+        {"created_before": after + timedelta(hours=2)},
+    ]
+    async with connect(f"sqlite:{tmp_path}/store.db") as client:
+        for n in range(2):
+            await client.start(hello.using(id=f"p{n}", key="k", delay=900, tags={"a": "b"}), "x")
+        cursors = [(await client.page(limit=1, **each)).next for each in filters]
+        assert None not in cursors
+        for n, cursor in enumerate(cursors):
+            for m, each in enumerate(filters):
+                if n == m:
+                    assert len((await client.page(cursor=cursor, **each)).invocations) == 1
+                    continue
+                with pytest.raises(InvalidOption, match="other filters"):
+                    await client.page(cursor=cursor, **each)
+                with pytest.raises(InvalidOption, match="other filters"):
+                    client.list(cursor=cursor, **each)
+
+
 @pytest.mark.parametrize(
     ("wrong", "error"),
     [

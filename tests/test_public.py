@@ -16,8 +16,12 @@ PUBLIC = {
     *("WaitDuration", "WaitForQuota", "WaitForever", "WaitQuotaOrDuration"),
     # flows
     *("Continue", "Flow", "Skip", "Stop"),
+    # bulk jobs
+    *("BulkJob", "BulkPreview", "BulkProgress"),
     # documents
     *("Check", "Delete", "Document", "Documents", "Put", "RevisionConflict"),
+    # schedules
+    *("Schedule", "ScheduleHandle", "ScheduleInfo"),
     # errors
     *("ChildCancelled", "InvocationCancelled", "InvocationTimedOut", "KeyDeadlock", "NonRetryable", "PerdureError"),
     *("RemoteError", "WaitTimeout"),

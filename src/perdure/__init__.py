@@ -16,6 +16,7 @@ from perdure.authoring.group import (
 from perdure.authoring.step import Step, StepCall, StepInfo, step, step_info
 from perdure.authoring.webhook import Webhook
 from perdure.authoring.workflow import Call, Workflow, workflow
+from perdure.bulk import BulkJob
 from perdure.client import Client
 from perdure.connect import connect
 from perdure.core.journal import Status
@@ -33,15 +34,21 @@ from perdure.errors import (
     WaitTimeout,
 )
 from perdure.handle import Handle
+from perdure.operations.bulk import BulkPreview, BulkProgress
 from perdure.operations.describe import Invocation
 from perdure.operations.listing import Page
 from perdure.operations.port import Stats
+from perdure.operations.schedules import ScheduleInfo
 from perdure.runtime.worker import Worker
+from perdure.schedules import Schedule, ScheduleHandle
 
 __version__ = "0.1.0"
 
 __all__ = [
     "Awakeable",
+    "BulkJob",
+    "BulkPreview",
+    "BulkProgress",
     "Call",
     "Cancelled",
     "Check",
@@ -68,6 +75,9 @@ __all__ = [
     "RemoteError",
     "Retry",
     "RevisionConflict",
+    "Schedule",
+    "ScheduleHandle",
+    "ScheduleInfo",
     "Skip",
     "Stats",
     "Status",

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, ParamSpec, Protocol, Self, TypeVar, Unpac
 from perdure.authoring.group import Group, Wait
 from perdure.authoring.workflow import Call, Delay, Workflow, checked_delay
 from perdure.blocking import Blocking
+from perdure.bulk import BulkJob
 from perdure.calls import refuse_in_body, submission_of, value_of
 from perdure.core.ids import check_name
 from perdure.core.retry import Duration, seconds
@@ -21,6 +22,7 @@ from perdure.counters import Counters
 from perdure.documents import Documents
 from perdure.errors import InvalidOption, NotAWorkflow
 from perdure.handle import Handle
+from perdure.operations.bulk import JOBS_PAGE_LIMIT, BulkPreview, BulkProgress, BulkVerb, bulk_request
 from perdure.operations.capabilities import LINK_SECONDS, Purpose, check_public_url
 from perdure.operations.describe import AwakeableInfo, Invocation
 from perdure.operations.documents import check_collection
@@ -36,8 +38,10 @@ from perdure.operations.listing import (
     check_limit,
 )
 from perdure.operations.port import ANSWER_WAIT_SECONDS, Operations, Stats, Submission
+from perdure.operations.schedules import SCHEDULES_PAGE, ScheduleInfo
 from perdure.run_all import SETTLE_SECONDS, run_group
 from perdure.runtime.worker import CACHE_LIMIT, Translators, Worker
+from perdure.schedules import ScheduleHandle
 
 if TYPE_CHECKING:
     from typing_extensions import TypeForm
@@ -162,8 +166,8 @@ class Client(AbstractAsyncContextManager["Client"]):
         are started meanwhile cause no duplicates or gaps. A wrong filter raises `InvalidOption` or `BadId` at once.
         """
         refuse_in_body("client.list()")
-        check_cursor(cursor)
         check_filters(filters)
+        check_cursor(cursor, filters)
         return self._listed(filters, cursor, None if limit is None else check_limit(limit))
 
     async def _listed(self, filters: Filters, cursor: str | None, left: int | None) -> AsyncGenerator[Invocation, None]:
@@ -179,8 +183,8 @@ class Client(AbstractAsyncContextManager["Client"]):
     async def page(self, *, limit: int = 100, cursor: str | None = None, **filters: Unpack[Filters]) -> Page:
         """Return at most `limit` (up to 1,000) invocations, newest first, and the cursor of the page after them."""
         refuse_in_body("client.page()")
-        check_cursor(cursor)
         check_filters(filters)
+        check_cursor(cursor, filters)
         return await self.operations.page(filters, limit=check_limit(limit, PAGE_LIMIT), cursor=cursor)
 
     def watch(
@@ -262,6 +266,58 @@ class Client(AbstractAsyncContextManager["Client"]):
         encode(reason, "the reason")  # refuse here what cannot be recorded
         await self.operations.reject(awakeable_id, reason, timeout=timeout)
 
+    # --- bulk jobs ----------------------------------------------------------------------------------------------------
+    async def bulk_preview(self, verb: BulkVerb, /, *, force: bool = False, **filters: Unpack[Filters]) -> BulkPreview:
+        """Count the invocations to which `bulk` would apply a verb, up to 10,000, and change nothing.
+
+        Begin just that with `bulk(preview)`, within 15 minutes.
+        """
+        refuse_in_body("client.bulk_preview()")
+        return await self.operations.preview_bulk(bulk_request(verb, filters, force=force))
+
+    @overload
+    async def bulk(self, preview: BulkPreview, /) -> BulkJob: ...
+    @overload
+    async def bulk(self, verb: BulkVerb, /, *, force: bool = False, **filters: Unpack[Filters]) -> BulkJob: ...
+    async def bulk(
+        self, what: BulkPreview | BulkVerb, /, *, force: bool = False, **filters: Unpack[Filters]
+    ) -> BulkJob:
+        """Begin a job that applies a verb to all invocations that match, and return it once it is durable.
+
+        The verbs are pause, resume, cancel (perhaps with `force`), retry, restart and purge; the filters those of
+        `list`, at least one. Workers carry it out. It applies to the invocations that match now, or when the preview
+        was made: not to those that are created later, nor, but for pause and cancel, to those that have changed since.
+        """
+        refuse_in_body("client.bulk()")
+        if not isinstance(what, BulkPreview):
+            preview = await self.bulk_preview(what, force=force, **filters)
+        elif force or filters:
+            raise InvalidOption("bulk(preview, …): the preview has the filters; give it alone")
+        else:
+            preview = what
+        if preview.token is None:
+            raise InvalidOption("bulk(preview): that is what another job began with; take a new bulk_preview")
+        return BulkJob(self.operations, await self.operations.begin_bulk(preview.verb, preview.token))
+
+    async def bulk_job(self, id: str, /) -> BulkJob:
+        """Return a bulk job by its id; `UnknownJob` if there is none, or if it ended 1,000 jobs ago."""
+        refuse_in_body("client.bulk_job()")
+        return BulkJob(self.operations, await self.operations.bulk_job(check_name("the id of a bulk job", id)))
+
+    def bulk_jobs(self) -> AsyncGenerator[BulkProgress, None]:
+        """Iterate over the bulk jobs and how far they are, newest first."""
+        refuse_in_body("client.bulk_jobs()")
+        return self._bulk_jobs()
+
+    async def _bulk_jobs(self) -> AsyncGenerator[BulkProgress, None]:
+        cursor: str | None = None
+        while True:
+            page = await self.operations.bulk_jobs(limit=JOBS_PAGE_LIMIT, cursor=cursor)
+            for each in page.jobs:
+                yield each
+            if (cursor := page.next) is None:
+                return
+
     async def approval_link(
         self, awakeable_id: str, /, *, expires: Delay = LINK_SECONDS, public_url: str | None = None
     ) -> str:
@@ -285,6 +341,30 @@ class Client(AbstractAsyncContextManager["Client"]):
         base = "" if public_url is None else check_public_url(public_url)
         made = await self.operations.make_capability(purpose, awakeable_id, checked_delay(expires, "expires"))
         return base + made.path
+
+    # --- schedules ----------------------------------------------------------------------------------------------------
+    @overload
+    def schedule(self, name: str, /) -> ScheduleHandle[Any]: ...
+    @overload
+    def schedule(self, name: str, workflow: Workflow[..., R], /) -> ScheduleHandle[R]: ...
+    def schedule(self, name: str, workflow: Any = None, /) -> ScheduleHandle[Any]:
+        """Return the handle of a schedule by its name. Given the workflow, results are decoded by its types.
+
+        `await client.schedule("nightly").put(Schedule(report.bind("all"), cron="0 3 * * *"))` makes or changes it.
+        """
+        return ScheduleHandle(self.operations, name, workflow, self.translators)
+
+    async def schedules(self) -> AsyncGenerator[ScheduleInfo, None]:
+        """Iterate over the schedules, by name. They are read page by page."""
+        refuse_in_body("client.schedules()")
+        after: str | None = None
+        while True:
+            page = await self.operations.schedules(limit=SCHEDULES_PAGE, after=after)
+            for each in page:
+                yield each
+            if len(page) < SCHEDULES_PAGE:
+                return
+            after = page[-1].name
 
     # --- backup -------------------------------------------------------------------------------------------------------
     async def backup(self, target: str | PathLike[str], /) -> None:

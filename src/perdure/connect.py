@@ -16,6 +16,7 @@ from perdure.client import Client
 from perdure.core.retry import Duration, seconds, whole_number
 from perdure.counters import Counters
 from perdure.errors import BadUrl, InvalidOption
+from perdure.operations.carrying import Carrier
 from perdure.operations.local import Local
 from perdure.runtime.publishing import publish
 from perdure.runtime.retention import RETENTION_SECONDS
@@ -225,7 +226,12 @@ def client_from(
     counters = Counters()
     operations = Local(make_store, counters=counters, **options)
     make_worker = partial(
-        worker_of, operations.opened, retention=retention, shards=shards, publish=publish, counters=counters
+        *(worker_of, operations.opened),
+        retention=retention,
+        shards=shards,
+        publish=publish,
+        counters=counters,
+        duties=(operations.scheduling.on_duty, Carrier(operations).run),
     )
     return Client(operations, make_worker, translators_in_use, counters)
 

@@ -31,12 +31,16 @@
     │   ├── LimitExceeded                 a named limit was exceeded
     │   │   └── PayloadTooLarge           ... by the size of a value
     │   ├── BadId, BadUrl                 malformed text                     (also ValueErrors)
+    │   ├── AccessDenied                  a server refuses: no valid token, or it does not permit this
     │   ├── IdConflict                    this id was started with another workflow or input
     │   ├── ValueRefused                  a JSON value that does not fit its schema   (also a ValueError)
     │   ├── RevisionConflict              a document is at another revision than a write expects
     │   ├── Fenced                        a document was written by a process that lost the invocation
     │   ├── UnknownInvocation             there is no invocation with this id
+    │   ├── UnknownJob                    there is no bulk job with this id
     │   ├── CapabilityRefused             a link to an awakeable that is not valid, or has expired
+    │   ├── UnknownSchedule               there is no schedule with this name
+    │   ├── ScheduleBusy                  a run of it goes on, and it skips what comes meanwhile
     │   ├── MessageRefused                resolved twice, rejected after resolve, wrong shape ...
     │   │   └── IllegalTransition         the status does not allow this verb
     │   ├── KeyDeadlock                   a child needs a key that an ancestor holds
@@ -308,10 +312,46 @@ class UnknownInvocation(PerdureError):
         self.invocation_id = invocation_id
 
 
+class UnknownSchedule(PerdureError):
+    """No schedule has this `name`: it was never put in this store, or it was deleted."""
+
+    def __init__(self, text: str = "", *, name: str = "") -> None:
+        super().__init__(text)
+        self.name = name
+
+
+class ScheduleBusy(PerdureError):
+    """A run of the schedule has not ended, and its overlap rule skips what comes meanwhile. Nothing was started."""
+
+    def __init__(self, text: str = "", *, name: str = "", invocation_id: str = "") -> None:
+        super().__init__(text)
+        self.name = name
+        self.invocation_id = invocation_id
+
+
+def unknown_schedule(name: str) -> UnknownSchedule:
+    """Return the error for the name of no schedule."""
+    text = f"no schedule {name!r} here: it was never put in this store, or it was deleted"
+    return UnknownSchedule(text, name=name)
+
+
 def unknown(id: str) -> UnknownInvocation:
     """Return the error for an id that a store does not know."""
     text = f"no invocation {id!r} here: it was never started in this store, or its retention has ended"
     return UnknownInvocation(text, invocation_id=id)
+
+
+class UnknownJob(PerdureError):
+    """No bulk job has this id: it never began in this store, or has ended long ago and was removed."""
+
+    def __init__(self, text: str = "", *, job_id: str = "") -> None:
+        super().__init__(text)
+        self.job_id = job_id
+
+
+def unknown_job(id: str) -> UnknownJob:
+    """Return the error for an id that no job has."""
+    return UnknownJob(f"no bulk job {id!r} here: it never began in this store, or was removed since", job_id=id)
 
 
 class CapabilityRefused(PerdureError):

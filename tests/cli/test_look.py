@@ -100,6 +100,16 @@ def test_list_says_how_to_go_on_and_does(run: Run) -> None:
     assert run("list", "-q", "--cursor", cursor)[1].splitlines() == ALL[4:]
 
 
+def test_list_by_a_time_that_moves_says_how_to_go_on_and_does(run: Run) -> None:
+    hint = run("list", "--limit", "4", "--created-after", "52w")[2].split()
+    options = hint[hint.index("--cursor") : hint.index("goes")]
+    code, out, err = run("list", "-q", *options)
+    assert (code, err, out.splitlines()) == (0, "", ALL[4:])
+    code, _, err = run("list", "-q", "--created-after", "52w", *options[:2])
+    assert code == 2
+    assert "with other filters" in err
+
+
 def test_list_of_nothing_prints_nothing(run: Run) -> None:
     assert run("list", "--status", "running") == (0, "", "")
 

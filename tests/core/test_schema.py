@@ -22,7 +22,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from examples.services.hello_pb2 import HelloRequest
-from perdure.core.json_schema import json_schema
+from perdure.core.json_schema import json_schema, without_defaults
 from perdure.core.json_values import DEPTH_LIMIT, from_json, to_json
 from perdure.core.schema import (
     ANSWER_SCHEMA_LIMIT_BYTES,
@@ -635,3 +635,25 @@ def test_schema_of_an_answer_is_recorded_where_it_says_something_and_is_short() 
     wide = msgspec.defstruct("Wide", [(f"field_{n}", int) for n in range(200)])
     assert len(schema_of(wide).encode()) > ANSWER_SCHEMA_LIMIT_BYTES
     assert answer_schema(wide) == b""
+
+
+@dataclass
+class HasDefault:
+    default: str = "planted"  # a field of this name stays
+
+
+@dataclass
+class HasDefaults:
+    one: HasDefault
+    many: list[HasDefault] = field(default_factory=list[HasDefault])
+    named: dict[str, int | str] | None = None
+    both: tuple[int, str] = (1, "planted")
+
+
+def test_json_schema_without_defaults_has_no_values_in_it() -> None:
+    described = json_schema(schema_of(HasDefaults))
+    assert "planted" in str(described)
+    found = without_defaults(described)
+    assert "planted" not in str(found)
+    assert found["$defs"]["HasDefault"]["properties"] == {"default": {"type": "string"}}
+    jsonschema.validate({"one": {"default": "x"}, "named": {"b": 1}, "both": [1, "x"]}, found)

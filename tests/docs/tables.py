@@ -6,7 +6,7 @@ from pathlib import Path
 
 from perdure import errors
 from perdure.core import lifecycle
-from perdure.http import approvals, inbound
+from perdure.http import approvals, inbound, schedules
 from perdure.http.api import ROUTES
 from perdure.http.metrics import METRICS
 
@@ -26,10 +26,10 @@ def tree() -> str:
 
 def routes() -> str:
     """The routes of the HTTP API."""
-    found = (*ROUTES, *inbound.ROUTES, *approvals.ROUTES)
+    found = (*ROUTES, *schedules.ROUTES, *inbound.ROUTES, *approvals.ROUTES)
     width = max(len(each.path) for each in found)
     return "".join(
-        f"{each.method:4} {each.path:{width}} {each.role:8} {each.summary.partition('. ')[0].rstrip('.')}\n"
+        f"{each.method:6} {each.path:{width}} {each.role:8} {each.summary.partition('. ')[0].rstrip('.')}\n"
         for each in found
     )
 

@@ -102,6 +102,14 @@ SAGA = (
     f"✅ booked flight, hotel\n{RESERVE * 2}❌ hotel is taken\n{RESERVE * 3}{RELEASE * 2}"
     f"✅ booked theatre, museum\n{RESERVE * 2}"
 )
+SCHEDULE = """\
+📅 nightly: put
+📅 nightly: unchanged
+⏩ now: 5 letters
+⏰ second 1: 5 letters
+⏰ second 2: 5 letters
+⏸️  that is enough
+"""
 NAMES = ("X (English)", "X (Spanish)", "X (French)", "Summary")
 OUTPUT = {
     "simple": f"Hello, World! {WELCOME}\n",
@@ -112,6 +120,7 @@ OUTPUT = {
     "delayed": DELAYED,
     "restate": RESTATE,
     "saga": SAGA,
+    "schedule": SCHEDULE,
     "ticket_cart": TICKET_CART,
     "webhook": WEBHOOK,
 }

@@ -19,10 +19,18 @@ import pytest
 from click.testing import CliRunner
 from starlette.requests import Request
 
-from perdure import Client, connect, http, workflow
+from perdure import Client, Schedule, connect, http, workflow
 from perdure.authoring.context import Context
 from perdure.cli import commands, main
-from perdure.errors import AccessDenied, IdConflict, InvalidOption, StoreDamaged, StoreUnavailable, UnknownInvocation
+from perdure.errors import (
+    AccessDenied,
+    IdConflict,
+    InvalidOption,
+    StoreDamaged,
+    StoreUnavailable,
+    UnknownInvocation,
+    UnknownSchedule,
+)
 from perdure.http import gate as gates
 from perdure.http.exact import encode
 from perdure.http.gate import Failures, Sources, Tokens
@@ -429,6 +437,37 @@ async def test_limited_token_reaches_its_own_and_nothing_else_is_known_to_it(gua
         await client.handle("b1").describe()
     with pytest.raises(AccessDenied, match="may not start"):
         await client.start(echo, 1)
+
+
+async def test_schedules_are_reached_and_shown_as_their_invocations_are(guarded: Guarded) -> None:
+    own = guarded.site.client
+    mine = Schedule(echo.using(key="acme/1").bind(SECRET), every=86_400)
+    await own.schedule("a").put(mine)
+    await own.schedule("a").pause(SECRET)
+    await own.schedule("b").put(Schedule(echo.using(key="other/1").bind(1), every=86_400))
+    one = await guarded.client("acme", role="operate", payloads=True, key_prefixes=("acme/",))
+    assert [each.name async for each in one.schedules()] == ["a"]
+    assert not await one.schedule("a").put(mine)
+    b = one.schedule("b")
+    for call in (b.describe(), b.next(), b.pause(), b.resume(), b.trigger()):
+        with pytest.raises(UnknownSchedule):
+            await call
+    assert not await b.delete()
+    for wrong in (mine, Schedule(echo.bind(1), every=60)):
+        with pytest.raises(AccessDenied):
+            await b.put(wrong)
+    blind = await guarded.client("blind", role="operate")
+    told = await blind.schedule("a").describe()
+    assert (told.input, told.note, told.key) == ({}, "", "acme/1")
+    with pytest.raises(AccessDenied):
+        await blind.schedule("a").put(mine)  # whether it is equal is not told
+    assert await blind.schedule("c").put(Schedule(add.bind(1), every=60))
+    reader = await guarded.client("reader")
+    with pytest.raises(AccessDenied):
+        await reader.schedule("a").pause()
+    shown = await (await guarded.as_("other-blind")).get("/api/schedules/a")
+    assert SECRET not in shown.text
+    assert (await own.schedule("b").describe()).paused_at is None
 
 
 async def test_limited_reader_hears_of_its_own_only(guarded: Guarded) -> None:

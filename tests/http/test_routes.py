@@ -293,6 +293,8 @@ async def test_list_by_pages_and_filters(site: Site) -> None:
         if page["next"] is None:
             break
         query["cursor"] = page["next"]
+        other = await site.get("/api/workflows", params={**query, "status": "failed"})
+        assert problem(other) == (400, "bad-option")
     assert sorted(found) == sorted(ids)
     odd = (await site.get("/api/workflows", params={"tag": "half:1"})).json()["workflows"]
     assert len(odd) == 3

@@ -166,6 +166,21 @@ async def test_deliveries_that_come_twice_change_nothing() -> None:
     assert sum(ran.values()) == 7
 
 
+async def test_bulk_jobs_are_carried_out_also_over_a_crash() -> None:
+    @workflow
+    async def fails(number: int) -> None:
+        raise ValueError(f"no luck with {number}")
+
+    async with Environment(fails) as env:
+        await env.client.run_all([fails.bind(n) for n in range(5)])
+        job = await env.client.bulk("retry", status="failed")
+        await env.crash()
+        assert (await job.result(timeout=60)).applied == 5
+        await env.settle()
+        described = [await env.client.handle(each.id).describe() async for each in env.client.list()]
+        assert {each.retries for each in described} == {1}
+
+
 async def test_faults_that_can_never_come_are_refused() -> None:
     async with Environment(three) as env:
         for fault in (env.crash_before_commit, env.crash_after_commit):

@@ -6,7 +6,7 @@ from typing import Any
 
 from examples.services.hello_pb2 import HelloRequest, HelloResponse
 from examples.services.hello_pb2_grpc import HelloServiceStub
-from perdure import Client, Context, Handle, Put, Retry, Workflow, connect, step, workflow
+from perdure import Client, Context, Handle, Put, Retry, Schedule, Workflow, connect, step, workflow
 from perdure.encryption import Encrypted
 from perdure.testing import Environment, replay
 
@@ -102,6 +102,9 @@ async def main() -> None:
         client.list(created_after=1.0)     # error
         client.list(handlr="slow")         # error
         await client.page(limit="all")     # error
+        await client.bulk("explode", status="failed")  # error
+        await client.bulk("retry", handlr="slow")      # error
+        await client.bulk_preview("retry", status=1)   # error
         client.watch(status="faild")       # error
         await h.watch()                    # error
         await h.pause(timeout="3")         # error
@@ -147,3 +150,16 @@ async def documents(client: Client) -> None:
     await notes.get(7)                                 # error
     async for note in notes.range("a/"):
         print(note.value.id)                           # error
+
+async def schedules(client: Client) -> None:
+    nightly = client.schedule("nightly", hello)
+    Schedule(hello, every=60)                          # error
+    Schedule(hello.bind(7), every=60)                  # error
+    Schedule(hello.bind("x"), "* * * * *")             # error
+    Schedule(hello.bind("x"), every="1h")              # error
+    Schedule(hello.bind("x"), every=60, overlap="no")  # error
+    await nightly.put(hello.bind("x"))                 # error
+    await nightly.pause(5)                             # error
+    text: str = await (await nightly.trigger()).result()  # error
+    await nightly.backfill("yesterday", "today")       # error
+    await client.schedules()                           # error

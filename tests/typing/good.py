@@ -11,8 +11,8 @@ from typing import Any, assert_type
 from examples.services.hello_pb2 import HelloRequest, HelloResponse
 from examples.services.hello_pb2_grpc import HelloServiceStub
 from perdure import (
-    Awakeable, Call, Check, Client, Completed, Context, Continue, Delete, Document, Documents, Failed, Flow, Group,
-    Handle, Invocation, Page, Put, Retry, RevisionConflict, Step, WaitQuotaOrDuration, Workflow, connect, step,
+    Awakeable, BulkJob, BulkPreview, BulkProgress, Call, Check, Client, Completed, Context, Continue, Delete, Document,
+    Documents, Failed, Flow, Group, Handle, Invocation, Page, Put, Retry, RevisionConflict, Schedule, ScheduleHandle, ScheduleInfo, Step, WaitQuotaOrDuration, Workflow, connect, step,
     step_info, workflow,
 )
 from perdure.encryption import Encrypted
@@ -178,6 +178,14 @@ async def main() -> None:
         async for changed in client.watch(status="failed", handler="slow"):
             assert_type(changed, Invocation)
         await h.cancel(force=True, timeout=timedelta(seconds=5))
+        preview = await client.bulk_preview("retry", status="failed", tags={"tenant": "acme"})
+        assert_type(preview, BulkPreview)
+        assert_type(await client.bulk(preview), BulkJob)
+        job = await client.bulk("cancel", force=True, handler="slow", created_before=datetime.now(UTC))
+        assert_type(await job.result(timeout=30), BulkProgress)
+        assert_type((await job.stop()).applied, int)
+        async for each_job in client.bulk_jobs():
+            assert_type(each_job, BulkProgress)
         await client.resolve("awakeable", 5, timeout=0)
         group = await client.run_all([hello.bind(n) for n in "abc"], wait=WaitQuotaOrDuration(quota=3, duration=10))
         assert_type(group, Group[int])
@@ -257,3 +265,21 @@ async def documents(client: Client) -> None:
     assert_type(await notes.get_many(["a", ("b", "c")]), list[Document[Token] | None])
     assert_type(await notes.delete("ada/1"), bool)
     assert_type(await notes.delete_range("ada/"), int)
+
+# --- schedules
+SCHEDULES: dict[str, Schedule[Any]] = {"nightly": Schedule(hello.bind("x"), cron="0 3 * * *", timezone="Europe/Berlin")}
+async def schedules(client: Client) -> None:
+    nightly = client.schedule("nightly", hello)
+    assert_type(nightly, ScheduleHandle[int])
+    assert_type(client.schedule("nightly"), ScheduleHandle[Any])
+    schedule = Schedule(hello.bind("x"), every=timedelta(hours=1), overlap="queue", catch_up=3600, jitter=1.5)
+    assert_type(schedule, Schedule[int])
+    assert_type(await nightly.put(schedule), bool)
+    assert_type(await nightly.trigger(), Handle[int])
+    assert_type(await nightly.backfill(datetime.now(UTC), datetime.now(UTC)), list[Handle[int]])
+    assert_type(await nightly.next(3), list[datetime])
+    assert_type(await nightly.describe(), ScheduleInfo)
+    for name, each in SCHEDULES.items():
+        await client.schedule(name).put(each)
+    async for info in client.schedules():
+        assert_type(info, ScheduleInfo)

@@ -57,8 +57,11 @@ APPLIED = """        case Annotate(text=text):
 TOLD_IN_ONE_LINE = """        case Remark(n=n):
             return f"#{n} remark"
 """
+TYPED = """        case Remark():
+            return "REMARK"
+"""
 DESCRIBED = """        case Remark(n=n):
-            return JournalStep(n, "REMARK", "completed", _time(at), _time(at))
+            return JournalStep(n, kind, "completed", _time(at), _time(at))
 """
 REMARK = '''    def remark(self, text: str, /) -> None:
         """Write a note into the journal."""
@@ -85,7 +88,8 @@ CHANGES: dict[str, Changes] = {
     "core/journal/requests.py": [("Request = ", f"{VERB}Request = Annotate | ")],
     "core/journal/commands.py": [
         ("Command = ", f"{COMMAND}Command = Remark | "),
-        before("        case MarkPatch(", TOLD_IN_ONE_LINE),
+        before("        case MarkPatch(n=", TOLD_IN_ONE_LINE),
+        before("        case MarkPatch(name=", TYPED),
     ],
     "core/journal/__init__.py": [before("__all__ = [", IMPORTED)],
     "core/journal/status.py": [after('"suspended", ', '"annotated", ')],

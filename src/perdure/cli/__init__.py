@@ -1,9 +1,9 @@
 """The command line. Knows the client and connect, and click and rich, which nothing outside this package imports.
 
 `main` is the console script. Each verb is a click command: `run` and `worker` have modules of their own, `look` holds
-the verbs that only read, `operate` those that change an invocation, `hooks` those that let others in. `reporting`
-turns an error into a line and an exit code: 1 for a failure, 2 for wrong usage, 128 plus the number of the signal that
-ended it.
+the verbs that only read, `operate` those that change an invocation, `bulk` those that change many, `hooks` those that
+let others in. `reporting` turns an error into a line and an exit code: 1 for a failure, 2 for wrong usage, 128 plus the
+number of the signal that ended it.
 """
 
 from __future__ import annotations
@@ -13,13 +13,14 @@ from collections.abc import Sequence
 
 import click
 
-from perdure.cli import hooks, look, operate
+from perdure.cli import bulk, hooks, look, operate
 from perdure.cli.access import audit, token
 from perdure.cli.dev import dev
 from perdure.cli.nats import nats
 from perdure.cli.process import ended, open_standard_streams
 from perdure.cli.reporting import UNWRITABLE, report, report_unwritable
 from perdure.cli.run import run
+from perdure.cli.schedule import schedule
 from perdure.cli.serving import serve
 from perdure.cli.worker import worker
 
@@ -42,7 +43,8 @@ commands.add_command(serve)
 commands.add_command(token)
 commands.add_command(audit)
 commands.add_command(nats)
-for verb in (*look.COMMANDS, *operate.COMMANDS, *hooks.COMMANDS):
+commands.add_command(schedule)
+for verb in (*look.COMMANDS, *operate.COMMANDS, *bulk.COMMANDS, *hooks.COMMANDS):
     commands.add_command(verb)
 
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Sequence
-from datetime import UTC, datetime, timedelta
+from datetime import datetime
 from typing import Any, TypeVar, cast
 
 import click
 
-from perdure.cli.options import index_file, json_option, tag_option, url_option
+from perdure.cli.options import filter_options, index_file, json_option, url_option
 from perdure.cli.process import in_loop
 from perdure.cli.reporting import reporting
 from perdure.cli.tables import (
@@ -24,27 +23,12 @@ from perdure.cli.tables import (
 )
 from perdure.connect import connect
 from perdure.operations.describe import AwakeableInfo, Invocation
-from perdure.operations.listing import STATUSES, AwakeableFilters, Filters
+from perdure.operations.listing import AwakeableFilters, Filters
 
 T = TypeVar("T", Invocation, AwakeableInfo)
 
 LIST_LIMIT = 50
 """Default number of invocations in the table of `list`."""
-
-_UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
-
-
-def _moment(_: click.Context, parameter: click.Parameter, text: str | None) -> datetime | None:
-    """Read a time: ISO 8601, local unless it names a zone, or how long ago it was."""
-    if text is None:
-        return None
-    try:
-        if (ago := re.fullmatch(r"(\d+(?:\.\d+)?)([smhdw])", text)) is not None:
-            return datetime.now(UTC) - timedelta(**{_UNITS[ago[2]]: float(ago[1])})
-        return datetime.fromisoformat(text).astimezone(UTC)
-    except (ValueError, OverflowError) as error:
-        text = f"{text!r} is not a time: give 2026-11-20, 2026-11-20T12:00:00Z, or how long ago, as in 90m"
-        raise click.BadParameter(text, param=parameter) from error
 
 
 def _printing(
@@ -65,13 +49,7 @@ def _printing(
 
 
 @click.command("list")
-@click.option("--status", type=click.Choice(STATUSES), help="Only those of this status.")
-@click.option("--handler", metavar="NAME", help="Only those of this workflow.")
-@click.option("--key", help="Only those of this key.")
-@click.option("--id-prefix", metavar="TEXT", help="Only those whose id begins with this.")
-@tag_option("Only those that have this tag; repeat it for those that have all of them.")
-@click.option("--created-after", callback=_moment, metavar="TIME", help="Only those created at this time or later.")
-@click.option("--created-before", callback=_moment, metavar="TIME", help="Only those created before this time.")
+@filter_options
 @click.option(
     "--limit",
     type=click.IntRange(min=1),
@@ -123,7 +101,12 @@ async def _list(
             if cursor is None:
                 return 0
             if left == 0:
-                click.echo(f"There are more: --cursor {cursor} goes on, --all lists all.", err=True)
+                times = "".join(
+                    f" --{name.replace('_', '-')} {at.isoformat()}"  # the same ones: a cursor is of these filters
+                    for name, at in filters.items()
+                    if isinstance(at, datetime)
+                )
+                click.echo(f"There are more: --cursor {cursor}{times} goes on, --all lists all.", err=True)
                 return 0
 
 

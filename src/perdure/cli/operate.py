@@ -83,7 +83,7 @@ def cancel(ids: tuple[str, ...], force: bool, as_json: bool, url: str | None) ->
 def retry(ids: tuple[str, ...], as_json: bool, url: str | None) -> int:
     """Run failed invocations again, each from the step that made it fail.
 
-    All that failed: perdure retry $(perdure list --status failed --quiet)
+    All that failed: perdure bulk retry --status failed
     """
     return _tell_all("retry", ids, lambda client, id, wait: client.handle(id).retry(timeout=wait), as_json, url)
 
@@ -154,10 +154,11 @@ def _read(value: str) -> Any:
 
 # --- what the verbs share ---------------------------------------------------------------------------------------------
 @asynccontextmanager
-async def opened_to_change(url: str | None) -> AsyncGenerator[Client]:
-    """Open an existing store, or name the process that serves it."""
-    async with connect(url, read_only=True):
-        pass  # check that it exists and is a store: opening it for writing would create it
+async def opened_to_change(url: str | None, *, new: bool = False) -> AsyncGenerator[Client]:
+    """Open an existing store, or name the process that serves it. With `new`, make one if there is none."""
+    if not new:
+        async with connect(url, read_only=True):
+            pass  # check that it exists and is a store: opening it for writing would create it
     client = connect(url)
     try:
         await client.operations.open()
@@ -195,18 +196,18 @@ async def _answer_awakeable(verb: str, awakeable_id: str, tell: Tell, as_json: b
         return await _report(verb, awakeable_id, id, told(), client, as_json, url)
 
 
-def _is_alone(url: str | None) -> bool:
+def is_alone(url: str | None) -> bool:
     """Report whether no other process can serve a store that this one has opened to change it."""
     return url_in_use(url).startswith(("memory:", "sqlite:"))
 
 
 def _why_not(url: str | None) -> str:
-    return "no worker serves" if _is_alone(url) else f"within {WAIT_SECONDS:g} s no worker has answered that serves"
+    return "no worker serves" if is_alone(url) else f"within {WAIT_SECONDS:g} s no worker has answered that serves"
 
 
 def _wait_of(url: str | None, verb: str, described: Invocation) -> float:
     """Return how long to wait until a message is applied: a file that this process opened has no worker."""
-    if not _is_alone(url):
+    if not is_alone(url):
         return WAIT_SECONDS
     return STORE_WAIT_SECONDS if verb == "cancel" and described.status in ("scheduled", "pending") else 0.0
 
@@ -239,7 +240,7 @@ def _check_awakeable(described: Invocation, awakeable_id: str, n: int) -> None:
 
 def _why_not_yet(verb: str, what: str, described: Invocation, url: str | None) -> str:
     """Say what a message waits for that is accepted and not applied."""
-    if not _is_alone(url) and described.status == "failed" and described.waiting_for is not None:
+    if not is_alone(url) and described.status == "failed" and described.waiting_for is not None:
         return f"{verb} of {what}: accepted; it waits for {described.waiting_for}"
     return (
         f"{verb} of {what}: accepted, not yet applied: {_why_not(url)} workflow {described.handler!r}. The next worker "

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 from collections.abc import Callable, Sequence
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import click
 
 from perdure.connect import DEFAULT_URL, url_in_use, without_secrets
+from perdure.operations.listing import STATUSES
 
 PORT_LIMIT = 65_535
+_UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
 
 url_option = click.option(
     "--url",
@@ -36,6 +40,12 @@ log_option = click.option(
 )
 
 
+def duration_of(text: str) -> timedelta | None:
+    """Return the duration in a text such as 90s, 15m, 2h, 7d or 1w; None if it is none. Raises `OverflowError`."""
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)([smhdw])", text)
+    return None if found is None else timedelta(**{_UNITS[found[2]]: float(found[1])})
+
+
 def _tags(_: click.Context, parameter: click.Parameter, texts: Sequence[str]) -> dict[str, str] | None:
     found: dict[str, str] = {}
     for text in texts:
@@ -51,6 +61,37 @@ def _tags(_: click.Context, parameter: click.Parameter, texts: Sequence[str]) ->
 def tag_option(help: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Return the option `--tag`, which may be repeated, with a help text."""
     return click.option("--tag", "tags", multiple=True, callback=_tags, metavar="NAME:VALUE", help=help)
+
+
+def moment(_: click.Context, parameter: click.Parameter, text: str | None) -> datetime | None:
+    """Read a time: ISO 8601, local unless it names a zone, or how long ago it was."""
+    if text is None:
+        return None
+    try:
+        if (ago := duration_of(text)) is not None:
+            return datetime.now(UTC) - ago
+        return datetime.fromisoformat(text).astimezone(UTC)
+    except (ValueError, OverflowError) as error:
+        text = f"{text!r} is not a time: give 2026-11-20, 2026-11-20T12:00:00Z, or how long ago, as in 90m"
+        raise click.BadParameter(text, param=parameter) from error
+
+
+def filter_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Give a command the filters of invocations, each by the name that `Filters` has for it."""
+    options = (
+        click.option("--status", type=click.Choice(STATUSES), help="Only those of this status."),
+        click.option("--handler", metavar="NAME", help="Only those of this workflow."),
+        click.option("--key", help="Only those of this key."),
+        click.option("--id-prefix", metavar="TEXT", help="Only those whose id begins with this."),
+        tag_option("Only those that have this tag; repeat it for those that have all of them."),
+        click.option(
+            "--created-after", callback=moment, metavar="TIME", help="Only those created at this time or later."
+        ),
+        click.option("--created-before", callback=moment, metavar="TIME", help="Only those created before this time."),
+    )
+    for each in reversed(options):
+        command = each(command)
+    return command
 
 
 def _services(_: click.Context, parameter: click.Parameter, texts: Sequence[str]) -> dict[str, str]:

@@ -80,11 +80,6 @@ def http_options(command: F) -> F:
         metavar="ADDRESS",
         help="Serve the HTTP API at HOST:PORT of this machine, or unix:PATH.",
     )
-    public = click.option(
-        "--public-url",
-        metavar="URL",
-        help="What callers call the server, as in https://perdure.example.",
-    )
     proxy = click.option(
         "--trusted-proxy",
         "trusted_proxies",
@@ -92,7 +87,7 @@ def http_options(command: F) -> F:
         metavar="NETWORK",
         help="A proxy whose X-Forwarded-For is believed, as in 10.0.0.0/8, or `unix`. May be repeated.",
     )
-    return port(address(public(proxy(access_log_option(command)))))
+    return port(address(public_url_option(proxy(access_log_option(command)))))
 
 
 def chosen_address(port: int | None, address: Address | None) -> Address | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, cast
 
 import click
 from msgspec import Struct
@@ -17,7 +17,10 @@ from perdure.cli.terminal import print_rich
 from perdure.cli.values import as_builtin, to_text
 from perdure.core.json_schema import json_schema
 from perdure.core.schema import Schema
+from perdure.operations.bulk import BulkProgress
 from perdure.operations.describe import AwakeableInfo, Invocation, JournalStep
+from perdure.operations.listing import Filters
+from perdure.operations.schedules import ScheduleInfo
 
 VALUE_LIMIT = 80
 """Characters of a value in a row of a table."""
@@ -126,6 +129,63 @@ def print_awakeables(found: Sequence[AwakeableInfo]) -> None:
     print_table(["id", "handler", "title", "assignees", "created", "expires", "status"], rows)
 
 
+def print_schedules(found: Sequence[ScheduleInfo]) -> None:
+    """Print a table of schedules."""
+    rows = [
+        [
+            *(shown(each.name), each.handler, shown(_when(each))),
+            *("paused" if each.paused_at else time_text(each.next_at), each.runs[-1] if each.runs else ""),
+            *(f"{each.started:,}", f"{each.skipped:,}", f"{each.missed:,}", f"{each.refused:,}"),
+        ]
+        for each in found
+    ]
+    print_table(["name", "handler", "when", "next", "last run", "started", "skipped", "missed", "refused"], rows)
+
+
+def print_schedule(one: ScheduleInfo) -> None:
+    """Print all fields of a schedule, one per line."""
+    unserved = "no worker here serves the handler: runs wait for one" if one.served is False else None
+    print_fields(
+        {
+            "name": one.name,
+            "handler": one.handler,
+            "": unserved,
+            "when": _when(one),
+            "next": time_text(one.next_at),
+            "paused": None if one.paused_at is None else f"since {time_text(one.paused_at)} {one.note}",
+            "input": to_text(dict(one.input)),
+            "overlap": one.overlap,
+            "catches up with": duration_text(one.catch_up),
+            "jitter": duration_text(one.jitter) if one.jitter else None,
+            "key": one.key,
+            "time limit": None if one.timeout is None else duration_text(one.timeout),
+            "tags": ", ".join(f"{name}:{value}" for name, value in one.tags.items()),
+            "made": time_text(one.created_at),
+            "changed": time_text(one.changed_at),
+            "runs now": ", ".join(one.running),
+            "waits": ", ".join(one.waiting),
+            "last run": one.runs[-1] if one.runs else None,
+            "runs": f"{one.started:,} started, {one.refused:,} refused",
+            "ticks left out": f"{one.skipped:,} skipped, {one.missed:,} missed",
+        }
+    )
+
+
+def _when(one: ScheduleInfo) -> str:
+    return f"every {duration_text(one.every)}" if one.every is not None else f"{one.cron} ({one.timezone})"
+
+
+def print_fields(texts: Mapping[str, str | None]) -> None:
+    """Print names and texts in two columns, without those that are empty."""
+    table = Table(box=None, pad_edge=False, show_header=False)
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column(overflow="fold")
+    for name, text in texts.items():
+        if text:
+            table.add_row(name, shown(text, FIELD_LIMIT))
+    print_rich(table)
+
+
 def print_steps(steps: Sequence[JournalStep]) -> None:
     """Print the commands of a journal and their outcomes."""
     rows = [
@@ -153,6 +213,31 @@ def _outcome(step: JournalStep) -> str:
     if step.invocation_id is not None and step.result is None:
         return step.invocation_id
     return "" if step.result is None else shown(step.result)
+
+
+def print_jobs(found: Sequence[BulkProgress]) -> None:
+    """Print a table of bulk jobs."""
+    rows = [
+        [
+            *(each.id, each.verb, filters_text(each.filters), each.state, age_text(each.created_at)),
+            *(f"{count:,}" for count in (each.matched, each.applied, each.accepted, each.refused, each.errors)),
+        ]
+        for each in found
+    ]
+    counts = ("matched", "applied", "accepted", "refused", "errors")
+    print_table(["id", "verb", "filters", "state", "created", *counts], rows)
+
+
+def filters_text(filters: Filters) -> str:
+    """Return filters in one line."""
+    found: list[str] = []
+    for name, value in filters.items():
+        if isinstance(value, Mapping):
+            found += [f"tag={shown(tag)}:{shown(text)}" for tag, text in cast("Mapping[str, str]", value).items()]
+        else:
+            text = time_text(value) if isinstance(value, datetime) else shown(value)
+            found.append(f"{name}={text}")
+    return " ".join(found)
 
 
 def print_counts(title: str, counts: Mapping[Any, int]) -> None:

@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 
 from perdure.client import Client
 from perdure.errors import InvalidOption
-from perdure.http import approvals, inbound
+from perdure.http import approvals, inbound, schedules
 from perdure.http.api import ROUTES
 from perdure.http.clients import routes
 from perdure.http.gate import SOCKET, ByLogin, ByToken, Gate, Login, Open, Sources, Tokens
@@ -92,7 +92,7 @@ def service_of(
     """Return the application behind a gate."""
     return Service(
         client.operations,
-        (*ROUTES, *inbound.ROUTES, *approvals.ROUTES, *routes()),
+        (*ROUTES, *schedules.ROUTES, *inbound.ROUTES, *approvals.ROUTES, *routes()),
         gate,
         public_url="" if public_url is None else check_public_url(public_url),
         waiting_limit=max_waiting,

@@ -28,8 +28,9 @@ from perdure.core.lifecycle import MISFIT
 from perdure.core.retry import seconds
 from perdure.core.tags import check_tags
 from perdure.core.values import digest
-from perdure.errors import IdConflict, MessageRefused, PerdureError, ValueRefused, WaitTimeout
+from perdure.errors import AccessDenied, IdConflict, MessageRefused, PerdureError, ValueRefused, WaitTimeout
 from perdure.http.admin import ADMIN_ROUTES
+from perdure.http.bulk import BULK_ROUTES
 from perdure.http.exchange import Exchange, json_response
 from perdure.http.feed import changes
 from perdure.http.openapi import document_of
@@ -186,7 +187,7 @@ async def result(exchange: Exchange, query: WaitQuery) -> Response:
     waiting = _result(exchange, id, limit or 0.0)
     outcome = await (service.wait(waiting, limit + 1.0, exchange) if limit else waiting)
     if outcome is None:
-        return json_response(_accepted(exchange, id), 202)
+        return json_response(accepted_at(exchange, id), 202)
     described = await exchange.operations.describe(id)
     interface = await service.interfaces.of_invocation(described.handler, described.interface)
     return json_response(ended_of(id, outcome, interface, shown=exchange.access.payloads))
@@ -279,7 +280,7 @@ async def invoke(exchange: Exchange, query: InvokeQuery) -> Response:
     tags, once = _tags(query.tag), exchange.header("idempotency-key")
 
     def converted() -> Submission:
-        return _submission(exchange, handler, query, exchange.json(), tags, once)
+        return submission_for(exchange, handler, query, exchange.json(), tags, once)
 
     is_large = len(exchange.body) > LARGE_BODY_BYTES  # then the others go on meanwhile
     submission = await asyncio.to_thread(converted) if is_large else converted()
@@ -288,14 +289,14 @@ async def invoke(exchange: Exchange, query: InvokeQuery) -> Response:
     try:
         if limit is None:
             await exchange.operations.start(submission)
-            return json_response(_accepted(exchange, submission.id), 202)
+            return json_response(accepted_at(exchange, submission.id), 202)
         outcome = await _run(exchange, submission, limit)
     except IdConflict as error:
         if once is None:
             raise
         raise _key_reused() from error
     if outcome is None:
-        return json_response(_accepted(exchange, submission.id), 202)
+        return json_response(accepted_at(exchange, submission.id), 202)
     return json_response(ended_of(submission.id, outcome, handler.interface, shown=exchange.access.payloads))
 
 
@@ -352,7 +353,7 @@ async def invoke_all(exchange: Exchange, _: NoQuery) -> Response:
         body = MISSING if each.input is UNSET else each.input
         try:
             handler = await handler_named(exchange, each.handler)
-            found.append(_submission(exchange, handler, options, body, each.tags))
+            found.append(submission_for(exchange, handler, options, body, each.tags))
         except ValueRefused as error:
             wrong += [(f"/starts/{number}/input{at}", why) for at, why in error.errors]
         except (Problem, PerdureError) as error:
@@ -364,10 +365,10 @@ async def invoke_all(exchange: Exchange, _: NoQuery) -> Response:
         raise Problem(422, "value-refused", text, wrong=wrong[:ERRORS_LIMIT])
     exchange.target = f"{len(found)} from {found[0].id}"
     await exchange.operations.start_all(found)
-    return json_response(AllAccepted([_accepted(exchange, each.id) for each in found]), 202)
+    return json_response(AllAccepted([accepted_at(exchange, each.id) for each in found]), 202)
 
 
-def _submission(
+def submission_for(
     exchange: Exchange,
     handler: Handler,
     query: InvokeQuery,
@@ -386,7 +387,7 @@ def _submission(
     if once is not None:
         if id is not None:
             raise Problem(400, "bad-query", "give an id or an Idempotency-Key, not both")
-        id, is_chosen = _id_for(exchange, handler.asked, once), True
+        id, is_chosen = id_for(exchange, handler.asked, once), True
         found = digest(found + msgspec.msgpack.encode((key, checked, timeout, delay)))  # these must be the same too
     elif id is not None:
         check_new_id(id)
@@ -397,7 +398,7 @@ def _submission(
     )
 
 
-def _id_for(exchange: Exchange, handler: str, once: str) -> str:
+def id_for(exchange: Exchange, handler: str, once: str) -> str:
     """Return the id of the invocation that an idempotency key of this caller stands for."""
     text = once.strip()
     if not text or len(text) > IDEMPOTENCY_KEY_LIMIT or not (text.isascii() and text.isprintable()):
@@ -424,7 +425,8 @@ def pointed(at: str) -> Generator[None]:
         raise ValueRefused(str(error), errors=tuple((at + each, why) for each, why in error.errors)) from error
 
 
-def _accepted(exchange: Exchange, id: str) -> Accepted:
+def accepted_at(exchange: Exchange, id: str) -> Accepted:
+    """Return where a start that is durable is looked at."""
     at = f"{exchange.root}/api/workflows/{quote(id, safe='')}"
     return Accepted(id, at, f"{at}/result")
 
@@ -500,20 +502,20 @@ async def restart(exchange: Exchange, _: NoQuery) -> Response:
         invocation = await operations.look(id)
         handler = await handler_named(exchange, invocation.handler)
         with pointed("/input"):
-            call = _submission(exchange, handler, InvokeQuery(), body.input, {})
+            call = submission_for(exchange, handler, InvokeQuery(), body.input, {})
         handlers = (invocation.handler, handler.name)
     chosen = None if isinstance(body.id, UnsetType) else check_new_id(body.id)
     if (once := exchange.header("idempotency-key")) is not None:
         if chosen is not None:
             raise Problem(400, "bad-body", "give an id or an Idempotency-Key, not both")
-        chosen = _id_for(exchange, f"restart {id}", once)
+        chosen = id_for(exchange, f"restart {id}", once)
     try:
         new = await operations.restart(id, call, new_id=chosen, handlers=handlers)
     except IdConflict as error:
         if once is None:
             raise
         raise _key_reused() from error
-    return json_response(_accepted(exchange, new), 202)
+    return json_response(accepted_at(exchange, new), 202)
 
 
 async def purge(exchange: Exchange, _: NoQuery) -> Response:
@@ -602,6 +604,8 @@ async def workflow_events(exchange: Exchange, _: NoQuery) -> Response:
 
 # --- metrics ---------------------------------------------------------------------------------------------------------
 async def metrics(exchange: Exchange, _: NoQuery) -> Response:
+    if exchange.access.is_limited:
+        raise AccessDenied(f"{exchange.access.name!r} is limited to some workflows or keys, and metrics are of all")
     content, media = await exchange.service.metrics(exchange.header("accept") or "")
     return Response(content, 200, {"Cache-Control": "no-store"}, media)
 
@@ -724,6 +728,7 @@ ROUTES: tuple[Route, ...] = (
         gives_too=LATER,
         also=(404, 409, 422),
     ),
+    *BULK_ROUTES,
     Route("GET", "/api/handlers", "read", list_handlers, "List handlers.", gives=HandlerList),
     Route("GET", "/api/handlers/{handler}", "read", show_handler, "Show a handler.", gives=HandlerView, also=(404,)),
     Route("GET", "/api/keys/{key}", "read", show_key, "Show the state of a key.", gives=KeyView, shows_payloads=True),

@@ -20,10 +20,19 @@ from perdure.authoring.workflow import checked_delay
 from perdure.core.failures import Failure
 from perdure.core.ids import check_name, check_new_id
 from perdure.core.retry import seconds
+from perdure.core.schedule import Plan
 from perdure.core.tags import Tags, check_tags
 from perdure.errors import InvalidOption, PerdureError
 from perdure.operations.access import Access, Role, Token
 from perdure.operations.audit import Link
+from perdure.operations.bulk import (
+    JOBS_PAGE_LIMIT,
+    BulkPage,
+    BulkPreview,
+    BulkProgress,
+    BulkRequest,
+    restored,
+)
 from perdure.operations.capabilities import Capability, Purpose
 from perdure.operations.describe import Invocation
 from perdure.operations.documents import Check, Delete, Document, DocumentKey, Fence, Put, Scan, Write
@@ -37,6 +46,7 @@ from perdure.operations.listing import (
     check_limit,
 )
 from perdure.operations.port import Minute, Operations, Outcome, Stats, Submission, Value, WasCancelled
+from perdure.operations.schedules import Change, ScheduleInfo
 
 MEDIA_TYPE = "application/msgpack"
 PREFIX = "/api/client/"
@@ -142,6 +152,10 @@ class SentError(Struct, frozen=True, array_like=True):
 
 def _is_plain(value: object) -> bool:
     return value is None or isinstance(value, str | int | float | bool)
+
+
+PlainVerb = Literal["pause", "resume", "cancel", "retry", "restart"]
+"""A verb of bulk jobs that who operates may use. To purge is another operation, since it takes another role."""
 
 
 # --- the operations ---------------------------------------------------------------------------------------------------
@@ -264,6 +278,30 @@ async def _serves(operations: Operations, handler: str) -> bool | None:
     return await operations.serves(handler)
 
 
+async def _preview_bulk(operations: Operations, request: BulkRequest) -> BulkPreview:
+    return await operations.preview_bulk(restored(request))
+
+
+async def _begin_bulk(operations: Operations, verb: PlainVerb, token: str) -> BulkProgress:
+    return await operations.begin_bulk(verb, token)
+
+
+async def _begin_bulk_purge(operations: Operations, token: str) -> BulkProgress:
+    return await operations.begin_bulk("purge", token)
+
+
+async def _bulk_job(operations: Operations, id: str) -> BulkProgress:
+    return await operations.bulk_job(id)
+
+
+async def _bulk_jobs(operations: Operations, limit: int, cursor: str | None) -> BulkPage:
+    return await operations.bulk_jobs(limit=check_limit(limit, JOBS_PAGE_LIMIT), cursor=cursor)
+
+
+async def _stop_bulk(operations: Operations, id: str) -> BulkProgress:
+    return await operations.stop_bulk(id)
+
+
 async def _read_documents(operations: Operations, collection: str, keys: list[DocumentKey]) -> list[Document | None]:
     return await operations.read_documents(collection, keys)
 
@@ -280,6 +318,30 @@ async def _scan_documents(operations: Operations, collection: str, which: Scan) 
 
 async def _delete_documents(operations: Operations, collection: str, prefix: str) -> int:
     return await operations.delete_documents(collection, prefix)
+
+
+async def _put_schedule(operations: Operations, name: str, plan: Plan) -> bool:
+    return await operations.put_schedule(name, plan)
+
+
+async def _change_schedule(operations: Operations, name: str, change: Change) -> list[str]:
+    return await operations.change_schedule(name, change)
+
+
+async def _delete_schedule(operations: Operations, name: str) -> bool:
+    return await operations.delete_schedule(name)
+
+
+async def _describe_schedule(operations: Operations, name: str) -> ScheduleInfo:
+    return await operations.describe_schedule(name)
+
+
+async def _schedules(operations: Operations, limit: int, after: str | None) -> list[ScheduleInfo]:
+    return await operations.schedules(limit=check_limit(limit, PAGE_LIMIT), after=after)
+
+
+async def _schedule_times(operations: Operations, name: str, count: int) -> list[float]:
+    return await operations.schedule_times(name, count)
 
 
 async def _export(operations: Operations, id: str, plain: bool) -> bytes:
@@ -327,10 +389,22 @@ CALLS: dict[str, Operation] = {
     "state": Operation("read", _state, shows_payloads=True),
     "minutes": Operation("read", _minutes),
     "serves": Operation("read", _serves),
+    "preview_bulk": Operation("read", _preview_bulk),
+    "begin_bulk": Operation("operate", _begin_bulk),
+    "begin_bulk_purge": Operation("admin", _begin_bulk_purge),
+    "bulk_job": Operation("read", _bulk_job),
+    "bulk_jobs": Operation("read", _bulk_jobs),
+    "stop_bulk": Operation("operate", _stop_bulk),
     "read_documents": Operation("read", _read_documents, shows_payloads=True),
     "write_documents": Operation("operate", _write_documents),
     "scan_documents": Operation("read", _scan_documents, shows_payloads=True),
     "delete_documents": Operation("operate", _delete_documents),
+    "put_schedule": Operation("operate", _put_schedule),
+    "change_schedule": Operation("operate", _change_schedule),
+    "delete_schedule": Operation("operate", _delete_schedule),
+    "describe_schedule": Operation("read", _describe_schedule),
+    "schedules": Operation("read", _schedules),
+    "schedule_times": Operation("read", _schedule_times),
     "export": Operation("read", _export, shows_payloads=True),
     "purge": Operation("admin", _purge),
     "add_token": Operation("admin", _add_token),

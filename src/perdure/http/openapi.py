@@ -21,7 +21,7 @@ WITH_BODY = (408, 413, 415)
 
 ANSWERS = {
     200: "It has ended.",
-    202: "It has not ended, or not been applied, in that time. It is durable.",
+    202: "It is durable. It has not ended, or not been applied, yet.",
 }
 """What an answer means that a route gives beside its usual one."""
 

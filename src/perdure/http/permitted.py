@@ -13,15 +13,27 @@ from datetime import datetime
 from msgspec.structs import replace
 
 from perdure.authoring.workflow import Delay
+from perdure.core.lifecycle import refusing_status
 from perdure.core.retry import Duration
-from perdure.errors import AccessDenied, IdConflict, UnknownInvocation, unknown
+from perdure.core.schedule import Plan
+from perdure.errors import (
+    AccessDenied,
+    IdConflict,
+    UnknownInvocation,
+    UnknownSchedule,
+    unknown,
+    unknown_job,
+    unknown_schedule,
+)
 from perdure.operations.access import Access, Token
 from perdure.operations.audit import Link
+from perdure.operations.bulk import BulkPage, BulkPreview, BulkProgress, BulkRefusal, BulkRequest, BulkVerb
 from perdure.operations.capabilities import Capability, Purpose
 from perdure.operations.describe import AwakeableInfo, Invocation, JournalStep
 from perdure.operations.documents import OWN_PREFIX, Document, DocumentKey, Fence, Scan, Write
 from perdure.operations.listing import AwakeableFilters, AwakeablePage, Filters, Page
 from perdure.operations.port import ANSWER_WAIT_SECONDS, Minute, Operations, Outcome, Stats, Submission, nothing
+from perdure.operations.schedules import Change, ScheduleInfo
 
 PAGES_READ = 20
 """Pages that are read for one page of a caller who may see some invocations only; a page may be short then."""
@@ -218,6 +230,35 @@ class Permitted(Operations):
     async def serves(self, handler: str, /) -> bool | None:
         return await self._operations.serves(handler)
 
+    # --- bulk jobs ----------------------------------------------------------------------------------------------------
+    async def preview_bulk(self, request: BulkRequest, /, *, by: Access | None = None) -> BulkPreview:
+        """Count what the caller may reach. The job that begins does the same, and is the caller's."""
+        return await self._operations.preview_bulk(request, by=self._access)
+
+    async def begin_bulk(self, verb: BulkVerb, token: str, /, *, by: Access | None = None) -> BulkProgress:
+        return self._shown_job(await self._operations.begin_bulk(verb, token, by=self._access))
+
+    async def bulk_job(self, id: str, /) -> BulkProgress:
+        found = await self._operations.bulk_job(id)
+        if not self._reaches_job(found):
+            raise unknown_job(id)
+        return self._shown_job(found)
+
+    async def bulk_jobs(self, *, limit: int, cursor: str | None = None) -> BulkPage:
+        page = await self._operations.bulk_jobs(limit=limit, cursor=cursor)
+        return BulkPage(tuple(self._shown_job(each) for each in page.jobs if self._reaches_job(each)), page.next)
+
+    async def stop_bulk(self, id: str, /) -> BulkProgress:
+        await self.bulk_job(id)
+        return self._shown_job(await self._operations.stop_bulk(id))
+
+    def _reaches_job(self, job: BulkProgress) -> bool:
+        """Report whether the caller may see a job: its own, if it may not see all invocations."""
+        return not self._access.is_limited or job.by == self._access.name
+
+    def _shown_job(self, job: BulkProgress) -> BulkProgress:
+        return job if self._access.payloads else replace(job, refusals=tuple(map(without_reason, job.refusals)))
+
     # --- documents ----------------------------------------------------------------------------------------------------
     async def read_documents(self, collection: str, keys: Sequence[DocumentKey], /) -> list[Document | None]:
         self._check_payloads()
@@ -243,6 +284,59 @@ class Permitted(Operations):
         self._check_unlimited("a document")
         if collection.startswith(OWN_PREFIX):  # tokens, sessions, the audit
             raise AccessDenied(f"collection {collection!r} is Perdure's own, and not served")
+
+    # --- schedules ----------------------------------------------------------------------------------------------------
+    async def put_schedule(self, name: str, plan: Plan, /) -> bool:
+        if not self._access.reaches(plan.handler, plan.key):
+            of_key = "" if plan.key is None else f" with key {plan.key!r}"
+            raise AccessDenied(f"{self._access.name!r} may not schedule workflow {plan.handler!r}{of_key}")
+        try:
+            found = await self._operations.describe_schedule(name)
+        except UnknownSchedule:
+            return await self._operations.put_schedule(name, plan)
+        if not self._access.payloads or not self._access.reaches(found.handler, found.key):
+            text = f"schedule {name!r} exists, and {self._access.name!r} may not see what it starts with what input"
+            raise AccessDenied(text)
+        return await self._operations.put_schedule(name, plan)
+
+    async def change_schedule(self, name: str, change: Change, /) -> list[str]:
+        await self._check_schedule(name)
+        return await self._operations.change_schedule(name, change)
+
+    async def delete_schedule(self, name: str, /) -> bool:
+        try:
+            await self._check_schedule(name)
+        except UnknownSchedule:
+            return False
+        return await self._operations.delete_schedule(name)
+
+    async def describe_schedule(self, name: str, /) -> ScheduleInfo:
+        await self._check_schedule(name)
+        return self._shown_schedule(await self._operations.describe_schedule(name))
+
+    async def schedules(self, *, limit: int, after: str | None = None) -> list[ScheduleInfo]:
+        found: list[ScheduleInfo] = []
+        while len(found) < limit:
+            page = await self._operations.schedules(limit=limit, after=after)
+            found += [self._shown_schedule(each) for each in page if self._access.reaches(each.handler, each.key)]
+            if len(page) < limit:
+                break
+            after = page[-1].name
+        return found[:limit]
+
+    async def schedule_times(self, name: str, count: int, /) -> list[float]:
+        await self._check_schedule(name)
+        return await self._operations.schedule_times(name, count)
+
+    async def _check_schedule(self, name: str) -> None:
+        """Raise `UnknownSchedule` for one that the caller may not reach."""
+        if self._access.is_limited:
+            found = await self._operations.describe_schedule(name)
+            if not self._access.reaches(found.handler, found.key):
+                raise unknown_schedule(name)
+
+    def _shown_schedule(self, info: ScheduleInfo) -> ScheduleInfo:
+        return info if self._access.payloads else replace(info, input={}, note="")
 
     # --- access -------------------------------------------------------------------------------------------------------
     async def add_token(self, access: Access, /, *, expires: datetime | None = None) -> str:
@@ -312,6 +406,11 @@ def _without_payload(step: JournalStep) -> JournalStep:
 def class_of(error: str | None) -> str | None:
     """Return the class in the text of an error."""
     return None if error is None else error.partition(": ")[0]
+
+
+def without_reason(refusal: BulkRefusal) -> BulkRefusal:
+    """Return a refusal without what may hold values: a reason that is not the status."""
+    return refusal if refusing_status(refusal.reason) is not None else replace(refusal, reason="")
 
 
 def _untold(awakeable: AwakeableInfo) -> AwakeableInfo:

@@ -61,6 +61,9 @@ class Problem(Exception):
 
 BY_ERROR: tuple[tuple[type[errors.PerdureError], int, str], ...] = (
     (errors.UnknownInvocation, 404, "unknown-invocation"),
+    (errors.UnknownSchedule, 404, "unknown-schedule"),
+    (errors.ScheduleBusy, 409, "schedule-busy"),
+    (errors.UnknownJob, 404, "unknown-job"),
     (errors.IdConflict, 409, "id-conflict"),
     (errors.IllegalTransition, 409, "wrong-status"),
     (errors.MessageRefused, 409, "refused"),

@@ -23,6 +23,7 @@ from perdure.authoring.workflow import Delay
 from perdure.background import RateLimitedLog
 from perdure.core.lifecycle import SETTLED
 from perdure.core.retry import Duration, seconds
+from perdure.core.schedule import Plan
 from perdure.errors import AccessDenied, BadUrl, PayloadTooLarge, StoreClosed, StoreError, StoreUnavailable, WaitTimeout
 from perdure.http.clients import WAIT_LIMIT_SECONDS
 from perdure.http.exact import (
@@ -44,11 +45,13 @@ from perdure.http.problems import ProblemDocument
 from perdure.http.service import EXACT_LIMIT_BYTES, IDLE_SECONDS
 from perdure.operations.access import Access, Token
 from perdure.operations.audit import Link
+from perdure.operations.bulk import BulkPage, BulkPreview, BulkProgress, BulkRequest, BulkVerb
 from perdure.operations.capabilities import Capability, Purpose
 from perdure.operations.describe import Invocation
 from perdure.operations.documents import Document, DocumentKey, Fence, Scan, Write
 from perdure.operations.listing import PAGE_LIMIT, AwakeableFilters, AwakeablePage, Filters, Page, Status
 from perdure.operations.port import ANSWER_WAIT_SECONDS, Minute, Operations, Outcome, Stats, Submission, nothing
+from perdure.operations.schedules import Change, ScheduleInfo
 
 CONNECT_SECONDS = 5.0
 """How long a connection may take to be made."""
@@ -65,6 +68,9 @@ REPEATABLE = {name for name, each in CALLS.items() if each.role == "read"} | {
     "check_capability",
     "start",
     "start_all",
+    "begin_bulk",
+    "begin_bulk_purge",
+    "stop_bulk",
     "result",
     "watch",
     "watch_all",
@@ -328,6 +334,25 @@ class Remote(Operations):
     async def serves(self, handler: str, /) -> bool | None:
         return await self._call("serves", handler)
 
+    # --- bulk jobs ----------------------------------------------------------------------------------------------------
+    # The server knows who asks.
+    async def preview_bulk(self, request: BulkRequest, /, *, by: Access | None = None) -> BulkPreview:
+        return await self._call("preview_bulk", request)
+
+    async def begin_bulk(self, verb: BulkVerb, token: str, /, *, by: Access | None = None) -> BulkProgress:
+        if verb == "purge":
+            return await self._call("begin_bulk_purge", token)
+        return await self._call("begin_bulk", verb, token)
+
+    async def bulk_job(self, id: str, /) -> BulkProgress:
+        return await self._call("bulk_job", id)
+
+    async def bulk_jobs(self, *, limit: int, cursor: str | None = None) -> BulkPage:
+        return await self._call("bulk_jobs", limit, cursor)
+
+    async def stop_bulk(self, id: str, /) -> BulkProgress:
+        return await self._call("stop_bulk", id)
+
     # --- documents ----------------------------------------------------------------------------------------------------
     async def read_documents(self, collection: str, keys: Sequence[DocumentKey], /) -> list[Document | None]:
         return await self._call("read_documents", collection, [*keys])
@@ -342,6 +367,25 @@ class Remote(Operations):
 
     async def delete_documents(self, collection: str, prefix: str, /) -> int:
         return await self._call("delete_documents", collection, prefix)
+
+    # --- schedules ----------------------------------------------------------------------------------------------------
+    async def put_schedule(self, name: str, plan: Plan, /) -> bool:
+        return await self._call("put_schedule", name, plan)
+
+    async def change_schedule(self, name: str, change: Change, /) -> list[str]:
+        return await self._call("change_schedule", name, change)
+
+    async def delete_schedule(self, name: str, /) -> bool:
+        return await self._call("delete_schedule", name)
+
+    async def describe_schedule(self, name: str, /) -> ScheduleInfo:
+        return await self._call("describe_schedule", name)
+
+    async def schedules(self, *, limit: int, after: str | None = None) -> list[ScheduleInfo]:
+        return await self._call("schedules", limit, after)
+
+    async def schedule_times(self, name: str, count: int, /) -> list[float]:
+        return await self._call("schedule_times", name, count)
 
     # --- access -------------------------------------------------------------------------------------------------------
     async def add_token(self, access: Access, /, *, expires: datetime | None = None) -> str:

@@ -22,7 +22,7 @@ QUERY_LIMIT = 100
 IDEMPOTENCY_KEY_LIMIT = 255
 """Characters of an idempotency key."""
 
-Method = Literal["GET", "POST", "DELETE"]
+Method = Literal["GET", "POST", "PUT", "DELETE"]
 Needed = Role | Literal["anybody"]
 """The role that a route needs. What anybody may use tells nothing, or is guarded by a proof of its own."""
 

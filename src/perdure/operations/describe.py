@@ -225,7 +225,7 @@ def from_journal(
     open_steps = [step for step in steps.values() if step.status == "pending"]
     return replace(
         from_row(row),
-        input=_input(start.input),
+        input=input_of(start.input),
         journal=tuple(steps.values()),
         current_step=open_steps[0] if open_steps and row.status not in SETTLED else None,
         state=state,
@@ -407,7 +407,7 @@ def _value(data: bytes) -> Any:
         return f"<{len(data):,} bytes that do not decode>"
 
 
-def _input(data: bytes) -> Mapping[str, Any]:
+def input_of(data: bytes) -> Mapping[str, Any]:
     """Return an input by name. What its recorder gave no names is under `*`."""
     found = dict(_mapping(_value(data)))
     if not found.get(POSITIONAL, True):

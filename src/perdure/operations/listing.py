@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import base64
 import binascii
-from collections.abc import Mapping
+import hashlib
+from collections.abc import AsyncGenerator, Mapping
 from datetime import datetime
 from typing import Any, TypedDict, TypeVar, get_args
 
 import msgspec
 from msgspec import Struct
+from msgspec.structs import replace
 
 from perdure.core.ids import check_name
 from perdure.core.journal import Status
@@ -17,12 +19,14 @@ from perdure.core.tags import check_tags
 from perdure.errors import InvalidOption
 from perdure.operations.describe import AwakeableInfo, Invocation
 from perdure.stores.awakeables import Awakeable, AwakeableFilter, Place
-from perdure.stores.port import Filter, Row
+from perdure.stores.port import Filter, Row, Store
 
 T = TypeVar("T")
 
 PAGE_LIMIT = 1_000
 """The most invocations on one page."""
+DIGEST_BYTES = 8
+"""The digest of a filter in a cursor: it tells a mistake, and guards nothing."""
 
 QUERY_SECONDS = 0.25
 """How long a query of the index may take that came over HTTP. It stops then, with `QueryTooSlow`."""
@@ -112,10 +116,10 @@ def check_awakeable_filters(filters: AwakeableFilters) -> None:
     awakeable_filter_of(0.0, **filters)
 
 
-def check_cursor(cursor: str | None) -> None:
-    """Raise `InvalidOption` for what is not the `next` of a page."""
+def check_cursor(cursor: str | None, filters: Filters) -> None:
+    """Raise `InvalidOption` for what is not the `next` of a page with these filters."""
     if cursor is not None:
-        position_of(cursor)
+        position_of(cursor, filter_of(**filters))
 
 
 def check_limit(limit: int, most: int | None = None) -> int:
@@ -127,37 +131,59 @@ def check_limit(limit: int, most: int | None = None) -> int:
     return limit
 
 
-def cursor_of(row: Row) -> str:
-    """Return the cursor of the page after a row. It names a position in the order of creation."""
-    return _encoded((row.created_at, row.id))
+def cursor_of(row: Row, filter: Filter) -> str:
+    """Return the cursor of the page after a row. It names a position in the order of creation, and the filter."""
+    return _encoded((row.created_at, row.id), filter)
 
 
-def position_of(cursor: str) -> tuple[float, str]:
-    """Return the position that a cursor names, or raise `InvalidOption`."""
-    return _decoded(cursor, tuple[float, str])
+def position_of(cursor: str, filter: Filter) -> tuple[float, str]:
+    """Return the position that a cursor names, or raise `InvalidOption`, also if it is of another filter."""
+    return _decoded(cursor, tuple[float, str], filter)
 
 
-def _encoded(position: tuple[object, ...]) -> str:
-    return base64.urlsafe_b64encode(msgspec.msgpack.encode(position)).rstrip(b"=").decode()
+def cursor_of_awakeable(awakeable: Awakeable, filter: AwakeableFilter) -> str:
+    """Return the cursor of the page after an awakeable."""
+    return _encoded(awakeable.place, filter)
 
 
-def _decoded(cursor: str, type: type[T]) -> T:
+def place_of(cursor: str, filter: AwakeableFilter) -> Place:
+    """Return the place that a cursor of awakeables names, or raise `InvalidOption`, also if it is of another filter."""
+    return _decoded(cursor, Place, filter)
+
+
+def _encoded(position: tuple[object, ...], filter: Filter | AwakeableFilter) -> str:
+    return base64.urlsafe_b64encode(msgspec.msgpack.encode((position, _digest(filter)))).rstrip(b"=").decode()
+
+
+def _decoded(cursor: str, type: type[T], filter: Filter | AwakeableFilter) -> T:
     try:
         data = base64.urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4))
-        return msgspec.msgpack.decode(data, type=type)
+        position, of = msgspec.msgpack.decode(data, type=tuple[msgspec.Raw, bytes])
+        found = msgspec.msgpack.decode(position, type=type)
     except (TypeError, ValueError, binascii.Error, msgspec.DecodeError) as error:
         shown: Any = cursor[:40] if isinstance(cursor, str) else cursor  # pyright: ignore[reportUnnecessaryIsInstance]
         raise InvalidOption(f"cursor={shown!r}: pass the `next` of a page, unchanged") from error
+    if of != _digest(filter):
+        text = "it is of a page with other filters: pass the `next` of a page with the same ones"
+        raise InvalidOption(f"cursor={cursor[:40]!r}: {text}")
+    return found
 
 
-def cursor_of_awakeable(awakeable: Awakeable) -> str:
-    """Return the cursor of the page after an awakeable."""
-    return _encoded(awakeable.place)
+def _digest(filter: Filter | AwakeableFilter) -> bytes:
+    """Return a digest of what a filter selects, whatever the page and the time."""
+    if isinstance(filter, Filter):
+        whole = replace(filter, before=None, limit=0, within=None)
+    else:
+        whole = replace(filter, after=None, limit=0, now=0.0, within=None)
+    return hashlib.blake2b(msgspec.msgpack.encode(whole), digest_size=DIGEST_BYTES).digest()
 
 
-def place_of(cursor: str) -> Place:
-    """Return the place that a cursor of awakeables names, or raise `InvalidOption`."""
-    return _decoded(cursor, Place)
+async def pages_of(store: Store, filter: Filter) -> AsyncGenerator[list[Row], None]:
+    """Read all rows of the index that pass a filter, page by page; no page is empty."""
+    filter = replace(filter, limit=PAGE_LIMIT)
+    while rows := await store.search(filter):
+        yield rows
+        filter = replace(filter, before=(rows[-1].created_at, rows[-1].id))
 
 
 def _time(name: str, at: datetime | None) -> float | None:

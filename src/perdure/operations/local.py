@@ -35,6 +35,7 @@ from perdure.core.journal import (
 )
 from perdure.core.lifecycle import SETTLED, refusing_status
 from perdure.core.retry import Duration, seconds
+from perdure.core.schedule import Plan
 from perdure.counters import Counters
 from perdure.errors import (
     IllegalTransition,
@@ -49,11 +50,12 @@ from perdure.errors import (
 )
 from perdure.operations.access import Access, Token, add_token, revoke_token, tokens
 from perdure.operations.audit import Link, read
+from perdure.operations.bulk import BulkPage, BulkPreview, BulkProgress, BulkRequest, BulkVerb
 from perdure.operations.capabilities import Capabilities, Capability, Purpose
 from perdure.operations.describe import Invocation, from_index, from_journal, from_row
+from perdure.operations.jobs import Jobs
 from perdure.operations.listing import (
     MINUTES_KEPT_SECONDS,
-    PAGE_LIMIT,
     QUERY_SECONDS,
     AwakeableFilters,
     AwakeablePage,
@@ -63,6 +65,7 @@ from perdure.operations.listing import (
     cursor_of,
     cursor_of_awakeable,
     filter_of,
+    pages_of,
     place_of,
     position_of,
 )
@@ -77,6 +80,8 @@ from perdure.operations.port import (
     WasCancelled,
     nothing,
 )
+from perdure.operations.schedules import Change, ScheduleInfo
+from perdure.operations.scheduling import Schedules
 from perdure.runtime.unserved import Unserved
 from perdure.stores.documents import DELETE_BATCH, Delete, Document, DocumentKey, Fence, Put, Scan, Write
 from perdure.stores.port import Filter, Row, SealsValues, Store, gone_row, shown
@@ -120,6 +125,7 @@ class Local(Operations):
         self._holds_resources = holds_resources
         self._chance = chance or SystemRandom()
         self._counters = counters
+        self.jobs = Jobs(self.opened, self._chance)
         self._seal = seal
         self._store: Store | None = None
         self._closed = False
@@ -128,6 +134,7 @@ class Local(Operations):
         self._capabilities = Capabilities()
         self._unserved: Unserved | None = None
         self._warning: weakref.finalize[Any, Any] | None = None
+        self.scheduling = Schedules(self, self._chance.randbytes)
 
     # --- life ---------------------------------------------------------------------------------------------------------
     async def open(self) -> None:
@@ -337,28 +344,28 @@ class Local(Operations):
 
     # --- talking ------------------------------------------------------------------------------------------------------
     async def pause(self, id: str, /, *, timeout: Duration = ANSWER_WAIT_SECONDS) -> None:
-        await self._tell(id, Pause(), timeout)
+        await self.tell(id, Pause(), timeout)
 
     async def resume(self, id: str, /, *, timeout: Duration = ANSWER_WAIT_SECONDS) -> None:
-        await self._tell(id, Resume(), timeout)
+        await self.tell(id, Resume(), timeout)
 
     async def cancel(self, id: str, /, *, force: bool = False, timeout: Duration = ANSWER_WAIT_SECONDS) -> None:
-        await self._tell(id, Cancel(bool(force)), timeout)
+        await self.tell(id, Cancel(bool(force)), timeout)
 
     async def retry(self, id: str, /, *, timeout: Duration = ANSWER_WAIT_SECONDS) -> None:
-        await self._tell(id, RetryInvocation(), timeout)
+        await self.tell(id, RetryInvocation(), timeout)
 
     async def resolve(self, awakeable_id: str, value: bytes, /, *, timeout: Duration = ANSWER_WAIT_SECONDS) -> None:
         store = self._store or await self.opened()
         id, generation, n = parse_awakeable_id(awakeable_id, store.secret)
         if len(value) > store.payload_limit:
             raise too_large("the value of the awakeable", len(value), store.payload_limit)
-        await self._tell(id, Resolve(n, value, generation), timeout)
+        await self.tell(id, Resolve(n, value, generation), timeout)
 
     async def reject(self, awakeable_id: str, reason: str, /, *, timeout: Duration = ANSWER_WAIT_SECONDS) -> None:
         store = self._store or await self.opened()
         id, generation, n = parse_awakeable_id(awakeable_id, store.secret)
-        await self._tell(id, Reject(n, reason, generation), timeout)
+        await self.tell(id, Reject(n, reason, generation), timeout)
 
     async def awakeable(self, awakeable_id: str, /) -> tuple[str, int]:
         id, _, n = parse_awakeable_id(awakeable_id, (await self.opened()).secret)
@@ -377,18 +384,20 @@ class Local(Operations):
         store = await self.opened()
         return await self._capabilities.check(self, purpose, text, store.clock.now())
 
-    async def _post(self, store: Store, id: str, request: Request) -> Message:
-        self._sent += 1
-        message = Message(f"{self._writer}-{self._sent}", id, store.clock.now(), request)
+    async def _post(self, store: Store, id: str, request: Request, message_id: str | None) -> Message:
+        if message_id is None:
+            self._sent += 1
+            message_id = f"{self._writer}-{self._sent}"
+        message = Message(message_id, id, store.clock.now(), request)
         again = "It may be accepted all the same: look at the invocation, then send it again"
         await self._accepted(store.post(message), f"a message for invocation {id!r}", again)
         return message
 
-    async def _tell(self, id: str, request: Request, timeout: Duration) -> None:
-        """Post a message, and wait until it is applied."""
+    async def tell(self, id: str, request: Request, timeout: Duration, *, message_id: str | None = None) -> None:
+        """Post a message, and wait until it is applied. A second one of the same id changes nothing."""
         limit = seconds("timeout", timeout)
         store = self._store or await self.opened()
-        message = await self._post(store, id, request)
+        message = await self._post(store, id, request, message_id)
         try:
             async with asyncio.timeout(limit):
                 answer = await store.answer(message.id)
@@ -424,20 +433,22 @@ class Local(Operations):
     async def page(
         self, filters: Filters, /, *, limit: int, cursor: str | None = None, within: float | None = None
     ) -> Page:
-        before = None if cursor is None else position_of(cursor)
-        filter = replace(filter_of(**filters), before=before, limit=limit + 1, within=within)
-        rows = await (await self.opened()).search(filter)
-        return Page(tuple(map(from_row, rows[:limit])), cursor_of(rows[limit - 1]) if len(rows) > limit else None)
+        filter = filter_of(**filters)
+        before = None if cursor is None else position_of(cursor, filter)
+        rows = await (await self.opened()).search(replace(filter, before=before, limit=limit + 1, within=within))
+        next = cursor_of(rows[limit - 1], filter) if len(rows) > limit else None
+        return Page(tuple(map(from_row, rows[:limit])), next)
 
     async def awakeables(
         self, filters: AwakeableFilters, /, *, limit: int, cursor: str | None = None, within: float | None = None
     ) -> AwakeablePage:
         store = shown(await self.opened())
-        now, after = store.clock.now(), None if cursor is None else place_of(cursor)
-        filter = replace(awakeable_filter_of(now, **filters), after=after, limit=limit + 1, within=within)
-        found = await store.awakeables(filter)
+        now = store.clock.now()
+        filter = awakeable_filter_of(now, **filters)
+        after = None if cursor is None else place_of(cursor, filter)
+        found = await store.awakeables(replace(filter, after=after, limit=limit + 1, within=within))
         told = tuple(from_index(each, store.secret, now) for each in found[:limit])
-        return AwakeablePage(told, cursor_of_awakeable(found[limit - 1]) if len(found) > limit else None)
+        return AwakeablePage(told, cursor_of_awakeable(found[limit - 1], filter) if len(found) > limit else None)
 
     async def watch(self, id: str, /) -> AsyncGenerator[Invocation, None]:
         store = await self.opened()
@@ -500,6 +511,24 @@ class Local(Operations):
     async def serves(self, handler: str, /) -> bool | None:
         return (await self.opened()).serves(handler)
 
+    # --- bulk jobs ----------------------------------------------------------------------------------------------------
+    async def preview_bulk(self, request: BulkRequest, /, *, by: Access | None = None) -> BulkPreview:
+        return await self.jobs.preview(request, by)
+
+    async def begin_bulk(self, verb: BulkVerb, token: str, /, *, by: Access | None = None) -> BulkProgress:
+        again = "It may have begun all the same: the same token does not begin it twice"
+        return await self._accepted(self.jobs.begin(verb, token, by), "a bulk job", again)
+
+    async def bulk_job(self, id: str, /) -> BulkProgress:
+        return await self.jobs.look(id)
+
+    async def bulk_jobs(self, *, limit: int, cursor: str | None = None) -> BulkPage:
+        return await self.jobs.page(limit, cursor)
+
+    async def stop_bulk(self, id: str, /) -> BulkProgress:
+        again = "It may be accepted all the same: look at the job"
+        return await self._accepted(self.jobs.stop(id), f"that bulk job {id!r} is to stop", again)
+
     # --- documents ----------------------------------------------------------------------------------------------------
     async def read_documents(self, collection: str, keys: Sequence[DocumentKey], /) -> list[Document | None]:
         store = await self.opened()
@@ -528,6 +557,25 @@ class Local(Operations):
                 revisions = await store.documents.write(collection, [Delete(each.key) for each in group])
                 removed += sum(revision > 0 for revision in revisions)
         return removed
+
+    # --- schedules ----------------------------------------------------------------------------------------------------
+    async def put_schedule(self, name: str, plan: Plan, /) -> bool:
+        return await self.scheduling.put(name, plan)
+
+    async def change_schedule(self, name: str, change: Change, /) -> list[str]:
+        return await self.scheduling.change(name, change)
+
+    async def delete_schedule(self, name: str, /) -> bool:
+        return await self.scheduling.delete(name)
+
+    async def describe_schedule(self, name: str, /) -> ScheduleInfo:
+        return await self.scheduling.describe(name)
+
+    async def schedules(self, *, limit: int, after: str | None = None) -> list[ScheduleInfo]:
+        return await self.scheduling.page(limit, after)
+
+    async def schedule_times(self, name: str, count: int, /) -> list[float]:
+        return await self.scheduling.times(name, count)
 
     # --- access -------------------------------------------------------------------------------------------------------
     async def add_token(self, access: Access, /, *, expires: datetime | None = None) -> str:
@@ -591,12 +639,10 @@ async def store_behind(operations: Operations) -> Store:
 
 async def _changed_since(store: Store, filter: Filter, since: float) -> AsyncIterator[Row]:
     """Read the whole index for changes: the fallback of a watcher that missed some."""
-    filter = replace(filter, limit=PAGE_LIMIT)
-    while rows := await store.search(filter):
+    async for rows in pages_of(store, filter):
         for row in rows:
             if row.updated_at >= since:
                 yield row
-        filter = replace(filter, before=(rows[-1].created_at, rows[-1].id))
 
 
 def _outcome_of(outcome: journal.Outcome) -> Outcome:

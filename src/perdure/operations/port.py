@@ -20,13 +20,16 @@ from perdure.authoring.workflow import Delay
 from perdure.core.failures import Failure
 from perdure.core.journal import Status
 from perdure.core.retry import Duration
+from perdure.core.schedule import Plan
 from perdure.core.tags import Tags
 from perdure.operations.access import Access, Token
 from perdure.operations.audit import Link
+from perdure.operations.bulk import BulkPage, BulkPreview, BulkProgress, BulkRequest, BulkVerb
 from perdure.operations.capabilities import Capability, Purpose
 from perdure.operations.describe import Invocation
 from perdure.operations.documents import Document, DocumentKey, Fence, Scan, Write
 from perdure.operations.listing import AwakeableFilters, AwakeablePage, Filters, Page
+from perdure.operations.schedules import Change, ScheduleInfo
 
 ANSWER_WAIT_SECONDS = 30.0
 """How long `pause`, `resume`, `cancel`, `retry`, `resolve` and `reject` wait until they are applied.
@@ -222,6 +225,31 @@ class Operations(Protocol):
         """Report whether a worker serves a handler; None where that cannot be known from here."""
         ...
 
+    # --- bulk jobs ----------------------------------------------------------------------------------------------------
+    # `by` is who asks; None: whoever has the store.
+    async def preview_bulk(self, request: BulkRequest, /, *, by: Access | None = None) -> BulkPreview:
+        """Count the invocations that a request is for, and return a token that begins the job."""
+        ...
+
+    async def begin_bulk(self, verb: BulkVerb, token: str, /, *, by: Access | None = None) -> BulkProgress:
+        """Begin the job of a token, and return when it is durable. The same token does not begin two.
+
+        `InvalidOption` for a token that is old, forged, of another verb, or of somebody else.
+        """
+        ...
+
+    async def bulk_job(self, id: str, /) -> BulkProgress:
+        """Return how far a job is; `UnknownJob` if there is none."""
+        ...
+
+    async def bulk_jobs(self, *, limit: int, cursor: str | None = None) -> BulkPage:
+        """Return at most `limit` jobs, newest first, and the cursor of the page after them."""
+        ...
+
+    async def stop_bulk(self, id: str, /) -> BulkProgress:
+        """Let a job begin nothing new. What it has in hand, up to a batch, is done."""
+        ...
+
     # --- documents ----------------------------------------------------------------------------------------------------
     # Collections, keys and writes are checked by the caller.
     async def read_documents(self, collection: str, keys: Sequence[DocumentKey], /) -> list[Document | None]:
@@ -243,6 +271,35 @@ class Operations(Protocol):
 
     async def delete_documents(self, collection: str, prefix: str, /) -> int:
         """Remove the documents whose joined keys begin with a prefix; return how many there were."""
+        ...
+
+    # --- schedules ----------------------------------------------------------------------------------------------------
+    # `UnknownSchedule` for a name that no schedule has, but for `put_schedule` and `delete_schedule`.
+    async def put_schedule(self, name: str, plan: Plan, /) -> bool:
+        """Make a schedule, or change it from now on; return false if it is the same already."""
+        ...
+
+    async def change_schedule(self, name: str, change: Change, /) -> list[str]:
+        """Tell a schedule something; return the ids of the runs that are started for it, now or later.
+
+        `ScheduleBusy` for a trigger that it skips; `LimitExceeded` if too many runs would wait.
+        """
+        ...
+
+    async def delete_schedule(self, name: str, /) -> bool:
+        """Remove a schedule; what it has started goes on. Return whether there was one."""
+        ...
+
+    async def describe_schedule(self, name: str, /) -> ScheduleInfo:
+        """Return a schedule, with what runs of it."""
+        ...
+
+    async def schedules(self, *, limit: int, after: str | None = None) -> list[ScheduleInfo]:
+        """Return at most `limit` schedules, by name, beyond the name `after`."""
+        ...
+
+    async def schedule_times(self, name: str, count: int, /) -> list[float]:
+        """Return the next times of a schedule, in seconds since the Unix epoch, as if it were not paused."""
         ...
 
     # --- access -------------------------------------------------------------------------------------------------------

@@ -10,6 +10,7 @@ import logging
 
 from perdure.background import end
 from perdure.errors import StoreClosed, StoreError
+from perdure.runtime.scheduled import started_since
 from perdure.stores.port import Store
 
 RETENTION_SECONDS = 7 * 86_400.0
@@ -65,6 +66,7 @@ class Sweep:
     async def _sweep(self) -> None:
         loop = asyncio.get_running_loop()
         before, removed = self._store.clock.now() - self._retention, 0
+        before = min(before, await started_since(self._store))
         while True:
             began = loop.time()
             piece = await self._store.purge(before, limit=PURGE_LIMIT)

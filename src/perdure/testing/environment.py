@@ -26,6 +26,7 @@ from perdure.core.retry import Duration, seconds
 from perdure.core.values import is_alike, type_name
 from perdure.errors import InvalidOption, PerdureError, StoreClosed, StoreFull, Unencodable
 from perdure.handle import Handle
+from perdure.operations.carrying import Carrier
 from perdure.operations.local import Local
 from perdure.runtime.worker import Worker
 from perdure.stores.clock import VirtualClock
@@ -66,7 +67,8 @@ class Environment:
         self.store = MemoryStore(self.clock)
         self.store.hook = self._before_write
         self._operations = Local(lambda: self.store, name="the test environment")
-        make_worker = functools.partial(worker_of, self._operations.opened)
+        self._duties = (self._operations.scheduling.on_duty, Carrier(self._operations).run)
+        make_worker = functools.partial(worker_of, self._operations.opened, duties=self._duties)
         self.client = Client(self._operations, make_worker, translators_in_use)
         self.commits = 0
         self.crashes = 0
@@ -91,6 +93,7 @@ class Environment:
             translators=translators_in_use,
             stubs=make_stub,
             replace=self._replace,
+            duties=self._duties,
         )
 
     async def __aenter__(self) -> Self:
@@ -239,7 +242,7 @@ class Environment:
 
     @property
     def _quiet(self) -> bool:
-        return self._restart is None and self.worker.quiet
+        return self._restart is None and self.worker.quiet and self._operations.scheduling.quiet
 
     def _replace(self, work: Work) -> Work:
         function = self._fakes.get(work.name)

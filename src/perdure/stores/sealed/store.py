@@ -54,7 +54,7 @@ NO_SECRET = b"sealed"
 """Where the secret is not known. The ids of awakeables that are shown then answer nothing."""
 UNOPENED_AT_ONCE = 1_000
 UNOPENED_WAIT_SECONDS = 1.0
-"""After so many starts in a row that do not open, how long a worker waits before it takes as many as it has room for."""
+"""After so many in a row that do not open, how long a worker waits before it takes more starts."""
 FRAMES_AT_ONCE = 200
 """Frames that are opened without giving others a turn on the loop."""
 
