@@ -27,7 +27,7 @@ LAYERS = (
     {"operations"},
     {"runtime"},
     {"stores"},
-    {"background", "logs"},
+    {"background", "encryption", "logs"},
     {"counters"},
     {"authoring"},
     {"core"},
@@ -83,6 +83,7 @@ NOT_AT_IMPORT = {
     *(
         "click",
         "cronsim",
+        "cryptography",
         "google.protobuf",
         "grpc",
         "langgraph",

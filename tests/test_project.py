@@ -15,7 +15,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 PROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text())
 MODULES = {"grpcio": "grpc", "protobuf": "google.protobuf", "nats-py": "nats"}
-FOR_USERS = {"grpc", "nats", "all"}
+FOR_USERS = {"encryption", "grpc", "nats", "all"}
 FOR_A_CHECKOUT = {"demo", "site", "test", "dev"}
 
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import base64
+import binascii
 import functools
 import os
 import sys
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+from datetime import datetime
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -25,8 +28,10 @@ if TYPE_CHECKING:
     from ssl import SSLContext
 
     from perdure.authoring.workflow import Workflow
+    from perdure.core.exported import Loaded
     from perdure.core.failures import FailureTranslator
     from perdure.core.turn import Turn
+    from perdure.encryption import Codec
     from perdure.runtime.worker import Channels
     from perdure.stores.jetstream.wire.access import Endpoint
     from perdure.stores.port import Store
@@ -34,6 +39,10 @@ if TYPE_CHECKING:
 DEFAULT_URL = "sqlite:perdure.db"
 TOKEN_VARIABLE = "PERDURE_TOKEN"
 """The environment variable with the token for a server, where none is given."""
+KEYS_FILE_VARIABLE = "PERDURE_KEYS_FILE"
+"""The environment variable with the file of the keys for sealed stores, where no codec is given."""
+PLAIN_UNTIL = "allow_plain_until"
+"""A line of that file which begins so has a time instead of a key."""
 REPLICAS = (1, 3, 5)
 SHARDS_LIMIT = 64
 _NO_BACKUP = "a store in memory ends with its process; use sqlite:PATH to keep data"
@@ -61,6 +70,7 @@ def connect(
     shards: int | None = None,
     index: str | PathLike[str] | None = None,
     timeout: Duration | None = None,
+    codec: Codec | None = None,
 ) -> Client:
     """Return a client of the store that `url` names; it opens on first use, or on `async with`.
 
@@ -75,6 +85,10 @@ def connect(
     `retention` (seconds or a timedelta; default 7 days; None: for ever) is how long the workers of this client keep
     completed, cancelled and failed invocations, counted from their last change. Then they are purged: failed ones can
     no longer be retried, and their ids are unknown, so that submitting such an id starts a new invocation.
+
+    `codec` seals what the store keeps: `perdure.encryption.Encrypted({name: key})`, with all keys that are in use.
+    Default: the keys in the file that the environment variable `PERDURE_KEYS_FILE` names, if it is set. A store that
+    was sealed once needs it from then on; without it, values are shown as `sealed`, and nothing can be started.
 
     For a server, `token` is what `perdure token add` prints; default: the environment variable `PERDURE_TOKEN`.
 
@@ -93,6 +107,8 @@ def connect(
     access |= {"tls_ca": tls_ca, "tls_cert": tls_cert, "tls_key": tls_key}
     shared = {"replicas": replicas, "shards": shards, "index": index}
     if used.startswith(("http:", "https:", "http+unix:")):
+        if codec is not None:
+            raise InvalidOption(f"connect(codec=…) is for a store: give it to the server {without_secrets(used)!r}")
         return _client_of_server(used, _given(access), _given(shared | {"payload_limit": payload_limit}), timeout)
     make_store = _store_of(used, payload_limit, read_only, _given(access), _given(shared))
     kept = None if retention is None else seconds("connect(retention=…)", retention, positive=True)
@@ -106,7 +122,78 @@ def connect(
         holds_resources=not used.startswith("memory:"),
         retention=kept,
         shards=shards if is_shared else 1,
+        seal=functools.partial(_sealed, codec=_codec_in_use(codec)),
     )
+
+
+async def _sealed(store: Store, codec: Codec | None) -> Store:
+    from perdure.stores.sealed import sealed  # noqa: PLC0415  not every program opens a store
+
+    return await sealed(store, codec)
+
+
+def _codec_in_use(codec: Codec | None) -> Codec | None:
+    """Return the codec given, or one with the keys of the file that the environment names, if it names one."""
+    path = os.environ.get(KEYS_FILE_VARIABLE)
+    if codec is not None or not path:
+        if codec is not None and (isinstance(codec, type) or not callable(getattr(codec, "takes_plain", None))):
+            raise InvalidOption(
+                f"connect(codec={type(codec).__name__}): give perdure.encryption.Encrypted({{name: key}})"
+            )
+        return codec
+    try:
+        from perdure.encryption import Encrypted  # noqa: PLC0415  cryptography is an extra
+    except ImportError as error:
+        raise InvalidOption(f"{KEYS_FILE_VARIABLE} is set: {error}") from error
+    keys, plain_until = _keys_in(path)
+    return Encrypted(keys, allow_plain_until=plain_until)
+
+
+def _keys_in(path: str) -> tuple[dict[str, bytes], datetime | None]:
+    """Read keys from lines `NAME BASE64`, of which the first encrypts, and perhaps a line `allow_plain_until TIME`.
+
+    Empty lines and those that begin with # are skipped.
+    """
+    where, keys = f"{KEYS_FILE_VARIABLE}={path}", dict[str, bytes]()
+    plain_until: datetime | None = None
+    try:
+        with open(path, encoding="utf-8") as file:
+            lines = file.read().splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise InvalidOption(f"{where}: it cannot be read: {error}") from error
+    for number, line in enumerate(lines, 1):
+        words = line.split()
+        if not words or words[0].startswith("#"):
+            continue
+        if len(words) != 2 or words[0] in keys:  # the texts do not show the line: it has a key
+            why = "its name is there before" if words[0] in keys else "it is not a name and a key in base64"
+            raise InvalidOption(f"{where}: line {number}: {why}")
+        try:
+            if words[0] == PLAIN_UNTIL:
+                plain_until = datetime.fromisoformat(words[1])
+            else:
+                keys[words[0]] = base64.b64decode(words[1], validate=True)
+        except binascii.Error:
+            raise InvalidOption(f"{where}: line {number}: the key {words[0]!r} is not base64") from None
+        except ValueError:
+            raise InvalidOption(
+                f"{where}: line {number}: {words[1]!r} is no time, as 2026-12-08T00:00:00Z is"
+            ) from None
+    if not keys:
+        raise InvalidOption(f"{where}: there is no key in it: write lines NAME BASE64")
+    return keys, plain_until
+
+
+def opened_history(loaded: Loaded, codec: Codec | None) -> Loaded:
+    """Return an exported history with its values open; `InvalidOption` if they are sealed and there is no codec."""
+    if not loaded.sealed_in:
+        return loaded
+    codec = _codec_in_use(codec)
+    if codec is None:
+        raise InvalidOption("this history is sealed: replay(…, codec=Encrypted(keys)), or export it with plain=True")
+    from perdure.stores.sealed import opened  # noqa: PLC0415  only for a sealed history
+
+    return opened(loaded, codec)
 
 
 def _client_of_server(url: str, access: dict[str, Any], shared: dict[str, Any], timeout: Duration | None) -> Client:

@@ -57,6 +57,10 @@
     │       ├── QueryTooSlow              a query of the index took too long, and was stopped
     │       ├── StoreUnfit                a server that is too old, streams with wrong settings, missing permissions
     │       ├── StoreTooNew               written by a later release
+    │       ├── Unopened                  a value of a sealed store that does not open here
+    │       │   ├── KeyMissing            ... sealed under a key that this process does not have
+    │       │   ├── Tampered              ... changed, or moved from another place
+    │       │   └── Unsealed              ... not sealed, where all must be
     │       └── NewerJournal              one journal or message that only a later release can read
     │
     └── internal: if one leaves Perdure, that is a bug ───────────────────────────────────────────
@@ -465,6 +469,26 @@ class NewerJournal(StoreError):
         of = f"invocation {invocation_id!r}" if invocation_id else "an invocation"
         text = f"{of}: this release does not know the {kind} {tag!r}; a newer release wrote this: upgrade this worker"
         return cls(text, invocation_id=invocation_id, kind=kind, tag=tag)
+
+
+class Unopened(StoreError):
+    """A value of a sealed store does not open in this process. Only what has the value is affected."""
+
+
+class KeyMissing(Unopened):
+    """A value is sealed under a `key` that this process does not have ("": it has none at all)."""
+
+    def __init__(self, text: str = "", *, key: str = "") -> None:
+        super().__init__(text)
+        self.key = key
+
+
+class Tampered(Unopened):
+    """A sealed value was changed, or moved from another place."""
+
+
+class Unsealed(Unopened):
+    """A value is not sealed, in a store whose values must be."""
 
 
 # --- internal ---------------------------------------------------------------------------------------------------------

@@ -50,14 +50,15 @@ class Handle(Generic[R_co]):
         refuse_in_body("handle.describe()")
         return await self._operations.describe(self.id)
 
-    async def export(self) -> bytes:
+    async def export(self, *, plain: bool = False) -> bytes:
         """Return its history, to be saved to a file and replayed by `perdure.testing.replay` when the code changes.
 
         JSON text with the input and the whole journal, in any status; the format is versioned. It contains recorded
-        values and the ids of awakeables: treat it as production data.
+        values and the ids of awakeables: treat it as production data. If the store seals values, so are those in the
+        history, and `replay` needs the codec; `plain` opens them.
         """
         refuse_in_body("handle.export()")
-        return await self._operations.export(self.id)
+        return await self._operations.export(self.id, plain=plain)
 
     def watch(self) -> AsyncGenerator[Invocation, None]:
         """Iterate over its statuses as they change, from the present one to the one in which it settles.

@@ -34,6 +34,7 @@ def test_what_was_exported_is_read_as_it_was():
     assert (loaded.start, loaded.frames) == (START, FRAMES)
     assert loaded.awakeables == {(0, 0): awakeable_id("one", 0, 0, b"secret")}
     assert load(export((), START, b"").decode()).frames == ()
+    assert (loaded.sealed_in, load(export((), START, b"", b"store")).sealed_in) == (b"", b"store")
 
 
 def test_awakeables_are_named_for_every_generation():

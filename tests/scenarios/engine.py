@@ -7,6 +7,7 @@ import logging
 import random
 from collections.abc import Callable, Sequence
 from contextvars import Context
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, cast
 
@@ -17,6 +18,7 @@ from perdure.authoring.workflow import Workflow
 from perdure.connect import client_from, translators_in_use
 from perdure.core.journal import Entry, Start
 from perdure.core.turn import Turn
+from perdure.encryption import Encrypted
 from perdure.operations.local import store_behind
 from perdure.operations.port import ANSWER_WAIT_SECONDS
 from perdure.runtime.attempt import Attempt
@@ -26,6 +28,7 @@ from perdure.stores.jetstream import JetStreamStore
 from perdure.stores.jetstream.care.janitor import PERIOD_SECONDS
 from perdure.stores.jetstream.store import PYTHON
 from perdure.stores.port import Delivery, Store
+from perdure.stores.sealed import Sealed, sealed
 from perdure.testing.programs import Endings
 from perdure.testing.programs.journals import flaws
 from tests.scenarios import bodies, interpreter, keyed
@@ -49,6 +52,11 @@ class Options(msgspec.Struct, frozen=True):
     """How often there is a look for what should not happen, where there is one."""
     serves: tuple[str, ...] = ()
     """Handlers, where all of them would cost too much: on JetStream each has its consumers."""
+    sealed: bool = False
+    """Whether the store is sealed."""
+
+
+CODEC = Encrypted({"scenarios": b"s" * 32})
 
 
 class Problem(msgspec.Struct, frozen=True):
@@ -134,7 +142,7 @@ class Engine:
 
     def __init__(self, make_store: Callable[[], Store], options: Options) -> None:
         self._options = options
-        self._client = client_from(make_store)
+        self._client = client_from(make_store, seal=partial(sealed, codec=CODEC) if options.sealed else None)
         self._workflows = {
             each.name: each
             for module in (bodies, keyed, interpreter)
@@ -187,6 +195,8 @@ class Engine:
     async def ready(self) -> None:
         """Wait until a worker's place at a server is made, where there is one."""
         store = await store_behind(self._client.operations)
+        if isinstance(store, Sealed):
+            store = store.inner
         if isinstance(store, JetStreamStore):
             await store.ready()
 

@@ -7,6 +7,7 @@ from typing import Any
 from examples.services.hello_pb2 import HelloRequest, HelloResponse
 from examples.services.hello_pb2_grpc import HelloServiceStub
 from perdure import Client, Context, Handle, Put, Retry, Schedule, Workflow, connect, step, workflow
+from perdure.encryption import Encrypted
 from perdure.testing import Environment, replay
 
 @step
@@ -112,6 +113,9 @@ async def main() -> None:
 
 Retry(attempts=3)                          # error
 connect("memory:", retention="7d")         # error
+connect("memory:", codec=Encrypted)        # error
+connect("memory:", codec=b"key")           # error
+Encrypted({"k": "text"})                   # error
 w: Workflow[[str], str] = hello            # error
 _: Any = (unknown_option, not_async, star, body)
 async def a_test() -> None:

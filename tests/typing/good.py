@@ -15,6 +15,7 @@ from perdure import (
     Documents, Failed, Flow, Group, Handle, Invocation, Page, Put, Retry, RevisionConflict, Schedule, ScheduleHandle, ScheduleInfo, Step, WaitQuotaOrDuration, Workflow, connect, step,
     step_info, workflow,
 )
+from perdure.encryption import Encrypted
 from perdure.testing import Environment, crash_everywhere, replay
 
 # --- steps
@@ -224,6 +225,7 @@ async def a_test() -> None:
 # --- sync users
 def script() -> None:
     client = connect("http://localhost:8080")
+    client = connect("memory:", codec=Encrypted({"new": b"k" * 32}, allow_plain_until=datetime.now(UTC)))
     _ = (connect("memory:", retention=None), connect("memory:", retention=timedelta(days=30)))
     with client.blocking() as wait:
         assert_type(wait(client.run(hello, "World")), int)

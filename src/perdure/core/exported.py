@@ -39,7 +39,10 @@ class AwakeableName(Struct, frozen=True):
 
 
 class Exported(Struct, frozen=True):
-    """The wire format: `start` and `frames` are msgpack, in base64. `id` and `handler` are for people."""
+    """The wire format: `start` and `frames` are msgpack, in base64. `id` and `handler` are for people.
+
+    If values are sealed, `sealed_in` is the id of their store.
+    """
 
     format: Literal["perdure history"]
     version: int
@@ -48,6 +51,7 @@ class Exported(Struct, frozen=True):
     start: bytes = b""
     frames: tuple[bytes, ...] = ()
     awakeables: tuple[AwakeableName, ...] = ()
+    sealed_in: bytes = b""
 
 
 class Loaded(Struct, frozen=True):
@@ -57,10 +61,12 @@ class Loaded(Struct, frozen=True):
     frames: tuple[Frame, ...]
     awakeables: dict[tuple[int, int], str]
     """Ids by generation and number."""
+    sealed_in: bytes = b""
+    """The id of the store in which its values were sealed, if they were."""
 
 
-def export(frames: Sequence[Frame], start: Start, secret: bytes, /) -> bytes:
-    """Return a history as JSON text."""
+def export(frames: Sequence[Frame], start: Start, secret: bytes, sealed_in: bytes = b"", /) -> bytes:
+    """Return a history as JSON text; `sealed_in` names the store if its values are sealed."""
     generations = [0, *(each.generation for frame in frames for each in frame.entries if isinstance(each, Retried))]
     opened = {command.n for frame in frames for command in frame.commands if isinstance(command, OpenAwakeable)}
     exported = Exported(
@@ -75,6 +81,7 @@ def export(frames: Sequence[Frame], start: Start, secret: bytes, /) -> bytes:
             for n in sorted(opened)
             for generation in generations
         ),
+        sealed_in,
     )
     return msgspec.json.format(msgspec.json.encode(exported), indent=1)
 
@@ -89,6 +96,7 @@ def load(text: bytes | str, /) -> Loaded:
             decode_start(exported.start),
             tuple(decode_frame(frame, exported.id) for frame in exported.frames),
             {(each.generation, each.n): each.id for each in exported.awakeables},
+            exported.sealed_in,
         )
     except NewerJournal as error:
         raise _unreadable(str(error)) from error

@@ -200,8 +200,14 @@ async def _result(exchange: Exchange, id: str, limit: float) -> Outcome | None:
         return None
 
 
-async def history(exchange: Exchange, _: NoQuery) -> Response:
-    data = await exchange.operations.export(exchange.parameters["id"])
+class ExportQuery(Struct):
+    """Whether values that the store seals are opened."""
+
+    plain: bool = False
+
+
+async def history(exchange: Exchange, query: ExportQuery) -> Response:
+    data = await exchange.operations.export(exchange.parameters["id"], plain=query.plain)
     return Response(data, 200, {"Cache-Control": "no-store"}, "application/octet-stream")
 
 
@@ -647,6 +653,7 @@ ROUTES: tuple[Route, ...] = (
     ),
     Route(
         *("GET", f"{WORKFLOW}/export", "read", history, "Its history, for perdure.testing.replay."),
+        query=ExportQuery,
         media="application/octet-stream",
         also=(404,),
         shows_payloads=True,

@@ -344,8 +344,8 @@ async def _schedule_times(operations: Operations, name: str, count: int) -> list
     return await operations.schedule_times(name, count)
 
 
-async def _export(operations: Operations, id: str) -> bytes:
-    return await operations.export(id)
+async def _export(operations: Operations, id: str, plain: bool) -> bytes:
+    return await operations.export(id, plain=plain)
 
 
 async def _purge(operations: Operations, id: str) -> None:

@@ -369,10 +369,10 @@ class Permitted(Operations):
         return await self._operations.check_capability(purpose, text)
 
     # --- keeping ------------------------------------------------------------------------------------------------------
-    async def export(self, id: str, /) -> bytes:
+    async def export(self, id: str, /, *, plain: bool = False) -> bytes:
         self._check_payloads()
         await self._check(id)
-        return await self._operations.export(id)
+        return await self._operations.export(id, plain=plain)
 
     async def purge(self, id: str, /) -> None:
         await self._check(id)

@@ -79,6 +79,7 @@ BY_ERROR: tuple[tuple[type[errors.PerdureError], int, str], ...] = (
     (errors.InvalidOption, 400, "bad-option"),
     (errors.InputRefused, 422, "value-refused"),
     (errors.StoreReadOnly, 403, "read-only"),
+    (errors.Unopened, 503, "sealed"),
     (errors.NewerJournal, 503, "newer-release"),
     (errors.QueryTooSlow, 503, "query-too-slow"),
     (errors.StoreError, 503, "store-unavailable"),

@@ -401,8 +401,8 @@ class Remote(Operations):
         return await self._call("audit", after)
 
     # --- keeping ------------------------------------------------------------------------------------------------------
-    async def export(self, id: str, /) -> bytes:
-        return await self._call("export", id)
+    async def export(self, id: str, /, *, plain: bool = False) -> bytes:
+        return await self._call("export", id, plain)
 
     async def purge(self, id: str, /) -> None:
         await self._call("purge", id)

@@ -84,7 +84,7 @@ from perdure.operations.schedules import Change, ScheduleInfo
 from perdure.operations.scheduling import Schedules
 from perdure.runtime.unserved import Unserved
 from perdure.stores.documents import DELETE_BATCH, Delete, Document, DocumentKey, Fence, Put, Scan, Write
-from perdure.stores.port import Filter, Row, Store, gone_row
+from perdure.stores.port import Filter, Row, SealsValues, Store, gone_row, shown
 
 T = TypeVar("T")
 
@@ -103,7 +103,7 @@ class Local(Operations):
     None leaves that to the store. `instead_of_backup` names the remedy if the store cannot copy itself.
     `holds_resources`: an open store has files, threads or connections, and a warning is given if it is never closed.
     `chance` draws the ids and seeds; the system's generator unless a simulation brings its own. `counters` get those of
-    the store once it is open.
+    the store once it is open. `seal` returns the open store as it is used: one that encrypts values, if it is sealed.
     """
 
     def __init__(
@@ -116,6 +116,7 @@ class Local(Operations):
         holds_resources: bool = False,
         chance: Random | None = None,
         counters: Counters | None = None,
+        seal: Callable[[Store], Awaitable[Store]] | None = None,
     ) -> None:
         self._make_store = make_store
         self._name = name
@@ -125,6 +126,7 @@ class Local(Operations):
         self._chance = chance or SystemRandom()
         self._counters = counters
         self.jobs = Jobs(self.opened, self._chance)
+        self._seal = seal
         self._store: Store | None = None
         self._closed = False
         self._opening: asyncio.Task[Store] | None = None
@@ -200,6 +202,12 @@ class Local(Operations):
             if here is not None and here.cancelling():  # a library may take a cancellation for a failure of its own
                 raise asyncio.CancelledError from None
             raise
+        if self._seal is not None:
+            try:
+                store = await self._seal(store)
+            except BaseException:
+                await store.aclose()
+                raise
         self._writer = self._chance.randbytes(10).hex()  # at the first use: a forked child opens its own store
         if self._holds_resources:
             self._warning = weakref.finalize(self, _warn_of_unclosed, self._name, os.getpid())
@@ -412,7 +420,7 @@ class Local(Operations):
         return from_row(row)
 
     async def describe(self, id: str, /) -> Invocation:
-        store = await self.opened()
+        store = shown(await self.opened())
         row = await store.row(id)
         start = await store.start(id)
         if row is None or start is None:
@@ -434,7 +442,7 @@ class Local(Operations):
     async def awakeables(
         self, filters: AwakeableFilters, /, *, limit: int, cursor: str | None = None, within: float | None = None
     ) -> AwakeablePage:
-        store = await self.opened()
+        store = shown(await self.opened())
         now = store.clock.now()
         filter = awakeable_filter_of(now, **filters)
         after = None if cursor is None else place_of(cursor, filter)
@@ -498,7 +506,7 @@ class Local(Operations):
         return [Minute(at, each.handler, each.status, each.count, each.seconds, each.longest) for at, each in times]
 
     async def state(self, key: str, /) -> Mapping[str, bytes]:
-        return (await (await self.opened()).key(key)).state
+        return (await shown(await self.opened()).key(key)).state
 
     async def serves(self, handler: str, /) -> bool | None:
         return (await self.opened()).serves(handler)
@@ -586,12 +594,15 @@ class Local(Operations):
         return datetime.fromtimestamp((await self.opened()).clock.now(), UTC)
 
     # --- keeping ------------------------------------------------------------------------------------------------------
-    async def export(self, id: str, /) -> bytes:
+    async def export(self, id: str, /, *, plain: bool = False) -> bytes:
         store = await self.opened()
-        start = await store.start(id)
+        kept, sealed_in = store, b""
+        if isinstance(store, SealsValues) and not plain:
+            kept, sealed_in = store.inner, store.store_id
+        start = await kept.start(id)
         if start is None:
             raise unknown(id)
-        return export((await store.journal(id)).frames, start, store.secret)
+        return export((await kept.journal(id)).frames, start, store.secret, sealed_in)
 
     async def purge(self, id: str, /) -> None:
         store = await self.opened()
@@ -607,6 +618,8 @@ class Local(Operations):
 
     async def backup(self, target: str, /) -> None:
         store = await self.opened()
+        if isinstance(store, SealsValues):
+            store = store.inner
         if not isinstance(store, HasBackup):
             raise StoreError(f"{self._name} makes no backup of itself: {self._instead_of_backup}")
         await store.backup(target)

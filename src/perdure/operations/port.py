@@ -320,8 +320,11 @@ class Operations(Protocol):
         ...
 
     # --- keeping ------------------------------------------------------------------------------------------------------
-    async def export(self, id: str, /) -> bytes:
-        """Return the history of an invocation, for `perdure.testing.replay`."""
+    async def export(self, id: str, /, *, plain: bool = False) -> bytes:
+        """Return the history of an invocation, for `perdure.testing.replay`.
+
+        Its values are sealed if the store seals them, unless `plain`.
+        """
         ...
 
     async def purge(self, id: str, /) -> None:

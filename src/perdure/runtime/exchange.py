@@ -18,7 +18,7 @@ from typing import Concatenate, Literal, ParamSpec, TypeVar
 from perdure.background import log_error
 from perdure.core.failures import failure_of
 from perdure.core.journal import Accepted, Start
-from perdure.errors import Conflict, NewerJournal, StoreClosed, StoreDamaged, StoreError
+from perdure.errors import Conflict, NewerJournal, StoreClosed, StoreDamaged, StoreError, Unopened
 from perdure.runtime.home import Home
 from perdure.runtime.record import Record
 from perdure.stores.port import Delivery, Journal, Key, Transition, Wake
@@ -143,7 +143,7 @@ class Exchange(ABC):
             return
         is_foreseen = isinstance(error, StoreError)
         self._failures = 0 if is_foreseen else self._failures + 1
-        if isinstance(error, (NewerJournal, StoreDamaged)) or self._failures > READS_LIMIT:
+        if isinstance(error, (NewerJournal, StoreDamaged, Unopened)) or self._failures > READS_LIMIT:
             self._decline(f"its journal cannot be read: {_in_short(error)}")
             return
         told = None if is_foreseen else error

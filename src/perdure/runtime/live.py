@@ -11,16 +11,21 @@ from typing import TypeVar
 from perdure.background import log_error
 from perdure.core.journal import CallStep, Frame, Interrupted, SetTimer, Start
 from perdure.core.turn import Pending, Turn
+from perdure.core.values import type_name
 from perdure.errors import PerdureError
 from perdure.runtime.agenda import DEADLINE, Agenda
 from perdure.runtime.exchange import Exchange, contained
 from perdure.runtime.home import Home
 from perdure.runtime.steps import Steps
-from perdure.stores.port import Delivery
+from perdure.stores.port import Delivery, SealsValues
 
 T = TypeVar("T")
 
 log = logging.getLogger("perdure.worker")
+
+
+def _class_of(error: object) -> str:
+    return type_name(error.__class__)
 
 
 class Live(Exchange):
@@ -107,7 +112,10 @@ class Live(Exchange):
         """Log exceptions of the body's tasks that nothing awaited, as asyncio does."""
         for context in turn.unseen:
             text, message, error = "invocation %s: %s", context.get("message"), context.get("exception")
-            if error is None:
+            if isinstance(self.home.store, SealsValues):  # the text of an exception may hold a value
+                text = "invocation %s: an exception that nothing awaited: %s"
+                log.error(text, self.id, _class_of(error), extra=self.about)
+            elif error is None:
                 log.error(text, self.id, message, extra=self.about)
             else:
                 log_error(log, text, self.id, message, error=error, extra=self.about)

@@ -63,7 +63,7 @@ from perdure.runtime.opening import (
     take_over,
 )
 from perdure.runtime.waits import wait_of
-from perdure.stores.port import Delivery, Journal, Key, Transition, Wake, committed
+from perdure.stores.port import Delivery, Journal, Key, Transition, Wake, committed, loggable
 
 STOP_POLL_SECONDS = 0.002
 """How often a stopping worker checks whether its last commit has ended."""
@@ -239,7 +239,8 @@ class Runner(Live):
         arrivals, steps.arrivals = steps.arrivals, []
         if self._stuck is not None:
             if self.record.history.paused is None:
-                log.error("invocation %s (%s) is paused: %s", self.id, self.handler, self._stuck, extra=self.about)
+                told = loggable(self.home.store, self._stuck)
+                log.error("invocation %s (%s) is paused: %s", self.id, self.handler, told, extra=self.about)
             return gather_stuck(self.record, self._stuck, arrivals, inbox, at), Ready()
         turn = self.turn
         assert turn is not None

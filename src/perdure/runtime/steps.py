@@ -14,6 +14,7 @@ from perdure.runtime.attempt import Attempt, AttemptEnd
 from perdure.runtime.home import Home
 from perdure.runtime.in_progress import InProgress, Waiting
 from perdure.runtime.record import Record
+from perdure.stores.port import loggable
 
 CANCEL_GRACE_SECONDS = 10.0
 """How long a cancelled step may take to end before its end is journaled without it."""
@@ -136,7 +137,7 @@ def _note_failure(owner: Owner, attempt: Attempt, number: int, fact: AttemptEnd)
     counters.attempts_failed.add((owner.handler, work.name))
     of = "" if (most := getattr(work.retry, "max_attempts", None)) is None else f" of {most}"
     after = f"next attempt at {_moment(fact.due)}" if isinstance(fact, Attempted) else "no further attempt"
-    error = f"{fact.failure.type}: {fact.failure.message}"
+    error = f"{fact.failure.type}: {loggable(owner.home.store, fact.failure.message)}"
     log.warning(
         "invocation %s (%s): attempt %d%s of step %s failed: %s; %s",
         *(owner.id, owner.handler, number, of, work.name, error, after),

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Collection, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from msgspec import Struct
 
@@ -464,6 +464,31 @@ class Store(Protocol):
         last frame may not be done yet, and while a frame that starts it may be redone.
         """
         ...
+
+
+@runtime_checkable
+class SealsValues(Protocol):
+    """A store that encrypts values on their way to another."""
+
+    inner: Store
+    """The other one, which has sealed values only."""
+    store_id: bytes
+    """Names it to the codec."""
+
+    @property
+    def shown(self) -> Store:
+        """The store for people: in place of a value that this process cannot open, it says so."""
+        ...
+
+
+def shown(store: Store) -> Store:
+    """Return a store as it is shown to people, whether this process can open all values or not."""
+    return store.shown if isinstance(store, SealsValues) else store
+
+
+def loggable(store: Store, text: object) -> object:
+    """Return text for a log: where values are sealed, what may hold one stays out of logs."""
+    return "(sealed: see `perdure show`)" if isinstance(store, SealsValues) else text
 
 
 def committed(store: Store, transition: Transition) -> asyncio.Future[int]:

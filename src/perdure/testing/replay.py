@@ -5,30 +5,34 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from perdure.authoring.context import Context
 from perdure.authoring.workflow import Workflow
-from perdure.connect import make_stub, translators_in_use
+from perdure.connect import make_stub, opened_history, translators_in_use
 from perdure.core.exported import Loaded, load
 from perdure.core.history import History
 from perdure.core.journal import Cancelled, Failed, Frame
 from perdure.core.turn import Turn
 from perdure.errors import Diverged, InvalidOption, PerdureError
 
+if TYPE_CHECKING:
+    from perdure.encryption import Codec
 
-def replay(workflow: Workflow[..., Any], history: bytes | str, /) -> None:
+
+def replay(workflow: Workflow[..., Any], history: bytes | str, /, *, codec: Codec | None = None) -> None:
     """Run a workflow's body over a history from `Handle.export`, and raise `Diverged` if it no longer fits.
 
     Its `journal` and `code` are the two sides. An input or result that no longer decodes is a divergence too: it would
-    pause the invocation. Raises `Undecodable` if it is no exported history, `InvalidOption` for one of another
+    pause the invocation. A history whose values are sealed needs the `codec` of its store, or PERDURE_KEYS_FILE. Raises
+    `Undecodable` if it is no exported history, `InvalidOption` for one of another
     workflow. Call it from sync or async tests::
 
         @pytest.mark.parametrize("path", Path("tests/histories").glob("checkout-*.json"), ids=str)
         def test_invocations_that_are_under_way_fit_the_code(path):
             replay(checkout, path.read_bytes())
     """
-    loaded = load(history)
+    loaded = opened_history(load(history), codec)
     start = loaded.start
     if start.handler not in (workflow.name, *workflow.aliases):
         raise InvalidOption(

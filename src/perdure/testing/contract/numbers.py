@@ -48,7 +48,7 @@ class Numbers(StoreCase):
     async def test_start_with_a_number_that_is_not_finite_is_refused_with_those_beside_it(self) -> None:
         async with self.opened() as store:
             for number in NUMBERS:
-                for path, bad in everywhere(Start, number):
+                for path, bad in everywhere(Start, number, digest=b"digest"):
                     for starts in ([bad], [self.start("good"), bad, self.start("other")]):
                         error = await raised_by(called(lambda starts=starts: store.submit(starts)), InvalidOption)
                         assert_names(path, number, error)
