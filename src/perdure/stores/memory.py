@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import heapq
+import os
 from collections.abc import Callable, Collection, Sequence
 from functools import partial
 from typing import Any, TypeVar
@@ -64,6 +65,8 @@ from perdure.stores.port import (
 A = TypeVar("A")
 T = TypeVar("T")
 
+SECRET_BYTES = 32
+"""Random bytes by which awakeables and links of one store are told from those of another."""
 _NONE: frozenset[str] = frozenset()
 
 Hook = Callable[[str, str], None]
@@ -86,7 +89,7 @@ class MemoryStore:
     ) -> None:
         self.clock: Clock = clock or SystemClock()
         self.clocks_apart = 0.0
-        self.secret = b"memory"
+        self.secret = os.urandom(SECRET_BYTES)
         self.payload_limit = payload_limit
         self.key_queue_limit = key_queue_limit
         self.counters = StoreCounters()
