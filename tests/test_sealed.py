@@ -18,7 +18,7 @@ import pytest
 
 from examples.services.nats_server import Server, server
 from perdure import connect
-from perdure.cli import main
+from perdure.cli import commands
 from perdure.client import Client
 from perdure.core.journal import decode_frame, decode_message, encode_frame, encode_message
 from perdure.core.values import digest, encode
@@ -332,12 +332,12 @@ def test_perdure_show_takes_the_keys_from_the_file_and_shows_sealed_without(
             await client.run(sent.using(id="x"), LONG)
 
     asyncio.run(fill())
-    assert main(["show", "x", "--url", url]) == 0
+    assert commands.main(["show", "x", "--url", url], standalone_mode=False) == 0  # `main` may end this process
     shown = capsys.readouterr().out
     assert "sealed" in shown
     assert LONG not in shown
     monkeypatch.setenv("PERDURE_KEYS_FILE", str(keys_file(tmp_path)))
-    assert main(["show", "x", "--url", url]) == 0
+    assert commands.main(["show", "x", "--url", url], standalone_mode=False) == 0  # `main` may end this process
     assert LONG in capsys.readouterr().out
 
 

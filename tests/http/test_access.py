@@ -21,7 +21,7 @@ from starlette.requests import Request
 
 from perdure import Client, Schedule, connect, http, workflow
 from perdure.authoring.context import Context
-from perdure.cli import commands, main
+from perdure.cli import commands
 from perdure.errors import (
     AccessDenied,
     IdConflict,
@@ -189,7 +189,7 @@ async def test_failed_logins_are_limited_by_source_and_never_by_token(guarded: G
     answers = [await forger.get("/api/me", headers={"X-Forwarded-For": f"10.0.0.{n}"}) for n in range(12)]
     assert [each.status_code for each in answers] == [401] * gates.FAILURES_LIMIT + [429, 429]
     assert int(answers[-1].headers["retry-after"]) <= gates.FAILURES_SECONDS
-    assert problem(await good.get("/api/me")) == (429, "too-many-failures")  # from the same source
+    assert (await good.get("/api/me")).status_code == 200  # from the same source, but with a good one
 
 
 def test_failures_of_one_source_do_not_concern_another() -> None:
@@ -423,8 +423,8 @@ async def test_limited_token_reaches_its_own_and_nothing_else_is_known_to_it(gua
     (waiting,) = [each async for each in own.awakeables()]
     answer = await one.post(f"/api/awakeables/{waiting.id}/resolve", json={"result": "x"})
     assert problem(answer) == (404, "unknown-invocation")
-    assert (await one.get("/api/keys/acme%2F1")).status_code == 200
-    assert problem(await one.get("/api/keys/other%2F1")) == (403, "not-permitted")
+    for key in ("acme%2F1", "other%2F1"):  # a key's state is of all workflows
+        assert problem(await one.get(f"/api/keys/{key}")) == (403, "not-permitted")
     for path in ("/api/workflows/stats", "/api/tokens", "/api/audit"):
         assert problem(await one.get(path)) == (403, "not-permitted")
     assert problem(await one.post("/api/tokens", json={"name": "more"})) == (403, "not-permitted")
@@ -780,7 +780,7 @@ def test_tokens_are_made_listed_and_revoked(tmp_path: Path) -> None:
     assert run("token", "revoke", parts[0]) == f"Revoked {parts[0]}.\n"
     assert "revoked" in run("token", "list")
     assert parts_of(run("token", "make").strip()) is not None
-    assert main(["token", "add", "", "--url", url]) == 2
+    assert commands.main(["token", "add", "", "--url", url], standalone_mode=False) == 2
     assert "The audit is empty." in run("audit", "--verify")
 
 

@@ -68,7 +68,7 @@ async def log_in(exchange: Exchange, _: NoQuery) -> Response:
 
 async def log_out(exchange: Exchange, _: NoQuery) -> Response:
     gate = _gate_of(exchange)
-    for name in COOKIES:
+    for name in COOKIES if exchange.admitted.means == "session" else ():
         if (cookie := exchange.request.cookies.get(name)) is not None:
             await gate.sessions.end(cookie)
     response = Response(status_code=204)

@@ -301,8 +301,8 @@ async def invoke(exchange: Exchange, query: InvokeQuery) -> Response:
 
 
 async def _published(exchange: Exchange, name: str) -> None:
-    """Wait until a worker has published a handler."""
-    while await exchange.service.interfaces.handler(name) is None:  # noqa: ASYNC110  documents have no watch
+    """Wait until a worker has published a handler. What is out of the caller's reach is not waited for."""
+    while exchange.access.reaches_handler(name) and await exchange.service.interfaces.handler(name) is None:  # noqa: ASYNC110  documents have no watch
         await asyncio.sleep(UNKNOWN_LOOK_SECONDS)
 
 
@@ -508,7 +508,7 @@ async def restart(exchange: Exchange, _: NoQuery) -> Response:
     if (once := exchange.header("idempotency-key")) is not None:
         if chosen is not None:
             raise Problem(400, "bad-body", "give an id or an Idempotency-Key, not both")
-        chosen = id_for(exchange, f"restart {id}", once)
+        chosen = id_for(exchange, f"restart {id}{'' if call is None else ' with input'}", once)
     try:
         new = await operations.restart(id, call, new_id=chosen, handlers=handlers)
     except IdConflict as error:

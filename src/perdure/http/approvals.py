@@ -160,6 +160,7 @@ async def decide(exchange: Exchange, _: AnyQuery) -> Response:
     found = await _found(operations, text)
     if isinstance(found, Closed):
         return _too_late(found)
+    exchange.target = found.asked.id
     given, form = _fields(exchange.body), form_of(found.asked.schema)
     try:
         wrong = await _answer(operations, found.asked.id, form, given)
@@ -258,5 +259,6 @@ ROUTES = (
         status=303,
         also=(404, 409, 410, 422),
         is_signed=True,
+        audited=True,
     ),
 )

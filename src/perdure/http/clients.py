@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Awaitable
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast, get_args
 
 import msgspec
 from starlette.responses import Response
 
+from perdure.core.retry import seconds
 from perdure.errors import PerdureError, StoreUnavailable, WaitTimeout
 from perdure.http.exact import (
     CALLS,
@@ -27,6 +28,7 @@ from perdure.http.problems import Problem, problem_of
 from perdure.http.routes import Body, NoQuery, Route
 from perdure.http.service import Framing
 from perdure.operations.access import Access
+from perdure.operations.capabilities import Purpose
 from perdure.operations.describe import Invocation
 from perdure.operations.listing import Filters
 
@@ -39,25 +41,25 @@ T = TypeVar("T")
 async def call(operation: Operation, exchange: Exchange, _: NoQuery) -> Response:
     """Carry out an operation."""
     arguments = _arguments(exchange, operation.takes)
-    exchange.target = _target_of(arguments)
+    exchange.target = "" if operation.has_secrets else _target_of(arguments)
     try:
-        calling = operation.call(exchange.operations, *arguments)
         if operation.waits:
-            given = await _waited(exchange, calling, arguments[-1])
+            limit = seconds("timeout", arguments[-1])
+            given = await _waited(exchange, operation.call(exchange.operations, *arguments), limit)
         else:
-            given = await calling
+            given = await operation.call(exchange.operations, *arguments)
     except PerdureError as error:
         return _refused(error)
     return Response(encode(given), 200, {"Cache-Control": "no-store"}, MEDIA_TYPE)
 
 
-async def _waited(exchange: Exchange, calling: Awaitable[Any], seconds: float) -> Any:
+async def _waited(exchange: Exchange, calling: Awaitable[Any], limit: float) -> Any:
     """Carry out an operation that waits until it is applied, unless the client goes away or the server stops."""
 
     async def called() -> tuple[Any]:
         return (await calling,)
 
-    given = await exchange.service.wait(called(), seconds + 1.0, exchange)
+    given = await exchange.service.wait(called(), limit + 1.0, exchange)
     if given is None:
         raise StoreUnavailable("this server stops: the message may be accepted, and is applied later then")
     return given[0]
@@ -116,8 +118,12 @@ def _frame(data: bytes) -> bytes:
 def _target_of(arguments: tuple[Any, ...]) -> str:
     """Return what an operation is about: the id or name that comes first, or that of a start."""
     first = arguments[0] if arguments else ""
+    if isinstance(first, list) and first and isinstance(first[0], SentSubmission):
+        return f"{len(cast('list[Any]', first))} from {first[0].id}"
     if isinstance(first, SentSubmission):
         return f"{first.handler}/{first.id}"
+    if first in get_args(Purpose):
+        return str(arguments[1])
     if isinstance(first, Access):
         return first.name
     return first if isinstance(first, str) else ""

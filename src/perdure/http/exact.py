@@ -162,13 +162,15 @@ PlainVerb = Literal["pause", "resume", "cancel", "retry", "restart"]
 class Operation(Struct, frozen=True):
     """An operation: who may call it, and how it is carried out. The annotations say what it takes and gives.
 
-    One that `waits` takes as its last argument how long, in seconds. One that `shows_payloads` returns values.
+    One that `waits` takes as its last argument how long, in seconds. One that `shows_payloads` returns values. One that
+    `has_secrets` as arguments shows them to no log.
     """
 
     role: Role
     call: Callable[..., Awaitable[Any]]
     waits: bool = False
     shows_payloads: bool = False
+    has_secrets: bool = False
 
     @property
     def takes(self) -> Any:
@@ -380,7 +382,7 @@ CALLS: dict[str, Operation] = {
     "reject": Operation("operate", _reject, waits=True),
     "awakeable": Operation("read", _awakeable),
     "make_capability": Operation("operate", _make_capability, shows_payloads=True),
-    "check_capability": Operation("operate", _check_capability),
+    "check_capability": Operation("operate", _check_capability, has_secrets=True),
     "look": Operation("read", _look),
     "describe": Operation("read", _describe),
     "page": Operation("read", _page),
@@ -390,8 +392,8 @@ CALLS: dict[str, Operation] = {
     "minutes": Operation("read", _minutes),
     "serves": Operation("read", _serves),
     "preview_bulk": Operation("read", _preview_bulk),
-    "begin_bulk": Operation("operate", _begin_bulk),
-    "begin_bulk_purge": Operation("admin", _begin_bulk_purge),
+    "begin_bulk": Operation("operate", _begin_bulk, has_secrets=True),
+    "begin_bulk_purge": Operation("admin", _begin_bulk_purge, has_secrets=True),
     "bulk_job": Operation("read", _bulk_job),
     "bulk_jobs": Operation("read", _bulk_jobs),
     "stop_bulk": Operation("operate", _stop_bulk),

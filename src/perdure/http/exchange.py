@@ -41,7 +41,8 @@ class Exchange:
         self.parameters = parameters
         self.body = body
         self.service = service
-        self.operations = Permitted(service.operations, admitted.access)
+        until = None if admitted.token is None else admitted.token.expires
+        self.operations = Permitted(service.operations, admitted.access, until)
         self.target = "/".join(parameters.values())
 
     @property

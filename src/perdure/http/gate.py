@@ -132,7 +132,7 @@ class Sources:
         source = _peer(request)
         hops = ",".join(request.headers.getlist("x-forwarded-for")).split(",")
         while self._trusts(source) and hops:
-            source = hops.pop().strip() or source
+            source = _plain(hops.pop().strip()) or source
         return source
 
     def _trusts(self, source: str) -> bool:
@@ -147,7 +147,17 @@ class Sources:
 
 def _peer(request: Request) -> str:
     client = request.scope.get("client")
-    return SOCKET if not client or not client[0] else str(client[0])
+    return SOCKET if not client or not client[0] else _plain(str(client[0]))
+
+
+def _plain(source: str) -> str:
+    """Return an address as others write it: an IPv4 one not as an IPv6 one, and without a port."""
+    text = source.rpartition(":")[0] if source.count(":") == 1 or source.startswith("[") else source
+    try:
+        address = ipaddress.ip_address(text.strip("[]"))
+    except ValueError:
+        return source
+    return str(address if address.version == 4 else address.ipv4_mapped or address)
 
 
 class Failures:
@@ -227,13 +237,16 @@ class Tokens:
         self._known = {each.id: each for each in (*found, *self._more)}
         self._read_at = began
 
-    async def token(self, text: str) -> Token | None:
-        """Return the valid token that a text is; None if it is none. One that was just made is read from the store."""
+    async def token(self, text: str, *, only_known: bool = False) -> Token | None:
+        """Return the valid token that a text is; None if it is none.
+
+        Unless `only_known`, one that was just made is read from the store.
+        """
         parts = parts_of(text)
         if parts is None:
             return None
         found = (await self.known()).get(parts[0])
-        if found is None and not self._is_given:
+        if found is None and not self._is_given and not only_known:
             await self._read_after(time.monotonic())
             found = self._known.get(parts[0])
         if found is None or not found.is_proved_by(parts[1]) or not found.is_valid(datetime.now(UTC)):
@@ -324,7 +337,6 @@ class ByToken:
         source = self._checked(request, is_local=is_local)
         if is_local:
             return Admitted(LOCAL, source, self._is_still_local)
-        self._failures.check(source)
         if has_token:
             return await self._by_token(text, source)
         if (session := await self._session_of(request, source)) is not None:
@@ -335,14 +347,22 @@ class ByToken:
         return not await self.needs_name()
 
     async def _by_token(self, text: str, source: str) -> Admitted:
-        token = await self.tokens.token(text)
-        if token is None:
-            raise self._refused(source, "this token is unknown, expired or revoked", failed=True)
+        token = await self._proved(text, source)
 
         async def still() -> bool:
             return await self.tokens.is_valid(token.id)
 
         return Admitted(token.access, source, still, "token", token)
+
+    async def _proved(self, text: str, source: str) -> Token:
+        """Return the token that a text is. Whoever has a known one is not held up by the failures of others."""
+        token = await self.tokens.token(text, only_known=True)
+        if token is None:
+            self._failures.check(source)
+            token = await self.tokens.token(text)
+        if token is None:
+            raise self._refused(source, "this token is unknown, expired or revoked", failed=True)
+        return token
 
     async def _session_of(self, request: Request, source: str) -> Admitted | None:
         cookie = next((request.cookies[name] for name in COOKIES if name in request.cookies), None)
@@ -351,9 +371,10 @@ class ByToken:
         session = await self.sessions.find(cookie)
         if session is None or not await self._is_live(session):
             raise self._refused(source, "the session is over: log in again", failed=False)
-        if not session.is_proved_by(request.headers.get(SECRET_HEADER, "")):
-            raise self._refused(source, f"a request of a session has its secret in {SECRET_HEADER}", failed=True)
         self._local.check_site(request)
+        if not session.is_proved_by(request.headers.get(SECRET_HEADER, "")):
+            self._failures.check(source)
+            raise self._refused(source, f"a request of a session has its secret in {SECRET_HEADER}", failed=True)
         token = (await self.tokens.known())[session.token]
 
         async def still() -> bool:
@@ -366,12 +387,7 @@ class ByToken:
 
     async def log_in(self, request: Request, text: str) -> Token:
         """Return the token for which a session is asked, or raise a `Problem`."""
-        source = await self.check(request)
-        self._failures.check(source)
-        token = await self.tokens.token(text)
-        if token is None:
-            raise self._refused(source, "this token is unknown, expired or revoked", failed=True)
-        return token
+        return await self._proved(text, await self.check(request))
 
     def _refused(self, source: str, why: str, *, failed: bool) -> Problem:
         if failed:

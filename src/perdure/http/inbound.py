@@ -56,6 +56,7 @@ async def hook(exchange: Exchange, _: NoQuery) -> Response:
         raise Problem(400, "no-event-id", str(error)) from error
     webhook = Webhook(_headers_for_a_workflow(headers, verifier.headers), exchange.body)
     submission = _submission(await handler_named(exchange, name), event, webhook)
+    exchange.target = f"{name}/{submission.id}"
     repeated = await _exists(service.operations, submission.id)
     if not repeated:
         await service.operations.start(submission)
@@ -118,6 +119,7 @@ async def callback(exchange: Exchange, _: NoQuery) -> Response:
         awakeable = (await operations.check_capability("hook", exchange.parameters["capability"])).awakeable_id
     except CapabilityRefused as error:
         raise Problem(410 if error.expired else 404, "bad-link", str(error)) from error
+    exchange.target = awakeable
     id, _n = await operations.awakeable(awakeable)
     described = await operations.describe(id)
     schema = next((each.schema for each in described.awakeables if each.id == awakeable), None)
@@ -136,6 +138,7 @@ ROUTES = (
         gives=Taken,
         also=(401, 404, 409),
         is_signed=True,
+        audited=True,
     ),
     Route(
         *("POST", "/api/awakeable-hooks/{capability}", "anybody", callback),
@@ -145,5 +148,6 @@ ROUTES = (
         gives_too=((202, Resolved),),
         also=(404, 409, 410, 422),
         is_signed=True,
+        audited=True,
     ),
 )

@@ -6,6 +6,8 @@ route that goes past them must say why.
 
 from __future__ import annotations
 
+import re
+import time
 from collections.abc import AsyncGenerator, Callable, Collection, Mapping, Sequence
 from contextlib import aclosing
 from datetime import datetime
@@ -33,18 +35,23 @@ from perdure.operations.describe import AwakeableInfo, Invocation, JournalStep
 from perdure.operations.documents import OWN_PREFIX, Document, DocumentKey, Fence, Scan, Write
 from perdure.operations.listing import AwakeableFilters, AwakeablePage, Filters, Page
 from perdure.operations.port import ANSWER_WAIT_SECONDS, Minute, Operations, Outcome, Stats, Submission, nothing
-from perdure.operations.schedules import Change, ScheduleInfo
+from perdure.operations.schedules import Change, ScheduleInfo, Trigger
 
 PAGES_READ = 20
 """Pages that are read for one page of a caller who may see some invocations only; a page may be short then."""
+NEW_ID_SECONDS = 86_400.0
+"""How far the time in a new id of a limited caller may be from now. In a derived one it is anything."""
+_HASH = re.compile(r"[0-9a-f]{32}")
+_TICK = re.compile(r".+@\d{4}-\d\d-\d\dT.*")
 
 
 class Permitted(Operations):
-    """The operations, for a caller. It neither opens nor closes them."""
+    """The operations, for a caller. It neither opens nor closes them. `until` is when the caller's token expires."""
 
-    def __init__(self, operations: Operations, access: Access) -> None:
+    def __init__(self, operations: Operations, access: Access, until: datetime | None = None) -> None:
         self._operations = operations
         self._access = access
+        self._until = until
         self._vouched: set[str] = set()
 
     def vouch(self, id: str) -> None:
@@ -64,18 +71,26 @@ class Permitted(Operations):
         if not self._access.reaches(submission.handler, submission.key):
             of_key = "" if submission.key is None else f" with key {submission.key!r}"
             raise AccessDenied(f"{self._access.name!r} may not start workflow {submission.handler!r}{of_key}")
-        await self._check_new(submission.id, is_chosen=submission.is_chosen)
+        await self._check_new(submission.id)
 
-    async def _check_new(self, id: str, *, is_chosen: bool) -> None:
-        """Raise `IdConflict` for an id that exists, if whether its input is the same must not be told."""
-        if self._access.payloads or not is_chosen or id in self._vouched:
+    async def _check_new(self, id: str) -> None:
+        """Raise `IdConflict` for an id that exists, if the caller must not learn whether its input is the same.
+
+        `AccessDenied` for an id that a limited caller must not take, since another invocation may be about to have it.
+        """
+        if id in self._vouched or (self._access.payloads and not self._access.is_limited):
             return
+        if self._access.is_limited and _is_derived(id):
+            raise AccessDenied(
+                f"{self._access.name!r} is limited, and may not choose the id {id!r}: others derive such"
+            )
         try:
-            await self._operations.look(id)
+            found = await self._operations.look(id)
         except UnknownInvocation:
             return
-        text = f"id {id!r} exists already; whether with the same input, is not told to who may not see payloads"
-        raise IdConflict(text, invocation_id=id)
+        if not self._access.payloads or not self._reaches(found):
+            text = f"id {id!r} exists already; whether with the same input, is not told to who may not see payloads"
+            raise IdConflict(text, invocation_id=id)
 
     def _check_unlimited(self, what: str) -> None:
         if self._access.is_limited:
@@ -118,8 +133,11 @@ class Permitted(Operations):
         self, id: str, call: Submission | None, /, *, new_id: str | None, handlers: Collection[str] = ()
     ) -> str:
         await self._check(id)
-        if new_id is not None:
-            await self._check_new(new_id, is_chosen=True)
+        if call is not None:
+            key = call.key if call.key is not None else (await self._operations.look(id)).key
+            await self._check_start(replace(call, id=new_id or call.id, key=key))
+        elif new_id is not None:
+            await self._check_new(new_id)
         return await self._operations.restart(id, call, new_id=new_id, handlers=handlers)
 
     # --- talking ------------------------------------------------------------------------------------------------------
@@ -164,6 +182,8 @@ class Permitted(Operations):
     async def page(
         self, filters: Filters, /, *, limit: int, cursor: str | None = None, within: float | None = None
     ) -> Page:
+        if (handler := filters.get("handler")) is not None and not self._access.reaches_handler(handler):
+            return Page(())
         found: list[Invocation] = []
         for _ in range(PAGES_READ if self._access.is_limited else 1):
             page = await self._operations.page(filters, limit=limit - len(found), cursor=cursor, within=within)
@@ -176,6 +196,8 @@ class Permitted(Operations):
     async def awakeables(
         self, filters: AwakeableFilters, /, *, limit: int, cursor: str | None = None, within: float | None = None
     ) -> AwakeablePage:
+        if not self._access.payloads and filters.get("assignee") is not None:
+            self._check_payloads()
         found: list[AwakeableInfo] = []
         for _ in range(PAGES_READ if self._access.is_limited else 1):
             page = await self._operations.awakeables(filters, limit=limit - len(found), cursor=cursor, within=within)
@@ -223,11 +245,13 @@ class Permitted(Operations):
         prefixes = self._access.key_prefixes
         if not key.startswith(prefixes if prefixes is not None else ""):
             raise AccessDenied(f"{self._access.name!r} may not see key {key!r}")
-        if prefixes is None:
+        if prefixes is None or self._access.handlers is not None:
             self._check_unlimited("the state of a key")
         return await self._operations.state(key)
 
     async def serves(self, handler: str, /) -> bool | None:
+        if not self._access.reaches_handler(handler):
+            return None
         return await self._operations.serves(handler)
 
     # --- bulk jobs ----------------------------------------------------------------------------------------------------
@@ -301,6 +325,8 @@ class Permitted(Operations):
 
     async def change_schedule(self, name: str, change: Change, /) -> list[str]:
         await self._check_schedule(name)
+        if isinstance(change, Trigger) and change.id is not None:
+            await self._check_new(change.id)
         return await self._operations.change_schedule(name, change)
 
     async def delete_schedule(self, name: str, /) -> bool:
@@ -344,6 +370,8 @@ class Permitted(Operations):
         self._check_unlimited("a token")
         if access.payloads:
             self._check_payloads()
+        if self._until is not None:
+            expires = self._until if expires is None else min(expires, self._until)
         return await self._operations.add_token(access, expires=expires)
 
     async def revoke_token(self, id: str, /) -> None:
@@ -382,6 +410,16 @@ class Permitted(Operations):
         raise AccessDenied("a backup is made where the store is, and not over HTTP")
 
 
+def _is_derived(id: str) -> bool:
+    """Report whether an id may be that of a child, an event, a key of idempotency or a tick, which are not chosen."""
+    if _TICK.fullmatch(id):
+        return True
+    if not _HASH.fullmatch(id):
+        return False
+    made_at = int(id[:12], 16) / 1000  # where it is a new one, which begins with its time
+    return abs(made_at - time.time()) > NEW_ID_SECONDS
+
+
 def without_payloads(invocation: Invocation) -> Invocation:
     """Return an invocation without what its author's code made: of errors, the class is left."""
     return replace(
@@ -418,4 +456,4 @@ def _untold(awakeable: AwakeableInfo) -> AwakeableInfo:
 
     Its schema may have defaults, which are values.
     """
-    return replace(awakeable, title=None, description=None, schema=None)
+    return replace(awakeable, title=None, description=None, assignees=(), schema=None)

@@ -96,7 +96,7 @@ class Server(AbstractAsyncContextManager["Server"]):
             ws="none",
             lifespan="off",
             log_config=None,
-            log_level=logging.WARNING,
+            log_level=logging.ERROR,  # anybody can send what is no HTTP
             access_log=False,
             server_header=False,
             proxy_headers=False,
@@ -158,6 +158,12 @@ class _Protocol(HttpToolsProtocol):
     def on_message_begin(self) -> None:
         super().on_message_begin()
         self._expect_head()
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        if self._in_head:
+            super().on_header(name, value)
+        else:  # a trailer: behind a proxy's headers, it could pass for one of them
+            self._refuse(400, "Bad Request")
 
     def on_headers_complete(self) -> None:
         self._end_of_head()

@@ -167,6 +167,8 @@ class Service:
             query = AnyQuery() if ignores_query else query_of(route, query_items(request.scope["query_string"]))
             body = await self._body_of(request, route)
             exchange = Exchange(request, admitted, parameters, body, self)
+            if route.is_signed:
+                exchange.target = ""  # its path may be a capability
             response = await route.endpoint(exchange, query)
         except ClientDisconnect:
             response = Response(status_code=400)  # nobody reads it
@@ -194,12 +196,16 @@ class Service:
         if route.role == "anybody":
             return Admitted(NOBODY, await self.gate.check(request), _never)
         admitted = await self.gate.admit(request)
-        access = admitted.access
+        access, why = admitted.access, ""
         if not access.may(route.role):
-            text = f"{access.name!r} has the role {access.role!r}, and this needs {route.role!r}"
-            raise Problem(403, "not-permitted", text)
-        if route.shows_payloads and not access.payloads:
-            raise Problem(403, "not-permitted", f"{access.name!r} may not see payloads, and this shows some")
+            why = f"{access.name!r} has the role {access.role!r}, and this needs {route.role!r}"
+        elif route.shows_payloads and not access.payloads:
+            why = f"{access.name!r} may not see payloads, and this shows some"
+        if why:
+            if self.gate.is_named:
+                refused = (access.name, route.name, "", HTTPStatus.FORBIDDEN.value, admitted.source)
+                await self._auditor.record(Entry(datetime.now(UTC), *refused))
+            raise Problem(403, "not-permitted", why)
         return admitted
 
     async def _audit(self, route: Route, exchange: Exchange, response: Response) -> None:
@@ -365,8 +371,9 @@ class _Open(Struct, frozen=True, eq=False):
 
 async def _look_whether_it_may(one: _Open) -> None:
     try:
-        may = await one.still()
-    except Problem:  # the tokens cannot be read
+        async with asyncio.timeout(RIGHTS_SECONDS):
+            may = await one.still()
+    except (Problem, TimeoutError):  # the tokens cannot be read, or a site's login hangs
         may = False
     except Exception as error:  # noqa: BLE001  of a site's own login
         log_error(log, "whether %r may go on cannot be told: it may not", one.name, error=error)

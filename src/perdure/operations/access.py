@@ -143,8 +143,10 @@ _decode_use = msgspec.json.Decoder(float).decode
 
 
 async def add_token(operations: Operations, access: Access, expires: datetime | None, now: datetime) -> str:
-    """Make a token durable, and return its text."""
+    """Make a token durable, and return its text. No two valid ones have one name: it stands for the caller."""
     token, text = new_token(access, expires=expires, created_at=now)
+    if any(each.access.name == access.name and each.is_valid(now) for each in await tokens(operations)):
+        raise InvalidOption(f"there is a token {access.name!r} already: revoke it first, or choose another name")
     await operations.write_documents(TOKENS, [Put((token.id,), _encode(token), if_revision=0)])
     return text
 

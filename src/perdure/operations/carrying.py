@@ -306,7 +306,7 @@ class _Work:
             return "its id was started anew since"
         if not may(from_row(row)):
             return f"{self._job.by!r} may not {verb} it any more"
-        own = _own_id(ticket.id, id)
+        own = _own_id(self._store.secret, ticket.id, id)
         match verb:
             case "purge":
                 await operations.purge(id)
@@ -333,7 +333,10 @@ def _request_of(verb: Literal["pause", "resume", "cancel", "retry"], *, force: b
             return RetryInvocation()
 
 
-def _own_id(job: str, invocation: str) -> str:
-    """Return the id of the message, or of the new invocation, by which a job does something to an invocation."""
+def _own_id(secret: bytes, job: str, invocation: str) -> str:
+    """Return the id of the message, or of the new invocation, by which a job does something to an invocation.
+
+    The secret keeps others from taking it before.
+    """
     source = f"{job}\n{invocation}".encode()
-    return hashlib.blake2b(source, digest_size=16, person=b"perdure-bulk").hexdigest()
+    return hashlib.blake2b(source, digest_size=16, key=secret[:64], person=b"perdure-bulk").hexdigest()
