@@ -20,6 +20,7 @@ from perdure.errors import AccessDenied, IdConflict, InvalidOption
 from perdure.http import gate as gates
 from perdure.http import service as services
 from perdure.http.gate import Failures, Problem, Sources
+from perdure.operations import audit
 from perdure.operations.access import Access
 from tests.http.conftest import site_on
 from tests.http.programs import WORKFLOWS, add, echo, expense
@@ -237,3 +238,11 @@ async def test_what_is_refused_and_what_a_link_decides_is_in_the_audit(guarded: 
         ("reader", "post_workflows_id_purge", "", 403),
         ("nobody", "post_approve_capability", found[0].id, 303),
     ]
+
+
+async def test_reading_the_audit_adds_nothing_to_it(guarded: Guarded) -> None:
+    client = await guarded.client("admin", role="admin", payloads=True)
+    await client.start(add.using(id="one"), 1)
+    for _ in range(2):
+        assert len([each async for each in audit.read_all(client.operations)]) == 1
+        await client.operations.tokens()

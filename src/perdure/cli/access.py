@@ -17,6 +17,9 @@ from perdure.connect import connect
 from perdure.operations.access import ROLES, Access, Role, Token, check_access, new_token
 from perdure.operations.audit import Link, read_all
 
+DAYS_LIMIT = 36_500
+"""The longest life of a token."""
+
 json_lines = json_option("Print one JSON object per line.")
 
 
@@ -31,7 +34,7 @@ def token() -> None:
 @click.option("--payloads", is_flag=True, help="Let it see inputs, results, state and errors, not only statuses.")
 @click.option("--handler", "handlers", multiple=True, metavar="NAME", help="Only these workflows. May be repeated.")
 @click.option("--key-prefix", "prefixes", multiple=True, metavar="TEXT", help="Only keys that begin with one of these.")
-@click.option("--days", type=click.FloatRange(min=0, min_open=True), help="It expires after so many days.")
+@click.option("--days", type=click.IntRange(1, DAYS_LIMIT), help="It expires after so many days.")
 @url_option
 @reporting
 def add(
@@ -40,7 +43,7 @@ def add(
     payloads: bool,
     handlers: tuple[str, ...],
     prefixes: tuple[str, ...],
-    days: float | None,
+    days: int | None,
     url: str | None,
 ) -> int:
     """Make a token called NAME, and print it. It is not kept, and cannot be shown again."""
@@ -48,7 +51,14 @@ def add(
 
     async def adding(client: Client) -> int:
         expires = None if days is None else datetime.now(UTC) + timedelta(days=days)
-        click.echo(await client.operations.add_token(access, expires=expires))
+        made = await client.operations.add_token(access, expires=expires)
+        found = await client.operations.tokens()
+        now = datetime.now(UTC)
+        click.echo(made)
+        if not any(each.access.may("admin") and each.is_valid(now) for each in found):
+            click.echo(
+                "From now on every request needs a token, and no token of this store permits to make others.", err=True
+            )
         return 0
 
     return _with_client(url, adding)
@@ -78,10 +88,10 @@ def list_tokens(as_json: bool, url: str | None) -> int:
             rows = [[str(value) for value in _token_fields(each).values()] for each in found]
             print_table([*_token_fields(found[0])], rows)
         else:
-            click.echo(f"{shown_url(url)} has no tokens: programs of its machine need none.")
+            click.echo(f"{shown_url(url)} has recorded no tokens.")
         return 0
 
-    return _with_client(url, listing)
+    return _with_client(url, listing, read_only=True)
 
 
 def _token_fields(token: Token) -> dict[str, object]:
@@ -144,7 +154,7 @@ def audit(verify: bool, as_json: bool, url: str | None) -> int:
             click.echo(f"Pieces {first} to {last.piece.number} follow each other. The last has the hash {last.hash}.")
         return 0
 
-    return _with_client(url, reading)
+    return _with_client(url, reading, read_only=True)
 
 
 def _print_piece(link: Link, as_json: bool) -> None:
@@ -156,9 +166,9 @@ def _print_piece(link: Link, as_json: bool) -> None:
             click.echo("  ".join(map(str, fields.values())))
 
 
-def _with_client(url: str | None, act: Callable[[Client], Awaitable[int]]) -> int:
+def _with_client(url: str | None, act: Callable[[Client], Awaitable[int]], *, read_only: bool = False) -> int:
     async def acting() -> int:
-        async with connect(url) as client:
+        async with connect(url, read_only=read_only) as client:
             return await act(client)
 
     return in_loop(acting())

@@ -163,7 +163,8 @@ class Operation(Struct, frozen=True):
     """An operation: who may call it, and how it is carried out. The annotations say what it takes and gives.
 
     One that `waits` takes as its last argument how long, in seconds. One that `shows_payloads` returns values. One that
-    `has_secrets` as arguments shows them to no log.
+    `has_secrets` as arguments shows them to no log. One that needs more than the role *read* and yet changes nothing
+    says so.
     """
 
     role: Role
@@ -171,6 +172,7 @@ class Operation(Struct, frozen=True):
     waits: bool = False
     shows_payloads: bool = False
     has_secrets: bool = False
+    changes: bool = True
 
     @property
     def takes(self) -> Any:
@@ -382,7 +384,7 @@ CALLS: dict[str, Operation] = {
     "reject": Operation("operate", _reject, waits=True),
     "awakeable": Operation("read", _awakeable),
     "make_capability": Operation("operate", _make_capability, shows_payloads=True),
-    "check_capability": Operation("operate", _check_capability, has_secrets=True),
+    "check_capability": Operation("operate", _check_capability, has_secrets=True, changes=False),
     "look": Operation("read", _look),
     "describe": Operation("read", _describe),
     "page": Operation("read", _page),
@@ -411,8 +413,8 @@ CALLS: dict[str, Operation] = {
     "purge": Operation("admin", _purge),
     "add_token": Operation("admin", _add_token),
     "revoke_token": Operation("admin", _revoke_token),
-    "tokens": Operation("admin", _tokens),
-    "audit": Operation("admin", _audit),
+    "tokens": Operation("admin", _tokens, changes=False),
+    "audit": Operation("admin", _audit, changes=False),
 }
 """All operations that are calls. `result` waits, and `watch` and `watch_all` are streams: see `clients`."""
 

@@ -63,7 +63,7 @@ CONNECTIONS_LIMIT = 1_000
 """Connections to one server: each request that waits for a result holds one."""
 CLOCKS_APART_SECONDS = 5.0
 """How far the clocks of client and server may be apart, without a change being missed after a connection was lost."""
-REPEATABLE = {name for name, each in CALLS.items() if each.role == "read"} | {
+REPEATABLE = {name for name, each in CALLS.items() if each.role == "read" or not each.changes} | {
     "make_capability",
     "check_capability",
     "start",
@@ -438,7 +438,8 @@ def _raise_refusal(response: httpx.Response, name: str) -> None:
         error: SentError = decode(response.content, SentError)
         raise error.restored()
     if response.status_code in (401, 403) and _is_problem(response):
-        raise AccessDenied(f"{name}: {_detail(response)}")
+        hint = ": set PERDURE_TOKEN, or connect(…, token=…)" if response.status_code == 401 else ""
+        raise AccessDenied(f"{name}: {_detail(response)}{hint}")
     raise StoreError(f"{name} answers {response.status_code}: {_detail(response)}")
 
 

@@ -64,7 +64,8 @@ class Route(Struct, frozen=True):
 
     `gives_too` are other answers that are no problems, by status. `headers` are those of the request that mean
     something here. `also` are the statuses of problems beside those that every route may answer with. A route that
-    `shows_payloads` serves only callers who may see them. One that is `audited` is so though it changes nothing.
+    `shows_payloads` serves only callers who may see them. One that is `audited` is so though it changes nothing;
+    one that `changes` nothing is not, though its role and method say otherwise.
 
     `is_signed`: what makes a request valid is in the request itself, a signature or a capability. So it does not matter
     where it comes from or who sends it.
@@ -85,6 +86,7 @@ class Route(Struct, frozen=True):
     also: tuple[int, ...] = ()
     shows_payloads: bool = False
     audited: bool = False
+    changes: bool = True
     is_signed: bool = False
 
     @property

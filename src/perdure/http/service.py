@@ -210,7 +210,8 @@ class Service:
 
     async def _audit(self, route: Route, exchange: Exchange, response: Response) -> None:
         """Record who did what, where callers have names."""
-        is_act = (exchange.request.method not in READS and route.role not in ("read", "anybody")) or route.audited
+        is_read = exchange.request.method in READS or route.role in ("read", "anybody") or not route.changes
+        is_act = route.audited or not is_read
         if route.role == "anybody" and response.status_code >= HTTPStatus.BAD_REQUEST:
             is_act = False  # anybody could fill the audit
         if self.gate.is_named and is_act:
