@@ -428,7 +428,7 @@ async def test_limited_token_reaches_its_own_and_nothing_else_is_known_to_it(gua
     for path in ("/api/workflows/stats", "/api/tokens", "/api/audit"):
         assert problem(await one.get(path)) == (403, "not-permitted")
     assert problem(await one.post("/api/tokens", json={"name": "more"})) == (403, "not-permitted")
-    client = await guarded.client("acme", **access)
+    client = await guarded.client("acme too", **access)
     assert [each.id async for each in client.list(status="completed")][-2:] == ["a2", "a1"]
     for refused in (client.documents("notes").put("a", 1), client.documents("notes").get("a"), client.stats()):
         with pytest.raises(AccessDenied, match="limited"):
