@@ -13,7 +13,7 @@ import pytest
 
 from perdure.http.api import ROUTES
 from perdure.operations.access import Access, new_token
-from tests.http.processes import ENVIRONMENT, PROGRAMS
+from tests.http.processes import ENVIRONMENT
 
 CHECKS = (
     *("not_a_server_error", "status_code_conformance", "content_type_conformance"),
@@ -22,13 +22,22 @@ CHECKS = (
 EXAMPLES = 5
 """Requests that are made up for each route, beside those that cover its parameters one by one."""
 
+SERVED = """
+from perdure.http import api
+from tests.http.programs import *
+
+api.UNKNOWN_SECONDS = api.WAIT_LIMIT_SECONDS = api.APPLY_SECONDS = 0.1
+"""
+"""What the worker serves, with short waits: many of the requests that are made up wait for nothing."""
+
 
 @pytest.mark.slow
 @pytest.mark.limit(600)
 def test_answers_are_those_of_the_document(tmp_path: Path) -> None:
     text = new_token(Access("admin"))[1]
     (tmp_path / "token").write_text(text)
-    command = [sys.executable, "-m", "perdure", "worker", PROGRAMS, "--url", "sqlite:store.db", "--http-port", "0"]
+    (tmp_path / "served.py").write_text(SERVED)
+    command = [sys.executable, "-m", "perdure", "worker", "served.py", "--url", "sqlite:store.db", "--http-port", "0"]
     environment = {**ENVIRONMENT, "PERDURE_ADMIN_TOKEN_FILE": "token"}
     server = subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, text=True)
     try:
