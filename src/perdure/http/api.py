@@ -508,7 +508,8 @@ async def restart(exchange: Exchange, _: NoQuery) -> Response:
     if (once := exchange.header("idempotency-key")) is not None:
         if chosen is not None:
             raise Problem(400, "bad-body", "give an id or an Idempotency-Key, not both")
-        chosen = id_for(exchange, f"restart {id}{'' if call is None else ' with input'}", once)
+        is_told = exchange.access.payloads or call is None  # else it would tell whether the earlier input was equal
+        chosen = id_for(exchange, f"restart {id}" if is_told else f"restart {id} with input", once)
     try:
         new = await operations.restart(id, call, new_id=chosen, handlers=handlers)
     except IdConflict as error:
