@@ -8,6 +8,7 @@ import logging
 import re
 import signal
 import socket
+import threading
 import time
 from collections.abc import Callable, Iterable
 from contextlib import AsyncExitStack
@@ -353,6 +354,18 @@ async def test_requests_are_counted_by_the_template_of_their_route(memory_site: 
     assert one(numbers, "perdure_http_request_seconds_count", method="GET", route="/api/workflows/{id}") == 2
     assert "secret" not in text
     assert "MKCOL" not in text
+
+
+def test_scrape_leaves_no_thread_behind() -> None:
+    """A thread of its own would be waited for when the process ends."""
+    before = threading.enumerate()
+
+    async def scraped() -> None:
+        async with AsyncExitStack() as parts:
+            await scrape((await site_on(parts, "memory:")).http)
+
+    asyncio.run(scraped())
+    assert threading.enumerate() == before
 
 
 async def test_open_waits_and_streams_are_shown(memory_site: Site) -> None:

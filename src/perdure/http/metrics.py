@@ -11,7 +11,6 @@ import logging
 import platform
 import time
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any, Literal
@@ -137,12 +136,11 @@ class Metrics:
         self._counters = counters
         self._traffic = traffic
         self._began = time.time()
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="perdure-metrics")
         self._counting: asyncio.Task[Stats] | None = None
         self._log = RateLimitedLog(log)
 
     async def aclose(self) -> None:
-        """Ask the store no more. A scrape in progress is answered without it; the thread ends with this object."""
+        """Ask the store no more. A scrape in progress is answered without it."""
         if self._counting is not None:
             await end([self._counting])
 
@@ -150,7 +148,7 @@ class Metrics:
         """Return all metrics in the format that is asked for, and its media type."""
         stats = await self._stats()
         readings = [*self._read(stats), (_HTTP_WAITS, _one(waits)), (_HTTP_STREAMS, _one(streams))]
-        return await asyncio.get_running_loop().run_in_executor(self._thread, write, readings, accept)
+        return await asyncio.to_thread(write, readings, accept)
 
     async def _stats(self) -> Stats | None:
         """Ask the store what it counts; None if it does not say in time. Scrapes that come together ask once."""
