@@ -39,7 +39,7 @@ async def query(state: State, side: Side, operation: ReadKey | Search | Awaiting
         case Awaiting():
             return await side.store.awakeables(await _awakeable_filter(state, operation))
         case Count():
-            return await side.store.counts()
+            return normal.counts(await side.store.counts())
         case Served():
             return sorted(side.store.served()), [side.store.serves(each) for each in ("h", "g", "nobody's")]
 
