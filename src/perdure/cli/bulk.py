@@ -14,14 +14,14 @@ import click
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from perdure.bulk import BulkJob
+from perdure.cli.look import opened_to_look
 from perdure.cli.operate import WAIT_SECONDS, is_alone, opened_to_change
-from perdure.cli.options import filter_options, index_file, json_option, shown_url, url_option
+from perdure.cli.options import filter_options, json_option, shown_url, url_option
 from perdure.cli.process import in_loop
 from perdure.cli.progress import LINE_SECONDS
 from perdure.cli.reporting import FAILURE, reporting
 from perdure.cli.tables import FIELD_LIMIT, filters_text, print_jobs, print_json, shown
 from perdure.cli.terminal import say, stderr
-from perdure.connect import connect
 from perdure.operations.bulk import BULK_VERBS, BulkPreview, BulkProgress, BulkVerb
 from perdure.operations.listing import Filters
 
@@ -49,7 +49,7 @@ def bulk(*, verb: BulkVerb, force: bool, yes: bool, as_json: bool, url: str | No
 
     async def look() -> int:
         nonlocal preview
-        async with connect(url, read_only=True, index=index_file(url)) as client:
+        async with opened_to_look(url) as client:
             preview = await client.bulk_preview(verb, force=force, **cast("Filters", filters))
         return 0
 
@@ -136,7 +136,7 @@ def jobs(id: str | None, stop: bool, as_json: bool, url: str | None) -> int:
 
 
 async def _jobs(url: str | None, as_json: bool) -> int:
-    async with connect(url, read_only=True, index=index_file(url)) as client:
+    async with opened_to_look(url) as client:
         found = [each async for each in client.bulk_jobs()]
     if as_json:
         for each in found:
@@ -147,7 +147,7 @@ async def _jobs(url: str | None, as_json: bool) -> int:
 
 
 async def _job(id: str, stop: bool, url: str | None, as_json: bool) -> int:
-    opened = opened_to_change(url) if stop else connect(url, read_only=True, index=index_file(url))
+    opened = opened_to_change(url) if stop else opened_to_look(url)
     async with opened as client:
         job = await client.bulk_job(id)
         found = await (job.stop() if stop else job.progress())

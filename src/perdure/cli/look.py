@@ -21,6 +21,7 @@ from perdure.cli.tables import (
     print_json,
     print_steps,
 )
+from perdure.client import Client
 from perdure.connect import connect
 from perdure.operations.describe import AwakeableInfo, Invocation
 from perdure.operations.listing import AwakeableFilters, Filters
@@ -29,6 +30,11 @@ T = TypeVar("T", Invocation, AwakeableInfo)
 
 LIST_LIMIT = 50
 """Default number of invocations in the table of `list`."""
+
+
+def opened_to_look(url: str | None) -> Client:
+    """Return a client that changes nothing. It may look at a file that another process serves."""
+    return connect(url, read_only=True, index=index_file(url))
 
 
 def _printing(
@@ -92,7 +98,7 @@ async def _list(
     print_page: Callable[[Sequence[Invocation]], None],
 ) -> int:
     left = limit
-    async with connect(url, read_only=True, index=index_file(url)) as client:
+    async with opened_to_look(url) as client:
         while True:
             page = await client.page(limit=min(ROWS_LIMIT, left or ROWS_LIMIT), cursor=cursor, **filters)
             print_page(page.invocations)
@@ -133,7 +139,7 @@ def awakeables(
 async def _awakeables(
     url: str | None, filters: AwakeableFilters, print_some: Callable[[Sequence[AwakeableInfo]], None]
 ) -> int:
-    async with connect(url, read_only=True, index=index_file(url)) as client:
+    async with opened_to_look(url) as client:
         some: list[AwakeableInfo] = []
         async for each in client.awakeables(**filters):
             some.append(each)
@@ -175,7 +181,7 @@ def journal(id: str, as_json: bool, url: str | None) -> int:
 
 
 async def _describe(url: str | None, id: str, show: Callable[[Invocation], None]) -> int:
-    async with connect(url, read_only=True, index=index_file(url)) as client:
+    async with opened_to_look(url) as client:
         show(await client.handle(id).describe())
     return 0
 
@@ -190,7 +196,7 @@ def stats(as_json: bool, url: str | None) -> int:
 
 
 async def _stats(url: str | None, as_json: bool) -> int:
-    async with connect(url, read_only=True, index=index_file(url)) as client:
+    async with opened_to_look(url) as client:
         counted = await client.stats()
     if as_json:
         print_json(counted)

@@ -9,14 +9,14 @@ from typing import Any, get_args
 import click
 
 from perdure.cli.arguments import Arguments
+from perdure.cli.look import opened_to_look
 from perdure.cli.operate import opened_to_change
-from perdure.cli.options import duration_of, index_file, json_option, moment, tag_option, url_option
+from perdure.cli.options import duration_of, json_option, moment, tag_option, url_option
 from perdure.cli.process import in_loop
 from perdure.cli.reporting import reporting
 from perdure.cli.tables import print_json, print_schedule, print_schedules, time_text
 from perdure.cli.target import load
 from perdure.client import Client
-from perdure.connect import connect
 from perdure.core.schedule import CATCH_UP_SECONDS, Overlap
 from perdure.operations.schedules import NEXT_LIMIT
 from perdure.schedules import Schedule, ScheduleHandle
@@ -220,7 +220,7 @@ def remove(name: str, url: str | None) -> int:
 
 def _look(url: str | None, look: Callable[[Client], Awaitable[None]]) -> int:
     async def looked() -> int:
-        async with connect(url, read_only=True, index=index_file(url)) as client:
+        async with opened_to_look(url) as client:
             await look(client)
         return 0
 

@@ -133,7 +133,6 @@ def _admin_token() -> Token | None:
     path = os.environ.get(ADMIN_TOKEN_FILE)
     if not path:
         return None
-    from perdure.errors import InvalidOption  # noqa: PLC0415
     from perdure.operations.access import Access, token_of  # noqa: PLC0415  only who serves imports it
 
     try:

@@ -28,7 +28,7 @@ from perdure.core.lifecycle import MISFIT
 from perdure.core.retry import seconds
 from perdure.core.tags import check_tags
 from perdure.core.values import digest
-from perdure.errors import AccessDenied, IdConflict, MessageRefused, PerdureError, ValueRefused, WaitTimeout
+from perdure.errors import IdConflict, MessageRefused, PerdureError, ValueRefused, WaitTimeout
 from perdure.http.admin import ADMIN_ROUTES
 from perdure.http.bulk import BULK_ROUTES
 from perdure.http.exchange import Exchange, json_response
@@ -605,8 +605,7 @@ async def workflow_events(exchange: Exchange, _: NoQuery) -> Response:
 
 # --- metrics ---------------------------------------------------------------------------------------------------------
 async def metrics(exchange: Exchange, _: NoQuery) -> Response:
-    if exchange.access.is_limited:
-        raise AccessDenied(f"{exchange.access.name!r} is limited to some workflows or keys, and metrics are of all")
+    exchange.operations.check_unlimited("a metric")
     content, media = await exchange.service.metrics(exchange.header("accept") or "")
     return Response(content, 200, {"Cache-Control": "no-store"}, media)
 

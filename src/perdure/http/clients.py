@@ -151,8 +151,7 @@ def routes() -> tuple[Route, ...]:
             body=Body.EXACT,
             media=MEDIA_TYPE,
             shows_payloads=operation.shows_payloads,
-            changes=operation.changes,
-            audited=name == "export",
+            audited=True if name == "export" else None if operation.changes else False,
         )
         for name, operation in CALLS.items()
     ]

@@ -55,7 +55,7 @@ log = logging.getLogger("perdure.http")
 LOCAL = Access("local", "admin", payloads=True)
 """A program of this machine, where no token is needed."""
 NOBODY = Access("nobody")
-"""Who uses a route that anybody may use. It reaches nothing."""
+"""Who uses a route that anybody may use. What it shows or changes is guarded by the route."""
 
 
 class Admitted(Struct, frozen=True):

@@ -16,7 +16,7 @@ import msgspec
 from perdure.background import RateLimitedLog
 from perdure.core.ids import check_name
 from perdure.http.verifiers import NotVerified, Verifier, check_verifier
-from perdure.operations.documents import SCAN_LIMIT, Delete, Document, Put, Scan
+from perdure.operations.documents import Delete, Document, Put, whole
 from perdure.operations.port import Operations
 
 HOOKS = "perdure.hooks"
@@ -79,14 +79,7 @@ async def remove_hook(operations: Operations, handler: str) -> bool:
 
 async def hooks_of(operations: Operations) -> dict[str, Verifier | None]:
     """Return the hooks of a store by handler; None for one that this release cannot read."""
-    found: dict[str, Verifier | None] = {}
-    after = None
-    while some := await operations.scan_documents(HOOKS, Scan(after=after)):
-        found.update((each.key[0], verifier_in(each)) for each in some)
-        if len(some) < SCAN_LIMIT:
-            break
-        after = some[-1].key
-    return found
+    return {each.key[0]: verifier_in(each) async for each in whole(operations.scan_documents, HOOKS)}
 
 
 def verifier_in(document: Document) -> Verifier | None:

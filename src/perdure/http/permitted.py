@@ -67,10 +67,14 @@ class Permitted(Operations):
         if self._access.is_limited and not self._reaches(await self._operations.look(id)):
             raise unknown(id)
 
+    def _check_reach(self, verb: str, handler: str, key: str | None) -> None:
+        """Raise `AccessDenied` for a workflow and key that the caller may not start."""
+        if not self._access.reaches(handler, key):
+            of_key = "" if key is None else f" with key {key!r}"
+            raise AccessDenied(f"{self._access.name!r} may not {verb} workflow {handler!r}{of_key}")
+
     async def _check_start(self, submission: Submission) -> None:
-        if not self._access.reaches(submission.handler, submission.key):
-            of_key = "" if submission.key is None else f" with key {submission.key!r}"
-            raise AccessDenied(f"{self._access.name!r} may not start workflow {submission.handler!r}{of_key}")
+        self._check_reach("start", submission.handler, submission.key)
         await self._check_new(submission.id)
 
     async def _check_new(self, id: str) -> None:
@@ -92,7 +96,8 @@ class Permitted(Operations):
             text = f"id {id!r} exists already; whether with the same input, is not told to who may not see payloads"
             raise IdConflict(text, invocation_id=id)
 
-    def _check_unlimited(self, what: str) -> None:
+    def check_unlimited(self, what: str) -> None:
+        """Raise `AccessDenied` for a limited caller who asks for something of all."""
         if self._access.is_limited:
             raise AccessDenied(f"{self._access.name!r} is limited to some workflows or keys, and {what} is of all")
 
@@ -196,7 +201,7 @@ class Permitted(Operations):
     async def awakeables(
         self, filters: AwakeableFilters, /, *, limit: int, cursor: str | None = None, within: float | None = None
     ) -> AwakeablePage:
-        if not self._access.payloads and filters.get("assignee") is not None:
+        if filters.get("assignee") is not None:
             self._check_payloads()
         found: list[AwakeableInfo] = []
         for _ in range(PAGES_READ if self._access.is_limited else 1):
@@ -231,12 +236,12 @@ class Permitted(Operations):
                     yield self._shown(each)
 
     async def stats(self) -> Stats:
-        self._check_unlimited("a count")
+        self.check_unlimited("a count")
         return await self._operations.stats()
 
     async def minutes(self, *, since: datetime, handler: str | None = None) -> list[Minute]:
         if self._access.key_prefixes is not None:
-            self._check_unlimited("a count")
+            self.check_unlimited("a count")
         found = await self._operations.minutes(since=since, handler=handler)
         return [each for each in found if self._access.reaches_handler(each.handler)]
 
@@ -246,7 +251,7 @@ class Permitted(Operations):
         if not key.startswith(prefixes if prefixes is not None else ""):
             raise AccessDenied(f"{self._access.name!r} may not see key {key!r}")
         if prefixes is None or self._access.handlers is not None:
-            self._check_unlimited("the state of a key")
+            self.check_unlimited("the state of a key")
         return await self._operations.state(key)
 
     async def serves(self, handler: str, /) -> bool | None:
@@ -305,15 +310,13 @@ class Permitted(Operations):
         return await self._operations.delete_documents(collection, prefix)
 
     def _check_documents(self, collection: str) -> None:
-        self._check_unlimited("a document")
+        self.check_unlimited("a document")
         if collection.startswith(OWN_PREFIX):  # tokens, sessions, the audit
             raise AccessDenied(f"collection {collection!r} is Perdure's own, and not served")
 
     # --- schedules ----------------------------------------------------------------------------------------------------
     async def put_schedule(self, name: str, plan: Plan, /) -> bool:
-        if not self._access.reaches(plan.handler, plan.key):
-            of_key = "" if plan.key is None else f" with key {plan.key!r}"
-            raise AccessDenied(f"{self._access.name!r} may not schedule workflow {plan.handler!r}{of_key}")
+        self._check_reach("schedule", plan.handler, plan.key)
         try:
             found = await self._operations.describe_schedule(name)
         except UnknownSchedule:
@@ -367,7 +370,7 @@ class Permitted(Operations):
     # --- access -------------------------------------------------------------------------------------------------------
     async def add_token(self, access: Access, /, *, expires: datetime | None = None) -> str:
         """Make a token that permits no more than the caller's own access."""
-        self._check_unlimited("a token")
+        self.check_unlimited("a token")
         if access.payloads:
             self._check_payloads()
         if self._until is not None:
@@ -375,15 +378,15 @@ class Permitted(Operations):
         return await self._operations.add_token(access, expires=expires)
 
     async def revoke_token(self, id: str, /) -> None:
-        self._check_unlimited("a token")
+        self.check_unlimited("a token")
         await self._operations.revoke_token(id)
 
     async def tokens(self) -> list[Token]:
-        self._check_unlimited("a token")
+        self.check_unlimited("a token")
         return [replace(each, hash="") for each in await self._operations.tokens()]
 
     async def audit(self, after: int = 0, /) -> list[Link]:
-        self._check_unlimited("the audit")
+        self.check_unlimited("the audit")
         return await self._operations.audit(after)
 
     # --- links --------------------------------------------------------------------------------------------------------

@@ -64,8 +64,8 @@ class Route(Struct, frozen=True):
 
     `gives_too` are other answers that are no problems, by status. `headers` are those of the request that mean
     something here. `also` are the statuses of problems beside those that every route may answer with. A route that
-    `shows_payloads` serves only callers who may see them. One that is `audited` is so though it changes nothing;
-    one that `changes` nothing is not, though its role and method say otherwise.
+    `shows_payloads` serves only callers who may see them. What is `audited` follows
+    from method and role, unless it is said here.
 
     `is_signed`: what makes a request valid is in the request itself, a signature or a capability. So it does not matter
     where it comes from or who sends it.
@@ -85,9 +85,13 @@ class Route(Struct, frozen=True):
     headers: tuple[str, ...] = ()
     also: tuple[int, ...] = ()
     shows_payloads: bool = False
-    audited: bool = False
-    changes: bool = True
+    audited: bool | None = None
     is_signed: bool = False
+
+    @property
+    def is_audited(self) -> bool:
+        """Whether it is recorded who used it: it changes something, or shows what may not be shown unnoticed."""
+        return self.method != "GET" and self.role not in ("read", "anybody") if self.audited is None else self.audited
 
     @property
     def parameters(self) -> list[str]:

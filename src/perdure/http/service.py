@@ -202,21 +202,20 @@ class Service:
         elif route.shows_payloads and not access.payloads:
             why = f"{access.name!r} may not see payloads, and this shows some"
         if why:
-            if self.gate.is_named:
-                refused = (access.name, route.name, "", HTTPStatus.FORBIDDEN.value, admitted.source)
-                await self._auditor.record(Entry(datetime.now(UTC), *refused))
+            await self._record(admitted, route, "", HTTPStatus.FORBIDDEN)
             raise Problem(403, "not-permitted", why)
         return admitted
 
     async def _audit(self, route: Route, exchange: Exchange, response: Response) -> None:
+        """Record what was done, if that is to be. What nobody could do is not: anybody could fill the audit."""
+        is_refused = route.role == "anybody" and response.status_code >= HTTPStatus.BAD_REQUEST
+        if route.is_audited and not is_refused:
+            await self._record(exchange.admitted, route, exchange.target[:TARGET_LIMIT], response.status_code)
+
+    async def _record(self, admitted: Admitted, route: Route, target: str, status: int) -> None:
         """Record who did what, where callers have names."""
-        is_read = exchange.request.method in READS or route.role in ("read", "anybody") or not route.changes
-        is_act = route.audited or not is_read
-        if route.role == "anybody" and response.status_code >= HTTPStatus.BAD_REQUEST:
-            is_act = False  # anybody could fill the audit
-        if self.gate.is_named and is_act:
-            admitted, target = exchange.admitted, exchange.target[:TARGET_LIMIT]
-            done = (admitted.access.name, route.name, target, response.status_code, admitted.source)
+        if self.gate.is_named:
+            done = (admitted.access.name, route.name, target, int(status), admitted.source)
             await self._auditor.record(Entry(datetime.now(UTC), *done))
 
     async def _body_of(self, request: Request, route: Route) -> bytes:

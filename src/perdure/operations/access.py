@@ -18,7 +18,7 @@ from msgspec.structs import replace
 
 from perdure.core.ids import check_name
 from perdure.errors import InvalidOption, RevisionConflict
-from perdure.operations.documents import SCAN_LIMIT, Document, Put, Scan
+from perdure.operations.documents import Put, whole
 
 if TYPE_CHECKING:
     from perdure.operations.port import Operations
@@ -170,9 +170,10 @@ async def revoke_token(operations: Operations, id: str, now: datetime) -> Token:
 
 async def tokens(operations: Operations) -> list[Token]:
     """Return all tokens, the oldest first."""
-    used = {each.key[0]: _decode_use(each.value) for each in await _all(operations, USES)}
+    scan = operations.scan_documents
+    used = {each.key[0]: _decode_use(each.value) async for each in whole(scan, USES)}
     found: list[Token] = []
-    for each in await _all(operations, TOKENS):
+    async for each in whole(scan, TOKENS):
         at = used.get(each.key[0])
         found.append(replace(_decode(each.value), last_used=None if at is None else datetime.fromtimestamp(at, UTC)))
     return sorted(found, key=lambda each: (each.created_at is not None, each.created_at, each.id))
@@ -181,12 +182,3 @@ async def tokens(operations: Operations) -> list[Token]:
 async def note_use(operations: Operations, id: str, now: datetime) -> None:
     """Record that a token is used."""
     await operations.write_documents(USES, [Put((id,), _encode(now.timestamp()))])
-
-
-async def _all(operations: Operations, collection: str) -> list[Document]:
-    found: list[Document] = []
-    while True:
-        some = await operations.scan_documents(collection, Scan(after=found[-1].key if found else None))
-        found += some
-        if len(some) < SCAN_LIMIT:
-            return found

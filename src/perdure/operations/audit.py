@@ -16,7 +16,7 @@ import msgspec
 from msgspec import Struct
 
 from perdure.errors import RevisionConflict, StoreDamaged
-from perdure.operations.documents import SCAN_LIMIT, Delete, Document, Put, Scan
+from perdure.operations.documents import Delete, Document, Put, Scan
 
 if TYPE_CHECKING:
     from perdure.operations.port import Operations
@@ -82,9 +82,9 @@ async def _append(operations: Operations, entries: tuple[Entry, ...]) -> None:
         return
 
 
-async def read(operations: Operations, after: int = 0, limit: int = SCAN_LIMIT) -> list[Link]:
+async def read(operations: Operations, after: int) -> list[Link]:
     """Return pieces after a number, the oldest first."""
-    found = await operations.scan_documents(AUDIT, Scan(after=_key(after), limit=min(limit, SCAN_LIMIT)))
+    found = await operations.scan_documents(AUDIT, Scan(after=_key(after)))
     return [_link(each) for each in found]
 
 

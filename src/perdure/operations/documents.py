@@ -16,6 +16,7 @@ from perdure.stores.documents import (
     check_collection,
     check_key,
     checked,
+    whole,
 )
 
 __all__ = [
@@ -34,4 +35,5 @@ __all__ = [
     "check_collection",
     "check_key",
     "checked",
+    "whole",
 ]

@@ -9,7 +9,7 @@ import msgspec
 from msgspec import Struct
 
 from perdure.core.interface import Interface, decode_interface
-from perdure.operations.documents import SCAN_LIMIT, Scan
+from perdure.operations.documents import whole
 from perdure.operations.port import Operations
 from perdure.runtime.publishing import HANDLERS, INTERFACES, Published, published
 
@@ -53,16 +53,11 @@ class Interfaces:
     async def handlers(self) -> list[Handler]:
         """Return all handlers by name, without aliases."""
         found: list[Handler] = []
-        after = None
-        while some := await self._operations.scan_documents(HANDLERS, Scan(after=after)):
-            for document in some:
-                of = published(document.value)
-                if of is not None and of.name is None:
-                    handler = await self._handler_of(document.key[0], of)
-                    found += [] if handler is None else [handler]
-            if len(some) < SCAN_LIMIT:
-                break
-            after = some[-1].key
+        async for document in whole(self._operations.scan_documents, HANDLERS):
+            of = published(document.value)
+            if of is not None and of.name is None:
+                handler = await self._handler_of(document.key[0], of)
+                found += [] if handler is None else [handler]
         return found
 
     async def _handler_of(self, name: str, of: Published) -> Handler | None:

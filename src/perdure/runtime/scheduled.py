@@ -7,22 +7,16 @@ from collections.abc import AsyncGenerator
 import msgspec
 
 from perdure.core.schedule import Record, decode_record
-from perdure.stores.documents import SCAN_LIMIT, Document, Scan
+from perdure.stores.documents import Document, whole
 from perdure.stores.port import Store
 
 SCHEDULES = "perdure.schedules"
 """The collection of `core.schedule.Record` by name, as JSON."""
 
 
-async def scan_schedules(store: Store) -> AsyncGenerator[Document, None]:
+def scan_schedules(store: Store) -> AsyncGenerator[Document, None]:
     """Read all schedules, as documents."""
-    after = None
-    while found := await store.documents.scan(SCHEDULES, Scan(after=after)):
-        for each in found:
-            yield each
-        if len(found) < SCAN_LIMIT:
-            return
-        after = found[-1].key
+    return whole(store.documents.scan, SCHEDULES)
 
 
 def read_record(data: bytes) -> Record | None:

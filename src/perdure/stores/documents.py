@@ -11,7 +11,7 @@ read again and get the new revision.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Sequence
 from typing import Protocol
 
 import msgspec
@@ -141,6 +141,19 @@ class DocumentStore(Protocol):
     async def scan(self, collection: str, which: Scan, /) -> list[Document]:
         """Read documents in the order of their keys. Each is read as by `read`; they are no snapshot together."""
         ...
+
+
+async def whole(
+    scan: Callable[[str, Scan], Awaitable[list[Document]]], collection: str
+) -> AsyncGenerator[Document, None]:
+    """Read a whole collection by `scan`, piece by piece, in the order of its keys."""
+    which = Scan()
+    while found := await scan(collection, which):
+        for each in found:
+            yield each
+        if not which.is_full(found):
+            return
+        which = Scan(after=found[-1].key)
 
 
 def joined(key: DocumentKey) -> str:

@@ -4,7 +4,19 @@ import asyncio
 from collections.abc import Sequence
 
 from perdure.errors import Fenced, RevisionConflict, StoreClosed
-from perdure.stores.documents import Check, Delete, Document, DocumentKey, DocumentStore, Fence, Put, Scan, Write
+from perdure.stores.documents import (
+    SCAN_LIMIT,
+    Check,
+    Delete,
+    Document,
+    DocumentKey,
+    DocumentStore,
+    Fence,
+    Put,
+    Scan,
+    Write,
+    whole,
+)
 from perdure.testing.contract.shared import MIB, StoreCase, raised_by
 
 NOTES = "notes"
@@ -227,6 +239,15 @@ class Documents(StoreCase):
             assert found.key == keys[0]
             assert len(await documents.scan(NOTES, Scan("a\0", bytes=1))) < len(keys)
             assert len(await documents.scan(NOTES, Scan("a\0", values=False, bytes=1))) == len(keys)
+
+    async def test_whole_collection_is_read_in_pieces(self) -> None:
+        async with self.opened() as store:
+            documents = store.documents
+            assert [each async for each in whole(documents.scan, NOTES)] == []
+            keys = [("a", f"{n:03d}") for n in range(2 * SCAN_LIMIT + 1)]
+            for last in (2 * SCAN_LIMIT, 2 * SCAN_LIMIT + 1):  # a whole number of pieces, and one more
+                await documents.write(NOTES, [Put(key, b"") for key in keys[:last]])
+                assert [each.key async for each in whole(documents.scan, NOTES)] == keys[:last]
 
     async def test_documents_of_a_closed_store_are_refused(self) -> None:
         async with self.opened() as store:
