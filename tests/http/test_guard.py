@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import stat
+from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,8 @@ from starlette.routing import Mount
 
 from perdure import connect, http
 from perdure.errors import InvalidOption
+from perdure.http.bodies import BODY_LIMIT_BYTES
+from perdure.http.exact import PREFIX
 from perdure.http.server import Server, address_of
 from tests.http.conftest import Site, site_on
 from tests.http.programs import WORKFLOWS
@@ -219,8 +222,43 @@ async def test_body_without_a_length_is_bounded_too(memory_site: Site) -> None:
     assert problem(response) == (413, "too-large")
 
 
+async def test_only_what_brings_values_may_be_larger(memory_site: Site) -> None:
+    content, headers = b"\0" * (BODY_LIMIT_BYTES + 1), {"content-type": "application/msgpack"}
+    assert problem(await memory_site.http.post(f"{PREFIX}look", content=content, headers=headers)) == (413, "too-large")
+    found = await memory_site.http.post(f"{PREFIX}start", content=content, headers=headers)
+    assert problem(found) == (422, "value-refused")  # it was read
+
+
+async def test_bodies_that_anybody_may_send_are_bounded_together(
+    memory_site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("perdure.http.bodies.UNKNOWN_LIMIT_BYTES", 100)
+    arrived, rest = asyncio.Event(), asyncio.Event()
+
+    async def pieces() -> AsyncIterator[bytes]:
+        yield b"1" * 60
+        arrived.set()
+        await rest.wait()
+        yield b"1"
+
+    async def post(content: Any) -> int:
+        return (await memory_site.http.post("/api/hooks/echo", content=content)).status_code
+
+    refused = 404  # there is no such hook, which is looked at once the body is there
+    first = asyncio.create_task(post(pieces()))
+    await arrived.wait()
+    while await post(b"1" * 41) != 429:  # until the first piece of the other has arrived
+        await asyncio.sleep(0.01)
+    assert await post(b"1" * 40) == refused
+    assert (await memory_site.post("/api/workflows/echo/invoke", "1" * 100)).status_code == 202  # of a caller
+    rest.set()
+    assert await first == refused
+    assert await post(b"1" * 100) == refused
+    assert await post(b"1" * 101) == 429
+
+
 async def test_body_that_does_not_arrive_is_given_up(memory_site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("perdure.http.service.BODY_SECONDS", 0.2)
+    monkeypatch.setattr("perdure.http.bodies.BODY_SECONDS", 0.2)
     address = memory_site.server.address
     reader, writer = await asyncio.open_connection(address.host, address.port)
     writer.write(

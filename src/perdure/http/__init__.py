@@ -14,10 +14,11 @@ from perdure.client import Client
 from perdure.errors import InvalidOption
 from perdure.http import approvals, inbound, schedules
 from perdure.http.api import ROUTES
+from perdure.http.bodies import BODY_LIMIT_BYTES
 from perdure.http.clients import routes
 from perdure.http.gate import SOCKET, ByLogin, ByToken, Gate, Login, Open, Sources, Tokens
 from perdure.http.guard import LOCAL_NAMES, Guard
-from perdure.http.service import BODY_LIMIT_BYTES, WAITING_LIMIT, Service
+from perdure.http.service import WAITING_LIMIT, Service
 from perdure.http.sessions import Sessions
 from perdure.http.verifiers import Hmac, StandardWebhooks, Verifier
 from perdure.operations.access import Access, Token, new_token

@@ -25,6 +25,7 @@ from perdure.core.lifecycle import SETTLED
 from perdure.core.retry import Duration, seconds
 from perdure.core.schedule import Plan
 from perdure.errors import AccessDenied, BadUrl, PayloadTooLarge, StoreClosed, StoreError, StoreUnavailable, WaitTimeout
+from perdure.http.bodies import EXACT_LIMIT_BYTES
 from perdure.http.clients import WAIT_LIMIT_SECONDS
 from perdure.http.exact import (
     CALLS,
@@ -42,7 +43,7 @@ from perdure.http.exact import (
 from perdure.http.guard import PORT_LIMIT
 from perdure.http.problems import MEDIA_TYPE as PROBLEM_MEDIA_TYPE
 from perdure.http.problems import ProblemDocument
-from perdure.http.service import EXACT_LIMIT_BYTES, IDLE_SECONDS
+from perdure.http.service import IDLE_SECONDS
 from perdure.operations.access import Access, Token
 from perdure.operations.audit import Link
 from perdure.operations.bulk import BulkPage, BulkPreview, BulkProgress, BulkRequest, BulkVerb

@@ -22,14 +22,14 @@ from perdure.background import end, log_error
 from perdure.counters import Counters
 from perdure.errors import PerdureError
 from perdure.http.auditor import Auditor
+from perdure.http.bodies import BODY_LIMIT_BYTES, Bodies, stopping, too_many
 from perdure.http.exchange import Exchange
 from perdure.http.feed import Feed
 from perdure.http.gate import NOBODY, Admitted, Gate
-from perdure.http.guard import READS
 from perdure.http.hooks import Hooks
 from perdure.http.metrics import Metrics
 from perdure.http.problems import Problem, answer, problem_of, unexpected
-from perdure.http.routes import ANY, JSON, MEDIA_TYPES, AnyQuery, Body, Route, Router, query_items, query_of
+from perdure.http.routes import AnyQuery, Route, Router, query_items, query_of
 from perdure.http.traffic import Traffic
 from perdure.http.verifiers import Verifier
 from perdure.operations.audit import Entry
@@ -38,12 +38,6 @@ from perdure.operations.port import Operations
 
 T = TypeVar("T")
 
-BODY_LIMIT_BYTES = 4 * 1024 * 1024
-"""The largest body of a request, unless the application is told otherwise."""
-EXACT_LIMIT_BYTES = 80 * 1024 * 1024
-"""The largest request of another Perdure client: more than the largest value that a store takes by default."""
-BODY_SECONDS = 10.0
-"""How long a request may take to arrive."""
 WAITING_LIMIT = 1_000
 """Requests that may wait for a result at a time, unless the application is told otherwise."""
 STREAMS_LIMIT = 1_000
@@ -102,20 +96,18 @@ class Service:
         self._auditor = Auditor(operations)
         self._router = Router(routes)
         self._waiting_limit = waiting_limit
-        self._body_limit = body_limit
+        self._bodies = Bodies(body_limit)
         self._waits: set[asyncio.Task[Any]] = set()
         self._streams = 0
         self._open: set[_Open] = set()
         self._counts: Counter[tuple[str, str]] = Counter()
         self._watching: asyncio.Task[None] | None = None
-        self._receiving: set[asyncio.Timeout] = set()
         self._feed: Feed | None = None
 
     async def aclose(self) -> None:
         """Answer the requests that wait as if their time were over, and end all streams."""
         self._closing.set()
-        for patience in self._receiving:
-            patience.reschedule(asyncio.get_running_loop().time())
+        self._bodies.close()
         await end([*self._waits, *([] if self._watching is None else [self._watching])])
         await self._auditor.aclose()
         await self.gate.aclose()
@@ -165,11 +157,11 @@ class Service:
             admitted = await self._admitted(request, route)
             ignores_query = route.query is AnyQuery
             query = AnyQuery() if ignores_query else query_of(route, query_items(request.scope["query_string"]))
-            body = await self._body_of(request, route)
-            exchange = Exchange(request, admitted, parameters, body, self)
-            if route.is_signed:
-                exchange.target = ""  # its path may be a capability
-            response = await route.endpoint(exchange, query)
+            async with self._bodies.received(request, route) as body:
+                exchange = Exchange(request, admitted, parameters, body, self)
+                if route.is_signed:
+                    exchange.target = ""  # its path may be a capability
+                response = await route.endpoint(exchange, query)
         except ClientDisconnect:
             response = Response(status_code=400)  # nobody reads it
         except Exception as error:  # noqa: BLE001  one request fails, the others do not notice
@@ -218,56 +210,14 @@ class Service:
             done = (admitted.access.name, route.name, target, int(status), admitted.source)
             await self._auditor.record(Entry(datetime.now(UTC), *done))
 
-    async def _body_of(self, request: Request, route: Route) -> bytes:
-        headers = request.headers
-        if "content-encoding" in headers:
-            raise Problem(415, "encoded-body", "the body is compressed: send it as it is, without Content-Encoding")
-        if request.method in READS:
-            return b""
-        kind = headers.get("content-type", "").partition(";")[0].strip().lower()
-        wanted = MEDIA_TYPES.get(route.body, JSON) if isinstance(route.body, Body) else JSON
-        if wanted not in (ANY, kind) and not (wanted == JSON and kind.endswith("+json")):
-            got = f"not {kind}" if kind else "and this request has none"
-            text = f"the Content-Type of a request that changes something is {wanted}, {got}"
-            raise Problem(415, "wrong-content-type", text)
-        pieces: list[bytes] = []
-        size, limit = 0, self._body_limit if route.body is not Body.EXACT else max(self._body_limit, EXACT_LIMIT_BYTES)
-        patience = asyncio.timeout(BODY_SECONDS)
-        try:
-            async with patience:
-                self._receiving.add(patience)
-                async for piece in request.stream():
-                    size += len(piece)
-                    if size <= limit:  # the rest is read too: many clients see no answer before they have sent all
-                        pieces.append(piece)
-        except TimeoutError:
-            if self.is_closing:
-                raise self._too_many("") from None
-            text = f"the body did not arrive within {BODY_SECONDS:g} s"
-            raise Problem(408, "slow-body", text, headers={"Connection": "close"}) from None
-        finally:
-            self._receiving.discard(patience)
-        if size > limit:
-            text = f"the body is larger than {limit:,} bytes, which is the limit"
-            raise Problem(413, "too-large", text, headers={"Connection": "close"})
-        body = b"".join(pieces)
-        if route.body is Body.NONE and b"".join(body.split()) not in (b"", b"{}"):
-            raise Problem(400, "unexpected-body", "this route takes no body")
-        return body
-
-    def _too_many(self, why: str) -> Problem:
-        """Return the problem of a request that is one too many, or too late."""
-        again = {"Retry-After": "1"}
-        if self.is_closing:
-            return Problem(503, "stopping", "this server stops: send it again a little later", headers=again)
-        return Problem(429, "busy", f"{why}: send it again a little later", headers=again)
-
     # --- waiting ------------------------------------------------------------------------------------------------------
     async def wait(self, waiting: Coroutine[Any, Any, T], seconds: float, exchange: Exchange) -> T | None:
         """Return what is waited for; None once the time is over, the client is gone, or the server stops."""
         try:
-            if self.is_closing or len(self._waits) >= self._waiting_limit:
-                raise self._too_many(f"{len(self._waits):,} requests wait for a result already")
+            if self.is_closing:
+                raise stopping()
+            if len(self._waits) >= self._waiting_limit:
+                raise too_many(f"{len(self._waits):,} requests wait for a result already")
             self._check_share(exchange.admitted, "wait", self._waiting_limit)
         except Problem:
             waiting.close()
@@ -296,10 +246,11 @@ class Service:
         if exchange.request.method == "HEAD":
             await events.aclose()
             return Response(b"", 200, headers, framing.media)
-        if self.is_closing or self._streams >= STREAMS_LIMIT:
-            await events.aclose()
-            raise self._too_many(f"{self._streams:,} streams are open already")
         try:
+            if self.is_closing:
+                raise stopping()
+            if self._streams >= STREAMS_LIMIT:
+                raise too_many(f"{self._streams:,} streams are open already")
             self._check_share(exchange.admitted, "stream", STREAMS_LIMIT)
         except Problem:
             await events.aclose()
@@ -334,7 +285,7 @@ class Service:
         """Raise a `Problem` if one caller with a name has its share open already: a part of what there may be."""
         share = max(1, limit // SHARES)
         if admitted.means != "local" and self._counts[admitted.access.name, kind] >= share:
-            raise self._too_many(f"{admitted.access.name!r} has {share:,} requests of this kind open already")
+            raise too_many(f"{admitted.access.name!r} has {share:,} requests of this kind open already")
 
     @contextmanager
     def _while_permitted(self, admitted: Admitted, kind: str) -> Generator[asyncio.Future[None]]:
