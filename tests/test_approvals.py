@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from perdure import Client, Context, connect, step, workflow
+from perdure import Client, Context, Retry, connect, step, workflow
 from perdure.errors import AwakeableExpired, MessageRefused
 from perdure.testing import Environment, crash_everywhere
 
@@ -58,6 +58,36 @@ async def test_approval_is_shown_answered_and_expires_in_its_time() -> None:
         assert await second.result() == "expired"
         with pytest.raises(MessageRefused, match="nothing waits for this awakeable: its invocation is completed"):
             await env.client.resolve(id, Approval(True))
+
+
+fails: list[str] = []
+
+
+@step(retry=Retry(max_attempts=1))
+async def may_fail() -> None:
+    if fails:
+        raise RuntimeError(fails.pop())
+
+
+@workflow
+async def asks_first(ctx: Context) -> bool:
+    sure = ctx.awakeable(bool, title="Sure?", expires=timedelta(days=1))
+    await may_fail()
+    return await sure
+
+
+async def test_awakeable_that_a_retry_opens_again_shows_its_new_time() -> None:
+    fails[:] = ["once"]
+    async with Environment(asks_first) as env:
+        handle = await env.client.start(asks_first)
+        await env.settle()
+        assert (await handle.describe()).status == "failed"
+        await env.advance(timedelta(days=2))
+        await handle.retry()
+        await env.settle()
+        (shown,) = (await handle.describe()).awakeables
+        (listed,) = [each async for each in env.client.awakeables()]
+        assert shown.expires_at == listed.expires_at == shown.created_at + timedelta(days=3)
 
 
 async def test_expiry_holds_wherever_the_worker_dies() -> None:

@@ -89,10 +89,12 @@ def test_program_that_has_set_logging_up_keeps_it(tmp_path: Path) -> None:
     assert (ran.returncode, ran.stderr) == (0, "OWN --log json has no effect: the program has set logging up\n")
 
 
-def test_access_log_without_http_is_wrong_use(tmp_path: Path) -> None:
-    ran = perdure("worker", PROGRAMS, "--url", "memory:", "--access-log", cwd=tmp_path)
+def test_options_of_the_http_api_without_it_are_wrong_use(tmp_path: Path) -> None:
+    given = ("--access-log", "--public-url", "https://perdure.example", "--trusted-proxy", "10.0.0.0/8")
+    ran = perdure("worker", PROGRAMS, "--url", "memory:", *given, cwd=tmp_path)
     assert ran.returncode == 2
-    assert "--access-log is for the HTTP API: give --http-port or --http too" in ran.stderr
+    text = "--access-log, --public-url, --trusted-proxy: this is for the HTTP API: give --http-port or --http too"
+    assert text in ran.stderr
 
 
 def test_wrong_format_is_wrong_use(tmp_path: Path) -> None:

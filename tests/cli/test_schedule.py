@@ -26,9 +26,9 @@ def test_schedule_is_added_shown_paused_and_removed(run: Run) -> None:
         run, "nightly", *NIGHTLY, "--overlap", "queue", "--catch-up", "2h", "--tag", "a:b", "--key", "k"
     )
     assert (code, err) == (0, "")
-    assert re.fullmatch(rf"nightly: put; next at {TIME}\n", out)
+    assert re.fullmatch(rf"nightly: is set; next at {TIME}\n", out)
     again = add(run, "nightly", *NIGHTLY, "--overlap", "queue", "--catch-up", "120m", "--tag", "a:b", "--key", "k")
-    assert again[1] == out.replace("put", "unchanged")
+    assert again[1] == out.replace("is set", "unchanged")
     add(run, "often", "--every", "15m", "--jitter", "5")
     code, out, err = run("schedule", "list")
     assert (code, err) == (0, "")
@@ -112,6 +112,6 @@ def test_file_that_is_served_is_looked_at_and_changed_through_its_server(run: Ru
         while json.loads(run("show", id, "--json")[1])["result"] != "Hello, Ada!":
             time.sleep(0.02)
         put = perdure("schedule", "add", "often", f"{OPERATED}:hello", "Ada", "--every", "2h", *server, cwd=place)
-        assert put.stdout.startswith("often: put;")
+        assert put.stdout.startswith("often: is set;")
         worker.terminate()
         worker.wait(timeout=20)

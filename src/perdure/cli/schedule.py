@@ -96,7 +96,7 @@ def add(
             handle = client.schedule(name)
             changed = await handle.put(given)
             (first,) = await handle.next()
-        click.echo(f"{name}: {'put' if changed else 'unchanged'}; next at {time_text(first)}")
+        click.echo(f"{name}: {'is set' if changed else 'unchanged'}; next at {time_text(first)}")
         return 0
 
     return in_loop(put())

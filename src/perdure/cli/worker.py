@@ -109,8 +109,9 @@ def worker(
     nothing is lost: the next worker goes on from the journal.
     """
     address = chosen_address(http_port, http_address)
-    if access_log and address is None:
-        raise click.UsageError("--access-log is for the HTTP API: give --http-port or --http too")
+    only_http = {"--access-log": access_log, "--public-url": public_url, "--trusted-proxy": trusted_proxies}
+    if address is None and (given := [name for name, value in only_http.items() if value]):
+        raise click.UsageError(f"{', '.join(given)}: this is for the HTTP API: give --http-port or --http too")
     grace = seconds("--drain-timeout", drain_timeout)
     fix_hash_seed()
     found = [load(target) for target in targets]

@@ -95,8 +95,7 @@ async def _found(operations: Operations, text: str) -> Question | Closed:
     if (closed := _closed(described, asked, step)) is not None:
         return closed
     link_until = datetime.fromtimestamp(capability.expires_at, UTC)
-    expires_at = _expires_at(described, asked, step)
-    return Question(asked, link_until if expires_at is None else min(link_until, expires_at))
+    return Question(asked, link_until if asked.expires_at is None else min(link_until, asked.expires_at))
 
 
 def _closed(described: Invocation, asked: AwakeableInfo, step: JournalStep) -> Closed | None:
@@ -112,18 +111,9 @@ def _closed(described: Invocation, asked: AwakeableInfo, step: JournalStep) -> C
         return Closed(200, "Answered", "The workflow gets the answer as soon as a worker is there.", title)
     if step.status == "cancelled" or described.status in SETTLED:
         return Closed(410, "This is not asked any more", "The workflow that asked goes on without an answer.", title)
-    expires_at = _expires_at(described, asked, step)
-    if expires_at is not None and expires_at <= datetime.now(UTC):
-        return Closed(410, "It is too late", "Nobody answered in time.", title, at=expires_at)
+    if asked.expires_at is not None and asked.expires_at <= datetime.now(UTC):
+        return Closed(410, "It is too late", "Nobody answered in time.", title, at=asked.expires_at)
     return None
-
-
-def _expires_at(described: Invocation, asked: AwakeableInfo, step: JournalStep) -> datetime | None:
-    """Return when an awakeable expires: as its timer says, which follows it, and which a retry sets anew."""
-    if asked.expires_at is None:
-        return None
-    timer = next((each for each in described.journal if each.number == step.number + 1), None)
-    return asked.expires_at if timer is None or timer.due is None else timer.due
 
 
 def _decided(answer: Any) -> tuple[str, tuple[tuple[str, str], ...]]:

@@ -229,7 +229,7 @@ def from_journal(
         journal=tuple(steps.values()),
         current_step=open_steps[0] if open_steps and row.status not in SETTLED else None,
         state=state,
-        awakeables=tuple(awakeables.values()),
+        awakeables=tuple(_expiring(each, steps.get(n + 1)) for n, each in awakeables.items()),
         waiting_for=_waiting_for(
             *(row, open_steps, known.get("paused_because"), served, key_holder, stuck_at),
             retried=any(isinstance(message.request, RetryInvocation) for message in mail),
@@ -246,6 +246,13 @@ def from_journal(
 
 def _awakeable(id: str, start: Start, asked: Asked, at: float) -> AwakeableInfo:
     return AwakeableInfo(id, False, _time(at), start.id, start.handler, *_told(asked))
+
+
+def _expiring(awakeable: AwakeableInfo, timer: JournalStep | None) -> AwakeableInfo:
+    """Return an awakeable with the time of its timer, which is the next command, and which a retry sets anew."""
+    if awakeable.expires_at is None or timer is None or timer.due is None:
+        return awakeable
+    return replace(awakeable, expires_at=timer.due)
 
 
 def _told(asked: Asked) -> tuple[str | None, str | None, tuple[str, ...], datetime | None, Schema | None]:
