@@ -1,4 +1,4 @@
-"""A saga: each step that is done pushes how to undo it; when one fails, what was done is undone in reverse order.
+"""A saga: for each step it is said how to undo it; when one fails, what was done is undone in reverse order.
 
 python -m examples.saga [--service TicketService=HOST:PORT]
 """
@@ -6,7 +6,6 @@ python -m examples.saga [--service TicketService=HOST:PORT]
 from __future__ import annotations
 
 import asyncio
-from contextlib import AsyncExitStack
 
 from examples import stage
 from examples.services.ticket_pb2 import ReleaseRequest, ReserveRequest
@@ -21,12 +20,11 @@ class SoldOut(Exception):
 @workflow
 async def book(ctx: Context, tickets: list[str]) -> str:
     service = ctx.stub(TicketServiceStub)
-    async with AsyncExitStack() as undo:
+    async with ctx.saga() as saga:
         for ticket in tickets:
             if not (await service.Reserve(ReserveRequest(ticket_id=ticket))).success:
                 raise SoldOut(f"{ticket} is taken")
-            undo.push_async_callback(service.Release, ReleaseRequest(ticket_id=ticket))
-        undo.pop_all()  # all went well: nothing is to be undone
+            saga.add_compensation(service.Release, ReleaseRequest(ticket_id=ticket))
     return f"booked {', '.join(tickets)}"
 
 

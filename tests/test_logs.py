@@ -12,7 +12,7 @@ import queue
 import re
 import threading
 from collections.abc import Generator, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from typing import Any
 import pytest
 
 from perdure import Context, connect, step, step_info, workflow
+from perdure.errors import MessageRefused
 from perdure.logs import InvocationFilter, JsonFormatter, TextFormatter
 from tests.http import watched
 
@@ -117,8 +118,8 @@ async def test_record_of_a_body_that_replays_says_so(lines: Lines) -> None:
 
 async def test_record_of_a_body_that_cannot_go_on_says_what_it_is_about(tmp_path: Path, lines: Lines) -> None:
     @workflow(name="changing")
-    async def first() -> None:
-        await asyncio.sleep(0.05)
+    async def first(ctx: Context) -> None:
+        await ctx.awakeable(str)
 
     @workflow(name="changing")
     async def second() -> None:
@@ -128,7 +129,10 @@ async def test_record_of_a_body_that_cannot_go_on_says_what_it_is_about(tmp_path
         handle = await client.start(first.using(id="c"))
         while (await handle.describe()).status != "suspended":
             await asyncio.sleep(0.005)
+        (asked,) = (await handle.describe()).awakeables
     async with connect(f"sqlite:{tmp_path}/x.db") as client, client.worker(second):
+        with suppress(MessageRefused):  # it is paused
+            await client.resolve(asked.id, "go on")
         while (await client.handle("c").describe()).status != "paused":
             await asyncio.sleep(0.005)
     (line,) = [line for line in lines.of("perdure.worker") if "paused" in line["message"]]

@@ -22,6 +22,8 @@ PUBLIC = {
     *("Check", "Delete", "Document", "Documents", "Put", "RevisionConflict"),
     # schedules
     *("Schedule", "ScheduleHandle", "ScheduleInfo"),
+    # sagas
+    *("CompensationFailed", "Saga"),
     # errors
     *("ChildCancelled", "InvocationCancelled", "InvocationTimedOut", "KeyDeadlock", "NonRetryable", "PerdureError"),
     *("RemoteError", "WaitTimeout"),

@@ -13,6 +13,7 @@ from perdure.authoring.group import (
     WaitForQuota,
     WaitQuotaOrDuration,
 )
+from perdure.authoring.saga import Saga
 from perdure.authoring.step import Step, StepCall, StepInfo, step, step_info
 from perdure.authoring.webhook import Webhook
 from perdure.authoring.workflow import Call, Workflow, workflow
@@ -24,6 +25,7 @@ from perdure.core.retry import Retry
 from perdure.documents import Check, Delete, Document, Documents, Put
 from perdure.errors import (
     ChildCancelled,
+    CompensationFailed,
     InvocationCancelled,
     InvocationTimedOut,
     KeyDeadlock,
@@ -54,6 +56,7 @@ __all__ = [
     "Check",
     "ChildCancelled",
     "Client",
+    "CompensationFailed",
     "Completed",
     "Context",
     "Continue",
@@ -75,6 +78,7 @@ __all__ = [
     "RemoteError",
     "Retry",
     "RevisionConflict",
+    "Saga",
     "Schedule",
     "ScheduleHandle",
     "ScheduleInfo",

@@ -11,6 +11,7 @@
     │   ├── WaitTimeout                   only the waiting timed out         (also a TimeoutError)
     │   ├── AwakeableRejected             it was rejected from outside, with a reason
     │   ├── AwakeableExpired              nobody answered it in its time    (also a TimeoutError)
+    │   ├── CompensationFailed            compensations of a saga failed    (also an ExceptionGroup)
     │   ├── RemoteError                   it raised a class that is not loaded here
     │   ├── NotRecorded                   an attribute of an exception that could not be recorded
     │   └── NonRetryable                  for users to raise and derive from: no further attempt
@@ -76,6 +77,9 @@ given by keyword. So an exception is complete after `cls(*args)` with `__dict__`
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 
 class PerdureError(Exception):
     """The base of all of Perdure's exceptions."""
@@ -129,6 +133,16 @@ class AwakeableRejected(PerdureError):
         super().__init__(text)
         self.awakeable_id = awakeable_id
         self.reason = reason
+
+
+class CompensationFailed(PerdureError, ExceptionGroup[Exception]):
+    """Compensations of a saga failed, after all had been tried: `exceptions` has one for each.
+
+    The cause is what made the saga undo. A retry of the invocation runs those that failed again, and no others.
+    """
+
+    def derive(self, excs: Sequence[Any], /) -> CompensationFailed:
+        return CompensationFailed(self.message, excs)
 
 
 class RemoteError(PerdureError):

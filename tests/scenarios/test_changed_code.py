@@ -39,7 +39,7 @@ def ordered(name: str, body: Callable[[str], Awaitable[str]]) -> Workflow[[str],
 
 async def as_it_was(item: str) -> str:
     packed = await pack(item)
-    await asyncio.sleep(0.4)
+    await asyncio.sleep(1.5)  # long enough for the test to see it asleep
     return f"{packed}, {await ship(item)}"
 
 

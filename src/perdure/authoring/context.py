@@ -14,6 +14,7 @@ from msgspec.structs import replace
 
 from perdure.authoring.children import run_children
 from perdure.authoring.group import SETTLE_SECONDS, Group, Wait
+from perdure.authoring.saga import Saga
 from perdure.authoring.workflow import Delay, checked_delay, due_at
 from perdure.core.context import BodyContext
 from perdure.core.ids import check_name, seed_of
@@ -115,6 +116,10 @@ class Context(BodyContext):
     def delete(self, name: str, /) -> None:
         """Delete the value under `name`."""
         self._turn.set_state(check_name("a state's name", name), None)
+
+    def saga(self) -> Saga:
+        """Return a block that undoes what was done in it if it fails: `async with ctx.saga() as saga:`."""
+        return Saga(self._turn)
 
     # --- other invocations, promises and services ---------------------------------------------------------------------
     def send(self, workflow: Workflow[P, Any], /, *args: P.args, **kwargs: P.kwargs) -> str:

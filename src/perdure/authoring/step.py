@@ -55,6 +55,11 @@ class StepInfo(Struct, frozen=True, eq=False):
         return self._key_parts[2]
 
     @property
+    def generation(self) -> int:
+        """How often the invocation had been retried when the step was first called."""
+        return self._key_parts[0]
+
+    @property
     def idempotency_key(self) -> str:
         """The same on every attempt and after every crash: send it with requests that must take effect once."""
         return idempotency_key(self.invocation_id, *self._key_parts)
@@ -141,6 +146,10 @@ class Step(Generic[P, R_co]):
         work = StepWork(self, args, kwargs, self.name, self.retry, self.timeout)
         given = signature.given(args, kwargs) if turn.replaying else None
         return await turn.call_step(self.name, digest, self.decode_result, work, checks, given)
+
+    def check(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Raise `InputRefused` or `Unencodable` for arguments that the step does not take."""
+        self.signature().digest_and_checks(args, kwargs)
 
     def using(self, *, retry: Retry | None = None, timeout: Duration | None = None, name: str | None = None) -> Self:
         """Return this step with other options: `timeout` bounds one attempt, in seconds or as a timedelta."""

@@ -279,7 +279,11 @@ class Workflow(Generic[P, R_co]):
     def _returns(self) -> Any:
         return self._loose.returns if self._loose is not None else self.signature().returns
 
-    async def _child(self, turn: Turn, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def check(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Raise `InputRefused` or `Unencodable` for arguments that the workflow does not take."""
+        self.encode_arguments(args, kwargs)
+
+    async def _child(self, turn: Turn, args: tuple[Any, ...], kwargs: dict[str, Any], undo: int | None = None) -> Any:
         def start(id: str, parent: Parent) -> Start:
             held = turn.keys_held
             return self.start_of(args, kwargs, id=id, at=turn.loop.time(), seed=seed_of(id), parent=parent, held=held)

@@ -35,6 +35,7 @@ from perdure.core.journal import (
     Start,
     changed_arguments,
     describe,
+    key_number,
     repeats,
 )
 from perdure.core.loop import Future, Loop
@@ -102,6 +103,7 @@ class Issuer:
         "pending",
         "start",
         "state",
+        "undoing",
         "unseen",
     )
 
@@ -123,6 +125,8 @@ class Issuer:
         self.state: dict[str, bytes] = {}
         self.divergence: Divergence | None = None
         self.unseen: list[dict[str, Any]] = []
+        self.undoing: int | None = None
+        """The step or child that is issued next is a compensation, which this command tried first."""
         self._secret = secret
         self._stubs = stubs
         self._context = context
@@ -158,9 +162,10 @@ class Issuer:
         given: Arguments | None = None,
     ) -> asyncio.Future[Any]:
         """Issue a step; its future ends as the journal says."""
+        undo, self.undoing = self.undoing, None
         if self.loop.closed or self.loop.stopped:
             return self._nothing()
-        command = CallStep(self._next(), name, digest, checks)
+        command = CallStep(self._next(), name, digest, checks, undo)
         self._issue(command, given)
         return self._await_answer(command, decode, work, copy_context())
 
@@ -174,12 +179,13 @@ class Issuer:
         self, start: Callable[[str, Parent], Start], decode: Callable[[bytes], Any], given: Arguments | None = None
     ) -> asyncio.Future[Any]:
         """Issue a child; `start` makes its start from the derived id and the parent that waits for it."""
+        undo, self.undoing = self.undoing, None
         if self.loop.closed or self.loop.stopped:
             return self._nothing()
         n = self._next()
-        generation = self._generation_of(n)
+        generation = self.generation_of(n)
         parent = Parent(self.start.id, generation, n)
-        command = CallChild(n, start(derived_id(self.start.id, generation, n), parent))
+        command = CallChild(n, start(derived_id(self.start.id, generation, n), parent), undo)
         self._check_size(f"the input of child {command.start.handler!r}", command.start.input)
         self._issue(command, given)
         return self._await_answer(command, decode, None)
@@ -187,7 +193,7 @@ class Issuer:
     def send(self, start: Callable[[str], Start], given: Arguments | None = None) -> str:
         """Issue a one-way start, and return its id."""
         n = self._next()
-        sent = start(derived_id(self.start.id, self._generation_of(n), n))
+        sent = start(derived_id(self.start.id, self.generation_of(n), n))
         command = SendStart(n, replace(sent, sender=self.start.id))
         self._check_size(f"the input of what is sent to {command.start.handler!r}", command.start.input)
         self._issue(command, given)
@@ -201,7 +207,7 @@ class Issuer:
         command = self._issue(OpenAwakeable(n, asked))
         assert isinstance(command, OpenAwakeable)
         future = Future[Any](loop=self.loop)
-        generation = self._generation_of(n)
+        generation = self.generation_of(n)
         self.pending[n] = Pending(command, future, decode, generation=generation, since=self.loop.now)
         self._awakeables.add(n)
         id = self.name_awakeable(generation, n)
@@ -341,7 +347,12 @@ class Issuer:
                 f"the context of invocation {self.start.id!r} is for its body, not for other code"
             )
 
-    def _generation_of(self, n: int) -> int:
+    @property
+    def next_number(self) -> int:
+        """The number that the next command will have."""
+        return self._issued
+
+    def generation_of(self, n: int) -> int:
         """Return the generation that issues command `n` first."""
         for issued, generation in reversed(self._boundaries):
             if n >= issued:
@@ -410,7 +421,9 @@ class Issuer:
         future = CommandFuture(loop=self.loop)
         future.n = command.n
         future.answer = None
-        generation = self._generation_of(command.n) if self._boundaries else self.generation
+        generation = self.generation
+        if self._boundaries:
+            generation = self.generation_of(key_number(command))
         self.pending[command.n] = Pending(
             command, future, decode, work, None, generation, variables=variables, since=self.loop.now
         )

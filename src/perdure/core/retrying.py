@@ -27,6 +27,7 @@ from perdure.core.journal import (
     Retried,
     SetTimer,
     Start,
+    undo_of,
 )
 from perdure.core.pending import Pending
 
@@ -37,7 +38,8 @@ Boundary = tuple[int, int]
 class Plan(Struct, frozen=True):
     """Where a retry cuts. `before` are the frames to replay whole, `last` is the frame that is cut.
 
-    `recorded` counts the commands in them; `cancelled` are the commands that the body had asked to end.
+    `recorded` counts the commands in them; `cancelled` are the commands that the body had asked to end. `undone` is the
+    last command that was a compensation, -1 if none was.
     """
 
     cut: Cut
@@ -45,6 +47,7 @@ class Plan(Struct, frozen=True):
     last: Frame
     recorded: int
     cancelled: set[int]
+    undone: int = -1
 
     @property
     def cause(self) -> int | None:
@@ -61,7 +64,8 @@ def plan(frames: Sequence[Frame], generation: int, at: float, message: str, /) -
     cause = cut.causes[0] if cut.causes else None
     *before, last = joined(keep(held, Retried(at, generation, cause, maxsize, message, cut.frames, cut.entries)))
     recorded = 1 + max((command.n for frame in (*before, last) for command in frame.commands), default=-1)
-    return Plan(cut, before, last, recorded, {n for frame in held for n in frame.cancels})
+    undone = [command.n for frame in held for command in frame.commands if undo_of(command) is not None]
+    return Plan(cut, before, last, recorded, {n for frame in held for n in frame.cancels}, max(undone, default=-1))
 
 
 def boundaries_in(frames: Iterable[Frame], /) -> list[Boundary]:
@@ -127,5 +131,6 @@ def issued_again(command: Command, retried: Retried, by: Start, /) -> Command:
         id = derived_id(by.id, retried.generation, n)
         parent = Parent(by.id, retried.generation, n)
         due = retried.at + max(0.0, start.due - start.at)
-        return CallChild(n, replace(start, id=id, at=retried.at, due=due, seed=seed_of(id), parent=parent))
+        again = replace(start, id=id, at=retried.at, due=due, seed=seed_of(id), parent=parent)
+        return CallChild(n, again, command.undo)
     return command

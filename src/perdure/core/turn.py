@@ -32,6 +32,7 @@ from perdure.core.journal import (
     Accepted,
     Attempted,
     CallChild,
+    CallStep,
     CancelRequested,
     Entry,
     Failed,
@@ -256,6 +257,8 @@ class Turn(Issuer):
             return f"its code diverges from what is kept of its journal: {self.divergence}"
         waited = Waited(at, planned.recorded if open_ended and self._issued >= planned.recorded else None)
         issued = min(self._issued, planned.recorded)
+        if planned.undone >= issued:
+            return "its saga has undone what it did before it failed: start it anew, with restart()"
         self._boundaries[-1] = (issued, generation)
         kept, again = sort(planned, issued, self.pending, at)
         for n in again:
@@ -309,7 +312,9 @@ class Turn(Issuer):
                 self._diverge(Divergence(text, "nothing that waits by that number"))
                 return
             command = issued_again(pending.command, entry, self.start)
-            if not isinstance(command, OpenAwakeable):  # the outside has its id
+            # The outside has the ids of awakeables, and the keys of steps that undo.
+            is_undo = isinstance(command, CallStep) and command.undo is not None
+            if not isinstance(command, OpenAwakeable) and not is_undo:
                 pending.generation = entry.generation
             pending.command = command
             pending.attempts, pending.retry_due, pending.since = 0, 0.0, entry.at

@@ -11,7 +11,7 @@ from typing import Any, Generic, Protocol, TypeVar
 
 from msgspec import Struct
 
-from perdure.core.journal import Answering, CallStep, Interrupted
+from perdure.core.journal import Answering, CallStep, Interrupted, key_number
 from perdure.core.turn import Pending, Ready
 
 
@@ -28,17 +28,21 @@ A = TypeVar("A", bound=Running)
 
 
 class Waiting(Struct, frozen=True):
-    """A durable step that has not begun: command `n`, after so many attempts."""
+    """A durable step that has not begun: command `n`, after so many attempts.
+
+    `key` is what its idempotency key is made of: the generation and number of the command that it repeats, or its own.
+    """
 
     n: int
     work: Any  # of the runtime, which never looks inside here
     attempts: int
-    generation: int
+    key: tuple[int, int]
     variables: Context | None = None  # of the body, where it called the step
 
     @classmethod
     def of(cls, n: int, pending: Pending) -> Waiting:
-        return cls(n, pending.work, pending.attempts, pending.generation, pending.variables)
+        key = (pending.generation, key_number(pending.command))
+        return cls(n, pending.work, pending.attempts, key, pending.variables)
 
 
 class InProgress(Generic[A]):
@@ -78,7 +82,7 @@ class InProgress(Generic[A]):
         for command in ready.commands:
             if type(command) is CallStep and (waiting := pending.get(command.n)) is not None:
                 if not waiting.cancel_requested and command.n not in self.begun_early:
-                    found.append(Waiting(command.n, waiting.work, 0, waiting.generation, waiting.variables))
+                    found.append(Waiting.of(command.n, waiting))
         return found
 
     def queue(self, n: int, pending: Pending) -> None:

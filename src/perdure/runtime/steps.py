@@ -66,7 +66,7 @@ class Steps(InProgress[Attempt]):
         claim = (history.epoch, None, None)
         if start is not None and start.key is not None:
             claim = (history.epoch, start.key, history.grant)
-        info = StepInfo(owner.id, step.attempts + 1, (step.generation, step.n, work.name), *claim, owner.handler)
+        info = StepInfo(owner.id, step.attempts + 1, (*step.key, work.name), *claim, owner.handler)
         attempt = owner.home.begin_attempt(work, info, owner, step.variables)
         self.running[step.n] = attempt
         attempt.task.add_done_callback(partial(self._ended, owner, step.n, step.attempts + 1, attempt))

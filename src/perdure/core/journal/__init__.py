@@ -23,8 +23,10 @@ from perdure.core.journal.commands import (
     SetTimer,
     changed_arguments,
     describe,
+    key_number,
     repeats,
     step_type,
+    undo_of,
 )
 from perdure.core.journal.entries import (
     Accepted,
@@ -134,8 +136,10 @@ __all__ = [
     "encode_frame",
     "encode_message",
     "encode_start",
+    "key_number",
     "known_status",
     "repeats",
     "settles_before_begin",
     "step_type",
+    "undo_of",
 ]

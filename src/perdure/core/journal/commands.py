@@ -13,13 +13,15 @@ from perdure.core.journal.starts import Start
 class CallStep(Struct, frozen=True, array_like=True, gc=False, tag="step"):
     """Run a function and journal its outcome. `digest` covers the arguments by name.
 
-    `checks` are four bytes for each of several arguments: they show which ones changed.
+    `checks` are four bytes for each of several arguments: they show which ones changed. `undo`: it is a compensation,
+    which command number `undo` tried first, perhaps this one. Its idempotency key is that of the first try.
     """
 
     n: int
     name: str
     digest: bytes
     checks: bytes = b""
+    undo: int | None = None
 
 
 class SetTimer(Struct, frozen=True, array_like=True, gc=False, tag="timer"):
@@ -31,10 +33,11 @@ class SetTimer(Struct, frozen=True, array_like=True, gc=False, tag="timer"):
 
 
 class CallChild(Struct, frozen=True, array_like=True, gc=False, tag="child"):
-    """Start another workflow and wait for its outcome."""
+    """Start another workflow and wait for its outcome. `undo` as for steps."""
 
     n: int
     start: Start
+    undo: int | None = None
 
 
 class SendStart(Struct, frozen=True, array_like=True, gc=False, tag="send"):
@@ -96,14 +99,17 @@ def repeats(issued: Command, recorded: Command, /, given: Arguments | None = Non
     """Report whether a command issued on replay is the recorded one."""
     if isinstance(issued, (CallChild, SendStart)) and isinstance(recorded, (CallChild, SendStart)):
         now, then = issued.start, recorded.start
-        if (type(issued), issued.n, *_identity(now)) != (type(recorded), recorded.n, *_identity(then)):
+        if (type(issued), issued.n, undo_of(issued), *_identity(now)) != (
+            *(type(recorded), recorded.n, undo_of(recorded)),
+            *_identity(then),
+        ):
             return False
         # By digest: a set in the input may have another order, as under another hash seed.
         if not now.digest or not then.digest or now.digest == then.digest:
             return True
         return given is not None and given.repeat(then)
     if type(issued) is CallStep and type(recorded) is CallStep:
-        if (issued.n, issued.name) != (recorded.n, recorded.name):
+        if (issued.n, issued.name, issued.undo) != (recorded.n, recorded.name, recorded.undo):
             return False
         return issued.digest == recorded.digest or (given is not None and given.repeat(recorded))
     if type(issued) is OpenAwakeable and type(recorded) is OpenAwakeable:
@@ -121,6 +127,16 @@ def changed_arguments(issued: Command, recorded: Command | None, given: Argument
     elif isinstance(issued, (CallChild, SendStart)) and isinstance(recorded, (CallChild, SendStart)):
         names = given.changed(recorded.start) if issued.start.handler == recorded.start.handler else ()
     return f", with another value of {' and '.join(map(repr, names))}" if names else ""
+
+
+def undo_of(command: Command, /) -> int | None:
+    """Return the number of the command that tried this compensation first; None if it is no compensation."""
+    return command.undo if isinstance(command, (CallStep, CallChild)) else None
+
+
+def key_number(command: Command, /) -> int:
+    """Return the number in the idempotency key of a step: that of the first try, if it is a compensation."""
+    return command.undo if isinstance(command, CallStep) and command.undo is not None else command.n
 
 
 def _identity(start: Start) -> tuple[object, ...]:

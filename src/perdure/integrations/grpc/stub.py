@@ -195,6 +195,15 @@ class _Unary:
         call.future = turn.call_step(method.name, digest(method.prefix + data), call.decode, work)
         return call
 
+    @property
+    def name(self) -> str:
+        """The name of its steps."""
+        return self._method.name
+
+    def check(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Raise `Unencodable` for a request that the method does not take."""
+        self._serialized(inspect.signature(self.__call__).bind(*args, **kwargs).arguments["request"])
+
     def _serialized(self, request: Any) -> bytes:
         encode = self._encode
         try:

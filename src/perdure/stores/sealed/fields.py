@@ -106,7 +106,8 @@ class Sealing:
         return {"": self.value(_encode(state), scope, place)} if state else state
 
     def step(self, step: CallStep, scope: bytes, place: bytes, /) -> CallStep:
-        return CallStep(step.n, step.name, self.value(_encode((step.digest, step.checks)), scope, place))
+        sealed = self.value(_encode((step.digest, step.checks)), scope, place)
+        return CallStep(step.n, step.name, sealed, undo=step.undo)
 
     def start(self, start: Start, scope: bytes, place: bytes, /) -> Start:
         inner = self.value(_encode((start.input, start.digest)), scope, place)
@@ -176,7 +177,8 @@ class Opening:
         if not step.digest.startswith(MAGIC):
             self._check_plain(scope)
             return step
-        return CallStep(step.n, step.name, *_decode_input(self.value(step.digest, scope, place)))
+        digest, checks = _decode_input(self.value(step.digest, scope, place))
+        return CallStep(step.n, step.name, digest, checks, step.undo)
 
     def start(self, start: Start, scope: bytes, place: bytes, /) -> Start:
         if not start.input.startswith(MAGIC):
