@@ -15,6 +15,7 @@ from perdure.authoring.group import (
 )
 from perdure.authoring.saga import Saga
 from perdure.authoring.step import Step, StepCall, StepInfo, step, step_info
+from perdure.authoring.streams import StreamItem, StreamWriter, stream
 from perdure.authoring.webhook import Webhook
 from perdure.authoring.workflow import Call, Workflow, workflow
 from perdure.bulk import BulkJob
@@ -89,6 +90,8 @@ __all__ = [
     "StepCall",
     "StepInfo",
     "Stop",
+    "StreamItem",
+    "StreamWriter",
     "Unsettled",
     "WaitDuration",
     "WaitForQuota",
@@ -101,5 +104,6 @@ __all__ = [
     "connect",
     "step",
     "step_info",
+    "stream",
     "workflow",
 ]

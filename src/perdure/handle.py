@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
-from typing import Any, Generic, TypeVar, overload
+from collections.abc import AsyncGenerator, Callable
+from contextlib import aclosing
+from typing import TYPE_CHECKING, Any, Generic, TypeVar, overload
 
+from perdure.authoring.streams import StreamItem
 from perdure.authoring.workflow import Call, Workflow
 from perdure.calls import refuse_in_body, submission_of, value_of
 from perdure.core.retry import Duration, seconds
+from perdure.core.streams import check_stream
+from perdure.core.types import decoder
 from perdure.operations.describe import Invocation
+from perdure.operations.following import StreamPart, check_start
 from perdure.operations.port import ANSWER_WAIT_SECONDS, Operations
 from perdure.runtime.worker import Translators
 
+if TYPE_CHECKING:
+    from typing_extensions import TypeForm
+
 R = TypeVar("R")
+T = TypeVar("T")
 R_co = TypeVar("R_co", covariant=True)
 
 
@@ -68,6 +77,25 @@ class Handle(Generic[R_co]):
         """
         refuse_in_body("handle.watch()")
         return self._operations.watch(self.id)
+
+    @overload
+    def stream(
+        self, name: str, type: TypeForm[T], /, *, start: int = 0, follow: bool = True
+    ) -> AsyncGenerator[StreamItem[T], None]: ...
+    @overload
+    def stream(self, name: str, /, *, start: int = 0, follow: bool = True) -> AsyncGenerator[StreamItem[Any], None]: ...
+    def stream(
+        self, name: str, type: Any = Any, /, *, start: int = 0, follow: bool = True
+    ) -> AsyncGenerator[StreamItem[Any], None]:
+        """Iterate over the items of one of its streams as they come, until it has settled.
+
+        Items are numbered from 0, and `start` is the first one wanted: to go on later, or elsewhere, read from the last
+        `offset + 1`. Without `follow`, it ends with the last one that there is now. There is no gap and no repetition, whatever dies meanwhile. `Undecodable` for an item that is not
+        of the type; `UnknownInvocation`. Use `contextlib.aclosing` if you leave the loop early.
+        """
+        refuse_in_body("handle.stream()")
+        parts = self._operations.stream(self.id, check_stream(name), check_start(start), follow=follow)
+        return _items(parts, decoder(type))
 
     async def pause(self, *, timeout: Duration = ANSWER_WAIT_SECONDS) -> None:
         """Start and deliver nothing new until `resume`; running steps end and are journaled.
@@ -139,3 +167,12 @@ class Handle(Generic[R_co]):
         names = (workflow.name, *workflow.aliases)
         new = await self._operations.restart(self.id, asked, new_id=id, handlers=names)
         return Handle(self._operations, new, workflow, self._translators)
+
+
+async def _items(
+    parts: AsyncGenerator[StreamPart, None], decode: Callable[[bytes], Any]
+) -> AsyncGenerator[StreamItem[Any], None]:
+    async with aclosing(parts):
+        async for part in parts:
+            for offset, item in enumerate(part.items, part.offset):
+                yield StreamItem(offset, decode(item), part.step, part.attempt)

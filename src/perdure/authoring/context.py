@@ -15,6 +15,7 @@ from msgspec.structs import replace
 from perdure.authoring.children import run_children
 from perdure.authoring.group import SETTLE_SECONDS, Group, Wait
 from perdure.authoring.saga import Saga
+from perdure.authoring.streams import StreamWriter
 from perdure.authoring.workflow import Delay, checked_delay, due_at
 from perdure.core.context import BodyContext
 from perdure.core.ids import check_name, seed_of
@@ -121,6 +122,13 @@ class Context(BodyContext):
         """Return a block that undoes what was done in it if it fails: `async with ctx.saga() as saga:`."""
         return Saga(self._turn)
 
+    def stream(self, name: str, type: TypeForm[T], /) -> StreamWriter[T]:
+        """Return a writer to the stream `name` of this invocation. Items are recorded with the next frame.
+
+        So each is written once, whatever dies meanwhile; and a replay writes nothing.
+        """
+        return StreamWriter(name, type, _BodySink(self._turn))
+
     # --- other invocations, promises and services ---------------------------------------------------------------------
     def send(self, workflow: Workflow[P, Any], /, *args: P.args, **kwargs: P.kwargs) -> str:
         """Start another workflow exactly once, without waiting for it, and return its id. It outlives the sender."""
@@ -210,6 +218,23 @@ def _check_text(name: str, text: object) -> None:
             size=len(data),
             limit=TEXT_LIMIT_BYTES,
         )
+
+
+class _BodySink:
+    """Takes what a body writes to streams. It has room always: the limit of a stream bounds what is written."""
+
+    def __init__(self, turn: Turn) -> None:
+        self._turn = turn
+
+    def write(self, name: str, item: bytes, /) -> None:
+        self._turn.write(name, item)
+
+    def offer(self, name: str, item: bytes, /) -> bool:
+        self._turn.write(name, item)
+        return True
+
+    async def drain(self) -> None:
+        pass
 
 
 class _WorkflowLogger(logging.LoggerAdapter[logging.Logger]):

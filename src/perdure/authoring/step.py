@@ -36,6 +36,8 @@ R_co = TypeVar("R_co", covariant=True)
 class StepInfo(Struct, frozen=True, eq=False):
     """Information for a running step. `attempt` counts from 1; `handler` is the name of its workflow.
 
+    `number` is that of the step in the journal of its invocation.
+
     `epoch` is the number of the claim under which the worker runs it, 0 if it began before the claim was durable. With
     a key, `grant` is the number of the key's grant, greater than that of every earlier one. Both tell a worker that has
     lost the invocation from the one that has it now: see `documents.put_all(..., fence=step_info())`.
@@ -48,6 +50,7 @@ class StepInfo(Struct, frozen=True, eq=False):
     key: str | None = None
     grant: int | None = None
     handler: str = ""
+    number: int = 0
 
     @property
     def step(self) -> str:

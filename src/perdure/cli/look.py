@@ -1,8 +1,9 @@
-"""`perdure list`, `awakeables`, `show`, `journal`, `stats`: read only, also a file that another process serves."""
+"""The verbs that only read: `list`, `show`, `stream` and others. Also of a file that another process serves."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import aclosing
 from datetime import datetime
 from typing import Any, TypeVar, cast
 
@@ -21,6 +22,7 @@ from perdure.cli.tables import (
     print_json,
     print_steps,
 )
+from perdure.cli.values import to_text
 from perdure.client import Client
 from perdure.connect import connect
 from perdure.operations.describe import AwakeableInfo, Invocation
@@ -187,6 +189,32 @@ async def _describe(url: str | None, id: str, show: Callable[[Invocation], None]
 
 
 @click.command()
+@click.argument("id")
+@click.argument("name")
+@click.option("--follow", "-f", is_flag=True, help="Print what comes, too, until the invocation has ended.")
+@click.option("--from", "start", type=click.IntRange(min=0), default=0, help="The number of the first item.")
+@json_option("Print one JSON object per line: value, offset, step and attempt.")
+@url_option
+@reporting
+def stream(id: str, name: str, follow: bool, start: int, as_json: bool, url: str | None) -> int:
+    """Print the items of a stream of an invocation, one per line.
+
+    What an earlier attempt of a step wrote is printed too: its number is in the output of --json.
+    """
+    return in_loop(_stream(url, id, name, start, follow, as_json))
+
+
+async def _stream(url: str | None, id: str, name: str, start: int, follow: bool, as_json: bool) -> int:
+    async with (
+        opened_to_look(url) as client,
+        aclosing(client.handle(id).stream(name, start=start, follow=follow)) as items,
+    ):
+        async for item in items:
+            print_json(item) if as_json else click.echo(to_text(item.value))
+    return 0
+
+
+@click.command()
 @json_option("Print one JSON object.")
 @url_option
 @reporting
@@ -211,4 +239,4 @@ async def _stats(url: str | None, as_json: bool) -> int:
     return 0
 
 
-COMMANDS = (list_, awakeables, show, journal, stats)
+COMMANDS = (list_, awakeables, show, journal, stream, stats)

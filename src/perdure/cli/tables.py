@@ -301,6 +301,8 @@ def _fields(one: Invocation) -> Iterable[tuple[str, str | Text]]:
             yield name, shown(text, FIELD_LIMIT)
     for name, value in one.state.items():
         yield "state", f"{shown(name)} = {shown(value, FIELD_LIMIT)}"
+    for name, count in one.streams.items():
+        yield "stream", f"{shown(name)} ({count:,} items)"
     for awakeable in one.awakeables:
         yield "awakeable", f"{awakeable.id} ({_told(awakeable)})"
     if one.status == "completed":

@@ -38,6 +38,7 @@ from perdure.core.journal import (
     Start,
     Waited,
 )
+from perdure.core.streams import Batch
 
 
 class Release(Struct, frozen=True):
@@ -64,7 +65,8 @@ class Enlist(Struct, frozen=True):
 class Effects(Struct, frozen=True):
     """What a store does after a frame: starts to submit, messages to post, answers to give, the wake to set.
 
-    `wake` is the time at which the invocation wants to be delivered again; None leaves whatever is set.
+    `wake` is the time at which the invocation wants to be delivered again; None leaves whatever is set. `written` are
+    items of streams.
     """
 
     starts: tuple[Start, ...] = ()
@@ -73,6 +75,7 @@ class Effects(Struct, frozen=True):
     wake: float | None = None
     release: Release | None = None
     enlist: Enlist | None = None
+    written: tuple[Batch, ...] = ()
 
 
 SENT_BY_WORKFLOWS = ("settled:", "cancel:", "force:", "join:")
@@ -88,7 +91,7 @@ def effects_of(start: Start, frame: Frame, history: History, /) -> Effects:
     A parent is told the outcome once, and not again in a later generation.
     """
     alone = start.parent is None and start.key is None and not history.joined
-    if alone and not frame.cancels and _says_nothing(frame):
+    if alone and not frame.cancels and not frame.written and _says_nothing(frame):
         return NO_EFFECTS
     starts = [command.start for command in frame.commands if isinstance(command, (CallChild, SendStart))]
     messages: list[Message] = []
@@ -129,9 +132,9 @@ def effects_of(start: Start, frame: Frame, history: History, /) -> Effects:
     if start.key is not None and outcome is not None:
         changed = dict(history.key_state) if history.key_state_changed else None
         release = Release(start.key, history.generation, changed)
-    if not (starts or messages or answers or release) and wake is None:
+    if not (starts or messages or answers or release or frame.written) and wake is None:
         return NO_EFFECTS
-    return Effects(tuple(starts), tuple(messages), tuple(answers), wake, release)
+    return Effects(tuple(starts), tuple(messages), tuple(answers), wake, release, written=tuple(frame.written))
 
 
 def outcome_for(parent: Parent, child: str, outcome: Outcome, at: float, /) -> Message:

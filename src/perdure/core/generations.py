@@ -62,7 +62,8 @@ def keep(held: Sequence[Frame], retried: Retried, /) -> list[Frame]:
     """Return the frames that a retry keeps of those that were current before it; the last one is the one it cuts."""
     cut = held[retried.frames]
     commands = [command for command in cut.commands if command.n < retried.issued]
-    kept = [*held[: retried.frames], Frame(cut.writer, cut.at, cut.entries[: retried.entries], commands)]
+    entries = cut.entries[: retried.entries]
+    kept = [*held[: retried.frames], Frame(cut.writer, cut.at, entries, commands, written=cut.written)]
     return _without_held(kept, retried.cause)
 
 
@@ -75,7 +76,8 @@ def joined(held: Sequence[Frame], /) -> list[Frame]:
             continue
         before = whole.pop()
         entries, commands = [*before.entries, *frame.entries], [*before.commands, *frame.commands]
-        whole.append(replace(frame, entries=entries, commands=commands))
+        written = [*before.written, *frame.written]
+        whole.append(replace(frame, entries=entries, commands=commands, written=written))
     return whole
 
 

@@ -65,6 +65,11 @@ class History(Struct):
     paused: str | None = None
     outcome: Outcome | None = None
     deaths: int = 0
+    idle: bool = True  # nothing was in progress when the last claim ended
+    cuts: int = 0  # claims in this generation that may have cut off what was in progress
+    tried: int = 0  # the most attempts of one step in this generation, as far as they failed
+    tries_before: int = 0  # more than any attempt of a step in earlier generations
+    issued_after: dict[int, int] = {}  # the cuts before a step was issued, if there were any
     unclaimed_deaths: int = 0
     children: dict[int, Start] = {}
     children_ended: set[int] = set()  # children whose command is answered
@@ -81,6 +86,7 @@ class History(Struct):
     key_state: dict[str, bytes] = {}  # state of the key, as this invocation leaves it
     key_state_changed: bool = False
     stuck_at: str | None = None  # where the body was stuck at the last release
+    written: dict[str, int] = {}  # how many items the body has written to each stream
 
     @classmethod
     def of(cls, frames: Iterable[Frame]) -> History:
@@ -106,9 +112,8 @@ class History(Struct):
             only_claim = False
             if self.deaths or self.unclaimed_deaths:
                 self.deaths = self.unclaimed_deaths = 0
-        for command in frame.commands:
-            if type(command) is not CallStep:
-                self._issue(command, frame.at)
+        if frame.commands or frame.written:
+            self._note_requests(frame)
         if frame.cancels and self.children:
             self.children_unwanted.update(n for n in frame.cancels if n in self.children)
         if frame.state and self.granted is not None:
@@ -117,6 +122,15 @@ class History(Struct):
             self.last = frame
         elif first:
             self.unclaimed_deaths = 1  # a first frame that only claims follows a worker that died without a claim
+
+    def _note_requests(self, frame: Frame) -> None:
+        for command in frame.commands:
+            if type(command) is not CallStep:
+                self._issue(command, frame.at)
+            elif self.cuts:
+                self.issued_after[command.n] = self.cuts
+        for batch in frame.written:
+            self.written[batch.name] = batch.first + batch.count
 
     def _issue(self, command: Command, at: float) -> None:
         if type(command) is CallChild:
@@ -130,9 +144,10 @@ class History(Struct):
         match entry:
             case Completed() | Failed() | Cancelled():
                 self._ended(entry)
-            case Released(stuck_at=stuck_at):
+            case Released(at=at, wake=wake, stuck_at=stuck_at):
                 self.claimed = False
                 self.stuck_at = stuck_at
+                self.idle = self.paused is None and (wake is None or wake > at)  # else a worker stopped its steps
             case Accepted(start=start):
                 self.start = start
             case Claimed():
@@ -169,6 +184,7 @@ class History(Struct):
     def _ended(self, outcome: Outcome) -> None:
         self.outcome = outcome
         self.claimed = False
+        self.idle = True
         if type(outcome) is Cancelled:
             self._answered(outcome.message)
 
@@ -181,6 +197,8 @@ class History(Struct):
                 self.key_state[name] = value
 
     def _note_answer(self, entry: Answering) -> None:
+        if isinstance(entry, Attempted):
+            self.tried = max(self.tried, entry.attempt)
         if entry.n in self.children:
             self.children_ended.add(entry.n)
         if isinstance(entry, (Returned, Raised)):
@@ -191,6 +209,14 @@ class History(Struct):
     def open_children(self) -> list[int]:
         """Return the commands that are children and have not answered."""
         return [n for n in self.children if n not in self.children_ended]
+
+    def attempt_of(self, n: int, failed: int) -> int:
+        """Return the number of the next attempt of step `n`, of which so many failed since it was issued.
+
+        It is greater than that of every earlier attempt of a step of this number, also of those that a death of their
+        worker or a retry cut off.
+        """
+        return self.tries_before + self.cuts - self.issued_after.get(n, 0) + failed + 1
 
     def waits_for_child(self, n: int, generation: int, child: str) -> bool:
         """Report whether command `n` of a generation is a child of this id that has not answered yet."""
@@ -216,6 +242,8 @@ class History(Struct):
         self.joined = []  # they were told
         self.generation = entry.generation
         self.retried_at = entry.at
+        self.tries_before += self.tried + self.cuts + 1
+        self.tried, self.cuts, self.issued_after = 0, 0, {}
         self.children = {n: start for n, start in self.children.items() if n < entry.issued}
         self.children_ended = {n for n in self.children_ended if n < entry.issued and n not in entry.again}
         self.children_unwanted = {n for n in self.children_unwanted if n < entry.issued and n not in entry.again}
@@ -227,6 +255,8 @@ class History(Struct):
         if entry.epoch == self.epoch:
             return
         self.deaths += 1
+        self.cuts += not self.idle
+        self.idle = False
         self.epoch = entry.epoch
         self.claimed = True
         self.python = self.python or entry.python

@@ -42,6 +42,7 @@ from perdure.core.loop import Future, Loop
 from perdure.core.pending import Pending, Ready
 from perdure.core.recorded import Divergence
 from perdure.core.retry import DURATION_LIMIT_SECONDS
+from perdure.core.streams import STREAM_LIMIT_BYTES, check_item, stream_full
 from perdure.errors import AwakeableExpired, CalledOutsideWorkflow, InvalidOption, LimitExceeded, TurnClosed, too_large
 
 COMMANDS_PER_DRAIN_LIMIT = 100_000
@@ -93,9 +94,11 @@ class Issuer:
         "_ready",
         "_recorded",
         "_recorded_state",
+        "_recorded_written",
         "_secret",
         "_stubs",
         "_timers",
+        "_written_bytes",
         "begun",
         "divergence",
         "generation",
@@ -139,6 +142,8 @@ class Issuer:
         self._ready = Ready()
         self._recorded: deque[Command] | None = None
         self._recorded_state: dict[str, bytes | None] = {}
+        self._recorded_written: dict[str, int] = {}  # items that a retry has from the frame that it cuts
+        self._written_bytes: dict[str, int] = {}  # by stream
         self._awakeables: set[int] = set()  # those that may be open
         self._expiries: dict[int, asyncio.TimerHandle] = {}  # of awakeables, by their numbers
         self._timers: dict[int, int] = {}  # id of a TimerHandle -> command
@@ -275,6 +280,24 @@ class Issuer:
             self.state.pop(name, None)
         else:
             self.state[name] = value
+
+    def write(self, name: str, item: bytes) -> None:
+        """Write an encoded item to a stream.
+
+        What is replayed was written before, and is not compared: like a log, it changes nothing that the body does.
+        """
+        self._check_open()
+        check_item(name, len(item))
+        size = self._written_bytes.get(name, 0) + len(item)
+        if size > STREAM_LIMIT_BYTES:
+            raise stream_full(name, size)
+        self._written_bytes[name] = size
+        if self._recorded is not None and not self._open_ended:
+            return
+        if left := self._recorded_written.get(name, 0):
+            self._recorded_written[name] = left - 1
+            return
+        self._ready.written.setdefault(name, []).append(item)
 
     def make_stub(self, stub: Any, retry: Any, timeout: Any) -> Any:
         """Return a stub whose calls are steps of this turn, made by the factory of the runtime."""

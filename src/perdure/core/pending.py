@@ -35,11 +35,12 @@ class Pending(Struct, eq=False):
 class Ready(Struct, eq=False):
     """Requests of the body since the last `Turn.ready()`.
 
-    `commands` and `state` go into the frame; `cancels` are the commands that the body now asks to end; `outcome` is set
-    when the body has ended.
+    `commands`, `state` and the items `written` to streams go into the frame; `cancels` are the commands that the body
+    now asks to end; `outcome` is set when the body has ended.
     """
 
     commands: list[Command] = []
     state: dict[str, bytes | None] = {}
     cancels: list[int] = []
+    written: dict[str, list[bytes]] = {}
     outcome: Outcome | None = None

@@ -16,7 +16,7 @@ from __future__ import annotations
 import asyncio
 import contextvars
 from asyncio import events
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Coroutine, Sequence
 from random import Random
 from typing import Any, cast
@@ -284,6 +284,9 @@ class Turn(Issuer):
             self._ahead.append(then)
         self._catch_up()
         self._recorded = deque(frame.commands)
+        self._recorded_written = Counter()
+        for batch in frame.written:
+            self._recorded_written[batch.name] += batch.count
         self._open_ended = open_ended
         if self._main is None and frame.commands:
             self.begin()
@@ -294,6 +297,7 @@ class Turn(Issuer):
             self._diverge(left_over(self._recorded[0]))
         self._note_times(frame)
         self._recorded = None
+        self._recorded_written = {}
         self._ahead = []
         self._open_ended = False
         self.replaying = False

@@ -26,13 +26,14 @@ from perdure.core.json_schema import json_schema, without_defaults
 from perdure.core.json_values import DEPTH_LIMIT, ERRORS_LIMIT, from_json, is_deeper
 from perdure.core.lifecycle import MISFIT
 from perdure.core.retry import seconds
+from perdure.core.streams import check_stream
 from perdure.core.tags import check_tags
 from perdure.core.values import digest
 from perdure.errors import IdConflict, MessageRefused, PerdureError, ValueRefused, WaitTimeout
 from perdure.http.admin import ADMIN_ROUTES
 from perdure.http.bulk import BULK_ROUTES
 from perdure.http.exchange import Exchange, json_response
-from perdure.http.feed import changes
+from perdure.http.feed import changes, items
 from perdure.http.openapi import document_of
 from perdure.http.problems import Problem
 from perdure.http.routes import IDEMPOTENCY_KEY_LIMIT, Body, NoQuery, Route
@@ -79,6 +80,8 @@ MINUTES_SHOWN_SECONDS = 3_600
 """How far back minutes are counted if no time is given."""
 BATCH_LIMIT = 1_000
 """Starts that are accepted together at most."""
+OFFSET_DIGITS = 18
+"""Digits of the number of an item."""
 LARGE_BODY_BYTES = 64 * 1024
 """A body beyond this is converted in a thread, so that other requests and the worker go on."""
 
@@ -603,6 +606,23 @@ async def workflow_events(exchange: Exchange, _: NoQuery) -> Response:
     return await exchange.service.stream(exchange, changes(operations, id), SERVER_SENT_EVENTS)
 
 
+class StreamQuery(Struct, rename={"start": "from"}):
+    """The number of the first item. After a `Last-Event-ID`, it is the one after that."""
+
+    start: Annotated[int, Meta(ge=0)] = 0
+
+
+async def stream_items(exchange: Exchange, query: StreamQuery) -> Response:
+    operations, id, name = exchange.operations, exchange.parameters["id"], check_stream(exchange.parameters["name"])
+    start = query.start
+    if (last := exchange.header("last-event-id")) is not None:
+        if not last.isdecimal() or len(last) > OFFSET_DIGITS:
+            raise Problem(400, "bad-event-id", f"Last-Event-ID {last[:40]!r} is not the number of an item")
+        start = int(last) + 1
+    await operations.look(id)
+    return await exchange.service.stream(exchange, items(operations, id, name, start), SERVER_SENT_EVENTS)
+
+
 # --- metrics ---------------------------------------------------------------------------------------------------------
 async def metrics(exchange: Exchange, _: NoQuery) -> Response:
     exchange.operations.check_unlimited("a metric")
@@ -650,6 +670,14 @@ ROUTES: tuple[Route, ...] = (
         *("GET", f"{WORKFLOW}/events", "read", workflow_events, "Follow its status until it ends."),
         media=STREAM,
         also=(404,),
+    ),
+    Route(
+        *("GET", f"{WORKFLOW}/streams/{{name}}", "read", stream_items, "Follow one of its streams until it ends."),
+        query=StreamQuery,
+        media=STREAM,
+        headers=("Last-Event-ID",),
+        also=(404,),
+        shows_payloads=True,
     ),
     Route(
         *("GET", f"{WORKFLOW}/export", "read", history, "Its history, for perdure.testing.replay."),

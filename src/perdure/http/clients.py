@@ -29,7 +29,6 @@ from perdure.http.routes import Body, NoQuery, Route
 from perdure.http.service import Framing
 from perdure.operations.access import Access
 from perdure.operations.capabilities import Purpose
-from perdure.operations.describe import Invocation
 from perdure.operations.listing import Filters
 
 WAIT_LIMIT_SECONDS = 30.0
@@ -93,22 +92,28 @@ async def watch_all(exchange: Exchange, _: NoQuery) -> Response:
     return await _stream(exchange, exchange.operations.watch_all(filters, gone=gone))
 
 
-async def _stream(exchange: Exchange, changes: AsyncGenerator[Invocation, None]) -> Response:
-    return await exchange.service.stream(exchange, _frames(changes), Framing(MEDIA_TYPE, _frame(b""), b""))
+async def stream(exchange: Exchange, _: NoQuery) -> Response:
+    """Stream the items of a stream."""
+    id, name, start, follow = _arguments(exchange, tuple[str, str, int, bool])
+    return await _stream(exchange, exchange.operations.stream(id, name, start, follow=follow))
 
 
-async def _frames(changes: AsyncGenerator[Invocation, None]) -> AsyncGenerator[bytes, None]:
-    """Yield changes as frames, each after its length. What ends them is the last: an error, or nothing."""
+async def _stream(exchange: Exchange, given: AsyncGenerator[Any, None]) -> Response:
+    return await exchange.service.stream(exchange, _frames(given), Framing(MEDIA_TYPE, _frame(b""), b""))
+
+
+async def _frames(given: AsyncGenerator[Any, None]) -> AsyncGenerator[bytes, None]:
+    """Yield what is given as frames, each after its length. What ends it is the last: an error, or nothing."""
     try:
         try:
-            async for each in changes:
+            async for each in given:
                 yield _frame(encode((each, None)))
         except PerdureError as error:
             yield _frame(encode((None, SentError.of(error))))
         else:
             yield _frame(encode((None, None)))
     finally:
-        await changes.aclose()
+        await given.aclose()
 
 
 def _frame(data: bytes) -> bytes:
@@ -155,14 +160,14 @@ def routes() -> tuple[Route, ...]:
         )
         for name, operation in CALLS.items()
     ]
-    for name, endpoint in (("result", result), ("watch", watch), ("watch_all", watch_all)):
+    for name, endpoint in (("result", result), ("watch", watch), ("watch_all", watch_all), ("stream", stream)):
         summary = f"The operation {name} of a Perdure client."
         found.append(
             Route(
                 *("POST", f"{PREFIX}{name}", "read", endpoint, summary),
                 body=Body.EXACT,
                 media=MEDIA_TYPE,
-                shows_payloads=name == "result",
+                shows_payloads=name in ("result", "stream"),
             )
         )
     return tuple(found)

@@ -416,7 +416,7 @@ CALLS: dict[str, Operation] = {
     "tokens": Operation("admin", _tokens, changes=False),
     "audit": Operation("admin", _audit, changes=False),
 }
-"""All operations that are calls. `result` waits, and `watch` and `watch_all` are streams: see `clients`."""
+"""All operations that are calls. `result` waits; `watch`, `watch_all` and `stream` are streams: see `clients`."""
 
 
 def sent_filters(filters: Any) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""The changes of all invocations, as one numbered stream that any number of clients read."""
+"""Server-sent events: the changes of all invocations, as one numbered stream; the statuses and streams of one."""
 
 from __future__ import annotations
 
@@ -7,14 +7,18 @@ import logging
 import os
 from collections import deque
 from collections.abc import AsyncGenerator
+from contextlib import aclosing
 from typing import Any
 
 import msgspec
 
 from perdure.background import end, log_error
+from perdure.core.json_values import to_json
 from perdure.errors import StoreClosed, StoreError
+from perdure.http.views import UNTYPED
 from perdure.operations.access import Access
 from perdure.operations.describe import Invocation
+from perdure.operations.following import StreamPart
 from perdure.operations.listing import Filters
 from perdure.operations.port import Operations
 
@@ -125,3 +129,18 @@ async def changes(operations: Operations, id: str) -> AsyncGenerator[bytes, None
     """Yield the statuses of one invocation, the present one first, until it settles."""
     async for invocation in operations.watch(id):
         yield b"event: changed\ndata: %s\n\n" % msgspec.json.encode(_told(invocation))
+
+
+async def items(operations: Operations, id: str, name: str, start: int) -> AsyncGenerator[bytes, None]:
+    """Yield the items of a stream from number `start` on, until its invocation has settled. Its number is their id."""
+    async with aclosing(operations.stream(id, name, start)) as parts:
+        async for part in parts:
+            start = part.end
+            yield b"".join(_item(part, n) for n in range(len(part.items)))
+    yield b"event: end\ndata: %s\n\n" % msgspec.json.encode({"next": start})
+
+
+def _item(part: StreamPart, n: int) -> bytes:
+    offset = part.offset + n
+    told = {"offset": offset, "step": part.step, "attempt": part.attempt, "value": to_json(UNTYPED, part.items[n])}
+    return b"id: %d\nevent: item\ndata: %s\n\n" % (offset, msgspec.json.encode(told))

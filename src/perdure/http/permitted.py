@@ -33,6 +33,7 @@ from perdure.operations.bulk import BulkPage, BulkPreview, BulkProgress, BulkRef
 from perdure.operations.capabilities import Capability, Purpose
 from perdure.operations.describe import AwakeableInfo, Invocation, JournalStep
 from perdure.operations.documents import OWN_PREFIX, Document, DocumentKey, Fence, Scan, Write
+from perdure.operations.following import StreamPart
 from perdure.operations.listing import AwakeableFilters, AwakeablePage, Filters, Page
 from perdure.operations.port import ANSWER_WAIT_SECONDS, Minute, Operations, Outcome, Stats, Submission, nothing
 from perdure.operations.schedules import Change, ScheduleInfo, Trigger
@@ -226,6 +227,15 @@ class Permitted(Operations):
         async with aclosing(self._operations.watch(id)) as changes:
             async for each in changes:
                 yield self._shown(each)
+
+    async def stream(
+        self, id: str, name: str, start: int, /, *, follow: bool = True
+    ) -> AsyncGenerator[StreamPart, None]:
+        self._check_payloads()
+        await self._check(id)
+        async with aclosing(self._operations.stream(id, name, start, follow=follow)) as parts:
+            async for part in parts:
+                yield part
 
     async def watch_all(self, filters: Filters, /, *, gone: bool = False) -> AsyncGenerator[Invocation, None]:
         async with aclosing(self._operations.watch_all(filters, gone=gone)) as changes:

@@ -13,7 +13,7 @@ import ssl
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Collection, Mapping, Sequence
 from datetime import datetime
-from typing import Any
+from typing import Any, TypeVar
 
 import httpx
 import msgspec
@@ -50,6 +50,7 @@ from perdure.operations.bulk import BulkPage, BulkPreview, BulkProgress, BulkReq
 from perdure.operations.capabilities import Capability, Purpose
 from perdure.operations.describe import Invocation
 from perdure.operations.documents import Document, DocumentKey, Fence, Scan, Write
+from perdure.operations.following import StreamPart
 from perdure.operations.listing import PAGE_LIMIT, AwakeableFilters, AwakeablePage, Filters, Page, Status
 from perdure.operations.port import ANSWER_WAIT_SECONDS, Minute, Operations, Outcome, Stats, Submission, nothing
 from perdure.operations.schedules import Change, ScheduleInfo
@@ -75,11 +76,14 @@ REPEATABLE = {name for name, each in CALLS.items() if each.role == "read" or not
     "result",
     "watch",
     "watch_all",
+    "stream",
 }
 """Operations of which a second request changes nothing."""
 
 NOT_SENT = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout)
 """Errors of requests of which nothing was sent."""
+
+T = TypeVar("T")
 
 log = logging.getLogger("perdure.client")
 
@@ -269,7 +273,7 @@ class Remote(Operations):
     async def watch(self, id: str, /) -> AsyncGenerator[Invocation, None]:
         seen: Status | None = None
         while seen not in SETTLED:
-            async with contextlib.aclosing(self._stream("watch", (id,))) as changes:
+            async with contextlib.aclosing(self._given("watch", (id,), Invocation)) as changes:
                 async for each in changes:
                     if each.status != seen:  # when a connection was lost, the present status comes again
                         seen = each.status
@@ -278,7 +282,8 @@ class Remote(Operations):
     async def watch_all(self, filters: Filters, /, *, gone: bool = False) -> AsyncGenerator[Invocation, None]:
         since, is_first = time.time(), True
         while True:
-            async with contextlib.aclosing(self._stream("watch_all", (sent_filters(filters), gone))) as changes:
+            arguments = (sent_filters(filters), gone)
+            async with contextlib.aclosing(self._given("watch_all", arguments, Invocation)) as changes:
                 if not is_first:  # what changed while the server was away
                     async for each in self._changed_since(filters, since):
                         yield each
@@ -299,8 +304,21 @@ class Remote(Operations):
             if (cursor := page.next) is None:
                 return
 
-    async def _stream(self, name: str, arguments: tuple[object, ...]) -> AsyncGenerator[Invocation, None]:
-        """Yield the changes of one connection. It ends with the connection, or with what they end with."""
+    async def stream(
+        self, id: str, name: str, start: int, /, *, follow: bool = True
+    ) -> AsyncGenerator[StreamPart, None]:
+        ended: list[bool] = []
+        while not ended:
+            given = self._given("stream", (id, name, start, follow), StreamPart, ended)
+            async with contextlib.aclosing(given) as parts:
+                async for part in parts:
+                    start = part.end  # when a connection was lost, it goes on from there
+                    yield part
+
+    async def _given(
+        self, name: str, arguments: tuple[object, ...], type: type[T], ended: list[bool] | None = None
+    ) -> AsyncGenerator[T, None]:
+        """Yield what one connection gives. It ends with the connection, or with its end, which is noted in `ended`."""
         deadline = None if self._timeout is None else asyncio.get_running_loop().time() + self._timeout
         try:
             async with self._client().stream(
@@ -313,12 +331,14 @@ class Remote(Operations):
                         return
                     _raise_refusal(response, self._name)
                 async for data in _frames(response.aiter_bytes()):
-                    invocation, error = decode(data, tuple[Invocation | None, SentError | None])
+                    each, error = decode(data, tuple[type | None, SentError | None])
                     if error is not None:
                         raise error.restored()
-                    if invocation is None:
+                    if each is None:
+                        if ended is not None:
+                            ended.append(True)
                         return
-                    yield invocation
+                    yield each
         except httpx.TransportError as error:
             self._check_open()
             await self._again(name, error, deadline)

@@ -108,7 +108,7 @@ class AwakeablePageView(Struct, frozen=True):
 class WorkflowView(Struct, frozen=True):
     """An invocation. `journal` has its first steps; there are `total_steps`, and the journal's own route has all.
 
-    `current_step` is the number of the first step that has not ended.
+    `current_step` is the number of the first step that has not ended. `streams` tells how many items each stream has.
     """
 
     invocation_id: str
@@ -144,6 +144,7 @@ class WorkflowView(Struct, frozen=True):
     parent_id: str | None
     children: list[str]
     mail: tuple[str, ...]
+    streams: Mapping[str, int]
 
 
 class FailureView(Struct, frozen=True, omit_defaults=True):
@@ -315,6 +316,7 @@ def workflow_of(invocation: Invocation, interface: Interface | None, steps_limit
         parent_id=found.parent_id,
         children=[each.invocation_id for each in found.journal if each.invocation_id is not None],
         mail=found.mail,
+        streams=dict(found.streams),
     )
 
 

@@ -117,7 +117,7 @@ class Invocation(Struct, frozen=True):
 
     It has waited since `waiting_since`; the wait ends at `waiting_until`, if time ends it. `attempt` is the number of
     the next attempt of a step that is tried again, or of the one that runs; 0 if none is. One that is `gone` was
-    purged, and has nothing but its id.
+    purged, and has nothing but its id. `streams` tells how many items each of its streams has.
     """
 
     id: str
@@ -152,6 +152,7 @@ class Invocation(Struct, frozen=True):
     traceback: str | None = None
     mail: tuple[str, ...] = ()
     interface: str | None = None
+    streams: Mapping[str, int] = {}
 
 
 def from_row(row: Row) -> Invocation:

@@ -11,6 +11,7 @@ import os
 import warnings
 import weakref
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
+from contextlib import aclosing
 from datetime import UTC, datetime
 from random import Random, SystemRandom
 from typing import Any, Protocol, TypeVar, assert_never, cast, runtime_checkable
@@ -53,6 +54,7 @@ from perdure.operations.audit import Link, read
 from perdure.operations.bulk import BulkPage, BulkPreview, BulkProgress, BulkRequest, BulkVerb
 from perdure.operations.capabilities import Capabilities, Capability, Purpose
 from perdure.operations.describe import Invocation, from_index, from_journal, from_row
+from perdure.operations.following import StreamPart, parts_of
 from perdure.operations.jobs import Jobs
 from perdure.operations.listing import (
     MINUTES_KEPT_SECONDS,
@@ -428,7 +430,8 @@ class Local(Operations):
         recorded, mail = await store.journal(id), await store.mail(id)
         holder = None if row.key is None else (await store.key(row.key)).holder
         served = store.serves(row.handler)
-        return from_journal(row, start, recorded.frames, mail, store.secret, served=served, key_holder=holder)
+        found = from_journal(row, start, recorded.frames, mail, store.secret, served=served, key_holder=holder)
+        return replace(found, streams=dict(await store.streams.counts(id)))
 
     async def page(
         self, filters: Filters, /, *, limit: int, cursor: str | None = None, within: float | None = None
@@ -467,6 +470,14 @@ class Local(Operations):
                     yield from_row(row)
         finally:
             events.close()
+
+    async def stream(
+        self, id: str, name: str, start: int, /, *, follow: bool = True
+    ) -> AsyncGenerator[StreamPart, None]:
+        store = await self.opened()
+        async with aclosing(parts_of(store, id, name, start, follow=follow)) as parts:
+            async for part in parts:
+                yield part
 
     async def watch_all(self, filters: Filters, /, *, gone: bool = False) -> AsyncGenerator[Invocation, None]:
         filter = replace(filter_of(**filters), gone=gone)

@@ -28,6 +28,7 @@ from perdure.operations.bulk import BulkPage, BulkPreview, BulkProgress, BulkReq
 from perdure.operations.capabilities import Capability, Purpose
 from perdure.operations.describe import Invocation
 from perdure.operations.documents import Document, DocumentKey, Fence, Scan, Write
+from perdure.operations.following import StreamPart
 from perdure.operations.listing import AwakeableFilters, AwakeablePage, Filters, Page
 from perdure.operations.schedules import Change, ScheduleInfo
 
@@ -196,6 +197,13 @@ class Operations(Protocol):
 
     def watch(self, id: str, /) -> AsyncGenerator[Invocation, None]:
         """Push the statuses of an invocation: the present one first, the settled one last."""
+        ...
+
+    def stream(self, id: str, name: str, start: int, /, *, follow: bool = True) -> AsyncGenerator[StreamPart, None]:
+        """Yield the items of a stream of an invocation from number `start` on, in order, without gap or repetition.
+
+        With `follow`, also those that come, until the invocation has settled; else those that there are.
+        """
         ...
 
     def watch_all(self, filters: Filters, /, *, gone: bool = False) -> AsyncGenerator[Invocation, None]:

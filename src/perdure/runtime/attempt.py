@@ -12,6 +12,7 @@ import contextvars
 import logging
 import os
 import sys
+import threading
 from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
@@ -19,11 +20,14 @@ from random import Random
 from typing import Any, NoReturn, Protocol
 
 from perdure.authoring.step import StepInfo, Work, current_step
+from perdure.authoring.streams import current_attempt
 from perdure.core.failures import Failure
 from perdure.core.failures import failure_of as plain_failure_of
 from perdure.core.journal import Attempted, Interrupted, Raised, Returned, Status
 from perdure.core.retry import next_wait
 from perdure.errors import too_large, unknown
+from perdure.runtime.streams import Owner as StreamOwner
+from perdure.runtime.streams import Tap
 from perdure.stores.port import Clock, Store
 
 THREADS_LIMIT = 64
@@ -56,7 +60,19 @@ class Host(Protocol):
 class Attempt:
     """One attempt of a step in progress: its task, and the parts of the worker that the step may use."""
 
-    __slots__ = ("_escaped", "_host", "_owner", "_value", "began", "busy_threads", "cancelled", "task", "work")
+    __slots__ = (
+        "_escaped",
+        "_host",
+        "_info",
+        "_owner",
+        "_tap",
+        "_value",
+        "began",
+        "busy_threads",
+        "cancelled",
+        "task",
+        "work",
+    )
 
     def __init__(
         self, work: Work, info: StepInfo, host: Host, owner: Owner, variables: contextvars.Context | None
@@ -69,8 +85,10 @@ class Attempt:
         self._escaped: BaseException | None = None  # an exception that the task must not raise
         self._host = host
         self._owner = owner
+        self._info = info
+        self._tap: Tap | None = None  # made when it writes to a stream
         context = contextvars.Context() if variables is None else variables.copy()
-        context.run(current_step.set, info)
+        context.run(_enter, self, info)
         self.task: asyncio.Task[None] = host.loop.create_task(self._run(info), name=work.name, context=context)
 
     @property
@@ -79,18 +97,23 @@ class Attempt:
         return not self.busy_threads and self.task.done()
 
     async def _run(self, info: StepInfo) -> None:
-        work = self.work
+        work, value = self.work, None
         try:
             if work.timeout is None:
-                self._value = await work.run(self, info)
+                value = await work.run(self, info)
             else:
                 async with asyncio.timeout(work.timeout):
-                    self._value = await work.run(self, info)
+                    value = await work.run(self, info)
         except (KeyboardInterrupt, SystemExit) as error:
             self._escaped = error  # raised by a task, it would end the host's loop and the service
         finally:
             if os.getpid() != self._host.pid:
                 _end_fork(work.name, self._escaped or sys.exc_info()[1])
+            if self._tap is not None:
+                await self._tap.end()  # before its own end: then nothing comes after that
+        if self._tap is not None:
+            self._tap.check()
+        self._value = value
 
     def fact(self, n: int, number: int, at: float, /) -> AttemptEnd:
         """Return the entry for the end of this attempt, which is attempt `number` of command `n`.
@@ -124,6 +147,20 @@ class Attempt:
                     broken.__cause__ = error
             failure = plain_failure_of(broken)
         return Raised(n, at, failure, None, took)
+
+    def sink(self) -> Tap:
+        """Return what takes the items that this attempt writes to streams. Called on any thread."""
+        with _making:
+            if self._tap is None:
+                self._tap = Tap(
+                    self._owner, self._host.store, self._host.loop, self._info.number, self._info.attempt - 1
+                )
+            return self._tap
+
+    def leave(self) -> None:
+        """Take nothing more that it writes to streams: it was left behind."""
+        if self._tap is not None:
+            self._tap.drop()
 
     def channel(self, service: str, /) -> Any:
         """Return the gRPC channel to a service."""
@@ -211,7 +248,15 @@ def _end_fork(name: str, raised: BaseException | None) -> NoReturn:
     os._exit(code & 0xFF)
 
 
-class Owner(Protocol):
+class Owner(StreamOwner, Protocol):
     """The runner that began an attempt. It is called when the last thread of the attempt ends."""
 
     def settle_down(self) -> None: ...
+
+
+_making = threading.Lock()
+
+
+def _enter(attempt: Attempt, info: StepInfo) -> None:
+    current_step.set(info)
+    current_attempt.set(attempt)

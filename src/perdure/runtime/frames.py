@@ -35,6 +35,7 @@ from perdure.core.journal import (
     SetTimer,
     Start,
 )
+from perdure.core.streams import batches
 from perdure.core.turn import Pending, Ready, Turn, timed_out
 from perdure.runtime.agenda import DEADLINE
 from perdure.runtime.opening import has_start
@@ -232,7 +233,7 @@ def outcome_of(record: Record, ready: Ready, round: Round) -> tuple[Ready, Outco
 
 def may_hold(ready: Ready, round: Round) -> bool:
     """Report whether steps may start before the first frame: on a first delivery whose body asked for steps only."""
-    if round.entries or round.answers or not ready.commands or ready.state or ready.cancels:
+    if round.entries or round.answers or not ready.commands or ready.state or ready.cancels or ready.written:
         return False
     for command in ready.commands:  # noqa: SIM110  a generator would double the cost
         if type(command) is not CallStep:
@@ -242,7 +243,7 @@ def may_hold(ready: Ready, round: Round) -> bool:
 
 def is_empty(ready: Ready, round: Round) -> bool:
     """Report whether a round brought nothing to record."""
-    return not (round.entries or ready.commands or ready.state or ready.cancels)
+    return not (round.entries or ready.commands or ready.state or ready.cancels or ready.written)
 
 
 def compose(
@@ -256,7 +257,7 @@ def compose(
 ) -> Transition:
     """Make the next frame and its effects. `released` ends the claim until the wake, or until something comes."""
     at = round.at
-    entries = round.entries
+    entries, history = round.entries, record.history
     if not record.owned or not record.revision or record.granted is not None:
         entries = [*record.preamble(start, at), *entries]
     if released is not None:
@@ -264,8 +265,13 @@ def compose(
     if outcome is not None and entries[-1] is not outcome:
         entries.remove(outcome)
         entries.append(outcome)
-    frame = Frame(record.writer.name, at, entries, ready.commands, ready.state, ready.cancels)
-    record.history.add(frame)
+    written = [
+        batch
+        for name, items in ready.written.items()
+        for batch in batches(name, items, first=history.written.get(name, 0), attempt=history.generation + 1)
+    ]
+    frame = Frame(record.writer.name, at, entries, ready.commands, ready.state, ready.cancels, written)
+    history.add(frame)
     effects = effects_of(start, frame, record.history)
     if round.answers or record.redo is not NO_EFFECTS:
         effects = record.with_redo(effects, round.answers)

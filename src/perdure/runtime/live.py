@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
+from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from functools import partial
 from time import perf_counter
@@ -31,7 +33,7 @@ def _class_of(error: object) -> str:
 class Live(Exchange):
     """The turn, if there is one, with its steps and due times."""
 
-    __slots__ = ("_agenda", "_stuck", "has_slot", "scheduled", "steps", "turn")
+    __slots__ = ("_agenda", "_awaits_claim", "_stuck", "has_slot", "scheduled", "steps", "turn")
 
     def __init__(self, home: Home, delivery: Delivery, fault: str | None) -> None:
         super().__init__(home, delivery, fault)
@@ -41,6 +43,7 @@ class Live(Exchange):
         self.steps = Steps()
         self._stuck: str | None = None  # why there is no turn: the code does not fit the journal
         self._agenda: Agenda | None = None  # made on the first due time
+        self._awaits_claim: list[asyncio.Future[None]] = []  # of steps that write before the first frame is durable
 
     # --- the turn -----------------------------------------------------------------------------------------------------
     def _open(self, start: Start, frames: Sequence[Frame]) -> None:
@@ -132,6 +135,32 @@ class Live(Exchange):
                 extra=self.about,
             )
         return stuck_at
+
+    # --- streams ------------------------------------------------------------------------------------------------------
+    async def durable_epoch(self) -> int | None:
+        """Return the epoch of the claim, once it is durable; None if the invocation has left this worker."""
+        while not self.record.revision and not self.closed:
+            waiting: asyncio.Future[None] = self.home.loop.create_future()
+            self._awaits_claim.append(waiting)
+            self.write_first_frame()
+            await waiting
+        return None if self.closed else self.record.history.epoch
+
+    @abstractmethod
+    def write_first_frame(self) -> None:
+        """Commit the first frame now, if it was held back."""
+
+    def _claimed(self) -> None:
+        """Let those go on that wait for a durable claim."""
+        if self._awaits_claim:
+            waiting, self._awaits_claim = self._awaits_claim, []
+            for each in waiting:
+                if not each.done():
+                    each.set_result(None)
+
+    def attempt_of(self, n: int, failed: int, /) -> int:
+        """Return the number of the attempt of step `n` before which so many have failed, for readers of streams."""
+        return self.record.history.attempt_of(n, failed)
 
     # --- time ---------------------------------------------------------------------------------------------------------
     def _note_time(self, at: float, n: int) -> None:

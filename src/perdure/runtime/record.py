@@ -118,6 +118,7 @@ class Record:
             starts=(*redo.starts, *effects.starts),
             messages=(*redo.messages, *effects.messages),
             answers=(*redo.answers, *effects.answers, *answers),
+            written=(*redo.written, *effects.written),
         )
 
     def explain(self, turn: Turn) -> str:

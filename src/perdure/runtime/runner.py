@@ -347,6 +347,7 @@ class Runner(Live):
     def _durable(self, new: Sequence[Waiting], cancels: Sequence[int], released: bool) -> None:
         """Act on a frame that is durable: begin its `new` steps, interrupt those that the body asked to end."""
         steps = self.steps
+        self._claimed()
         if self.turn is not None:
             if cancels:
                 for n in cancels:
@@ -427,6 +428,7 @@ class Runner(Live):
         if self.closed:
             return
         self.closed = True
+        self._claimed()
         if self._agenda is not None:
             self._agenda.disarm()
         self.steps.close(self)

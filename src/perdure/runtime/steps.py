@@ -36,6 +36,8 @@ class Owner(Protocol):
     def closed(self) -> bool: ...
     @property
     def about(self) -> dict[str, str]: ...
+    async def durable_epoch(self) -> int | None: ...
+    def attempt_of(self, n: int, failed: int, /) -> int: ...
     def arrived(self) -> None:
         """Note that an outcome is among the arrivals."""
         ...
@@ -66,7 +68,7 @@ class Steps(InProgress[Attempt]):
         claim = (history.epoch, None, None)
         if start is not None and start.key is not None:
             claim = (history.epoch, start.key, history.grant)
-        info = StepInfo(owner.id, step.attempts + 1, (*step.key, work.name), *claim, owner.handler)
+        info = StepInfo(owner.id, step.attempts + 1, (*step.key, work.name), *claim, owner.handler, step.n)
         attempt = owner.home.begin_attempt(work, info, owner, step.variables)
         self.running[step.n] = attempt
         attempt.task.add_done_callback(partial(self._ended, owner, step.n, step.attempts + 1, attempt))
@@ -98,6 +100,7 @@ class Steps(InProgress[Attempt]):
     # --- called by the loop -------------------------------------------------------------------------------------------
     def _grace_over(self, owner: Owner, n: int, attempt: Attempt) -> None:
         if not owner.closed and self.leave_behind(n, attempt):
+            attempt.leave()
             name = attempt.work.name
             text = "step %s of invocation %s did not end within its grace; it is left behind"
             log.warning(text, name, owner.id, extra={**owner.about, "step": name})

@@ -37,6 +37,7 @@ from perdure.stores.liveness import Contents, breaches
 from perdure.stores.local.canceller import Canceller
 from perdure.stores.local.dispatch import Dispatcher, Member, Page
 from perdure.stores.local.documents import MemoryDocuments
+from perdure.stores.local.streams import MemoryStreams
 from perdure.stores.notices import Feed, Notices
 from perdure.stores.port import (
     KEY_QUEUE_LIMIT,
@@ -113,6 +114,7 @@ class MemoryStore:
         self._lines: dict[str, dict[tuple[str, int], int]] = {}  # by key: waiting ids with their positions
         self._sequence = 0
         self.documents = MemoryDocuments(self._check, self._write)
+        self.streams = MemoryStreams(self._check, self._write, self._may_write)
         self._begin()
 
     def _begin(self) -> None:
@@ -140,6 +142,7 @@ class MemoryStore:
         self._canceller.close()
         self._dispatcher.close()
         self._notices.fail(StoreClosed(f"memory: {why}"))
+        self.streams.followers.tell_all()
 
     async def open(self) -> None:
         self._arm()
@@ -311,6 +314,11 @@ class MemoryStore:
         known = self._answers.get(message_id)
         return known if known is not None else await self._notices.await_answer(message_id)
 
+    def _may_write(self, id: str) -> bool:
+        """Report whether a step of an invocation may write to its streams."""
+        row = self._rows.get(id)
+        return row is not None and row.status not in SETTLED
+
     # --- deliveries ---------------------------------------------------------------------------------------------------
     def subscribe(
         self,
@@ -433,6 +441,8 @@ class MemoryStore:
         self._undone[id] = frozenset(start.id for start in effects.starts) if effects.starts else _NONE
 
     def _do(self, id: str, effects: Effects) -> None:
+        for batch in effects.written:
+            self.streams.append_of_body(id, batch)
         for start in effects.starts:
             self._accept(start)
         for message in effects.messages:
@@ -496,7 +506,9 @@ class MemoryStore:
     async def outcome(self, id: str, /) -> Outcome | None:
         self._check()
         frames = self._frames.get(id)
-        return decode_frame(frames[-1], id).outcome if frames else None
+        if not frames or ((last := decode_frame(frames[-1], id)).written and id in self._undone):
+            return None  # only once its streams are whole: the caller may read them next
+        return last.outcome
 
     def watch(self, id: str, /) -> asyncio.Future[Outcome]:
         self._check()
@@ -582,6 +594,7 @@ class MemoryStore:
         tables = (self._rows, self._digests, self._starts, self._frames, self._wakes, self._undone, self._awakeables)
         for table in tables:
             table.pop(id, None)
+        self.streams.remove(id)
         if self._notices.watched:
             self._notices.changed(gone_row(id), self._notices.feeds_made)
 

@@ -28,6 +28,7 @@ from perdure.counters import StoreCounters
 from perdure.errors import Conflict, IdConflict, InvalidOption, LimitExceeded
 from perdure.stores.awakeables import Awakeable, AwakeableFilter
 from perdure.stores.documents import DocumentStore
+from perdure.stores.streams import StreamStore
 from perdure.stores.waits import Wait
 
 PAYLOAD_LIMIT_BYTES = 64 * 1024 * 1024
@@ -338,6 +339,11 @@ class Store(Protocol):
         """What the store keeps beside invocations."""
         ...
 
+    @property
+    def streams(self) -> StreamStore:
+        """What invocations write for readers that follow them."""
+        ...
+
     async def open(self) -> None:
         """Make ready, or raise a `StoreError` that says what is wrong."""
         ...
@@ -459,9 +465,9 @@ class Store(Protocol):
     async def purge(self, before: float, /, *, limit: int, id: str | None = None) -> int:
         """Remove settled invocations that last changed by `before`, oldest first, and return how many it removed.
 
-        At most `limit`, fewer if their journals are long; only `id`, if given. Journal, start, messages and answers are
-        gone then. An invocation stays while anything for it is held, queued or unanswered, while the effects of its
-        last frame may not be done yet, and while a frame that starts it may be redone.
+        At most `limit`, fewer if their journals are long; only `id`, if given. Journal, start, messages, answers and
+        streams are gone then. An invocation stays while anything for it is held, queued or unanswered, while the
+        effects of its last frame may not be done yet, and while a frame that starts it may be redone.
         """
         ...
 

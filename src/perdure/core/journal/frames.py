@@ -7,6 +7,7 @@ from msgspec import Struct
 
 from perdure.core.journal.commands import Command
 from perdure.core.journal.entries import Cancelled, Completed, Entry, Failed, Outcome
+from perdure.core.streams import Batch
 
 
 class Frame(Struct, frozen=True, array_like=True, gc=False):
@@ -14,7 +15,7 @@ class Frame(Struct, frozen=True, array_like=True, gc=False):
 
     `writer` names the worker that wrote it: after a write with an unknown outcome it tells our frame from another
     worker's. `state` maps a name to its encoded value, or to None if it was deleted. `cancels` are the commands that
-    the body asked to end. `at` is when the frame was written.
+    the body asked to end. `at` is when the frame was written. `written` is what the body wrote to streams.
     """
 
     writer: str
@@ -23,6 +24,7 @@ class Frame(Struct, frozen=True, array_like=True, gc=False):
     commands: list[Command] = []
     state: dict[str, bytes | None] = {}
     cancels: list[int] = []
+    written: list[Batch] = []
 
     @property
     def outcome(self) -> Outcome | None:

@@ -13,6 +13,7 @@ ownership/ what the workers here hold, and their leases
 journal/   frames, large payloads in pieces, long journals in segments
 keys/      queue, holder and state of each key
 documents/ documents, in the streams of keys
+streams    what invocations write to streams, in the streams of large payloads
 index/     rows, lists and counts, in a SQLite table that follows the streams
 care/      the janitor, overdue schedules, idle consumers, retention
 """

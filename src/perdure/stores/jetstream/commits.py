@@ -26,6 +26,7 @@ from perdure.stores.jetstream.layout.subjects import Layout
 from perdure.stores.jetstream.ownership.holdings import Holdings
 from perdure.stores.jetstream.ownership.leases import DUE, Leases
 from perdure.stores.jetstream.queue.deliveries import FAILED_SECONDS
+from perdure.stores.jetstream.streams import JetStreamStreams
 from perdure.stores.jetstream.watching import Watching
 from perdure.stores.jetstream.wire.protocol import WrongSequence
 from perdure.stores.jetstream.wire.wire import Wire
@@ -51,6 +52,7 @@ class Commits:
         leases: Leases,
         accepting: Accepting,
         watching: Watching,
+        streams: JetStreamStreams,
         writing: Writing,
         tasks: Tasks,
         name: str,
@@ -65,6 +67,7 @@ class Commits:
         self._holdings: Holdings = leases.holdings
         self._accepting = accepting
         self._watching = watching
+        self._streams = streams
         self._writing = writing
         self._tasks = tasks
         self._name = name
@@ -196,7 +199,12 @@ class Commits:
         effects = transition.effects
         ended = transition.released or transition.outcome is not None
         nothing = not (effects.starts or effects.messages or effects.answers or effects.release or effects.enlist)
-        if nothing and (effects.wake is None or not ended) and not self._may_leave_start(transition):
+        if (
+            nothing
+            and not effects.written
+            and (effects.wake is None or not ended)
+            and not self._may_leave_start(transition)
+        ):
             self._followed(transition, told, revision)
         else:
             self._spawn(told, self._do_effects(transition, told, revision))
@@ -242,6 +250,8 @@ class Commits:
 
     async def try_effects(self, transition: Transition) -> None:
         id, effects = transition.id, transition.effects
+        for batch in effects.written:  # in order
+            await self._streams.append_of_body(id, batch)
         # Starts first: a message that a worker gets before its invocation exists is refused.
         await _all([self._accepting.send(start) for start in effects.starts])
         works: list[Awaitable[object]] = [self._accepting.put_message(message) for message in effects.messages]

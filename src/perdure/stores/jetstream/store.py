@@ -44,6 +44,7 @@ from perdure.stores.jetstream.layout.subjects import SHARDS, Layout
 from perdure.stores.jetstream.ownership.holdings import Member
 from perdure.stores.jetstream.queue.deliveries import Deliveries
 from perdure.stores.jetstream.queue.finding import Finder
+from perdure.stores.jetstream.streams import JetStreamStreams
 from perdure.stores.jetstream.watching import Watching
 from perdure.stores.jetstream.wire.access import shown
 from perdure.stores.jetstream.wire.checks import CLOCK_LIMIT_SECONDS, check_clock
@@ -120,9 +121,12 @@ class JetStreamStore:
         self._writing = Writing()
         self._notices = Notices()
         self.documents = JetStreamDocuments(wire, layout, self._writing, tasks, self._check, self._check_writable)
+        self.streams = streams = JetStreamStreams(
+            wire, layout, journals, self._writing, self.name, self._check, self._check_writable
+        )
         self._finder = Finder(wire, layout, journals, keys, blobs)
         self._rows = Rows(wire, layout, self._finder)
-        self._watching = Watching(wire, layout, self._notices, journals, keys, blobs, tasks)
+        self._watching = Watching(wire, layout, self._notices, journals, keys, blobs, tasks, streams)
         path = None if index is None else Path(index).expanduser()
         self._projection = Projection(wire, layout, self.clock, self.read_awakeables, path)
         self._deliveries = Deliveries(
@@ -161,6 +165,7 @@ class JetStreamStore:
             leases,
             self._accepting,
             self._watching,
+            streams,
             self._writing,
             tasks,
             self.name,
@@ -224,6 +229,7 @@ class JetStreamStore:
         finally:
             await self.wire.close()
             self._notices.fail(self._closed())
+            self.streams.followers.tell_all()
         await self._projection.aclose()  # what still reads has ended with the connection
 
     def _closed(self) -> StoreClosed:
@@ -239,6 +245,7 @@ class JetStreamStore:
     def _reconnected(self) -> None:
         self._deliveries.reconnected()
         self._watching.missed()
+        self.streams.followers.tell_all()
 
     # --- accepting ----------------------------------------------------------------------------------------------------
     def submit(self, starts: Sequence[Start], /) -> asyncio.Future[list[bool]]:

@@ -26,6 +26,7 @@ from perdure.stores.jetstream.journal.journals import Journals
 from perdure.stores.jetstream.keys.keys import Keys
 from perdure.stores.jetstream.layout.facts import Facts, facts_of, lines_of
 from perdure.stores.jetstream.layout.subjects import EVENTS, Layout
+from perdure.stores.jetstream.streams import JetStreamStreams
 from perdure.stores.jetstream.wire.wire import Wire
 from perdure.stores.notices import Feed, Notices
 from perdure.stores.port import Filter, gone_row
@@ -55,7 +56,15 @@ class Watching:
     """Publishes outcomes, answers and changes, and delivers them to waiting callers."""
 
     def __init__(
-        self, wire: Wire, layout: Layout, notices: Notices, journals: Journals, keys: Keys, blobs: Blobs, tasks: Tasks
+        self,
+        wire: Wire,
+        layout: Layout,
+        notices: Notices,
+        journals: Journals,
+        keys: Keys,
+        blobs: Blobs,
+        tasks: Tasks,
+        streams: JetStreamStreams,
     ) -> None:
         self._wire = wire
         self._layout = layout
@@ -64,6 +73,7 @@ class Watching:
         self._keys = keys
         self._blobs = blobs
         self._tasks = tasks
+        self._streams = streams
         self._watched: dict[str, int] = {}  # subscriptions to outcomes, by invocation
         self._answers: dict[str, int] = {}  # subscriptions to answers, by message
         self._listening = False  # whether there is a subscription to changes of rows
@@ -87,8 +97,13 @@ class Watching:
                 return None  # only once its key is released: the caller may read the state of the key next
             return history.outcome  # it is to be retried
         frame = await self._journals.last_frame(id)
-        if frame is None or frame.outcome is not None:
-            return None if frame is None else frame.outcome
+        if frame is None:
+            return None
+        for batch in frame.written:
+            if not await self._streams.is_written(id, batch):
+                return None  # only once its streams are whole: the caller may read them next
+        if frame.outcome is not None:
+            return frame.outcome
         return History.of((await self._journals.read(id))[0]).outcome
 
     def settled(self, id: str, outcome: Outcome) -> None:

@@ -36,6 +36,7 @@ from perdure.stores.port import (
 from perdure.stores.sealed.documents import SealedDocuments
 from perdure.stores.sealed.fields import TEXT, Fields, Opening, Sealing, Showing, is_sealed, no_codec
 from perdure.stores.sealed.kept import read_kept, unlock
+from perdure.stores.sealed.streams import SealedStreams
 from perdure.stores.sealed.walk import (
     answer_with,
     awakeable_with,
@@ -115,6 +116,7 @@ class Sealed:
         self._showing = Showing(opening)
         self._opening: Fields = opening
         self.documents = SealedDocuments(self.inner.documents, self._sealing, opening)
+        self.streams = SealedStreams(self.inner.streams, self._sealing, opening)
 
     async def aclose(self) -> None:
         await self.inner.aclose()
@@ -197,7 +199,7 @@ class Sealed:
         return replace(
             transition,
             frame=None if frame is None else frame_with(sealing, transition.id, frame),
-            effects=effects_with(sealing, transition.effects),
+            effects=effects_with(sealing, transition.id, transition.effects),
             acknowledge=[_inner_of(each) for each in transition.acknowledge],
             awakeables=None if awakeables is None else [awakeable_with(sealing, each) for each in awakeables],
         )

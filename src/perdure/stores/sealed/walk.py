@@ -45,6 +45,7 @@ from perdure.core.journal import (
     Settled,
     Start,
 )
+from perdure.core.streams import Batch
 from perdure.stores.awakeables import Awakeable
 from perdure.stores.port import Key
 from perdure.stores.sealed.fields import Fields
@@ -107,7 +108,8 @@ def frame_with(fields: Fields, id: str, frame: Frame) -> Frame:
         for command in frame.commands
     ]
     state = fields.state(frame.state, scope, _place(b"state", 0, frame.at)) if frame.state else frame.state
-    return Frame(frame.writer, frame.at, entries, commands, state, frame.cancels)
+    written = [batch_with(fields, id, batch) for batch in frame.written]
+    return Frame(frame.writer, frame.at, entries, commands, state, frame.cancels, written)
 
 
 def outcome_with(fields: Fields, id: str, outcome: Outcome) -> Outcome:
@@ -185,6 +187,14 @@ _COMMANDS: dict[type, Callable[[Fields, bytes, Any, float], Command]] = {
 }
 
 
+# --- streams ----------------------------------------------------------------------------------------------------------
+def batch_with(fields: Fields, id: str, batch: Batch) -> Batch:
+    """Walk a batch, which is sealed in the same way in the frame of a body and in its stream."""
+    step = b"body" if batch.step is None else b"%d" % batch.step
+    place = b"stream %b %d %d %b" % (step, batch.attempt, batch.first, batch.name.encode())
+    return replace(batch, data=fields.value(batch.data, scope_of(id), place))
+
+
 # --- awakeables and keys ----------------------------------------------------------------------------------------------
 def awakeable_with(fields: Fields, awakeable: Awakeable) -> Awakeable:
     """Walk an awakeable of the index, which has what its journal has: it is sealed in the same place."""
@@ -212,11 +222,12 @@ def _release(fields: Fields, release: Release) -> Release:
 
 
 # --- effects ----------------------------------------------------------------------------------------------------------
-def effects_with(fields: Fields, effects: Effects) -> Effects:
+def effects_with(fields: Fields, id: str, effects: Effects) -> Effects:
     if effects is NO_EFFECTS:
         return effects
     return replace(
         effects,
+        written=tuple(batch_with(fields, id, each) for each in effects.written),
         starts=tuple(start_with(fields, each) for each in effects.starts),
         messages=tuple(message_with(fields, each) for each in effects.messages),
         answers=tuple(answer_with(fields, each) for each in effects.answers),

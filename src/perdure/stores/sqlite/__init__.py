@@ -8,6 +8,7 @@ share one fsync. A second thread reads through its own connection. Deliveries ar
     frame        the journals: (id, revision) -> bytes, each with a checksum
     message      what was posted, and its answer
     document     values that belong to no invocation: (collection, key) -> bytes, each with a checksum
+    stream       chunks of streams: (invocation, name, position) -> bytes, each with a checksum
     meta         schema version, secret, number of the last commit, last revision of a document
 
 Four files lie beside the database: SQLite's own `-wal` and `-shm`; `-lock`, which keeps out earlier releases, since
@@ -17,8 +18,8 @@ lower than the one in `-commit` has lost acknowledged writes, and is refused. A 
 written into the database before anything is added: what was read from it may never have been synced.
 
 * `store` implements the Store protocol on the loop, and `reader` the half of it that only reads, which is also the
-  store of a `read_only` client. `deliveries` delivers from the file. `writer` commits `unit`s in its thread; `keys` is
-  its part for keys, `documents` that for documents. `backup` copies the file while it is served.
+  store of a `read_only` client. `deliveries` delivers from the file. `writer` commits `unit`s in its thread; `keys`,
+  `documents` and `streams` are its parts for these. `backup` copies the file while it is served.
 * `file` opens and checks; `look` opens to read only; `lock` excludes other processes; `moved` detects that the file was
   moved, removed or replaced.
 * `schema` defines the tables and checksums, `checked` verifies rows against their checksums, `aside` holds the

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sqlite3
 import struct
 import zlib
 from collections.abc import Sequence
@@ -23,6 +24,11 @@ ROW = f"{COLUMNS}, sequence, wake, revision, state_checksum"
 _OF_ANOTHER_TYPE = (TypeError, ValueError, OverflowError, struct.error)
 """Raised by the computation of a checksum if a column holds a value of another type, as SQLite permits."""
 RESTORE = "restore it from a backup to go on with it"
+
+
+def has_table(db: sqlite3.Connection, name: str) -> bool:
+    """Report whether the file has a table: one of an earlier release may lack it."""
+    return db.execute("SELECT 1 FROM sqlite_master WHERE name = ?", (name,)).fetchone() is not None
 
 
 def damaged(path: str, what: str) -> StoreDamaged:

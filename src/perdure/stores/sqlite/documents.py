@@ -25,7 +25,7 @@ from perdure.stores.documents import (
     joined,
     split,
 )
-from perdure.stores.sqlite.checked import RESTORE
+from perdure.stores.sqlite.checked import RESTORE, has_table
 from perdure.stores.sqlite.faults import about
 from perdure.stores.sqlite.unit import DocumentWrites, Unit
 
@@ -78,7 +78,7 @@ class SqliteDocuments:
             try:
                 return read(db)
             except sqlite3.OperationalError:
-                if _has_table(db):
+                if has_table(db, "document"):
                     raise
                 return nothing  # a file of an earlier release, which is only read
 
@@ -173,8 +173,3 @@ def _key_of(encoded: bytes) -> DocumentKey:
 
 def _checksum(collection: str, key: bytes, value: bytes, revision: int) -> int:
     return zlib.crc32(value, zlib.crc32(b"%s\n%s\n%d" % (collection.encode(), key, revision)))
-
-
-def _has_table(db: sqlite3.Connection) -> bool:
-    """Report whether the file has a table of documents: one of an earlier release has none."""
-    return db.execute("SELECT 1 FROM sqlite_master WHERE name = 'document'").fetchone() is not None

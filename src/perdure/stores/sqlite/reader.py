@@ -42,6 +42,7 @@ from perdure.stores.sqlite.faults import Mismatch, about, explained
 from perdure.stores.sqlite.file import connect
 from perdure.stores.sqlite.keys import read_key
 from perdure.stores.sqlite.look import Look, looked_at
+from perdure.stores.sqlite.streams import SqliteStreams
 from perdure.stores.sqlite.unit import Unit
 
 T = TypeVar("T")
@@ -179,9 +180,11 @@ class SqliteReader:
         self._lost: StoreError | None = None  # why nothing can be read or written any more
         self._reading = ReadThread(self.path)
         self._aside = Aside(self.path)
-        self.documents = SqliteDocuments(self.path, self._read, self._write_documents)
+        self.documents = SqliteDocuments(self.path, self._read, self._hand_over)
+        self.streams = SqliteStreams(self.path, self._read, self._hand_over)
 
-    def _write_documents(self, unit: Unit) -> asyncio.Future[Any]:
+    def _hand_over(self, unit: Unit) -> asyncio.Future[Any]:
+        """Hand a unit of documents or streams to the writer."""
         raise NotImplementedError
 
     def _check(self) -> None:
@@ -334,6 +337,7 @@ class SqliteView(OnlyLooking, SqliteReader):
     async def aclose(self) -> None:
         if self._open:
             self._open = False
+            self.streams.followers.tell_all()
             await self._backups.end()
             await self._reading.close()
 
@@ -357,8 +361,8 @@ class SqliteView(OnlyLooking, SqliteReader):
     def served(self) -> set[str]:
         return set()
 
-    def _write_documents(self, unit: Unit) -> asyncio.Future[Any]:
-        self._refuse_change("no document can be written")
+    def _hand_over(self, unit: Unit) -> asyncio.Future[Any]:
+        self._refuse_change("no document or stream can be written")
 
     def _refuse_change(self, what: str) -> Never:
         self._check()

@@ -21,9 +21,13 @@ CREATE TABLE IF NOT EXISTS document (
     collection TEXT NOT NULL, key BLOB NOT NULL, value BLOB NOT NULL, revision INTEGER NOT NULL,
     checksum INTEGER NOT NULL, UNIQUE (collection, key)
 );
+CREATE TABLE IF NOT EXISTS stream (
+    invocation TEXT NOT NULL, name TEXT NOT NULL, position INTEGER NOT NULL, data BLOB NOT NULL,
+    checksum INTEGER NOT NULL, UNIQUE (invocation, name, position)
+);
 """
 """What came without a new version, since a file that has it can be served by any release: an index, which SQLite
-maintains, in place of one that did not tell the order of what is due together; and a table that earlier releases leave
+maintains, in place of one that did not tell the order of what is due together; and tables that earlier releases leave
 alone. Made whenever a file that lacks it is opened to be served."""
 NO_TIME = -1.0
 """The wake of an invocation that has none, where None cannot be used."""

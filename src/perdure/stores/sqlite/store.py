@@ -123,6 +123,7 @@ class SqliteStore(SqliteReader):
         await self._backups.end()
         await self._loop.run_in_executor(None, self._writer.close)
         self._notices.fail(StoreClosed(about(self.path, "the store is closed")))
+        self.streams.followers.tell_all()
         await self._release_files()
 
     def _lose(self, why: StoreError) -> None:
@@ -130,6 +131,7 @@ class SqliteStore(SqliteReader):
         self._lost = why
         self._lock.keep_log()  # the file there now may be a backup, to which our log does not belong
         self._notices.fail(StoreDamaged(str(why)))
+        self.streams.followers.tell_all()
         self._deliveries.close()
 
     # --- writing ------------------------------------------------------------------------------------------------------
@@ -183,7 +185,7 @@ class SqliteStore(SqliteReader):
         status = "pending" if start.is_due(self.clock.now()) else "scheduled"
         return Accept(start, data, status, self._deliveries.next_position())
 
-    def _write_documents(self, unit: Unit) -> asyncio.Future[Any]:
+    def _hand_over(self, unit: Unit) -> asyncio.Future[Any]:
         self._check()
         return self._enqueue(unit)
 
@@ -226,6 +228,7 @@ class SqliteStore(SqliteReader):
             self.counters.written_bytes += unit.size
             try:
                 self._deliveries.written(unit)
+                self.streams.written(unit)
                 if (transition := unit.transition) is not None and (unit.ended or transition.effects.answers):
                     self._notify(transition)
             except Exception:

@@ -9,6 +9,7 @@ from typing import Any
 from msgspec import Struct
 
 from perdure.core.journal import Message, Start, Status, settles_before_begin
+from perdure.core.streams import Batch
 from perdure.stores.documents import Fence, Write
 from perdure.stores.port import Committed, Transition
 
@@ -54,6 +55,14 @@ class DocumentWrites(Struct):
     revisions: list[int] = []
 
 
+class StepItems(Struct):
+    """What a step of an invocation writes to a stream, under the claim `epoch`."""
+
+    id: str
+    epoch: int
+    batch: Batch
+
+
 def _ignore(revision: int, error: Exception | None) -> None:
     pass
 
@@ -82,6 +91,7 @@ class Unit(Struct, eq=False):
     purged: int = 0
     position: int = 0
     documents: DocumentWrites | None = None
+    items: StepItems | None = None
     future: asyncio.Future[Any] | None = None
     routes: list[Route] = []
     granted: list[tuple[int, str, bytes, int]] = []
@@ -90,8 +100,9 @@ class Unit(Struct, eq=False):
 
     @property
     def size(self) -> int:
-        """How many bytes of frames and starts it writes."""
+        """How many bytes of frames, starts and items of steps it writes."""
         size = 0 if self.frame is None else len(self.frame)
+        size += 0 if self.items is None else len(self.items.batch.data)
         for accept in self.accepts:
             size += len(accept.data) if accept.new else 0
         return size
@@ -100,6 +111,8 @@ class Unit(Struct, eq=False):
         """Describe the unit, for the log."""
         if self.transition is not None:
             return f"a commit to invocation {self.transition.id!r}"
+        if self.items is not None:
+            return f"stream {self.items.batch.name!r} of invocation {self.items.id!r}"
         if self.documents is not None:
             return f"documents of collection {self.documents.collection!r}"
         ids = [*(accept.start.id for accept in self.accepts), *(message.to for message in self.messages)]

@@ -27,7 +27,7 @@ from perdure.stores.awakeables import Awakeable
 from perdure.stores.port import Transition, conflict, id_conflict, identity_of
 from perdure.stores.sql import awakeables, index
 from perdure.stores.sql.index import SETTLED
-from perdure.stores.sqlite import documents
+from perdure.stores.sqlite import documents, streams
 from perdure.stores.sqlite.faults import Mismatch, about, explain, quietly
 from perdure.stores.sqlite.file import Opened, connect, side_file
 from perdure.stores.sqlite.keys import Keys, queue_deadline
@@ -330,7 +330,7 @@ def _change_row(transition: Transition, status: Status, now: float) -> tuple[Any
 
 
 def _write_the_rest(db: sqlite3.Connection, batch: Sequence[Unit], now: float) -> None:
-    """Write tags, awakeables, messages and promoted starts, which few units have."""
+    """Write tags, awakeables, items of streams, messages and promoted starts, which few units have."""
     for unit in batch:
         for accept in unit.accepts:
             if accept.start.tags and accept.new:
@@ -338,8 +338,13 @@ def _write_the_rest(db: sqlite3.Connection, batch: Sequence[Unit], now: float) -
                 db.executemany(index.PUT_TAG, index.tag_rows(start.id, start.at, start.tags))
         if (transition := unit.transition) is not None and transition.awakeables is not None:
             _note_awakeables(db, transition, transition.awakeables)
+        if transition is not None:
+            for written in transition.effects.written:
+                streams.append_of_body(db, transition.id, written)
         if unit.messages:
             _insert_messages(db, unit)
+        if unit.items is not None:
+            streams.append_of_step(db, unit)
         if unit.promoted:
             db.executemany(_PROMOTE, [_promoted_row(sequence, start, now) for sequence, start in unit.promoted])
 
@@ -359,6 +364,7 @@ _PURGE = (
     "DELETE FROM frame WHERE id = ?",
     *awakeables.PURGE,
     index.PURGE_TAGS,
+    streams.PURGE,
     "DELETE FROM invocation WHERE id = ?",
 )
 _ANSWER = "UPDATE message SET answered = 1, answer = ?, answer_checksum = ? WHERE id = ? AND answered = 0"

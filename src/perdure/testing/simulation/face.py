@@ -6,13 +6,14 @@ A process that has ended is not heard any more: what it had sent may still arriv
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Collection, Coroutine, Sequence
+from collections.abc import Callable, Collection, Coroutine, Mapping, Sequence
 from functools import partial
 from typing import Any, Protocol, TypeVar
 
 from msgspec.structs import replace
 
 from perdure.core.journal import Answer, Claimed, Message, Outcome, Start
+from perdure.core.streams import Batch
 from perdure.errors import Conflict, NewerJournal, StoreDamaged, StoreFull, StoreUnavailable
 from perdure.stores.awakeables import Awakeable, AwakeableFilter
 from perdure.stores.documents import Document, DocumentKey, DocumentStore, Fence, Scan, Write
@@ -32,6 +33,7 @@ from perdure.stores.port import (
     Subscription,
     Transition,
 )
+from perdure.stores.streams import Chunk, Following, StreamStore
 from perdure.testing.simulation.clock import TICK_SECONDS, ProcessClock
 from perdure.testing.simulation.faults import Faults
 from perdure.testing.simulation.loop import Process
@@ -77,6 +79,26 @@ class _Documents:
         return await self._face.ask("scan", collection, lambda: self._kept.scan(collection, which))
 
 
+class _Streams:
+    """The streams, as one process sees them. What the store pushes of them is never lost."""
+
+    def __init__(self, face: Face, kept: StreamStore) -> None:
+        self._face = face
+        self._kept = kept
+
+    async def append(self, id: str, epoch: int, batch: Batch, /) -> None:
+        await self._face.ask("append", id, lambda: self._kept.append(id, epoch, batch))
+
+    async def read(self, id: str, name: str, start: int, /) -> Sequence[Chunk]:
+        return await self._face.ask("read", id, lambda: self._kept.read(id, name, start))
+
+    async def counts(self, id: str, /) -> Mapping[str, int]:
+        return await self._face.ask("counts", id, lambda: self._kept.counts(id))
+
+    def follow(self, id: str, name: str, /) -> Following:
+        return self._kept.follow(id, name)
+
+
 class Face:
     """The `Store` of one process."""
 
@@ -98,6 +120,7 @@ class Face:
         self._deliver: Callable[[Delivery], None] | None = None
         self._lost: Callable[[str], None] | None = None
         self.documents = _Documents(self, server.store.documents)
+        self.streams = _Streams(self, server.store.streams)
         self.feeds: list[_FaceEvents] = []  # those that the process has not closed
         self._left: set[str] = set()  # what the worker was told that it lost, and has got nothing for since
 

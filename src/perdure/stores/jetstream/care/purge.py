@@ -124,6 +124,8 @@ class Purge:
         self._journals.forget(id)
         await self._wire.purge(self._layout.stream("Q", self._layout.partition(id)), self._layout.schedules(id))
         # A process may have died between writing a segment and the frame that names it: then `has_blobs` is not set.
-        if tail.facts.has_blobs or tail.facts.number >= PACK_FRAMES:
-            await self._wire.purge(self._layout.stream("B", self._layout.partition(id)), self._layout.blobs(id))
+        stream, blobs = self._layout.stream("B", self._layout.partition(id)), self._layout.blobs(id)
+        may_have_some = tail.facts.has_blobs or tail.facts.number >= PACK_FRAMES
+        if may_have_some or await self._wire.last(stream, self._layout.items(id, None)) is not None:
+            await self._wire.purge(stream, blobs)
         return True

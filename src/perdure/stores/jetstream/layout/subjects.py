@@ -14,6 +14,7 @@
                                perdure.k.<s>.=guard.<n>              carries a guard of other subjects, and nothing else
     PERDURE_B_<s>  limits      perdure.b.<s>.<id>.<blob>.<n>         payloads too large for a message, in pieces
                                perdure.b.<s>.=doc.<blob>.<n>         ... and those of documents
+                               perdure.b.<s>.<id>.=.<stream>         what invocations write to streams, in chunks
 
 `<s>` is the partition: that of the id; of the key for a key's subjects; of the message id for an answer; of collection
 and first part for a document.
@@ -177,6 +178,10 @@ class Layout:
     def blobs(self, id: str) -> str:
         return f"{self.namespace}.b.{self.partition(id)}.{token(id)}.>"
 
+    def items(self, id: str, stream: str | None) -> str:
+        """Name the chunks of a stream of an invocation; with None, match those of all. No blob has the name `=`."""
+        return f"{self.namespace}.b.{self.partition(id)}.{token(id)}.=.{'*' if stream is None else token(stream)}"
+
     def document(self, collection: str, key: Sequence[str]) -> str:
         tokens = ".".join(map(part_token, (collection, *key)))
         return f"{self.namespace}.k.{self.partition_of_part(collection, key[0])}.doc.{tokens}"
@@ -203,6 +208,10 @@ class Layout:
     def settled(self, id: str) -> str:
         """Name the subject on which the outcome of an invocation is published."""
         return f"{self.namespace}.{EVENTS}.settled.{token(id)}"
+
+    def written(self, id: str, stream: str) -> str:
+        """Name the subject on which it is published that a stream has more."""
+        return f"{self.namespace}.{EVENTS}.stream.{token(id)}.{token(stream)}"
 
     def told(self, subject: str) -> str:
         """Return the subject on which the server republishes what it stores on `subject`."""
