@@ -39,7 +39,7 @@ FACE = {"perdure", "perdure.__main__"}
 """Above all layers: they import what they like, and nothing imports them."""
 
 STORES = ("perdure.stores",)
-STORE_PORT = {f"perdure.stores{name}" for name in ("", ".port", ".documents", ".awakeables", ".waits")}
+STORE_PORT = {f"perdure.stores{name}" for name in ("", ".port", ".documents", ".streams", ".awakeables", ".waits")}
 CONCRETE_STORES = ("perdure.stores.memory", "perdure.stores.sqlite", "perdure.stores.jetstream")
 FACE_OF_OPERATIONS = tuple(
     f"perdure.{name}"

@@ -22,6 +22,8 @@ PUBLIC = {
     *("Check", "Delete", "Document", "Documents", "Put", "RevisionConflict"),
     # schedules
     *("Schedule", "ScheduleHandle", "ScheduleInfo"),
+    # streams
+    *("StreamItem", "StreamWriter", "stream"),
     # sagas
     *("CompensationFailed", "Saga"),
     # errors

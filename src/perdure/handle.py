@@ -90,8 +90,9 @@ class Handle(Generic[R_co]):
         """Iterate over the items of one of its streams as they come, until it has settled.
 
         Items are numbered from 0, and `start` is the first one wanted: to go on later, or elsewhere, read from the last
-        `offset + 1`. Without `follow`, it ends with the last one that there is now. There is no gap and no repetition, whatever dies meanwhile. `Undecodable` for an item that is not
-        of the type; `UnknownInvocation`. Use `contextlib.aclosing` if you leave the loop early.
+        `offset + 1`. There is no gap and no repetition, whatever dies meanwhile. Without `follow`, it ends with the
+        last item that there is now. `Undecodable` for an item that is not of the type; `UnknownInvocation`. Use
+        `contextlib.aclosing` if you leave the loop early.
         """
         refuse_in_body("handle.stream()")
         parts = self._operations.stream(self.id, check_stream(name), check_start(start), follow=follow)

@@ -256,7 +256,7 @@ async def ask(client: httpx.AsyncClient, route: Route) -> tuple[int, str]:
     if route.method == "GET":
         if route.media == "text/event-stream":
             response = await client.head(path)
-            return response.status_code, ""
+            return response.status_code, "not-permitted" if response.status_code == 403 else ""
         response = await client.get(path)
     elif route.body is Body.EXACT:
         content = encode(["nothing"])

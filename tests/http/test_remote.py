@@ -366,7 +366,7 @@ async def test_what_no_store_can_hold_is_refused_by_the_routes_of_clients(memory
 
 def test_every_operation_of_the_port_has_a_route() -> None:
     ours = {name for name in vars(Operations) if not name.startswith("_")}
-    elsewhere = {"open", "aclose", "run", "backup", "result", "watch", "watch_all"}
+    elsewhere = {"open", "aclose", "run", "backup", "result", "watch", "watch_all", "stream"}
     assert ours - elsewhere == {*CALLS} - {"begin_bulk_purge"}  # the same as begin_bulk, for another role
 
 

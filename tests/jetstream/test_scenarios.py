@@ -15,6 +15,7 @@ from tests.scenarios.test_operations import *  # noqa: F403
 from tests.scenarios.test_random_programs import *  # noqa: F403
 from tests.scenarios.test_retention import *  # noqa: F403
 from tests.scenarios.test_steps import *  # noqa: F403
+from tests.scenarios.test_streams import *  # noqa: F403
 from tests.scenarios.test_timers import *  # noqa: F403
 
 LEFT_OUT = (

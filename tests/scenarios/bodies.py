@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Callable
 from contextvars import ContextVar
 from datetime import timedelta
 
-from perdure import ChildCancelled, Context, NonRetryable, Retry, Workflow, step, step_info, workflow
+from perdure import ChildCancelled, Context, NonRetryable, Retry, Workflow, step, step_info, stream, workflow
 from perdure.errors import AwakeableRejected
 from tests.scenarios.notes import closed, die, gate, note
 
@@ -697,3 +697,54 @@ async def remarks(ctx: Context, tag: str) -> str:
     if remark is not None:
         remark(tag)
     return await ctx.awakeable(str)
+
+
+# --- streams ----------------------------------------------------------------------------------------------------------
+@step(retry=QUICK)
+async def says(tag: str, count: int, seconds: float, fail: int = 0) -> int:
+    """Write so many words, `seconds` apart, with a gate after each; its first attempts fail at the end."""
+    words = stream("words", str)
+    for n in range(count):
+        words.write(f"{tag} {n}")
+        await words.drain()
+        await asyncio.sleep(seconds)
+        if closed(f"{tag} after {n}"):
+            await gate(f"{tag} after {n}")
+    note(f"said {tag}")
+    if step_info().attempt <= fail:
+        raise ConnectionError(tag)
+    return count
+
+
+@workflow
+async def speaks(ctx: Context, tag: str, speeches: int, count: int, seconds: float = 0.0) -> int:
+    """Let steps write words, one after the other, and write itself what it is about to do."""
+    plans = ctx.stream("plans", str)
+    for number in range(speeches):
+        plans.write(f"speech {number}")
+        ctx.stream("words", str).write(f"{tag} announces {number}")
+        await says(f"{tag}-{number}", count, seconds)
+        await asyncio.sleep(0.01)
+    plans.write("silence")
+    return speeches
+
+
+@workflow
+async def stammers(tag: str, count: int) -> int:
+    return await says(tag, count, 0.0, fail=2)
+
+
+@workflow
+async def breaks_off(ctx: Context, tag: str) -> str:
+    """Fail until the gate is open; what is written before is written once."""
+    ctx.stream("plans", str).write("before")
+    await sells_out(tag)
+    ctx.stream("plans", str).write("after")
+    return tag
+
+
+@step(retry=Retry(max_attempts=1))
+async def sells_out(tag: str) -> None:
+    stream("words", str).write(tag)
+    if closed(f"sold out {tag}"):
+        raise SoldOutError(tag, 0)

@@ -6,6 +6,7 @@ import asyncio
 import logging
 import random
 from collections.abc import Callable, Sequence
+from contextlib import aclosing
 from contextvars import Context
 from functools import partial
 from pathlib import Path
@@ -243,6 +244,16 @@ class Engine:
 
     async def retry(self, id: str, timeout: float = ANSWER_WAIT_SECONDS) -> None:
         await self._client.handle(id).retry(timeout=timeout)
+
+    async def items(self, id: str, name: str, start: int = 0, count: int | None = None) -> list[list[Any]]:
+        """Follow a stream from an item on: to its end, or so many items. Each as offset, value, step and attempt."""
+        found: list[list[Any]] = []
+        async with aclosing(self._client.handle(id).stream(name, start=start)) as items:
+            async for item in items:
+                found.append([item.offset, item.value, item.step, item.attempt])
+                if len(found) == count:
+                    break
+        return found
 
     async def state(self, key: str) -> dict[str, Any]:
         return dict(await self._client.state(key))

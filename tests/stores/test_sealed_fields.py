@@ -35,6 +35,7 @@ from perdure.core.journal import (
     Returned,
     Start,
 )
+from perdure.core.streams import Batch
 from perdure.encryption import Encrypted
 from perdure.errors import InvalidOption, KeyMissing, Tampered, Unsealed
 from perdure.stores.awakeables import Awakeable
@@ -42,6 +43,7 @@ from perdure.stores.port import Key
 from perdure.stores.sealed.fields import DigestKey, Opening, Sealing, Showing
 from perdure.stores.sealed.walk import (
     awakeable_with,
+    batch_with,
     effects_with,
     frame_with,
     key_with,
@@ -59,6 +61,7 @@ OPENING = Opening(CODEC, STORE, DIGEST_KEY, time.time)
 KEYLESS = Opening(None, STORE, None, time.time)
 
 START = Start("child", "handler", b"\x81\xa1a\xa3low", 1.0, 1.5, 7, "key", 9.0, None, True, ("held",), b"digest00")
+BATCH = Batch("stream", 3, 2, b"\x92\xc4\x01a\xc4\x01b", 2)
 PLAIN = {
     *("Start.id", "Start.handler", "Start.key", "Start.held", "Start.sender", "Start.tags", "Start.interface"),
     *("Parent.id", "Claimed.worker", "Claimed.python", "Claimed.hash_seed", "Released.stuck_at"),
@@ -66,7 +69,7 @@ PLAIN = {
     *("Refused.message", "Joined.message", "Retried.message", "Cancelled.message", "Answer.message"),
     *("CallStep.name", "MarkPatch.name", "Asked.assignees", "Asked.schema", "Frame.writer", "Settled.child"),
     *("Message.id", "Message.to", "Awakeable.invocation", "Awakeable.handler"),
-    *("Release.key", "Enlist.key", "Key.holder"),
+    *("Release.key", "Enlist.key", "Key.holder", "Batch.name"),
     *("Failure.module", "Failure.qualname", "Failure.script"),
 }
 """Text and bytes that stores, indexes and people need: no value of a user."""
@@ -97,7 +100,7 @@ def everything() -> Frame:
     ]
     assert {type(each) for each in commands} == {*get_args(Command)}
     assert {type(each) for each in entries} == {*get_args(Entry)}
-    return Frame("w", 2.5, entries, commands, {"name": b"\xa5value", "gone": None})
+    return Frame("w", 2.5, entries, commands, {"name": b"\xa5value", "gone": None}, [4], [BATCH])
 
 
 def crossing() -> list[tuple[Struct, Struct, Struct]]:
@@ -123,9 +126,12 @@ def crossing() -> list[tuple[Struct, Struct, Struct]]:
         2.0,
         Release("key", 1, {"name": b"\xa5value"}),
         Enlist("key", 1),
+        (BATCH,),
     )
-    sealed = effects_with(SEALING, effects)
-    found.append((effects, sealed, effects_with(OPENING, sealed)))
+    sealed = effects_with(SEALING, "i", effects)
+    found.append((effects, sealed, effects_with(OPENING, "i", sealed)))
+    sealed = batch_with(SEALING, "i", BATCH)
+    found.append((BATCH, sealed, batch_with(OPENING, "i", sealed)))
     return found
 
 
@@ -168,6 +174,10 @@ MESSAGE = message_with(SEALING, Message("m", "i", 1.0, Resolve(1, b"\xa1v")))
         lambda: message_with(OPENING, replace(MESSAGE, id="n")),
         lambda: message_with(OPENING, replace(MESSAGE, to="j")),
         lambda: start_with(OPENING, replace(start_with(SEALING, START), id="other")),
+        lambda: batch_with(OPENING, "j", batch_with(SEALING, "i", BATCH)),
+        lambda: batch_with(OPENING, "i", replace(batch_with(SEALING, "i", BATCH), name="other")),
+        lambda: batch_with(OPENING, "i", replace(batch_with(SEALING, "i", BATCH), step=7)),
+        lambda: batch_with(OPENING, "i", replace(batch_with(SEALING, "i", BATCH), first=0)),
     ],
 )
 def test_a_value_put_into_another_place_does_not_open(opened: Callable[[], object]) -> None:

@@ -26,6 +26,7 @@ from perdure.stores.jetstream.wire.protocol import Stored, WrongSequence, raise_
 from perdure.stores.jetstream.wire.wire import Wire
 from perdure.stores.jetstream.writing import Writing
 from perdure.stores.streams import (
+    READ_BYTES,
     Chunk,
     Follower,
     Followers,
@@ -146,7 +147,7 @@ class JetStreamStreams:
         subject = self._layout.items(id, name)
         stream = self._layout.stream_of(subject)
         sequence = self._next.get((subject, start)) or await self._find(id, subject, start)
-        while stored := await self._wire.batch(stream, subject, sequence, READ_AT_A_TIME):
+        while stored := await self._wire.batch(stream, subject, sequence, READ_AT_A_TIME, size=READ_BYTES):
             chunks = [decode_chunk(each.data, id) for each in stored]
             sequence = stored[-1].sequence + 1
             if chunks[-1].end > start:

@@ -108,13 +108,15 @@ class Reads(Link):
                     raise error
                 self.limited_log(f"read {stream}", "%s; retrying", last)
 
-    async def _page(self, stream: str, subject: str, sequence: int, limit: int) -> tuple[list[Stored], int]:
+    async def _page(
+        self, stream: str, subject: str, sequence: int, limit: int, size: int = BATCH_BYTES
+    ) -> tuple[list[Stored], int]:
         """Return the first matching messages from a sequence on, and how many more there are at least.
 
         Any replica answers. One that lags returns an earlier state, without gaps: so the leader is asked for what may
         follow. Then no message is missing, but some may have been removed meanwhile.
         """
-        body = {"seq": sequence, "next_by_subj": subject, "batch": limit, "max_bytes": BATCH_BYTES}
+        body = {"seq": sequence, "next_by_subj": subject, "batch": limit, "max_bytes": size}
         found, more = await self._read(stream, lambda: self._direct(stream, body))
         if not more and self.is_clustered:
             behind = found[-1].sequence + 1 if found else sequence
@@ -132,9 +134,14 @@ class Reads(Link):
             more = more if some else 0
         return found
 
-    async def batch(self, stream: str, subject: str, sequence: int = 1, limit: int = BATCH_LIMIT) -> list[Stored]:
-        """Return the first matching messages from a sequence on, in order; empty only if there are none."""
-        return (await self._page(stream, subject, sequence, limit))[0]
+    async def batch(
+        self, stream: str, subject: str, sequence: int = 1, limit: int = BATCH_LIMIT, *, size: int = BATCH_BYTES
+    ) -> list[Stored]:
+        """Return the first matching messages from a sequence on, in order; empty only if there are none.
+
+        They have about `size` bytes at most, but for the first one.
+        """
+        return (await self._page(stream, subject, sequence, limit, size))[0]
 
     async def count(self, stream: str, subject: str) -> int:
         """Return how many messages have a subject that matches, according to any replica."""
