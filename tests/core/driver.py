@@ -17,6 +17,7 @@ import msgspec
 
 from perdure.authoring.context import Context
 from perdure.core.failures import failure_of
+from perdure.core.history import History
 from perdure.core.journal import (
     Accepted,
     CallChild,
@@ -45,6 +46,7 @@ from perdure.core.journal import (
     describe,
     encode_frame,
 )
+from perdure.core.streams import batches, items_of
 from perdure.core.turn import Pending, Turn, current_turn
 from perdure.core.types import decoder
 from perdure.core.values import digest, encode
@@ -197,7 +199,13 @@ class Driver:
         ready = self.turn.ready()
         self.outcome = ready.outcome
         entries = self.entries + ([ready.outcome] if ready.outcome is not None else [])
-        frame = Frame("writer", self.now, entries, ready.commands, ready.state, ready.cancels)
+        before = History.of(self.frames).written
+        written = [
+            batch
+            for name, items in ready.written.items()
+            for batch in batches(name, items, first=before.get(name, 0), attempt=self.generation + 1)
+        ]
+        frame = Frame("writer", self.now, entries, ready.commands, ready.state, ready.cancels, written)
         self.frames.append(decode_frame(encode_frame(frame)))
         self.entries = []
 
@@ -280,6 +288,12 @@ class Driver:
     @property
     def commands(self) -> list[str]:
         return [describe(command) for frame in self.frames for command in frame.commands]
+
+    def written(self, name: str) -> list[Any]:
+        """Return what the body wrote to a stream, with the attempt, as the journal has it."""
+        found = [each for frame in self.frames for each in frame.written if each.name == name]
+        assert [each.first for each in found] == [sum(each.count for each in found[:n]) for n in range(len(found))]
+        return [(decoder(Any)(item), each.attempt) for each in found for item in items_of(each)]
 
     @property
     def started(self) -> list[Start]:
