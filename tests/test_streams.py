@@ -532,5 +532,3 @@ async def test_file_of_an_earlier_release_has_no_streams_until_it_is_served(tmp_
 def test_stored_chunk_that_does_not_decode_is_damage() -> None:
     with pytest.raises(StoreDamaged, match="a chunk of a stream of invocation 'i' does not decode"):
         stored.decode_chunk(b"\x01", "i")
-    with pytest.raises(StoreDamaged, match="items of stream 's' do not decode"):
-        items_of(Batch("s", 0, 1, b"\x01"))

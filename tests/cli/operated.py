@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from pathlib import Path
 
-from perdure import Client, Context, Retry, connect, step, workflow
+from perdure import Client, Context, Retry, connect, step, stream, workflow
 
 
 class Broken(Exception):
@@ -14,6 +14,9 @@ class Broken(Exception):
 
 @step
 async def greet(name: str) -> str:
+    letters = stream("letters", str)
+    for letter in name:
+        letters.write(letter)
     return f"Hello, {name}!"
 
 

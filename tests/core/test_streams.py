@@ -27,8 +27,8 @@ from perdure.core.journal import (
     Retried,
     Returned,
 )
-from perdure.core.streams import BATCH_BYTES, ITEM_LIMIT_BYTES, Batch, batches, items_of
-from perdure.errors import CalledOutsideWorkflow, LimitExceeded
+from perdure.core.streams import BATCH_BYTES, ITEM_LIMIT_BYTES, Batch, batches, check_item, items_of
+from perdure.errors import CalledOutsideWorkflow, LimitExceeded, StoreDamaged
 from tests.core.driver import START, Body, Driver, make_turn, step
 
 BAD = ValueError("bad")
@@ -170,6 +170,14 @@ def test_batches_hold_all_items_in_order(sizes: list[int], first: int) -> None:
 def test_item_of_the_largest_size_is_a_batch_of_less_than_a_mebibyte() -> None:
     (batch,) = batches("s" * 200, [bytes(ITEM_LIMIT_BYTES)], first=0, attempt=1)
     assert len(batch.data) < 2**20 - 16 * 1024
+
+
+def test_item_that_is_too_large_is_refused_and_a_batch_that_does_not_decode_is_damage() -> None:
+    check_item("s", ITEM_LIMIT_BYTES)
+    with pytest.raises(LimitExceeded, match="an item of stream 's' takes 1,000,001 bytes"):
+        check_item("s", ITEM_LIMIT_BYTES + 1)
+    with pytest.raises(StoreDamaged, match="items of stream 's' do not decode"):
+        items_of(Batch("s", 0, 1, b"\x01"))
 
 
 # --- numbers of attempts ----------------------------------------------------------------------------------------------

@@ -15,10 +15,10 @@ PROGRAMS = str(Path(__file__).parent / "programs.py")
 
 
 class Process:
-    """`perdure worker` with HTTP, in a process of its own."""
+    """`perdure worker` with HTTP, in a process of its own; at a free port, unless one is given."""
 
-    def __init__(self, folder: Path, *arguments: str) -> None:
-        command = [sys.executable, "-m", "perdure", *arguments, "--url", "sqlite:store.db", "--http-port", "0"]
+    def __init__(self, folder: Path, *arguments: str, port: int = 0) -> None:
+        command = [sys.executable, "-m", "perdure", *arguments, "--url", "sqlite:store.db", "--http-port", str(port)]
         self.process = subprocess.Popen(
             command,
             cwd=folder,

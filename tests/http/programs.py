@@ -10,7 +10,7 @@ from typing import Any
 
 import pydantic
 
-from perdure import Context, Retry, step, workflow
+from perdure import Context, Retry, step, stream, workflow
 
 
 @dataclass
@@ -45,6 +45,21 @@ async def add(number: int) -> int:
 @workflow
 async def greet(name: str = "you", *, times: int = 1) -> list[str]:
     return [name] * times
+
+
+@step
+async def count_aloud(count: int, seconds: float) -> int:
+    numbers = stream("numbers", dict[str, Decimal])
+    for n in range(count):
+        numbers.write({"n": Decimal(n)})
+        await asyncio.sleep(seconds)
+    return count
+
+
+@workflow
+async def counting(ctx: Context, count: int, seconds: float = 0.0) -> int:
+    ctx.stream("status", str).write("counts")
+    return await count_aloud(count, seconds)
 
 
 @workflow
@@ -113,4 +128,17 @@ async def two_awakeables(ctx: Context) -> int:
     return await first + await second
 
 
-WORKFLOWS = (nested, checked, two_awakeables, add, greet, echo, expense, failing, sleeping, returns_bytes, many)
+WORKFLOWS = (
+    nested,
+    checked,
+    two_awakeables,
+    add,
+    greet,
+    echo,
+    expense,
+    failing,
+    sleeping,
+    returns_bytes,
+    many,
+    counting,
+)
