@@ -748,3 +748,31 @@ async def sells_out(tag: str) -> None:
     stream("words", str).write(tag)
     if closed(f"sold out {tag}"):
         raise SoldOutError(tag, 0)
+
+
+@step(retry=Retry(max_attempts=1))
+async def lingers(tag: str) -> str:
+    """While the gate is closed, write without end; once it is open, no more but a few words."""
+    words = stream("words", str)
+    while closed(f"lingers {tag}"):
+        words.write("waiting")
+        note(f"wrote {tag}")
+        await asyncio.sleep(0.01)
+    if step_info().epoch < 2:
+        for _ in range(5):
+            words.write("late")
+            await words.drain()
+            await asyncio.sleep(0.05)
+        note(f"lingered {tag}")
+    return tag
+
+
+@workflow
+async def waits_in_a_step(tag: str) -> str:
+    return await lingers(tag)
+
+
+@workflow
+async def says_goodbye(ctx: Context, tag: str) -> str:
+    ctx.stream("plans", str).write("goodbye")
+    return tag
