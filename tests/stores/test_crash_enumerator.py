@@ -19,6 +19,7 @@ import pytest
 
 from perdure.authoring.context import Context
 from perdure.authoring.step import step
+from perdure.authoring.streams import stream
 from perdure.authoring.workflow import Workflow, workflow
 from perdure.client import Client
 from perdure.connect import client_from
@@ -45,6 +46,8 @@ from perdure.core.journal import (
 )
 from perdure.core.lifecycle import TABLE, Event
 from perdure.core.retry import Retry
+from perdure.core.streams import items_of
+from perdure.core.types import decoder
 from perdure.core.values import encode
 from perdure.errors import InvocationCancelled, MessageRefused, PerdureError, StoreClosed
 from perdure.operations.local import store_behind
@@ -54,6 +57,7 @@ from perdure.stores.memory import Crashed, MemoryStore
 from perdure.stores.port import Committed, Delivery, Filter, Transition
 
 ID = "it"
+decode = decoder(int)
 KEY = "k"
 QUIET_ROUNDS = 12
 RESULT_WAIT_SECONDS = 30.0
@@ -219,6 +223,27 @@ async def retried_by_hand(ctx: Context, x: int) -> int:
     return count + await fails_at_first()
 
 
+@step
+async def speak(x: int) -> int:
+    runs[f"speak {x}"] += 1
+    words = stream("words", int)
+    words.write(x)
+    words.write(x + 1)
+    return x
+
+
+@workflow
+async def speaker(ctx: Context, x: int) -> int:
+    said = ctx.stream("said", int)
+    said.write(1)
+    await speak(10)
+    ctx.stream("words", int).write(2)
+    await asyncio.sleep(5)
+    await speak(20)
+    said.write(3)
+    return x
+
+
 SERVED: tuple[Workflow[..., Any], ...] = (
     *(
         three_steps,
@@ -238,6 +263,7 @@ SERVED: tuple[Workflow[..., Any], ...] = (
         counter,
         sends_to_a_key,
         retried_by_hand,
+        speaker,
     ),
 )
 
@@ -317,6 +343,7 @@ PROGRAMS = (
     Program("cancel", cleaner, InvocationCancelled, {"clean_up": 1}, cancel, points=13, twice=True),
     Program("a caught failure", catcher, 1, {"fails": 1, "add 0 1": 1}, points=6, twice=True),
     Program("a key", counter.using(key=KEY), 1, {"add 0 0": 1}, points=6, twice=True, count=1),
+    Program("streams", speaker, 0, {"speak 10": 1, "speak 20": 1}, points=17, twice=True),
     Program(
         "sends to its own key",
         sends_to_a_key.using(key=KEY),
@@ -575,6 +602,26 @@ async def check(program: Program, run: Run, *, crashes: int) -> None:
     assert sum(runs.values()) <= sum(program.steps.values()) + run.lost_steps, f"{runs}: {where}"
     assert await journaled_attempts(store) == sum(program.steps.values()) or "fails_once" in runs, where
     assert run.processes == crashes + 1
+    await check_streams(store, where)
+
+
+async def check_streams(store: MemoryStore, where: str) -> None:
+    """Check that what a body wrote is there once, and of a step, each attempt, the last one whole."""
+    for name, written in (await store.streams.counts(ID)).items():
+        chunks = await store.streams.read(ID, name, 0)
+        assert [chunk.offset for chunk in chunks] == [
+            sum(c.batch.count for c in chunks[:n]) for n in range(len(chunks))
+        ]
+        items = [
+            (batch.step, batch.attempt, decode(item)) for c in chunks for batch in [c.batch] for item in items_of(batch)
+        ]
+        assert written == len(items), where
+        assert [value for step, _, value in items if step is None] == {"said": [1, 3], "words": [2]}[name], where
+        for number, words in ((0, [10, 11]), (2, [20, 21])):
+            attempts = [attempt for each, attempt, _ in items if each == number]
+            assert attempts == sorted(attempts), where
+            last = [value for each, attempt, value in items if (each, attempt) == (number, max(attempts, default=0))]
+            assert last == (words if name == "words" else []), f"{items}: {where}"
 
 
 EVENTS: dict[type[Entry], Event] = {

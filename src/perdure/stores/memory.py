@@ -401,6 +401,9 @@ class MemoryStore:
         sets_wake = ended and effects.wake is not None
         if ended and effects.wake is not None:
             self._set_wake(id, effects.wake)
+        told = outcome
+        if frame is None and transition.status in SETTLED and id in self._undone:
+            told = decode_frame(self._frames[id][-1], id).outcome  # it could not be seen before
         self._change_index(transition)
         if ended and effects.wake is None and id in self._wakes:
             self._write("wake", id)
@@ -411,8 +414,8 @@ class MemoryStore:
         for delivery in transition.acknowledge:
             if not (sets_wake and isinstance(delivery.item, Wake)):  # it may be set for the same time again
                 self._forget(delivery)
-        if outcome is not None:
-            self._soon(partial(self._notices.settled, id, outcome))
+        if told is not None:
+            self._soon(partial(self._notices.settled, id, told))
         self._dispatcher.committed(id, transition.acknowledge, ended=ended)  # before any caller hears of it
         return len(self._frames[id])
 
