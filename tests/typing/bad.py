@@ -6,7 +6,7 @@ from typing import Any
 
 from examples.services.hello_pb2 import HelloRequest, HelloResponse
 from examples.services.hello_pb2_grpc import HelloServiceStub
-from perdure import Client, Context, Handle, Put, Retry, Schedule, Workflow, connect, step, workflow
+from perdure import Client, Context, Handle, Put, Retry, Schedule, Workflow, connect, step, stream, workflow
 from perdure.encryption import Encrypted
 from perdure.testing import Environment, replay
 
@@ -163,3 +163,17 @@ async def schedules(client: Client) -> None:
     text: str = await (await nightly.trigger()).result()  # error
     await nightly.backfill("yesterday", "today")       # error
     await client.schedules()                           # error
+
+async def streams(ctx: Context, client: Client) -> None:
+    stream("tokens")                                         # error
+    stream("tokens", str).write(3)                           # error
+    stream("tokens", str).write_nowait(3)                    # error
+    ctx.stream("tokens", str).write(None)                    # error
+    ctx.stream("tokens", str).send("x")                      # error
+    ctx.stream("tokens", str).drain()                        # error
+    handle = client.handle("x", hello)
+    async for item in handle.stream("tokens", str):
+        item.value + 1                                       # error
+    async for item in handle.stream("tokens", int, start="0"): pass    # error
+    async for item in handle.stream(): pass                  # error
+    for item in handle.stream("tokens", str): pass           # error

@@ -2,18 +2,18 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
-from typing import Any, assert_type
+from typing import Any, Literal, assert_type
 
 from examples.services.hello_pb2 import HelloRequest, HelloResponse
 from examples.services.hello_pb2_grpc import HelloServiceStub
 from perdure import (
     Awakeable, BulkJob, BulkPreview, BulkProgress, Call, Check, Client, Completed, Context, Continue, Delete, Document,
-    Documents, Failed, Flow, Group, Handle, Invocation, Page, Put, Retry, RevisionConflict, Schedule, ScheduleHandle, ScheduleInfo, Step, WaitQuotaOrDuration, Workflow, connect, step,
-    step_info, workflow,
+    Documents, Failed, Flow, Group, Handle, Invocation, Page, Put, Retry, RevisionConflict, Schedule, ScheduleHandle, ScheduleInfo, Step, StreamItem, StreamWriter, WaitQuotaOrDuration, Workflow, connect, step,
+    step_info, stream, workflow,
 )
 from perdure.encryption import Encrypted
 from perdure.testing import Environment, crash_everywhere, replay
@@ -283,3 +283,35 @@ async def schedules(client: Client) -> None:
         await client.schedule(name).put(each)
     async for info in client.schedules():
         assert_type(info, ScheduleInfo)
+
+# --- streams
+@step
+async def answer(prompt: str) -> str:
+    tokens = stream("tokens", Token)
+    assert_type(tokens, StreamWriter[Token])
+    for word in prompt.split():
+        tokens.write(Token(word))
+        await tokens.drain()
+    tokens.write_nowait(Token("last"))
+    assert_type(tokens.dropped, int)
+    assert_type(step_info().number, int)
+    return prompt
+@step
+def answer_in_a_thread(prompt: str) -> str:
+    stream("tokens", str | None).write(None)
+    return prompt
+@workflow
+async def chat(ctx: Context, prompt: str) -> str:
+    status = ctx.stream("status", Literal["thinking", "writing"])
+    status.write("thinking")
+    return await answer(prompt)
+async def follow(client: Client) -> None:
+    handle = await client.start(chat, "hello")
+    start = 0
+    async for item in handle.stream("tokens", Token, start=start):
+        assert_type(item, StreamItem[Token])
+        assert_type(item.value.name, str)
+        assert_type((item.offset, item.attempt, item.step), tuple[int, int, int | None])
+        start = item.offset + 1
+    async with aclosing(client.handle("job-7", chat).stream("tokens", follow=False)) as items:
+        assert_type(items, AsyncGenerator[StreamItem[Any], None])
