@@ -22,7 +22,7 @@ WITH_test := grpc site demo test
 WITH_dev := grpc site demo test dev
 
 EXAMPLES := simple async typed local multi-service concurrent killed retry pause ticket-cart delayed \
-	approval webhook query restate saga fastapi schedule
+	approval webhook query restate saga fastapi schedule streaming
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test test-loaded check format format-check lint types coverage-core test-all-pythons \

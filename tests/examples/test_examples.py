@@ -128,6 +128,13 @@ ID = "[0-9a-f]{32}"
 PATTERNS = {
     "approval": ASKED + r"✅ Approved: \$120\.00 for Ada\n",
     "async": rf"Submitted: {ID}\nDoing other work\.\.\.\nResult: Hello, World! {WELCOME}\nStatus: completed\n",
+    "streaming": (
+        r"🗣️  attempt 1: Because I could not stop\n"
+        r"💥 kill -9 \d+; another worker, and another reader from item 5 on\n"
+        r"(🗣️  attempt 1:( \S+)+\n)?"  # what it had stored, and nobody had read
+        r"🗣️  attempt 2: Because I could not stop for Death, He kindly stopped for me\.\n"
+        r"✅ 12 tokens\n📈 thinking, done\n"
+    ),
     "pause": (
         r"📋 DEMO 1: Pause & Resume\n⏸️  paused, [1-5] of 6 steps done\n▶️  resumed: 6 of 6 steps done\n"
         r"✅ Final Status: completed\n"
