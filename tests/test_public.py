@@ -15,7 +15,7 @@ PUBLIC = {
     *("Cancelled", "Completed", "Failed", "Group", "Unsettled"),
     *("WaitDuration", "WaitForQuota", "WaitForever", "WaitQuotaOrDuration"),
     # flows
-    *("Continue", "Flow", "Skip", "Stop"),
+    *("Continue", "Each", "Flow", "Graph", "Skip", "Stop", "flow"),
     # bulk jobs
     *("BulkJob", "BulkPreview", "BulkProgress"),
     # documents

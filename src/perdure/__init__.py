@@ -1,7 +1,10 @@
 """Perdure: plain asyncio, made durable. Start with `connect`, `@step` and `@workflow`."""
 
 from perdure.authoring.context import Awakeable, Context
-from perdure.authoring.flow import Continue, Flow, Skip, Stop
+from perdure.authoring.flows.flow import Flow, flow
+from perdure.authoring.flows.graph import Graph
+from perdure.authoring.flows.nodes import Each
+from perdure.authoring.flows.rules import Continue, Skip, Stop
 from perdure.authoring.group import (
     Cancelled,
     Completed,
@@ -63,8 +66,10 @@ __all__ = [
     "Delete",
     "Document",
     "Documents",
+    "Each",
     "Failed",
     "Flow",
+    "Graph",
     "Group",
     "Handle",
     "Invocation",
@@ -99,6 +104,7 @@ __all__ = [
     "Worker",
     "Workflow",
     "connect",
+    "flow",
     "step",
     "step_info",
     "workflow",

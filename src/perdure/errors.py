@@ -27,6 +27,8 @@
     │   ├── CalledOutsideWorkflow         a workflow was called as a plain function
     │   ├── IoInWorkflow                  asyncio I/O in the body of a workflow
     │   ├── NotRepeatable                 a body whose order a replay cannot repeat
+    │   ├── NodeHasNoValue                a node of a flow was used as its value     (also a TypeError)
+    │   ├── NodeSkipped                   the result of a flow needs a node that was skipped
     │   ├── InvalidOption                 an option out of its range         (also a ValueError)
     │   ├── Diverged                      the code does something else than its journal says
     │   ├── LimitExceeded                 a named limit was exceeded
@@ -229,6 +231,18 @@ class CalledOutsideWorkflow(PerdureError):
 
 class IoInWorkflow(PerdureError):
     """The body of a workflow used asyncio I/O, which a replay cannot repeat: put it in a step."""
+
+
+class NodeHasNoValue(PerdureError, TypeError):
+    """A node was used as if it had its value already, while its graph is built."""
+
+
+class NodeSkipped(PerdureError):
+    """The result of a flow needs node `node`, which was skipped, and may not be None."""
+
+    def __init__(self, text: str = "", *, node: str = "") -> None:
+        super().__init__(text)
+        self.node = node
 
 
 class NotRepeatable(PerdureError):

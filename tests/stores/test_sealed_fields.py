@@ -60,7 +60,16 @@ KEYLESS = Opening(None, STORE, None, time.time)
 
 START = Start("child", "handler", b"\x81\xa1a\xa3low", 1.0, 1.5, 7, "key", 9.0, None, True, ("held",), b"digest00")
 PLAIN = {
-    *("Start.id", "Start.handler", "Start.key", "Start.held", "Start.sender", "Start.tags", "Start.interface"),
+    *(
+        "Start.id",
+        "Start.handler",
+        "Start.key",
+        "Start.held",
+        "Start.sender",
+        "Start.tags",
+        "Start.interface",
+        "Start.flow",
+    ),
     *("Parent.id", "Claimed.worker", "Claimed.python", "Claimed.hash_seed", "Released.stuck_at"),
     *("Returned.message", "Raised.message", "CancelRequested.message", "Paused.message", "Resumed.message"),
     *("Refused.message", "Joined.message", "Retried.message", "Cancelled.message", "Answer.message"),

@@ -203,6 +203,7 @@ class Workflow(Generic[P, R_co]):
             identity,
             tags=options.tags,
             interface=self.interface_hash,
+            flow=self.execution,
         )
 
     @functools.cached_property
@@ -226,6 +227,11 @@ class Workflow(Generic[P, R_co]):
             return b"" if self.interface is None else self.interface.hash
         except Exception:  # noqa: BLE001  annotations may be anything; the worker that publishes it logs why
             return b""
+
+    @property
+    def execution(self) -> bytes:
+        """How it is to be executed, where the start says so: for flows."""
+        return b""
 
     def check_beside(self, served: Workflow[..., Any], /) -> None:
         """Raise `NameTaken` if `served`, which a worker here serves by this name, has other code: that would run."""
@@ -283,7 +289,7 @@ class Workflow(Generic[P, R_co]):
         """Raise `InputRefused` or `Unencodable` for arguments that the workflow does not take."""
         self.encode_arguments(args, kwargs)
 
-    async def _child(self, turn: Turn, args: tuple[Any, ...], kwargs: dict[str, Any], undo: int | None = None) -> Any:
+    async def _child(self, turn: Turn, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         def start(id: str, parent: Parent) -> Start:
             held = turn.keys_held
             return self.start_of(args, kwargs, id=id, at=turn.loop.time(), seed=seed_of(id), parent=parent, held=held)

@@ -68,12 +68,13 @@ class SentSubmission(Struct, frozen=True, array_like=True):
     timeout: float | None
     tags: Tags
     interface: bytes
+    flow: bytes = b""
 
     @classmethod
     def of(cls, asked: Submission) -> SentSubmission:
         delay = seconds("delay", asked.delay) if isinstance(asked.delay, timedelta) else asked.delay
         first = (asked.id, asked.handler, asked.input, asked.digest, asked.is_chosen, asked.key)
-        return cls(*first, delay, asked.timeout, asked.tags, asked.interface)
+        return cls(*first, delay, asked.timeout, asked.tags, asked.interface, asked.flow)
 
     def restored(self) -> Submission:
         """Return the submission, or raise what a client here raises for one that no store can hold."""

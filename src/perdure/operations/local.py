@@ -289,6 +289,7 @@ class Local(Operations):
             asked.digest,
             tags=asked.tags,
             interface=asked.interface,
+            flow=asked.flow,
         )
 
     def _new_seed(self) -> int:

@@ -42,7 +42,7 @@ class Submission(Struct, frozen=True):
     """One workflow to start: the encoded arguments and how to run them.
 
     `is_chosen`: the caller chose the id, so it may exist already. `digest` identifies the input, and `interface` is the
-    hash of what the handler takes, as the caller knows it.
+    hash of what the handler takes, as the caller knows it. `flow` is how a flow is to be executed.
     """
 
     id: str
@@ -55,6 +55,7 @@ class Submission(Struct, frozen=True):
     timeout: float | None = None
     tags: Tags = ()
     interface: bytes = b""
+    flow: bytes = b""
 
 
 class Value(Struct, frozen=True):

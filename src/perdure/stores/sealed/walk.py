@@ -32,6 +32,7 @@ from perdure.core.journal import (
     Frame,
     Granted,
     Join,
+    Keep,
     Message,
     OpenAwakeable,
     Outcome,
@@ -166,6 +167,10 @@ def _awakeable(fields: Fields, scope: bytes, command: OpenAwakeable, at: float) 
     return replace(command, asked=_asked(fields, scope, command.n, at, command.asked))
 
 
+def _kept(fields: Fields, scope: bytes, command: Keep, at: float) -> Command:
+    return replace(command, value=fields.value(command.value, scope, _place(b"kept", command.n, at)))
+
+
 _ENTRIES: dict[type, Callable[[Fields, bytes, Any], Entry]] = {
     Accepted: _accepted,
     Granted: _granted,
@@ -182,6 +187,7 @@ _COMMANDS: dict[type, Callable[[Fields, bytes, Any, float], Command]] = {
     CallChild: _child,
     SendStart: _child,
     OpenAwakeable: _awakeable,
+    Keep: _kept,
 }
 
 

@@ -28,6 +28,7 @@ from perdure.core.journal import (
     Interrupted,
     Join,
     Joined,
+    Keep,
     MarkPatch,
     Message,
     OpenAwakeable,
@@ -278,6 +279,7 @@ def samples(start: Start) -> tuple[list[Entry], list[Command]]:
         SendStart(3, start),
         OpenAwakeable(4),
         MarkPatch(5, "patch"),
+        Keep(6, b"value"),
     ]
     assert {type(entry) for entry in entries} == set(get_args(Entry))
     assert {type(command) for command in commands} == set(get_args(Command))
