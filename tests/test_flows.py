@@ -14,7 +14,22 @@ from typing import Any, TypedDict
 
 import pytest
 
-from perdure import Client, Context, Continue, Each, Flow, Graph, Retry, Skip, Stop, connect, flow, step, workflow
+from perdure import (
+    Client,
+    Context,
+    Continue,
+    Each,
+    Flow,
+    Graph,
+    Retry,
+    Skip,
+    Stop,
+    connect,
+    flow,
+    step,
+    step_info,
+    workflow,
+)
 from perdure.errors import InputRefused, InvalidOption, MessageRefused, NodeHasNoValue, NodeSkipped
 from perdure.testing import Environment, crash_everywhere
 
@@ -502,6 +517,42 @@ async def test_wrong_inputs_and_options_are_refused() -> None:
     assert len((await run(built, {"day": DAY}))["old"]) == 2
     with pytest.raises(InputRefused, match=r"takes the inputs \['day', 'size'\], not \['size'\]"):
         await run(built, {"size": 3})
+
+
+# --- what runs took ---------------------------------------------------------------------------------------------------
+async def test_profile_tells_what_the_nodes_took() -> None:
+    @step(retry=Retry(max_attempts=3, initial=1, jitter=0))
+    async def shaky(n: int) -> int:
+        if step_info().attempt == 1:
+            raise ConnectionError("once")
+        return n
+
+    @workflow
+    async def pause(seconds: float) -> None:
+        await asyncio.sleep(seconds)
+
+    @flow
+    def measured(graph: Graph, n: int) -> list[Any]:
+        first = graph.add(shaky.bind(n))
+        waits = graph.map(pause.bind(Each([4.0, 2.0])), name="waits")
+        return [graph.add(shaky.bind(first), name="again"), waits]
+
+    async with Environment(measured, pause) as env:
+        for n in range(3):
+            await env.client.run(measured, n)
+        profile = await env.client.profile(measured, last=2)
+        assert profile == await env.client.profile("measured", last=2)
+    assert (profile.runs, profile.success_rate) == (2, 1.0)
+    assert profile.seconds.min == profile.seconds.max == pytest.approx(4, abs=0.1)
+    assert profile.speedup == pytest.approx((1 + 1 + 4 + 2) / 4, abs=0.1)
+    assert {name: (each.runs, each.attempts, each.success_rate) for name, each in profile.nodes.items()} == {
+        "shaky": (2, 4, 1.0),
+        "again": (2, 4, 1.0),
+        "pause": (4, 4, 1.0),
+    }
+    pauses = profile.nodes["pause"]
+    assert (pauses.seconds.min, pauses.seconds.max) == (pytest.approx(2, abs=0.1), pytest.approx(4, abs=0.1))
+    assert pauses.critical_share == pytest.approx(1.0, abs=0.1)
 
 
 # --- random graphs ----------------------------------------------------------------------------------------------------

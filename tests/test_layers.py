@@ -23,7 +23,7 @@ SOURCE = Path(__file__).resolve().parents[1] / "src"
 
 LAYERS = (
     {"cli", "http", "integrations", "testing"},
-    {"client", "handle", "run_all", "calls", "documents", "connect", "blocking", "schedules", "bulk"},
+    {"client", "handle", "run_all", "calls", "documents", "connect", "blocking", "schedules", "bulk", "profile"},
     {"operations"},
     {"runtime"},
     {"stores"},
@@ -43,7 +43,19 @@ STORE_PORT = {f"perdure.stores{name}" for name in ("", ".port", ".documents", ".
 CONCRETE_STORES = ("perdure.stores.memory", "perdure.stores.sqlite", "perdure.stores.jetstream")
 FACE_OF_OPERATIONS = tuple(
     f"perdure.{name}"
-    for name in ("client", "handle", "run_all", "calls", "documents", "bulk", "schedules", "blocking", "cli", "http")
+    for name in (
+        "client",
+        "handle",
+        "run_all",
+        "calls",
+        "documents",
+        "bulk",
+        "schedules",
+        "profile",
+        "blocking",
+        "cli",
+        "http",
+    )
 )
 """They know the port of the operations, and nothing of what it may be kept over."""
 BEHIND_OPERATIONS = (

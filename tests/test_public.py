@@ -15,7 +15,7 @@ PUBLIC = {
     *("Cancelled", "Completed", "Failed", "Group", "Unsettled"),
     *("WaitDuration", "WaitForQuota", "WaitForever", "WaitQuotaOrDuration"),
     # flows
-    *("Continue", "Each", "Flow", "Graph", "Skip", "Stop", "flow"),
+    *("Continue", "Each", "Flow", "Graph", "Profile", "Skip", "Stop", "flow"),
     # bulk jobs
     *("BulkJob", "BulkPreview", "BulkProgress"),
     # documents

@@ -44,6 +44,7 @@ from perdure.operations.describe import Invocation
 from perdure.operations.listing import Page
 from perdure.operations.port import Stats
 from perdure.operations.schedules import ScheduleInfo
+from perdure.profile import Profile
 from perdure.runtime.worker import Worker
 from perdure.schedules import Schedule, ScheduleHandle
 
@@ -79,6 +80,7 @@ __all__ = [
     "NonRetryable",
     "Page",
     "PerdureError",
+    "Profile",
     "Put",
     "RemoteError",
     "Retry",
