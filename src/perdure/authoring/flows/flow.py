@@ -55,7 +55,6 @@ else:
 MARK = "perdure.flow"
 """The patch that marks journals with the graph of their flow. Those without it replay in the earlier form."""
 
-_UNSET: Any = UNSET
 _STRATEGIES: tuple[str, ...] = get_args(Strategy)
 
 
@@ -91,12 +90,16 @@ class Flow(Workflow[FlowP, FlowR_co], Graph, Generic[FlowP, FlowR_co]):
         self._using: tuple[Strategy | None, int | None] = (None, None)
         self._kept: bytes | None = None  # what a journal gets; made anew when the graph has grown
 
-    def input(self, name: str, type: TypeForm[T], /, *, default: T = _UNSET) -> T:
+    @overload
+    def input(self, name: str, type: TypeForm[T], /) -> T: ...
+    @overload
+    def input(self, name: str, type: TypeForm[T], /, *, default: T) -> T: ...
+    def input(self, name: str, type: Any, /, *, default: Any = UNSET) -> Any:
         """Declare an input, and return its node. With a `default` it need not be given."""
         if default is not UNSET:
             encode(default, f"the default of input {name!r}")
         self._kept = None
-        return cast("T", self.take(Input(name, type, default)))
+        return self.take(Input(name, type, default))
 
     def returns(self, result: R, /) -> Flow[FlowP, R]:
         """Make a node, or a list, tuple or mapping with nodes in it, the result; return this flow, typed by it."""
