@@ -9,7 +9,7 @@ import re
 import signal
 import sys
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -56,7 +56,7 @@ class Got:
 
 
 @contextmanager
-def collector() -> Iterator[tuple[str, list[Got]]]:
+def collector() -> Generator[tuple[str, list[Got]]]:
     """Receive spans; yield the URL to send them to, and the list that they are added to."""
     found: list[Got] = []
 
@@ -66,7 +66,7 @@ def collector() -> Iterator[tuple[str, list[Got]]]:
             self.send_response(200)
             self.end_headers()
 
-        def log_message(self, *_: object) -> None: ...
+        def log_message(self, format: str, *args: Any) -> None: ...
 
     receiving = ThreadingHTTPServer(("127.0.0.1", 0), Receiver)
     thread = Thread(target=receiving.serve_forever)
