@@ -17,7 +17,7 @@ from perdure.core.journal import Start
 
 HEADER = "traceparent"
 """The name of the header of HTTP, and of the metadata of gRPC, that holds a context."""
-TRACEPARENT_LENGTH = 55
+TRACEPARENT_LIMIT = 55
 """Characters of a `traceparent` of version 00. Later versions may be longer: what they add is not kept."""
 SAMPLED = 1
 """The flag of a context whose spans are to be recorded."""
@@ -36,7 +36,7 @@ class TraceContext(Struct, frozen=True):
     def parse(cls, text: str, /) -> Self | None:
         """Read a `traceparent`; None for any other text."""
         found = _TRACEPARENT.match(text)
-        rest = "" if found is None else text[TRACEPARENT_LENGTH:]
+        rest = "" if found is None else text[TRACEPARENT_LIMIT:]
         if found is None or (rest and (text.startswith("00") or not rest.startswith("-"))):
             return None
         return cls(int(found[1], 16), int(found[2], 16), int(found[3], 16))

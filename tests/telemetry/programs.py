@@ -1,6 +1,6 @@
-"""What the processes of `test_processes` serve, with a tracer provider that sends each span as it ends.
+"""What the processes of `test_processes` serve, with providers that send each span as it ends, and metrics.
 
-`COLLECTOR` is where to send spans, `RELEASE` a file for which `hold` waits, and `HELD` one to which it adds a line.
+`COLLECTOR` is where to send them, `RELEASE` a file for which `hold` waits, and `HELD` one to which it adds a line.
 """
 
 from __future__ import annotations
@@ -10,9 +10,17 @@ import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 from urllib.request import urlopen
 
-from opentelemetry import trace
+from opentelemetry import metrics, trace
+from opentelemetry.sdk.metrics import MeterProvider
+from opentelemetry.sdk.metrics.export import (
+    MetricExporter,
+    MetricExportResult,
+    MetricsData,
+    PeriodicExportingMetricReader,
+)
 from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor, SpanExporter, SpanExportResult
 
@@ -31,6 +39,21 @@ class ToCollector(SpanExporter):
         return SpanExportResult.SUCCESS
 
 
+class MetricsToCollector(MetricExporter):
+    """Sends metrics as JSON, in the form of the SDK."""
+
+    def export(self, metrics_data: MetricsData, timeout_millis: float = 10_000, **_: Any) -> MetricExportResult:
+        urlopen(f"{os.environ['COLLECTOR']}/metrics", metrics_data.to_json(indent=None).encode()).close()
+        return MetricExportResult.SUCCESS
+
+    def force_flush(self, timeout_millis: float = 10_000) -> bool:
+        return True
+
+    def shutdown(self, timeout_millis: float = 30_000, **_: Any) -> None: ...
+
+
+reader = PeriodicExportingMetricReader(MetricsToCollector(), export_interval_millis=200)
+metrics.set_meter_provider(MeterProvider([reader]))
 provider = TracerProvider()
 provider.add_span_processor(SimpleSpanProcessor(ToCollector()))
 trace.set_tracer_provider(provider)

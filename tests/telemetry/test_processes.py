@@ -56,13 +56,18 @@ class Got:
 
 
 @contextmanager
-def collector() -> Generator[tuple[str, list[Got]]]:
-    """Receive spans; yield the URL to send them to, and the list that they are added to."""
+def collector() -> Generator[tuple[str, list[Got], list[str]]]:
+    """Receive spans and metrics; yield the URL to send them to, and the lists that they are added to."""
     found: list[Got] = []
+    metrics: list[str] = []
 
     class Receiver(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
-            found.append(Got(json.loads(self.rfile.read(int(self.headers["content-length"])))))
+            body = self.rfile.read(int(self.headers["content-length"]))
+            if self.path == "/metrics":
+                metrics.append(body.decode())
+            else:
+                found.append(Got(json.loads(body)))
             self.send_response(200)
             self.end_headers()
 
@@ -72,7 +77,7 @@ def collector() -> Generator[tuple[str, list[Got]]]:
     thread = Thread(target=receiving.serve_forever)
     thread.start()
     try:
-        yield f"http://127.0.0.1:{receiving.server_port}", found
+        yield f"http://127.0.0.1:{receiving.server_port}", found, metrics
     finally:
         receiving.shutdown()
         thread.join()
@@ -111,7 +116,7 @@ async def until_there(path: Path, lines: int) -> None:
 @pytest.mark.slow
 async def test_a_trace_goes_on_over_workers_calls_and_waits_and_nothing_is_emitted_twice(tmp_path: Path) -> None:
     held, release = tmp_path / "held", tmp_path / "release"
-    with collector() as (url, spans), server(options=Options(sync_interval="always")) as node:
+    with collector() as (url, spans, metrics), server(options=Options(sync_interval="always")) as node:
         environment = {"COLLECTOR": url, "HELD": str(held), "RELEASE": str(release)}
         await make([node.url], {}, replicas=1, shards=None, synced=True)
         async with service("tests.grpc.shop_service") as shop:
@@ -135,6 +140,9 @@ async def test_a_trace_goes_on_over_workers_calls_and_waits_and_nothing_is_emitt
                     ended = (await http.get(f"/api/workflows/{id}/result?wait=60")).json()
                     assert ended["result"] == "yes", ended
                 while [each.outcome for each in spans if each.name.startswith("turn")].count("completed") < 2:
+                    await asyncio.sleep(0.02)
+                ended_ships = '{"attributes": {"outcome": "completed", "handler": "ships"}'
+                while not any(ended_ships in each for each in metrics):
                     await asyncio.sleep(0.02)
             finally:
                 await ships.kill()
