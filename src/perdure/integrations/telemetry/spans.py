@@ -35,7 +35,11 @@ def find_tracer() -> Tracing | None:
 
 @lru_cache(maxsize=1)  # a program sets one provider
 def _tracing_of(provider: trace.TracerProvider) -> Tracing | None:
-    tracer: Any = provider.get_tracer("perdure", version("perdure"))
+    try:
+        tracer: Any = provider.get_tracer("perdure", version("perdure"))
+    except Exception:
+        log.exception("no spans are emitted: the tracer provider gives no tracer")
+        return None
     return Tracing(tracer) if hasattr(tracer, "id_generator") and hasattr(tracer, "sampler") else None
 
 
