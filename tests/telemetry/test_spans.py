@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import AsyncExitStack
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -316,9 +317,9 @@ async def test_a_header_is_the_parent_also_where_nothing_emits_spans() -> None:
     assert found == sorted(children + alone)
 
 
-async def test_a_client_of_a_server_passes_its_span_and_an_answer_is_linked(traced: Traced) -> None:
+async def test_a_client_of_a_server_passes_its_span_and_an_answer_is_linked(traced: Traced, tmp_path: Path) -> None:
     async with AsyncExitStack() as parts:
-        site = await site_on(parts, "memory:", asks)
+        site = await site_on(parts, f"sqlite:{tmp_path}/store.db", asks)
         remote = await parts.enter_async_context(connect(str(site.http.base_url)))
         tracer = traced.provider.get_tracer("theirs")
         with tracer.start_as_current_span("asking") as asking:
