@@ -26,10 +26,10 @@ from examples.services.process import service
 from perdure.stores.jetstream.layout.streams import make
 from tests.grpc.shop_pb2 import AuditRequest
 from tests.grpc.shop_pb2_grpc import ShopStub
-from tests.telemetry import programs
 
 ROOT = Path(__file__).parents[2]
-PROGRAMS = str(Path(programs.__file__))
+PROGRAMS = str(Path(__file__).parent / "programs.py")
+"""Not imported here: it sets providers, which a process has for good."""
 OUTER = "00-11111111111111111111111111111111-2222222222222222-01"
 """The context of the request that starts everything."""
 ANSWERING = "00-33333333333333333333333333333333-4444444444444444-01"
