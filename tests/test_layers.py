@@ -28,7 +28,7 @@ LAYERS = (
     {"runtime"},
     {"stores"},
     {"background", "encryption", "logs"},
-    {"counters"},
+    {"counters", "readings", "tracing"},
     {"authoring"},
     {"core"},
     {"errors"},

@@ -204,7 +204,11 @@ DESCRIBED = msgspec.structs.replace(TAGGED, interface=b"\x02")
 GOLDEN_DESCRIBED_START = "9f" + GOLDEN_TAGGED_START.removeprefix("9e") + "c40102"
 FLOWING = msgspec.structs.replace(DESCRIBED, flow=b"\x03")
 GOLDEN_FLOWING_START = "dc0010" + GOLDEN_DESCRIBED_START.removeprefix("9f") + "c40103"
+TRACED = msgspec.structs.replace(FLOWING, trace="t")
+GOLDEN_TRACED_START = "dc0011" + GOLDEN_FLOWING_START.removeprefix("dc0010") + "a174"
 GOLDEN_MESSAGE = (Message("m", "to", 1.5, Pause()), "94a16da2746fcb3ff800000000000091a57061757365")
+TRACED_MESSAGE = msgspec.structs.replace(GOLDEN_MESSAGE[0], trace="t")
+GOLDEN_TRACED_MESSAGE = "95" + GOLDEN_MESSAGE[1].removeprefix("94") + "a174"
 GOLDEN_ANSWER = (Answer("m", "why"), "92a16da3776879")
 
 
@@ -236,11 +240,13 @@ def test_frames_starts_messages_and_answers_are_written_and_read_as_they_were():
     assert decode_start(bytes.fromhex(GOLDEN_DIGESTED_START)) == DIGESTED
     assert decode_start(bytes.fromhex(GOLDEN_SENT_START)) == SENT
     assert decode_start(bytes.fromhex(GOLDEN_TAGGED_START)) == TAGGED
+    assert encode_start(TRACED).hex() == GOLDEN_TRACED_START
+    assert decode_start(bytes.fromhex(GOLDEN_TRACED_START)) == TRACED
     assert decode_start(bytes.fromhex(GOLDEN_DESCRIBED_START)) == DESCRIBED
-    assert encode_start(FLOWING).hex() == GOLDEN_FLOWING_START
     assert decode_start(bytes.fromhex(GOLDEN_FLOWING_START)) == FLOWING
     message, golden = GOLDEN_MESSAGE
-    assert encode_message(message).hex() == golden
+    assert encode_message(TRACED_MESSAGE).hex() == GOLDEN_TRACED_MESSAGE
+    assert decode_message(bytes.fromhex(GOLDEN_TRACED_MESSAGE)) == TRACED_MESSAGE
     assert decode_message(bytes.fromhex(golden)) == message
     answer, golden = GOLDEN_ANSWER
     assert encode(answer).hex() == golden

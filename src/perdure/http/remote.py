@@ -53,6 +53,7 @@ from perdure.operations.documents import Document, DocumentKey, Fence, Scan, Wri
 from perdure.operations.listing import PAGE_LIMIT, AwakeableFilters, AwakeablePage, Filters, Page, Status
 from perdure.operations.port import ANSWER_WAIT_SECONDS, Minute, Operations, Outcome, Stats, Submission, nothing
 from perdure.operations.schedules import Change, ScheduleInfo
+from perdure.tracing import HEADER, TracerInUse, current, no_tracer
 
 CONNECT_SECONDS = 5.0
 """How long a connection may take to be made."""
@@ -96,6 +97,7 @@ class Remote(Operations):
         timeout: float | None = None,
         tls: ssl.SSLContext | None = None,
         socket: str | None = None,
+        tracer: TracerInUse = no_tracer,
     ) -> None:
         self._url = url.rstrip("/")
         self._name = name
@@ -103,6 +105,7 @@ class Remote(Operations):
         self._headers = {} if token is None else {"Authorization": f"Bearer {token}"}
         self._tls = tls
         self._socket = socket
+        self._tracer = tracer
         self._http: httpx.AsyncClient | None = None
         self._closed = False
         self._log = RateLimitedLog(log)
@@ -149,14 +152,16 @@ class Remote(Operations):
 
     async def _send(self, name: str, arguments: tuple[object, ...], waits: float = 0.0) -> httpx.Response:
         """Send a request until it is answered; raise what the answer says is wrong."""
-        content = encode(arguments)
+        content, headers = encode(arguments), {"Content-Type": MEDIA_TYPE}
+        if trace := current(self._tracer()):
+            headers[HEADER] = trace
         deadline = None if self._timeout is None else asyncio.get_running_loop().time() + self._timeout
         while True:
             try:
                 response = await self._client().post(
                     f"{self._url}{PREFIX}{name}",
                     content=content,
-                    headers={"Content-Type": MEDIA_TYPE},
+                    headers=headers,
                     timeout=httpx.Timeout(READ_SECONDS + waits, connect=CONNECT_SECONDS),
                 )
             except httpx.TransportError as error:

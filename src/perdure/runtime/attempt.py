@@ -50,6 +50,7 @@ class Host(Protocol):
 
     def failure_of(self, error: BaseException, /) -> Failure: ...
     def threads(self) -> concurrent.futures.ThreadPoolExecutor: ...
+    def attach(self, trace: str, /) -> None: ...
     def channel(self, service: str, /) -> Any: ...
 
 
@@ -59,7 +60,13 @@ class Attempt:
     __slots__ = ("_escaped", "_host", "_owner", "_value", "began", "busy_threads", "cancelled", "task", "work")
 
     def __init__(
-        self, work: Work, info: StepInfo, host: Host, owner: Owner, variables: contextvars.Context | None
+        self,
+        work: Work,
+        info: StepInfo,
+        host: Host,
+        owner: Owner,
+        variables: contextvars.Context | None,
+        trace: str = "",
     ) -> None:
         self.work = work
         self.cancelled = False  # the body asked it to end
@@ -71,6 +78,8 @@ class Attempt:
         self._owner = owner
         context = contextvars.Context() if variables is None else variables.copy()
         context.run(current_step.set, info)
+        if trace:
+            context.run(host.attach, trace)
         self.task: asyncio.Task[None] = host.loop.create_task(self._run(info), name=work.name, context=context)
 
     @property

@@ -264,8 +264,9 @@ def compose(
     if outcome is not None and entries[-1] is not outcome:
         entries.remove(outcome)
         entries.append(outcome)
-    frame = Frame(record.writer.name, at, entries, ready.commands, ready.state, ready.cancels)
-    record.history.add(frame)
+    commands = record.with_trace(start, entries, ready.commands) if ready.commands else ready.commands
+    frame = Frame(record.writer.name, at, entries, commands, ready.state, ready.cancels)
+    record.add(frame, [each.item.trace for each in round.taken if type(each.item) is Message])
     effects = effects_of(start, frame, record.history)
     if round.answers or record.redo is not NO_EFFECTS:
         effects = record.with_redo(effects, round.answers)
@@ -287,7 +288,7 @@ def release_now(record: Record, arrivals: Sequence[Answering], taken: Sequence[D
     """Return the transition that hands an invocation over when its worker stops."""
     wake = at if record.history.paused is None else None
     frame = Frame(record.writer.name, at, [*arrivals, Released(at, wake)])
-    record.history.add(frame)
+    record.add(frame)
     effects = replace(NO_EFFECTS, wake=wake)
     wait = None if wake is None else Wait(A_WORKER, at)
     return Transition(record.id, record.revision, frame, effects, record.history.status, True, taken, wait=wait)

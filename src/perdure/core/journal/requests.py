@@ -62,12 +62,16 @@ Request = Resolve | Reject | Settled | Cancel | Pause | Resume | RetryInvocation
 
 
 class Message(Struct, frozen=True, array_like=True, gc=False):
-    """A request to an invocation from outside. The store drops a second one with the same id."""
+    """A request to an invocation from outside. The store drops a second one with the same id.
+
+    `trace` is the `traceparent` of what sent it, as in `Start`.
+    """
 
     id: str
     to: str
     at: float
     request: Request
+    trace: str = ""
 
 
 def settles_before_begin(message: Message, /) -> bool:

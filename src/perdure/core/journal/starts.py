@@ -25,7 +25,8 @@ class Start(Struct, frozen=True, array_like=True, gc=False):
     the input: it is the same for equal arguments, whatever the order of their sets and mappings; empty if the start was
     made without one. `tags` are to find it by. `interface` is the hash of what the handler takes and returns, as the
     caller knows it (`core.interface`); empty if it does not. `flow` is how a flow is to be executed
-    (`authoring.flows`).
+    (`authoring.flows`). `trace` is the `traceparent` of what made the start (`perdure.tracing`); empty if that has
+    none. Nothing depends on it but spans.
     """
 
     id: str
@@ -44,6 +45,7 @@ class Start(Struct, frozen=True, array_like=True, gc=False):
     tags: Tags = ()
     interface: bytes = b""
     flow: bytes = b""
+    trace: str = ""
 
     def is_due(self, now: float, /) -> bool:
         """Report whether it is time to begin. Without a delay it always is: its author's clock may be ahead."""
