@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -14,9 +14,13 @@ from perdure.core.values import digest, encode
 from perdure.encryption import Encrypted
 from perdure.stores.memory import MemoryStore
 from perdure.stores.port import Store
+from perdure.stores.rewriting import Rewriting
 from perdure.stores.sealed import Sealed
+from perdure.stores.sealed import walk as walks
+from perdure.stores.sealed.documents import document_with
 from perdure.stores.sqlite import SqliteStore
 from perdure.testing.contract import StoreContract
+from perdure.testing.contract.rewriting import Replacing
 from perdure.testing.contract.shared import StoreCase
 
 KEYS = {"new": b"n" * 32, "old": b"o" * 32}
@@ -28,6 +32,27 @@ class SealedStarts(StoreCase):
     def start(self, id: str | None = None, **changes: Any) -> Start:
         changes.setdefault("digest", digest(changes.get("input", encode({}))))
         return super().start(id, **changes)
+
+    def rewriting(self) -> Rewriting:
+        assert isinstance(self.store, Sealed)
+        return Within(self.store)
+
+
+class Within:
+    """What `Replacing` does, within what is sealed."""
+
+    def __init__(self, store: Sealed) -> None:
+        self._store = store
+
+    def __getattr__(self, name: str) -> Callable[..., Any]:
+        def change(*what: Any) -> Any:
+            *named, value = what
+            walk = document_with if name == "document" else getattr(walks, f"{name}_with")
+            opened = walk(self._store._opens, *what)
+            changed = getattr(Replacing(), name)(*named, opened)
+            return value if changed == opened else walk(self._store._sealing, *named, changed)
+
+        return change
 
 
 class TestSealedMemoryStore(SealedStarts, StoreContract):
