@@ -33,7 +33,7 @@ from perdure.stores.jetstream.wire.protocol import Stored, WrongSequence
 from perdure.stores.jetstream.wire.wire import Wire
 from perdure.stores.rewriting import PART_LIMIT, Left, Part, Rewriting, rewritten, rewritten_frame
 
-_QUEUED_START, _QUEUED_MESSAGE = "its start waits for a worker", "a message to it waits for a worker"
+_QUEUED_START, _QUEUED_MESSAGE = "its start is in the queue of its workflow", "a message to it is queued"
 _STEPS = (
     ("Q", "t.{}.*.start", "schedule"),
     ("Q", "q.{}.key.>", "its start is on its way to its key"),
