@@ -231,7 +231,7 @@ def client_from(
         shards=shards,
         publish=publish,
         counters=counters,
-        duties=(operations.scheduling.on_duty, Carrier(operations).run),
+        duties=(operations.scheduling.on_duty, Carrier(operations).run, operations.rekeying.run),
     )
     return Client(operations, make_worker, translators_in_use, counters)
 

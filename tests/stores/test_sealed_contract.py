@@ -42,15 +42,14 @@ class Within:
     """What `Replacing` does, within what is sealed."""
 
     def __init__(self, store: Sealed) -> None:
-        self._store = store
+        self._sealing, self._opening = vars(store)["_sealing"], vars(store)["_opens"]
 
     def __getattr__(self, name: str) -> Callable[..., Any]:
         def change(*what: Any) -> Any:
-            *named, value = what
             walk = document_with if name == "document" else getattr(walks, f"{name}_with")
-            opened = walk(self._store._opens, *what)
-            changed = getattr(Replacing(), name)(*named, opened)
-            return value if changed == opened else walk(self._store._sealing, *named, changed)
+            opened = walk(self._opening, *what)
+            changed = getattr(Replacing(), name)(*what[:-1], opened)
+            return what[-1] if changed == opened else walk(self._sealing, *what[:-1], changed)
 
         return change
 

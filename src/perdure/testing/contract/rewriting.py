@@ -1,12 +1,11 @@
 """Values are rewritten where they are, and nothing else changes: neither revisions, nor what others write meanwhile."""
 
 import asyncio
-from typing import Any
+from typing import Any, TypeVar, cast
 
-from msgspec.structs import replace
+import msgspec
 
 from perdure.core.effects import Effects, Release
-from perdure.core.failures import Failure
 from perdure.core.journal import (
     Accepted,
     Answer,
@@ -28,60 +27,55 @@ from perdure.stores.awakeables import Awakeable, AwakeableFilter
 from perdure.stores.documents import Document, Put
 from perdure.stores.port import Filter, Key
 from perdure.stores.rewriting import Left, Rewriting
-from perdure.stores.sealed.documents import document_with
-from perdure.stores.sealed.fields import State
-from perdure.stores.sealed.walk import answer_with, awakeable_with, frame_with, key_with, message_with, start_with
 from perdure.testing.contract.shared import MIB, Inbox, StoreCase
+
+T = TypeVar("T")
 
 OLD, NEW = "the old one", "the new one, which is longer"
 
 
 class Replacing:
-    """A `Rewriting` that puts one text in the place of another, in all that may hold a value."""
+    """A `Rewriting` that puts one text in the place of another, wherever it is."""
 
     def start(self, start: Start, /) -> Start:
-        return start_with(_FIELDS, start)
+        return _replaced(start)
 
     def message(self, message: Message, /) -> Message:
-        return message_with(_FIELDS, message)
+        return _replaced(message)
 
     def answer(self, answer: Answer, /) -> Answer:
-        return answer_with(_FIELDS, answer)
+        return _replaced(answer)
 
-    def frame(self, id: str, frame: Frame, /) -> Frame:
-        return frame_with(_FIELDS, id, frame)
+    def frame(self, _id: str, frame: Frame, /) -> Frame:
+        return _replaced(frame)
 
-    def key(self, name: str, key: Key, /) -> Key:
-        return key_with(_FIELDS, name, key)
+    def key(self, _name: str, key: Key, /) -> Key:
+        return _replaced(key)
 
     def awakeable(self, awakeable: Awakeable, /) -> Awakeable:
-        return awakeable_with(_FIELDS, awakeable)
+        return _replaced(awakeable)
 
-    def document(self, collection: str, document: Document, /) -> Document:
-        return document_with(_FIELDS, collection, document)
-
-
-class _ReplacingFields:
-    def value(self, data: bytes, scope: bytes, place: bytes, /) -> bytes:
-        return data.replace(encode(OLD), encode(NEW))
-
-    def text(self, text: str, scope: bytes, place: bytes, /) -> str:
-        return text.replace(OLD, NEW)
-
-    def failure(self, failure: Failure, scope: bytes, place: bytes, /) -> Failure:
-        return replace(failure, message=self.text(failure.message, scope, place))
-
-    def state(self, state: State, scope: bytes, place: bytes, /) -> dict[str, Any]:
-        return {name: None if data is None else self.value(data, scope, place) for name, data in state.items()}
-
-    def step(self, step: CallStep, scope: bytes, place: bytes, /) -> CallStep:
-        return replace(step, digest=self.value(step.digest, scope, place))
-
-    def start(self, start: Start, scope: bytes, place: bytes, /) -> Start:
-        return replace(start, input=self.value(start.input, scope, place))
+    def document(self, _collection: str, document: Document, /) -> Document:
+        return _replaced(document)
 
 
-_FIELDS = _ReplacingFields()
+def _replaced(value: T) -> T:
+    data = msgspec.msgpack.encode(value)
+    return msgspec.msgpack.decode(msgspec.msgpack.encode(_within(msgspec.msgpack.decode(data))), type=type(value))
+
+
+def _within(value: Any) -> Any:
+    match value:
+        case bytes():
+            return value.replace(encode(OLD), encode(NEW))
+        case str():
+            return value.replace(OLD, NEW)
+        case list():
+            return [_within(each) for each in cast("list[Any]", value)]
+        case dict():
+            return {name: _within(each) for name, each in cast("dict[str, Any]", value).items()}
+        case _:
+            return value
 
 
 class RewritesValues(StoreCase):
