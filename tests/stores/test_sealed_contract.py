@@ -35,7 +35,8 @@ class SealedStarts(StoreCase):
 
     def rewriting(self) -> Rewriting:
         assert isinstance(self.store, Sealed)
-        return Within(self.store)
+        within: Any = Within(self.store)
+        return within
 
 
 class Within:
@@ -46,7 +47,7 @@ class Within:
 
     def __getattr__(self, name: str) -> Callable[..., Any]:
         def change(*what: Any) -> Any:
-            walk = document_with if name == "document" else getattr(walks, f"{name}_with")
+            walk: Any = document_with if name == "document" else getattr(walks, f"{name}_with")
             opened = walk(self._opening, *what)
             changed = getattr(Replacing(), name)(*what[:-1], opened)
             return what[-1] if changed == opened else walk(self._sealing, *what[:-1], changed)

@@ -52,11 +52,15 @@ _WITHOUT_VALUE = frozenset({"look", "first", "again", "wake"})
 
 
 class _Position(Struct, frozen=True, array_like=True):
-    """Where a part begins: the step, the partition, and the sequence."""
+    """Where a part begins: the step, the partition, the sequence, and the last one there was when the step began.
+
+    What comes later is sealed by those who write now, or moved by the store: then a later step meets it.
+    """
 
     step: int = 0
     partition: int = 0
     sequence: int = 1
+    end: int = 0
 
 
 _encode_position = msgspec.json.Encoder().encode
@@ -91,7 +95,11 @@ class Rewriter:
         at = _decode_position(after.encode()) if after else _Position()
         kind, subjects, what = _STEPS[at.step]
         filter = f"{self._layout.namespace}.{subjects.format(at.partition)}"
-        found = await self._wire.batch(self._layout.stream(kind, at.partition), filter, at.sequence, PART_LIMIT)
+        stream = self._layout.stream(kind, at.partition)
+        if not at.end and (last := await self._wire.last(stream, filter)) is not None:
+            at = msgspec.structs.replace(at, end=last.sequence)
+        found = await self._wire.batch(stream, filter, at.sequence, PART_LIMIT) if at.end else []
+        found = [each for each in found if each.sequence <= at.end]
         changed, left, done = 0, list[Left](), set[str]()
         for each in found:
             if (id := facts_of(each.headers).id) and what == "journal" and id in done:
@@ -110,8 +118,10 @@ class Rewriter:
         return Part(self._after(at, found), len(found), changed, tuple(left))
 
     def _after(self, at: _Position, found: list[Stored]) -> str | None:
-        following = _Position(at.step, at.partition, found[-1].sequence + 1) if found else None
-        if following is None:
+        following = at
+        if found and found[-1].sequence < at.end:
+            following = _Position(at.step, at.partition, found[-1].sequence + 1, at.end)
+        else:
             step, partition = divmod(at.step * self._layout.partitions + at.partition + 1, self._layout.partitions)
             if step == len(_STEPS):
                 return None
