@@ -169,8 +169,8 @@ async def test_a_store_is_rekeyed_under_load_and_through_a_kill_and_goes_on_with
 ) -> None:
     async with working(url, OLD_NAME) as client:
         await fill(client)
-    looking = {"codec": codec(NEW_NAME, OLD_NAME), "read_only": True}
-    async with serving(url, "begin") as process, connect(url, **looking) as client:
+    both = codec(NEW_NAME, OLD_NAME)
+    async with serving(url, "begin") as process, connect(url, codec=both, read_only=True) as client:
         async with asyncio.timeout(WAIT_SECONDS):
             while (found := await client.operations.rekey()) is None or found.changed < 10:
                 await asyncio.sleep(0.01)
@@ -180,18 +180,18 @@ async def test_a_store_is_rekeyed_under_load_and_through_a_kill_and_goes_on_with
         assert found is not None
         assert found.ended_at is None
         assert await old_ones(url, client), "it was to be killed in the middle"
-    async with serving(url), connect(url, **looking) as client:
+    async with serving(url), connect(url, codec=both, read_only=True) as client:
         found = await rekeyed(client, "done", "incomplete", "waiting")
         if found.state == "waiting":  # NATS: two wait for a key
             assert {each.what for each in found.left} >= {"invocation 'holds-1'", "invocation 'holds-2'"}
             assert found.waiting >= 2
-            async with connect(url, codec=codec(NEW_NAME, OLD_NAME)) as other:
+            async with connect(url, codec=both) as other:
                 await let_go(other)
             found = await rekeyed(client, "done", "incomplete")
         assert found.left == ()
         assert found.state == "done"
         assert {*found.under} == {NEW_NAME}
-    async with connect(url, **{**looking, "codec": codec(NEW_NAME)}) as client:
+    async with connect(url, codec=codec(NEW_NAME), read_only=True) as client:
         assert await old_ones(url, client) == []
     async with working(url, NEW_NAME) as client:
         await ends(client)
