@@ -14,18 +14,21 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from examples.services.nats_server import Server, server
 from perdure import connect
 from perdure.cli import commands
 from perdure.client import Client
+from perdure.core.journal import Answer
 from perdure.encryption import Encrypted
-from perdure.errors import IdConflict, InvalidOption, KeyMissing
+from perdure.errors import IdConflict, InvalidOption, KeyMissing, StoreDamaged, StoreError
 from perdure.http.remote import Remote
 from perdure.operations.local import store_behind
 from perdure.operations.rekey import RekeyProgress
 from perdure.stores.jetstream import JetStreamStore
+from perdure.stores.rewriting import rewritten
 from perdure.stores.sealed import Sealed
 from perdure.stores.sealed.fields import MAGIC
 from tests.http.conftest import site_on
@@ -352,3 +355,34 @@ async def test_a_plain_store_has_no_keys_and_a_store_without_keys_is_not_rekeyed
     async with connect(url) as client:
         with pytest.raises(KeyMissing):
             await client.operations.begin_rekey()
+
+
+# --- what must not be written again ----------------------------------------------------------------------------------
+async def test_a_damaged_row_is_named_and_stays_damaged(tmp_path: Path) -> None:
+    url = f"sqlite:{tmp_path}/store.db"
+    async with working(url, OLD_NAME) as client:
+        for id in ("good", "bad"):
+            await client.run(sent.using(id=id), LONG)
+    with closing(sqlite3.connect(f"{tmp_path}/store.db")) as db:
+        db.execute("UPDATE frame SET data = substr(data, 1, length(data) - 1) || x'00' WHERE id = 'bad'")
+        db.commit()
+    async with working(url, NEW_NAME, OLD_NAME) as client:
+        await client.operations.begin_rekey()
+        found = await rekeyed(client, "done", "incomplete")
+        assert [each.what for each in found.left] == ["invocation 'bad'"]
+        assert "restore it from a backup" in found.left[0].why
+        assert await client.handle("good").result() == LONG
+        with pytest.raises(StoreDamaged):
+            await client.handle("bad").result()
+
+
+def test_what_a_newer_release_has_added_is_not_lost() -> None:
+    def change(answer: Answer) -> Answer:
+        return Answer(answer.message, "new")
+
+    def again(data: bytes) -> bytes:
+        return rewritten(data, msgspec.msgpack.Decoder(Answer).decode, msgspec.msgpack.encode, change)
+
+    assert again(msgspec.msgpack.encode(["m", "old"])) == msgspec.msgpack.encode(["m", "new"])
+    with pytest.raises(StoreError, match="newer release"):
+        again(msgspec.msgpack.encode(["m", "old", "added by a newer release"]))

@@ -22,7 +22,7 @@ import msgspec
 from msgspec import Struct
 from msgspec.structs import replace
 
-from perdure.background import RateLimitedLog, Tasks
+from perdure.background import RateLimitedLog, Tasks, log_error
 from perdure.errors import InvalidOption, RevisionConflict, StoreClosed, StoreError
 from perdure.operations.rekey import LeftSealed, RekeyProgress, RekeyState, SealedPart
 from perdure.stores.documents import Put
@@ -164,8 +164,10 @@ class Rekeying:
             job = kept.job
             if job is None or job.ended_at is not None or job.key != key:
                 job = Job(key, store.clock.now())
-            else:
+            elif job.again_at:
                 job = replace(job, again_at=0.0)
+            else:
+                break
             try:
                 await _write(store, job, kept.revision)
             except RevisionConflict:
@@ -211,6 +213,8 @@ class Rekeying:
                     raise
                 except StoreError as error:
                     self._log("rekey", "rekey rests: %s; it goes on", error, level=logging.WARNING)
+                except Exception as error:  # noqa: BLE001  it begins anew from where it was written last
+                    log_error(log, "rekey: unexpected exception, it goes on in %g s", LOOK_SECONDS, error=error)
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(LOOK_SECONDS):
                         await self._begun.wait()

@@ -109,7 +109,11 @@ class Rewriter:
             except (StoreClosed, StoreUnavailable):
                 raise
             except StoreError as error:
-                result = Left(f"invocation {id!r}" if id else f"the message on {each.subject}", str(error))
+                now = await self._wire.first(stream, each.subject, each.sequence)
+                if now is None or now.sequence != each.sequence:  # it was removed or replaced, with its pieces
+                    result = True
+                else:
+                    result = Left(f"invocation {id!r}" if id else f"the message on {each.subject}", str(error))
             if isinstance(result, Left):
                 left.append(result)
             elif result:

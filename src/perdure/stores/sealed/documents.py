@@ -15,7 +15,7 @@ PLAIN = {
     *("perdure.sealed", "perdure.rekey"),
 }
 """Collections that are not sealed. They hold no values of users: types of the code; hashes of random secrets, names and
-what was done. A server without keys needs them to tell who may do what."""
+what was done; names of keys. A server without keys needs them to tell who may do what."""
 
 
 class SealedDocuments:

@@ -43,7 +43,7 @@ from perdure.stores.sqlite.faults import Mismatch, about, explained
 from perdure.stores.sqlite.file import connect
 from perdure.stores.sqlite.keys import read_key
 from perdure.stores.sqlite.look import Look, looked_at
-from perdure.stores.sqlite.rewriting import Write, change, read
+from perdure.stores.sqlite.rewriting import Write, read_page, writes_for
 from perdure.stores.sqlite.unit import Unit
 
 T = TypeVar("T")
@@ -321,12 +321,12 @@ class SqliteReader:
 
     # --- rewriting ----------------------------------------------------------------------------------------------------
     async def rewrite(self, rewriting: Rewriting, after: str = "", /) -> Part:
-        page = await self._read(lambda db: read(db, after))
+        page = await self._read(lambda db: read_page(db, after))
         writes: list[Write] = []
         left: list[Left] = []
         changed = 0
         for number, row in enumerate(page.rows, 1):
-            match change(self.path, rewriting, page.table, row):
+            match writes_for(self.path, rewriting, page.table, row):
                 case Left() as why:
                     left.append(why)
                 case found:

@@ -39,15 +39,16 @@ class Page(Struct, frozen=True):
 
 
 class _Table(Struct, frozen=True):
-    """How to read a table, the columns of `place` first, and what to do with a row."""
+    """How to read a table, the columns of `place` first, and what to do with a row. `of`: whom its rows belong to."""
 
     name: str
+    of: str
     place: str
     columns: str
     change: Change
 
 
-def read(db: sqlite3.Connection, after: str) -> Page:
+def read_page(db: sqlite3.Connection, after: str) -> Page:
     """Read the next rows, in the reading thread."""
     number, place = _decode_position(after.encode()) if after else (0, [])
     table = _TABLES[number]
@@ -69,12 +70,12 @@ def read(db: sqlite3.Connection, after: str) -> Page:
     return Page(number, rows, _encode_position(following).decode() if following[0] < len(_TABLES) else None)
 
 
-def change(path: str, rewriting: Rewriting, table: int, row: Row) -> list[Write] | Left:
+def writes_for(path: str, rewriting: Rewriting, table: int, row: Row) -> list[Write] | Left:
     """Return what is to be written for a row, perhaps nothing, or why it stays as it is."""
     try:
         return _TABLES[table].change(path, rewriting, row)
     except StoreError as error:
-        return Left(f"{_TABLES[table].name} {row[0]!r}", str(error))
+        return Left(f"{_TABLES[table].of} {row[0]!r}", str(error))
 
 
 def apply(db: sqlite3.Connection, writes: Sequence[Write]) -> None:
@@ -157,12 +158,12 @@ def _document(path: str, rewriting: Rewriting, row: Row) -> list[Write]:
 
 
 _TABLES = (
-    _Table("invocation", "id", "start, checksum", _start),
-    _Table("frame", "id, revision", "data, checksum", _frame),
-    _Table("message", "id", "invocation, data, checksum, answer, answered, answer_checksum", _message),
-    _Table("key", "name", "holder, generation, state, number, checksum", _key),
-    _Table("awakeable", "invocation, generation, n", "data, is_open, checksum", _awakeable),
-    _Table("document", "collection, key", "value, revision, checksum", _document),
+    _Table("invocation", "invocation", "id", "start, checksum", _start),
+    _Table("frame", "invocation", "id, revision", "data, checksum", _frame),
+    _Table("message", "message", "id", "invocation, data, checksum, answer, answered, answer_checksum", _message),
+    _Table("key", "key", "name", "holder, generation, state, number, checksum", _key),
+    _Table("awakeable", "invocation", "invocation, generation, n", "data, is_open, checksum", _awakeable),
+    _Table("document", "a document of", "collection, key", "value, revision, checksum", _document),
 )
 _encode_position = msgspec.json.Encoder().encode
 _decode_position = msgspec.json.Decoder(tuple[int, list[str | int]]).decode
