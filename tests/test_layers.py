@@ -39,7 +39,7 @@ FACE = {"perdure", "perdure.__main__"}
 """Above all layers: they import what they like, and nothing imports them."""
 
 STORES = ("perdure.stores",)
-STORE_PORT = {f"perdure.stores{name}" for name in ("", ".port", ".documents", ".awakeables", ".waits")}
+STORE_PORT = {f"perdure.stores{name}" for name in ("", ".port", ".documents", ".awakeables", ".waits", ".rewriting")}
 CONCRETE_STORES = ("perdure.stores.memory", "perdure.stores.sqlite", "perdure.stores.jetstream")
 FACE_OF_OPERATIONS = tuple(
     f"perdure.{name}"
@@ -62,6 +62,7 @@ BEHIND_OPERATIONS = (
     *STORES,
     *(f"perdure.core.{name}" for name in ("journal", "history", "effects", "generations", "messages", "apply")),
     *("perdure.operations.local", "perdure.operations.jobs", "perdure.operations.carrying", "perdure.runtime.unserved"),
+    "perdure.operations.rekeying",
 )
 SIMULATION = {f"perdure.testing.simulation.{name}" for name in ("face", "shared")}
 COMPOSERS = {"perdure.connect", "perdure.testing.environment", *SIMULATION}

@@ -233,7 +233,7 @@ def client_from(
         publish=publish,
         counters=counters,
         tracer=tracer_in_use,
-        duties=(operations.scheduling.on_duty, Carrier(operations).run),
+        duties=(operations.scheduling.on_duty, Carrier(operations).run, operations.rekeying.run),
     )
     return Client(operations, make_worker, translators_in_use, counters)
 

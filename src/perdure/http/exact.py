@@ -46,6 +46,7 @@ from perdure.operations.listing import (
     check_limit,
 )
 from perdure.operations.port import Minute, Operations, Outcome, Stats, Submission, Value, WasCancelled
+from perdure.operations.rekey import RekeyProgress, SealedPart
 from perdure.operations.schedules import Change, ScheduleInfo
 
 MEDIA_TYPE = "application/msgpack"
@@ -307,6 +308,18 @@ async def _stop_bulk(operations: Operations, id: str) -> BulkProgress:
     return await operations.stop_bulk(id)
 
 
+async def _count_sealed(operations: Operations, after: str) -> SealedPart:
+    return await operations.count_sealed(after)
+
+
+async def _begin_rekey(operations: Operations) -> RekeyProgress:
+    return await operations.begin_rekey()
+
+
+async def _rekey(operations: Operations) -> RekeyProgress | None:
+    return await operations.rekey()
+
+
 async def _read_documents(operations: Operations, collection: str, keys: list[DocumentKey]) -> list[Document | None]:
     return await operations.read_documents(collection, keys)
 
@@ -410,6 +423,9 @@ CALLS: dict[str, Operation] = {
     "describe_schedule": Operation("read", _describe_schedule),
     "schedules": Operation("read", _schedules),
     "schedule_times": Operation("read", _schedule_times),
+    "count_sealed": Operation("admin", _count_sealed, changes=False),
+    "begin_rekey": Operation("admin", _begin_rekey),
+    "rekey": Operation("admin", _rekey, changes=False),
     "export": Operation("read", _export, shows_payloads=True),
     "purge": Operation("admin", _purge),
     "add_token": Operation("admin", _add_token),

@@ -35,6 +35,7 @@ from perdure.operations.describe import AwakeableInfo, Invocation, JournalStep
 from perdure.operations.documents import OWN_PREFIX, Document, DocumentKey, Fence, Scan, Write
 from perdure.operations.listing import AwakeableFilters, AwakeablePage, Filters, Page
 from perdure.operations.port import ANSWER_WAIT_SECONDS, Minute, Operations, Outcome, Stats, Submission, nothing
+from perdure.operations.rekey import RekeyProgress, SealedPart
 from perdure.operations.schedules import Change, ScheduleInfo, Trigger
 
 PAGES_READ = 20
@@ -398,6 +399,19 @@ class Permitted(Operations):
 
     async def check_capability(self, purpose: Purpose, text: str, /) -> Capability:
         return await self._operations.check_capability(purpose, text)
+
+    # --- keys of a sealed store ---------------------------------------------------------------------------------------
+    async def count_sealed(self, after: str = "", /) -> SealedPart:
+        self.check_unlimited("a count")
+        return await self._operations.count_sealed(after)
+
+    async def begin_rekey(self) -> RekeyProgress:
+        self.check_unlimited("rekey")
+        return await self._operations.begin_rekey()
+
+    async def rekey(self) -> RekeyProgress | None:
+        self.check_unlimited("rekey")
+        return await self._operations.rekey()
 
     # --- keeping ------------------------------------------------------------------------------------------------------
     async def export(self, id: str, /, *, plain: bool = False) -> bytes:

@@ -52,6 +52,7 @@ from perdure.operations.describe import Invocation
 from perdure.operations.documents import Document, DocumentKey, Fence, Scan, Write
 from perdure.operations.listing import PAGE_LIMIT, AwakeableFilters, AwakeablePage, Filters, Page, Status
 from perdure.operations.port import ANSWER_WAIT_SECONDS, Minute, Operations, Outcome, Stats, Submission, nothing
+from perdure.operations.rekey import RekeyProgress, SealedPart
 from perdure.operations.schedules import Change, ScheduleInfo
 from perdure.tracing import HEADER, TracerInUse, current, no_tracer
 
@@ -73,6 +74,7 @@ REPEATABLE = {name for name, each in CALLS.items() if each.role == "read" or not
     "begin_bulk",
     "begin_bulk_purge",
     "stop_bulk",
+    "begin_rekey",
     "result",
     "watch",
     "watch_all",
@@ -405,6 +407,16 @@ class Remote(Operations):
 
     async def audit(self, after: int = 0, /) -> list[Link]:
         return await self._call("audit", after)
+
+    # --- keys of a sealed store ---------------------------------------------------------------------------------------
+    async def count_sealed(self, after: str = "", /) -> SealedPart:
+        return await self._call("count_sealed", after)
+
+    async def begin_rekey(self) -> RekeyProgress:
+        return await self._call("begin_rekey")
+
+    async def rekey(self) -> RekeyProgress | None:
+        return await self._call("rekey")
 
     # --- keeping ------------------------------------------------------------------------------------------------------
     async def export(self, id: str, /, *, plain: bool = False) -> bytes:

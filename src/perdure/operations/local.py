@@ -80,6 +80,8 @@ from perdure.operations.port import (
     WasCancelled,
     nothing,
 )
+from perdure.operations.rekey import RekeyProgress, SealedPart
+from perdure.operations.rekeying import Rekeying
 from perdure.operations.schedules import Change, ScheduleInfo
 from perdure.operations.scheduling import Schedules
 from perdure.runtime.unserved import Unserved
@@ -129,6 +131,7 @@ class Local(Operations):
         self._chance = chance or SystemRandom()
         self._counters = counters
         self.jobs = Jobs(self.opened, self._chance)
+        self.rekeying = Rekeying(self.opened)
         self._seal = seal
         self._tracer = tracer
         self._store: Store | None = None
@@ -152,6 +155,7 @@ class Local(Operations):
         opening, self._opening = self._opening, None
         if self._unserved is not None:
             self._unserved.close()
+        await self.rekeying.aclose()
         if opening is not None:
             await end([opening])
             if store is None and not opening.cancelled() and opening.exception() is None:
@@ -553,6 +557,17 @@ class Local(Operations):
     async def stop_bulk(self, id: str, /) -> BulkProgress:
         again = "It may be accepted all the same: look at the job"
         return await self._accepted(self.jobs.stop(id), f"that bulk job {id!r} is to stop", again)
+
+    # --- keys of a sealed store ---------------------------------------------------------------------------------------
+    async def count_sealed(self, after: str = "", /) -> SealedPart:
+        return await self.rekeying.count(after)
+
+    async def begin_rekey(self) -> RekeyProgress:
+        again = "It may have begun all the same: begin it again, which changes nothing"
+        return await self._accepted(self.rekeying.begin(), "a rekey job", again)
+
+    async def rekey(self) -> RekeyProgress | None:
+        return await self.rekeying.look()
 
     # --- documents ----------------------------------------------------------------------------------------------------
     async def read_documents(self, collection: str, keys: Sequence[DocumentKey], /) -> list[Document | None]:

@@ -29,6 +29,7 @@ from perdure.operations.capabilities import Capability, Purpose
 from perdure.operations.describe import Invocation
 from perdure.operations.documents import Document, DocumentKey, Fence, Scan, Write
 from perdure.operations.listing import AwakeableFilters, AwakeablePage, Filters, Page
+from perdure.operations.rekey import RekeyProgress, SealedPart
 from perdure.operations.schedules import Change, ScheduleInfo
 
 ANSWER_WAIT_SECONDS = 30.0
@@ -318,6 +319,20 @@ class Operations(Protocol):
 
     async def audit(self, after: int = 0, /) -> list[Link]:
         """Return pieces of the audit after a number, the oldest first; none at the end."""
+        ...
+
+    # --- keys of a sealed store ---------------------------------------------------------------------------------------
+    # `InvalidOption` if the store is not sealed.
+    async def count_sealed(self, after: str = "", /) -> SealedPart:
+        """Count values by the keys under which they are sealed, in a part of the store, from where another ended."""
+        ...
+
+    async def begin_rekey(self) -> RekeyProgress:
+        """Begin to seal all values under the key that seals now, or go on with it; `KeyMissing` without keys."""
+        ...
+
+    async def rekey(self) -> RekeyProgress | None:
+        """Return how far that is, or how it ended last."""
         ...
 
     # --- keeping ------------------------------------------------------------------------------------------------------

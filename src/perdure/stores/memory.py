@@ -61,6 +61,7 @@ from perdure.stores.port import (
     key_queue_full,
     matches,
 )
+from perdure.stores.rewriting import PART_LIMIT, Part, Rewriting, rewritten_frame
 
 A = TypeVar("A")
 T = TypeVar("T")
@@ -584,6 +585,38 @@ class MemoryStore:
             table.pop(id, None)
         if self._notices.watched:
             self._notices.changed(gone_row(id), self._notices.feeds_made)
+
+    # --- rewriting ----------------------------------------------------------------------------------------------------
+    async def rewrite(self, rewriting: Rewriting, after: str = "", /) -> Part:
+        self._check()
+        number, changed = int(after or 0), 0
+        tables, change = (every := self._values(rewriting))[number]
+        for seen, name in enumerate([*tables[0]], 1):
+            if name in tables[0] and (new := change(name, old := tables[0][name])) != old:
+                self._write("rewrite", str(name))
+                changed += 1
+                for table in tables:
+                    if name in table:
+                        table[name] = new
+            if not seen % PART_LIMIT:
+                await asyncio.sleep(0)
+                self._check()
+        await asyncio.sleep(0)
+        return Part(str(number + 1) if number + 1 < len(every) else None, len(tables[0]), changed)
+
+    def _values(self, rewriting: Rewriting) -> list[tuple[Sequence[dict[Any, Any]], Callable[[Any, Any], Any]]]:
+        """Return the tables that hold values, some of them the same ones, and what becomes of each value."""
+        documents = self.documents.collections.items()
+        return [
+            ([self._starts, self._scheduled], lambda _, start: rewriting.start(start)),
+            ([self._queued], lambda _, queued: (queued[0], rewriting.start(queued[1]))),
+            ([self._frames], lambda id, frames: [rewritten_frame(rewriting, id, each) for each in frames]),
+            ([self._awakeables], lambda _, made: [*map(rewriting.awakeable, made)]),
+            ([self._messages], lambda _, message: rewriting.message(message)),
+            ([self._answers], lambda _, answer: rewriting.answer(answer)),
+            ([self._keys], rewriting.key),
+            *(([held], lambda _, each, name=name: rewriting.document(name, each)) for name, held in documents),
+        ]
 
     @property
     def awaited(self) -> bool:

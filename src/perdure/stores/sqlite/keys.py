@@ -28,8 +28,8 @@ log = logging.getLogger("perdure.sqlite")
 _KEY = "holder, generation, state, number, checksum"
 _KEY_BEFORE_GRANTS = _KEY.replace("number", "0")
 
-_encode_state = msgspec.msgpack.Encoder().encode
-_decode_state = msgspec.msgpack.Decoder(dict[str, bytes]).decode
+encode_state = msgspec.msgpack.Encoder().encode
+decode_state = msgspec.msgpack.Decoder(dict[str, bytes]).decode
 
 
 def read_key(db: sqlite3.Connection, name: str) -> Key:
@@ -45,7 +45,7 @@ def read_key(db: sqlite3.Connection, name: str) -> Key:
     holder, generation, state, grant, checksum = row
     if key_checksum(name, holder, generation, state, grant) != checksum:
         raise Mismatch(StoreDamaged(f"the row of key {name!r} was changed; {RESTORE}"))
-    return Key(holder, generation, _decode_state(state), grant)
+    return Key(holder, generation, decode_state(state), grant)
 
 
 class Keys:
@@ -161,7 +161,7 @@ class Keys:
 
 
 def _write_key(db: sqlite3.Connection, name: str, key: Key) -> None:
-    state = _encode_state(key.state)
+    state = encode_state(key.state)
     checksum = key_checksum(name, key.holder, key.generation, state, key.grant)
     row = (name, key.holder, key.generation, state, key.grant, checksum)
     db.execute(f"INSERT OR REPLACE INTO key (name, {_KEY}) VALUES (?, ?, ?, ?, ?, ?)", row)

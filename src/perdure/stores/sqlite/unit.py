@@ -80,6 +80,8 @@ class Unit(Struct, eq=False):
     promoted: Sequence[tuple[int, Start]] = ()
     purge: Sequence[tuple[str, float]] = ()  # ids, and the time after which they must not have changed
     purged: int = 0
+    rewrites: Sequence[tuple[str, tuple[Any, ...]]] = ()  # statements and their values, see `rewriting`
+    checkpoint: bool = False
     position: int = 0
     documents: DocumentWrites | None = None
     future: asyncio.Future[Any] | None = None
@@ -102,6 +104,8 @@ class Unit(Struct, eq=False):
             return f"a commit to invocation {self.transition.id!r}"
         if self.documents is not None:
             return f"documents of collection {self.documents.collection!r}"
+        if self.rewrites:
+            return "values that are rewritten"
         ids = [*(accept.start.id for accept in self.accepts), *(message.to for message in self.messages)]
         ids += [start.id for _, start in self.promoted]
         return f"requests for {', '.join(map(repr, ids[:3]))}" if ids else "the store's own housekeeping"

@@ -19,6 +19,7 @@ from perdure.testing.contract.messages import Messages
 from perdure.testing.contract.numbers import Numbers
 from perdure.testing.contract.payloads import Payloads
 from perdure.testing.contract.retention import Retention
+from perdure.testing.contract.rewriting import RewritesValues
 from perdure.testing.contract.submit import Submit
 from perdure.testing.contract.wakes import Wakes
 from perdure.testing.contract.watching import Watching
@@ -38,6 +39,7 @@ SECTIONS = (
     Payloads,
     Numbers,
     Documents,
+    RewritesValues,
     Lifetime,
 )
 
@@ -57,6 +59,7 @@ class StoreContract(
     Payloads,
     Numbers,
     Documents,
+    RewritesValues,
     Lifetime,
 ):
     """The whole suite. A subclass defines `make` and `reopen`; each test makes a store of its own."""

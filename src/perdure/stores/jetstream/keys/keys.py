@@ -24,7 +24,7 @@ import asyncio
 import contextlib
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import msgspec
 from cachetools import LRUCache
@@ -37,10 +37,11 @@ from perdure.errors import StoreClosed, StoreDamaged
 from perdure.stores.jetstream.journal.blobs import Blobs
 from perdure.stores.jetstream.journal.journals import Journals
 from perdure.stores.jetstream.layout.facts import ROLLUP, Facts, facts_of, facts_of_start, lines_of
-from perdure.stores.jetstream.layout.subjects import Layout
+from perdure.stores.jetstream.layout.subjects import Layout, part_of
 from perdure.stores.jetstream.wire.protocol import Stored, WrongSequence
 from perdure.stores.jetstream.wire.wire import Wire
 from perdure.stores.port import Key
+from perdure.stores.rewriting import Rewriting
 
 LOOK = Facts(kind="look")
 GRANTED = "=granted"
@@ -99,14 +100,20 @@ class Keys:
         stored = await self._wire.last(self._layout.stream_of(subject), subject)
         if stored is None:
             return Record(name), 0
-        facts = facts_of(stored.headers)
         try:
-            return _decode(await self._blobs.load(name, facts, stored.data)), stored.sequence
+            return await self._decoded(name, stored), stored.sequence
+        except StoreDamaged:
+            again = await self._wire.last(self._layout.stream_of(subject), subject)
+            if again is None or again.sequence == stored.sequence:
+                raise
+            return await self._decoded(name, again), again.sequence  # it was rewritten, and its pieces are others now
+
+    async def _decoded(self, name: str, stored: Stored) -> Record:
+        try:
+            return _decode(await self._blobs.load(name, facts_of(stored.headers), stored.data))
         except (msgspec.DecodeError, ValueError) as error:
-            text = (
-                f"jetstream: key {name!r} is damaged: message {stored.sequence} on {subject} does not decode ({error})"
-            )
-            raise StoreDamaged(f"{text}; restore a backup") from error
+            what = f"message {stored.sequence} on {stored.subject} does not decode ({error})"
+            raise StoreDamaged(f"jetstream: key {name!r} is damaged: {what}; restore a backup") from error
 
     async def _checked_record(self, name: str, *, repair: bool = True) -> tuple[Record, int]:
         """Read a record, and compare it with its copy: the stream of records may have lost its end.
@@ -175,6 +182,28 @@ class Keys:
     def _copy_told(self, _sequence: int, error: Exception | None) -> None:
         if error is not None and not isinstance(error, StoreClosed):
             self._wire.limited_log("copies", "the copy of a key could not be written: %s", error)
+
+    # --- rewriting ----------------------------------------------------------------------------------------------------
+    async def rewrite(self, stored: Stored, rewriting: Rewriting, refuse: Callable[[], object]) -> bool:
+        """Rewrite the state in a record, and in its copy; report whether anything has changed.
+
+        `refuse` is called before anything is written.
+        """
+        name = part_of(stored.subject.rpartition(".")[2])  # where the record is in pieces, it alone tells where
+        facts = facts_of(stored.headers)
+        record = await self._decoded(name, stored)
+        state = rewriting.key(record.name, Key(state=record.state)).state
+        if state != record.state:
+            refuse()
+            if await self._write(msgspec.structs.replace(record, state=state), stored.sequence) and facts.blob:
+                await self._blobs.remove(record.name, facts.blob)
+            return True
+        copy = await self._copy(record.name)
+        if copy is None or rewriting.key(record.name, Key(state=copy.record.state)).state == copy.record.state:
+            return False
+        refuse()
+        await self._write_copy(Copy(stored.sequence, record))
+        return True
 
     # --- the queue ----------------------------------------------------------------------------------------------------
     async def waiting(self, name: str) -> int:
