@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+from msgspec.structs import replace
+
+from perdure.core.apply import apply
+from perdure.core.busy import called_for, is_of_the_store
 from perdure.core.effects import Release
+from perdure.core.failures import rebuild
 from perdure.core.history import History
-from perdure.core.journal import Answer, Cancel, Message, Parent, Settled, Start
-from perdure.core.unbegun import cancelled_unbegun
+from perdure.core.journal import Answer, Cancel, Failed, Message, Parent, Refused, Settled, Start
+from perdure.core.unbegun import ended_unbegun
+from perdure.errors import KeyBusy
 
 
 def test_one_frame_settles_it_answers_the_message_tells_the_parent_and_leaves_the_queue_of_the_key() -> None:
     start = Start("child", "h", b"\x80", 1.0, 1.0, 7, key="k", parent=Parent("parent", 0, 3))
     message = Message("m", "child", 2.0, Cancel())
-    frame, effects = cancelled_unbegun(start, message, "store", 2.0)
+    frame, effects, status = ended_unbegun(start, message, "store", 2.0)
     history = History.of([frame])
-    assert history.status == "cancelled"
+    assert history.status == status == "cancelled"
     assert history.start == start
     assert effects.answers == (Answer("m"),)
     assert effects.release == Release("k", 0)
@@ -21,3 +27,24 @@ def test_one_frame_settles_it_answers_the_message_tells_the_parent_and_leaves_th
     assert told.to == "parent"
     assert isinstance(told.request, Settled)
     assert told.request.outcome == frame.outcome
+
+
+def test_one_that_is_turned_away_fails_and_says_which_key_and_who_has_it() -> None:
+    start = Start("i", "h", b"\x80", 1.0, 1.0, 7, key="k", when_busy="reject")
+    (message,) = called_for(start, ["holder", "waits"], 2.0)
+    frame, effects, status = ended_unbegun(start, message, "store", 2.0)
+    assert (status, effects.release, effects.answers) == ("failed", Release("k", 0), ())
+    assert isinstance(frame.outcome, Failed)
+    error = rebuild(frame.outcome.failure)
+    assert isinstance(error, KeyBusy)
+    assert (error.key, error.holder) == ("k", "holder")
+    assert is_of_the_store(frame.outcome.failure)
+    assert not is_of_the_store(replace(frame.outcome.failure, notes=["a secret"]))
+    late = apply(message, History(start=start, granted=0), None, 3.0)
+    assert late == Refused(3.0, message.id, "its body has begun")
+
+
+def test_a_start_whose_key_is_free_or_that_waits_calls_for_nothing() -> None:
+    start = Start("i", "h", b"\x80", 1.0, 1.0, 7, key="k", when_busy="reject")
+    assert called_for(start, [], 2.0) == []
+    assert called_for(replace(start, when_busy="enqueue"), ["holder"], 2.0) == []

@@ -75,8 +75,8 @@ class Effects(Struct, frozen=True):
     enlist: Enlist | None = None
 
 
-SENT_BY_WORKFLOWS = ("settled:", "cancel:", "force:", "join:")
-"""Prefixes of the ids of messages that follow from frames. No caller waits for an answer to such a message."""
+SENT_BY_WORKFLOWS = ("settled:", "cancel:", "force:", "join:", "busy:")
+"""Prefixes of ids of messages that frames bring about, or a start whose key is busy: no caller waits for an answer."""
 
 NO_EFFECTS = Effects()
 _QUIET = frozenset({Accepted, Claimed, Granted, Waited, Completed})

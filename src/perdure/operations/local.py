@@ -295,6 +295,8 @@ class Local(Operations):
     def _start_of(self, store: Store, asked: Submission) -> Start:
         if len(asked.input) > store.payload_limit:
             raise too_large(f"the input of workflow {asked.handler!r}", len(asked.input), store.payload_limit)
+        if asked.when_busy != "enqueue" and asked.key is None:
+            raise InvalidOption(f"workflow {asked.handler!r}: when_busy={asked.when_busy!r} needs a key")
         at = store.clock.now()
         due = at if asked.delay is None else due_at(asked.delay, at)
         return Start(
@@ -313,6 +315,7 @@ class Local(Operations):
             tags=asked.tags,
             interface=asked.interface,
             flow=asked.flow,
+            when_busy=asked.when_busy,
         )
 
     def _new_seed(self) -> int:

@@ -12,6 +12,7 @@ from perdure.core.history import History
 from perdure.core.journal import (
     Accepted,
     Attempted,
+    Busy,
     CallChild,
     CallStep,
     Cancel,
@@ -243,7 +244,7 @@ def requests() -> list[Request]:
     """Return one request of each type."""
     failed = Failed(1.0, failure_of(ValueError("v")))
     found: list[Request] = [Resolve(1, b"\xc0"), Reject(1, "r"), Settled(0, 1, "c", failed), Cancel(force=True)]
-    found += [Pause(), Resume(), RetryInvocation(), Join(Start("c", "handler", b"\x80", 1.0, 1.0, 7))]
+    found += [Pause(), Resume(), RetryInvocation(), Join(Start("c", "handler", b"\x80", 1.0, 1.0, 7)), Busy("h")]
     assert {type(each) for each in found} == set(get_args(Request))
     return found
 
