@@ -6,10 +6,24 @@ from msgspec.structs import replace
 
 from perdure.core.apply import apply
 from perdure.core.busy import called_for, is_of_the_store
-from perdure.core.effects import Release
-from perdure.core.failures import rebuild
+from perdure.core.effects import Release, effects_of
+from perdure.core.failures import failure_of, rebuild
 from perdure.core.history import History
-from perdure.core.journal import Answer, Cancel, Failed, Message, Parent, Refused, Settled, Start
+from perdure.core.journal import (
+    Accepted,
+    Answer,
+    Cancel,
+    Cancelled,
+    CancelRequested,
+    Failed,
+    Frame,
+    Granted,
+    Message,
+    Parent,
+    Refused,
+    Settled,
+    Start,
+)
 from perdure.core.unbegun import ended_unbegun
 from perdure.errors import KeyBusy
 
@@ -48,3 +62,26 @@ def test_a_start_whose_key_is_free_or_that_waits_calls_for_nothing() -> None:
     start = Start("i", "h", b"\x80", 1.0, 1.0, 7, key="k", when_busy="reject")
     assert called_for(start, [], 2.0) == []
     assert called_for(replace(start, when_busy="enqueue"), ["holder"], 2.0) == []
+
+
+def test_one_that_interrupts_cancels_all_before_it_and_a_rollback_says_so() -> None:
+    start = Start("i", "h", b"\x80", 1.0, 1.0, 7, key="k", when_busy="interrupt")
+    first, second = called_for(start, ["holder", "waits"], 2.0)
+    assert (first.id, first.to, first.request) == ("busy:i:holder", "holder", Cancel())
+    assert (second.id, second.to, second.request) == ("busy:i:waits", "waits", Cancel())
+    back = called_for(replace(start, when_busy="rollback"), ["holder"], 2.0)
+    assert [each.request for each in back] == [Cancel(rollback=True)]
+
+
+def test_after_a_rollback_the_key_keeps_the_state_that_it_was_granted_with_until_a_retry_gets_it_again() -> None:
+    start = Start("i", "h", b"\x80", 1.0, 1.0, 7, key="k")
+    granted = Frame("w", 2.0, [Accepted(start), Granted(2.0, 0, {"x": b"1"})], state={"x": b"2"})
+    request = apply(Message("m", "i", 3.0, Cancel(rollback=True)), History.of([granted]), None, 3.0)
+    assert isinstance(request, CancelRequested)
+    failed = Frame("w", 4.0, [request, Failed(4.0, failure_of(ValueError("cleanup")))], state={"x": b"3"})
+    history = History.of([granted, failed])
+    assert effects_of(start, failed, history).release == Release("k", 0)
+    history.note(Granted(5.0, 1, {"x": b"1"}))
+    assert not history.rolled_back
+    plain = Frame("w", 4.0, [replace(request, rollback=False), Cancelled(4.0)], state={"x": b"3"})
+    assert effects_of(start, plain, History.of([granted, plain])).release == Release("k", 0, {"x": b"3"})

@@ -144,7 +144,8 @@ class Workflow(Generic[P, R_co]):
         (seconds, a timedelta, or an aware datetime) delays the start; `timeout` bounds the run from when it is due.
         `tags` (at most 20) are names and values to find it by, as in `client.list(tags={"tenant": "acme"})`.
         `when_busy` says what a start by a client does if its key is held: "enqueue" (the default) waits, "reject" fails
-        with `KeyBusy`.
+        with `KeyBusy`, "interrupt" cancels the holder and all that wait before it, and "rollback" drops what these set
+        besides.
         """
         other = copy_of(self)
         changes: dict[str, Any] = {}

@@ -10,10 +10,10 @@ from collections.abc import Sequence
 from typing import Literal, get_args
 
 from perdure.core.failures import Failure, failure_of
-from perdure.core.journal import Busy, Failed, Message, Start
+from perdure.core.journal import Busy, Cancel, Failed, Message, Start
 from perdure.errors import InvalidOption, KeyBusy
 
-WhenBusy = Literal["enqueue", "reject"]
+WhenBusy = Literal["enqueue", "reject", "interrupt", "rollback"]
 
 _RULES: frozenset[object] = frozenset(get_args(WhenBusy))
 
@@ -30,9 +30,12 @@ def called_for(start: Start, ahead: Sequence[str], at: float, /) -> list[Message
 
     If one of them is to the start itself, it is turned away, and needs no position in the queue.
     """
-    if start.when_busy == "reject" and ahead:
-        return [Message(f"busy:{start.id}:{start.id}", start.id, at, Busy(ahead[0]), start.trace)]
-    return []
+    requests: dict[str, Busy | Cancel] = {}
+    if start.when_busy == "reject":
+        requests = {start.id: Busy(ahead[0])} if ahead else {}
+    elif start.when_busy != "enqueue":
+        requests = dict.fromkeys(ahead, Cancel(rollback=start.when_busy == "rollback"))
+    return [Message(f"busy:{start.id}:{to}", to, at, request, start.trace) for to, request in requests.items()]
 
 
 def turned_away(start: Start, busy: Busy, at: float, /) -> Failed:

@@ -127,7 +127,7 @@ def effects_of(start: Start, frame: Frame, history: History, /) -> Effects:
         messages += [Message(f"{name}:{each.id}", each.id, frame.at, Cancel(force)) for each in cancelled]
     release: Release | None = None
     if start.key is not None and outcome is not None:
-        changed = dict(history.key_state) if history.key_state_changed else None
+        changed = dict(history.key_state) if history.key_state_changed and not history.rolled_back else None
         release = Release(start.key, history.generation, changed)
     if not (starts or messages or answers or release) and wake is None:
         return NO_EFFECTS

@@ -262,8 +262,8 @@ class InvokeQuery(Struct):
     """Options of the start. `delay` and `timeout` are in seconds, `tag` is NAME:VALUE and may be repeated.
 
     With `wait`, in seconds, the answer is the result if it comes in that time. `unknown=accept`: where no worker has
-    served the handler yet, wait for one, at most 30 s. `when_busy=reject`: fail if the key is held; a request
-    with `wait` is answered with the problem `key-busy` then.
+    served the handler yet, wait for one, at most 30 s. `when_busy` as in `using()`: a request with `wait` whose
+    start is rejected is answered with the problem `key-busy`.
     """
 
     id: str | None = None

@@ -35,9 +35,10 @@ class Settled(Struct, frozen=True, array_like=True, gc=False, tag="settled"):
 
 
 class Cancel(Struct, frozen=True, array_like=True, gc=False, tag="cancel"):
-    """Cancel, with cleanup unless forced."""
+    """Cancel, with cleanup unless forced. After a `rollback` its key gets back the state that it was granted with."""
 
     force: bool = False
+    rollback: bool = False
 
 
 class Pause(Struct, frozen=True, array_like=True, gc=False, tag="pause"):
