@@ -302,7 +302,8 @@ async def invoke(exchange: Exchange, query: InvokeQuery) -> Response:
     if outcome is None:
         return json_response(accepted_at(exchange, submission.id), 202)
     if submission.when_busy == "reject" and isinstance(outcome, Failure) and outcome.type == type_name(KeyBusy):
-        raise Problem(409, "key-busy", outcome.message or "the key is busy")
+        about = f"key {submission.key!r} is busy" if exchange.access.is_limited else outcome.message
+        raise Problem(409, "key-busy", about)
     return json_response(ended_of(submission.id, outcome, handler.interface, shown=exchange.access.payloads))
 
 

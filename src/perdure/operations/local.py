@@ -362,7 +362,7 @@ class Local(Operations):
             at = store.clock.now()
             id = new_id(at, self._chance.randbytes(10))
             made = replace(old, id=id, at=at, due=at, seed=self._new_seed())
-            return replace(made, parent=None, chosen=False, held=(), trace="")
+            return replace(made, parent=None, chosen=False, held=(), trace="", when_busy="enqueue")
         if old.handler not in handlers:
             both = f"invocation {old.id!r} is of workflow {old.handler!r}, not {call.handler!r}"
             raise InvalidOption(f"{both}: to run another workflow, use client.start")
