@@ -25,8 +25,8 @@ PUBLIC = {
     # sagas
     *("CompensationFailed", "Saga"),
     # errors
-    *("ChildCancelled", "InvocationCancelled", "InvocationTimedOut", "KeyDeadlock", "NonRetryable", "PerdureError"),
-    *("RemoteError", "WaitTimeout"),
+    *("ChildCancelled", "InvocationCancelled", "InvocationTimedOut", "KeyBusy", "KeyDeadlock", "NonRetryable"),
+    *("PerdureError", "RemoteError", "WaitTimeout"),
 }
 
 

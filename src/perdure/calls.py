@@ -34,6 +34,7 @@ def submission_of(workflow: Workflow[..., Any], args: tuple[Any, ...], kwargs: d
         options.tags,
         workflow.interface_hash,
         workflow.execution,
+        options.when_busy,
     )
 
 

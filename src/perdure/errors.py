@@ -47,6 +47,7 @@
     │   ├── MessageRefused                resolved twice, rejected after resolve, wrong shape ...
     │   │   └── IllegalTransition         the status does not allow this verb
     │   ├── KeyDeadlock                   a child needs a key that an ancestor holds
+    │   ├── KeyBusy                       its key was held, and it was not to wait
     │   └── ServiceUnknown                no address was given for a gRPC service
     │
     ├── errors of the environment: repair it, then continue ──────────────────────────────────────
@@ -413,6 +414,15 @@ class KeyDeadlock(PerdureError):
     def __init__(self, text: str = "", *, key: str = "") -> None:
         super().__init__(text)
         self.key = key
+
+
+class KeyBusy(PerdureError):
+    """`when_busy="reject"`: `holder` had the `key`, or was about to get it. The invocation failed, and never ran."""
+
+    def __init__(self, text: str = "", *, key: str = "", holder: str = "") -> None:
+        super().__init__(text)
+        self.key = key
+        self.holder = holder
 
 
 class ServiceUnknown(PerdureError):

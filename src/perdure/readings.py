@@ -68,10 +68,10 @@ def _started(counters: Counters) -> list[Sample]:
 
 
 def _ended(counters: Counters) -> list[Sample]:
-    """Return how invocations ended, those included that were cancelled without a worker."""
+    """Return how invocations ended, those included that ended without a worker."""
     counts = dict(counters.ended.items())
-    for (handler,), count in () if counters.store is None else [*counters.store.cancelled.items()]:
-        counts["cancelled", handler] = counts.get(("cancelled", handler), 0) + count
+    for of, count in () if counters.store is None else [*counters.store.ended.items()]:
+        counts[of] = counts.get(of, 0) + count
     return [Sample(labels, count) for labels, count in counts.items()]
 
 

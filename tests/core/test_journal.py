@@ -15,6 +15,7 @@ from perdure.core.journal import (
     Accepted,
     Answer,
     Attempted,
+    Busy,
     CallChild,
     CallStep,
     Cancel,
@@ -175,6 +176,7 @@ GOLDEN_REQUESTS: list[tuple[Request, str]] = [
         "95a7736574746c65640102a56368696c6493a9636f6d706c65746564cb3ff8000000000000c40101",
     ),
     (Cancel(True), "92a663616e63656cc3"),
+    (Busy("h"), "92a462757379a168"),
     (Pause(), "91a57061757365"),
     (Resume(), "91a6726573756d65"),
     (RetryInvocation(), "91a57265747279"),
@@ -206,6 +208,8 @@ FLOWING = msgspec.structs.replace(DESCRIBED, flow=b"\x03")
 GOLDEN_FLOWING_START = "dc0010" + GOLDEN_DESCRIBED_START.removeprefix("9f") + "c40103"
 TRACED = msgspec.structs.replace(FLOWING, trace="t")
 GOLDEN_TRACED_START = "dc0011" + GOLDEN_FLOWING_START.removeprefix("dc0010") + "a174"
+JUDGED = msgspec.structs.replace(TRACED, when_busy="r")
+GOLDEN_JUDGED_START = "dc0012" + GOLDEN_TRACED_START.removeprefix("dc0011") + "a172"
 GOLDEN_MESSAGE = (Message("m", "to", 1.5, Pause()), "94a16da2746fcb3ff800000000000091a57061757365")
 TRACED_MESSAGE = msgspec.structs.replace(GOLDEN_MESSAGE[0], trace="t")
 GOLDEN_TRACED_MESSAGE = "95" + GOLDEN_MESSAGE[1].removeprefix("94") + "a174"
@@ -240,7 +244,8 @@ def test_frames_starts_messages_and_answers_are_written_and_read_as_they_were():
     assert decode_start(bytes.fromhex(GOLDEN_DIGESTED_START)) == DIGESTED
     assert decode_start(bytes.fromhex(GOLDEN_SENT_START)) == SENT
     assert decode_start(bytes.fromhex(GOLDEN_TAGGED_START)) == TAGGED
-    assert encode_start(TRACED).hex() == GOLDEN_TRACED_START
+    assert encode_start(JUDGED).hex() == GOLDEN_JUDGED_START
+    assert decode_start(bytes.fromhex(GOLDEN_JUDGED_START)) == JUDGED
     assert decode_start(bytes.fromhex(GOLDEN_TRACED_START)) == TRACED
     assert decode_start(bytes.fromhex(GOLDEN_DESCRIBED_START)) == DESCRIBED
     assert decode_start(bytes.fromhex(GOLDEN_FLOWING_START)) == FLOWING
@@ -253,9 +258,9 @@ def test_frames_starts_messages_and_answers_are_written_and_read_as_they_were():
     assert msgspec.msgpack.decode(bytes.fromhex(golden), type=Answer) == answer
 
 
-def test_only_a_cancellation_settles_what_has_not_begun():
+def test_only_a_cancellation_and_a_busy_key_settle_what_has_not_begun():
     ends = [type(request) for request, _ in GOLDEN_REQUESTS if settles_before_begin(Message("m", "to", 1.5, request))]
-    assert ends == [Cancel]
+    assert ends == [Cancel, Busy]
 
 
 def test_every_kind_has_a_golden_line():

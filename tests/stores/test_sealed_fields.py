@@ -63,7 +63,7 @@ START = Start(
 )
 PLAIN = {
     *("Start.id", "Start.handler", "Start.key", "Start.held", "Start.sender", "Start.tags"),
-    *("Start.interface", "Start.flow", "Start.trace", "Message.trace"),
+    *("Start.interface", "Start.flow", "Start.trace", "Message.trace", "Start.when_busy", "Busy.holder"),
     *("Parent.id", "Claimed.worker", "Claimed.python", "Claimed.hash_seed", "Released.stuck_at"),
     *("Returned.message", "Raised.message", "CancelRequested.message", "Paused.message", "Resumed.message"),
     *("Refused.message", "Joined.message", "Retried.message", "Cancelled.message", "Answer.message"),

@@ -18,6 +18,7 @@ from msgspec.structs import replace
 from perdure.authoring.by_name import GivenLoosely, Loose, elsewhere, is_loose, named
 from perdure.authoring.functions import check_workflow, copy_of, is_same_code, line_of, mark_async, name_of, where_of
 from perdure.authoring.step import Step
+from perdure.core.busy import WhenBusy, check_when_busy
 from perdure.core.context import BodyContext
 from perdure.core.ids import check_name, check_new_id, seed_of
 from perdure.core.journal import Arguments, Parent, Start
@@ -54,6 +55,7 @@ class StartOptions(Struct, frozen=True):
     delay: Delay | None = None
     timeout: float | None = None
     tags: Tags = ()
+    when_busy: WhenBusy = "enqueue"
 
 
 class Workflow(Generic[P, R_co]):
@@ -134,12 +136,16 @@ class Workflow(Generic[P, R_co]):
         delay: Delay | None = None,
         timeout: Duration | None = None,
         tags: Mapping[str, str] | None = None,
+        when_busy: WhenBusy | None = None,
     ) -> Self:
         """Return this workflow with options for one start.
 
         `id` makes the start idempotent. Invocations of one `key` run one at a time, in order, and share state. `delay`
         (seconds, a timedelta, or an aware datetime) delays the start; `timeout` bounds the run from when it is due.
         `tags` (at most 20) are names and values to find it by, as in `client.list(tags={"tenant": "acme"})`.
+        `when_busy` says what a start by a client does if its key is held: "enqueue" (the default) waits, "reject" fails
+        with `KeyBusy`, "interrupt" cancels the holder and all that wait before it, and "rollback" drops what these set
+        besides.
         """
         other = copy_of(self)
         changes: dict[str, Any] = {}
@@ -153,6 +159,8 @@ class Workflow(Generic[P, R_co]):
             changes["timeout"] = seconds(f"timeout of workflow {self.name!r}", timeout, positive=True)
         if tags is not None:
             changes["tags"] = check_tags(tags)
+        if when_busy is not None:
+            changes["when_busy"] = check_when_busy(when_busy)
         other.options = replace(self.options, **changes)
         return other
 
@@ -186,6 +194,11 @@ class Workflow(Generic[P, R_co]):
                 f"workflow {self.name!r} needs key {options.key!r}, which its parent or an ancestor holds while it "
                 "waits: call it without the key, or send it instead",
                 key=options.key,
+            )
+        if options.when_busy != "enqueue":
+            raise InvalidOption(
+                f"workflow {self.name!r}: when_busy={options.when_busy!r} is for starts by a client. What a workflow "
+                "calls or sends waits for its key: leave when_busy out, or start it in a step"
             )
         data, identity = self.encode_arguments(args, kwargs)
         return Start(

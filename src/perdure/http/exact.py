@@ -17,6 +17,7 @@ from msgspec import Struct
 
 from perdure import errors
 from perdure.authoring.workflow import checked_delay
+from perdure.core.busy import check_when_busy
 from perdure.core.failures import Failure
 from perdure.core.ids import check_name, check_new_id
 from perdure.core.retry import seconds
@@ -70,12 +71,13 @@ class SentSubmission(Struct, frozen=True, array_like=True):
     tags: Tags
     interface: bytes
     flow: bytes = b""
+    when_busy: str = "enqueue"
 
     @classmethod
     def of(cls, asked: Submission) -> SentSubmission:
         delay = seconds("delay", asked.delay) if isinstance(asked.delay, timedelta) else asked.delay
         first = (asked.id, asked.handler, asked.input, asked.digest, asked.is_chosen, asked.key)
-        return cls(*first, delay, asked.timeout, asked.tags, asked.interface, asked.flow)
+        return cls(*first, delay, asked.timeout, asked.tags, asked.interface, asked.flow, asked.when_busy)
 
     def restored(self) -> Submission:
         """Return the submission, or raise what a client here raises for one that no store can hold."""
@@ -89,6 +91,7 @@ class SentSubmission(Struct, frozen=True, array_like=True):
             checked_delay(self.delay)
         if check_tags(dict(self.tags)) != self.tags:
             raise InvalidOption("tags: they are given twice, or not in order")
+        check_when_busy(self.when_busy)
         return Submission(*(getattr(self, name) for name in self.__struct_fields__))
 
 

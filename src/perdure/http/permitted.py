@@ -76,6 +76,9 @@ class Permitted(Operations):
 
     async def _check_start(self, submission: Submission) -> None:
         self._check_reach("start", submission.handler, submission.key)
+        if self._access.handlers is not None and submission.when_busy in ("interrupt", "rollback"):
+            rule = f"when_busy={submission.when_busy!r}, which may cancel invocations of others"
+            raise AccessDenied(f"{self._access.name!r} is limited to some workflows, and may not start with {rule}")
         await self._check_new(submission.id)
 
     async def _check_new(self, id: str) -> None:

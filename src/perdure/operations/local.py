@@ -299,6 +299,8 @@ class Local(Operations):
     def _start_of(self, store: Store, asked: Submission) -> Start:
         if len(asked.input) > store.payload_limit:
             raise too_large(f"the input of workflow {asked.handler!r}", len(asked.input), store.payload_limit)
+        if asked.when_busy != "enqueue" and asked.key is None:
+            raise InvalidOption(f"workflow {asked.handler!r}: when_busy={asked.when_busy!r} needs a key")
         at = store.clock.now()
         due = at if asked.delay is None else due_at(asked.delay, at)
         return Start(
@@ -317,6 +319,7 @@ class Local(Operations):
             tags=asked.tags,
             interface=asked.interface,
             flow=asked.flow,
+            when_busy=asked.when_busy,
         )
 
     def _new_seed(self) -> int:
@@ -363,7 +366,7 @@ class Local(Operations):
             at = store.clock.now()
             id = new_id(at, self._chance.randbytes(10))
             made = replace(old, id=id, at=at, due=at, seed=self._new_seed())
-            return replace(made, parent=None, chosen=False, held=(), trace="")
+            return replace(made, parent=None, chosen=False, held=(), trace="", when_busy="enqueue")
         if old.handler not in handlers:
             both = f"invocation {old.id!r} is of workflow {old.handler!r}, not {call.handler!r}"
             raise InvalidOption(f"{both}: to run another workflow, use client.start")

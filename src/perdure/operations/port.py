@@ -43,7 +43,8 @@ class Submission(Struct, frozen=True):
     """One workflow to start: the encoded arguments and how to run them.
 
     `is_chosen`: the caller chose the id, so it may exist already. `digest` identifies the input, and `interface` is the
-    hash of what the handler takes, as the caller knows it. `flow` is how a flow is to be executed.
+    hash of what the handler takes, as the caller knows it. `flow` is how a flow is to be executed. `when_busy` is what
+    it does if its key is held (`core.busy`).
     """
 
     id: str
@@ -57,6 +58,7 @@ class Submission(Struct, frozen=True):
     tags: Tags = ()
     interface: bytes = b""
     flow: bytes = b""
+    when_busy: str = "enqueue"
 
 
 class Value(Struct, frozen=True):

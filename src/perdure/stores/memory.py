@@ -15,6 +15,7 @@ from collections.abc import Callable, Collection, Sequence
 from functools import partial
 from typing import Any, TypeVar
 
+from perdure.core.busy import called_for
 from perdure.core.effects import NO_EFFECTS, Effects, Enlist, Release
 from perdure.core.journal import (
     Answer,
@@ -197,7 +198,7 @@ class MemoryStore:
         self._sequence += 1
         self._queued[start.id] = (self._sequence, start)
         if start.key is not None:
-            self._lines.setdefault(start.key, {})[start.id, 0] = self._sequence
+            self._enter_line(start, start.key)
             if start.timeout is not None:  # so that it times out even if it never gets the key
                 self._wakes[start.id] = self._due_at(start) + start.timeout
                 self._note_due(self._wakes[start.id], start.id)
@@ -216,6 +217,17 @@ class MemoryStore:
         self._dispatcher.pump()
 
     # --- keys ---------------------------------------------------------------------------------------------------------
+    def _enter_line(self, start: Start, key: str) -> None:
+        """Put a start into the queue of its key, unless it is turned away, and do what it calls for: in one write."""
+        holder = self._keys.get(key, Key()).holder
+        ahead = [] if holder is None else [holder]
+        ahead += [id for id, _ in self._lines.get(key, ())]
+        messages = called_for(start, ahead, self.clock.now())
+        for message in messages:
+            self._keep(message)
+        if all(message.to != start.id for message in messages):
+            self._lines.setdefault(key, {})[start.id, 0] = self._sequence
+
     def _grant(self, name: str) -> None:
         """Grant a free key to the first in its queue."""
         key, line = self._keys.get(name, Key()), self._lines.get(name)
@@ -263,8 +275,9 @@ class MemoryStore:
             del self._lines[name]
 
     def _waits_in_line(self, id: str) -> bool:
+        """Report whether a start that has not begun does not have its key: it waits for it, or is turned away."""
         key = self._rows[id].key
-        return key is not None and (id, 0) in self._lines.get(key, ())
+        return key is not None and id in self._queued and not self._keys.get(key, Key()).granted_to(id, 0)
 
     async def key(self, name: str, /) -> Key:
         self._check()
@@ -284,6 +297,9 @@ class MemoryStore:
         if row is None or message.id in self._messages or message.id in self._answers:
             return
         self._write("message", message.to)
+        self._keep(message)
+
+    def _keep(self, message: Message) -> None:
         self._messages[message.id] = message
         self._mail.setdefault(message.to, set()).add(message.id)
         self._soon(partial(self._route, message, 1))

@@ -29,6 +29,7 @@ from perdure.authoring.flows.running import Execution, Run, Strategy
 from perdure.authoring.flows.text import VERSION, FileFlow, decoded, from_first, read_into, rule_in, written
 from perdure.authoring.step import Step
 from perdure.authoring.workflow import Delay, Workflow
+from perdure.core.busy import WhenBusy
 from perdure.core.retry import Duration
 from perdure.core.signature import Signature
 from perdure.core.turn import Turn, current_turn
@@ -120,6 +121,7 @@ class Flow(Workflow[FlowP, FlowR_co], Graph, Generic[FlowP, FlowR_co]):
         delay: Delay | None = None,
         timeout: Duration | None = None,
         tags: Mapping[str, str] | None = None,
+        when_busy: WhenBusy | None = None,
         strategy: Strategy | None = None,
         max_workers: int | None = None,
     ) -> Self:
@@ -127,7 +129,7 @@ class Flow(Workflow[FlowP, FlowR_co], Graph, Generic[FlowP, FlowR_co]):
 
         The start records how, so a replay does the same.
         """
-        other = super().using(id=id, key=key, delay=delay, timeout=timeout, tags=tags)
+        other = super().using(id=id, key=key, delay=delay, timeout=timeout, tags=tags, when_busy=when_busy)
         if strategy is not None or max_workers is not None:
             _check(strategy or self.strategy, max_workers)
             other._using = (strategy or self._using[0], max_workers or self._using[1])  # noqa: SLF001

@@ -26,7 +26,7 @@ class Start(Struct, frozen=True, array_like=True, gc=False):
     made without one. `tags` are to find it by. `interface` is the hash of what the handler takes and returns, as the
     caller knows it (`core.interface`); empty if it does not. `flow` is how a flow is to be executed
     (`authoring.flows`). `trace` is the `traceparent` of what made the start (`perdure.tracing`); empty if that has
-    none. Nothing depends on it but spans.
+    none. Nothing depends on it but spans. `when_busy` is what it does if its key is held (`core.busy`).
     """
 
     id: str
@@ -46,6 +46,7 @@ class Start(Struct, frozen=True, array_like=True, gc=False):
     interface: bytes = b""
     flow: bytes = b""
     trace: str = ""
+    when_busy: str = "enqueue"
 
     def is_due(self, now: float, /) -> bool:
         """Report whether it is time to begin. Without a delay it always is: its author's clock may be ahead."""

@@ -171,6 +171,7 @@ class JetStreamStore:
         self._cancelling = Cancelling(
             wire, layout, blobs, journals, keys, self._finder, self.commits, self.name, self.clock, self.counters
         )
+        self._deliveries.post = self._accepting.post
         self._accepting.cancel_unbegun = self._cancel_unbegun
         self._purge = Purge(wire, layout, journals, self._deliveries, self.clock)
         self._overdue = Overdue(wire, layout, self.clock)

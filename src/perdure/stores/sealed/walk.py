@@ -17,6 +17,7 @@ from typing import Any
 
 from msgspec.structs import replace
 
+from perdure.core.busy import is_of_the_store
 from perdure.core.effects import NO_EFFECTS, Effects, Release
 from perdure.core.journal import (
     Accepted,
@@ -116,9 +117,10 @@ def outcome_with(fields: Fields, id: str, outcome: Outcome) -> Outcome:
 
 
 def _outcome(fields: Fields, scope: bytes, place: bytes, outcome: Outcome) -> Outcome:
+    """Walk an outcome. That of a start which is turned away is made by the store itself, of ids and keys: plain."""
     if isinstance(outcome, Completed):
         return Completed(outcome.at, fields.value(outcome.value, scope, place))
-    if isinstance(outcome, Failed):
+    if isinstance(outcome, Failed) and not is_of_the_store(outcome.failure):
         return replace(outcome, failure=fields.failure(outcome.failure, scope, place))
     return outcome
 

@@ -64,7 +64,8 @@ class Unit(Struct, eq=False):
     `strict` makes an id that exists with another input an error; `must_exist`, a message to an unknown id. `position`
     is for an invocation that enlists for a key. A commit calls `told`, the others resolve `future`. `ended` says that
     the transition ends the claim. The writer fills in `routes`, `granted` (sequence, id, start, checksum: starts that
-    now hold their key) and `woken` (id and handler of invocations that began earlier and now hold their key).
+    now hold their key), `woken` (id and handler of invocations that began earlier and now hold their key) and
+    `called_for` (messages for which starts call whose keys are busy).
     """
 
     accepts: Sequence[Accept] = ()
@@ -88,6 +89,7 @@ class Unit(Struct, eq=False):
     routes: list[Route] = []
     granted: list[tuple[int, str, bytes, int]] = []
     woken: list[tuple[str, str]] = []
+    called_for: list[Message] = []
     error: Exception | None = None
 
     @property
@@ -115,3 +117,4 @@ class Unit(Struct, eq=False):
         self.routes.clear()
         self.granted.clear()
         self.woken.clear()
+        self.called_for.clear()

@@ -18,6 +18,7 @@ from typing import Any, cast
 
 from perdure.core.journal import (
     Answer,
+    Message,
     Start,
     Status,
     encode_message,
@@ -284,7 +285,8 @@ def _apply(
     if changes:
         db.executemany(_CHANGE_STATUS, changes)
     _write_the_rest(db, batch, now)
-    keys.apply(db, batch, commit)
+    keys.apply(db, batch, commit, now)
+    _write_called_for(db, batch)
     _write_acknowledgements(db, batch)
     if documented:
         documents.apply(db, documented)
@@ -296,6 +298,12 @@ def _note_awakeables(db: sqlite3.Connection, transition: Transition, told: Seque
         if last != (transition.expected,):
             return
     awakeables.note(db, transition.id, told)
+
+
+def _write_called_for(db: sqlite3.Connection, batch: Sequence[Unit]) -> None:
+    for unit in batch:
+        if unit.called_for:
+            _insert_messages(db, unit, unit.called_for)
 
 
 def _write_acknowledgements(db: sqlite3.Connection, batch: Sequence[Unit]) -> None:
@@ -355,7 +363,7 @@ def _write_the_rest(db: sqlite3.Connection, batch: Sequence[Unit], now: float) -
         if (transition := unit.transition) is not None and transition.awakeables is not None:
             _note_awakeables(db, transition, transition.awakeables)
         if unit.messages:
-            _insert_messages(db, unit)
+            _insert_messages(db, unit, unit.messages)
         if unit.promoted:
             db.executemany(_PROMOTE, [_promoted_row(sequence, start, now) for sequence, start in unit.promoted])
 
@@ -451,8 +459,8 @@ def _is_new(db: sqlite3.Connection, seen: dict[str, bytes], unit: Unit, start: S
     return False
 
 
-def _insert_messages(db: sqlite3.Connection, unit: Unit) -> None:
-    for message in unit.messages:
+def _insert_messages(db: sqlite3.Connection, unit: Unit, messages: Sequence[Message]) -> None:
+    for message in messages:
         query = "SELECT handler, status, sequence FROM invocation WHERE id = ?"
         row = db.execute(query, (message.to,)).fetchone()
         if row is None:

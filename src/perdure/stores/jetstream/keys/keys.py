@@ -3,6 +3,9 @@
     perdure.l.<s>.<key>.<id>.<generation>    a waiting start, or a retry's position, in the order of the stream
     perdure.k.<s>.key.<key>                  the holder, and the state that the last holder left
 
+A start with a rule for a key that is busy has a note of its own, which is stored before its position: the worker that
+gets it decides (`Deliveries`), once it has looked at the key.
+
 A start or retry is appended to the queue, followed by a note "look at this key" in the work queue. A worker that gets
 the note, or that releases the key, grants the key in three steps: it writes the first in the queue into the record
 (guarded), puts its start or a wake into the work queue, and deletes its position. The next look completes a grant that
@@ -37,7 +40,7 @@ from perdure.errors import StoreClosed, StoreDamaged
 from perdure.stores.jetstream.journal.blobs import Blobs
 from perdure.stores.jetstream.journal.journals import Journals
 from perdure.stores.jetstream.layout.facts import ROLLUP, Facts, facts_of, facts_of_start, lines_of
-from perdure.stores.jetstream.layout.subjects import Layout, part_of
+from perdure.stores.jetstream.layout.subjects import Layout, part_of, token
 from perdure.stores.jetstream.wire.protocol import Stored, WrongSequence
 from perdure.stores.jetstream.wire.wire import Wire
 from perdure.stores.port import Key
@@ -219,11 +222,15 @@ class Keys:
             await self._put(self._layout.before_key_queues(name), b"", lines_of(Facts(kind="first")))
             self._streams.add(stream)
         positions: list[tuple[str, bytes, bytes]] = []
+        asking: list[tuple[str, bytes, bytes]] = []
         for start in starts:
             facts = facts_of_start(start, "pending", at)
             facts, data = await self._blobs.save(start.id, facts, encode_start(start))
             positions.append((self._layout.key_position(name, start.id, 0), data, lines_of(facts)))
-        await self._take(name, positions)
+            if start.when_busy != "enqueue":
+                quiet = lines_of(msgspec.structs.replace(facts, kind="start", quiet=True))
+                asking.append((self._layout.nudge(name, token(start.id)), data, quiet))
+        await asyncio.gather(*(self._put(*each) for each in asking), self._take(name, positions))
 
     async def enlist(self, id: str, enlist: Enlist) -> None:
         """Append a retried invocation to the queue, unless it holds the key."""
@@ -276,6 +283,19 @@ class Keys:
     async def is_waiting(self, name: str, id: str) -> bool:
         subject = self._layout.key_position(name, id, 0)
         return await self._wire.last(self._layout.stream_of(subject), subject) is not None
+
+    async def ahead(self, start: Start) -> list[str]:
+        """Return the holder of the key of a start that waits for it, and those that wait before it, in order."""
+        assert start.key is not None
+        stream, subject = self._layout.stream("Q", self._layout.partition(start.key)), self._layout.key_queue(start.key)
+        record, _ = await self._checked_record(start.key)
+        own = await self._wire.last(stream, self._layout.key_position(start.key, start.id, 0))
+        if own is None or (record.holder == start.id and not record.generation):
+            return []
+        found = [] if record.holder is None else [record.holder]
+        waiting = await self._wire.all(stream, subject)
+        found += [facts_of(each.headers).id for each in waiting if each.sequence < own.sequence]
+        return [*dict.fromkeys(found)]
 
     # --- granting -----------------------------------------------------------------------------------------------------
     async def look(self, name: str) -> None:
