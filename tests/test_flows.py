@@ -497,16 +497,22 @@ def test_flow_that_would_contain_itself_is_refused() -> None:
 
 def test_what_cannot_be_recorded_or_be_a_graph_is_refused_when_it_is_built() -> None:
     odd: Any = object()
-    builds: list[Callable[..., Any]] = [
-        lambda graph, x=odd: graph.add(same.bind(x)),
+
+    def takes_odd(graph: Graph, given: Any = odd) -> Any:
+        return graph.add(same.bind(given))
+
+    builds: list[Callable[[Any], Any]] = [
+        takes_odd,
         lambda graph: graph.add(same.bind(1), on_error=Continue(default=odd)),
         lambda graph: graph.map(same.bind([Each([1])])),
         lambda graph: graph.when(True, then=same.bind(Each([1]))),
-        lambda: None,
     ]
     for build in builds:
         with pytest.raises(InvalidOption):
             flow(name="odd")(build)
+    nothing: Any = lambda: None  # noqa: E731
+    with pytest.raises(InvalidOption, match="its first parameter is the Graph"):
+        flow(nothing)
     with pytest.raises(InvalidOption, match="cannot be recorded"):
         Flow("odd", on_error=Continue(default=odd))
 
@@ -571,15 +577,6 @@ async def test_share_that_may_fail_is_exact_and_the_retries_of_a_flow_are_those_
 
     assert len(await run(tolerant, [*range(100)])) == 71
     assert len(tries) == 129
-
-
-async def test_result_whose_type_only_holds_none_is_none_for_no_node_that_was_skipped() -> None:
-    @flow
-    def nones(graph: Graph) -> list[None]:
-        return graph.add(same.bind(graph.add(nobody.bind(), on_error=Skip())))
-
-    with pytest.raises(NodeSkipped):
-        await run(nones)
 
 
 async def test_values_of_a_graph_have_their_types_when_it_was_read() -> None:
