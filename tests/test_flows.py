@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import json
 import random
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from datetime import date
+from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from typing import Any, TypedDict
 
@@ -30,7 +31,7 @@ from perdure import (
     step_info,
     workflow,
 )
-from perdure.errors import InputRefused, InvalidOption, MessageRefused, NodeHasNoValue, NodeSkipped
+from perdure.errors import InputRefused, InvalidOption, MessageRefused, NameTaken, NodeHasNoValue, NodeSkipped
 from perdure.testing import Environment, crash_everywhere
 
 ONCE = Retry(max_attempts=1)
@@ -330,6 +331,10 @@ NODE: dict[str, Any] = {"name": "a", "call": {"name": "keep", "args": [{"value":
         ("{}", "no flow"),
         ("[1, 2]", "no flow"),
         ("[" * 100_000, "no flow"),
+        (file(nodes=[{**NODE, "is_map": True}]), "one argument of a map must be Each"),
+        (file(nodes=[{**NODE, "condition": {"value": 0}}]), "a condition is a node, a bool"),
+        (file(nodes=[{**NODE, "is_map": True, "concurrency": -1}]), "concurrency=-1: give at least 1"),
+        (file(nodes=[{**NODE, "call": {"name": "keep", "args": [{"map": [[{"list": []}, {"value": 1}]]}]}}]), "a key"),
         (file(perdure_flow=3), "version 3 is not known here, which reads 2: upgrade"),
         (file(strategy="eager"), "Invalid enum value 'eager'"),
         (file(more=1), "unknown field `more`"),
@@ -425,6 +430,222 @@ async def test_flow_that_is_edited_in_flight_goes_on_as_it_began(tmp_path: Path)
 async def short(day: date) -> str:
     await asyncio.sleep(0.3)
     return str(day)
+
+
+# --- odd programs -----------------------------------------------------------------------------------------------------
+@step(name="greet")
+async def other_greet(user: User, hello: str = "hello") -> str:
+    return hello
+
+
+class Shop:
+    @step
+    async def sell(self, what: str) -> str:
+        return what
+
+
+@step(retry=ONCE)
+async def grown(items: list[str], user: User) -> str:
+    items.append("!")
+    user.name += "!"
+    return user.name + "".join(items)
+
+
+@step(retry=ONCE)
+async def nobody() -> User:
+    raise ConnectionError("nobody")
+
+
+@step
+async def same(value: Any) -> Any:
+    return value
+
+
+@step
+async def letters() -> set[str]:
+    return set("abcdefgh")
+
+
+def test_names_that_two_callees_have_are_refused() -> None:
+    @flow(name="greetings")
+    def other(graph: Graph, users: list[User]) -> list[str]:
+        return graph.map(greet.bind(Each(users)))
+
+    user, one, two = User("a", 1), Shop(), Shop()
+    for first, second in (
+        (greet.bind(user), other_greet.bind(user)),
+        (one.sell.bind("x"), two.sell.bind("x")),
+        (greetings.bind([], ""), other.bind([])),
+        (greetings.bind([], ""), workflow.ref("greetings").bind([], "")),
+    ):
+        graph = Flow("both")
+        graph.add(first)
+        with pytest.raises(InvalidOption, match="give one of them another name"):
+            graph.add(second)
+    graph = Flow("one")
+    for call in (one.sell.bind("x"), one.sell.using(timeout=5).bind("y"), greet.bind(user), greet.bind(user)):
+        graph.add(call)
+
+
+def test_flow_that_would_contain_itself_is_refused() -> None:
+    outer, inner = Flow("outer"), Flow("inner")
+    outer.add(inner.bind({}))
+    for flow_, node in ((inner, outer), (inner, inner), (inner, outer.using(key="k"))):
+        with pytest.raises(InvalidOption, match="cannot contain itself"):
+            flow_.add(node.bind({}))
+
+
+def test_what_cannot_be_recorded_or_be_a_graph_is_refused_when_it_is_built() -> None:
+    odd: Any = object()
+
+    def takes_odd(graph: Graph, given: Any = odd) -> Any:
+        return graph.add(same.bind(given))
+
+    builds: list[Callable[[Any], Any]] = [
+        takes_odd,
+        lambda graph: graph.add(same.bind(1), on_error=Continue(default=odd)),
+        lambda graph: graph.map(same.bind([Each([1])])),
+        lambda graph: graph.when(True, then=same.bind(Each([1]))),
+    ]
+    for build in builds:
+        with pytest.raises(InvalidOption):
+            flow(name="odd")(build)
+    nothing: Any = lambda: None  # noqa: E731
+    with pytest.raises(InvalidOption, match="its first parameter is the Graph"):
+        flow(nothing)
+    with pytest.raises(InvalidOption, match="cannot be recorded"):
+        Flow("odd", on_error=Continue(default=odd))
+
+
+async def test_keys_and_partials_may_be_nodes_and_builders() -> None:
+    def build(graph: Graph, key: str, extra: int) -> Any:
+        return graph.add(same.bind({key: [extra, key]}))
+
+    made: Flow[..., Any] = flow(functools.partial(build, extra=3))
+    assert await run(made, "k") == {"k": [3, "k"]}
+    assert await run(Flow.loads(made.dumps(), steps=[same]), {"key": "k"}) == {"k": [3, "k"]}
+
+
+async def test_names_of_nested_nodes_may_be_too_long_for_a_step() -> None:
+    long = "n" * 200
+    made = Flow("first")
+    made.returns(made.add(same.bind(1), name=long))
+    for depth in range(3):
+        inner, made = made, Flow(f"at-{depth}")
+        made.returns(made.add(inner.bind({}), name=long))
+    async with Environment(made) as env:
+        handle = await env.client.start(made, {})
+        assert await handle.result() == 1
+        assert [each.step_type for each in (await handle.describe()).journal if "n" * 9 in each.step_type] == [
+            "…" + long[1:]
+        ]
+
+
+async def test_what_a_step_does_to_its_arguments_does_not_change_the_graph() -> None:
+    @flow
+    def growing(graph: Graph, items: list[str] = []) -> list[str]:  # noqa: B006
+        one = graph.add(grown.bind(items, User("a", 1)))
+        user = graph.add(nobody.bind(), on_error=Continue(default=User("b", 2)))
+        return [one, graph.add(grown.bind([one], user))]
+
+    async with Environment(growing) as env:
+        for _ in range(2):
+            assert await env.client.run(growing) == ["a!!", "b!a!!!"]
+
+
+async def test_map_over_a_set_is_in_an_order_that_all_processes_have() -> None:
+    @flow
+    def sorted_letters(graph: Graph) -> list[Any]:
+        return graph.map(same.bind(Each(graph.add(letters.bind()))))
+
+    assert await run(sorted_letters) == [*"abcdefgh"]
+
+
+async def test_share_that_may_fail_is_exact_and_the_retries_of_a_flow_are_those_of_its_maps() -> None:
+    tries: list[int] = []
+
+    @step(retry=ONCE)
+    async def fails_below_29(number: int) -> int:
+        tries.append(number)
+        if number < 29:
+            raise ValueError(number)
+        return number
+
+    @flow(on_error=Retry(max_attempts=2, initial=0.01))
+    def tolerant(graph: Graph, numbers: list[int]) -> list[int]:
+        return graph.map(fails_below_29.bind(Each(numbers)), tolerate=0.29)
+
+    assert len(await run(tolerant, [*range(100)])) == 71
+    assert len(tries) == 129
+
+
+async def test_values_of_a_graph_have_their_types_when_it_was_read() -> None:
+    @flow
+    def typed(graph: Graph, users: list[User], last: User = User("zed", 9)) -> list[Any]:  # noqa: B008
+        found = graph.add(nobody.bind(), on_error=Continue(default=User("con", 1)))
+        many = graph.add(split.bind([found, User("kim", 99)]))
+        return [graph.map(greet.bind(Each(users))), graph.add(greet.bind(last)), graph.add(greet.bind(found)), many]
+
+    read = Flow.loads(typed.dumps(), steps=[greet, nobody, split])
+    result = await run(typed, [User("ada", 1)])
+    assert result[:3] == [["hello ada"], "hello zed", "hello con"]
+    assert await run(read, {"users": [User("ada", 1)]}) == result
+
+
+def test_options_of_a_start_go_through_json_and_are_not_those_of_another_node() -> None:
+    later = datetime(2030, 1, 1, tzinfo=UTC)
+    inner = greetings.using(strategy="sequential", max_workers=2, tags={"a": "b"}, delay=timedelta(minutes=1))
+    made = Flow("optioned")
+    made.add(greetings.bind([], ""))
+    made.add(inner.bind([], ""))
+    made.add(archive.using(id="x", key="k", timeout=9, delay=later).bind([]))
+    read: Any = Flow.loads(made.dumps(), steps=[inner, archive])
+    plain, optioned, child = (each.bound.callee for each in read.plan.pieces.values())
+    assert not plain.is_optioned
+    assert (optioned.execution, optioned.options) == (inner.execution, inner.using(delay=60).options)
+    assert child.options == archive.using(id="x", key="k", timeout=9, delay=later).options
+
+
+async def test_graph_with_options_and_constants_goes_on_after_an_edit(tmp_path: Path) -> None:
+    def then(graph: Graph, user: User = User("d", 1)) -> Any:  # noqa: B008
+        waited = graph.add(short.bind(DAY))
+        many = [user, User("k", 1)]
+        inner = graph.add(greetings.bind(many, waited))
+        child = graph.add(greetings.using(strategy="sequential", tags={"a": "b"}).bind(many, waited))
+        return [inner, child, user.name]
+
+    def now(graph: Graph, user: User = User("e", 2)) -> Any:  # noqa: B008
+        waited = graph.add(short.bind(DAY))
+        return graph.add(greetings.using(key="k").bind([user], waited))
+
+    url = f"sqlite:{tmp_path / 'flow.db'}"
+    first, second = (flow(name="edited")(each) for each in (then, now))
+    async with connect(url) as client, client.worker(first, short, greetings):
+        handle = await client.start(first)
+        while not (await handle.describe()).journal[2:]:
+            await asyncio.sleep(0.01)
+    async with connect(url) as client, client.worker(second, short, greetings):
+        said = [f"{DAY} d", f"{DAY} k"]
+        async with asyncio.timeout(20):
+            assert await client.handle(handle.id).result() == [said, said, "d"]
+
+
+async def test_flow_of_the_same_name_with_another_graph_is_not_run_in_its_place(tmp_path: Path) -> None:
+    first, second = (flow(name="edited")(each) for each in (before, without))
+    async with connect(f"sqlite:{tmp_path / 'flow.db'}") as client, client.worker(first, short):
+        with pytest.raises(NameTaken, match=r"with another graph than .*test_flows\.py"):
+            await client.run(second, DAY)
+
+
+async def test_flow_that_grew_after_it_became_a_node_is_recorded_as_it_is() -> None:
+    inner, outer = Flow("inner"), Flow("outer")
+    inner.returns(inner.add(same.bind(1)))
+    outer.returns(outer.add(inner.using().bind({})))
+    async with Environment(outer) as env:
+        assert await env.client.run(outer, {}) == 1
+        inner.returns(inner.add(same.bind(2)))
+        assert await env.client.run(outer, {}) == 2
+        assert b"same-2" in outer.whole()
 
 
 # --- what is wrong with a graph ---------------------------------------------------------------------------------------

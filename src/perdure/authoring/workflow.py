@@ -108,6 +108,11 @@ class Workflow(Generic[P, R_co]):
         return self._reference
 
     @property
+    def original(self) -> Workflow[P, R_co]:
+        """This workflow without the options that `using` added."""
+        return self._original
+
+    @property
     def where(self) -> str:
         """Where the function is defined, for error texts."""
         return where_of(self._fn)

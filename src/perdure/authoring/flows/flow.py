@@ -12,7 +12,7 @@ from __future__ import annotations
 import builtins
 import functools
 import inspect
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from inspect import Parameter
 from typing import TYPE_CHECKING, Any, Concatenate, Generic, Protocol, Self, cast, get_args, overload
 
@@ -22,19 +22,20 @@ from msgspec import UNSET
 from perdure.authoring.flows import earlier
 from perdure.authoring.flows.diagram import mermaid
 from perdure.authoring.flows.fitting import cannot_fit
-from perdure.authoring.flows.graph import Bound, Callee, Graph, Input, bounds_of
+from perdure.authoring.flows.graph import Callee, Graph, Input
 from perdure.authoring.flows.nodes import Node, Ref
-from perdure.authoring.flows.rules import Continue, OnError, Retry, Skip, Stop
+from perdure.authoring.flows.rules import OnError, rule_problems
 from perdure.authoring.flows.running import Execution, Run, Strategy
 from perdure.authoring.flows.text import VERSION, FileFlow, decoded, from_first, read_into, rule_in, written
+from perdure.authoring.functions import line_of, name_of
 from perdure.authoring.step import Step
 from perdure.authoring.workflow import Delay, Workflow
 from perdure.core.busy import WhenBusy
 from perdure.core.retry import Duration
-from perdure.core.signature import Signature
+from perdure.core.signature import Signature, parameters_of
 from perdure.core.turn import Turn, current_turn
 from perdure.core.values import encode, type_name
-from perdure.errors import InvalidOption, PerdureError
+from perdure.errors import InvalidOption, NameTaken, PerdureError
 
 if TYPE_CHECKING:
     from typing_extensions import ParamSpec, TypeForm, TypeVar
@@ -83,13 +84,13 @@ class Flow(Workflow[FlowP, FlowR_co], Graph, Generic[FlowP, FlowR_co]):
         self.strategy: Strategy = strategy
         self.max_workers = max_workers
         _check(strategy, max_workers)
-        if on_error is not None and not isinstance(on_error, (Stop, Skip, Retry, Continue)):  # pyright: ignore[reportUnnecessaryIsInstance]
-            raise InvalidOption(f"flow {name!r}: on_error={on_error!r}: give Stop(), Skip(), Continue(...) or a Retry")
+        for problem in rule_problems(on_error):
+            raise InvalidOption(f"{self._title}: {problem}")
         self.on_error = on_error
         self._takes_mapping = True
         self.more: dict[str, Callee] = {}  # what else the graph of a journal may call
         self._using: tuple[Strategy | None, int | None] = (None, None)
-        self._kept: bytes | None = None  # what a journal gets; made anew when the graph has grown
+        self._kept: tuple[list[bytes], bytes] | None = None  # what a journal gets, after that of the flows in it
 
     @overload
     def input(self, name: str, type: TypeForm[T], /) -> T: ...
@@ -98,7 +99,10 @@ class Flow(Workflow[FlowP, FlowR_co], Graph, Generic[FlowP, FlowR_co]):
     def input(self, name: str, type: Any, /, *, default: Any = UNSET) -> Any:
         """Declare an input, and return its node. With a `default` it need not be given."""
         if default is not UNSET:
-            encode(default, f"the default of input {name!r}")
+            try:
+                encode(default, f"the default of input {name!r}")
+            except PerdureError as error:
+                self._tell([str(error)])
         self._kept = None
         return self.take(Input(name, type, default))
 
@@ -178,6 +182,16 @@ class Flow(Workflow[FlowP, FlowR_co], Graph, Generic[FlowP, FlowR_co]):
         settings: Any = {"strategy": self.strategy, "max_workers": self.max_workers, "rule": self.on_error}
         return written(self.name, self.plan, takes=takes, **settings)
 
+    def check_beside(self, served: Workflow[..., Any], /) -> None:
+        """Raise `NameTaken` if `served` is another workflow, or a flow with another graph."""
+        if isinstance(served, Flow) and self.whole() != served.whole():
+            raise NameTaken(
+                f"a worker of this client serves {served.described} with another graph than "
+                f"{self.described}: stop that worker first, or give one of them another name",
+                name=self.name,
+            )
+        super().check_beside(served)
+
     # --- running ------------------------------------------------------------------------------------------------------
     async def _run(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         turn = current_turn()
@@ -186,7 +200,7 @@ class Flow(Workflow[FlowP, FlowR_co], Graph, Generic[FlowP, FlowR_co]):
         now = self.now()
         if not turn.patched(MARK):
             return await earlier.run(now, now.values_of(args, kwargs))
-        mine = self._own_text()
+        mine = self.whole()
         kept = turn.keep(mine)
         execution = now if kept == mine else self._recorded(kept, turn)
         if turn.start.flow:
@@ -202,48 +216,55 @@ class Flow(Workflow[FlowP, FlowR_co], Graph, Generic[FlowP, FlowR_co]):
 
     def _inner(self) -> dict[str, Flow[..., Any]]:
         """Return the flows among the nodes, by name."""
-        return {bound.callee.name: bound.callee for bound in self._bounds() if isinstance(bound.callee, Flow)}
+        return {name: each for name, each in self.called.items() if isinstance(each, Flow)}
 
-    def _bounds(self) -> Iterator[Bound]:
-        for piece in self._pieces.values():
-            yield from bounds_of(piece)
-
-    def _own_text(self) -> bytes:
-        if self._kept is None:
+    def whole(self) -> bytes:
+        """Return the file of the graph, with those of the flows in it, which may have grown."""
+        inner = self._inner()
+        texts = [each.whole() for each in inner.values()]
+        if self._kept is None or self._kept[0] != texts:
             file = self._file()
-            file.flows = {name: each.whole() for name, each in self._inner().items()}
-            self._kept = msgspec.json.encode(file)
-        return self._kept
-
-    def whole(self) -> FileFlow:
-        """Return the file of the graph, with those of the flows in it."""
-        return msgspec.json.decode(self._own_text(), type=FileFlow)
+            file.flows = {name: _file_of(text) for name, text in zip(inner, texts, strict=True)}
+            self._kept = (texts, msgspec.json.encode(file))
+        return self._kept[1]
 
     def _recorded(self, kept: bytes, turn: Turn) -> Execution:
         """Return the graph that the journal has; pause the invocation if the code cannot run it any more."""
         try:
-            return _execution_of(msgspec.json.decode(kept, type=FileFlow), self.callees())
-        except (InvalidOption, msgspec.MsgspecError) as error:
+            return _execution_of(_file_of(kept), self.callees(), self)
+        except (PerdureError, msgspec.MsgspecError) as error:
             turn.misfit(f"another graph of {self._title}", f"what cannot run it: {error}")
 
     def callees(self) -> dict[str, Callee]:
         """Return what the graph may call, by name, with what the flows in it may call."""
-        found = {**self.more}
-        for bound in self._bounds():
-            found[bound.callee.name] = bound.callee
-            if isinstance(bound.callee, Flow):
-                found = {**bound.callee.callees(), **found}
+        found = {**self.more, **self.called}
+        for each in self._inner().values():
+            found = {**each.callees(), **found}
         return found
+
+    def input_types(self) -> dict[str, Any]:
+        """Return the types of the inputs, by name."""
+        return {each.name: each.type for each in self._inputs.values()}
 
     def _added(self, piece: Any, problems: builtins.list[str]) -> Node:
         self._kept = None
         return super()._added(piece, problems)
 
 
-def _execution_of(file: FileFlow, callees: Mapping[str, Callee]) -> Execution:
+def _file_of(text: bytes) -> FileFlow:
+    return msgspec.json.decode(text, type=FileFlow)
+
+
+def _execution_of(file: FileFlow, callees: Mapping[str, Callee], now: Flow[..., Any]) -> Execution:
+    """Return the graph in a file, which `now` is in the code. A flow in it calls what its own code has, if it can."""
     graph = Graph(f"flow {file.name!r}")
-    read_into(graph, file, callees)
-    inner = {name: _execution_of(each, callees) for name, each in file.flows.items()}
+    read_into(graph, file, callees, now.input_types())
+    inner: dict[str, Execution] = {}
+    for name, each in file.flows.items():
+        called = callees[name]
+        if not isinstance(called, Flow):
+            raise InvalidOption(f"{name!r} was a flow, and is {called!r} now")
+        inner[name] = _execution_of(each, {**callees, **called.callees()}, called)
     settings = (file.takes == "mapping", file.strategy, file.max_workers, rule_in(file.on_error))
     return Execution(file.name, graph.plan, *settings, inner)
 
@@ -278,7 +299,7 @@ class _Built(Flow[FlowP, FlowR_co]):
     """A flow whose inputs are the parameters of a function."""
 
     def __init__(self, builder: Callable[..., Any], name: str | None, options: dict[str, Any]) -> None:
-        super().__init__(name or builder.__name__, **options)
+        super().__init__(name or name_of(builder), **options)
 
         async def body(*args: Any, **kwargs: Any) -> Any:
             return await self._run(args, kwargs)
@@ -290,6 +311,10 @@ class _Built(Flow[FlowP, FlowR_co]):
         self._builder = builder
         self._takes_mapping = False
 
+    @property
+    def described(self) -> str:
+        return f"{self.where}{line_of(self._builder)}"
+
     def signature(self) -> Signature:
         if self._signature is None:
             self._signature = Signature.of(self._builder, skip_self=True)
@@ -297,6 +322,8 @@ class _Built(Flow[FlowP, FlowR_co]):
 
     def build(self) -> None:
         """Call the function, with nodes for its arguments. `InvalidOption` has all that is wrong."""
+        if not parameters_of(self._builder).parameters:
+            raise InvalidOption(f"{self._title} takes nothing: its first parameter is the Graph, the others its inputs")
         self._problems = []
         nodes: dict[str, Any] = {}
         args: list[Any] = []
@@ -304,7 +331,7 @@ class _Built(Flow[FlowP, FlowR_co]):
             if one.kind in (Parameter.VAR_POSITIONAL, Parameter.VAR_KEYWORD):
                 raise InvalidOption(f"{self._title}: its inputs have names, so {one} cannot be one")
             default = UNSET if one.default is Parameter.empty else one.default
-            node = self.take(Input(one.name, self._type_of_input(one.name), default))
+            node = self.input(one.name, self._type_of_input(one.name), default=default)
             if one.kind is Parameter.KEYWORD_ONLY:
                 nodes[one.name] = node
             else:

@@ -10,7 +10,7 @@ from msgspec import UNSET, Struct
 
 from perdure.authoring.flows.fitting import cannot_fit, element_of, list_of
 from perdure.authoring.flows.nodes import Node, Ref, Varying, changed, refs_in
-from perdure.authoring.flows.rules import Continue, OnError, Skip, Stop
+from perdure.authoring.flows.rules import Continue, OnError, Skip, Stop, rule_problems
 from perdure.authoring.step import Step, StepCall
 from perdure.authoring.workflow import Call, Workflow
 from perdure.core.ids import check_name
@@ -125,6 +125,9 @@ class Graph:
         self._pieces: dict[str, Piece] = {}
         self._result: Any = UNSET
         self._problems: list[str] | None = None  # where all are told at once
+        self._numbers: dict[str, int] = {}  # where to look for a name that is free
+        self.called: dict[str, Callee] = {}
+        """What its nodes call, by name, without the options of a start."""
 
     @property
     def plan(self) -> Plan:
@@ -144,10 +147,8 @@ class Graph:
         Arguments that are nodes, or lists, tuples and mappings with nodes in them, are edges. `name` is that of the
         node (default: of what is called).
         """
-        with_name, problems = self._named(name, call), [*self._rule_problems(on_error, call)]
+        with_name, problems = self._named(name, call), [*_rule_problems(on_error, call)]
         bound = self._bound(call, problems)
-        if any(isinstance(each, Varying) for each in bound.given):
-            problems.append("Each(...) is for graph.map(...)")
         return cast("R", self._added(Calling(with_name, bound, on_error), problems))
 
     def map(
@@ -166,14 +167,8 @@ class Graph:
         Continue its default is in its place. `tolerate` is how many elements may fail (an int), or which share of them
         (a float below 1), before the node fails: by default none, or any number where `on_error` says what to do.
         """
-        with_name, problems = self._named(name, call), [*self._rule_problems(on_error, call)]
+        with_name, problems = self._named(name, call), [*_rule_problems(on_error, call)]
         bound = self._bound(call, problems)
-        if not any(isinstance(each, Varying) for each in bound.given):
-            problems.append("one argument of a map must be Each(...): what differs from call to call")
-        if concurrency is not None and (type(concurrency) is not int or concurrency < 1):
-            problems.append(f"concurrency={concurrency!r}: give at least 1, or None for no bound")
-        if tolerate is not None and not _is_tolerance(tolerate):
-            problems.append(f"tolerate={tolerate!r}: give a number of elements, or a share below 1 as a float")
         return cast("list[R]", self._added(Mapped(with_name, bound, on_error, concurrency, tolerate), problems))
 
     @overload
@@ -201,8 +196,6 @@ class Graph:
             asked = self._referring(condition, problems)
             if isinstance(asked, Ref):
                 problems += _misfit(f"node {asked.node!r}, the condition,", self._type_of(asked), bool)
-            elif not isinstance(asked, bool):
-                problems.append(f"a condition is a node, a bool or a bound call that gives one, not {condition!r}")
         first = self._bound(then, problems)
         second = None if otherwise is None else self._bound(otherwise, problems)
         return self._added(Choosing(with_name, asked, first, second), problems)
@@ -240,10 +233,21 @@ class Graph:
 
     # --- checks -------------------------------------------------------------------------------------------------------
     def _added(self, piece: Piece, problems: list[str]) -> Node:
+        problems = [*problems, *_piece_problems(piece), *self._callee_problems(piece)]
         if problems:
             self._tell([f"node {piece.name!r}: {each}" for each in problems])
         self._pieces[piece.name] = piece
         return Node(self, piece.name)
+
+    def _callee_problems(self, piece: Piece) -> Iterator[str]:
+        for callee in (bound.callee for bound in bounds_of(piece) if bound.callee is not NOTHING):
+            plain = callee if isinstance(callee, Step) else callee.original
+            if not _are_one(self.called.get(callee.name, plain), plain):
+                yield f"what another node calls {callee.name!r} is not this {plain!r}: give one of them another name"
+            elif isinstance(plain, Graph) and _reaches(plain, self):
+                yield f"{self._title} cannot contain itself: call workflow.ref({callee.name!r}), which runs as a child"
+            else:
+                self.called.setdefault(callee.name, plain)
 
     def _tell(self, problems: Sequence[str]) -> None:
         """Raise what is wrong, or keep it until the whole graph is there."""
@@ -271,17 +275,12 @@ class Graph:
             raise InvalidOption(f"{self._title} has {NODES_LIMIT:,} nodes, and that is the limit")
 
     def _free_name(self, name: str) -> str:
-        number, free = 2, name
+        free, number = name, self._numbers.get(name, 2)
         while free in self._inputs or free in self._pieces:
             number, free = number + 1, f"{name}-{number}"
+        self._numbers[name] = number
         self._check_new(free)
         return free
-
-    def _rule_problems(self, rule: object, call: object) -> Iterator[str]:
-        if rule is not None and not isinstance(rule, (Stop, Skip, Retry, Continue)):
-            yield f"on_error={rule!r}: give Stop(), Skip(), Continue(default=...) or a Retry"
-        if isinstance(rule, Retry) and not isinstance(call, StepCall):
-            yield "on_error=Retry(...) is the policy of a step: a workflow's own steps have theirs"
 
     def _bound(self, call: Any, problems: list[str]) -> Bound:
         """Return a call with references for its nodes, and check it."""
@@ -299,15 +298,18 @@ class Graph:
 
         def change(found: Any) -> Any:
             if isinstance(found, Varying):
-                return Varying(self._referring(found.items, problems))
-            if not isinstance(found, Node):
+                problems.append("Each(...) is an argument of its own, not a part of one")
+            elif not isinstance(found, Node):
                 try:
                     encode(found, "the value")
                 except PerdureError as error:
                     problems.append(f"a value that cannot be recorded: {error}")
-                return found
-            return self._ref(found, problems)
+            else:
+                return self._ref(found, problems)
+            return found
 
+        if isinstance(value, Varying):
+            return Varying(changed(value.items, change))
         return changed(value, change)
 
     def _ref(self, node: Node, problems: list[str]) -> Ref:
@@ -365,6 +367,42 @@ def _callee_of(call: Any) -> Callee | None:
     if isinstance(call, StepCall):
         return cast("StepCall[Any]", call).step
     return cast("Call[Any]", call).workflow if isinstance(call, Call) else None
+
+
+def _rule_problems(rule: object, call: object) -> Iterator[str]:
+    yield from rule_problems(rule)
+    if isinstance(rule, Retry) and not isinstance(call, StepCall):
+        yield "on_error=Retry(...) is the policy of a step: a workflow's own steps have theirs"
+
+
+def _piece_problems(piece: Piece) -> Iterator[str]:
+    """Yield what is wrong with a node, whether it was added or read."""
+    has_each = any(isinstance(each, Varying) for bound in bounds_of(piece) for each in bound.given)
+    if not isinstance(piece, Mapped):
+        if has_each:
+            yield "Each(...) is for graph.map(...)"
+        if isinstance(piece, Choosing) and not isinstance(piece.condition, (Bound, Ref, bool)):
+            yield f"a condition is a node, a bool or a bound call that gives one, not {piece.condition!r}"
+        return
+    concurrency: Any = piece.concurrency
+    if not has_each:
+        yield "one argument of a map must be Each(...): what differs from call to call"
+    if concurrency is not None and (type(concurrency) is not int or concurrency < 1):
+        yield f"concurrency={concurrency!r}: give at least 1, or None for no bound"
+    if piece.tolerate is not None and not _is_tolerance(piece.tolerate):
+        yield f"tolerate={piece.tolerate!r}: give a number of elements, or a share below 1 as a float"
+
+
+def _are_one(one: Callee, other: Callee) -> bool:
+    """Report whether two callees of one name are the same, whatever their options."""
+    if isinstance(one, Step) or isinstance(other, Step):
+        return isinstance(one, Step) and isinstance(other, Step) and one.fn == other.fn
+    return one.original is other.original or (one.is_reference and other.is_reference)
+
+
+def _reaches(graph: Graph, wanted: Graph) -> bool:
+    """Report whether a graph is, or contains, another."""
+    return graph is wanted or any(_reaches(each, wanted) for each in graph.called.values() if isinstance(each, Graph))
 
 
 def _misfit(what: str, given: Any, wanted: Any) -> Iterator[str]:

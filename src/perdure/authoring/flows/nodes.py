@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from copy import deepcopy
 from typing import Any, NoReturn, TypeVar, cast
 
 from msgspec import Struct
@@ -93,7 +94,7 @@ def Each(items: Iterable[T], /) -> T:
 
 
 def refs_in(value: Any) -> Iterator[Ref]:
-    """Yield the nodes in an argument, whose lists, tuples and values of mappings may be nodes."""
+    """Yield the nodes in an argument, whose lists, tuples and mappings may hold nodes."""
     match value:
         case Ref():
             yield value
@@ -101,7 +102,7 @@ def refs_in(value: Any) -> Iterator[Ref]:
             for item in cast("Iterable[Any]", value):
                 yield from refs_in(item)
         case dict():
-            yield from refs_in([*cast("dict[Any, Any]", value).values()])
+            yield from refs_in([*cast("dict[Any, Any]", value).items()])
         case Varying(items=items):
             yield from refs_in(items)
         case _:
@@ -116,11 +117,12 @@ def changed(value: Any, change: Callable[[Any], Any]) -> Any:
         case tuple() if type(cast("object", value)) is tuple:
             return tuple(changed(item, change) for item in cast("tuple[Any, ...]", value))
         case dict() if type(cast("object", value)) is dict:
-            return {key: changed(item, change) for key, item in cast("dict[Any, Any]", value).items()}
+            items = cast("dict[Any, Any]", value).items()
+            return {changed(key, change): changed(item, change) for key, item in items}
         case _:
             return change(value)
 
 
 def filled(value: Any, values: Mapping[str, Any]) -> Any:
-    """Return an argument with the values of its nodes."""
-    return changed(value, lambda found: found.of(values) if isinstance(found, Ref) else found)
+    """Return an argument with the values of its nodes. Constants are copied: what is called may change its own."""
+    return changed(value, lambda found: found.of(values) if isinstance(found, Ref) else deepcopy(found))

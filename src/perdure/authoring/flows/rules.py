@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any, Generic, TypeVar
+from collections.abc import Iterator
+from typing import Any, Generic, TypeVar, cast
 
 from msgspec import Struct
 
 from perdure.core.retry import Retry
+from perdure.core.values import encode
+from perdure.errors import PerdureError
 
 T_co = TypeVar("T_co", covariant=True)
 
@@ -27,3 +30,14 @@ class Continue(Struct, Generic[T_co], frozen=True):
 
 OnError = Stop | Skip | Retry | Continue[Any]
 """A rule. A `Retry` is the retry policy of a step; if its attempts are used up, the flow fails."""
+
+
+def rule_problems(rule: object) -> Iterator[str]:
+    """Yield what is wrong with a rule."""
+    if rule is not None and not isinstance(rule, (Stop, Skip, Retry, Continue)):
+        yield f"on_error={rule!r}: give Stop(), Skip(), Continue(default=...) or a Retry"
+    if isinstance(rule, Continue):
+        try:
+            encode(cast("Continue[Any]", rule).default, "the default of on_error=Continue")
+        except PerdureError as error:
+            yield str(error)

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Mapping, Sequence
+from collections.abc import Awaitable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack
+from copy import deepcopy
 from typing import Any, Literal, cast
 
 from msgspec import UNSET, Struct
 
+from perdure.authoring.flows.fitting import cannot_fit
 from perdure.authoring.flows.graph import Bound, Calling, Choosing, Mapped, Piece, Plan, needs_of
 from perdure.authoring.flows.nodes import Ref, Varying, filled, refs_in
 from perdure.authoring.flows.rules import Continue, OnError, Skip
 from perdure.authoring.step import Step
+from perdure.core.ids import ID_LENGTH_LIMIT
 from perdure.core.retry import Retry
 from perdure.core.types import decoder
 from perdure.core.values import encode
@@ -44,7 +47,7 @@ class Execution(Struct, frozen=True):
             raise InputRefused(f"flow {self.name!r} takes the inputs {sorted(inputs)}, not {sorted(given)}")
         if self.takes_mapping:
             given = {name: decoder(inputs[name].type)(encode(value)) for name, value in given.items()}
-        return {**defaults, **given}
+        return {**deepcopy(defaults), **given}
 
 
 class Skipped:
@@ -76,7 +79,7 @@ class Run:
         wanted = self._execution.plan.result
         if wanted is UNSET:
             return {name: values[name] for name in pieces if values[name] is not SKIPPED}
-        if isinstance(wanted, Ref) and values[wanted.node] is SKIPPED and _may_be_none(returns):
+        if isinstance(wanted, Ref) and values[wanted.node] is SKIPPED and not cannot_fit(None, returns):
             return None
         for ref in refs_in(wanted):
             if values[ref.node] is SKIPPED:
@@ -120,19 +123,24 @@ class Run:
                 case Skip():
                     return SKIPPED
                 case Continue(default=value):
-                    return value
+                    return deepcopy(value)
                 case _:
                     error.add_note(f"in node {self._path + piece.name!r} of flow {self._execution.name!r}")
                     raise
 
     # --- calls --------------------------------------------------------------------------------------------------------
     async def _called(self, bound: Bound, path: str, values: Mapping[str, Any], rule: OnError | None) -> Any:
-        """Make a call: a step, a child, or a flow, whose nodes run here."""
         args, kwargs = filled(bound.args, values), filled({**bound.kwargs}, values)
-        callee: Any = bound.callee
+        return await self._call(bound.callee, args, kwargs, path, rule)
+
+    async def _call(
+        self, callee: Any, args: Sequence[Any], kwargs: Mapping[str, Any], path: str, rule: OnError | None
+    ) -> Any:
+        """Make a call: a step, a child, or a flow, whose nodes run here."""
         inner = self._execution.flows.get(callee.name)
         if isinstance(callee, Step):
-            step = cast("Step[..., Any]", callee).using(name=path, retry=rule if isinstance(rule, Retry) else None)
+            retry = rule if isinstance(rule, Retry) else None
+            step = cast("Step[..., Any]", callee).using(name=_fitting(path), retry=retry)
             return await self._in_room(step, args, kwargs)
         if inner is not None and not callee.is_optioned:
             run = Run(inner, f"{path}.", self)
@@ -158,7 +166,8 @@ class Run:
     # --- maps ---------------------------------------------------------------------------------------------------------
     async def _mapped(self, piece: Mapped, values: Mapping[str, Any]) -> list[Any]:
         rows = _rows(piece, values)
-        rule = piece.on_error
+        default = self._execution.on_error
+        rule = piece.on_error or (default if isinstance(default, Retry) else None)
         allowed = _tolerated(piece, len(rows))
         at_once = 1 if self.is_sequential else piece.concurrency
         room = asyncio.Semaphore(at_once or max(1, len(rows)))
@@ -168,17 +177,16 @@ class Run:
         async def run(n: int) -> None:
             nonlocal failed
             async with room:
-                bound = Bound(piece.bound.callee, *rows[n])
                 path = f"{self._path}{piece.name}[{n}]"
                 try:
-                    found[n] = await self._called(bound, path, values, rule)
+                    found[n] = await self._call(piece.bound.callee, *rows[n], path, rule)
                 except Exception as error:
                     failed += 1
                     if failed > allowed:
                         error.add_note(f"in element {n} of node {self._path + piece.name!r}")
                         raise
                     if isinstance(rule, Continue):
-                        found[n] = rule.default
+                        found[n] = deepcopy(rule.default)
 
         try:
             async with asyncio.TaskGroup() as group:
@@ -192,32 +200,40 @@ class Run:
 def _rows(piece: Mapped, values: Mapping[str, Any]) -> list[tuple[tuple[Any, ...], dict[str, Any]]]:
     """Return the arguments of each call of a map."""
     marked = [filled(each.items, values) for each in piece.bound.given if isinstance(each, Varying)]
-    lists = [[*each] for each in marked]
+    lists = [_listed(each) for each in marked]
     lengths = {len(each) for each in lists}
     if len(lengths) > 1:
         raise ValueError(f"the Each arguments of node {piece.name!r} have {sorted(lengths)} elements: they go together")
     rows: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
     for n in range(lengths.pop()):
         mine = iter([each[n] for each in lists])
-        args = tuple(next(mine) if isinstance(each, Varying) else each for each in piece.bound.args)
-        rows.append(
-            (
-                args,
-                {name: next(mine) if isinstance(each, Varying) else each for name, each in piece.bound.kwargs.items()},
-            )
-        )
+
+        def given(argument: Any, mine: Iterator[Any] = mine) -> Any:
+            return next(mine) if isinstance(argument, Varying) else filled(argument, values)
+
+        args = tuple(given(each) for each in piece.bound.args)
+        rows.append((args, {name: given(each) for name, each in piece.bound.kwargs.items()}))
     return rows
+
+
+def _listed(elements: Any) -> list[Any]:
+    """Return the elements of a map, in an order that is the same in every process: that of a set is not."""
+    is_set = isinstance(elements, (set, frozenset))
+    return sorted(cast("Iterable[Any]", elements), key=encode) if is_set else [*elements]
 
 
 def _tolerated(piece: Mapped, count: int) -> int:
     """Return how many elements of a map may fail."""
     if piece.tolerate is None:
         return count if isinstance(piece.on_error, (Skip, Continue)) else 0
-    return int(piece.tolerate * count) if isinstance(piece.tolerate, float) else piece.tolerate
+    if isinstance(piece.tolerate, int):
+        return piece.tolerate
+    return int(piece.tolerate * count + 1e-9)  # 0.29 * 100 is a little below 29
 
 
-def _may_be_none(annotation: Any) -> bool:
-    return annotation in (Any, None, object) or type(None) in getattr(annotation, "__args__", ())
+def _fitting(path: str) -> str:
+    """Return the name of a step for a path: its end, if it is too long."""
+    return path if len(path) <= ID_LENGTH_LIMIT else "…" + path[1 - ID_LENGTH_LIMIT :]
 
 
 def first_of(failures: BaseExceptionGroup[BaseException]) -> BaseException:

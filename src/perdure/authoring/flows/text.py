@@ -7,12 +7,14 @@ node, a collection that holds nodes, or what differs from call to call.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Mapping
-from typing import Any, Literal, cast
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import datetime, timedelta
+from typing import Any, Literal, cast, get_args
 
 import msgspec
 from msgspec import UNSET, Struct, UnsetType
 
+from perdure.authoring.flows.fitting import list_of
 from perdure.authoring.flows.graph import (
     NOTHING,
     PROBLEMS_SHOWN,
@@ -31,6 +33,7 @@ from perdure.authoring.flows.graph import (
 from perdure.authoring.flows.nodes import Part, Ref, Varying
 from perdure.authoring.flows.rules import Continue, OnError, Skip, Stop
 from perdure.authoring.step import Step
+from perdure.authoring.workflow import Workflow
 from perdure.core.json_values import from_json, to_json
 from perdure.core.retry import Retry, seconds
 from perdure.core.schema import ANY, Schema
@@ -66,7 +69,7 @@ class FileArgument(Struct, forbid_unknown_fields=True, omit_defaults=True):
 
 
 class FileCall(Struct, forbid_unknown_fields=True, omit_defaults=True):
-    """A call by name. `options` are those of a workflow: id, key, timeout."""
+    """A call by name. The options are those of a workflow, and of a flow. Seconds; `delay` may be a time."""
 
     name: str
     args: list[FileArgument] = []
@@ -74,6 +77,9 @@ class FileCall(Struct, forbid_unknown_fields=True, omit_defaults=True):
     id: str | None = None
     key: str | None = None
     timeout: float | None = None
+    delay: float | datetime | None = None
+    tags: dict[str, str] = {}
+    execution: tuple[Literal["sequential", "concurrent"] | None, int | None] | None = None
 
 
 class FileRule(Struct, forbid_unknown_fields=True, omit_defaults=True):
@@ -178,7 +184,9 @@ def _call(bound: Bound) -> FileCall:
     made = FileCall(bound.callee.name, args, {name: _argument(each) for name, each in bound.kwargs.items()})
     if not isinstance(bound.callee, Step):
         options = bound.callee.options
-        made.id, made.key, made.timeout = options.id, options.key, options.timeout
+        made.id, made.key, made.timeout, made.tags = options.id, options.key, options.timeout, dict(options.tags)
+        made.delay = options.delay.total_seconds() if isinstance(options.delay, timedelta) else options.delay
+        made.execution = msgspec.msgpack.decode(bound.callee.execution) if bound.callee.execution else None
     return made
 
 
@@ -206,7 +214,8 @@ def _holds_nodes(value: Any) -> bool:
         case list():
             return any(map(_holds_nodes, cast("list[Any]", value)))
         case dict():
-            return any(map(_holds_nodes, cast("dict[Any, Any]", value).values()))
+            items = cast("dict[Any, Any]", value)
+            return any(map(_holds_nodes, [*items, *items.values()]))
         case _:
             return False
 
@@ -251,14 +260,19 @@ class _Versioned(Struct):
     perdure_flow: int
 
 
-def read_into(graph: Graph, file: FileFlow, callees: Mapping[str, Callee]) -> None:
-    """Build a graph from its file. `InvalidOption` has all that is wrong."""
-    _Reading(graph, file, callees).read()
+def read_into(
+    graph: Graph, file: FileFlow, callees: Mapping[str, Callee], types: Mapping[str, Any] | None = None
+) -> None:
+    """Build a graph from its file; `types` are those of inputs. `InvalidOption` has all that is wrong."""
+    _Reading(graph, file, callees, types).read()
 
 
 class _Reading:
-    def __init__(self, graph: Graph, file: FileFlow, callees: Mapping[str, Callee]) -> None:
+    def __init__(
+        self, graph: Graph, file: FileFlow, callees: Mapping[str, Callee], types: Mapping[str, Any] | None = None
+    ) -> None:
         self._graph = graph
+        self._types = types or {}
         self._file = file
         self._callees = callees
         self.problems: list[str] = []
@@ -267,10 +281,11 @@ class _Reading:
         pieces = {each.name: self._piece(each) for each in self._file.nodes}
         names = [each.name for each in (*self._file.inputs, *self._file.nodes)]
         self.problems += [f"two nodes are called {name!r}" for name in {*names} if names.count(name) > 1][:1]
-        types = _input_types(pieces.values())
+        types = {**_input_types(pieces.values()), **self._types}
         for each in self._file.inputs:
-            default = UNSET if each.default is UNSET else self._value(each.default, f"input {each.name!r}")
-            self._graph.take(Input(each.name, types.get(each.name, Any), default))
+            wanted = types.get(each.name, Any)
+            default = UNSET if each.default is UNSET else self._value(each.default, f"input {each.name!r}", wanted)
+            self._graph.take(Input(each.name, wanted, default))
         ordered = self._ordered(pieces, {each.name for each in self._file.inputs})
         result = UNSET if self._file.result is None else self._argument(self._file.result, "the result")
         self._graph.fill([pieces[name] for name in ordered], result, self.problems)
@@ -303,8 +318,8 @@ class _Reading:
 
     def _piece(self, node: FileNode) -> Piece:
         where = f"node {node.name!r}"
-        rule = self.rule(node.on_error, where)
         bound = self._bound(node.call, where)
+        rule = self.rule(node.on_error, where, bound.returns)
         if node.is_map:
             return Mapped(node.name, bound, rule, node.concurrency, node.tolerate)
         if node.asks is not None:
@@ -321,8 +336,11 @@ class _Reading:
         if callee is None:
             self.problems.append(f"{where} calls {call.name!r}, which is not there: pass it in steps=[...]")
             return Bound(NOTHING, (), {})
-        if not isinstance(callee, Step) and (call.id, call.key, call.timeout) != (None, None, None):
-            callee = callee.using(id=call.id, key=call.key, timeout=call.timeout)
+        if not isinstance(callee, Step):
+            try:
+                callee = _optioned(callee, call)
+            except PerdureError as error:
+                self.problems.append(f"{where}: {error}")
         args = tuple(self._argument(each, where) for each in call.args)
         bound = Bound(callee, args, {name: self._argument(each, where) for name, each in call.kwargs.items()})
         return _typed(bound)
@@ -338,25 +356,31 @@ class _Reading:
             case FileArgument(fixed=list() as items):
                 return tuple(self._argument(each, where) for each in items)
             case FileArgument(pairs=list() as pairs):
-                return {self._argument(key, where): self._argument(each, where) for key, each in pairs}
+                try:
+                    return {self._argument(key, where): self._argument(each, where) for key, each in pairs}
+                except TypeError as error:
+                    self.problems.append(f"{where} has a mapping with a key that cannot be one: {error}")
+                    return None
             case FileArgument(value=UnsetType()):
                 self.problems.append(f"{where} has an argument that says nothing")
                 return None
             case _:
                 return self._value(argument.value, where)
 
-    def _value(self, value: Any, where: str) -> Any:
+    def _value(self, value: Any, where: str, wanted: Any = Any) -> Any:
+        """Return a value, of a type if it can be one."""
         try:
-            return decoder(Any)(from_json(_ANYTHING, value))
+            found = from_json(_ANYTHING, value)
         except PerdureError as error:
             self.problems.append(f"{where} has a value that cannot be read: {error}")
             return None
+        return _decoded(found, wanted)
 
-    def rule(self, rule: FileRule | None, where: str) -> OnError | None:
+    def rule(self, rule: FileRule | None, where: str, returns: Any = Any) -> OnError | None:
         if rule is None:
             return None
         if rule.rule == "continue":
-            return Continue(None if rule.default is UNSET else self._value(rule.default, where))
+            return Continue(None if rule.default is UNSET else self._value(rule.default, where, returns))
         if rule.rule == "retry":
             try:
                 return Retry(
@@ -385,12 +409,15 @@ def _is_sorted(left: Mapping[str, set[str]], place: Mapping[str, int]) -> bool:
 
 
 def _input_types(pieces: Iterable[Piece]) -> dict[str, Any]:
-    """Return the types of inputs that some call takes as they are: those of its parameters."""
+    """Return the types of inputs that some call takes as they are, or element by element: those of its parameters."""
     found: dict[str, Any] = {}
     for bound in (bound for piece in pieces for bound in bounds_of(piece)):
         for name, value in _matched(bound):
+            wanted = _type_of(bound, name)
+            if isinstance(value, Varying):
+                value, wanted = value.items, list_of(wanted)
             if isinstance(value, Ref) and not value.parts:
-                found.setdefault(value.node, _type_of(bound, name))
+                found.setdefault(value.node, wanted)
     return found
 
 
@@ -408,18 +435,53 @@ def _type_of(bound: Bound, name: str) -> Any:
         return Any
 
 
+def _of_type(value: Any, wanted: Any) -> Any:
+    """Return an argument with constants of a type: also those in collections that hold nodes."""
+    match value:
+        case Ref():
+            return value
+        case Varying(items=items):
+            return Varying(_of_type(items, list_of(wanted)))
+        case list() | tuple() if _holds_nodes(value):
+            values = cast("Sequence[Any]", value)
+            types = get_args(wanted)
+            same = len(types) == 1 or Ellipsis in types
+            each = [types[0]] * len(values) if same else types if len(types) == len(values) else [Any] * len(values)
+            found = [_of_type(*pair) for pair in zip(values, each, strict=True)]
+            return found if isinstance(value, list) else tuple(found)
+        case dict() if _holds_nodes(value):
+            key, item = types if len(types := get_args(wanted)) == 2 else (Any, Any)
+            items = cast("dict[Any, Any]", value).items()
+            return {_of_type(one, key): _of_type(other, item) for one, other in items}
+        case _:
+            return _decoded(encode(value), wanted)
+
+
+def _decoded(data: bytes, wanted: Any) -> Any:
+    """Return a value as one of a type; as builtin values if it is none, which is told where it is used."""
+    try:
+        return decoder(wanted)(data)
+    except PerdureError:
+        return decoder(Any)(data)
+
+
+def _optioned(callee: Workflow[..., Any], call: FileCall) -> Callee:
+    """Return what a call calls, with its options and no others."""
+    how = {} if call.execution is None else dict(zip(("strategy", "max_workers"), call.execution, strict=True))
+    if how and not isinstance(callee, Graph):
+        raise InvalidOption(f"{callee.name!r} is no flow now, and has no strategy")
+    options = {"id": call.id, "key": call.key, "timeout": call.timeout, "delay": call.delay, "tags": call.tags, **how}
+    given: Any = {name: value for name, value in options.items() if value not in (None, {})}
+    return callee.original.using(**given)
+
+
 def _typed(bound: Bound) -> Bound:
     """Return a call whose constants have the types of its parameters: a file has builtin values only."""
     signature = bound.callee.signature()
     names = [each.name for each in signature.parameters]
 
     def typed(name: str, value: Any) -> Any:
-        if _holds_nodes(value):
-            return value
-        try:
-            return decoder(_type_of(bound, name))(encode(value))
-        except PerdureError:
-            return value  # it is told where the node is added, or when it runs
+        return _of_type(value, _type_of(bound, name))
 
     if len(bound.args) > len(names):
         return bound
