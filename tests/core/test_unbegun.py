@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import pytest
 from msgspec.structs import replace
 
 from perdure.core.apply import apply
-from perdure.core.busy import called_for, is_of_the_store
+from perdure.core.busy import called_for, check_when_busy, is_of_the_store
 from perdure.core.effects import Release, effects_of
 from perdure.core.failures import failure_of, rebuild
 from perdure.core.history import History
@@ -25,7 +26,7 @@ from perdure.core.journal import (
     Start,
 )
 from perdure.core.unbegun import ended_unbegun
-from perdure.errors import KeyBusy
+from perdure.errors import InvalidOption, KeyBusy
 
 
 def test_one_frame_settles_it_answers_the_message_tells_the_parent_and_leaves_the_queue_of_the_key() -> None:
@@ -85,3 +86,9 @@ def test_after_a_rollback_the_key_keeps_the_state_that_it_was_granted_with_until
     assert not history.rolled_back
     plain = Frame("w", 4.0, [replace(request, rollback=False), Cancelled(4.0)], state={"x": b"3"})
     assert effects_of(start, plain, History.of([granted, plain])).release == Release("k", 0, {"x": b"3"})
+
+
+def test_a_rule_for_busy_keys_is_one_of_four():
+    assert check_when_busy("rollback") == "rollback"
+    with pytest.raises(InvalidOption, match="when_busy='wait': give one of 'enqueue', 'reject', 'interrupt'"):
+        check_when_busy("wait")
