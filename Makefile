@@ -21,8 +21,8 @@ WITH_demo := grpc demo
 WITH_test := grpc site demo test
 WITH_dev := grpc site demo test dev
 
-EXAMPLES := simple async typed local multi-service concurrent killed retry pause ticket-cart delayed \
-	approval webhook query restate saga fastapi schedule streaming
+EXAMPLES := simple async typed local multi-service concurrent killed flow-demo retry pause ticket-cart \
+	delayed approval webhook query restate saga fastapi schedule streaming
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test test-loaded check format format-check lint types coverage-core test-all-pythons \

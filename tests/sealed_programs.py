@@ -91,7 +91,14 @@ async def everything(ctx: Context, order: Order, id: str) -> list[str]:
     return said
 
 
-WORKFLOWS = [child, sent, failing, counts, everything]
+@workflow
+async def holds(ctx: Context, note: str) -> list[str]:
+    """Hold a key until somebody answers."""
+    ctx.set("notes", [*ctx.get("notes", list[str], default=[]), note])
+    return [note, await ctx.awakeable(str, title=note)]
+
+
+WORKFLOWS = [child, sent, failing, counts, everything, holds]
 
 
 def charge_digest() -> bytes:

@@ -23,12 +23,12 @@ SOURCE = Path(__file__).resolve().parents[1] / "src"
 
 LAYERS = (
     {"cli", "http", "integrations", "testing"},
-    {"client", "handle", "run_all", "calls", "documents", "connect", "blocking", "schedules", "bulk"},
+    {"client", "handle", "run_all", "calls", "documents", "connect", "blocking", "schedules", "bulk", "profile"},
     {"operations"},
     {"runtime"},
     {"stores"},
     {"background", "encryption", "logs"},
-    {"counters"},
+    {"counters", "readings", "tracing"},
     {"authoring"},
     {"core"},
     {"errors"},
@@ -39,17 +39,32 @@ FACE = {"perdure", "perdure.__main__"}
 """Above all layers: they import what they like, and nothing imports them."""
 
 STORES = ("perdure.stores",)
-STORE_PORT = {f"perdure.stores{name}" for name in ("", ".port", ".documents", ".streams", ".awakeables", ".waits")}
+STORE_PORT = {
+    f"perdure.stores{name}" for name in ("", ".port", ".documents", ".streams", ".awakeables", ".waits", ".rewriting")
+}
 CONCRETE_STORES = ("perdure.stores.memory", "perdure.stores.sqlite", "perdure.stores.jetstream")
 FACE_OF_OPERATIONS = tuple(
     f"perdure.{name}"
-    for name in ("client", "handle", "run_all", "calls", "documents", "bulk", "schedules", "blocking", "cli", "http")
+    for name in (
+        "client",
+        "handle",
+        "run_all",
+        "calls",
+        "documents",
+        "bulk",
+        "schedules",
+        "profile",
+        "blocking",
+        "cli",
+        "http",
+    )
 )
 """They know the port of the operations, and nothing of what it may be kept over."""
 BEHIND_OPERATIONS = (
     *STORES,
     *(f"perdure.core.{name}" for name in ("journal", "history", "effects", "generations", "messages", "apply")),
     *("perdure.operations.local", "perdure.operations.jobs", "perdure.operations.carrying", "perdure.runtime.unserved"),
+    "perdure.operations.rekeying",
 )
 SIMULATION = {f"perdure.testing.simulation.{name}" for name in ("face", "shared")}
 COMPOSERS = {"perdure.connect", "perdure.testing.environment", *SIMULATION}

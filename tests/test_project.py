@@ -14,8 +14,13 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 PROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text())
-MODULES = {"grpcio": "grpc", "protobuf": "google.protobuf", "nats-py": "nats"}
-FOR_USERS = {"encryption", "grpc", "nats", "all"}
+MODULES = {
+    "grpcio": "grpc",
+    "protobuf": "google.protobuf",
+    "nats-py": "nats",
+    "opentelemetry-api": "opentelemetry",
+}
+FOR_USERS = {"encryption", "grpc", "nats", "telemetry", "all"}
 FOR_A_CHECKOUT = {"demo", "site", "test", "dev"}
 
 

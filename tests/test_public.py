@@ -15,7 +15,7 @@ PUBLIC = {
     *("Cancelled", "Completed", "Failed", "Group", "Unsettled"),
     *("WaitDuration", "WaitForQuota", "WaitForever", "WaitQuotaOrDuration"),
     # flows
-    *("Continue", "Flow", "Skip", "Stop"),
+    *("Continue", "Each", "Flow", "Graph", "Profile", "Skip", "Stop", "flow"),
     # bulk jobs
     *("BulkJob", "BulkPreview", "BulkProgress"),
     # documents
@@ -27,8 +27,8 @@ PUBLIC = {
     # sagas
     *("CompensationFailed", "Saga"),
     # errors
-    *("ChildCancelled", "InvocationCancelled", "InvocationTimedOut", "KeyDeadlock", "NonRetryable", "PerdureError"),
-    *("RemoteError", "WaitTimeout"),
+    *("ChildCancelled", "InvocationCancelled", "InvocationTimedOut", "KeyBusy", "KeyDeadlock", "NonRetryable"),
+    *("PerdureError", "RemoteError", "WaitTimeout"),
 }
 
 

@@ -144,6 +144,44 @@ async def misuses(ctx: Context) -> list[str]:
     return wrong
 
 
+@workflow
+async def ends_before_its_tasks(ctx: Context, how: str) -> str:
+    """A task is in the block, or undoes, when the body ends or cancels all its tasks."""
+
+    async def block() -> None:
+        async with ctx.saga() as saga:
+            saga.add_compensation(undo, "a")
+            saga.add_compensation(rest)
+            saga.add_compensation(undo, "c")
+            if how == "in the block":
+                await asyncio.sleep(100)
+            raise ValueError
+
+    task = asyncio.create_task(block())
+    await asyncio.sleep(1)
+    if how == "cancelled":
+        for each in asyncio.all_tasks() - {asyncio.current_task()}:
+            assert each is not None
+            each.cancel()
+        await asyncio.wait([task])
+    return how
+
+
+@workflow
+async def reuses(ctx: Context) -> None:
+    what = ["a"]
+    async with ctx.saga() as saga:
+        for each in "abc":
+            what[0] = each
+            saga.add_compensation(undo_all, what)
+        raise ValueError("odd")
+
+
+@step
+async def undo_all(what: list[str]) -> None:
+    done.extend(f"-{each}" for each in what)
+
+
 async def ended(env: Environment, handle: Any) -> str:
     await env.settle()
     return (await handle.describe()).status
@@ -279,6 +317,22 @@ async def test_failure_after_a_saga_whose_failure_was_caught_is_retried_alone() 
         await handle.retry()
         assert await handle.result() == "last-1"
     assert done == ["a", "-a", "last"]
+
+
+@pytest.mark.parametrize("how", ["in the block", "undoing", "cancelled"])
+async def test_saga_of_a_task_is_undone_whatever_cancels_the_task(how: str) -> None:
+    for env in crash_everywhere(ends_before_its_tasks, rest):
+        forget()
+        async with env:
+            assert await env.client.run(ends_before_its_tasks, how) == how
+        assert list(dict.fromkeys(done)) == ["-c", "-a"]
+
+
+async def test_arguments_of_a_compensation_are_those_of_when_it_was_added() -> None:
+    async with Environment(reuses) as env:
+        with pytest.raises(ValueError, match="odd"):
+            await env.client.run(reuses)
+    assert done == ["-c", "-b", "-a"]
 
 
 async def test_wrong_use_is_refused_where_it_is_made() -> None:

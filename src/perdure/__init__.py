@@ -1,7 +1,10 @@
 """Perdure: plain asyncio, made durable. Start with `connect`, `@step` and `@workflow`."""
 
 from perdure.authoring.context import Awakeable, Context
-from perdure.authoring.flow import Continue, Flow, Skip, Stop
+from perdure.authoring.flows.flow import Flow, flow
+from perdure.authoring.flows.graph import Graph
+from perdure.authoring.flows.nodes import Each
+from perdure.authoring.flows.rules import Continue, Skip, Stop
 from perdure.authoring.group import (
     Cancelled,
     Completed,
@@ -29,6 +32,7 @@ from perdure.errors import (
     CompensationFailed,
     InvocationCancelled,
     InvocationTimedOut,
+    KeyBusy,
     KeyDeadlock,
     NonRetryable,
     PerdureError,
@@ -42,6 +46,7 @@ from perdure.operations.describe import Invocation
 from perdure.operations.listing import Page
 from perdure.operations.port import Stats
 from perdure.operations.schedules import ScheduleInfo
+from perdure.profile import Profile
 from perdure.runtime.worker import Worker
 from perdure.schedules import Schedule, ScheduleHandle
 
@@ -64,17 +69,21 @@ __all__ = [
     "Delete",
     "Document",
     "Documents",
+    "Each",
     "Failed",
     "Flow",
+    "Graph",
     "Group",
     "Handle",
     "Invocation",
     "InvocationCancelled",
     "InvocationTimedOut",
+    "KeyBusy",
     "KeyDeadlock",
     "NonRetryable",
     "Page",
     "PerdureError",
+    "Profile",
     "Put",
     "RemoteError",
     "Retry",
@@ -102,6 +111,7 @@ __all__ = [
     "Worker",
     "Workflow",
     "connect",
+    "flow",
     "step",
     "step_info",
     "stream",

@@ -33,6 +33,8 @@ def submission_of(workflow: Workflow[..., Any], args: tuple[Any, ...], kwargs: d
         options.timeout,
         options.tags,
         workflow.interface_hash,
+        workflow.execution,
+        options.when_busy,
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Iterable, Mapping
-from contextlib import AbstractAsyncContextManager
+from contextlib import AbstractAsyncContextManager, suppress
 from os import PathLike, fspath
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, ParamSpec, Protocol, Self, TypeVar, Unpack, cast, overload
@@ -14,13 +14,14 @@ from perdure.blocking import Blocking
 from perdure.bulk import BulkJob
 from perdure.calls import refuse_in_body, submission_of, value_of
 from perdure.core.ids import check_name
+from perdure.core.lifecycle import SETTLED
 from perdure.core.retry import Duration, seconds
 from perdure.core.turn import current_turn
 from perdure.core.types import decoder
 from perdure.core.values import encode
 from perdure.counters import Counters
 from perdure.documents import Documents
-from perdure.errors import InvalidOption, NotAWorkflow
+from perdure.errors import InvalidOption, NotAWorkflow, UnknownInvocation
 from perdure.handle import Handle
 from perdure.operations.bulk import JOBS_PAGE_LIMIT, BulkPreview, BulkProgress, BulkVerb, bulk_request
 from perdure.operations.capabilities import LINK_SECONDS, Purpose, check_public_url
@@ -39,12 +40,15 @@ from perdure.operations.listing import (
 )
 from perdure.operations.port import ANSWER_WAIT_SECONDS, Operations, Stats, Submission
 from perdure.operations.schedules import SCHEDULES_PAGE, ScheduleInfo
+from perdure.profile import Profile, profile_of
 from perdure.run_all import SETTLE_SECONDS, run_group
 from perdure.runtime.worker import CACHE_LIMIT, Translators, Worker
 from perdure.schedules import ScheduleHandle
 
 if TYPE_CHECKING:
     from typing_extensions import TypeForm
+
+    from perdure.authoring.flows.flow import Flow
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -186,6 +190,23 @@ class Client(AbstractAsyncContextManager["Client"]):
         check_filters(filters)
         check_cursor(cursor, filters)
         return await self.operations.page(filters, limit=check_limit(limit, PAGE_LIMIT), cursor=cursor)
+
+    async def profile(self, flow: Flow[..., Any] | str, /, *, last: int = 1_000) -> Profile:
+        """Measure the last runs of a flow that have ended, at most so many. The flow may be given by name.
+
+        It reads their journals, and needs nothing but these.
+        """
+        refuse_in_body("client.profile()")
+        name = flow if isinstance(flow, str) else flow.name
+        found: list[Invocation] = []
+        for status in SETTLED:
+            found += [each async for each in self.list(limit=last, handler=name, status=status)]
+        found.sort(key=lambda each: (each.created_at is not None, each.created_at), reverse=True)
+        described: list[Invocation] = []
+        for each in found[:last]:
+            with suppress(UnknownInvocation):  # it was purged meanwhile
+                described.append(await self.operations.describe(each.id))
+        return profile_of(described)
 
     def watch(
         self,

@@ -22,6 +22,7 @@ from perdure.runtime.publishing import publish
 from perdure.runtime.retention import RETENTION_SECONDS
 from perdure.runtime.worker import Worker
 from perdure.stores.port import PAYLOAD_LIMIT_BYTES, no_partitions
+from perdure.tracing import Tracer
 
 if TYPE_CHECKING:
     from os import PathLike
@@ -211,7 +212,7 @@ def _client_of_server(url: str, access: dict[str, Any], shared: dict[str, Any], 
         socket, url = os.path.abspath(rest.removeprefix("//")), "http://localhost"
     else:
         check_url(url, name)
-    remote = Remote(url, name=name, token=token, timeout=limit, tls=tls, socket=socket)
+    remote = Remote(url, name=name, token=token, timeout=limit, tls=tls, socket=socket, tracer=tracer_in_use)
     return Client(remote, _no_worker, translators_in_use)
 
 
@@ -224,14 +225,15 @@ def client_from(
 ) -> Client:
     """Return a client of the store that `make_store` returns; `options` are those of `Local`."""
     counters = Counters()
-    operations = Local(make_store, counters=counters, **options)
+    operations = Local(make_store, counters=counters, tracer=tracer_in_use, **options)
     make_worker = partial(
         *(worker_of, operations.opened),
         retention=retention,
         shards=shards,
         publish=publish,
         counters=counters,
-        duties=(operations.scheduling.on_duty, Carrier(operations).run),
+        tracer=tracer_in_use,
+        duties=(operations.scheduling.on_duty, Carrier(operations).run, operations.rekeying.run),
     )
     return Client(operations, make_worker, translators_in_use, counters)
 
@@ -397,3 +399,15 @@ def _grpc_translators() -> Sequence[FailureTranslator]:
 def translators_in_use() -> Sequence[FailureTranslator]:
     """Return the translators for exceptions of libraries that are loaded."""
     return _grpc_translators() if "grpc" in sys.modules else ()
+
+
+@functools.cache
+def _find_tracer() -> Callable[[], Tracer | None]:
+    from perdure.integrations.telemetry import find_tracer  # noqa: PLC0415  telemetry is an extra
+
+    return find_tracer
+
+
+def tracer_in_use() -> Tracer | None:
+    """Return what emits spans, if the program has set a tracer provider, for which it has loaded the SDK."""
+    return _find_tracer()() if "opentelemetry.sdk.trace" in sys.modules else None

@@ -104,11 +104,11 @@ def within(known: Collection[Labels], labels: Labels, limit: int) -> Labels:
 class StoreCounters:
     """What one store did in this process."""
 
-    __slots__ = ("batches", "cancelled", "transactions", "written_bytes")
+    __slots__ = ("batches", "ended", "transactions", "written_bytes")
 
     def __init__(self) -> None:
         self.written_bytes = 0
-        self.cancelled = Counts(HANDLERS_LIMIT)  # by handler: before they had begun, and without a worker
+        self.ended = Counts(HANDLERS_LIMIT)  # by status and handler: before they had begun, and without a worker
         self.transactions = Histogram(SHORT_SECONDS)  # of SQLite
         self.batches = Histogram(BATCH_SIZES)  # writes of one transaction
 

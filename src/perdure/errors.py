@@ -27,6 +27,8 @@
     │   ├── CalledOutsideWorkflow         a workflow was called as a plain function
     │   ├── IoInWorkflow                  asyncio I/O in the body of a workflow
     │   ├── NotRepeatable                 a body whose order a replay cannot repeat
+    │   ├── NodeHasNoValue                a node of a flow was used as its value     (also a TypeError)
+    │   ├── NodeSkipped                   the result of a flow needs a node that was skipped
     │   ├── InvalidOption                 an option out of its range         (also a ValueError)
     │   ├── Diverged                      the code does something else than its journal says
     │   ├── LimitExceeded                 a named limit was exceeded
@@ -45,6 +47,7 @@
     │   ├── MessageRefused                resolved twice, rejected after resolve, wrong shape ...
     │   │   └── IllegalTransition         the status does not allow this verb
     │   ├── KeyDeadlock                   a child needs a key that an ancestor holds
+    │   ├── KeyBusy                       its key was held, and it was not to wait
     │   └── ServiceUnknown                no address was given for a gRPC service
     │
     ├── errors of the environment: repair it, then continue ──────────────────────────────────────
@@ -231,6 +234,18 @@ class IoInWorkflow(PerdureError):
     """The body of a workflow used asyncio I/O, which a replay cannot repeat: put it in a step."""
 
 
+class NodeHasNoValue(PerdureError, TypeError):
+    """A node was used as if it had its value already, while its graph is built."""
+
+
+class NodeSkipped(PerdureError):
+    """The result of a flow needs node `node`, which was skipped, and may not be None."""
+
+    def __init__(self, text: str = "", *, node: str = "") -> None:
+        super().__init__(text)
+        self.node = node
+
+
 class NotRepeatable(PerdureError):
     """The body of a workflow used something whose order a replay cannot repeat."""
 
@@ -399,6 +414,15 @@ class KeyDeadlock(PerdureError):
     def __init__(self, text: str = "", *, key: str = "") -> None:
         super().__init__(text)
         self.key = key
+
+
+class KeyBusy(PerdureError):
+    """`when_busy="reject"`: `holder` had the `key`, or was about to get it. The invocation failed, and never ran."""
+
+    def __init__(self, text: str = "", *, key: str = "", holder: str = "") -> None:
+        super().__init__(text)
+        self.key = key
+        self.holder = holder
 
 
 class ServiceUnknown(PerdureError):

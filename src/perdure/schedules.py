@@ -52,6 +52,9 @@ class Schedule(Generic[R_co]):
         if options.id is not None or options.delay is not None:
             text = "each run has an id and a time of its own: leave id and delay out of using()"
             raise InvalidOption(f"Schedule({self.call.workflow.name}): {text}")
+        if options.when_busy != "enqueue":
+            text = "overlap= says what becomes of a run while another goes on: leave when_busy out of using()"
+            raise InvalidOption(f"Schedule({self.call.workflow.name}): {text}")
         check_timing(self.timing)
         check_options(self.overlap, self.catch_up, self.jitter)
 

@@ -34,12 +34,13 @@ from perdure.core.journal import (
     Returned,
     SetTimer,
     Start,
+    key_number,
 )
 from perdure.core.turn import current_turn
 from perdure.core.types import decoder
 from perdure.core.values import encode
 from perdure.errors import AwakeableRejected, ChildCancelled
-from tests.core.driver import START, Body, Driver, by_ranks, child, child_future, comparable, last, step
+from tests.core.driver import START, Body, Driver, by_ranks, child, child_future, comparable, last, make_turn, step
 
 BAD = ValueError("bad")
 
@@ -221,6 +222,95 @@ def test_randomness_on_the_failure_path_is_not_drawn_again():
     driver.finish()
     assert driver.value != drawn
     driver.check_replay()
+
+
+# --- compensations and kept values ------------------------------------------------------------------------------------
+async def undo(name: str, first: int | None = None) -> Any:
+    """Issue a step as a compensation, which command `first` tried first: this one, by default."""
+    turn = current_turn()
+    assert turn is not None
+    turn.undoing = turn.next_number if first is None else first
+    return await step(name)
+
+
+async def compensated(ctx: Context) -> Any:
+    try:
+        await step("one")
+        await step("two")
+    except ValueError:
+        await undo("undo one")
+        raise
+
+
+def test_a_retry_that_would_go_back_before_what_was_undone_is_refused():
+    driver = fail(compensated, {"two": BAD})
+    assert (
+        driver.refuses_to_retry() == "its saga has undone what it did before it failed: start it anew, with restart()"
+    )
+
+
+def test_a_compensation_that_is_tried_again_has_the_idempotency_key_of_the_first_try():
+    async def body(ctx: Context) -> Any:
+        try:
+            return await undo("undo")
+        except ValueError:
+            await step("stand")
+        return await undo("undo", 0)
+
+    driver = fail(body, {"undo": BAD, "stand": Refusal()})
+    assert retried(driver.retries()).again == [1]
+    driver.answer(1)
+    (again,) = driver.turn.pending.values()
+    assert (again.command.n, key_number(again.command), again.generation) == (2, 0, 0)
+    driver.finish()
+    assert driver.value == "undo"
+    driver.check_replay()
+
+
+def test_a_compensation_whose_own_failure_is_retried_keeps_its_idempotency_key():
+    async def body(ctx: Context) -> Any:
+        await step("one")
+        return await undo("undo")
+
+    driver = fail(body, {"undo": BAD})
+    assert retried(driver.retries()).again == [1]
+    (again,) = driver.turn.pending.values()
+    assert (key_number(again.command), again.generation) == (1, 0)
+    driver.finish()
+    driver.check_replay()
+
+
+def test_a_replay_gives_what_was_kept_whatever_the_code_would_keep_now():
+    async def body(ctx: Context, value: bytes = b"old") -> Any:
+        turn = current_turn()
+        assert turn is not None
+        kept = turn.keep(value)
+        await step("one")
+        return [kept.decode(), await step("two")]
+
+    async def edited(ctx: Context) -> Any:
+        return await body(ctx, b"new")
+
+    driver = Driver(body)
+    driver.answer(1)
+    turn = make_turn(edited)
+    turn.replay(driver.frames)
+    assert turn.divergence is None
+    turn.deliver(Returned(2, 2000.0, encode("two")))
+    assert turn.ready().outcome == Completed(2000.0, encode(["old", "two"]))
+    turn.close()
+
+
+def test_code_that_does_not_fit_what_was_kept_says_so():
+    async def body(ctx: Context) -> Any:
+        turn = current_turn()
+        assert turn is not None
+        turn.misfit("a graph", "none that fits")
+
+    turn = make_turn(body)
+    turn.begin()
+    assert str(turn.divergence) == "the journal has a graph, the code now asks for none that fits"
+    turn.close()
 
 
 # --- siblings ---------------------------------------------------------------------------------------------------------

@@ -15,6 +15,7 @@ from perdure.core.journal import (
     Accepted,
     Answer,
     Attempted,
+    Busy,
     CallChild,
     CallStep,
     Cancel,
@@ -31,6 +32,7 @@ from perdure.core.journal import (
     Interrupted,
     Join,
     Joined,
+    Keep,
     MarkPatch,
     Message,
     OpenAwakeable,
@@ -105,6 +107,8 @@ GOLDEN_COMMANDS: list[tuple[Command, str]] = [
     ),
     (OpenAwakeable(4), "92a96177616b6561626c6504"),
     (MarkPatch(5, "patch"), "93a5706174636805a57061746368"),
+    (CallStep(0, "name", b"12345678", b"", 3), "96a47374657000a46e616d65c4083132333435363738c40003"),
+    (Keep(6, b"value"), "93a46b65657006c40576616c7565"),
 ]
 GOLDEN_ENTRIES: list[tuple[Entry, str]] = [
     (
@@ -172,6 +176,7 @@ GOLDEN_REQUESTS: list[tuple[Request, str]] = [
         "95a7736574746c65640102a56368696c6493a9636f6d706c65746564cb3ff8000000000000c40101",
     ),
     (Cancel(True), "92a663616e63656cc3"),
+    (Busy("h"), "92a462757379a168"),
     (Pause(), "91a57061757365"),
     (Resume(), "91a6726573756d65"),
     (RetryInvocation(), "91a57265747279"),
@@ -199,7 +204,15 @@ TAGGED = msgspec.structs.replace(SENT, tags=(("n", "v"),))
 GOLDEN_TAGGED_START = "9e" + GOLDEN_SENT_START.removeprefix("9d") + "9192a16ea176"
 DESCRIBED = msgspec.structs.replace(TAGGED, interface=b"\x02")
 GOLDEN_DESCRIBED_START = "9f" + GOLDEN_TAGGED_START.removeprefix("9e") + "c40102"
+FLOWING = msgspec.structs.replace(DESCRIBED, flow=b"\x03")
+GOLDEN_FLOWING_START = "dc0010" + GOLDEN_DESCRIBED_START.removeprefix("9f") + "c40103"
+TRACED = msgspec.structs.replace(FLOWING, trace="t")
+GOLDEN_TRACED_START = "dc0011" + GOLDEN_FLOWING_START.removeprefix("dc0010") + "a174"
+JUDGED = msgspec.structs.replace(TRACED, when_busy="r")
+GOLDEN_JUDGED_START = "dc0012" + GOLDEN_TRACED_START.removeprefix("dc0011") + "a172"
 GOLDEN_MESSAGE = (Message("m", "to", 1.5, Pause()), "94a16da2746fcb3ff800000000000091a57061757365")
+TRACED_MESSAGE = msgspec.structs.replace(GOLDEN_MESSAGE[0], trace="t")
+GOLDEN_TRACED_MESSAGE = "95" + GOLDEN_MESSAGE[1].removeprefix("94") + "a174"
 GOLDEN_ANSWER = (Answer("m", "why"), "92a16da3776879")
 
 
@@ -231,19 +244,23 @@ def test_frames_starts_messages_and_answers_are_written_and_read_as_they_were():
     assert decode_start(bytes.fromhex(GOLDEN_DIGESTED_START)) == DIGESTED
     assert decode_start(bytes.fromhex(GOLDEN_SENT_START)) == SENT
     assert decode_start(bytes.fromhex(GOLDEN_TAGGED_START)) == TAGGED
-    assert encode_start(DESCRIBED).hex() == GOLDEN_DESCRIBED_START
+    assert encode_start(JUDGED).hex() == GOLDEN_JUDGED_START
+    assert decode_start(bytes.fromhex(GOLDEN_JUDGED_START)) == JUDGED
+    assert decode_start(bytes.fromhex(GOLDEN_TRACED_START)) == TRACED
     assert decode_start(bytes.fromhex(GOLDEN_DESCRIBED_START)) == DESCRIBED
+    assert decode_start(bytes.fromhex(GOLDEN_FLOWING_START)) == FLOWING
     message, golden = GOLDEN_MESSAGE
-    assert encode_message(message).hex() == golden
+    assert encode_message(TRACED_MESSAGE).hex() == GOLDEN_TRACED_MESSAGE
+    assert decode_message(bytes.fromhex(GOLDEN_TRACED_MESSAGE)) == TRACED_MESSAGE
     assert decode_message(bytes.fromhex(golden)) == message
     answer, golden = GOLDEN_ANSWER
     assert encode(answer).hex() == golden
     assert msgspec.msgpack.decode(bytes.fromhex(golden), type=Answer) == answer
 
 
-def test_only_a_cancellation_settles_what_has_not_begun():
+def test_only_a_cancellation_and_a_busy_key_settle_what_has_not_begun():
     ends = [type(request) for request, _ in GOLDEN_REQUESTS if settles_before_begin(Message("m", "to", 1.5, request))]
-    assert ends == [Cancel]
+    assert ends == [Cancel, Busy]
 
 
 def test_every_kind_has_a_golden_line():
@@ -413,6 +430,7 @@ def test_the_input_of_a_child_is_compared_by_its_digest_if_both_have_one():
         (SendStart(3, Start("id", "handler", b"", 1.5, 1.5, 7)), "SEND:handler"),
         (OpenAwakeable(4), "AWAKEABLE"),
         (MarkPatch(5, "loud"), "PATCH:loud"),
+        (Keep(6, b"value"), "KEEP"),
     ],
 )
 def test_type_of_a_command_is_named_for_people(command: Command, text: str) -> None:
@@ -431,6 +449,7 @@ def test_type_of_a_command_is_named_for_people(command: Command, text: str) -> N
         (SendStart(3, Start("id", "handler", b"", 1.5, 1.5, 7)), "#3 send 'handler' (id id)"),
         (OpenAwakeable(4), "#4 awakeable"),
         (MarkPatch(5, "loud"), "#5 patch 'loud'"),
+        (Keep(6, b"value"), "#6 kept value"),
     ],
 )
 def test_commands_are_described_for_people(command: Command | None, text: str):

@@ -44,7 +44,7 @@ from perdure.core.journal import (
     Start,
     Status,
 )
-from perdure.core.unbegun import cancelled_unbegun
+from perdure.core.unbegun import ended_unbegun
 from perdure.core.values import encode
 from perdure.stores.awakeables import Awakeable, made_by
 from perdure.stores.port import Delivery, Key
@@ -128,8 +128,8 @@ def _ends_unbegun(start: Start, hand: Hand) -> Plan | None:
     """End an invocation that was cancelled before it was due, or had to wait for its key for too long."""
     cancel = next((each for each in hand.messages if isinstance(each.request, Cancel)), None)
     if cancel is not None:
-        frame, effects = cancelled_unbegun(start, cancel, WRITER, hand.at)
-        return Plan(frame, effects, "cancelled", False, _takes([cancel]))
+        frame, effects, status = ended_unbegun(start, cancel, WRITER, hand.at)
+        return Plan(frame, effects, status, False, _takes([cancel]))
     if not hand.has_wake:
         return None
     frame = Frame(WRITER, hand.at, [Accepted(start), Failed(hand.at, failure_of(TimeoutError("late")))])

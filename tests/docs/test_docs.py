@@ -342,6 +342,6 @@ def test_every_step_type_is_in_the_reference_of_the_client() -> None:
         info = from_journal(row, start, [Frame("w", 1.0, [Accepted(start)], [command])], (), b"", served=True)
         if not isinstance(command, CallStep):  # its type is its name
             seen.add(info.journal[0].step_type.partition(":")[0])
-    assert seen == {"SLEEP", "REST", "CHILD", "SEND", "AWAKEABLE", "PATCH"}
+    assert seen == {"SLEEP", "REST", "CHILD", "SEND", "AWAKEABLE", "PATCH", "KEEP"}
     for each in seen:
         assert re.search(rf"`{each}[`:]", text), each

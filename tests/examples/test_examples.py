@@ -110,6 +110,17 @@ SCHEDULE = """\
 ⏰ second 2: 5 letters
 ⏸️  that is enough
 """
+TOOK = r"  ⏱️  \d+\.\d\d s \(the fetchers alone take 0\.\d5 s\)\n"
+REPORT = "Report: users Ada, Bob; orders 4; weather"
+FLOW_DEMO = (
+    rf"📋 TEST 1: Concurrent execution\n  concurrent: {REPORT} sunny\n{TOOK}"
+    rf"📋 TEST 2: Sequential, by an option of the start\n  sequential: {REPORT} sunny\n{TOOK}"
+    r"  🚀 \d\.\d times as fast\n"
+    rf"📋 TEST 3: A fetcher fails\n  with a default: {REPORT} unknown\n{TOOK}"
+    r"📋 TEST 4: As data, and back\n  \d+ lines of JSON, 7 nodes\n"
+    r"📊 Of 3 runs, fetch_weather is most of the critical path\n"
+    rf"  {REPORT} sunny\nflowchart TD\n[^📋]*    n8 --> result\n"
+)
 NAMES = ("X (English)", "X (Spanish)", "X (French)", "Summary")
 OUTPUT = {
     "simple": f"Hello, World! {WELCOME}\n",
@@ -127,6 +138,7 @@ OUTPUT = {
 ID = "[0-9a-f]{32}"
 PATTERNS = {
     "approval": ASKED + r"✅ Approved: \$120\.00 for Ada\n",
+    "flow_demo": FLOW_DEMO,
     "async": rf"Submitted: {ID}\nDoing other work\.\.\.\nResult: Hello, World! {WELCOME}\nStatus: completed\n",
     "streaming": (
         r"🗣️  attempt 1: Because I could not stop\n"

@@ -11,6 +11,7 @@ import sys
 from collections.abc import AsyncGenerator, MutableMapping
 from contextlib import AsyncExitStack
 from datetime import UTC, datetime, timedelta
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ import pytest
 from click.testing import CliRunner
 from starlette.requests import Request
 
-from perdure import Client, Schedule, connect, http, workflow
+from perdure import Client, KeyBusy, Schedule, connect, http, workflow
 from perdure.authoring.context import Context
 from perdure.cli import commands
 from perdure.errors import (
@@ -43,7 +44,7 @@ from perdure.operations.documents import Put, Scan
 from perdure.operations.port import Operations
 from tests.http.conftest import Site, site_on
 from tests.http.processes import ENVIRONMENT, PROGRAMS
-from tests.http.programs import WORKFLOWS, add, echo
+from tests.http.programs import WORKFLOWS, Expense, add, echo, expense
 from tests.http.test_routes import problem
 
 SECRET = "hunter2-planted"
@@ -468,6 +469,16 @@ async def test_schedules_are_reached_and_shown_as_their_invocations_are(guarded:
     shown = await (await guarded.as_("other-blind")).get("/api/schedules/a")
     assert SECRET not in shown.text
     assert (await own.schedule("b").describe()).paused_at is None
+
+
+async def test_caller_of_some_workflows_may_not_cancel_others_by_a_key_that_they_share(guarded: Guarded) -> None:
+    await guarded.site.client.start(expense.using(id="other", key="k"), Expense(amount=Decimal(1)))
+    own = await guarded.client("own", role="operate", payloads=True, handlers=("add",))
+    for rule in ("interrupt", "rollback"):
+        with pytest.raises(AccessDenied, match="limited to some workflows"):
+            await own.start(add.using(key="k", when_busy=rule), 1)
+    with pytest.raises(KeyBusy):
+        await own.run(add.using(key="k", when_busy="reject"), 1)
 
 
 async def test_limited_reader_hears_of_its_own_only(guarded: Guarded) -> None:

@@ -16,7 +16,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from perdure import InvocationCancelled, connect, http, workflow
+from perdure import InvocationCancelled, KeyBusy, connect, http, workflow
 from perdure.calls import submission_of
 from perdure.client import Client
 from perdure.errors import (
@@ -102,6 +102,16 @@ async def test_delays_keys_and_tags(remote: Client) -> None:
     page = await remote.page(limit=2)
     assert len((await remote.page(cursor=page.next)).invocations) == 1
     assert (await remote.stats()).by_status == {"scheduled": 3}
+
+
+async def test_start_that_is_not_to_wait_for_its_key(remote: Client) -> None:
+    holder = await remote.start(sleeping.using(key="k"), 60)
+    with pytest.raises(KeyBusy) as refused:
+        await remote.run(add.using(key="k", when_busy="reject"), 1)
+    assert (refused.value.key, refused.value.holder) == ("k", holder.id)
+    assert await remote.run(add.using(key="k", when_busy="rollback"), 1) == 2
+    with pytest.raises(InvocationCancelled):
+        await holder.result()
 
 
 async def test_awakeables_are_listed_resolved_and_rejected(remote: Client) -> None:
@@ -353,6 +363,8 @@ async def test_what_no_store_can_hold_is_refused_by_the_routes_of_clients(memory
             start(timeout=-5.0),
             start(tags=(("", ""),)),
             start(tags=(("a", "b"),) * 2),
+            start(when_busy="wait"),
+            start(when_busy="reject"),
         ),
         *(("page", [{}, limit, None]) for limit in (-1, 0, 2**62)),
         ("awakeables", [{}, -1, None]),

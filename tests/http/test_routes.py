@@ -120,6 +120,23 @@ async def test_options_of_a_start(site: Site) -> None:
     assert (await site.get(f"/api/workflows/{later}")).json()["status"] == "scheduled"
 
 
+async def test_start_that_is_not_to_wait_for_its_key_is_a_problem_for_who_waits(site: Site) -> None:
+    await site.invoke("expense", {"amount": "1"}, id="first", key="k")
+    busy = await site.post("/api/workflows/add/invoke?key=k&when_busy=reject&wait=30", 1)
+    assert problem(busy) == (409, "key-busy")
+    assert "'first'" in busy.json()["detail"]
+    late = await site.invoke("add", 1, key="k", when_busy="reject")
+    ended = (await site.get(f"/api/workflows/{late}/result?wait=30")).json()
+    assert (ended["status"], ended["error"]["type"]) == ("failed", "perdure.errors.KeyBusy")
+    done = await site.post("/api/workflows/add/invoke?key=k&when_busy=interrupt&wait=30", 1)
+    assert done.json()["status"] == "completed"
+    assert (await site.get("/api/workflows/first")).json()["status"] == "cancelled"
+    once = {"idempotency-key": "once"}
+    await site.post("/api/workflows/add/invoke?key=k", 1, headers=once)
+    other = await site.post("/api/workflows/add/invoke?key=k&when_busy=interrupt", 1, headers=once)
+    assert problem(other) == (422, "idempotency-key-reused")
+
+
 async def test_start_with_an_id_is_one_start_through_both_doors(site: Site) -> None:
     handle = await site.client.start(add.using(id="one"), 3)
     assert await site.invoke("add", 3, id="one") == handle.id
@@ -144,6 +161,8 @@ async def test_start_with_an_id_is_one_start_through_both_doors(site: Site) -> N
         ("/api/workflows/add/invoke?tag=a", 3, 400, "bad-query", "tag"),
         ("/api/workflows/add/invoke?tag=a:1&tag=a:2", 3, 400, "bad-query", "tag"),
         ("/api/workflows/add/invoke?key=", 3, 400, "bad-id", None),
+        ("/api/workflows/add/invoke?key=k&when_busy=wait", 3, 400, "bad-query", "when_busy"),
+        ("/api/workflows/add/invoke?when_busy=reject", 3, 400, "bad-option", None),
         ("/api/workflows/add/invoke?id=..", 3, 400, "bad-id", None),
         ("/api/workflows/add/invoke?id=stats", 3, 400, "bad-id", None),
         ("/api/workflows/add/invoke?id=%00", 3, 400, "bad-id", None),

@@ -24,7 +24,7 @@ async def test_example_prints_the_same_on_a_nats_server(name: str, monkeypatch: 
     if name in OUTPUT:  # in whatever order: between shards there is none of what starts together
         assert sorted(out.splitlines()) == sorted(OUTPUT[name].splitlines())
     else:
-        assert re.fullmatch(PATTERNS[name], out), out
+        assert re.fullmatch(PATTERNS[name], out, re.DOTALL), out
 
 
 async def test_query_example_sends_its_requests_to_a_nats_server(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,6 +17,7 @@ from tests.scenarios.test_retention import *  # noqa: F403
 from tests.scenarios.test_steps import *  # noqa: F403
 from tests.scenarios.test_streams import *  # noqa: F403
 from tests.scenarios.test_timers import *  # noqa: F403
+from tests.scenarios.test_when_busy import *  # noqa: F403
 
 LEFT_OUT = (
     # They move a virtual clock, on the memory store, by days; a server has no clock that can be moved.

@@ -214,7 +214,7 @@ async def test_server_lets_in_who_shows_what_it_wants_and_nobody_else(
     with server(tmp_path / "server", options=options) as node:
         endpoint = endpoint_of(node.url, access, {})
         async with await nats.connect([*endpoint.servers], **endpoint.options()) as client:
-            assert (await client.jetstream().account_info()).streams == 0
+            assert (await client.jetstream(timeout=60).account_info()).streams == 0
         stranger = NATS()
         with pytest.raises((nats.errors.Error, OSError)):
             await stranger.connect(node.url, allow_reconnect=False, connect_timeout=2, error_cb=drop)

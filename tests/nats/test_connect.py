@@ -285,7 +285,7 @@ async def test_missing_stream_is_refused_and_not_made_anew() -> None:
         async with connect(node.url) as client, client.worker(hello):
             assert await client.run(hello, "A") == "Hello, A!"
         async with await nats.connect(node.url) as raw:
-            await raw.jetstream().delete_stream("PERDURE_K_1")
+            await raw.jetstream(timeout=60).delete_stream("PERDURE_K_1")
         error = await error_of(node.url)
         assert isinstance(error, StoreUnfit)
         assert "streams are missing: PERDURE_K_1: restore them from a backup; they are not created again" in str(error)
@@ -297,9 +297,9 @@ async def test_stream_with_other_settings_is_refused() -> None:
         async with connect(node.url) as client:
             await client.stats()
         async with await nats.connect(node.url) as raw:
-            config = (await raw.jetstream().stream_info("PERDURE_J_0")).config
+            config = (await raw.jetstream(timeout=60).stream_info("PERDURE_J_0")).config
             config.allow_direct = False
-            await raw.jetstream().update_stream(config)
+            await raw.jetstream(timeout=60).update_stream(config)
         error = await error_of(node.url)
     assert isinstance(error, StoreUnfit)
     assert "stream PERDURE_J_0 has allow_direct = False, and must have True" in str(error)

@@ -62,7 +62,7 @@ async def killed_after(made: int, url: str) -> None:
 
 async def streams_of(url: str) -> dict[str, Any]:
     async with await nats.connect(url) as raw:
-        return {each.config.name or "": each.config for each in await raw.jetstream().streams_info()}
+        return {each.config.name or "": each.config for each in await raw.jetstream(timeout=60).streams_info()}
 
 
 @pytest.mark.slow
@@ -127,13 +127,13 @@ async def test_account_with_too_low_limits_is_refused_before_anything_is_made(
 @pytest.mark.slow
 async def test_creation_that_a_limit_stopped_half_way_is_finished_when_there_is_room(node: Server) -> None:
     async with await nats.connect(node.url) as raw:
-        await raw.jetstream().add_stream(name="PERDURE_Q_1", subjects=["other.>"])
+        await raw.jetstream(timeout=60).add_stream(name="PERDURE_Q_1", subjects=["other.>"])
     client = connect(node.url, shards=2)
     with pytest.raises(StoreUnfit):
         await client.stats()
     await client.aclose()
     async with await nats.connect(node.url) as raw:
-        await raw.jetstream().delete_stream("PERDURE_Q_1")
+        await raw.jetstream(timeout=60).delete_stream("PERDURE_Q_1")
     async with connect(node.url, shards=2) as client, client.worker(hello):
         assert await client.run(hello, "A") == "Hello, A!"
 
@@ -144,7 +144,7 @@ async def test_stream_that_held_something_is_never_made_anew(node: Server) -> No
         assert await client.run(hello, "A") == "Hello, A!"
     for name in ("PERDURE_J_0", "PERDURE_J_1", "PERDURE_Q_0", "PERDURE_K_1", "PERDURE_B_1"):
         async with await nats.connect(node.url) as raw:
-            await raw.jetstream().delete_stream(name)
+            await raw.jetstream(timeout=60).delete_stream(name)
         client = connect(node.url)
         with pytest.raises(StoreUnfit, match=f"streams are missing: .*{name}"):
             await client.stats()

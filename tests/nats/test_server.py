@@ -42,7 +42,7 @@ def gone(pid: int) -> bool:
 async def test_acknowledged_message_survives_a_kill_of_the_server(tmp_path: Path) -> None:
     with server(tmp_path, options=Options(sync_interval="always")) as node:
         async with await nats.connect(node.url) as client:
-            jetstream = client.jetstream()
+            jetstream = client.jetstream(timeout=60)
             await jetstream.add_stream(name="S", subjects=["s.>"])
             await jetstream.publish("s.1", b"kept")
         pid, url = node.pid, node.url
@@ -51,7 +51,7 @@ async def test_acknowledged_message_survives_a_kill_of_the_server(tmp_path: Path
         node.start()
         assert node.url == url
         async with await nats.connect(node.url) as client:
-            assert (await client.jetstream().get_msg("S", 1)).data == b"kept"
+            assert (await client.jetstream(timeout=60).get_msg("S", 1)).data == b"kept"
         assert '"sync_interval": "always"' in (tmp_path / "server.conf").read_text()
 
 
@@ -59,12 +59,12 @@ async def test_cluster_goes_on_without_one_of_its_nodes() -> None:
     with cluster() as nodes:
         urls = nodes.url.removeprefix("nats://").split(",")
         async with await nats.connect(urls) as client:
-            await client.jetstream().add_stream(name="S", subjects=["s.>"], num_replicas=3)
+            await client.jetstream(timeout=60).add_stream(name="S", subjects=["s.>"], num_replicas=3)
         nodes.nodes[0].kill()
         async with await nats.connect(urls[1:]) as client:
             await publish(client, "s.1")
             nodes.start()
-            info = await client.jetstream().stream_info("S")
+            info = await client.jetstream(timeout=60).stream_info("S")
         assert info.state.messages == 1
         assert info.cluster is not None
         assert len(info.cluster.replicas or ()) == 2
@@ -72,10 +72,10 @@ async def test_cluster_goes_on_without_one_of_its_nodes() -> None:
 
 async def publish(client: NATS, subject: str) -> None:
     """Publish as soon as there is a leader: the one that was killed may have been it."""
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while True:
             with contextlib.suppress(NoStreamResponseError):
-                await client.jetstream().publish(subject)
+                await client.jetstream(timeout=60).publish(subject)
                 return
             await asyncio.sleep(0.1)
 

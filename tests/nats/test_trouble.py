@@ -150,7 +150,7 @@ async def test_consumers_that_are_deleted_while_workers_run_are_made_again(caplo
             handle = await client.start(slowly.using(id="slow"))
             await all_of(client, "before")
             async with await nats.connect(node.url) as raw:
-                jetstream = raw.jetstream()
+                jetstream = raw.jetstream(timeout=60)
                 for stream in ("PERDURE_Q_0", "PERDURE_Q_1"):
                     for each in await jetstream.consumers_info(stream):
                         await jetstream.delete_consumer(stream, each.name)
@@ -166,7 +166,7 @@ async def test_stream_that_is_deleted_while_workers_run_is_an_error_with_its_nam
         async with connect(node.url, shards=1) as client, client.worker(twice, echo):
             await all_of(client, "before")
             async with await nats.connect(node.url) as raw:
-                await raw.jetstream().delete_stream(stream)
+                await raw.jetstream(timeout=60).delete_stream(stream)
             match stream[-3]:
                 case "K":
                     change = client.handle("before0").cancel()
@@ -205,7 +205,7 @@ async def test_server_that_comes_back_without_jetstream_is_told_and_waited_for(
 async def fill(node: Server) -> None:
     """Leave no room for one more message."""
     async with await nats.connect(node.url) as raw:
-        jetstream = raw.jetstream()
+        jetstream = raw.jetstream(timeout=60)
         await jetstream.add_stream(name="FILL", subjects=["fill"])
         size = 200_000
         while size > 10:
@@ -217,7 +217,7 @@ async def fill(node: Server) -> None:
 
 async def make_room(node: Server) -> None:
     async with await nats.connect(node.url) as raw:
-        await raw.jetstream().delete_stream("FILL")
+        await raw.jetstream(timeout=60).delete_stream("FILL")
 
 
 async def test_full_server_refuses_clients_and_holds_workers_up_and_all_goes_on_when_there_is_room(
@@ -293,7 +293,7 @@ async def test_max_payload_that_was_lowered_is_kept_to(caplog: pytest.LogCapture
 async def test_message_above_max_payload_is_an_error_and_does_not_cost_the_connection() -> None:
     with server(options=Options(max_payload=65_536)) as node:
         async with await nats.connect(node.url) as raw:
-            await raw.jetstream().add_stream(name="S", subjects=["s.>"])
+            await raw.jetstream(timeout=60).add_stream(name="S", subjects=["s.>"])
         wire = Wire([node.url])
         await wire.open()
         with pytest.raises(StoreError, match=r"s\.1: 70,\d\d\d bytes are more than the server's max_payload of 65,536"):

@@ -118,8 +118,10 @@ class CountedWorker(Worker):
         turn.__class__ = CountedTurn
         return turn
 
-    def begin_attempt(self, work: Work, info: StepInfo, runner: Runner, variables: Context | None, /) -> Attempt:
-        attempt = super().begin_attempt(work, info, runner, variables)
+    def begin_attempt(
+        self, work: Work, info: StepInfo, runner: Runner, variables: Context | None, trace: str, /
+    ) -> Attempt:
+        attempt = super().begin_attempt(work, info, runner, variables, trace)
         self._steps_now += 1
         self.counts.began += 1
         self.counts.peak = max(self.counts.peak, self._steps_now)

@@ -136,3 +136,10 @@ async def group_with_a_brittle_one(tag: str) -> list[str]:
         beside = group.create_task(stage(f"{tag}-beside"))
         failing = group.create_task(brittle(tag))
     return [beside.result(), str(failing.result())]
+
+
+@workflow
+async def listed(ctx: Context, tag: str) -> str:
+    """Add a tag to the key's list, then wait for an answer."""
+    ctx.set("seen", [*ctx.get("seen", list[str], default=[]), tag])
+    return await ctx.awakeable(str)

@@ -94,6 +94,7 @@ RARE = (
     "crash between append and acknowledgement",
     "write of a former owner fenced",
     "take-over of a claimed invocation",
+    "compensation tried again",
     "process told that it was taken over",
     "lease of a living process ended",
     "delivery duplicated",

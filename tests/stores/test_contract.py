@@ -7,16 +7,20 @@ import os
 import random
 import tempfile
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from perdure.core.effects import Effects
 from perdure.core.journal import Accepted
+from perdure.core.values import encode
 from perdure.errors import Conflict
+from perdure.stores.documents import Put
 from perdure.stores.memory import MemoryStore
 from perdure.stores.port import Store
 from perdure.stores.sqlite import SqliteStore
 from perdure.testing.contract import StoreContract
+from perdure.testing.contract.rewriting import NEW, OLD
 
 
 class EmbeddedContract(StoreContract):
@@ -95,3 +99,12 @@ class TestSqliteStore(EmbeddedContract):
 
     def reopen(self, store: Store, /) -> Store:
         return SqliteStore(self.path)
+
+    async def test_what_is_rewritten_is_not_left_in_the_file(self) -> None:
+        async with self.opened() as store:
+            await store.documents.write("notes", [Put(("a", f"{n}"), encode(OLD) * 200) for n in range(50)])
+            await self.rewritten()
+            assert not os.path.getsize(f"{self.path}-wal")
+        content = Path(self.path).read_bytes()
+        assert NEW.encode() in content
+        assert OLD.encode() not in content

@@ -60,10 +60,13 @@ SEALING = Sealing(CODEC, STORE, DIGEST_KEY)
 OPENING = Opening(CODEC, STORE, DIGEST_KEY, time.time)
 KEYLESS = Opening(None, STORE, None, time.time)
 
-START = Start("child", "handler", b"\x81\xa1a\xa3low", 1.0, 1.5, 7, "key", 9.0, None, True, ("held",), b"digest00")
+START = Start(
+    "child", "handler", b"\x81\xa1a\xa3low", 1.0, 1.5, 7, "key", 9.0, None, True, ("held",), b"digest00", trace="t"
+)
 BATCH = Batch("stream", 3, 2, b"\x92\xc4\x01a\xc4\x01b", 2)
 PLAIN = {
-    *("Start.id", "Start.handler", "Start.key", "Start.held", "Start.sender", "Start.tags", "Start.interface"),
+    *("Start.id", "Start.handler", "Start.key", "Start.held", "Start.sender", "Start.tags"),
+    *("Start.interface", "Start.flow", "Start.trace", "Message.trace", "Start.when_busy", "Busy.holder"),
     *("Parent.id", "Claimed.worker", "Claimed.python", "Claimed.hash_seed", "Released.stuck_at"),
     *("Returned.message", "Raised.message", "CancelRequested.message", "Paused.message", "Resumed.message"),
     *("Refused.message", "Joined.message", "Retried.message", "Cancelled.message", "Answer.message"),
@@ -110,7 +113,7 @@ def crossing() -> list[tuple[Struct, Struct, Struct]]:
     found: list[tuple[Struct, Struct, Struct]] = [(frame, sealed, frame_with(OPENING, "i", sealed))]
     for request in requests():
         request = Join(START) if isinstance(request, Join) else request
-        message = Message(f"m-{type(request).__name__}", "i", 1.0, request)
+        message = Message(f"m-{type(request).__name__}", "i", 1.0, request, "t")
         sealed = message_with(SEALING, message)
         found.append((message, sealed, message_with(OPENING, sealed)))
     awakeable = Awakeable("i", "handler", 1, 4, 2.5, Asked("title", "more", ("ann",), 9.0))

@@ -81,6 +81,7 @@ async def main() -> None:
         await client.run(hello, nme="x")   # error
         await client.run(with_ctx, "no")   # error
         await client.run(with_ctx.using(key=3), 3)  # error
+        await client.run(with_ctx.using(key="k", when_busy="wait"), 3)  # error
         await client.run(hello.using(id="1"))  # error
         await client.run(kwonly, 1)        # error
         await client.run(kwonly)           # error

@@ -139,6 +139,7 @@ async def main() -> None:
         assert_type(await client.run(hello, name="x", times=3), int)
         assert_type(await client.run(only_ctx), int)
         assert_type(await client.run(with_ctx.using(key="k"), 3), bytes)
+        assert_type(await client.run(with_ctx.using(key="k", when_busy="reject"), 3), bytes)
         assert_type(await client.run(ctx_default), bytes)
         assert_type(await client.run(ctx_default, b="x"), bytes)
         assert_type(await client.run(kwonly, a=1), bytes)

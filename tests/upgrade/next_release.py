@@ -88,7 +88,7 @@ CHANGES: dict[str, Changes] = {
     "core/journal/requests.py": [("Request = ", f"{VERB}Request = Annotate | ")],
     "core/journal/commands.py": [
         ("Command = ", f"{COMMAND}Command = Remark | "),
-        before("        case MarkPatch(n=", TOLD_IN_ONE_LINE),
+        before("        case MarkPatch(n=n, name=", TOLD_IN_ONE_LINE),
         before("        case MarkPatch(name=", TYPED),
     ],
     "core/journal/__init__.py": [before("__all__ = [", IMPORTED)],
@@ -113,7 +113,7 @@ CHANGES: dict[str, Changes] = {
     "core/issuer.py": [before("    def patched(", ISSUED), after("    MarkPatch,\n", "    Remark,\n")],
     "authoring/context.py": [before("    def patched(", REMARK)],
     "operations/describe.py": [
-        before("        case MarkPatch(", DESCRIBED),
+        before("        case MarkPatch(n=n) | Keep(", DESCRIBED),
         after("    MarkPatch,\n", "    Remark,\n"),
     ],
 }

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Coroutine
-from typing import TYPE_CHECKING, Any, ParamSpec, Protocol, Self, TypeVar, overload, runtime_checkable
+from copy import deepcopy
+from typing import TYPE_CHECKING, Any, ParamSpec, Protocol, Self, TypeVar, cast, overload, runtime_checkable
 
 from msgspec import Struct
 
@@ -21,6 +22,7 @@ from perdure.errors import CompensationFailed, InvalidOption
 if TYPE_CHECKING:
     from grpc.aio import UnaryUnaryMultiCallable
 
+    from perdure.core.loop import Task
     from perdure.core.turn import Turn
 
 P = ParamSpec("P")
@@ -86,6 +88,8 @@ class Saga:
     def add_compensation(self, call: Any, /, *args: Any, **kwargs: Any) -> None:
         """Have a step, a child or a method of a gRPC stub run with these arguments if the block fails from here on.
 
+        The arguments are kept as they are now.
+
         A step may have happened although it failed: add its compensation before the call.
         """
         if not isinstance(call, Undoing):
@@ -94,7 +98,7 @@ class Saga:
         if not self._is_open:
             raise InvalidOption(f"saga.add_compensation({call.name!r}): only inside `async with ctx.saga() as saga:`")
         call.check(args, kwargs)
-        self._compensations.append(_Compensation(call, args, kwargs))
+        self._compensations.append(_Compensation(call, deepcopy(args), deepcopy(kwargs)))
 
     async def __aexit__(self, _: object, error: BaseException | None, __: object) -> None:
         self._is_open = False
@@ -120,7 +124,7 @@ class Saga:
     async def _stand(self, failed: list[tuple[_Compensation, Exception]], tried: int, error: BaseException) -> None:
         """Raise, until the invocation is retried."""
         turn = self._turn
-        names = ", ".join(each.call.name for each, _ in failed)
+        names = ", ".join(dict.fromkeys(each.call.name for each, _ in failed))
         text = f"{len(failed)} of {tried} compensations failed ({names})"
         group = CompensationFailed(text, [raised for _, raised in failed])
         try:
@@ -146,7 +150,8 @@ class _Standing(Struct, eq=False):
 
 async def _undisturbed(undoing: Coroutine[Any, Any, None]) -> asyncio.CancelledError | None:
     """Run to the end, whatever cancels the caller meanwhile; return such a cancellation, for it to go on after that."""
-    task = asyncio.ensure_future(undoing)
+    task = cast("Task[None]", asyncio.ensure_future(undoing))
+    task.is_shielded = True
     cancelled: asyncio.CancelledError | None = None
     while not task.done():
         try:

@@ -18,6 +18,7 @@ from msgspec.structs import replace
 from perdure.authoring.by_name import GivenLoosely, Loose, elsewhere, is_loose, named
 from perdure.authoring.functions import check_workflow, copy_of, is_same_code, line_of, mark_async, name_of, where_of
 from perdure.authoring.step import Step
+from perdure.core.busy import WhenBusy, check_when_busy
 from perdure.core.context import BodyContext
 from perdure.core.ids import check_name, check_new_id, seed_of
 from perdure.core.journal import Arguments, Parent, Start
@@ -54,6 +55,7 @@ class StartOptions(Struct, frozen=True):
     delay: Delay | None = None
     timeout: float | None = None
     tags: Tags = ()
+    when_busy: WhenBusy = "enqueue"
 
 
 class Workflow(Generic[P, R_co]):
@@ -106,6 +108,11 @@ class Workflow(Generic[P, R_co]):
         return self._reference
 
     @property
+    def original(self) -> Workflow[P, R_co]:
+        """This workflow without the options that `using` added."""
+        return self._original
+
+    @property
     def where(self) -> str:
         """Where the function is defined, for error texts."""
         return where_of(self._fn)
@@ -134,12 +141,16 @@ class Workflow(Generic[P, R_co]):
         delay: Delay | None = None,
         timeout: Duration | None = None,
         tags: Mapping[str, str] | None = None,
+        when_busy: WhenBusy | None = None,
     ) -> Self:
         """Return this workflow with options for one start.
 
         `id` makes the start idempotent. Invocations of one `key` run one at a time, in order, and share state. `delay`
         (seconds, a timedelta, or an aware datetime) delays the start; `timeout` bounds the run from when it is due.
         `tags` (at most 20) are names and values to find it by, as in `client.list(tags={"tenant": "acme"})`.
+        `when_busy` says what a start by a client does if its key is held: "enqueue" (the default) waits, "reject" fails
+        with `KeyBusy`, "interrupt" cancels the holder and all that wait before it, and "rollback" drops what these set
+        besides.
         """
         other = copy_of(self)
         changes: dict[str, Any] = {}
@@ -153,6 +164,8 @@ class Workflow(Generic[P, R_co]):
             changes["timeout"] = seconds(f"timeout of workflow {self.name!r}", timeout, positive=True)
         if tags is not None:
             changes["tags"] = check_tags(tags)
+        if when_busy is not None:
+            changes["when_busy"] = check_when_busy(when_busy)
         other.options = replace(self.options, **changes)
         return other
 
@@ -187,6 +200,11 @@ class Workflow(Generic[P, R_co]):
                 "waits: call it without the key, or send it instead",
                 key=options.key,
             )
+        if options.when_busy != "enqueue":
+            raise InvalidOption(
+                f"workflow {self.name!r}: when_busy={options.when_busy!r} is for starts by a client. What a workflow "
+                "calls or sends waits for its key: leave when_busy out, or start it in a step"
+            )
         data, identity = self.encode_arguments(args, kwargs)
         return Start(
             options.id or id,
@@ -203,6 +221,7 @@ class Workflow(Generic[P, R_co]):
             identity,
             tags=options.tags,
             interface=self.interface_hash,
+            flow=self.execution,
         )
 
     @functools.cached_property
@@ -226,6 +245,11 @@ class Workflow(Generic[P, R_co]):
             return b"" if self.interface is None else self.interface.hash
         except Exception:  # noqa: BLE001  annotations may be anything; the worker that publishes it logs why
             return b""
+
+    @property
+    def execution(self) -> bytes:
+        """How it is to be executed, where the start says so: for flows."""
+        return b""
 
     def check_beside(self, served: Workflow[..., Any], /) -> None:
         """Raise `NameTaken` if `served`, which a worker here serves by this name, has other code: that would run."""
@@ -283,7 +307,7 @@ class Workflow(Generic[P, R_co]):
         """Raise `InputRefused` or `Unencodable` for arguments that the workflow does not take."""
         self.encode_arguments(args, kwargs)
 
-    async def _child(self, turn: Turn, args: tuple[Any, ...], kwargs: dict[str, Any], undo: int | None = None) -> Any:
+    async def _child(self, turn: Turn, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         def start(id: str, parent: Parent) -> Start:
             held = turn.keys_held
             return self.start_of(args, kwargs, id=id, at=turn.loop.time(), seed=seed_of(id), parent=parent, held=held)

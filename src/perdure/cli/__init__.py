@@ -2,8 +2,8 @@
 
 `main` is the console script. Each verb is a click command: `run` and `worker` have modules of their own, `look` holds
 the verbs that only read, `operate` those that change an invocation, `bulk` those that change many, `hooks` those that
-let others in. `reporting` turns an error into a line and an exit code: 1 for a failure, 2 for wrong usage, 128 plus the
-number of the signal that ended it.
+let others in, `rekey` that for the keys of a sealed store. `reporting` turns an error into a line and an exit code: 1
+for a failure, 2 for wrong usage, 128 plus the number of the signal that ended it.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from perdure.cli.access import audit, token
 from perdure.cli.dev import dev
 from perdure.cli.nats import nats
 from perdure.cli.process import ended, open_standard_streams
+from perdure.cli.rekey import rekey
 from perdure.cli.reporting import UNWRITABLE, report, report_unwritable
 from perdure.cli.run import run
 from perdure.cli.schedule import schedule
@@ -44,6 +45,7 @@ commands.add_command(token)
 commands.add_command(audit)
 commands.add_command(nats)
 commands.add_command(schedule)
+commands.add_command(rekey)
 for verb in (*look.COMMANDS, *operate.COMMANDS, *bulk.COMMANDS, *hooks.COMMANDS):
     commands.add_command(verb)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING
 
@@ -132,6 +133,7 @@ def worker(
 async def _serve(
     client: Client, worker: Worker, stopping: Stopping, serving: str, drain_timeout: float, over_http: Serving | None
 ) -> int:
+    _observe(client)
     async with client, worker as running:
         async with AsyncExitStack() as parts:  # no request comes to a worker that takes nothing new
             if over_http is not None:
@@ -143,3 +145,11 @@ async def _serve(
         await running.stop(drain_timeout)
     log.info("stopped")
     return 0
+
+
+def _observe(client: Client) -> None:
+    """Let the meter provider of OpenTelemetry observe the worker, if the program has set one."""
+    if "opentelemetry.sdk.metrics" in sys.modules:
+        from perdure.integrations.telemetry import observe  # noqa: PLC0415  telemetry is an extra
+
+        observe(client)

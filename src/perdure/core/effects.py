@@ -78,8 +78,8 @@ class Effects(Struct, frozen=True):
     written: tuple[Batch, ...] = ()
 
 
-SENT_BY_WORKFLOWS = ("settled:", "cancel:", "force:", "join:")
-"""Prefixes of the ids of messages that follow from frames. No caller waits for an answer to such a message."""
+SENT_BY_WORKFLOWS = ("settled:", "cancel:", "force:", "join:", "busy:")
+"""Prefixes of ids of messages that frames bring about, or a start whose key is busy: no caller waits for an answer."""
 
 NO_EFFECTS = Effects()
 _QUIET = frozenset({Accepted, Claimed, Granted, Waited, Completed})
@@ -130,7 +130,7 @@ def effects_of(start: Start, frame: Frame, history: History, /) -> Effects:
         messages += [Message(f"{name}:{each.id}", each.id, frame.at, Cancel(force)) for each in cancelled]
     release: Release | None = None
     if start.key is not None and outcome is not None:
-        changed = dict(history.key_state) if history.key_state_changed else None
+        changed = dict(history.key_state) if history.key_state_changed and not history.rolled_back else None
         release = Release(start.key, history.generation, changed)
     if not (starts or messages or answers or release or frame.written) and wake is None:
         return NO_EFFECTS

@@ -85,6 +85,7 @@ class History(Struct):
     grant: int = 0  # the number of that grant
     key_state: dict[str, bytes] = {}  # state of the key, as this invocation leaves it
     key_state_changed: bool = False
+    rolled_back: bool = False  # what it changes does not count
     stuck_at: str | None = None  # where the body was stuck at the last release
     written: dict[str, int] = {}  # how many items the body has written to each stream
 
@@ -155,7 +156,7 @@ class History(Struct):
             case Granted(generation=generation, state=state, grant=grant):
                 self.granted, self.grant = generation, grant
                 self.key_state = dict(state)
-                self.key_state_changed = False
+                self.key_state_changed = self.rolled_back = False
             case Paused() | Resumed() | CancelRequested():
                 self._note_request(entry)
             case Refused(message=message, reason=reason):
@@ -172,7 +173,9 @@ class History(Struct):
                 assert_never(entry)
 
     def _note_request(self, entry: Paused | Resumed | CancelRequested) -> None:
-        if not isinstance(entry, CancelRequested):
+        if isinstance(entry, CancelRequested):
+            self.rolled_back = self.rolled_back or entry.rollback
+        else:
             self.paused = entry.reason if isinstance(entry, Paused) else None
         self._answered(entry.message)
 

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from contextvars import Context, copy_context
 from math import inf
 from random import Random
-from typing import Any, cast
+from typing import Any, NoReturn, cast
 
 from msgspec.structs import replace
 
@@ -27,6 +27,7 @@ from perdure.core.journal import (
     CallChild,
     CallStep,
     Command,
+    Keep,
     MarkPatch,
     OpenAwakeable,
     Parent,
@@ -249,6 +250,18 @@ class Issuer:
     def name_awakeable(self, generation: int, n: int) -> str:
         """Return the id of an awakeable. A replay outside its store has no secret, and is given the ids."""
         return awakeable_id(self.start.id, generation, n, self._secret)
+
+    def keep(self, value: bytes) -> bytes:
+        """Record a value, and return it: on a replay, the recorded one."""
+        self._check_size("what the body keeps", value)
+        command = self._issue(Keep(self._next(), value))
+        assert isinstance(command, Keep)
+        return command.value
+
+    def misfit(self, recorded: str, now: str) -> NoReturn:
+        """End the body, as code that does not fit its journal: the invocation is paused."""
+        self._diverge(Divergence(recorded, now))
+        raise TurnClosed(self.start.id)
 
     def patched(self, name: str) -> bool:
         """Report whether the code had the change `name` when this invocation first passed this point."""

@@ -88,6 +88,8 @@ class Task(asyncio.Task[T]):
 
     is_cleanup = False
     """Whether it closes an async generator: the end of the body waits for it and does not cancel it."""
+    is_shielded = False
+    """Whether it undoes a saga: nothing cancels it, neither the body nor its end."""
 
     def __init__(
         self,
@@ -115,6 +117,9 @@ class Task(asyncio.Task[T]):
                 "of a workflow cannot do: put it in a step (@step)"
             )
         return self.get_loop()
+
+    def cancel(self, msg: Any = None) -> bool:
+        return not self.is_shielded and super().cancel(msg)
 
     def drop(self) -> None:
         """End the task without running it again; its `finally` blocks run, see `Loop.close`."""

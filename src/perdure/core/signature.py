@@ -124,7 +124,7 @@ class Signature:
         Raises `InputRefused` if they do not match the parameters or, with `check`, their types; `Unencodable` if they
         cannot be recorded. Both name `where` ("the input of workflow 'hello'") and the parameter.
         """
-        matched = self._match(args, kwargs, where)
+        matched = self.matched(args, kwargs, where)
         types = self.types if check else self._untyped
         pieces = [self._headers[len(matched)]]
         name = ""
@@ -205,7 +205,7 @@ class Signature:
             pieces.clear()
         where, name = f"the call of {self.name}()", ""
         try:
-            for name, value in self._match(args, kwargs, where):
+            for name, value in self.matched(args, kwargs, where):
                 pieces.append(self._keys[name])
                 pieces.append(encode_for_digest(value, where, omits=omits))
         except Unencodable as error:
@@ -226,7 +226,7 @@ class Signature:
         positional: list[Any] = []
         named: dict[str, Any] = {}
         known = iter(self._names)
-        for name, value in self._match(args, kwargs, f"the call of {self.name}()"):
+        for name, value in self.matched(args, kwargs, f"the call of {self.name}()"):
             if not named and name == next(known, None):
                 positional.append(value)
             elif name in self._rest and not named and len(positional) == len(self._names):
@@ -239,9 +239,9 @@ class Signature:
 
     def match(self, args: tuple[Any, ...], kwargs: Mapping[str, Any], /) -> list[tuple[str, Any]]:
         """Return the arguments by parameter name, in their order; `InputRefused` if they do not match."""
-        return self._match(args, kwargs, f"the call of {self.name}()")
+        return self.matched(args, kwargs, f"the call of {self.name}()")
 
-    def _match(self, args: tuple[Any, ...], kwargs: Mapping[str, Any], where: str) -> list[tuple[str, Any]]:
+    def matched(self, args: tuple[Any, ...], kwargs: Mapping[str, Any], where: str) -> list[tuple[str, Any]]:
         """Return the arguments by parameter name, in the order of the parameters."""
         if not kwargs and self._least <= len(args) <= self._most:
             return list(zip(self._names, args, strict=False))

@@ -36,7 +36,7 @@ class Batch(Struct, frozen=True, array_like=True, gc=False):
     step: int | None = None
 
 
-_encode = msgspec.msgpack.Encoder().encode
+encode_items = msgspec.msgpack.Encoder().encode
 _decode = msgspec.msgpack.Decoder(list[bytes]).decode
 
 
@@ -48,7 +48,7 @@ def batches(
     for end, item in enumerate([*items, None]):
         if item is None or (size and size + len(item) + ITEM_BYTES > BATCH_BYTES):
             if begin < end:
-                yield Batch(name, first + begin, end - begin, _encode(items[begin:end]), attempt, step)
+                yield Batch(name, first + begin, end - begin, encode_items(items[begin:end]), attempt, step)
             begin, size = end, 0
         size += 0 if item is None else len(item) + ITEM_BYTES
 

@@ -20,6 +20,8 @@ from starlette.responses import Response
 
 from perdure.authoring.workflow import checked_delay
 from perdure.background import end
+from perdure.core.busy import WhenBusy
+from perdure.core.failures import Failure
 from perdure.core.ids import check_name, check_new_id, new_id
 from perdure.core.interface import MISSING, classes_of, identity, input_from_json, input_schema
 from perdure.core.json_schema import json_schema, without_defaults
@@ -28,8 +30,8 @@ from perdure.core.lifecycle import MISFIT
 from perdure.core.retry import seconds
 from perdure.core.streams import check_stream
 from perdure.core.tags import check_tags
-from perdure.core.values import digest
-from perdure.errors import IdConflict, MessageRefused, PerdureError, ValueRefused, WaitTimeout
+from perdure.core.values import digest, type_name
+from perdure.errors import IdConflict, KeyBusy, MessageRefused, PerdureError, ValueRefused, WaitTimeout
 from perdure.http.admin import ADMIN_ROUTES
 from perdure.http.bulk import BULK_ROUTES
 from perdure.http.exchange import Exchange, json_response
@@ -263,7 +265,8 @@ class InvokeQuery(Struct):
     """Options of the start. `delay` and `timeout` are in seconds, `tag` is NAME:VALUE and may be repeated.
 
     With `wait`, in seconds, the answer is the result if it comes in that time. `unknown=accept`: where no worker has
-    served the handler yet, wait for one, at most 30 s.
+    served the handler yet, wait for one, at most 30 s. `when_busy` as in `using()`: a request with `wait` whose
+    start is rejected is answered with the problem `key-busy`.
     """
 
     id: str | None = None
@@ -273,6 +276,7 @@ class InvokeQuery(Struct):
     tag: list[str] = []
     wait: Seconds | None = None
     unknown: Literal["accept"] | None = None
+    when_busy: WhenBusy = "enqueue"
 
 
 async def invoke(exchange: Exchange, query: InvokeQuery) -> Response:
@@ -300,6 +304,9 @@ async def invoke(exchange: Exchange, query: InvokeQuery) -> Response:
         raise _key_reused() from error
     if outcome is None:
         return json_response(accepted_at(exchange, submission.id), 202)
+    if submission.when_busy == "reject" and isinstance(outcome, Failure) and outcome.type == type_name(KeyBusy):
+        about = f"key {submission.key!r} is busy" if exchange.access.is_limited else outcome.message
+        raise Problem(409, "key-busy", about)
     return json_response(ended_of(submission.id, outcome, handler.interface, shown=exchange.access.payloads))
 
 
@@ -340,6 +347,7 @@ class BatchStart(Struct, forbid_unknown_fields=True):
     delay: Seconds | None = None
     timeout: Seconds | None = None
     tags: dict[str, str] = {}
+    when_busy: WhenBusy = "enqueue"
 
 
 class Batch(Struct, forbid_unknown_fields=True):
@@ -352,7 +360,7 @@ async def invoke_all(exchange: Exchange, _: NoQuery) -> Response:
     found: list[Submission] = []
     wrong: list[tuple[str, str]] = []
     for number, each in enumerate(exchange.struct(Batch).starts):
-        options = InvokeQuery(each.id, each.key, each.delay, each.timeout)
+        options = InvokeQuery(each.id, each.key, each.delay, each.timeout, when_busy=each.when_busy)
         body = MISSING if each.input is UNSET else each.input
         try:
             handler = await handler_named(exchange, each.handler)
@@ -391,13 +399,18 @@ def submission_for(
         if id is not None:
             raise Problem(400, "bad-query", "give an id or an Idempotency-Key, not both")
         id, is_chosen = id_for(exchange, handler.asked, once), True
-        found = digest(found + msgspec.msgpack.encode((key, checked, timeout, delay)))  # these must be the same too
+        options = (key, checked, timeout, delay)  # these must be the same too
+        if query.when_busy != "enqueue":
+            options += (query.when_busy,)
+        found = digest(found + msgspec.msgpack.encode(options))
     elif id is not None:
         check_new_id(id)
     else:
         id = new_id(time.time(), os.urandom(10))
     return Submission(
-        id, handler.asked, input, found, is_chosen, key, delay, timeout, checked, bytes.fromhex(handler.hash)
+        *(id, handler.asked, input, found, is_chosen, key, delay, timeout, checked),
+        interface=bytes.fromhex(handler.hash),
+        when_busy=query.when_busy,
     )
 
 

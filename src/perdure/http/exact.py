@@ -17,6 +17,7 @@ from msgspec import Struct
 
 from perdure import errors
 from perdure.authoring.workflow import checked_delay
+from perdure.core.busy import check_when_busy
 from perdure.core.failures import Failure
 from perdure.core.ids import check_name, check_new_id
 from perdure.core.retry import seconds
@@ -46,6 +47,7 @@ from perdure.operations.listing import (
     check_limit,
 )
 from perdure.operations.port import Minute, Operations, Outcome, Stats, Submission, Value, WasCancelled
+from perdure.operations.rekey import RekeyProgress, SealedPart
 from perdure.operations.schedules import Change, ScheduleInfo
 
 MEDIA_TYPE = "application/msgpack"
@@ -68,12 +70,14 @@ class SentSubmission(Struct, frozen=True, array_like=True):
     timeout: float | None
     tags: Tags
     interface: bytes
+    flow: bytes = b""
+    when_busy: str = "enqueue"
 
     @classmethod
     def of(cls, asked: Submission) -> SentSubmission:
         delay = seconds("delay", asked.delay) if isinstance(asked.delay, timedelta) else asked.delay
         first = (asked.id, asked.handler, asked.input, asked.digest, asked.is_chosen, asked.key)
-        return cls(*first, delay, asked.timeout, asked.tags, asked.interface)
+        return cls(*first, delay, asked.timeout, asked.tags, asked.interface, asked.flow, asked.when_busy)
 
     def restored(self) -> Submission:
         """Return the submission, or raise what a client here raises for one that no store can hold."""
@@ -87,6 +91,7 @@ class SentSubmission(Struct, frozen=True, array_like=True):
             checked_delay(self.delay)
         if check_tags(dict(self.tags)) != self.tags:
             raise InvalidOption("tags: they are given twice, or not in order")
+        check_when_busy(self.when_busy)
         return Submission(*(getattr(self, name) for name in self.__struct_fields__))
 
 
@@ -306,6 +311,18 @@ async def _stop_bulk(operations: Operations, id: str) -> BulkProgress:
     return await operations.stop_bulk(id)
 
 
+async def _count_sealed(operations: Operations, after: str) -> SealedPart:
+    return await operations.count_sealed(after)
+
+
+async def _begin_rekey(operations: Operations) -> RekeyProgress:
+    return await operations.begin_rekey()
+
+
+async def _rekey(operations: Operations) -> RekeyProgress | None:
+    return await operations.rekey()
+
+
 async def _read_documents(operations: Operations, collection: str, keys: list[DocumentKey]) -> list[Document | None]:
     return await operations.read_documents(collection, keys)
 
@@ -409,6 +426,9 @@ CALLS: dict[str, Operation] = {
     "describe_schedule": Operation("read", _describe_schedule),
     "schedules": Operation("read", _schedules),
     "schedule_times": Operation("read", _schedule_times),
+    "count_sealed": Operation("admin", _count_sealed, changes=False),
+    "begin_rekey": Operation("admin", _begin_rekey),
+    "rekey": Operation("admin", _rekey, changes=False),
     "export": Operation("read", _export, shows_payloads=True),
     "purge": Operation("admin", _purge),
     "add_token": Operation("admin", _add_token),

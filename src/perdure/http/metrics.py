@@ -13,16 +13,15 @@ import time
 from collections.abc import Iterator, Sequence
 from functools import cache
 from importlib.metadata import version
-from typing import TYPE_CHECKING, Any, Literal
-
-from msgspec import Struct
+from typing import TYPE_CHECKING, Any
 
 from perdure.background import RateLimitedLog, end
 from perdure.core.lifecycle import TABLE
-from perdure.counters import HANDLERS_LIMIT, Counters, Counts, Histogram, Histograms
+from perdure.counters import HANDLERS_LIMIT, Counters, Histogram
 from perdure.errors import PerdureError
 from perdure.http.traffic import Traffic
 from perdure.operations.port import Operations, Stats
+from perdure.readings import READERS, Described, Reading, Sample, counts_of, histograms_of, one
 
 if TYPE_CHECKING:
     from prometheus_client.core import Metric
@@ -38,19 +37,6 @@ log = logging.getLogger("perdure.http")
 
 
 # --- what there is ----------------------------------------------------------------------------------------------------
-class Described(Struct, frozen=True):
-    """A metric. Counters are shown with `_total` after the name."""
-
-    name: str
-    kind: Literal["counter", "gauge", "histogram"]
-    help: str
-    labels: tuple[str, ...] = ()
-
-    @property
-    def shown_name(self) -> str:
-        return f"{self.name}_total" if self.kind == "counter" else self.name
-
-
 _BUILD = Described("perdure_build_info", "gauge", "Always 1: the release of Perdure and Python.", ("version", "python"))
 _STARTED_AT = Described("perdure_start_time_seconds", "gauge", "When this server began, in seconds since the epoch.")
 _STORE_UP = Described("perdure_store_up", "gauge", "1 if the store answered this scrape in time, else 0.")
@@ -60,40 +46,6 @@ _OLDEST = Described(
 )
 _CURRENT = Described("perdure_index_current", "gauge", "1 if the index has all changes, 0 if NATS cannot be reached.")
 _BEHIND = Described("perdure_index_behind", "gauge", "Changes on NATS that the index lacks, at least.")
-_WORKERS = Described("perdure_workers", "gauge", "Workers that run in this process.")
-_USED = Described("perdure_slots_used", "gauge", "Slots of these workers that invocations with steps in progress use.")
-_FREE = Described("perdure_slots_free", "gauge", "Slots of these workers that are free.")
-_HELD = Described("perdure_invocations_held", "gauge", "Invocations that these workers hold in memory.")
-_CACHED = Described("perdure_invocations_cached", "gauge", "Of these, those that wait and are kept to save a replay.")
-_STARTED = Described(
-    "perdure_invocations_started", "counter", "Invocations whose body began in this process.", ("handler",)
-)
-_ENDED = Described(
-    *("perdure_invocations_ended", "counter", "Invocations that this process ended. One that is retried ends again."),
-    ("outcome", "handler"),
-)
-_RECOVERED = Described(
-    *("perdure_invocations_recovered", "counter"),
-    "Invocations that this process took over from a worker that had not handed them over.",
-)
-_WAITS = Described(
-    *("perdure_schedule_to_start_seconds", "histogram", "From when an invocation was due until its body began."),
-    ("handler",),
-)
-_STEPS = Described("perdure_step_seconds", "histogram", "How long attempts of steps took.", ("handler", "step"))
-_FAILED = Described("perdure_step_attempts_failed", "counter", "Attempts of steps that failed.", ("handler", "step"))
-_INTERRUPTED = Described(
-    *("perdure_steps_interrupted", "counter"),
-    "Attempts that were asked to end: their body cancelled them, or the worker stopped or lost the invocation.",
-)
-_REPLAYS = Described("perdure_replay_seconds", "histogram", "How long replays of journals took.")
-_COMMITS = Described("perdure_commit_seconds", "histogram", "From when a frame was handed to the store until durable.")
-_NOT_COMMITTED = Described("perdure_commits_failed", "counter", "Commits that failed, and were retried.")
-_BYTES = Described(
-    *("perdure_written_bytes", "counter", "Bytes written to the store: frames and starts; on NATS all messages.")
-)
-_TRANSACTIONS = Described("perdure_transaction_seconds", "histogram", "How long transactions of SQLite took.")
-_BATCHES = Described("perdure_transaction_writes", "histogram", "How many writes shared a transaction of SQLite.")
 _REQUESTS = Described(
     "perdure_http_requests", "counter", "HTTP requests that were answered.", ("method", "route", "status")
 )
@@ -107,24 +59,10 @@ _HTTP_STREAMS = Described("perdure_http_streams", "gauge", "HTTP streams of even
 METRICS: tuple[Described, ...] = (
     *(_BUILD, _STARTED_AT, _STORE_UP),
     *(_BY_STATUS, _OLDEST, _CURRENT, _BEHIND),
-    *(_WORKERS, _USED, _FREE, _HELD, _CACHED),
-    *(_STARTED, _ENDED, _RECOVERED, _WAITS),
-    *(_STEPS, _FAILED, _INTERRUPTED, _REPLAYS),
-    *(_COMMITS, _NOT_COMMITTED, _BYTES, _TRANSACTIONS, _BATCHES),
+    *READERS,
     *(_REQUESTS, _REQUEST_SECONDS, _HTTP_WAITS, _HTTP_STREAMS),
 )
 """All metrics, besides those of the process itself, which have the usual names (`process_…`)."""
-
-
-class Sample(Struct, frozen=True):
-    """One number of a metric, or a copy of a histogram, with the values of its labels."""
-
-    labels: Sequence[str]
-    value: float | Histogram
-
-
-Reading = tuple[Described, list[Sample]]
-"""A metric, as it is now."""
 
 
 # --- reading it -------------------------------------------------------------------------------------------------------
@@ -147,7 +85,7 @@ class Metrics:
     async def text(self, accept: str, *, waits: int, streams: int) -> tuple[bytes, str]:
         """Return all metrics in the format that is asked for, and its media type."""
         stats = await self._stats()
-        readings = [*self._read(stats), (_HTTP_WAITS, _one(waits)), (_HTTP_STREAMS, _one(streams))]
+        readings = [*self._read(stats), (_HTTP_WAITS, one(waits)), (_HTTP_STREAMS, one(streams))]
         return await asyncio.to_thread(write, readings, accept)
 
     async def _stats(self) -> Stats | None:
@@ -170,13 +108,13 @@ class Metrics:
 
     def _read(self, stats: Stats | None) -> Iterator[Reading]:
         yield _BUILD, [Sample(_built(), 1)]
-        yield _STARTED_AT, _one(self._began)
-        yield _STORE_UP, _one(stats is not None)
+        yield _STARTED_AT, one(self._began)
+        yield _STORE_UP, one(stats is not None)
         yield from _of_index(stats)
-        yield from _of_workers(self._counters)
-        yield from _of_store(self._counters)
-        yield _REQUESTS, _counts(self._traffic.requests)
-        yield _REQUEST_SECONDS, _histograms(self._traffic.seconds)
+        counters = self._counters or Counters()
+        yield from ((described, read(counters)) for described, read in READERS.items())
+        yield _REQUESTS, counts_of(self._traffic.requests)
+        yield _REQUEST_SECONDS, histograms_of(self._traffic.seconds)
 
 
 @cache  # it is read from the disk
@@ -197,59 +135,8 @@ def _of_index(stats: Stats | None) -> Iterator[Reading]:
     yield _BY_STATUS, [Sample([status], stats.by_status.get(status, 0)) for status in TABLE]
     oldest = sorted(stats.pending_seconds.items(), key=lambda each: -each[1])[:HANDLERS_LIMIT]
     yield _OLDEST, [Sample([handler], seconds) for handler, seconds in oldest]
-    yield _CURRENT, _one(stats.is_current)
-    yield _BEHIND, _one(stats.behind)
-
-
-def _of_workers(counters: Counters | None) -> Iterator[Reading]:
-    if counters is None:
-        counters = Counters()
-    loads = [load() for load in counters.loads]
-    yield _WORKERS, _one(len(loads))
-    yield _USED, _one(sum(each.slots_used for each in loads))
-    yield _FREE, _one(sum(each.slots_free for each in loads))
-    yield _HELD, _one(sum(each.held for each in loads))
-    yield _CACHED, _one(sum(each.cached for each in loads))
-    yield _STARTED, [Sample(labels, sum(waits.counts)) for labels, waits in counters.waits.items()]
-    yield _ENDED, _ended(counters)
-    yield _RECOVERED, _one(counters.recovered)
-    yield _WAITS, _histograms(counters.waits)
-    yield _STEPS, _histograms(counters.steps)
-    yield _FAILED, _counts(counters.attempts_failed)
-    yield _INTERRUPTED, _one(counters.interrupted)
-    yield _REPLAYS, _one(counters.replays.copy())
-    yield _COMMITS, _one(counters.commits.copy())
-    yield _NOT_COMMITTED, _one(counters.commits_failed)
-
-
-def _of_store(counters: Counters | None) -> Iterator[Reading]:
-    store = None if counters is None else counters.store
-    if store is None:
-        yield from ((each, []) for each in (_BYTES, _TRANSACTIONS, _BATCHES))
-        return
-    yield _BYTES, _one(store.written_bytes)
-    yield _TRANSACTIONS, _one(store.transactions.copy())
-    yield _BATCHES, _one(store.batches.copy())
-
-
-def _ended(counters: Counters) -> list[Sample]:
-    """Return how invocations ended, those included that were cancelled without a worker."""
-    counts = dict(counters.ended.items())
-    for (handler,), count in () if counters.store is None else counters.store.cancelled.items():
-        counts["cancelled", handler] = counts.get(("cancelled", handler), 0) + count
-    return [Sample(labels, count) for labels, count in counts.items()]
-
-
-def _one(value: float | Histogram) -> list[Sample]:
-    return [Sample((), value)]
-
-
-def _counts(counts: Counts) -> list[Sample]:
-    return [Sample(labels, count) for labels, count in counts.items()]
-
-
-def _histograms(histograms: Histograms) -> list[Sample]:
-    return [Sample(labels, each.copy()) for labels, each in histograms.items()]
+    yield _CURRENT, one(stats.is_current)
+    yield _BEHIND, one(stats.behind)
 
 
 # --- writing it -------------------------------------------------------------------------------------------------------

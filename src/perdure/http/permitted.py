@@ -36,6 +36,7 @@ from perdure.operations.documents import OWN_PREFIX, Document, DocumentKey, Fenc
 from perdure.operations.following import StreamPart
 from perdure.operations.listing import AwakeableFilters, AwakeablePage, Filters, Page
 from perdure.operations.port import ANSWER_WAIT_SECONDS, Minute, Operations, Outcome, Stats, Submission, nothing
+from perdure.operations.rekey import RekeyProgress, SealedPart
 from perdure.operations.schedules import Change, ScheduleInfo, Trigger
 
 PAGES_READ = 20
@@ -76,6 +77,9 @@ class Permitted(Operations):
 
     async def _check_start(self, submission: Submission) -> None:
         self._check_reach("start", submission.handler, submission.key)
+        if self._access.handlers is not None and submission.when_busy in ("interrupt", "rollback"):
+            rule = f"when_busy={submission.when_busy!r}, which may cancel invocations of others"
+            raise AccessDenied(f"{self._access.name!r} is limited to some workflows, and may not start with {rule}")
         await self._check_new(submission.id)
 
     async def _check_new(self, id: str) -> None:
@@ -408,6 +412,19 @@ class Permitted(Operations):
 
     async def check_capability(self, purpose: Purpose, text: str, /) -> Capability:
         return await self._operations.check_capability(purpose, text)
+
+    # --- keys of a sealed store ---------------------------------------------------------------------------------------
+    async def count_sealed(self, after: str = "", /) -> SealedPart:
+        self.check_unlimited("a count")
+        return await self._operations.count_sealed(after)
+
+    async def begin_rekey(self) -> RekeyProgress:
+        self.check_unlimited("rekey")
+        return await self._operations.begin_rekey()
+
+    async def rekey(self) -> RekeyProgress | None:
+        self.check_unlimited("rekey")
+        return await self._operations.rekey()
 
     # --- keeping ------------------------------------------------------------------------------------------------------
     async def export(self, id: str, /, *, plain: bool = False) -> bytes:

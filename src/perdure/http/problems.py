@@ -71,6 +71,7 @@ BY_ERROR: tuple[tuple[type[errors.PerdureError], int, str], ...] = (
     (errors.RevisionConflict, 409, "revision-conflict"),
     (errors.Fenced, 409, "fenced"),
     (errors.KeyDeadlock, 409, "key-deadlock"),
+    (errors.KeyBusy, 409, "key-busy"),
     (errors.AccessDenied, 403, "not-permitted"),
     (errors.ValueRefused, 422, "value-refused"),
     (errors.PayloadTooLarge, 413, "too-large"),

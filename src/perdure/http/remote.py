@@ -53,7 +53,9 @@ from perdure.operations.documents import Document, DocumentKey, Fence, Scan, Wri
 from perdure.operations.following import StreamPart
 from perdure.operations.listing import PAGE_LIMIT, AwakeableFilters, AwakeablePage, Filters, Page, Status
 from perdure.operations.port import ANSWER_WAIT_SECONDS, Minute, Operations, Outcome, Stats, Submission, nothing
+from perdure.operations.rekey import RekeyProgress, SealedPart
 from perdure.operations.schedules import Change, ScheduleInfo
+from perdure.tracing import HEADER, TracerInUse, current, no_tracer
 
 CONNECT_SECONDS = 5.0
 """How long a connection may take to be made."""
@@ -73,6 +75,7 @@ REPEATABLE = {name for name, each in CALLS.items() if each.role == "read" or not
     "begin_bulk",
     "begin_bulk_purge",
     "stop_bulk",
+    "begin_rekey",
     "result",
     "watch",
     "watch_all",
@@ -100,6 +103,7 @@ class Remote(Operations):
         timeout: float | None = None,
         tls: ssl.SSLContext | None = None,
         socket: str | None = None,
+        tracer: TracerInUse = no_tracer,
     ) -> None:
         self._url = url.rstrip("/")
         self._name = name
@@ -107,6 +111,7 @@ class Remote(Operations):
         self._headers = {} if token is None else {"Authorization": f"Bearer {token}"}
         self._tls = tls
         self._socket = socket
+        self._tracer = tracer
         self._http: httpx.AsyncClient | None = None
         self._closed = False
         self._log = RateLimitedLog(log)
@@ -153,14 +158,16 @@ class Remote(Operations):
 
     async def _send(self, name: str, arguments: tuple[object, ...], waits: float = 0.0) -> httpx.Response:
         """Send a request until it is answered; raise what the answer says is wrong."""
-        content = encode(arguments)
+        content, headers = encode(arguments), {"Content-Type": MEDIA_TYPE}
+        if trace := current(self._tracer()):
+            headers[HEADER] = trace
         deadline = None if self._timeout is None else asyncio.get_running_loop().time() + self._timeout
         while True:
             try:
                 response = await self._client().post(
                     f"{self._url}{PREFIX}{name}",
                     content=content,
-                    headers={"Content-Type": MEDIA_TYPE},
+                    headers=headers,
                     timeout=httpx.Timeout(READ_SECONDS + waits, connect=CONNECT_SECONDS),
                 )
             except httpx.TransportError as error:
@@ -420,6 +427,16 @@ class Remote(Operations):
 
     async def audit(self, after: int = 0, /) -> list[Link]:
         return await self._call("audit", after)
+
+    # --- keys of a sealed store ---------------------------------------------------------------------------------------
+    async def count_sealed(self, after: str = "", /) -> SealedPart:
+        return await self._call("count_sealed", after)
+
+    async def begin_rekey(self) -> RekeyProgress:
+        return await self._call("begin_rekey")
+
+    async def rekey(self) -> RekeyProgress | None:
+        return await self._call("rekey")
 
     # --- keeping ------------------------------------------------------------------------------------------------------
     async def export(self, id: str, /, *, plain: bool = False) -> bytes:

@@ -35,6 +35,7 @@ from perdure.http.verifiers import Verifier
 from perdure.operations.audit import Entry
 from perdure.operations.interfaces import Interfaces
 from perdure.operations.port import Operations
+from perdure.tracing import HEADER, checked, here
 
 T = TypeVar("T")
 
@@ -141,7 +142,11 @@ class Service:
             await send({"type": "websocket.close", "code": 1008})
         else:
             request = Request(scope, receive)
-            response = await self._answered(request, _path(scope))
+            before = here.set(checked(request.headers.get(HEADER)))
+            try:
+                response = await self._answered(request, _path(scope))
+            finally:
+                here.reset(before)
             await response(scope, receive, send)
 
     async def _answered(self, request: Request, raw_path: bytes) -> Response:

@@ -34,6 +34,7 @@ from perdure.core.journal import (
     Frame,
     Granted,
     Interrupted,
+    Keep,
     MarkPatch,
     Message,
     OpenAwakeable,
@@ -358,7 +359,7 @@ def _begun(command: Command, at: float, awakeable: AwakeableInfo | None) -> Jour
             return JournalStep(n, kind, "completed", _time(at), _time(at), invocation_id=sent.id)
         case OpenAwakeable(n=n):
             return JournalStep(n, f"{kind}:{awakeable.id if awakeable else ''}", "pending", _time(at))
-        case MarkPatch(n=n):
+        case MarkPatch(n=n) | Keep(n=n):
             return JournalStep(n, kind, "completed", _time(at), _time(at))
         case _:
             assert_never(command)

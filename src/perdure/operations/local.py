@@ -82,11 +82,14 @@ from perdure.operations.port import (
     WasCancelled,
     nothing,
 )
+from perdure.operations.rekey import RekeyProgress, SealedPart
+from perdure.operations.rekeying import Rekeying
 from perdure.operations.schedules import Change, ScheduleInfo
 from perdure.operations.scheduling import Schedules
 from perdure.runtime.unserved import Unserved
 from perdure.stores.documents import DELETE_BATCH, Delete, Document, DocumentKey, Fence, Put, Scan, Write
 from perdure.stores.port import Filter, Row, SealsValues, Store, gone_row, shown
+from perdure.tracing import TracerInUse, current, no_tracer
 
 T = TypeVar("T")
 
@@ -106,6 +109,7 @@ class Local(Operations):
     `holds_resources`: an open store has files, threads or connections, and a warning is given if it is never closed.
     `chance` draws the ids and seeds; the system's generator unless a simulation brings its own. `counters` get those of
     the store once it is open. `seal` returns the open store as it is used: one that encrypts values, if it is sealed.
+    `tracer` tells what emits the spans of starts.
     """
 
     def __init__(
@@ -119,6 +123,7 @@ class Local(Operations):
         chance: Random | None = None,
         counters: Counters | None = None,
         seal: Callable[[Store], Awaitable[Store]] | None = None,
+        tracer: TracerInUse = no_tracer,
     ) -> None:
         self._make_store = make_store
         self._name = name
@@ -128,7 +133,9 @@ class Local(Operations):
         self._chance = chance or SystemRandom()
         self._counters = counters
         self.jobs = Jobs(self.opened, self._chance)
+        self.rekeying = Rekeying(self.opened)
         self._seal = seal
+        self._tracer = tracer
         self._store: Store | None = None
         self._closed = False
         self._opening: asyncio.Task[Store] | None = None
@@ -150,6 +157,7 @@ class Local(Operations):
         opening, self._opening = self._opening, None
         if self._unserved is not None:
             self._unserved.close()
+        await self.rekeying.aclose()
         if opening is not None:
             await end([opening])
             if store is None and not opening.cancelled() and opening.exception() is None:
@@ -258,6 +266,25 @@ class Local(Operations):
         return is_new
 
     async def _submit_all(self, store: Store, starts: Sequence[Start]) -> list[bool]:
+        tracer = self._tracer()
+        if not (trace := current(tracer)) and tracer is None:
+            return await self._submit_as_they_are(store, starts)
+        if tracer is None:
+            return await self._submit_as_they_are(store, [replace(each, trace=trace) for each in starts])
+        creations = [tracer.creation(each, trace) for each in starts]
+        starts = [replace(each, trace=creation.trace) for each, creation in zip(starts, creations, strict=True)]
+        try:
+            are_new = await self._submit_as_they_are(store, starts)
+        except BaseException as error:
+            for creation in creations:
+                creation.end(error)
+            raise
+        for creation, is_new in zip(creations, are_new, strict=True):
+            if is_new:
+                creation.end()
+        return are_new
+
+    async def _submit_as_they_are(self, store: Store, starts: Sequence[Start]) -> list[bool]:
         if self._timeout is None:
             are_new = await store.submit(starts)
         else:
@@ -274,6 +301,8 @@ class Local(Operations):
     def _start_of(self, store: Store, asked: Submission) -> Start:
         if len(asked.input) > store.payload_limit:
             raise too_large(f"the input of workflow {asked.handler!r}", len(asked.input), store.payload_limit)
+        if asked.when_busy != "enqueue" and asked.key is None:
+            raise InvalidOption(f"workflow {asked.handler!r}: when_busy={asked.when_busy!r} needs a key")
         at = store.clock.now()
         due = at if asked.delay is None else due_at(asked.delay, at)
         return Start(
@@ -291,6 +320,8 @@ class Local(Operations):
             asked.digest,
             tags=asked.tags,
             interface=asked.interface,
+            flow=asked.flow,
+            when_busy=asked.when_busy,
         )
 
     def _new_seed(self) -> int:
@@ -336,7 +367,8 @@ class Local(Operations):
         if call is None:
             at = store.clock.now()
             id = new_id(at, self._chance.randbytes(10))
-            return replace(old, id=id, at=at, due=at, seed=self._new_seed(), parent=None, chosen=False, held=())
+            made = replace(old, id=id, at=at, due=at, seed=self._new_seed())
+            return replace(made, parent=None, chosen=False, held=(), trace="", when_busy="enqueue")
         if old.handler not in handlers:
             both = f"invocation {old.id!r} is of workflow {old.handler!r}, not {call.handler!r}"
             raise InvalidOption(f"{both}: to run another workflow, use client.start")
@@ -390,7 +422,7 @@ class Local(Operations):
         if message_id is None:
             self._sent += 1
             message_id = f"{self._writer}-{self._sent}"
-        message = Message(message_id, id, store.clock.now(), request)
+        message = Message(message_id, id, store.clock.now(), request, current(self._tracer()))
         again = "It may be accepted all the same: look at the invocation, then send it again"
         await self._accepted(store.post(message), f"a message for invocation {id!r}", again)
         return message
@@ -539,6 +571,17 @@ class Local(Operations):
     async def stop_bulk(self, id: str, /) -> BulkProgress:
         again = "It may be accepted all the same: look at the job"
         return await self._accepted(self.jobs.stop(id), f"that bulk job {id!r} is to stop", again)
+
+    # --- keys of a sealed store ---------------------------------------------------------------------------------------
+    async def count_sealed(self, after: str = "", /) -> SealedPart:
+        return await self.rekeying.count(after)
+
+    async def begin_rekey(self) -> RekeyProgress:
+        again = "It may have begun all the same: begin it again, which changes nothing"
+        return await self._accepted(self.rekeying.begin(), "a rekey job", again)
+
+    async def rekey(self) -> RekeyProgress | None:
+        return await self.rekeying.look()
 
     # --- documents ----------------------------------------------------------------------------------------------------
     async def read_documents(self, collection: str, keys: Sequence[DocumentKey], /) -> list[Document | None]:

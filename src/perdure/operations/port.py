@@ -30,6 +30,7 @@ from perdure.operations.describe import Invocation
 from perdure.operations.documents import Document, DocumentKey, Fence, Scan, Write
 from perdure.operations.following import StreamPart
 from perdure.operations.listing import AwakeableFilters, AwakeablePage, Filters, Page
+from perdure.operations.rekey import RekeyProgress, SealedPart
 from perdure.operations.schedules import Change, ScheduleInfo
 
 ANSWER_WAIT_SECONDS = 30.0
@@ -43,7 +44,8 @@ class Submission(Struct, frozen=True):
     """One workflow to start: the encoded arguments and how to run them.
 
     `is_chosen`: the caller chose the id, so it may exist already. `digest` identifies the input, and `interface` is the
-    hash of what the handler takes, as the caller knows it.
+    hash of what the handler takes, as the caller knows it. `flow` is how a flow is to be executed. `when_busy` is what
+    it does if its key is held (`core.busy`).
     """
 
     id: str
@@ -56,6 +58,8 @@ class Submission(Struct, frozen=True):
     timeout: float | None = None
     tags: Tags = ()
     interface: bytes = b""
+    flow: bytes = b""
+    when_busy: str = "enqueue"
 
 
 class Value(Struct, frozen=True):
@@ -325,6 +329,20 @@ class Operations(Protocol):
 
     async def audit(self, after: int = 0, /) -> list[Link]:
         """Return pieces of the audit after a number, the oldest first; none at the end."""
+        ...
+
+    # --- keys of a sealed store ---------------------------------------------------------------------------------------
+    # `InvalidOption` if the store is not sealed.
+    async def count_sealed(self, after: str = "", /) -> SealedPart:
+        """Count values by the keys under which they are sealed, in a part of the store, from where another ended."""
+        ...
+
+    async def begin_rekey(self) -> RekeyProgress:
+        """Begin to seal all values under the key that seals now, or go on with it; `KeyMissing` without keys."""
+        ...
+
+    async def rekey(self) -> RekeyProgress | None:
+        """Return how far that is, or how it ended last."""
         ...
 
     # --- keeping ------------------------------------------------------------------------------------------------------

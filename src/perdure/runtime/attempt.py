@@ -54,6 +54,7 @@ class Host(Protocol):
 
     def failure_of(self, error: BaseException, /) -> Failure: ...
     def threads(self) -> concurrent.futures.ThreadPoolExecutor: ...
+    def attach(self, trace: str, /) -> None: ...
     def channel(self, service: str, /) -> Any: ...
 
 
@@ -75,7 +76,13 @@ class Attempt:
     )
 
     def __init__(
-        self, work: Work, info: StepInfo, host: Host, owner: Owner, variables: contextvars.Context | None
+        self,
+        work: Work,
+        info: StepInfo,
+        host: Host,
+        owner: Owner,
+        variables: contextvars.Context | None,
+        trace: str = "",
     ) -> None:
         self.work = work
         self.cancelled = False  # the body asked it to end
@@ -89,6 +96,8 @@ class Attempt:
         self._tap: Tap | None = None  # made when it writes to a stream
         context = contextvars.Context() if variables is None else variables.copy()
         context.run(_enter, self, info)
+        if trace:
+            context.run(host.attach, trace)
         self.task: asyncio.Task[None] = host.loop.create_task(self._run(info), name=work.name, context=context)
 
     @property

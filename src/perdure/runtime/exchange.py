@@ -79,7 +79,7 @@ class Exchange(ABC):
         self.id = delivery.id
         self.handler = delivery.handler
         self.closed = False
-        self.record = Record(delivery.id, home.writer, start)
+        self.record = Record(delivery.id, home.writer, start, trail=None if start is None else home.trail_of(start))
         self.home = home
         self._committing = 0.0  # when the commit in flight was handed over
         self._fault = fault  # an unexpected exception that ended the previous runner: the invocation is paused
@@ -204,6 +204,7 @@ class Exchange(ABC):
             if transition.frame is not None:
                 record.revision = revision
                 self.home.counters.commits.observe(perf_counter() - self._committing)
+                self._emit()
             if transition.effects.starts:
                 self.home.started(transition.effects.starts)
             if not self.closed:
@@ -231,6 +232,11 @@ class Exchange(ABC):
                 self._taken = [*transition.acknowledge]
                 raise error
             self._later(partial(self._commit, transition, then))
+
+    def _emit(self) -> None:
+        """Emit the spans of what is durable now."""
+        if self.record.trail is not None:
+            self.home.emit(self.record.trail.take(self.home.clock.now()))
 
     # --- leaving ------------------------------------------------------------------------------------------------------
     def _begin_anew(self, taken: Sequence[Delivery]) -> None:

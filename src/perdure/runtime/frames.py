@@ -17,7 +17,6 @@ from perdure.core.journal import (
     Answering,
     Attempted,
     CallStep,
-    Cancel,
     Cancelled,
     CancelRequested,
     Entry,
@@ -34,9 +33,11 @@ from perdure.core.journal import (
     Resumed,
     SetTimer,
     Start,
+    settles_before_begin,
 )
 from perdure.core.streams import batches
 from perdure.core.turn import Pending, Ready, Turn, timed_out
+from perdure.core.unbegun import outcome_unbegun
 from perdure.runtime.agenda import DEADLINE
 from perdure.runtime.opening import has_start
 from perdure.runtime.record import Record
@@ -100,7 +101,7 @@ def _begin(record: Record, turn: Turn, inbox: list[Delivery], round: Round) -> b
         _end_unseen(record, ended, inbox, round)
         return False
     may_begin = record.may_begin(turn, has_start=has_start(inbox))
-    if (record.revision == 0 or not may_begin) and _cancelled_unseen(record, inbox, round):
+    if (record.revision == 0 or not may_begin) and _ended_unseen(record, inbox, round):
         return False
     if turn.waits_for_key:
         if may_begin:
@@ -113,12 +114,14 @@ def _begin(record: Record, turn: Turn, inbox: list[Delivery], round: Round) -> b
     return True
 
 
-def _cancelled_unseen(record: Record, inbox: list[Delivery], round: Round) -> bool:
-    """Settle an invocation that was cancelled before its body could run. Other messages are refused after that."""
+def _ended_unseen(record: Record, inbox: list[Delivery], round: Round) -> bool:
+    """Settle an invocation that was ended before its body could run. Other messages are refused after that."""
+    start = record.start
+    assert start is not None
     for delivery in inbox:
-        if type(delivery.item) is Message and isinstance(delivery.item.request, Cancel):
+        if type(delivery.item) is Message and settles_before_begin(delivery.item):
             rest = [each for each in inbox if each is not delivery]
-            _end_unseen(record, Cancelled(round.at, message=delivery.item.id), rest, round)
+            _end_unseen(record, outcome_unbegun(start, delivery.item, round.at), rest, round)
             round.taken.append(delivery)
             return True
     return False
@@ -195,7 +198,7 @@ def gather_stuck(record: Record, why: str, arrivals: Sequence[Answering], inbox:
     round = Round(at)
     key = None if record.start is None else record.start.key
     if key is not None and record.history.granted != record.history.generation:
-        if _cancelled_unseen(record, inbox, round):
+        if _ended_unseen(record, inbox, round):
             return round  # its body has not run, and on resuming the cancellation would begin it without its key
     if record.history.paused is None:
         paused = Paused(at, why)
@@ -270,8 +273,9 @@ def compose(
         for name, items in ready.written.items()
         for batch in batches(name, items, first=history.written.get(name, 0), attempt=history.generation + 1)
     ]
-    frame = Frame(record.writer.name, at, entries, ready.commands, ready.state, ready.cancels, written)
-    history.add(frame)
+    commands = record.with_trace(start, entries, ready.commands) if ready.commands else ready.commands
+    frame = Frame(record.writer.name, at, entries, commands, ready.state, ready.cancels, written)
+    record.add(frame, [each.item.trace for each in round.taken if type(each.item) is Message])
     effects = effects_of(start, frame, record.history)
     if round.answers or record.redo is not NO_EFFECTS:
         effects = record.with_redo(effects, round.answers)
@@ -293,7 +297,7 @@ def release_now(record: Record, arrivals: Sequence[Answering], taken: Sequence[D
     """Return the transition that hands an invocation over when its worker stops."""
     wake = at if record.history.paused is None else None
     frame = Frame(record.writer.name, at, [*arrivals, Released(at, wake)])
-    record.history.add(frame)
+    record.add(frame)
     effects = replace(NO_EFFECTS, wake=wake)
     wait = None if wake is None else Wait(A_WORKER, at)
     return Transition(record.id, record.revision, frame, effects, record.history.status, True, taken, wait=wait)

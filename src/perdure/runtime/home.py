@@ -9,12 +9,14 @@ from typing import Any, Protocol
 
 from perdure.authoring.step import StepInfo, Work
 from perdure.core.failures import Failure
-from perdure.core.journal import Start
+from perdure.core.journal import Frame, Start
 from perdure.core.turn import Turn
 from perdure.counters import Counters
 from perdure.runtime.attempt import Attempt
 from perdure.runtime.record import Writer
+from perdure.runtime.trail import Trail
 from perdure.stores.port import Clock, Delivery, Store, Subscription
+from perdure.tracing import Span
 
 
 class Watch(Protocol):
@@ -54,4 +56,8 @@ class Home(Protocol):
     def commit_failed(self, runner: Any, error: BaseException, /) -> None: ...
     def make_turn(self, start: Start, /) -> Turn: ...
     def failure_of(self, error: BaseException, /) -> Failure: ...
-    def begin_attempt(self, work: Work, info: StepInfo, runner: Any, variables: Context | None, /) -> Attempt: ...
+    def begin_attempt(
+        self, work: Work, info: StepInfo, runner: Any, variables: Context | None, trace: str, /
+    ) -> Attempt: ...
+    def trail_of(self, start: Start, frames: Sequence[Frame] = (), /) -> Trail | None: ...
+    def emit(self, spans: Sequence[Span], /) -> None: ...

@@ -96,7 +96,7 @@ def take_over(record: Record, start: Start, inbox: Sequence[Delivery], at: float
         entries += [Paused(at, reason), Released(at)]
     frame = Frame(record.writer.name, at, entries)
     effects = record.effects_to_redo(start)
-    history.add(frame)
+    record.add(frame)
     record.status = "paused" if history.paused is not None else "running"
     record.owned = reason is None
     starts = [each for each in inbox if not isinstance(each.item, Message)]

@@ -13,8 +13,21 @@ from msgspec.structs import replace
 
 from perdure.core.effects import NO_EFFECTS, Effects, effects_of
 from perdure.core.history import History
-from perdure.core.journal import Accepted, Answer, Claimed, Entry, Frame, Granted, Start, Status
+from perdure.core.journal import (
+    Accepted,
+    Answer,
+    CallChild,
+    Claimed,
+    Command,
+    Entry,
+    Frame,
+    Granted,
+    SendStart,
+    Start,
+    Status,
+)
 from perdure.core.turn import Turn
+from perdure.runtime.trail import Trail
 from perdure.stores.awakeables import Awakeable, made_by
 from perdure.stores.port import Journal, Key
 from perdure.stores.waits import Wait
@@ -48,6 +61,7 @@ class Record:
     awakeables: Sequence[Awakeable] | None = None  # those that are open in the index; None: not known
     wait: Wait | None = None  # what the index says that it waits for, as far as this worker told it
     redo: Effects = NO_EFFECTS  # effects of the last frame, if another worker wrote it: they come first
+    trail: Trail | None = None  # where it is in its traces, if there are any
 
     def read(self, journal: Journal, start: Start | None, key: Key) -> None:
         """Fold the frames that the store has. An owner keeps its claim only if it is still the last one."""
@@ -59,6 +73,22 @@ class Record:
         self.status = self.history.status if journal.frames else None
         self.awakeables = None
         self.wait = None
+
+    def add(self, frame: Frame, sent: Sequence[str] = ()) -> None:
+        """Fold a frame that is about to be written; `sent` are the traces of the messages in it."""
+        self.history.add(frame)
+        if self.trail is not None:
+            self.trail.add(frame, self.history.status, sent)
+
+    def with_trace(self, start: Start, entries: Sequence[Entry], commands: list[Command]) -> list[Command]:
+        """Return the commands of a frame: what they start belongs to the trace of the turn that issued them."""
+        if self.trail is None and not start.trace:
+            return commands
+        trace = start.trace if self.trail is None else str(self.trail.turn_of(entries))
+        return [
+            replace(each, start=replace(each.start, trace=trace)) if isinstance(each, (CallChild, SendStart)) else each
+            for each in commands
+        ]
 
     def claim(self, at: float) -> Claimed:
         writer = self.writer

@@ -121,6 +121,8 @@ class Runner(Live):
             log.info("invocation %s: reloading: another worker has written since", self.id, extra=self.about)
             self._begin_anew(self._taken)
             return
+        if not was_owned and record.start is not None:  # an owner has folded its frames, and its steps may run
+            record.trail = self.home.trail_of(record.start, frames)
         match opening(record, frames, self._inbox, must_claim=self._must_claim):
             case Begin(start=start, frames=frames):
                 self._open(start, frames)
@@ -463,6 +465,7 @@ class Runner(Live):
         try:
             async with asyncio.timeout(COMMIT_PATIENCE_SECONDS):
                 await committed(self.home.store, transition)
+            self._emit()
         except TimeoutError:
             text = "invocation %s could not be released, it is redelivered instead: the store does not answer"
             log.warning(text, self.id, extra=self.about)

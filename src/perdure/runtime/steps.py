@@ -69,7 +69,10 @@ class Steps(InProgress[Attempt]):
         if start is not None and start.key is not None:
             claim = (history.epoch, start.key, history.grant)
         info = StepInfo(owner.id, step.attempts + 1, (*step.key, work.name), *claim, owner.handler, step.n)
-        attempt = owner.home.begin_attempt(work, info, owner, step.variables)
+        trace = "" if start is None else start.trace
+        if (trail := owner.record.trail) is not None:
+            trace = str(trail.begin(step.n, step.key[0], step.attempts + 1, work.name, owner.home.clock.now()))
+        attempt = owner.home.begin_attempt(work, info, owner, step.variables, trace)
         self.running[step.n] = attempt
         attempt.task.add_done_callback(partial(self._ended, owner, step.n, step.attempts + 1, attempt))
 

@@ -26,7 +26,7 @@ from perdure.authoring.step import StepInfo, Work
 from perdure.authoring.workflow import Workflow
 from perdure.background import RateLimitedLog, end, log_error
 from perdure.core.failures import Failure, FailureTranslator, failure_of
-from perdure.core.journal import Start
+from perdure.core.journal import Frame, Start
 from perdure.core.retry import whole_number
 from perdure.core.turn import StubMaker, Turn
 from perdure.counters import Counters, Load
@@ -37,9 +37,11 @@ from perdure.runtime.record import Writer
 from perdure.runtime.retention import Sweep
 from perdure.runtime.runner import Runner
 from perdure.runtime.slots import Slots
+from perdure.runtime.trail import Trail
 from perdure.runtime.unserved import Unserved
 from perdure.runtime.watch import DrainWatch
 from perdure.stores.port import LEASE_SECONDS, Delivery, Store
+from perdure.tracing import Span, TracerInUse, here, no_tracer
 
 CACHE_LIMIT = 1_000
 """Suspended invocations whose turn is cached, so that the next event needs no replay."""
@@ -106,6 +108,7 @@ class Worker:
         publish: Publish | None = None,
         duties: Sequence[Duty] = (),
         counters: Counters | None = None,
+        tracer: TracerInUse = no_tracer,
     ) -> None:
         whole_number("worker(max_concurrent=…)", max_concurrent)
         whole_number("worker(cache=…)", cache, least=0)
@@ -113,6 +116,7 @@ class Worker:
         self.chance = chance or SystemRandom()  # for its name, and the jitter of retries
         self.writer = Writer(self.chance.randbytes(6).hex(), python, os.environ.get("PYTHONHASHSEED", "random"))
         self.counters = counters or Counters()
+        self._tracer = tracer
         self.always_replay = always_replay
         self.workflows = by_name(workflows)
         self.max_concurrent = max_concurrent
@@ -458,10 +462,27 @@ class Worker:
         return failure_of(error, translators=self._translators())
 
     def begin_attempt(
-        self, work: Work, info: StepInfo, runner: Runner, variables: contextvars.Context | None, /
+        self, work: Work, info: StepInfo, runner: Runner, variables: contextvars.Context | None, trace: str, /
     ) -> Attempt:
         """Begin one attempt of a step, with the context variables that its call had."""
-        return Attempt(work if self._replace is None else self._replace(work), info, self, runner, variables)
+        return Attempt(work if self._replace is None else self._replace(work), info, self, runner, variables, trace)
+
+    # --- traces -------------------------------------------------------------------------------------------------------
+    def trail_of(self, start: Start, frames: Sequence[Frame] = (), /) -> Trail | None:
+        """Return where an invocation is in its traces; None if nothing emits spans."""
+        tracer = self._tracer()
+        return None if tracer is None else Trail.of(start, frames, tracer.samples)
+
+    def emit(self, spans: Sequence[Span], /) -> None:
+        if (tracer := self._tracer()) is not None:
+            for span in spans:
+                tracer.emit(span)
+
+    def attach(self, trace: str, /) -> None:
+        """Make the context of an attempt the current one, for what its step calls."""
+        here.set(trace)
+        if (tracer := self._tracer()) is not None:
+            tracer.attach(trace)
 
     def threads(self) -> concurrent.futures.ThreadPoolExecutor:
         """Return the pool in which sync steps run."""

@@ -15,6 +15,7 @@ from collections.abc import Callable, Collection, Sequence
 from functools import partial
 from typing import Any, TypeVar
 
+from perdure.core.busy import called_for
 from perdure.core.effects import NO_EFFECTS, Effects, Enlist, Release
 from perdure.core.journal import (
     Answer,
@@ -62,6 +63,7 @@ from perdure.stores.port import (
     key_queue_full,
     matches,
 )
+from perdure.stores.rewriting import PART_LIMIT, Part, Rewriting, rewritten_frame
 
 A = TypeVar("A")
 T = TypeVar("T")
@@ -199,7 +201,7 @@ class MemoryStore:
         self._sequence += 1
         self._queued[start.id] = (self._sequence, start)
         if start.key is not None:
-            self._lines.setdefault(start.key, {})[start.id, 0] = self._sequence
+            self._enter_line(start, start.key)
             if start.timeout is not None:  # so that it times out even if it never gets the key
                 self._wakes[start.id] = self._due_at(start) + start.timeout
                 self._note_due(self._wakes[start.id], start.id)
@@ -218,6 +220,17 @@ class MemoryStore:
         self._dispatcher.pump()
 
     # --- keys ---------------------------------------------------------------------------------------------------------
+    def _enter_line(self, start: Start, key: str) -> None:
+        """Put a start into the queue of its key, unless it is turned away, and do what it calls for: in one write."""
+        holder = self._keys.get(key, Key()).holder
+        ahead = [] if holder is None else [holder]
+        ahead += [id for id, _ in self._lines.get(key, ())]
+        messages = called_for(start, ahead, self.clock.now())
+        for message in messages:
+            self._keep(message)
+        if all(message.to != start.id for message in messages):
+            self._lines.setdefault(key, {})[start.id, 0] = self._sequence
+
     def _grant(self, name: str) -> None:
         """Grant a free key to the first in its queue."""
         key, line = self._keys.get(name, Key()), self._lines.get(name)
@@ -265,8 +278,9 @@ class MemoryStore:
             del self._lines[name]
 
     def _waits_in_line(self, id: str) -> bool:
+        """Report whether a start that has not begun does not have its key: it waits for it, or is turned away."""
         key = self._rows[id].key
-        return key is not None and (id, 0) in self._lines.get(key, ())
+        return key is not None and id in self._queued and not self._keys.get(key, Key()).granted_to(id, 0)
 
     async def key(self, name: str, /) -> Key:
         self._check()
@@ -286,6 +300,9 @@ class MemoryStore:
         if row is None or message.id in self._messages or message.id in self._answers:
             return
         self._write("message", message.to)
+        self._keep(message)
+
+    def _keep(self, message: Message) -> None:
         self._messages[message.id] = message
         self._mail.setdefault(message.to, set()).add(message.id)
         self._soon(partial(self._route, message, 1))
@@ -600,6 +617,39 @@ class MemoryStore:
         self.streams.remove(id)
         if self._notices.watched:
             self._notices.changed(gone_row(id), self._notices.feeds_made)
+
+    # --- rewriting ----------------------------------------------------------------------------------------------------
+    async def rewrite(self, rewriting: Rewriting, after: str = "", /) -> Part:
+        self._check()
+        number, changed = int(after or 0), 0
+        tables, change = (every := self._values(rewriting))[number]
+        for seen, name in enumerate([*tables[0]], 1):
+            if name in tables[0] and (new := change(name, old := tables[0][name])) != old:
+                self._write("rewrite", str(name))
+                changed += 1
+                for table in tables:
+                    if name in table:
+                        table[name] = new
+            if not seen % PART_LIMIT:
+                await asyncio.sleep(0)
+                self._check()
+        await asyncio.sleep(0)
+        return Part(str(number + 1) if number + 1 < len(every) else None, len(tables[0]), changed)
+
+    def _values(self, rewriting: Rewriting) -> list[tuple[Sequence[dict[Any, Any]], Callable[[Any, Any], Any]]]:
+        """Return the tables that hold values, some of them the same ones, and what becomes of each value."""
+        documents = self.documents.collections.items()
+        return [
+            ([self._starts, self._scheduled], lambda _, start: rewriting.start(start)),
+            ([self._queued], lambda _, queued: (queued[0], rewriting.start(queued[1]))),
+            ([self._frames], lambda id, frames: [rewritten_frame(rewriting, id, each) for each in frames]),
+            ([self._awakeables], lambda _, made: [*map(rewriting.awakeable, made)]),
+            ([self._messages], lambda _, message: rewriting.message(message)),
+            ([self._answers], lambda _, answer: rewriting.answer(answer)),
+            ([self._keys], rewriting.key),
+            ([self.streams.chunks], lambda id, chunks: self.streams.rewritten(id, chunks, rewriting)),
+            *(([held], lambda _, each, name=name: rewriting.document(name, each)) for name, held in documents),
+        ]
 
     @property
     def awaited(self) -> bool:

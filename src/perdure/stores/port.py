@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Collection, Sequence
-from typing import Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from msgspec import Struct
 
@@ -30,6 +30,9 @@ from perdure.stores.awakeables import Awakeable, AwakeableFilter
 from perdure.stores.documents import DocumentStore
 from perdure.stores.streams import StreamStore
 from perdure.stores.waits import Wait
+
+if TYPE_CHECKING:
+    from perdure.stores.rewriting import CountsKeys, Part, Reseals, Rewriting
 
 PAYLOAD_LIMIT_BYTES = 64 * 1024 * 1024
 """The most bytes that one encoded value may take, unless `connect` is told otherwise."""
@@ -471,6 +474,14 @@ class Store(Protocol):
         """
         ...
 
+    async def rewrite(self, rewriting: Rewriting, after: str = "", /) -> Part:
+        """Go through a part of all that is kept, from where an earlier part ended, and change it as `rewriting` says.
+
+        Revisions stay, and so does what a worker has written since it was read. After a crash, go on from any earlier
+        part. Once every part was gone through and nothing changed, nothing is left to change but what is `left`.
+        """
+        ...
+
 
 @runtime_checkable
 class SealsValues(Protocol):
@@ -480,6 +491,23 @@ class SealsValues(Protocol):
     """The other one, which has sealed values only."""
     store_id: bytes
     """Names it to the codec."""
+
+    @property
+    def sealed_under(self) -> str | None:
+        """The name of the key that seals; None if this process has no keys."""
+        ...
+
+    def counting(self) -> CountsKeys:
+        """Return a rewriting that changes nothing, and counts values by the names of their keys."""
+        ...
+
+    def resealing(self) -> Reseals:
+        """Return a rewriting that seals anew what is sealed under another key; `KeyMissing` without keys."""
+        ...
+
+    async def retire(self) -> None:
+        """Forget all keys but the one that seals: nothing is sealed under the others any more."""
+        ...
 
     @property
     def shown(self) -> Store:

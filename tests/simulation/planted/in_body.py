@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from msgspec.structs import replace
 
+from perdure.authoring.saga import Saga
 from perdure.core import issuer, retrying, turn
 from perdure.core.effects import Effects
 from perdure.core.generations import Cut
@@ -15,7 +16,7 @@ from perdure.core.history import History
 from perdure.core.journal import Answering, Cancel, Cancelled, CancelRequested, Completed, Failed, Frame, Outcome, Start
 from perdure.core.pending import Ready
 from perdure.core.turn import Turn
-from perdure.runtime import frames, record
+from perdure.runtime import frames, in_progress, record
 from tests.simulation.planted.bug import Bug, instead
 
 
@@ -156,7 +157,26 @@ def ends_descendants_of_a_forced_end_gently(patch: pytest.MonkeyPatch) -> None:
             return replace(effects, messages=tuple(told)) if told else effects
 
 
+def tries_all_compensations_again(patch: pytest.MonkeyPatch) -> None:
+    """A retry of a saga begins with all compensations, those that succeeded included."""
+
+    @instead(patch, Saga, "_stand")
+    async def stand(original: Any, self: Any, failed: list[Any], tried: int, error: BaseException) -> None:
+        await original(self, failed, tried, error)
+        failed[:] = [(each, error) for each in self._compensations[::-1]]
+
+
+def tries_compensations_under_new_keys(patch: pytest.MonkeyPatch) -> None:
+    """A compensation that is tried again has the idempotency key of its own command."""
+
+    @instead(patch, in_progress, "key_number")
+    def key_number(_: Any, command: Any) -> int:
+        return command.n
+
+
 BUGS = (
+    Bug(tries_all_compensations_again, 21, "has succeeded"),
+    Bug(tries_compensations_under_new_keys, 18, "before it is durable"),
     Bug(replays_entries_in_another_order, 10, ""),
     Bug(replays_without_the_last_frame, 15, "two commands"),
     Bug(derives_one_id_for_two_commands, 15, "names"),

@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import assert_never
 
 from perdure.core.apply.awakeable import reject, repeats, resolve
+from perdure.core.apply.busy import busy
 from perdure.core.apply.cancel import cancel
 from perdure.core.apply.child import settled
 from perdure.core.apply.join import join, reply_to
@@ -15,6 +16,7 @@ from perdure.core.apply.pause import pause, resume
 from perdure.core.apply.retry import may_retry, retry
 from perdure.core.history import History
 from perdure.core.journal import (
+    Busy,
     Cancel,
     Entry,
     Join,
@@ -51,6 +53,8 @@ def apply(message: Message, history: History, turn: Turn | None, at: float, /) -
             return resume(message, history, at)
         case Join() as request:
             return join(request, message, history, turn, at)
+        case Busy():
+            return busy(message, at)
         case RetryInvocation():
             return retry(message, history, at)
         case _:

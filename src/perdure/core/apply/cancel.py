@@ -12,4 +12,4 @@ def cancel(request: Cancel, message: Message, history: History, at: float, /) ->
         return Refused(at, message.id, reason)
     if request.force:
         return Cancelled(at, forced=True, message=message.id)
-    return CancelRequested(at, message=message.id)
+    return CancelRequested(at, message=message.id, rollback=request.rollback)

@@ -17,6 +17,7 @@ from perdure.core.journal.commands import (
     CallChild,
     CallStep,
     Command,
+    Keep,
     MarkPatch,
     OpenAwakeable,
     SendStart,
@@ -59,6 +60,7 @@ from perdure.core.journal.frames import (
 from perdure.core.journal.reading import decode_frame, decode_message, decode_start
 from perdure.core.journal.requests import (
     Answer,
+    Busy,
     Cancel,
     Join,
     Message,
@@ -88,6 +90,7 @@ __all__ = [
     "Arguments",
     "Asked",
     "Attempted",
+    "Busy",
     "CallChild",
     "CallStep",
     "Cancel",
@@ -104,6 +107,7 @@ __all__ = [
     "Interrupted",
     "Join",
     "Joined",
+    "Keep",
     "MarkPatch",
     "Message",
     "OpenAwakeable",

@@ -77,7 +77,14 @@ class MarkPatch(Struct, frozen=True, array_like=True, gc=False, tag="patch"):
     name: str
 
 
-Command = CallStep | SetTimer | CallChild | SendStart | OpenAwakeable | MarkPatch
+class Keep(Struct, frozen=True, array_like=True, gc=False, tag="keep"):
+    """The body recorded a value, which a replay gives it again, whatever its code would record now."""
+
+    n: int
+    value: bytes
+
+
+Command = CallStep | SetTimer | CallChild | SendStart | OpenAwakeable | MarkPatch | Keep
 
 
 class Arguments(Protocol):
@@ -112,8 +119,9 @@ def repeats(issued: Command, recorded: Command, /, given: Arguments | None = Non
         if (issued.n, issued.name, issued.undo) != (recorded.n, recorded.name, recorded.undo):
             return False
         return issued.digest == recorded.digest or (given is not None and given.repeat(recorded))
-    if type(issued) is OpenAwakeable and type(recorded) is OpenAwakeable:
-        return issued.n == recorded.n  # what people were told stands
+    for stands in (OpenAwakeable, Keep):  # what people were told, or the body has kept
+        if type(issued) is stands and type(recorded) is stands:
+            return issued.n == recorded.n
     return issued == recorded
 
 
@@ -158,6 +166,8 @@ def step_type(command: Command, /) -> str:
             return "AWAKEABLE"
         case MarkPatch(name=name):
             return f"PATCH:{name}"
+        case Keep():
+            return "KEEP"
         case _:
             assert_never(command)
 
@@ -181,6 +191,8 @@ def describe(command: Command | None, /) -> str:
             return f"#{n} awakeable"
         case MarkPatch(n=n, name=name):
             return f"#{n} patch {name!r}"
+        case Keep(n=n):
+            return f"#{n} kept value"
         case _:
             assert_never(command)
 

@@ -113,11 +113,12 @@ class Interrupted(Struct, frozen=True, array_like=True, gc=False, tag="interrupt
 
 
 class CancelRequested(Struct, frozen=True, array_like=True, gc=False, tag="cancel"):
-    """A cancellation was requested, or the time limit passed."""
+    """A cancellation was requested, or the time limit passed. A `rollback` drops what was set in the key's state."""
 
     at: float
     timed_out: bool = False
     message: str | None = None
+    rollback: bool = False
 
 
 class Paused(Struct, frozen=True, array_like=True, gc=False, tag="paused"):

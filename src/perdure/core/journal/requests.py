@@ -35,9 +35,10 @@ class Settled(Struct, frozen=True, array_like=True, gc=False, tag="settled"):
 
 
 class Cancel(Struct, frozen=True, array_like=True, gc=False, tag="cancel"):
-    """Cancel, with cleanup unless forced."""
+    """Cancel, with cleanup unless forced. After a `rollback` its key gets back the state that it was granted with."""
 
     force: bool = False
+    rollback: bool = False
 
 
 class Pause(Struct, frozen=True, array_like=True, gc=False, tag="pause"):
@@ -58,21 +59,31 @@ class RetryInvocation(Struct, frozen=True, array_like=True, gc=False, tag="retry
     """Run a failed invocation again, from the cause of its failure."""
 
 
-Request = Resolve | Reject | Settled | Cancel | Pause | Resume | RetryInvocation | Join
+class Busy(Struct, frozen=True, array_like=True, gc=False, tag="busy"):
+    """Fail a start that is not to wait for its key, which `holder` has, unless its body has begun."""
+
+    holder: str
+
+
+Request = Resolve | Reject | Settled | Cancel | Pause | Resume | RetryInvocation | Join | Busy
 
 
 class Message(Struct, frozen=True, array_like=True, gc=False):
-    """A request to an invocation from outside. The store drops a second one with the same id."""
+    """A request to an invocation from outside. The store drops a second one with the same id.
+
+    `trace` is the `traceparent` of what sent it, as in `Start`.
+    """
 
     id: str
     to: str
     at: float
     request: Request
+    trace: str = ""
 
 
 def settles_before_begin(message: Message, /) -> bool:
     """Report whether a message ends an invocation that is not due yet: it is delivered at once."""
-    return isinstance(message.request, Cancel)
+    return isinstance(message.request, (Cancel, Busy))
 
 
 class Answer(Struct, frozen=True, array_like=True, gc=False):

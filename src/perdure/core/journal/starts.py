@@ -24,7 +24,9 @@ class Start(Struct, frozen=True, array_like=True, gc=False):
     `at` for a start without a delay. `chosen`: the caller chose the id, so it may exist already. `digest` identifies
     the input: it is the same for equal arguments, whatever the order of their sets and mappings; empty if the start was
     made without one. `tags` are to find it by. `interface` is the hash of what the handler takes and returns, as the
-    caller knows it (`core.interface`); empty if it does not.
+    caller knows it (`core.interface`); empty if it does not. `flow` is how a flow is to be executed
+    (`authoring.flows`). `trace` is the `traceparent` of what made the start (`perdure.tracing`); empty if that has
+    none. Nothing depends on it but spans. `when_busy` is what it does if its key is held (`core.busy`).
     """
 
     id: str
@@ -42,6 +44,9 @@ class Start(Struct, frozen=True, array_like=True, gc=False):
     sender: str | None = None  # the invocation that sent it, and does not wait for it
     tags: Tags = ()
     interface: bytes = b""
+    flow: bytes = b""
+    trace: str = ""
+    when_busy: str = "enqueue"
 
     def is_due(self, now: float, /) -> bool:
         """Report whether it is time to begin. Without a delay it always is: its author's clock may be ahead."""

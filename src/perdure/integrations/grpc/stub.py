@@ -31,6 +31,7 @@ from perdure.errors import (
 )
 from perdure.integrations.grpc.failures import Pairs, pairs_of
 from perdure.integrations.grpc.policy import DEFAULT_RETRY, with_codes
+from perdure.tracing import HEADER, here
 
 if TYPE_CHECKING:
     from perdure.authoring.step import StepHost, StepInfo
@@ -449,6 +450,7 @@ class GrpcWork:
             (INVOCATION_ID, id if id.isascii() else quote(id)),
             (IDEMPOTENCY_KEY, info.idempotency_key),
             (ATTEMPT, str(info.attempt)),
+            *(((HEADER, trace),) if (trace := here.get()) else ()),
         )
         if not self._metadata:
             return ours

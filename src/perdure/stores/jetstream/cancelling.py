@@ -14,7 +14,7 @@ import asyncio
 import contextlib
 
 from perdure.core.journal import Message, Start, encode_start
-from perdure.core.unbegun import cancelled_unbegun
+from perdure.core.unbegun import ended_unbegun
 from perdure.counters import StoreCounters
 from perdure.errors import Conflict
 from perdure.stores.jetstream.commits import Commits
@@ -71,7 +71,7 @@ class Cancelling:
             await self._reserve(start)
         if not await self._withdraw(start):
             return
-        frame, effects = cancelled_unbegun(start, message, self._name, self._clock.now())
+        frame, effects, status = ended_unbegun(start, message, self._name, self._clock.now())
         future: asyncio.Future[int] = asyncio.get_running_loop().create_future()
 
         def told(revision: int, error: Exception | None) -> None:
@@ -82,10 +82,10 @@ class Cancelling:
             else:
                 future.set_exception(error)
 
-        self._commits.commit(Transition(id, 0, frame, effects, "cancelled", False, ()), told)
+        self._commits.commit(Transition(id, 0, frame, effects, status, False, ()), told)
         with contextlib.suppress(Conflict):
             await future
-            self._counters.cancelled.add((start.handler,))
+            self._counters.ended.add((status, start.handler))
         for subject in (
             self._layout.message(id, message.id),
             self._layout.passed_on_to_any(id, token(message.id)),
@@ -104,8 +104,9 @@ class Cancelling:
         scheduled = self._layout.delayed(start.id, start.key)
         withdrawn = await self._wire.purge(self._layout.stream_of(scheduled), scheduled) > 0
         if start.key is not None:
+            moves = start.when_busy == "enqueue" or not await self._keys.is_waiting(start.key, start.id)
             due = self._layout.nudge(start.key, token(start.id))
-            if await self._wire.last(self._layout.stream_of(due), due) is not None:
+            if moves and await self._wire.last(self._layout.stream_of(due), due) is not None:
                 return False  # a worker may be moving it into the queue of its key
             if await self._keys.is_waiting(start.key, start.id):
                 if not await self._keys.withdraw(start.key, start.id):

@@ -157,14 +157,15 @@ class Commits:
             self._tell(told, 0, error)
 
     async def _look_again(self, transition: Transition, told: Committed, before: Tail) -> None:
-        """Reload after a failed guard: append after a reservation that was unknown, else report the conflict."""
+        """Reload after a failed guard: append to a journal that was reserved or rewritten, else report the conflict."""
         try:
             tail = await self._journals.tail(transition.id)
         except StoreError as error:
             self._tell(told, 0, error)
             return
         self._journals.note(transition.id, tail)
-        if tail.revision == transition.expected and tail.sequence != before.sequence and tail.facts.kind == "reserved":
+        is_same = tail.revision == transition.expected and tail.facts.kind in ("reserved", "frame")
+        if is_same and tail.sequence != before.sequence:
             self._append(transition, told, tail)
         else:
             self._conflict(transition, told, tail)

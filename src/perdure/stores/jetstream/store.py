@@ -44,6 +44,7 @@ from perdure.stores.jetstream.layout.subjects import SHARDS, Layout
 from perdure.stores.jetstream.ownership.holdings import Member
 from perdure.stores.jetstream.queue.deliveries import Deliveries
 from perdure.stores.jetstream.queue.finding import Finder
+from perdure.stores.jetstream.rewriting import Rewriter
 from perdure.stores.jetstream.streams import JetStreamStreams
 from perdure.stores.jetstream.watching import Watching
 from perdure.stores.jetstream.wire.access import shown
@@ -66,6 +67,7 @@ from perdure.stores.port import (
     Transition,
     no_partitions,
 )
+from perdure.stores.rewriting import Part, Rewriting
 
 PURGE_SPARE = 1_000
 """Candidates that a purge reads beyond its limit, since some of them cannot be removed yet."""
@@ -174,6 +176,7 @@ class JetStreamStore:
         self._cancelling = Cancelling(
             wire, layout, blobs, journals, keys, self._finder, self.commits, self.name, self.clock, self.counters
         )
+        self._deliveries.post = self._accepting.post
         self._accepting.cancel_unbegun = self._cancel_unbegun
         self._purge = Purge(wire, layout, journals, self._deliveries, self.clock)
         self._overdue = Overdue(wire, layout, self.clock)
@@ -181,6 +184,9 @@ class JetStreamStore:
             wire, layout, journals, keys, leases, self._projection, self.clock, self._accepting.queue, janitor_seconds
         )
         self._has_janitor = False
+        self._rewriter = Rewriter(
+            *(wire, layout, journals.apart(), keys, blobs, self._watching, self.documents, self._check_writable)
+        )
 
     # --- open and close -----------------------------------------------------------------------------------------------
     async def open(self) -> None:
@@ -404,3 +410,7 @@ class JetStreamStore:
             row = await self.row(id)
             ids = [] if row is None or row.status not in SETTLED or row.updated_at > before else [id]
         return await self._writing.work(self._purge.remove(ids, limit))
+
+    async def rewrite(self, rewriting: Rewriting, after: str = "", /) -> Part:
+        self._check()
+        return await self._writing.work(self._rewriter.part(rewriting, after))

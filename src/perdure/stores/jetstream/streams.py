@@ -21,6 +21,7 @@ from msgspec import Struct
 from perdure.core.streams import Batch
 from perdure.errors import Fenced, LimitExceeded
 from perdure.stores.jetstream.journal.journals import Journals
+from perdure.stores.jetstream.layout.facts import Facts, lines_of
 from perdure.stores.jetstream.layout.subjects import Layout
 from perdure.stores.jetstream.wire.protocol import Stored, WrongSequence, raise_error
 from perdure.stores.jetstream.wire.wire import Wire
@@ -119,7 +120,7 @@ class JetStreamStreams:
                     return
                 if chunk is not None:
                     try:
-                        sequence = await self._put(subject, chunk, last.sequence)
+                        sequence = await self._put(id, chunk, last.sequence)
                         break
                     except WrongSequence:
                         pass
@@ -128,13 +129,13 @@ class JetStreamStreams:
         self.followers.tell(id, name)
         self._wire.publish(self._layout.written(id, name))
 
-    async def _put(self, subject: str, chunk: Chunk, expected: int) -> int:
-        data = encode_chunk(chunk)
+    async def _put(self, id: str, chunk: Chunk, expected: int) -> int:
+        subject, data = self._layout.items(id, chunk.batch.name), encode_chunk(chunk)
         if len(data) > (limit := self._wire.payload_limit):
             name = chunk.batch.name
             text = f"an item of stream {name!r} takes {len(data):,} bytes, and this server takes {limit:,}: raise its"
             raise LimitExceeded(f"{text} max_payload, or write smaller ones", size=len(data), limit=limit)
-        return await self._wire.store(subject, data, expected=expected)
+        return await self._wire.store(subject, data, expected=expected, headers=lines_of(Facts(id, kind="stream")))
 
     async def _read_last(self, id: str, name: str) -> _Last:
         subject = self._layout.items(id, name)

@@ -15,7 +15,7 @@ class JetStreamView(OnlyLooking, JetStreamStore):
     makes_streams = False
 
     def _check_writable(self) -> None:
-        self._refuse_change("no document or stream can be written")
+        self._refuse_change("nothing can be written")
 
     def _refuse_change(self, what: str) -> Never:
         self._check()

@@ -7,6 +7,7 @@ polled, in case a push was lost.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import random
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -27,6 +28,7 @@ from perdure.stores.jetstream.keys.keys import Keys
 from perdure.stores.jetstream.layout.facts import Facts, facts_of, lines_of
 from perdure.stores.jetstream.layout.subjects import EVENTS, Layout
 from perdure.stores.jetstream.streams import JetStreamStreams
+from perdure.stores.jetstream.wire.protocol import WrongSequence
 from perdure.stores.jetstream.wire.wire import Wire
 from perdure.stores.notices import Feed, Notices
 from perdure.stores.port import Filter, gone_row
@@ -157,12 +159,18 @@ class Watching:
         """Store an answer; the server pushes it to subscribers."""
         if answer.message.startswith(SENT_BY_WORKFLOWS):
             return
-        await self._wire.store(
-            self._layout.answer(answer.message),
-            _encode_answer(answer),
-            headers=b"Nats-TTL: %ds\r\n" % ANSWER_KEPT_SECONDS,
-        )
+        await self.store_answer(answer)
         self._answered(answer)
+
+    async def store_answer(self, answer: Answer, expected: int | None = None) -> None:
+        """Store an answer, perhaps only in the place of an earlier one."""
+        with contextlib.suppress(WrongSequence):
+            await self._wire.store(
+                self._layout.answer(answer.message),
+                _encode_answer(answer),
+                expected=expected,
+                headers=b"Nats-TTL: %ds\r\n" % ANSWER_KEPT_SECONDS,
+            )
 
     def _answered(self, answer: Answer) -> None:
         asyncio.get_running_loop().call_soon(self._notices.answered, answer)

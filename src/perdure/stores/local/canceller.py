@@ -15,7 +15,7 @@ from typing import Any
 
 from perdure.background import Tasks
 from perdure.core.journal import Message, Start
-from perdure.core.unbegun import cancelled_unbegun
+from perdure.core.unbegun import ended_unbegun
 from perdure.counters import StoreCounters
 from perdure.errors import Conflict, StoreClosed
 from perdure.stores.local.dispatch import Dispatcher, Member
@@ -71,12 +71,12 @@ class Canceller:
         try:
             start = await self._unbegun(id)
             if start is not None:
-                frame, effects = cancelled_unbegun(start, message, WRITER, self._clock.now())
+                frame, effects, status = ended_unbegun(start, message, WRITER, self._clock.now())
                 held = self._hands.held[id].deliveries
                 taken = [each for each in held if each is delivery or isinstance(each.item, Start)]
-                await self._committed(Transition(id, 0, frame, effects, "cancelled", False, taken))
+                await self._committed(Transition(id, 0, frame, effects, status, False, taken))
                 settled = True
-                self._counters.cancelled.add((start.handler,))
+                self._counters.ended.add((status, start.handler))
         except StoreClosed:
             return
         except Conflict as error:

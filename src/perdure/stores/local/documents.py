@@ -25,7 +25,7 @@ class MemoryDocuments:
     def __init__(self, check: Callable[[], None], note: Callable[[str, str], None]) -> None:
         self._check = check
         self._note = note
-        self._collections: dict[str, dict[DocumentKey, Document]] = {}
+        self.collections: dict[str, dict[DocumentKey, Document]] = {}
         self._revision = 0
 
     async def write(self, collection: str, writes: Sequence[Write], /, fence: Fence | None = None) -> list[int]:
@@ -37,7 +37,7 @@ class MemoryDocuments:
         return [self._apply(collection, write) for write in writes]
 
     def _apply(self, collection: str, write: Write) -> int:
-        held = self._collections.setdefault(collection, {})
+        held = self.collections.setdefault(collection, {})
         match write:
             case Put(key, value):
                 self._revision += 1
@@ -60,4 +60,4 @@ class MemoryDocuments:
         return which.take(each if which.values else Document(each.key, b"", each.revision) for each in found)
 
     def _of(self, collection: str) -> dict[DocumentKey, Document]:
-        return self._collections.get(collection, {})
+        return self.collections.get(collection, {})

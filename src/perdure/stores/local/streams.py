@@ -5,7 +5,10 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Callable, Mapping, Sequence
 
+from msgspec.structs import replace
+
 from perdure.core.streams import Batch
+from perdure.stores.rewriting import Rewriting
 from perdure.stores.streams import READ_BYTES, Chunk, Follower, Followers, lost, next_of_body, next_of_step
 
 
@@ -21,7 +24,7 @@ class MemoryStreams:
         self._check = check
         self._note = note
         self._may_write = may_write
-        self._chunks: dict[str, dict[str, list[Chunk]]] = {}
+        self.chunks: dict[str, dict[str, list[Chunk]]] = {}  # by invocation and name
         self.followers = Followers()
 
     async def append(self, id: str, epoch: int, batch: Batch, /) -> None:
@@ -40,7 +43,7 @@ class MemoryStreams:
 
     def _add(self, id: str, chunk: Chunk) -> None:
         self._note("stream", id)
-        self._chunks.setdefault(id, {}).setdefault(chunk.batch.name, []).append(chunk)
+        self.chunks.setdefault(id, {}).setdefault(chunk.batch.name, []).append(chunk)
         self.followers.tell(id, chunk.batch.name)
 
     async def read(self, id: str, name: str, start: int, /) -> Sequence[Chunk]:
@@ -64,8 +67,15 @@ class MemoryStreams:
         self._check()
         return self.followers.follow(id, name)
 
+    def rewritten(self, id: str, streams: dict[str, list[Chunk]], rewriting: Rewriting) -> dict[str, list[Chunk]]:
+        """Return the chunks of an invocation with what becomes of their items."""
+        return {
+            name: [replace(each, batch=rewriting.batch(id, each.batch)) for each in chunks]
+            for name, chunks in streams.items()
+        }
+
     def remove(self, id: str) -> None:
-        self._chunks.pop(id, None)
+        self.chunks.pop(id, None)
 
     def _of(self, id: str) -> dict[str, list[Chunk]]:
-        return self._chunks.get(id, {})
+        return self.chunks.get(id, {})

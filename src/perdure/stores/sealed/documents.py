@@ -12,10 +12,10 @@ from perdure.stores.sealed.fields import Fields
 PLAIN = {
     *("perdure.handlers", "perdure.interfaces"),
     *("perdure.tokens", "perdure.sessions", "perdure.audit"),
-    "perdure.sealed",
+    *("perdure.sealed", "perdure.rekey"),
 }
 """Collections that are not sealed. They hold no values of users: types of the code; hashes of random secrets, names and
-what was done. A server without keys needs them to tell who may do what."""
+what was done; names of keys. A server without keys needs them to tell who may do what."""
 
 
 class SealedDocuments:
@@ -33,19 +33,21 @@ class SealedDocuments:
 
     async def read(self, collection: str, keys: Sequence[DocumentKey], /) -> list[Document | None]:
         found = await self._inner.read(collection, keys)
-        return [None if each is None else self._opened(collection, each) for each in found]
+        return [None if each is None else document_with(self._opening, collection, each) for each in found]
 
     async def scan(self, collection: str, which: Scan, /) -> list[Document]:
         found = await self._inner.scan(collection, which)
-        return [self._opened(collection, each) for each in found] if which.values else found
+        return [document_with(self._opening, collection, each) for each in found] if which.values else found
 
     def _sealed(self, collection: str, put: Put) -> Put:
         return replace(put, value=self._sealing.value(put.value, *_where(collection, put.key)))
 
-    def _opened(self, collection: str, document: Document) -> Document:
-        if collection in PLAIN:
-            return document
-        return replace(document, value=self._opening.value(document.value, *_where(collection, document.key)))
+
+def document_with(fields: Fields, collection: str, document: Document) -> Document:
+    """Walk a document. The tokens of fences hold no values."""
+    if collection in PLAIN or collection.endswith("="):
+        return document
+    return replace(document, value=fields.value(document.value, *_where(collection, document.key)))
 
 
 def _where(collection: str, key: DocumentKey) -> tuple[bytes, bytes]:

@@ -72,6 +72,14 @@ def is_sealed(data: bytes) -> bool:
     return data.startswith(MAGIC)
 
 
+def name_in(data: bytes) -> str | None:
+    """Return the name of the key under which a value is sealed; None if it is not. It is not opened."""
+    if not data.startswith(MAGIC):
+        return None
+    begin = len(MAGIC) + 1
+    return data[begin : begin + (data[begin - 1] if len(data) >= begin else 0)].decode(errors="replace")
+
+
 def sealed_under(codec: Codec, name: str, data: bytes, scope: bytes, place: bytes) -> bytes:
     """Seal a value under a key of the codec."""
     return _header(name) + codec.encode(data, scope, place, name)
@@ -139,10 +147,10 @@ class Opening:
         end = begin + (data[begin - 1] if len(data) >= begin else 0)
         name = self._names.get(data[begin:end])
         if name is None or self._codec is None:
-            raise key_missing(_about(scope), data[begin:end].decode(errors="replace"))
+            raise key_missing(about(scope), data[begin:end].decode(errors="replace"))
         opened = self._codec.decode(data[end:], self._store + scope, place, name)
         if opened is None:
-            text = f"{_about(scope)}: a sealed value was changed, or comes from another place: restore it from a backup"
+            text = f"{about(scope)}: a sealed value was changed, or comes from another place: restore it from a backup"
             raise Tampered(text)
         return opened
 
@@ -155,7 +163,7 @@ class Opening:
         except binascii.Error:
             data = MAGIC
         if not data.startswith(MAGIC):
-            raise Tampered(f"{_about(scope)}: a sealed text was changed: restore it from a backup")
+            raise Tampered(f"{about(scope)}: a sealed text was changed: restore it from a backup")
         return self.value(data, scope, place).decode()
 
     def failure(self, failure: Failure, scope: bytes, place: bytes, /) -> Failure:
@@ -187,13 +195,13 @@ class Opening:
         input, digest = _decode_input(self.value(start.input, scope, place))
         opened = replace(start, input=input, digest=digest)
         if self._digest_key is not None and self._digest_key.digest_of(opened) != start.digest:
-            raise Tampered(f"{_about(scope)}: the digest of its start was changed: restore it from a backup")
+            raise Tampered(f"{about(scope)}: the digest of its start was changed: restore it from a backup")
         return opened
 
     def _check_plain(self, scope: bytes) -> None:
         if self._codec is not None and not self._codec.takes_plain(self._now()):
             raise Unsealed(
-                f"{_about(scope)} has a value that is not sealed: a process without the codec wrote it, or somebody "
+                f"{about(scope)} has a value that is not sealed: a process without the codec wrote it, or somebody "
                 "else. If the store was in use before it was sealed, see Encrypted(allow_plain_until=…)"
             )
 
@@ -248,7 +256,8 @@ def key_missing(what: str, name: str) -> KeyMissing:
     return KeyMissing(f"{what} is sealed under key {name!r}, which this process does not have: {_REMEDY}", key=name)
 
 
-def _about(scope: bytes) -> str:
+def about(scope: bytes) -> str:
+    """Return what a scope names, for people."""
     kind, _, name = scope.partition(b"/")
     what = _KINDS[kind]
     shown = name.replace(b"\0", b"/").decode(errors="replace")

@@ -2,7 +2,8 @@
 
 The store's id binds values to the store. The key of the digests of starts is made once and stays, since each digest is
 compared for as long as its invocation is kept. With it goes the secret of the ids of awakeables. The two are sealed
-under each of the codec's keys, so that a process which has any of them can go on.
+under each of the codec's keys, so that a process which has any of them can go on. Once nothing else is
+sealed under a key, they are not either.
 """
 
 from __future__ import annotations
@@ -37,10 +38,11 @@ _SCOPE, _PLACE = b"s/", b"kept"
 
 
 class Kept(Struct, frozen=True):
-    """The document: the store's id, and `Secrets` sealed under each key."""
+    """The document: the store's id, and `Secrets` sealed under each key but those that are `retired`."""
 
     store: bytes
     under: dict[str, bytes] = {}
+    retired: tuple[str, ...] = ()
 
 
 class Secrets(Struct, frozen=True):
@@ -78,12 +80,14 @@ async def unlock(store: Store, codec: Codec) -> tuple[Kept, Secrets]:
         found = await read_kept(store)
         kept, revision = (Kept(secrets.token_bytes(STORE_ID_BYTES)), 0) if found is None else found
         opened = await _new_secrets(store, codec) if found is None else _opened(kept, codec)
-        missing = [name for name in codec.names if name not in kept.under]
+        # One that seals again is not retired any more: its processes would not open the store without the others.
+        retired = tuple(name for name in kept.retired if name != codec.names[0])
+        missing = [name for name in codec.names if name not in kept.under and name not in retired]
         if not missing:
             return kept, opened
         scope, data = kept.store + _SCOPE, _encode(opened)
         under = {name: sealed_under(codec, name, data, scope, _PLACE) for name in missing}
-        kept = replace(kept, under=kept.under | under)
+        kept = replace(kept, under=kept.under | under, retired=retired)
         try:
             await store.documents.write(COLLECTION, [Put(_KEY, _encode(kept), if_revision=revision)])
         except RevisionConflict:
@@ -91,6 +95,25 @@ async def unlock(store: Store, codec: Codec) -> tuple[Kept, Secrets]:
         except StoreReadOnly:
             pass
         return kept, opened
+
+
+async def retire(store: Store, codec: Codec) -> None:
+    """Keep the secrets under the codec's first key only: nothing is sealed under the others any more.
+
+    Processes that still have one of them do not add it again.
+    """
+    key = codec.names[0]
+    while (found := await read_kept(store)) is not None and key in found[0].under:
+        kept, revision = found
+        others = tuple(name for name in kept.under if name != key)
+        if not others:
+            return
+        kept = replace(kept, under={key: kept.under[key]}, retired=(*kept.retired, *others))
+        try:
+            await store.documents.write(COLLECTION, [Put(_KEY, _encode(kept), if_revision=revision)])
+        except RevisionConflict:
+            continue
+        return
 
 
 async def _new_secrets(store: Store, codec: Codec) -> Secrets:

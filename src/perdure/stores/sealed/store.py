@@ -33,9 +33,11 @@ from perdure.stores.port import (
     Transition,
     identity_of,
 )
+from perdure.stores.rewriting import Part, Rewriting
 from perdure.stores.sealed.documents import SealedDocuments
 from perdure.stores.sealed.fields import TEXT, Fields, Opening, Sealing, Showing, is_sealed, no_codec
-from perdure.stores.sealed.kept import read_kept, unlock
+from perdure.stores.sealed.kept import read_kept, retire, unlock
+from perdure.stores.sealed.resealing import Counting, Resealing
 from perdure.stores.sealed.streams import SealedStreams
 from perdure.stores.sealed.walk import (
     answer_with,
@@ -115,6 +117,7 @@ class Sealed:
         opening = Opening(self._codec, self.store_id, digests, self.clock.now)
         self._showing = Showing(opening)
         self._opening: Fields = opening
+        self._opens = opening
         self.documents = SealedDocuments(self.inner.documents, self._sealing, opening)
         self.streams = SealedStreams(self.inner.streams, self._sealing, opening)
 
@@ -131,6 +134,28 @@ class Sealed:
     def shown(self) -> Sealed:
         """The same store for people: in place of a value that does not open, it says so."""
         return _Shown(self)
+
+    # --- keys of the codec --------------------------------------------------------------------------------------------
+    @property
+    def sealed_under(self) -> str | None:
+        return None if self._codec is None else self._codec.names[0]
+
+    def counting(self) -> Counting:
+        return Counting()
+
+    def resealing(self) -> Resealing:
+        if self._codec is None:
+            raise no_codec()
+        return Resealing(self._sealing, self._opens, self._codec.names[0])
+
+    async def retire(self) -> None:
+        if self._codec is None:
+            raise no_codec()
+        await retire(self.inner, self._codec)
+
+    async def rewrite(self, rewriting: Rewriting, after: str = "", /) -> Part:
+        """Rewrite what is within: sealed values."""
+        return await self.inner.rewrite(rewriting, after)
 
     # --- starts and messages ------------------------------------------------------------------------------------------
     def submit(self, starts: Sequence[Start], /) -> asyncio.Future[list[bool]]:

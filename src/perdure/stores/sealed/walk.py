@@ -17,6 +17,7 @@ from typing import Any
 
 from msgspec.structs import replace
 
+from perdure.core.busy import is_of_the_store
 from perdure.core.effects import NO_EFFECTS, Effects, Release
 from perdure.core.journal import (
     Accepted,
@@ -32,6 +33,7 @@ from perdure.core.journal import (
     Frame,
     Granted,
     Join,
+    Keep,
     Message,
     OpenAwakeable,
     Outcome,
@@ -117,9 +119,10 @@ def outcome_with(fields: Fields, id: str, outcome: Outcome) -> Outcome:
 
 
 def _outcome(fields: Fields, scope: bytes, place: bytes, outcome: Outcome) -> Outcome:
+    """Walk an outcome. That of a start which is turned away is made by the store itself, of ids and keys: plain."""
     if isinstance(outcome, Completed):
         return Completed(outcome.at, fields.value(outcome.value, scope, place))
-    if isinstance(outcome, Failed):
+    if isinstance(outcome, Failed) and not is_of_the_store(outcome.failure):
         return replace(outcome, failure=fields.failure(outcome.failure, scope, place))
     return outcome
 
@@ -168,6 +171,10 @@ def _awakeable(fields: Fields, scope: bytes, command: OpenAwakeable, at: float) 
     return replace(command, asked=_asked(fields, scope, command.n, at, command.asked))
 
 
+def _kept(fields: Fields, scope: bytes, command: Keep, at: float) -> Command:
+    return replace(command, value=fields.value(command.value, scope, _place(b"kept", command.n, at)))
+
+
 _ENTRIES: dict[type, Callable[[Fields, bytes, Any], Entry]] = {
     Accepted: _accepted,
     Granted: _granted,
@@ -184,6 +191,7 @@ _COMMANDS: dict[type, Callable[[Fields, bytes, Any, float], Command]] = {
     CallChild: _child,
     SendStart: _child,
     OpenAwakeable: _awakeable,
+    Keep: _kept,
 }
 
 

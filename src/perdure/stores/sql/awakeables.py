@@ -81,6 +81,11 @@ def of(db: sqlite3.Connection, invocation: str) -> list[Awakeable]:
     return [each for row in db.execute(_ALL, (invocation,)) if (each := decode(row)) is not None]
 
 
+def encode(awakeable: Awakeable) -> bytes:
+    """Return the data of a row, which does not tell whether it is open."""
+    return _encode(awakeable if awakeable.is_open else replace(awakeable, is_open=True))
+
+
 def note(db: sqlite3.Connection, invocation: str, told: Sequence[Awakeable]) -> None:
     """Note what a commit told of the awakeables of an invocation: others that are known are not open."""
     were_open = db.execute(_OPEN, (invocation,)).fetchall()
@@ -94,7 +99,7 @@ def note(db: sqlite3.Connection, invocation: str, told: Sequence[Awakeable]) -> 
 def put(db: sqlite3.Connection, awakeables: Iterable[Awakeable]) -> None:
     """Write awakeables as they are."""
     for each in awakeables:
-        data = _encode(each if each.is_open else replace(each, is_open=True))
+        data = encode(each)
         row = (each.invocation, *searched_by(each), data, each.is_open, zlib.crc32(data) + each.is_open)
         db.execute(_PUT, row)
         if each.asked.assignees:

@@ -99,6 +99,11 @@ def check_frames(path: str, id: str, revision: int, frames: Sequence[tuple[int, 
         raise damaged(path, f"the journal of invocation {id!r} ends at frame {len(frames)} of {revision}")
 
 
+def check_frame(path: str, id: str, revision: int, data: bytes, checksum: int) -> None:
+    if not _is_frame(id, revision, data, checksum):
+        raise damaged(path, f"frame {revision} of the journal of invocation {id!r} was changed")
+
+
 def last_frame_of(path: str, id: str, found: tuple[int, bytes, int] | None) -> Frame:
     """Return the last frame of a settled invocation."""
     if found is None or not _is_frame(id, *found):

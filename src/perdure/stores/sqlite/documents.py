@@ -92,6 +92,14 @@ class _Damaged(Exception):
     """A row does not match its checksum."""
 
 
+def document_of(path: str, collection: str, key: bytes, value: Any, revision: Any, recorded: Any) -> Document:
+    """Return the document of a row, or raise `StoreDamaged`."""
+    try:
+        return _document_of(collection, key, value, revision, recorded)
+    except _Damaged as error:
+        raise StoreDamaged(about(path, str(error))) from None
+
+
 def apply(db: sqlite3.Connection, units: Sequence[Unit]) -> None:
     """Make the writes of units that have any. One that may not be made gets its error, and the others go on."""
     last: int = (db.execute(_LAST).fetchone() or (0,))[0]
@@ -127,8 +135,8 @@ def apply(db: sqlite3.Connection, units: Sequence[Unit]) -> None:
 
 def _put(db: sqlite3.Connection, collection: str, put: Put, revision: int) -> None:
     key = _encoded(put.key)
-    checksum = _checksum(collection, key, put.value, revision)
-    db.execute(_PUT, (collection, key, put.value, revision, checksum))
+    row = (collection, key, put.value, revision, checksum(collection, key, put.value, revision))
+    db.execute(_PUT, row)
 
 
 def _read_one(db: sqlite3.Connection, collection: str, key: DocumentKey) -> Document | None:
@@ -137,9 +145,9 @@ def _read_one(db: sqlite3.Connection, collection: str, key: DocumentKey) -> Docu
     return None if row is None else _document_of(collection, encoded, *row)
 
 
-def _document_of(collection: str, key: bytes, value: Any, revision: Any, checksum: Any) -> Document:
+def _document_of(collection: str, key: bytes, value: Any, revision: Any, recorded: Any) -> Document:
     whole = isinstance(value, bytes) and isinstance(revision, int)
-    if not whole or _checksum(collection, key, value, revision) != checksum:
+    if not whole or checksum(collection, key, value, revision) != recorded:
         name = key.decode(errors="replace").replace("\0", "/")
         raise _Damaged(f"document {name!r} of collection {collection!r} was changed: {RESTORE}")
     return Document(_key_of(key), value, revision)
@@ -171,5 +179,5 @@ def _key_of(encoded: bytes) -> DocumentKey:
     return split(encoded.decode())
 
 
-def _checksum(collection: str, key: bytes, value: bytes, revision: int) -> int:
+def checksum(collection: str, key: bytes, value: bytes, revision: int) -> int:
     return zlib.crc32(value, zlib.crc32(b"%s\n%s\n%d" % (collection.encode(), key, revision)))

@@ -51,6 +51,8 @@ VERIFY_LIMIT_BYTES = 64 * 1024 * 1024
 """Files up to this size are checked completely when they are opened; of larger ones, only unsettled invocations."""
 LOOK_LIMIT_BYTES = 16 * 1024 * 1024
 """Files up to this size are checked completely when they are opened to read only, which takes a quarter of a second."""
+BUSY_MILLISECONDS = 5_000
+"""How long a connection waits for another that locks the file."""
 HEADER_BYTES = 100
 """The size of the header, which every database has."""
 WAL_HEADER_BYTES = 32
@@ -80,7 +82,7 @@ def connect(path: str) -> sqlite3.Connection:
         db = sqlite3.connect(path, isolation_level=None, check_same_thread=False, cached_statements=64)
         try:
             db.execute("PRAGMA synchronous = FULL")
-            db.execute("PRAGMA busy_timeout = 5000")
+            db.execute(f"PRAGMA busy_timeout = {BUSY_MILLISECONDS}")
             db.text_factory = decode
         except sqlite3.Error:
             db.close()

@@ -13,6 +13,7 @@ from typing import cast
 
 import msgspec
 
+from perdure.core.busy import called_for
 from perdure.core.effects import Enlist, Release
 from perdure.core.journal import Start
 from perdure.errors import StoreDamaged
@@ -28,8 +29,8 @@ log = logging.getLogger("perdure.sqlite")
 _KEY = "holder, generation, state, number, checksum"
 _KEY_BEFORE_GRANTS = _KEY.replace("number", "0")
 
-_encode_state = msgspec.msgpack.Encoder().encode
-_decode_state = msgspec.msgpack.Decoder(dict[str, bytes]).decode
+encode_state = msgspec.msgpack.Encoder().encode
+decode_state = msgspec.msgpack.Decoder(dict[str, bytes]).decode
 
 
 def read_key(db: sqlite3.Connection, name: str) -> Key:
@@ -45,7 +46,7 @@ def read_key(db: sqlite3.Connection, name: str) -> Key:
     holder, generation, state, grant, checksum = row
     if key_checksum(name, holder, generation, state, grant) != checksum:
         raise Mismatch(StoreDamaged(f"the row of key {name!r} was changed; {RESTORE}"))
-    return Key(holder, generation, _decode_state(state), grant)
+    return Key(holder, generation, decode_state(state), grant)
 
 
 class Keys:
@@ -61,20 +62,21 @@ class Keys:
         """Forget the cached lengths: a transaction was rolled back."""
         self._waiting.clear()
 
-    def apply(self, db: sqlite3.Connection, batch: Sequence[Unit], commit: int) -> None:
+    def apply(self, db: sqlite3.Connection, batch: Sequence[Unit], commit: int, now: float) -> None:
         """Write the changes of a batch to keys, then grant those of these keys that are free.
 
-        `commit` is the number of this transaction, and so of its grants: sequences begin anew in a file at rest.
+        `commit` is the number of this transaction, and so of its grants: sequences begin anew in a file at rest. `now`
+        is the time of the messages for which starts call.
         """
         touched: dict[str, Unit] = {}
         for unit in batch:
             for accept in unit.accepts:
                 if accept.new and accept.start.key is not None and accept.status == "pending":
-                    self._add(db, accept.start.key, accept.sequence, accept.start.id, 0, strict=unit.strict)
+                    self._enter(db, unit, accept.start, accept.sequence, now)
                     touched[accept.start.key] = unit
             for position, start in unit.promoted:
                 if start.key is not None:
-                    self._add(db, start.key, position, start.id, 0)
+                    self._enter(db, unit, start, position, now)
                     touched[start.key] = unit
             if unit.transition is None:
                 continue
@@ -87,6 +89,19 @@ class Keys:
                 touched[enlist.key] = unit
         for key, unit in touched.items():
             self._grant(db, key, unit, commit)
+
+    def _enter(self, db: sqlite3.Connection, unit: Unit, start: Start, sequence: int, now: float) -> None:
+        """Put a start into the queue of its key, unless it is turned away, and note what it calls for."""
+        assert start.key is not None
+        if start.when_busy != "enqueue":
+            holder = read_key(db, start.key).holder
+            ahead = [] if holder is None else [holder]
+            ahead += [id for (id,) in db.execute("SELECT id FROM line WHERE key = ? ORDER BY sequence", (start.key,))]
+            messages = called_for(start, ahead, now)
+            unit.called_for += messages
+            if any(message.to == start.id for message in messages):
+                return
+        self._add(db, start.key, sequence, start.id, 0, strict=unit.strict)
 
     def _add(
         self, db: sqlite3.Connection, key: str, sequence: int, id: str, generation: int, *, strict: bool = False
@@ -161,7 +176,7 @@ class Keys:
 
 
 def _write_key(db: sqlite3.Connection, name: str, key: Key) -> None:
-    state = _encode_state(key.state)
+    state = encode_state(key.state)
     checksum = key_checksum(name, key.holder, key.generation, state, key.grant)
     row = (name, key.holder, key.generation, state, key.grant, checksum)
     db.execute(f"INSERT OR REPLACE INTO key (name, {_KEY}) VALUES (?, ?, ?, ?, ?, ?)", row)

@@ -22,6 +22,7 @@ from perdure.stores.clock import SystemClock
 from perdure.stores.notices import Feed
 from perdure.stores.port import KEY_QUEUE_LIMIT, PAYLOAD_LIMIT_BYTES, Counts, Filter, Journal, Key, Minute, Row
 from perdure.stores.read_only import OnlyLooking
+from perdure.stores.rewriting import Left, Part, Rewriting
 from perdure.stores.sql import awakeables, finding
 from perdure.stores.sql.bounds import Bounded
 from perdure.stores.sql.index import BEFORE_TAGS, COLUMNS, COUNTS, counts_of, minutes_of
@@ -42,6 +43,7 @@ from perdure.stores.sqlite.faults import Mismatch, about, explained
 from perdure.stores.sqlite.file import connect
 from perdure.stores.sqlite.keys import read_key
 from perdure.stores.sqlite.look import Look, looked_at
+from perdure.stores.sqlite.rewriting import Write, read_page, writes_for
 from perdure.stores.sqlite.streams import SqliteStreams
 from perdure.stores.sqlite.unit import Unit
 
@@ -49,6 +51,8 @@ T = TypeVar("T")
 
 READ_BATCH_LIMIT = 100
 """Reads that are sent to the reading thread together at most."""
+ROWS_AT_ONCE = 20
+"""Rows that are rewritten without giving others a turn on the loop."""
 READ_AGAIN_LIMIT = 3
 """How often reads are repeated at most because their source changed meanwhile."""
 
@@ -318,6 +322,28 @@ class SqliteReader:
     ) -> list[Minute]:
         return await self._read(lambda db: minutes_of(Bounded(db, within), since, handler))
 
+    # --- rewriting ----------------------------------------------------------------------------------------------------
+    async def rewrite(self, rewriting: Rewriting, after: str = "", /) -> Part:
+        page = await self._read(lambda db: read_page(db, after))
+        writes: list[Write] = []
+        left: list[Left] = []
+        changed = 0
+        for number, row in enumerate(page.rows, 1):
+            match writes_for(self.path, rewriting, page.table, row):
+                case Left() as why:
+                    left.append(why)
+                case found:
+                    writes += found
+                    changed += bool(found)
+            if not number % ROWS_AT_ONCE:
+                await asyncio.sleep(0)
+        if writes or page.next is None:
+            await self._write_again(writes, is_last=page.next is None)
+        return Part(page.next, len(page.rows), changed, tuple(left))
+
+    async def _write_again(self, writes: Sequence[Write], *, is_last: bool) -> None:
+        raise NotImplementedError
+
 
 class SqliteView(OnlyLooking, SqliteReader):
     """A read-only view of a file, which another process may serve. It takes no lock and has no writer."""
@@ -363,6 +389,10 @@ class SqliteView(OnlyLooking, SqliteReader):
 
     def _hand_over(self, unit: Unit) -> asyncio.Future[Any]:
         self._refuse_change("no document or stream can be written")
+
+    async def _write_again(self, writes: Sequence[Write], *, is_last: bool) -> None:
+        if writes:
+            self._refuse_change("nothing can be written")
 
     def _refuse_change(self, what: str) -> Never:
         self._check()

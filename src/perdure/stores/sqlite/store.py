@@ -35,6 +35,7 @@ from perdure.stores.sqlite.file import Opened, open_file, refuse_lost
 from perdure.stores.sqlite.keys import Keys
 from perdure.stores.sqlite.lock import Lock, check_path
 from perdure.stores.sqlite.reader import Served, SqliteReader
+from perdure.stores.sqlite.rewriting import Write
 from perdure.stores.sqlite.schema import NOTHING_OPEN
 from perdure.stores.sqlite.unit import Accept, Unit
 from perdure.stores.sqlite.writer import Writer
@@ -350,6 +351,9 @@ class SqliteStore(SqliteReader):
             if not self._deliveries.dispatcher.has(each):
                 chosen.append((each, before))
         return await self._enqueue(Unit(purge=chosen)) if chosen else 0
+
+    async def _write_again(self, writes: Sequence[Write], *, is_last: bool) -> None:
+        await self._enqueue(Unit(rewrites=writes, checkpoint=is_last))
 
     async def backup(self, target: str, /) -> None:
         """Copy a snapshot of the file to `target`, which must not exist, while it is served."""

@@ -144,15 +144,20 @@ def _last(db: sqlite3.Connection, id: str, name: str) -> Chunk | None:
 def _put(db: sqlite3.Connection, id: str, chunk: Chunk) -> None:
     data = encode_chunk(chunk)
     name = chunk.batch.name
-    db.execute(_PUT, (id, name, chunk.offset, data, _checksum(id, name, chunk.offset, data)))
+    db.execute(_PUT, (id, name, chunk.offset, data, checksum(id, name, chunk.offset, data)))
 
 
-def _chunk_of(id: str, name: str, position: Any, data: Any, checksum: Any) -> Chunk:
+def _chunk_of(id: str, name: str, position: Any, data: Any, recorded: Any) -> Chunk:
     whole = isinstance(data, bytes) and isinstance(position, int)
-    if not whole or _checksum(id, name, position, data) != checksum:
-        raise _Damaged(f"item {position!r} of stream {name!r} of invocation {id!r} was changed: {RESTORE}")
+    if not whole or checksum(id, name, position, data) != recorded:
+        raise _Damaged(f"{changed(id, name, position)}: {RESTORE}")
     return decode_chunk(data, id)
 
 
-def _checksum(id: str, name: str, position: int, data: bytes) -> int:
+def changed(id: str, name: str, position: object) -> str:
+    """Return what is wrong with a chunk that does not match its checksum."""
+    return f"item {position!r} of stream {name!r} of invocation {id!r} was changed"
+
+
+def checksum(id: str, name: str, position: int, data: bytes) -> int:
     return zlib.crc32(data, zlib.crc32(f"{id}\n{name}\n{position}".encode()))

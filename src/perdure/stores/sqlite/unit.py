@@ -73,7 +73,8 @@ class Unit(Struct, eq=False):
     `strict` makes an id that exists with another input an error; `must_exist`, a message to an unknown id. `position`
     is for an invocation that enlists for a key. A commit calls `told`, the others resolve `future`. `ended` says that
     the transition ends the claim. The writer fills in `routes`, `granted` (sequence, id, start, checksum: starts that
-    now hold their key) and `woken` (id and handler of invocations that began earlier and now hold their key).
+    now hold their key), `woken` (id and handler of invocations that began earlier and now hold their key) and
+    `called_for` (messages for which starts call whose keys are busy).
     """
 
     accepts: Sequence[Accept] = ()
@@ -89,6 +90,8 @@ class Unit(Struct, eq=False):
     promoted: Sequence[tuple[int, Start]] = ()
     purge: Sequence[tuple[str, float]] = ()  # ids, and the time after which they must not have changed
     purged: int = 0
+    rewrites: Sequence[tuple[str, tuple[Any, ...]]] = ()  # statements and their values, see `rewriting`
+    checkpoint: bool = False
     position: int = 0
     documents: DocumentWrites | None = None
     items: StepItems | None = None
@@ -96,6 +99,7 @@ class Unit(Struct, eq=False):
     routes: list[Route] = []
     granted: list[tuple[int, str, bytes, int]] = []
     woken: list[tuple[str, str]] = []
+    called_for: list[Message] = []
     error: Exception | None = None
 
     @property
@@ -115,6 +119,8 @@ class Unit(Struct, eq=False):
             return f"stream {self.items.batch.name!r} of invocation {self.items.id!r}"
         if self.documents is not None:
             return f"documents of collection {self.documents.collection!r}"
+        if self.rewrites:
+            return "values that are rewritten"
         ids = [*(accept.start.id for accept in self.accepts), *(message.to for message in self.messages)]
         ids += [start.id for _, start in self.promoted]
         return f"requests for {', '.join(map(repr, ids[:3]))}" if ids else "the store's own housekeeping"
@@ -124,3 +130,4 @@ class Unit(Struct, eq=False):
         self.routes.clear()
         self.granted.clear()
         self.woken.clear()
+        self.called_for.clear()

@@ -18,6 +18,7 @@ from typing import Any, cast
 
 from perdure.core.journal import (
     Answer,
+    Message,
     Start,
     Status,
     encode_message,
@@ -27,9 +28,9 @@ from perdure.stores.awakeables import Awakeable
 from perdure.stores.port import Transition, conflict, id_conflict, identity_of
 from perdure.stores.sql import awakeables, index
 from perdure.stores.sql.index import SETTLED
-from perdure.stores.sqlite import documents, streams
+from perdure.stores.sqlite import documents, rewriting, streams
 from perdure.stores.sqlite.faults import Mismatch, about, explain, quietly
-from perdure.stores.sqlite.file import Opened, connect, side_file
+from perdure.stores.sqlite.file import BUSY_MILLISECONDS, Opened, connect, side_file
 from perdure.stores.sqlite.keys import Keys, queue_deadline
 from perdure.stores.sqlite.lock import make_beside, open_apart
 from perdure.stores.sqlite.moved import MoveDetector
@@ -194,10 +195,13 @@ class Writer:
         db, now = self._db, self._now()
         if alone:
             batch[0].forget_reports()
+        if any(unit.rewrites for unit in batch):
+            db.execute("PRAGMA secure_delete = ON")  # what is written over is not to stay in the file
         db.execute("BEGIN IMMEDIATE")
         try:
             _apply(db, batch, now, self._tails, self._keys, self._number + 1, alone=alone)
             for unit in batch:
+                rewriting.apply(db, unit.rewrites)
                 if unit.purge:  # after everything else: a message of this transaction keeps its invocation
                     unit.purged = _purge(db, unit.purge)
             db.execute("UPDATE meta SET value = ? WHERE name = 'commit'", (self._number + 1,))
@@ -219,6 +223,19 @@ class Writer:
         except OSError as error:
             # The commit is durable. A lower number only weakens the check at the next opening.
             log.warning("%s", about(self._path, f"the last commit number could not be written: {error}"))
+        if any(unit.checkpoint for unit in batch):
+            self._empty_log()
+
+    def _empty_log(self) -> None:
+        """Write the log into the database, and empty it, unless somebody reads it: then a later checkpoint does."""
+        try:
+            self._db.execute("PRAGMA busy_timeout = 0")
+            try:
+                self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+            finally:
+                self._db.execute(f"PRAGMA busy_timeout = {BUSY_MILLISECONDS}")
+        except sqlite3.Error as error:  # what was to be written is durable
+            log.warning("%s", about(self._path, f"its log could not be emptied: {error}"))
 
 
 _FrameRow = tuple[str, int, bytearray, int]
@@ -268,7 +285,8 @@ def _apply(
     if changes:
         db.executemany(_CHANGE_STATUS, changes)
     _write_the_rest(db, batch, now)
-    keys.apply(db, batch, commit)
+    keys.apply(db, batch, commit, now)
+    _write_called_for(db, batch)
     _write_acknowledgements(db, batch)
     if documented:
         documents.apply(db, documented)
@@ -280,6 +298,12 @@ def _note_awakeables(db: sqlite3.Connection, transition: Transition, told: Seque
         if last != (transition.expected,):
             return
     awakeables.note(db, transition.id, told)
+
+
+def _write_called_for(db: sqlite3.Connection, batch: Sequence[Unit]) -> None:
+    for unit in batch:
+        if unit.called_for:
+            _insert_messages(db, unit, unit.called_for)
 
 
 def _write_acknowledgements(db: sqlite3.Connection, batch: Sequence[Unit]) -> None:
@@ -342,7 +366,7 @@ def _write_the_rest(db: sqlite3.Connection, batch: Sequence[Unit], now: float) -
             for written in transition.effects.written:
                 streams.append_of_body(db, transition.id, written)
         if unit.messages:
-            _insert_messages(db, unit)
+            _insert_messages(db, unit, unit.messages)
         if unit.items is not None:
             streams.append_of_step(db, unit)
         if unit.promoted:
@@ -441,8 +465,8 @@ def _is_new(db: sqlite3.Connection, seen: dict[str, bytes], unit: Unit, start: S
     return False
 
 
-def _insert_messages(db: sqlite3.Connection, unit: Unit) -> None:
-    for message in unit.messages:
+def _insert_messages(db: sqlite3.Connection, unit: Unit, messages: Sequence[Message]) -> None:
+    for message in messages:
         query = "SELECT handler, status, sequence FROM invocation WHERE id = ?"
         row = db.execute(query, (message.to,)).fetchone()
         if row is None:

@@ -19,6 +19,7 @@ from perdure.testing.contract.messages import Messages
 from perdure.testing.contract.numbers import Numbers
 from perdure.testing.contract.payloads import Payloads
 from perdure.testing.contract.retention import Retention
+from perdure.testing.contract.rewriting import RewritesValues
 from perdure.testing.contract.streams import Streams
 from perdure.testing.contract.submit import Submit
 from perdure.testing.contract.wakes import Wakes
@@ -40,6 +41,7 @@ SECTIONS = (
     Numbers,
     Documents,
     Streams,
+    RewritesValues,
     Lifetime,
 )
 
@@ -60,6 +62,7 @@ class StoreContract(
     Numbers,
     Documents,
     Streams,
+    RewritesValues,
     Lifetime,
 ):
     """The whole suite. A subclass defines `make` and `reopen`; each test makes a store of its own."""

@@ -1,11 +1,12 @@
 """A key has one holder at a time, and starts get it in the order accepted."""
 
 import asyncio
+from functools import partial
 
 from msgspec.structs import replace
 
 from perdure.core.effects import Effects, Enlist, Release
-from perdure.core.failures import failure_of
+from perdure.core.failures import failure_of, rebuild
 from perdure.core.journal import (
     Accepted,
     CallStep,
@@ -22,7 +23,7 @@ from perdure.core.journal import (
     SendStart,
     Start,
 )
-from perdure.errors import LimitExceeded
+from perdure.errors import KeyBusy, LimitExceeded
 from perdure.stores.port import Key, Wake
 from perdure.testing.contract.shared import (
     STATUS_OF,
@@ -185,6 +186,52 @@ class Keys(StoreCase):
             assert await self.key("k") == Key("a0")
             await self.settled(start, revision)
             await self.granted(inbox, "a2")
+
+    async def turned_away(self, id: str, holder: str) -> None:
+        """Wait until a start, whose handler nobody serves, has failed since `holder` has its key."""
+        watch = self.store.watch(id)
+        outcome = await self.store.outcome(id) or await asyncio.wait_for(watch, self.patience)
+        watch.cancel()
+        assert isinstance(outcome, Failed), (id, outcome)
+        error = rebuild(outcome.failure)
+        assert isinstance(error, KeyBusy)
+        assert (error.key, error.holder) == ("k", holder)
+
+    async def test_start_that_is_not_to_wait_fails_while_its_key_is_held_or_awaited(self) -> None:
+        async with self.opened() as store:
+            inbox, no_wait = self.inbox(room=100), partial(self.start, key="k", when_busy="reject")
+            await store.submit([no_wait("a0"), no_wait("a1", handler="unserved")])
+            start, revision = await self.granted(inbox, "a0")
+            await self.turned_away("a1", "a0")
+            await store.submit([self.start("b0", key="k")])
+            revision = await self.commit(start, revision, self.frame(Released(start.at)), "suspended")
+            await store.submit([no_wait("c0", handler="unserved")])
+            await self.turned_away("c0", "a0")
+            row = await store.row("c0")
+            assert row is not None
+            assert row.status == "failed"
+            await self.settled(start, revision)
+            start, revision = await self.granted(inbox, "b0")
+            await self.settled(start, revision)
+            await store.submit([no_wait("d0")])
+            start, revision = await self.granted(inbox, "d0")
+            assert await store.submit([start]) == [False]
+            store = await self.reopened()
+            assert await self.key("k") == Key("d0")
+
+    async def test_delayed_start_that_is_not_to_wait_is_judged_when_it_is_due(self) -> None:
+        async with self.opened() as store:
+            inbox = self.inbox(room=100)
+            await store.submit([self.start("a0", key="k")])
+            start, revision = await self.granted(inbox, "a0")
+            due = store.clock.now() + 1
+            await store.submit([self.start("late", key="k", when_busy="reject", handler="unserved", due=due)])
+            await store.submit([self.start("later", key="k", when_busy="reject", due=due + 2)])
+            assert await store.outcome("late") is None
+            await self.turned_away("late", "a0")
+            assert store.clock.now() >= due
+            await self.settled(start, revision)
+            await self.granted(inbox, "later")
 
     async def test_release_by_who_does_not_hold_the_key_changes_nothing(self) -> None:
         async with self.opened() as store:

@@ -12,6 +12,7 @@ from perdure.core.history import History
 from perdure.core.journal import (
     Accepted,
     Attempted,
+    Busy,
     CallChild,
     CallStep,
     Cancel,
@@ -28,6 +29,7 @@ from perdure.core.journal import (
     Interrupted,
     Join,
     Joined,
+    Keep,
     MarkPatch,
     Message,
     OpenAwakeable,
@@ -241,8 +243,13 @@ class StoreCase:
 def requests() -> list[Request]:
     """Return one request of each type."""
     failed = Failed(1.0, failure_of(ValueError("v")))
-    found: list[Request] = [Resolve(1, b"\xc0"), Reject(1, "r"), Settled(0, 1, "c", failed), Cancel(force=True)]
-    found += [Pause(), Resume(), RetryInvocation(), Join(Start("c", "handler", b"\x80", 1.0, 1.0, 7))]
+    found: list[Request] = [
+        Resolve(1, b"\xc0"),
+        Reject(1, "r"),
+        Settled(0, 1, "c", failed),
+        Cancel(force=True, rollback=True),
+    ]
+    found += [Pause(), Resume(), RetryInvocation(), Join(Start("c", "handler", b"\x80", 1.0, 1.0, 7)), Busy("h")]
     assert {type(each) for each in found} == set(get_args(Request))
     return found
 
@@ -260,7 +267,7 @@ def samples(start: Start) -> tuple[list[Entry], list[Command]]:
         Attempted(3, 2.0, 4, failure, 9.5),
         Fired(4, 2.0),
         Interrupted(5, 2.0),
-        CancelRequested(2.0, timed_out=True, message="m3"),
+        CancelRequested(2.0, timed_out=True, message="m3", rollback=True),
         Paused(2.0, "why\nnot", "m4"),
         Resumed(2.0, "m5"),
         Refused(2.0, "m6", "\u00e9\U0001f600"),
@@ -278,6 +285,7 @@ def samples(start: Start) -> tuple[list[Entry], list[Command]]:
         SendStart(3, start),
         OpenAwakeable(4),
         MarkPatch(5, "patch"),
+        Keep(6, b"value"),
     ]
     assert {type(entry) for entry in entries} == set(get_args(Entry))
     assert {type(command) for command in commands} == set(get_args(Command))

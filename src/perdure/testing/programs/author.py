@@ -34,6 +34,7 @@ from perdure.testing.programs.program import (
     Send,
     Shield,
     Together,
+    Undo,
     WaysToDecide,
     WaysTogether,
     WaysToGiveUp,
@@ -113,7 +114,7 @@ class Author:
         if key is None or key not in held:
             operations += (self._operation(below, alone) for _ in range(chance.randint(0, MOST_OPERATIONS)))
             if not alone and chance.random() < mends:
-                operations.insert(chance.randint(0, len(operations)), Mend())
+                operations.insert(chance.randint(0, len(operations)), Mend(chance.choice((0, 0, 1, 3))))
             if chance.random() < 0.15:
                 operations.append(Break(caught=False))
         return Program(
@@ -142,7 +143,7 @@ class Author:
 
     def _simple(self) -> AnyOperation:
         chance = self._chance
-        match chance.choice(("work", "work", "work", "break", "nap", "nap", "ask", "ask", "draw", "generate")):
+        match chance.choice(("work", "work", "work", "break", "nap", "nap", "ask", "ask", "draw", "generate", "undo")):
             case "work":
                 return self._work()
             case "break":
@@ -153,6 +154,8 @@ class Author:
                 return Ask(self._value(), rejected=chance.random() < 0.3, impatient=chance.random() < 0.3)
             case "draw":
                 return Draw()
+            case "undo":
+                return Undo(chance.randint(1, 3))
             case _:
                 values = self._values(1, 3)
                 return Generate(values, taken=chance.randint(1, len(values)))

@@ -12,7 +12,13 @@ from perdure.authoring.group import Completed, Failed, WaitForQuota
 from perdure.authoring.step import step, step_info
 from perdure.authoring.workflow import Workflow, workflow
 from perdure.core.retry import Retry
-from perdure.errors import AwakeableRejected, InvocationCancelled, InvocationTimedOut, KeyDeadlock
+from perdure.errors import (
+    AwakeableRejected,
+    CompensationFailed,
+    InvocationCancelled,
+    InvocationTimedOut,
+    KeyDeadlock,
+)
 from perdure.testing.programs import tools
 from perdure.testing.programs.policies import BROKEN_BY, policy_of
 from perdure.testing.programs.program import (
@@ -44,6 +50,7 @@ from perdure.testing.programs.program import (
     Send,
     Shield,
     Together,
+    Undo,
     Work,
     decode,
     encode,
@@ -140,6 +147,13 @@ class Interpreter:
         """Fail."""
         self._begin()
         raise BrokenError(text)
+
+    @step(retry=QUICK)
+    async def undo(self, tag: str, number: int) -> None:
+        """Undo a part; the first attempt fails."""
+        self._begin()
+        if step_info().attempt == 1:
+            raise ConnectionError(f"attempt 1 of {tag}")
 
     @step(retry=TWICE)
     async def mend(self, tag: str, text: str) -> None:
@@ -247,15 +261,18 @@ class _Body:
             case _:
                 return await self._alone(operation)
 
-    async def _alone(self, operation: Work | Break | Mend | Draw | Nap | Ask | Generate) -> Result:
+    async def _alone(self, operation: Work | Break | Mend | Undo | Draw | Nap | Ask | Generate) -> Result:
         steps, tag = self._steps, self._tag
         match operation:
             case Work():
                 return await self._work(operation)
             case Break(caught):
                 return await self._break(caught)
-            case Mend():
+            case Mend(undone=0):
                 await steps.mend(tag, must_be_mended(self._program))
+                return result_of(operation)
+            case Mend(parts) | Undo(parts):
+                await self._undo(parts, mends=isinstance(operation, Mend))
                 return result_of(operation)
             case Draw():
                 return await self._draw()
@@ -292,6 +309,20 @@ class _Body:
             if not caught:
                 raise
         return "caught"
+
+    async def _undo(self, parts: int, *, mends: bool) -> None:
+        steps, tag = self._steps, self._tag
+        try:
+            async with self._ctx.saga() as saga:
+                for number in range(parts):
+                    if mends and number == parts // 2:
+                        saga.add_compensation(steps.mend, tag, must_be_mended(self._program))
+                    saga.add_compensation(steps.undo, tag, number)
+                await steps.break_down(failure_of(self._program))
+        except BrokenError:
+            pass
+        except CompensationFailed as error:
+            raise BrokenError(must_be_mended(self._program)) from error
 
     async def _draw(self) -> str:
         ctx = self._ctx

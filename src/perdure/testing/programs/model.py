@@ -42,6 +42,7 @@ from perdure.testing.programs.program import (
     Send,
     Shield,
     Together,
+    Undo,
     Work,
     branches_of,
     breaks,
@@ -331,7 +332,7 @@ def _may_swallow(program: Program) -> bool:
     tasks after a failure.
     """
     return any(
-        isinstance(each, Break | Mend)
+        isinstance(each, Break | Mend | Undo)
         or (isinstance(each, Work) and each.fails)
         or (isinstance(each, Limit) and each.way == "wait_for")
         or (isinstance(each, GiveUp) and each.way == "limit")  # the time limit of a child is its failure

@@ -65,7 +65,18 @@ class Break(Operation, frozen=True):
 
 
 class Mend(Operation, frozen=True):
-    """A step that fails, and the program with it, until the outside has mended it; then the client retries it."""
+    """A step that fails, and the program with it, until the outside has mended it; then the client retries it.
+
+    With `undone`, it is a compensation of a saga, among so many others.
+    """
+
+    undone: int = 0
+
+
+class Undo(Operation, frozen=True):
+    """A saga whose block fails, with so many compensations. The program catches the failure."""
+
+    parts: int
 
 
 class Draw(Operation, frozen=True):
@@ -216,6 +227,7 @@ AnyOperation = (
     Work
     | Break
     | Mend
+    | Undo
     | Draw
     | Nap
     | Ask
@@ -317,19 +329,18 @@ Outcome = list[Any] | str | None
 """How an invocation ended: with a result, with the text of a failure, or cancelled."""
 
 
+_ALWAYS: dict[type[Operation], str] = {Break: "caught", Mend: "mended", Draw: "drawn", Nap: "slept"}
+
+
 def result_of(operation: Operation) -> Result:
     """Return what an operation gives whose result needs no one else."""
     match operation:
         case Work(value, _, size):
             return f"failed {value}" if operation.fails else f"{value} {max(size, len(value))}"
-        case Break():
-            return "caught"
-        case Mend():
-            return "mended"
-        case Draw():
-            return "drawn"
-        case Nap():
-            return "slept"
+        case Break() | Mend() | Draw() | Nap():
+            return _ALWAYS[type(operation)]
+        case Undo(parts):
+            return f"undone {parts}"
         case Ask(value, rejected):
             return f"rejected {value}" if rejected else value
         case Generate(values, taken):

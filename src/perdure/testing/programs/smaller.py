@@ -21,12 +21,14 @@ from perdure.testing.programs.program import (
     Group,
     Guard,
     Limit,
+    Mend,
     Pass,
     Program,
     Race,
     Send,
     Shield,
     Together,
+    Undo,
     Work,
 )
 
@@ -79,12 +81,12 @@ def _simpler(operation: AnyOperation) -> Iterator[AnyOperation]:
             yield plain
         case Ask(value, rejected, impatient) if rejected or impatient:
             yield Ask(value, rejected=False)
-        case Call(program):
-            yield from map(Call, smaller(program))
-        case Again(program):
-            yield from map(Again, smaller(program))
-        case Send(program):
-            yield from map(Send, smaller(program))
+        case Mend(undone) if undone:
+            yield Mend()
+        case Undo(parts) if parts > 1:
+            yield Undo(1)
+        case Call(program) | Again(program) | Send(program):
+            yield from map(type(operation), smaller(program))
         case Group():
             yield from _simpler_groups(operation)
         case GiveUp(child=Program()) if operation.way != "limit":

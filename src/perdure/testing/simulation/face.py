@@ -33,6 +33,7 @@ from perdure.stores.port import (
     Subscription,
     Transition,
 )
+from perdure.stores.rewriting import Part, Rewriting
 from perdure.stores.streams import Chunk, Following, StreamStore
 from perdure.testing.simulation.clock import TICK_SECONDS, ProcessClock
 from perdure.testing.simulation.faults import Faults
@@ -251,6 +252,9 @@ class Face:
         future = self.process.create_future()
         self._write("purge", id or "", write, partial(_end, future))
         return await future
+
+    async def rewrite(self, rewriting: Rewriting, after: str = "", /) -> Part:
+        return await self._store.rewrite(rewriting, after)  # without faults: no program of a simulation asks for it
 
     def _accept(self, what: str, id: str, accept: Callable[[], asyncio.Future[T]]) -> asyncio.Future[T]:
         def write(reply: Told) -> None:

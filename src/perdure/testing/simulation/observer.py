@@ -224,7 +224,7 @@ class Observer:
             self.breach(15, f"{life.id}: two commands are #{command.n}")
         life.commands[command.n] = command
         if isinstance(command, CallStep):
-            life.keys[idempotency_key(life.id, life.generation, command.n, command.name)] = command.n
+            life.keys[self._key_of(life, command)] = command.n
         if isinstance(command, CallChild) and command.start.chosen:
             if command.start.id in life.awaited:
                 self._trace.count("child awaited again under its id")
@@ -233,6 +233,20 @@ class Observer:
             place = (life.id, life.generation, command.n)
             if self._derived.setdefault(command.start.id, place) != place:
                 self.breach(15, f"{command.start.id} names {place} and {self._derived[command.start.id]}")
+
+    def _key_of(self, life: Life, command: CallStep) -> str:
+        """Return the idempotency key of a step, which is that of its first try if it is a compensation."""
+        key = idempotency_key(life.id, life.generation, command.n, command.name)
+        if command.undo is None or command.undo == command.n:
+            return key
+        self._trace.count("compensation tried again")
+        first = life.commands.get(command.undo)
+        tries = [n for n, each in life.commands.items() if isinstance(each, CallStep) and each.undo == command.undo]
+        if not isinstance(first, CallStep) or first.name != command.name:
+            self.breach(21, f"{life.id}: compensation #{command.n} {command.name} is no try of #{command.undo}")
+        if any(isinstance(life.answers.get(n), Returned) for n in tries):
+            self.breach(21, f"{life.id}: compensation #{command.undo} {command.name} has succeeded, and is tried again")
+        return next((known for known, n in life.keys.items() if n in tries and n != command.n), key)
 
     def _cancel(self, life: Life, n: int, *, forced: bool) -> None:
         command = life.commands.get(n)

@@ -24,6 +24,7 @@ INVARIANTS = {
     18: "durable first, visible second",
     19: "what a release cannot read it leaves alone, and it serves the others",
     20: "a watcher sees changes in their order, and every end",
+    21: "a compensation that has succeeded never runs again, and all its tries have one idempotency key",
 }
 """By their numbers in ARCHITECTURE.md, and those that stand in its text or in the docstrings of the face."""
 

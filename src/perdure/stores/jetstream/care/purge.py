@@ -105,7 +105,7 @@ class Purge:
     async def _close(self, id: str, tail: Tail) -> int | None:
         if tail.facts.kind == "closing":
             return tail.sequence
-        facts = replace(tail.facts, kind="closing", quiet=True)
+        facts = replace(tail.facts, kind="closing", quiet=True, revision=0)
         try:
             return await self._wire.store(
                 self._layout.journal(id), b"", expected=tail.sequence, headers=lines_of(facts)

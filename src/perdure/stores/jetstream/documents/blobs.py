@@ -18,8 +18,3 @@ class DocumentBlobs(Blobs):
 
     def _subject(self, id: str, blob: str, piece: int | str) -> str:
         return self._layout.document_blob(self._partition, blob, piece)
-
-    async def remove(self, blob: str) -> None:
-        """Remove the pieces of one blob."""
-        subject = self._layout.document_blob(self._partition, blob.partition(":")[0], "*")
-        await self._wire.purge(self._layout.stream_of(subject), subject)

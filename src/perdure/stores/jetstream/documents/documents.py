@@ -42,6 +42,7 @@ from perdure.stores.jetstream.wire.batches import Batches
 from perdure.stores.jetstream.wire.protocol import PerhapsStored, Stored, WrongSequence, raise_error
 from perdure.stores.jetstream.wire.wire import Guarded, Wire
 from perdure.stores.jetstream.writing import Writing
+from perdure.stores.rewriting import Rewriting
 
 READ_AT_A_TIME = 32
 """Documents that one request reads: of up to 1 MiB each, and the server drops a client that reads too slowly."""
@@ -52,11 +53,15 @@ NAMES_OF_A_PAGE = 100_000
 
 
 class _Record(Struct, array_like=True, frozen=True):
-    """The payload of a document's message: its value, or the name of its pieces; or that it was deleted."""
+    """The payload of a document's message: its value, or the name of its pieces; or that it was deleted.
+
+    `revision` is that of a document that was rewritten, as it was before.
+    """
 
     value: bytes = b""
     blob: str = ""
     is_gone: bool = False
+    revision: int = 0
 
 
 class _Found(Struct, frozen=True):
@@ -67,7 +72,7 @@ class _Found(Struct, frozen=True):
 
     @property
     def revision(self) -> int:
-        return 0 if self.record.is_gone else self.sequence
+        return 0 if self.record.is_gone else self.record.revision or self.sequence
 
 
 class _Plan(Struct):
@@ -164,7 +169,7 @@ class JetStreamDocuments:
 
     def _remove(self, blobs: DocumentBlobs, names: Iterable[str]) -> None:
         for blob in names:
-            self._tasks.spawn(blobs.remove(blob))
+            self._tasks.spawn(blobs.remove("", blob))
 
     async def _plan(
         self, stream: str, collection: str, writes: Sequence[Write], fence: Fence | None, blobs: DocumentBlobs
@@ -218,6 +223,32 @@ class JetStreamDocuments:
             return await self._batches.store(stream, messages)
         (message,) = messages
         return await self._wire.store(message.subject, message.payload, expected=message.expected)
+
+    async def rewrite(self, stored: Stored, rewriting: Rewriting, refuse: Callable[[], object]) -> bool:
+        """Rewrite a document under its revision; report whether anything has changed, or somebody has written it.
+
+        `refuse` is called before anything is written.
+        """
+        collection, key = self._layout.document_of(stored.subject)
+        stream, found = self._layout.stream_of(stored.subject), _found(stored)
+        blobs = DocumentBlobs(self._wire, self._layout, self._layout.partition_of_part(collection, key[0]))
+        if not found.revision:
+            return False
+        document = Document(key, await self._value(blobs, key, found), found.revision)
+        value = rewriting.document(collection, document).value
+        if value == document.value:
+            return False
+        refuse()
+        record, plan = _Record(value, revision=found.revision), _Plan()
+        if blobs.is_large(value):
+            record = _Record(blob=blobs.new_name(value), revision=found.revision)
+            plan.kept[record.blob] = "/".join(key), value
+        plan.messages.append(Guarded(stored.subject, _encode(record), stored.sequence))
+        plan.replaced += [found.record.blob] if found.record.blob else []
+        done = await self._settle(stream, 0, plan, blobs)
+        if isinstance(done, StoreError) and not isinstance(done, WrongSequence):
+            raise done
+        return True
 
     # --- reading ------------------------------------------------------------------------------------------------------
     async def read(self, collection: str, keys: Sequence[DocumentKey], /) -> list[Document | None]:

@@ -261,6 +261,11 @@ class Table:
                 for statement in _PURGE_BESIDE:
                     db.execute(statement, (id,))
                 db.execute("INSERT OR REPLACE INTO gone VALUES (?, ?, ?)", (id, sequence, shard))
+            for each in there:
+                if each.facts.revision and each.facts.asks:  # what it tells of its awakeables is rewritten too
+                    for statement in awakeables.PURGE:
+                        db.execute(statement, (each.facts.id,))
+                    db.execute(_IS_READ, (None, each.facts.id))
             db.executemany(_TOLD, [_row(each.facts, each.sequence, shard, now) for each in there])
             db.executemany(index.PUT_TAG, _tags(each.facts for each in there))
             db.execute(_POSITION, (shard, found[-1].sequence, 0, 0.0))

@@ -70,6 +70,11 @@ class Blobs:
                 if isinstance(outcome, BaseException):
                     raise outcome
 
+    async def remove(self, id: str, blob: str) -> None:
+        """Remove the pieces of one blob."""
+        subject = self._subject(id, blob.partition(":")[0], "*")
+        await self._wire.purge(self._layout.stream_of(subject), subject)
+
     async def load(self, id: str, facts: Facts, data: bytes) -> bytes:
         """Return the payload of a message."""
         return await self.fetch(id, facts.blob) if facts.blob else data

@@ -12,7 +12,8 @@ import asyncio
 import logging
 import zlib
 from collections import OrderedDict
-from collections.abc import Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from typing import TypeVar
 
 from msgspec import Struct
 from msgspec.structs import replace
@@ -26,6 +27,7 @@ from perdure.core.journal import (
     decode_frame,
     decode_start,
     encode_frame,
+    encode_start,
 )
 from perdure.errors import NewerJournal, StoreDamaged
 from perdure.stores.jetstream.journal.blobs import Blobs
@@ -38,12 +40,24 @@ from perdure.stores.jetstream.journal.packs import (
     encode_pack,
     encode_segment,
 )
-from perdure.stores.jetstream.layout.facts import JOURNAL_KINDS, UNREADABLE, Facts, facts_of, facts_of_start, problem_of
+from perdure.stores.jetstream.layout.facts import (
+    JOURNAL_KINDS,
+    ROLLUP,
+    UNREADABLE,
+    Facts,
+    facts_of,
+    facts_of_start,
+    lines_of,
+    problem_of,
+)
 from perdure.stores.jetstream.layout.subjects import Layout
-from perdure.stores.jetstream.wire.protocol import Stored
+from perdure.stores.jetstream.wire.protocol import PerhapsStored, Stored, WrongSequence
 from perdure.stores.jetstream.wire.reads import BATCH_LIMIT
 from perdure.stores.jetstream.wire.wire import Wire
 from perdure.stores.port import Transition
+from perdure.stores.rewriting import Left, Rewriting, rewritten, rewritten_frame
+
+T = TypeVar("T")
 
 TAILS_LIMIT = 20_000
 """Tails of journals that are cached, so that appending needs no read."""
@@ -71,7 +85,7 @@ class Tail(Struct, frozen=True):
     @property
     def revision(self) -> int:
         """The revision, as the Store protocol defines it."""
-        return self.sequence if self.has_frames else 0
+        return (self.facts.revision or self.sequence) if self.has_frames else 0
 
 
 NOTHING = Tail()
@@ -156,6 +170,12 @@ class Journals:
     # --- reading ------------------------------------------------------------------------------------------------------
     async def read(self, id: str) -> tuple[list[Frame], Tail]:
         """Read all frames of a journal, or raise `StoreDamaged`."""
+        encoded, tail = await _twice(lambda: self._encoded(id))
+        self.note(id, tail)
+        return [decode_frame(data, id) for data in encoded], tail
+
+    async def _encoded(self, id: str) -> tuple[list[bytes], Tail]:
+        """Read all frames of a journal as they are stored."""
         subject = self._layout.journal(id)
         stored = await self._wire.all(self._layout.stream_of(subject), subject)
         tail = tail_of(stored[-1] if stored else None)
@@ -165,25 +185,27 @@ class Journals:
             raise NewerJournal(
                 f"invocation {id!r}: {tail.problem}", invocation_id=id, kind="status", tag=tail.facts.status
             )
-        frames = [decode_frame(data, id) for data in await self._checked(id, stored)]
-        self.note(id, tail)
-        return frames, tail
+        return await self._checked(id, stored), tail
 
-    async def _checked(self, id: str, stored: Iterable[Stored]) -> list[bytes]:
+    async def _checked(self, id: str, stored: Iterable[Stored], names: list[str] | None = None) -> list[bytes]:
+        """Return the frames in the messages of a journal, and add the names of all that is in pieces."""
+        names = [] if names is None else names
         frames: list[bytes] = []
         sum = 0
         for each in stored:
             facts = facts_of(each.headers)
-            if facts.kind == "gone":  # purged while it was read, or as read from a replica that lags
+            if facts.kind == "gone" or (facts.kind == "frame" and facts.number == 1):
+                # Purged or rewritten while it was read, or as read from a replica that lags.
                 frames, sum = [], 0
             if facts.kind not in JOURNAL_KINDS:
                 raise _damaged(id, each.sequence, "this is not a message of a journal")
             if facts.kind != "frame":
                 continue
             data = await self._blobs.load(id, facts, each.data)
+            names += [facts.blob] if facts.blob else []
             if facts.is_pack:  # it includes those before it, which may also have come with an earlier page
                 pack = decode_pack(data)
-                frames = [frame for name in pack.segments for frame in await self._segment(id, name)]
+                frames = [frame for name in pack.segments for frame in await self._segment(id, name, names)]
                 sum, data = pack.sum, pack.frame
                 if _sum_of(frames) != sum:
                     raise _damaged(id, each.sequence, f"the checksum of the {len(frames)} frames before it is wrong")
@@ -195,8 +217,10 @@ class Journals:
             frames.append(data)
         return frames
 
-    async def _segment(self, id: str, name: str) -> list[bytes]:
+    async def _segment(self, id: str, name: str, names: list[str] | None = None) -> list[bytes]:
         segment = decode_segment(await self._blobs.fetch(id, name))
+        if names is not None:
+            names += [name, *segment.large.values()]
         for index, large in segment.large.items():
             segment.frames[index] = await self._blobs.fetch(id, large)
         return segment.frames
@@ -218,6 +242,9 @@ class Journals:
 
         Read from the leader: if there is none, callers report that the invocation does not exist.
         """
+        return await _twice(lambda: self._start(id))
+
+    async def _start(self, id: str) -> Start | None:
         subject = self._layout.journal(id)
         stream, sequence = self._layout.stream_of(subject), 0
         while (each := await self._wire.first(stream, subject, sequence + 1)) is not None:
@@ -231,6 +258,9 @@ class Journals:
 
     async def last_frame(self, id: str) -> Frame | None:
         """Return the last frame of a journal."""
+        return await _twice(lambda: self._last_frame(id))
+
+    async def _last_frame(self, id: str) -> Frame | None:
         subject = self._layout.journal(id)
         last = await self._wire.last(self._layout.stream_of(subject), subject)
         if last is None:
@@ -253,7 +283,10 @@ class Journals:
 
         The frames to be replaced are read and verified first. If one is missing, nothing is packed.
         """
-        loose = await self._loose(facts.id, tail)
+        try:
+            loose = await self._loose(facts.id, tail)
+        except StoreDamaged:  # a piece is missing, perhaps since it was rewritten meanwhile
+            loose = None
         if loose is None:
             log.warning("the journal of invocation %s is not packed: not all of it could be read", facts.id)
             return facts, data
@@ -272,6 +305,8 @@ class Journals:
             facts, frame = facts_of(each.headers), each.data
             if facts.kind != "frame":
                 continue
+            if facts.number == 1:  # rewritten while it was read
+                number, sum, segment = 0, 0, Segment()
             if facts.is_pack:
                 pack = decode_pack(await self._blobs.load(id, facts, frame))
                 segments, segment = pack.segments, Segment()
@@ -284,6 +319,74 @@ class Journals:
                 segment.large[len(segment.frames)] = large
             segment.frames.append(frame)
         return (segments, segment) if (number, sum) == (tail.facts.number, tail.facts.sum) else None
+
+    # --- rewriting ----------------------------------------------------------------------------------------------------
+    async def frames_in(self, id: str, facts: Facts, data: bytes) -> list[bytes]:
+        """Return the encoded frames that a message holds, unverified."""
+        data = await self._blobs.load(id, facts, data)
+        if not facts.is_pack:
+            return [data]
+        pack = decode_pack(data)
+        return [*[frame for name in pack.segments for frame in await self._segment(id, name)], pack.frame]
+
+    async def rewrite(self, id: str, rewriting: Rewriting) -> bool | Left:
+        """Rewrite a journal as one message; report whether anything has changed.
+
+        Its guard is the message that was the last one when it was read: nothing that was written since is lost. Owner,
+        number and revision stay. The guard of the owner's next commit fails then, and `Commits` finds the same revision
+        under another sequence, and appends to that.
+        """
+        subject = self._layout.journal(id)
+        stored = await self._wire.all(self._layout.stream_of(subject), subject)
+        tail, names = tail_of(stored[-1] if stored else None), list[str]()
+        if tail.problem:
+            return Left(f"invocation {id!r}", tail.problem)
+        facts = tail.facts
+        if facts.kind == "closing":
+            return Left(f"invocation {id!r}", "it is being purged", waits=True)
+        if facts.kind == "reserved":
+            names += [facts.blob] if facts.blob else []
+            before = await self._blobs.load(id, facts, stored[-1].data)
+            if (data := rewritten(before, decode_start, encode_start, rewriting.start)) == before:
+                return False
+            made: list[str] = []
+        elif facts.kind == "frame":
+            frames = await self._checked(id, stored, names)
+            again = [rewritten_frame(rewriting, id, each) for each in frames]
+            if again == frames:
+                return False
+            names += [blob for each in stored if (blob := facts_of(each.headers).blob) and blob not in names]
+            data, sum, made = await self._packed(id, again)
+            facts = replace(facts, sum=sum, packed=len(again) - 1, quiet=facts.quiet or len(again) > 1)
+            has_blobs = facts.has_blobs or bool(made) or self._blobs.is_large(data)
+            facts = replace(facts, revision=tail.revision, has_blobs=has_blobs)
+        else:
+            return False
+        facts, data = await self._blobs.save(id, replace(facts, blob=""), data)
+        try:
+            await self._wire.store(subject, data, expected=tail.sequence, headers=ROLLUP + lines_of(facts))
+        except PerhapsStored:
+            names = []  # a message that came after it may name its pieces
+        except WrongSequence:
+            names = [*made, *([facts.blob] if facts.blob else [])]
+        for name in names:
+            await self._blobs.remove(id, name)
+        return True
+
+    async def _packed(self, id: str, frames: Sequence[bytes]) -> tuple[bytes, int, list[str]]:
+        """Return a payload that has these frames, with the last one outside of segments; its sum; what is in pieces."""
+        *before, last = frames
+        if not before:
+            return last, zlib.crc32(last), []
+        sum, segments, made = _sum_of(before), list[str](), list[str]()
+        for at in range(0, len(before), PACK_FRAMES):
+            segment = Segment([*before[at : at + PACK_FRAMES]])
+            for index, frame in enumerate(segment.frames):
+                if self._blobs.is_large(frame):
+                    segment.large[index], segment.frames[index] = await self._blobs.keep(id, frame), b""
+            segments.append(await self._blobs.keep(id, encode_segment(segment)))
+            made += [segments[-1], *segment.large.values()]
+        return encode_pack(Pack(segments, sum, last)), zlib.crc32(last, sum), made
 
     # --- appending ----------------------------------------------------------------------------------------------------
     def next_frame(self, transition: Transition, tail: Tail, at: float) -> tuple[bytes, Facts]:
@@ -337,6 +440,14 @@ class Journals:
             tags=facts.tags,
             wait=facts.wait if changed is None else transition.wait,
         )
+
+
+async def _twice(read: Callable[[], Awaitable[T]]) -> T:
+    """Read a journal, and again if something is missing: it may have been rewritten meanwhile, in other pieces."""
+    try:
+        return await read()
+    except StoreDamaged:
+        return await read()
 
 
 def _sum_of(frames: Iterable[bytes]) -> int:

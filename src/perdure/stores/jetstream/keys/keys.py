@@ -3,6 +3,9 @@
     perdure.l.<s>.<key>.<id>.<generation>    a waiting start, or a retry's position, in the order of the stream
     perdure.k.<s>.key.<key>                  the holder, and the state that the last holder left
 
+A start with a rule for a key that is busy has a note of its own, which is stored before its position: the worker that
+gets it decides (`Deliveries`), once it has looked at the key.
+
 A start or retry is appended to the queue, followed by a note "look at this key" in the work queue. A worker that gets
 the note, or that releases the key, grants the key in three steps: it writes the first in the queue into the record
 (guarded), puts its start or a wake into the work queue, and deletes its position. The next look completes a grant that
@@ -24,7 +27,7 @@ import asyncio
 import contextlib
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import msgspec
 from cachetools import LRUCache
@@ -37,10 +40,11 @@ from perdure.errors import StoreClosed, StoreDamaged
 from perdure.stores.jetstream.journal.blobs import Blobs
 from perdure.stores.jetstream.journal.journals import Journals
 from perdure.stores.jetstream.layout.facts import ROLLUP, Facts, facts_of, facts_of_start, lines_of
-from perdure.stores.jetstream.layout.subjects import Layout
+from perdure.stores.jetstream.layout.subjects import Layout, part_of, token
 from perdure.stores.jetstream.wire.protocol import Stored, WrongSequence
 from perdure.stores.jetstream.wire.wire import Wire
 from perdure.stores.port import Key
+from perdure.stores.rewriting import Rewriting
 
 LOOK = Facts(kind="look")
 GRANTED = "=granted"
@@ -99,14 +103,20 @@ class Keys:
         stored = await self._wire.last(self._layout.stream_of(subject), subject)
         if stored is None:
             return Record(name), 0
-        facts = facts_of(stored.headers)
         try:
-            return _decode(await self._blobs.load(name, facts, stored.data)), stored.sequence
+            return await self._decoded(name, stored), stored.sequence
+        except StoreDamaged:
+            again = await self._wire.last(self._layout.stream_of(subject), subject)
+            if again is None or again.sequence == stored.sequence:
+                raise
+            return await self._decoded(name, again), again.sequence  # it was rewritten, and its pieces are others now
+
+    async def _decoded(self, name: str, stored: Stored) -> Record:
+        try:
+            return _decode(await self._blobs.load(name, facts_of(stored.headers), stored.data))
         except (msgspec.DecodeError, ValueError) as error:
-            text = (
-                f"jetstream: key {name!r} is damaged: message {stored.sequence} on {subject} does not decode ({error})"
-            )
-            raise StoreDamaged(f"{text}; restore a backup") from error
+            what = f"message {stored.sequence} on {stored.subject} does not decode ({error})"
+            raise StoreDamaged(f"jetstream: key {name!r} is damaged: {what}; restore a backup") from error
 
     async def _checked_record(self, name: str, *, repair: bool = True) -> tuple[Record, int]:
         """Read a record, and compare it with its copy: the stream of records may have lost its end.
@@ -176,6 +186,28 @@ class Keys:
         if error is not None and not isinstance(error, StoreClosed):
             self._wire.limited_log("copies", "the copy of a key could not be written: %s", error)
 
+    # --- rewriting ----------------------------------------------------------------------------------------------------
+    async def rewrite(self, stored: Stored, rewriting: Rewriting, refuse: Callable[[], object]) -> bool:
+        """Rewrite the state in a record, and in its copy; report whether anything has changed.
+
+        `refuse` is called before anything is written.
+        """
+        name = part_of(stored.subject.rpartition(".")[2])  # where the record is in pieces, it alone tells where
+        facts = facts_of(stored.headers)
+        record = await self._decoded(name, stored)
+        state = rewriting.key(record.name, Key(state=record.state)).state
+        if state != record.state:
+            refuse()
+            if await self._write(msgspec.structs.replace(record, state=state), stored.sequence) and facts.blob:
+                await self._blobs.remove(record.name, facts.blob)
+            return True
+        copy = await self._copy(record.name)
+        if copy is None or rewriting.key(record.name, Key(state=copy.record.state)).state == copy.record.state:
+            return False
+        refuse()
+        await self._write_copy(Copy(stored.sequence, record))
+        return True
+
     # --- the queue ----------------------------------------------------------------------------------------------------
     async def waiting(self, name: str) -> int:
         """Return the approximate length of a key queue, for the limit: a replica that lags may answer."""
@@ -190,11 +222,15 @@ class Keys:
             await self._put(self._layout.before_key_queues(name), b"", lines_of(Facts(kind="first")))
             self._streams.add(stream)
         positions: list[tuple[str, bytes, bytes]] = []
+        asking: list[tuple[str, bytes, bytes]] = []
         for start in starts:
             facts = facts_of_start(start, "pending", at)
             facts, data = await self._blobs.save(start.id, facts, encode_start(start))
             positions.append((self._layout.key_position(name, start.id, 0), data, lines_of(facts)))
-        await self._take(name, positions)
+            if start.when_busy != "enqueue":
+                quiet = lines_of(msgspec.structs.replace(facts, kind="start", quiet=True))
+                asking.append((self._layout.nudge(name, token(start.id)), data, quiet))
+        await asyncio.gather(*(self._put(*each) for each in asking), self._take(name, positions))
 
     async def enlist(self, id: str, enlist: Enlist) -> None:
         """Append a retried invocation to the queue, unless it holds the key."""
@@ -247,6 +283,19 @@ class Keys:
     async def is_waiting(self, name: str, id: str) -> bool:
         subject = self._layout.key_position(name, id, 0)
         return await self._wire.last(self._layout.stream_of(subject), subject) is not None
+
+    async def ahead(self, start: Start) -> list[str]:
+        """Return the holder of the key of a start that waits for it, and those that wait before it, in order."""
+        assert start.key is not None
+        stream, subject = self._layout.stream("Q", self._layout.partition(start.key)), self._layout.key_queue(start.key)
+        record, _ = await self._checked_record(start.key)
+        own = await self._wire.last(stream, self._layout.key_position(start.key, start.id, 0))
+        if own is None or (record.holder == start.id and not record.generation):
+            return []
+        found = [] if record.holder is None else [record.holder]
+        waiting = await self._wire.all(stream, subject)
+        found += [facts_of(each.headers).id for each in waiting if each.sequence < own.sequence]
+        return [*dict.fromkeys(found)]
 
     # --- granting -----------------------------------------------------------------------------------------------------
     async def look(self, name: str) -> None:

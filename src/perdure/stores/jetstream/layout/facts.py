@@ -28,7 +28,8 @@ class Facts(Struct, frozen=True, omit_defaults=True):
     segments (`packs`). `python` is the minor version of the last claim. `asks` says whether it ever had an open
     awakeable: not known before its first release, nor of one that a release before 2026-12-01 wrote. `open` are those
     that are open now, by generation and command. `tags` are those of the start. `wait` is what it waits for, as told
-    with the last change of its row.
+    with the last change of its row. `revision`: the frame was written anew, with other values in the same journal, and
+    this is the revision of the journal as before.
     """
 
     id: str = ""
@@ -55,6 +56,7 @@ class Facts(Struct, frozen=True, omit_defaults=True):
     open: tuple[tuple[int, int], ...] = ()
     tags: Tags = ()
     wait: Wait | None = None
+    revision: int = 0
 
     @property
     def is_pack(self) -> bool:

@@ -196,8 +196,12 @@ class Layout:
 
     def document_key(self, subject: str) -> tuple[str, ...]:
         """Return the key of a document from its subject."""
-        tokens = subject.removeprefix(f"{self.namespace}.k.").split(".")
-        return tuple(map(part_of, tokens[3:]))
+        return self.document_of(subject)[1]
+
+    def document_of(self, subject: str) -> tuple[str, tuple[str, ...]]:
+        """Return the collection and the key of a document from its subject."""
+        collection, *key = map(part_of, subject.removeprefix(f"{self.namespace}.k.").split(".")[2:])
+        return collection, tuple(key)
 
     def guard(self, partition: int, number: int) -> str:
         return f"{self.namespace}.k.{partition}.=guard.{number}"

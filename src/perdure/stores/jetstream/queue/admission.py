@@ -75,9 +75,11 @@ class Admission:
                 asyncio.get_running_loop().call_later(FAILED_SECONDS, self.admit_soon)
 
     def _has_waited(self, delivery: Delivery) -> bool:
-        """Report whether a start may have messages already."""
+        """Report whether a start may have messages already, as one that was turned away has."""
         start = delivery.item
         assert isinstance(start, Start)
+        if start.when_busy != "enqueue":
+            return True
         return delivery.attempt > 1 or start.due > start.at or start.at + WAITED_SECONDS < self._clock.now()
 
     async def _park_mail(self, starts: Sequence[Delivery]) -> None:

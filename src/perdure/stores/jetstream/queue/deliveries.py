@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Collection, Coroutine
+from collections.abc import Awaitable, Callable, Collection, Coroutine
 from functools import partial
 from typing import Any
 
 from perdure.background import Tasks
+from perdure.core.busy import called_for
 from perdure.core.journal import Message, Start, decode_message, decode_start
 from perdure.errors import NewerJournal, StoreClosed, StoreDamaged, StoreError, StoreFull, StoreUnavailable
 from perdure.stores.clock import SystemClock
@@ -108,6 +109,7 @@ class Deliveries:
         self._wanting = False
         self._ahead = 0  # how many starts to prefetch, as last computed
         self._looks: dict[str, list[Token]] = {}
+        self.post: Callable[[Message], Awaitable[None]]  # makes a message durable
         self._open = True
         self._timers: dict[str, asyncio.TimerHandle] = {}
 
@@ -465,7 +467,7 @@ class Deliveries:
             self._take_later(arrival, self._enter(arrival))
 
     async def _enter(self, arrival: Arrival) -> None:
-        """Put a delayed start, which is due now, into the queue of its key."""
+        """Put a start into the queue of its key: a delayed one, which is due now, or one with a rule of its own."""
         start = decode_start(await self._blobs.load(arrival.facts.id, arrival.facts, arrival.data))
         token = self._token(arrival)
         if start.key is None:
@@ -475,6 +477,10 @@ class Deliveries:
         await self._keys.join(start.key, [start], self._clock.now())
         if start.timeout is not None:
             await self.leases.set_wake(start.id, "limit", start.due + start.timeout, LIMIT)
+        if start.when_busy != "enqueue":
+            await self._keys.look(start.key)  # it may be the first
+            for message in called_for(start, await self._keys.ahead(start), self._clock.now()):
+                await self.post(message)
         self.leases.acknowledge(token)
 
     def look_at_key(self, name: str, token: Token) -> None:
